@@ -1,0 +1,25 @@
+"""bigctl: a config-driven experiment command line for JAX. The command line is a thin skin over what is here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "conf" / "config.yaml").exists() and (_checkout / "recipes").is_dir():
+    __path__.append(str(_checkout))  # a checkout keeps conf/ and recipes/ beside this package, a wheel inside it
+
+if TYPE_CHECKING:
+    from bigctl.api import compose, load, train
+
+__all__ = ["__version__", "compose", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("compose", "load", "train"):  # late, so that `import bigctl` stays instant
+        from bigctl import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'bigctl' has no attribute {name!r}")

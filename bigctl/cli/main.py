@@ -1,0 +1,137 @@
+"""The table of commands, dispatch, exit codes, and the one place that renders errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train an experiment, or go on with one",
+    "eval": "score a trained model on a split",
+    "predict": "label files with a trained model",
+    "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
+    "show": "print the composed configuration and where each value comes from",
+    "data": "look at a data set, prepare or clean its cache",
+    "runs": "table of runs; remove or prune them",
+    "info": "everything known about a run",
+    "doctor": "check the installation and the devices",
+}
+
+EPILOG = """\
+examples:
+  bigctl train recipe=cnn_cls                      train on 5,000 handwritten digits
+  bigctl train recipe=cnn_cls optimizer.lr=3e-4    change anything with key=value
+  bigctl eval runs/cnn_cls                         score the best checkpoint on the test split
+  bigctl ls models                                 what model=... can be
+
+`bigctl COMMAND --help` shows a command's flags. Shell completion: eval "$(bigctl --completion bash)"
+exit codes: 0 ok, 1 failed, 2 usage or configuration, 5 run in use, 75 preempted (run again), 130 Ctrl-C
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives its exit code. Errors become one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("bigctl: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _render(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["--complete"]:
+        from bigctl.cli import completion
+
+        return completion.complete(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="bigctl",
+        description="Compose an experiment, train it with JAX, and use what comes out.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from bigctl import __version__
+
+    parser.add_argument("--version", action="version", version=f"bigctl {__version__}")
+    parser.add_argument("--completion", choices=("bash", "zsh", "fish"), help="print the completion script of a shell")
+    listing = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    parser.usage = f"bigctl COMMAND [--help] ...\n\ncommands:\n{listing}"
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if arguments and arguments[0] in COMMANDS:
+        return _run(arguments[0], arguments[1:])
+    options = parser.parse_args(arguments)
+    if options.completion:
+        from bigctl.cli import completion
+
+        print(completion.script(options.completion))
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    return _unknown(options.command)
+
+
+def _unknown(command: str) -> int:
+    import difflib
+
+    close = difflib.get_close_matches(command, COMMANDS, n=2)
+    if "=" in command:
+        hint = f"did you mean `bigctl train {command}`?"
+    elif close:
+        hint = f"did you mean `bigctl {close[0]}`?"
+    else:
+        hint = f"one of: {', '.join(COMMANDS)}"
+    print(f"bigctl: there is no command {command!r}; {hint}", file=sys.stderr)
+    return 2
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"bigctl.cli.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"bigctl {command}",
+        description=module.__doc__,
+        epilog=module.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    options = parser.parse_intermixed_args(arguments)
+    options.argv = ["bigctl", command, *arguments]
+    return int(module.run(options))
+
+
+def _render(error: Exception) -> int:
+    """One line for what a user can mend. For what only we can, the traceback goes into a file."""
+    from bigctl.errors import BigctlError
+
+    if isinstance(error, BigctlError):
+        place = f"{error.where}: " if error.where else ""
+        print(f"bigctl: {place}{error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"        {error.hint}", file=sys.stderr)
+        return error.exit_code
+    import tempfile
+    import traceback
+
+    text = str(error).strip().splitlines()
+    print(f"bigctl: {type(error).__name__}: {text[0][:300] if text else ''}", file=sys.stderr)
+    if os.environ.get("BIGCTL_TRACEBACK"):
+        traceback.print_exc()
+        return 1
+    with tempfile.NamedTemporaryFile("w", prefix="bigctl-", suffix=".log", delete=False) as stream:
+        traceback.print_exc(file=stream)
+    print(f"        traceback in {stream.name}; with BIGCTL_TRACEBACK=1 it is shown here", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

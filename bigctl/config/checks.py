@@ -1,0 +1,178 @@
+"""What a composed configuration must satisfy beyond its types: ranges, and keys that must fit each other.
+
+All of it runs before jax is imported; what only the data or the devices can tell is checked where they are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from bigctl.config import schema
+from bigctl.config.schema import Config
+from bigctl.errors import ConfigError
+
+Origins = Mapping[str, str]
+
+
+def check(config: Config, origins: Origins) -> None:
+    """Raise ConfigError for the first thing that cannot work, naming the key, its origin and the remedy."""
+    for dotted, field, value in schema.walk_config(config):
+        choices = field.metadata.get("choices") or ()
+        if choices and value is not None and value not in choices:
+            raise _error(origins, dotted, f"{dotted} cannot be {value!r}", f"one of: {', '.join(choices)}")
+    for dotted, message, hint in _problems(config):
+        raise _error(origins, dotted, message, hint)
+
+
+def cadence(text: str, *, steps_per_epoch: float) -> int:
+    """Steps between events for a cadence such as "500", "500 steps", "1 epoch" or "0.5 epochs"; at least 1.
+
+    Raises:
+        ValueError: if it is no such text.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(steps?|ep|epochs?)?\s*", str(text))
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is no cadence")
+    number, unit = float(match[1]), match[2] or "step"
+    if unit.startswith("step"):
+        if number != int(number):
+            raise ValueError(f"{text!r} is no whole number of steps")
+        return int(number)
+    return max(1, round(number * steps_per_epoch))
+
+
+def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
+    train, model, recipe = config.train, config.model, config.recipe
+    in_unit: Callable[[float], bool] = lambda v: 0 <= v < 1  # noqa: E731
+    non_negative: Callable[[float], bool] = lambda v: v >= 0  # noqa: E731
+    positive: Callable[[float], bool] = lambda v: v > 0  # noqa: E731
+
+    def bad(dotted: str, fits: Callable[[Any], bool], rule: str) -> Iterator[tuple[str, str, str]]:
+        node: Any = config
+        for name in dotted.split("."):
+            node = getattr(node, name, None)
+        values = node if isinstance(node, list) else [node]
+        for value in values:
+            if value is not None and not (value == value and fits(value)):
+                yield dotted, f"{dotted} cannot be {value}", f"it must be {rule}"
+
+    for dotted in ("optimizer.lr", "optimizer.adam_lr", "train.epochs", "train.steps", "train.batch_size"):
+        yield from bad(dotted, positive, "above 0")
+    for dotted in ("train.accumulate", "train.log_every", "checkpoint.keep", "eval.batch_size"):
+        yield from bad(dotted, lambda v: v >= 1, "at least 1")
+    for dotted in ("train.early_stop.patience", "train.steps_per_dispatch", "optimizer.iterations", "schedule.horizon"):
+        yield from bad(dotted, lambda v: v >= 1, "at least 1")
+    for dotted in ("optimizer.weight_decay", "schedule.warmup", "schedule.final", "train.early_stop.min_delta"):
+        yield from bad(dotted, non_negative, "0 or more")
+    yield from bad("optimizer.clip", positive, "above 0, or null for none")
+    for dotted in ("optimizer.momentum", "optimizer.b1", "optimizer.b2", "model.dropout", "train.ema"):
+        yield from bad(dotted, in_unit, "in [0, 1)")
+    yield from bad("recipe.label_smoothing", in_unit, "in [0, 1)")
+    for dotted in ("data.validation_fraction", "data.test_fraction"):
+        yield from bad(dotted, lambda v: 0 < v < 1, "between 0 and 1")
+    for dotted in ("model.hidden", "model.channels", "model.kernel_size", "model.pool", "data.image_size"):
+        yield from bad(dotted, lambda v: v >= 1, "at least 1")
+    yield from bad("seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32-1")
+    yield from bad("data.split_seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32-1")
+    for dotted in ("recipe.augment.rotate", "recipe.augment.shift", "recipe.augment.crop"):
+        yield from bad(dotted, non_negative, "0 or more")
+    yield from bad("recipe.augment.scale", in_unit, "in [0, 1)")
+
+    if train.steps is None and train.epochs is None:
+        yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
+    if train.batch_size % train.accumulate:
+        yield (
+            "train.accumulate",
+            f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}",
+            "choose a divisor of the batch size",
+        )
+    for dotted in ("eval.every", "checkpoint.every"):
+        text = getattr(config, dotted.split(".")[0]).every
+        try:
+            cadence(text, steps_per_epoch=1)
+        except ValueError:
+            yield dotted, f"{dotted} cannot be {text!r}", "write 500, '500 steps' or '1 epoch'"
+    if config.eval.mode not in (None, "min", "max"):
+        yield "eval.mode", f"eval.mode cannot be {config.eval.mode!r}", "one of: min, max"
+    horizon = config.schedule.horizon or train.steps
+    if horizon is not None and config.schedule.warmup > horizon:
+        yield (
+            "schedule.warmup",
+            f"schedule.warmup={config.schedule.warmup:g} is longer than training ({horizon} steps)",
+            "shorten the warmup; below 1 it is a fraction of the training",
+        )
+    if recipe.kind == "cnn_cls" and model.kind in ("mlp",):
+        pass  # an MLP on flattened images is a fair baseline
+    if recipe.kind == "mlp_cls" and model.kind == "cnn":
+        yield "model.kind", "model=cnn needs images, recipe=mlp_cls reads tables", "use recipe=cnn_cls, or model=mlp"
+    size = getattr(config.data, "image_size", None)
+    if size is not None and len(size) != 2:
+        yield "data.image_size", f"data.image_size cannot be {size}", "write [HEIGHT,WIDTH]"
+    patch = getattr(model, "patch_size", None)
+    if size is not None and patch and any(side % patch for side in size):
+        yield "model.patch_size", f"model.patch_size={patch} does not divide data.image_size={size}", "choose a divisor"
+    yield from _mesh_problems(config)
+    weights = getattr(recipe, "class_weights", "none")
+    if isinstance(weights, str) and weights not in ("none", "balanced"):
+        yield (
+            "recipe.class_weights",
+            f"recipe.class_weights cannot be {weights!r}",
+            "none, balanced, or a list such as [1,2]",
+        )
+    if isinstance(weights, list) and not all(isinstance(w, (int, float)) and w >= 0 for w in weights):
+        yield "recipe.class_weights", f"recipe.class_weights cannot be {weights}", "a list of numbers, 0 or more"
+
+
+def _mesh_problems(config: Config) -> Iterator[tuple[str, str, str]]:
+    axes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+    for name, size in axes.items():
+        if size == 0 or size < -1:
+            yield f"mesh.{name}", f"mesh.{name} cannot be {size}", "a number of devices, or -1 for all that are left"
+            return
+    if list(axes.values()).count(-1) > 1:
+        yield "mesh.data", "mesh.data and mesh.fsdp are both -1", "give one of them a number"
+        return
+    devices = _devices_without_jax()
+    shards = _product(v for v in axes.values() if v != -1)
+    if devices is not None and -1 in axes.values():
+        if devices % shards:
+            yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {shards}", "choose a divisor"
+            return
+        shards = devices
+    micro = config.train.batch_size // config.train.accumulate
+    if micro % shards:
+        part = f"train.batch_size={config.train.batch_size}"
+        if config.train.accumulate > 1:
+            part += f" in {config.train.accumulate} parts"
+        low = max(1, micro // shards) * shards * config.train.accumulate
+        yield (
+            "train.batch_size",
+            f"{part} cannot be divided evenly over {shards} devices",
+            f"for example train.batch_size={low}",
+        )
+
+
+def _devices_without_jax() -> int | None:
+    """The number of devices where the environment alone tells it: simulated ones, or a masked GPU list."""
+    match = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(match[1]) if match else None
+
+
+def _product(values: Iterator[int]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result
+
+
+def _error(origins: Origins, dotted: str, message: str, hint: str) -> ConfigError:
+    origin = origins.get(dotted)
+    return ConfigError(message, where=None if origin in (None, "schema") else origin, hint=hint)
+
+
+def field_doc(cls: type, name: str) -> str:
+    return next((str(f.metadata.get("doc", "")) for f in dataclasses.fields(cls) if f.name == name), "")

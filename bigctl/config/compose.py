@@ -1,0 +1,456 @@
+"""argv -> one typed, validated `Config`: Hydra's Compose API, made strict, with an answer to every typo.
+
+Free of jax. Errors name the key, the file it comes from, and what to type instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigctl.config import checks, schema, tree
+from bigctl.config.schema import Config
+from bigctl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A configuration and how it came about.
+
+    Attributes:
+        config: the typed result.
+        overrides: what the user gave, as Hydra overrides.
+        origins: dotted key -> where its value was set last ("model/cnn.yaml", "command line", "schema"); for the
+            `kind` of a component, where it was chosen.
+        missing: keys that must still be given, and groups of which nothing is chosen; empty unless partial.
+    """
+
+    config: Config
+    overrides: tuple[str, ...]
+    origins: dict[str, str]
+    missing: tuple[str, ...] = ()
+
+
+def compose(
+    overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins: Sequence[str] = (), partial: bool = False
+) -> Composed:
+    """Compose and validate an experiment.
+
+    Args:
+        overrides: Hydra overrides: `group=option`, `key=value`, `~key`.
+        config_dirs: folders with presets of the user's own, which shadow the packaged ones.
+        plugins: modules to import first; they define components.
+        partial: allow a missing recipe or model and skip the cross-field checks, for commands that need a part only.
+
+    Raises:
+        ConfigError: for anything that is wrong, before anything is started.
+    """
+    load_plugins(plugins)
+    roots = tree.roots(config_dirs)
+    given = [_spelling(override) for override in overrides]
+    _reject_unknown(given, roots)
+    node, origins = _hydra_compose(given, roots)
+    _reject_extra_keys(node, schema.Config, origins)
+    config, missing = _to_config(node, origins, partial=partial)
+    if not partial:
+        checks.check(config, origins)
+    return Composed(config, tuple(given), origins, tuple(missing))
+
+
+def load_plugins(names: Sequence[str]) -> list[str]:
+    """Import plugin modules, named or installed under the entry point `bigctl.plugins`; gives their names."""
+    from importlib.metadata import entry_points
+
+    loaded = []
+    installed = [entry.value for entry in entry_points(group="bigctl.plugins")]
+    for name in dict.fromkeys([*installed, *names]):
+        try:
+            with _cwd_importable():
+                importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+                raise ConfigError(
+                    f"there is no module {name!r} to import",
+                    where="--plugin",
+                    hint="install the package or run from the folder that holds it",
+                ) from error
+            raise ConfigError(f"plugin {name!r} failed to import: {error}", where="--plugin") from error
+        except Exception as error:
+            raise ConfigError(f"plugin {name!r} failed to import: {error!r}", where="--plugin") from error
+        loaded.append(name)
+    return loaded
+
+
+@contextlib.contextmanager
+def _cwd_importable() -> Iterator[None]:
+    import sys
+
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def from_yaml(text: str, *, where: str) -> Config:
+    """Read back a configuration that `to_yaml` wrote.
+
+    Raises:
+        ConfigError: if it is not one, or names components or keys that this version does not know.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        node = OmegaConf.create(text)
+        base = OmegaConf.structured(Config)
+        for group in ("recipe", "model", "optimizer", "schedule", "data", "mesh"):
+            name = OmegaConf.select(node, f"{group}.kind")
+            if name is None:
+                raise ConfigError(f"{group} is missing", where=where)
+            found = schema.component(group, name)
+            if found is None:
+                raise ConfigError(
+                    f"{group} {name!r} is not known here",
+                    where=where,
+                    hint="give the --plugin that the run was made with",
+                )
+            base[group] = OmegaConf.structured(found)
+        merged = OmegaConf.merge(base, node)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"cannot be read: {_first_line(error)}", where=where) from error
+    except Exception as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"cannot be read: {_first_line(error)}", where=where) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+# ------------------------------------------------------------------------------------- names, before Hydra sees them
+
+
+def _spelling(override: str) -> str:
+    """Accept `+experiment=x` for `experiment=x`: Hydra users write it so. And `experiment=null` for none."""
+    if re.fullmatch(r"\+{0,2}experiment=null", override):
+        return "~experiment"
+    match = re.match(r"\+{1,2}(\w+)=", override)
+    return override.lstrip("+") if match and match[1] in schema.GROUPS else override
+
+
+def _reject_unknown(overrides: Sequence[str], roots: Sequence[tree.Root]) -> None:
+    """Every kind of typo that can be seen without composing, each with its remedy."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups = tree.groups(roots)
+    top = [field.name for field in dataclasses.fields(Config)]
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            hint = "write key=value; quote a value with spaces, commas or brackets: 'key=\"a b\"'"
+            raise ConfigError(f"cannot read {text!r}: {_first_line(error)}", where="command line", hint=hint) from error
+        name = override.key_or_group
+        first = name.split(".")[0].split("/")[0].split("@")[0]
+        if first == "hydra":
+            raise ConfigError(
+                f"{text!r} configures Hydra itself", where="command line", hint="use bigctl's own flags, see --help"
+            )
+        if override.is_sweep_override():
+            raise ConfigError(f"{text!r} names several values", where="command line", hint="give one value a run")
+        if name in groups:
+            value = str(override.value())
+            options = tree.options(roots, name)
+            if value not in options and not (value == "None" and name == "experiment"):
+                raise ConfigError(
+                    f"there is no {name} named {value!r}{_did_you_mean(value, options, name + '=')}",
+                    where="command line",
+                    hint=f"one of: {', '.join(options)}",
+                )
+        elif first not in top:
+            guess = _did_you_mean(name, list(dict.fromkeys([*groups, *top, *all_keys(roots)])))
+            raise ConfigError(
+                f"there is no key {name!r}{guess}", where="command line", hint="`bigctl show` lists the keys"
+            )
+
+
+def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.55)
+    if not close:
+        tail = word.rsplit(".", 1)[-1]
+        close = [k for k in known if k.rsplit(".", 1)[-1] == tail][:3]
+    return f"; did you mean {' or '.join(prefix + c for c in close)}?" if close else ""
+
+
+def all_keys(roots: Sequence[tree.Root] = ()) -> list[str]:
+    """Every dotted key that some component has: what completion and suggestions choose from."""
+    keys = [dotted for dotted, _, hint in schema.walk(Config) if not dataclasses.is_dataclass(hint)]
+    for cls in schema.components():
+        keys += [
+            f"{cls.group}.{dotted}" for dotted, field, hint in schema.walk(cls) if not dataclasses.is_dataclass(hint)
+        ]
+    return sorted(set(keys))
+
+
+# ----------------------------------------------------------------------------------------------------------- compose
+
+
+def _hydra_compose(overrides: Sequence[str], roots: Sequence[tree.Root]) -> tuple[Any, dict[str, str]]:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.errors import HydraException
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    class UserPresets(SearchPathPlugin):
+        """Folders of the user's own come first, so that they shadow what is packaged."""
+
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for root in reversed(roots[:-1]):
+                search_path.prepend(provider=root.label, path=f"file://{root.path}")
+
+    store = ConfigStore.instance()
+    store.store(name="_config", node=Config)
+    for cls in schema.components():
+        store.store(group=cls.group, name=f"_{schema._kind_of(cls)}", node=cls)
+
+    plugins = Plugins.instance()
+    plugins.register(UserPresets)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(roots[-1].path), version_base="1.3"):
+            node = hydra.compose("config", overrides=list(overrides))
+            origins = _origins(GlobalHydra.instance().config_loader(), overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, overrides) from error
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else None
+        hint = 'quote what holds braces, brackets or colons: "${seed}"'
+        raise ConfigError(f"is not YAML: {getattr(error, 'problem', error)}", where=place, hint=hint) from error
+    finally:
+        plugins.class_name_to_class.pop(UserPresets.__name__, None)
+        for registered in plugins.plugin_type_to_subclass_list.values():
+            if UserPresets in registered:
+                registered.remove(UserPresets)
+    OmegaConf.set_struct(node, True)
+    return node, origins
+
+
+def _origins(loader: Any, overrides: Sequence[str]) -> dict[str, str]:
+    """Dotted key -> the last file of the defaults list that set it, or "command line", or "schema"."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    computed = loader.compute_defaults_list("config", list(overrides), RunMode.RUN)
+    origins: dict[str, str] = {}
+
+    def mark(values: Any, prefix: str, origin: str) -> None:
+        for name in values:
+            dotted = f"{prefix}.{name}" if prefix else str(name)
+            child = values._get_node(name)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                mark(child, dotted, origin)
+            else:
+                origins[dotted] = origin
+
+    def place(path: str, provider: str) -> str:
+        if path.rsplit("/", 1)[-1].startswith("_"):
+            return "schema"
+        return f"{path}.yaml" if provider in ("main", "schema") else f"{provider}/{path}.yaml"
+
+    places: dict[str, str] = {}
+    for default in computed.defaults:
+        path = default.config_path
+        if path is None or path.startswith("hydra/"):
+            continue
+        loaded = loader.repository.load_config(path)
+        if loaded is None:
+            continue
+        places[path] = place(path, loaded.provider)
+        with contextlib.suppress(Exception):
+            if isinstance(loaded.config, DictConfig):
+                mark(loaded.config, default.package or "", places[path])
+    for field in dataclasses.fields(Config):  # a component's kind is the schema's: more telling is who chose it
+        if origins.get(f"{field.name}.kind") == "schema":
+            choice = computed.overrides.override_metadata.get(field.name)
+            chooser = choice.containing_config_path if choice else "config"
+            origins[f"{field.name}.kind"] = (
+                "command line" if choice and choice.external_override else places.get(chooser, f"{chooser}.yaml")
+            )
+    for override in parsed:
+        dotted, value = override.key_or_group.replace("/", "."), override.value()
+        if isinstance(value, dict):
+            mark(OmegaConf.create(value), dotted, "command line")
+        elif override.key_or_group not in schema.GROUPS:
+            origins[dotted] = "command line"
+    return origins
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Hydra's and OmegaConf's errors in the user's terms."""
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:  # the innermost that knows its key, or the last cause
+        if not getattr(inner, "full_key", None) and (not cause.__cause__ or getattr(cause, "full_key", None)):
+            break
+        cause = inner
+    full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
+    text = _first_line(cause)
+    file = re.match(r"In '(\w[\w/]*)'", str(error))
+    given = next((o for o in overrides if full_key and o.lstrip("+~").split("=")[0] == full_key), None)
+    if "not in" in text and full_key or "not in struct" in text:
+        known = _siblings(full_key, cause)
+        parent = full_key.rpartition(".")[0]
+        guess = _did_you_mean(full_key.rsplit(".", 1)[-1], known, f"{parent}." if parent else "")
+        if not guess:
+            guess = _owners(full_key) or _did_you_mean(full_key, all_keys())
+        options = ", ".join(known)
+        return ConfigError(
+            f"there is no key {full_key!r}{guess}",
+            where="command line" if given else f"{file[1]}.yaml" if file else None,
+            hint=f"{parent or 'it'} has: {options}" if options else None,
+        )
+    if full_key in _PLACEHOLDERS and "Missing mandatory value" in text:
+        return ConfigError(
+            f"no {full_key} is chosen", where="command line", hint=f"add {full_key}=NAME; see `bigctl ls {full_key}`"
+        )
+    place = "command line" if given else f"{file[1]}.yaml" if file else ""
+    where = ", ".join(filter(None, [place, given or full_key])) or None
+    return ConfigError(_plain(text), where=where, hint=_doc_of(full_key, cause))
+
+
+def _owners(full_key: str) -> str:
+    """Which components have a key that the chosen one has not."""
+    group, _, name = full_key.partition(".")
+    having = [cls for cls in schema.components() if cls.group == group and name in (k for k, _, _ in schema.walk(cls))]
+    return f"; it is a key of {group} {', '.join(schema._kind_of(cls) for cls in having)}" if having else ""
+
+
+def _plain(text: str) -> str:
+    """OmegaConf's sentence without its class names."""
+    text = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", r"'\1' is not a valid \2", text)
+    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
+    return (
+        text.replace("a valid Integer", "a whole number")
+        .replace("a valid Float", "a number")
+        .replace("a valid Boolean", "true or false")
+    )
+
+
+def _siblings(full_key: str, cause: BaseException) -> list[str]:
+    object_type = getattr(cause, "object_type", None)
+    if object_type is not None and dataclasses.is_dataclass(object_type):
+        return [field.name for field in dataclasses.fields(object_type)]
+    return []
+
+
+def _doc_of(full_key: str, cause: BaseException) -> str | None:
+    object_type = getattr(cause, "object_type", None)
+    name = full_key.rsplit(".", 1)[-1]
+    if object_type is not None and dataclasses.is_dataclass(object_type):
+        for field in dataclasses.fields(object_type):
+            if field.name == name:
+                return str(field.metadata.get("doc"))
+    return None
+
+
+def _reject_extra_keys(node: Any, cls: type, origins: dict[str, str], prefix: str = "") -> None:
+    """`+model.typo=3` slips past structured configs: hold the result against the schema once more."""
+    from omegaconf import DictConfig, OmegaConf
+
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name in node:
+        dotted = f"{prefix}{name}"
+        if name not in known:
+            raise ConfigError(
+                f"there is no key {dotted!r}{_did_you_mean(str(name), sorted(known), prefix)}",
+                where=origins.get(dotted, "command line"),
+                hint=f"{prefix.rstrip('.') or 'the top level'} has: {', '.join(sorted(known))}",
+            )
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            child_cls = OmegaConf.get_type(child)
+            if child_cls is not None and dataclasses.is_dataclass(child_cls):
+                _reject_extra_keys(child, child_cls, origins, f"{dotted}.")
+
+
+def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Config, list[str]]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    unchosen = []
+    for group in _PLACEHOLDERS:
+        child = node._get_node(group)
+        if child is None or child._is_missing() or child._is_none():
+            if partial:
+                OmegaConf.set_struct(node, False)
+                node[group] = OmegaConf.structured(_PLACEHOLDERS[group])
+                unchosen.append(group)
+                continue
+            raise ConfigError(f"no {group} is chosen", where="command line", hint=f"{group}=NAME; see `bigctl ls`")
+        cls = OmegaConf.get_type(child)
+        assert cls is not None
+        if child["kind"] != schema._kind_of(cls):
+            raise ConfigError(
+                f"{group}.kind is read-only",
+                where=origins.get(f"{group}.kind", "command line"),
+                hint=f"choose another {group} with {group}=NAME",
+            )
+    missing = sorted(OmegaConf.missing_keys(node))
+    if missing and not partial:
+        dotted = missing[0]
+        origin = origins.get(dotted)
+        where = None if origin == "schema" else origin
+        raise ConfigError(f"{dotted} must be given", where=where, hint=f"add {dotted}=...")
+    try:
+        config = OmegaConf.to_object(node) if not missing else OmegaConf.to_object(_fill_missing(node, missing))
+    except OmegaConfBaseException as error:
+        raise _explain(error, ()) from error
+    assert isinstance(config, Config)
+    return config, [*unchosen, *(dotted for dotted in missing if dotted.removesuffix(".kind") not in unchosen)]
+
+
+_PLACEHOLDERS: dict[str, type] = {
+    "recipe": schema.Recipe,
+    "model": schema.Model,
+    "optimizer": schema.Optimizer,
+    "schedule": schema.Schedule,
+    "data": schema.Data,
+    "mesh": schema.Mesh,
+}
+
+
+def _fill_missing(node: Any, missing: Sequence[str]) -> Any:
+    from omegaconf import OmegaConf
+
+    for dotted in missing:
+        OmegaConf.update(node, dotted, "")
+    return node
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

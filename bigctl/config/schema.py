@@ -1,0 +1,449 @@
+"""Every key a user can set: its type, default, meaning, and what a change of it does to a run that is resumed.
+
+The dataclasses are the schema of the Hydra tree under `conf/`. This module is imported by completion and by `--help`,
+so it imports nothing but the standard library. A component (a model, an optimizer, ...) is a dataclass with a
+read-only `kind`; the class that implements it is named here, in code, as a lazy "module:Class" string.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_type_hints
+
+MISSING: Any = "???"
+"""OmegaConf's mark for a value that must be given."""
+
+STRUCTURAL = "structural"
+"""A resumed run cannot differ in this: parameters or examples would no longer fit."""
+TRAJECTORY = "trajectory"
+"""A resumed run may differ in this only where it is allowed by name: the results would be another run's."""
+FREE = "free"
+"""A resumed run may differ in this: it changes nothing that is computed."""
+
+
+def key(default: Any, doc: str, *, drift: str = TRAJECTORY, choices: tuple[str, ...] = (), traced: bool = False) -> Any:
+    """One key of the schema.
+
+    Args:
+        default: the value where nothing else sets one; a list or dict is copied.
+        doc: one sentence; ends with the unit in brackets where there is one.
+        drift: STRUCTURAL, TRAJECTORY or FREE, see above.
+        choices: the values allowed, where they are few.
+        traced: whether the compiled step takes the value as an argument, so that another value needs no new compile.
+    """
+    metadata = {"doc": doc, "drift": drift, "choices": choices, "traced": traced}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if dataclasses.is_dataclass(default) and isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def kind(name: str) -> Any:
+    return key(name, "Names the component; read-only, choose another by its group.", drift=STRUCTURAL)
+
+
+class Component:
+    """Something chosen by name from a group: `model=cnn` picks the dataclass whose `kind` is "cnn"."""
+
+    group: ClassVar[str] = ""
+    implementation: ClassVar[str] = ""
+    kind: str
+
+
+# ---------------------------------------------------------------------------------------------------------- recipes
+
+
+@dataclass
+class Augment:
+    """Random changes of training images, drawn for every example and step, composed in the order listed here."""
+
+    rotate: float = key(0.0, "Largest rotation either way [degrees].")
+    scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.")
+    shift: float = key(0.0, "Largest shift along each axis [fraction of the image].")
+    flip: str = key("none", "Mirror half of the images.", choices=("none", "horizontal", "vertical", "both"))
+    crop: int = key(0, "Pad by this many pixels, then crop back at random [pixels].")
+
+
+@dataclass
+class Recipe(Component):
+    """What is trained, and how its loss and metrics are made."""
+
+    group: ClassVar[str] = "recipe"
+    kind: str = kind("???")
+
+
+@dataclass
+class Classification(Recipe):
+    label_smoothing: float = key(0.0, "Share of the target spread evenly over all classes.", traced=True)
+    class_weights: Any = key(
+        "none", "Weight of each class in the loss: none, balanced (inverse to its frequency), or a list of numbers."
+    )
+
+
+@dataclass
+class CnnCls(Classification):
+    implementation: ClassVar[str] = "bigctl.recipes.cnn_cls:CnnCls"
+    kind: str = kind("cnn_cls")
+    augment: Augment = key(Augment, "Changes of the training images.")
+
+
+@dataclass
+class MlpCls(Classification):
+    implementation: ClassVar[str] = "bigctl.recipes.mlp_cls:MlpCls"
+    kind: str = kind("mlp_cls")
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")
+NORMS = ("none", "batch", "layer")
+HEADS = ("classification", "regression")
+
+
+@dataclass
+class Model(Component):
+    group: ClassVar[str] = "model"
+    kind: str = kind("???")
+
+
+@dataclass
+class Mlp(Model):
+    implementation: ClassVar[str] = "bigctl.models.mlp:MLP"
+    kind: str = kind("mlp")
+    hidden: list[int] = key([64, 32], "Width of each hidden layer.", drift=STRUCTURAL)
+    activation: str = key("relu", "Non-linearity after each hidden layer.", choices=ACTIVATIONS)
+    norm: str = key("none", "Normalisation before each activation.", drift=STRUCTURAL, choices=NORMS)
+    dropout: float = key(0.5, "Dropout after each hidden layer.", traced=True)
+    head: str = key("classification", "What the last layer predicts.", drift=STRUCTURAL, choices=HEADS)
+
+
+@dataclass
+class Cnn(Model):
+    implementation: ClassVar[str] = "bigctl.models.cnn:CNN"
+    kind: str = kind("cnn")
+    channels: list[int] = key([32, 64], "Output channels of each convolution.", drift=STRUCTURAL)
+    kernel_size: int = key(3, "Side of the square kernels [pixels].", drift=STRUCTURAL)
+    pool: int = key(2, "Side and stride of the max-pool after each convolution [pixels].", drift=STRUCTURAL)
+    padding: str = key(
+        "auto",
+        "Padding of the convolutions; auto is valid where the images are large enough for it, else same.",
+        drift=STRUCTURAL,
+        choices=("auto", "same", "valid"),
+    )
+    hidden: list[int] = key([128], "Width of each dense layer before the output.", drift=STRUCTURAL)
+    activation: str = key("relu", "Non-linearity after each layer.", choices=ACTIVATIONS)
+    norm: str = key("none", "Normalisation before each activation.", drift=STRUCTURAL, choices=NORMS)
+    dropout: float = key(0.0, "Dropout after each dense layer.", traced=True)
+
+
+# ------------------------------------------------------------------------------------------- optimizers, schedules
+
+
+@dataclass
+class Optimizer(Component):
+    group: ClassVar[str] = "optimizer"
+    kind: str = kind("???")
+    lr: float = key(1e-3, "Peak learning rate.", traced=True)
+    weight_decay: float = key(
+        0.0, "Decoupled weight decay, times the learning rate; never on biases and norms.", traced=True
+    )
+    clip: float | None = key(None, "Largest global norm of the gradient; null for none.", traced=True)
+
+
+@dataclass
+class Sgd(Optimizer):
+    kind: str = kind("sgd")
+    lr: float = key(0.1, "Peak learning rate.", traced=True)
+    momentum: float = key(0.9, "Decay of the momentum; 0 for plain gradient descent.")
+    nesterov: bool = key(False, "Use Nesterov's look-ahead momentum.")
+
+
+@dataclass
+class Adagrad(Optimizer):
+    kind: str = kind("adagrad")
+    lr: float = key(1e-2, "Peak learning rate.", traced=True)
+    initial_accumulator: float = key(0.1, "Starting value of the sum of squared gradients.")
+    eps: float = key(1e-7, "Added to the denominator.")
+
+
+@dataclass
+class Adam(Optimizer):
+    kind: str = kind("adam")
+    b1: float = key(0.9, "Decay of the first moment.")
+    b2: float = key(0.999, "Decay of the second moment.")
+    eps: float = key(1e-8, "Added to the denominator.")
+
+
+@dataclass
+class AdamW(Adam):
+    kind: str = kind("adamw")
+    weight_decay: float = key(
+        0.01, "Decoupled weight decay, times the learning rate; never on biases and norms.", traced=True
+    )
+
+
+@dataclass
+class Lion(Optimizer):
+    kind: str = kind("lion")
+    lr: float = key(1e-4, "Peak learning rate.", traced=True)
+    b1: float = key(0.9, "Mix of momentum and gradient in the update.")
+    b2: float = key(0.99, "Decay of the momentum.")
+
+
+@dataclass
+class Muon(Optimizer):
+    kind: str = kind("muon")
+    lr: float = key(0.02, "Peak learning rate of the weight matrices.", traced=True)
+    adam_lr: float = key(1e-3, "Peak learning rate of everything that is no weight matrix.", traced=True)
+    momentum: float = key(0.95, "Decay of the momentum.")
+    iterations: int = key(5, "Newton-Schulz iterations.")
+
+
+@dataclass
+class Schedule(Component):
+    """The learning rate over the course of training, as a multiple of `optimizer.lr`."""
+
+    group: ClassVar[str] = "schedule"
+    kind: str = kind("???")
+    warmup: float = key(0.0, "Linear warmup from zero [steps; below 1: fraction of the horizon].")
+    horizon: int | None = key(None, "Length the schedule is laid out for; null for the whole training [steps].")
+
+
+@dataclass
+class Constant(Schedule):
+    kind: str = kind("constant")
+
+
+@dataclass
+class Cosine(Schedule):
+    kind: str = kind("cosine")
+    final: float = key(0.0, "Learning rate at the end [fraction of the peak].")
+
+
+@dataclass
+class Linear(Schedule):
+    kind: str = kind("linear")
+    final: float = key(0.0, "Learning rate at the end [fraction of the peak].")
+
+
+@dataclass
+class Step(Schedule):
+    kind: str = kind("step")
+    at: list[float] = key([0.5, 0.75], "When the rate drops [fractions of the horizon].")
+    factor: float = key(0.1, "What the rate is multiplied by at each drop.")
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class Data(Component):
+    """Where examples come from, and which of them are for training, selection and the final score."""
+
+    group: ClassVar[str] = "data"
+    kind: str = kind("???")
+    split_seed: int = key(0, "Seed of the splits that are made by rule; separate from `seed`.", drift=STRUCTURAL)
+    train: str | None = key(None, "Training split as an expression, such as train[:90%].", drift=STRUCTURAL)
+    validation: str | None = key(None, "Validation split as an expression.", drift=STRUCTURAL)
+    test: str | None = key(None, "Test split as an expression.", drift=STRUCTURAL)
+    validation_fraction: float = key(
+        0.1, "Share held out of the training split where the source has no validation split.", drift=STRUCTURAL
+    )
+    test_fraction: float = key(0.1, "Share held out where the source has no test split.", drift=STRUCTURAL)
+    resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE)
+
+
+@dataclass
+class Images(Data):
+    image_size: list[int] | None = key(
+        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL
+    )
+
+
+@dataclass
+class Packaged(Data):
+    """A set that is shipped inside a Python package."""
+
+    kind: str = kind("packaged")
+    name: str = key(MISSING, "Which packaged set.", drift=STRUCTURAL)
+
+
+@dataclass
+class Tfds(Images):
+    kind: str = kind("tfds")
+    dataset: str = key(
+        MISSING, "Name in the TensorFlow Datasets registry, such as mnist or mnist:3.0.1.", drift=STRUCTURAL
+    )
+    manual_dir: str | None = key(None, "Folder with the original archives, where they are not downloaded.", drift=FREE)
+
+
+@dataclass
+class ImageFolder(Images):
+    kind: str = kind("image_folder")
+    path: str = key(
+        MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
+    )
+    validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
+    channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+
+
+@dataclass
+class Idx(Data):
+    kind: str = kind("idx")
+    path: str = key(MISSING, "Folder with MNIST-style idx files, gzipped or not.", drift=STRUCTURAL)
+
+
+@dataclass
+class Table(Data):
+    """Rows of a file; `label` names the target column."""
+
+    kind: str = kind("???")
+    path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "File with the validation rows.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "File with the test rows.", drift=STRUCTURAL)
+    label: str = key(MISSING, "The target column.", drift=STRUCTURAL)
+    drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
+
+
+@dataclass
+class Csv(Table):
+    kind: str = kind("csv")
+
+
+@dataclass
+class Tsv(Table):
+    kind: str = kind("tsv")
+
+
+@dataclass
+class Jsonl(Table):
+    kind: str = kind("jsonl")
+
+
+# ------------------------------------------------------------------------------------------------------------- mesh
+
+
+@dataclass
+class Mesh(Component):
+    """How many devices along each axis; -1 takes all that are left."""
+
+    group: ClassVar[str] = "mesh"
+    kind: str = kind("mesh")
+    data: int = key(-1, "Devices that share the batch, each with all parameters.", drift=FREE)
+    fsdp: int = key(1, "Devices that share the batch and the parameters.", drift=FREE)
+    min_shard: int = key(2**14, "Smallest parameter worth sharding [elements].", drift=FREE)
+
+
+# -------------------------------------------------------------------------------------- what every experiment has
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass
+class EarlyStop:
+    patience: int | None = key(None, "Stop after this many evaluations without a better one; null for never.")
+    min_delta: float = key(0.0, "What counts as better: an improvement by more than this.")
+    target: float | None = key(None, "Stop when the selection metric reaches this.")
+
+
+@dataclass
+class Train:
+    steps: int | None = key(None, "Length of training; wins over epochs [steps].", drift=FREE)
+    epochs: float | None = key(None, "Length of training [passes over the training split].", drift=FREE)
+    batch_size: int = key(128, "Global batch size [examples].")
+    accumulate: int = key(1, "Parts the batch is computed in, to save memory; the result is that of the whole batch.")
+    precision: str = key(
+        "float32", "Type that activations are computed in; master weights stay float32.", choices=PRECISIONS
+    )
+    ema: float = key(
+        0.0, "Decay of the averaged weights, which are then evaluated and exported; 0 for none.", drift=STRUCTURAL
+    )
+    early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
+    overfit_one_batch: bool = key(False, "Train on the first batch only: a model that cannot learn it is broken.")
+    log_every: int = key(50, "Cadence of training metrics [steps].", drift=FREE)
+    steps_per_dispatch: int | None = key(None, "Steps per call of the compiled program; null chooses.", drift=FREE)
+    tensorboard: bool = key(True, "Write TensorBoard events.", drift=FREE)
+    compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
+
+
+@dataclass
+class Eval:
+    every: str = key("1 epoch", "Cadence of validation, such as 500, '500 steps' or '1 epoch'.")
+    batch_size: int | None = key(None, "Batch size of evaluation; null for up to 512 [examples].", drift=FREE)
+    metric: str | None = key(None, "What selects the best checkpoint; null for the recipe's own choice.")
+    mode: str | None = key(None, "Whether that metric should be max or min; null to know by its name.")
+
+
+@dataclass
+class Checkpoint:
+    every: str = key("1 epoch", "Cadence of checkpoints, such as 500, '500 steps' or '1 epoch'.", drift=FREE)
+    keep: int = key(2, "How many of the latest to keep.", drift=FREE)
+    best: bool = key(True, "Also save and keep the best by the selection metric.", drift=FREE)
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    recipe: Recipe = key(MISSING, "What is trained.")
+    model: Model = key(MISSING, "The network.")
+    optimizer: Optimizer = key(MISSING, "The update rule.")
+    schedule: Schedule = key(MISSING, "The learning rate over time.")
+    data: Data = key(MISSING, "The examples.")
+    mesh: Mesh = key(MISSING, "The devices.")
+    train: Train = key(Train, "The loop.")
+    eval: Eval = key(Eval, "Validation.")
+    checkpoint: Checkpoint = key(Checkpoint, "What is kept.")
+    seed: int = key(0, "Seed of parameters, order, dropout and augmentation.")
+
+
+GROUPS = ("recipe", "model", "optimizer", "schedule", "data", "mesh", "experiment")
+"""The groups of the Hydra tree, in the order they are composed."""
+
+
+def components() -> list[type[Component]]:
+    """Every component that can be chosen, those of imported plugins included."""
+
+    def below(base: type[Component]) -> Iterator[type[Component]]:
+        for subclass in base.__subclasses__():
+            yield subclass
+            yield from below(subclass)
+
+    return [c for c in below(Component) if c.group and dataclasses.is_dataclass(c) and _kind_of(c) != MISSING]
+
+
+def component(group: str, name: str) -> type[Component] | None:
+    """The dataclass of one component, or None where nothing has that name."""
+    return next((c for c in components() if c.group == group and _kind_of(c) == name), None)
+
+
+def _kind_of(cls: type) -> str:
+    return str(next(f.default for f in dataclasses.fields(cls) if f.name == "kind"))
+
+
+def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """All keys of a dataclass as (dotted key, field, type), nested ones below their parents."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        dotted = f"{prefix}{field.name}"
+        yield dotted, field, hints[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from walk(hints[field.name], f"{dotted}.")
+
+
+def walk_config(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """All leaf keys of a composed configuration as (dotted key, field, value)."""
+
+    def descend(node: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from descend(value, f"{prefix}{field.name}.")
+            else:
+                yield f"{prefix}{field.name}", field, value
+
+    return descend(config, "")

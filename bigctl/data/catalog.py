@@ -1,0 +1,147 @@
+"""What can be trained on: each kind of `data` configuration and the reader that decodes it.
+
+A reader is looked up by `kind`. Its identity says, without decoding anything, which array cache belongs to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigctl.config import schema
+from bigctl.data.source import Decoded
+from bigctl.errors import DataError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one kind of data is recognised and decoded.
+
+    Attributes:
+        identity: configuration -> JSON-serialisable value that changes whenever the decoded arrays would.
+        decode: configuration, whether targets are real-valued -> decoded examples.
+    """
+
+    identity: Callable[[Any], Any]
+    decode: Callable[[Any, bool], Decoded]
+
+
+def reader(config: schema.Data) -> Reader:
+    """The reader of a configuration. Components of a plugin bring theirs as a `reader()` static method."""
+    if config.kind in READERS:
+        return READERS[config.kind]
+    own = getattr(type(config), "reader", None)
+    if own is None:
+        raise DataError(
+            f"nothing reads data of kind {config.kind!r}", hint="give the component a static method `reader`"
+        )
+    return own()
+
+
+def _packaged_identity(config: schema.Packaged) -> Any:
+    from bigctl.data import packaged
+
+    return packaged.identity(config.name)
+
+
+def _packaged(config: schema.Packaged, regression: bool) -> Decoded:
+    from bigctl.data import packaged
+
+    return packaged.read(config.name)
+
+
+def _tfds_identity(config: schema.Tfds) -> Any:
+    return {"dataset": config.dataset, "image_size": config.image_size}
+
+
+def _tfds(config: schema.Tfds, regression: bool) -> Decoded:
+    from bigctl.data import prepare, tfds
+
+    return tfds.read(
+        config.dataset,
+        data_dir=prepare.cache_root() / "tfds",
+        manual_dir=_optional(config.manual_dir),
+        image_size=_size(config.image_size),
+    )
+
+
+def _folder_identity(config: schema.ImageFolder) -> Any:
+    from bigctl.data.paths import fingerprint_folder
+
+    paths = [config.path, config.validation_path, config.test_path]
+    prints = [fingerprint_folder(Path(p).expanduser()) if p else None for p in paths]
+    return {"files": prints, "image_size": config.image_size, "channels": config.channels}
+
+
+def _folder(config: schema.ImageFolder, regression: bool) -> Decoded:
+    from bigctl.data import files
+
+    return files.read_image_folder(
+        Path(config.path).expanduser(),
+        validation_path=_optional(config.validation_path),
+        test_path=_optional(config.test_path),
+        image_size=_size(config.image_size),
+        channels=config.channels,
+    )
+
+
+def _idx_identity(config: schema.Idx) -> Any:
+    from bigctl.data import idx
+
+    return idx.fingerprint_idx(Path(config.path).expanduser())
+
+
+def _idx(config: schema.Idx, regression: bool) -> Decoded:
+    from bigctl.data import idx
+
+    return idx.read_idx(Path(config.path).expanduser())
+
+
+def _table_identity(config: schema.Table) -> Any:
+    digests: list[str | None] = []
+    for path in (config.path, config.validation_path, config.test_path):
+        file = _optional(path)
+        if file is None:
+            digests.append(None)
+        elif not file.is_file():
+            return None  # the reader says what is wrong
+        else:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return {"files": digests, "label": config.label, "drop": config.drop, "format": config.kind}
+
+
+def _table(config: schema.Table, regression: bool) -> Decoded:
+    from bigctl.data import table
+
+    return table.read_table(
+        Path(config.path).expanduser(),
+        label=config.label,
+        format=config.kind,
+        validation_path=_optional(config.validation_path),
+        test_path=_optional(config.test_path),
+        regression=regression,
+        drop=config.drop,
+    )
+
+
+def _optional(path: str | None) -> Path | None:
+    return Path(path).expanduser() if path else None
+
+
+def _size(size: list[int] | None) -> tuple[int, int] | None:
+    return (size[0], size[1]) if size else None
+
+
+READERS: dict[str, Reader] = {
+    "packaged": Reader(_packaged_identity, _packaged),
+    "tfds": Reader(_tfds_identity, _tfds),
+    "image_folder": Reader(_folder_identity, _folder),
+    "idx": Reader(_idx_identity, _idx),
+    "csv": Reader(_table_identity, _table),
+    "tsv": Reader(_table_identity, _table),
+    "jsonl": Reader(_table_identity, _table),
+}

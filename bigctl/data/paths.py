@@ -1,0 +1,80 @@
+"""Paths that a user gave: found or explained, walked, and fingerprinted."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from bigctl.errors import DataError
+
+
+def fingerprint_folder(path: Path) -> str:
+    """sha256 over the sorted relative paths, sizes and modification times of all visible files; reads no content."""
+    digest = hashlib.sha256()
+    root = require_folder(path)
+    for file in sorted(file for file in walk(root) if not hidden(file.name)):
+        status = file.stat()
+        digest.update(f"{file.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_files(paths: Iterable[Path]) -> str:
+    """sha256 over the contents of some files, in the order given; their names do not matter."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(require_file(path), "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def require_file(path: Path) -> Path:
+    """`path` if it is a file; otherwise a DataError that names similar files beside it."""
+    if path.is_dir():
+        raise DataError("this is a directory, not a file", where=str(path), hint="give the path of one file")
+    if not path.is_file():
+        raise DataError("no such file", where=str(path), hint=similar(path))
+    return path
+
+
+def require_folder(path: Path) -> Path:
+    """`path` if it is a directory; otherwise a DataError that names similar ones beside it."""
+    if not path.exists():
+        raise DataError("no such directory", where=str(path), hint=similar(path))
+    if not path.is_dir():
+        raise DataError("this is a file, not a directory", where=str(path), hint="give the folder that holds it")
+    return path
+
+
+def similar(path: Path) -> str:
+    """A hint for a path that is not there: what is beside it."""
+    beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    if not path.parent.is_dir():
+        return f"the directory {str(path.parent)!r} does not exist either"
+    if close := difflib.get_close_matches(path.name, beside, cutoff=0.5):
+        return f"did you mean {' or '.join(close)}?"
+    return f"{str(path.parent)!r} holds {some(beside)}"
+
+
+def some(names: Sequence[str], limit: int = 12) -> str:
+    """The first few of some names."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + more
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, outside hidden folders; links are followed, once."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [
+            name for name in folders if not hidden(name) and os.path.realpath(os.path.join(parent, name)) not in seen
+        ]
+        yield from (Path(parent, name) for name in names)
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no data."""
+    return name.startswith(".") or name == "__MACOSX"

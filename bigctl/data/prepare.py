@@ -1,0 +1,232 @@
+"""Source -> decoded array cache on disk -> memory-mapped `Dataset`.
+
+A cache folder is made whole under a temporary name and renamed into place, so it is there or it is not. Its `meta.json`
+holds the sha256 of every array; a damaged cache is found when it is opened, and made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.config.schema import Data
+from bigctl.data import catalog, splits
+from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.source import Columns, Decoded
+from bigctl.errors import DataError
+
+_FORMAT = 1
+
+
+def cache_root() -> Path:
+    """Where prepared data lives: $BIGCTL_CACHE_DIR, else bigctl/ in the user's cache folder."""
+    own = os.environ.get("BIGCTL_CACHE_DIR")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bigctl"
+
+
+def prepare(config: Data, *, regression: bool = False, rebuild: bool = False) -> Dataset:
+    """The data set of a configuration, from the cache or newly decoded into it.
+
+    Args:
+        config: the `data` part of an experiment.
+        regression: whether the target is real-valued.
+        rebuild: decode again even where a cache exists.
+
+    Raises:
+        DataError: if the data cannot be found, fetched, decoded or stored.
+    """
+    folder = cache_folder(config, regression=regression)
+    if not rebuild and folder.is_dir():
+        dataset = _open(folder)
+        if dataset is not None:
+            return dataset
+        print(f"data: the cache {folder} is damaged; making it again", file=sys.stderr)
+    decoded = catalog.reader(config).decode(config, regression)
+    by_split = splits.make(decoded, config)
+    features, arrays = _encode(decoded, by_split, config)
+    _report_missing_classes(arrays, features)
+    _write(folder, features, arrays, decoded.info)
+    dataset = _open(folder)
+    if dataset is None:
+        raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
+    return dataset
+
+
+def cache_folder(config: Data, *, regression: bool = False) -> Path:
+    """The folder that belongs to this configuration and the present state of its source; it need not exist."""
+    rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
+    rule += [config.validation_fraction, config.test_fraction]
+    identity = [_FORMAT, config.kind, catalog.reader(config).identity(config), rule, regression]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    name = getattr(config, "name", None) or getattr(config, "dataset", None) or Path(getattr(config, "path", "")).stem
+    label = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(name))[:40]
+    return cache_root() / "data" / f"{label or config.kind}-{digest[:16]}"
+
+
+def clean(config: Data, *, regression: bool = False) -> int:
+    """Delete the cache of a configuration; gives the bytes freed."""
+    folder = cache_folder(config, regression=regression)
+    size = disk_size(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return size
+
+
+def disk_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+
+
+# ----------------------------------------------------------------------------------------------------------- encoding
+
+
+def _encode(decoded: Decoded, by_split: dict[str, Columns], config: Data) -> tuple[Features, dict[str, Columns]]:
+    """Columns as a model takes them; everything that is estimated is estimated on the training split alone."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    labels = {split: columns["label"] for split, columns in by_split.items()}
+    if decoded.kind == "image":
+        inputs = {split: columns["image"] for split, columns in by_split.items()}
+        mean, std = _channel_statistics(inputs["train"])
+        size = getattr(config, "image_size", None)
+        features = Features(
+            "image", inputs["train"].shape[1:], decoded.classes, mean, std, image_size=tuple(size) if size else None
+        )
+    elif decoded.kind == "table":
+        from bigctl.data.encoder import TableEncoder
+
+        plain = {s: {name: v for name, v in columns.items() if name != "label"} for s, columns in by_split.items()}
+        encoder = TableEncoder.fit(plain["train"])
+        inputs = {split: encoder.encode(columns) for split, columns in plain.items()}
+        if decoded.classes is None:
+            target = labels["train"].astype(np.float64)
+            mean, std = (float(target.mean()),), (float(target.std()) or 1.0,)
+        names = tuple(encoder.feature_names)
+        features = Features("table", (len(names),), decoded.classes, mean, std, encoder.to_json(), names)
+    else:
+        raise DataError(f"data of kind {decoded.kind!r} cannot be prepared")
+    kind = np.int32 if decoded.classes else np.float32
+    arrays = {s: {"inputs": np.ascontiguousarray(inputs[s]), "label": labels[s].astype(kind)} for s in SPLITS}
+    return features, arrays
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 [N, H, W, C] as numbers in [0, 1], by blocks of images."""
+    total = np.zeros(images.shape[-1], np.int64)
+    squares = np.zeros(images.shape[-1], np.int64)
+    count = images.size // images.shape[-1]
+    for start in range(0, len(images), 4096):
+        block = images[start : start + 4096].astype(np.int64)
+        total += block.sum((0, 1, 2))
+        squares += np.square(block).sum((0, 1, 2))
+    # In whole numbers, so that the variance of a constant channel is exactly 0 and not a rounding to divide by.
+    variances = [(q * count - t * t) / count**2 for t, q in zip(total.tolist(), squares.tolist(), strict=True)]
+    return tuple((total / count / 255.0).tolist()), tuple(v**0.5 / 255.0 or 1.0 for v in variances)
+
+
+def _report_missing_classes(arrays: dict[str, Columns], features: Features) -> None:
+    if not features.classes:
+        return
+    counts = {split: np.bincount(arrays[split]["label"], minlength=features.num_classes) for split in SPLITS}
+    for split in ("validation", "test"):
+        absent = [features.classes[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
+        if absent:
+            raise DataError(
+                f"class {absent[0]!r} is in the {split} split but not in the training split",
+                where="data",
+                hint="add training examples of it, or choose other splits",
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------- the cache
+
+
+def _write(folder: Path, features: Features, arrays: dict[str, Columns], info: dict[str, Any]) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.parent / f".{folder.name}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise _cannot_store(folder, error) from error
+    try:
+        digests = {}
+        for split, columns in arrays.items():
+            for name, values in columns.items():
+                file = temporary / f"{split}.{name}.npy"
+                np.save(file, values, allow_pickle=False)
+                digests[file.name] = _digest(file)
+        meta = {
+            "schema": _FORMAT,
+            "features": features.to_json(),
+            "files": digests,
+            "info": info,
+            "prepared": time.time(),
+        }
+        meta["fingerprint"] = _fingerprint(meta)
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+        with _exclusive(folder.parent / ".lock"):
+            present = _open(folder)
+            # Another process may have been quicker, and be reading what it made: equal data stays where it is.
+            if present is None or present.fingerprint != meta["fingerprint"]:
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+    except OSError as error:
+        raise _cannot_store(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open(folder: Path) -> Dataset | None:
+    """The data set in a cache folder, or None where any of it is missing or damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if meta["schema"] != _FORMAT or meta["fingerprint"] != _fingerprint(meta):
+            return None
+        by_split: dict[str, Columns] = {split: {} for split in SPLITS}
+        for name, digest in meta["files"].items():
+            if _digest(folder / name) != digest:
+                return None
+            split, column, _ = name.split(".")
+            by_split[split][column] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        features = Features.from_json(meta["features"])
+        return Dataset(by_split, features, meta["fingerprint"], meta["info"], str(folder))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    content = json.dumps([meta["features"], meta["files"]], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cannot_store(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot store prepared data: {error.strerror or error}",
+        where=str(folder.parent),
+        hint="free some space, or set BIGCTL_CACHE_DIR to a folder that can be written",
+    )
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,36 @@
+"""What a reader hands over: decoded examples by split, and what is known about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+"""Named arrays of equal first dimension, one row an example."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A data set as its reader found it, before any split is made by rule.
+
+    Attributes:
+        kind: "image" (columns `image` uint8 [N, H, W, C] and `label` int32 [N]) or "table" (one column per
+            feature, numeric as float64 with NaN for a missing value, categorical as an object array of str with None
+            for a missing one, plus the target column `label`: int32 class numbers, or float64 for regression).
+        splits: the splits the source itself has, by their own names ("train", "test", ...), in the source's order.
+        classes: class names in label order, None for regression.
+        info: facts worth showing a user (source, version, licence, files read), JSON-serialisable.
+    """
+
+    kind: str
+    splits: dict[str, Columns]
+    classes: tuple[str, ...] | None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, columns in self.splits.items():
+            lengths = {column: len(values) for column, values in columns.items()}
+            if len(set(lengths.values())) > 1:
+                raise ValueError(f"split {name!r} has columns of different lengths: {lengths}")

@@ -1,0 +1,519 @@
+"""TensorFlow Datasets by name, prepared and read without TensorFlow.
+
+TFDS is the registry, the downloader and the preparer. It reaches for TensorFlow in a few places even when it writes
+array_record files: to open files, to unpack archives, to name dtypes, and to encode images that a builder hands over
+as arrays. `_without_tensorflow` stands in at exactly those places, for as long as one data set is being read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import glob
+import importlib
+import io
+import logging
+import os
+import pkgutil
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from bigctl.data.source import Columns, Decoded
+from bigctl.errors import DataError
+
+_TIMEOUTS = (0.9, 60.0)  # seconds to connect (tried twice, so that no network shows within two) and between reads
+_PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_USABLE = "bigctl reads images with one class label, and tables of numbers and categories with one target"
+
+
+def read(
+    dataset: str,
+    *,
+    data_dir: Path,
+    manual_dir: Path | None = None,
+    download: bool = True,
+    image_size: tuple[int, int] | None = None,
+) -> Decoded:
+    """Reads all labelled splits of a TFDS data set into memory, after preparing it if `data_dir` does not hold it.
+
+    Args:
+        dataset: a TFDS name, `name[/config][:version]`, such as "mnist" or "cifar10_corrupted/brightness_1".
+        data_dir: where prepared data sets are kept, with what was downloaded for them in `downloads/`.
+        manual_dir: a folder with original archives under their original names. They are used in place of downloads,
+            under the same checksums, and are the only way to data sets without a public download.
+        download: whether files that are not in `manual_dir` may be fetched; each is announced on stderr.
+        image_size: height and width in pixels that every image is resized to (bilinear).
+
+    Returns:
+        kind "image": `image` uint8 [N, H, W, C] and `label` int32 [N]. Kind "table": a column for each scalar
+        feature, `name_0` ... `name_{n-1}` for a vector of n, and `label`, int32 [N] or, for a number, float64 [N].
+        Splits without labels (the test split of a competition) are left out and named in `info["unlabelled"]`.
+
+    Raises:
+        DataError: the name is unknown, files are missing or have a wrong checksum, the features cannot be used, or
+            images differ in size and no `image_size` is given.
+    """
+    if manual_dir is not None and not manual_dir.is_dir():
+        raise DataError(f"{manual_dir} is not a folder", where="data.manual_dir")
+    files = _Files(dataset, data_dir, manual_dir, download)
+    # TFDS prints to stdout, from its import to its last progress note; stdout is for results.
+    with contextlib.redirect_stdout(io.StringIO()):
+        import tensorflow_datasets as tfds
+
+        try:
+            _resolve(dataset)
+            with _without_tensorflow(), files.hooked():
+                builder = tfds.builder(dataset, data_dir=os.fspath(data_dir))
+                layout = _layout(builder.info)  # first: what cannot be used need not be downloaded
+                _prepare(builder, files)
+                return _decode(builder, layout, image_size)
+        except DataError as error:
+            raise DataError(error.message, where=dataset, hint=error.hint) from error.__cause__
+        except Exception as error:
+            raise _explained(error, files) from error
+
+
+def _resolve(dataset: str) -> None:
+    """Imports the builder of `dataset`, or raises a DataError that says which name or config was meant."""
+    import tensorflow_datasets
+    from tensorflow_datasets.core import naming, registered
+
+    # The registry stops importing its categories at the first that lacks an optional package, and hides the rest.
+    for package in pkgutil.iter_modules(tensorflow_datasets.__path__):
+        if package.ispkg and package.name not in ("core", "scripts", "testing"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"tensorflow_datasets.{package.name}")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tensorflow_datasets.rlds.datasets")
+
+    try:
+        name, options = naming.parse_builder_name_kwargs(dataset)
+    except ValueError:
+        name, options = None, {}
+    if name is None or name.namespace or options.keys() - {"config", "version"}:
+        raise DataError("not a TFDS name", hint="write name, name/config or name/config:1.2.3")
+    known = registered.list_imported_builders()
+    if name.name not in known:
+        raise DataError("TFDS has no such data set", hint=_close(name.name, known))
+    builder = registered.imported_builder_cls(name.name)
+    config = options.get("config")
+    if config is not None and config not in builder.builder_configs:
+        hint = _close(config, builder.builder_configs) if builder.builder_configs else f"write {name}"
+        raise DataError(f"{name} has no config {config!r}", hint=hint)
+
+
+def _close(word: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, known, n=4)
+    return f"did you mean {', '.join(matches)}?" if matches else "see https://www.tensorflow.org/datasets/catalog"
+
+
+def _prepare(builder: Any, files: _Files) -> None:
+    """Leaves complete array_record files of `builder` on disk."""
+    from tensorflow_datasets.core.download import DownloadConfig
+
+    if not builder.is_prepared():
+        files.data_dir.mkdir(parents=True, exist_ok=True)
+        with _extract_dir(files.data_dir) as extract_dir:
+            config = DownloadConfig(extract_dir=extract_dir, manual_dir=files.manual_dir, try_download_gcs=False)
+            print(f"preparing {builder.info.full_name} in {builder.data_dir}", file=sys.stderr)
+            builder.download_and_prepare(download_config=config, file_format="array_record")
+    for split, expected in builder.info.splits.items():
+        found = len(builder.as_data_source(split))
+        if found != expected.num_examples:
+            raise DataError(
+                f"{split} has {found} examples on disk where {expected.num_examples} were prepared",
+                hint=f"delete {builder.data_dir} to have it prepared again",
+            )
+
+
+@contextlib.contextmanager
+def _extract_dir(parent: Path) -> Iterator[str]:
+    """A folder for what one data set unpacks, removed afterwards.
+
+    TFDS finds unpacked files again by the archive's name, and fashion_mnist's archives have the names of mnist's: in a
+    folder for all, one would be read for the other.
+    """
+    from tensorflow_datasets.core.download import extractor
+
+    own = extractor._Extractor()
+    with (
+        tempfile.TemporaryDirectory(prefix="extracted-", dir=parent, ignore_cleanup_errors=True) as folder,
+        _replaced(extractor, get_extractor=lambda: own),
+    ):
+        try:
+            yield folder
+        finally:  # when one download fails, other archives may still be unpacking; this stops them at their next file
+            own._executor.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------------- decoding
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which features are read: either one image or some inputs, as paths into an example, and the target."""
+
+    image: str | None
+    inputs: dict[str, tuple[tuple[str, ...], Any]]
+    target: str
+
+
+def _layout(info: Any) -> _Layout:
+    from tensorflow_datasets.core import features as f
+
+    def leaves(name: str, path: tuple[str, ...], feature: Any) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
+        if isinstance(feature, f.FeaturesDict):
+            for key, child in feature.items():
+                yield from leaves(key, (*path, key), child)
+        else:
+            yield name, (path, feature)
+
+    def scalar(feature: Any) -> bool:
+        return isinstance(feature, f.Tensor) and feature.shape == ()
+
+    top = dict(info.features.items()) if isinstance(info.features, f.FeaturesDict) else {}
+    unusable = DataError(
+        f"its features cannot be used: {', '.join(f'{k} ({type(v).__name__})' for k, v in top.items())}", hint=_USABLE
+    )
+    images = [key for key, feature in top.items() if isinstance(feature, f.Image)]
+    labels = [key for key, feature in top.items() if isinstance(feature, f.ClassLabel)]
+    if info.supervised_keys:
+        source, target = info.supervised_keys[:2]
+    elif len(labels) == 1 and len(images) <= 1:
+        target = labels[0]
+        source = images[0] if images else {key: key for key in top if key != target}
+    else:
+        raise unusable
+    if not isinstance(target, str) or not scalar(top.get(target)):
+        raise unusable
+
+    if isinstance(source, str) and source in images:
+        if target not in labels or top[source].np_dtype != np.uint8:
+            raise unusable
+        return _Layout(source, {}, target)
+
+    sources = {source: source} if isinstance(source, str) else source
+    if not isinstance(sources, dict) or not all(isinstance(key, str) and key in top for key in sources.values()):
+        raise unusable
+    pairs = [pair for name, key in sources.items() for pair in leaves(name, (key,), top[key])]
+    inputs = dict(pairs)
+    vector = (feature for _, feature in inputs.values() if not scalar(feature))
+    if (
+        len(inputs) < len(pairs)
+        or "label" in inputs
+        or not all(isinstance(v, f.Tensor) and len(v.shape) == 1 and v.shape[0] and not _is_text(v) for v in vector)
+        or any(isinstance(feature, f.Text) for _, feature in inputs.values())
+        or _is_text(top[target])
+    ):
+        raise unusable
+    return _Layout(None, inputs, target)
+
+
+def _is_text(feature: Any) -> bool:
+    return feature.np_dtype == np.object_
+
+
+def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -> Decoded:
+    from tensorflow_datasets.core import decode
+
+    info = builder.info
+    target = info.features[layout.target]
+    classes = tuple(target.names) if hasattr(target, "names") else None
+    # TFDS decodes through PIL without converting: palette indices would pass for grey values, and a grey photo among
+    # colour ones would come out in another shape. Hence the encoded bytes.
+    decoders = {layout.image: decode.SkipDecoding()} if layout.image else None
+    splits: dict[str, Columns] = {}
+    unlabelled = []
+    for split in info.splits:
+        source = builder.as_data_source(split, decoders=decoders)
+        if layout.image:
+            channels = info.features[layout.image].shape[-1] or 3
+            columns = _image_columns(source, layout.image, layout.target, _PIL_MODES[channels], image_size)
+        else:
+            columns = _table_columns(source, layout)
+        labels = columns["label"].astype(np.float64 if classes is None else np.int32)
+        missing = 0 if classes is None else np.count_nonzero(np.less(labels, 0))
+        if missing and missing == len(labels):
+            unlabelled.append(str(split))
+        elif missing:
+            raise DataError(f"{missing} of {len(labels)} examples of {split} have no label")
+        else:
+            splits[str(split)] = columns | {"label": labels}
+    facts = {
+        "source": "tfds",
+        "name": info.full_name,
+        "version": str(info.version),
+        "description": re.split(r"(?<=[.!?]) ", " ".join((info.description or "").split()))[0],
+        "citation": info.citation or None,
+        "homepage": info.homepage or None,
+        "licence": info.redistribution_info.license or None,
+        "examples": {split: len(columns["label"]) for split, columns in splits.items()},
+        "unlabelled": unlabelled,
+        "download_bytes": int(info.download_size or 0),
+        "prepared_bytes": int(info.dataset_size or 0),
+    }
+    return Decoded("image" if layout.image else "table", splits, classes, facts)
+
+
+def _examples(source: Any) -> Iterator[dict[str, Any]]:
+    """All examples of one split, in the order of the files; reading many at once is what makes array_record fast."""
+    for start in range(0, len(source), 1024):
+        yield from source.__getitems__(list(range(start, min(start + 1024, len(source)))))
+
+
+def _image_columns(source: Any, key: str, target: str, mode: str, image_size: tuple[int, int] | None) -> Columns:
+    from PIL import Image
+
+    images = np.empty((0, 0, 0, len(mode)), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for i, example in enumerate(_examples(source)):
+        with Image.open(io.BytesIO(example[key])) as encoded:
+            image = encoded.convert(mode)
+        if image_size and image.size != image_size[::-1]:
+            image = image.resize(image_size[::-1], Image.Resampling.BILINEAR)
+        if i == 0:
+            images = np.empty((len(source), image.height, image.width, len(mode)), np.uint8)
+        elif images.shape[1:3] != (image.height, image.width):
+            raise DataError(
+                f"its images differ in size: {images.shape[1]}x{images.shape[2]}, {image.height}x{image.width}, ...",
+                hint="set data.image_size=[H,W]",
+            )
+        images[i] = np.asarray(image).reshape(images.shape[1:])
+        labels[i] = example[target]
+    return {"image": images, "label": labels}
+
+
+def _table_columns(source: Any, layout: _Layout) -> Columns:
+    values: dict[str, list[Any]] = {name: [] for name in layout.inputs}
+    labels = []
+    for example in _examples(source):
+        labels.append(example[layout.target])
+        for name, (path, _) in layout.inputs.items():
+            value: Any = example
+            for key in path:
+                value = value[key]
+            values[name].append(value)
+    columns: Columns = {}
+    for name, (_, feature) in layout.inputs.items():
+        if hasattr(feature, "names"):
+            columns[name] = np.array([feature.names[v] if v >= 0 else None for v in values[name]], object)
+        elif _is_text(feature):
+            columns[name] = np.array([v.decode("utf-8", "replace") for v in values[name]], object)
+        elif feature.shape:
+            matrix = np.array(values[name], np.float64)
+            columns |= {f"{name}_{i}": matrix[:, i] for i in range(matrix.shape[1])}
+        else:
+            columns[name] = np.array(values[name], np.float64)
+    return columns | {"label": np.array(labels)}
+
+
+# -------------------------------------------------------------------------------------------- files and downloading
+
+
+@dataclass
+class _Files:
+    """Where the files of one data set come from, and which of them TFDS asked to be fetched."""
+
+    dataset: str
+    data_dir: Path
+    manual_dir: Path | None
+    download: bool
+    asked: dict[str, Any] = field(default_factory=dict)  # URL -> UrlInfo, or None where TFDS has no checksum
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Announces every download, refuses it where downloading is off, and fails soon where there is no network."""
+        from tensorflow_datasets.core.download import checksums, downloader
+        from tensorflow_datasets.core.utils import tqdm_utils
+
+        def fetch(fetcher: Any, url: str, destination: Any, verify: bool) -> Any:
+            try:
+                if not self.download:
+                    raise ConnectionRefusedError("downloading is off")
+                return fetcher._sync_download(url, destination, verify)
+            except Exception as error:
+                shutil.rmtree(destination, ignore_errors=True)
+                raise _NotFetched(url) from error
+
+        def start(fetcher: Any, url: str, destination: Any, verify: bool = True) -> Any:
+            known = self.asked[url] = checksums.get_all_url_infos().get(url)
+            if self.download:
+                print(f"downloading {url} ({known.size if known else 'size unknown'})", file=sys.stderr)
+            fetcher._pbar_url.update_total(1)
+            future = fetcher._executor.submit(fetch, fetcher, url, destination, verify)
+            return downloader.promise.Promise.resolve(future)
+
+        patient = partial(downloader._open_url, timeout=_TIMEOUTS)
+        with (
+            _replaced(downloader, MAX_RETRIES=1, _open_url=patient),
+            _replaced(downloader._Downloader, download=start),
+            _replaced(tqdm_utils, _active=sys.stderr.isatty()),
+            _errors_only("absl"),
+            _errors_only("urllib3"),
+        ):
+            yield
+
+    def advice(self) -> str:
+        """What a user can do about files that could not be fetched."""
+        copies, others = [], []
+        for url, known in self.asked.items():
+            if known and known.filename:
+                copies.append(url if url.endswith(f"/{known.filename}") else f"{url} (as {known.filename})")
+            else:
+                others.append(url)
+        place = f"into {self.manual_dir}" if self.manual_dir else "into a folder DIR and add data.manual_dir=DIR"
+        told = [f"put these files {place}: {', '.join(copies[:6])}{', ...' * (len(copies) > 6)}"] if copies else []
+        if others:  # TFDS looks only for files whose checksum it has
+            told.append(f"a connection is needed, for copies could not be verified: {', '.join(others[:6])}")
+        return "; ".join(told)
+
+
+class _NotFetched(Exception):
+    """A download did not work, or was not allowed; the argument is its URL."""
+
+
+def _explained(error: Exception, files: _Files) -> DataError:
+    """The one line about `error` that helps a user most."""
+    from tensorflow_datasets.core.download import download_manager
+
+    text = re.sub(r'^Failed to construct dataset .*?}": ', "", " ".join(str(error).split()))
+    if isinstance(error, _NotFetched):
+        reason = str(error.__cause__)
+        short = reason if 0 < len(reason) < 100 else f"no connection ({type(error.__cause__).__name__})"
+        message = f"not prepared in {files.data_dir}, and its files could not be downloaded: {short}"
+        return DataError(message, where=files.dataset, hint=files.advice())
+    if isinstance(error, download_manager.NonMatchingChecksumError):
+        path = re.search(r"downloaded to (.*?), has wrong checksum", text)
+        sums = re.findall(r"checksum='([0-9a-f]+)'", text)
+        if path and len(sums) == 2:
+            return DataError(
+                f"{path[1]} is not the original file: its sha256 is {sums[1]}, expected {sums[0]}",
+                where=files.dataset,
+                hint="replace it; data sets that share file names need a data.manual_dir each",
+            )
+    if isinstance(error, AssertionError) and "manual" in text.lower():
+        told = text.partition("instructions:")[2].strip() or text
+        return DataError(f"has no public download: {told}", where=files.dataset, hint="then set data.manual_dir=DIR")
+    missing = re.search(r"No module named '(\w+)", text)
+    if missing and missing[1] == "tensorflow":
+        return DataError("its builder needs TensorFlow, which bigctl does without", where=files.dataset)
+    return DataError(
+        f"TFDS could not prepare or read it: {type(error).__name__}: {text[:400]}",
+        where=files.dataset,
+        hint=f"its builder needs the package {missing[1]}" if missing else None,
+    )
+
+
+# --------------------------------------------------------------------------------------------- without TensorFlow
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Sets attributes of a module or class, and puts the old ones back."""
+    before = {name: vars(owner)[name] for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def _errors_only(logger_name: str) -> Iterator[None]:
+    """Keeps warnings off stderr: TFDS warns of every folder it is about to fill, urllib3 of every second try."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_tensorflow() -> Iterator[None]:
+    """Stands in for TensorFlow in TFDS' extractor and shuffler, in builders' modules, and in the image encoder."""
+    from tensorflow_datasets.core import shuffle
+    from tensorflow_datasets.core.download import extractor
+    from tensorflow_datasets.core.features import image_feature
+    from tensorflow_datasets.core.utils import lazy_imports_utils
+
+    builders = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("tensorflow_datasets.") and not name.startswith("tensorflow_datasets.core.")
+    ]
+    with contextlib.ExitStack() as stack:
+        for module in [extractor, shuffle, *builders]:
+            if vars(module).get("tf") is lazy_imports_utils.tensorflow:
+                stack.enter_context(_replaced(module, tf=_stand_in()))
+        stack.enter_context(_replaced(image_feature._ImageEncoder, _encode_image=_encode_image))
+        yield
+
+
+def _encode_image(encoder: Any, array: np.ndarray) -> bytes:
+    """`_ImageEncoder._encode_image` through PIL; JPEG in the quality that tf.io.encode_jpeg defaults to."""
+    from PIL import Image
+    from tensorflow_datasets.core.features import image_feature
+
+    image_feature._validate_np_array(array, shape=encoder.shape, dtype=encoder.np_dtype)
+    buffer = io.BytesIO()
+    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    image.save(buffer, format=encoder.encoding_format, quality=95)
+    return buffer.getvalue()
+
+
+class _StandIn(SimpleNamespace):
+    """A namespace that says what it lacks, so that a builder which needs more of TensorFlow fails with its reason."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError(f"its builder needs TensorFlow ({name})")
+
+
+def _stand_in() -> _StandIn:
+    """What builders use of `tf` besides tensors: files by gfile's names over epath, text conversion, dtypes."""
+    from etils import epath
+
+    def open_file(path: Any, mode: str = "r") -> Any:
+        return epath.Path(path).open(mode, **({} if "b" in mode else {"encoding": "utf-8"}))
+
+    def of_path(method: str) -> Callable[[Any], Any]:
+        return lambda path: getattr(epath.Path(path), method)()
+
+    def as_text(value: str | bytes) -> str:
+        return value.decode() if isinstance(value, bytes) else value
+
+    gfile = _StandIn(
+        GFile=open_file,
+        exists=of_path("exists"),
+        isdir=of_path("is_dir"),
+        remove=of_path("unlink"),
+        listdir=lambda path: [child.name for child in epath.Path(path).iterdir()],
+        glob=lambda pattern: sorted(glob.glob(os.fspath(pattern))),
+        walk=os.walk,
+    )
+    dtypes = {
+        name: getattr(np, name) for name in ("uint8", "uint16", "int8", "int16", "int32", "int64", "float32", "float64")
+    }
+    return _StandIn(
+        io=_StandIn(gfile=gfile),
+        compat=_StandIn(as_text=as_text),
+        errors=_StandIn(NotFoundError=FileNotFoundError, ResourceExhaustedError=MemoryError),
+        bool=np.bool_,
+        string=np.object_,
+        **dtypes,
+    )

@@ -1,0 +1,63 @@
+"""The errors a user can meet, each with its exit code. `cli.main` renders them; nothing else prints them."""
+
+from __future__ import annotations
+
+
+class BigctlError(Exception):
+    """A failure that can be explained in one line.
+
+    Args:
+        message: what is wrong, in one sentence, naming the value that was found.
+        where: the file, row, or configuration key it was found in.
+        hint: what to do about it, usually a command or an override to try.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class ConfigError(BigctlError):
+    """The command line or a configuration file is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(BigctlError):
+    """The data cannot be found, read, or used as configured; nothing was started."""
+
+    exit_code = 2
+
+
+class RunError(BigctlError):
+    """A run directory cannot be used as asked: missing, unreadable, or of another experiment."""
+
+    exit_code = 2
+
+
+class TrainingFailed(BigctlError):
+    """Training started and could not go on: it diverged, or a checkpoint could not be written."""
+
+    exit_code = 1
+
+
+class RunHeld(BigctlError):
+    """Another process is using the run directory."""
+
+    exit_code = 5
+
+
+class Preempted(BigctlError):
+    """Training was asked to stop (SIGTERM 75, Ctrl-C 130); its checkpoint is saved."""
+
+    def __init__(self, message: str, *, exit_code: int, **details: str | None):
+        super().__init__(message, **details)
+        self.exit_code = exit_code

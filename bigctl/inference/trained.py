@@ -1,0 +1,155 @@
+"""A trained model and what is done with it: evaluate and predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigctl.config import compose as composing
+from bigctl.config.schema import Config
+from bigctl.data.dataset import Features
+from bigctl.errors import RunError
+from bigctl.runs import directory, experiment
+from bigctl.runs.directory import RunDirectory
+from bigctl.training.checkpoint import Checkpoints
+
+BATCH = 256
+
+
+class TrainedRun:
+    """The weights of one checkpoint, the averaged ones where the run has them.
+
+    Attributes:
+        run: the run directory.
+        config: what it was trained with.
+        features: what its data looked like.
+        step: the checkpoint's step.
+    """
+
+    def __init__(self, run: RunDirectory, config: Config, features: Features, programs: Any, state: Any, step: int):
+        self.run, self.config, self.features, self.step = run, config, features, step
+        self._programs, self._state = programs, state
+
+    @classmethod
+    def load(cls, name: str, *, step: str | int = "best") -> TrainedRun:
+        """Raises RunError if there is no such run or checkpoint, or it is damaged."""
+        run = directory.locate(name)
+        record = run.record()
+        composing.load_plugins(record.get("plugins", []))
+        config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+        if "data" not in record:
+            raise RunError("the run has not started training", where=str(run.path))
+        features = Features.from_json(record["data"]["features"])
+        if config.train.compile_cache:
+            experiment.use_compile_cache()
+        config = _on_one_device(config)
+        programs = experiment.rebuild(config, features)
+        checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
+        if step == "best" and not checkpoints.has_best():
+            step = "last"
+        saved = checkpoints.find(step)
+        state = checkpoints.restore(saved, programs.abstract_state)
+        checkpoints.close()
+        return cls(run, config, features, programs, state, saved.step)
+
+    @cached_property
+    def model(self) -> Any:
+        """The network itself, a flax `nnx.Module`."""
+        return self._programs.merge(self._weights, self._state.variables, self._programs.numbers)
+
+    @property
+    def params(self) -> Any:
+        """Weights as a nested dict of arrays."""
+        return self._weights
+
+    @property
+    def _weights(self) -> Any:
+        return self._programs.evaluation_weights(self._state)
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """Class probabilities float32 [N, classes], or target values float32 [N, 1].
+
+        Args:
+            inputs: [N, *features.shape], uint8 for images, encoded float32 rows for tables (see `encode`).
+        """
+        inputs = np.asarray(inputs)
+        if inputs.shape[1:] != tuple(self.features.shape):
+            raise ValueError(f"inputs have shape {inputs.shape[1:]}, the model takes {tuple(self.features.shape)}")
+        results = [np.empty((0, max(1, self.features.num_classes)), np.float32)]
+        for start in range(0, len(inputs), BATCH):
+            block = inputs[start : start + BATCH]
+            padded = np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
+            results.append(np.asarray(self._predict(self._weights, self._state.variables, padded))[: len(block)])
+        return np.concatenate(results)
+
+    @cached_property
+    def _predict(self) -> Any:
+        programs = self._programs
+
+        def run(params: Any, variables: Any, inputs: Any) -> Any:
+            return programs.objective.predict(programs.merge(params, variables, programs.numbers), inputs)
+
+        return jax.jit(run)
+
+    def evaluate(self, split: str = "test") -> dict[str, Any]:
+        """Metrics on a split of the run's own data. Raises RunError if that data has changed since."""
+        from bigctl.data import prepare
+        from bigctl.training.evaluation import Evaluator
+
+        dataset = prepare.prepare(self.config.data, regression=experiment.is_regression(self.config))
+        if dataset.fingerprint != self.run.record()["data"]["fingerprint"]:
+            raise RunError(
+                "the data is not what the run was trained on", where=str(self.run.path), hint="bring it back as it was"
+            )
+        prefix = {"validation": "val"}.get(split, split)
+        evaluator = Evaluator(self._programs, dataset.splits[split], self.config, prefix=prefix)
+        return evaluator(self._weights, self._state.variables)
+
+    def predict_files(self, files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
+        """One record an image, or a table row: label and probability of each class, or the predicted value.
+
+        Raises:
+            DataError: for the first file that cannot be read, naming it; nothing has been predicted then.
+        """
+        inputs, names = [], []
+        for file in files:
+            rows = self._read(Path(file))
+            names += [(str(file), number) for number in range(len(rows))]
+            inputs.append(rows)
+        if not inputs:
+            return
+        table = self.features.kind == "table"
+        for (file, number), values in zip(names, self.predict(np.concatenate(inputs)), strict=True):
+            record: dict[str, Any] = {"file": file, "row": number} if table else {"file": file}
+            yield {**record, **self._describe(values)}
+
+    def _read(self, file: Path) -> np.ndarray:
+        if self.features.kind == "image":
+            from bigctl.data import files
+
+            height, width, channels = self.features.shape
+            return files.read_image(file, (height, width), channels)[None]
+        from bigctl.data import encoder, table
+
+        assert self.features.encoder is not None
+        return table.read_rows(file, encoder.TableEncoder.from_json(self.features.encoder))
+
+    def _describe(self, values: np.ndarray) -> dict[str, Any]:
+        if not self.features.classes:
+            return {"value": float(values[0])}
+        best = int(np.argmax(values))
+        probabilities = {name: round(float(p), 6) for name, p in zip(self.features.classes, values, strict=True)}
+        return {"label": self.features.classes[best], "probability": probabilities[self.features.classes[best]],
+                "probabilities": probabilities}  # fmt: skip
+
+
+def _on_one_device(config: Config) -> Config:
+    """A trained model is used on one device, whatever mesh it was trained on."""
+    import dataclasses
+
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1))

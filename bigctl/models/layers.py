@@ -1,0 +1,103 @@
+"""What two models share. Dimension names: batch, height, width, channels, features.
+
+A model is called as `model(inputs, key=None, mask=None)`. A key means training: dropout is drawn from it and batch
+normalisation uses the batch, of which `mask` (0 where an example only pads) says what counts. No key means inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from bigctl.config import schema
+from bigctl.models.conv import conv2d, max_pool
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "elu": jax.nn.elu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "sigmoid": jax.nn.sigmoid,
+}
+"""The names in `schema.ACTIVATIONS`; gelu is the tanh approximation (Hendrycks & Gimpel 2016)."""
+
+
+class Hyperparameter(nnx.Variable):
+    """A number that the compiled step takes as an argument; `key` names its place in the configuration."""
+
+
+class Dropout(nnx.Module):
+    """Zero each activation with probability `rate`, scale the others by 1 / (1 - rate) (Srivastava et al. 2014).
+
+    A rate of exactly 0 at construction leaves the layer out, so that no random numbers are drawn for nothing.
+    """
+
+    def __init__(self, rate: float, *, key: str = "model.dropout"):
+        self.rate = Hyperparameter(jnp.float32(rate), key=key) if rate else None
+
+    def __call__(self, x: Array, key: Array | None) -> Array:
+        if self.rate is None or key is None:
+            return x
+        keep = 1.0 - self.rate[...]
+        return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep.astype(x.dtype), jnp.zeros_like(x))
+
+
+class Norm(nnx.Module):
+    """Normalisation by name: "none", "batch" (Ioffe & Szegedy 2015) or "layer" (Ba et al. 2016)."""
+
+    def __init__(self, kind: str, features: int, *, rngs: nnx.Rngs):
+        self.kind = kind
+        if kind == "batch":
+            self.norm: Any = nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        elif kind == "layer":
+            self.norm = nnx.LayerNorm(features, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch *dims features"], *, training: bool, mask: Array | None) -> Array:
+        if self.kind == "batch":
+            if mask is not None:
+                mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x.shape) > 0
+            return self.norm(x, use_running_average=not training, mask=mask)
+        return self.norm(x) if self.kind == "layer" else x
+
+
+class Conv(nnx.Module):
+    """Convolution (without its bias), max-pool, norm, bias, activation; He initialisation (He et al. 2015).
+
+    Pooling first gives the same values as pooling last wherever the activation never falls, on a quarter of the
+    elements or fewer; for the others it comes last.
+    """
+
+    def __init__(self, inputs: int, config: schema.Cnn, outputs: int, *, padding: str, rngs: nnx.Rngs):
+        init = nnx.initializers.he_normal()
+        size = config.kernel_size
+        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.norm = Norm(config.norm, outputs, rngs=rngs)
+        self.padding, self.pool, self.activation = padding, config.pool, config.activation
+        self.pool_first = config.norm == "none" and config.activation in _MONOTONE
+
+    def __call__(
+        self, x: Float[Array, "batch height width inputs"], *, training: bool, mask: Array | None
+    ) -> Float[Array, "batch height2 width2 outputs"]:
+        x = conv2d(x, self.kernel[...], self.padding)
+        if self.pool_first:
+            return ACTIVATIONS[self.activation](self._pool(x) + self.bias[...])
+        return self._pool(ACTIVATIONS[self.activation](self.norm(x + self.bias[...], training=training, mask=mask)))
+
+    def _pool(self, x: Array) -> Array:
+        return max_pool(x, self.pool) if self.pool > 1 else x
+
+
+_MONOTONE = ("relu", "tanh", "elu", "leaky_relu", "sigmoid")
+
+
+def fold(key: Array | None, number: int) -> Array | None:
+    """The key of the number-th use of randomness in a model, None in inference."""
+    return None if key is None else jax.random.fold_in(key, number)

@@ -1,0 +1,108 @@
+"""Optimizers, schedules and decay masks, by name, from optax.
+
+An optimizer is built inside the compiled step from numbers that are the step's arguments, so another learning rate is
+no new program. Its state has the same structure whatever those numbers are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from bigctl.config import schema
+
+Numbers = Mapping[str, Any]
+
+
+def build(config: schema.Optimizer, numbers: Numbers, factor: Any = 1.0) -> optax.GradientTransformation:
+    """The update rule as one optax transformation.
+
+    Args:
+        config: which rule, and its fixed numbers.
+        numbers: "optimizer.lr", "optimizer.weight_decay", ... as floats or traced scalars.
+        factor: the schedule's present multiple of the learning rate.
+
+    Order: clip the gradient's global norm, the rule's own scaling, decoupled weight decay on the leaves that
+    `decays` names, the learning rate.
+    """
+    parts: list[optax.GradientTransformation] = []
+    if config.clip is not None:
+        parts.append(optax.clip_by_global_norm(numbers["optimizer.clip"]))
+    decay = optax.add_decayed_weights(numbers["optimizer.weight_decay"], mask=decays)
+    rate = optax.scale(-numbers["optimizer.lr"] * factor)
+    if isinstance(config, schema.Sgd):
+        momentum = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
+        parts += [momentum, decay, rate]
+    elif isinstance(config, schema.Adagrad):
+        parts += [optax.scale_by_rss(config.initial_accumulator, config.eps), decay, rate]
+    elif isinstance(config, schema.Adam):
+        parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay, rate]
+    elif isinstance(config, schema.Lion):
+        parts += [optax.scale_by_lion(config.b1, config.b2), decay, rate]
+    elif isinstance(config, schema.Muon):
+        parts.append(
+            muon(
+                numbers["optimizer.lr"] * factor,
+                ns_steps=config.iterations,
+                beta=config.momentum,
+                weight_decay=numbers["optimizer.weight_decay"],
+                adam_learning_rate=numbers["optimizer.adam_lr"] * factor,
+                muon_weight_dimension_numbers=_matrices,
+            )
+        )
+    else:
+        build_own = getattr(config, "build", None)
+        if build_own is None:
+            raise TypeError(f"optimizer {config.kind!r} has no method `build(numbers, factor)`")
+        parts.append(build_own(numbers, factor))
+    return optax.chain(*parts)
+
+
+def decays(params: Any) -> Any:
+    """Which leaves weight decay acts on: matrices and kernels, never biases, norms and other vectors."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def _matrices(params: Any) -> Any:
+    """How Muon sees each leaf: a matrix [inputs, outputs], a kernel [..., inputs, outputs] as one, or None for Adam."""
+
+    def view(leaf: Any) -> MuonDimensionNumbers | None:
+        last = leaf.ndim - 1
+        return MuonDimensionNumbers(tuple(range(last)), (last,)) if leaf.ndim >= 2 else None
+
+    return jax.tree.map(view, params)
+
+
+def factor(config: schema.Schedule, step: Any, total_steps: int, xp: Any = jnp) -> Any:
+    """The multiple of the peak learning rate for the update number `step`, which counts from 0.
+
+    Warmup is linear from 1/warmup to 1. What follows spans the rest of the horizon, and stays at its last value after
+    it. With `xp=numpy` it is plain arithmetic, for logs.
+    """
+    horizon = config.horizon or total_steps
+    warmup = warmup_steps(config, total_steps)
+    progress = xp.clip((step - warmup) / max(1, horizon - warmup), 0.0, 1.0)
+    if isinstance(config, schema.Cosine):
+        after = config.final + (1 - config.final) * 0.5 * (1 + xp.cos(math.pi * progress))
+    elif isinstance(config, schema.Linear):
+        after = 1 - (1 - config.final) * progress
+    elif isinstance(config, schema.Step):
+        after = xp.ones_like(progress)
+        for at in config.at:
+            after = xp.where(step >= at * horizon, after * config.factor, after)
+    elif isinstance(config, schema.Constant):
+        after = xp.ones_like(progress)
+    else:
+        after = config.factor(progress, xp)  # type: ignore[attr-defined]  # a plugin's schedule
+    return xp.where(step < warmup, (step + 1) / max(1, warmup), after)
+
+
+def warmup_steps(config: schema.Schedule, total_steps: int) -> int:
+    horizon = config.horizon or total_steps
+    return round(config.warmup * horizon if config.warmup < 1 else config.warmup)

@@ -1,0 +1,57 @@
+"""The devices as a mesh with named axes: `data` shares the batch, `fsdp` shares batch and parameters."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bigctl.config import schema
+from bigctl.errors import ConfigError
+
+AXES = ("data", "fsdp")
+
+
+def make(config: schema.Mesh) -> Mesh:
+    """A mesh over this machine's devices.
+
+    Raises:
+        ConfigError: if there are fewer devices than asked for, or they cannot be shared evenly.
+    """
+    devices = jax.devices()
+    sizes = [config.data, config.fsdp]
+    if -1 in sizes:
+        fixed = math.prod(size for size in sizes if size != -1)
+        if len(devices) % fixed:
+            raise ConfigError(
+                f"{len(devices)} devices cannot be shared evenly by {fixed}", where="mesh", hint="choose a divisor"
+            )
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    needed = math.prod(sizes)
+    if needed > len(devices):
+        raise ConfigError(
+            f"mesh.data={config.data} x mesh.fsdp={config.fsdp} needs {needed} devices, there are {len(devices)}",
+            where="mesh",
+            hint="mesh=data uses all there are",
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:needed])
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Placement of a batch: its batch dimension, after `leading` others, over all axes."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
+    """Raise ConfigError where a batch cannot be divided evenly over the devices."""
+    if (batch_size // accumulate) % mesh.size:
+        raise ConfigError(
+            f"train.batch_size={batch_size} in {accumulate} parts cannot be divided evenly over {mesh.size} devices",
+            where="train.batch_size",
+            hint=f"choose a multiple of {mesh.size * accumulate}, or mesh=single",
+        )

@@ -1,0 +1,207 @@
+"""The run directory: its layout, its lock, its status. Free of jax, because the lock is taken before jax is imported.
+
+config.yaml  overrides.txt  run.json  metrics.jsonl  checkpoints/  log.txt  summary.json  tensorboard/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bigctl.errors import RunError, RunHeld
+from bigctl.files import write_json, write_text
+
+SCHEMA = 1
+ROOT = Path("runs")
+
+NEW, RUNNING, PARTIAL, COMPLETE, FAILED, DIVERGED, PREEMPTED = (
+    "new", "running", "partial", "complete", "failed", "diverged", "preempted",
+)  # fmt: skip
+
+
+class RunDirectory:
+    """One run on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.yaml"
+        self.overrides = path / "overrides.txt"
+        self.record_file = path / "run.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.log = path / "log.txt"
+        self.summary_file = path / "summary.json"
+        self.tensorboard = path / "tensorboard"
+        self._lock: Any = None
+
+    # ----------------------------------------------------------------------------------------------------------- lock
+
+    def lock(self) -> None:
+        """Make the directory and hold it until the process ends.
+
+        Raises:
+            RunHeld: if another process holds it, saying which.
+            RunError: if it cannot be written, or holds something else than a run.
+        """
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError("is a file", where=str(self.path), hint="choose another --run-dir")
+            self.path.mkdir(parents=True, exist_ok=True)
+            strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if strangers and not self.record_file.exists() and not (self.path / ".lock").exists():
+                raise RunError(
+                    f"is not empty and holds no run ({strangers[0]})",
+                    where=str(self.path),
+                    hint="choose another --run-dir",
+                )
+            stream = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"cannot be written: {error.strerror}", where=str(self.path), hint="choose another --run-dir"
+            ) from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise RunHeld(
+                f"is in use by {holder}", where=str(self.path), hint="wait for it, or give another --name"
+            ) from error
+        try:
+            stream.seek(0)
+            stream.truncate()
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", where=str(self.path)) from error
+        self._lock = stream
+
+    def held(self) -> bool:
+        """Whether some process holds the lock at this moment."""
+        try:
+            with (self.path / ".lock").open("a+") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def discard(self) -> None:
+        """Remove what a start that came to nothing has left: the record, the log and the lock, and nothing else."""
+        for file in (self.record_file, self.log, self.path / ".lock"):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: it held something before
+            self.path.rmdir()
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # --------------------------------------------------------------------------------------------------------- record
+
+    @property
+    def exists(self) -> bool:
+        return self.record_file.is_file()
+
+    def record(self) -> dict[str, Any]:
+        """run.json. Raises RunError where there is none, or it cannot be read."""
+        return _read(self.record_file)
+
+    def update_record(self, **values: Any) -> None:
+        """Change fields of run.json, atomically. Raises RunError if it cannot be written."""
+        record = self.record() if self.exists else {"schema": SCHEMA, "created": time.time()}
+        try:
+            write_json(self.record_file, {**record, **values, "updated": time.time()})
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", where=str(self.record_file)) from error
+
+    def status(self) -> str:
+        """What became of the run. One marked running that no process holds was killed: partial."""
+        if not self.exists:
+            return NEW
+        status = str(self.record().get("status", PARTIAL))
+        return PARTIAL if status == RUNNING and not self.held() else status
+
+    def summary(self) -> dict[str, Any]:
+        return _read(self.summary_file)
+
+    def write_config(self, text: str, overrides: Sequence[str]) -> None:
+        write_text(self.config, text)
+        write_text(self.overrides, "".join(f"{o}\n" for o in overrides))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError("does not exist", where=str(path), hint="`bigctl runs` lists the runs") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot be read ({type(error).__name__})", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise RunError("is not a JSON object", where=str(path))
+    return value
+
+
+def choose(overrides: Sequence[str], *, name: str | None, run_dir: Path | None, fresh: bool) -> Path:
+    """Where a run lives: as told, or under runs/ by a name made from its overrides, so that the same command finds it.
+
+    Args:
+        overrides: Hydra overrides; their order does not matter.
+        name: a name under runs/.
+        run_dir: the very folder.
+        fresh: take the next free name instead of an existing run.
+
+    Raises:
+        RunError: if a fresh run is asked for in a folder that holds one.
+    """
+    if run_dir is not None or name is not None:
+        path = run_dir if run_dir is not None else ROOT / checked_name(str(name))
+        if fresh and (path / "run.json").exists():
+            raise RunError(
+                "holds a run already", where=str(path), hint="choose another, or --resume auto to go on with it"
+            )
+        return path
+    recipe = next((o.split("=", 1)[1] for o in overrides if o.startswith("recipe=")), "run")
+    others = sorted({o for o in overrides if not o.startswith("recipe=")})
+    label = recipe
+    if others:
+        label += "-" + hashlib.sha256("\n".join(others).encode()).hexdigest()[:6]
+    path, number = ROOT / label, 1
+    while fresh and (path / "run.json").exists():
+        number += 1
+        path = ROOT / f"{label}-{number}"
+    return path
+
+
+def checked_name(name: str) -> str:
+    if not re.fullmatch(r"[\w][\w.=,+-]*", name):
+        raise RunError(f"{name!r} is no name for a run", where="--name", hint="letters, digits and . _ - only")
+    return name
+
+
+def locate(run: str) -> RunDirectory:
+    """The run that a command names: a folder, or a name under runs/.
+
+    Raises:
+        RunError: if there is none, with close matches.
+    """
+    for path in (Path(run), ROOT / run):
+        if (path / "run.json").is_file():
+            return RunDirectory(path)
+    import difflib
+
+    known = [p.parent.name for p in ROOT.glob("*/run.json")]
+    close = difflib.get_close_matches(Path(run).name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`bigctl runs` lists the runs"
+    raise RunError("there is no such run", where=run, hint=hint)

@@ -1,0 +1,133 @@
+"""Configuration -> everything that is needed to compute: mesh, data, objective, programs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigctl.config import checks, schema
+from bigctl.data import prepare
+from bigctl.data.dataset import Dataset, Features
+from bigctl.errors import ConfigError
+from bigctl.lazy import load_class
+from bigctl.parallel import mesh as meshes
+from bigctl.runs.lengths import total_steps
+from bigctl.training.loop import Cadence
+from bigctl.training.objective import Objective
+from bigctl.training.step import Programs
+
+log = logging.getLogger("bigctl")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, built but not started."""
+
+    config: schema.Config
+    dataset: Dataset
+    objective: Objective
+    programs: Programs
+    cadence: Cadence
+    metric: str
+    mode: str
+
+
+def build(config: schema.Config) -> Experiment:
+    """Prepare the data and build the programs; nothing is computed yet.
+
+    Raises:
+        ConfigError, DataError: where configuration, data and devices do not fit each other.
+    """
+    mesh = meshes.make(config.mesh)
+    meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    dataset = prepare.prepare(config.data, regression=is_regression(config))
+    objective = make_objective(config, dataset.features, dataset)
+    cadence = make_cadence(config, dataset.size("train"))
+    programs = Programs(config, objective, mesh, cadence.total)
+    metric = config.eval.metric or objective.metric
+    return Experiment(config, dataset, objective, programs, cadence, metric, mode_of(config, metric))
+
+
+def rebuild(config: schema.Config, features: Features) -> Programs:
+    """The programs of a trained run, from what it says of its data; the data itself is not touched."""
+    objective = make_objective(config, features)
+    return Programs(config, objective, meshes.make(config.mesh), total_steps=1)
+
+
+def make_objective(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Any:
+    counts = None
+    if dataset is not None and features.classes:
+        counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
+    return load_class(config.recipe)(config, features, counts)
+
+
+def is_regression(config: schema.Config) -> bool:
+    return getattr(config.model, "head", "classification") == "regression"
+
+
+def make_cadence(config: schema.Config, examples: int) -> Cadence:
+    """Cadences in steps. Raises ConfigError where the schedule does not fit the length of training."""
+    per_epoch = examples / config.train.batch_size
+    total = total_steps(config, examples)
+    horizon = config.schedule.horizon or total
+    if config.schedule.warmup > horizon:
+        raise ConfigError(
+            f"schedule.warmup={config.schedule.warmup:g} is longer than training ({horizon} steps)",
+            where="schedule.warmup",
+            hint="shorten the warmup; below 1 it is a fraction of the training",
+        )
+    return Cadence(
+        total=total,
+        log=config.train.log_every,
+        evaluate=checks.cadence(config.eval.every, steps_per_epoch=per_epoch),
+        save=checks.cadence(config.checkpoint.every, steps_per_epoch=per_epoch),
+    )
+
+
+def mode_of(config: schema.Config, metric: str) -> str:
+    """Whether a metric should be large or small: as configured, else by its name."""
+    if config.eval.mode:
+        return config.eval.mode
+    return "min" if metric.rsplit("/", 1)[-1] in ("loss", "mse", "mae", "rmse", "perplexity") else "max"
+
+
+def use_compile_cache() -> Path | None:
+    """Keep compiled programs between starts, in a folder of this jaxlib and processor that only the user can write.
+
+    Whoever can write such a folder can run code as its reader, so one that others can write is not used.
+    """
+    import hashlib
+    import platform
+    import stat
+
+    import jaxlib
+
+    features = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    host = hashlib.sha256(f"{platform.machine()}{features}{os.environ.get('XLA_FLAGS', '')}".encode()).hexdigest()[:8]
+    folder = prepare.cache_root() / "compiled" / f"jaxlib-{jaxlib.__version__}-{host}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for private in (folder.parent, folder):
+            found = private.stat()
+            if found.st_uid != os.getuid():
+                log.warning("compiled programs are not kept: %s belongs to another user", private)
+                return None
+            if stat.S_IMODE(found.st_mode) & 0o077:
+                private.chmod(0o700)
+    except OSError as error:
+        log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
+    return folder

@@ -1,0 +1,176 @@
+"""Runs seen from outside, in whatever state they are: described and listed. Free of jax.
+
+A run may have been killed at any moment, be written to right now, or be damaged; none of this may stop a listing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bigctl.errors import BigctlError, RunError
+from bigctl.runs import directory
+from bigctl.runs.directory import RunDirectory
+
+MANIFEST = "manifest-0.json"
+"""`training.checkpoint.MANIFEST`, which is not imported because jax would come with it."""
+UNREADABLE = "unreadable"
+STATUSES = (
+    directory.RUNNING, directory.COMPLETE, directory.PARTIAL, directory.PREEMPTED, directory.FAILED,
+    directory.DIVERGED, directory.NEW, UNREADABLE,
+)  # fmt: skip
+_TAIL = 1 << 16
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One folder under checkpoints/; without its manifest it is an unfinished save, which nothing loads."""
+
+    path: Path
+    step: int
+    bytes: int
+    committed: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in a table.
+
+    Attributes:
+        step: the last step known of, None where nothing tells.
+        metric, value: what selects the best checkpoint, and its best value so far.
+        active: when the run last wrote something [seconds since the epoch].
+        message: why it failed, or why it cannot be read.
+    """
+
+    name: str
+    path: str
+    status: str
+    active: float
+    recipe: str = ""
+    step: int | None = None
+    metric: str = ""
+    value: float | None = None
+    overrides: tuple[str, ...] = ()
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rows(root: Path) -> list[Row]:
+    """All runs in a folder, the latest active first. Raises RunError where the folder itself cannot be read."""
+    try:
+        folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir()] if root.exists() else []
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=str(root)) from error
+    found = [row(RunDirectory(folder)) for folder in folders if not folder.name.startswith(".") and maybe_run(folder)]
+    return sorted(found, key=lambda r: (-r.active, r.name))
+
+
+def row(run: RunDirectory) -> Row:
+    """One run, as far as it can be read; never raises for what is wrong with it."""
+    name = run.path.name
+    try:
+        record = run.record() if run.exists else {}
+        status = run.status()
+        best = _summed_up(run) if status == directory.COMPLETE else None
+        step, metric, value = best or _so_far(run)
+        active = max(_modified(run.metrics), float(record.get("updated") or _modified(run.path)))
+        overrides = tuple(str(o) for o in record.get("overrides") or ())
+        return Row(
+            name, str(run.path), status, active, str(record.get("recipe", "")), step, metric, value, overrides,
+            str(record.get("message") or ""),
+        )  # fmt: skip
+    except (BigctlError, OSError, ValueError, TypeError, AttributeError) as error:
+        return Row(name, str(run.path), UNREADABLE, _modified(run.path), message=str(error))
+
+
+def _summed_up(run: RunDirectory) -> tuple[int, str, float | None] | None:
+    try:
+        summary = run.summary()
+        metric = str(summary.get("selected_by", ""))
+        return int(summary["step"]), metric, _number(summary["metrics"].get(metric))
+    except (BigctlError, KeyError, ValueError, TypeError, AttributeError):
+        return None  # the checkpoints tell too
+
+
+def _so_far(run: RunDirectory) -> tuple[int | None, str, float | None]:
+    """(step, metric, its best value) of a run that has no summary, from its last metrics and its newest checkpoint."""
+    progress = newest_progress(run)
+    best = _number(progress.get("best"))
+    metric = next((n for n, v in (progress.get("best_metrics") or {}).items() if best is not None and v == best), "")
+    steps = [s for s in (progress.get("step"), _last_step(run.metrics)) if s is not None]
+    return max(steps, default=None), metric, best
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def newest_progress(run: RunDirectory) -> dict[str, Any]:
+    """What the newest whole checkpoint says of the training's progress; empty if there is none."""
+    for saved in reversed(checkpoints(run, sizes=False)):
+        if saved.committed:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return dict(json.loads((saved.path / "meta.json").read_text(encoding="utf-8"))["progress"])
+    return {}
+
+
+def checkpoints(run: RunDirectory, *, sizes: bool = True) -> list[Checkpoint]:
+    """The checkpoints on disk by step, unfinished saves among them; sizes [bytes] are 0 if not asked for."""
+    if not run.checkpoints.is_dir():
+        return []
+    folders = sorted((p for p in run.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    return [Checkpoint(p, int(p.name), disk_size(p) if sizes else 0, (p / MANIFEST).is_file()) for p in folders]
+
+
+def disk_size(folder: Path) -> int:
+    """Bytes of all files below a folder; what vanishes meanwhile does not count."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
+
+
+def _last_step(path: Path) -> int | None:
+    """The step of the last whole line of metrics.jsonl."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _TAIL))
+        for line in reversed(stream.read().splitlines()):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return int(json.loads(line)["step"])
+    return None
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def holder(run: RunDirectory) -> str:
+    """Which process holds the run, as it wrote into the lock."""
+    with contextlib.suppress(OSError, ValueError):
+        return (run.path / ".lock").read_text(encoding="utf-8").strip() or "another process"
+    return "another process"
+
+
+def maybe_run(folder: Path) -> bool:
+    """Whether to list a folder: it has a run.json, was killed before it had one, or does not let us see."""
+    try:
+        names = {entry.name for entry in os.scandir(folder)}
+    except OSError:
+        return True
+    return "run.json" in names or only_begun(names)
+
+
+def only_begun(names: set[str]) -> bool:
+    return ".lock" in names and all(name == ".lock" or name.startswith(".run.json.") for name in names)

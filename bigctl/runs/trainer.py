@@ -1,0 +1,394 @@
+"""From a composed configuration to a finished run directory: open or resume, fit, score the test split, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigctl.config import compose as composing
+from bigctl.config import drift
+from bigctl.config.compose import Composed
+from bigctl.errors import BigctlError, Preempted, RunError, TrainingFailed
+from bigctl.files import write_json
+from bigctl.parallel import host
+from bigctl.runs import directory
+from bigctl.runs.directory import RunDirectory
+from bigctl.training.signals import StopRequest
+
+log = logging.getLogger("bigctl")
+
+
+@dataclass
+class Options:
+    """How to train, besides what.
+
+    Attributes:
+        resume: "auto" goes on with an existing run, "never" starts anew, "must" fails where there is none.
+        allow_drift: keys that may differ from the run that is resumed.
+        quiet: no progress on stderr.
+        profile: write a profiler trace of a few steps.
+        plugins: modules the configuration needs, for the record.
+        argv: the command line, for the record.
+    """
+
+    resume: str = "auto"
+    allow_drift: Sequence[str] = ()
+    quiet: bool = False
+    profile: bool = False
+    plugins: Sequence[str] = ()
+    argv: Sequence[str] = ()
+
+
+def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
+    """Train a configuration in a run directory; gives the summary. A finished run is left as it is.
+
+    Raises:
+        BigctlError: with the exit code that fits; the run directory says what happened.
+    """
+    run = RunDirectory(path)
+    if options.resume == "must" and not run.exists:
+        raise RunError("there is no run to resume", where=str(path), hint="--resume auto starts one")
+    with StopRequest() as stop:  # before jax is imported: from here on a stop is an orderly one
+        run.lock()
+        try:
+            host.keep_memory()
+            config, previous, changed = _reconcile(run, composed, options)
+            if previous == directory.COMPLETE and _is_complete(run, config):
+                return {**run.summary(), "already_complete": True}
+            with _logging(run.log):
+                try:
+                    return _train(run, dataclasses.replace(composed, config=config), options, stop, changed)
+                except Exception as error:
+                    _record_failure(run, error)
+                    raise
+        finally:
+            if not run.config.exists():
+                run.discard()  # it ended before anything began: a typo leaves no run behind
+            run.release()
+
+
+def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple[Any, str, list[str]]:
+    """The configuration to go on with, the status of what is there, and what has changed since.
+
+    Raises:
+        RunError: if that cannot be resumed.
+    """
+    config = composed.config
+    if not run.exists or not run.config.exists():
+        return config, directory.NEW, []
+    record, status = run.record(), run.status()
+    saved = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+    if config.schedule.horizon is None:  # a run that is made longer keeps the schedule it began with
+        config = dataclasses.replace(
+            config, schedule=dataclasses.replace(config.schedule, horizon=saved.schedule.horizon)
+        )
+    found = drift.judge(drift.changes(saved, config), options.allow_drift, where=str(run.path))
+    if status == directory.DIVERGED and not found:
+        raise TrainingFailed(
+            f"the run diverged: {record.get('message', '')}",
+            where=str(run.path),
+            hint="change the configuration (--allow-drift KEY), or use another --name",
+        )
+    return config, status, [str(change) for change in found]
+
+
+def _is_complete(run: RunDirectory, config: Any) -> bool:
+    """Whether nothing is left to do: all steps of this configuration are done, or it stopped by its own rule."""
+    from bigctl.runs.lengths import total_steps
+
+    summary = run.summary()
+    if summary.get("stopped"):
+        return True
+    return int(summary["step"]) >= total_steps(config, int(summary["data"]["train"]))
+
+
+def _train(
+    run: RunDirectory, composed: Composed, options: Options, stop: StopRequest, changed: Sequence[str]
+) -> dict[str, Any]:
+    started = time.time()
+    clock = time.perf_counter()
+    run.update_record(
+        status=directory.RUNNING,
+        recipe=composed.config.recipe.kind,
+        plugins=list(options.plugins),
+        message="",
+        exit_code=None,
+    )
+    from bigctl.runs import experiment as experiments
+    from bigctl.runs import provenance
+    from bigctl.training.checkpoint import Checkpoints, shapes
+
+    if composed.config.train.compile_cache:
+        experiments.use_compile_cache()
+    experiment = experiments.build(composed.config)
+    config = composed.config
+    if config.schedule.horizon is None:
+        horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
+        config = dataclasses.replace(config, schedule=horizon)
+    checkpoints = Checkpoints(run.checkpoints, keep=config.checkpoint.keep, best=config.checkpoint.best)
+    state, progress, resumed = _restore(run, experiment, checkpoints)
+    run.write_config(composing.to_yaml(config), composed.overrides)
+    start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": list(changed)}
+    run.update_record(
+        data={
+            "fingerprint": experiment.dataset.fingerprint,
+            "features": experiment.dataset.features.to_json(),
+            "info": experiment.dataset.info,
+            "sizes": {split: experiment.dataset.size(split) for split in experiment.dataset.splits},
+        },
+        overrides=list(composed.overrides),
+        packages=provenance.packages(),
+        code=provenance.code(Path.cwd()),
+        machine=provenance.machine(),
+        devices=_devices(experiment.programs.mesh),
+        parameters=count(state.params),
+        starts=[*run.record().get("starts", []), start],
+    )
+    meta = {"shapes": shapes(experiment.programs.abstract_state), "data": experiment.dataset.fingerprint}
+    try:
+        fitted = _fit(run, experiment, checkpoints, state, progress, stop, options, meta, resumed=resumed)
+        checkpoints.wait()
+        if stop.exit_code is not None and not _finished(experiment, fitted.progress):
+            raise _preempted(stop.exit_code, fitted.progress.step, experiment.cadence.total)
+        summary = _finish(run, experiment, checkpoints, fitted, resumed, time.perf_counter() - clock)
+    finally:
+        with contextlib.suppress(TrainingFailed):
+            checkpoints.close()
+    run.update_record(status=directory.COMPLETE, exit_code=0)
+    return summary
+
+
+def _finished(experiment: Any, progress: Any) -> bool:
+    return progress.step >= experiment.cadence.total or bool(progress.stopped)
+
+
+def _restore(run: RunDirectory, experiment: Any, checkpoints: Any) -> tuple[Any, Any, int]:
+    """The newest good checkpoint's state, or a new one; and the step it is at."""
+    from bigctl.training.state import Progress
+
+    checkpoints.clean()
+    if not checkpoints.steps():
+        return experiment.programs.initialise(), Progress(), 0
+    saved = checkpoints.find("last")
+    if saved.meta.get("data") != experiment.dataset.fingerprint:
+        raise RunError(
+            "the data is not what the run was started on",
+            where=str(run.path),
+            hint="bring the data back as it was, or start a new run with another --name",
+        )
+    checkpoints.clean(after=saved.step)
+    state = checkpoints.restore(saved, experiment.programs.abstract_state)
+    log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
+    return state, saved.progress, saved.step
+
+
+@dataclass
+class _Fitted:
+    state: Any
+    progress: Any
+    timings: Any
+    profile: list[str]
+
+
+def _fit(
+    run: RunDirectory,
+    experiment: Any,
+    checkpoints: Any,
+    state: Any,
+    progress: Any,
+    stop: Any,
+    options: Options,
+    meta: dict[str, Any],
+    *,
+    resumed: int,
+) -> _Fitted:
+    from bigctl.training import feed as feeds
+    from bigctl.training.evaluation import Evaluator
+    from bigctl.training.loop import Hooks, Loop
+    from bigctl.training.profile import Profiler
+    from bigctl.training.writers import Console, JsonLines, TensorBoard
+
+    config, cadence = experiment.config, experiment.cadence
+    splits = experiment.dataset.splits
+    lines = JsonLines(run.metrics, step=resumed)
+    console = Console(cadence.total, quiet=options.quiet)
+    writers: list[Any] = [lines, console]
+    if config.train.tensorboard:
+        writers.append(TensorBoard(run.tensorboard, step=resumed))
+    _announce(console, run, experiment, resumed)
+    profiler = Profiler(run.path / "profile", start=resumed + 20) if options.profile else None
+
+    def write(step: int, values: dict[str, Any]) -> None:
+        for writer in writers:
+            writer.write(step, values)
+
+    def warn(text: str) -> None:
+        log.warning(text)
+        console.say(text)
+
+    hooks = Hooks(
+        write=write,
+        save=lambda state, progress: checkpoints.save(state, progress, meta),
+        flush=lines.flush,
+        warn=warn,
+    )
+    if profiler is not None:
+        hooks.before_step = profiler.before_step
+    feed = feeds.make(experiment.programs, splits["train"], config)
+    loop = Loop(
+        experiment.programs,
+        feed,
+        Evaluator(experiment.programs, splits["validation"], config, prefix="val"),
+        cadence,
+        config,
+        hooks,
+        stop,
+        metric=experiment.metric,
+        mode=experiment.mode,
+        examples_per_epoch=experiment.dataset.size("train"),
+    )
+    try:
+        state, progress = loop.fit(state, progress)
+        lines.flush()
+    finally:
+        feed.close()
+        report = profiler.close() if profiler is not None else []
+        for writer in writers:
+            writer.close()
+    return _Fitted(state, progress, loop.timings, report)
+
+
+def _finish(
+    run: RunDirectory, experiment: Any, checkpoints: Any, fitted: _Fitted, resumed: int, seconds: float
+) -> dict[str, Any]:
+    """Score the test split once, with the selected weights, and write summary.json."""
+    from bigctl.training.evaluation import Evaluator
+
+    config, progress, state = experiment.config, fitted.progress, fitted.state
+    best = config.checkpoint.best and progress.best_step is not None
+    if best and progress.best_step != progress.step:
+        state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
+    evaluator = Evaluator(experiment.programs, experiment.dataset.splits["test"], config, prefix="test")
+    test = evaluator(experiment.programs.evaluation_weights(state), state.variables)
+    confusion = test.pop("test/confusion", None)
+    metrics = {**progress.best_metrics, **test}
+    timings = fitted.timings
+    examples = timings.steps * config.train.batch_size
+    summary = {
+        "schema": directory.SCHEMA,
+        "run": str(run.path),
+        "recipe": config.recipe.kind,
+        "status": directory.COMPLETE,
+        "step": progress.step,
+        "epoch": progress.position / experiment.dataset.size("train"),
+        "stopped": progress.stopped,
+        "selected_step": progress.best_step if best else progress.step,
+        "selected_by": experiment.metric,
+        "metrics": metrics,
+        "confusion": confusion,
+        "classes": list(experiment.dataset.features.classes or ()),
+        "parameters": count(state.params),
+        "data": {
+            "fingerprint": experiment.dataset.fingerprint,
+            **{split: experiment.dataset.size(split) for split in experiment.dataset.splits},
+        },
+        "resumed_from": resumed,
+        "devices": _devices(experiment.programs.mesh),
+        "timings": {
+            "wall": round(seconds, 3),
+            "train": round(timings.step, 3),
+            "compile": round(timings.compile, 3),
+            "data_wait": round(timings.data_wait, 3),
+            "evaluate": round(timings.evaluate, 3),
+            "checkpoint": round(timings.checkpoint, 3),
+        },
+        "examples_per_s": round(examples / timings.step, 1) if timings.step > 0 and timings.steps else None,
+        "profile": fitted.profile,
+    }
+    try:
+        write_json(run.summary_file, summary)
+    except OSError as error:
+        raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.summary_file)) from error
+    return summary
+
+
+def _announce(console: Any, run: RunDirectory, experiment: Any, resumed: int) -> None:
+    parameters, examples = count(experiment.programs.abstract_state.params), experiment.dataset.size("train")
+    steps, batch_size = experiment.cadence.total, experiment.config.train.batch_size
+    devices = _devices(experiment.programs.mesh)
+    console.say(
+        f"{run.path}: {parameters:,} parameters, {examples:,} training examples, {steps:,} steps of {batch_size} "
+        f"on {devices['count']} {devices['kind']}"
+    )
+    if resumed:
+        console.say(f"resuming from step {resumed:,}")
+
+
+def _devices(mesh: Any) -> dict[str, Any]:
+    first = mesh.devices.flat[0]
+    return {"platform": first.platform, "kind": first.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)}
+
+
+def count(params: Any) -> int:
+    """Number of trained scalars."""
+    import math
+
+    import jax
+
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _preempted(exit_code: int, step: int, total: int) -> Preempted:
+    reason = "Ctrl-C" if exit_code == 130 else "SIGTERM"
+    kept = "the checkpoint is saved" if step else "before anything was trained"
+    return Preempted(
+        f"stopped by {reason} at step {step} of {total}; {kept}",
+        exit_code=exit_code,
+        hint="run the same command again to go on",
+    )
+
+
+def _record_failure(run: RunDirectory, error: Exception) -> None:
+    """What happened into run.json, the traceback into log.txt; nothing of this may hide the error itself."""
+    from bigctl.training.loop import Diverged
+
+    status = directory.FAILED
+    if isinstance(error, Preempted):
+        status = directory.PREEMPTED
+    elif isinstance(error, Diverged):
+        status = directory.DIVERGED
+    code = error.exit_code if isinstance(error, BigctlError) else 1
+    with contextlib.suppress(Exception):
+        log.error("%s\n%s", error, traceback.format_exc())
+    with contextlib.suppress(Exception):
+        run.update_record(status=status, message=str(error)[:2000], exit_code=code)
+
+
+@contextlib.contextmanager
+def _logging(path: Path) -> Iterator[None]:
+    """Everything that is logged goes to log.txt; warnings also to stderr."""
+    root = logging.getLogger()
+    try:
+        handler: logging.Handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.INFO)
+    bigctl_logger = logging.getLogger("bigctl")
+    bigctl_logger.setLevel(logging.INFO)
+    root.addHandler(handler)
+    log.info("bigctl %s", json.dumps(sys.argv[1:]))
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

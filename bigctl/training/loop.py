@@ -1,0 +1,267 @@
+"""The order of events. What a step computes is in `step`, where batches come from in `feed`.
+
+After step s: evaluate, log, save, and only then draw the next batch. That order never changes: a checkpoint holds what
+was logged and selected before it, so a run resumed from it says the same things again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigctl import optim
+from bigctl.config import schema
+from bigctl.errors import TrainingFailed
+from bigctl.training import metrics
+from bigctl.training.evaluation import Evaluator
+from bigctl.training.feed import Feed
+from bigctl.training.signals import StopRequest
+from bigctl.training.state import Progress, TrainState
+from bigctl.training.step import Programs
+
+log = logging.getLogger("bigctl.train")
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When things happen, in steps; each at the multiples of its number, and at the end."""
+
+    total: int
+    log: int
+    evaluate: int
+    save: int
+
+    def next_event(self, step: int) -> int:
+        """The first step after `step` at which something is due."""
+        return min(self.total, *((step // every + 1) * every for every in (self.log, self.evaluate, self.save)))
+
+    def due(self, every: int, step: int) -> bool:
+        return step % every == 0 or step == self.total
+
+
+@dataclass
+class Timings:
+    """Where the wall time of a fit went [s]. `step` is what is left: training proper, compile excluded."""
+
+    total: float = 0.0
+    compile: float = 0.0
+    data_wait: float = 0.0
+    evaluate: float = 0.0
+    checkpoint: float = 0.0
+    steps: int = 0
+
+    @property
+    def step(self) -> float:
+        return max(0.0, self.total - self.compile - self.data_wait - self.evaluate - self.checkpoint)
+
+    @property
+    def besides(self) -> float:
+        return self.compile + self.evaluate + self.checkpoint
+
+
+@dataclass
+class _PendingLog:
+    step: int
+    position: int
+    sums: Any
+    bad_step: Any
+
+
+@dataclass
+class Hooks:
+    """What the loop calls out to.
+
+    Attributes:
+        write: (step, values, which) with which "train" or "evaluation".
+        save: (state, progress): begin to save a checkpoint.
+        flush: metrics onto the disk, before a checkpoint counts on them.
+        warn: a sentence for the user.
+    """
+
+    write: Callable[[int, dict[str, Any]], None]
+    save: Callable[[TrainState, Progress], None]
+    flush: Callable[[], None]
+    warn: Callable[[str], None]
+    before_step: Callable[[int], None] = field(default=lambda step: None)
+
+
+class Loop:
+    """One fit of one run.
+
+    Args:
+        programs: what is computed.
+        feed: where batches come from.
+        evaluator: how the validation split is scored.
+        cadence: when.
+        config: the experiment.
+        hooks: what happens with the results.
+        stop: whether someone asked to stop.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        feed: Feed,
+        evaluator: Evaluator,
+        cadence: Cadence,
+        config: schema.Config,
+        hooks: Hooks,
+        stop: StopRequest,
+        *,
+        metric: str,
+        mode: str,
+        examples_per_epoch: int,
+    ):
+        self.programs, self.feed, self.evaluator = programs, feed, evaluator
+        self.cadence, self.config, self.hooks, self.stop = cadence, config, hooks, stop
+        self.metric, self.mode, self.examples_per_epoch = metric, mode, examples_per_epoch
+        self.timings = Timings()
+        self._pending: _PendingLog | None = None
+        self._mark = (0.0, 0.0, 0)
+        self._compiled: set[str] = set()
+        self._warned = False
+
+    def fit(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+        """Train to the end, to an early stop, or until asked to stop.
+
+        Raises:
+            TrainingFailed: if the loss is not finite, or a checkpoint cannot be written.
+        """
+        start = time.perf_counter()
+        waited = self.feed.waited
+        batch_size = self.config.train.batch_size
+        self._mark = (start, 0.0, progress.position)
+        while progress.step < self.cadence.total and not progress.stopped and self.stop.exit_code is None:
+            self.hooks.before_step(progress.step)
+            limit = self.cadence.next_event(progress.step) - progress.step
+            with self._compile_time("train"):
+                state, count = self.feed.advance(state, progress.position, limit)
+            progress.step += count
+            progress.position += count * batch_size
+            self.timings.steps += count
+
+            step, improved = progress.step, False
+            if self.cadence.due(self.cadence.evaluate, step):
+                self._flush_log()
+                improved = self._evaluate(state, progress)
+            if self.cadence.due(self.cadence.log, step):
+                self._flush_log()
+                state = self._begin_log(state, progress)
+            asked = self.stop.exit_code is not None
+            if asked or progress.stopped or self.cadence.due(self.cadence.save, step) or improved:
+                self._flush_log()
+                state = self._save(state, progress)
+            self.timings.data_wait = self.feed.waited - waited
+            self.timings.total = time.perf_counter() - start
+        self._flush_log()
+        jax.block_until_ready(state)
+        self.timings.total = time.perf_counter() - start
+        return state, progress
+
+    # ---------------------------------------------------------------------------------------------------- the events
+
+    def _evaluate(self, state: TrainState, progress: Progress) -> bool:
+        """Score the validation split, take note, and decide on stopping; whether it is the best so far."""
+        jax.block_until_ready(state.step)  # training time is not evaluation time
+        start = time.perf_counter()
+        before = self.timings.compile
+        with self._compile_time("evaluate"):
+            found = self.evaluator(self.programs.evaluation_weights(state), state.variables)
+        scalars = {name: value for name, value in found.items() if isinstance(value, (int, float))}
+        if self.metric not in scalars:
+            raise TrainingFailed(
+                f"there is no metric {self.metric!r}", where="eval.metric", hint=f"one of: {', '.join(sorted(scalars))}"
+            )
+        stop = self.config.train.early_stop
+        improved = progress.record(scalars[self.metric], self.mode, stop.min_delta, scalars)
+        if stop.patience is not None and progress.stale >= stop.patience:
+            progress.stopped = f"no better {self.metric} in {progress.stale} evaluations"
+        if stop.target is not None and _reached(scalars[self.metric], stop.target, self.mode):
+            progress.stopped = f"{self.metric} reached {stop.target:g}"
+        self.hooks.write(progress.step, {"epoch": self._epoch(progress.position), **scalars})
+        self.timings.evaluate += time.perf_counter() - start - (self.timings.compile - before)
+        return improved and self.config.checkpoint.best
+
+    def _begin_log(self, state: TrainState, progress: Progress) -> TrainState:
+        """Take the sums out of the state. They are read one event later, so that no step waits for a log line."""
+        with self._compile_time("log"):
+            state, sums, bad_step = self.programs.take_sums(state)
+        self._pending = _PendingLog(progress.step, progress.position, sums, bad_step)
+        return state
+
+    def _flush_log(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        sums = jax.device_get(pending.sums)
+        self._check_finite(int(pending.bad_step))
+        now, besides = time.perf_counter(), self.timings.besides
+        then, besides_then, position_then = self._mark
+        seconds = now - then - (besides - besides_then)
+        self._mark = (now, besides, pending.position)
+        values = {"epoch": self._epoch(pending.position), **metrics.means(sums, "train")}
+        values["lr"] = self._learning_rate(pending.step)
+        values["perf/examples_per_s"] = (pending.position - position_then) / max(seconds, 1e-9)
+        self.hooks.write(pending.step, values)
+        self._report_recompiles(pending.step)
+
+    def _save(self, state: TrainState, progress: Progress) -> TrainState:
+        self._check_finite(int(state.bad_step))  # waits for the steps before: they are training, not checkpoint time
+        start = time.perf_counter()
+        self.hooks.flush()
+        self.hooks.save(state, progress)
+        self.timings.checkpoint += time.perf_counter() - start
+        return state
+
+    def _check_finite(self, bad_step: int) -> None:
+        if bad_step >= 0:
+            raise Diverged(
+                f"the loss is not finite at step {bad_step}",
+                hint="lower optimizer.lr, add schedule.warmup or optimizer.clip; the last good checkpoint is kept",
+            )
+
+    # ------------------------------------------------------------------------------------------------------- helpers
+
+    def _learning_rate(self, step: int) -> float:
+        factor = optim.factor(self.config.schedule, np.float64(step - 1), self.cadence.total, np)
+        return float(self.config.optimizer.lr * factor)
+
+    def _epoch(self, position: int) -> float:
+        return round(position / self.examples_per_epoch, 6)
+
+    def _compile_time(self, name: str) -> Any:
+        """The first call of a program compiles it; its time is no training time."""
+        return _FirstCall(self, name)
+
+    def _report_recompiles(self, step: int) -> None:
+        size = getattr(self.feed.program(), "_cache_size", lambda: 1)()
+        if size > 1 and not self._warned:
+            self._warned = True
+            self.hooks.warn(f"the training step was compiled {size} times by step {step}; shapes or placements changed")
+
+
+class _FirstCall:
+    def __init__(self, loop: Loop, name: str):
+        self.loop, self.name = loop, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        if self.name not in self.loop._compiled:
+            self.loop._compiled.add(self.name)
+            self.loop.timings.compile += time.perf_counter() - self.start
+
+
+class Diverged(TrainingFailed):
+    """The loss is not finite."""
+
+
+def _reached(value: float, target: float, mode: str) -> bool:
+    return value >= target if mode == "max" else value <= target

@@ -1,0 +1,79 @@
+"""What a run is between two steps: one plain pytree on the devices, and a handful of numbers on the host."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything on the devices that the next step depends on, or that the next log line is made of.
+
+    Attributes:
+        step: updates done, int32 [].
+        params: trained weights, float32.
+        variables: what the model updates by itself (batch statistics).
+        opt_state: the optimizer's.
+        ema: averaged weights, or an empty dict.
+        sums: training metrics since the last log.
+        bad_step: the first step whose loss was not finite, or -1, int32 [].
+    """
+
+    step: jax.Array
+    params: Tree
+    variables: Tree
+    opt_state: Tree
+    ema: Tree
+    sums: Tree
+    bad_step: jax.Array
+
+
+@dataclass
+class Progress:
+    """The host's side of the state, saved with it.
+
+    Attributes:
+        step: updates done.
+        position: training examples consumed.
+        best: the best value of the selection metric so far, and at which step.
+        stale: evaluations since then.
+        stopped: why training ended before its length, empty if it did not.
+    """
+
+    step: int = 0
+    position: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    stopped: str = ""
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+    def record(self, value: float, mode: str, min_delta: float, metrics: dict[str, float]) -> bool:
+        """Take note of an evaluation; whether it is the best so far. A value that is not a number never is."""
+        sign = 1 if mode == "max" else -1
+        better = math.isfinite(value) and (self.best is None or sign * (value - self.best) > min_delta)
+        if better:
+            self.best, self.best_step, self.stale, self.best_metrics = value, self.step, 0, dict(metrics)
+        else:
+            self.stale += 1
+        return better
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def zeros_like(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.zeros_like, tree)

@@ -1,0 +1,142 @@
+"""Where metrics go: `metrics.jsonl`, TensorBoard events, the console."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from bigctl.files import write_text
+
+
+class Writer(Protocol):
+    def write(self, step: int, values: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object a line, in step order. Opening it for a resumed run cuts back what came later."""
+
+    def __init__(self, path: Path, *, step: int):
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            write_text(path, "".join(f"{line}\n" for line in kept))
+        self._stream = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._stream.write(json.dumps({"step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Onto the disk: whatever a checkpoint has counted must not be lost."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut short by a crash
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a `metrics.jsonl`."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < float("inf")]
+
+
+class TensorBoard:
+    """Event files for TensorBoard; events after `step`, of a run that was cut off, are marked to be dropped."""
+
+    def __init__(self, folder: Path, *, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Console:
+    """Progress on stderr: a live line on a terminal, elsewhere one plain line at a time cadence.
+
+    Args:
+        total: length of training [steps].
+        quiet: print nothing.
+        every: seconds between plain lines.
+    """
+
+    def __init__(self, total: int, *, quiet: bool = False, every: float = 10.0):
+        self.total = total
+        self.quiet = quiet
+        self.every = every
+        self._last = time.monotonic()
+        self._progress: Any = None
+        self._values: dict[str, float] = {}
+        if not quiet and sys.stderr.isatty():
+            self._progress = self._live()
+
+    def _live(self) -> Any:
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        progress = Progress(*columns, console=Terminal(stderr=True), refresh_per_second=4)
+        progress.start()
+        self._task = progress.add_task("train", total=self.total, numbers="compiling ...")
+        return progress
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._values.update({k: v for k, v in values.items() if isinstance(v, (int, float))})
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, numbers=self._line())
+        elif not self.quiet and (time.monotonic() - self._last >= self.every or step >= self.total):
+            self._last = time.monotonic()
+            print(f"step {step}/{self.total}  {self._line()}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A sentence of its own, above the live line."""
+        if self.quiet:
+            return
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        shown = []
+        for name, label, pattern in _CONSOLE:
+            if name in self._values:
+                shown.append(f"{label} {self._values[name]:{pattern}}")
+        return "  ".join(shown)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+_CONSOLE = (
+    ("epoch", "epoch", ".2f"),
+    ("train/loss", "loss", ".4f"),
+    ("val/loss", "val loss", ".4f"),
+    ("val/accuracy", "val acc", ".4f"),
+    ("perf/examples_per_s", "examples/s", ",.0f"),
+)

@@ -1,0 +1,1 @@
+"""The packaged Hydra tree; installed as `bigctl.conf`."""

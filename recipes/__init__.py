@@ -1,0 +1,1 @@
+"""What each kind of experiment adds to the shared loop; installed as `bigctl.recipes`."""

@@ -1,0 +1,108 @@
+"""Loss and metrics of classification and of regression on one real target, shared by the recipes that need them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from bigctl.errors import ConfigError
+from bigctl.training.metrics import Sums, pair
+
+
+def class_logits(outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch classes"]:
+    """Logits of every class, float32. A single output is the log-odds of class 1, as under a sigmoid."""
+    outputs = outputs.astype(jnp.float32)
+    if outputs.shape[-1] == 1:
+        return jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=-1)
+    return outputs
+
+
+def training_sums(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    mask: Float[Array, " batch"],
+    *,
+    smoothing: Any = 0.0,
+    class_weights: Float[Array, " classes"] | None = None,
+) -> Sums:
+    """Cross-entropy and accuracy.
+
+    Label smoothing mixes the target with the uniform distribution (Szegedy et al. 2016). With class weights the mean
+    is that of torch's `CrossEntropyLoss(weight=...)`: over the weights, not over the examples.
+    """
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    log_probabilities = jax.nn.log_softmax(logits)
+    if class_weights is None:
+        losses = -jnp.sum(targets * log_probabilities, axis=-1)
+        loss = pair(losses, mask)
+    else:
+        losses = -jnp.sum(targets * class_weights * log_probabilities, axis=-1)
+        loss = jnp.stack([jnp.sum(losses * mask), jnp.sum(class_weights[labels] * mask)])
+    return {"loss": loss, "accuracy": pair(jnp.argmax(logits, -1) == labels, mask)}
+
+
+def evaluation_sums(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]
+) -> Sums:
+    """Plain cross-entropy, accuracy, and the confusion matrix [true class, predicted class]."""
+    classes = logits.shape[-1]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    predicted = jnp.argmax(logits, -1)
+    true_rows = jax.nn.one_hot(labels, classes) * mask[:, None]
+    confusion = jnp.einsum("bt,bp->tp", true_rows, jax.nn.one_hot(predicted, classes))
+    return {"loss": pair(losses, mask), "accuracy": pair(predicted == labels, mask), "confusion": confusion}
+
+
+def classification_metrics(confusion: np.ndarray) -> dict[str, Any]:
+    """Macro precision, recall and F1 as scikit-learn defines them with `zero_division=0`, and the matrix itself.
+
+    The mean is over the classes that occur, as a true label or as a prediction.
+    """
+    confusion = np.asarray(confusion, np.float64)
+    hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    occurs = (true + predicted) > 0
+    precision = hits / np.maximum(predicted, 1)
+    recall = hits / np.maximum(true, 1)
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    values = {"precision": precision, "recall": recall, "f1": f1}
+    result: dict[str, Any] = {name: float(value[occurs].mean()) for name, value in values.items()}
+    result["confusion"] = confusion.astype(int).tolist()
+    return result
+
+
+def regression_sums(
+    outputs: Float[Array, "batch 1"], targets: Float[Array, " batch"], mask: Array, mean: float, std: float
+) -> Sums:
+    """Squared error of the standardised target as the loss, and errors in the target's own unit."""
+    predicted = outputs.astype(jnp.float32)[:, 0]
+    error = predicted - (targets - mean) / std
+    return {
+        "loss": pair(jnp.square(error), mask),
+        "mse": pair(jnp.square(error * std), mask),
+        "mae": pair(jnp.abs(error * std), mask),
+    }
+
+
+def resolve_class_weights(setting: Any, counts: np.ndarray) -> jax.Array | None:
+    """`recipe.class_weights` as numbers: None, inverse class frequency with mean 1 over examples, or as given."""
+    if setting == "none" or setting is None:
+        return None
+    if setting == "balanced":
+        return jnp.asarray(counts.sum() / (np.maximum(counts, 1) * len(counts)), jnp.float32)
+    if len(setting) != len(counts):
+        raise ConfigError(
+            f"recipe.class_weights has {len(setting)} numbers, the data has {len(counts)} classes",
+            where="recipe.class_weights",
+        )
+    return jnp.asarray(list(setting), jnp.float32)
+
+
+def standardise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "batch h w c"]:
+    """uint8 [0, 255] -> float32, by the statistics of the training split."""
+    scaled = images.astype(jnp.float32) / 255.0
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

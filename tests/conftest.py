@@ -1,0 +1,66 @@
+"""One data cache for the whole test session, and helpers to run the installed command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared data and compiled programs of the tests are their own, unless a place is given."""
+    if "BIGCTL_CACHE_DIR" not in os.environ:
+        os.environ["BIGCTL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["COLUMNS"] = "200"
+
+
+class Cli:
+    """The installed command, run as a user would, in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, *arguments: str, code: int | None = 0, env: dict[str, str] | None = None, timeout: float = 300):
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+        if code is not None:
+            assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def json(self, *arguments: str, **options: Any) -> Any:
+        return json.loads(self(*arguments, "--json", **options).stdout)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(Path(sys.executable).with_name("bigctl")), *arguments]
+
+
+@pytest.fixture
+def bigctl(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+@pytest.fixture
+def error_line(bigctl: Cli) -> Callable[..., str]:
+    """Run a command that must fail with exit code 2; gives its stderr."""
+
+    def run(*arguments: str, code: int = 2, **options: Any) -> str:
+        return bigctl(*arguments, code=code, **options).stderr
+
+    return run

@@ -1,0 +1,282 @@
+"""Promises of `bigctl.data.table` and `rows`: tables of the user's own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigctl.data.encoder import TableEncoder
+from bigctl.data.table import read_rows, read_table
+from bigctl.errors import DataError
+
+PEOPLE = "age,city,y\n31,Rome,yes\n,Bonn,no\n45,Rome,no\n28.5,?,yes\n"
+
+
+def write(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
+    file = folder / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def refused(match: str, action, *args, **options) -> DataError:
+    with pytest.raises(DataError, match=match) as caught:
+        action(*args, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def features(decoded, split="train"):
+    return {name: values for name, values in decoded.splits[split].items() if name != "label"}
+
+
+# --- What a table becomes ---------------------------------------------------------------------------------------------
+
+
+def test_columns_are_typed_and_missing_values_marked(tmp_path):
+    decoded = read_table(write(tmp_path, PEOPLE), label="y")
+    train = decoded.splits["train"]
+    assert decoded.kind == "table" and decoded.classes == ("no", "yes")
+    assert list(train) == ["age", "city", "label"]
+    assert train["age"].dtype == np.float64 and np.array_equal(train["age"], [31, np.nan, 45, 28.5], equal_nan=True)
+    assert train["city"].dtype == object and train["city"].tolist() == ["Rome", "Bonn", "Rome", None]
+    assert train["label"].dtype == np.int32 and train["label"].tolist() == [1, 0, 0, 1]
+    json.dumps(decoded.info)
+
+
+@pytest.mark.parametrize("text", ["", "NA", "n/a", "NaN", "null", "?", "None", " na "])
+def test_missing_is_spelled_in_many_ways(tmp_path, text):
+    train = read_table(write(tmp_path, f"a,b,y\n1,u,0\n{text},{text},1\n2,u,1\n"), label="y").splits["train"]
+    assert np.isnan(train["a"][1]) and train["b"][1] is None
+
+
+def test_all_formats_say_the_same(tmp_path):
+    rows = [
+        {"age": 31, "city": "Rome", "ok": True, "y": "a"},
+        {"age": None, "city": "Bonn", "ok": False, "y": "b"},
+        {"age": 4.5, "city": "Bonn", "ok": True, "y": "b"},
+    ]
+    lines = [
+        ["age", "city", "ok", "y"],
+        ["31", "Rome", "true", "a"],
+        ["", "Bonn", "FALSE", "b"],
+        ["4.5", "Bonn", "True", "b"],
+    ]
+    files = {
+        "csv": "\n".join(map(",".join, lines)),
+        "tsv": "\r\n".join(map("\t".join, lines)) + "\r\n",
+        "jsonl": "\n".join(map(json.dumps, rows)) + "\n\n",
+    }
+    read = [read_table(write(tmp_path, text, f"t.{f}"), label="y", format=f) for f, text in files.items()]
+    for decoded in read:
+        train = decoded.splits["train"]
+        assert np.array_equal(train["age"], [31, np.nan, 4.5], equal_nan=True)
+        assert train["city"].tolist() == ["Rome", "Bonn", "Bonn"] and train["ok"].tolist() == [1, 0, 1]
+        assert decoded.classes == ("a", "b") and train["label"].tolist() == [0, 1, 1]
+
+
+def test_quoting_blank_lines_and_a_byte_order_mark_are_understood(tmp_path):
+    text = '\ufeff"a, b",c,y\n\n"say ""hi""\nthere", 1 ,0\nu,2,1\nu,3,1\n'
+    train = read_table(write(tmp_path, text), label="y").splits["train"]
+    assert train["a, b"].tolist() == ['say "hi"\nthere', "u", "u"] and train["c"].tolist() == [1, 2, 3]
+
+
+def test_jsonl_rows_may_lack_keys(tmp_path):
+    file = write(tmp_path, '{"a": 1, "y": 0}\n{"b": 2, "y": 1}\n')
+    train = read_table(file, label="y", format="jsonl").splits["train"]
+    assert np.array_equal(train["a"], [1, np.nan], equal_nan=True)
+    assert np.array_equal(train["b"], [np.nan, 2], equal_nan=True)
+
+
+def test_integer_classes_are_in_numeric_order(tmp_path):
+    decoded = read_table(write(tmp_path, "a,y\n1,10\n2,9\n3,10.0\n4,-1\n"), label="y")
+    assert decoded.classes == ("-1", "9", "10") and decoded.splits["train"]["label"].tolist() == [2, 1, 2, 0]
+
+
+def test_booleans_can_be_classes(tmp_path):
+    assert read_table(write(tmp_path, "a,y\n1,true\n2,false\n"), label="y").classes == ("false", "true")
+
+
+def test_regression_targets_are_floats(tmp_path):
+    decoded = read_table(write(tmp_path, "a,price\n1,10\n2,0.5\n"), label="price", regression=True)
+    assert decoded.classes is None and decoded.splits["train"]["label"].dtype == np.float64
+    assert decoded.splits["train"]["label"].tolist() == [10, 0.5]
+
+
+def test_other_splits_follow_the_training_file(tmp_path):
+    train = write(tmp_path, PEOPLE, "train.csv")
+    val = write(tmp_path, "extra,y,city,age\n1,yes,Oslo,1\n2,yes,7,NA\n", "val.csv")
+    decoded = read_table(train, label="y", validation_path=val, test_path=write(tmp_path, PEOPLE, "test.csv"))
+    assert list(decoded.splits) == ["train", "validation", "test"]
+    got = decoded.splits["validation"]
+    assert list(got) == ["age", "city", "label"] and got["label"].tolist() == [1, 1]
+    assert got["city"].tolist() == ["Oslo", "7"] and got["age"].dtype == np.float64
+
+
+def test_useless_columns_are_left_out_with_a_note(tmp_path):
+    text = ",name,gone,a,b,y\n0,Ann,NA,1,7,0\n1,Ben,,2,7,1\n2,Cid,,3,7,1\n"
+    decoded = read_table(write(tmp_path, text), label="y", drop=["b"])
+    assert list(features(decoded)) == ["a"]
+    notes = " | ".join(decoded.info["notes"])
+    assert "column 1 has no name" in notes and "'name' is different in every row" in notes
+    assert "'gone' has no values" in notes and len(decoded.info["notes"]) == 3
+
+
+def test_a_stray_word_among_numbers_is_noted(tmp_path):
+    rows = "".join(f"{i % 7},{i % 2}\n" for i in range(30))
+    decoded = read_table(write(tmp_path, f"a,y\n{rows}oops,1\n"), label="y")
+    assert decoded.splits["train"]["a"].dtype == object
+    assert "1 of its values are not numbers, the first 'oops' on line 32" in decoded.info["notes"][0]
+
+
+def test_underscores_do_not_make_numbers(tmp_path):
+    assert read_table(write(tmp_path, "a,y\n1_0,0\n1_0,1\n"), label="y").splits["train"]["a"].tolist() == ["1_0", "1_0"]
+
+
+def test_a_hundred_thousand_rows_take_seconds(tmp_path):
+    row = ",".join(["1.25"] * 15 + ["x", "y", "x", "y", "x"])
+    text = ",".join(f"c{i}" for i in range(20)) + ",target\n" + "".join(f"{row},{i % 2}\n" for i in range(100_000))
+    file = write(tmp_path, text)
+    start = time.process_time()
+    decoded = read_table(file, label="target")
+    assert time.process_time() - start < 6
+    assert len(decoded.splits["train"]["c0"]) == 100_000
+
+
+# --- What a table is refused for --------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named_with_its_likes(tmp_path):
+    write(tmp_path, PEOPLE, "train.csv")
+    assert "did you mean train.csv" in str(refused("no such file", read_table, tmp_path / "trian.csv", label="y"))
+    refused("a directory", read_table, tmp_path, label="y")
+    refused("no table format 'xls'", read_table, tmp_path / "train.csv", label="y", format="xls")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "file is empty"),
+        ("\n \n", "file is empty"),
+        ("a,y\n", "a header but not a single row"),
+        ("a,a,y\n1,2,3\n", ":1: duplicate column names: a "),
+        ("a,y\n1,0\n\n1,2,3\n", ":4: 3 fields, where the header has 2"),
+        ("a,y\n1,0\n1\n", ":3: 1 fields, where the header has 2"),
+        (b"a,y\n1,0\ncaf\xe9,1\n", ":3: byte 0xe9 is not UTF-8"),
+        (b"\xef\xbb\xbfa,y\n\xff,0\n", ":2: byte 0xff is not UTF-8"),
+        ("a,y\n".encode("utf-16"), "UTF-16"),
+        (b"a,y\n1,\0\n", ":2: there is a NUL byte"),
+        ('a,y\nu,0\n"v,1\nw,0\n', ":3: a quote is opened and never closed"),
+        ('a,y\nu,0\n"' + "v,1\n" * 50_000, ":3: a field has more than .* is a quote opened"),
+        ('a,y\n"u"v,0\n', ":2: malformed quotes"),
+        ("a,y\n1,0\n2,0\n", "only one class, '0'"),
+        ("a,y\n1,0\n2,\n3,NA\n4,1\n", "2 rows have no value in the target column 'y': line 3, 4"),
+        ("a,y\n1,0\ninf,1\n", ":3:a: the value 'inf' is infinite"),
+        ("a,y\n1,0\n1e999,1\n", ":3:a: the value '1e999' is infinite"),
+        ("y\n0\n1\n", "no feature columns are left"),
+        ("words,y\nfine day,0\nbad day,1\n", "no feature columns .*'words' is different in every row"),
+        ("label,a,y\n1,2,0\n1,3,1\n", "'label' is in the way"),
+        ("1,2,0\n3,4,1\n", "the first line must name the columns"),
+        ("a;y\n1;2\n", "separated by ';'"),
+        ("a,y\n1,0.5\n2,0\n", "model.head=regression"),
+        ("a,y\n" + "".join(f"1,{i}\n" for i in range(30)), "30 different values in 30 rows .*model.head=regression"),
+        ("a,y\n" + "".join(f"1,{i % 1001}\n" for i in range(3000)), "1001 different values .*model.head=regression"),
+        ("a,y\n" + "".join(f"1,w{i % 1001}\n" for i in range(3000)), "is data.label=y the right column"),
+    ],
+)
+def test_bad_tables_are_refused_with_their_place(tmp_path, content, message):
+    assert str(tmp_path / "t.csv") in str(refused(message, read_table, write(tmp_path, content), label="y"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1, "y": 0}\n\n{"a": 1,\n', ":3: invalid JSON: .* at character"),
+        ('{"a": 1, "y": 0}\n[1, 2]\n', ":2: this is a list, not an object"),
+        ("null\n", ":1: this is null, not an object"),
+        ('{"a": [1], "y": 0}\n{"a": 2, "y": 1}\n', ":1:a: the value is a list"),
+        ('{"a": 1, "y": 0}\n{"a": Infinity, "y": 1}\n', ":2:a: the value 'inf' is infinite"),
+        ("[" * 100_000 + "\n", ":1: invalid JSON"),
+    ],
+)
+def test_bad_json_lines_are_refused_with_their_place(tmp_path, content, message):
+    refused(message, read_table, write(tmp_path, content), label="y", format="jsonl")
+
+
+def test_nested_json_may_be_dropped(tmp_path):
+    file = write(tmp_path, '{"a": 1, "b": [1], "y": 0}\n{"a": 2, "b": {}, "y": 1}\n')
+    assert list(features(read_table(file, label="y", format="jsonl", drop=["b"]))) == ["a"]
+
+
+def test_missing_columns_are_named_with_their_likes(tmp_path):
+    file = write(tmp_path, "age,species\n1,a\n2,b\n")
+    error = str(refused("no target column 'Species'", read_table, file, label="Species"))
+    assert "did you mean 'species'?" in error and "age, species" in error
+    assert "did you mean 'age'" in str(refused("no column", read_table, file, label="species", drop=["agee"]))
+    refused("holds the target", read_table, file, label="species", drop=["species"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("age,city,y\n1,Rome,yes\nold,Rome,no\n", "val.csv:3:age: 'old' is not a number"),
+        ("age,city,y\n-inf,Rome,yes\n", "val.csv:2:age: the value '-inf' is infinite"),
+        ("age,city,y\n1,Rome,maybe\n", "val.csv:2:y: label out of range: 'maybe' .* no, yes"),
+        ("age,city,y\n1,Rome,\n", "val.csv: 1 rows have no value in the target"),
+        ("age,y\n1,yes\n", "val.csv: feature column 'city' of the training file is missing"),
+        ("age,city\n1,Rome\n", "val.csv: there is no target column 'y'"),
+    ],
+)
+@pytest.mark.parametrize("split", ["validation_path", "test_path"])
+def test_other_splits_are_held_to_the_training_file(tmp_path, text, message, split):
+    files = {split: write(tmp_path, text, "val.csv")}
+    refused(message, read_table, write(tmp_path, PEOPLE), label="y", **files)
+
+
+def test_the_training_file_is_no_test_file(tmp_path):
+    file = write(tmp_path, PEOPLE)
+    refused("training file itself", read_table, file, label="y", test_path=file)
+
+
+def test_regression_targets_must_be_numbers(tmp_path):
+    refused(":3:y: 'high' is not", read_table, write(tmp_path, "a,y\n1,2\n2,high\n"), label="y", regression=True)
+    refused("no value.* line 3", read_table, write(tmp_path, "a,y\n1,2\n2,\n"), label="y", regression=True)
+    refused(":3:y: .* infinite", read_table, write(tmp_path, "a,y\n1,2\n2,inf\n"), label="y", regression=True)
+
+
+# --- Prediction -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def people(tmp_path):
+    decoded = read_table(write(tmp_path, PEOPLE), label="y")
+    return tmp_path, features(decoded), TableEncoder.fit(features(decoded))
+
+
+def test_prediction_encodes_as_training(people):
+    folder, train, encoder = people
+    expected = encoder.encode(train)
+    assert np.array_equal(read_rows(folder / "t.csv", encoder), expected)
+    bare = "city,note,age\nRome,hi,31\nBonn,,\nRome,,45\n,,28.5\n"
+    assert np.array_equal(read_rows(write(folder, bare, "bare.csv"), encoder), expected)
+    assert np.array_equal(read_rows(write(folder, bare.replace(",", "\t"), "bare.tsv"), encoder), expected)
+    assert np.array_equal(read_rows(bare.encode(), encoder), expected)
+    lines = '{"age": 31, "city": "Rome", "more": []}\n{"city": "Bonn"}\n{"age": 45, "city": "Rome"}\n{"age": 28.5}\n'
+    assert np.array_equal(read_rows(write(folder, lines, "bare.jsonl"), encoder), expected)
+    assert np.array_equal(read_rows(write(folder, lines, "bare.txt"), encoder, "jsonl"), expected)
+    assert np.array_equal(read_rows(lines.encode(), encoder), expected)
+
+
+def test_prediction_names_what_is_wrong(people):
+    folder, _, encoder = people
+    error = str(
+        refused("needs the feature columns age, city", read_rows, write(folder, "x,y\n1,2\n", "x.csv"), encoder)
+    )
+    assert "x, y" in error
+    refused("input:2:age: 'old' is not a number", read_rows, b"age,city\nold,Rome\n", encoder)
+    refused("'.txt' tells no format", read_rows, write(folder, "x", "x.txt"), encoder)
+    refused("no such file", read_rows, folder / "gone.csv", encoder)
+    refused("not a single row", read_rows, b"age,city\n", encoder)
