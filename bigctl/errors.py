@@ -49,6 +49,10 @@ class TrainingFailed(BigctlError):
     exit_code = 1
 
 
+class Diverged(TrainingFailed):
+    """The loss is not finite."""
+
+
 class RunHeld(BigctlError):
     """Another process is using the run directory."""
 

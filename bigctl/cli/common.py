@@ -39,7 +39,9 @@ def composed(options: argparse.Namespace, *, partial: bool = False) -> Any:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    from bigctl.files import plain
+
+    print(json.dumps(plain(value), indent=1, ensure_ascii=False, default=str))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -54,6 +54,9 @@ def report(run: RunDirectory) -> dict[str, Any]:
             notes.append(str(error))
     row, progress, saved = listing.row(run), listing.newest_progress(run), listing.checkpoints(run)
     best, last = progress.get("best_step"), max((c.step for c in saved if c.committed), default=None)
+    selected = summary.get("selected_step", best)
+    if selected is not None and not any(c.committed and c.step == selected for c in saved):
+        notes.append(f"the selected checkpoint, of step {selected}, is not on disk any more")
     data = record.get("data") or {}
     return {
         "run": str(run.path),
@@ -67,7 +70,7 @@ def report(run: RunDirectory) -> dict[str, Any]:
         "step": row.step,
         "total": _total(run, data.get("sizes") or {}, notes),
         "stopped": summary.get("stopped") or progress.get("stopped") or "",
-        "selected_step": summary.get("selected_step", best),
+        "selected_step": selected,
         "selected_by": row.metric or None,
         "metrics": summary.get("metrics") or progress.get("best_metrics") or {},
         "timings": summary.get("timings"),
@@ -94,7 +97,7 @@ def _total(run: RunDirectory, sizes: dict[str, int], notes: list[str]) -> int | 
     """The length of training [steps]; read leniently, because the components of a plugin need not be known here."""
     from omegaconf import OmegaConf
 
-    from bigctl.runs.lengths import total_steps
+    from bigctl.training.cadence import total_steps
 
     if not run.config.exists() or "train" not in sizes:
         return None
@@ -119,7 +122,7 @@ def _lines(path: Path) -> list[str]:
 def text(facts: dict[str, Any]) -> list[str]:
     """The report, one fact a line."""
     step, total = facts["step"], facts["total"]
-    progress = "not started" if step is None else f"step {step:,}" + (f" of {total:,}" if total else "")
+    progress = "no step recorded" if step is None else f"step {step:,}" + (f" of {total:,}" if total else "")
     lines = [f"{facts['run']}: {facts['status']}, {progress}", *_why(facts)]
 
     def line(name: str, value: Any) -> None:

@@ -14,6 +14,7 @@ examples:
   bigctl show recipe=cnn_cls
   bigctl show recipe=cnn_cls optimizer=sgd --only optimizer --docs
   bigctl show model=cnn --only model                what a model has, without a recipe
+  bigctl show train --docs                          a word without = is short for --only
   bigctl show recipe=cnn_cls --yaml                 plain YAML
   bigctl show recipe=cnn_cls seed=1 --diff cnn_cls  what differs from a run
   bigctl show --diff cnn_cls                        what that run's own command gives now
@@ -24,7 +25,7 @@ WIDEST = 48  # where comments start at the latest; longer lines push theirs to t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_overrides(parser)
-    parser.add_argument("--only", action="append", default=[], metavar="KEY", help="this key and what is below it")
+    parser.add_argument("--only", action="append", default=[], metavar="PART", help="this key, or all keys below it")
     parser.add_argument("--docs", action="store_true", help="say what each key means and when it may change")
     parser.add_argument("--diff", metavar="RUN", help="compare with the configuration of a run")
     parser.add_argument("--yaml", action="store_true", help="print plain YAML")

@@ -105,6 +105,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     for name, value in sorted(metrics.items()):
         if isinstance(value, float) and name.split("/")[0] in ("val", "test"):
             print(f"  {name:<16} {value:.4f}")
+    if summary.get("confusion") and not summary.get("already_complete"):
+        from bigctl.cli.eval import print_confusion
+
+        print_confusion(summary["confusion"], summary["classes"])
     for line in summary.get("profile") or []:
         print(f"  slow: {line}")
     kind = "FILE.csv" if summary["recipe"] == "mlp_cls" else "FILE.png"

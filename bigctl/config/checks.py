@@ -6,6 +6,7 @@ All of it runs before jax is imported; what only the data or the devices can tel
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +19,23 @@ from bigctl.errors import ConfigError
 Origins = Mapping[str, str]
 
 
-def check(config: Config, origins: Origins) -> None:
-    """Raise ConfigError for the first thing that cannot work, naming the key, its origin and the remedy."""
+def check(config: Config, origins: Origins, *, only: str = "") -> None:
+    """Raise ConfigError for the first thing that cannot work, naming the key, its origin and the remedy.
+
+    Args:
+        config: what was composed.
+        origins: where each value comes from.
+        only: check only keys that begin with this, such as "data.", where the rest is incomplete.
+    """
     for dotted, field, value in schema.walk_config(config):
+        if not dotted.startswith(only):
+            continue
         choices = field.metadata.get("choices") or ()
         if choices and value is not None and value not in choices:
             raise _error(origins, dotted, f"{dotted} cannot be {value!r}", f"one of: {', '.join(choices)}")
     for dotted, message, hint in _problems(config):
+        if not dotted.startswith(only):
+            continue
         raise _error(origins, dotted, message, hint)
 
 
@@ -35,7 +46,7 @@ def cadence(text: str, *, steps_per_epoch: float) -> int:
         ValueError: if it is no such text.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(steps?|ep|epochs?)?\s*", str(text))
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < math.inf:
         raise ValueError(f"{text!r} is no cadence")
     number, unit = float(match[1]), match[2] or "step"
     if unit.startswith("step"):
@@ -57,7 +68,7 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
             node = getattr(node, name, None)
         values = node if isinstance(node, list) else [node]
         for value in values:
-            if value is not None and not (value == value and fits(value)):
+            if value is not None and not (abs(value) < math.inf and fits(value)):
                 yield dotted, f"{dotted} cannot be {value}", f"it must be {rule}"
 
     for dotted in ("optimizer.lr", "optimizer.adam_lr", "train.epochs", "train.steps", "train.batch_size"):
@@ -117,14 +128,13 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "model.patch_size", f"model.patch_size={patch} does not divide data.image_size={size}", "choose a divisor"
     yield from _mesh_problems(config)
     weights = getattr(recipe, "class_weights", "none")
-    if isinstance(weights, str) and weights not in ("none", "balanced"):
+    listed = isinstance(weights, list) and all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
+    if weights not in (None, "none", "balanced") and not (listed and any(weights)):
         yield (
             "recipe.class_weights",
             f"recipe.class_weights cannot be {weights!r}",
-            "none, balanced, or a list such as [1,2]",
+            "none, balanced, or a list of numbers, 0 or more, such as [1,2]",
         )
-    if isinstance(weights, list) and not all(isinstance(w, (int, float)) and w >= 0 for w in weights):
-        yield "recipe.class_weights", f"recipe.class_weights cannot be {weights}", "a list of numbers, 0 or more"
 
 
 def _mesh_problems(config: Config) -> Iterator[tuple[str, str, str]]:

@@ -48,7 +48,7 @@ def compose(
         overrides: Hydra overrides: `group=option`, `key=value`, `~key`.
         config_dirs: folders with presets of the user's own, which shadow the packaged ones.
         plugins: modules to import first; they define components.
-        partial: allow a missing recipe or model and skip the cross-field checks, for commands that need a part only.
+        partial: allow what is missing and check the data alone, for commands that need a part only.
 
     Raises:
         ConfigError: for anything that is wrong, before anything is started.
@@ -60,8 +60,7 @@ def compose(
     node, origins = _hydra_compose(given, roots)
     _reject_extra_keys(node, schema.Config, origins)
     config, missing = _to_config(node, origins, partial=partial)
-    if not partial:
-        checks.check(config, origins)
+    checks.check(config, origins, only="data." if partial else "")
     return Composed(config, tuple(given), origins, tuple(missing))
 
 
@@ -241,6 +240,7 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[tree.Root]) -> tupl
     try:
         with hydra.initialize_config_dir(str(roots[-1].path), version_base="1.3"):
             node = hydra.compose("config", overrides=list(overrides))
+            OmegaConf.resolve(node)
             origins = _origins(GlobalHydra.instance().config_loader(), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
@@ -352,6 +352,7 @@ def _owners(full_key: str) -> str:
 def _plain(text: str) -> str:
     """OmegaConf's sentence without its class names."""
     text = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", r"'\1' is not a valid \2", text)
+    text = re.sub(r"\w+ \(DictConfig\) does not support deletion", "a key can be set but not removed", text)
     text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
     return (
         text.replace("a valid Integer", "a whole number")

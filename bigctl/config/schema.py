@@ -400,6 +400,11 @@ class Config:
     checkpoint: Checkpoint = key(Checkpoint, "What is kept.")
     seed: int = key(0, "Seed of parameters, order, dropout and augmentation.")
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the target is real-valued."""
+        return getattr(self.model, "head", "classification") == "regression"
+
 
 GROUPS = ("recipe", "model", "optimizer", "schedule", "data", "mesh", "experiment")
 """The groups of the Hydra tree, in the order they are composed."""

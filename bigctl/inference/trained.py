@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from bigctl.runs.directory import RunDirectory
 from bigctl.training.checkpoint import Checkpoints
 
 BATCH = 256
+
+log = logging.getLogger("bigctl")
 
 
 class TrainedRun:
@@ -52,6 +55,8 @@ class TrainedRun:
         checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
         if step == "best" and not checkpoints.has_best():
             step = "last"
+            if config.checkpoint.best:
+                log.warning("the best checkpoint is not there any more, or not yet; using the last one")
         saved = checkpoints.find(step)
         state = checkpoints.restore(saved, programs.abstract_state)
         checkpoints.close()
@@ -101,7 +106,7 @@ class TrainedRun:
         from bigctl.data import prepare
         from bigctl.training.evaluation import Evaluator
 
-        dataset = prepare.prepare(self.config.data, regression=experiment.is_regression(self.config))
+        dataset = prepare.prepare(self.config.data, regression=self.config.is_regression)
         if dataset.fingerprint != self.run.record()["data"]["fingerprint"]:
             raise RunError(
                 "the data is not what the run was trained on", where=str(self.run.path), hint="bring it back as it was"

@@ -69,7 +69,7 @@ class RunDirectory:
                 f"cannot be written: {error.strerror}", where=str(self.path), hint="choose another --run-dir"
             ) from error
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_soon(stream)
         except OSError as error:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
@@ -88,13 +88,13 @@ class RunDirectory:
     def held(self) -> bool:
         """Whether some process holds the lock at this moment."""
         try:
-            with (self.path / ".lock").open("a+") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with (self.path / ".lock").open() as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who only look do not see each other
             return False
-        except FileNotFoundError:
-            return False
-        except OSError:
+        except BlockingIOError:
             return True
+        except OSError:
+            return False
 
     def discard(self) -> None:
         """Remove what a start that came to nothing has left: the record, the log and the lock, and nothing else."""
@@ -139,6 +139,17 @@ class RunDirectory:
     def write_config(self, text: str, overrides: Sequence[str]) -> None:
         write_text(self.config, text)
         write_text(self.overrides, "".join(f"{o}\n" for o in overrides))
+
+
+def _lock_soon(stream: Any, *, tries: int = 5) -> None:
+    """Take the lock, or raise BlockingIOError. Someone who only looks at a run holds it for an instant: try again."""
+    for attempt in range(tries):
+        try:
+            return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt == tries - 1:
+                raise
+            time.sleep(0.02)
 
 
 def _read(path: Path) -> dict[str, Any]:

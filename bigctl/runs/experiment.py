@@ -11,14 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigctl.config import checks, schema
+from bigctl.config import schema
 from bigctl.data import prepare
 from bigctl.data.dataset import Dataset, Features
-from bigctl.errors import ConfigError
 from bigctl.lazy import load_class
 from bigctl.parallel import mesh as meshes
-from bigctl.runs.lengths import total_steps
-from bigctl.training.loop import Cadence
+from bigctl.training import cadence
+from bigctl.training.cadence import Cadence
 from bigctl.training.objective import Objective
 from bigctl.training.step import Programs
 
@@ -38,20 +37,21 @@ class Experiment:
     mode: str
 
 
-def build(config: schema.Config) -> Experiment:
-    """Prepare the data and build the programs; nothing is computed yet.
+def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
+    """Build the programs; nothing is computed yet. The data is prepared if it is not given.
 
     Raises:
         ConfigError, DataError: where configuration, data and devices do not fit each other.
     """
+    if dataset is None:
+        dataset = prepare.prepare(config.data, regression=config.is_regression)
+    when = cadence.make(config, dataset.size("train"))
     mesh = meshes.make(config.mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
-    dataset = prepare.prepare(config.data, regression=is_regression(config))
     objective = make_objective(config, dataset.features, dataset)
-    cadence = make_cadence(config, dataset.size("train"))
-    programs = Programs(config, objective, mesh, cadence.total)
+    programs = Programs(config, objective, mesh, when.total)
     metric = config.eval.metric or objective.metric
-    return Experiment(config, dataset, objective, programs, cadence, metric, mode_of(config, metric))
+    return Experiment(config, dataset, objective, programs, when, metric, mode_of(config, metric))
 
 
 def rebuild(config: schema.Config, features: Features) -> Programs:
@@ -65,29 +65,6 @@ def make_objective(config: schema.Config, features: Features, dataset: Dataset |
     if dataset is not None and features.classes:
         counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
     return load_class(config.recipe)(config, features, counts)
-
-
-def is_regression(config: schema.Config) -> bool:
-    return getattr(config.model, "head", "classification") == "regression"
-
-
-def make_cadence(config: schema.Config, examples: int) -> Cadence:
-    """Cadences in steps. Raises ConfigError where the schedule does not fit the length of training."""
-    per_epoch = examples / config.train.batch_size
-    total = total_steps(config, examples)
-    horizon = config.schedule.horizon or total
-    if config.schedule.warmup > horizon:
-        raise ConfigError(
-            f"schedule.warmup={config.schedule.warmup:g} is longer than training ({horizon} steps)",
-            where="schedule.warmup",
-            hint="shorten the warmup; below 1 it is a fraction of the training",
-        )
-    return Cadence(
-        total=total,
-        log=config.train.log_every,
-        evaluate=checks.cadence(config.eval.every, steps_per_epoch=per_epoch),
-        save=checks.cadence(config.checkpoint.every, steps_per_epoch=per_epoch),
-    )
 
 
 def mode_of(config: schema.Config, metric: str) -> str:

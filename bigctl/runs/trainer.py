@@ -17,11 +17,13 @@ from typing import Any
 from bigctl.config import compose as composing
 from bigctl.config import drift
 from bigctl.config.compose import Composed
-from bigctl.errors import BigctlError, Preempted, RunError, TrainingFailed
+from bigctl.data import prepare
+from bigctl.errors import BigctlError, Diverged, Preempted, RunError, TrainingFailed
 from bigctl.files import write_json
 from bigctl.parallel import host
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
+from bigctl.training import cadence
 from bigctl.training.signals import StopRequest
 
 log = logging.getLogger("bigctl")
@@ -103,7 +105,7 @@ def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple
 
 def _is_complete(run: RunDirectory, config: Any) -> bool:
     """Whether nothing is left to do: all steps of this configuration are done, or it stopped by its own rule."""
-    from bigctl.runs.lengths import total_steps
+    from bigctl.training.cadence import total_steps
 
     summary = run.summary()
     if summary.get("stopped"):
@@ -123,13 +125,17 @@ def _train(
         message="",
         exit_code=None,
     )
+    # Everything that can be wrong with the data is found before the seconds that jax takes to start.
+    dataset = prepare.prepare(composed.config.data, regression=composed.config.is_regression)
+    cadence.make(composed.config, dataset.size("train"))
+
     from bigctl.runs import experiment as experiments
     from bigctl.runs import provenance
     from bigctl.training.checkpoint import Checkpoints, shapes
 
     if composed.config.train.compile_cache:
         experiments.use_compile_cache()
-    experiment = experiments.build(composed.config)
+    experiment = experiments.build(composed.config, dataset)
     config = composed.config
     if config.schedule.horizon is None:
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
@@ -225,6 +231,8 @@ def _fit(
     if config.train.tensorboard:
         writers.append(TensorBoard(run.tensorboard, step=resumed))
     _announce(console, run, experiment, resumed)
+    if config.train.accumulate > 1 and getattr(config.model, "norm", "none") == "batch":
+        console.say("note: batch normalisation sees each of the train.accumulate parts by itself, not the whole batch")
     profiler = Profiler(run.path / "profile", start=resumed + 20) if options.profile else None
 
     def write(step: int, values: dict[str, Any]) -> None:
@@ -359,8 +367,6 @@ def _preempted(exit_code: int, step: int, total: int) -> Preempted:
 
 def _record_failure(run: RunDirectory, error: Exception) -> None:
     """What happened into run.json, the traceback into log.txt; nothing of this may hide the error itself."""
-    from bigctl.training.loop import Diverged
-
     status = directory.FAILED
     if isinstance(error, Preempted):
         status = directory.PREEMPTED
@@ -373,12 +379,19 @@ def _record_failure(run: RunDirectory, error: Exception) -> None:
         run.update_record(status=status, message=str(error)[:2000], exit_code=code)
 
 
+class _LogFile(logging.FileHandler):
+    """log.txt, which must not fail a run or fill its terminal when the disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def _logging(path: Path) -> Iterator[None]:
     """Everything that is logged goes to log.txt; warnings also to stderr."""
     root = logging.getLogger()
     try:
-        handler: logging.Handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -132,6 +132,8 @@ class Checkpoints:
         previous = self.steps()
         kept = f"the one of step {previous[-1]} is kept" if previous else "there is none before it"
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
+        if "No space left on device" in str(error):
+            reason = "no space left on the device"
         return TrainingFailed(
             f"checkpoint of step {int(target.name)} could not be written: {reason}; {kept}",
             where=str(self.folder),
@@ -142,7 +144,7 @@ class Checkpoints:
         if self._checkpointer is None:
             import orbax.checkpoint as ocp
 
-            logging.getLogger("absl").setLevel(logging.ERROR)
+            logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are logged here, once
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
             self._checkpointer = ocp.AsyncCheckpointer(handler)
         return self._checkpointer

@@ -66,6 +66,22 @@ def loops(programs: Programs, config: schema.Config) -> bool:
     return bool(getattr(load_class(config.model), "loops_on_cpu", True)) if on_cpu else True
 
 
+class _Ahead:
+    """Indices at successive positions, out of blocks computed at once: a call to the plan costs what thousands of
+    indices do."""
+
+    def __init__(self, plan: BatchPlan, length: int = 2**14):
+        self.plan, self.length = plan, length
+        self._start, self._block = 0, np.empty(0, np.int32)
+
+    def __call__(self, position: int, count: int) -> np.ndarray:
+        offset = position - self._start
+        if not 0 <= offset <= len(self._block) - count:
+            self._start, self._block = position, self.plan.indices(position, max(count, self.length))
+            offset = 0
+        return self._block[offset : offset + count]
+
+
 class ResidentFeed:
     """One step a dispatch, on data that is on the devices; only indices travel."""
 
@@ -73,20 +89,11 @@ class ResidentFeed:
         self.programs, self.arrays, self.plan = programs, arrays, plan
         self.batch_size = config.train.batch_size
         self.waited = 0.0
-        self._ahead: tuple[int, np.ndarray] = (0, np.empty(0, np.int32))
+        self._indices = _Ahead(plan)
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
-        indices = self._indices(position)
+        indices = self._indices(position, self.batch_size)
         return self.programs.step_resident(state, self.arrays, indices, self.programs.numbers), 1
-
-    def _indices(self, position: int) -> np.ndarray:
-        """Indices of one batch, out of a block computed for many batches at once."""
-        start, block = self._ahead
-        offset = position - start
-        if not 0 <= offset <= len(block) - self.batch_size:
-            block = self.plan.indices(position, 64 * self.batch_size)
-            self._ahead, offset = (position, block), 0
-        return block[offset : offset + self.batch_size]
 
     def program(self) -> Any:
         return self.programs.step_resident
@@ -103,6 +110,7 @@ class LoopFeed:
         self.batch_size = config.train.batch_size
         self.largest = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP)
         self.waited = 0.0
+        self._indices = _Ahead(plan)
         self._length: int | None = config.train.steps_per_dispatch
         self._warm = False
 
@@ -111,7 +119,7 @@ class LoopFeed:
         # are grouped changes nothing in the result.
         count = min(limit, self.largest, self._length or 1)
         indices = np.zeros((LARGEST_LOOP, self.batch_size), np.int32)
-        indices[:count] = self.plan.indices(position, count * self.batch_size).reshape(count, self.batch_size)
+        indices[:count] = self._indices(position, count * self.batch_size).reshape(count, self.batch_size)
         timing = self._warm and self._length is None
         if timing:
             jax.block_until_ready(state)
@@ -163,8 +171,9 @@ class SentFeed:
 
     def _produce(self, position: int) -> None:
         try:
+            ahead = _Ahead(self.plan)
             while not self._stop.is_set():
-                indices = self.plan.indices(position, self.batch_size)
+                indices = ahead(position, self.batch_size)
                 batch = {name: jax.device_put(values[indices], self.sharding) for name, values in self.columns.items()}
                 position += self.batch_size
                 while not self._stop.is_set():

@@ -17,8 +17,9 @@ import numpy as np
 
 from bigctl import optim
 from bigctl.config import schema
-from bigctl.errors import TrainingFailed
+from bigctl.errors import Diverged, TrainingFailed
 from bigctl.training import metrics
+from bigctl.training.cadence import Cadence
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
 from bigctl.training.signals import StopRequest
@@ -26,23 +27,6 @@ from bigctl.training.state import Progress, TrainState
 from bigctl.training.step import Programs
 
 log = logging.getLogger("bigctl.train")
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """When things happen, in steps; each at the multiples of its number, and at the end."""
-
-    total: int
-    log: int
-    evaluate: int
-    save: int
-
-    def next_event(self, step: int) -> int:
-        """The first step after `step` at which something is due."""
-        return min(self.total, *((step // every + 1) * every for every in (self.log, self.evaluate, self.save)))
-
-    def due(self, every: int, step: int) -> bool:
-        return step % every == 0 or step == self.total
 
 
 @dataclass
@@ -257,10 +241,6 @@ class _FirstCall:
         if self.name not in self.loop._compiled:
             self.loop._compiled.add(self.name)
             self.loop.timings.compile += time.perf_counter() - self.start
-
-
-class Diverged(TrainingFailed):
-    """The loss is not finite."""
 
 
 def _reached(value: float, target: float, mode: str) -> bool:

@@ -57,9 +57,14 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
 
     def record(self, value: float, mode: str, min_delta: float, metrics: dict[str, float]) -> bool:
-        """Take note of an evaluation; whether it is the best so far. A value that is not a number never is."""
-        sign = 1 if mode == "max" else -1
-        better = math.isfinite(value) and (self.best is None or sign * (value - self.best) > min_delta)
+        """Take note of an evaluation; whether it is the best so far. A value that is not a number never is.
+
+        Of equal values, as accuracies on a small validation split often are, that with the lower `val/loss` is better.
+        """
+        gain = value - self.best if self.best is not None else math.inf
+        gain = gain if mode == "max" or self.best is None else -gain
+        loss, best_loss = (side.get("val/loss", math.nan) for side in (metrics, self.best_metrics))
+        better = math.isfinite(value) and (gain > min_delta or (gain == 0 and loss < best_loss))
         if better:
             self.best, self.best_step, self.stale, self.best_metrics = value, self.step, 0, dict(metrics)
         else:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from bigctl.files import write_text
+from bigctl.files import plain, write_text
 
 
 class Writer(Protocol):
@@ -27,7 +27,7 @@ class JsonLines:
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        self._stream.write(json.dumps({"step": step, **values}) + "\n")
+        self._stream.write(json.dumps(plain({"step": step, **values})) + "\n")
 
     def flush(self) -> None:
         """Onto the disk: whatever a checkpoint has counted must not be lost."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,12 @@ def decoded(monkeypatch) -> list[str]:
 
     def counting(config):
         reader = real(config)
-        return replace(reader, decode=lambda *given: done.append(config.kind) or reader.decode(*given))
+
+        def decode(*given):
+            done.append(config.kind)
+            return reader.decode(*given)
+
+        return replace(reader, decode=decode)
 
     monkeypatch.setattr(catalog, "reader", counting)
     return done
@@ -105,7 +111,8 @@ def test_a_class_that_training_lacks_is_refused(monkeypatch, split):
     found = Decoded("table", {"train": {"x": np.arange(20.0), "label": label}}, ("common", "rare"))
     reader = catalog.Reader(lambda config: "own", lambda config, regression: found)
     monkeypatch.setitem(catalog.READERS, "packaged", reader)
-    config = Packaged(name="own", train="train[:9]", **{split: "train[9:]"})
+    keys: dict[str, Any] = {"train": "train[:9]", split: "train[9:]"}
+    config = Packaged(name="own", **keys)
     with pytest.raises(DataError, match=f"class 'rare' is in the {split} split but not in the training split"):
         prepare.prepare(config)
 
@@ -165,7 +172,7 @@ def test_a_changed_source_file_gets_another_cache(tmp_path, decoded):
 
 def test_every_key_that_changes_the_arrays_gets_another_cache(tmp_path):
     config = table(tmp_path)
-    changed = [
+    changed: list[dict[str, Any]] = [
         {"split_seed": 1}, {"train": "train[:50%]"}, {"validation": "train[90%:]"}, {"test": "train[:10%]"},
         {"validation_fraction": 0.2}, {"test_fraction": 0.2}, {"drop": ["b"]}, {"label": "b"},
         {"test_path": config.path},

@@ -67,7 +67,8 @@ def test_percentages_meet_without_gap_or_overlap():
 
 @pytest.mark.parametrize("name", ["val", "valid", "dev", "validation"])
 def test_validation_has_many_names(name):
-    decoded = source(train=50, test=5, **{name: 6})
+    lengths = {"train": 50, "test": 5, name: 6}
+    decoded = Decoded("table", {s: columns(n, 1000 * k) for k, (s, n) in enumerate(lengths.items())}, tuple("abcd"))
     for keys in ({}, {"validation": "validation"}, {"validation": "val"}):
         assert make(decoded, **keys)["validation"] == list(range(2000, 2006))
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigctl.data import tfds
+from bigctl.data import tfds, tfds_hooks
 from bigctl.data.source import Decoded
 from bigctl.errors import DataError
 
@@ -333,7 +333,7 @@ def test_jpeg_encoding_keeps_tensorflows_quality():
 
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     tfds._resolve("mnist")
-    with tfds._without_tensorflow():
+    with tfds_hooks.without_tensorflow():
         encoded = features.Image(shape=(16, 16, 3), encoding_format="jpeg").encode_example(noise)
         exact = features.Image(shape=(16, 16, 3)).encode_example(noise)
     expected = io.BytesIO()
@@ -344,7 +344,7 @@ def test_jpeg_encoding_keeps_tensorflows_quality():
 
 def test_a_builder_that_needs_more_of_tensorflow_says_so():
     with pytest.raises(ImportError, match="needs TensorFlow"):
-        tfds._stand_in().image.decode_jpeg(b"")
+        tfds_hooks.stand_in().image.decode_jpeg(b"")
 
 
 def test_every_patch_is_taken_back(tmp_path):
@@ -365,7 +365,7 @@ def test_every_patch_is_taken_back(tmp_path):
         (tqdm_utils, "_active"),
     ]
     before = [getattr(owner, name) for owner, name in places]
-    with tfds._without_tensorflow():
+    with tfds_hooks.without_tensorflow():
         assert cifar.tf is not lazy_imports_utils.tensorflow
         assert not [name for owner, name in places[:4] if getattr(owner, name) is before[places.index((owner, name))]]
     with pytest.raises(DataError):

@@ -1,0 +1,236 @@
+"""Look at a data set, prepare it, or remove its prepared form. Without a name: list the data sets known."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from bigctl.cli import common
+from bigctl.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  bigctl data                                          the data sets known, and which are prepared
+  bigctl data mnist5k --contact-sheet digits.png
+  bigctl data csv data.path=table.csv data.label=species
+  bigctl data csv data.path=homes.csv data.label=price model=mlp model.head=regression
+  bigctl data recipe=cnn_cls
+  bigctl data cifar10 --prepare                        download and decode it now
+  bigctl data cifar10 --clean                          remove what was decoded
+  bigctl data --clean --all
+"""
+MOST_ROWS = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_overrides(parser)
+    parser.add_argument("--prepare", action="store_true", help="prepare it, if it is not; download it, if need be")
+    parser.add_argument("--rebuild", action="store_true", help="prepare it again")
+    parser.add_argument("--clean", action="store_true", help="remove its prepared form")
+    parser.add_argument("--all", action="store_true", help="with --clean: of every data set")
+    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="write a grid of images")
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
+    if options.clean and (options.prepare or options.rebuild or options.contact_sheet):
+        raise ConfigError("--clean goes with nothing else than --all", hint="prepare in a second command")
+    if options.all:
+        if not options.clean or options.overrides:
+            raise ConfigError("--all is for `bigctl data --clean --all`")
+        return _clean_all(options)
+    if not options.overrides:
+        if options.clean or options.prepare or options.rebuild or options.contact_sheet:
+            raise ConfigError(
+                "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
+            )
+        return _list(options)
+    config, regression = _configuration(options)
+    if options.clean:
+        return _clean(options, config, regression)
+    return _show(options, config, regression)
+
+
+def _configuration(options: argparse.Namespace) -> tuple[Any, bool]:
+    """The `data` part of what is composed; whether targets are numbers. Raises ConfigError if a key is missing."""
+    from bigctl.config import schema
+
+    composed = common.composed(options, partial=True)
+    data = composed.config.data
+    if data.kind == schema.MISSING or not data.kind:
+        raise ConfigError("no data set is chosen", hint="bigctl data NAME, or recipe=NAME; `bigctl data` lists them")
+    for field in dataclasses.fields(data):
+        if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
+            doc = field.metadata.get("doc", "")
+            raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
+    return data, getattr(composed.config.model, "head", "classification") == "regression"
+
+
+# ---------------------------------------------------------------------------------------------------------- one set
+
+
+def _show(options: argparse.Namespace, config: Any, regression: bool) -> int:
+    from bigctl.data import prepare, preview
+
+    folder = prepare.cache_folder(config, regression=regression)
+    was_there = folder.is_dir()
+    if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
+        return _unprepared(options, config, folder)
+    dataset = prepare.prepare(config, regression=regression, rebuild=options.rebuild)
+    facts = {
+        "prepared": True,
+        **preview.describe(dataset),
+        "bytes": prepare.disk_size(folder),
+        "prepared_now": options.rebuild or not was_there,
+    }
+    table = preview.columns(dataset) if dataset.features.encoder else []
+    sheet = options.contact_sheet
+    if sheet is not None:
+        _write_sheet(dataset, sheet)
+    if options.json:
+        facts["columns"] = [dataclasses.asdict(column) for column in table]
+        common.print_json({**facts, "contact_sheet": str(sheet) if sheet else None})
+        return 0
+    print_facts(facts, config.kind)
+    if table:
+        print_columns(table, preview.targets(dataset))
+    elif dataset.features.kind == "image" and _truecolor():
+        room = shutil.get_terminal_size().columns // 17  # pictures of 16 columns and a gap
+        picked = [images[0] for _, images in preview.pick(dataset, each=1) if len(images)]
+        print("\n".join(preview.blocks(picked[:room], side=16)) if room else "")
+    if sheet is not None:
+        print(f"contact sheet: {sheet}")
+    return 0
+
+
+def _unprepared(options: argparse.Namespace, config: Any, folder: Path) -> int:
+    if options.json:
+        common.print_json({"prepared": False, "kind": config.kind, "path": str(folder), "bytes": 0})
+    else:
+        print(
+            f"{config.dataset} is not prepared; it is downloaded and decoded by\n  {' '.join(options.argv)} --prepare"
+        )
+    return 0
+
+
+def print_facts(facts: dict[str, Any], source: str) -> None:
+    """What a data set holds, one fact a line."""
+    for name, value in facts["info"].items():
+        items = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
+        for item in items if isinstance(items, list) else [items]:
+            print(f"{name:<12} {item}")
+    shape = "x".join(str(n) for n in facts["shape"])
+    what = f"images {shape}, uint8" if facts["kind"] == "image" else f"rows of {shape} features"
+    print(f"{'examples':<12} {what}; source of kind {source}")
+    if facts["mean"] and facts["kind"] == "image":
+        mean, std = (" ".join(f"{x:.4f}" for x in facts[key]) for key in ("mean", "std"))
+        print(f"{'pixels':<12} mean {mean}, std {std} (of the training split, from 0 to 1)")
+    print(f"{'fingerprint':<12} {facts['fingerprint']}")
+    now = ", prepared just now" if facts["prepared_now"] else ""
+    print(f"{'on disk':<12} {common.size(facts['bytes'])} in {facts['path']}{now}")
+    splits = facts["splits"]
+    if facts["classes"]:
+        rows = [
+            [name, *(f"{part['classes'][i]:,}" for part in splits.values())]
+            for i, name in enumerate(facts["classes"][:MOST_ROWS])
+        ]
+        rows.append(["total", *(f"{part['examples']:,}" for part in splits.values())])
+        common.print_table(("class", *splits), rows)
+        if (more := len(facts["classes"]) - MOST_ROWS) > 0:
+            print(f"... and {more} more classes")
+    else:
+        common.print_table(
+            ("split", "examples", "target: min", "mean", "max"),
+            [(s, f"{p['examples']:,}", *(f"{v:.4g}" for v in p["target"].values())) for s, p in splits.items()],
+        )
+
+
+def print_columns(table: list[Any], targets: list[str]) -> None:
+    """The columns of a table with the first rows, turned on their side."""
+    header = ("column", "kind", "mean ± std, or values", *(f"row {i}" for i in range(1, len(targets) + 1)))
+    rows = [(c.name, c.kind + (", some missing" if c.missing else ""), c.summary, *c.samples) for c in table]
+    common.print_table(header, [("(target)", "", "", *targets), *rows[:MOST_ROWS]])
+    if len(rows) > MOST_ROWS:
+        print(f"... and {len(rows) - MOST_ROWS} more columns")
+
+
+def _write_sheet(dataset: Any, file: Path) -> None:
+    from bigctl.data import preview
+
+    if dataset.features.kind != "image" or not dataset.features.classes:
+        raise ConfigError("only image data with classes has one", where="--contact-sheet")
+    if file.suffix.lower() != ".png":
+        raise ConfigError(f"{file} is no PNG file", where="--contact-sheet", hint=f"{file.stem}.png")
+    try:
+        preview.contact_sheet(dataset).save(file, format="PNG")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}", where="--contact-sheet") from error
+
+
+def _truecolor() -> bool:
+    return sys.stdout.isatty() and os.environ.get("COLORTERM") in ("truecolor", "24bit")
+
+
+# ---------------------------------------------------------------------------------------------------------- all sets
+
+
+def _list(options: argparse.Namespace) -> int:
+    from bigctl.config import tree
+    from bigctl.data import caches
+
+    found = caches.prepared()
+    known: list[dict[str, Any]] = [
+        {"name": name, "description": tree.headline(path), "caches": [_entry(p) for p in found if p.label == name]}
+        for name, path in sorted(tree.files(tree.roots(options.config_dir), "data").items())
+    ]
+    names = {entry["name"] for entry in known}
+    own = [_entry(p) for p in found if p.label not in names]
+    if options.json:
+        common.print_json({"known": known, "own": own, "bytes": sum(p.bytes for p in found)})
+        return 0
+    rows = []
+    for entry in known:
+        on_disk = sum(c["bytes"] for c in entry["caches"])
+        rows.append((entry["name"], common.size(on_disk) if on_disk else "", entry["description"]))
+    common.print_table(("data=", "prepared", ""), rows)
+    if own:
+        print("\nprepared from files or names of your own:")
+        table = [(p["label"], common.size(p["bytes"]), p["kind"], common.age(p["when"]), p["path"]) for p in own]
+        common.print_table(("label", "size", "kind", "age", "folder"), table)
+    print(f"\n{common.size(sum(p.bytes for p in found))} prepared; `bigctl data NAME` shows one")
+    return 0
+
+
+def _entry(found: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(found), "path": str(found.path)}
+
+
+def _clean(options: argparse.Namespace, config: Any, regression: bool) -> int:
+    from bigctl.data import prepare
+
+    folder = prepare.cache_folder(config, regression=regression)
+    freed = prepare.clean(config, regression=regression)
+    if options.json:
+        common.print_json({"path": str(folder), "freed_bytes": freed})
+    elif freed:
+        print(f"freed {common.size(freed)}: {folder}")
+    else:
+        print(f"nothing to remove: {folder} is not there")
+    return 0
+
+
+def _clean_all(options: argparse.Namespace) -> int:
+    from bigctl.data import caches, prepare
+
+    freed, folder = caches.clean_all(), prepare.cache_root() / "data"
+    if options.json:
+        common.print_json({"path": str(folder), "freed_bytes": freed})
+    else:
+        print(f"freed {common.size(freed)} in {folder}")
+    return 0

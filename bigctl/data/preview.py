@@ -1,0 +1,152 @@
+"""A prepared data set as people look at it: columns with sample rows, a contact sheet of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from bigctl.data.dataset import SPLITS, Dataset
+from bigctl.data.encoder import Numeric, TableEncoder
+
+Images = UInt8[np.ndarray, "n height width channels"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table, by what the training split held, and its first values.
+
+    Attributes:
+        kind: "numeric" or "categorical".
+        summary: mean and standard deviation, or the categories.
+        missing: whether the training split misses some values.
+        samples: values of the first training examples as text, "" for a missing one.
+    """
+
+    name: str
+    kind: str
+    summary: str
+    missing: bool
+    samples: tuple[str, ...]
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Sizes, classes, features and statistics, JSON-serialisable."""
+    features, regression = dataset.features, dataset.features.classes is None
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        labels = dataset.splits[split]["label"]
+        splits[split] = {"examples": len(labels)}
+        if regression:
+            spread = {"min": labels.min(), "mean": labels.mean(dtype=np.float64), "max": labels.max()}
+            splits[split]["target"] = {name: float(value) for name, value in spread.items()}
+        else:
+            splits[split]["classes"] = np.bincount(labels, minlength=features.num_classes).tolist()
+    return {
+        "kind": features.kind,
+        "splits": splits,
+        "classes": list(features.classes) if features.classes else None,
+        "shape": list(features.shape),
+        "feature_names": list(features.feature_names),
+        "mean": list(features.mean),
+        "std": list(features.std),
+        "image_size": list(features.image_size) if features.image_size else None,
+        "info": dataset.info,
+        "fingerprint": dataset.fingerprint,
+        "path": dataset.path,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def columns(dataset: Dataset, count: int = 5) -> list[Column]:
+    """The columns of a table as they were in its file, with the values of the first `count` training examples."""
+    encoder = TableEncoder.from_json(dataset.features.encoder or {})
+    rows = np.asarray(dataset.splits["train"]["inputs"][:count], np.float64)
+    found, start = [], 0
+    for column in encoder.columns:
+        part = rows[:, start : start + len(column.features)]
+        start += len(column.features)
+        if isinstance(column, Numeric):
+            absent = part[:, 1] > 0 if column.missing else np.zeros(len(part), bool)
+            numbers = part[:, 0] * column.std + column.mean
+            samples = ["" if gone else f"{x:.4g}" for x, gone in zip(numbers, absent, strict=True)]
+            found.append(
+                Column(column.name, "numeric", f"{column.mean:.4g} ± {column.std:.4g}", column.missing, tuple(samples))
+            )
+        else:
+            names = [*column.categories, *(["<other>"] if column.other else []), *([""] if column.missing else [])]
+            samples = [names[int(row.argmax())] if row.any() else "" for row in part]
+            shown = ", ".join(column.categories[:4]) + (", ..." if len(column.categories) > 4 else "")
+            summary = f"{len(column.categories)} values: {shown}"
+            found.append(Column(column.name, "categorical", summary, column.missing, tuple(samples)))
+    return found
+
+
+def targets(dataset: Dataset, count: int = 5) -> list[str]:
+    """The targets of the first training examples: class names, or numbers."""
+    labels, classes = dataset.splits["train"]["label"][:count].tolist(), dataset.features.classes
+    return [classes[label] if classes else f"{label:.4g}" for label in labels]
+
+
+# ------------------------------------------------------------------------------------------------------------ images
+
+
+def pick(dataset: Dataset, *, classes: int = 10, each: int = 8) -> list[tuple[str, Images]]:
+    """Training images of the first classes, spread evenly over each, as (class name, uint8 [n, H, W, C])."""
+    split = dataset.splits["train"]
+    picked = []
+    for number, name in enumerate((dataset.features.classes or ())[:classes]):
+        rows = np.flatnonzero(split["label"] == number)
+        chosen = rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)]
+        picked.append((name, np.asarray(split["inputs"][chosen])))
+    return picked
+
+
+def contact_sheet(dataset: Dataset, *, classes: int = 10, each: int = 8, side: int = 64) -> Image.Image:
+    """A grid of training images, one row a class with its name; each image fits into `side` pixels."""
+    picked = pick(dataset, classes=classes, each=each)
+    gap, pen = 4, ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    labels = [name if len(name) <= 24 else f"{name[:23]}~" for name, _ in picked]
+    left = max(round(pen.textlength(label)) for label in labels) + 3 * gap
+    size = (left + each * (side + gap), gap + len(picked) * (side + gap))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (label, (_, images)) in enumerate(zip(labels, picked, strict=True)):
+        top = gap + row * (side + gap)
+        pen.text((gap, top + side // 2), label, fill="black", anchor="lm")
+        for column, array in enumerate(images):
+            sheet.paste(_fitted(array, side), (left + column * (side + gap), top))
+    return sheet
+
+
+def blocks(images: list[Images], side: int = 16) -> list[str]:
+    """Images beside each other as lines of half blocks, two pixels a character, for a terminal with true colour."""
+    cells = [np.asarray(_fitted(image, side)) for image in images]
+    strip = np.concatenate([np.pad(c, ((0, 0), (0, 1), (0, 0))) for c in cells], axis=1)
+    lines = []
+    for upper, lower in zip(strip[0::2], strip[1::2], strict=True):
+        pixels = (f"\x1b[38;2;{_rgb(a)};48;2;{_rgb(b)}m▀" for a, b in zip(upper, lower, strict=True))
+        lines.append("".join(pixels) + "\x1b[0m")
+    return lines
+
+
+def _rgb(pixel: UInt8[np.ndarray, " channels"]) -> str:
+    return ";".join(str(int(value)) for value in pixel)
+
+
+def _fitted(array: UInt8[np.ndarray, "height width channels"], side: int) -> Image.Image:
+    """An image scaled into a black square; small ones by whole pixels, so that they stay what they are."""
+    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array[..., :3]).convert("RGB")
+    scale = side / max(image.size)
+    if scale >= 2:
+        scale = int(scale)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    resized = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
+    square = Image.new("RGB", (side, side))
+    square.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square

@@ -1,0 +1,129 @@
+"""`bigctl data` shows what a model will be given, and manages its prepared form."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import Cli
+
+PRICES = ("csv", "data.path=homes.csv", "data.label=price", "model=mlp", "model.head=regression")
+
+
+@pytest.fixture
+def own(bigctl: Cli, tmp_path: Path) -> Cli:
+    """The command with a cache of its own, so that what it removes is nobody else's."""
+
+    class Own(Cli):
+        def __call__(self, *arguments, env=None, **options):  # type: ignore[no-untyped-def]
+            return super().__call__(
+                *arguments, env={"BIGCTL_CACHE_DIR": str(tmp_path / "cache"), **(env or {})}, **options
+            )
+
+    return Own(bigctl.folder)
+
+
+@pytest.fixture
+def homes(bigctl: Cli) -> Path:
+    rows = [[f"{40 + i}", "" if i % 7 == 0 else ("north", "south")[i % 2], f"{1000 * i}"] for i in range(60)]
+    with (bigctl.folder / "homes.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["size", "side", "price"], *rows])
+    return bigctl.folder / "homes.csv"
+
+
+def test_packaged_set_tells_sizes_classes_and_source(bigctl: Cli) -> None:
+    facts = bigctl.json("data", "digits")
+    assert bigctl.json("data", "data=digits")["fingerprint"] == facts["fingerprint"]
+    assert sum(split["examples"] for split in facts["splits"].values()) == 1797
+    assert all(sum(split["classes"]) == split["examples"] for split in facts["splits"].values())
+    assert facts["classes"] == list("0123456789") and facts["shape"] == [8, 8, 1]
+    assert 0 < facts["mean"][0] < 1 and "scikit-learn" in facts["info"]["source"]
+    assert Path(facts["path"]).is_dir() and facts["bytes"] > 1797 * 64
+    text = bigctl("data", "digits").stdout
+    assert facts["fingerprint"] in text and facts["path"] in text and "CC BY" in text
+
+
+def test_recipe_names_its_data(bigctl: Cli) -> None:
+    assert "breast" in bigctl.json("data", "recipe=mlp_cls")["info"]["title"].lower()
+
+
+def test_table_shows_rows_as_they_are_in_the_file(bigctl: Cli, homes: Path) -> None:
+    facts = bigctl.json("data", *PRICES)
+    assert facts["classes"] is None and facts["splits"]["train"]["target"]["max"] <= 59_000
+    size, side = facts["columns"]
+    assert (size["name"], size["kind"], side["name"], side["kind"]) == ("size", "numeric", "side", "categorical")
+    assert side["missing"] and set(side["samples"]) <= {"north", "south", ""}
+    sides = {row["size"]: row["side"] for row in csv.DictReader(homes.open())}
+    assert len(size["samples"]) == 5 and [sides[value] for value in size["samples"]] == list(side["samples"])
+
+
+@pytest.mark.parametrize(("given", "key"), [((), "data.path"), (("data.path=homes.csv",), "data.label")])
+def test_missing_key_is_named(bigctl: Cli, homes: Path, given: tuple[str, ...], key: str) -> None:
+    assert f"{key} must be given" in bigctl("data", "csv", *given, code=2).stderr
+
+
+def test_wrong_names_are_answered_with_close_ones(bigctl: Cli) -> None:
+    assert "mnist" in bigctl("data", "mnst", code=2).stderr
+    assert "no data set is chosen" in bigctl("data", "model=mlp", code=2).stderr
+
+
+def test_list_tells_what_is_prepared(own: Cli, homes: Path) -> None:
+    assert all(not entry["caches"] for entry in own.json("data")["known"])
+    own("data", "digits", "--prepare")
+    own("data", "csv", "data.path=homes.csv", "data.label=side", "data.drop=[price]", code=2)  # some have no side
+    own("data", *PRICES)
+    found = own.json("data")
+    assert [e["name"] for e in found["known"] if e["caches"]] == ["digits"]
+    assert [e["label"] for e in found["own"]] == ["homes"]
+    assert "homes" in own("data").stdout
+
+
+def test_download_waits_to_be_asked_for(own: Cli) -> None:
+    assert own.json("data", "cifar10")["prepared"] is False
+    assert "--prepare" in own("data", "cifar10").stdout
+
+
+def test_clean_removes_this_configuration_only(own: Cli, homes: Path) -> None:
+    whole, part = own.json("data", *PRICES), own.json("data", *PRICES, "data.split_seed=1")
+    assert own.json("data", *PRICES, "--clean")["freed_bytes"] == whole["bytes"]
+    assert not Path(whole["path"]).exists() and Path(part["path"]).exists()
+    assert "nothing to remove" in own("data", *PRICES, "--clean").stdout
+    assert "no data set is named" in own("data", "--clean", code=2).stderr
+    own("data", "--clean", "--all")
+    assert not Path(part["path"]).exists() and not own.json("data")["bytes"]
+
+
+def test_rebuild_gives_the_same_data(own: Cli, homes: Path) -> None:
+    first, again = own.json("data", *PRICES, "--prepare"), own.json("data", *PRICES, "--rebuild")
+    assert first["fingerprint"] == again["fingerprint"] and again["prepared_now"]
+    assert not own.json("data", *PRICES)["prepared_now"]
+
+
+def test_contact_sheet_has_a_row_a_class(bigctl: Cli) -> None:
+    facts = bigctl.json("data", "digits", "--contact-sheet", "sheet.png")
+    with Image.open(bigctl.folder / "sheet.png") as sheet:
+        assert sheet.height == 4 + 10 * 68 and sheet.width > 8 * 68
+        pixels = np.asarray(sheet)
+    first = np.load(Path(facts["path"]) / "train.inputs.npy")
+    labels = np.load(Path(facts["path"]) / "train.label.npy")
+    left = pixels.shape[1] - 8 * 68
+    shown = pixels[4 : 4 + 64 : 8, left : left + 64 : 8, 0]
+    assert np.array_equal(shown, first[np.flatnonzero(labels == 0)[0], :, :, 0])  # unchanged but for whole pixels
+
+
+def test_contact_sheet_that_cannot_be_made_is_refused(bigctl: Cli) -> None:
+    for arguments in (("breast_cancer", "x.png"), ("digits", "x.jpg"), ("digits", "no/such/x.png")):
+        assert "--contact-sheet" in bigctl("data", arguments[0], "--contact-sheet", arguments[1], code=2).stderr
+
+
+def test_looking_at_data_does_not_start_jax(bigctl: Cli) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; from bigctl.cli.main import main; main(['data', 'digits']); assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=bigctl.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

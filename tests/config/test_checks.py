@@ -1,0 +1,202 @@
+"""Promises of `bigctl.config.checks`: what cannot work is refused before anything starts, by key, with a remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from bigctl.config import schema
+from bigctl.config.checks import cadence, check
+from bigctl.config.schema import Config, walk_config
+from bigctl.errors import ConfigError
+
+
+def config(**changed: Any) -> Config:
+    """A valid experiment with some keys changed; `optimizer__lr` is optimizer.lr."""
+    made = Config(
+        recipe=schema.CnnCls(), model=schema.Cnn(), optimizer=schema.AdamW(), schedule=schema.Cosine(),
+        data=schema.ImageFolder(path="x"), mesh=schema.Mesh(), train=schema.Train(steps=100),
+    )  # fmt: skip
+    for dotted, value in changed.items():
+        *parents, name = dotted.split("__")
+        node: Any = made
+        for parent in parents:
+            node = getattr(node, parent)
+        assert name in {field.name for field in dataclasses.fields(node)}
+        setattr(node, name, value)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
+def refused(made: Config, match: str, hint: str = "") -> ConfigError:
+    with pytest.raises(ConfigError, match=match) as caught:
+        check(made, {})
+    assert hint in str(caught.value.hint) and "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_sound_configuration_passes():
+    check(config(), {})
+    check(config(recipe=schema.MlpCls(), model=schema.Mlp(hidden=[]), data=schema.Csv(path="x", label="y")), {})
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("dotted", "values"),
+    [
+        ("optimizer__lr", [0.0, -1e-3, NAN, INF]),
+        ("optimizer__weight_decay", [-0.1, NAN]),
+        ("optimizer__clip", [0.0, -1.0]),
+        ("optimizer__b1", [1.0, -0.1]),
+        ("optimizer__b2", [1.0, 1.5]),
+        ("train__steps", [0, -5]),
+        ("train__epochs", [0.0, -1.0]),
+        ("train__batch_size", [0, -1]),
+        ("train__accumulate", [0]),
+        ("train__log_every", [0]),
+        ("train__steps_per_dispatch", [0]),
+        ("train__ema", [1.0, -0.5]),
+        ("train__precision", ["float16"]),
+        ("train__early_stop__patience", [0]),
+        ("train__early_stop__min_delta", [-1.0]),
+        ("checkpoint__keep", [0]),
+        ("checkpoint__every", ["", "soon", "0", "1.5 steps", "-1 epoch", "1e999"]),
+        ("eval__every", ["0 epochs", "two"]),
+        ("eval__batch_size", [0]),
+        ("eval__mode", ["best"]),
+        ("schedule__warmup", [-1.0]),
+        ("schedule__horizon", [0]),
+        ("schedule__final", [-0.1]),
+        ("model__dropout", [1.0, -0.1]),
+        ("model__channels", [[8, 0]]),
+        ("model__hidden", [[-3]]),
+        ("model__kernel_size", [0]),
+        ("model__pool", [0]),
+        ("model__activation", ["rel"]),
+        ("model__norm", ["instance"]),
+        ("recipe__label_smoothing", [1.0, -0.1]),
+        ("recipe__augment__rotate", [-1.0]),
+        ("recipe__augment__shift", [-0.1]),
+        ("recipe__augment__scale", [1.0]),
+        ("recipe__augment__crop", [-1]),
+        ("recipe__augment__flip", ["up"]),
+        ("recipe__class_weights", ["even", [1, -1], [1, "a"], [0, 0], 3, {"a": 1}, [NAN, 1]]),
+        ("data__validation_fraction", [0.0, 1.0]),
+        ("data__test_fraction", [0.0, 1.5]),
+        ("data__image_size", [[32], [8, 0], [8, 8, 3]]),
+        ("data__split_seed", [-1, 2**32]),
+        ("seed", [-1, 2**32, 10**400]),
+        ("mesh__data", [0, -2]),
+        ("mesh__fsdp", [0, -2]),
+    ],
+)
+def test_values_out_of_range_are_refused_by_key(dotted, values):
+    for value in values:
+        error = refused(config(**{dotted: value}), dotted.replace("__", r"\."))
+        assert error.hint
+
+
+@pytest.mark.parametrize(
+    ("changed", "message", "hint"),
+    [
+        ({"train__steps": None, "train__epochs": None}, "length of training is not given", "train.epochs=N"),
+        ({"train__batch_size": 10, "train__accumulate": 4}, "train.accumulate=4 does not divide", "divisor"),
+        ({"schedule__warmup": 101.0}, "schedule.warmup=101 is longer than training .100 steps", "fraction"),
+        ({"schedule__warmup": 20.0, "schedule__horizon": 10}, "longer than training .10 steps", "fraction"),
+        ({"recipe": schema.MlpCls()}, "model=cnn needs images, recipe=mlp_cls reads tables", "recipe=cnn_cls"),
+        ({"mesh__data": -1, "mesh__fsdp": -1}, "both -1", "number"),
+        ({"mesh__data": 3, "train__batch_size": 8}, "cannot be divided evenly over 3 devices", "train.batch_size=6"),
+        (
+            {"mesh__data": 4, "train__batch_size": 8, "train__accumulate": 4},
+            "batch_size=8 in 4 parts cannot be divided evenly over 4 devices",
+            "train.batch_size=16",
+        ),
+    ],
+)
+def test_keys_that_do_not_fit_each_other_are_refused(changed, message, hint):
+    refused(config(**changed), message, hint)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train__steps": None, "train__epochs": 0.5},
+        {"train__batch_size": 12, "train__accumulate": 4},
+        {"schedule__warmup": 100.0},
+        {"schedule__warmup": 0.5},
+        {"model": schema.Mlp()},
+        {"mesh__data": 4, "train__batch_size": 8, "train__accumulate": 2},
+        {"recipe__class_weights": [0, 1.5]},
+        {"recipe__class_weights": "balanced"},
+        {"recipe__class_weights": None},
+        {"optimizer__clip": None},
+        {"data__image_size": [1, 2]},
+        {"seed": 2**32 - 1},
+        {"eval__every": "0.5 epochs", "checkpoint__every": "1e3"},
+    ],
+)
+def test_the_edges_of_what_is_allowed_pass(changed):
+    check(config(**changed), {})
+
+
+def test_the_hint_for_a_batch_size_is_a_batch_size_that_passes():
+    for batch, parts, devices in [(8, 1, 3), (8, 4, 4), (1, 1, 8), (96, 2, 7)]:
+        made = config(train__batch_size=batch, train__accumulate=parts, mesh__data=devices)
+        hint = str(refused(made, "divided evenly").hint)
+        check(dataclasses.replace(made, train=dataclasses.replace(made.train, batch_size=int(hint.split("=")[1]))), {})
+
+
+def test_simulated_devices_are_counted(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    check(config(train__batch_size=16), {})
+    refused(config(train__batch_size=12), "evenly over 8 devices", "train.batch_size=8")
+    refused(config(train__batch_size=15, mesh__fsdp=3), "8 devices cannot be shared evenly by 3", "divisor")
+    check(config(train__batch_size=12, mesh__data=2, mesh__fsdp=2), {})
+
+
+def test_the_error_tells_where_the_value_was_set():
+    made = config(optimizer__lr=-1.0)
+    for origin, where in (("command line", "command line"), ("schema", None)):
+        with pytest.raises(ConfigError) as caught:
+            check(made, {"optimizer.lr": origin})
+        assert caught.value.where == where
+
+
+def test_every_key_with_choices_is_held_to_them():
+    choices = {
+        dotted: field.metadata["choices"] for dotted, field, _ in walk_config(config()) if field.metadata["choices"]
+    }
+    assert {"train.precision", "model.activation", "recipe.augment.flip"} <= set(choices)
+    for dotted, allowed in choices.items():
+        check(config(**{dotted.replace(".", "__"): allowed[-1]}), {})
+        refused(config(**{dotted.replace(".", "__"): "nothing of the sort"}), f"{dotted} cannot be", allowed[0])
+
+
+# --- Cadences ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("500", 500), (" 500 steps ", 500), ("1 step", 1), ("1e3", 1000), ("2.0 steps", 2), ("1 epoch", 40),
+        ("1 ep", 40), ("0.5 epochs", 20), ("2.5epochs", 101), ("0.001 epochs", 1),
+    ],
+)  # fmt: skip
+def test_a_cadence_is_a_number_of_steps(text, steps):
+    assert cadence(text, steps_per_epoch=40.3) == steps
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0 epochs", "-1", "1.5", "1.5 steps", "epoch", "1 minute", "1e999", "1e999 epochs", "nan", "1 2"]
+)
+def test_what_is_no_cadence_is_refused(text):
+    with pytest.raises(ValueError, match="cadence|steps"):
+        cadence(text, steps_per_epoch=40)

@@ -1,0 +1,328 @@
+"""Promises of `bigctl.config.compose`: what is typed becomes one typed configuration, or one line that says why not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bigctl.config import compose as composing
+from bigctl.config import schema, tree
+from bigctl.config.compose import compose, from_yaml, to_yaml
+from bigctl.errors import ConfigError
+from tests import golden
+
+MLP = "recipe=mlp_cls"
+CONF = tree.packaged()
+
+
+def refused(*overrides: str, **options) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides, **options)
+    assert "\n" not in str(caught.value) and "DictConfig" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def write(folder: Path, **presets: str) -> Path:
+    """A folder of presets; `model__own` is model/own.yaml."""
+    for name, text in presets.items():
+        file = folder / (name.replace("__", "/") + ".yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return folder
+
+
+def run(folder: Path, code: str) -> str:
+    """Stdout of Python code in a process of its own, in a folder."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# --- What is composed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", golden.recipes())
+def test_each_recipe_resolves_to_its_reviewed_configuration(recipe):
+    reviewed = golden.FOLDER / f"{recipe}.yaml"
+    assert golden.resolved(recipe) == reviewed.read_text(encoding="utf-8"), "if meant: python -m tests.golden"
+
+
+def test_every_reviewed_configuration_has_its_recipe():
+    assert sorted(file.stem for file in golden.FOLDER.glob("*.yaml")) == golden.recipes() != []
+
+
+@pytest.mark.parametrize("recipe", golden.recipes())
+def test_a_configuration_survives_its_yaml(recipe):
+    changed = [
+        "optimizer=sgd",
+        "schedule=step",
+        "schedule.at=[0.25,0.5]",
+        "optimizer.clip=1",
+        "train.early_stop.target=1",
+    ]
+    for overrides in ([], changed):
+        config = compose([f"recipe={recipe}", *overrides]).config
+        assert from_yaml(to_yaml(config), where="x") == config
+
+
+@pytest.mark.parametrize("recipe", golden.recipes())
+def test_a_recipe_sets_no_keys_inside_a_group_it_chooses(recipe):
+    # They would stay behind when another option of the group is chosen: `recipe=cnn_cls model=mlp`.
+    preset = yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())
+    own = {"recipe", *(field.name for field in schema.dataclasses.fields(schema.Config))} - set(schema.GROUPS) | {
+        "recipe"
+    }
+    assert set(preset) - {"defaults"} <= own
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_preset_says_what_it_is(file):
+    assert tree.headline(file).endswith((".", "]"))
+
+
+def test_every_option_of_every_group_composes():
+    groups = {g: tree.options([tree.Root(CONF, "conf")], g) for g in ("model", "optimizer", "schedule", "mesh", "data")}
+    for number in range(max(map(len, groups.values()))):
+        chosen = {group: options[number % len(options)] for group, options in groups.items()}
+        config = compose([f"{group}={option}" for group, option in chosen.items()], partial=True).config
+        for group in groups:
+            part = getattr(config, group)
+            assert type(part) is schema.component(group, part.kind), chosen
+
+
+def test_what_is_typed_wins_and_is_typed():
+    config = compose(
+        [MLP, "optimizer.lr=3e-4", "model.hidden=[8,4]", "train.epochs=2", "train.precision=bfloat16"]
+    ).config
+    assert config.optimizer.lr == 3e-4 and isinstance(config.model, schema.Mlp) and config.model.hidden == [8, 4]
+    assert config.train.epochs == 2.0 and isinstance(config.train.epochs, float)
+    assert isinstance(config.train, schema.Train) and config.train.precision == "bfloat16"
+
+
+def test_another_option_brings_only_its_own_keys():
+    config = compose([MLP, "optimizer=sgd", "schedule=linear", "data=digits", "recipe=cnn_cls"]).config
+    assert config.optimizer == schema.Sgd() and config.schedule == schema.Linear()
+    assert config.data == schema.Packaged(name="digits", test_fraction=0.2)
+
+
+def test_origins_tell_where_a_value_was_set_last(tmp_path):
+    write(tmp_path, model__mlp="# Mine.\ndefaults: [_mlp, _self_]\ndropout: 0.25\n")
+    origins = compose([MLP, "train.batch_size=8"], config_dirs=[tmp_path]).origins
+    assert origins["train.batch_size"] == "command line" and origins["model.hidden"] == "schema"
+    assert origins["train.epochs"].endswith("recipe/mlp_cls.yaml")
+    assert origins["model.dropout"] == f"{tmp_path}/model/mlp.yaml"
+
+
+def test_composing_imports_no_jax(tmp_path):
+    code = "import sys; from bigctl.config.compose import compose; compose(['recipe=mlp_cls']); print(*sys.modules)"
+    modules = run(tmp_path, code).split()
+    assert "hydra" in modules and not {"jax", "flax", "tensorflow"} & set(modules)
+
+
+# --- What is mistyped -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("recipe=mlp_clss", ["no recipe named 'mlp_clss'", "did you mean recipe=mlp_cls"]),
+        ("model=mpl", ["no model named 'mpl'", "did you mean model=mlp", "cnn, mlp"]),
+        ("modell=mlp", ["no key 'modell'", "did you mean model"]),
+        ("optimizer.lrr=1", ["no key 'optimizer.lrr'", "did you mean optimizer.lr?", "weight_decay"]),
+        ("train.bach_size=3", ["no key 'train.bach_size'", "did you mean train.batch_size?"]),
+        (
+            "train.early_stop.patence=3",
+            ["no key 'train.early_stop.patence'", "did you mean train.early_stop.patience?"],
+        ),
+        ("lr=1", ["no key 'lr'", "did you mean optimizer.lr?"]),
+        ("batch_size=8", ["no key 'batch_size'", "train.batch_size"]),
+        ("+sed=3", ["no key 'sed'", "did you mean seed"]),
+        ("+model.hiden=[3]", ["no key 'model.hiden'", "did you mean model.hidden?"]),
+        ("++model.hiden=[3]", ["no key 'model.hiden'", "did you mean model.hidden?"]),
+        (
+            "+train.early_stop.patence=3",
+            ["no key 'train.early_stop.patence'", "did you mean train.early_stop.patience?"],
+        ),
+        ("model.kernel_size=3", ["no key 'model.kernel_size'", "cnn"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "'fast' is not a number", "Peak learning rate"]),
+        ("train.batch_size=1.5", ["train.batch_size", "'1.5' is not a whole number"]),
+        ("train.tensorboard=maybe", ["train.tensorboard", "maybe"]),
+        ("model.hidden=3", ["model.hidden", "list"]),
+        ("model.hidden=[a]", ["model.hidden", "'a' is not a whole number"]),
+        ("model.dropout=null", ["model.dropout"]),
+        ("train=3", ["train=3"]),
+        ("model.activation=rel", ["model.activation cannot be 'rel'", "relu, gelu"]),
+        ("model.hidden=[1", ["cannot read 'model.hidden=[1'", "quote"]),
+        ("nonsense", ["cannot read 'nonsense'", "key=value"]),
+        ("optimizer.lr=1e-3,1e-2", ["optimizer.lr=1e-3,1e-2", "names several values"]),
+        ("optimizer=adam,sgd", ["optimizer=adam,sgd", "names several values"]),
+        ("optimizer.lr=range(1,3)", ["optimizer.lr=range(1,3)", "names several values"]),
+        ("hydra.run.dir=x", ["hydra.run.dir=x", "Hydra itself"]),
+        ("model.kind=cnn", ["model.kind is read-only", "model=NAME"]),
+        ("experiment=gone", ["no experiment named 'gone'"]),
+        ("~model.hidden", ["model.hidden"]),
+        ("optimizer=null", ["no optimizer named"]),
+        ("seed=${train.batch_sise}", ["train.batch_sise", "not found"]),
+        ("seed=${oc.env:NOT_SET_ANYWHERE}", ["NOT_SET_ANYWHERE", "not found"]),
+        ("mesh.data=${recipe.kind}", ["mesh.data", "'mlp_cls' is not a whole number"]),
+    ],
+)
+def test_a_mistake_is_answered_with_its_key_and_the_remedy(override, said):
+    message = refused(MLP, override)
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "no recipe is chosen"),
+        (["model=mlp", "data=digits"], "no recipe is chosen"),
+        ([MLP, "data=csv"], "data.label must be given"),
+        ([MLP, "data=csv", "data.label=y"], "data.path must be given"),
+        ([MLP, "data=tfds"], "data.dataset must be given"),
+    ],
+)
+def test_what_must_be_given_is_asked_for(overrides, said):
+    assert said in refused(*overrides)
+
+
+def test_a_part_may_be_composed_alone():
+    config = compose(["data=csv", "data.label=y"], partial=True).config
+    assert isinstance(config.data, schema.Csv) and config.data.label == "y"
+    assert "no data named 'cvs'" in refused("data=cvs", partial=True)
+
+
+# --- Presets of the user's own ----------------------------------------------------------------------------------------
+
+WIDE = "# A wide one.\ndefaults: [_mlp, _self_]\nhidden: [512]\n"
+
+
+def test_own_presets_add_to_groups(tmp_path):
+    write(
+        tmp_path, model__wide=WIDE, experiment__mine="# @package _global_\n# Mine.\nseed: 7\nmodel:\n  dropout: 0.1\n"
+    )
+    config = compose([MLP, "model=wide", "experiment=mine"], config_dirs=[tmp_path]).config
+    assert config.model == schema.Mlp(hidden=[512], dropout=0.1) and config.seed == 7
+    assert compose([MLP, "+experiment=mine"], config_dirs=[tmp_path]).config.seed == 7
+    assert "did you mean model=wide" in refused(MLP, "model=wode", config_dirs=[tmp_path])
+    assert "no model named 'wide'" in refused(MLP, "model=wide")
+
+
+def test_own_presets_shadow_packaged_ones_and_the_first_folder_wins(tmp_path):
+    first = write(tmp_path / "first", model__mlp=WIDE)
+    second = write(
+        tmp_path / "second", model__mlp=WIDE.replace("512", "16"), optimizer__adamw="defaults: [_sgd, _self_]\n"
+    )
+    config = compose([MLP], config_dirs=[first, second]).config
+    assert config.model == schema.Mlp(hidden=[512]) and config.optimizer == schema.Sgd()
+    assert compose([MLP]).config.model == schema.Mlp()
+
+
+def test_the_folder_may_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("BIGCTL_CONFIG_DIR", str(write(tmp_path, model__wide=WIDE)))
+    assert compose([MLP, "model=wide"]).config.model == schema.Mlp(hidden=[512])
+
+
+def test_an_own_root_of_the_configuration_is_refused(tmp_path):
+    message = refused(MLP, config_dirs=[write(tmp_path, config="defaults: []\n")])
+    assert "config.yaml" in message and "experiment=NAME" in message
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    assert "gone: is not a folder" in refused(MLP, config_dirs=[tmp_path / "gone"])
+
+
+def test_a_mistake_in_an_own_preset_is_found(tmp_path):
+    write(
+        tmp_path,
+        model__bad="defaults: [_mlp, _self_]\nhiden: [3]\n",
+        model__word="defaults: [_mlp, _self_]\ndropout: x\n",
+    )
+    message = refused(MLP, "model=bad", config_dirs=[tmp_path])
+    assert "hiden" in message and "model.hidden" in message
+    assert "'x' is not a number" in refused(MLP, "model=word", config_dirs=[tmp_path])
+
+
+# --- Plugins ----------------------------------------------------------------------------------------------------------
+
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from bigctl.config.schema import Model, key, kind
+
+@dataclass
+class Tiny(Model):
+    implementation: ClassVar[str] = "tiny_plugin:TinyNetwork"
+    kind: str = kind("tiny")
+    width: int = key(3, "Width.")
+"""
+
+
+def test_a_plugin_brings_a_component(tmp_path):
+    (tmp_path / "tiny_plugin.py").write_text(PLUGIN)
+    write(tmp_path / "presets", model__tiny="# Tiny.\ndefaults: [_tiny, _self_]\n")
+    code = """
+from pathlib import Path
+from bigctl.config.compose import compose, from_yaml, to_yaml
+own = {"config_dirs": [Path("presets")], "plugins": ["tiny_plugin"]}
+composed = compose(["recipe=mlp_cls", "model=tiny", "model.width=5"], **own)
+assert from_yaml(to_yaml(composed.config), where="x") == composed.config
+print(composed.config.model)
+try:
+    compose(["recipe=mlp_cls", "model=tiny", "model.widht=5"], **own)
+except Exception as error:
+    print(error)
+"""
+    first, second = run(tmp_path, code).splitlines()
+    assert first == "Tiny(kind='tiny', width=5)" and "did you mean model.width?" in second
+
+
+def test_a_plugin_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
+    (tmp_path / "needy_plugin.py").write_text("import not_there_at_all\n")
+    assert "--plugin: there is no module 'gone_plugin' to import" in refused(MLP, plugins=["gone_plugin"])
+    assert "'broken_plugin' failed to import: ZeroDivisionError" in refused(MLP, plugins=["broken_plugin"])
+    message = refused(MLP, plugins=["needy_plugin"])
+    assert "'needy_plugin' failed to import" in message and "not_there_at_all" in message
+
+
+# --- Reading back -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("kind: mlp\n", "kind: tinier\n", "model 'tinier' is not known here"),
+        ("hidden:", "hiden:", "hiden"),
+        ("batch_size: 32", "batch_size: many", "many"),
+        ("seed: 0", "sed: 0", "sed"),
+        ("seed: 0", "seed: [", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(old, new, said):
+    text = to_yaml(compose([MLP]).config)
+    assert old in text
+    with pytest.raises(ConfigError, match=said) as caught:
+        from_yaml(text.replace(old, new, 1), where="runs/x/config.yaml")
+    assert caught.value.where == "runs/x/config.yaml" and "\n" not in str(caught.value)
+
+
+def test_every_kind_of_value_survives_yaml():
+    config = compose([MLP, "data=csv", "data.path='a b.csv'", "data.label=y", "data.drop=[id,'n,m']"]).config
+    config = replace(config, recipe=schema.MlpCls(class_weights=[1, 2.5]))
+    assert from_yaml(to_yaml(config), where="x") == config
+
+
+def test_keys_are_complete_for_suggestions():
+    keys = composing.all_keys()
+    assert {"optimizer.lr", "train.early_stop.patience", "recipe.augment.rotate", "model.kernel_size", "seed"} <= set(
+        keys
+    )
+    assert keys == sorted(set(keys)) and "train.early_stop" not in keys

@@ -1,0 +1,135 @@
+"""Promises of `bigctl.config.drift`: what may differ when a run is resumed, and that every key says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+import pytest
+
+from bigctl.config import schema
+from bigctl.config.drift import Change, changes, judge
+from bigctl.config.schema import FREE, STRUCTURAL, TRAJECTORY, Config
+from bigctl.errors import RunError
+
+
+def config(**parts: Any) -> Config:
+    groups: dict[str, Any] = {
+        "recipe": schema.MlpCls(), "model": schema.Mlp(), "optimizer": schema.AdamW(), "schedule": schema.Cosine(),
+        "data": schema.Packaged(name="x"), "mesh": schema.Mesh(), "train": schema.Train(steps=100),
+    }  # fmt: skip
+    return Config(**{**groups, **parts})
+
+
+def found(**parts: Any) -> list[Change]:
+    return changes(config(), config(**parts))
+
+
+def keys() -> list[tuple[str, dataclasses.Field[Any], Any]]:
+    every = list(schema.walk(Config))
+    for component in schema.components():
+        every += [(f"{component.__name__}.{dotted}", field, hint) for dotted, field, hint in schema.walk(component)]
+    return every
+
+
+# --- Every key declares itself ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "field", "hint"), keys(), ids=lambda part: part if isinstance(part, str) else "")
+def test_every_key_declares_its_drift_and_its_meaning(name, field, hint):
+    assert field.metadata["drift"] in (STRUCTURAL, TRAJECTORY, FREE)
+    doc = field.metadata["doc"]
+    assert doc.endswith(".") and doc[0].isupper() | doc[0].isdigit() and "\n" not in doc and len(doc) > 8
+    assert isinstance(field.metadata["choices"], tuple)
+
+
+def test_a_traced_number_is_a_number():
+    traced = [(name, hint) for name, field, hint in keys() if field.metadata["traced"]]
+    assert len(traced) > 5 and all(hint in (float, float | None) for _, hint in traced), traced
+
+
+def test_every_component_has_a_kind_of_its_own():
+    kinds = [(component.group, schema._kind_of(component)) for component in schema.components()]
+    assert len(set(kinds)) == len(kinds) > 10
+    for component in schema.components():
+        assert schema.component(component.group, schema._kind_of(component)) is component
+        assert "kind" in get_type_hints(component)
+
+
+@pytest.mark.parametrize(
+    ("drift", "dotted"),
+    [
+        (STRUCTURAL, ["Mlp.hidden", "Mlp.kind", "Cnn.channels", "AdamW.kind", "Packaged.name", "Packaged.split_seed"]),
+        (STRUCTURAL, ["Csv.path", "Csv.label", "Tfds.image_size", "train.ema", "Mlp.head"]),
+        (TRAJECTORY, ["AdamW.lr", "AdamW.weight_decay", "Cosine.horizon", "Cosine.warmup", "train.batch_size", "seed"]),
+        (TRAJECTORY, ["train.precision", "Mlp.dropout", "MlpCls.label_smoothing", "CnnCls.augment.rotate"]),
+        (FREE, ["train.steps", "train.epochs", "train.log_every", "checkpoint.every", "checkpoint.keep", "Mesh.data"]),
+    ],
+)
+def test_keys_are_of_the_class_that_their_effect_asks_for(drift, dotted):
+    declared = {name: field.metadata["drift"] for name, field, _ in keys()}
+    assert {name: declared[name] for name in dotted} == dict.fromkeys(dotted, drift)
+
+
+# --- What differs -----------------------------------------------------------------------------------------------------
+
+
+def test_equal_configurations_have_no_changes():
+    assert found() == [] and judge([], [], where="x") == []
+
+
+def test_every_difference_is_found_with_both_values():
+    changed = found(
+        optimizer=schema.AdamW(lr=0.5), train=schema.Train(steps=200, early_stop=schema.EarlyStop(patience=3))
+    )
+    assert [(c.key, c.old, c.new, c.drift) for c in changed] == [
+        ("optimizer.lr", 1e-3, 0.5, TRAJECTORY),
+        ("train.steps", 100, 200, FREE),
+        ("train.early_stop.patience", None, 3, TRAJECTORY),
+    ]
+    assert str(changed[0]) == "optimizer.lr: 0.001 -> 0.5"
+
+
+def test_a_key_that_only_one_side_has_is_a_difference():
+    changed = {c.key: c for c in found(optimizer=schema.Sgd(lr=1e-3))}
+    assert changed["optimizer.kind"].drift == STRUCTURAL
+    assert (changed["optimizer.momentum"].old, changed["optimizer.momentum"].new) == (None, 0.9)
+    assert (changed["optimizer.b1"].old, changed["optimizer.b1"].new) == (0.9, None)
+
+
+# --- What is allowed --------------------------------------------------------------------------------------------------
+
+LARGER = {"train": schema.Train(steps=100, batch_size=256)}
+
+
+def refused(changed: list[Change], allowed: list[str], match: str) -> RunError:
+    with pytest.raises(RunError, match=match) as caught:
+        judge(changed, allowed, where="runs/a")
+    assert caught.value.where == "runs/a" and "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_free_changes_pass_and_are_given_for_the_record():
+    changed = found(train=schema.Train(steps=200), mesh=schema.Mesh(fsdp=2))
+    assert judge(changed, [], where="runs/a") == changed and len(changed) == 2
+
+
+def test_trajectory_changes_pass_only_by_name():
+    changed = found(**LARGER, seed=1)
+    error = refused(changed, [], "train.batch_size: 128 -> 256; seed: 0 -> 1")
+    assert "--allow-drift train.batch_size --allow-drift seed" in str(error.hint)
+    error = refused(changed, ["seed"], "go on differently: train.batch_size")
+    assert "--allow-drift seed" not in str(error.hint)
+    assert judge(changed, ["seed", "train.batch_size"], where="runs/a") == changed
+
+
+def test_structural_changes_never_pass():
+    changed = found(model=schema.Mlp(hidden=[8]), **LARGER)
+    for allowed in ([], ["model.hidden", "train.batch_size"]):
+        error = refused(changed, allowed, r"model.hidden: \[64, 32\] -> \[8\]")
+        assert "train.batch_size" not in error.message and "--name" in str(error.hint)
+
+
+def test_allowing_a_key_that_did_not_change_allows_nothing_else():
+    refused(found(**LARGER), ["seed"], "train.batch_size")
+    assert judge([], ["seed"], where="runs/a") == []

@@ -1,0 +1,132 @@
+"""conv2d and max_pool are the ordinary operations: same values, same gradients, in every transformation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from bigctl.models.conv import conv2d, max_pool
+
+CASES = {
+    # name: input shape, kernel shape
+    "one channel": ((2, 8, 8, 1), (3, 3, 1, 4)),
+    "odd sides": ((2, 9, 7, 3), (3, 3, 3, 5)),
+    "even kernel": ((2, 8, 8, 3), (2, 2, 3, 4)),
+    "large even kernel": ((2, 7, 6, 2), (4, 4, 2, 3)),
+    "oblong kernel": ((2, 6, 8, 2), (2, 5, 2, 3)),
+    "pointwise": ((3, 5, 5, 4), (1, 1, 4, 2)),
+    "kernel as large as the image": ((2, 5, 5, 2), (5, 5, 2, 3)),
+    "many channels": ((2, 6, 6, 40), (3, 3, 40, 3)),  # the other algorithm for the kernel's gradient
+    "many channels, even kernel": ((2, 6, 7, 40), (2, 4, 40, 3)),
+}
+
+
+def reference(x: Any, kernel: Any, padding: str) -> Any:
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding.upper(), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def numbers(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def values_and_gradients(function: Any, *arguments: Any) -> Any:
+    """Outputs, and gradients of a loss that weighs every output differently."""
+
+    def loss(*arguments: Any) -> Any:
+        out = function(*arguments)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, tuple(range(len(arguments))), has_aux=True))(*arguments)
+    return out, grads
+
+
+def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 2e-5) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("name", CASES)
+def test_convolution_and_its_gradients_are_those_of_lax(name: str, padding: str) -> None:
+    inputs, kernel = CASES[name]
+    x, k = numbers(*inputs), numbers(*kernel, seed=1)
+    ours = values_and_gradients(lambda x, k: conv2d(x, k, padding), x, k)
+    assert_close(ours, values_and_gradients(lambda x, k: reference(x, k, padding), x, k))
+
+
+def test_convolution_is_the_same_under_scan_and_vmap() -> None:
+    x, kernels = numbers(2, 6, 6, 3), numbers(4, 3, 3, 3, 3, seed=1)
+
+    def chained(convolve: Any) -> Any:
+        return lambda x, kernels: lax.scan(lambda x, k: (jnp.tanh(convolve(x, k, "same")), None), x, kernels)[0]
+
+    def mapped(convolve: Any) -> Any:
+        return jax.vmap(lambda k, x: convolve(x, k, "valid"), (0, None))
+
+    assert_close(
+        values_and_gradients(chained(conv2d), x, kernels), values_and_gradients(chained(reference), x, kernels)
+    )
+    assert_close(values_and_gradients(mapped(conv2d), kernels, x), values_and_gradients(mapped(reference), kernels, x))
+
+
+def test_bfloat16_stays_bfloat16() -> None:
+    x, k = numbers(2, 6, 6, 3).astype(jnp.bfloat16), numbers(3, 3, 3, 4, seed=1).astype(jnp.bfloat16)
+    out, grads = values_and_gradients(lambda x, k: max_pool(conv2d(x, k, "same"), 2), x, k)
+    assert out.dtype == jnp.bfloat16 and all(g.dtype == jnp.bfloat16 for g in grads)
+
+
+def test_accelerators_get_the_gradient_that_is_a_convolution() -> None:
+    """What is lowered for a GPU, which takes none of the matrix products made for the CPU."""
+    x, k = numbers(2, 8, 8, 3), numbers(3, 3, 3, 4)
+    gradient = jax.jit(jax.grad(lambda k: conv2d(x, k, "same").sum()))
+    operations = {}
+    for platform in ("cuda", "cpu"):
+        text = gradient.trace(k).lower(lowering_platforms=(platform,)).as_text()
+        operations[platform] = (text.count("stablehlo.convolution"), text.count("stablehlo.dot_general"))
+    assert operations["cuda"][0] >= 1 and operations["cuda"][1] == 0
+    assert operations["cpu"][1] >= 1
+
+
+def pool_by_hand(x: np.ndarray, size: int, dy: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Maxima; and where `dy` goes: to the first of equal maxima, in row order."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    out, dx = np.zeros((batch, rows, columns, channels), x.dtype), np.zeros_like(x)
+    for b, i, j, c in np.ndindex(out.shape):
+        window = x[b, i * size : (i + 1) * size, j * size : (j + 1) * size, c]
+        y, z = np.unravel_index(np.argmax(window), window.shape)
+        out[b, i, j, c] = window[y, z]
+        if dy is not None:
+            dx[b, i * size + y, j * size + z, c] = dy[b, i, j, c]
+    return out, dx
+
+
+@pytest.mark.parametrize("values", ["distinct", "ties", "all equal"])
+@pytest.mark.parametrize(("shape", "size"), [((2, 6, 6, 3), 2), ((2, 7, 5, 3), 2), ((1, 8, 7, 2), 3), ((1, 5, 5, 1), 5)])
+def test_pool_gives_the_gradient_to_the_first_maximum(shape: tuple[int, ...], size: int, values: str) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x = {"distinct": x, "ties": np.round(x), "all equal": np.zeros_like(x)}[values]
+    out, vjp = jax.vjp(lambda x: max_pool(x, size), jnp.asarray(x))
+    dy = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
+    expected, dx = pool_by_hand(x, size, dy)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(vjp(jnp.asarray(dy))[0], dx)
+
+
+def test_pool_is_the_same_under_jit_scan_and_vmap() -> None:
+    x = jnp.round(numbers(3, 2, 7, 6, 2))
+
+    def plain(x: Any) -> Any:
+        return jnp.stack([max_pool(part, 2) for part in x])
+
+    def scanned(x: Any) -> Any:
+        return lax.scan(lambda _, part: (None, max_pool(part, 2)), None, x)[1]
+
+    expected = values_and_gradients(plain, x)
+    for transformed in (jax.vmap(lambda part: max_pool(part, 2)), scanned):
+        jax.tree.map(np.testing.assert_array_equal, values_and_gradients(transformed, x), expected)

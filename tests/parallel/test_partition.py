@@ -1,0 +1,91 @@
+"""Where each leaf of the state lives follows from its path and shape alone."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import bigctl
+from bigctl.parallel import partition
+from bigctl.runs import experiment
+
+MIN_SHARD = 2**14
+
+EXAMPLES = [
+    # path, shape, expected on 8 shards
+    ("params/layers/0/kernel", (1024, 1024), P(None, "fsdp")),  # the last one on a tie
+    ("params/layers/0/kernel", (2048, 64), P("fsdp")),  # the longest dimension
+    ("params/layers/0/kernel", (64, 2048), P(None, "fsdp")),
+    ("params/layers/0/kernel", (2049, 64), P(None, "fsdp")),  # the longest that 8 divides
+    ("params/layers/0/kernel", (1001, 1003), P()),  # nothing 8 divides
+    ("params/layers/0/kernel", (64, 64), P()),  # too small to be worth it
+    ("params/layers/0/kernel", (128, 128), P(None, "fsdp")),  # just large enough: 2^14
+    ("params/convs/1/kernel", (3, 3, 64, 128), P(None, None, None, "fsdp")),
+    ("params/convs/1/kernel", (3, 3, 128, 64), P(None, None, "fsdp")),
+    ("params/layers/0/bias", (65536,), P()),
+    ("params/norms/0/norm/scale", (65536,), P()),
+    ("variables/norms/0/norm/mean", (65536,), P()),
+    ("variables/norms/0/norm/var", (65536,), P()),
+    ("opt_state/0/count", (), P()),
+    ("opt_state/0/mu/layers/0/bias", (65536,), P()),
+    ("opt_state/0/mu/layers/0/kernel", (2048, 64), P("fsdp")),
+    ("ema/layers/0/kernel", (2048, 64), P("fsdp")),
+    ("sums/confusion", (1024, 1024), P()),
+    ("params/scale_of_things/kernel", (2048, 64), P("fsdp")),  # only a whole last name counts
+    ("params/subsums/kernel", (2048, 64), P("fsdp")),
+    ("step", (), P()),
+    ("bad_step", (), P()),
+]
+
+
+@pytest.mark.parametrize(("path", "shape", "expected"), EXAMPLES)
+def test_spec_of_a_leaf(path: str, shape: tuple[int, ...], expected: P) -> None:
+    assert partition.spec(path, shape, 8, MIN_SHARD) == expected
+
+
+@pytest.mark.parametrize(("path", "shape"), [(path, shape) for path, shape, _ in EXAMPLES])
+def test_one_shard_cuts_nothing(path: str, shape: tuple[int, ...]) -> None:
+    assert partition.spec(path, shape, 1, 0) == P()
+
+
+def test_the_first_rule_that_matches_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (r"special/kernel$", lambda shape, shards: P("fsdp"))
+    monkeypatch.setattr(partition, "RULES", [rows, *partition.RULES])
+    assert partition.spec("params/special/kernel", (64, 2048), 8, MIN_SHARD) == P("fsdp")
+    assert partition.spec("params/other/kernel", (64, 2048), 8, MIN_SHARD) == P(None, "fsdp")
+
+
+def test_a_path_that_no_rule_places_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "RULES", [(r"bias$", partition.whole)])
+    with pytest.raises(ValueError, match="params/layers/0/kernel"):
+        partition.spec("params/layers/0/kernel", (1024, 1024), 8, MIN_SHARD)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adamw", "lion", "muon"])
+def test_optimizer_state_and_averages_live_beside_their_parameters(optimizer: str) -> None:
+    overrides = ["recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[1024,2048]", "train.ema=0.9"]
+    config = bigctl.compose([*overrides, f"optimizer={optimizer}", "train.steps=1"])
+    state = experiment.build(config).programs.abstract_state
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    specs = {partition.path_name(path): partition.spec(partition.path_name(path), leaf.shape, 8, MIN_SHARD)
+             for path, leaf in leaves}  # fmt: skip
+    shapes = {partition.path_name(path): leaf.shape for path, leaf in leaves}
+    params = {name.removeprefix("params"): spec for name, spec in specs.items() if name.startswith("params/")}
+    assert params["/layers/1/kernel"] == P(None, "fsdp")
+    beside = 0
+    for name, spec in specs.items():
+        for parameter, where in params.items():
+            same_shape = shapes[name] == shapes["params" + parameter]
+            if name.endswith(parameter) and not name.startswith("params/") and same_shape:
+                assert spec == where, name
+                beside += 1
+    assert beside >= 2 * len(params)  # the averages, and at least one moment each
+
+
+def test_shardings_keep_the_structure_of_the_tree() -> None:
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    tree = {"a": [jax.ShapeDtypeStruct((4,), "float32")], "b": jax.ShapeDtypeStruct((2, 2), "int32")}
+    placed = partition.shardings(mesh, tree, MIN_SHARD)
+    assert jax.tree.structure(placed) == jax.tree.structure(tree)
+    assert all(leaf.mesh == mesh for leaf in jax.tree.leaves(placed))

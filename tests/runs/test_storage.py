@@ -1,0 +1,57 @@
+"""What a full or read-only disk does to a run: a clear line, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+OVERRIDES = ["recipe=cnn_cls", "data=digits", "model.channels=[16,32]", "train.steps=80", "checkpoint.every=10",
+             "eval.every=40", "train.tensorboard=false"]  # fmt: skip
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.getuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_after_it(bigctl: Cli, small_disk: Path) -> None:
+    run = ["train", *OVERRIDES, "--run-dir", str(small_disk / "run")]
+    done = bigctl(*run, code=1)
+    assert "no space left on the device" in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("bigctl:")]) == 1
+    assert list((small_disk / "run" / "checkpoints").glob("*/manifest-0.json"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert bigctl.json(*run)["resumed_from"] >= 10
+
+
+def test_read_only_folder_is_refused_before_anything_starts(bigctl: Cli, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    message = bigctl("train", *OVERRIDES, "--run-dir", str(small_disk / "run"), code=2).stderr
+    assert "Read-only" in message
+    assert "Read-only" in bigctl("train", *OVERRIDES, code=2, env={"BIGCTL_CACHE_DIR": str(small_disk)}).stderr
+
+
+def test_a_configuration_that_cannot_start_leaves_no_run_behind(bigctl: Cli) -> None:
+    bigctl("train", "recipe=cnn_cls", "data=idx", "data.path=nowhere", code=2)
+    bigctl("train", "recipe=cnn_cls", "data=breast_cancer", code=2)
+    assert not list((bigctl.folder / "runs").glob("*"))
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(bigctl: Cli) -> None:
+    other = bigctl.folder / "thesis"
+    other.mkdir()
+    (other / "chapter.txt").write_text("...")
+    assert "holds no run" in bigctl("train", *OVERRIDES, "--run-dir", "thesis", code=2).stderr
+    assert [p.name for p in other.iterdir()] == ["chapter.txt"]

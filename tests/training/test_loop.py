@@ -1,0 +1,347 @@
+"""The loop orders events, and nothing else: after a step evaluate, log, save, and only then draw the next batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import bigctl
+from bigctl import optim
+from bigctl.errors import TrainingFailed
+from bigctl.runs import experiment
+from bigctl.runs.experiment import Experiment
+from bigctl.training import feed as feeds
+from bigctl.training.evaluation import Evaluator
+from bigctl.training.loop import Cadence, Diverged, Hooks, Loop
+from bigctl.training.signals import StopRequest
+from bigctl.training.state import Progress, TrainState
+
+MLP = ("recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.batch_size=32", "mesh=single")
+
+
+@functools.cache
+def built(*overrides: str) -> Experiment:
+    return experiment.build(bigctl.compose([*MLP, *overrides, "train.steps=12"]))
+
+
+class FakeFeed:
+    """Takes steps as long as the loop allows, `most` at a time, without computing anything."""
+
+    def __init__(self, events: list[Any], most: int = 100, pause: Callable[[int], float] = lambda call: 0.0):
+        self.events, self.most, self.pause = events, most, pause
+        self.waited = 0.0
+        self.calls = 0
+
+    def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
+        self.events.append(("draw", position))
+        wait = self.pause(self.calls)
+        self.calls += 1
+        self.waited += wait
+        time.sleep(wait)
+        return state, min(limit, self.most)
+
+    def program(self) -> Any:
+        return None
+
+    def close(self) -> None: ...
+
+
+def loop_of(
+    exp: Experiment, cadence: Cadence, scores: Any, *, feed: Any = None, mode: str = "max", save: Any = None
+) -> tuple[Loop, list[Any]]:
+    """A loop whose every call outward is written down. `scores` are the values of val/accuracy, or an evaluator."""
+    events: list[Any] = [] if feed is None else feed.events
+    values = iter(scores) if not callable(scores) else None
+
+    def evaluate(params: Any, variables: Any) -> dict[str, Any]:
+        return {"val/accuracy": next(values), "val/confusion": [[1]]} if values is not None else scores(params)
+
+    def write(step: int, found: dict[str, Any]) -> None:
+        which = "evaluate" if any(name.startswith("val/") for name in found) else "log"
+        events.append((which, step, found))
+
+    def saved(state: TrainState, progress: Progress) -> None:
+        events.append(("save", progress.step, progress.to_json()))
+        if save is not None:
+            save()
+
+    hooks = Hooks(
+        write=write, save=saved, flush=lambda: events.append(("flush",)), warn=lambda text: events.append((text,))
+    )
+    loop = Loop(
+        exp.programs, feed or FakeFeed(events), evaluate, cadence, exp.config, hooks, StopRequest(),  # type: ignore
+        metric="val/accuracy", mode=mode, examples_per_epoch=exp.dataset.size("train"),
+    )  # fmt: skip
+    return loop, events
+
+
+def fit(exp: Experiment, loop: Loop) -> Progress:
+    return loop.fit(state_of(exp), Progress())[1]
+
+
+@functools.cache
+def initial(programs: Any) -> Any:
+    return jax.device_get(programs.initialise())
+
+
+def state_of(exp: Experiment) -> TrainState:
+    copied = jax.tree.map(np.array, initial(exp.programs))
+    return jax.device_put(copied, exp.programs.state_shardings, may_alias=False)
+
+
+def names(events: Sequence[Any]) -> list[Any]:
+    return [event[:2] for event in events]
+
+
+# ------------------------------------------------------------------------------------------------------ the order
+
+
+def test_after_a_step_evaluate_log_save_and_only_then_draw() -> None:
+    exp = built("checkpoint.best=false")
+    loop, events = loop_of(exp, Cadence(total=12, log=2, evaluate=3, save=6), itertools.repeat(0.5))
+    progress = fit(exp, loop)
+    assert (progress.step, progress.position) == (12, 12 * 32)
+    assert [e for e in names(events) if e[0] in ("draw", "save", "evaluate")] == [
+        ("draw", 0), ("draw", 64), ("evaluate", 3), ("draw", 96), ("draw", 128), ("evaluate", 6), ("save", 6),
+        ("draw", 192), ("draw", 256), ("evaluate", 9), ("draw", 288), ("draw", 320), ("evaluate", 12), ("save", 12),
+    ]  # fmt: skip
+    # A log line is read late, so that no step waits for it, but never after the checkpoint that counts on it, and never
+    # out of order with the line before.
+    order = [e for e in names(events) if e[0] != "draw"]
+    assert order == [
+        ("log", 2), ("evaluate", 3), ("log", 4), ("evaluate", 6), ("log", 6), ("flush",), ("save", 6),
+        ("log", 8), ("evaluate", 9), ("log", 10), ("evaluate", 12), ("log", 12), ("flush",), ("save", 12),
+    ]  # fmt: skip
+
+
+def test_the_hook_before_a_step_comes_before_its_batch_is_drawn() -> None:
+    exp = built()
+    loop, events = loop_of(exp, Cadence(total=4, log=2, evaluate=4, save=4), [0.5])
+    loop.hooks.before_step = lambda step: events.append(("before", step))
+    fit(exp, loop)
+    found = [e for e in names(events) if e[0] in ("before", "draw")]
+    assert found == [("before", 0), ("draw", 0), ("before", 2), ("draw", 64)]
+
+
+def test_everything_is_due_at_the_end() -> None:
+    exp = built()
+    loop, events = loop_of(exp, Cadence(total=5, log=100, evaluate=100, save=100), [0.5])
+    fit(exp, loop)
+    assert names(events) == [("draw", 0), ("evaluate", 5), ("log", 5), ("flush",), ("save", 5)]
+
+
+def test_a_request_to_stop_saves_after_the_step_in_flight() -> None:
+    exp = built()
+    loop, events = loop_of(exp, Cadence(total=12, log=100, evaluate=100, save=100), [], feed=FakeFeed([], most=1))
+
+    def ask(step: int) -> None:
+        loop.stop.exit_code = 75 if step == 2 else loop.stop.exit_code
+
+    loop.hooks.before_step = ask
+    assert fit(exp, loop).step == 3
+    assert names(events)[-2:] == [("flush",), ("save", 3)]
+
+
+def test_a_progress_that_is_done_does_nothing() -> None:
+    exp = built()
+    loop, events = loop_of(exp, Cadence(total=5, log=1, evaluate=1, save=1), [])
+    loop.fit(state_of(exp), Progress(step=5, position=160))
+    loop.fit(state_of(exp), Progress(step=3, stopped="enough"))
+    assert events == []
+
+
+@pytest.mark.parametrize(("log", "evaluate", "save"), [(1, 1, 1), (2, 3, 5), (50, 7, 1000), (4, 6, 8)])
+def test_the_next_event_is_the_first_step_at_which_something_is_due(log: int, evaluate: int, save: int) -> None:
+    cadence = Cadence(total=30, log=log, evaluate=evaluate, save=save)
+    for step in range(30):
+        due = [s for s in range(step + 1, 31) if any(cadence.due(every, s) for every in (log, evaluate, save))]
+        assert cadence.next_event(step) == due[0]
+
+
+# ------------------------------------------------------------------------------------------------ best and stopping
+
+
+def stop_of(exp: Experiment, **rules: Any) -> Experiment:
+    train = dataclasses.replace(exp.config.train, early_stop=dataclasses.replace(exp.config.train.early_stop, **rules))
+    return dataclasses.replace(exp, config=dataclasses.replace(exp.config, train=train))
+
+
+EVERY_STEP = Cadence(total=10, log=100, evaluate=1, save=100)
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "mode", "rules", "step", "best_step", "reason"),
+    [
+        ([0.1, 0.5, 0.4, 0.5, 0.3], "max", {"patience": 3}, 5, 2, "no better val/accuracy in 3 evaluations"),
+        ([0.9, 0.5, 0.6, 0.7, 0.3], "min", {"patience": 2}, 4, 2, "no better"),
+        ([0.1, 0.2, 0.29, 0.5, 0.55, 0.58], "max", {"patience": 2, "min_delta": 0.1}, 6, 4, "no better"),
+        ([0.1, NAN, NAN], "max", {"patience": 2}, 3, 1, "no better"),
+        ([NAN, NAN], "min", {"patience": 2}, 2, None, "no better"),
+        ([0.1, 0.97, 0.99, 0.5], "max", {"target": 0.98}, 3, 3, "val/accuracy reached 0.98"),
+        ([0.9, 0.2], "min", {"target": 0.2}, 2, 2, "reached 0.2"),
+        ([0.1, 0.3, 0.2] + [0.2] * 7, "max", {}, 10, 2, ""),
+    ],
+)
+def test_best_and_early_stopping(
+    scores: list[float], mode: str, rules: dict[str, Any], step: int, best_step: int | None, reason: str
+) -> None:
+    exp = stop_of(built(), **rules)
+    loop, events = loop_of(exp, EVERY_STEP, scores, mode=mode)
+    progress = fit(exp, loop)
+    assert progress.step == step
+    assert reason in progress.stopped and bool(progress.stopped) == bool(reason)
+    assert progress.best_step == best_step
+    if best_step is not None:
+        assert progress.best == scores[best_step - 1]
+        assert progress.best_metrics == {"val/accuracy": scores[best_step - 1]}
+    assert events[-1][:2] == ("save", step)  # where training ends is saved
+
+
+def test_every_new_best_is_saved_with_what_selected_it() -> None:
+    exp = built()
+    loop, events = loop_of(exp, EVERY_STEP, [0.1, 0.3, 0.2, 0.5] + [0.4] * 6)
+    fit(exp, loop)
+    saves = [(step, progress["best_step"], progress["best"]) for kind, step, progress in
+             (event for event in events if event[0] == "save")]  # fmt: skip
+    assert saves == [(1, 1, 0.1), (2, 2, 0.3), (4, 4, 0.5), (10, 4, 0.5)]
+    exp = built("checkpoint.best=false")
+    loop, events = loop_of(exp, EVERY_STEP, [0.1, 0.3, 0.2, 0.5] + [0.4] * 6)
+    fit(exp, loop)
+    assert [event[1] for event in events if event[0] == "save"] == [10]
+
+
+def test_staleness_goes_on_where_a_run_was_cut() -> None:
+    exp = stop_of(built(), patience=3)
+    loop, _ = loop_of(exp, EVERY_STEP, [0.4] * 10)
+    begun = Progress.from_json(Progress(step=4, position=128, best=0.5, best_step=2, stale=2).to_json())
+    _, progress = loop.fit(state_of(exp), begun)
+    assert progress.step == 5 and progress.stopped
+
+
+def test_an_unknown_selection_metric_is_named_with_those_there_are() -> None:
+    exp = built()
+    loop, _ = loop_of(exp, EVERY_STEP, lambda params: {"val/loss": 1.0, "val/f1": 0.5})
+    with pytest.raises(TrainingFailed, match="val/accuracy") as error:
+        fit(exp, loop)
+    assert "val/f1, val/loss" in str(error.value) and error.value.where == "eval.metric"
+
+
+# ---------------------------------------------------------------------------------------------------- what is written
+
+
+def test_a_log_line_is_the_mean_since_the_last_one() -> None:
+    exp = built("optimizer.lr=0.01", "schedule=cosine", "schedule.warmup=3")
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    state, means = state_of(exp), []
+    for number in range(12):
+        state, _ = feed.advance(state, number * 32, 1)
+        state, sums, _ = exp.programs.take_sums(state)
+        means.append({name: float(value[0]) / float(value[1]) for name, value in sums.items()})
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed.events = []  # type: ignore[attr-defined]
+    loop, events = loop_of(exp, Cadence(total=12, log=5, evaluate=4, save=12), itertools.repeat(0.5), feed=feed)
+    fit(exp, loop)
+    lines = {event[1]: event[2] for event in events if event[0] == "log"}
+    assert list(lines) == [5, 10, 12]
+    for step, begin in ((5, 0), (10, 5), (12, 10)):
+        for name in ("loss", "accuracy", "grad_norm", "update_norm"):
+            expected = np.mean([m[name] for m in means[begin:step]])
+            assert lines[step][f"train/{name}"] == pytest.approx(expected, rel=1e-5), (step, name)
+        assert lines[step]["epoch"] == pytest.approx(step * 32 / exp.dataset.size("train"), abs=1e-6)
+        factor = float(optim.factor(exp.config.schedule, step - 1, 12))
+        assert lines[step]["lr"] == pytest.approx(0.01 * factor, rel=1e-5)  # that of the step's own update
+        assert lines[step]["perf/examples_per_s"] > 0
+
+
+def test_averaged_weights_are_what_the_loop_evaluates() -> None:
+    exp = built("train.ema=0.5", "optimizer.lr=0.1")
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed.events = []  # type: ignore[attr-defined]
+    evaluator = Evaluator(exp.programs, exp.dataset.splits["validation"], exp.config, prefix="val")
+    loop, events = loop_of(exp, Cadence(total=4, log=4, evaluate=4, save=4), lambda params: evaluator(params, {}),
+                           feed=feed)  # fmt: skip
+    state, _ = loop.fit(state_of(exp), Progress())
+    (found,) = [event[2] for event in events if event[0] == "evaluate"]
+    assert found["val/loss"] == evaluator(state.ema, {})["val/loss"]
+    assert found["val/loss"] != evaluator(state.params, {})["val/loss"]
+    assert "val/confusion" not in found  # lines hold numbers only
+
+
+@pytest.mark.parametrize("cadence", [Cadence(20, 5, 20, 20), Cadence(20, 20, 20, 5)], ids=["at a log", "at a save"])
+def test_divergence_is_noticed_with_its_step_before_anything_is_saved(cadence: Cadence) -> None:
+    exp = built("optimizer=sgd", "optimizer.lr=1e25")
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    state, number = state_of(exp), 0
+    while int(state.bad_step) < 0:
+        state, _ = feed.advance(state, number * 32, 1)
+        number += 1
+    assert 1 < number <= 5
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed.events = []  # type: ignore[attr-defined]
+    loop, events = loop_of(exp, cadence, [0.5], feed=feed)
+    with pytest.raises(Diverged, match=f"not finite at step {number}$"):
+        fit(exp, loop)
+    assert not [event for event in events if event[0] == "save"]
+
+
+# -------------------------------------------------------------------------------------------------------------- time
+
+
+def test_timings_add_up_to_the_total_and_first_calls_count_as_compilation() -> None:
+    exp = built()
+    calls = itertools.count()
+
+    def evaluate(params: Any) -> dict[str, Any]:
+        time.sleep(0.2 if next(calls) == 0 else 0.05)
+        return {"val/accuracy": 0.5}
+
+    # The first batch is slow to come: that is waiting, and neither compilation nor counted twice.
+    feed = FakeFeed([], pause=lambda call: 0.3 if call == 0 else 0.02)
+    begin = time.perf_counter()
+    loop, _ = loop_of(exp, Cadence(total=8, log=8, evaluate=2, save=4), evaluate, feed=feed,
+                      save=lambda: time.sleep(0.04))  # fmt: skip
+    fit(exp, loop)
+    seconds, found = time.perf_counter() - begin, loop.timings
+    assert found.total == pytest.approx(seconds, rel=0.1, abs=0.05)
+    assert found.steps == 8
+    parts = (found.step, found.compile, found.data_wait, found.evaluate, found.checkpoint)
+    assert math.fsum(parts) == pytest.approx(found.total, rel=1e-6)
+    assert found.data_wait == pytest.approx(feed.waited)
+    assert found.compile >= 0.2
+    assert found.evaluate == pytest.approx(0.15, abs=0.1)  # three of the four evaluations
+    assert found.checkpoint == pytest.approx(0.12, abs=0.1)  # first best, step 4, step 8
+    assert found.step < 0.2  # compilation is no training
+
+
+def test_waiting_for_the_first_batch_is_not_compilation() -> None:
+    exp = built()
+    loop, _ = loop_of(exp, Cadence(total=2, log=2, evaluate=2, save=2), [0.5],
+                      feed=FakeFeed([], pause=lambda call: 0.5))  # fmt: skip
+    fit(exp, loop)
+    train_compile = loop.timings.total - loop.timings.data_wait - loop.timings.step - loop.timings.evaluate
+    assert loop.timings.data_wait >= 0.5
+    assert loop.timings.compile + loop.timings.checkpoint == pytest.approx(train_compile, abs=1e-6)
+
+
+def test_the_rate_leaves_out_compilation_evaluation_and_saving() -> None:
+    exp = built()
+
+    def evaluate(params: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        return {"val/accuracy": 0.5}
+
+    feed = FakeFeed([], most=1, pause=lambda call: 0.01)
+    loop, events = loop_of(exp, Cadence(total=20, log=10, evaluate=5, save=20), evaluate, feed=feed)
+    fit(exp, loop)
+    for line in (event[2] for event in events if event[0] == "log"):
+        assert 320 / 0.25 < line["perf/examples_per_s"] <= 320 / 0.1 * 1.6
