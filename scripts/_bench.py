@@ -102,8 +102,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     text = [[_cell(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in text) for i in range(len(header))]
     for number, row in enumerate(text):
-        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        print("  ".join([first, *others]).rstrip())
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
         if number == 0:
             print("  ".join("-" * width for width in widths))
     print(flush=True)

@@ -111,8 +111,8 @@ def _check_models(workers: list[_Worker]) -> None:
             other = worker.ask({"check": path})
             same = other["parameters"] == own["parameters"] and abs(other["loss"] - own["loss"]) < 1e-4
             print(
-                f"  {worker.name}: {other['parameters']:,} parameters (bigctl {own['parameters']:,}), loss on equal weights "
-                f"{other['loss']:.6f} (bigctl {own['loss']:.6f}): {'the same model' if same else 'ANOTHER MODEL'}"
+                f"  {worker.name}: {other['parameters']:,} parameters, loss {other['loss']:.6f} on equal weights; "
+                f"bigctl: {own['parameters']:,}, {own['loss']:.6f}: {'the same model' if same else 'ANOTHER MODEL'}"
             )
             if not same:
                 sys.exit("bench_cnn: the models differ; no comparison")
@@ -315,9 +315,7 @@ def _torch(
     return variants, check
 
 
-def _keras(
-    padding: str, batch_size: int, threads: int
-) -> tuple[dict[str, Block], Callable[[str], tuple[int, float]]]:
+def _keras(padding: str, batch_size: int, threads: int) -> tuple[dict[str, Block], Callable[[str], tuple[int, float]]]:
     import keras
     from keras import layers
 

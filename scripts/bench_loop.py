@@ -1,4 +1,4 @@
-"""What the training loop adds to the steps: `Loop.fit`, with logging and writers, against bare loops over the same step.
+"""What the training loop adds to the steps: `Loop.fit`, with logging and writers, against bare loops over those.
 
 cnn_cls against a Python loop over the compiled step, mlp_cls against one `lax.scan` over all steps; in both bare loops
 the data is on the device and the indices of all batches are computed beforehand. Evaluation and checkpoints happen once

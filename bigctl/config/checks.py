@@ -79,6 +79,11 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
         yield from bad(dotted, lambda v: v >= 1, "at least 1")
     for dotted in ("optimizer.weight_decay", "schedule.warmup", "schedule.final", "train.early_stop.min_delta"):
         yield from bad(dotted, non_negative, "0 or more")
+    for dotted in ("optimizer.eps", "schedule.factor"):
+        yield from bad(dotted, positive, "above 0")
+    for dotted in ("optimizer.initial_accumulator", "mesh.min_shard", "data.resident_mib"):
+        yield from bad(dotted, non_negative, "0 or more")
+    yield from bad("schedule.at", lambda v: 0 < v < 1, "fractions of the horizon, between 0 and 1")
     yield from bad("optimizer.clip", positive, "above 0, or null for none")
     for dotted in ("optimizer.momentum", "optimizer.b1", "optimizer.b2", "model.dropout", "train.ema"):
         yield from bad(dotted, in_unit, "in [0, 1)")

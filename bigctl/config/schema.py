@@ -366,6 +366,7 @@ class Train:
     overfit_one_batch: bool = key(False, "Train on the first batch only: a model that cannot learn it is broken.")
     log_every: int = key(50, "Cadence of training metrics [steps].", drift=FREE)
     steps_per_dispatch: int | None = key(None, "Steps per call of the compiled program; null chooses.", drift=FREE)
+    deterministic: bool = key(True, "Use only deterministic kernels on GPU, which bit-exact resume needs.")
     tensorboard: bool = key(True, "Write TensorBoard events.", drift=FREE)
     compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
 

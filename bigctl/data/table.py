@@ -26,7 +26,7 @@ _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 _MISSING_HINT = "empty, NA, N/A, nan, null, none and ? count as missing; fill these in or remove the rows"
 _BOOLEAN = frozenset({"true", "false"})
 MAX_CLASSES = 1000
-# A target of few rows may well have as many values as half of them, and still be classes.
+# A target of few rows may well have as many values as a third of them, and still be classes.
 _MIN_CLASSES_TO_DOUBT = 20
 
 
@@ -290,7 +290,7 @@ def _doubt_classes(train: TextTable, label: str, distinct: set[str], by_number: 
     rows = len(train.lines)
     if numeric and not by_number and (fractions := [text for text in distinct if _integer(text) is None]):
         what = f"holds fractions such as {min(fractions)}"
-    elif len(distinct) > MAX_CLASSES or (numeric and len(distinct) > max(rows / 2, _MIN_CLASSES_TO_DOUBT)):
+    elif len(distinct) > MAX_CLASSES or (numeric and len(distinct) > max(rows / 3, _MIN_CLASSES_TO_DOUBT)):
         what = f"has {len(distinct)} different values in {rows} rows"
     else:
         return

@@ -63,7 +63,7 @@ class Norm(nnx.Module):
         if self.kind == "batch":
             if mask is not None:
                 mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x.shape) > 0
-            return self.norm(x, use_running_average=not training, mask=mask)
+            return self.norm(x, use_running_average=not training, mask=mask).astype(x.dtype)  # statistics are float32
         return self.norm(x) if self.kind == "layer" else x
 
 

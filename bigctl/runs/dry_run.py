@@ -18,7 +18,7 @@ def report(config: Config) -> dict[str, Any]:
     import numpy as np
 
     from bigctl.runs import experiment as experiments
-    from bigctl.runs.trainer import _devices, count
+    from bigctl.runs.summary import count, devices
     from bigctl.training import checkpoint, feed
 
     if config.train.compile_cache:
@@ -45,7 +45,7 @@ def report(config: Config) -> dict[str, Any]:
         "parameters": count(state.params),
         "shapes": {name: list(leaf.shape) for name, leaf in checkpoint.flatten(state.params).items()},
         "sharding": shardings,
-        "devices": _devices(programs.mesh),
+        "devices": devices(programs.mesh),
         "data": {split: dataset.size(split) for split in dataset.splits},
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "resident": feed.fits(columns, config),

@@ -19,7 +19,6 @@ from bigctl.config import drift
 from bigctl.config.compose import Composed
 from bigctl.data import prepare
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError, TrainingFailed
-from bigctl.files import write_json
 from bigctl.parallel import host
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
@@ -130,7 +129,7 @@ def _train(
     cadence.make(composed.config, dataset.size("train"))
 
     from bigctl.runs import experiment as experiments
-    from bigctl.runs import provenance
+    from bigctl.runs import provenance, summary
     from bigctl.training.checkpoint import Checkpoints, shapes
 
     if composed.config.train.compile_cache:
@@ -155,8 +154,8 @@ def _train(
         packages=provenance.packages(),
         code=provenance.code(Path.cwd()),
         machine=provenance.machine(),
-        devices=_devices(experiment.programs.mesh),
-        parameters=count(state.params),
+        devices=summary.devices(experiment.programs.mesh),
+        parameters=summary.count(state.params),
         starts=[*run.record().get("starts", []), start],
     )
     meta = {"shapes": shapes(experiment.programs.abstract_state), "data": experiment.dataset.fingerprint}
@@ -165,12 +164,13 @@ def _train(
         checkpoints.wait()
         if stop.exit_code is not None and not _finished(experiment, fitted.progress):
             raise _preempted(stop.exit_code, fitted.progress.step, experiment.cadence.total)
-        summary = _finish(run, experiment, checkpoints, fitted, resumed, time.perf_counter() - clock)
+        seconds = time.perf_counter() - clock
+        result = summary.write(run, experiment, checkpoints, fitted, resumed=resumed, seconds=seconds)
     finally:
         with contextlib.suppress(TrainingFailed):
             checkpoints.close()
     run.update_record(status=directory.COMPLETE, exit_code=0)
-    return summary
+    return result
 
 
 def _finished(experiment: Any, progress: Any) -> bool:
@@ -197,14 +197,6 @@ def _restore(run: RunDirectory, experiment: Any, checkpoints: Any) -> tuple[Any,
     return state, saved.progress, saved.step
 
 
-@dataclass
-class _Fitted:
-    state: Any
-    progress: Any
-    timings: Any
-    profile: list[str]
-
-
 def _fit(
     run: RunDirectory,
     experiment: Any,
@@ -216,7 +208,8 @@ def _fit(
     meta: dict[str, Any],
     *,
     resumed: int,
-) -> _Fitted:
+) -> Any:
+    from bigctl.runs.summary import Fitted
     from bigctl.training import feed as feeds
     from bigctl.training.evaluation import Evaluator
     from bigctl.training.loop import Hooks, Loop
@@ -272,87 +265,21 @@ def _fit(
         report = profiler.close() if profiler is not None else []
         for writer in writers:
             writer.close()
-    return _Fitted(state, progress, loop.timings, report)
-
-
-def _finish(
-    run: RunDirectory, experiment: Any, checkpoints: Any, fitted: _Fitted, resumed: int, seconds: float
-) -> dict[str, Any]:
-    """Score the test split once, with the selected weights, and write summary.json."""
-    from bigctl.training.evaluation import Evaluator
-
-    config, progress, state = experiment.config, fitted.progress, fitted.state
-    best = config.checkpoint.best and progress.best_step is not None
-    if best and progress.best_step != progress.step:
-        state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
-    evaluator = Evaluator(experiment.programs, experiment.dataset.splits["test"], config, prefix="test")
-    test = evaluator(experiment.programs.evaluation_weights(state), state.variables)
-    confusion = test.pop("test/confusion", None)
-    metrics = {**progress.best_metrics, **test}
-    timings = fitted.timings
-    examples = timings.steps * config.train.batch_size
-    summary = {
-        "schema": directory.SCHEMA,
-        "run": str(run.path),
-        "recipe": config.recipe.kind,
-        "status": directory.COMPLETE,
-        "step": progress.step,
-        "epoch": progress.position / experiment.dataset.size("train"),
-        "stopped": progress.stopped,
-        "selected_step": progress.best_step if best else progress.step,
-        "selected_by": experiment.metric,
-        "metrics": metrics,
-        "confusion": confusion,
-        "classes": list(experiment.dataset.features.classes or ()),
-        "parameters": count(state.params),
-        "data": {
-            "fingerprint": experiment.dataset.fingerprint,
-            **{split: experiment.dataset.size(split) for split in experiment.dataset.splits},
-        },
-        "resumed_from": resumed,
-        "devices": _devices(experiment.programs.mesh),
-        "timings": {
-            "wall": round(seconds, 3),
-            "train": round(timings.step, 3),
-            "compile": round(timings.compile, 3),
-            "data_wait": round(timings.data_wait, 3),
-            "evaluate": round(timings.evaluate, 3),
-            "checkpoint": round(timings.checkpoint, 3),
-        },
-        "examples_per_s": round(examples / timings.step, 1) if timings.step > 0 and timings.steps else None,
-        "profile": fitted.profile,
-    }
-    try:
-        write_json(run.summary_file, summary)
-    except OSError as error:
-        raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.summary_file)) from error
-    return summary
+    return Fitted(state, progress, loop.timings, report)
 
 
 def _announce(console: Any, run: RunDirectory, experiment: Any, resumed: int) -> None:
+    from bigctl.runs.summary import count, devices
+
     parameters, examples = count(experiment.programs.abstract_state.params), experiment.dataset.size("train")
     steps, batch_size = experiment.cadence.total, experiment.config.train.batch_size
-    devices = _devices(experiment.programs.mesh)
+    found = devices(experiment.programs.mesh)
     console.say(
         f"{run.path}: {parameters:,} parameters, {examples:,} training examples, {steps:,} steps of {batch_size} "
-        f"on {devices['count']} {devices['kind']}"
+        f"on {found['count']} {found['kind']}"
     )
     if resumed:
         console.say(f"resuming from step {resumed:,}")
-
-
-def _devices(mesh: Any) -> dict[str, Any]:
-    first = mesh.devices.flat[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)}
-
-
-def count(params: Any) -> int:
-    """Number of trained scalars."""
-    import math
-
-    import jax
-
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _preempted(exit_code: int, step: int, total: int) -> Preempted:

@@ -218,7 +218,9 @@ class Programs:
         return jax.jit(run, donate_argnums=0, out_shardings=(self.state_shardings, None, None))
 
     def _jit(self, function: Any) -> Any:
-        return jax.jit(function, donate_argnums=0, out_shardings=self.state_shardings)
+        on_gpu = self.mesh.devices.flat[0].platform == "gpu"
+        options = {"xla_gpu_deterministic_ops": True} if on_gpu and self.config.train.deterministic else None
+        return jax.jit(function, donate_argnums=0, out_shardings=self.state_shardings, compiler_options=options)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

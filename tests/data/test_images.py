@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +33,18 @@ def step_key(step: int = 0) -> jax.Array:
 
 def augmented(pixels: np.ndarray, config: Augment, numbers: np.ndarray | None = None, step: int = 0) -> np.ndarray:
     numbers = np.arange(len(pixels), dtype=np.int32) if numbers is None else numbers
-    result = jax.jit(lambda x, n, key: images.augment(x, config, key, n))(pixels, numbers, step_key(step))
-    return np.asarray(result)
+    return np.asarray(_augment(pixels, numbers, step_key(step), tuple(dataclasses.astuple(config))))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _augment(pixels: jax.Array, numbers: jax.Array, key: jax.Array, config: tuple[Any, ...]) -> jax.Array:
+    return images.augment(pixels, Augment(*config), key, numbers)
 
 
 # --------------------------------------------------------------------------------------------------------- geometry
+
+
+affine = jax.jit(images.affine)
 
 
 def matrix(degrees: float, zoom: float, down: float, right: float) -> np.ndarray:
@@ -52,7 +62,7 @@ def test_affine_is_that_of_scipy(shape: tuple[int, int], degrees: float, zoom: f
     m = matrix(degrees, zoom, down, right)
     centre = (np.array(shape) - 1) / 2
     offset = m[:, 2] + centre - m[:, :2] @ centre
-    found = np.asarray(images.affine(jnp.asarray(x), jnp.asarray(np.stack([m, m]))))
+    found = np.asarray(affine(x, np.stack([m, m])))
     for b, c in np.ndindex(2, 3):
         expected = ndimage.affine_transform(
             x[b, :, :, c].astype(np.float64), m[:, :2], offset, order=1, mode="grid-constant"
@@ -63,7 +73,7 @@ def test_affine_is_that_of_scipy(shape: tuple[int, int], degrees: float, zoom: f
 def test_each_image_gets_its_own_matrix() -> None:
     x = pictures(2, 6, 6).astype(np.float32)
     still, moved = matrix(0, 1, 0, 0), matrix(0, 1, 1, 0)
-    found = np.asarray(images.affine(jnp.asarray(x), jnp.asarray(np.stack([still, moved]))))
+    found = np.asarray(affine(x, np.stack([still, moved])))
     np.testing.assert_array_equal(found[0], x[0])
     np.testing.assert_array_equal(found[1, :-1], x[1, 1:])
     assert not found[1, -1].any()  # what comes in from outside is black
@@ -72,7 +82,7 @@ def test_each_image_gets_its_own_matrix() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (7, 10), (1, 1), (28, 28)])
 def test_the_identity_is_exact(shape: tuple[int, int]) -> None:
     x = pictures(3, *shape, channels=2)
-    found = images.affine(jnp.asarray(x), jnp.asarray(np.stack([matrix(0, 1, 0, 0)] * 3)))
+    found = affine(x, np.stack([matrix(0, 1, 0, 0)] * 3))
     np.testing.assert_array_equal(found, x)
 
 
@@ -131,10 +141,8 @@ def test_nothing_configured_changes_nothing() -> None:
 def test_an_example_is_changed_the_same_in_any_company() -> None:
     x = pictures(16, 8, 8)
     whole = augmented(x, EVERYTHING)
-    order = np.random.default_rng(1).permutation(16).astype(np.int32)
-    np.testing.assert_allclose(augmented(x[order], EVERYTHING, order), whole[order], atol=1e-3)
-    part = np.array([3, 11, 7], np.int32)
-    np.testing.assert_allclose(augmented(x[part], EVERYTHING, part), whole[part], atol=1e-3)
+    order = np.random.default_rng(1).permutation(16).astype(np.int32)[:5]
+    np.testing.assert_allclose(augmented(x[order], EVERYTHING, order), whole[order], atol=1e-3)  # of 255
 
 
 def test_examples_and_steps_are_changed_differently() -> None:

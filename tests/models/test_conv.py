@@ -107,7 +107,9 @@ def pool_by_hand(x: np.ndarray, size: int, dy: np.ndarray | None = None) -> tupl
 
 
 @pytest.mark.parametrize("values", ["distinct", "ties", "all equal"])
-@pytest.mark.parametrize(("shape", "size"), [((2, 6, 6, 3), 2), ((2, 7, 5, 3), 2), ((1, 8, 7, 2), 3), ((1, 5, 5, 1), 5)])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 6, 6, 3), 2), ((2, 7, 5, 3), 2), ((1, 8, 7, 2), 3), ((1, 5, 5, 1), 5)]
+)
 def test_pool_gives_the_gradient_to_the_first_maximum(shape: tuple[int, ...], size: int, values: str) -> None:
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     x = {"distinct": x, "ties": np.round(x), "all equal": np.zeros_like(x)}[values]

@@ -289,7 +289,7 @@ def test_divergence_is_noticed_with_its_step_before_anything_is_saved(cadence: C
     feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
     feed.events = []  # type: ignore[attr-defined]
     loop, events = loop_of(exp, cadence, [0.5], feed=feed)
-    with pytest.raises(Diverged, match=f"not finite at step {number}$"):
+    with pytest.raises(Diverged, match=rf"not finite at step {number}\b"):
         fit(exp, loop)
     assert not [event for event in events if event[0] == "save"]
 
@@ -334,6 +334,7 @@ def test_waiting_for_the_first_batch_is_not_compilation() -> None:
 
 
 def test_the_rate_leaves_out_compilation_evaluation_and_saving() -> None:
+    """And it is that of the steps of its own line, although the line is written at the next event."""
     exp = built()
 
     def evaluate(params: Any) -> dict[str, Any]:
@@ -343,5 +344,7 @@ def test_the_rate_leaves_out_compilation_evaluation_and_saving() -> None:
     feed = FakeFeed([], most=1, pause=lambda call: 0.01)
     loop, events = loop_of(exp, Cadence(total=20, log=10, evaluate=5, save=20), evaluate, feed=feed)
     fit(exp, loop)
-    for line in (event[2] for event in events if event[0] == "log"):
-        assert 320 / 0.25 < line["perf/examples_per_s"] <= 320 / 0.1 * 1.6
+    lines = [event[2] for event in events if event[0] == "log"]
+    assert len(lines) == 2
+    for line in lines:  # 10 steps of 32 in 0.1 s, the first of them counts as compilation
+        assert 320 / 0.3 < line["perf/examples_per_s"] <= 320 / 0.09

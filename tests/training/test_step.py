@@ -313,7 +313,7 @@ def test_every_feed_gives_the_same_parameters(overrides: tuple[str, ...]) -> Non
         assert_close(states[name, "first"].params, states["resident", "first"].params, rtol=1e-4, atol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------- SentFeed
+# ----------------------------------------------------------------------------------------- which examples, and when
 
 
 def prefetchers() -> list[threading.Thread]:
@@ -321,11 +321,19 @@ def prefetchers() -> list[threading.Thread]:
 
 
 class Recorded:
-    """Programs that only take note of the labels they are sent."""
+    """Programs that only take note of the examples of each step."""
 
     def __init__(self, exp: Experiment):
         self.mesh, self.numbers = exp.programs.mesh, exp.programs.numbers
         self.seen: list[list[int]] = []
+
+    def step_resident(self, state: Any, arrays: Any, indices: Any, numbers: Any) -> Any:
+        self.seen.append(indices.tolist())
+        return state
+
+    def steps_resident(self, state: Any, arrays: Any, indices: Any, count: int, numbers: Any) -> Any:
+        self.seen += indices[:count].tolist()
+        return state
 
     def step_sent(self, state: Any, batch: Any, numbers: Any) -> Any:
         self.seen.append(np.asarray(batch["label"]).tolist())
@@ -348,6 +356,21 @@ def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
     feed.close()
     assert programs.seen == [plan.indices(position, 32).tolist() for position in positions]
     assert feed.waited > 0
+
+
+@pytest.mark.parametrize("kind", [feeds.ResidentFeed, feeds.LoopFeed])
+def test_resident_batches_follow_the_plan_through_blocks_and_jumps(kind: Any) -> None:
+    exp = built(*MLP)
+    programs, plan = Recorded(exp), BatchPlan(1000, 0)
+    feed = kind(programs, {}, plan, exp.config)
+    feed._length = 300
+    starts = [0, *range(16_000, 17_600, 32), 64, 50_000]
+    for position in starts:
+        assert feed.advance(None, position, 1)[1] == 1
+    if kind is feeds.LoopFeed:
+        assert feed.advance(None, 70_000, 1000)[1] == 256
+        starts += range(70_000, 70_000 + 256 * 32, 32)
+    assert programs.seen == [plan.indices(position, 32).tolist() for position in starts]
 
 
 def test_closing_ends_the_thread_even_when_it_is_far_ahead() -> None:
@@ -381,7 +404,7 @@ def test_an_error_of_the_thread_reaches_the_caller() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [(*MLP, NO_DROPOUT, "model.norm=layer"), (*CNN, *STILL, "model.channels=[3,4]", "model.norm=batch")],
+    [(*MLP, NO_DROPOUT, "model.norm=batch"), (*CNN, *STILL, "model.channels=[3,4]", "model.norm=batch")],
     ids=["mlp", "cnn"],
 )
 def test_bfloat16_computes_in_half_and_keeps_float32_weights(overrides: tuple[str, ...]) -> None:

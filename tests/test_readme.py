@@ -1,0 +1,83 @@
+"""Every command of the README is run as it stands there; trainings are only made shorter."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Cli
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SHORT = ["train.steps=4", "train.epochs=1", "eval.every=2", "checkpoint.every=2"]
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("bigctl ")]
+
+
+def table_commands() -> list[str]:
+    rows = re.findall(r"^\|[^|]+\| `(recipe=[^`]+)` \|$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [f"bigctl train {row}" for row in rows if "tfds" not in row]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A folder with what the README's commands expect to find, and a short run called cnn_cls."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 255, (28, 28), dtype=np.uint8)).save(folder / name)
+    for kind in ("cats", "dogs"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for number in range(30):
+            image = Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8))
+            image.save(folder / "photos" / kind / f"{number}.jpg")
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["length", "width", "species"])
+        writer.writerows([[*rng.normal(size=2), "ab"[n % 2]] for n in range(120)])
+    (folder / "folder").mkdir()
+    for part, count in (("train", 300), ("t10k", 50)):
+        for what, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+            values = rng.integers(0, 10, shape, dtype=np.uint8)
+            head = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+            (folder / "folder" / f"{part}-{what}-ubyte").write_bytes(head + values.tobytes())
+    cli = Cli(folder)
+    done = cli("train", "recipe=cnn_cls", *SHORT, "--name", "cnn_cls", code=None)
+    if "cannot fetch" in done.stderr:
+        pytest.skip("mnist5k cannot be fetched here")
+    assert done.returncode == 0, done.stderr
+    return cli
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*commands(), *table_commands()])
+def test_the_command_works(command: str, workplace: Cli) -> None:
+    words = shlex.split(command)[1:]
+    if words[0] == "train":
+        words += [o for o in SHORT if "overfit" not in command or not o.startswith("eval")]
+        words += [] if "--name" in words or "--dry-run" in words else ["--resume", "never"]
+    workplace(*words)
+
+
+@pytest.mark.slow
+def test_the_python_example_works(workplace: Cli) -> None:
+    import subprocess
+    import sys
+
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    script = f"import numpy as np\nimages = np.zeros((3, 8, 8, 1), np.uint8)\n{code}\nassert probabilities.shape == (3, 10)"
+    subprocess.run([sys.executable, "-c", script], cwd=workplace.folder, check=True)
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(commands()) > 15 and len(table_commands()) >= 3

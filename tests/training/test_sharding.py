@@ -1,0 +1,203 @@
+"""Any mesh trains the same model: on 8 simulated devices, in processes of their own, compared with one device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bigctl
+from bigctl.runs import experiment
+from bigctl.training.checkpoint import Checkpoints, flatten
+from tests.conftest import Cli
+
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+
+
+def on_eight_devices(script: str, *arguments: str) -> Any:
+    """Run a script on 8 simulated devices; gives the JSON it prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env={**os.environ, **EIGHT}, capture_output=True, text=True,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+RECIPES = {
+    "cnn_cls": [
+        "recipe=cnn_cls", "data=digits", "model.channels=[8]", "model.hidden=[16]", "model.dropout=0.3",
+        "recipe.augment.crop=1",
+    ],
+    "mlp_cls": ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[32,16]", "model.norm=batch"],
+}  # fmt: skip
+MESHES = {
+    "single": ["mesh=single"],
+    "data": ["mesh=data"],
+    "fsdp": ["mesh=fsdp", "mesh.min_shard=1"],
+    "mixed": ["mesh.data=2", "mesh.fsdp=4", "mesh.min_shard=1"],
+}
+
+_LOSSES = """
+import json, sys
+import jax, numpy as np
+import bigctl
+from bigctl.runs import experiment
+from bigctl.training import feed as feeds
+overrides, meshes = json.loads(sys.argv[1])
+result = {}
+for name, mesh in meshes.items():
+    config = bigctl.compose([*overrides, *mesh, "train.batch_size=64", "train.steps=10"])
+    exp = experiment.build(config)
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], config)
+    state, sums = exp.programs.initialise(), [np.zeros(2)]
+    for number in range(10):
+        state, _ = feed.advance(state, number * 64, 1)
+        sums.append(np.asarray(jax.device_get(state.sums["loss"]), np.float64))
+    sharded = sum(len({str(s.index) for s in leaf.addressable_shards}) > 1 for leaf in jax.tree.leaves(state.params))
+    steps = np.diff(sums, axis=0)
+    result[name] = {"losses": (steps[:, 0] / steps[:, 1]).tolist(), "devices": exp.programs.mesh.size,
+                    "sharded": sharded}
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "meshes"),
+    [
+        ("mlp_cls", ["data", "fsdp", "mixed"]),
+        ("cnn_cls", ["mixed"]),
+        pytest.param("cnn_cls", ["data", "fsdp"], marks=pytest.mark.slow),
+    ],
+)
+def test_every_mesh_gives_the_losses_of_one_device(recipe: str, meshes: list[str]) -> None:
+    """The first 10 losses, to 1e-5 of their value; dropout, augmentation and batch statistics included."""
+    chosen = {name: MESHES[name] for name in ("single", *meshes)}
+    found = on_eight_devices(_LOSSES, json.dumps([RECIPES[recipe], chosen]))
+    alone = found.pop("single")
+    assert alone["devices"] == 1
+    assert len(set(alone["losses"])) == 10
+    for name, run in found.items():
+        assert run["devices"] == 8, name
+        assert (run["sharded"] > 0) == (name != "data"), name
+        np.testing.assert_allclose(run["losses"], alone["losses"], rtol=1e-5, err_msg=name)
+
+
+LARGE = [
+    "recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[1024,1024]", "train.batch_size=64", "train.steps=10",
+]  # fmt: skip
+
+_MEMORY = """
+import json, pathlib, re, sys
+import jax, numpy as np
+import bigctl
+from bigctl.runs import experiment
+from bigctl.training import feed as feeds, randomness
+from bigctl.training.checkpoint import Checkpoints, flatten, shapes
+from bigctl.training.state import Progress
+overrides, folder = json.loads(sys.argv[1])
+config = bigctl.compose([*overrides, "mesh=fsdp"])
+exp = experiment.build(config)
+programs = exp.programs
+key = randomness.key(config.seed, randomness.PARAMETERS)
+make = jax.jit(programs._initial, out_shardings=programs.state_shardings).lower(key).compile()
+plan = make.memory_analysis()
+state = programs.initialise()
+def bytes_on_first(tree):
+    first = jax.devices()[0]
+    return sum(s.data.nbytes for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards if s.device == first)
+def all_bytes(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+held = {"new": bytes_on_first((state.params, state.opt_state)), "all": all_bytes((state.params, state.opt_state))}
+feed = feeds.make(programs, exp.dataset.splits["train"], config)
+for number in range(3):
+    state, _ = feed.advance(state, number * 64, 1)
+held["trained"] = bytes_on_first((state.params, state.opt_state))
+progress = Progress(step=3, position=192)
+store = Checkpoints(pathlib.Path(folder) / "checkpoints")
+store.save(state, progress, {"shapes": shapes(programs.abstract_state)})
+store.close()
+np.savez(folder + "/state.npz", **{name.replace("/", "|"): np.asarray(leaf) for name, leaf in flatten(state).items()})
+largest = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
+print(json.dumps({**held, "temporary": plan.temp_size_in_bytes, "output": plan.output_size_in_bytes,
+                  "largest": list(largest.shape),
+                  "shapes": sorted(set(re.findall(r"[a-z]+[0-9]*\\[([0-9,]+)\\]", make.as_text())))}))
+"""
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("sharded")
+    return on_eight_devices(_MEMORY, json.dumps([LARGE, str(folder)])), folder
+
+
+def test_a_device_holds_its_part_of_parameters_and_optimizer_state(sharded: Any) -> None:
+    found, _ = sharded
+    assert found["all"] > 3 * 4 * 1024 * 1024  # parameters and two moments
+    for when in ("new", "trained"):
+        assert found[when] <= found["all"] / 6, when
+
+
+def test_initialisation_never_holds_a_whole_parameter_on_one_device(sharded: Any) -> None:
+    """The compiled program of each device has no array, temporary ones included, as large as the largest parameter."""
+    found, _ = sharded
+    sizes = [int(np.prod([int(side) for side in shape.split(",")])) for shape in found["shapes"]]
+    whole = int(np.prod(found["largest"]))
+    assert whole == 1024 * 1024
+    assert whole // 8 in sizes  # the program was really read
+    assert max(sizes) < whole
+    assert found["output"] <= found["all"] / 6 + 4096
+    assert found["temporary"] < whole * 4
+
+
+def test_a_checkpoint_of_eight_devices_is_restored_on_one(sharded: Any) -> None:
+    _, folder = sharded
+    programs = experiment.build(bigctl.compose([*LARGE, "mesh=single"])).programs
+    store = Checkpoints(folder / "checkpoints")
+    saved = store.find("last")
+    assert saved.progress.step == 3
+    state = flatten(store.restore(saved, programs.abstract_state))
+    expected = np.load(folder / "state.npz")
+    assert {name.replace("/", "|") for name in state} == set(expected.files)
+    for name, leaf in state.items():
+        assert leaf.sharding.device_set == set(programs.mesh.devices.flat), name
+        np.testing.assert_array_equal(np.asarray(leaf), expected[name.replace("/", "|")], err_msg=name)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_before_jax_starts(bigctl: Cli) -> None:
+    (bigctl.folder / "trap").mkdir()
+    (bigctl.folder / "trap" / "jax.py").write_text("raise SystemExit(99)\n")
+    done = bigctl(
+        "train", "recipe=mlp_cls", "data=breast_cancer", "train.batch_size=12", code=2,
+        env={**EIGHT, "PYTHONPATH": str(bigctl.folder / "trap")},
+    )  # fmt: skip
+    assert "train.batch_size=12" in done.stderr and "8 devices" in done.stderr
+    assert not (bigctl.folder / "runs").exists() or not any((bigctl.folder / "runs").iterdir())
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_where_only_jax_knows_them(bigctl: Cli) -> None:
+    done = bigctl(
+        "train", "recipe=mlp_cls", "data=breast_cancer", "train.batch_size=12", code=2,
+        env={"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert "train.batch_size=12" in done.stderr and "8 devices" in done.stderr
+    assert not (bigctl.folder / "runs").exists() or not any((bigctl.folder / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (["mesh.data=16"], "needs 16 devices, there are 8"),
+        (["mesh.data=-1", "mesh.fsdp=3"], "8 devices cannot be shared evenly by 3"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(mesh: list[str], message: str, bigctl: Cli) -> None:
+    overrides = ["recipe=mlp_cls", "data=breast_cancer", "train.batch_size=48", *mesh]
+    done = bigctl("train", *overrides, code=2, env={"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "8"})
+    assert message in done.stderr
