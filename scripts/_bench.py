@@ -57,8 +57,9 @@ _SPIN, _LOOK, _QUIET = 0.2, 0.2, 0.3
 
 def _busy() -> float:
     """How many cores all processes together use while this one sleeps for a moment; 0 where that is not known."""
-    before, _, after = _busy_ticks(), time.sleep(_LOOK), _busy_ticks()
-    return (after - before) / os.sysconf("SC_CLK_TCK") / _LOOK
+    before = _busy_ticks()
+    time.sleep(_LOOK)
+    return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / _LOOK
 
 
 def _busy_ticks() -> int:

@@ -237,7 +237,7 @@ def _bigctl(padding: str, batch_size: int) -> tuple[dict[str, Block], Callable[[
         """Save the initial weights, and give their loss on the first examples, out of the real step."""
         fresh = built.programs.initialise()
         params = {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(fresh.params).items()}
-        np.savez(path, **params)
+        np.savez(path, **params)  # type: ignore[arg-type]
         arrays = feeds.place(built.programs, dataset.splits["train"])
         indices = np.arange(batch_size, dtype=np.int32)
         after = built.programs.step_resident(fresh, arrays, indices, built.programs.numbers)

@@ -8,6 +8,7 @@ at the end of a block and are not counted, in none of the loops; compilation hap
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -78,7 +79,18 @@ def _compare(recipe: str, options: argparse.Namespace, folder: Path) -> None:
     reference = "bare: one step a dispatch" if recipe == "cnn_cls" else "bare: scan of all steps"
     if recipe == "mlp_cls":
         del candidates["bare: one step a dispatch"]
-    samples = _bench.interleave(candidates, options.rounds, patience=options.patience)
+    cpu: _bench.Samples = {name: [] for name in candidates}
+
+    def timed(name: str) -> Callable[[], float]:
+        def block() -> float:
+            start = time.process_time()
+            wall = candidates[name]()
+            cpu[name].append((time.process_time() - start) / setting.steps)
+            return wall
+
+        return block
+
+    samples = _bench.interleave({name: timed(name) for name in candidates}, options.rounds, patience=options.patience)
     config = setting.built.config
     print(
         f"{recipe}, {type(config.model).__name__} batch {setting.batch_size}, "
@@ -88,8 +100,9 @@ def _compare(recipe: str, options: argparse.Namespace, folder: Path) -> None:
     for name, values in samples.items():
         ratios = _bench.ratio(samples, "Loop.fit", name)
         per_step = [1e6 * v for v in values]
-        rows.append([name, _median(per_step), min(per_step), 100 * _bench.spread(values), *ratios])
-    header = ["us/step", "median", "min", "spread %", "Loop/this: medians", "minima", "in a round"]
+        spent = 1e6 * min(cpu[name][1:])  # the first is from the round that warms up
+        rows.append([name, statistics.median(per_step), min(per_step), 100 * _bench.spread(values), *ratios, spent])
+    header = ["us/step", "median", "min", "spread %", "Loop/this: medians", "minima", "in a round", "CPU min"]
     _bench.table(header, rows)
     medians, minima, within = _bench.ratio(samples, "Loop.fit", reference)
     print(_bench.verdict(f"{recipe}: Loop.fit / {reference}, minima", minima, TARGETS[recipe]))
@@ -206,12 +219,6 @@ def _bare_scan(setting: Setting) -> Callable[[], float]:
         return (time.perf_counter() - start) / setting.steps
 
     return block
-
-
-def _median(values: list[float]) -> float:
-    import statistics
-
-    return statistics.median(values)
 
 
 if __name__ == "__main__":

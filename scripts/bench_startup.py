@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import _bench
 
@@ -51,7 +52,8 @@ def timed(*args, **options):
         advance = feed.advance
         def once(*args):
             result = jax.block_until_ready(advance(*args))
-            print(json.dumps({"time": time.time(), "modules": sorted({m.split(".")[0] for m in sys.modules})}), flush=True)
+            now, modules = time.time(), sorted({name.split(".")[0] for name in sys.modules})
+            print(json.dumps({"time": now, "modules": modules}), flush=True)
             feed.advance = advance
             return result
         feed.advance = once
@@ -150,23 +152,20 @@ def _training(options: argparse.Namespace, folder: Path) -> None:
         if not cold:
             imported.update(found["modules"])
             total.append(time.time() - start)
-        return float(found["time"]) - start
+        return found["time"] - start
 
     def plain(*, cold: bool) -> float:
         if cold:
             shutil.rmtree(folder / "plain", ignore_errors=True)
         start = time.time()
         found = _answer([sys.executable, "-c", PLAIN], {**os.environ, "PLAIN_CACHE": str(folder / "plain")})
-        return float(found["time"]) - start
-
-    def pair(start: Callable[..., float]) -> tuple[float, float]:
-        return start(cold=True), start(cold=False)
+        return found["time"] - start
 
     own(cold=True)  # prepares the data
     samples: _bench.Samples = {name: [] for name in ("bigctl, cold", "plain, cold", "bigctl, warm", "plain, warm")}
 
     def both(name: str, start: Callable[..., float]) -> float:
-        cold, warm = pair(start)  # a warm start needs the cold one before it
+        cold, warm = start(cold=True), start(cold=False)
         samples[f"{name}, cold"].append(cold)
         samples[f"{name}, warm"].append(warm)
         return warm
@@ -219,12 +218,12 @@ def _wall(command: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def _answer(command: Sequence[str], environment: dict[str, str]) -> dict[str, object]:
+def _answer(command: Sequence[str], environment: dict[str, str]) -> dict[str, Any]:
     """The first JSON object that a process prints, once it has ended."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     for line in done.stdout.splitlines():
         if line.startswith("{"):
-            found: dict[str, object] = json.loads(line)
+            found: dict[str, Any] = json.loads(line)
             return found
     sys.exit(f"bench_startup: {' '.join(command[3:])} gave no time:\n{done.stderr[-2000:]}")
 

@@ -19,7 +19,10 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Prepared data and compiled programs of the tests are their own, unless a place is given."""
     if "BIGCTL_CACHE_DIR" not in os.environ:
-        os.environ["BIGCTL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one for all workers
+        (shared / "cache").mkdir(exist_ok=True)
+        os.environ["BIGCTL_CACHE_DIR"] = str(shared / "cache")
     os.environ["COLUMNS"] = "200"
 
 

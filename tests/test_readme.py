@@ -75,7 +75,8 @@ def test_the_python_example_works(workplace: Cli) -> None:
     import sys
 
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    script = f"import numpy as np\nimages = np.zeros((3, 8, 8, 1), np.uint8)\n{code}\nassert probabilities.shape == (3, 10)"
+    before = "import numpy as np\nimages = np.zeros((3, 8, 8, 1), np.uint8)"
+    script = f"{before}\n{code}\nassert probabilities.shape == (3, 10)"
     subprocess.run([sys.executable, "-c", script], cwd=workplace.folder, check=True)
 
 

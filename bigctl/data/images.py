@@ -46,9 +46,7 @@ def _draw_affine(key: jax.Array, config: Augment, shape: tuple[int, ...]) -> Flo
     return jnp.array([[cos, sin, down * config.shift * height], [-sin, cos, right * config.shift * width]])
 
 
-def affine(
-    images: Array, matrices: Float[Array, "batch 2 3"]
-) -> Float[Array, "batch height width channels"]:
+def affine(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "batch height width channels"]:
     """Resample with bilinear interpolation: output pixel p shows the input at `matrix @ (p - centre, 1) + centre`.
 
     Outside is 0, also for the interpolation at the border, as `scipy.ndimage.affine_transform(order=1,

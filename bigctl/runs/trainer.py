@@ -226,7 +226,8 @@ def _fit(
     _announce(console, run, experiment, resumed)
     if config.train.accumulate > 1 and getattr(config.model, "norm", "none") == "batch":
         console.say("note: batch normalisation sees each of the train.accumulate parts by itself, not the whole batch")
-    profiler = Profiler(run.path / "profile", start=resumed + 20) if options.profile else None
+    start = min(resumed + 20, (resumed + cadence.total) // 2)  # past compiling and the first, untypical steps
+    profiler = Profiler(run.path / "profile", start=start) if options.profile else None
 
     def write(step: int, values: dict[str, Any]) -> None:
         for writer in writers:
@@ -243,7 +244,7 @@ def _fit(
         warn=warn,
     )
     if profiler is not None:
-        hooks.before_step = profiler.before_step
+        hooks.before_dispatch = profiler.before_dispatch
     feed = feeds.make(experiment.programs, splits["train"], config)
     loop = Loop(
         experiment.programs,

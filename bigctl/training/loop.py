@@ -24,7 +24,7 @@ from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
 from bigctl.training.signals import StopRequest
 from bigctl.training.state import Progress, TrainState
-from bigctl.training.step import Programs
+from bigctl.training.step import LARGEST_LOOP, Programs
 
 log = logging.getLogger("bigctl.train")
 
@@ -67,13 +67,14 @@ class Hooks:
         save: (state, progress): begin to save a checkpoint.
         flush: metrics onto the disk, before a checkpoint counts on them.
         warn: a sentence for the user.
+        before_dispatch: (step, state) -> how many steps the next dispatch may take at most.
     """
 
     write: Callable[[int, dict[str, Any]], None]
     save: Callable[[TrainState, Progress], None]
     flush: Callable[[], None]
     warn: Callable[[str], None]
-    before_step: Callable[[int], None] = field(default=lambda step: None)
+    before_dispatch: Callable[[int, TrainState], int] = field(default=lambda step, state: LARGEST_LOOP)
 
 
 class Loop:
@@ -123,8 +124,8 @@ class Loop:
         batch_size = self.config.train.batch_size
         self._mark = (start, 0.0, progress.position)
         while progress.step < self.cadence.total and not progress.stopped and self.stop.exit_code is None:
-            self.hooks.before_step(progress.step)
             limit = self.cadence.next_event(progress.step) - progress.step
+            limit = min(limit, self.hooks.before_dispatch(progress.step, state))
             with self._compile_time("train"):
                 state, count = self.feed.advance(state, progress.position, limit)
             progress.step += count
@@ -135,7 +136,7 @@ class Loop:
             if self.cadence.due(self.cadence.evaluate, step):
                 self._flush_log()
                 improved = self._evaluate(state, progress)
-            if self.cadence.due(self.cadence.log, step):
+            if self.cadence.due(self.cadence.log, step) or progress.stopped:
                 self._flush_log()
                 state = self._begin_log(state, progress)
             asked = self.stop.exit_code is not None
@@ -208,7 +209,7 @@ class Loop:
     def _check_finite(self, bad_step: int) -> None:
         if bad_step >= 0:
             raise Diverged(
-                f"the loss is not finite at step {bad_step}",
+                f"the loss or its update is not finite at step {bad_step}",
                 hint="lower optimizer.lr, add schedule.warmup or optimizer.clip; the last good checkpoint is kept",
             )
 

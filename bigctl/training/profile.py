@@ -10,23 +10,34 @@ from typing import Any
 
 import jax
 
+from bigctl.training.step import LARGEST_LOOP
+
 STEPS = 20
 
 
 class Profiler:
-    """Traces the steps from `start` on, `STEPS` of them, into a folder for TensorBoard or Perfetto."""
+    """Traces `STEPS` steps from `start` on, into a folder for TensorBoard or Perfetto."""
 
     def __init__(self, folder: Path, *, start: int):
-        self.folder, self.start = folder, start
+        self.folder, self.start, self.until = folder, start, start + STEPS
         self._tracing = False
         self._done = False
 
-    def before_step(self, step: int) -> None:
+    def before_dispatch(self, step: int, state: Any) -> int:
+        """Begin or end the trace where it is time; gives how many steps may follow before the next change.
+
+        `state` is waited for then, so that just the steps in between are in the trace.
+        """
         if not self._tracing and not self._done and step >= self.start:
+            jax.block_until_ready(state)
             jax.profiler.start_trace(str(self.folder))
-            self._tracing, self._until = True, step + STEPS
-        elif self._tracing and step >= self._until:
+            self._tracing = True
+        elif self._tracing and step >= self.until:
+            jax.block_until_ready(state)
             self._stop()
+        if self._done:
+            return LARGEST_LOOP
+        return max(1, (self.until if self._tracing else self.start) - step)
 
     def close(self) -> list[str]:
         """End the trace; gives the slowest operations, one line each."""

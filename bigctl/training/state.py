@@ -24,7 +24,7 @@ class TrainState:
         opt_state: the optimizer's.
         ema: averaged weights, or an empty dict.
         sums: training metrics since the last log.
-        bad_step: the first step whose loss was not finite, or -1, int32 [].
+        bad_step: the first step whose loss or update was not finite, or -1, int32 [].
     """
 
     step: jax.Array

@@ -110,7 +110,8 @@ class Programs:
         ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
         sums["grad_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
         sums["update_norm"] = jnp.stack([optax.global_norm(updates), 1.0])
-        bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
+        finite = jnp.isfinite(loss) & jnp.isfinite(sums["update_norm"][0])
+        bad = (state.bad_step < 0) & ~finite
         return TrainState(
             step=state.step + 1,
             params=params,

@@ -46,7 +46,7 @@ def values_and_gradients(function: Any, *arguments: Any) -> Any:
 
 
 def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 2e-5) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)  # type: ignore[operator]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 

@@ -97,7 +97,7 @@ def test_no_dense_layers_connect_the_output_to_the_last_pool() -> None:
 
 
 def test_default_mlp_layout() -> None:
-    model = MLP(schema.Mlp(), (30,), 1, rngs=rngs())
+    model: Any = MLP(schema.Mlp(), (30,), 1, rngs=rngs())
     assert shapes(model) == {
         "layers/0/kernel": (30, 64), "layers/0/bias": (64,),
         "layers/1/kernel": (64, 32), "layers/1/bias": (32,),
@@ -108,7 +108,7 @@ def test_default_mlp_layout() -> None:
 
 
 def test_mlp_is_dense_activation_dense_and_flattens_images() -> None:
-    model = MLP(schema.Mlp(hidden=[7], activation="tanh"), (4, 4, 2), 3, rngs=rngs())
+    model: Any = MLP(schema.Mlp(hidden=[7], activation="tanh"), (4, 4, 2), 3, rngs=rngs())
     x = pictures(5, 4, 4, 2)
     hidden = np.tanh(x.reshape(5, 32) @ model.layers[0].kernel[...] + model.layers[0].bias[...])
     expected = hidden @ model.head.kernel[...] + model.head.bias[...]
@@ -224,7 +224,7 @@ def test_models_train_and_infer_with_every_norm(kind: str, norm: str) -> None:
     np.testing.assert_allclose(alone, after[:1], rtol=1e-4, atol=1e-5)  # inference never looks at the neighbours
 
 
-FORMULAS = {
+FORMULAS: dict[str, Any] = {
     "relu": lambda x: np.maximum(x, 0),
     "gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "silu": lambda x: x / (1 + np.exp(-x)),
@@ -239,7 +239,7 @@ FORMULAS = {
 def test_activations_by_name(name: str) -> None:
     x = np.linspace(-4, 4, 41)
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), FORMULAS[name](x), rtol=1e-5, atol=1e-6)
-    model = MLP(schema.Mlp(hidden=[5], activation=name), (3,), 2, rngs=rngs())
+    model: Any = MLP(schema.Mlp(hidden=[5], activation=name), (3,), 2, rngs=rngs())
     inputs = pictures(4, 3)
     hidden = FORMULAS[name](np.asarray(model.layers[0](inputs), np.float64))
     expected = hidden @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...])

@@ -87,5 +87,5 @@ def test_shardings_keep_the_structure_of_the_tree() -> None:
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
     tree = {"a": [jax.ShapeDtypeStruct((4,), "float32")], "b": jax.ShapeDtypeStruct((2, 2), "int32")}
     placed = partition.shardings(mesh, tree, MIN_SHARD)
-    assert jax.tree.structure(placed) == jax.tree.structure(tree)
+    assert jax.tree.structure(placed) == jax.tree.structure(tree)  # type: ignore[operator]
     assert all(leaf.mesh == mesh for leaf in jax.tree.leaves(placed))

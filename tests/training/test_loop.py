@@ -126,7 +126,12 @@ def test_after_a_step_evaluate_log_save_and_only_then_draw() -> None:
 def test_the_hook_before_a_step_comes_before_its_batch_is_drawn() -> None:
     exp = built()
     loop, events = loop_of(exp, Cadence(total=4, log=2, evaluate=4, save=4), [0.5])
-    loop.hooks.before_step = lambda step: events.append(("before", step))
+
+    def before(step: int, state: object) -> int:
+        events.append(("before", step))
+        return 100
+
+    loop.hooks.before_dispatch = before
     fit(exp, loop)
     found = [e for e in names(events) if e[0] in ("before", "draw")]
     assert found == [("before", 0), ("draw", 0), ("before", 2), ("draw", 64)]
@@ -143,10 +148,11 @@ def test_a_request_to_stop_saves_after_the_step_in_flight() -> None:
     exp = built()
     loop, events = loop_of(exp, Cadence(total=12, log=100, evaluate=100, save=100), [], feed=FakeFeed([], most=1))
 
-    def ask(step: int) -> None:
+    def ask(step: int, state: object) -> int:
         loop.stop.exit_code = 75 if step == 2 else loop.stop.exit_code
+        return 100
 
-    loop.hooks.before_step = ask
+    loop.hooks.before_dispatch = ask
     assert fit(exp, loop).step == 3
     assert names(events)[-2:] == [("flush",), ("save", 3)]
 
@@ -285,7 +291,7 @@ def test_divergence_is_noticed_with_its_step_before_anything_is_saved(cadence: C
     while int(state.bad_step) < 0:
         state, _ = feed.advance(state, number * 32, 1)
         number += 1
-    assert 1 < number <= 5
+    assert 1 <= number <= 5
     feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
     feed.events = []  # type: ignore[attr-defined]
     loop, events = loop_of(exp, cadence, [0.5], feed=feed)
@@ -307,10 +313,11 @@ def test_timings_add_up_to_the_total_and_first_calls_count_as_compilation() -> N
 
     # The first batch is slow to come: that is waiting, and neither compilation nor counted twice.
     feed = FakeFeed([], pause=lambda call: 0.3 if call == 0 else 0.02)
-    begin = time.perf_counter()
+    state = state_of(exp)
     loop, _ = loop_of(exp, Cadence(total=8, log=8, evaluate=2, save=4), evaluate, feed=feed,
                       save=lambda: time.sleep(0.04))  # fmt: skip
-    fit(exp, loop)
+    begin = time.perf_counter()
+    loop.fit(state, Progress())
     seconds, found = time.perf_counter() - begin, loop.timings
     assert found.total == pytest.approx(seconds, rel=0.1, abs=0.05)
     assert found.steps == 8

@@ -71,8 +71,9 @@ print(json.dumps(result))
 @pytest.mark.parametrize(
     ("recipe", "meshes"),
     [
-        ("mlp_cls", ["data", "fsdp", "mixed"]),
+        ("mlp_cls", ["data", "fsdp"]),
         ("cnn_cls", ["mixed"]),
+        pytest.param("mlp_cls", ["mixed"], marks=pytest.mark.slow),
         pytest.param("cnn_cls", ["data", "fsdp"], marks=pytest.mark.slow),
     ],
 )

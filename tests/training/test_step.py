@@ -170,9 +170,9 @@ def test_padding_changes_nothing(norm: str) -> None:
     """Neither loss nor update nor batch statistics see what the mask hides."""
     exp = built(*MLP, NO_DROPOUT, f"model.norm={norm}", "optimizer=sgd", "recipe.class_weights=balanced")
     plain = step(exp, start(exp), batch_of(exp, np.arange(24)))
-    padded = batch_of(exp, np.arange(32), [1.0] * 24 + [0.0] * 8)
-    padded["inputs"] = padded["inputs"].at[24:].set(1e3)
-    padded = step(exp, start(exp), padded)
+    batch = batch_of(exp, np.arange(32), [1.0] * 24 + [0.0] * 8)
+    batch["inputs"] = batch["inputs"].at[24:].set(1e3)
+    padded = step(exp, start(exp), batch)
     assert_close(dataclasses.asdict(padded), dataclasses.asdict(plain), rtol=2e-5)
     assert float(padded.sums["accuracy"][1]) == 24
     if norm == "batch":
@@ -261,7 +261,7 @@ def test_grouping_steps_into_dispatches_changes_no_bit(overrides: tuple[str, ...
 def test_a_dispatch_never_passes_the_limit_and_short_ones_come_first() -> None:
     exp = built(*MLP, "model.norm=batch", "train.ema=0.9")
     feed = feeds.LoopFeed(exp.programs, arrays_of(exp), BatchPlan(exp.dataset.size("train"), 0), exp.config)
-    state, counts = start(exp), []
+    state, counts = start(exp), list[int]()
     for _ in range(4):
         state, count = feed.advance(state, sum(counts) * 32, 7)
         counts.append(count)
@@ -404,21 +404,24 @@ def test_an_error_of_the_thread_reaches_the_caller() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [(*MLP, NO_DROPOUT, "model.norm=batch"), (*CNN, *STILL, "model.channels=[3,4]", "model.norm=batch")],
+    [
+        (*MLP, NO_DROPOUT, "model.norm=batch"),
+        (*CNN, *STILL, "model.channels=[3,4]", "model.hidden=[]", "model.norm=batch"),
+    ],
     ids=["mlp", "cnn"],
 )
 def test_bfloat16_computes_in_half_and_keeps_float32_weights(overrides: tuple[str, ...]) -> None:
     full, half = built(*overrides), built(*overrides, "train.precision=bfloat16")
     losses = {}
     for exp in (full, half):
-        state = step(exp, start(exp), batch_of(exp, np.arange(32)))
+        state = step(exp, start(full), batch_of(exp, np.arange(32)))
         for name, leaf in flatten(state).items():
             assert leaf.dtype in (jnp.float32, jnp.int32), name
         losses[exp.config.train.precision] = mean_of(state, "loss")
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     batch = batch_of(half, np.arange(32))
-    program = str(jax.make_jaxpr(half.programs.train_step)(start(half), batch, half.programs.numbers))
+    program = str(jax.make_jaxpr(half.programs.train_step)(start(full), batch, half.programs.numbers))
     products = [line for line in program.splitlines() if "dot_general[" in line or "conv_general_dilated[" in line]
     assert products and all("bf16" in line.split("=")[0] for line in products), products
 
