@@ -69,7 +69,7 @@ def _configuration(options: argparse.Namespace) -> tuple[Any, bool]:
         if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
             doc = field.metadata.get("doc", "")
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
-    return data, getattr(composed.config.model, "head", "classification") == "regression"
+    return data, composed.config.is_regression
 
 
 # ---------------------------------------------------------------------------------------------------------- one set

@@ -190,6 +190,7 @@ class SentFeed:
 
     def close(self) -> None:
         self._stop.set()
+        self._next = None
         if self._thread is not None:
             while self._thread.is_alive():
                 while not self._queue.empty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -62,7 +63,7 @@ class TensorBoard:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, (int, float)) and name != "epoch":
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "epoch":
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
