@@ -13,8 +13,9 @@ if (_checkout / "conf" / "config.yaml").exists() and (_checkout / "recipes").is_
 
 if TYPE_CHECKING:
     from bigctl.api import compose, load, train
+    from bigctl.errors import BigctlError
 
-__all__ = ["__version__", "compose", "load", "train"]
+__all__ = ["BigctlError", "__version__", "compose", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from bigctl import api
 
         return getattr(api, name)
+    if name == "BigctlError":
+        from bigctl.errors import BigctlError
+
+        return BigctlError
     raise AttributeError(f"module 'bigctl' has no attribute {name!r}")

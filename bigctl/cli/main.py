@@ -35,6 +35,7 @@ exit codes: 0 ok, 1 failed, 2 usage or configuration, 5 run in use, 75 preempted
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives its exit code. Errors become one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _usable_streams()
     try:
         return _dispatch(arguments)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
@@ -45,6 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         return _render(error)
+
+
+def _usable_streams() -> None:
+    """Somewhere to write for whoever closed a stream (`2>&-`), and UTF-8 where the locale knows ASCII alone."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the life of the process
+        elif str(getattr(stream, "encoding", "")).lower() in ("ascii", "us-ascii", "ansi_x3.4-1968"):
+            stream.reconfigure(encoding="utf-8")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
 
     found = directory.locate(options.run)
     for file in options.files:
+        if Path(file).is_dir():
+            raise DataError("is a folder, not a file", where=file, hint=f"name its files: {file.rstrip('/')}/*")
         if not Path(file).is_file():
             raise DataError("there is no such file", where=file)
     from bigctl.inference.trained import TrainedRun

@@ -82,7 +82,7 @@ def load_plugins(names: Sequence[str]) -> list[str]:
                     hint="install the package or run from the folder that holds it",
                 ) from error
             raise ConfigError(f"plugin {name!r} failed to import: {error}", where="--plugin") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"plugin {name!r} failed to import: {error!r}", where="--plugin") from error
         loaded.append(name)
     return loaded
@@ -150,7 +150,35 @@ def _spelling(override: str) -> str:
     if re.fullmatch(r"\+{0,2}experiment=null", override):
         return "~experiment"
     match = re.match(r"\+{1,2}(\w+)=", override)
-    return override.lstrip("+") if match and match[1] in schema.GROUPS else override
+    return override.lstrip("+") if match and match[1] in schema.GROUPS else _quoted(override)
+
+
+def _quoted(override: str) -> str:
+    """Quote what Hydra cannot read but can only be text: `data.train=train[:90%]`, a path with spaces or umlauts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, value = override.partition("=")
+    if key not in _text_keys() or value[:1] in ("", '"', "'"):
+        return override
+    try:
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except HydraException:
+        pass
+    escaped = value.replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
+def _text_keys() -> set[str]:
+    """Keys that hold free text."""
+    found = [(f"{cls.group}.", schema.walk(cls)) for cls in schema.components()]
+    return {
+        f"{group}{dotted}"
+        for group, keys in [("", schema.walk(Config)), *found]
+        for dotted, field, hint in keys
+        if hint in (str, str | None) and not field.metadata.get("choices")
+    }
 
 
 def _reject_unknown(overrides: Sequence[str], roots: Sequence[tree.Root]) -> None:
@@ -244,6 +272,8 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[tree.Root]) -> tupl
             origins = _origins(GlobalHydra.instance().config_loader(), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("one of the presets chosen is not UTF-8 text", hint="save it as UTF-8") from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else None
@@ -320,7 +350,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
     text = _first_line(cause)
     file = re.match(r"In '(\w[\w/]*)'", str(error))
-    given = next((o for o in overrides if full_key and o.lstrip("+~").split("=")[0] == full_key), None)
+    given = next((o for o in reversed(overrides) if full_key and o.lstrip("+~").split("=")[0] == full_key), None)
     if "not in" in text and full_key or "not in struct" in text:
         known = _siblings(full_key, cause)
         parent = full_key.rpartition(".")[0]
@@ -414,6 +444,12 @@ def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Co
             raise ConfigError(f"no {group} is chosen", where="command line", hint=f"{group}=NAME; see `bigctl ls`")
         cls = OmegaConf.get_type(child)
         assert cls is not None
+        if child._get_node("kind")._is_missing():
+            raise ConfigError(
+                f"the preset does not say which {group} it is for",
+                where=next((o for k, o in origins.items() if k.startswith(f"{group}.") and o != "schema"), group),
+                hint=f"begin it with `defaults: [_NAME, _self_]`, NAME one of: {', '.join(_kinds(group))}",
+            )
         if child["kind"] != schema._kind_of(cls):
             raise ConfigError(
                 f"{group}.kind is read-only",
@@ -432,6 +468,10 @@ def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Co
         raise _explain(error, ()) from error
     assert isinstance(config, Config)
     return config, [*unchosen, *(dotted for dotted in missing if dotted.removesuffix(".kind") not in unchosen)]
+
+
+def _kinds(group: str) -> list[str]:
+    return sorted(schema._kind_of(cls) for cls in schema.components() if cls.group == group)
 
 
 _PLACEHOLDERS: dict[str, type] = {

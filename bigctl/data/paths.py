@@ -16,7 +16,11 @@ def fingerprint_folder(path: Path) -> str:
     digest = hashlib.sha256()
     root = require_folder(path)
     for file in sorted(file for file in walk(root) if not hidden(file.name)):
-        status = file.stat()
+        try:
+            status = file.stat()
+        except OSError as error:
+            hint = "replace or delete it"
+            raise DataError(f"cannot be read: {error.strerror}", where=str(file), hint=hint) from error
         digest.update(f"{file.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

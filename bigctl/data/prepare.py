@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,11 @@ def prepare(config: Data, *, regression: bool = False, rebuild: bool = False) ->
     if not rebuild and folder.is_dir():
         dataset = _open(folder)
         if dataset is not None:
+            _check_target(dataset.features.classes, regression)
             return dataset
         print(f"data: the cache {folder} is damaged; making it again", file=sys.stderr)
     decoded = catalog.reader(config).decode(config, regression)
+    _check_target(decoded.classes, regression)
     by_split = splits.make(decoded, config)
     features, arrays = _encode(decoded, by_split, config)
     _report_missing_classes(arrays, features)
@@ -62,6 +64,15 @@ def prepare(config: Data, *, regression: bool = False, rebuild: bool = False) ->
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
     return dataset
+
+
+def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
+    if regression and classes is not None:
+        raise DataError(
+            "model.head=regression needs a real-valued target, this data has classes",
+            where="model.head",
+            hint="leave it out, or choose a table and its data.label",
+        )
 
 
 def cache_folder(config: Data, *, regression: bool = False) -> Path:

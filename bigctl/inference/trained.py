@@ -85,6 +85,12 @@ class TrainedRun:
         inputs = np.asarray(inputs)
         if inputs.shape[1:] != tuple(self.features.shape):
             raise ValueError(f"inputs have shape {inputs.shape[1:]}, the model takes {tuple(self.features.shape)}")
+        if self.features.kind == "image" and inputs.dtype != np.uint8:
+            whole = np.issubdtype(inputs.dtype, np.integer) and inputs.size
+            if inputs.size and not (whole and inputs.min() >= 0 and inputs.max() <= 255):
+                # pixels from 0 to 1 would be taken for black ones, and the answer would look like any other
+                raise ValueError(f"images are uint8, from 0 to 255; these are {inputs.dtype}")
+            inputs = inputs.astype(np.uint8)
         results = [np.empty((0, max(1, self.features.num_classes)), np.float32)]
         for start in range(0, len(inputs), BATCH):
             block = inputs[start : start + BATCH]
@@ -111,6 +117,8 @@ class TrainedRun:
             raise RunError(
                 "the data is not what the run was trained on", where=str(self.run.path), hint="bring it back as it was"
             )
+        if split not in dataset.splits:
+            raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)
         evaluator = Evaluator(self._programs, dataset.splits[split], self.config, prefix=prefix)
         return evaluator(self._weights, self._state.variables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -19,7 +20,16 @@ def make(config: schema.Mesh) -> Mesh:
     Raises:
         ConfigError: if there are fewer devices than asked for, or they cannot be shared evenly.
     """
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax asserts where JAX_PLATFORMS leaves it nothing
+        asked = os.environ.get("JAX_PLATFORMS")
+        text = str(error).strip().splitlines()
+        raise ConfigError(
+            f"jax finds no device to compute on{f': {text[0]}' if text else ''}",
+            where=f"JAX_PLATFORMS={asked}" if asked else None,
+            hint="unset it, or install for that device; `bigctl doctor` checks" if asked else "see `bigctl doctor`",
+        ) from error
     sizes = [config.data, config.fsdp]
     if -1 in sizes:
         fixed = math.prod(size for size in sizes if size != -1)

@@ -64,7 +64,8 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
             host.keep_memory()
             config, previous, changed = _reconcile(run, composed, options)
             if previous == directory.COMPLETE and _is_complete(run, config):
-                return {**run.summary(), "already_complete": True}
+                # the run may have been moved or copied since
+                return {**run.summary(), "run": str(run.path), "already_complete": True}
             with _logging(run.log):
                 try:
                     return _train(run, dataclasses.replace(composed, config=config), options, stop, changed)
@@ -106,10 +107,11 @@ def _is_complete(run: RunDirectory, config: Any) -> bool:
     """Whether nothing is left to do: all steps of this configuration are done, or it stopped by its own rule."""
     from bigctl.training.cadence import total_steps
 
-    summary = run.summary()
-    if summary.get("stopped"):
-        return True
-    return int(summary["step"]) >= total_steps(config, int(summary["data"]["train"]))
+    try:
+        summary = run.summary()
+        return bool(summary["stopped"]) or int(summary["step"]) >= total_steps(config, int(summary["data"]["train"]))
+    except (RunError, KeyError, TypeError, ValueError):
+        return False  # lost or damaged: going on from the last checkpoint, at the end, writes it again
 
 
 def _train(
@@ -281,6 +283,15 @@ def _announce(console: Any, run: RunDirectory, experiment: Any, resumed: int) ->
     )
     if resumed:
         console.say(f"resuming from step {resumed:,}")
+    if batch_size > examples:
+        console.say(f"note: a batch of {batch_size:,} repeats examples, there are only {examples:,}")
+    schedule = experiment.config.schedule
+    ended = schedule.horizon is not None and schedule.horizon < steps
+    if ended and schedule.kind in ("cosine", "linear") and schedule.final == 0:
+        console.say(
+            f"note: the learning rate is 0 from step {schedule.horizon:,} on, where this run was to end at first: "
+            f"more steps change nothing; schedule.horizon={steps} --allow-drift schedule.horizon stretches the schedule"
+        )
 
 
 def _preempted(exit_code: int, step: int, total: int) -> Preempted:

@@ -34,6 +34,8 @@ def make(config: Config, examples: int) -> Cadence:
     """
     per_epoch = examples / config.train.batch_size
     total = total_steps(config, examples)
+    if total >= 2**31:  # steps are counted in int32
+        raise ConfigError(f"training cannot be {total:,} steps long", where="train", hint="fewer than 2^31")
     horizon = config.schedule.horizon or total
     if config.schedule.warmup > horizon:
         raise ConfigError(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
+
+TOGETHER = 0.2  # s; `timeout` and wrappers that pass signals on send one request twice, to the process and to its group
 
 
 class StopRequest:
@@ -13,6 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
+        self._first = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -26,6 +30,9 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code is not None and time.monotonic() - self._first < TOGETHER:
+            return
         if self.exit_code is not None:
             os._exit(130 if number == signal.SIGINT else 143)
+        self._first = time.monotonic()
         self.exit_code = 130 if number == signal.SIGINT else 75
