@@ -17,8 +17,8 @@ SHORT = ["train.steps=4", "train.epochs=1", "eval.every=2", "checkpoint.every=2"
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = [line.split("  #")[0].strip() for kind, block in blocks if not kind for line in block.splitlines()]
     return [line for line in lines if line.startswith("bigctl ")]
 
 

@@ -17,7 +17,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
+    parser.add_argument("--split", choices=("train", "validation", "val", "test"), default="test", help="default: test")
     common.add_json(parser)
 
 
@@ -34,6 +34,7 @@ def step_argument(text: str) -> str | int:
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
+    options.split = {"val": "validation"}.get(options.split, options.split)
     from bigctl.runs import directory
 
     found = directory.locate(options.run)

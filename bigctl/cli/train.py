@@ -95,9 +95,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         times = summary["timings"]
         rate = f", {summary['examples_per_s']:,.0f} examples/s" if summary["examples_per_s"] else ""
         print(f"{run}: {summary['step']:,} steps in {times['wall']:.1f} s{rate}")
+        other = times["wall"] - sum(seconds for name, seconds in times.items() if name != "wall")
         print(
             f"  time: train {times['train']:.1f} s, compile {times['compile']:.1f}, evaluate {times['evaluate']:.1f}, "
-            f"checkpoint {times['checkpoint']:.1f}, data wait {times['data_wait']:.1f}"
+            f"checkpoint {times['checkpoint']:.1f}, data wait {times['data_wait']:.1f}, start-up and test {other:.1f}"
         )
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")

@@ -14,6 +14,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data import prepare
 from bigctl.data.dataset import Dataset, Features
+from bigctl.errors import ConfigError
 from bigctl.lazy import load_class
 from bigctl.parallel import mesh as meshes
 from bigctl.training import cadence
@@ -51,6 +52,11 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
     objective = make_objective(config, dataset.features, dataset)
     programs = Programs(config, objective, mesh, when.total)
     metric = config.eval.metric or objective.metric
+    known = programs.metric_names("val")
+    if metric not in known:
+        raise ConfigError(
+            f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
+        )
     return Experiment(config, dataset, objective, programs, when, metric, mode_of(config, metric))
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are logged here, once
+            _keep_quiet_about_closed_loops()
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
             self._checkpointer = ocp.AsyncCheckpointer(handler)
         return self._checkpointer
@@ -245,6 +247,18 @@ class Checkpoints:
                 if newer or not (folder / MANIFEST).is_file():
                     log.info("removing %s, %s", folder, "damaged" if newer else "an interrupted save")
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_quiet_about_closed_loops() -> None:
+    """After a failed write TensorStore reports to an event loop that Orbax has closed, each time with a traceback on
+    stderr. The failure itself has been raised by then."""
+    previous = sys.excepthook
+
+    def hook(kind: Any, error: BaseException, trace: Any) -> None:
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            previous(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -106,8 +107,7 @@ class Programs:
         rule = optim.build(self.config.optimizer, numbers, factor)
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = self.config.train.ema
-        ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
+        ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
         sums["grad_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
         sums["update_norm"] = jnp.stack([optax.global_norm(updates), 1.0])
         finite = jnp.isfinite(loss) & jnp.isfinite(sums["update_norm"][0])
@@ -121,6 +121,13 @@ class Programs:
             sums=metrics.add(state.sums, sums),
             bad_step=jnp.where(bad, state.step + 1, state.bad_step),
         )
+
+    def _ema_decay(self, step: jax.Array) -> jax.Array:
+        """`train.ema`, less in the first steps, so that a short training does not average its starting point.
+
+        The warm-up (1 + step) / (10 + step) is that of TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
+        """
+        return jnp.minimum(self.config.train.ema, (1.0 + step) / (10.0 + step))
 
     def _gradients(
         self, params: Any, variables: Any, batch: Batch, step: Any, numbers: Numbers
@@ -248,6 +255,15 @@ class Programs:
 
     def _evaluate(self, params: Any, variables: Any, batch: Batch) -> Any:
         return self.objective.evaluate(self.merge(params, variables, self.numbers), batch)
+
+    def metric_names(self, prefix: str) -> list[str]:
+        """The numbers that an evaluation gives, found without computing one."""
+        state = self.abstract_state
+        shapes = jax.eval_shape(self._evaluate, state.params, state.variables, self.batch_shapes)
+        sums = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}
+        special = self.objective.metrics(sums)
+        scalars = {f"{prefix}/{name}" for name, value in special.items() if isinstance(value, float)}
+        return sorted({*metrics.means(sums, prefix), *scalars})
 
     @cached_property
     def add_sums(self) -> Any:

@@ -86,18 +86,20 @@ class Console:
         self._last = time.monotonic()
         self._progress: Any = None
         self._values: dict[str, float] = {}
+        self._step = self._printed = 0
         if not quiet and sys.stderr.isatty():
             self._progress = self._live()
 
     def _live(self) -> Any:
         from rich.console import Console as Terminal
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         columns = (
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
+            TextColumn("step {task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=30)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
         progress = Progress(*columns, console=Terminal(stderr=True), refresh_per_second=4)
         progress.start()
@@ -106,11 +108,16 @@ class Console:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         self._values.update({k: v for k, v in values.items() if isinstance(v, (int, float))})
+        self._step = step
         if self._progress is not None:
             self._progress.update(self._task, completed=step, numbers=self._line())
-        elif not self.quiet and (time.monotonic() - self._last >= self.every or step >= self.total):
-            self._last = time.monotonic()
-            print(f"step {step}/{self.total}  {self._line()}", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._last >= self.every:
+            self._print()
+
+    def _print(self) -> None:
+        if not self.quiet and self._step > self._printed:
+            self._last, self._printed = time.monotonic(), self._step
+            print(f"step {self._step}/{self.total}  {self._line()}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A sentence of its own, above the live line."""
@@ -132,6 +139,8 @@ class Console:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        else:
+            self._print()
 
 
 _CONSOLE = (
