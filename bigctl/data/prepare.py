@@ -25,7 +25,7 @@ from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.source import Columns, Decoded
 from bigctl.errors import DataError
 
-_FORMAT = 1  # raise it whenever decoding, splitting or encoding change: older caches are then left alone
+_FORMAT = 2  # raise it whenever decoding, splitting or encoding change: older caches are then left alone
 
 
 def cache_root() -> Path:

@@ -8,12 +8,13 @@ a thread of its own, so that neither writing nor hashing holds up training.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ log = logging.getLogger("bigctl.checkpoint")
 
 SCHEMA = 1
 MANIFEST = "manifest-0.json"
+_OVERHEAD = 2**18  # bytes besides the arrays: indices, metadata, manifest
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
             write_json(target / "meta.json", content)
-            self._orbax().save(target.resolve() / "state", args=_save_args(flatten(state)))
+            tree = flatten(state)
+            _require_space(target, tree)
+            self._orbax().save(target.resolve() / "state", args=_save_args(tree))
         except Exception as error:
             raise self._failed(target, error) from error
         self._thread = threading.Thread(
@@ -146,7 +150,6 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are logged here, once
-            _keep_quiet_about_closed_loops()
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
             self._checkpointer = ocp.AsyncCheckpointer(handler)
         return self._checkpointer
@@ -249,16 +252,11 @@ class Checkpoints:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep_quiet_about_closed_loops() -> None:
-    """After a failed write TensorStore reports to an event loop that Orbax has closed, each time with a traceback on
-    stderr. The failure itself has been raised by then."""
-    previous = sys.excepthook
-
-    def hook(kind: Any, error: BaseException, trace: Any) -> None:
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            previous(kind, error, trace)
-
-    sys.excepthook = hook
+def _require_space(folder: Path, tree: dict[str, Any]) -> None:
+    """Raise OSError where the disk has no room for a state: better before the save than in the middle of it."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in tree.values())
+    if shutil.disk_usage(folder).free < size + _OVERHEAD:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def flatten(tree: Any) -> dict[str, Any]:
