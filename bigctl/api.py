@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
+from bigctl.errors import ConfigError
 
 if TYPE_CHECKING:
     from bigctl.inference.trained import TrainedRun
@@ -27,6 +28,8 @@ def compose(
     Raises:
         ConfigError: naming the key, where it comes from, and what to write instead.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"{overrides!r} is one text", hint=f"give a list of overrides: [{overrides!r}]")
     return composing.compose(overrides, config_dirs=[Path(d) for d in config_dirs], plugins=plugins).config
 
 

@@ -16,9 +16,14 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 SHORT = ["train.steps=4", "train.epochs=1", "eval.every=2", "checkpoint.every=2"]
 
 
+def blocks() -> list[tuple[str, str]]:
+    """The fenced blocks: (language, text)."""
+    text = README.read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    lines = [line.split("  #")[0].strip() for kind, block in blocks if not kind for line in block.splitlines()]
+    lines = [line.split("  #")[0].strip() for kind, block in blocks() if not kind for line in block.splitlines()]
     return [line for line in lines if line.startswith("bigctl ")]
 
 
@@ -33,6 +38,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("readme")
+    for kind, block in blocks():
+        name = block.split("\n", 1)[0].removeprefix("# ")
+        if kind and name.endswith((".py", ".yaml")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(block)
     rng = np.random.default_rng(0)
     for name in ("a.png", "b.png"):
         Image.fromarray(rng.integers(0, 255, (28, 28), dtype=np.uint8)).save(folder / name)
@@ -74,7 +84,7 @@ def test_the_python_example_works(workplace: Cli) -> None:
     import subprocess
     import sys
 
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (code,) = (block for kind, block in blocks() if kind == "python" and "bigctl.compose" in block)
     before = "import numpy as np\nimages = np.zeros((3, 8, 8, 1), np.uint8)"
     script = f"{before}\n{code}\nassert probabilities.shape == (3, 10)"
     subprocess.run([sys.executable, "-c", script], cwd=workplace.folder, check=True)

@@ -28,7 +28,8 @@ examples:
   bigctl ls models                                 what model=... can be
 
 `bigctl COMMAND --help` shows a command's flags. Shell completion: eval "$(bigctl --completion bash)"
-exit codes: 0 ok, 1 failed, 2 usage or configuration, 5 run in use, 75 preempted (run again), 130 Ctrl-C
+exit codes: 0 ok, 1 failed, 2 usage or configuration, 5 run in use, 75 preempted (run again), 130 Ctrl-C,
+  143 second SIGTERM
 """
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from bigctl.config import schema
+from bigctl.config.compose import all_keys
 from bigctl.config.schema import Config
 from bigctl.errors import RunError
 
@@ -44,6 +46,11 @@ def judge(found: Iterable[Change], allowed: Iterable[str], *, where: str) -> lis
         RunError: for a structural change, or a trajectory change that is not allowed by name.
     """
     found, allowed = list(found), set(allowed)
+    unknown = sorted(allowed - set(all_keys()))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], all_keys(), n=2)
+        guess = f"did you mean {' or '.join(close)}?" if close else "`bigctl show` lists the keys"
+        raise RunError(f"there is no key {unknown[0]!r}", where="--allow-drift", hint=guess)
     structural = [c for c in found if c.drift == schema.STRUCTURAL]
     if structural:
         raise RunError(

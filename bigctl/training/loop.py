@@ -210,7 +210,7 @@ class Loop:
         if bad_step >= 0:
             raise Diverged(
                 f"the loss or its update is not finite at step {bad_step}",
-                hint="lower optimizer.lr, add schedule.warmup or optimizer.clip; the last good checkpoint is kept",
+                hint="lower optimizer.lr, add schedule.warmup or optimizer.clip; checkpoints from before are kept",
             )
 
     # ------------------------------------------------------------------------------------------------------- helpers
