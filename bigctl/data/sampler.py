@@ -36,11 +36,14 @@ class BatchPlan:
 
     def indices(self, position: int, count: int) -> np.ndarray:
         """Examples at positions [position, position + count): int32 [count]."""
-        positions = np.arange(position, position + count, dtype=np.uint64)
+        positions = np.arange(position, position + count, dtype=np.int64)
         if self.frozen:
-            positions %= np.uint64(self.frozen)
-        epoch, offset = np.divmod(positions, np.uint64(self.num_examples))
-        return permute(offset, self.num_examples, mix(np.uint64(self.seed), epoch)).astype(np.int32)
+            positions %= self.frozen
+        epoch, offset = np.divmod(positions, self.num_examples)
+        first = epoch.min() if count else 0
+        epochs = np.arange(first, epoch.max() + 1 if count else 0, dtype=np.uint64)
+        keys = mix(np.uint64(self.seed), epochs)
+        return permute(offset, self.num_examples, keys, epoch - first).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -63,34 +66,43 @@ def permutation(n: int, *keys: int) -> np.ndarray:
     mixed: np.ndarray | np.uint64 = np.uint64(0x9E3779B97F4A7C15)
     for k in keys:
         mixed = mix(mixed, np.uint64(k))
-    return permute(np.arange(n, dtype=np.uint64), n, mixed).astype(np.int64)
+    return permute(np.arange(n), n, np.atleast_1d(np.asarray(mixed)), np.zeros(n, np.int64))
 
 
-def permute(values: np.ndarray, n: int, keys: np.ndarray | np.uint64) -> np.ndarray:
-    """Map each of `values` (uint64 in [0, n)) by the bijection of [0, n) that its key (uint64) names.
+def permute(values: np.ndarray, n: int, keys: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Map each of `values` (int64 in [0, n)) by the bijection of [0, n) that `keys[which]` (uint64) names.
 
     The network works on the next power of two; a result outside [0, n) is mapped again until it falls inside, which
-    stays a bijection and takes less than two rounds on average.
+    stays a bijection and takes less than two rounds on average. A round's function has few arguments, so it is a table.
     """
     bits = max(2, int(n - 1).bit_length())
-    right_bits = np.uint64(bits // 2)
-    left_bits = np.uint64(bits) - right_bits
-    keys = np.broadcast_to(np.asarray(keys, np.uint64), values.shape)
-    result = _feistel(values.astype(np.uint64), keys, left_bits, right_bits)
+    right_bits = bits // 2
+    left_bits = bits - right_bits
+    rounds = [_round(keys, r, right_bits if r % 2 == 0 else left_bits, left_bits if r % 2 == 0 else right_bits)
+              for r in range(_ROUNDS)]  # fmt: skip
+    result = _feistel(values, which, rounds, left_bits, right_bits)
     outside = np.flatnonzero(result >= n)
     while outside.size:
-        result[outside] = _feistel(result[outside], keys[outside], left_bits, right_bits)
+        result[outside] = _feistel(result[outside], which[outside], rounds, left_bits, right_bits)
         outside = outside[result[outside] >= n]
     return result
 
 
-def _feistel(values: np.ndarray, keys: np.ndarray, left_bits: np.uint64, right_bits: np.uint64) -> np.ndarray:
-    one = np.uint64(1)
-    left_mask, right_mask = (one << left_bits) - one, (one << right_bits) - one
-    left, right = values >> right_bits, values & right_mask
+def _round(keys: np.ndarray, number: int, from_bits: int, to_bits: int) -> np.ndarray:
+    """One round's function for every key and argument: int64 [keys * 2^from_bits], values below 2^to_bits."""
+    arguments = np.arange(1 << from_bits, dtype=np.uint64)
+    table = mix(keys[:, None] + np.uint64(number), arguments[None, :]) & np.uint64((1 << to_bits) - 1)
+    return table.astype(np.int64).ravel()
+
+
+def _feistel(
+    values: np.ndarray, which: np.ndarray, rounds: list[np.ndarray], left_bits: int, right_bits: int
+) -> np.ndarray:
+    left, right = values >> right_bits, values & ((1 << right_bits) - 1)
+    from_right, from_left = which << right_bits, which << left_bits
     for r in range(0, _ROUNDS, 2):
-        left = left ^ (mix(keys + np.uint64(r), right) & left_mask)
-        right = right ^ (mix(keys + np.uint64(r + 1), left) & right_mask)
+        left = left ^ rounds[r][from_right + right]
+        right = right ^ rounds[r + 1][from_left + left]
     return (left << right_bits) | right
 
 

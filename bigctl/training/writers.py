@@ -62,9 +62,14 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value) and name != "epoch":
-                self._writer.add_scalar(name, value, step)
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        found = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "epoch"
+        ]
+        self._writer.file_writer.add_summary(Summary(value=found), step)  # one event for all
 
     def close(self) -> None:
         self._writer.close()
