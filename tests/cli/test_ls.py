@@ -59,7 +59,7 @@ def test_own_presets_are_shown_with_their_file(bigctl, tmp_path):
 
 def test_own_folder_called_conf_is_not_taken_for_the_packaged_one(bigctl, tmp_path):
     preset(tmp_path / "conf", "experiment", "mine", "# @package _global_\n# Mine.\nseed: 3\n")
-    assert "mine  Mine.  (conf/experiment/mine.yaml)" in bigctl("ls", "experiments", "--config-dir", "conf").stdout
+    assert "Mine.  (conf/experiment/mine.yaml)" in bigctl("ls", "experiments", "--config-dir", "conf").stdout
 
 
 def test_component_of_a_plugin_is_listed_until_it_has_a_preset(bigctl, tmp_path):
