@@ -29,7 +29,7 @@ from bigctl.training.state import TrainState, zeros_like
 Numbers = dict[str, Any]
 Arrays = dict[str, jax.Array]
 
-LARGEST_LOOP = 256
+LARGEST_LOOP = 1024
 """Steps a dispatch at most: the length of the index array that a looped program takes."""
 
 

@@ -52,7 +52,7 @@ def offline(monkeypatch) -> None:
     for name in ("no_proxy", "NO_PROXY", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_INDEX_URL", "https://pypi.org/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.invalid/simple")
 
 
 def wheel(folder: Path, content: bytes = CONTENT) -> WheelFile:

@@ -21,7 +21,7 @@ from bigctl.runs.experiment import Experiment
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoint import flatten
 from bigctl.training.state import TrainState
-from bigctl.training.step import Programs
+from bigctl.training.step import LARGEST_LOOP, Programs
 
 MLP = ("recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.batch_size=32", "schedule=constant")
 CNN = (
@@ -366,13 +366,13 @@ def test_resident_batches_follow_the_plan_through_blocks_and_jumps(kind: Any) ->
     exp = built(*MLP)
     programs, plan = Recorded(exp), BatchPlan(1000, 0)
     feed = kind(programs, {}, plan, exp.config)
-    feed._length = 300
+    feed._length = 9000
     starts = [0, *range(16_000, 17_600, 32), 64, 50_000]
     for position in starts:
         assert feed.advance(None, position, 1)[1] == 1
     if kind is feeds.LoopFeed:
-        assert feed.advance(None, 70_000, 1000)[1] == 256
-        starts += range(70_000, 70_000 + 256 * 32, 32)
+        assert feed.advance(None, 70_000, 9000)[1] == LARGEST_LOOP
+        starts += range(70_000, 70_000 + LARGEST_LOOP * 32, 32)
     assert programs.seen == [plan.indices(position, 32).tolist() for position in starts]
 
 
