@@ -101,8 +101,8 @@ def _feistel(
     left, right = values >> right_bits, values & ((1 << right_bits) - 1)
     from_right, from_left = which << right_bits, which << left_bits
     for r in range(0, _ROUNDS, 2):
-        left = left ^ rounds[r][from_right + right]
-        right = right ^ rounds[r + 1][from_left + left]
+        left ^= rounds[r].take(from_right + right, mode="clip")  # never out of range; "clip" only skips the check
+        right ^= rounds[r + 1].take(from_left + left, mode="clip")
     return (left << right_bits) | right
 
 
