@@ -164,3 +164,14 @@ def test_what_is_no_image_for_the_model(bigctl: Cli) -> None:
         model.evaluate("val")
     (bigctl.folder / "d").mkdir()
     assert "is a folder" in bigctl("predict", "c", "d", code=2).stderr
+
+
+def test_checkpoints_whose_configuration_is_lost_are_neither_used_nor_touched(bigctl: Cli) -> None:
+    run = ["train", "recipe=mlp_cls", "train.steps=10", "--name", "lost"]
+    bigctl(*run)
+    folder = bigctl.folder / "runs" / "lost"
+    (folder / "config.yaml").unlink()
+    before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert "config.yaml: is missing" in bigctl(*run, code=2).stderr
+    after = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert before == after

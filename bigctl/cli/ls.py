@@ -32,9 +32,9 @@ def run(options: argparse.Namespace) -> int:
 
     roots = tree.roots(options.config_dir)
     if options.plugin:
-        from bigctl.config import compose
+        from bigctl.config import plugins
 
-        compose.load_plugins(options.plugin)
+        plugins.load(options.plugin)
     known = kinds(roots)
     chosen = [_kind(options.kind, known)] if options.kind else [k for k in known if k != "runs"]
     listing = {}

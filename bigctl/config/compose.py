@@ -8,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigctl.config import checks, schema, tree
+from bigctl.config.plugins import load
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
 
@@ -53,7 +52,7 @@ def compose(
     Raises:
         ConfigError: for anything that is wrong, before anything is started.
     """
-    load_plugins(plugins)
+    load(plugins)
     roots = tree.roots(config_dirs)
     given = [_spelling(override) for override in overrides]
     _reject_unknown(given, roots)
@@ -62,42 +61,6 @@ def compose(
     config, missing = _to_config(node, origins, partial=partial)
     checks.check(config, origins, only="data." if partial else "")
     return Composed(config, tuple(given), origins, tuple(missing))
-
-
-def load_plugins(names: Sequence[str]) -> list[str]:
-    """Import plugin modules, named or installed under the entry point `bigctl.plugins`; gives their names."""
-    from importlib.metadata import entry_points
-
-    loaded = []
-    installed = [entry.value for entry in entry_points(group="bigctl.plugins")]
-    for name in dict.fromkeys([*installed, *names]):
-        try:
-            with _cwd_importable():
-                importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                raise ConfigError(
-                    f"there is no module {name!r} to import",
-                    where="--plugin",
-                    hint="install the package or run from the folder that holds it",
-                ) from error
-            raise ConfigError(f"plugin {name!r} failed to import: {error}", where="--plugin") from error
-        except (Exception, SystemExit) as error:
-            raise ConfigError(f"plugin {name!r} failed to import: {error!r}", where="--plugin") from error
-        loaded.append(name)
-    return loaded
-
-
-@contextlib.contextmanager
-def _cwd_importable() -> Iterator[None]:
-    import sys
-
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def from_yaml(text: str, *, where: str) -> Config:

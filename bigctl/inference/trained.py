@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from bigctl.config import compose as composing
+from bigctl.config import plugins
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Features
 from bigctl.errors import RunError
@@ -43,7 +44,7 @@ class TrainedRun:
         """Raises RunError if there is no such run or checkpoint, or it is damaged."""
         run = directory.locate(name)
         record = run.record()
-        composing.load_plugins(record.get("plugins", []))
+        plugins.load(record.get("plugins", []))
         config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
         if "data" not in record:
             raise RunError("the run has not started training", where=str(run.path))

@@ -97,7 +97,10 @@ class RunDirectory:
             return False
 
     def discard(self) -> None:
-        """Remove what a start that came to nothing has left: the record, the log and the lock, and nothing else."""
+        """Remove what a start that came to nothing has left: the record, the log and the lock, and nothing else. A
+        folder that has checkpoints is no such thing and stays as it is."""
+        if self.checkpoints.exists():
+            return
         for file in (self.record_file, self.log, self.path / ".lock"):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: it held something before

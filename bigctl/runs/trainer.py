@@ -85,6 +85,12 @@ def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple
         RunError: if that cannot be resumed.
     """
     config = composed.config
+    if run.checkpoints.exists() and not run.config.exists():
+        raise RunError(
+            "is missing, so what the checkpoints belong to is not known",
+            where=str(run.config),
+            hint="bring it back, or start a new run with another --name",
+        )
     if not run.exists or not run.config.exists():
         return config, directory.NEW, []
     record, status = run.record(), run.status()
