@@ -7,7 +7,8 @@ no new program. Its state has the same structure whatever those numbers are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +17,24 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from bigctl.config import schema
+from bigctl.parallel.partition import path_name
 
 Numbers = Mapping[str, Any]
 
 
-def build(config: schema.Optimizer, numbers: Numbers, factor: Any = 1.0) -> optax.GradientTransformation:
+def build(
+    config: schema.Optimizer, numbers: Numbers, factor: Any = 1.0, trained: Any = None
+) -> optax.GradientTransformation:
     """The update rule as one optax transformation.
 
     Args:
         config: which rule, and its fixed numbers.
         numbers: "optimizer.lr", "optimizer.weight_decay", ... as floats or traced scalars.
         factor: the schedule's present multiple of the learning rate.
+        trained: which leaves are trained, as `trained` gives it; None for all. The others have no optimizer state.
 
     Order: clip the gradient's global norm, the rule's own scaling, decoupled weight decay on the leaves that
-    `decays` names, the learning rate.
+    `decays` names, the learning rate, what `layer_decay` leaves of it.
     """
     parts: list[optax.GradientTransformation] = []
     if config.clip is not None:
@@ -61,7 +66,46 @@ def build(config: schema.Optimizer, numbers: Numbers, factor: Any = 1.0) -> opta
         if build_own is None:
             raise TypeError(f"optimizer {config.kind!r} has no method `build(numbers, factor)`")
         parts.append(build_own(numbers, factor))
-    return optax.chain(*parts)
+    if config.layer_decay != 1:
+        parts.append(_by_layer(numbers["optimizer.layer_decay"]))
+    rule = optax.chain(*parts)
+    return rule if trained is None or all(jax.tree.leaves(trained)) else optax.masked(rule, trained)
+
+
+def trained(params: Any, frozen: Sequence[str]) -> Any:
+    """Which leaves are trained, as a tree of bool: those whose path no pattern is found in.
+
+    Args:
+        params: the parameters, or their shapes.
+        frozen: regular expressions, searched for in paths such as "encoder/layers/0/up/kernel".
+    """
+    patterns = [re.compile(pattern) for pattern in frozen]
+    return jax.tree_util.tree_map_with_path(lambda p, _: not any(r.search(path_name(p)) for r in patterns), params)
+
+
+def _by_layer(decay: Any) -> optax.GradientTransformation:
+    """Layer-wise learning-rate decay (Clark et al. 2020): the top is trained at the full rate, each layer below it at
+    `decay` times that of the one above, embeddings at the bottom."""
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
+        top = 1 + max((number for number in map(_layer, names) if number is not None), default=-1) + 1
+
+        def apply(path: Any, update: Any) -> Any:
+            number = _layer(path_name(path))
+            return update if number is None else update * decay ** (top - number - 1)
+
+        return jax.tree_util.tree_map_with_path(apply, updates)
+
+    return optax.stateless(scale)
+
+
+def _layer(path: str) -> int | None:
+    """The layer that a parameter belongs to: -1 for embeddings, None for what is above all layers."""
+    match = re.search(r"(^|/)layers/(\d+)/", path)
+    if match:
+        return int(match[2])
+    return -1 if re.search(r"(^|/)embeddings?/", path) else None
 
 
 def decays(params: Any) -> Any:

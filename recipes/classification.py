@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from bigctl.errors import ConfigError
-from bigctl.training.metrics import Sums, pair
+from bigctl.training.metrics import EACH, Sums, pair
 
 
 def class_logits(outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch classes"]:
@@ -49,21 +50,27 @@ def training_sums(
 def evaluation_sums(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]
 ) -> Sums:
-    """Plain cross-entropy, accuracy, and the confusion matrix [true class, predicted class]."""
+    """Plain cross-entropy, accuracy, the confusion matrix [true class, predicted class], and each example's loss,
+    predicted class and, for two classes, score of the second."""
     classes = logits.shape[-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     predicted = jnp.argmax(logits, -1)
     true_rows = jax.nn.one_hot(labels, classes) * mask[:, None]
     confusion = jnp.einsum("bt,bp->tp", true_rows, jax.nn.one_hot(predicted, classes))
-    return {"loss": pair(losses, mask), "accuracy": pair(predicted == labels, mask), "confusion": confusion}
+    each = {"loss": losses, "predicted": predicted.astype(jnp.int32)}
+    if classes == 2:
+        each |= {"score": logits[:, 1] - logits[:, 0], "label": labels}
+    each = {f"{EACH}{name}": values for name, values in each.items()}
+    return {"loss": pair(losses, mask), "accuracy": pair(predicted == labels, mask), "confusion": confusion, **each}
 
 
-def classification_metrics(confusion: np.ndarray) -> dict[str, Any]:
+def classification_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Macro precision, recall and F1 as scikit-learn defines them with `zero_division=0`, and the matrix itself.
 
-    The mean is over the classes that occur, as a true label or as a prediction.
+    The mean is over the classes that occur, as a true label or as a prediction. Of two classes there are besides
+    precision, recall and F1 of the second one, and the area under the ROC curve.
     """
-    confusion = np.asarray(confusion, np.float64)
+    confusion = np.asarray(sums["confusion"], np.float64)
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     occurs = (true + predicted) > 0
     precision = hits / np.maximum(predicted, 1)
@@ -71,8 +78,25 @@ def classification_metrics(confusion: np.ndarray) -> dict[str, Any]:
     f1 = 2 * hits / np.maximum(true + predicted, 1)
     values = {"precision": precision, "recall": recall, "f1": f1}
     result: dict[str, Any] = {name: float(value[occurs].mean()) for name, value in values.items()}
+    if len(confusion) == 2:
+        result |= {f"binary_{name}": float(value[1]) for name, value in values.items()}
+        result["roc_auc"] = roc_auc(sums[f"{EACH}score"], sums[f"{EACH}label"])
     result["confusion"] = confusion.astype(int).tolist()
     return result
+
+
+def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The probability that an example of class 1 scores above one of class 0, a tie counting half; NaN without both.
+
+    It is the area under the ROC curve (Hanley & McNeil 1982), from the ranks of the scores.
+    """
+    positive = np.asarray(labels) == 1
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    if not ones or not zeros:
+        return float("nan")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2  # of equal scores, the mean of theirs
+    return float((ranks[place][positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def regression_sums(

@@ -70,7 +70,7 @@ class CnnCls:
         return cls.evaluation_sums(self._logits(model, batch["inputs"]), batch["label"], batch["mask"])
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return cls.classification_metrics(sums["confusion"])
+        return cls.classification_metrics(sums)
 
     def predict(self, model: Any, inputs: jax.Array) -> jax.Array:
         """Class probabilities, float32 [batch, classes]."""

@@ -76,7 +76,7 @@ class MlpCls:
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if not self.regression:
-            return cls.classification_metrics(sums["confusion"])
+            return cls.classification_metrics(sums)
         squared, count = (float(v) for v in sums["mse"])
         return {"rmse": (squared / count) ** 0.5}
 

@@ -69,7 +69,7 @@ def _plan(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
     """Indices only: one batch a call, and many at once as the feeds ask for them."""
     from bigctl.data.sampler import BatchPlan
 
-    plan = BatchPlan(options.examples, seed=0)
+    batches = _Ahead(BatchPlan(options.examples, seed=0), options.batch_size)
     size, ahead = options.batch_size, max(1, 2**14 // options.batch_size)
 
     def draw(batches: int) -> float:
@@ -91,7 +91,7 @@ def _feed(columns: dict[str, np.ndarray], options: argparse.Namespace) -> dict[s
     import bigctl
     from bigctl.data.sampler import BatchPlan
     from bigctl.parallel import mesh as meshes
-    from bigctl.training.feed import SentFeed
+    from bigctl.training.feed import SentFeed, _Ahead
 
     config = bigctl.compose(["recipe=cnn_cls", f"train.batch_size={options.batch_size}"])
     # SentFeed needs no more of the programs than this.
@@ -101,7 +101,7 @@ def _feed(columns: dict[str, np.ndarray], options: argparse.Namespace) -> dict[s
     plan = BatchPlan(options.examples, seed=0)
 
     def work() -> None:
-        feed = SentFeed(programs, columns, plan, config)
+        feed = SentFeed(programs, columns, batches, config)
         try:
             for step in range(options.batches):
                 feed.advance(None, step * options.batch_size, 1)  # type: ignore[arg-type]

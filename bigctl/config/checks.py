@@ -17,6 +17,9 @@ from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
 
 Origins = Mapping[str, str]
+Problem = tuple[str, str, str]
+"""Key, what is wrong, what to do."""
+LORA_TARGETS = ("query", "key", "value", "output", "up", "down")
 
 
 def check(config: Config, origins: Origins, *, only: str = "") -> None:
@@ -56,19 +59,19 @@ def cadence(text: str, *, steps_per_epoch: float) -> int:
     return max(1, round(number * steps_per_epoch))
 
 
-def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
+def _problems(config: Config) -> Iterator[Problem]:
     train, model, recipe = config.train, config.model, config.recipe
     in_unit: Callable[[float], bool] = lambda v: 0 <= v < 1  # noqa: E731
     non_negative: Callable[[float], bool] = lambda v: v >= 0  # noqa: E731
     positive: Callable[[float], bool] = lambda v: v > 0  # noqa: E731
 
-    def bad(dotted: str, fits: Callable[[Any], bool], rule: str) -> Iterator[tuple[str, str, str]]:
+    def bad(dotted: str, fits: Callable[[Any], bool], rule: str) -> Iterator[Problem]:
         node: Any = config
         for name in dotted.split("."):
             node = getattr(node, name, None)
         values = node if isinstance(node, list) else [node]
         for value in values:
-            if value is not None and not (abs(value) < math.inf and fits(value)):
+            if isinstance(value, int | float) and not (abs(value) < math.inf and fits(value)):
                 yield dotted, f"{dotted} cannot be {value}", f"it must be {rule}"
 
     for dotted in ("optimizer.lr", "optimizer.adam_lr", "train.epochs", "train.steps", "train.batch_size"):
@@ -87,10 +90,14 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
     yield from bad("optimizer.clip", positive, "above 0, or null for none")
     for dotted in ("optimizer.momentum", "optimizer.b1", "optimizer.b2", "model.dropout", "train.ema"):
         yield from bad(dotted, in_unit, "in [0, 1)")
+    yield from bad("model.attention_dropout", in_unit, "in [0, 1)")
+    yield from bad("optimizer.layer_decay", lambda v: 0 < v <= 1, "above 0, at most 1")
     yield from bad("recipe.label_smoothing", in_unit, "in [0, 1)")
     for dotted in ("data.validation_fraction", "data.test_fraction"):
         yield from bad(dotted, lambda v: 0 < v < 1, "between 0 and 1")
-    for dotted in ("model.hidden", "model.channels", "model.kernel_size", "model.pool", "data.image_size"):
+    architecture = ("layers", "width", "heads", "intermediate", "positions", "vocab", "embedding")
+    for dotted in ("model.hidden", "model.channels", "model.kernel_size", "model.pool", "data.image_size",
+                   *(f"model.{name}" for name in architecture)):  # fmt: skip
         yield from bad(dotted, lambda v: v >= 1, "at least 1")
     yield from bad("seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32-1")
     yield from bad("data.split_seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32-1")
@@ -131,6 +138,7 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
     patch = getattr(model, "patch_size", None)
     if size is not None and patch and any(side % patch for side in size):
         yield "model.patch_size", f"model.patch_size={patch} does not divide data.image_size={size}", "choose a divisor"
+    yield from _text_problems(config, bad)
     yield from _mesh_problems(config)
     weights = getattr(recipe, "class_weights", "none")
     listed = isinstance(weights, list) and all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
@@ -142,7 +150,69 @@ def _problems(config: Config) -> Iterator[tuple[str, str, str]]:
         )
 
 
-def _mesh_problems(config: Config) -> Iterator[tuple[str, str, str]]:
+def _text_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Iterator[Problem]:
+    model, recipe, tokenizer = config.model, config.recipe, config.tokenizer
+    for pattern in config.optimizer.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            message = f"{pattern!r} is no regular expression: {error}"
+            yield "optimizer.freeze", message, "a plain part of a path will do, such as embeddings"
+    if isinstance(model, schema.Bert):
+        yield from bad("model.lora.rank", lambda v: v >= 0, "0 or more")
+        yield from bad("model.lora.alpha", lambda v: v > 0, "above 0")
+        yield from bad("model.eps", lambda v: v > 0, "above 0")
+        unknown = [name for name in model.lora.targets if name not in LORA_TARGETS]
+        if unknown or not model.lora.targets:
+            what = f"cannot be {unknown[0]!r}" if unknown else "names no layer"
+            yield "model.lora.targets", f"model.lora.targets {what}", f"some of: {', '.join(LORA_TARGETS)}"
+        if model.width and model.heads and model.width % model.heads:
+            message = f"model.width={model.width} is not divisible by model.heads={model.heads}"
+            yield "model.heads", message, "choose a divisor of the width"
+    if model.kind not in (None, schema.MISSING):
+        if tokenizer is not None and not isinstance(model, schema.Bert | schema.Lstm) and _packaged(model):
+            yield (
+                "model.kind",
+                f"model={model.kind} does not read text",
+                "use model=lstm or model=minilm",
+            )
+        if tokenizer is None and isinstance(model, schema.Bert | schema.Lstm):
+            yield "model.kind", f"model={model.kind} reads text, recipe={recipe.kind} does not", "use recipe=bert_cls"
+    if tokenizer is None:
+        return
+    yield from bad("recipe.tokenizer.max_length", lambda v: v >= 4, "at least 4")
+    yield from bad("recipe.tokenizer.size", lambda v: v >= 6, "at least 6")
+    yield from bad("recipe.mask_rate", lambda v: 0 < v < 1, "between 0 and 1")
+    for dotted in ("recipe.bucketing.shapes", "recipe.bucketing.window"):
+        yield from bad(dotted, lambda v: v >= 1, "at least 1")
+    if tokenizer.type == "pretrained" and model.init_from is None:
+        yield (
+            "recipe.tokenizer.type",
+            f"recipe.tokenizer.type=pretrained needs pretrained weights, model={model.kind} has none",
+            "give model.init_from; or recipe.tokenizer.type=words, bpe, characters, or file with its path",
+        )
+    if tokenizer.type == "file" and not tokenizer.path:
+        yield "recipe.tokenizer.path", "recipe.tokenizer.path is not given", "give a vocab.txt or a tokenizer.json"
+    if tokenizer.path and tokenizer.type != "file":
+        yield (
+            "recipe.tokenizer.path",
+            f"recipe.tokenizer.path is not used by recipe.tokenizer.type={tokenizer.type}",
+            "add recipe.tokenizer.type=file",
+        )
+    positions = getattr(model, "positions", None)
+    if positions and tokenizer.max_length > positions:
+        yield (
+            "recipe.tokenizer.max_length",
+            f"recipe.tokenizer.max_length={tokenizer.max_length} is more than the model has positions ({positions})",
+            f"recipe.tokenizer.max_length={positions} or less",
+        )
+
+
+def _packaged(component: schema.Component) -> bool:
+    return component.implementation.startswith("bigctl.")
+
+
+def _mesh_problems(config: Config) -> Iterator[Problem]:
     axes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
     for name, size in axes.items():
         if size == 0 or size < -1:

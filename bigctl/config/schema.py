@@ -23,7 +23,15 @@ FREE = "free"
 """A resumed run may differ in this: it changes nothing that is computed."""
 
 
-def key(default: Any, doc: str, *, drift: str = TRAJECTORY, choices: tuple[str, ...] = (), traced: bool = False) -> Any:
+def key(
+    default: Any,
+    doc: str,
+    *,
+    drift: str = TRAJECTORY,
+    choices: tuple[str, ...] = (),
+    traced: bool = False,
+    decided: bool = False,
+) -> Any:
     """One key of the schema.
 
     Args:
@@ -32,8 +40,9 @@ def key(default: Any, doc: str, *, drift: str = TRAJECTORY, choices: tuple[str, 
         drift: STRUCTURAL, TRAJECTORY or FREE, see above.
         choices: the values allowed, where they are few.
         traced: whether the compiled step takes the value as an argument, so that another value needs no new compile.
+        decided: null leaves the value to the start of a run, which then keeps it.
     """
-    metadata = {"doc": doc, "drift": drift, "choices": choices, "traced": traced}
+    metadata = {"doc": doc, "drift": drift, "choices": choices, "traced": traced, "decided": decided}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     if dataclasses.is_dataclass(default) and isinstance(default, type):
@@ -96,6 +105,71 @@ class MlpCls(Classification):
     kind: str = kind("mlp_cls")
 
 
+TOKENIZERS = ("pretrained", "file", "bpe", "words", "characters")
+TRUNCATIONS = ("head", "tail", "head_tail")
+
+
+@dataclass
+class Tokenizer:
+    """How text becomes numbers. One that is made here is made of the training split, once, and stored with the run."""
+
+    type: str = key(
+        "words",
+        "The one that comes with model.init_from (pretrained), that of tokenizer.path (file), or one made of the "
+        "training split: byte-level bpe, the most frequent words, or characters.",
+        drift=STRUCTURAL,
+        choices=TOKENIZERS,
+    )
+    path: str | None = key(None, "A vocab.txt (WordPiece) or a tokenizer.json.", drift=STRUCTURAL)
+    size: int = key(10000, "Largest vocabulary of a tokenizer made here [tokens].", drift=STRUCTURAL)
+    lowercase: bool = key(True, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
+    max_length: int = key(128, "What is longer is cut, marks of beginning and end included [tokens].", drift=STRUCTURAL)
+    truncate: str = key(
+        "head",
+        "What is kept of a long text: its beginning, its end, or both (a quarter and three quarters).",
+        drift=STRUCTURAL,
+        choices=TRUNCATIONS,
+    )
+
+
+@dataclass
+class Bucketing:
+    """Batches of texts of like length, so that little is padding."""
+
+    shapes: int = key(4, "Padded lengths in use, each a program to compile.")
+    window: int = key(64, "Batches drawn at once and sorted by length among themselves; 1 for plain order.")
+
+
+@dataclass
+class TextCls(Classification):
+    """What the recipes of text classification share."""
+
+    implementation: ClassVar[str] = "bigctl.recipes.text_cls:TextCls"
+    tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
+    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
+
+
+@dataclass
+class BertCls(TextCls):
+    kind: str = kind("bert_cls")
+
+
+@dataclass
+class LstmCls(TextCls):
+    kind: str = kind("lstm_cls")
+
+
+@dataclass
+class BertMlm(Recipe):
+    """Masked language modelling (Devlin et al. 2019): labels are not used."""
+
+    implementation: ClassVar[str] = "bigctl.recipes.bert_mlm:BertMlm"
+    kind: str = kind("bert_mlm")
+    tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
+    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
+    mask_rate: float = key(0.15, "Share of tokens to be guessed; of them 80% are masked, 10% replaced, 10% kept.")
+
+
 # ----------------------------------------------------------------------------------------------------------- models
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")
@@ -107,6 +181,11 @@ HEADS = ("classification", "regression")
 class Model(Component):
     group: ClassVar[str] = "model"
     kind: str = kind("???")
+    init_from: str | None = key(
+        None,
+        "Weights to start from: another run; for model=bert also minilm, a Hugging Face folder, or a name on its hub.",
+        drift=STRUCTURAL,
+    )
 
 
 @dataclass
@@ -139,6 +218,58 @@ class Cnn(Model):
     dropout: float = key(0.0, "Dropout after each dense layer.", traced=True)
 
 
+POOLS = ("cls", "mean")
+LSTM_POOLS = ("last", "mean", "max")
+
+
+@dataclass
+class Lora:
+    """Low-rank adaptation (Hu et al. 2022): the weights stay as they are, what is trained is added to them."""
+
+    rank: int = key(0, "Rank of what is added; 0 for ordinary training.", drift=STRUCTURAL)
+    alpha: float = key(16.0, "What is added is scaled by alpha / rank.")
+    targets: list[str] = key(["query", "value"], "Which layers: query, key, value, output, up, down.", drift=STRUCTURAL)
+
+
+@dataclass
+class Bert(Model):
+    """An encoder. Its architecture is given here, or null and read from the config.json of `init_from`."""
+
+    implementation: ClassVar[str] = "bigctl.models.bert:BertClassifier"
+    kind: str = kind("bert")
+    layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True)
+    width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True)
+    heads: int | None = key(None, "Attention heads.", drift=STRUCTURAL, decided=True)
+    intermediate: int | None = key(None, "Width inside the feed-forward part.", drift=STRUCTURAL, decided=True)
+    positions: int | None = key(None, "Longest text the model can take [tokens].", drift=STRUCTURAL, decided=True)
+    vocab: int | None = key(
+        None, "Rows of the token embedding; null for the tokenizer's.", drift=STRUCTURAL, decided=True
+    )
+    eps: float = key(1e-12, "Added to the variance in layer normalisation.", drift=STRUCTURAL)
+    pool: str = key("cls", "What stands for the text: the first token, or the mean.", drift=STRUCTURAL, choices=POOLS)
+    pooler: bool = key(
+        False, "Put the dense layer with tanh of the original between pool and output.", drift=STRUCTURAL
+    )
+    dropout: float = key(0.1, "Dropout of embeddings, of each sub-layer's output, and before the head.", traced=True)
+    attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True)
+    lora: Lora = key(Lora, "Low-rank adaptation.")
+
+
+@dataclass
+class Lstm(Model):
+    implementation: ClassVar[str] = "bigctl.models.lstm:LstmClassifier"
+    kind: str = kind("lstm")
+    embedding: int = key(128, "Width of the token embedding.", drift=STRUCTURAL)
+    hidden: int = key(128, "Width of the state, in each direction.", drift=STRUCTURAL)
+    layers: int = key(1, "Layers on top of each other.", drift=STRUCTURAL)
+    bidirectional: bool = key(True, "Read the text in both directions.", drift=STRUCTURAL)
+    pool: str = key(
+        "max", "What stands for the text: the last state, or the mean or maximum of all.", drift=STRUCTURAL,
+        choices=LSTM_POOLS,
+    )  # fmt: skip
+    dropout: float = key(0.5, "Dropout of embeddings, between layers and before the head.", traced=True)
+
+
 # ------------------------------------------------------------------------------------------- optimizers, schedules
 
 
@@ -151,6 +282,12 @@ class Optimizer(Component):
         0.0, "Decoupled weight decay, times the learning rate; never on biases and norms.", traced=True
     )
     clip: float | None = key(None, "Largest global norm of the gradient; null for none.", traced=True)
+    layer_decay: float = key(
+        1.0, "What the learning rate is multiplied by from each layer to the one below; 1 for the same.", traced=True
+    )
+    freeze: list[str] = key(
+        [], "Patterns of parameters that are not trained, such as embeddings or 'layers/[0-3]/'.", drift=STRUCTURAL
+    )
 
 
 @dataclass
@@ -209,7 +346,9 @@ class Schedule(Component):
     group: ClassVar[str] = "schedule"
     kind: str = kind("???")
     warmup: float = key(0.0, "Linear warmup from zero [steps; below 1: fraction of the horizon].")
-    horizon: int | None = key(None, "Length the schedule is laid out for; null for the whole training [steps].")
+    horizon: int | None = key(
+        None, "Length the schedule is laid out for; null for the whole training [steps].", decided=True
+    )
 
 
 @dataclass
@@ -278,6 +417,8 @@ class Tfds(Images):
         MISSING, "Name in the TensorFlow Datasets registry, such as mnist or mnist:3.0.1.", drift=STRUCTURAL
     )
     manual_dir: str | None = key(None, "Folder with the original archives, where they are not downloaded.", drift=FREE)
+    text: str | None = key(None, "The feature with the text, where there are several.", drift=STRUCTURAL)
+    text_pair: str | None = key(None, "The feature with a second text.", drift=STRUCTURAL)
 
 
 @dataclass
@@ -306,6 +447,15 @@ class Table(Data):
     validation_path: str | None = key(None, "File with the validation rows.", drift=STRUCTURAL)
     test_path: str | None = key(None, "File with the test rows.", drift=STRUCTURAL)
     label: str = key(MISSING, "The target column.", drift=STRUCTURAL)
+    text: str | None = key(
+        None, "The column with the text to classify; without one the columns are a table.", drift=STRUCTURAL
+    )
+    text_pair: str | None = key(None, "The column with a second text, where pairs are classified.", drift=STRUCTURAL)
+    columns: list[str] | None = key(
+        None, "Names of the columns, for a file whose first line does not name them.", drift=STRUCTURAL
+    )
+    quoting: bool = key(True, "Whether quotes may enclose a field; false where they are plain characters.",
+                        drift=STRUCTURAL)  # fmt: skip
     drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
 
 
@@ -405,6 +555,11 @@ class Config:
     def is_regression(self) -> bool:
         """Whether the target is real-valued."""
         return getattr(self.model, "head", "classification") == "regression"
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """How text becomes numbers, in recipes of text."""
+        return getattr(self.recipe, "tokenizer", None)
 
 
 GROUPS = ("recipe", "model", "optimizer", "schedule", "data", "mesh", "experiment")

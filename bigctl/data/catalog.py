@@ -54,7 +54,8 @@ def _packaged(config: schema.Packaged, regression: bool) -> Decoded:
 
 
 def _tfds_identity(config: schema.Tfds) -> Any:
-    return {"dataset": config.dataset, "image_size": config.image_size}
+    texts = [config.text, config.text_pair]
+    return {"dataset": config.dataset, "image_size": config.image_size, "texts": texts}
 
 
 def _tfds(config: schema.Tfds, regression: bool) -> Decoded:
@@ -65,6 +66,8 @@ def _tfds(config: schema.Tfds, regression: bool) -> Decoded:
         data_dir=prepare.cache_root() / "tfds",
         manual_dir=_optional(config.manual_dir),
         image_size=_size(config.image_size),
+        text=config.text,
+        text_pair=config.text_pair,
     )
 
 
@@ -111,12 +114,27 @@ def _table_identity(config: schema.Table) -> Any:
         else:
             with file.open("rb") as stream:
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return {"files": digests, "label": config.label, "drop": config.drop, "format": config.kind}
+    names = ("label", "text", "text_pair", "columns", "quoting", "drop")
+    return {"files": digests, "format": config.kind} | {name: getattr(config, name) for name in names}
 
 
 def _table(config: schema.Table, regression: bool) -> Decoded:
-    from bigctl.data import table
+    from bigctl.data import table, texts
 
+    if config.text_pair is not None and config.text is None:
+        raise DataError("data.text_pair is set without data.text", where="data.text_pair", hint="set data.text=COLUMN")
+    if config.text is not None:
+        return texts.read_texts(
+            Path(config.path).expanduser(),
+            text=config.text,
+            text_pair=config.text_pair,
+            label=config.label or None,
+            format=config.kind,
+            validation_path=_optional(config.validation_path),
+            test_path=_optional(config.test_path),
+            columns=config.columns,
+            quoting=config.quoting,
+        )
     return table.read_table(
         Path(config.path).expanduser(),
         label=config.label,
@@ -125,6 +143,8 @@ def _table(config: schema.Table, regression: bool) -> Decoded:
         test_path=_optional(config.test_path),
         regression=regression,
         drop=config.drop,
+        columns=config.columns,
+        quoting=config.quoting,
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.data.text import Texts
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -15,13 +17,17 @@ class Features:
     """What the examples look like.
 
     Attributes:
-        kind: "image" (inputs uint8 [height, width, channels]) or "table" (inputs float32 [features]).
+        kind: "image" (inputs uint8 [height, width, channels]), "table" (inputs float32 [features]) or "text" (inputs
+            int32 [length], `shape` being the largest; columns of texts are described in `buckets`).
         shape: shape of one input.
-        classes: class names in label order; None for regression.
+        classes: class names in label order; None for regression and for texts without labels.
         mean, std: statistics of the training split: per channel of images in [0, 1], or of the target in regression.
         encoder: how table columns become features, as JSON (see `encoder.TableEncoder`).
         feature_names: one name a feature, for tables.
         image_size: what images are resized to at prediction, None to demand their size.
+        tokenizer: what `text.describe` says of the tokenizer; None for what is no text.
+        pairs: whether each example is a pair of texts.
+        columns: names of the columns of a table file that held the texts.
     """
 
     kind: str
@@ -32,6 +38,9 @@ class Features:
     encoder: dict[str, Any] | None = None
     feature_names: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
+    tokenizer: dict[str, Any] | None = None
+    pairs: bool = False
+    columns: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -43,7 +52,7 @@ class Features:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Features:
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        for name in ("shape", "classes", "mean", "std", "feature_names", "image_size"):
+        for name in ("shape", "classes", "mean", "std", "feature_names", "image_size", "columns"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
         return cls(**known)
@@ -54,11 +63,14 @@ class Dataset:
     """A data set ready to be trained on.
 
     Attributes:
-        splits: "train", "validation", "test" -> columns: `inputs` [N, *shape] and `label` [N].
+        splits: "train", "validation", "test" -> columns: `inputs` [N, *shape] and `label` [N]; of texts `inputs` are all
+            tokens one after the other, `offsets` [N + 1] says where each text begins, and `second` [N] where in it a
+            second text does.
         features: see `Features`.
         fingerprint: sha256 over the arrays' contents and the features; equal data, equal fingerprint.
         info: facts for people, JSON-serialisable.
         path: the cache folder it lives in.
+        texts: for text, split -> the texts themselves; of pairs, the first and the second ones.
     """
 
     splits: dict[str, dict[str, np.ndarray]]
@@ -66,6 +78,7 @@ class Dataset:
     fingerprint: str
     info: dict[str, Any] = field(default_factory=dict)
     path: str = ""
+    texts: dict[str, tuple[Texts, ...]] = field(default_factory=dict)
 
     def size(self, split: str) -> int:
         return len(self.splits[split]["label"])

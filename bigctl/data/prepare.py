@@ -7,6 +7,7 @@ holds the sha256 of every array; a damaged cache is found when it is opened, and
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,12 +21,15 @@ from typing import Any
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import catalog, splits
+from bigctl.data import catalog, splits, text
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.source import Columns, Decoded
+from bigctl.data.text import Texts
 from bigctl.errors import DataError
 
-_FORMAT = 2  # raise it whenever decoding, splitting or encoding change: older caches are then left alone
+TOKENIZER = "tokenizer.json"
+
+_FORMAT = 3  # raise it whenever decoding, splitting or encoding change: older caches are then left alone
 
 
 def cache_root() -> Path:
@@ -36,30 +40,53 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bigctl"
 
 
-def prepare(config: Data, *, regression: bool = False, rebuild: bool = False) -> Dataset:
+def prepare(
+    config: Data,
+    *,
+    regression: bool = False,
+    rebuild: bool = False,
+    tokenizer: text.Spec | None = None,
+    stored: Path | None = None,
+) -> Dataset:
     """The data set of a configuration, from the cache or newly decoded into it.
 
     Args:
         config: the `data` part of an experiment.
         regression: whether the target is real-valued.
         rebuild: decode again even where a cache exists.
+        tokenizer: how text becomes numbers; None leaves texts as they are.
+        stored: the tokenizer.json that a run has made before, which is then used and none is made.
 
     Raises:
         DataError: if the data cannot be found, fetched, decoded or stored.
     """
-    folder = cache_folder(config, regression=regression)
-    if not rebuild and folder.is_dir():
-        dataset = _open(folder)
-        if dataset is not None:
+    folder = cache_folder(config, regression=regression, tokenizer=tokenizer)
+    digest = text.sha256(stored) if stored is not None and stored.is_file() else None
+    for place in (folder, folder.with_name(f"{folder.name}-{digest[:8]}") if digest else None):
+        if rebuild or place is None or not place.is_dir():
+            continue
+        dataset = _open(place)
+        if dataset is None:
+            print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
+        elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
             _check_target(dataset.features.classes, regression)
             return dataset
-        print(f"data: the cache {folder} is damaged; making it again", file=sys.stderr)
+        elif place is folder:
+            folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     decoded = catalog.reader(config).decode(config, regression)
     _check_target(decoded.classes, regression)
     by_split = splits.make(decoded, config)
-    features, arrays = _encode(decoded, by_split, config)
+    info, made = dict(decoded.info), None
+    if decoded.kind == "text":
+        info |= _duplicates(by_split, decoded)
+        if tokenizer is not None:
+            with_file = dataclasses.replace(tokenizer, file=stored) if digest else tokenizer
+            made = text.make(with_file, iter(_training_texts(by_split["train"])))
+        features, arrays = _encode_text(decoded, by_split, config, tokenizer, made, info)
+    else:
+        features, arrays = _encode(decoded, by_split, config)
     _report_missing_classes(arrays, features)
-    _write(folder, features, arrays, decoded.info)
+    _write(folder, features, arrays, info, made.to_str(pretty=True) if made is not None else None)
     dataset = _open(folder)
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
@@ -75,20 +102,21 @@ def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
         )
 
 
-def cache_folder(config: Data, *, regression: bool = False) -> Path:
+def cache_folder(config: Data, *, regression: bool = False, tokenizer: text.Spec | None = None) -> Path:
     """The folder that belongs to this configuration and the present state of its source; it need not exist."""
     rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
     rule += [config.validation_fraction, config.test_fraction]
     identity = [_FORMAT, config.kind, catalog.reader(config).identity(config), rule, regression]
+    identity += [tokenizer.identity()] if tokenizer is not None else []
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     name = getattr(config, "name", None) or getattr(config, "dataset", None) or Path(getattr(config, "path", "")).stem
     label = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(name))[:40]
     return cache_root() / "data" / f"{label or config.kind}-{digest[:16]}"
 
 
-def clean(config: Data, *, regression: bool = False) -> int:
+def clean(config: Data, *, regression: bool = False, tokenizer: text.Spec | None = None) -> int:
     """Delete the cache of a configuration; gives the bytes freed."""
-    folder = cache_folder(config, regression=regression)
+    folder = cache_folder(config, regression=regression, tokenizer=tokenizer)
     size = disk_size(folder)
     shutil.rmtree(folder, ignore_errors=True)
     return size
@@ -131,6 +159,62 @@ def _encode(decoded: Decoded, by_split: dict[str, Columns], config: Data) -> tup
     return features, arrays
 
 
+def _encode_text(
+    decoded: Decoded,
+    by_split: dict[str, Columns],
+    config: Data,
+    tokenizer: text.Spec | None,
+    made: Any,
+    info: dict[str, Any],
+) -> tuple[Features, dict[str, Columns]]:
+    """Texts as they are, and as tokens where there is a tokenizer; notes what was cut into `info`."""
+    arrays: dict[str, Columns] = {split: {} for split in SPLITS}
+    pairs = "text_pair" in by_split["train"]
+    for split, columns in by_split.items():
+        for number, name in enumerate(("text", "text_pair") if pairs else ("text",)):
+            texts = Texts.of(columns[name].tolist())
+            arrays[split] |= {f"text{number}": texts.content, f"text{number}_offsets": texts.offsets}
+        arrays[split]["label"] = columns["label"].astype(np.int32)
+    shape: tuple[int, ...] = ()
+    described = None
+    if tokenizer is not None:
+        settings = tokenizer.settings
+        shape = (settings.max_length,)
+        digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
+        described = text.describe(made, settings, digest)
+        for split, columns in by_split.items():
+            other = columns["text_pair"].tolist() if pairs else None
+            encoded = text.encode(made, columns["text"].tolist(), other, settings.max_length, settings.truncate)
+            arrays[split] |= {"inputs": encoded.tokens, "offsets": encoded.offsets, "second": encoded.second}
+            info.setdefault("cut", {})[split] = encoded.cut
+            info.setdefault("unknown_tokens", {})[split] = round(encoded.unknown, 5)
+    names = [n for n in (getattr(config, "text", None), getattr(config, "text_pair", None)) if n]
+    features = Features(
+        "text",
+        shape,
+        decoded.classes,
+        tokenizer=described,
+        pairs=pairs,
+        columns=tuple(names) if pairs else tuple(names[:1]),
+    )
+    return features, arrays
+
+
+def _training_texts(columns: Columns) -> Iterator[str]:
+    for name in ("text", "text_pair"):
+        yield from map(str, columns.get(name, ()))
+
+
+def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any]:
+    """What is found of texts that occur more than once, said on stderr where they cross splits."""
+    from bigctl.data import duplicates
+
+    found = duplicates.report(by_split, decoded.classes)
+    for note in found.get("notes", ()):
+        print(f"data: {note}", file=sys.stderr)
+    return {"duplicates": found}
+
+
 def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 [N, H, W, C] as numbers in [0, 1], by blocks of images."""
     total = np.zeros(images.shape[-1], np.int64)
@@ -162,7 +246,9 @@ def _report_missing_classes(arrays: dict[str, Columns], features: Features) -> N
 # ---------------------------------------------------------------------------------------------------------- the cache
 
 
-def _write(folder: Path, features: Features, arrays: dict[str, Columns], info: dict[str, Any]) -> None:
+def _write(
+    folder: Path, features: Features, arrays: dict[str, Columns], info: dict[str, Any], tokenizer: str | None = None
+) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.parent / f".{folder.name}.{os.getpid()}"
@@ -177,6 +263,8 @@ def _write(folder: Path, features: Features, arrays: dict[str, Columns], info: d
                 file = temporary / f"{split}.{name}.npy"
                 np.save(file, values, allow_pickle=False)
                 digests[file.name] = _digest(file)
+        if tokenizer is not None:
+            (temporary / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         meta = {
             "schema": _FORMAT,
             "features": features.to_json(),
@@ -211,9 +299,21 @@ def _open(folder: Path) -> Dataset | None:
             split, column, _ = name.split(".")
             by_split[split][column] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         features = Features.from_json(meta["features"])
-        return Dataset(by_split, features, meta["fingerprint"], meta["info"], str(folder))
+        if features.tokenizer and text.sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
+            return None
+        texts = {split: _take_texts(columns) for split, columns in by_split.items()}
+        return Dataset(by_split, features, meta["fingerprint"], meta["info"], str(folder), texts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _take_texts(columns: Columns) -> tuple[Texts, ...]:
+    """The texts themselves, moved out of the columns that a model sees."""
+    found: list[Texts] = []
+    while f"text{len(found)}" in columns:
+        name = f"text{len(found)}"
+        found.append(Texts(columns.pop(name), columns.pop(f"{name}_offsets")))
+    return tuple(found)
 
 
 def _fingerprint(meta: dict[str, Any]) -> str:

@@ -16,9 +16,10 @@ class Decoded:
     """A data set as its reader found it, before any split is made by rule.
 
     Attributes:
-        kind: "image" (columns `image` uint8 [N, H, W, C] and `label` int32 [N]) or "table" (one column per
+        kind: "image" (columns `image` uint8 [N, H, W, C] and `label` int32 [N]); "table" (one column per
             feature, numeric as float64 with NaN for a missing value, categorical as an object array of str with None
-            for a missing one, plus the target column `label`: int32 class numbers, or float64 for regression).
+            for a missing one, plus the target column `label`: int32 class numbers, or float64 for regression); or
+            "text" (columns `text`, and `text_pair` for pairs, object arrays of str, and `label` int32 [N]).
         splits: the splits the source itself has, by their own names ("train", "test", ...), in the source's order.
         classes: class names in label order, None for regression.
         info: facts worth showing a user (source, version, licence, files read), JSON-serialisable.

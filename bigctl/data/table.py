@@ -7,7 +7,6 @@ in the training file are numbers, else categorical; the other files are held to 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +16,10 @@ import numpy as np
 
 from bigctl.data.encoder import Categorical, TableEncoder
 from bigctl.data.paths import some
-from bigctl.data.rows import TextTable, load
+from bigctl.data.rows import SUFFIXES, TextTable, load, short
 from bigctl.data.source import Columns, Decoded
 from bigctl.errors import DataError
 
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 _MISSING_HINT = "empty, NA, N/A, nan, null, none and ? count as missing; fill these in or remove the rows"
 _BOOLEAN = frozenset({"true", "false"})
@@ -39,6 +37,8 @@ def read_table(
     test_path: Path | None = None,
     regression: bool = False,
     drop: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    quoting: bool = True,
 ) -> Decoded:
     """Read a table with a header row (or JSON objects) into one typed column per feature, and the target `label`.
 
@@ -50,6 +50,7 @@ def read_table(
         regression: keep the target as float64 instead of class numbers.
         drop: columns to leave out. Left out by themselves, with a line in `info["notes"]`, are columns without a name,
             without any value, and categorical columns in which no two rows agree (names, identifiers, free text).
+        columns, quoting: see `rows.load`.
 
     Returns:
         Decoded of kind "table": float64 [N] with NaN, or object [N] of str with None, per feature; `label` int32 [N]
@@ -60,19 +61,18 @@ def read_table(
     """
     if label in drop:
         raise DataError(f"data.drop holds the target column {label!r}", where="data.drop", hint="drop other columns")
-    paths = {"train": path, "validation": validation_path, "test": test_path}
-    tables: dict[str, TextTable] = {}
-    for split, file in paths.items():
-        if file is not None:
-            if split != "train" and file.resolve() == path.resolve():
-                raise DataError(f"data.{split}_path is the training file itself", where=str(file))
-            tables[split] = load(file, format, lambda name: name not in drop)
+    files = split_files(path, validation_path, test_path)
+    tables = {
+        split: load(file, format, lambda name: name not in drop, columns=columns, quoting=quoting)
+        for split, file in files.items()
+    }
     train = tables["train"]
     for table in tables.values():
-        _require_target(table, label)
+        table.require(label, "target")
     for name in drop:
         if name not in train.names:
-            raise DataError(f"data.drop names {name!r}, which is no column", where=str(path), hint=_close(name, train))
+            hint = train.close(name)
+            raise DataError(f"data.drop names {name!r}, which is no column", where=str(path), hint=hint)
     if label != "label" and "label" in train.columns:
         raise DataError(
             f"the feature column 'label' is in the way, because the target {label!r} is stored under that name",
@@ -92,7 +92,7 @@ def read_table(
     for split, target in targets.items():
         _require_values(tables[split], label, np.flatnonzero(np.isnan(target)))
     if not regression:
-        classes, targets = _classify(tables, label)
+        classes, targets = classify(tables, label)
     splits: dict[str, Columns] = {}
     for split, table in tables.items():
         if absent := [name for name in features if name not in table.columns]:
@@ -101,8 +101,8 @@ def read_table(
                 where=table.source,
                 hint=f"its columns are {some(table.names)}",
             )
-        columns = features if split == "train" else _typed(table, {n: v.dtype == object for n, v in features.items()})
-        splits[split] = {**columns, "label": targets[split]}
+        typed = features if split == "train" else _typed(table, {n: v.dtype == object for n, v in features.items()})
+        splits[split] = {**typed, "label": targets[split]}
     info: dict[str, Any] = {
         "source": format,
         "files": {split: table.source for split, table in tables.items()},
@@ -113,6 +113,16 @@ def read_table(
         "notes": notes,
     }
     return Decoded("table", splits, classes, info)
+
+
+def split_files(path: Path, validation_path: Path | None, test_path: Path | None) -> dict[str, Path]:
+    """The files that are given, by split; DataError if one is given twice."""
+    paths = {"train": path, "validation": validation_path, "test": test_path}
+    found = {split: file for split, file in paths.items() if file is not None}
+    for split, file in found.items():
+        if split != "train" and file.resolve() == path.resolve():
+            raise DataError(f"data.{split}_path is the training file itself", where=str(file))
+    return found
 
 
 def read_rows(source: Path | bytes, encoder: TableEncoder, format: str | None = None) -> np.ndarray:
@@ -129,10 +139,10 @@ def read_rows(source: Path | bytes, encoder: TableEncoder, format: str | None = 
     if format is None and isinstance(source, bytes):
         format = "jsonl" if source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else "csv"
     elif format is None and isinstance(source, Path):
-        format = _SUFFIXES.get(source.suffix.lower())
+        format = SUFFIXES.get(source.suffix.lower())
         if format is None:
             raise DataError(
-                f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {', '.join(_SUFFIXES)}"
+                f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {', '.join(SUFFIXES)}"
             )
     kinds = {column.name: isinstance(column, Categorical) for column in encoder.columns}
     table = load(source, format or "", lambda name: name in kinds)
@@ -241,15 +251,26 @@ def _infer(train: TextTable, label: str, notes: list[str]) -> Columns:
 # --- The target -------------------------------------------------------------------------------------------------------
 
 
-def _classify(tables: dict[str, TextTable], label: str) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The classes of the training target, and the int32 class numbers of every split."""
+def classify(
+    tables: dict[str, TextTable], label: str, *, quantities: str = "to predict a number use model.head=regression"
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The classes of the training target, sorted (as numbers where all are integers), and the class numbers int32 [N].
+
+    Args:
+        tables: the files by split, "train" among them, each with the target column.
+        label: name of the target column.
+        quantities: what to do if the target is a quantity.
+
+    Raises:
+        DataError: labels are missing, or not of a training class; there is one class only, or the target is none.
+    """
     for table in tables.values():
         _require_values(table, label, [i for i, v in enumerate(table.columns[label]) if v.lower() in _MISSING])
     train = tables["train"]
     distinct = set(train.columns[label])
     integers = {text: _integer(text) for text in distinct}
     by_number = None not in integers.values()
-    _doubt_classes(train, label, distinct, by_number)
+    _doubt_classes(train, label, distinct, by_number, quantities)
 
     def class_name(text: str) -> str:
         number = _integer(text) if by_number else None
@@ -258,7 +279,7 @@ def _classify(tables: dict[str, TextTable], label: str) -> tuple[tuple[str, ...]
     classes = tuple(sorted({class_name(text) for text in distinct}, key=int if by_number else str))
     if len(classes) == 1:
         raise DataError(
-            f"the target column {label!r} has only one class, {classes[0]!r}",
+            f"the target column {label!r} has only one class, {short(classes[0])!r}",
             where=train.source,
             hint="a classifier needs at least two",
         )
@@ -268,7 +289,8 @@ def _classify(tables: dict[str, TextTable], label: str) -> tuple[tuple[str, ...]
         names = [class_name(text) for text in table.columns[label]]
         if unknown := [row for row, name in enumerate(names) if name not in numbers]:
             raise DataError(
-                f"label out of range: {names[unknown[0]]!r} is not among the training classes {some(classes)}",
+                f"label out of range: {short(names[unknown[0]])!r} is not among the training classes "
+                + some([short(name) for name in classes]),
                 where=table.at(unknown[0], label),
                 hint="correct the label, or add rows with it to the training file",
             )
@@ -284,7 +306,7 @@ def _integer(text: str) -> int | None:
         return int(number) if number is not None and number.is_integer() else None
 
 
-def _doubt_classes(train: TextTable, label: str, distinct: set[str], by_number: bool) -> None:
+def _doubt_classes(train: TextTable, label: str, distinct: set[str], by_number: bool, quantities: str) -> None:
     """Refuse a target that is a quantity, or hardly the column the user meant."""
     numeric = by_number or all(_number(text) is not None and text.lower() not in _BOOLEAN for text in distinct)
     rows = len(train.lines)
@@ -297,20 +319,8 @@ def _doubt_classes(train: TextTable, label: str, distinct: set[str], by_number: 
     raise DataError(
         f"the target column {label!r} does not look like classes: it {what}",
         where=train.source,
-        hint="to predict a number use model.head=regression" if numeric else f"is data.label={label} the right column?",
+        hint=quantities if numeric else f"is data.label={label} the right column?",
     )
-
-
-def _require_target(table: TextTable, label: str) -> None:
-    if label in table.columns:
-        return
-    if len(table.names) == 1 and (found := [mark for mark in ";\t,|" if mark in table.names[0]]):
-        hint = f"the fields seem to be separated by {found[0]!r}: convert the file, or choose data=csv or data=tsv"
-    elif any(_number(name) is not None for name in table.names):
-        hint = f"the first line must name the columns, found {some(table.names)}"
-    else:
-        hint = _close(label, table)
-    raise DataError(f"there is no target column {label!r}", where=table.source, hint=hint)
 
 
 def _require_values(table: TextTable, label: str, rows: Sequence[int] | np.ndarray) -> None:
@@ -321,11 +331,6 @@ def _require_values(table: TextTable, label: str, rows: Sequence[int] | np.ndarr
             where=table.source,
             hint=_MISSING_HINT,
         )
-
-
-def _close(name: str, table: TextTable) -> str:
-    close = difflib.get_close_matches(name, table.names, n=1) or [n for n in table.names if n.lower() == name.lower()]
-    return (f"did you mean {close[0]!r}? " if close else "") + f"the columns are {some(table.names)}"
 
 
 def _more(count: int) -> str:

@@ -26,7 +26,7 @@ from bigctl.data.tfds_hooks import Files, explained, replaced, without_tensorflo
 from bigctl.errors import DataError
 
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_USABLE = "bigctl reads images with one class label, and tables of numbers and categories with one target"
+_USABLE = "bigctl reads images and texts with one class label, and tables of numbers and categories with one target"
 
 
 def read(
@@ -36,6 +36,8 @@ def read(
     manual_dir: Path | None = None,
     download: bool = True,
     image_size: tuple[int, int] | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
 ) -> Decoded:
     """Reads all labelled splits of a TFDS data set into memory, after preparing it if `data_dir` does not hold it.
 
@@ -46,10 +48,13 @@ def read(
             under the same checksums, and are the only way to data sets without a public download.
         download: whether files that are not in `manual_dir` may be fetched; each is announced on stderr.
         image_size: height and width in pixels that every image is resized to (bilinear).
+        text: the feature with the text to classify; None for the one TFDS calls the input, or the only one.
+        text_pair: the feature with a second text.
 
     Returns:
         kind "image": `image` uint8 [N, H, W, C] and `label` int32 [N]. Kind "table": a column for each scalar
         feature, `name_0` ... `name_{n-1}` for a vector of n, and `label`, int32 [N] or, for a number, float64 [N].
+        Kind "text": `text` object [N] of str without blanks around it, `text_pair` likewise, and `label` int32 [N].
         Splits without labels (the test split of a competition) are left out and named in `info["unlabelled"]`.
 
     Raises:
@@ -67,7 +72,7 @@ def read(
             _resolve(dataset)
             with without_tensorflow(), files.hooked():
                 builder = tfds.builder(dataset, data_dir=os.fspath(data_dir))
-                layout = _layout(builder.info)  # first: what cannot be used need not be downloaded
+                layout = _layout(builder.info, text, text_pair)  # first: what cannot be used need not be downloaded
                 _prepare(builder, files)
                 return _decode(builder, layout, image_size)
         except DataError as error:
@@ -154,14 +159,19 @@ def _extract_dir(parent: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which features are read: either one image or some inputs, as paths into an example, and the target."""
+    """Which features are read: one image, or texts, or some inputs as paths into an example; and the target."""
 
     image: str | None
     inputs: dict[str, tuple[tuple[str, ...], Any]]
     target: str
+    texts: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return "image" if self.image else "text" if self.texts else "table"
 
 
-def _layout(info: Any) -> _Layout:
+def _layout(info: Any, text: str | None, text_pair: str | None) -> _Layout:
     from tensorflow_datasets.core import features as f
 
     def leaves(name: str, path: tuple[str, ...], feature: Any) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
@@ -180,6 +190,12 @@ def _layout(info: Any) -> _Layout:
     )
     images = [key for key, feature in top.items() if isinstance(feature, f.Image)]
     labels = [key for key, feature in top.items() if isinstance(feature, f.ClassLabel)]
+    texts = _text_features(info, text, text_pair)
+    if texts:
+        named = [key for key in labels if info.supervised_keys and key == info.supervised_keys[1]] or labels
+        if len(named) != 1:
+            raise unusable
+        return _Layout(None, {}, named[0], texts)
     if info.supervised_keys:
         source, target = info.supervised_keys[:2]
     elif len(labels) == 1 and len(images) <= 1:
@@ -212,6 +228,40 @@ def _layout(info: Any) -> _Layout:
     return _Layout(None, inputs, target)
 
 
+def _text_features(info: Any, text: str | None, text_pair: str | None) -> tuple[str, ...]:
+    """The features with the text and, where wanted, the second one; () for what is no set of labelled texts."""
+    from tensorflow_datasets.core import features as f
+
+    top = dict(info.features.items()) if isinstance(info.features, f.FeaturesDict) else {}
+    known = [key for key, v in top.items() if isinstance(v, f.Tensor) and v.shape == () and _is_text(v)]
+    for role, name in (("text", text), ("text_pair", text_pair)):
+        if name is not None and name not in known:
+            found = f"its texts are {', '.join(known)}" if known else "it has none"
+            raise DataError(f"data.{role}={name} is no feature with text", hint=found)
+    text = text or _usual_text(info, [key for key in known if isinstance(top[key], f.Text) and key != text_pair])
+    if text is None and text_pair is not None:
+        raise DataError("data.text_pair is set without data.text", hint="set data.text=NAME")
+    if text is not None and text == text_pair:
+        raise DataError("data.text and data.text_pair name the same feature", hint="name different ones")
+    return tuple(name for name in (text, text_pair) if name is not None)
+
+
+def _usual_text(info: Any, texts: list[str]) -> str | None:
+    """The text that TFDS calls the input, or the only one beside a class label."""
+    from tensorflow_datasets.core import features as f
+
+    if info.supervised_keys:
+        source = info.supervised_keys[0]
+        return source if isinstance(source, str) and source in texts else None
+    kinds = [type(feature) for feature in info.features.values()] if texts else []
+    if f.Image in kinds or kinds.count(f.ClassLabel) != 1:
+        return None
+    if len(texts) > 1:
+        hint = "set data.text=NAME, and data.text_pair=NAME for pairs"
+        raise DataError(f"it has several texts: {', '.join(texts)}", hint=hint)
+    return texts[0]
+
+
 def _is_text(feature: Any) -> bool:
     return feature.np_dtype == np.object_
 
@@ -226,12 +276,16 @@ def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -
     # colour ones would come out in another shape. Hence the encoded bytes.
     decoders = {layout.image: decode.SkipDecoding()} if layout.image else None
     splits: dict[str, Columns] = {}
-    unlabelled = []
+    unlabelled, notes = [], []
     for split in info.splits:
         source = builder.as_data_source(split, decoders=decoders)
         if layout.image:
             channels = info.features[layout.image].shape[-1] or 3
             columns = _image_columns(source, layout.image, layout.target, _PIL_MODES[channels], image_size)
+        elif layout.texts:
+            columns = _text_columns(source, layout)
+            if empty := sum(not text for text in columns["text"]):
+                notes.append(f"{empty} texts of {split} are empty")
         else:
             columns = _table_columns(source, layout)
         labels = columns["label"].astype(np.float64 if classes is None else np.int32)
@@ -252,10 +306,11 @@ def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -
         "licence": info.redistribution_info.license or None,
         "examples": {split: len(columns["label"]) for split, columns in splits.items()},
         "unlabelled": unlabelled,
+        "notes": notes,
         "download_bytes": int(info.download_size or 0),
         "prepared_bytes": int(info.dataset_size or 0),
     }
-    return Decoded("image" if layout.image else "table", splits, classes, facts)
+    return Decoded(layout.kind, splits, classes, facts)
 
 
 def _examples(source: Any) -> Iterator[dict[str, Any]]:
@@ -284,6 +339,16 @@ def _image_columns(source: Any, key: str, target: str, mode: str, image_size: tu
         images[i] = np.asarray(image).reshape(images.shape[1:])
         labels[i] = example[target]
     return {"image": images, "label": labels}
+
+
+def _text_columns(source: Any, layout: _Layout) -> Columns:
+    columns: Columns = {role: np.empty(len(source), object) for role in ("text", "text_pair")[: len(layout.texts)]}
+    labels = np.empty(len(source), np.int32)
+    for i, example in enumerate(_examples(source)):
+        labels[i] = example[layout.target]
+        for role, name in zip(columns, layout.texts, strict=True):
+            columns[role][i] = example[name].decode("utf-8", "replace").strip()
+    return columns | {"label": labels}
 
 
 def _table_columns(source: Any, layout: _Layout) -> Columns:

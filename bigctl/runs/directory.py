@@ -38,6 +38,7 @@ class RunDirectory:
         self.record_file = path / "run.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.tokenizer = path / "tokenizer.json"
         self.log = path / "log.txt"
         self.summary_file = path / "summary.json"
         self.tensorboard = path / "tensorboard"

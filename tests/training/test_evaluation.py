@@ -95,7 +95,7 @@ def test_macro_metrics_agree_also_where_classes_are_missing(seed: int) -> None:
     n, classes = int(rng.integers(1, 12)), 6
     labels, chosen = rng.integers(0, classes, n), rng.integers(0, classes, n)
     confusion = sk.confusion_matrix(labels, chosen, labels=range(classes))
-    found = classification.classification_metrics(confusion)
+    found = classification.classification_metrics({"confusion": confusion})
     for name, function in {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}.items():
         expected = function(labels, chosen, average="macro", zero_division=0)
         assert found[name] == pytest.approx(expected), name

@@ -39,7 +39,11 @@ class FakeFeed:
     def __init__(self, events: list[Any], most: int = 100, pause: Callable[[int], float] = lambda call: 0.0):
         self.events, self.most, self.pause = events, most, pause
         self.waited = 0.0
+        self.shapes = 1
         self.calls = 0
+
+    def shape(self, position: int) -> None:
+        return None
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         self.events.append(("draw", position))

@@ -101,9 +101,9 @@ class Irregular(feeds.ResidentFeed):
     """From the fourth step on every other batch is shorter: another shape, another program."""
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
-        step = position // self.batch_size
-        size = 16 if step > 3 and step % 2 else self.batch_size
-        indices = self.plan.indices(position, size)
+        indices, _ = self.batches.batch(position)
+        step = position // len(indices)
+        indices = indices[: 16 if step > 3 and step % 2 else None]
         return self.programs.step_resident(state, self.arrays, indices, self.programs.numbers), 1
 
 
@@ -112,7 +112,8 @@ def test_a_recompiled_step_is_reported_once(kind: type[feeds.ResidentFeed]) -> N
     config = api.compose([*MLP, "mesh=single", "model.hidden=[4]", "train.steps=12", "checkpoint.best=false"])
     exp = experiment.build(config)
     plan = BatchPlan(exp.dataset.size("train"), 0)
-    feed = kind(exp.programs, feeds.place(exp.programs, exp.dataset.splits["train"]), plan, config)
+    batches = feeds._Ahead(plan, config.train.batch_size)
+    feed = kind(exp.programs, feeds.place(exp.programs, exp.dataset.splits["train"]), batches, config)
     warnings: list[str] = []
     hooks = Hooks(write=lambda *_: None, save=lambda *_: None, flush=lambda: None, warn=warnings.append)
     loop = Loop(

@@ -330,7 +330,7 @@ class Recorded:
         self.mesh, self.numbers = exp.programs.mesh, exp.programs.numbers
         self.seen: list[list[int]] = []
 
-    def step_resident(self, state: Any, arrays: Any, indices: Any, numbers: Any) -> Any:
+    def step_resident(self, state: Any, arrays: Any, indices: Any, numbers: Any, length: int | None = None) -> Any:
         self.seen.append(indices.tolist())
         return state
 
@@ -348,7 +348,8 @@ def sent_feed(columns: Any = None) -> tuple[Recorded, feeds.SentFeed, BatchPlan]
     plan = BatchPlan(100, 0)
     programs = Recorded(exp)
     columns = {"label": np.arange(100)} if columns is None else columns
-    return programs, feeds.SentFeed(programs, columns, plan, exp.config), plan  # type: ignore[arg-type]
+    batches = feeds._Ahead(plan, exp.config.train.batch_size)
+    return programs, feeds.SentFeed(programs, columns, batches, exp.config), plan  # type: ignore[arg-type]
 
 
 def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
@@ -365,7 +366,7 @@ def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
 def test_resident_batches_follow_the_plan_through_blocks_and_jumps(kind: Any) -> None:
     exp = built(*MLP)
     programs, plan = Recorded(exp), BatchPlan(1000, 0)
-    feed = kind(programs, {}, plan, exp.config)
+    feed = kind(programs, {}, plan if kind is feeds.LoopFeed else feeds._Ahead(plan, 32), exp.config)
     feed._length = 9000
     starts = [0, *range(16_000, 17_600, 32), 64, 50_000]
     for position in starts:

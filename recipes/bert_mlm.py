@@ -1,0 +1,127 @@
+"""Masked language modelling (Devlin et al. 2019): some tokens of a text are hidden, the model says which they were.
+
+15% of the tokens are to be guessed: 80% of them are replaced by [MASK], 10% by any token, 10% stay as they are. Which
+ones, is a function of (seed, step, place in the batch), so masks change from epoch to epoch and resume is exact; in
+evaluation they depend on the text alone, so that every evaluation asks the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from bigctl.recipes.text_cls import frozen, padding, require_text, text_shapes
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from bigctl.config import schema
+from bigctl.data.dataset import Features
+from bigctl.errors import ConfigError
+from bigctl.models.bert import BertMaskedLM
+from bigctl.training import randomness
+from bigctl.training.metrics import Sums
+from bigctl.training.objective import Batch
+
+_REPLACED, _RANDOM = 0.8, 0.1
+
+
+class BertMlm:
+    """Cross-entropy of the hidden tokens; `perplexity` is its exponential.
+
+    Raises:
+        ConfigError: if the data holds no texts, the tokenizer has no [MASK], or the model cannot guess tokens.
+    """
+
+    metric = "val/loss"
+
+    def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
+        assert isinstance(config.recipe, schema.BertMlm)
+        require_text(features, config.recipe.kind)
+        assert features.tokenizer is not None
+        if "mask" not in features.tokenizer:
+            raise ConfigError(
+                "the tokenizer has no [MASK]", where="recipe.tokenizer", hint="use one that was made for BERT"
+            )
+        if not isinstance(config.model, schema.Bert):
+            raise ConfigError(
+                f"recipe=bert_mlm cannot train model={config.model.kind}",
+                where="model",
+                hint="choose a BERT, such as model=bert_tiny",
+            )
+        self.model = config.model
+        self.features = features
+        self.frozen = frozen(config.model)
+        self.vocabulary: int = features.tokenizer["vocab_size"]
+        self.mask_token: int = features.tokenizer["mask"]
+        self.special = [features.tokenizer[name] for name in ("pad", "cls", "sep", "mask") if name in features.tokenizer]
+        self.rate = config.recipe.mask_rate
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return BertMaskedLM(self.model, self.vocabulary, rngs=rngs)
+
+    def example_shapes(self, n: int) -> dict[str, Any]:
+        return {**text_shapes(self.features, n), "label": jax.ShapeDtypeStruct((n,), jnp.int32)}
+
+    def loss(
+        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, numbers: Mapping[str, Any]
+    ) -> Sums:
+        keys = randomness.per_example(augment_key, batch["number"])
+        return {**self._sums(model, batch, keys, key), "padding": padding(batch)}
+
+    def evaluate(self, model: Any, batch: Batch) -> Sums:
+        # Keyed by the text itself: whatever batch it is in, the same tokens are hidden.
+        digest = jnp.sum(batch["inputs"] * (1 + jnp.arange(batch["inputs"].shape[1])), axis=1)
+        keys = jax.vmap(lambda d: jax.random.fold_in(randomness.key(0, randomness.AUGMENTATION), d))(digest)
+        return self._sums(model, batch, keys, None)
+
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        total, count = (float(v) for v in sums["loss"])
+        return {"perplexity": math.exp(min(total / max(count, 1), 700))}
+
+    def _sums(self, model: Any, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> Sums:
+        tokens = batch["inputs"]
+        hidden, chosen = self.hide(tokens, batch["lengths"], keys)
+        chosen &= batch["mask"][:, None] > 0
+        states = model(hidden, batch["lengths"], batch["second"], key=dropout)
+        # Logits are made for the chosen tokens alone: there is room for twice as many as are to be expected.
+        room = min(tokens.size, max(8, math.ceil(2 * self.rate * tokens.size)))
+        (places,) = jnp.nonzero(chosen.reshape(-1), size=room, fill_value=tokens.size)
+        real = (places < tokens.size).astype(jnp.float32)
+        places = jnp.minimum(places, tokens.size - 1)
+        logits = model.logits(states.reshape(tokens.size, -1)[places]).astype(jnp.float32)
+        targets = tokens.reshape(-1)[places]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        hits = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
+        count = jnp.sum(real)
+        return {
+            "loss": jnp.stack([jnp.sum(losses * real), count]),
+            "accuracy": jnp.stack([jnp.sum(hits * real), count]),
+        }
+
+    def hide(
+        self, tokens: Int[Array, "batch length"], lengths: Int[Array, " batch"], keys: Array
+    ) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
+        """What the model sees, and which tokens it is to guess; one key a text. Special tokens are left alone.
+
+        Of every text the share `mask_rate` is chosen, rounded, at least one token.
+        """
+        allowed = jnp.arange(tokens.shape[1]) < lengths[:, None]
+        for number in self.special:
+            allowed &= tokens != number
+
+        def one(key: Array, row: Array, allowed: Array) -> tuple[Array, Array]:
+            order, fate, other = jax.random.split(key, 3)
+            draw: Float[Array, " length"] = jnp.where(allowed, jax.random.uniform(order, row.shape), 2.0)
+            count = jnp.maximum(1, jnp.round(self.rate * jnp.sum(allowed))).astype(jnp.int32)
+            chosen = allowed & (draw <= jnp.sort(draw)[count - 1])
+            kind = jax.random.uniform(fate, row.shape)
+            random = jax.random.randint(other, row.shape, 0, self.vocabulary)
+            seen = jnp.where(kind < _REPLACED, self.mask_token, jnp.where(kind < _REPLACED + _RANDOM, random, row))
+            return jnp.where(chosen, seen, row), chosen
+
+        return jax.vmap(one)(keys, tokens, allowed)

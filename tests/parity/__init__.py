@@ -1,0 +1,1 @@
+"""Comparison with torch and transformers, for environments that have them; skipped elsewhere."""

@@ -1,0 +1,143 @@
+"""The models that are compared, and how. Free of torch: the plain tests read the cases from tests/fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from bigctl.config import schema
+from bigctl.models.bert import BertClassifier, BertMaskedLM
+from bigctl.models.lstm import LstmClassifier
+from bigctl.training.checkpoint import flatten
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TOLERANCE = 1e-4
+"""Largest difference, as a share of the largest value of the same array (float32 on both sides)."""
+
+_TINY: dict[str, Any] = {"layers": 2, "width": 12, "heads": 3, "intermediate": 20, "positions": 10, "vocab": 23}
+
+BERT = {
+    "bert_pooler": schema.Bert(pooler=True, **_TINY),
+    "bert_mean": schema.Bert(pool="mean", eps=1e-5, **_TINY),
+}
+MASKED_LM = {"bert_masked_lm": schema.Bert(**_TINY)}
+LSTM = {
+    "lstm_max": schema.Lstm(embedding=5, hidden=4, layers=2, pool="max"),
+    "lstm_last": schema.Lstm(embedding=5, hidden=6, layers=1, pool="last"),
+    "lstm_mean": schema.Lstm(embedding=5, hidden=4, layers=2, bidirectional=False, pool="mean"),
+}
+
+Case = Mapping[str, np.ndarray]
+
+
+def load(name: str) -> Case:
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        return dict(file)
+
+
+def part(case: Case, prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in case.items() if name.startswith(f"{prefix}/")}
+
+
+def filled(model: nnx.Module, case: Case) -> tuple[Any, Any, dict[Any, jax.Array]]:
+    """(structure, parameters of the case, everything else); the parameters must be those of the model."""
+    structure, params, rest = nnx.split(model, nnx.Param, ...)
+    shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
+    given = part(case, "params")
+    assert shapes == {name: value.shape for name, value in given.items()}
+    nested: dict[Any, Any] = {}
+    for name, value in given.items():
+        *parents, last = (int(p) if p.isdigit() else p for p in name.split("/"))
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jnp.asarray(value)
+    return structure, nested, rest
+
+
+def texts(case: Case) -> list[jax.Array]:
+    return [jnp.asarray(case[f"inputs/{name}"]) for name in ("tokens", "lengths", "second")]
+
+
+def assert_bert_agrees(config: schema.Bert, case: Case) -> None:
+    outputs = case["outputs/logits"].shape[-1]
+    structure, params, rest = filled(BertClassifier(config, config.vocab or 0, outputs, rngs=_rngs()), case)
+    inputs, real = texts(case), _real(case)
+
+    def loss(params: Any) -> Any:
+        model = nnx.merge(structure, params, rest)
+        logits = model(*inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, case["inputs/label"])
+        return losses.mean(), {"logits": logits, "hidden": model.encoder(*inputs)}
+
+    _assert_equal(loss, params, case, {"hidden": real})
+
+
+def assert_masked_lm_agrees(config: schema.Bert, case: Case) -> None:
+    structure, params, rest = filled(BertMaskedLM(config, config.vocab or 0, rngs=_rngs()), case)
+    inputs, label = texts(case), case["inputs/label"]
+    places = np.nonzero(label != -100)
+
+    def loss(params: Any) -> Any:
+        model = nnx.merge(structure, params, rest)
+        hidden = model(*inputs)
+        guesses = model.logits(hidden[places])  # as the recipe does: only where a token is to be guessed
+        losses = optax.softmax_cross_entropy_with_integer_labels(guesses, label[places])
+        everywhere = model.logits(hidden.reshape(-1, hidden.shape[-1]))
+        return losses.mean(), {"logits": everywhere.reshape(*label.shape, -1)}
+
+    _assert_equal(loss, params, case, {"logits": _real(case)})
+
+
+def assert_lstm_agrees(config: schema.Lstm, case: Case) -> None:
+    vocab, outputs = len(case["params/embedding/embedding"]), case["outputs/logits"].shape[-1]
+    structure, params, rest = filled(LstmClassifier(config, vocab, outputs, rngs=_rngs()), case)
+    inputs, real = texts(case), _real(case)
+
+    def loss(params: Any) -> Any:
+        model = nnx.merge(structure, params, rest)
+        logits = model(*inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, case["inputs/label"])
+        states = model.embedding(inputs[0].T)
+        for layer in model.layers:
+            states, last = layer(states, jnp.asarray(real).T)
+        return losses.mean(), {"logits": logits, "states": states.swapaxes(0, 1), "last": last}
+
+    _assert_equal(loss, params, case, {"states": real})
+
+
+def _assert_equal(loss: Any, params: Any, case: Case, only: dict[str, np.ndarray]) -> None:
+    """Loss, outputs (where `only` says, in padding they mean nothing) and the gradient of every parameter."""
+    (value, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    expected = part(case, "outputs")
+    for name, theirs in expected.items():
+        ours = np.asarray({"loss": value, **found}[name])
+        if name in only:
+            ours, theirs = ours[only[name]], theirs[only[name]]
+        assert_close(name, ours, theirs)
+    ours_flat, theirs_flat = flatten(grads), part(case, "grads")
+    assert set(ours_flat) == set(theirs_flat)
+    largest = max(np.abs(theirs).max() for theirs in theirs_flat.values())
+    for name, theirs in theirs_flat.items():
+        assert_close(name, ours_flat[name], theirs, least=0.01 * largest)  # that of key/bias is nothing but rounding
+
+
+def assert_close(name: str, ours: Any, theirs: Any, least: float = 0.0) -> None:
+    """Differences are measured against the largest of their values, or `least` where that is more."""
+    atol = TOLERANCE * max(np.abs(theirs).max(), least)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=name)
+
+
+def _real(case: Case) -> np.ndarray:
+    return np.arange(case["inputs/tokens"].shape[1]) < case["inputs/lengths"][:, None]
+
+
+def _rngs() -> nnx.Rngs:
+    return nnx.Rngs(params=jax.random.key(0))
