@@ -392,6 +392,10 @@ class Data(Component):
         0.1, "Share held out of the training split where the source has no validation split.", drift=STRUCTURAL
     )
     test_fraction: float = key(0.1, "Share held out where the source has no test split.", drift=STRUCTURAL)
+    deduplicate: bool = key(
+        False, "Keep each text once: copies are dropped, from training before they are from the test split.",
+        drift=STRUCTURAL,
+    )  # fmt: skip
     resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE)
 
 
@@ -446,7 +450,7 @@ class Table(Data):
     path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "File with the validation rows.", drift=STRUCTURAL)
     test_path: str | None = key(None, "File with the test rows.", drift=STRUCTURAL)
-    label: str = key(MISSING, "The target column.", drift=STRUCTURAL)
+    label: str | None = key(MISSING, "The target column; null for texts without one.", drift=STRUCTURAL)
     text: str | None = key(
         None, "The column with the text to classify; without one the columns are a table.", drift=STRUCTURAL
     )

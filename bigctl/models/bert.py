@@ -17,6 +17,7 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.layers import Dropout, fold
 
+_ADAPTABLE = ("query", "key", "value", "output", "up", "down")
 _INIT = nnx.initializers.normal(0.02)
 
 
@@ -149,6 +150,11 @@ class Encoder(nnx.Module):
                 where="model.vocab",
                 hint="use the tokenizer that belongs to the weights, or a larger model.vocab",
             )
+        for name in config.lora.targets:
+            if name not in _ADAPTABLE:
+                raise ConfigError(
+                    f"no layer is called {name!r}", where="model.lora.targets", hint="known: " + ", ".join(_ADAPTABLE)
+                )
         self.embeddings = Embeddings(config, config.vocab or vocab_size, rngs=rngs)
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(_given(config, "layers")))
 

@@ -93,7 +93,9 @@ def test_a_run_is_found_by_folder_and_by_name(here):
         assert source.tokenizer is not None and source.tokenizer.name == "tokenizer.json"
 
 
-@pytest.mark.parametrize("name", ["minilmm", "", "runs/nothing", "a/b/c", "./nothing", "/no/such/folder"])
+@pytest.mark.parametrize(
+    "name", ["minilmm", "", "runs/nothing", "a/b/c", "./nothing", "~nobody/x/y", "x" * 5000, "a\0b"]
+)
 def test_what_is_nothing_is_answered_with_what_there_is(name):
     refused(DataError, repr(name), "minilm", "ORG/NAME", action=lambda: sources.locate(name))
 
