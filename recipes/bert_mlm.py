@@ -58,7 +58,8 @@ class BertMlm:
         self.frozen = frozen(config.model)
         self.vocabulary: int = features.tokenizer["vocab_size"]
         self.mask_token: int = features.tokenizer["mask"]
-        self.special = [features.tokenizer[name] for name in ("pad", "cls", "sep", "mask") if name in features.tokenizer]
+        known = features.tokenizer
+        self.special = [known[name] for name in ("pad", "cls", "sep", "mask") if name in known]
         self.rate = config.recipe.mask_rate
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:

@@ -69,7 +69,7 @@ def _plan(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
     """Indices only: one batch a call, and many at once as the feeds ask for them."""
     from bigctl.data.sampler import BatchPlan
 
-    batches = _Ahead(BatchPlan(options.examples, seed=0), options.batch_size)
+    plan = BatchPlan(options.examples, seed=0)
     size, ahead = options.batch_size, max(1, 2**14 // options.batch_size)
 
     def draw(batches: int) -> float:
@@ -98,7 +98,7 @@ def _feed(columns: dict[str, np.ndarray], options: argparse.Namespace) -> dict[s
     programs: Any = SimpleNamespace(
         mesh=meshes.make(config.mesh), numbers={}, step_sent=lambda state, batch, numbers: jax.block_until_ready(batch)
     )
-    plan = BatchPlan(options.examples, seed=0)
+    batches = _Ahead(BatchPlan(options.examples, seed=0), options.batch_size)
 
     def work() -> None:
         feed = SentFeed(programs, columns, batches, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import glob
 import os
 import shutil
 import sys
@@ -20,11 +21,15 @@ examples:
   bigctl data csv data.path=table.csv data.label=species
   bigctl data csv data.path=homes.csv data.label=price model=mlp model.head=regression
   bigctl data recipe=cnn_cls
+  bigctl data recipe=bert_cls                          texts, and as the tokens of this recipe
+  bigctl data csv data.path=reviews.csv data.text=review data.label=stars
   bigctl data cifar10 --prepare                        download and decode it now
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all
 """
 MOST_ROWS = 40
+_KEPT = {"head": "beginning", "tail": "end", "head_tail": "beginning and the end"}
+_ELSEWHERE = ("duplicates", "cut", "unknown_tokens")  # facts that are shown in a place of their own
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,14 +56,31 @@ def run(options: argparse.Namespace) -> int:
                 "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
             )
         return _list(options)
-    config, regression = _configuration(options)
-    if options.clean:
-        return _clean(options, config, regression)
-    return _show(options, config, regression)
+    wanted = _configuration(options)
+    return _clean(options, wanted) if options.clean else _show(options, wanted)
 
 
-def _configuration(options: argparse.Namespace) -> tuple[Any, bool]:
-    """The `data` part of what is composed; whether targets are numbers. Raises ConfigError if a key is missing."""
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is to be looked at: the `data` part of a configuration, and what else its prepared form depends on.
+
+    Attributes:
+        regression: whether targets are numbers.
+        tokenizer: a `text.Spec`, where a recipe is composed that needs one.
+    """
+
+    data: Any
+    regression: bool
+    tokenizer: Any
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What `prepare` wants to know besides `data`."""
+        return {"regression": self.regression, "tokenizer": self.tokenizer}
+
+
+def _configuration(options: argparse.Namespace) -> Wanted:
+    """Raises ConfigError if a key is missing."""
     from bigctl.config import schema
 
     composed = common.composed(options, partial=True)
@@ -69,20 +91,37 @@ def _configuration(options: argparse.Namespace) -> tuple[Any, bool]:
         if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
             doc = field.metadata.get("doc", "")
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
-    return data, composed.config.is_regression
+    return Wanted(data, composed.config.is_regression, _tokenizer(composed.config))
+
+
+def _tokenizer(config: Any) -> Any:
+    """The tokenizer of a composed recipe, None without one."""
+    settings = config.tokenizer
+    if settings is None:
+        return None
+    from bigctl.data import text
+
+    pretrained = None
+    if settings.type == "pretrained" and getattr(config.model, "init_from", None):
+        from bigctl.interop import sources
+
+        source = sources.locate(config.model.init_from)
+        pretrained = (source.tokenizer, source.lowercase) if source.tokenizer else None
+    return text.spec(settings, pretrained)
 
 
 # ---------------------------------------------------------------------------------------------------------- one set
 
 
-def _show(options: argparse.Namespace, config: Any, regression: bool) -> int:
+def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     from bigctl.data import prepare, preview
 
-    folder = prepare.cache_folder(config, regression=regression)
+    config = wanted.data
+    folder = prepare.cache_folder(config, **wanted.form)
     was_there = folder.is_dir()
     if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
         return _unprepared(options, config, folder)
-    dataset = prepare.prepare(config, regression=regression, rebuild=options.rebuild)
+    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form)
     facts = {
         "prepared": True,
         **preview.describe(dataset),
@@ -90,16 +129,20 @@ def _show(options: argparse.Namespace, config: Any, regression: bool) -> int:
         "prepared_now": options.rebuild or not was_there,
     }
     table = preview.columns(dataset) if dataset.features.encoder else []
+    texts = preview.first_texts(dataset) if dataset.features.kind == "text" else []
     sheet = options.contact_sheet
     if sheet is not None:
         _write_sheet(dataset, sheet)
     if options.json:
         facts["columns"] = [dataclasses.asdict(column) for column in table]
+        facts["texts"] = [{"class": name, "texts": first} for name, first in texts]
         common.print_json({**facts, "contact_sheet": str(sheet) if sheet else None})
         return 0
     print_facts(facts, config.kind)
     if table:
         print_columns(table, preview.targets(dataset))
+    elif texts:
+        print_texts(facts["splits"], texts)
     elif dataset.features.kind == "image" and _truecolor():
         room = shutil.get_terminal_size().columns // 17  # pictures of 16 columns and a gap
         picked = [images[0] for _, images in preview.pick(dataset, each=1) if len(images)]
@@ -122,15 +165,19 @@ def _unprepared(options: argparse.Namespace, config: Any, folder: Path) -> int:
 def print_facts(facts: dict[str, Any], source: str) -> None:
     """What a data set holds, one fact a line."""
     for name, value in facts["info"].items():
-        items = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
-        for item in items if isinstance(items, list) else [items]:
-            print(f"{name:<12} {item}")
-    shape = "x".join(str(n) for n in facts["shape"])
-    what = f"images {shape}, uint8" if facts["kind"] == "image" else f"rows of {shape} features"
-    print(f"{'examples':<12} {what}; source of kind {source}")
+        if name not in _ELSEWHERE:
+            for item in _items(value):
+                print(f"{name:<12} {item}")
+    print(f"{'examples':<12} {_what(facts)}; source of kind {source}")
     if facts["mean"] and facts["kind"] == "image":
         mean, std = (" ".join(f"{x:.4f}" for x in facts[key]) for key in ("mean", "std"))
         print(f"{'pixels':<12} mean {mean}, std {std} (of the training split, from 0 to 1)")
+    if facts["tokenizer"]:
+        t = facts["tokenizer"]
+        print(f"{'tokenizer':<12} {t['type']}, {t['vocab_size']:,} tokens; sha256 {t['sha256']}")
+        print(f"{'length':<12} {t['max_length']} tokens at most; of longer texts the {_KEPT[t['truncate']]} is kept")
+    for line in _duplicates(facts["info"].get("duplicates")):
+        print(f"{'duplicates':<12} {line}")
     print(f"{'fingerprint':<12} {facts['fingerprint']}")
     now = ", prepared just now" if facts["prepared_now"] else ""
     print(f"{'on disk':<12} {common.size(facts['bytes'])} in {facts['path']}{now}")
@@ -144,11 +191,68 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
         common.print_table(("class", *splits), rows)
         if (more := len(facts["classes"]) - MOST_ROWS) > 0:
             print(f"... and {more} more classes")
+    elif facts["kind"] == "text":
+        common.print_table(("split", "examples"), [(s, f"{p['examples']:,}") for s, p in splits.items()])
     else:
         common.print_table(
             ("split", "examples", "target: min", "mean", "max"),
             [(s, f"{p['examples']:,}", *(f"{v:.4g}" for v in p["target"].values())) for s, p in splits.items()],
         )
+
+
+def _what(facts: dict[str, Any]) -> str:
+    shape = "x".join(str(n) for n in facts["shape"])
+    if facts["kind"] == "text":
+        return "pairs of texts" if facts["pairs"] else "texts"
+    return f"images {shape}, uint8" if facts["kind"] == "image" else f"rows of {shape} features"
+
+
+def _items(value: Any) -> list[str]:
+    """A fact as lines: a list has one an item, a dictionary one a name, with what is in it on the same line."""
+    if isinstance(value, dict):
+        return [f"{name} {', '.join(_items(item))}" for name, item in value.items()]
+    if isinstance(value, list):
+        return [", ".join(_items(item)) if isinstance(item, dict) else str(item) for item in value]
+    return [str(value)]
+
+
+def _duplicates(found: dict[str, Any] | None) -> list[str]:
+    """What there is to say of texts that occur more than once, one line a split."""
+    lines = []
+    for split, facts in (found or {}).items():
+        if not isinstance(facts, dict):
+            continue
+        count = facts.get("repeated") or facts.get("in_train")
+        if count:
+            what = "repeat an earlier text" if "repeated" in facts else "are in the training split too"
+            other = f", {facts['other_label']:,} of them with another label" if facts.get("other_label") else ""
+            lines.append(f"{split}: {count:,} {what}{other}")
+    return lines or (["none"] if found else [])
+
+
+def print_texts(splits: dict[str, Any], texts: list[tuple[str, list[str]]]) -> None:
+    """How long texts are, and the first ones of each class."""
+    from bigctl.data.preview import one_line
+
+    spread = ("min", "median", "p95", "max")
+    tokens = "tokens" in next(iter(splits.values()))
+    header = ["split", "characters: min", "median", "95%", "max"]
+    header += ["tokens: min", "median", "95%", "max", "cut", "unknown"] if tokens else []
+    rows = []
+    for split, part in splits.items():
+        row = [split, *(f"{part['characters'][name]:,}" for name in spread)]
+        if tokens:
+            row += [f"{part['tokens'][name]:,}" for name in spread]
+            row += [f"{part['cut']:.1%}", f"{part['unknown']:.2%}"]
+        rows.append(row)
+    common.print_table(header, rows)
+    print("first texts")
+    names = [one_line(name, 20) for name, _ in texts]
+    wide = max(map(len, names))
+    room = max(20, shutil.get_terminal_size((120, 24)).columns - wide - 4)
+    for name, (_, first) in zip(names, texts, strict=True):
+        for text in first:
+            print(f"  {name:<{wide}}  {one_line(text, room)}")
 
 
 def print_columns(table: list[Any], targets: list[str]) -> None:
@@ -211,18 +315,30 @@ def _entry(found: Any) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "path": str(found.path)}
 
 
-def _clean(options: argparse.Namespace, config: Any, regression: bool) -> int:
+def _clean(options: argparse.Namespace, wanted: Wanted) -> int:
     from bigctl.data import prepare
 
-    folder = prepare.cache_folder(config, regression=regression)
-    freed = prepare.clean(config, regression=regression)
+    plain = prepare.cache_folder(wanted.data, regression=wanted.regression)
+    tokens = prepare.cache_folder(wanted.data, **wanted.form)
+    folders = [plain, *_forms(plain), *([tokens, *_forms(tokens)] if tokens != plain else [])]
+    present = [folder for folder in folders if folder.is_dir()]
+    freed = 0
+    for folder in present:
+        freed += prepare.disk_size(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        freed -= prepare.disk_size(folder)
     if options.json:
-        common.print_json({"path": str(folder), "freed_bytes": freed})
-    elif freed:
-        print(f"freed {common.size(freed)}: {folder}")
+        common.print_json({"path": str(tokens), "freed_bytes": freed, "removed": [str(folder) for folder in present]})
+    elif present:
+        print(f"freed {common.size(freed)}: {', '.join(str(folder) for folder in present)}")
     else:
-        print(f"nothing to remove: {folder} is not there")
+        print(f"nothing to remove: {tokens} is not there")
     return 0
+
+
+def _forms(folder: Path) -> list[Path]:
+    """Caches of the same data beside one: as other tokens, or with a tokenizer that a run has kept."""
+    return sorted(folder.parent.glob(f"{glob.escape(folder.name)}-*"))
 
 
 def _clean_all(options: argparse.Namespace) -> int:

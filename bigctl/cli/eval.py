@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from bigctl.cli import common
 
@@ -10,6 +11,7 @@ EXAMPLES = """\
 examples:
   bigctl eval runs/cnn_cls
   bigctl eval cnn_cls --step last --split validation
+  bigctl eval bert_cls --errors 50                  list more of the worst errors
   bigctl eval cnn_cls --json
 """
 
@@ -18,7 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     parser.add_argument("--split", choices=("train", "validation", "val", "test"), default="test", help="default: test")
+    parser.add_argument(
+        "--errors", type=_count, default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
+    )
     common.add_json(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 0 or more")
+    return int(text)
 
 
 def step_argument(text: str) -> str | int:
@@ -41,20 +52,45 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(str(found.path), step=step)
-    metrics = trained.evaluate(options.split)
+    evaluation = trained.score(options.split, errors=options.errors)
+    metrics, errors = dict(evaluation.metrics), evaluation.errors
     prefix = {"validation": "val"}.get(options.split, options.split)
     confusion = metrics.pop(f"{prefix}/confusion", None)
     classes = list(trained.features.classes or ())
     if options.json:
         report = {"run": str(found.path), "step": trained.step, "split": options.split, "metrics": metrics}
-        common.print_json({**report, "confusion": confusion, "classes": classes})
+        common.print_json({**report, "confusion": confusion, "classes": classes, "errors": errors})
         return 0
     print(f"{found.path}, step {trained.step:,}, {options.split} split")
-    for name, value in sorted(metrics.items()):
-        print(f"  {name:<16} {value:.4f}")
+    print_metrics(metrics)
     if confusion is not None:
         print_confusion(confusion, classes)
+    if errors:
+        print_errors(errors)
     return 0
+
+
+def print_metrics(metrics: dict[str, float]) -> None:
+    """One a line, by name, their values below each other."""
+    width = max(16, *map(len, metrics)) if metrics else 0
+    for name, value in sorted(metrics.items()):
+        print(f"  {name:<{width}} {value:.4f}")
+
+
+def print_errors(errors: list[dict[str, Any]]) -> None:
+    """One error a line: loss, classes, probability of the wrong one, and the text, or else the row in the split."""
+    import shutil
+
+    from bigctl.data.preview import one_line
+
+    print("worst errors (loss, true -> predicted, its probability)")
+    pairs = [f"{one_line(e['label'], 20)} -> {one_line(e['predicted'], 20)}" for e in errors]
+    wide = max(map(len, pairs))
+    room = shutil.get_terminal_size((120, 24)).columns - wide - 20
+    for error, pair in zip(errors, pairs, strict=True):
+        texts = [error[name] for name in ("text", "text_pair") if name in error]
+        what = one_line(" | ".join(texts), max(20, room)) if texts else f"row {error['row']}"
+        print(f"  {error['loss']:>7.3f}  {pair:<{wide}}  {error['probability']:.3f}  {what}")
 
 
 def print_confusion(confusion: list[list[int]], classes: list[str], most: int = 20) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bigctl.cli.eval import step_argument
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-# ------------------------------------------------------------------------------------------------- what is to be labelled
+# ----------------------------------------------------------------------------------------------- what is to be labelled
 
 
 def _given(options: argparse.Namespace, pairs: bool) -> list[Text]:
@@ -86,7 +86,7 @@ def _given(options: argparse.Namespace, pairs: bool) -> list[Text]:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise ConfigError("the text is not UTF-8", where=flag, hint="convert it, with iconv for one") from None
+                raise ConfigError("the text is not UTF-8", where=flag, hint="convert it, for example with iconv") from None
     if not pairs:
         if options.text_pair:
             raise ConfigError("the run was trained on single texts", where="--text-pair", hint="leave it out")
@@ -105,7 +105,8 @@ def _standard_input(name: str) -> str:
 
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError(
-            "nothing to label is given", hint=f'bigctl predict {name} --text "...", or FILE, or - to type one text a line'
+            "nothing to label is given",
+            hint=f'bigctl predict {name} --text "...", or FILE, or - to type one text a line',
         )
     return "-"
 
@@ -133,7 +134,7 @@ def _require_file(file: str) -> None:
         raise DataError("there is no such file", where=file)
 
 
-# ----------------------------------------------------------------------------------------------------------- the answers
+# ---------------------------------------------------------------------------------------------------------- the answers
 
 
 def _labelled(trained: TrainedRun, texts: list[Text]) -> Iterable[dict[str, Any]]:
@@ -150,7 +151,8 @@ def _stream(trained: TrainedRun) -> None:
 
     if sys.stdin is None:
         raise DataError("is closed", where="stdin")
-    for block in lines.blocks(sys.stdin.buffer, pairs=trained.features.pairs):
+    stream = cast(lines.Stream, sys.stdin.buffer)
+    for block in lines.blocks(stream, pairs=trained.features.pairs):
         for start in range(0, len(block), BLOCK):
             _print(_labelled(trained, block[start : start + BLOCK]))
 

@@ -103,17 +103,28 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
-    for name, value in sorted(metrics.items()):
-        if isinstance(value, float) and name.split("/")[0] in ("val", "test"):
-            print(f"  {name:<16} {value:.4f}")
-    if summary.get("confusion") and not summary.get("already_complete"):
-        from bigctl.cli.eval import print_confusion
+    from bigctl.cli.eval import print_confusion, print_metrics
 
+    shown = {n: v for n, v in metrics.items() if isinstance(v, float) and n.split("/")[0] in ("val", "test")}
+    print_metrics(shown)
+    if summary.get("confusion") and not summary.get("already_complete"):
         print_confusion(summary["confusion"], summary["classes"])
     for line in summary.get("profile") or []:
         print(f"  slow: {line}")
-    kind = "FILE.csv" if summary["recipe"] == "mlp_cls" else "FILE.png"
     print("next:")
     print(f"  bigctl eval {run}")
-    print(f"  bigctl predict {run} {kind}")
+    print(f"  {_use(run)}")
     print(f"  bigctl info {run}")
+
+
+def _use(run: str) -> str:
+    """The command that uses what was trained, by what its data looks like."""
+    from bigctl.runs.directory import RunDirectory
+
+    record = RunDirectory(Path(run)).record()
+    features = record["data"]["features"]
+    if record["recipe"] == "bert_mlm":
+        return f"bigctl train recipe=bert_cls model.init_from={run}"
+    if features["kind"] == "text":
+        return f'bigctl predict {run} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")
+    return f"bigctl predict {run} {'FILE.csv' if features['kind'] == 'table' else 'FILE.png'}"

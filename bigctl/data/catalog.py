@@ -135,6 +135,8 @@ def _table(config: schema.Table, regression: bool) -> Decoded:
             columns=config.columns,
             quoting=config.quoting,
         )
+    if not config.label:
+        raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")
     return table.read_table(
         Path(config.path).expanduser(),
         label=config.label,

@@ -63,9 +63,9 @@ class Dataset:
     """A data set ready to be trained on.
 
     Attributes:
-        splits: "train", "validation", "test" -> columns: `inputs` [N, *shape] and `label` [N]; of texts `inputs` are all
-            tokens one after the other, `offsets` [N + 1] says where each text begins, and `second` [N] where in it a
-            second text does.
+        splits: "train", "validation", "test" -> columns: `inputs` [N, *shape] and `label` [N]; of texts `inputs` are
+            all tokens one after the other, `offsets` [N + 1] says where each text begins, and `second` [N] where in
+            it a second text does.
         features: see `Features`.
         fingerprint: sha256 over the arrays' contents and the features; equal data, equal fingerprint.
         info: facts for people, JSON-serialisable.

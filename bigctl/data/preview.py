@@ -1,7 +1,8 @@
-"""A prepared data set as people look at it: columns with sample rows, a contact sheet of images."""
+"""A prepared data set as people look at it: columns with sample rows, images, texts and how long they are."""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.encoder import Numeric, TableEncoder
+from bigctl.data.text import Texts
 
 Images = UInt8[np.ndarray, "n height width channels"]
 
@@ -35,7 +37,8 @@ class Column:
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Sizes, classes, features and statistics, JSON-serialisable."""
-    features, regression = dataset.features, dataset.features.classes is None
+    features = dataset.features
+    regression = features.classes is None and features.kind != "text"
     splits: dict[str, Any] = {}
     for split in SPLITS:
         labels = dataset.splits[split]["label"]
@@ -43,8 +46,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         if regression:
             spread = {"min": labels.min(), "mean": labels.mean(dtype=np.float64), "max": labels.max()}
             splits[split]["target"] = {name: float(value) for name, value in spread.items()}
-        else:
+        elif features.classes:
             splits[split]["classes"] = np.bincount(labels, minlength=features.num_classes).tolist()
+        if features.kind == "text":
+            splits[split] |= _lengths(dataset, split)
     return {
         "kind": features.kind,
         "splits": splits,
@@ -54,6 +59,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "mean": list(features.mean),
         "std": list(features.std),
         "image_size": list(features.image_size) if features.image_size else None,
+        "tokenizer": features.tokenizer,
+        "pairs": features.pairs,
         "info": dataset.info,
         "fingerprint": dataset.fingerprint,
         "path": dataset.path,
@@ -91,6 +98,62 @@ def targets(dataset: Dataset, count: int = 5) -> list[str]:
     """The targets of the first training examples: class names, or numbers."""
     labels, classes = dataset.splits["train"]["label"][:count].tolist(), dataset.features.classes
     return [classes[label] if classes else f"{label:.4g}" for label in labels]
+
+
+# ------------------------------------------------------------------------------------------------------------- texts
+
+
+def _lengths(dataset: Dataset, split: str) -> dict[str, Any]:
+    """How long the texts of a split are, those of a pair together; in tokens as they are after cutting."""
+    found: dict[str, Any] = {"characters": _spread(sum(characters(texts) for texts in dataset.texts[split]))}
+    columns, count = dataset.splits[split], max(1, dataset.size(split))
+    if "offsets" in columns:
+        found["tokens"] = _spread(np.diff(columns["offsets"]))
+        found["cut"] = dataset.info["cut"][split] / count
+        found["unknown"] = dataset.info["unknown_tokens"][split]
+    return found
+
+
+def characters(texts: Texts) -> np.ndarray:
+    """Characters (code points) of each text, int64 [N]."""
+    begins = np.concatenate([[0], np.cumsum((texts.content & 0xC0) != 0x80, dtype=np.int64)])
+    return np.diff(begins[texts.offsets])
+
+
+def _spread(lengths: Any) -> dict[str, float]:
+    if not len(lengths):
+        return dict.fromkeys(("min", "median", "p95", "max"), 0)
+    at = np.percentile(lengths, (0, 50, 95, 100), method="nearest")
+    return {name: int(value) for name, value in zip(("min", "median", "p95", "max"), at, strict=True)}
+
+
+def first_texts(dataset: Dataset, *, classes: int = 10, each: int = 2) -> list[tuple[str, list[str]]]:
+    """The first training texts of the first classes, as (class name, texts); pairs are joined by " | "."""
+    labels, known = dataset.splits["train"]["label"], dataset.features.classes
+    found = []
+    for number, name in enumerate((known or ("",))[:classes]):
+        rows = np.flatnonzero(labels == number)[:each].tolist()
+        found.append((name, [" | ".join(texts[row] for texts in dataset.texts["train"]) for row in rows]))
+    return found
+
+
+def one_line(text: str, width: int) -> str:
+    """A text that fits into so many columns of a terminal: no line ends or control characters, its end left out."""
+    head = text[: 4 * width + 100]  # a text may be a book
+    # What has the category of control or format characters would steer the terminal, not be seen on it.
+    clean = "".join(c if c == " " or unicodedata.category(c)[0] not in "CZ" else " " for c in head)
+    clean = " ".join(clean.split())
+    ends = np.cumsum([_columns(c) for c in clean] or [0])
+    if ends[-1] <= width and len(head) == len(text):
+        return clean
+    return clean[: int(np.searchsorted(ends, width - 3, side="right"))].rstrip() + "..."
+
+
+def _columns(c: str) -> int:
+    """How wide a character is on a terminal."""
+    if unicodedata.combining(c):
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
 
 
 # ------------------------------------------------------------------------------------------------------------ images

@@ -26,7 +26,7 @@ def blocks(stream: Stream, *, pairs: bool, name: str = "stdin") -> Iterator[list
         name: what to call the stream in messages.
 
     Raises:
-        DataError: for an empty stream, and a line that is empty or no text, naming it; the texts before have been given.
+        DataError: for an empty stream, and a line that is empty or no text, naming it; those before have been given.
     """
     line, rest = 1, bytearray()
     while chunk := stream.read1(_CHUNK):
@@ -65,7 +65,7 @@ def _text(content: bytes, pairs: bool, where: str, encoding: str) -> Text:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         what = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-        raise DataError(what, where=where, hint="convert the text to UTF-8, with iconv for one") from None
+        raise DataError(what, where=where, hint="convert it to UTF-8, for example with iconv") from None
     if "\0" in text:
         raise DataError("there is a NUL byte", where=where, hint="is this text?")
     parts = [part.strip() for part in (text.split("\t") if pairs else [text])]

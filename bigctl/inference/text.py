@@ -40,9 +40,7 @@ def tokenizer_of(run: RunDirectory, features: Features) -> Tokenizer:
     return text.read(run.tokenizer)
 
 
-def encode(
-    tokenizer: Tokenizer, texts: Sequence[Text], features: Features
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def encode(tokenizer: Tokenizer, texts: Sequence[Text], features: Features) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns `inputs`, `offsets` and `second` as a data set has them, and which texts were cut, bool [N].
 
     Raises:

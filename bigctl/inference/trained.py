@@ -187,9 +187,7 @@ class TrainedRun:
         metrics = evaluator(self._weights, self._state.variables)
         return Evaluation(metrics, self._worst(dataset, split, evaluator.examples, errors))
 
-    def _worst(
-        self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int
-    ) -> list[dict[str, Any]]:
+    def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[dict[str, Any]]:
         columns, classes = dataset.splits[split], self.features.classes
         if "predicted" not in examples or not classes or not count:
             return []

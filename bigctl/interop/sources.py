@@ -16,7 +16,7 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import schema
 from bigctl.data import packaged
-from bigctl.errors import ConfigError, DataError, RunError
+from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert
 from bigctl.interop.tensors import Tensors, first_of, is_pickle, read_json, refusal
 from bigctl.runs import directory
@@ -316,23 +316,10 @@ class _StoredRun:
         layers = {name.rpartition("/")[0] for name in names}
         lora = [name for name in self.all if bert.is_lora(name) and name.rpartition("/")[0] in layers]
         wanted = [*names, *lora]
-        arrays = _read_arrays(self.saved, [self.prefix + name for name in wanted])
+        from bigctl.training.checkpoint import read_arrays
+
+        arrays = read_arrays(self.saved, [self.prefix + name for name in wanted])
         return bert.merge_lora({name: arrays[self.prefix + name] for name in wanted}, self.scale)
 
     def unused(self, taken: Mapping[str, Any]) -> list[str]:
         return [name for name in self.shapes if name not in taken]
-
-
-def _read_arrays(saved: Saved, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Some arrays of a checkpoint, float32. Raises RunError if they cannot be read."""
-    import orbax.checkpoint as ocp
-
-    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
-    whole = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
-    arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=whole, partial_restore=True)
-    try:
-        return reader.restore(saved.path.resolve() / "state", args=arguments)
-    except Exception as error:
-        raise RunError(f"cannot be loaded: {error}", where=str(saved.path)) from error
-    finally:
-        reader.close()

@@ -70,15 +70,15 @@ def _files(folder: Path) -> tuple[Path, list[Path]]:
     raise DataError(f"there is no {WEIGHTS}", where=str(folder), hint="give a folder that save_pretrained has written")
 
 
-def refusal(file: Path, folder: Path | str) -> DataError:
+def refusal(file: Path, folder: Path) -> DataError:
     """What is said of weights in a pickle."""
-    name = str(folder)
+    load = f"AutoModel.from_pretrained({str(folder)!r})"
+    save = f"save_pretrained({str(folder)!r}, safe_serialization=True)"
     return DataError(
         "is a pickle; to load one runs whatever code is in it, so it is not read",
         where=str(file),
-        hint="where you trust it, convert it with transformers: "
-        f"from transformers import AutoModel; AutoModel.from_pretrained({name!r})"
-        f".save_pretrained({name + '-safe'!r}, safe_serialization=True)",
+        hint="where you trust it, let transformers write model.safetensors beside it: "
+        f'python -c "from transformers import AutoModel; {load}.{save}"',
     )
 
 

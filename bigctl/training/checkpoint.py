@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,6 +257,21 @@ def _require_space(folder: Path, tree: dict[str, Any]) -> None:
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in tree.values())
     if shutil.disk_usage(folder).free < size + _OVERHEAD:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_arrays(saved: Saved, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some arrays of a checkpoint by their paths, on the host, float32. Raises RunError if they cannot be read."""
+    import orbax.checkpoint as ocp
+
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
+    whole = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
+    arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=whole, partial_restore=True)
+    try:
+        return reader.restore(saved.path.resolve() / "state", args=arguments)
+    except Exception as error:
+        raise RunError(f"cannot be loaded: {error}", where=str(saved.path)) from error
+    finally:
+        reader.close()
 
 
 def flatten(tree: Any) -> dict[str, Any]:
