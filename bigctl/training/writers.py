@@ -151,6 +151,7 @@ class Console:
 _CONSOLE = (
     ("epoch", "epoch", ".2f"),
     ("train/loss", "loss", ".4f"),
+    ("train/padding", "padding", ".0%"),
     ("val/loss", "val loss", ".4f"),
     ("val/accuracy", "val acc", ".4f"),
     ("perf/examples_per_s", "examples/s", ",.0f"),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigctl.data import preview
+from tests import topics
 from tests.conftest import Cli
 
 PRICES = ("csv", "data.path=homes.csv", "data.label=price", "model=mlp", "model.head=regression")
@@ -127,3 +129,46 @@ def test_looking_at_data_does_not_start_jax(bigctl: Cli) -> None:
     code = "import sys; from bigctl.cli.main import main; main(['data', 'digits']); assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=bigctl.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- texts
+
+
+def test_texts_are_shown_with_their_lengths(own: Cli) -> None:
+    topics.write(own.folder)
+    facts = own.json("data", *topics.DATA)
+    assert facts["kind"] == "text" and facts["classes"] == ["kitchen", "sky"] and facts["tokenizer"] is None
+    lengths = sorted(len(text) for text, _ in topics.rows())
+    assert min(part["characters"]["min"] for part in facts["splits"].values()) == lengths[0]
+    assert max(part["characters"]["max"] for part in facts["splits"].values()) == lengths[-1]
+    truth = dict(topics.rows())
+    assert [truth[text] for entry in facts["texts"] for text in entry["texts"]] == ["kitchen"] * 2 + ["sky"] * 2
+    out = own("data", *topics.DATA).stdout
+    assert facts["texts"][0]["texts"][0] in out and "{" not in out and "duplicates" in out
+
+
+def test_recipe_adds_the_lengths_in_tokens(own: Cli) -> None:
+    topics.write(own.folder)
+    recipe = ["recipe=lstm_cls", "recipe.tokenizer.max_length=8", "recipe.tokenizer.size=20"]
+    facts = own.json("data", *recipe, *topics.DATA)
+    assert facts["tokenizer"]["vocab_size"] == 20
+    words = [len(text.split()) + 2 for text, _ in topics.rows()]  # and the marks of beginning and end
+    parts = list(facts["splits"].values())
+    assert sum(round(part["cut"] * part["examples"]) for part in parts) == sum(count > 8 for count in words)
+    assert max(part["tokens"]["max"] for part in parts) == 8 and all(0 < part["unknown"] < 1 for part in parts)
+    out = own("data", *recipe, *topics.DATA).stdout
+    assert "words, 20 tokens" in out and "8 tokens at most" in out and "{" not in out
+
+
+def test_clean_removes_texts_and_tokens(own: Cli) -> None:
+    topics.write(own.folder)
+    plain, tokens = own.json("data", *topics.DATA), own.json("data", "recipe=lstm_cls", *topics.DATA)
+    assert plain["path"] != tokens["path"] and own.json("data", "recipe=lstm_cls", *topics.DATA)["bytes"]
+    freed = own.json("data", "recipe=lstm_cls", *topics.DATA, "--clean")
+    assert freed["freed_bytes"] == plain["bytes"] + tokens["bytes"] and not own.json("data")["bytes"]
+
+
+def test_shown_text_is_one_line_of_the_terminal() -> None:
+    assert preview.one_line("two\nlines\tand \x1b[31mred", 40) == "two lines and [31mred"
+    assert preview.one_line("short", 5) == "short" and preview.one_line("longer text", 8) == "longe..."
+    assert preview.one_line("今天天气很好今天", 10) == "今天天..." and preview.one_line("", 10) == ""

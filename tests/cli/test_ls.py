@@ -35,7 +35,7 @@ def test_every_packaged_option_is_listed_with_its_headline(bigctl):
 
 @pytest.mark.parametrize("word", ["model", "models"])
 def test_singular_and_plural_name_the_same(bigctl, word):
-    assert names(bigctl.json("ls", word), "models") == ["cnn", "mlp"]
+    assert names(bigctl.json("ls", word), "models") == tree.options(tree.roots(), "model")
 
 
 def test_unknown_kind_gets_a_suggestion(error_line):
@@ -65,12 +65,12 @@ def test_own_folder_called_conf_is_not_taken_for_the_packaged_one(bigctl, tmp_pa
 def test_component_of_a_plugin_is_listed_until_it_has_a_preset(bigctl, tmp_path):
     (tmp_path / "extra.py").write_text(
         "from dataclasses import dataclass\nfrom bigctl.config import schema\n\n\n@dataclass\n"
-        "class Tiny(schema.Model):\n    kind: str = schema.kind('tiny')\n"
+        "class Tiny(schema.Model):\n    kind: str = schema.kind('minute')\n"
     )
-    assert "needs a preset: model/tiny.yaml" in bigctl("ls", "models", "--plugin", "extra").stdout
-    preset(tmp_path / "my", "model", "tiny", "# Tiny.\ndefaults: [_tiny, _self_]\n")
-    listed = bigctl.json("ls", "models", "tiny", "--plugin", "extra", "--config-dir", "my")["models"]
-    assert [entry["origin"] for entry in listed] == ["my/model/tiny.yaml"]
+    assert "needs a preset: model/minute.yaml" in bigctl("ls", "models", "--plugin", "extra").stdout
+    preset(tmp_path / "my", "model", "minute", "# Tiny.\ndefaults: [_minute, _self_]\n")
+    listed = bigctl.json("ls", "models", "minute", "--plugin", "extra", "--config-dir", "my")["models"]
+    assert [entry["origin"] for entry in listed] == ["my/model/minute.yaml"]
 
 
 def test_runs_are_listed_with_their_status_and_a_broken_one_does_not_hide_the_rest(bigctl, tmp_path):
