@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.models.layers import Dropout, fold
+from bigctl.models.layers import Dropout, fold, matmul
 
 _ADAPTABLE = ("query", "key", "value", "output", "up", "down")
 _INIT = nnx.initializers.normal(0.02)
@@ -37,7 +37,7 @@ class Dense(nnx.Module):
             self.lora_b = nnx.Param(jnp.zeros((rank, outputs)))
 
     def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
-        y = x @ self.kernel[...] + self.bias[...]
+        y = matmul(x, self.kernel[...]) + self.bias[...]
         return y + (x @ self.lora_a[...]) @ self.lora_b[...] * self.lora_scale if self.rank else y
 
 

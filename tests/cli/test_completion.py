@@ -193,7 +193,7 @@ def test_fish_completes(tmp_path):
 @pytest.mark.parametrize(
     ("typed", "run"),
     [
-        ("bigctl tra\trecipe=cn\toptimizer.l\t1\n", "train recipe=cnn_cls optimizer.lr=1"),
+        ("bigctl tra\trecipe=cn\toptimizer.lr\t1\n", "train recipe=cnn_cls optimizer.lr=1"),
         ("bigctl train data=idx data.path=pho\t--resu\tmu\t\n", "train data=idx data.path=photo.png --resume must"),
     ],
 )
