@@ -46,7 +46,7 @@ def train(config: Config, run_dir: str | Path, *, resume: str = "auto", quiet: b
 
 
 def load(run: str | Path, *, step: str | int = "best") -> TrainedRun:
-    """The model of a run, with `predict` and `evaluate`.
+    """The model of a run, with `predict`, which takes arrays or a list of texts, and `evaluate`.
 
     Args:
         run: a run directory, or a name under runs/.

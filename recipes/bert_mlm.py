@@ -89,8 +89,8 @@ class BertMlm:
         hidden, chosen = self.hide(tokens, batch["lengths"], keys)
         chosen &= batch["mask"][:, None] > 0
         states = model(hidden, batch["lengths"], batch["second"], key=dropout)
-        # Logits are made for the chosen tokens alone: there is room for twice as many as are to be expected.
-        room = min(tokens.size, max(8, math.ceil(2 * self.rate * tokens.size)))
+        # Logits are made for the chosen tokens alone; no text has more of them than its share of the padded length.
+        room = len(tokens) * max(1, math.ceil(self.rate * tokens.shape[1]))
         (places,) = jnp.nonzero(chosen.reshape(-1), size=room, fill_value=tokens.size)
         real = (places < tokens.size).astype(jnp.float32)
         places = jnp.minimum(places, tokens.size - 1)

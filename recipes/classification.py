@@ -51,13 +51,14 @@ def evaluation_sums(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]
 ) -> Sums:
     """Plain cross-entropy, accuracy, the confusion matrix [true class, predicted class], and each example's loss,
-    predicted class and, for two classes, score of the second."""
+    predicted class, its probability and, for two classes, score of the second."""
     classes = logits.shape[-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     predicted = jnp.argmax(logits, -1)
     true_rows = jax.nn.one_hot(labels, classes) * mask[:, None]
     confusion = jnp.einsum("bt,bp->tp", true_rows, jax.nn.one_hot(predicted, classes))
-    each = {"loss": losses, "predicted": predicted.astype(jnp.int32)}
+    probability = jnp.max(jax.nn.softmax(logits), axis=-1)
+    each = {"loss": losses, "predicted": predicted.astype(jnp.int32), "probability": probability}
     if classes == 2:
         each |= {"score": logits[:, 1] - logits[:, 0], "label": labels}
     each = {f"{EACH}{name}": values for name, values in each.items()}

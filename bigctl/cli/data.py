@@ -91,23 +91,12 @@ def _configuration(options: argparse.Namespace) -> Wanted:
         if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
             doc = field.metadata.get("doc", "")
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
-    return Wanted(data, composed.config.is_regression, _tokenizer(composed.config))
+    tokenizer = None
+    if composed.config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
+        from bigctl.runs import inputs
 
-
-def _tokenizer(config: Any) -> Any:
-    """The tokenizer of a composed recipe, None without one."""
-    settings = config.tokenizer
-    if settings is None:
-        return None
-    from bigctl.data import text
-
-    pretrained = None
-    if settings.type == "pretrained" and getattr(config.model, "init_from", None):
-        from bigctl.interop import sources
-
-        source = sources.locate(config.model.init_from)
-        pretrained = (source.tokenizer, source.lowercase) if source.tokenizer else None
-    return text.spec(settings, pretrained)
+        tokenizer = inputs.tokenizer_spec(composed.config)
+    return Wanted(data, composed.config.is_regression, tokenizer)
 
 
 # ---------------------------------------------------------------------------------------------------------- one set

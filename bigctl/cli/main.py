@@ -11,7 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train an experiment, or go on with one",
     "eval": "score a trained model on a split",
-    "predict": "label files with a trained model",
+    "predict": "label files or texts with a trained model",
     "export": "write a trained model for another library",
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
     "show": "print the composed configuration and where each value comes from",

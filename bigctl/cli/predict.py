@@ -86,7 +86,7 @@ def _given(options: argparse.Namespace, pairs: bool) -> list[Text]:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise ConfigError("the text is not UTF-8", where=flag, hint="convert it, for example with iconv") from None
+                raise ConfigError("the text is not UTF-8", where=flag, hint="convert it, with iconv") from None
     if not pairs:
         if options.text_pair:
             raise ConfigError("the run was trained on single texts", where="--text-pair", hint="leave it out")

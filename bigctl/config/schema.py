@@ -267,7 +267,7 @@ class Lstm(Model):
         "max", "What stands for the text: the last state, or the mean or maximum of all.", drift=STRUCTURAL,
         choices=LSTM_POOLS,
     )  # fmt: skip
-    dropout: float = key(0.5, "Dropout of embeddings, between layers and before the head.", traced=True)
+    dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True)
 
 
 # ------------------------------------------------------------------------------------------- optimizers, schedules

@@ -28,7 +28,7 @@ class LengthPlan:
         lengths: of every example, int [N].
         batch_size: examples a batch.
         edges: the lengths that batches are padded to, ascending.
-        window: batches sorted among themselves; 1 leaves the stream's order.
+        window: batches sorted among themselves, an epoch's at most; 1 leaves the stream's order.
     """
 
     stream: BatchPlan
@@ -40,8 +40,11 @@ class LengthPlan:
     _batches: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32), repr=False)
 
     def __post_init__(self) -> None:
+        # Sorted by length, copies of one example would fill a batch: no window is longer than an epoch, nor than the
+        # one batch that is trained on for ever.
+        self.window = max(1, min(self.window, self.stream.num_examples // self.batch_size))
         if self.stream.frozen:
-            self.window = 1  # one batch for ever: sorted, copies of one example would fill a batch
+            self.window = 1
 
     def batch(self, position: int) -> tuple[np.ndarray, int]:
         """The batch at a position: indices int32 [batch_size], and the length that it is padded to."""

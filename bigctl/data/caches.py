@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from bigctl.data.prepare import cache_root, disk_size
 
 _ABANDONED = 86400.0
 """Age at which what a preparation left behind half made is taken to be nobody's [s]."""
+
+
+_DIGESTS = re.compile(r"-[0-9a-f]{16}(-[0-9a-f]{8})*$")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def prepared() -> list[Prepared]:
             kind, when = str(meta["features"]["kind"]), float(meta["prepared"])
         except (OSError, ValueError, KeyError, TypeError):
             kind, when = "damaged", 0.0
-        found.append(Prepared(folder.name.rpartition("-")[0], folder, disk_size(folder), kind, when))
+        found.append(Prepared(_DIGESTS.sub("", folder.name), folder, disk_size(folder), kind, when))
     return sorted(found, key=lambda p: (p.label, -p.when))
 
 

@@ -105,15 +105,20 @@ def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
 
 
 def cache_folder(config: Data, *, regression: bool = False, tokenizer: text.Spec | None = None) -> Path:
-    """The folder that belongs to this configuration and the present state of its source; it need not exist."""
+    """The folder that belongs to this configuration and the present state of its source; it need not exist.
+
+    Texts as tokens have the name of the texts as they are, and a second digest.
+    """
     rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
     rule += [config.validation_fraction, config.test_fraction, config.deduplicate]
     identity = [_FORMAT, config.kind, catalog.reader(config).identity(config), rule, regression]
-    identity += [tokenizer.identity()] if tokenizer is not None else []
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     name = getattr(config, "name", None) or getattr(config, "dataset", None) or Path(getattr(config, "path", "")).stem
     label = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(name))[:40]
-    return cache_root() / "data" / f"{label or config.kind}-{digest[:16]}"
+    plain = f"{label or config.kind}-{digest[:16]}"
+    if tokenizer is not None:
+        plain += f"-{hashlib.sha256(json.dumps(tokenizer.identity(), sort_keys=True).encode()).hexdigest()[:8]}"
+    return cache_root() / "data" / plain
 
 
 def clean(config: Data, *, regression: bool = False, tokenizer: text.Spec | None = None) -> int:
@@ -188,7 +193,7 @@ def _encode_text(
             other = columns["text_pair"].tolist() if pairs else None
             encoded = text.encode(made, columns["text"].tolist(), other, settings.max_length, settings.truncate)
             arrays[split] |= {"inputs": encoded.tokens, "offsets": encoded.offsets, "second": encoded.second}
-            info.setdefault("cut", {})[split] = encoded.cut
+            info.setdefault("cut", {})[split] = int(encoded.cut.sum())
             info.setdefault("unknown_tokens", {})[split] = round(encoded.unknown, 5)
     names = [n for n in (getattr(config, "text", None), getattr(config, "text_pair", None)) if n]
     features = Features(

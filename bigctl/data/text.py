@@ -7,6 +7,7 @@ Every tokenizer is one of the `tokenizers` library, stored as its tokenizer.json
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ SPECIAL = {
 }
 """What each special token is called, in the order of their numbers in a tokenizer made here."""
 
+_LONG = 1000  # characters, which no word has
+_LONG_RUN = re.compile(rf"\S{{{_LONG}}}|\s{{{_LONG}}}")
 _BLOCK = 1000  # texts encoded at once: the library's own records of a text are many times its size
 
 
@@ -52,27 +55,29 @@ class Spec:
         if self.file is None:
             return {**settings, "type": self.settings.type}
         fixed = {name: settings[name] for name in ("max_length", "truncate")}
-        return {**fixed, "file": sha256(self.file), "lowercase": self.lowercase}
+        as_stored = read(self.file, lowercase=self.lowercase).to_str(pretty=True)  # a run's own copy is the same one
+        return {**fixed, "file": hashlib.sha256(as_stored.encode()).hexdigest()}
 
 
-def spec(settings: schema.Tokenizer, pretrained: tuple[Path, bool] | None = None) -> Spec:
+def spec(settings: schema.Tokenizer, given: tuple[Path, bool] | None = None) -> Spec:
     """The tokenizer that a configuration asks for.
 
     Args:
         settings: the configuration.
-        pretrained: file of the tokenizer that comes with `model.init_from`, and whether it is for lower case.
+        given: file of a tokenizer that is not made here and comes from elsewhere than `tokenizer.path`, such as that
+            of `model.init_from`, and whether it is for lower case.
 
     Raises:
         DataError: where there is no such file.
     """
+    if given is not None and settings.type in ("pretrained", "file"):
+        return Spec(settings, *given)
     if settings.type == "pretrained":
-        if pretrained is None:
-            raise DataError(
-                "there is no tokenizer without model.init_from",
-                where="recipe.tokenizer.type",
-                hint="give model.init_from, or recipe.tokenizer.type=words, bpe, characters, or file with its path",
-            )
-        return Spec(settings, *pretrained)
+        raise DataError(
+            "there is no tokenizer without model.init_from",
+            where="recipe.tokenizer.type",
+            hint="give model.init_from, or recipe.tokenizer.type=words, bpe, characters, or file with its path",
+        )
     if settings.type == "file":
         file = Path(settings.path or "").expanduser()
         if not settings.path or not file.is_file():
@@ -110,7 +115,7 @@ def read(file: Path, *, lowercase: bool = True) -> Tokenizer:
 
     where = str(file)
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", where=where, hint="give a vocab.txt or a tokenizer.json") from error
     if file.suffix == ".json":
@@ -149,9 +154,9 @@ def train(settings: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
     smallest = len(special) + (256 if settings.type == "bpe" else 1)
     if settings.size < smallest:
         raise DataError(
-            f"a vocabulary of {settings.size} has no room for the {smallest - 1} tokens that it needs at least",
+            f"a vocabulary of {settings.size} is too small for recipe.tokenizer.type={settings.type}",
             where="recipe.tokenizer.size",
-            hint=f"more than {smallest - 1}",
+            hint=f"at least {smallest}",
         )
     options: dict[str, Any] = {"vocab_size": settings.size, "special_tokens": special, "show_progress": False}
     fold = [normalizers.Lowercase()] if settings.lowercase else []
@@ -161,6 +166,7 @@ def train(settings: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
+        texts = _without_long_runs(texts)
     else:
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         if settings.type == "words":  # Chinese characters are words of their own
@@ -173,6 +179,15 @@ def train(settings: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     _frame(tokenizer)
     return tokenizer
+
+
+def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """Texts, in pieces where they hold a word as long as no real one: time to learn merges is quadratic in it."""
+    for text in texts:
+        if _LONG_RUN.search(text):
+            yield from (text[start : start + _LONG] for start in range(0, len(text), _LONG))
+        else:
+            yield text
 
 
 def _frame(tokenizer: Tokenizer) -> None:
@@ -201,6 +216,9 @@ def special(tokenizer: Tokenizer) -> dict[str, int]:
 
 def _require_special(tokenizer: Tokenizer, where: str) -> None:
     missing = [SPECIAL[kind][0] for kind in ("pad", "cls", "sep") if kind not in special(tokenizer)]
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown is not None and tokenizer.token_to_id(unknown) is None:  # the first unknown word would be an error
+        missing.append(unknown)
     if missing:
         raise DataError(f"the tokenizer lacks {', '.join(missing)}", where=where, hint="use one that was made for BERT")
 
@@ -228,14 +246,14 @@ class Encoded:
         tokens: all of them, uint16 where that is enough, else int32 [T].
         offsets: where each text begins, int64 [N + 1].
         second: place of the first token of the second text in its example; the example's length without one, int32 [N].
-        cut: how many texts were longer than allowed.
+        cut: which texts were longer than allowed, bool [N].
         unknown: share of unknown tokens.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     second: np.ndarray
-    cut: int
+    cut: np.ndarray
     unknown: float
 
 
@@ -249,14 +267,14 @@ def encode(
     kind = np.int32 if large else np.uint16
     parts: list[np.ndarray] = []
     lengths, second = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
-    cut = unknown = 0
+    cut, unknown = np.zeros(len(texts), bool), 0
     seconds = _ids(tokenizer, pairs) if pairs is not None else None
     for number, first in enumerate(_ids(tokenizer, texts)):
         other = next(seconds) if seconds is not None else None
         room = max_length - (2 if other is None else 3)
         total = len(first) + len(other or ())
         if total > room:
-            cut += 1
+            cut[number] = True
             if other is None:
                 first = shorten(first, room, truncate)
             else:
@@ -295,13 +313,12 @@ def shorten(ids: list[int], room: int, truncate: str) -> list[int]:
 
 
 def _shares(first: int, other: int, room: int) -> tuple[int, int]:
-    """How much of each text of a pair is kept: the longer one is cut until they are equally long."""
-    half = room // 2
-    if first <= room - half:
-        return first, room - first
-    if other <= half:
-        return room - other, other
-    return room - half, half
+    """How much of each text of a pair is kept: the longer one is cut until they are equally long.
+
+    Of an odd room the longer one, or the second, has the token more, as in the `tokenizers` library.
+    """
+    short = min(first, other, room // 2)
+    return (room - short, short) if first > other else (short, room - short)
 
 
 # ----------------------------------------------------------------------------------------------------- texts as arrays

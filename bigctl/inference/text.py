@@ -50,15 +50,9 @@ def encode(tokenizer: Tokenizer, texts: Sequence[Text], features: Features) -> t
     longest, rule = features.tokenizer["max_length"], features.tokenizer["truncate"]
     pairs = [_checked(given, number, features.pairs) for number, given in enumerate(texts)]
 
-    def tokens(part: Sequence[tuple[str, ...]]) -> text.Encoded:
-        second = [other for _, other in part] if features.pairs else None
-        return text.encode(tokenizer, [pair[0] for pair in part], second, longest, rule)
-
-    encoded = tokens(pairs)
-    cut = np.diff(encoded.offsets) == longest
-    if np.count_nonzero(cut) > encoded.cut:  # some fill the room exactly, and nothing of them was cut
-        cut[cut] = [bool(tokens([pairs[number]]).cut) for number in np.flatnonzero(cut)]
-    return {"inputs": encoded.tokens, "offsets": encoded.offsets, "second": encoded.second}, cut
+    second = [pair[1] for pair in pairs] if features.pairs else None
+    encoded = text.encode(tokenizer, [pair[0] for pair in pairs], second, longest, rule)
+    return {"inputs": encoded.tokens, "offsets": encoded.offsets, "second": encoded.second}, encoded.cut
 
 
 def _checked(given: Any, number: int, pairs: bool) -> tuple[str, ...]:

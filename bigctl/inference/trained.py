@@ -193,19 +193,15 @@ class TrainedRun:
             return []
         wrong = np.flatnonzero(examples["predicted"] != columns["label"])
         rows = wrong[np.argsort(-examples["loss"][wrong], kind="stable")][:count]
-        if not len(rows):
-            return []
-        is_text = self.features.kind == "text"
-        found = self._predict_rows(columns, rows) if is_text else self._predict_arrays(columns["inputs"][rows])
         records = []
-        for row, probabilities in zip(rows.tolist(), found, strict=True):
+        for row in rows.tolist():
             predicted = int(examples["predicted"][row])
             record = {
                 "row": row,
                 "loss": float(examples["loss"][row]),
                 "label": classes[int(columns["label"][row])],
                 "predicted": classes[predicted],
-                "probability": round(float(probabilities[predicted]), 6),
+                "probability": round(float(examples["probability"][row]), 6),
             }
             texts = (each[row] for each in dataset.texts.get(split, ()))
             records.append(record | dict(zip(("text", "text_pair"), texts, strict=False)))

@@ -26,21 +26,27 @@ def resolve(config: schema.Config) -> schema.Config:
 
 def prepare_data(config: schema.Config, stored: Path | None = None) -> Dataset:
     """The data of an experiment, texts as tokens; `stored` is the tokenizer.json that a run has already."""
+    return prepare.prepare(
+        config.data, regression=config.is_regression, tokenizer=tokenizer_spec(config, stored), stored=stored
+    )
+
+
+def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> text.Spec | None:
+    """The tokenizer of an experiment's recipe, None without one; `stored` as for `prepare_data`."""
     settings = config.tokenizer
     if settings is None:
-        return prepare.prepare(config.data, regression=config.is_regression)
-    pretrained = None
+        return None
     if stored is not None and stored.is_file():
-        pretrained = stored, settings.lowercase
-    elif settings.type == "pretrained" and config.model.init_from is not None:
-        from bigctl.interop import sources
+        return text.spec(settings, (stored, settings.lowercase))
+    if settings.type != "pretrained" or config.model.init_from is None:
+        return text.spec(settings)
+    from bigctl.interop import sources
 
-        source = sources.locate(config.model.init_from)
-        if source.tokenizer is None:
-            raise ConfigError(
-                f"{config.model.init_from} has no tokenizer",
-                where="model.init_from",
-                hint="give recipe.tokenizer.type=file recipe.tokenizer.path=...",
-            )
-        pretrained = source.tokenizer, source.lowercase
-    return prepare.prepare(config.data, tokenizer=text.spec(settings, pretrained), stored=stored)
+    source = sources.locate(config.model.init_from)
+    if source.tokenizer is None:
+        raise ConfigError(
+            f"{config.model.init_from} has no tokenizer",
+            where="model.init_from",
+            hint="give recipe.tokenizer.type=file recipe.tokenizer.path=...",
+        )
+    return text.spec(settings, (source.tokenizer, source.lowercase))

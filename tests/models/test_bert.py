@@ -34,6 +34,11 @@ def classifier(*, spread: float = 0.3, **options: Any) -> BertClassifier:
     return _spread(BertClassifier(config(**options), VOCAB, 3, rngs=rngs()), spread)
 
 
+@nnx.jit
+def logits(model: BertClassifier, *columns: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    return model(*columns, key=key)
+
+
 def _spread(model: Any, std: float) -> Any:
     params = nnx.state(model, nnx.Param)
     draw = np.random.default_rng(0)
@@ -70,48 +75,50 @@ def test_more_padding_changes_nothing(pool: str) -> None:
     model, (tokens, lengths, second) = classifier(pool=pool), texts()
     longer = jnp.pad(tokens, ((0, 0), (0, 6)), constant_values=7)  # whatever it is filled with
     real = np.asarray(lengths) > 0
-    logits = np.asarray(model(tokens, lengths, second))
-    np.testing.assert_allclose(model(longer, lengths, second)[real], logits[real], rtol=1e-5, atol=1e-5)
-    assert np.ptp(logits[real], axis=0).min() > 0.1  # the texts are told apart
+    expected = np.asarray(logits(model, tokens, lengths, second))
+    np.testing.assert_allclose(logits(model, longer, lengths, second)[real], expected[real], rtol=1e-5, atol=1e-5)
+    assert np.ptp(expected[real], axis=0).min() > 0.1  # the texts are told apart
 
 
 def test_company_and_order_of_texts_are_irrelevant() -> None:
     model, columns = classifier(), texts()
-    logits = model(*columns)
-    turned = model(*(column[::-1] for column in columns))[::-1]
-    alone = jnp.concatenate([model(*(column[i : i + 1] for column in columns)) for i in range(5)])
-    np.testing.assert_allclose(turned, logits, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(alone, logits, rtol=1e-5, atol=1e-5)
+    expected = logits(model, *columns)
+    turned = logits(model, *(column[::-1] for column in columns))[::-1]
+    alone = jnp.concatenate([logits(model, *(column[i : i + 1] for column in columns)) for i in range(5)])
+    np.testing.assert_allclose(turned, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("pool", schema.POOLS)
+@pytest.mark.parametrize(("pool", "dtype"), [("cls", "bfloat16"), ("mean", "float32"), ("mean", "bfloat16")])
 def test_texts_of_no_or_one_token_give_finite_gradients(pool: str, dtype: str) -> None:
     structure, params, rest = nnx.split(classifier(pool=pool, dropout=0.1, attention_dropout=0.1), nnx.Param, ...)
     tokens, _, _ = texts()
     short = jnp.asarray([0, 1, 1, 0, 0])
 
-    def loss(params: Any) -> Any:
-        logits = nnx.merge(structure, params, rest)(tokens, short, short, key=jax.random.key(0))
-        return jnp.square(logits.astype(jnp.float32)).sum(), logits
+    @jax.jit
+    def gradient(params: Any) -> Any:
+        def loss(params: Any) -> Any:
+            out = nnx.merge(structure, params, rest)(tokens, short, short, key=jax.random.key(0))
+            return jnp.square(out.astype(jnp.float32)).sum(), out
 
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
-    (_, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    assert logits.dtype == dtype
-    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in [logits, *jax.tree.leaves(grads)])
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, out), grads = gradient(jax.tree.map(lambda p: p.astype(dtype), params))
+    assert out.dtype == dtype
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in [out, *jax.tree.leaves(grads)])
 
 
 def test_bfloat16_is_near_float32() -> None:
     structure, params, rest = nnx.split(classifier(), nnx.Param, ...)
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-    exact = nnx.merge(structure, params, rest)(*texts())
-    np.testing.assert_allclose(nnx.merge(structure, half, rest)(*texts()), exact, atol=0.05 * np.abs(exact).max())
+    exact, near = (logits(nnx.merge(structure, p, rest), *texts()) for p in (params, half))
+    np.testing.assert_allclose(near, exact, atol=0.05 * np.abs(exact).max())
 
 
 def test_second_text_is_told_from_the_first() -> None:
     model, (tokens, lengths, second) = classifier(), texts()
-    logits, other = model(tokens, lengths, second), model(tokens, lengths, lengths)
-    differs = np.abs(logits - other).max(axis=1) > 1e-3
+    pairs, whole = (logits(model, tokens, lengths, where) for where in (second, lengths))
+    differs = np.abs(pairs - whole).max(axis=1) > 1e-3
     np.testing.assert_array_equal(differs, np.asarray(second < lengths))
 
 
@@ -190,14 +197,14 @@ def test_texts_longer_than_the_positions_are_refused() -> None:
 
 def test_dropout_is_drawn_only_with_a_key() -> None:
     columns = texts()
-    exact = classifier()(*columns)
+    exact = logits(classifier(), *columns)
     for rates in ({"dropout": 0.5}, {"attention_dropout": 0.5}):
         model = classifier(**rates)
-        np.testing.assert_array_equal(model(*columns), exact)
-        first, again, other = (model(*columns, key=jax.random.key(seed)) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(logits(model, *columns), exact)
+        first, again, other = (logits(model, *columns, key=jax.random.key(seed)) for seed in (0, 0, 1))
         np.testing.assert_array_equal(first, again)
         assert np.abs(first - exact).max() > 1e-2 and np.abs(first - other).max() > 1e-2
-    np.testing.assert_array_equal(classifier()(*columns, key=jax.random.key(0)), exact)
+    np.testing.assert_array_equal(logits(classifier(), *columns, key=jax.random.key(0)), exact)
 
 
 def test_rates_are_arguments_of_the_compiled_step() -> None:
@@ -211,7 +218,7 @@ def test_adaptation_starts_at_the_weights_as_they_are() -> None:
     plain = BertClassifier(config(), VOCAB, 3, rngs=rngs())
     adapted = BertClassifier(config(lora=schema.Lora(rank=4)), VOCAB, 3, rngs=rngs())
     nnx.update(adapted, nnx.state(plain, nnx.Param))
-    np.testing.assert_array_equal(adapted(*texts()), plain(*texts()))
+    np.testing.assert_allclose(logits(adapted, *texts()), logits(plain, *texts()), rtol=1e-6, atol=1e-7)
 
 
 def test_adaptation_is_a_change_of_the_kernels() -> None:
@@ -228,4 +235,5 @@ def test_adaptation_is_a_change_of_the_kernels() -> None:
     assert sum(path[-1] == "lora_a" for path in changed) == len(targets) * 2
     for path, value in nnx.to_flat_state(nnx.state(before, nnx.Param)):
         value[...] = merged[path]
-    np.testing.assert_allclose(adapted(*texts()), before(*texts()), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logits(adapted, *texts()), logits(before, *texts()), rtol=1e-4, atol=1e-5)
+    assert np.abs(logits(adapted, *texts()) - logits(classifier(), *texts())).max() > 0.1
