@@ -36,8 +36,8 @@ def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> text.Sp
     settings = config.tokenizer
     if settings is None:
         return None
-    if stored is not None and stored.is_file():
-        return text.spec(settings, (stored, settings.lowercase))
+    if stored is not None and stored.is_file() and settings.type in ("pretrained", "file"):
+        return text.Spec(settings, stored)
     if settings.type != "pretrained" or config.model.init_from is None:
         return text.spec(settings)
     from bigctl.interop import sources
