@@ -285,10 +285,9 @@ DEEP: dict[str, Any] = {
         "embeddings": {"token": {"embedding": np.ones((5, 3), np.float32)}, "norm": {"scale": np.ones(3, np.float32)}},
         "layers": {
             str(i): {
-                "up": {"kernel": np.full((3, 3), 1.0 + i, np.float32), "bias": np.zeros(3, np.float32)},
-                "down": {"kernel": np.full((3, 3), -0.0 if i == 1 else 0.5, np.float32)},
+                "up": {"kernel": np.full((3, 3), 1.0 + i, np.float32), "bias": np.zeros(3, np.float32)}
             }
-            for i in range(12)
+            for i in (0, 2, 9, 10)
         },
     },
     "head": {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)},
@@ -309,7 +308,7 @@ def one_step(config: schema.Optimizer, frozen: list[str] | None = None) -> tuple
     return flat(optax.apply_updates(DEEP, updates)), state
 
 
-@pytest.mark.parametrize("config", [schema.Sgd(lr=0.5), schema.AdamW(weight_decay=0.1), schema.Muon(), schema.Lion()],
+@pytest.mark.parametrize("config", [schema.Sgd(lr=0.5), schema.AdamW(weight_decay=0.1), schema.Muon(), schema.Lion(lr=0.1)],
                          ids=lambda config: config.kind)  # fmt: skip
 def test_each_layer_is_trained_slower_than_the_one_above(config):
     before = flat(DEEP)
@@ -319,9 +318,9 @@ def test_each_layer_is_trained_slower_than_the_one_above(config):
         if name.startswith("head"):
             below = 0
         elif "embeddings" in name:
-            below = 13  # beneath 12 layers
+            below = 12  # beneath layers 0 to 10
         else:
-            below = 12 - int(name.split("/")[2])  # by number: 10 is above 9, and above 1
+            below = 11 - int(name.split("/")[2])  # by number: 10 is above 9, and above 2
         np.testing.assert_allclose(value - before[name], plain[name] * 0.8**below, rtol=2e-3, atol=1e-7, err_msg=name)
 
 
@@ -338,13 +337,13 @@ def test_what_is_frozen_keeps_its_bits_and_has_no_optimizer_state(config):
     after, state = one_step(config, frozen)
     before = flat(DEEP)
     moved = {name for name in after if not np.array_equal(after[name], before[name])}
-    assert moved == {name for name in before if name.startswith("head") or "layers/1" in name and name[16] in "01"}
+    assert moved == {name for name in before if name.startswith("head") or "layers/10/" in name}
     for name in before.keys() - moved:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
     small = sum(leaf.size for leaf in jax.tree.leaves(state) if np.ndim(leaf))
     whole = sum(leaf.size for leaf in jax.tree.leaves(one_step(config)[1]) if np.ndim(leaf))
     share = sum(before[name].size for name in moved) / sum(leaf.size for leaf in before.values())
-    assert small <= share * whole + 1
+    assert small <= 1.5 * share * whole
 
 
 def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
@@ -356,11 +355,12 @@ def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
 
 
 def test_patterns_are_searched_for_in_paths():
-    found = flat(optim.trained(DEEP, [r"layers/1/", "bias$"]))
+    found = flat(optim.trained(DEEP, [r"layers/2/", "bias$"]))
     assert {name for name, trained in found.items() if not trained} == {
-        "encoder/layers/1/up/kernel", "encoder/layers/1/down/kernel", "head/bias",
-        *(f"encoder/layers/{i}/up/bias" for i in range(12)),
-    }  # fmt: skip
+        "encoder/layers/2/up/kernel",
+        "head/bias",
+        *(f"encoder/layers/{i}/up/bias" for i in (0, 2, 9, 10)),
+    }
     assert all(jax.tree.leaves(optim.trained(DEEP, [])))
 
 
@@ -374,4 +374,4 @@ def test_the_decay_of_layers_is_a_number_like_others():
 
     first, second = step(numbers(config)), step({**numbers(config), "optimizer.layer_decay": np.float32(0.5)})
     token = lambda updates: float(updates["encoder"]["embeddings"]["token"]["embedding"][0, 0])  # noqa: E731
-    assert step._cache_size() == 1 and token(first) / token(second) == pytest.approx((0.9 / 0.5) ** 13, rel=1e-4)  # type: ignore[attr-defined]
+    assert step._cache_size() == 1 and token(first) / token(second) == pytest.approx((0.9 / 0.5) ** 12, rel=1e-4)  # type: ignore[attr-defined]

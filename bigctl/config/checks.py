@@ -191,6 +191,14 @@ def _text_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Ite
             f"recipe.tokenizer.type=pretrained needs pretrained weights, model={model.kind} has none",
             "give model.init_from; or recipe.tokenizer.type=words, bpe, characters, or file with its path",
         )
+    if tokenizer.type not in ("pretrained", "file") and model.init_from is not None:
+        yield (
+            "recipe.tokenizer.type",
+            f"recipe.tokenizer.type={tokenizer.type} makes a vocabulary of its own, which the weights do not know",
+            "recipe.tokenizer.type=pretrained takes the one that comes with model.init_from",
+        )
+    if isinstance(config.data, schema.Table) and config.data.text is None:
+        yield "data.text", "data.text is not given", "name the column with the text, data.text=COLUMN"
     if tokenizer.type == "file" and not tokenizer.path:
         yield "recipe.tokenizer.path", "recipe.tokenizer.path is not given", "give a vocab.txt or a tokenizer.json"
     if tokenizer.path and tokenizer.type != "file":
