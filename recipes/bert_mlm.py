@@ -119,7 +119,7 @@ class BertMlm:
             order, fate, other = jax.random.split(key, 3)
             draw: Float[Array, " length"] = jnp.where(allowed, jax.random.uniform(order, row.shape), 2.0)
             count = jnp.maximum(1, jnp.round(self.rate * jnp.sum(allowed))).astype(jnp.int32)
-            chosen = allowed & (draw <= jnp.sort(draw)[count - 1])
+            chosen = allowed & (jnp.argsort(jnp.argsort(draw)) < count)  # by rank: draws may be equal
             kind = jax.random.uniform(fate, row.shape)
             random = jax.random.randint(other, row.shape, 0, self.vocabulary)
             seen = jnp.where(kind < _REPLACED, self.mask_token, jnp.where(kind < _REPLACED + _RANDOM, random, row))

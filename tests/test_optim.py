@@ -284,9 +284,7 @@ DEEP: dict[str, Any] = {
     "encoder": {
         "embeddings": {"token": {"embedding": np.ones((5, 3), np.float32)}, "norm": {"scale": np.ones(3, np.float32)}},
         "layers": {
-            str(i): {
-                "up": {"kernel": np.full((3, 3), 1.0 + i, np.float32), "bias": np.zeros(3, np.float32)}
-            }
+            str(i): {"up": {"kernel": np.full((3, 3), 1.0 + i, np.float32), "bias": np.zeros(3, np.float32)}}
             for i in (0, 2, 9, 10)
         },
     },
@@ -308,8 +306,11 @@ def one_step(config: schema.Optimizer, frozen: list[str] | None = None) -> tuple
     return flat(optax.apply_updates(DEEP, updates)), state
 
 
-@pytest.mark.parametrize("config", [schema.Sgd(lr=0.5), schema.AdamW(weight_decay=0.1), schema.Muon(), schema.Lion(lr=0.1)],
-                         ids=lambda config: config.kind)  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [schema.Sgd(lr=0.5), schema.AdamW(weight_decay=0.1), schema.Muon(), schema.Lion(lr=0.1)],
+    ids=lambda config: config.kind,
+)
 def test_each_layer_is_trained_slower_than_the_one_above(config):
     before = flat(DEEP)
     plain = {name: value - before[name] for name, value in one_step(config)[0].items()}

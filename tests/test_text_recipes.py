@@ -16,6 +16,7 @@ import pytest
 from bigctl.recipes import classification
 from bigctl.recipes.bert_mlm import BertMlm
 from bigctl.recipes.text_cls import TextCls
+from flax import nnx
 from sklearn import metrics as sk
 
 import bigctl
@@ -69,10 +70,13 @@ def keys(n: int, step: int = 0) -> jax.Array:
 
 
 @functools.cache
-def masked_model(seed: int = 0) -> Any:
-    from flax import nnx
+def _masked_weights() -> Any:
+    with jax.ensure_compile_time_eval():  # it is asked for while functions are traced
+        return nnx.split(guessing().build(nnx.Rngs(params=jax.random.key(0))))
 
-    return guessing().build(nnx.Rngs(params=jax.random.key(seed)))
+
+def masked_model() -> Any:
+    return nnx.merge(*_masked_weights())
 
 
 # --- Masked language modelling ----------------------------------------------------------------------------------------
@@ -100,15 +104,15 @@ def test_the_share_that_is_guessed_and_what_is_seen_in_its_place(rate):
 def test_marks_and_padding_are_never_guessed_and_every_text_has_a_guess(rate):
     lengths = np.arange(200) % 30 + 3
     batch = texts(lengths, 40)
-    inputs = batch["inputs"].at[::7, 2].set(MASK)  # as a text may have it in plain words
+    inputs = batch["inputs"].at[::10, 1].set(MASK)  # as a text may have it in plain words
     seen, chosen = (np.asarray(v) for v in jax.jit(guessing(rate).hide)(inputs, batch["lengths"], keys(200)))
     tokens = np.asarray(inputs)
     for number in (PAD, CLS, SEP, MASK):
         assert not chosen[tokens == number].any()
         assert np.array_equal(seen[tokens == number], tokens[tokens == number])
-    ordinary = ((tokens != MASK) & (tokens > SEP)).sum(1)
+    ordinary = ((tokens != MASK) & (tokens > SEP)).sum(1).astype(np.float32)
     expected = np.where(ordinary > 0, np.maximum(1, np.round(np.float32(rate) * ordinary)), 0)
-    assert np.array_equal(chosen.sum(1), expected) and (expected == 0).sum() > 0
+    assert np.array_equal(chosen.sum(1), expected) and 0 < (expected == 0).sum() < 200
     assert not chosen[np.arange(40) >= lengths[:, None]].any()
 
 
@@ -129,9 +133,9 @@ def reference_sums(objective: BertMlm, model: Any, batch: dict[str, jax.Array], 
     """Loss and hits from the logits of every token of every text."""
     seen, chosen = objective.hide(batch["inputs"], batch["lengths"], example_keys)
     logits = model.logits(model(seen, batch["lengths"], batch["second"])).astype(jnp.float32)
-    weights = np.asarray(chosen) * np.asarray(batch["mask"])[:, None]
-    losses = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, batch["inputs"]))
-    hits = np.asarray(logits.argmax(-1) == batch["inputs"])
+    weights = chosen * batch["mask"][:, None]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["inputs"])
+    hits = logits.argmax(-1) == batch["inputs"]
     return (losses * weights).sum(), (hits * weights).sum(), weights.sum()
 
 
@@ -148,12 +152,17 @@ def reference_sums(objective: BertMlm, model: Any, batch: dict[str, jax.Array], 
     ids=["ragged", "one word", "low rate", "short", "high rate", "no word"],
 )
 def test_the_loss_is_that_of_all_tokens_and_none_is_left_out(lengths, padded, rate):
-    objective, model = guessing(rate), masked_model()
+    objective = guessing(rate)
     batch = texts(lengths, padded)
     batch["mask"] = batch["mask"].at[-1].set(0.0)
     augment = randomness.key(0, randomness.AUGMENTATION, 3)
-    found = objective.loss(model, batch, None, augment, {})  # type: ignore[arg-type]  # no dropout
-    loss, hits, count = reference_sums(objective, model, batch, randomness.per_example(augment, batch["number"]))
+
+    @jax.jit
+    def both(batch: dict[str, jax.Array]) -> Any:
+        own = objective.loss(masked_model(), batch, None, augment, {})  # type: ignore[arg-type]  # no dropout
+        return own, reference_sums(objective, masked_model(), batch, randomness.per_example(augment, batch["number"]))
+
+    found, (loss, hits, count) = both(batch)
     np.testing.assert_allclose(found["loss"], [loss, count], rtol=1e-5)
     np.testing.assert_allclose(found["accuracy"], [hits, count])
     kept = np.asarray(batch["lengths"]).sum()
@@ -161,16 +170,16 @@ def test_the_loss_is_that_of_all_tokens_and_none_is_left_out(lengths, padded, ra
 
 
 def test_evaluation_asks_the_same_of_a_text_in_any_batch_and_padding():
-    objective, model = guessing(), masked_model()
     batch = texts([20, 9, 33, 12], 40)
-    whole = objective.evaluate(model, batch)
-    assert np.array_equal(whole["loss"], objective.evaluate(model, batch)["loss"])
+    evaluate = jax.jit(lambda batch: guessing().evaluate(masked_model(), batch))
+    whole = evaluate(batch)
+    assert whole["loss"][1] == 3 + 1 + 5 + 2
     parts = []
     for row, padded in ((2, 33), (0, 24), (3, 64), (1, 9)):
         one = {name: values[row : row + 1] for name, values in batch.items()}
         one["inputs"] = jnp.pad(one["inputs"], ((0, 0), (0, 24)))[:, :padded]
         one["number"] = jnp.zeros(1, jnp.int32)
-        parts.append(objective.evaluate(model, one))
+        parts.append(evaluate(one))
     for name in ("loss", "accuracy"):
         np.testing.assert_allclose(sum(part[name] for part in parts), whole[name], rtol=1e-5)
 
@@ -200,7 +209,7 @@ def test_other_data_and_texts_without_classes_are_refused(recipe):
     assert "data.label" in str(caught.value.hint)
 
 
-def test_class_weights_are_those_of_torch(monkeypatch):
+def test_class_weights_are_those_of_torch():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(12, 3)).astype(np.float32), rng.integers(0, 3, 12)
     weights, mask = np.array([0.5, 2.0, 4.0], np.float32), (np.arange(12) < 10).astype(np.float32)
@@ -251,7 +260,8 @@ def test_the_area_under_the_curve_of_ties_alone_is_a_half_and_of_one_class_no_nu
 def write(folder: Path, rows: int = 120, kinds: int = 2, name: str = "t.csv", one_class: bool = False) -> list[str]:
     draw = random.Random(0)
     lines = [
-        " ".join(draw.choices([f"w{k}" for k in range(30)], k=draw.randint(1, 14))) + f",{0 if one_class else i % kinds}"
+        " ".join(draw.choices([f"w{k}" for k in range(30)], k=draw.randint(1, 14)))
+        + f",{0 if one_class else i % kinds}"
         for i in range(rows)
     ]
     (folder / name).write_text("\n".join(["text,y", *lines]) + "\n")
@@ -270,7 +280,7 @@ def built(tmp_path_factory) -> Experiment:
     return experiment.build(bigctl.compose([*SMALL, *write(tmp_path_factory.mktemp("texts"), rows=203)]))
 
 
-@pytest.mark.parametrize("size", [1, 7, 16, 33])
+@pytest.mark.parametrize("size", [7, 33])
 def test_evaluation_counts_every_text_once_in_the_splits_order(built, size):
     columns = built.dataset.splits["train"]
     state = built.programs.initialise()
@@ -279,20 +289,23 @@ def test_evaluation_counts_every_text_once_in_the_splits_order(built, size):
     found = evaluator(state.params, state.variables)
     assert np.sum(found["val/confusion"]) == len(columns["label"])
     model = built.programs.merge(state.params, state.variables, built.programs.numbers)
-    for i in range(0, len(columns["label"]), 40):
+    predict = jax.jit(lambda batch: built.objective.predict(model, batch))  # type: ignore[attr-defined]
+    for i in range(0, len(columns["label"]), 60):
         start, end = columns["offsets"][i : i + 2]
         one = {
             "inputs": jnp.asarray(columns["inputs"][None, start:end].astype(np.int32)),
             "lengths": jnp.asarray([end - start], jnp.int32),
             "second": jnp.asarray(columns["second"][i : i + 1]),
         }
-        p = np.asarray(built.objective.predict(model, one))[0]  # type: ignore[attr-defined]
-        assert evaluator.examples["predicted"][i] == p.argmax() and evaluator.examples["label"][i] == columns["label"][i]
+        p = np.asarray(predict(one))[0]
+        assert (
+            evaluator.examples["predicted"][i] == p.argmax() and evaluator.examples["label"][i] == columns["label"][i]
+        )
         assert evaluator.examples["loss"][i] == pytest.approx(-np.log(p[columns["label"][i]]), rel=1e-4)
         assert evaluator.examples["score"][i] == pytest.approx(np.log(p[1] / p[0]), rel=1e-3, abs=1e-5)
 
 
-def test_a_validation_split_of_one_class_has_no_area_under_the_curve(tmp_path, bigctl_json=None):
+def test_a_validation_split_of_one_class_has_no_area_under_the_curve(tmp_path):
     overrides = write(tmp_path)
     write(tmp_path, rows=20, name="v.csv", one_class=True)
     made = experiment.build(bigctl.compose([*SMALL, *overrides, f"data.validation_path={tmp_path / 'v.csv'}"]))

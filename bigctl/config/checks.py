@@ -176,6 +176,9 @@ def _text_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Ite
                 f"model={model.kind} does not read text",
                 "use model=lstm or model=minilm",
             )
+        if isinstance(recipe, schema.BertMlm) and isinstance(model, schema.Lstm):
+            message = f"recipe=bert_mlm cannot train model={model.kind}"
+            yield "model.kind", message, "choose a BERT, such as model=bert_tiny"
         if tokenizer is None and isinstance(model, schema.Bert | schema.Lstm):
             yield "model.kind", f"model={model.kind} reads text, recipe={recipe.kind} does not", "use recipe=bert_cls"
     if tokenizer is None:

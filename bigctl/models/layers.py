@@ -77,19 +77,19 @@ class Dropout(nnx.Module):
 
 
 class QuickDropout(Dropout):
-    """Dropout for large activations: on CPU its masks take a quarter of the time, to draw and to compile.
+    """Dropout for large activations: on CPU its masks take a quarter to a half of the time.
 
     Four activations share a block of Threefry, each with 16 bits of it, so `rate` is exact to 1 / 65536. As with
     `jax.random`, a mask is the same on every mesh.
     """
 
     def _draw(self, key: Array, keep: Array, shape: tuple[int, ...]) -> Array:
-        *rest, last = shape
-        blocks = (*rest, -(-last // 4))
+        rows, columns = shape[0], math.prod(shape[1:])  # rows stay apart, as they may lie on several devices
+        blocks = rows, -(-columns // 4)
         counts = jnp.arange(math.prod(blocks), dtype=jnp.uint32).reshape(blocks)
         a, b = threefry(jax.random.key_data(key), jnp.zeros_like(counts), counts)
-        bits = jnp.concatenate([a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16], axis=-1)[..., :last]
-        return bits < jnp.round(keep * 65536).astype(jnp.uint32)
+        bits = jnp.concatenate([a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16], axis=1)[:, :columns]
+        return (bits < jnp.round(keep * 65536).astype(jnp.uint32)).reshape(shape)
 
 
 def threefry(key: UInt[Array, " 2"], a: UInt[Array, "*dims"], b: UInt[Array, "*dims"]) -> tuple[Array, Array]:

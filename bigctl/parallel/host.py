@@ -5,7 +5,11 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+
+_LARGE = 2**30
+"""Blocks that are given back all the same [bytes]: kept ones of several sizes would lie beside each other, and what
+clearing their pages costs is little beside the work of a step that needs so much."""
 
 
 def keep_memory() -> bool:
@@ -22,4 +26,5 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    return bool(mallopt(_M_ARENA_MAX, 1) and mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+    large = mallopt(_M_MMAP_THRESHOLD, _LARGE) or mallopt(_M_MMAP_MAX, 0)  # older ones know no threshold above 32 MiB
+    return bool(mallopt(_M_ARENA_MAX, 1) and large and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

@@ -84,7 +84,9 @@ def test_chinese_characters_of_a_vocabulary_are_known(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "characters"])
-@pytest.mark.parametrize("document", [*DOCUMENTS, "  two  blanks\tand\nlines  ", "e\u0301 \u00a0 \x00 \ufeff \U0010ffff"])
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, "  two  blanks\tand\nlines  ", "e\u0301 \u00a0 \x00 \ufeff \U0010ffff"]
+)
 def test_texts_come_back_from_their_tokens(kind, document):
     import unicodedata
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Cli
+from tests.training.test_text_training import write
 
 RECIPES = {
     "mlp": ["recipe=mlp_cls", "train.steps=60", "train.log_every=7", "eval.every=20", "checkpoint.every=15"],
@@ -26,6 +27,11 @@ RECIPES = {
     "accumulated": [
         "recipe=mlp_cls", "optimizer=muon", "optimizer.clip=1", "train.accumulate=4", "train.steps=40",
         "train.log_every=6", "eval.every=20", "checkpoint.every=10",
+    ],
+    "texts": [
+        "recipe=lstm_cls", "recipe.tokenizer.size=64", "recipe.bucketing.shapes=2", "model.embedding=8",
+        "model.hidden=8", "train.batch_size=16", "train.steps=40", "train.log_every=6", "eval.every=20",
+        "checkpoint.every=10",
     ],
 }  # fmt: skip
 
@@ -89,7 +95,7 @@ def interrupt(process: subprocess.Popen[str], run: Path, *, step: int, number: i
 @pytest.mark.parametrize("name", RECIPES)
 def test_stopping_at_every_odd_step_changes_no_bit(name: str, bigctl: Cli) -> None:
     """Train in slices, each a process of its own that ends at a step of no cadence at all."""
-    overrides = RECIPES[name]
+    overrides = RECIPES[name] + (write(bigctl.folder) if name == "texts" else [])
     total = next(int(o.split("=")[1]) for o in overrides if o.startswith("train.steps"))
     bigctl("train", *overrides, "--name", "whole")
     script = _SLICES.format(overrides=overrides, total=total)
@@ -110,7 +116,7 @@ from bigctl.training.feed import LoopFeed, ResidentFeed
 def cutting(cls):
     original = cls.advance
     def advance(self, state, position, limit):
-        step = position // self.batch_size
+        step = position // config.train.batch_size
         if cuts and step < cuts[0]:
             limit = min(limit, cuts[0] - step)
         state, count = original(self, state, position, limit)

@@ -1,0 +1,260 @@
+"""Training on texts: buckets, feeds, accumulation, devices and frozen weights change nothing that they should not."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import bigctl
+from bigctl.data import buckets
+from bigctl.errors import ConfigError
+from bigctl.runs import experiment
+from bigctl.runs.experiment import Experiment
+from bigctl.training import feed as feeds
+from bigctl.training.checkpoint import flatten
+from tests.conftest import Cli
+from tests.training.test_sharding import _LOSSES, MESHES, on_eight_devices
+
+ROWS = 200
+BATCH = 16
+BERT = ["model.layers=1", "model.width=16", "model.heads=2", "model.intermediate=32", "model.positions=32"]
+WORDS = ["recipe.tokenizer.type=words", "recipe.tokenizer.size=64", "recipe.tokenizer.max_length=32"]
+RECIPES = {
+    "bert_cls": ["recipe=bert_cls", "model=bert_tiny", *BERT, *WORDS],
+    "lstm_cls": ["recipe=lstm_cls", "model.embedding=8", "model.hidden=8", *WORDS],
+    "bert_mlm": ["recipe=bert_mlm", "model=bert_tiny", *BERT, *WORDS],
+}
+NO_DROPOUT = {
+    "bert_cls": ["model.dropout=0", "model.attention_dropout=0"],
+    "lstm_cls": ["model.dropout=0"],
+    "bert_mlm": ["model.dropout=0", "model.attention_dropout=0"],
+}
+
+
+@functools.cache
+def _rows() -> list[tuple[str, str]]:
+    draw = random.Random(0)
+    words = [f"w{i}" for i in range(50)]
+    return [
+        (" ".join(draw.choices(words, k=draw.choice([2, 3, 5, 8, 13, 21, 34]))), "ab"[i % 3 > 0]) for i in range(ROWS)
+    ]
+
+
+def write(folder: Path) -> list[str]:
+    file = folder / "texts.csv"
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("text", "y"), *_rows()])
+    return ["data=csv", f"data.path={file}", "data.text=text", "data.label=y"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write(tmp_path_factory.mktemp("texts"))
+
+
+def build(recipe: str, data: list[str], *overrides: str) -> Experiment:
+    always = [f"train.batch_size={BATCH}", "train.steps=20", "schedule=constant", "recipe.bucketing.shapes=2"]
+    return experiment.build(bigctl.compose([*RECIPES[recipe], *data, *always, *overrides]))
+
+
+def fit(exp: Experiment, steps: int = 6, start: Any = None) -> tuple[Any, list[float]]:
+    """The state after some steps, and their losses."""
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    state, sums = exp.programs.initialise() if start is None else start, [np.zeros(2)]
+    size = exp.config.train.batch_size
+    try:
+        for number in range(steps):
+            state, _ = feed.advance(state, number * size, 1)
+            sums.append(np.asarray(jax.device_get(state.sums["loss"]), np.float64))
+    finally:
+        feed.close()
+    each = np.diff(sums, axis=0)
+    return state, (each[:, 0] / each[:, 1]).tolist()
+
+
+def params(state: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in flatten(state.params).items()}
+
+
+# --- Feeds ------------------------------------------------------------------------------------------------------------
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert_cls", "bert_mlm")]
+
+
+@pytest.mark.parametrize("recipe", ["lstm_cls", *SLOW])
+def test_batches_that_are_sent_train_as_resident_ones_do_to_the_last_bit(recipe, data):
+    resident, sent = (fit(build(recipe, data, *more)) for more in ([], ["data.resident_mib=0"]))
+    assert resident[1] == sent[1]
+    for name, value in params(resident[0]).items():
+        np.testing.assert_array_equal(value, params(sent[0])[name], err_msg=name)
+
+
+@pytest.mark.parametrize("more", [[], ["data.resident_mib=0"]], ids=["resident", "sent"])
+def test_one_program_a_shape_and_none_after_the_first_epoch(data, more):
+    exp = build("lstm_cls", data, *more)
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    state, used, compiled = exp.programs.initialise(), set(), []
+    steps = -(-exp.dataset.size("train") // BATCH)
+    try:
+        for number in range(3 * steps):
+            used.add(feed.shape(number * BATCH))
+            state, _ = feed.advance(state, number * BATCH, 1)
+            compiled.append(feed.program()._cache_size())
+    finally:
+        feed.close()
+    assert len(used) == feed.shapes == 2
+    assert compiled[steps] == compiled[-1] == 2
+
+
+def test_one_shape_needs_one_program(data):
+    exp = build("lstm_cls", data, "recipe.bucketing.shapes=1")
+    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    state = exp.programs.initialise()
+    for number in range(8):
+        assert feed.shape(number * BATCH) in (None, 32)
+        state, _ = feed.advance(state, number * BATCH, 1)
+    assert feed.shapes == feed.program()._cache_size() == 1
+
+
+@pytest.mark.parametrize("more", [[], ["train.accumulate=4"]], ids=["whole", "in parts"])
+def test_the_padding_that_is_told_is_that_of_the_batches(data, more):
+    exp = build("lstm_cls", data, *more)
+    columns = exp.dataset.splits["train"]
+    state, _ = fit(exp, steps=5)
+    plan = feeds.make(exp.programs, columns, exp.config).batches  # type: ignore[attr-defined]
+    lengths, total, real = buckets.lengths_of(columns), 0, 0
+    for number in range(5):
+        indices, length = plan.batch(number * BATCH)
+        total, real = total + BATCH * length, real + lengths[indices].sum()
+    found = np.asarray(state.sums["padding"])
+    np.testing.assert_allclose(found, [total - real, total])
+
+
+# --- The same step another way ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["lstm_cls", *SLOW])
+def test_parts_of_a_batch_train_as_the_whole(recipe, data):
+    more = [*NO_DROPOUT[recipe], *(["recipe.class_weights=balanced"] if recipe != "bert_mlm" else [])]
+    whole = fit(build(recipe, data, *more), steps=4)
+    parts = fit(build(recipe, data, *more, "train.accumulate=4"), steps=4)
+    np.testing.assert_allclose(parts[1], whole[1], rtol=2e-5)
+    for name, value in params(whole[0]).items():
+        np.testing.assert_allclose(params(parts[0])[name], value, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "meshes"),
+    [
+        ("bert_cls", ["fsdp"]),
+        pytest.param("bert_cls", ["data"], marks=pytest.mark.slow),
+        pytest.param("lstm_cls", ["data", "fsdp"], marks=pytest.mark.slow),
+        pytest.param("bert_mlm", ["data", "fsdp"], marks=pytest.mark.slow),
+        pytest.param("bert_cls", ["mixed"], marks=pytest.mark.slow),
+    ],
+)
+def test_every_mesh_gives_the_losses_of_one_device(recipe, meshes, data):
+    chosen = {name: MESHES[name] for name in ("single", *meshes)}
+    found = on_eight_devices(_LOSSES, json.dumps([[*RECIPES[recipe], *data, "recipe.bucketing.shapes=2"], chosen]))
+    alone = found.pop("single")
+    assert alone["devices"] == 1 and len(set(alone["losses"])) == 10
+    for name, run in found.items():
+        assert run["devices"] == 8 and (run["sharded"] > 0) == (name != "data"), name
+        np.testing.assert_allclose(run["losses"], alone["losses"], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("recipe", ["lstm_cls", SLOW[0]])
+def test_one_batch_for_ever_is_learnt(recipe, data):
+    exp = build(recipe, data, *NO_DROPOUT[recipe], "train.overfit_one_batch=true", "optimizer.lr=0.03")
+    _, losses = fit(exp, steps=40)
+    assert losses[-1] < 0.2 * losses[0]
+
+
+# --- What is trained --------------------------------------------------------------------------------------------------
+
+
+def test_frozen_weights_keep_their_bits_and_have_no_moments(data):
+    exp = build("bert_cls", data, "optimizer.freeze=[embeddings,layers/0/up]", "optimizer.weight_decay=0.1")
+    before, state = params(exp.programs.initialise()), fit(exp, steps=2)[0]
+    moments = flatten(state.opt_state)
+    for name, value in params(state).items():
+        frozen = "embeddings" in name or "layers/0/up" in name
+        assert np.array_equal(value, before[name]) is frozen, name
+        assert any(other.endswith(name) for other in moments) is not frozen, name
+
+
+def test_low_rank_adaptation_trains_what_it_adds_and_the_head(data):
+    lora = ["model.lora.rank=2", "model.lora.targets=[query,down]", "model.pooler=true"]
+    exp = build("bert_cls", data, *lora)
+    before = params(exp.programs.initialise())
+    state, _ = fit(exp, steps=2)
+    moved = {name for name, value in params(state).items() if not np.array_equal(value, before[name])}
+    added = {name for name in before if "lora_" in name}
+    assert moved == added | {"head/kernel", "head/bias", "pooler/kernel", "pooler/bias"}
+    assert len(added) == 2 * 2
+    state_size = sum(leaf.size for name, leaf in flatten(state.opt_state).items() if np.ndim(leaf))
+    assert state_size == 2 * sum(before[name].size for name in moved)
+
+
+def test_the_start_of_low_rank_adaptation_is_the_model_without(data):
+    plain = build("bert_cls", data, *NO_DROPOUT["bert_cls"])
+    lora = build("bert_cls", data, *NO_DROPOUT["bert_cls"], "model.lora.rank=4")
+    weights = params(plain.programs.initialise())
+    start = lora.programs.initialise(weights)
+    assert fit(lora, steps=1, start=start)[1] == pytest.approx(fit(plain, steps=1)[1], rel=1e-6)
+
+
+def test_averages_begin_with_the_weights_that_are_given(data):
+    exp = build("bert_cls", data, "train.ema=0.99")
+    weights = {name: value + 1 for name, value in params(exp.programs.initialise()).items() if "encoder" in name}
+    state = exp.programs.initialise(weights)
+    ema, start = ({n: np.asarray(v) for n, v in flatten(tree).items()} for tree in (state.ema, state.params))
+    for name, value in start.items():
+        np.testing.assert_array_equal(value, ema[name])
+        if name in weights:
+            np.testing.assert_array_equal(value, weights[name])
+    trained = fit(exp, steps=1, start=state)[0]
+    after = {name: np.asarray(leaf) for name, leaf in flatten(trained.ema).items()}
+    decay = 0.1  # (1 + 0) / (10 + 0), less than 0.99
+    for name, value in params(trained).items():
+        np.testing.assert_allclose(after[name], decay * start[name] + (1 - decay) * value, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"), [("[decoder]", "no parameter's path has 'decoder'"), ("['.']", "nothing is left to train")]
+)
+def test_patterns_that_freeze_nothing_or_everything_are_refused(freeze, message, data):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build("bert_cls", data, f"optimizer.freeze={freeze}")
+    assert caught.value.where == "optimizer.freeze"
+
+
+# --- Through the command ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pretraining_on_unlabelled_texts_gives_weights_to_fine_tune(bigctl: Cli) -> None:
+    overrides = write(bigctl.folder)
+    (bigctl.folder / "plain.csv").write_text("\n".join(["text", *(text for text, _ in _rows())]) + "\n")
+    plain = ["data=csv", f"data.path={bigctl.folder / 'plain.csv'}", "data.text=text", "data.label=null"]
+    length = ["train.batch_size=16", "train.steps=6", "train.tensorboard=false"]
+    done = bigctl.json("train", *RECIPES["bert_mlm"], *plain, *length, "--name", "pre")
+    assert {"val/loss", "val/perplexity", "test/accuracy"} <= set(done["metrics"])
+    tuned = bigctl.json(
+        "train", "recipe=bert_cls", "model=bert", "model.init_from=runs/pre", "recipe.tokenizer.max_length=32",
+        *overrides, *length, "--name", "tuned",
+    )  # fmt: skip
+    assert {"val/roc_auc", "test/binary_f1"} <= set(tuned["metrics"])
+    own = [json.loads((bigctl.folder / f"runs/{name}/tokenizer.json").read_text()) for name in ("pre", "tuned")]
+    assert own[0] == own[1]
+    error = bigctl("train", *RECIPES["bert_cls"], *plain, *length, "--name", "no", code=2).stderr
+    assert "needs texts with classes" in error and "data.label" in error
