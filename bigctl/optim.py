@@ -114,13 +114,18 @@ def decays(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    """How Muon sees each leaf: a matrix [inputs, outputs], a kernel [..., inputs, outputs] as one, or None for Adam."""
+    """How Muon sees each leaf: a matrix [inputs, outputs], a kernel [..., inputs, outputs] as one, or None for Adam.
 
-    def view(leaf: Any) -> MuonDimensionNumbers | None:
+    Embeddings and the output layer are for Adam (Jordan et al. 2024): their rows, or columns, stand for single tokens
+    or classes.
+    """
+
+    def view(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
         last = leaf.ndim - 1
-        return MuonDimensionNumbers(tuple(range(last)), (last,)) if leaf.ndim >= 2 else None
+        inner = leaf.ndim >= 2 and not re.search(r"(^|/)embedding$|^head/", path_name(path))
+        return MuonDimensionNumbers(tuple(range(last)), (last,)) if inner else None
 
-    return jax.tree.map(view, params)
+    return jax.tree_util.tree_map_with_path(view, params)
 
 
 def factor(config: schema.Schedule, step: Any, total_steps: int, xp: Any = jnp) -> Any:
@@ -135,7 +140,8 @@ def factor(config: schema.Schedule, step: Any, total_steps: int, xp: Any = jnp) 
     if isinstance(config, schema.Cosine):
         after = config.final + (1 - config.final) * 0.5 * (1 + xp.cos(math.pi * progress))
     elif isinstance(config, schema.Linear):
-        after = 1 - (1 - config.final) * progress
+        line = xp.clip((progress - config.hold) / (1 - config.hold), 0.0, 1.0)
+        after = 1 - (1 - config.final) * line
     elif isinstance(config, schema.Step):
         after = xp.ones_like(progress)
         for at in config.at:

@@ -162,7 +162,7 @@ class _Line:
             return []
         if action.choices:
             return [str(choice) for choice in action.choices]
-        if action.metavar == "RUN":
+        if action.metavar in ("RUN", "RUN|MODEL"):
             from bigctl.runs.directory import ROOT
 
             return [path.parent.name for path in ROOT.glob("*/run.json")]

@@ -29,7 +29,15 @@ examples:
 """
 MOST_ROWS = 40
 _KEPT = {"head": "beginning", "tail": "end", "head_tail": "beginning and the end"}
-_ELSEWHERE = ("duplicates", "cut", "unknown_tokens")  # facts that are shown in a place of their own
+_ELSEWHERE = (
+    "duplicates",
+    "cut",
+    "unknown_tokens",
+    "documents",
+    "characters",
+    "bytes",
+    "tokens",
+)  # facts that are shown in a place of their own
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +127,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     }
     table = preview.columns(dataset) if dataset.features.encoder else []
     texts = preview.first_texts(dataset) if dataset.features.kind == "text" else []
+    opening = preview.opening(dataset) if dataset.features.kind == "stream" else []
     sheet = options.contact_sheet
     if sheet is not None:
         _write_sheet(dataset, sheet)
@@ -132,6 +141,9 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
         print_columns(table, preview.targets(dataset))
     elif texts:
         print_texts(facts["splits"], texts)
+    elif opening:
+        print("it begins")
+        print("\n".join(f"  {line}" for line in opening))
     elif dataset.features.kind == "image" and _truecolor():
         room = shutil.get_terminal_size().columns // 17  # pictures of 16 columns and a gap
         picked = [images[0] for _, images in preview.pick(dataset, each=1) if len(images)]
@@ -164,6 +176,7 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
     if facts["tokenizer"]:
         t = facts["tokenizer"]
         print(f"{'tokenizer':<12} {t['type']}, {t['vocab_size']:,} tokens; sha256 {t['sha256']}")
+    if facts["tokenizer"] and "max_length" in facts["tokenizer"]:
         print(f"{'length':<12} {t['max_length']} tokens at most; of longer texts the {_KEPT[t['truncate']]} is kept")
     for line in _duplicates(facts["info"].get("duplicates")):
         print(f"{'duplicates':<12} {line}")
@@ -180,6 +193,10 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
         common.print_table(("class", *splits), rows)
         if (more := len(facts["classes"]) - MOST_ROWS) > 0:
             print(f"... and {more} more classes")
+    elif facts["kind"] == "stream":
+        names = [name for name in ("documents", "characters", "bytes", "tokens") if name in splits["train"]]
+        rows = [[split, *(f"{part[name]:,}" for name in names)] for split, part in splits.items()]
+        common.print_table(("split", *names), rows)
     elif facts["kind"] == "text":
         common.print_table(("split", "examples"), [(s, f"{p['examples']:,}") for s, p in splits.items()])
     else:
@@ -191,6 +208,8 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
 
 def _what(facts: dict[str, Any]) -> str:
     shape = "x".join(str(n) for n in facts["shape"])
+    if facts["kind"] == "stream":
+        return f"one long text in windows of {shape} tokens" if shape else "one long text"
     if facts["kind"] == "text":
         return "pairs of texts" if facts["pairs"] else "texts"
     return f"images {shape}, uint8" if facts["kind"] == "image" else f"rows of {shape} features"

@@ -14,7 +14,7 @@ examples:
   bigctl export bert_cls --format hf --out sentiment --step last
   bigctl export bert_cls --format hf --json
 
-hf: config.json, model.safetensors and tokenizer files, as Hugging Face transformers reads them (model=bert)
+hf: config.json, model.safetensors and tokenizer files, as Hugging Face transformers reads them (model=bert, gpt, llama)
 """
 
 

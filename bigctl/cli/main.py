@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train an experiment, or go on with one",
     "eval": "score a trained model on a split",
     "predict": "label files or texts with a trained model",
+    "generate": "let a language model write text",
     "export": "write a trained model for another library",
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
     "show": "print the composed configuration and where each value comes from",

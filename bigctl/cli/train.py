@@ -94,6 +94,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     else:
         times = summary["timings"]
         rate = f", {summary['examples_per_s']:,.0f} examples/s" if summary["examples_per_s"] else ""
+        rate += f", {summary['tokens_per_s']:,.0f} tokens/s" if summary.get("tokens_per_s") else ""
+        rate += f", MFU {summary['mfu']:.1%}" if summary.get("mfu") else ""
         print(f"{run}: {summary['step']:,} steps in {times['wall']:.1f} s{rate}")
         other = times["wall"] - sum(seconds for name, seconds in times.items() if name != "wall")
         print(
@@ -125,6 +127,8 @@ def _use(run: str) -> str:
     features = record["data"]["features"]
     if record["recipe"] == "bert_mlm":
         return f"bigctl train recipe=bert_cls model.init_from={run}"
+    if features["kind"] == "stream":
+        return f'bigctl generate {run} --prompt "..."'
     if features["kind"] == "text":
         return f'bigctl predict {run} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")
     return f"bigctl predict {run} {'FILE.csv' if features['kind'] == 'table' else 'FILE.png'}"

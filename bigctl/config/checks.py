@@ -82,7 +82,7 @@ def _problems(config: Config) -> Iterator[Problem]:
         yield from bad(dotted, lambda v: v >= 1, "at least 1")
     for dotted in ("optimizer.weight_decay", "schedule.warmup", "schedule.final", "train.early_stop.min_delta"):
         yield from bad(dotted, non_negative, "0 or more")
-    for dotted in ("optimizer.eps", "schedule.factor"):
+    for dotted in ("optimizer.eps", "schedule.factor", "model.eps", "model.rope_theta"):
         yield from bad(dotted, positive, "above 0")
     for dotted in ("optimizer.initial_accumulator", "mesh.min_shard", "data.resident_mib"):
         yield from bad(dotted, non_negative, "0 or more")
@@ -93,11 +93,15 @@ def _problems(config: Config) -> Iterator[Problem]:
     yield from bad("model.attention_dropout", in_unit, "in [0, 1)")
     yield from bad("optimizer.layer_decay", lambda v: 0 < v <= 1, "above 0, at most 1")
     yield from bad("recipe.label_smoothing", in_unit, "in [0, 1)")
-    for dotted in ("data.validation_fraction", "data.test_fraction"):
-        yield from bad(dotted, lambda v: 0 < v < 1, "between 0 and 1")
-    architecture = ("layers", "width", "heads", "intermediate", "positions", "vocab", "embedding")
-    for dotted in ("model.hidden", "model.channels", "model.kernel_size", "model.pool", "data.image_size",
-                   *(f"model.{name}" for name in architecture)):  # fmt: skip
+    yield from bad("data.validation_fraction", lambda v: 0 < v < 1, "between 0 and 1")
+    if config.block is None:
+        yield from bad("data.test_fraction", lambda v: 0 < v < 1, "between 0 and 1")
+    else:
+        yield from bad("data.test_fraction", in_unit, "in [0, 1)")
+    yield from bad("schedule.hold", in_unit, "in [0, 1)")
+    architecture = ("layers", "width", "heads", "kv_heads", "intermediate", "positions", "context", "vocab")
+    for dotted in ("model.hidden", "model.channels", "model.kernel_size", "model.pool", "model.embedding",
+                   "data.image_size", *(f"model.{name}" for name in architecture)):  # fmt: skip
         yield from bad(dotted, lambda v: v >= 1, "at least 1")
     yield from bad("seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32-1")
     yield from bad("data.split_seed", lambda v: 0 <= v < 2**32, "from 0 to 2^32-1")
@@ -151,7 +155,7 @@ def _problems(config: Config) -> Iterator[Problem]:
 
 
 def _text_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Iterator[Problem]:
-    model, recipe, tokenizer = config.model, config.recipe, config.tokenizer
+    model, tokenizer = config.model, config.tokenizer
     for pattern in config.optimizer.freeze:
         try:
             re.compile(pattern)
@@ -161,7 +165,6 @@ def _text_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Ite
     if isinstance(model, schema.Bert):
         yield from bad("model.lora.rank", lambda v: v >= 0, "0 or more")
         yield from bad("model.lora.alpha", lambda v: v > 0, "above 0")
-        yield from bad("model.eps", lambda v: v > 0, "above 0")
         unknown = [name for name in model.lora.targets if name not in LORA_TARGETS]
         if unknown or not model.lora.targets:
             what = f"cannot be {unknown[0]!r}" if unknown else "names no layer"
@@ -170,20 +173,11 @@ def _text_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Ite
             message = f"model.width={model.width} is not divisible by model.heads={model.heads}"
             yield "model.heads", message, "choose a divisor of the width"
     if model.kind not in (None, schema.MISSING):
-        if tokenizer is not None and not isinstance(model, schema.Bert | schema.Lstm) and _packaged(model):
-            yield (
-                "model.kind",
-                f"model={model.kind} does not read text",
-                "use model=lstm or model=minilm",
-            )
-        if isinstance(recipe, schema.BertMlm) and isinstance(model, schema.Lstm):
-            message = f"recipe=bert_mlm cannot train model={model.kind}"
-            yield "model.kind", message, "choose a BERT, such as model=bert_tiny"
-        if tokenizer is None and isinstance(model, schema.Bert | schema.Lstm):
-            yield "model.kind", f"model={model.kind} reads text, recipe={recipe.kind} does not", "use recipe=bert_cls"
+        yield from _model_problems(config)
     if tokenizer is None:
         return
     yield from bad("recipe.tokenizer.max_length", lambda v: v >= 4, "at least 4")
+    yield from _stream_problems(config, bad)
     yield from bad("recipe.tokenizer.size", lambda v: v >= 6, "at least 6")
     yield from bad("recipe.mask_rate", lambda v: 0 < v < 1, "between 0 and 1")
     for dotted in ("recipe.bucketing.shapes", "recipe.bucketing.window"):
@@ -211,12 +205,51 @@ def _text_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Ite
             "add recipe.tokenizer.type=file",
         )
     positions = getattr(model, "positions", None)
-    if positions and tokenizer.max_length > positions:
+    if positions and isinstance(tokenizer, schema.Tokenizer) and tokenizer.max_length > positions:
         yield (
             "recipe.tokenizer.max_length",
             f"recipe.tokenizer.max_length={tokenizer.max_length} is more than the model has positions ({positions})",
             f"recipe.tokenizer.max_length={positions} or less",
         )
+
+
+def _model_problems(config: Config) -> Iterator[Problem]:
+    """A model and a recipe that are not for the same kind of data."""
+    model, recipe = config.model, config.recipe
+    if not _packaged(model):
+        return
+    reads, writes = isinstance(model, schema.Bert | schema.Lstm), isinstance(model, schema.Decoder)
+    if config.block is not None and not writes:
+        yield "model.kind", f"model={model.kind} does not write text", "use model=gpt_nano or another gpt or llama"
+    elif config.block is None and writes:
+        yield "model.kind", f"model={model.kind} writes text, recipe={recipe.kind} does not", "use recipe=gpt_lm"
+    elif config.block is None and config.tokenizer is not None and not reads:
+        yield "model.kind", f"model={model.kind} does not read text", "use model=lstm or model=minilm"
+    elif isinstance(recipe, schema.BertMlm) and isinstance(model, schema.Lstm):
+        yield "model.kind", f"recipe=bert_mlm cannot train model={model.kind}", "choose a BERT, such as model=bert_tiny"
+    elif config.tokenizer is None and reads:
+        yield "model.kind", f"model={model.kind} reads text, recipe={recipe.kind} does not", "use recipe=bert_cls"
+
+
+def _stream_problems(config: Config, bad: Callable[..., Iterator[Problem]]) -> Iterator[Problem]:
+    """What cannot be in a recipe for one long text."""
+    model, recipe = config.model, config.recipe
+    if not isinstance(recipe, schema.GptLm):
+        return
+    yield from bad("recipe.block", lambda v: v >= 1, "at least 1, or null for the model's context")
+    yield from bad("recipe.loss_chunk", lambda v: v >= 1, "at least 1, or null to choose")
+    for dotted in ("recipe.z_loss", "recipe.sample_tokens"):
+        yield from bad(dotted, lambda v: v >= 0, "0 or more")
+    context = getattr(model, "context", None)
+    if recipe.block and context and recipe.block > context:
+        message = f"recipe.block={recipe.block} is longer than the model's context ({context})"
+        yield "recipe.block", message, f"recipe.block={context} or less, or a larger model.context"
+    if recipe.sample_every is not None:
+        try:
+            cadence(recipe.sample_every, steps_per_epoch=1)
+        except ValueError:
+            message = f"recipe.sample_every cannot be {recipe.sample_every!r}"
+            yield "recipe.sample_every", message, "write 500, '500 steps', '1 epoch', or null for at each evaluation"
 
 
 def _packaged(component: schema.Component) -> bool:

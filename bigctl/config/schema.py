@@ -105,23 +105,39 @@ class MlpCls(Classification):
     kind: str = kind("mlp_cls")
 
 
-TOKENIZERS = ("pretrained", "file", "bpe", "words", "characters")
+TOKENIZERS = ("pretrained", "file", "bpe", "bytes", "words", "characters")
+STREAM_TOKENIZERS = (*TOKENIZERS, "gpt2")
 TRUNCATIONS = ("head", "tail", "head_tail")
 
 
 @dataclass
-class Tokenizer:
-    """How text becomes numbers. One that is made here is made of the training split, once, and stored with the run."""
+class StreamTokenizer:
+    """How one long text becomes numbers. What is made here is made of the training split, once, and stored with the
+    run."""
 
     type: str = key(
-        "words",
-        "The one that comes with model.init_from (pretrained), that of tokenizer.path (file), or one made of the "
-        "training split: byte-level bpe, the most frequent words, or characters.",
+        "characters",
+        "The one that comes with model.init_from (pretrained), that of tokenizer.path (file), that of GPT-2 (gpt2), "
+        "the 256 bytes, or one made of the training split: byte-level bpe, words, or characters.",
         drift=STRUCTURAL,
-        choices=TOKENIZERS,
+        choices=STREAM_TOKENIZERS,
     )
     path: str | None = key(None, "A vocab.txt (WordPiece) or a tokenizer.json.", drift=STRUCTURAL)
     size: int = key(10000, "Largest vocabulary of a tokenizer made here [tokens].", drift=STRUCTURAL)
+    lowercase: bool = key(False, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
+
+
+@dataclass
+class Tokenizer(StreamTokenizer):
+    """How texts, each an example of its own, become numbers."""
+
+    type: str = key(
+        "words",
+        "The one that comes with model.init_from (pretrained), that of tokenizer.path (file), the 256 bytes, or one "
+        "made of the training split: byte-level bpe, the most frequent words, or characters.",
+        drift=STRUCTURAL,
+        choices=TOKENIZERS,
+    )
     lowercase: bool = key(True, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
     max_length: int = key(128, "What is longer is cut, marks of beginning and end included [tokens].", drift=STRUCTURAL)
     truncate: str = key(
@@ -168,6 +184,29 @@ class BertMlm(Recipe):
     tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
     bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
     mask_rate: float = key(0.15, "Share of tokens to be guessed; of them 80% are masked, 10% replaced, 10% kept.")
+
+
+@dataclass
+class GptLm(Recipe):
+    """Language modelling: each token is predicted from those before it."""
+
+    implementation: ClassVar[str] = "bigctl.recipes.gpt_lm:GptLm"
+    kind: str = kind("gpt_lm")
+    tokenizer: StreamTokenizer = key(StreamTokenizer, "How text becomes numbers.")
+    block: int | None = key(
+        None, "Length of a training window; null for the model's context, 1024 at most [tokens].", drift=STRUCTURAL
+    )
+    z_loss: float = key(
+        0.0, "Weight of the squared logarithm of the normaliser, which keeps logits small.", traced=True
+    )
+    loss_chunk: int | None = key(None, "Places of each window whose logits are made at once; null chooses [tokens].")
+    sample_every: str | None = key(
+        None, "Cadence of samples of text, such as '500 steps'; null for at each evaluation.", drift=FREE
+    )
+    sample_tokens: int = key(100, "Length of each sample; 0 for no samples [tokens].", drift=FREE)
+    prompt: str | None = key(
+        None, "What samples begin with; null for the first words of the validation text.", drift=FREE
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- models
@@ -270,6 +309,84 @@ class Lstm(Model):
     dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True)
 
 
+POSITIONS = ("learned", "rope")
+DECODER_NORMS = ("layer", "rms")
+DECODER_ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
+REMATS = ("none", "full", "dots")
+VOCAB_MULTIPLE = 128
+"""A decoder's vocabulary is padded to a multiple of this: of matrix units, and of the devices that share it."""
+
+
+def decided(doc: str, choices: tuple[str, ...] = ()) -> Any:
+    """A key of an architecture that the weights of `init_from` decide where it is null."""
+    return key(None, doc, drift=STRUCTURAL, choices=choices, decided=True)
+
+
+@dataclass
+class Decoder(Model):
+    """What writes text. What is null is as in the weights of `init_from`, without them as `whole` has it."""
+
+    implementation: ClassVar[str] = "bigctl.models.decoder:Decoder"
+    usual: ClassVar[dict[str, Any]] = {}
+    layers: int | None = decided("Decoder layers.")
+    width: int | None = decided("Width of the residual stream.")
+    heads: int | None = decided("Attention heads.")
+    kv_heads: int | None = decided("Heads of keys and values, each for heads / kv_heads queries; null for one each.")
+    intermediate: int | None = decided("Width inside the feed-forward part; null for 4 times the width (swiglu: 8/3).")
+    context: int | None = decided("Longest text the model can take [tokens].")
+    vocab: int | None = decided("Tokens that the embedding is for; null for the tokenizer's.")
+    position: str | None = decided(
+        "How a token's place is told: a learned table (null in gpt), or rotated queries and keys (null in llama).",
+        POSITIONS,
+    )
+    rope_theta: float | None = decided("Base of the wave lengths of rope; null for 10000.")
+    norm: str | None = decided("Normalisation before each part; null for layer in gpt, rms in llama.", DECODER_NORMS)
+    norm_gain: bool | None = decided("Learn a factor for each normalised feature; null for yes.")
+    activation: str | None = decided(
+        "Non-linearity of the feed-forward part; relu2 is relu squared; null for gelu_tanh in gpt, swiglu in llama.",
+        DECODER_ACTIVATIONS,
+    )
+    bias: bool | None = decided("Biases in linear layers and layer normalisation; null for yes in gpt, no in llama.")
+    tied: bool | None = decided("Use the token embedding as the output's weights; null for yes.")
+    qk_norm: bool | None = decided("Normalise queries and keys; null for no.")
+    eps: float | None = decided("Added to the variance in normalisation; null for 1e-5.")
+    zero_init: bool = key(False, "Start with zeros in what each part adds to the stream, and in an untied output.")
+    dropout: float = key(0.0, "Dropout of the embedding and of what each part adds.", traced=True)
+    remat: str = key(
+        "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
+        "but products with weights.", choices=REMATS,
+    )  # fmt: skip
+    scan: bool = key(False, "Compile one layer and loop over it: large models compile sooner.")
+
+    def whole(self) -> Any:
+        """The same model, with every null that does not ask for a number replaced by what it stands for."""
+        usual: dict[str, Any] = {"eps": 1e-5, **self.usual}
+        usual |= {"kv_heads": self.heads, "rope_theta": 10000.0, "norm_gain": True, "tied": True, "qk_norm": False}
+        given = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        result = dataclasses.replace(self, **given)
+        if result.intermediate is None and result.width is not None:
+            result.intermediate = -(-result.width // 3) * 8 if result.activation == "swiglu" else 4 * result.width
+        return result
+
+
+@dataclass
+class Gpt(Decoder):
+    """GPT-2 (Radford et al. 2019)."""
+
+    usual: ClassVar[dict[str, Any]] = {
+        "position": "learned", "norm": "layer", "activation": "gelu_tanh", "bias": True,
+    }  # fmt: skip
+    kind: str = kind("gpt")
+
+
+@dataclass
+class Llama(Decoder):
+    """Llama (Touvron et al. 2023)."""
+
+    usual: ClassVar[dict[str, Any]] = {"position": "rope", "norm": "rms", "activation": "swiglu", "bias": False}
+    kind: str = kind("llama")
+
+
 # ------------------------------------------------------------------------------------------- optimizers, schedules
 
 
@@ -334,7 +451,7 @@ class Lion(Optimizer):
 class Muon(Optimizer):
     kind: str = kind("muon")
     lr: float = key(0.02, "Peak learning rate of the weight matrices.", traced=True)
-    adam_lr: float = key(1e-3, "Peak learning rate of everything that is no weight matrix.", traced=True)
+    adam_lr: float = key(1e-3, "Peak learning rate of vectors, embeddings and the output layer.", traced=True)
     momentum: float = key(0.95, "Decay of the momentum.")
     iterations: int = key(5, "Newton-Schulz iterations.")
 
@@ -365,6 +482,7 @@ class Cosine(Schedule):
 @dataclass
 class Linear(Schedule):
     kind: str = kind("linear")
+    hold: float = key(0.0, "How long the peak is kept after the warmup, before the line [fraction of what is left].")
     final: float = key(0.0, "Learning rate at the end [fraction of the peak].")
 
 
@@ -461,6 +579,27 @@ class Table(Data):
     quoting: bool = key(True, "Whether quotes may enclose a field; false where they are plain characters.",
                         drift=STRUCTURAL)  # fmt: skip
     drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
+
+
+@dataclass
+class TextFiles(Data):
+    """Text to learn to write: files of plain text, or of JSON objects with the text in one field.
+
+    Splits are made by place: the beginning of the text is for training, its end for validation and test.
+    """
+
+    kind: str = kind("text")
+    path: str = key(MISSING, "A file, a folder, or a pattern such as 'books/**/*.txt'.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
+    boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
+    validation_fraction: float = key(
+        0.05, "Share held out at the end of the text where there is no validation split.", drift=STRUCTURAL
+    )
+    test_fraction: float = key(
+        0.05, "Share held out after that; 0 to have the validation text stand for the test split.", drift=STRUCTURAL
+    )
 
 
 @dataclass
@@ -561,9 +700,16 @@ class Config:
         return getattr(self.model, "head", "classification") == "regression"
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> StreamTokenizer | None:
         """How text becomes numbers, in recipes of text."""
         return getattr(self.recipe, "tokenizer", None)
+
+    @property
+    def block(self) -> int | None:
+        """Length of a training window of one long text [tokens]; None in recipes of examples."""
+        if not isinstance(self.recipe, GptLm):
+            return None
+        return self.recipe.block or min(getattr(self.model, "context", None) or 1024, 1024)
 
 
 GROUPS = ("recipe", "model", "optimizer", "schedule", "data", "mesh", "experiment")

@@ -150,6 +150,22 @@ def _table(config: schema.Table, regression: bool) -> Decoded:
     )
 
 
+def _documents_identity(config: schema.TextFiles) -> Any:
+    from bigctl.data import documents, paths
+
+    where = [config.path, config.validation_path, config.test_path]
+    prints = [paths.fingerprint_files(documents.matching(path)) if path else None for path in where]
+    return {"files": prints, "field": config.field, "boundaries": config.boundaries}
+
+
+def _documents(config: schema.TextFiles, regression: bool) -> Decoded:
+    from bigctl.data import documents
+
+    return documents.read_documents(
+        config.path, field=config.field, validation_path=config.validation_path, test_path=config.test_path
+    )
+
+
 def _optional(path: str | None) -> Path | None:
     return Path(path).expanduser() if path else None
 
@@ -163,6 +179,7 @@ READERS: dict[str, Reader] = {
     "tfds": Reader(_tfds_identity, _tfds),
     "image_folder": Reader(_folder_identity, _folder),
     "idx": Reader(_idx_identity, _idx),
+    "text": Reader(_documents_identity, _documents),
     "csv": Reader(_table_identity, _table),
     "tsv": Reader(_table_identity, _table),
     "jsonl": Reader(_table_identity, _table),

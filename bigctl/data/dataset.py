@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.data import windows
 from bigctl.data.text import Texts
 
 SPLITS = ("train", "validation", "test")
@@ -17,8 +18,9 @@ class Features:
     """What the examples look like.
 
     Attributes:
-        kind: "image" (inputs uint8 [height, width, channels]), "table" (inputs float32 [features]) or "text" (inputs
-            int32 [length], `shape` being the largest; columns of texts are described in `buckets`).
+        kind: "image" (inputs uint8 [height, width, channels]), "table" (inputs float32 [features]), "text" (inputs
+            int32 [length], `shape` being the largest; columns of texts are described in `buckets`) or "stream" (one
+            long text, seen in windows of inputs int32 [block], see `windows`).
         shape: shape of one input.
         classes: class names in label order; None for regression and for texts without labels.
         mean, std: statistics of the training split: per channel of images in [0, 1], or of the target in regression.
@@ -65,12 +67,13 @@ class Dataset:
     Attributes:
         splits: "train", "validation", "test" -> columns: `inputs` [N, *shape] and `label` [N]; of texts `inputs` are
             all tokens one after the other, `offsets` [N + 1] says where each text begins, and `second` [N] where in
-            it a second text does.
+            it a second text does; of one long text `inputs` are its tokens [T], and `bytes` [1] its length in UTF-8.
         features: see `Features`.
         fingerprint: sha256 over the arrays' contents and the features; equal data, equal fingerprint.
         info: facts for people, JSON-serialisable.
         path: the cache folder it lives in.
-        texts: for text, split -> the texts themselves; of pairs, the first and the second ones.
+        texts: for text, split -> the texts themselves; of pairs, the first and the second ones; of one long text
+            its documents.
     """
 
     splits: dict[str, dict[str, np.ndarray]]
@@ -81,4 +84,10 @@ class Dataset:
     texts: dict[str, tuple[Texts, ...]] = field(default_factory=dict)
 
     def size(self, split: str) -> int:
-        return len(self.splits[split]["label"])
+        """Examples of a split; of one long text its windows, or without a tokenizer its documents."""
+        if self.features.kind != "stream":
+            return len(self.splits[split]["label"])
+        if not self.features.shape:
+            return len(self.texts[split][0])
+        tokens, block = len(self.splits[split]["inputs"]), self.features.shape[0]
+        return windows.count(tokens, block) if split == "train" else windows.in_order(tokens, block)

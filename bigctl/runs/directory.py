@@ -1,6 +1,6 @@
 """The run directory: its layout, its lock, its status. Free of jax, because the lock is taken before jax is imported.
 
-config.yaml  overrides.txt  run.json  metrics.jsonl  checkpoints/  log.txt  summary.json  tensorboard/
+config.yaml  overrides.txt  run.json  metrics.jsonl  samples.jsonl  checkpoints/  log.txt  summary.json  tensorboard/
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer.json"
+        self.samples = path / "samples.jsonl"
         self.log = path / "log.txt"
         self.summary_file = path / "summary.json"
         self.tensorboard = path / "tensorboard"

@@ -36,6 +36,10 @@ def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> text.Sp
     settings = config.tokenizer
     if settings is None:
         return None
+    return dataclasses.replace(_spec(config, settings, stored), block=config.block or 0)
+
+
+def _spec(config: schema.Config, settings: schema.StreamTokenizer, stored: Path | None) -> text.Spec:
     if stored is not None and stored.is_file() and settings.type in ("pretrained", "file"):
         return text.Spec(settings, stored)
     if settings.type != "pretrained" or config.model.init_from is None:

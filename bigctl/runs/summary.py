@@ -13,7 +13,7 @@ from bigctl.files import write_json
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.experiment import Experiment
-from bigctl.training import feed
+from bigctl.training import feed, throughput
 from bigctl.training.checkpoint import Checkpoints
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.loop import Timings
@@ -58,7 +58,7 @@ def write(
     metrics = {**progress.best_metrics, **test}
     timings = fitted.timings
     examples = timings.steps * config.train.batch_size
-    summary = {
+    summary: dict[str, Any] = {
         "schema": directory.SCHEMA,
         "run": str(run.path),
         "recipe": config.recipe.kind,
@@ -89,6 +89,10 @@ def write(
         "examples_per_s": round(examples / timings.step, 1) if timings.step > 0 and timings.steps else None,
         "profile": fitted.profile,
     }
+    rates = throughput.rates(config, state.params, experiment.programs.mesh)
+    if rates is not None:
+        measured = rates(timed) if (timed := summary["examples_per_s"]) else {}
+        summary |= {**measured, "flops_per_token": rates.flops_per_token}
     try:
         write_json(run.summary_file, summary)
     except OSError as error:

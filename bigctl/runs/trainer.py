@@ -249,8 +249,10 @@ def _fit(
     *,
     resumed: int,
 ) -> Any:
+    from bigctl.runs import samples
     from bigctl.runs.summary import Fitted
     from bigctl.training import feed as feeds
+    from bigctl.training import throughput
     from bigctl.training.evaluation import Evaluator
     from bigctl.training.loop import Hooks, Loop
     from bigctl.training.profile import Profiler
@@ -283,6 +285,8 @@ def _fit(
         flush=lines.flush,
         warn=warn,
     )
+    sampler = samples.make(experiment, run.samples, console.say, resumed=resumed)
+    hooks.sample = sampler
     if profiler is not None:
         hooks.before_dispatch = profiler.before_dispatch
     feed = feeds.make(experiment.programs, splits["train"], config)
@@ -303,6 +307,7 @@ def _fit(
         metric=experiment.metric,
         mode=experiment.mode,
         examples_per_epoch=experiment.dataset.size("train"),
+        rates=throughput.rates(config, experiment.programs.abstract_state.params, experiment.programs.mesh),
     )
     try:
         state, progress = loop.fit(state, progress)
@@ -310,8 +315,8 @@ def _fit(
     finally:
         feed.close()
         report = profiler.close() if profiler is not None else []
-        for writer in writers:
-            writer.close()
+        for closing in [*writers, *([sampler] if sampler is not None else [])]:
+            closing.close()
     return Fitted(state, progress, loop.timings, report)
 
 

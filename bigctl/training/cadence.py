@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bigctl.config import checks
-from bigctl.config.schema import Config
+from bigctl.config.schema import Config, GptLm
 from bigctl.errors import ConfigError
 
 
@@ -17,10 +17,12 @@ class Cadence:
     log: int
     evaluate: int
     save: int
+    sample: int | None = None
 
     def next_event(self, step: int) -> int:
         """The first step after `step` at which something is due."""
-        return min(self.total, *((step // every + 1) * every for every in (self.log, self.evaluate, self.save)))
+        events = (self.log, self.evaluate, self.save, self.sample or self.evaluate)
+        return min(self.total, *((step // every + 1) * every for every in events))
 
     def due(self, every: int, step: int) -> bool:
         return step % every == 0 or step == self.total
@@ -48,7 +50,15 @@ def make(config: Config, examples: int) -> Cadence:
         log=config.train.log_every,
         evaluate=checks.cadence(config.eval.every, steps_per_epoch=per_epoch),
         save=checks.cadence(config.checkpoint.every, steps_per_epoch=per_epoch),
+        sample=_sample(config, per_epoch),
     )
+
+
+def _sample(config: Config, steps_per_epoch: float) -> int | None:
+    """Steps between samples of text; None for a recipe that writes none."""
+    if not isinstance(config.recipe, GptLm) or not config.recipe.sample_tokens:
+        return None
+    return checks.cadence(config.recipe.sample_every or config.eval.every, steps_per_epoch=steps_per_epoch)
 
 
 def total_steps(config: Config, examples: int) -> int:

@@ -10,12 +10,15 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data import buckets
 from bigctl.data.sampler import EvaluationPlan
+from bigctl.data.windows import WindowEvaluationPlan, in_order
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.step import Programs
 
 LARGEST_BATCH = 512
 LARGEST_TEXT_BATCH = 128
+LARGEST_WINDOWS = 2**14
+"""Tokens of a batch of windows."""
 
 
 class Evaluator:
@@ -43,13 +46,18 @@ class Evaluator:
     ):
         self.programs, self.columns, self.prefix = programs, columns, prefix
         self.examples: dict[str, np.ndarray] = {}
-        self.count = len(columns["label"])
+        block = config.block
+        self.count = len(columns["label"]) if block is None else in_order(len(columns["inputs"]), block)
         shards = programs.mesh.size
         largest = LARGEST_BATCH if edges is None else LARGEST_TEXT_BATCH
+        if block is not None:
+            largest = max(1, LARGEST_WINDOWS // block)
         size = config.eval.batch_size or min(self.count, largest)
         size = -(-size // shards) * shards
         self.plan: Any = EvaluationPlan(self.count, size)
-        if edges is not None:
+        if block is not None:
+            self.plan = WindowEvaluationPlan(len(columns["inputs"]), block, size)
+        elif edges is not None:
             self.plan = buckets.LengthEvaluationPlan(buckets.lengths_of(columns), size, edges)
         self.resident = feed.fits(columns, config)
         self._arrays: dict[str, jax.Array] | None = None
@@ -64,6 +72,8 @@ class Evaluator:
             total = sums if total is None else self.programs.add_sums(total, sums)
         sums = {name: np.asarray(value) for name, value in jax.device_get(total).items()}
         sums |= self._collected(each)
+        if "bytes" in self.columns:
+            sums[metrics.BYTES] = np.float64(self.columns["bytes"][0]) / len(self.columns["inputs"])
         special = self.programs.objective.metrics(sums)
         return {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
 

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data import buckets
+from bigctl.data import buckets, windows
 from bigctl.data.buckets import LengthPlan
 from bigctl.data.sampler import BatchPlan
+from bigctl.data.windows import WindowPlan
 from bigctl.parallel import mesh as meshes
 from bigctl.training.state import TrainState
 from bigctl.training.step import LARGEST_LOOP, Programs
@@ -34,7 +35,7 @@ class Feed(Protocol):
         """Train up to `limit` steps from `position` on; gives the new state and how many steps it were."""
 
     def shape(self, position: int) -> int | None:
-        """The length that the texts of the next batch are padded to; None where all batches have one shape."""
+        """The length that the texts of the next batch are padded to, or of its windows; None for other examples."""
 
     def program(self) -> Any:
         """The compiled program in use, for its cost and its number of compilations."""
@@ -45,18 +46,22 @@ class Feed(Protocol):
 def make(programs: Programs, columns: Columns, config: schema.Config) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
     frozen = config.train.batch_size if config.train.overfit_one_batch else 0
-    plan = BatchPlan(len(columns["label"]), config.seed, frozen)
-    edges = edges_of(columns, config)
-    if edges is not None:
+    block, edges = config.block, edges_of(columns, config)
+    plan: BatchPlan | WindowPlan
+    if block is not None:
+        plan = WindowPlan(len(columns["inputs"]), block, config.seed, frozen)
+    else:
+        plan = BatchPlan(len(columns["label"]), config.seed, frozen)
+    if edges is not None and isinstance(plan, BatchPlan):
         window = config.recipe.bucketing.window  # type: ignore[attr-defined]
         batches: _Batches = LengthPlan(plan, buckets.lengths_of(columns), config.train.batch_size, edges, window)
     else:
-        batches = _Ahead(plan, config.train.batch_size)
+        batches = _Ahead(plan, config.train.batch_size, block)
     if not fits(columns, config):
         return SentFeed(programs, columns, batches, config)
     arrays = place(programs, columns)
     if edges is None and loops(programs, config):
-        return LoopFeed(programs, arrays, plan, config)
+        return LoopFeed(programs, arrays, plan, config, block)
     return ResidentFeed(programs, arrays, batches, config)
 
 
@@ -69,13 +74,16 @@ def edges_of(columns: Columns, config: schema.Config) -> tuple[int, ...] | None:
 
 
 def gather(columns: Columns, indices: np.ndarray, length: int | None = None) -> Columns:
-    """A batch on the host, its texts padded to `length`."""
-    if length is not None:
-        return buckets.take(columns, indices, length)
-    return {name: values[indices] for name, values in columns.items()}
+    """A batch on the host: its texts padded to `length`, or windows of that length."""
+    if length is None:
+        return {name: values[indices] for name, values in columns.items()}
+    take = buckets.take if "offsets" in columns else windows.take
+    return take(columns, indices, length)
 
 
 def fits(columns: Columns, config: schema.Config) -> bool:
+    if any(len(values) >= 2**31 for values in columns.values()):  # which jax's int32 could not index
+        return False
     return sum(values.nbytes for values in columns.values()) <= config.data.resident_mib * 2**20
 
 
@@ -104,15 +112,17 @@ class _Batches(Protocol):
     """Which examples make up the batch at a position."""
 
     def batch(self, position: int) -> tuple[np.ndarray, int | None]:
-        """Indices int32 [batch], and the length that texts are padded to, None for what is no text."""
+        """Indices, or starts of windows, int [batch]; and the length that texts are padded to, or of the windows."""
 
 
 class _Ahead:
     """Indices at successive positions, out of blocks computed at once: a call to the plan costs what thousands of
     indices do."""
 
-    def __init__(self, plan: BatchPlan, batch_size: int = 0, length: int = 2**14):
-        self.plan, self.batch_size, self.length = plan, batch_size, length
+    def __init__(
+        self, plan: BatchPlan | WindowPlan, batch_size: int = 0, block: int | None = None, length: int = 2**14
+    ):
+        self.plan, self.batch_size, self.block, self.length = plan, batch_size, block, length
         self._start, self._block = 0, np.empty(0, np.int32)
 
     def __call__(self, position: int, count: int) -> np.ndarray:
@@ -123,7 +133,7 @@ class _Ahead:
         return self._block[offset : offset + count]
 
     def batch(self, position: int) -> tuple[np.ndarray, int | None]:
-        return self(position, self.batch_size), None
+        return self(position, self.batch_size), self.block
 
 
 class ResidentFeed:
@@ -153,8 +163,15 @@ class LoopFeed:
 
     shapes = 1
 
-    def __init__(self, programs: Programs, arrays: dict[str, jax.Array], plan: BatchPlan, config: schema.Config):
-        self.programs, self.arrays, self.plan = programs, arrays, plan
+    def __init__(
+        self,
+        programs: Programs,
+        arrays: dict[str, jax.Array],
+        plan: BatchPlan | WindowPlan,
+        config: schema.Config,
+        block: int | None = None,
+    ):
+        self.programs, self.arrays, self.plan, self.block = programs, arrays, plan, block
         self.batch_size = config.train.batch_size
         self.largest = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP)
         self.waited = 0.0
@@ -172,7 +189,9 @@ class LoopFeed:
         if timing:
             jax.block_until_ready(state)
         start = time.perf_counter()
-        state = self.programs.steps_resident(state, self.arrays, indices, np.int32(count), self.programs.numbers)
+        state = self.programs.steps_resident(
+            state, self.arrays, indices, np.int32(count), self.programs.numbers, self.block
+        )
         if timing:
             jax.block_until_ready(state)
             self._length = int(np.clip(1.0 / max(time.perf_counter() - start, 1e-6), 1, self.largest))
@@ -180,7 +199,7 @@ class LoopFeed:
         return state, count
 
     def shape(self, position: int) -> int | None:
-        return None
+        return self.block
 
     def program(self) -> Any:
         return self.programs.steps_resident

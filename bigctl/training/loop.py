@@ -1,7 +1,7 @@
 """The order of events. What a step computes is in `step`, where batches come from in `feed`.
 
-After step s: evaluate, log, save, and only then draw the next batch. That order never changes: a checkpoint holds what
-was logged and selected before it, so a run resumed from it says the same things again.
+After step s: evaluate (and write a sample of text), log, save, and only then draw the next batch. That order never
+changes: a checkpoint holds what was logged and selected before it, so a run resumed from it says the same things again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bigctl.training.feed import Feed
 from bigctl.training.signals import StopRequest
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.step import LARGEST_LOOP, Programs
+from bigctl.training.throughput import Rates
 
 log = logging.getLogger("bigctl.train")
 
@@ -69,6 +70,7 @@ class Hooks:
         save: (state, progress): begin to save a checkpoint.
         flush: metrics onto the disk, before a checkpoint counts on them.
         warn: a sentence for the user.
+        sample: (state, step): show what the model can do so far.
         before_dispatch: (step, state) -> how many steps the next dispatch may take at most.
     """
 
@@ -76,6 +78,7 @@ class Hooks:
     save: Callable[[TrainState, Progress], None]
     flush: Callable[[], None]
     warn: Callable[[str], None]
+    sample: Callable[[TrainState, int], None] | None = None
     before_dispatch: Callable[[int, TrainState], int] = field(default=lambda step, state: LARGEST_LOOP)
 
 
@@ -90,6 +93,7 @@ class Loop:
         config: the experiment.
         hooks: what happens with the results.
         stop: whether someone asked to stop.
+        rates: of a language model, for logs.
     """
 
     def __init__(
@@ -105,10 +109,11 @@ class Loop:
         metric: str,
         mode: str,
         examples_per_epoch: int,
+        rates: Rates | None = None,
     ):
         self.programs, self.feed, self.evaluator = programs, feed, evaluator
         self.cadence, self.config, self.hooks, self.stop = cadence, config, hooks, stop
-        self.metric, self.mode, self.examples_per_epoch = metric, mode, examples_per_epoch
+        self.metric, self.mode, self.examples_per_epoch, self.rates = metric, mode, examples_per_epoch, rates
         self.timings = Timings()
         self._pending: _PendingLog | None = None
         self._mark = (0.0, 0.0, 0)
@@ -139,6 +144,8 @@ class Loop:
             if self.cadence.due(self.cadence.evaluate, step):
                 self._flush_log()
                 improved = self._evaluate(state, progress)
+            if self.cadence.sample and self.cadence.due(self.cadence.sample, step):
+                self._sample(state, step)
             if self.cadence.due(self.cadence.log, step) or progress.stopped:
                 self._flush_log()
                 state = self._begin_log(state, progress)
@@ -178,6 +185,14 @@ class Loop:
         self.timings.evaluate += time.perf_counter() - start - (self.timings.compile - before)
         return improved and self.config.checkpoint.best
 
+    def _sample(self, state: TrainState, step: int) -> None:
+        if self.hooks.sample is None:
+            return
+        jax.block_until_ready(state.step)
+        start = time.perf_counter()
+        self.hooks.sample(state, step)
+        self.timings.evaluate += time.perf_counter() - start
+
     def _begin_log(self, state: TrainState, progress: Progress) -> TrainState:
         """Take the sums out of the state. They are read one event later, so that no step waits for a log line."""
         with self._compile_time("log"):
@@ -200,6 +215,8 @@ class Loop:
         values = {"epoch": self._epoch(pending.position), **metrics.means(sums, "train")}
         values["lr"] = self._learning_rate(pending.step)
         values["perf/examples_per_s"] = (pending.position - position_then) / max(seconds, 1e-9)
+        if self.rates is not None:
+            values |= self.rates(values["perf/examples_per_s"], "perf/")
         self.hooks.write(pending.step, values)
         self._report_recompiles(pending.step)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-PARAMETERS, DROPOUT, AUGMENTATION = range(3)
+PARAMETERS, DROPOUT, AUGMENTATION, SAMPLING = range(4)
 """Purposes. Append only: a number's meaning is part of every run made with it."""
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from bigctl import optim
 from bigctl.config import schema
-from bigctl.data import buckets
+from bigctl.data import buckets, windows
 from bigctl.models.layers import Hyperparameter
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
@@ -200,9 +200,11 @@ class Programs:
     def gather(
         self, arrays: Arrays, indices: jax.Array, mask: jax.Array | None = None, length: int | None = None
     ) -> Batch:
-        """A batch out of columns on the device: indices int32 [batch]; texts are padded to `length`."""
+        """A batch out of columns on the device: indices, or starts of windows, int32 [batch]; `length` is what texts
+        are padded to, or that of the windows."""
         if length is not None:
-            batch = buckets.take(arrays, indices, length, jnp)
+            take = buckets.take if "offsets" in arrays else windows.take
+            batch = take(arrays, indices, length, jnp)
         else:
             batch = {name: jnp.take(values, indices, axis=0, mode="clip") for name, values in arrays.items()}
         batch = jax.lax.with_sharding_constraint(batch, meshes.batch_sharding(self.mesh))
@@ -219,7 +221,8 @@ class Programs:
 
     @cached_property
     def step_resident(self) -> Any:
-        """(state, arrays, indices [batch], numbers, length of texts) -> state: one step on data on the devices."""
+        """(state, arrays, indices [batch], numbers, length of texts or windows) -> state: one step on data on the
+        devices."""
 
         def run(
             state: TrainState, arrays: Arrays, indices: jax.Array, numbers: Numbers, length: int | None = None
@@ -230,20 +233,26 @@ class Programs:
 
     @cached_property
     def steps_resident(self) -> Any:
-        """(state, arrays, indices [LARGEST_LOOP, batch], count, numbers) -> state: the first `count` of these steps.
+        """(state, arrays, indices [LARGEST_LOOP, batch], count, numbers, length of windows) -> state: the first `count`
+        of these steps.
 
         The count is an argument of one program, so a run that is cut at any step runs the same code as one that is not.
         """
 
         def run(
-            state: TrainState, arrays: Arrays, indices: jax.Array, count: jax.Array, numbers: Numbers
+            state: TrainState,
+            arrays: Arrays,
+            indices: jax.Array,
+            count: jax.Array,
+            numbers: Numbers,
+            length: int | None = None,
         ) -> TrainState:
             def body(i: jax.Array, state: TrainState) -> TrainState:
-                return self.train_step(state, self.gather(arrays, indices[i]), numbers)
+                return self.train_step(state, self.gather(arrays, indices[i], length=length), numbers)
 
             return jax.lax.fori_loop(0, count, body, state)
 
-        return self._jit(run)
+        return self._jit(run, static_argnums=5)
 
     @cached_property
     def take_sums(self) -> Any:
@@ -267,7 +276,7 @@ class Programs:
 
     @cached_property
     def evaluate_resident(self) -> Any:
-        """(params, variables, arrays, indices [batch], mask [batch], length of texts) -> sums."""
+        """(params, variables, arrays, indices [batch], mask [batch], length of texts or windows) -> sums."""
 
         def run(
             params: Any, variables: Any, arrays: Arrays, indices: jax.Array, mask: jax.Array, length: int | None = None
@@ -293,6 +302,8 @@ class Programs:
         state = self.abstract_state
         shapes = jax.eval_shape(self._evaluate, state.params, state.variables, self.batch_shapes)
         sums = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}  # a confusion matrix, scores, ...
+        if self.config.block is not None:
+            sums[metrics.BYTES] = np.ones(())
         special = self.objective.metrics(sums)
         scalars = {f"{prefix}/{name}" for name, value in special.items() if isinstance(value, float)}
         return sorted({*metrics.means(sums, prefix), *scalars})

@@ -155,4 +155,6 @@ _CONSOLE = (
     ("val/loss", "val loss", ".4f"),
     ("val/accuracy", "val acc", ".4f"),
     ("perf/examples_per_s", "examples/s", ",.0f"),
+    ("perf/tokens_per_s", "tokens/s", ",.0f"),
+    ("perf/mfu", "MFU", ".1%"),
 )

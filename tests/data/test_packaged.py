@@ -308,3 +308,40 @@ def test_text_sets_as_published_have_their_known_counts(published):
     assert [len(columns["text"]) for columns in newsgroups.splits.values()] == [11293, 7528]
     assert newsgroups.classes is not None and len(newsgroups.classes) == 20
     assert "96 texts of train repeat another one" in packaged.read("imdb").info["notes"]
+
+
+def test_the_bible_is_parsed_and_never_run(written):
+    code = (
+        'raise SystemExit("was run")\nbible = Bible(KJV, """\nIn the beginning\n\nGod\n""", {Book.A: ("GENESIS", 1)})\n'
+    )
+    written(**{"plain_text_readers_bible.py": code})
+    decoded = packaged.read("bible_kjv")
+    assert decoded.kind == "stream" and decoded.splits["train"]["document"].tolist() == ["In the beginning\n\nGod\n"]
+
+
+def test_the_bible_as_published_is_whole(published):
+    published(packaged.KJV)
+    (text,) = packaged.read("bible_kjv").splits["train"]["document"]
+    assert text.startswith("In the beginning God created") and text.endswith("with you all. Amen.\n")
+    assert len(text) == 4_181_902 and len(set(text)) == 68
+
+
+def test_gpt2s_tokens_are_the_published_ones(published):
+    from bigctl.data import text
+
+    published(packaged.GPT2)
+    tokenizer = text.gpt2()
+    assert tokenizer.encode("Hello world, isn't it?\n\n  Yes").ids == [
+        15496,
+        995,
+        11,
+        2125,
+        470,
+        340,
+        30,
+        628,
+        220,
+        3363,
+    ]
+    assert tokenizer.get_vocab_size() == 50257 and text.end(tokenizer) == 50256
+    assert tokenizer.decode(tokenizer.encode("床前明月光 \U0001f600").ids) == "床前明月光 \U0001f600"

@@ -306,6 +306,21 @@ def test_of_two_texts_the_one_that_is_not_the_second_is_the_first(tmp_path, regi
     assert examples(data, "validation") == {("It rains.", "Wet.", 1)}
 
 
+def test_tiny_shakespeare_is_one_text_in_its_official_splits(tmp_path, register):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    whole = "".join(f"First Citizen {i}:\nSpeak, speak.\n\n" for i in range(100))
+    (folder / "input.txt").write_text(whole)
+    register("tiny_shakespeare", folder)
+    data = tfds.read("tiny_shakespeare", data_dir=tmp_path / "data", manual_dir=folder)
+    assert data.kind == "stream" and data.classes is None
+    assert {split: list(columns) for split, columns in data.splits.items()} == dict.fromkeys(
+        ("train", "validation", "test"), ["document"]
+    )
+    assert "".join(columns["document"][0] for columns in data.splits.values()) == whole  # blanks at the cuts too
+    assert len(data.splits["train"]["document"][0]) == int(0.9 * len(whole))
+
+
 @pytest.mark.parametrize(
     ("name", "chosen", "message"),
     [

@@ -1,0 +1,278 @@
+"""Llamas in GGUF files, the format of llama.cpp: metadata, tokenizer and quantised tensors in one file.
+
+The header is read here, with every length checked against the file; the `gguf` package knows the quantisations.
+As in llama2.c, rope turns neighbouring features there (see `llama2c.halves`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigctl.errors import DataError
+from bigctl.interop import vocabularies
+from bigctl.interop.llama2c import halves
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAGIC = b"GGUF"
+
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3  # kinds of tokens
+_TOP = {"token/embedding": "token_embd", "final_norm/scale": "output_norm", "head/kernel": "output"}
+_LAYER = {
+    "attention_norm/scale": "attn_norm",
+    "attention/query/kernel": "attn_q",
+    "attention/key/kernel": "attn_k",
+    "attention/value/kernel": "attn_v",
+    "attention/output/kernel": "attn_output",
+    "mlp_norm/scale": "ffn_norm",
+    "gate/kernel": "ffn_gate",
+    "up/kernel": "ffn_up",
+    "down/kernel": "ffn_down",
+}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor is: its shape as numpy has it, its kind of numbers, and its place in the file."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+class StoredGguf:
+    """Parameters in a GGUF file.
+
+    Attributes:
+        file: the file.
+        metadata: what it says of itself.
+        architecture: keys of the model.
+        shapes: of its parameters, by path.
+
+    Raises:
+        DataError: if it is no GGUF file, is cut short, or holds another model than a Llama.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        reader = _Reader(file)
+        self.metadata, self.tensors = reader.metadata, reader.tensors
+        self.architecture = _architecture(self.metadata, self.tensors, str(file))
+        self.depth = self.architecture["width"] // self.architecture["heads"]
+        places = dict(_TOP)
+        for i in range(self.architecture["layers"]):
+            places |= {f"layers/{i}/{ours}": f"blk.{i}.{theirs}" for ours, theirs in _LAYER.items()}
+        self.names = {ours: f"{name}.weight" for ours, name in places.items() if f"{name}.weight" in self.tensors}
+        self.shapes = {
+            ours: self.tensors[name].shape[::-1] if ours.endswith("kernel") else self.tensors[name].shape
+            for ours, name in self.names.items()
+        }
+
+    def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: self._read(name) for name in names}
+
+    def _read(self, name: str) -> np.ndarray:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+        tensor = self.tensors[self.names[name]]
+        kind = GGMLQuantizationType(tensor.kind)
+        block, size = GGML_QUANT_SIZES[kind]
+        *rows, last = tensor.shape
+        count = math.prod(rows) * last // block * size
+        stored = np.fromfile(self.file, np.uint8, count, offset=tensor.offset).reshape(*rows, last // block * size)
+        try:
+            plain = {GGMLQuantizationType.F32: "<f4", GGMLQuantizationType.F16: "<f2"}.get(kind)
+            values = stored.view(plain).astype(np.float32) if plain else dequantize(stored, kind)
+        except NotImplementedError as error:
+            raise DataError(
+                f"{self.names[name]} is stored as {kind.name}, which cannot be read",
+                where=str(self.file),
+                hint="take another quantisation, such as Q8_0 or Q4_K_M",
+            ) from error
+        values = values.reshape(tensor.shape)
+        if not np.isfinite(values).all():
+            raise DataError(f"{name} holds values that are not finite", where=str(self.file), hint="fetch it again")
+        if name.endswith(("query/kernel", "key/kernel")):
+            values = halves(values, self.depth)
+        return values.T if name.endswith("/kernel") else values
+
+    def unused(self, taken: Mapping[str, Any]) -> list[str]:
+        used = {self.names[name] for name in taken}
+        return [name for name in self.tensors if name not in used]
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Numbers of the tokens "bos", "eos", "unk" and "pad", those that the file names."""
+        long = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+        found = {ours: self.metadata.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in long.items()}
+        return {name: number for name, number in found.items() if isinstance(number, int)}
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Numbers of the tokens that end a text, or a turn in a conversation."""
+        names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+        return tuple(dict.fromkeys(self.metadata[n] for n in names if isinstance(self.metadata.get(n), int)))
+
+    def tokenizer(self) -> Tokenizer:
+        """Raises DataError if it has none, or one of a kind that is not supported."""
+        where, data = str(self.file), self.metadata
+        kind, tokens = data.get("tokenizer.ggml.model"), data.get("tokenizer.ggml.tokens")
+        if not tokens:
+            raise DataError("holds no tokenizer", where=where, hint="give recipe.tokenizer.type=file and its path")
+        kinds = data.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+        special = [token for token, kind in zip(tokens, kinds, strict=False) if kind in (_UNKNOWN, _CONTROL)]
+        if kind == "gpt2":
+            merges = [tuple(merge.split(" ", 1)) for merge in data.get("tokenizer.ggml.merges") or []]
+            split = data.get("tokenizer.ggml.pre", "default")
+            found = vocabularies.byte_level(tokens, merges, special=special, split=split, where=where)  # type: ignore[arg-type]
+            begins = data.get("tokenizer.ggml.add_bos_token", split == "llama-bpe")
+        elif kind == "llama":
+            scores = data.get("tokenizer.ggml.scores") or [-float(i) for i in range(len(tokens))]
+            unknown = tokens[self.special.get("unk", 0)]
+            special = [unknown, *(token for token in special if token != unknown)]
+            prefix = data.get("tokenizer.ggml.add_space_prefix", True)
+            found = vocabularies.sentence_piece(tokens, scores, special=special, prefix=prefix, where=where)
+            begins = data.get("tokenizer.ggml.add_bos_token", True)
+        else:
+            raise DataError(f"a tokenizer of the kind {kind!r} is not supported", where=where)
+        if begins and "bos" in self.special:
+            vocabularies.begin_with(found, tokens[self.special["bos"]])
+        return found
+
+
+class _Reader:
+    """The header of a GGUF file, version 2 or 3."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        try:
+            self.size = file.stat().st_size
+            with file.open("rb") as self.stream:
+                self._read()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", where=str(file)) from error
+
+    def _read(self) -> None:
+        if self.stream.read(4) != MAGIC:
+            raise DataError("is no GGUF file", where=str(self.file), hint="it begins with the letters GGUF")
+        version = self._number("I")
+        if version not in (2, 3):
+            raise DataError(f"is of version {version}; 2 and 3 are supported", where=str(self.file))
+        tensors, keys = self._number("Q"), self._number("Q")
+        self.metadata: dict[str, Any] = {}
+        for _ in range(keys):
+            name = self._string()
+            self.metadata[name] = self._value(self._number("I"))
+        raw: dict[str, _Tensor] = {}
+        for _ in range(tensors):
+            name, rank = self._string(), self._number("I")
+            if rank > 4:
+                raise self._damaged()
+            shape = tuple(self._number("Q") for _ in range(rank))[::-1]
+            raw[name] = _Tensor(shape, self._number("I"), self._number("Q"))
+        alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise self._damaged()
+        start = -(-self.stream.tell() // alignment) * alignment
+        self.tensors = {name: self._placed(name, tensor, start) for name, tensor in raw.items()}
+
+    def _placed(self, name: str, tensor: _Tensor, start: int) -> _Tensor:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        if tensor.kind not in list(GGMLQuantizationType):
+            raise DataError(f"{name} is stored in an unknown way ({tensor.kind})", where=str(self.file))
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
+        if not tensor.shape or 0 in tensor.shape or tensor.shape[-1] % block:
+            raise self._damaged()
+        end = start + tensor.offset + math.prod(tensor.shape) // block * size
+        if end > self.size:
+            raise DataError(
+                f"is cut short: {self.size:,} bytes, {name} ends at {end:,}",
+                where=str(self.file),
+                hint="fetch it again",
+            )
+        return _Tensor(tensor.shape, tensor.kind, start + tensor.offset)
+
+    def _take(self, size: int) -> bytes:
+        if size > self.size - self.stream.tell():
+            raise self._damaged()
+        return self.stream.read(size)
+
+    def _number(self, kind: str) -> Any:
+        return struct.unpack("<" + kind, self._take(struct.calcsize("<" + kind)))[0]
+
+    def _string(self) -> str:
+        return self._take(self._number("Q")).decode("utf-8", "replace")
+
+    def _value(self, kind: int, depth: int = 0) -> Any:
+        if kind in _NUMBERS:
+            return self._number(_NUMBERS[kind])
+        if kind == _STRING:
+            return self._string()
+        if kind != _ARRAY or depth > 4:
+            raise self._damaged()
+        inner, count = self._number("I"), self._number("Q")
+        if inner in _NUMBERS:
+            code = _NUMBERS[inner]
+            return list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize("<" + code))))
+        if count > self.size:
+            raise self._damaged()
+        return [self._value(inner, depth + 1) for _ in range(count)]
+
+    def _damaged(self) -> DataError:
+        return DataError("is cut short or damaged", where=str(self.file), hint="fetch it again")
+
+
+def _architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> dict[str, Any]:
+    kind = metadata.get("general.architecture")
+    if kind != "llama":
+        raise DataError(f"holds a model of the kind {kind!r}", where=where, hint="only llama is supported")
+    scaled = next((k for k in metadata if re.match(r"llama\.rope\.scaling\.(type|factor)", k)), None)
+    strange = next(
+        (name for name in tensors if name.endswith(".bias") or "rope_freqs" in name or "_exps" in name), None
+    )
+    if metadata.get("llama.expert_count") or strange or (scaled and metadata[scaled] not in ("none", 1.0)):
+        what = strange or scaled or "llama.expert_count"
+        raise DataError(
+            f"holds a Llama of another make: it has {what}", where=where, hint="only plain ones are supported"
+        )
+    names = {
+        "layers": "block_count", "width": "embedding_length", "heads": "attention.head_count",
+        "intermediate": "feed_forward_length", "context": "context_length",
+    }  # fmt: skip
+    sizes: dict[str, Any] = {ours: metadata.get(f"llama.{theirs}") for ours, theirs in names.items()}
+    sizes["kv_heads"] = metadata.get("llama.attention.head_count_kv", sizes["heads"])
+    for ours, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise DataError(f"does not say the number of {ours}: {size!r}", where=where)
+    embedding = tensors.get("token_embd.weight")
+    width, heads = sizes["width"], sizes["heads"]
+    if embedding is None or len(embedding.shape) != 2 or width % heads or heads % sizes["kv_heads"]:
+        raise DataError("holds sizes that do not go together", where=where, hint="fetch it again")
+    depth = metadata.get("llama.attention.key_length", width // heads)
+    if depth != width // heads or metadata.get("llama.rope.dimension_count", depth) != depth:
+        raise DataError(f"has heads of {depth} features, not {width // heads}", where=where)
+    return {
+        **sizes,
+        "vocab": embedding.shape[0],
+        "position": "rope",
+        "rope_theta": float(metadata.get("llama.rope.freq_base", 10000.0)),
+        "norm": "rms",
+        "norm_gain": True,
+        "activation": "swiglu",
+        "bias": False,
+        "tied": "output.weight" not in tensors,
+        "qk_norm": False,
+        "eps": float(f"{metadata.get('llama.attention.layer_norm_rms_epsilon', 1e-5):.7g}"),  # as it was before float32
+    }

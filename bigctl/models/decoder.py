@@ -1,0 +1,401 @@
+"""Decoders of text, GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023): each token sees those before it.
+
+Dimension names: batch, length (tokens in), width (of the residual stream), heads, groups (heads of keys and values),
+depth (width / heads), room (places in the cache), vocab (tokens, padded to a multiple of 128).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from bigctl.config import schema
+from bigctl.errors import ConfigError
+from bigctl.models.layers import QuickDropout, fold, matmul
+
+MASKED = -1e30
+"""A score, or a logit, that counts for nothing; finite, so that it gives no NaN."""
+
+_STD = 0.02
+_FEW = 16  # texts
+_ONE_HOT = 1024  # tokens; the gradient of a smaller embedding is a product with one-hot rows
+
+Whole = Any
+"""A `schema.Decoder` of which nothing is null any more (but `vocab`)."""
+Cache = list[dict[str, Array]]
+"""For each layer "key" and "value" [batch, groups, room, depth]."""
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+class Dense(nnx.Module):
+    """x @ kernel, + bias where there is one."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, std: float, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
+        y = matmul(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Norm(nnx.Module):
+    """Layer normalisation (Ba et al. 2016), or by the root mean square alone (Zhang & Sennrich 2019); in float32."""
+
+    def __init__(self, config: Whole):
+        self.centred, self.eps = config.norm == "layer", config.eps
+        self.scale = nnx.Param(jnp.ones(config.width)) if config.norm_gain else None
+        self.bias = nnx.Param(jnp.zeros(config.width)) if config.bias and self.centred else None
+
+    def __call__(self, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
+        wide = x.astype(jnp.float32)
+        if self.centred:
+            wide = wide - wide.mean(-1, keepdims=True)
+        y = rms_norm(wide, self.eps).astype(x.dtype)
+        if self.scale is not None:
+            y = y * self.scale[...]
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Attention(nnx.Module):
+    """Causal self-attention; several heads may share their keys and values (Ainslie et al. 2023)."""
+
+    def __init__(self, config: Whole, *, rngs: nnx.Rngs):
+        self.heads, self.groups, self.depth = config.heads, config.kv_heads, config.width // config.heads
+        self.theta = config.rope_theta if config.position == "rope" else None
+        self.normalised, self.eps = config.qk_norm, config.eps
+        width, shared, bias = config.width, self.groups * self.depth, config.bias
+        self.query = Dense(width, width, bias=bias, std=_STD, rngs=rngs)
+        self.key = Dense(width, shared, bias=bias, std=_STD, rngs=rngs)
+        self.value = Dense(width, shared, bias=bias, std=_STD, rngs=rngs)
+        self.output = Dense(width, width, bias=bias, std=_residual_std(config), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        q, k, v = self._project(x, jnp.arange(x.shape[1]))
+        return self.output(causal_attention(q, k, v).reshape(x.shape))
+
+    def extend(
+        self, x: Float[Array, "batch length width"], cache: dict[str, Array], start: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch length width"], dict[str, Array]]:
+        """Attention over what is in the cache before `start` and over x, which is written there from `start` on."""
+        batch, length, _ = x.shape
+        places = start[:, None] + jnp.arange(length)
+        q, k, v = self._project(x, places)
+        cache = {name: _write(cache[name], new, start) for name, new in (("key", k), ("value", v))}
+        visible = jnp.arange(cache["key"].shape[2]) <= places[..., None]
+        return self.output(cached_attention(q, cache["key"], cache["value"], visible).reshape(x.shape)), cache
+
+    def _project(self, x: Float[Array, "batch length width"], places: Int[Array, "*batch length"]) -> list[Array]:
+        """Queries [batch, length, heads, depth], and keys and values [batch, length, groups, depth]."""
+        parts = [
+            layer(x).reshape(*x.shape[:2], heads, self.depth)
+            for layer, heads in ((self.query, self.heads), (self.key, self.groups), (self.value, self.groups))
+        ]
+        if self.normalised:
+            parts[:2] = [rms_norm(part.astype(jnp.float32), self.eps).astype(x.dtype) for part in parts[:2]]
+        if self.theta is not None:
+            parts[:2] = [rotated(part, places, self.theta) for part in parts[:2]]
+        return parts
+
+
+class Layer(nnx.Module):
+    """Attention, then the feed-forward part; each reads the normalised stream and adds to it."""
+
+    def __init__(self, config: Whole, *, rngs: nnx.Rngs):
+        width, wide = config.width, config.intermediate
+        self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
+        self.attention = Attention(config, rngs=rngs)
+        self.up = Dense(width, wide, bias=config.bias, std=_STD, rngs=rngs)
+        self.gate = Dense(width, wide, bias=config.bias, std=_STD, rngs=rngs) if config.activation == "swiglu" else None
+        self.down = Dense(wide, width, bias=config.bias, std=_residual_std(config), rngs=rngs)
+        self.activation = config.activation
+        self.dropout = QuickDropout(config.dropout)
+
+    def __call__(self, x: Float[Array, "batch length width"], key: Array | None) -> Float[Array, "batch length width"]:
+        x = x + self.dropout(self.attention(self.attention_norm(x)), fold(key, 0))
+        return x + self.dropout(self._feed_forward(self.mlp_norm(x)), fold(key, 1))
+
+    def extend(self, x: Array, cache: dict[str, Array], start: Array) -> tuple[Array, dict[str, Array]]:
+        added, cache = self.attention.extend(self.attention_norm(x), cache, start)
+        x = x + added
+        return x + self._feed_forward(self.mlp_norm(x)), cache
+
+    def _feed_forward(self, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
+        if self.gate is not None:
+            return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Table(nnx.Module):
+    """Rows of an embedding."""
+
+    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(_STD * jax.random.normal(rngs.params(), (rows, width)))
+
+
+class Head(nnx.Module):
+    """The output's own weights."""
+
+    def __init__(self, config: Whole, vocab: int, *, rngs: nnx.Rngs):
+        std = 0.0 if config.zero_init else _STD
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (config.width, vocab)))
+
+
+class Decoder(nnx.Module):
+    """Token ids to one vector for each token, from which the logits of the next token are made.
+
+    Attributes:
+        vocab_size: tokens the model knows.
+        padded: columns of the logits, of which those from `vocab_size` on only pad.
+        context: longest text.
+
+    Args:
+        given: the architecture, all sizes given by now.
+        vocab_size: tokens of the tokenizer.
+
+    Raises:
+        ConfigError: if a size is missing, sizes do not go together, or, when called, on a text that is longer than the
+            table of positions.
+    """
+
+    loops_on_cpu = True
+
+    def __init__(self, given: schema.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
+        config = checked(given, vocab_size)
+        self.vocab_size: int = config.vocab or vocab_size
+        self.padded = -(-self.vocab_size // schema.VOCAB_MULTIPLE) * schema.VOCAB_MULTIPLE
+        self.context: int = config.context
+        self.remat, self.scan = config.remat, config.scan
+        self.groups, self.depth = config.kv_heads, config.width // config.heads
+        self.token = Table(self.padded, config.width, rngs=rngs)
+        self.position = Table(config.context, config.width, rngs=rngs) if config.position == "learned" else None
+        self.dropout = QuickDropout(config.dropout)
+        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))
+        self.final_norm = Norm(config)
+        self.head = None if config.tied else Head(config, self.padded, rngs=rngs)
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"], *, key: Array | None = None
+    ) -> Float[Array, "batch length width"]:
+        """The last layer's vectors, normalised; a key means training, dropout is drawn from it."""
+        length = tokens.shape[1]
+        x = embed(self.token.embedding[...], tokens)
+        if self.position is not None:
+            if length > self.context:
+                raise ConfigError(
+                    f"texts of {length} tokens, the model has {self.context} positions",
+                    where="model.context",
+                    hint=f"use texts of {self.context} tokens or fewer, or a larger model.context",
+                )
+            x = x + self.position.embedding[...][:length]
+        x = self.dropout(x, fold(key, 0))
+        keys = [fold(key, i + 1) for i in range(len(self.layers))]
+        return self.final_norm(self._looped(x, keys) if self.scan else self._unrolled(x, keys))
+
+    def _unrolled(self, x: Array, keys: list[Array | None]) -> Array:
+        for layer, key in zip(self.layers, keys, strict=True):
+            structure, state = nnx.split(layer)
+            x = self._rematerialised(structure)(state, x, key)
+        return x
+
+    def _looped(self, x: Array, keys: list[Array | None]) -> Array:
+        """The layers as one program and a loop over their stacked weights."""
+        parts = [nnx.split(layer) for layer in self.layers]
+        layer = self._rematerialised(parts[0][0])
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
+        stacked = None if keys[0] is None else jnp.stack(keys)  # type: ignore[arg-type]
+        return jax.lax.scan(lambda x, inputs: (layer(inputs[0], x, inputs[1]), None), x, (states, stacked))[0]
+
+    def _rematerialised(self, structure: Any) -> Callable[[Any, Array, Array | None], Array]:
+        def layer(state: Any, x: Array, key: Array | None) -> Array:
+            return nnx.merge(structure, state)(x, key)
+
+        if self.remat == "none":
+            return layer
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        return jax.checkpoint(layer, policy=keep)
+
+    def head_kernel(self) -> Float[Array, "width vocab"]:
+        """The output's weights, those of the token embedding where they are tied."""
+        return self.token.embedding[...].T if self.head is None else self.head.kernel[...]
+
+    def logits(self, hidden: Float[Array, "*dims width"]) -> Float[Array, "*dims vocab"]:
+        """Logits of the next token, `MASKED` in the columns that only pad."""
+        return masked_logits(hidden, self.head_kernel(), self.vocab_size)
+
+    def cache(self, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+        """An empty cache with room for texts of `length` tokens."""
+        shape = (batch, self.groups, length, self.depth)
+        return [{"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)} for _ in self.layers]
+
+    def extend(
+        self, tokens: Int[Array, "batch length"], cache: Cache, start: Int[Array, " batch"]
+    ) -> tuple[Float[Array, "batch length width"], Cache]:
+        """The vectors of tokens that continue what is in the cache: those of the call on the whole text.
+
+        Args:
+            tokens: the next ones of each text; what pads a row at its end is overwritten by a later call that begins
+                there, and never seen before.
+            cache: from `cache` or an earlier call, with room for `start` + length tokens; without it, what is written
+                is wrong.
+            start: how many tokens of each text are in the cache already.
+        """
+        x = self.token.embedding[...][tokens]
+        if self.position is not None:
+            x = x + self.position.embedding[...][start[:, None] + jnp.arange(tokens.shape[1])]
+        new = []
+        for layer, part in zip(self.layers, cache, strict=True):
+            x, part = layer.extend(x, part, start)
+            new.append(part)
+        return self.final_norm(x), new
+
+
+# ------------------------------------------------------------------------------------------------------------- pieces
+
+
+def rms_norm(x: Float[Array, "*dims features"], eps: float) -> Float[Array, "*dims features"]:
+    """x divided by the root of its mean square."""
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def rotated(
+    x: Float[Array, "batch length heads depth"], places: Int[Array, "*batch length"], theta: float
+) -> Float[Array, "batch length heads depth"]:
+    """Rotary positions (Su et al. 2021): feature i and i + depth / 2 are turned by place / theta^(2i / depth)."""
+    half = x.shape[-1] // 2
+    angles = places[..., None, None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def causal_attention(
+    q: Float[Array, "batch length heads depth"],
+    k: Float[Array, "batch length groups depth"],
+    v: Float[Array, "batch length groups depth"],
+) -> Float[Array, "batch length heads depth"]:
+    """softmax(q k^T / sqrt(depth)) v, each place over those up to itself."""
+    if jax.default_backend() != "cpu":
+        half = q.dtype in (jnp.bfloat16, jnp.float16) and jax.default_backend() == "gpu"
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn" if half else None)
+    places = jnp.arange(q.shape[1])
+    visible = places <= places[:, None]
+    return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
+
+
+def cached_attention(
+    q: Float[Array, "batch length heads depth"],
+    k: Float[Array, "batch groups room depth"],
+    v: Float[Array, "batch groups room depth"],
+    visible: Bool[Array, "*batch length room"],
+) -> Float[Array, "batch length heads depth"]:
+    """Attention over those places that each token may see; the softmax in float32."""
+    batch, length, heads, depth = q.shape
+    groups = k.shape[1]
+    q = q.reshape(batch, length, groups, heads // groups, depth)
+    scores = jnp.einsum("blghd,bgrd->bghlr", q, k).astype(jnp.float32) * depth**-0.5
+    scores = jnp.where(visible[..., None, None, :, :], scores, MASKED)
+    weights = jax.nn.softmax(scores).astype(q.dtype)
+    return jnp.einsum("bghlr,bgrd->blghd", weights, v).reshape(batch, length, heads, depth)
+
+
+def _write(
+    stored: Float[Array, "batch groups room depth"],
+    new: Float[Array, "batch length groups depth"],
+    start: Int[Array, " batch"],
+) -> Float[Array, "batch groups room depth"]:
+    """The cache with new entries from `start` on; of a few texts row by row, as a scatter is slow on CPU."""
+    rows = new.swapaxes(1, 2).astype(stored.dtype)
+    if len(rows) > _FEW:
+        return jax.vmap(lambda old, row, at: jax.lax.dynamic_update_slice(old, row, (0, at, 0)))(stored, rows, start)
+    for i in range(len(rows)):
+        stored = jax.lax.dynamic_update_slice(stored, rows[i : i + 1], (i, 0, start[i], 0))
+    return stored
+
+
+@jax.custom_vjp
+def embed(table: Float[Array, "vocab width"], tokens: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
+    """Rows of a table; the gradient of a small one is a product of matrices: to add row by row is slow on CPU."""
+    return table[tokens]
+
+
+def _embed_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return table[tokens], (table, tokens)
+
+
+def _embed_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
+    table, tokens = saved
+    rows = dy.reshape(-1, dy.shape[-1])
+    if len(table) <= _ONE_HOT:
+        hot = jax.nn.one_hot(tokens.reshape(-1), len(table), dtype=dy.dtype)
+        return jax.lax.dot_general(hot, rows, (((0,), (0,)), ((), ()))).astype(table.dtype), None
+    wide = jnp.zeros(table.shape, jnp.float32).at[tokens.reshape(-1)].add(rows.astype(jnp.float32))
+    return wide.astype(table.dtype), None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
+
+
+def masked_logits(
+    hidden: Float[Array, "*dims width"], kernel: Float[Array, "width vocab"], vocab_size: int
+) -> Float[Array, "*dims vocab"]:
+    """hidden @ kernel, `MASKED` in the columns from `vocab_size` on."""
+    logits = hidden @ kernel
+    return (
+        logits
+        if vocab_size == kernel.shape[1]
+        else jnp.where(jnp.arange(kernel.shape[1]) < vocab_size, logits, jnp.asarray(MASKED, logits.dtype))
+    )
+
+
+def checked(given: schema.Decoder, vocab_size: int) -> Whole:
+    """The architecture with all numbers given. Raises ConfigError where one is missing, or two do not go together."""
+    for name in ("layers", "width", "heads", "context"):
+        if getattr(given, name) is None:
+            raise ConfigError(
+                f"model.{name} is not given",
+                where=f"model.{name}",
+                hint="give it, or take an architecture from model.init_from, such as smollm2",
+            )
+    config: Whole = given.whole()
+    if config.vocab is not None and config.vocab < vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} tokens, the embedding {config.vocab}",
+            where="model.vocab",
+            hint="use the tokenizer that belongs to the weights, or a larger model.vocab",
+        )
+    if config.width % config.heads:
+        raise ConfigError(
+            f"a width of {config.width} is not divisible by {config.heads} heads",
+            where="model.heads",
+            hint="choose model.width as a multiple of model.heads",
+        )
+    if config.heads % config.kv_heads:
+        raise ConfigError(
+            f"{config.heads} heads cannot be shared out over {config.kv_heads} heads of keys and values",
+            where="model.kv_heads",
+            hint="choose a divisor of model.heads",
+        )
+    if config.position == "rope" and config.width // config.heads % 2:
+        raise ConfigError(
+            f"heads of {config.width // config.heads} features cannot be rotated in pairs",
+            where="model.heads",
+            hint="choose model.width / model.heads as an even number, or model.position=learned",
+        )
+    return config
+
+
+def _residual_std(config: Whole) -> float:
+    """Of what is added to the stream, less the more often it is added to (Radford et al. 2019)."""
+    return 0.0 if config.zero_init else _STD / math.sqrt(2 * config.layers)

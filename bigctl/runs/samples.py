@@ -1,0 +1,95 @@
+"""What a language model writes as it learns: a sample now and then, on the console and in `samples.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bigctl.config import schema
+from bigctl.data import prepare, text
+from bigctl.data.dataset import Dataset
+from bigctl.errors import ConfigError
+from bigctl.runs.experiment import Experiment
+from bigctl.training.writers import JsonLines
+
+_PROMPT = 16
+"""Characters of the validation text that samples begin with, where no prompt is given; up to the end of a word."""
+
+
+class Samples:
+    """One sample each time it is called.
+
+    Args:
+        experiment: of a recipe for one long text.
+        file: where samples are kept, one JSON object a line.
+        say: shows a text to people.
+        resumed: the step that this process began at.
+
+    Raises:
+        ConfigError: if the prompt cannot be encoded.
+    """
+
+    def __init__(self, experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int):
+        assert isinstance(experiment.config.recipe, schema.GptLm)
+        self.experiment, self.say = experiment, say
+        self.recipe, self.seed = experiment.config.recipe, experiment.config.seed
+        self.tokenizer = text.read(Path(experiment.dataset.path) / prepare.TOKENIZER, stream=True)
+        self.prompt = self.recipe.prompt or opening(experiment.dataset)
+        self._check()
+        self._lines = JsonLines(file, step=resumed)
+
+    def __call__(self, state: Any, step: int) -> None:
+        """Write a sample with the weights of a state; the same weights and seed give the same text."""
+        written = self._language_model(state).generate([self.prompt], self._settings())[0].text
+        self._lines.write(step, {"prompt": self.prompt, "text": written})
+        self._lines.flush()
+        shown = "\n".join(f"  {line}" for line in f"{self.prompt}{written}".strip().splitlines())
+        self.say(f"sample at step {step:,}:\n{shown}")
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _language_model(self, state: Any) -> Any:
+        from bigctl.inference.generate import LanguageModel
+
+        programs = self.experiment.programs
+        weights = programs.evaluation_weights(state)
+        if programs.mesh.size > 1:  # a text is written on one device
+            weights = jax.device_get(weights)
+        model = programs.merge(weights, state.variables, programs.numbers)
+        end = text.end(self.tokenizer)
+        return LanguageModel(model, self.tokenizer, end=() if end is None else (end,))
+
+    def _settings(self) -> Any:
+        from bigctl.inference.settings import Settings
+
+        return Settings(max_new_tokens=self.recipe.sample_tokens, seed=self.seed, truncate=True)
+
+    def _check(self) -> None:
+        """Whatever is wrong with the prompt is found before the training, not at the first sample."""
+        known = self.tokenizer.encode(self.prompt, add_special_tokens=False)
+        unknown = text.special(self.tokenizer).get("unk")
+        if not known.ids or (self.recipe.prompt and unknown in known.ids):
+            raise ConfigError(
+                f"{self.prompt!r} has characters that the tokenizer does not know",
+                where="recipe.prompt",
+                hint="begin with other words; or null for the first ones of the validation text",
+            )
+
+
+def opening(dataset: Dataset) -> str:
+    """The first words of the validation text that the training text has the characters of."""
+    head = dataset.texts["validation"][0].head(1000).lstrip()
+    words = head[:_PROMPT].rsplit(" ", 1)[0] if " " in head[:_PROMPT] else head[:_PROMPT]
+    return words or "\n"
+
+
+def make(experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int) -> Samples | None:
+    """The samples of an experiment; None where it writes no text, or none are wanted."""
+    recipe = experiment.config.recipe
+    if not isinstance(recipe, schema.GptLm) or not recipe.sample_tokens:
+        return None
+    return Samples(experiment, file, say, resumed=resumed)

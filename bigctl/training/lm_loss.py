@@ -1,0 +1,140 @@
+"""Cross-entropy of the next token, made in pieces, so that all logits of a large vocabulary are never there at once.
+
+Dimension names: batch, length, width, vocab (padded); a piece is [batch, some of length, vocab], so that a batch that
+is shared out over devices stays so.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_PIECE = 2**24
+"""Logits made at once, where `chunk` does not say: 64 MiB of float32."""
+_MASKED = -1e30
+
+
+class LossSums(NamedTuple):
+    """Sums over all tokens, float32, each counted by its weight.
+
+    Attributes:
+        total: what is minimised, cross-entropy plus `z_loss` times the squared logarithm of the partition function.
+        cross_entropy: [nats]; no gradient flows through it.
+        weight: of the tokens.
+    """
+
+    total: Float[Array, ""]
+    cross_entropy: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+def loss_sums(
+    hidden: Float[Array, "batch length width"],
+    head_kernel: Float[Array, "width vocab"],
+    targets: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+    vocab_size: int,
+    z_loss: Any = 0.0,
+    chunk: int | None = None,
+) -> LossSums:
+    """Summed cross-entropy of `targets` under the logits hidden @ head_kernel; equal to the plain one, gradients too.
+
+    The gradient is made together with the loss, while a piece of the logits is there, so that no piece is made twice.
+
+    Args:
+        hidden: vectors of the last layer.
+        head_kernel: weights of the output; its columns from `vocab_size` on only pad.
+        targets: the next token at each place.
+        weights: what each place counts, 0 where it is padding.
+        vocab_size: tokens.
+        z_loss: weight of log(Z)^2, which keeps logits from drifting (Chowdhery et al. 2022, with 1e-4); may be traced.
+        chunk: places of each row in a piece; None for pieces of at most 2^24 logits.
+    """
+    batch, length, _ = hidden.shape
+    if chunk is None:
+        chunk = max(1, _PIECE // max(1, batch * head_kernel.shape[1]))
+    pieces = -(-length // max(1, min(chunk, length)))
+    total, cross_entropy = _sums(
+        hidden, head_kernel, targets, weights.astype(jnp.float32), jnp.float32(z_loss), vocab_size, pieces
+    )
+    return LossSums(total, jax.lax.stop_gradient(cross_entropy), jnp.sum(weights, dtype=jnp.float32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _sums(
+    hidden: Array, kernel: Array, targets: Array, weights: Array, z_loss: Array, vocab_size: int, pieces: int
+) -> tuple[Array, Array]:
+    def add(sums: tuple[Array, Array], piece: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+        _, _, total, plain = _piece(kernel, *piece, z_loss, vocab_size)
+        return (sums[0] + total, sums[1] + plain), None
+
+    start = (jnp.float32(0), jnp.float32(0))
+    return _scan(add, start, (hidden, targets, weights), pieces)[0]
+
+
+def _forward(
+    hidden: Array, kernel: Array, targets: Array, weights: Array, z_loss: Array, vocab_size: int, pieces: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def add(carry: tuple[Array, Array, Array], piece: tuple[Array, Array, Array]) -> tuple[Any, Array]:
+        some, wanted, weight = piece
+        logits, log_z, total, plain = _piece(kernel, some, wanted, weight, z_loss, vocab_size)
+        slope = weight * (1 + 2 * z_loss * log_z)
+        columns = jnp.arange(kernel.shape[1])
+        d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None]
+        d_logits = jnp.where(columns == wanted[..., None], d_logits - weight[..., None], d_logits).astype(some.dtype)
+        d_some = (d_logits @ kernel.T).astype(some.dtype)
+        rows, d_rows = some.reshape(-1, some.shape[-1]), d_logits.reshape(-1, d_logits.shape[-1])
+        added = jax.lax.dot_general(rows, d_rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return (carry[0] + total, carry[1] + plain, carry[2] + added), d_some
+
+    start = (jnp.float32(0), jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))
+    (total, plain, d_kernel), d_hidden = _scan(add, start, (hidden, targets, weights), pieces)
+    return (total, plain), (d_hidden[:, : hidden.shape[1]], d_kernel.astype(kernel.dtype))
+
+
+def _backward(
+    vocab_size: int, pieces: int, saved: tuple[Array, Array], slopes: tuple[Array, Array]
+) -> tuple[Array | None, ...]:
+    d_hidden, d_kernel = saved
+    factor = slopes[0]
+    return d_hidden * factor.astype(d_hidden.dtype), d_kernel * factor.astype(d_kernel.dtype), None, None, None
+
+
+_sums.defvjp(_forward, _backward)
+
+
+def _piece(
+    kernel: Array, hidden: Array, targets: Array, weights: Array, z_loss: Array, vocab_size: int
+) -> tuple[Array, Array, Array, Array]:
+    """Logits float32 [batch, some, vocab], log Z [batch, some], and the two sums."""
+    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    columns = jnp.arange(kernel.shape[1])
+    if vocab_size < kernel.shape[1]:
+        logits = jnp.where(columns < vocab_size, logits, _MASKED)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    # Not a gather: where the vocabulary is shared out, each device looks in its own part.
+    wanted = jnp.sum(jnp.where(columns == targets[..., None], logits, 0.0), axis=-1)
+    plain = jnp.sum(weights * (log_z - wanted))
+    return logits, log_z, plain + z_loss * jnp.sum(weights * jnp.square(log_z)), plain
+
+
+def _scan(function: Any, start: Any, arrays: tuple[Array, ...], pieces: int) -> tuple[Any, Any]:
+    """Like `lax.scan` over `pieces` pieces of the second axis, padded with zeros; results are joined along it."""
+    if pieces == 1:
+        return function(start, arrays)
+    batch, length = arrays[0].shape[:2]
+    some = -(-length // pieces)
+
+    def cut(array: Array) -> Array:
+        rest = array.shape[2:]
+        padded = jnp.pad(array, [(0, 0), (0, pieces * some - length), *((0, 0) for _ in rest)])
+        return padded.reshape(batch, pieces, some, *rest).swapaxes(0, 1)
+
+    carry, parts = jax.lax.scan(function, start, tuple(cut(array) for array in arrays))
+    if parts is None:
+        return carry, None
+    return carry, parts.swapaxes(0, 1).reshape(batch, pieces * some, *parts.shape[3:])
