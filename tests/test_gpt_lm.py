@@ -225,6 +225,8 @@ def test_a_run_learns_shows_samples_and_can_be_resumed(bigctl: Cli, path):
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("perf/tokens_per_s" in line for line in logged)
     assert bigctl.json("eval", str(run))["metrics"]["test/loss"] > 0
+    assert "bigctl generate" in bigctl("predict", str(run), "--text", "x", code=2).stderr
+    assert "bigctl generate" in first.stdout
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def run(options: argparse.Namespace) -> int:
     if "data" not in record:
         raise RunError("the run has not started training", where=str(found.path))
     features = record["data"]["features"]
+    if features["kind"] == "stream":
+        hint = f'bigctl generate {options.run} --prompt "..."'
+        raise RunError("a language model writes text, it labels none", where=str(found.path), hint=hint)
     texts: list[Text] = []
     if features["kind"] == "text":
         texts = _given(options, bool(features.get("pairs")))
