@@ -155,6 +155,23 @@ def test_every_feed_trains_on_the_same_windows(path):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_where_a_run_is_cut_changes_no_bit(path):
+    experiment = built(path, "model.dropout=0.1")
+    states = []
+    for limits in ([9], [4, 5], [1, 1, 7]):
+        feed = feeds.make(experiment.programs, experiment.dataset.splits["train"], experiment.config)
+        state, done = experiment.programs.initialise(), 0
+        for limit in limits:
+            feed._length = limit
+            state, count = feed.advance(state, done * 4, limit)
+            assert count == limit
+            done += count
+        states.append(state)
+    for other in states[1:]:
+        for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_four_parts_are_the_whole_batch(path):
     whole, parts = (
         trained(built(path, "optimizer=sgd", *more), feeds.LoopFeed, 3) for more in ((), ("train.accumulate=4",))
