@@ -258,3 +258,26 @@ def test_pretraining_on_unlabelled_texts_gives_weights_to_fine_tune(bigctl: Cli)
     assert own[0] == own[1]
     error = bigctl("train", *RECIPES["bert_cls"], *plain, *length, "--name", "no", code=2).stderr
     assert "needs texts with classes" in error and "data.label" in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "hint"),
+    [
+        (
+            ["recipe=bert_cls", "model=bert_tiny", *WORDS, "data=digits"],
+            "needs texts, the data holds image",
+            "data.text",
+        ),
+        (["recipe=cnn_cls", "TEXTS"], "needs images with classes, the data holds text", ""),
+        (["recipe=bert_mlm", "TEXTS", "recipe.tokenizer.size=100"], "100 is too small", "at least 261"),
+        (["recipe=lstm_cls", "TEXTS", "optimizer.freeze=[encoder]"], "no parameter's path has 'encoder'", "embedding"),
+        (["recipe=lstm_cls", "model=cnn", "TEXTS"], "model=cnn does not read text", "model=lstm"),
+    ],
+    ids=["pictures", "recipe", "size", "freeze", "model"],
+)
+def test_what_does_not_go_together_is_one_error(overrides, message, hint, bigctl: Cli, error_line) -> None:
+    texts = write(bigctl.folder)
+    given = [part for o in overrides for part in (texts if o == "TEXTS" else [o])]
+    found = error_line("train", *given, "train.steps=1")
+    assert message in found and hint in found
+    assert not list((bigctl.folder / "runs").glob("*/checkpoints"))
