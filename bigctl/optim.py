@@ -67,7 +67,7 @@ def build(
             raise TypeError(f"optimizer {config.kind!r} has no method `build(numbers, factor)`")
         parts.append(build_own(numbers, factor))
     if config.layer_decay != 1:
-        parts.append(_by_layer(numbers["optimizer.layer_decay"]))
+        parts.append(_by_layer(numbers["optimizer.layer_decay"], trained))
     rule = optax.chain(*parts)
     return rule if trained is None or all(jax.tree.leaves(trained)) else optax.masked(rule, trained)
 
@@ -83,12 +83,16 @@ def trained(params: Any, frozen: Sequence[str]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda p, _: not any(r.search(path_name(p)) for r in patterns), params)
 
 
-def _by_layer(decay: Any) -> optax.GradientTransformation:
+def _by_layer(decay: Any, everything: Any = None) -> optax.GradientTransformation:
     """Layer-wise learning-rate decay (Clark et al. 2020): the top is trained at the full rate, each layer below it at
-    `decay` times that of the one above, embeddings at the bottom."""
+    `decay` times that of the one above, embeddings at the bottom.
+
+    `everything` is a tree of all parameters, frozen ones too, which count as layers; None for what is updated.
+    """
 
     def scale(updates: Any, params: Any = None) -> Any:
-        names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(updates)[0]]
+        whole = updates if everything is None else everything
+        names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(whole)[0]]
         top = 1 + max((number for number in map(_layer, names) if number is not None), default=-1) + 1
 
         def apply(path: Any, update: Any) -> Any:
@@ -105,7 +109,7 @@ def _layer(path: str) -> int | None:
     match = re.search(r"(^|/)layers/(\d+)/", path)
     if match:
         return int(match[2])
-    return -1 if re.search(r"(^|/)embeddings?/", path) else None
+    return -1 if re.search(r"(^|/)(embeddings?|token|position)/", path) else None
 
 
 def decays(params: Any) -> Any:

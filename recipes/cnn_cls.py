@@ -34,7 +34,7 @@ class CnnCls:
             raise ConfigError(
                 "recipe=cnn_cls needs images with classes, the data holds " + features.kind + " rows",
                 where="data",
-                hint="use recipe=mlp_cls, or a data set of images; see `bigctl ls data`",
+                hint="use recipe=mlp_cls for tables, bert_cls or lstm_cls for texts, or a data set of images",
             )
         assert isinstance(config.recipe, schema.CnnCls)
         self.recipe = config.recipe

@@ -31,7 +31,7 @@ class MlpCls:
             raise ConfigError(
                 f"recipe=mlp_cls needs table rows, the data holds {features.kind}s",
                 where="data",
-                hint="for images use recipe=cnn_cls (model=mlp works there too)",
+                hint="use recipe=cnn_cls for images (model=mlp works there too), recipe=bert_cls or lstm_cls for texts",
             )
         assert isinstance(config.recipe, schema.MlpCls)
         self.recipe = config.recipe

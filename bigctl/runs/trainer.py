@@ -148,7 +148,8 @@ def _train(
         exit_code=None,
     )
     # Everything that can be wrong with the data is found before the seconds that jax takes to start.
-    config = inputs.resolve(composed.config)
+    begun = any(run.checkpoints.glob("*/manifest-0.json"))  # then the weights it started from may be gone
+    config = composed.config if begun else inputs.resolve(composed.config)
     dataset = inputs.prepare_data(config, run.tokenizer)
     cadence.make(config, dataset.size("train"))
 

@@ -50,7 +50,7 @@ def test_flags_and_their_choices_are_those_of_the_parser():
 
 
 def test_option_of_a_group():
-    recipes = ["bert_cls", "bert_mlm", "cnn_cls", "lstm_cls", "mlp_cls"]
+    recipes = ["bert_cls", "bert_mlm", "cnn_cls", "gpt_lm", "lstm_cls", "mlp_cls"]
     assert found("train recipe=") == [f"recipe={name}" for name in recipes]
     assert found("train recipe=cnn_cls data=mnist") == ["data=mnist", "data=mnist5k"]
 
@@ -143,7 +143,14 @@ def with_bigctl() -> dict[str, str]:
         ("bigctl tr", ["train"]),
         (
             "bigctl train recipe=",
-            ["recipe=bert_cls", "recipe=bert_mlm", "recipe=cnn_cls", "recipe=lstm_cls", "recipe=mlp_cls"],
+            [
+                "recipe=bert_cls",
+                "recipe=bert_mlm",
+                "recipe=cnn_cls",
+                "recipe=gpt_lm",
+                "recipe=lstm_cls",
+                "recipe=mlp_cls",
+            ],
         ),
         ("bigctl  train   recipe=cnn_cls data=mni", ["data=mnist", "data=mnist5k"]),
         ("bigctl train recipe=cnn_cls model.k", ["model.kernel_size="]),
