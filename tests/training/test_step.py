@@ -334,7 +334,9 @@ class Recorded:
         self.seen.append(indices.tolist())
         return state
 
-    def steps_resident(self, state: Any, arrays: Any, indices: Any, count: int, numbers: Any) -> Any:
+    def steps_resident(
+        self, state: Any, arrays: Any, indices: Any, count: int, numbers: Any, length: int | None = None
+    ) -> Any:
         self.seen += indices[:count].tolist()
         return state
 
