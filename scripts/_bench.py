@@ -143,6 +143,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+AT_FIRST_STEP = """
+from bigctl.runs import trainer
+def at_first_step(call):
+    fit = trainer._fit
+    def timed(*args, **options):
+        import jax
+        from bigctl.training import feed as feeds
+        make = feeds.make
+        def first(*args, **options):
+            feed = make(*args, **options)
+            advance = feed.advance
+            def once(*args):
+                result = jax.block_until_ready(advance(*args))
+                call()
+                feed.advance = advance
+                return result
+            feed.advance = once
+            return feed
+        feeds.make = first
+        return fit(*args, **options)
+    trainer._fit = timed
+"""
+"""Code for a process that trains: `at_first_step(call)` has `call()` made when the first step is done."""
+
+
 def pin(threads: int) -> None:
     """Keep this process, and those it starts, on its first `threads` cores, where the system can do that."""
     if hasattr(os, "sched_setaffinity"):

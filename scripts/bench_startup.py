@@ -39,31 +39,18 @@ TARGETS = {"bigctl --help": 0.15, "bigctl ls": 0.5, "warm": 6.0}
 UNWANTED = ("tensorflow_datasets", "tensorflow", "grain", "torch", "sklearn")
 
 # Says when the first step is done and what is imported by then; the command itself runs as it always does.
-FIRST_STEP = """
+FIRST_STEP = (
+    _bench.AT_FIRST_STEP
+    + """
 import json, sys, time
-from bigctl.runs import trainer
-fit = trainer._fit
-def timed(*args, **options):
-    import jax
-    from bigctl.training import feed as feeds
-    make = feeds.make
-    def first(*args, **options):
-        feed = make(*args, **options)
-        advance = feed.advance
-        def once(*args):
-            result = jax.block_until_ready(advance(*args))
-            now, modules = time.time(), sorted({name.split(".")[0] for name in sys.modules})
-            print(json.dumps({"time": now, "modules": modules}), flush=True)
-            feed.advance = advance
-            return result
-        feed.advance = once
-        return feed
-    feeds.make = first
-    return fit(*args, **options)
-trainer._fit = timed
+def report():
+    now, modules = time.time(), sorted({name.split(".")[0] for name in sys.modules})
+    print(json.dumps({"time": now, "modules": modules}), flush=True)
+at_first_step(report)
 from bigctl.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
+)
 
 PLAIN = """
 import json, os, sys, time

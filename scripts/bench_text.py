@@ -27,29 +27,15 @@ examples (needs the packages of the extra [bench]):
   python scripts/bench_text.py --steps 40 --rounds 1
 """
 
-OURS = """
+OURS = (
+    """
 import json, os, resource, sys, time
 start = time.time()
-from bigctl.runs import trainer
-fit = trainer._fit
-def timed(*args, **options):
-    import jax
-    from bigctl.training import feed as feeds
-    make = feeds.make
-    def first(*args, **options):
-        feed = make(*args, **options)
-        advance = feed.advance
-        def once(*args):
-            result = jax.block_until_ready(advance(*args))
-            times["first"] = time.time() - start
-            feed.advance = advance
-            return result
-        feed.advance = once
-        return feed
-    feeds.make = first
-    return fit(*args, **options)
+"""
+    + _bench.AT_FIRST_STEP
+    + """
 times = {}
-trainer._fit = timed
+at_first_step(lambda: times.update(first=time.time() - start))
 import bigctl
 summary = bigctl.train(bigctl.compose(sys.argv[1:]), "run")
 spent = summary["timings"]
@@ -59,6 +45,7 @@ times["steps_alone"] = spent["train"]
 times["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print("RESULT " + json.dumps({**times, "steps": steps}))
 """
+)
 
 PEER = """
 import json, resource, sys, time
