@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
 from bigctl.config import schema
+from bigctl.muon import scale_by_muon
 from bigctl.parallel.partition import path_name
 
 Numbers = Mapping[str, Any]
@@ -51,16 +51,9 @@ def build(
     elif isinstance(config, schema.Lion):
         parts += [optax.scale_by_lion(config.b1, config.b2), decay, rate]
     elif isinstance(config, schema.Muon):
-        parts.append(
-            muon(
-                numbers["optimizer.lr"] * factor,
-                ns_steps=config.iterations,
-                beta=config.momentum,
-                weight_decay=numbers["optimizer.weight_decay"],
-                adam_learning_rate=numbers["optimizer.adam_lr"] * factor,
-                muon_weight_dimension_numbers=_matrices,
-            )
-        )
+        matrices = optax.chain(scale_by_muon(config.momentum, config.iterations), decay, rate)
+        others = optax.adamw(numbers["optimizer.adam_lr"] * factor, weight_decay=0.0, nesterov=True)
+        parts.append(optax.partition({"muon": matrices, "adam": others}, _muon_or_adam))
     else:
         build_own = getattr(config, "build", None)
         if build_own is None:
@@ -117,19 +110,18 @@ def decays(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
-def _matrices(params: Any) -> Any:
-    """How Muon sees each leaf: a matrix [inputs, outputs], a kernel [..., inputs, outputs] as one, or None for Adam.
+def _muon_or_adam(params: Any) -> Any:
+    """Whose each leaf is: Muon's, or Adam's.
 
-    Embeddings and the output layer are for Adam (Jordan et al. 2024): their rows, or columns, stand for single tokens
-    or classes.
+    Vectors, embeddings and the output layer are for Adam (Jordan et al. 2024): rows of an embedding, or columns of the
+    output, stand for single tokens or classes.
     """
 
-    def view(path: Any, leaf: Any) -> MuonDimensionNumbers | None:
-        last = leaf.ndim - 1
+    def whose(path: Any, leaf: Any) -> str:
         inner = leaf.ndim >= 2 and not re.search(r"(^|/)embedding$|^head/", path_name(path))
-        return MuonDimensionNumbers(tuple(range(last)), (last,)) if inner else None
+        return "muon" if inner else "adam"
 
-    return jax.tree_util.tree_map_with_path(view, params)
+    return jax.tree_util.tree_map_with_path(whose, params)
 
 
 def factor(config: schema.Schedule, step: Any, total_steps: int, xp: Any = jnp) -> Any:

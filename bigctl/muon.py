@@ -1,0 +1,76 @@
+"""Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal before they are applied.
+
+The update is that of `optax.contrib.muon`, to rounding. Two things are computed otherwise, because they take most of
+the time of a small model's step on a CPU: a matrix is never a batch of one, whose products XLA does not hand to its
+matrix multiplication, and the iteration of an oblong matrix runs on its small square product.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic a x + b x^3 + c x^5, which brings all singular values to about 1; Jordan's."""
+
+_EPS = 1e-8
+
+
+class MuonState(NamedTuple):
+    count: jax.Array  # type: ignore[assignment]  # the name of a method of tuples
+    mu: Any
+
+
+def scale_by_muon(momentum: float, iterations: int) -> optax.GradientTransformation:
+    """Nesterov momentum, made orthogonal, times sqrt(max(1, outputs / inputs)).
+
+    Every leaf is a matrix [inputs, outputs], or a kernel [..., inputs, outputs] that is taken for one.
+    """
+
+    def init(params: Any) -> MuonState:
+        return MuonState(jnp.int32(0), optax.tree.zeros_like(params))
+
+    def update(updates: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+        count = state.count + 1
+        mu = optax.tree.update_moment(updates, state.mu, momentum, 1)
+        now = optax.tree.bias_correction(updates, momentum, count)
+        ahead = optax.tree.bias_correction(mu, momentum, count + 1)
+        ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, ahead, now)
+        return jax.tree.map(lambda leaf: _scaled(leaf, iterations), ahead), MuonState(count, mu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scaled(leaf: jax.Array, iterations: int) -> jax.Array:
+    matrix = leaf.reshape(-1, leaf.shape[-1])
+    inputs, outputs = matrix.shape
+    return (orthogonal(matrix, iterations) * math.sqrt(max(1.0, outputs / inputs))).reshape(leaf.shape)
+
+
+def orthogonal(x: Float[Array, "inputs outputs"], iterations: int) -> Float[Array, "inputs outputs"]:
+    """A matrix with the singular vectors of `x` and singular values near 1, by Newton and Schulz's iteration
+    x <- (a + b A + c A^2) x, A = x x^T.
+
+    Where one side is longer, only A is iterated, and the factors are collected: A <- P A P, with P the polynomial.
+    """
+    if x.shape[0] > x.shape[1]:
+        return orthogonal(x.T, iterations).T
+    a, b, c = COEFFICIENTS
+    x = x / (jnp.linalg.norm(x) + _EPS)
+    if x.shape[0] == x.shape[1]:
+        for _ in range(iterations):
+            square = x @ x.T
+            x = a * x + (b * square + c * (square @ square)) @ x
+        return x
+    square, factors = x @ x.T, jnp.eye(x.shape[0], dtype=x.dtype)
+    for number in range(iterations):
+        polynomial = a * jnp.eye(x.shape[0], dtype=x.dtype) + b * square + c * (square @ square)
+        factors = polynomial @ factors if number else polynomial
+        if number < iterations - 1:
+            square = polynomial @ square @ polynomial
+    return factors @ x
