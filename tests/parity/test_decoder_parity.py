@@ -15,6 +15,7 @@ from bigctl.config import schema
 from bigctl.errors import DataError
 from bigctl.interop import decoder, huggingface, sources, vocabularies
 from bigctl.models.decoder import Decoder
+from bigctl.runs.conventions import Conventions
 from bigctl.training.checkpoint import flatten
 from bigctl.training.lm_loss import loss_sums
 from tests.parity import cases
@@ -137,12 +138,13 @@ def test_an_export_is_loaded_by_transformers_and_gives_the_same_logits(name: str
     params = {n: np.asarray(v) for n, v in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
     words = vocabularies.byte_level(["a", "b", "<end>"], [], special=["<end>"], split="gpt-2", where="")
     folder = huggingface.write_decoder(
-        params, config, vocabularies.keep(words), {"eos": 2}, tmp_path / "out", about="a test"
+        params, config, vocabularies.keep(words), Conventions({"eos": 2}, (2, 1)), tmp_path / "out", about="a test"
     )
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     assert tokenizer("abba").input_ids == [0, 1, 1, 0] and tokenizer.eos_token == "<end>"
+    assert loaded.generation_config.eos_token_id == [2, 1]
     text = draw.integers(0, 3, (2, 17))
     found = loaded.eval()(input_ids=torch.tensor(text)).logits.detach().numpy()
     cases.assert_close("logits", model.logits(model(jnp.asarray(text, jnp.int32)))[..., :3], found)
@@ -164,10 +166,9 @@ def test_smollm2_is_that_of_transformers(tmp_path: Path) -> None:
         weights,
         config,
         source.tokenizer,
-        source.special,
+        source.conventions,
         tmp_path / "out",
         about="",
-        chat_template=source.chat_template,
     )
     loaded = transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
