@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bigctl as package
+from bigctl.cli.main import main
 from bigctl.errors import ConfigError, DataError, RunError
+from bigctl.inference.settings import Settings
+from bigctl.interop import huggingface, sources
 from tests import topics
 from tests.conftest import SHARED_DATA, Cli
 
@@ -32,6 +38,34 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Cli:
 
 def generate(command: Cli, *arguments: str, **options: Any) -> str:
     return command("generate", "writer", *arguments, **options).stdout
+
+
+Failing = Callable[..., str]
+
+
+@pytest.fixture
+def failing(command: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Failing]:
+    """`bigctl generate` in this process, which must fail with exit code 2 and one line, and a hint; gives both."""
+    monkeypatch.chdir(command.folder)
+
+    def run(*arguments: str) -> str:
+        try:
+            code = main(["generate", *arguments])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        said = capsys.readouterr()
+        assert (code, said.out) == (2, "") and said.err.count("\n") <= 2, said.err
+        return said.err
+
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        yield run
+
+
+@pytest.fixture(scope="module")
+def exported(command: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    return huggingface.export(package.load(command.folder / "runs" / "writer"), folder)
 
 
 def piped(command: Cli, data: bytes, *arguments: str) -> str:
@@ -88,6 +122,8 @@ def test_prompts_come_from_files_and_standard_input(command: Cli) -> None:
     assert generate(command, "prompts.txt", *options) == expected
     assert generate(command, "prompts.jsonl", *options) == expected
     assert piped(command, lines, *options) == piped(command, lines, "-", *options) == expected
+    both = piped(command, lines[6:], "--prompt", "to be", "-", *options)
+    assert both == expected
 
 
 def test_python_writes_the_same(command: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,26 +157,79 @@ def test_run_that_writes_no_text_is_refused(tmp_path_factory: pytest.TempPathFac
         (["--prompt", "to be or nothing, is a question to be"], "has 37 tokens, the model sees 32 at most"),
         (["--prompt", "Überfluß"], "does not know 'f' (U+0066), 'l' (U+006C), 'Ü' (U+00DC)"),
         (["--prompt", "to", "--chat"], "has no chat template"),
+        (["--prompt", "to", "--top-p", "much"], "--top-p: invalid float value: 'much'"),
+        (["--prompt", "to", "--max-new-tokens", "1.5"], "--max-new-tokens: invalid int value"),
+        (["--prompt", "to", "--topk", "5"], "unrecognized arguments: --topk"),
         (["missing.txt"], "missing.txt: there is no such file"),
+        (["to be or"], 'a prompt itself: --prompt "..."'),
         (["."], ".: is a folder"),
-        (["--prompt", "to", "--step", "3000"], "3000"),
+        (["bad.jsonl"], "bad.jsonl:2: there is no prompt"),
+        (["empty.txt"], "empty.txt: there is no text"),
+        (["binary.txt"], "binary.txt:1: there is a NUL byte"),
+        (["--prompt", "to", "--step", "3000"], "there is no checkpoint 3000"),
         ([], "there is no text"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_said_in_one_line(command: Cli, arguments: list[str], what: str) -> None:
-    done = command("generate", "writer", *arguments, code=2)
-    assert what in done.stderr and done.stderr.count("\n") <= 2 and done.stdout == ""
+def test_what_is_wrong_is_said_in_one_line(failing: Failing, arguments: list[str], what: str) -> None:
+    Path("bad.jsonl").write_text('{"prompt": "to"}\n{"text": "be"}\n')
+    Path("empty.txt").write_bytes(b"")
+    Path("binary.txt").write_bytes(bytes(range(256)))
+    assert what in failing("writer", *arguments)
 
 
-def test_wrong_line_of_a_file_is_named(command: Cli) -> None:
-    (command.folder / "bad.jsonl").write_text('{"prompt": "to"}\n{"text": "be"}\n')
-    assert "bad.jsonl:2: there is no prompt" in command("generate", "writer", "bad.jsonl", code=2).stderr
+def test_without_a_prompt_a_terminal_is_not_read(failing: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert "no prompt is given" in failing("writer")
 
 
-def test_unknown_model_names_what_there_is(command: Cli) -> None:
-    error = command("generate", "writter", "--prompt", "to", code=2).stderr
+@pytest.mark.parametrize(
+    ("file", "change", "what"),
+    [
+        ("model.safetensors", lambda content: content[: len(content) // 2], "cut short"),
+        ("model.safetensors", lambda content: b"", "cut short"),
+        ("config.json", lambda content: content.replace(b'"gpt2"', b'"mamba"'), "only 'bert', 'gpt2' and 'llama'"),
+        ("config.json", lambda content: content.replace(b'"gpt2"', b'"llama"'), "num_hidden_layers is missing"),
+        ("config.json", lambda content: content.replace(b'"n_layer": 1', b'"n_layer": 2'), "no weights for layers/1/"),
+        ("config.json", lambda content: content[:30], "is not JSON"),
+        ("tokenizer.json", lambda content: content[:30], "is no tokenizer.json"),
+    ],
+)
+def test_damaged_weights_are_told_in_one_line(
+    failing: Failing, exported: Path, tmp_path: Path, file: str, change: Callable[[bytes], bytes], what: str
+) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / file).write_bytes(change((copy / file).read_bytes()))
+    assert what in failing(str(copy), "--prompt", "to")
+
+
+def test_unknown_model_names_what_there_is(failing: Failing, exported: Path) -> None:
+    error = failing("writter", "--prompt", "to")
     assert error.startswith("bigctl: writter: ") and "smollm2" in error
+    assert "give its folder" in failing(str(exported / "model.safetensors"), "--prompt", "to")
+    assert "is no file of weights" in failing("text.txt", "--prompt", "to")
+
+
+def test_a_run_chats_as_the_weights_that_it_started_from(
+    command: Cli, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when those are gone; and hands on how to whoever starts from it, and to its export."""
+    weights = shutil.copytree(exported, tmp_path / "weights")
+    (weights / "chat_template.jinja").write_text("to {{ messages[0].content }} or{{ eos_token }}")
+    end = json.loads((weights / "config.json").read_text())["eos_token_id"]
+    (weights / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 2]}))
+    monkeypatch.chdir(command.folder)
+    few = ["recipe=gpt_lm", "model=gpt", "data=text", "data.path=text.txt", "recipe.tokenizer.type=pretrained"]
+    few += ["train.steps=1", "train.batch_size=2", "train.tensorboard=false", "recipe.sample_tokens=0"]
+    assert main(["train", *few, f"model.init_from={weights}", "--name", "chatter"]) == 0
+    shutil.rmtree(weights)
+    model = package.load("chatter").language_model
+    assert model.encode("be", Settings(chat=True)) == [*model.encode("to be or", Settings()), end]
+    assert model.end == (end, 2)
+    assert main(["export", "chatter", "--format", "hf", "--out", str(tmp_path / "again")]) == 0
+    for source in ("chatter", str(tmp_path / "again")):
+        found = sources.locate(source).conventions
+        assert found.chat_template == "to {{ messages[0].content }} or{{ eos_token }}" and found.ends == (end, 2)
 
 
 @pytest.mark.skipif(not (SHARED_DATA / "stories260K").is_dir(), reason="no shared data")
