@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,6 +26,9 @@ TRAIN += ["recipe.block=32", "train.steps=300", "train.batch_size=16", "train.te
 TRAIN += ["optimizer.lr=0.005", "schedule=constant", "recipe.sample_tokens=0"]
 
 
+Generate = Failing = Callable[..., str]
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     folder = tmp_path_factory.mktemp("writer")
@@ -36,11 +38,16 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     return cli
 
 
-def generate(command: Cli, *arguments: str, **options: Any) -> str:
-    return command("generate", "writer", *arguments, **options).stdout
+@pytest.fixture
+def generate(command: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """`bigctl generate writer` in this process; gives what it prints."""
+    monkeypatch.chdir(command.folder)
 
+    def run(*arguments: str) -> str:
+        assert main(["generate", "writer", *arguments]) == 0
+        return capsys.readouterr().out
 
-Failing = Callable[..., str]
+    return run
 
 
 @pytest.fixture
@@ -76,31 +83,30 @@ def piped(command: Cli, data: bytes, *arguments: str) -> str:
     return done.stdout.decode()
 
 
-def test_text_goes_on_from_the_prompt_and_beyond_the_context(command: Cli) -> None:
-    greedy = generate(command, "--prompt", "to be or", "--temperature", "0", "--max-new-tokens", "100")
+def test_text_goes_on_from_the_prompt_and_beyond_the_context(generate: Generate) -> None:
+    greedy = generate("--prompt", "to be or", "--temperature", "0", "--max-new-tokens", "100")
     expected = (TEXT * 4)[TEXT.index("to be or") :]
     assert greedy == expected[: len("to be or") + 100] + "\n"
-    chinese = generate(command, "--prompt", "我有", "--temperature", "0", "--max-new-tokens", "7")
+    chinese = generate("--prompt", "我有", "--temperature", "0", "--max-new-tokens", "7")
     assert chinese == "我有月亮,你有太阳\n"
 
 
-def test_json_is_one_object_and_a_seed_repeats_it(command: Cli) -> None:
+def test_json_is_one_object_and_a_seed_repeats_it(generate: Generate) -> None:
     arguments = ["--prompt", "to", "--prompt", "我", "--num-samples", "2", "--temperature", "2", "--top-p", "0.95"]
     found, again = (
-        json.loads(generate(command, *arguments, "--seed", seed, "--max-new-tokens", "20", "--json"))
-        for seed in ("3", "3")
+        json.loads(generate(*arguments, "--seed", seed, "--max-new-tokens", "20", "--json")) for seed in ("3", "3")
     )
     assert found["samples"] == again["samples"]
     assert [(s["prompt"], s["sample"], s["tokens"], s["finish"]) for s in found["samples"]] == [
         (prompt, sample, 20, "length") for prompt in ("to", "我") for sample in (0, 1)
     ]
     assert found["step"] > 0 and found["settings"]["top_p"] == 0.95 and found["tokens_per_second"] > 0
-    other = json.loads(generate(command, *arguments, "--seed", "4", "--max-new-tokens", "20", "--json"))
+    other = json.loads(generate(*arguments, "--seed", "4", "--max-new-tokens", "20", "--json"))
     assert [s["text"] for s in other["samples"]] != [s["text"] for s in found["samples"]]
 
 
-def test_several_texts_come_in_order_under_their_names(command: Cli) -> None:
-    out = generate(command, "--prompt", "to be", "--prompt", "我", "--num-samples", "2", "--max-new-tokens", "3",
+def test_several_texts_come_in_order_under_their_names(generate: Generate) -> None:
+    out = generate("--prompt", "to be", "--prompt", "我", "--num-samples", "2", "--max-new-tokens", "3",
                    "--temperature", "0")  # fmt: skip
     assert out.splitlines() == [
         "--- prompt 1, sample 1", "to be or", "--- prompt 1, sample 2", "to be or",
@@ -108,22 +114,21 @@ def test_several_texts_come_in_order_under_their_names(command: Cli) -> None:
     ]  # fmt: skip
 
 
-def test_stop_string_ends_a_text(command: Cli) -> None:
-    out = generate(command, "--prompt", "to be or", "--temperature", "0", "--stop", "question", "--stop", ", is")
+def test_stop_string_ends_a_text(generate: Generate) -> None:
+    out = generate("--prompt", "to be or", "--temperature", "0", "--stop", "question", "--stop", ", is")
     assert out == "to be or nothing\n"
 
 
-def test_prompts_come_from_files_and_standard_input(command: Cli) -> None:
+def test_prompts_come_from_files_and_standard_input(command: Cli, generate: Generate) -> None:
     lines = "to be\n我\n".encode()
     (command.folder / "prompts.txt").write_bytes(lines)
     (command.folder / "prompts.jsonl").write_text('{"prompt": "to be"}\n{"prompt": "我"}\n', encoding="utf-8")
     options = ["--max-new-tokens", "3", "--temperature", "0"]
     expected = "--- prompt 1, sample 1\nto be or\n--- prompt 2, sample 1\n我有月亮\n"
-    assert generate(command, "prompts.txt", *options) == expected
-    assert generate(command, "prompts.jsonl", *options) == expected
-    assert piped(command, lines, *options) == piped(command, lines, "-", *options) == expected
-    both = piped(command, lines[6:], "--prompt", "to be", "-", *options)
-    assert both == expected
+    assert generate("prompts.txt", *options) == expected
+    assert generate("prompts.jsonl", *options) == expected
+    assert piped(command, lines, *options) == expected
+    assert piped(command, lines[6:], "--prompt", "to be", "-", *options) == expected
 
 
 def test_python_writes_the_same(command: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
