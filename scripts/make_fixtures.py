@@ -35,6 +35,7 @@ def main() -> None:
         sys.exit(f"make_fixtures: no module {error.name!r}; it needs bigctl, torch and transformers")
     made = {name: reference.bert(config) for name, config in cases.BERT.items()}
     made.update((name, reference.bert(config, masked_lm=True)) for name, config in cases.MASKED_LM.items())
+    made.update((name, reference.decoder(*model)) for name, model in cases.DECODER.items())
     made.update((name, reference.lstm(config)) for name, config in cases.LSTM.items())
     options.out.mkdir(parents=True, exist_ok=True)
     for name, case in made.items():

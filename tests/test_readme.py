@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 from pathlib import Path
@@ -66,8 +67,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         writer = csv.writer(stream)
         writer.writerow(["review", "verdict"])
         writer.writerows([[f"take {n}: {('dull', 'bright')[n % 2]} film", ("bad", "good")[n % 2]] for n in range(120)])
+    for name in ("book", "more"):
+        (folder / f"{name}.txt").write_text("".join(f"It was night {n}, and the sea was calm.\n" for n in range(300)))
+    lines = [json.dumps({"story": f"Once there were {n} cats and {n * n} mice."}) for n in range(300)]
+    (folder / "stories.jsonl").write_text("\n".join(lines))
+    (folder / "prompts.txt").write_text("It was\nthe sea\n")
     cli = Cli(folder)
+    own = ["recipe=gpt_lm", "data=text", "data.path=book.txt"]
     for name, overrides in (
+        ("book", own),
+        ("llama", [*own, "model=llama_tiny", "recipe.block=64"]),
         ("cnn_cls", ["recipe=cnn_cls"]),
         ("bert_cls", ["recipe=bert_cls", *SHORT_TEXTS]),
         ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SHORT_TEXTS]),

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run directory, a name under runs/, packaged weights (smollm2), a Hugging Face folder or ORG/NAME",
     )  # fmt: skip
     parser.add_argument(
-        "files", nargs="*", metavar="FILE",
+        "files", nargs="*", metavar="FILE", default=[],
         help="prompts: a text file or - for standard input, one a line; .jsonl with the key prompt",
     )  # fmt: skip
     parser.add_argument("--prompt", action="append", default=[], metavar="STR", help="may be given repeatedly")
@@ -88,8 +88,10 @@ def run(options: argparse.Namespace) -> int:
         _print_json(options, model, settings, [prompt for block in (first, *blocks) for prompt in block])
         return 0
     several = options.num_samples > 1 or len(options.prompt) > 1 or bool(options.files)
+    shown = 0
     for block in _chain(first, blocks):
-        _print(model, settings, block, several)
+        _print(model, settings, block, shown if several else None)
+        shown += len(block)
     return 0
 
 
@@ -133,7 +135,8 @@ def _prompts(options: argparse.Namespace) -> Iterator[list[str]]:
         raise ConfigError("the prompt is empty", where="--prompt", hint="give the model something to go on from")
     for file in options.files:
         if file != "-" and not Path(file).is_file():
-            raise DataError("is a folder" if Path(file).is_dir() else "there is no such file", where=file)
+            what = "is a folder" if Path(file).is_dir() else "there is no such file"
+            raise DataError(what, where=file, hint='FILE holds prompts; a prompt itself: --prompt "..."')
     if options.prompt:
         yield list(options.prompt)
     for file in options.files:
@@ -173,8 +176,11 @@ def _from_jsonl(file: Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ the texts
 
 
-def _print(model: LanguageModel, settings: Settings, prompts: list[str], several: bool) -> None:
-    """Texts in their order, each as it is written when its turn has come; a chat's without its prompt."""
+def _print(model: LanguageModel, settings: Settings, prompts: list[str], before: int | None) -> None:
+    """Texts in their order, each as it is written when its turn has come; a chat's without its prompt.
+
+    They are numbered after the `before` prompts that there were; None for a single text, which needs no number.
+    """
     rows = iter([(prompt, sample) for prompt in range(len(prompts)) for sample in range(settings.num_samples)])
     row, begun = next(rows, None), False
     waiting: dict[tuple[int, int], str] = {}
@@ -184,8 +190,8 @@ def _print(model: LanguageModel, settings: Settings, prompts: list[str], several
         waiting[of] = waiting.get(of, "") + piece.text
         done |= {of} if piece.finish else set()
         while row in waiting:
-            if not begun and several:
-                print(f"--- prompt {row[0] + 1}, sample {row[1] + 1}")
+            if not begun and before is not None:
+                print(f"--- prompt {before + row[0] + 1}, sample {row[1] + 1}")
             if not begun and not settings.chat:
                 print(prompts[row[0]], end="")
             print(waiting.pop(row), end="", flush=True)

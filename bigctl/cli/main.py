@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 COMMANDS = {
     "train": "train an experiment, or go on with one",
@@ -108,9 +109,18 @@ def _unknown(command: str) -> int:
     return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a flag as every other error is said, not below all flags that there are."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"bigctl: {message.removeprefix('argument ')}", file=sys.stderr)
+        print(f"        {self.prog} --help shows the flags", file=sys.stderr)
+        sys.exit(2)
+
+
 def _run(command: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"bigctl.cli.{command}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"bigctl {command}",
         description=module.__doc__,
         epilog=module.EXAMPLES,

@@ -222,7 +222,8 @@ class Model(Component):
     kind: str = kind("???")
     init_from: str | None = key(
         None,
-        "Weights to start from: another run; for model=bert also minilm, a Hugging Face folder, or a name on its hub.",
+        "Weights to start from: another run; for bert, gpt and llama also a Hugging Face folder or a name on its hub; "
+        "minilm (bert) and smollm2 (llama) are packaged; for llama also a file of GGUF or llama2.c.",
         drift=STRUCTURAL,
     )
 
@@ -449,9 +450,16 @@ class Lion(Optimizer):
 
 @dataclass
 class Muon(Optimizer):
+    """Orthogonalised momentum for the matrices inside a network (Jordan et al. 2024), Adam for all else."""
+
     kind: str = kind("muon")
-    lr: float = key(0.02, "Peak learning rate of the weight matrices.", traced=True)
-    adam_lr: float = key(1e-3, "Peak learning rate of vectors, embeddings and the output layer.", traced=True)
+    lr: float = key(
+        0.02, "Peak learning rate of the matrices inside: of kernels, but not of the output layer.", traced=True
+    )
+    adam_lr: float = key(
+        1e-3, "Peak learning rate of what Adam trains: embeddings, the output layer (head), biases and other vectors.",
+        traced=True,
+    )  # fmt: skip
     momentum: float = key(0.95, "Decay of the momentum.")
     iterations: int = key(5, "Newton-Schulz iterations.")
 

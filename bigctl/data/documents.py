@@ -32,7 +32,7 @@ def read_documents(
         Decoded of kind "stream": a column `document`, object [N] of str, a split.
 
     Raises:
-        DataError: there is no such file, or one is no UTF-8 text, or lacks the field.
+        DataError: there is no such file, or one is no UTF-8 text, or a line lacks the field.
     """
     given = {"train": path, "validation": validation_path, "test": test_path}
     splits: dict[str, Columns] = {}
@@ -103,4 +103,7 @@ def _objects(file: Path, field: str | None) -> list[str]:
         raise DataError("which field holds the text is not said", where=str(file), hint=hint)
     table = rows.load(file, "jsonl", {field}.__contains__)
     table.require(field, "text")
+    if field in table.absent:
+        hint = 'every line needs it; null or "" is a document that is left out'
+        raise DataError(f"there is no field {field!r}", where=f"{file}:{table.absent[field]}", hint=hint)
     return table.columns[field]

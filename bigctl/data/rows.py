@@ -9,7 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class TextTable:
     lines: list[int]  # where each row starts, from 1
     notes: list[str]
     header: bool = False  # whether the first line names the columns
+    absent: dict[str, int] = field(default_factory=dict)  # of JSON lines: the first one that lacks a column
 
     def at(self, row: int, column: str) -> str:
         return f"{self.source}:{self.lines[row]}:{column}"
@@ -211,6 +212,7 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool]) -> TextTable:
     columns: dict[str, list[str]] = {}
     names: dict[str, None] = {}
     lines: list[int] = []
+    absent: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -227,15 +229,18 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool]) -> TextTable:
                 where=f"{name}:{number}",
                 hint='every line must be an object such as {"age": 42, "city": "Rome"}',
             )
-        for field in record:
-            if field not in names:
-                names[field] = None
-                if keep(field):
-                    columns[field] = [""] * len(lines)
-        for field, values in columns.items():
-            values.append(_json_text(record.get(field), f"{name}:{number}:{field}"))
+        for key in record:
+            if key not in names:
+                names[key] = None
+                if keep(key):
+                    columns[key] = [""] * len(lines)
+                    absent |= {key: lines[0]} if lines else {}
+        for key, values in columns.items():
+            values.append(_json_text(record.get(key), f"{name}:{number}:{key}"))
+            if key not in record:
+                absent.setdefault(key, number)
         lines.append(number)
-    return TextTable(name, tuple(names), columns, lines, [])
+    return TextTable(name, tuple(names), columns, lines, [], absent=absent)
 
 
 def _json_text(value: Any, where: str) -> str:

@@ -168,7 +168,8 @@ def cut(decoded: Decoded, config: Data) -> dict[str, Columns]:
     result = {split: _between(source, picked[split]) for split in SPLITS}
     for split, columns in result.items():
         if not len(columns["document"]):
-            raise DataError(f"the {split} split is empty", where=f"data.{split}", hint="take a larger part")
+            hint = "give more text, or take a larger part of it"
+            raise DataError(f"the {split} split is empty", where=f"data.{split}", hint=hint)
     return result
 
 

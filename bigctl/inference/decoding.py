@@ -43,6 +43,7 @@ class Batch:
             tokens it has written.
         end: tokens that end a row; they are not given out.
         vocab: tokens that may be written, from the first on, where they are not all that the model has.
+        never: tokens among them that may not.
 
     Attributes:
         tokens: of each row, the prompt's and the new ones.
@@ -58,6 +59,7 @@ class Batch:
         samples: Sequence[int] | None = None,
         end: Sequence[int] = (),
         vocab: int | None = None,
+        never: Sequence[int] = (),
     ):
         self.tokens = [list(prompt) for prompt in prompts]
         self.finish: list[str | None] = [None] * len(self.tokens)
@@ -71,7 +73,7 @@ class Batch:
         self._length = min(self.context, _bucket(max(map(len, self.tokens)) + self.most, _SHORTEST))
         self._begin = [0] * len(self.tokens)  # where in a row's tokens its context begins
         self._steps, self._cache = 1, None
-        self._end = tuple(end)
+        self._end, self._never = tuple(end), tuple(never)
         self._numbers = sampling.numbers_of(settings)
         self._keys = sampling.row_keys(
             settings.seed, self._column(samples if samples is not None else range(len(prompts)))
@@ -99,7 +101,8 @@ class Batch:
             self._model[0], self._vocab, self._model[1], self._cache, self._seen,
             self._column([tokens[-1] for tokens in self.tokens]),
             self._column([min(self._place(row), self._length - 1) for row in range(len(self.tokens))]),
-            jnp.asarray(done), self._keys, jnp.array(self._end, jnp.int32), self._numbers,
+            jnp.asarray(done), self._keys, jnp.array(self._end, jnp.int32),
+            jnp.array(self._never, jnp.int32), self._numbers,
             jnp.int32(self.written), jnp.int32(steps),
         )  # fmt: skip
         new = np.asarray(chosen)[: int(count)]
@@ -187,6 +190,7 @@ def _decode(
     done: Bool[Array, " batch"],
     keys: Array,
     end: Int[Array, " ends"],
+    never: Int[Array, " never"],
     numbers: Numbers,
     written: Int[Array, ""],
     steps: Int[Array, ""],
@@ -207,6 +211,7 @@ def _decode(
         step, cache, seen, last, places, done, chosen = state
         hidden, cache = model.extend(last[:, None], cache, places)
         logits = model.logits(hidden[:, 0])[:, :vocab].astype(jnp.float32)
+        logits = logits.at[:, never].set(-jnp.inf) if len(never) else logits
         token = sampling.choose(logits, seen, sampling.at(keys, written + step), numbers)
         if seen.shape[1]:
             seen = seen.at[rows, token].set(True)

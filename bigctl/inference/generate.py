@@ -113,6 +113,7 @@ class LanguageModel:
             samples=[sample for _, sample in rows],
             end=self.end,
             vocab=self._vocab,
+            never=() if self._unknown is None else (self._unknown,),
         )
         streams = [TextStream(self.tokenizer, prompts[prompt], settings.stop) for prompt, _ in rows]
         counts = [0] * len(rows)
@@ -180,8 +181,11 @@ class LanguageModel:
 
     @cached_property
     def _unknown(self) -> int | None:
+        """The token that stands for what the tokenizer does not know, where it is that alone: GPT-2 has one for it and
+        for the end of a text."""
         name = getattr(self.tokenizer.model, "unk_token", None)
-        return None if name is None else self.tokenizer.token_to_id(name)
+        number = None if name is None else self.tokenizer.token_to_id(name)
+        return None if number in (*self.end, *self.start) else number
 
 
 def _code_points(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bigctl.data import text
 from bigctl.errors import DataError, RunError
 from bigctl.inference.generate import LanguageModel
-from bigctl.runs import directory
+from bigctl.runs import conventions, directory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,16 +61,26 @@ def require_language_model(run: directory.RunDirectory, record: dict[str, Any]) 
 
 
 def of_run(trained: TrainedRun) -> LanguageModel:
-    """Raises RunError if the run is of another kind, or its tokenizer is not there any more."""
+    """The model of a run, with the chat template of the weights that it started from.
+
+    It reads a prompt as it read its training text: nothing is put before it, also where the weights that the run
+    started from had a token for the beginning of a text; a chat template may have one. A text ends with the end token
+    of the training's documents, or with one of those weights'.
+
+    Raises:
+        RunError: if the run is of another kind, or its tokenizer is not there any more.
+    """
     from bigctl.inference.text import tokenizer_of
 
     require_language_model(trained.run, trained.run.record())
     tokenizer = tokenizer_of(trained.run, trained.features)
-    eos = (trained.features.tokenizer or {}).get("eos")
+    found = conventions.of_run(trained.run, trained.features.tokenizer or {})
     return LanguageModel(
         trained.model,
         tokenizer,
-        end=() if eos is None else (int(eos),),
+        end=found.ends,
+        template=found.chat_template,
+        template_tokens=_names(tokenizer, found),
         name=str(trained.run.path),
         step=trained.step,
     )
@@ -93,19 +103,19 @@ def of_weights(source: Source) -> LanguageModel:
             hint="use a GPT or a Llama",
         )
     if source.tokenizer is None:
-        raise DataError("has no tokenizer", where=source.name, hint="put its tokenizer.json into the folder")
+        file = f"tok{source.architecture['vocab']}.bin" if source.format == "llama2c" else "tokenizer.json"
+        raise DataError("has no tokenizer", where=source.name, hint=f"put its {file} into the folder")
     experiment.use_compile_cache()
     tokenizer = text.read(source.tokenizer, stream=True)
     config = sources.fill(kinds[source.model](init_from=source.name), source)
     model = _with_weights(config, source, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
-    names = {f"{kind}_token": tokenizer.id_to_token(number) for kind, number in source.special.items()}
     return LanguageModel(
         model,
         tokenizer,
-        end=source.ends or _ends(tokenizer),
+        end=source.conventions.ends or _ends(tokenizer),
         start=_start(tokenizer),
-        template=source.chat_template,
-        template_tokens={name: token for name, token in names.items() if token is not None},
+        template=source.conventions.chat_template,
+        template_tokens=_names(tokenizer, source.conventions),
         name=source.name,
     )
 
@@ -134,6 +144,12 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest
     )  # dropout rates, which only training reads
     return nnx.merge(graphdef, filled, rest)
+
+
+def _names(tokenizer: Tokenizer, found: conventions.Conventions) -> dict[str, str]:
+    """Special tokens by the names that chat templates have for them."""
+    names = {f"{kind}_token": tokenizer.id_to_token(number) for kind, number in found.special.items()}
+    return {name: token for name, token in names.items() if token is not None}
 
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError, RunError
 from bigctl.interop import bert, decoder
 from bigctl.interop.tensors import WEIGHTS, read_json
+from bigctl.runs import conventions
+from bigctl.runs.conventions import Conventions
 
 if TYPE_CHECKING:
     from bigctl.inference.trained import TrainedRun
@@ -59,7 +61,8 @@ def export(trained: TrainedRun, folder: Path) -> Path:
     settings = dict(trained.features.tokenizer or {})
     about = f"{trained.run.path.name}, step {trained.step}"
     if isinstance(model, schema.Decoder):
-        return write_decoder(params, model, tokenizer, settings, folder, about=about)
+        found = conventions.of_run(trained.run, settings)
+        return write_decoder(params, model, tokenizer, found, folder, about=about)
     if model.lora.rank:
         params = bert.merge_lora(params, model.lora.alpha / model.lora.rank)
     return write(params, model, tokenizer, settings, trained.features.classes, folder, about=about)
@@ -113,19 +116,17 @@ def write_decoder(
     params: Mapping[str, np.ndarray],
     model: schema.Decoder,
     tokenizer: Path,
-    settings: Mapping[str, Any],
+    found: Conventions,
     folder: Path,
     *,
     about: str,
-    chat_template: str | None = None,
 ) -> Path:
     """Write a GPT-2 or a Llama as a folder for `transformers`: all of it, or nothing.
 
     Args:
         params, tokenizer, folder, about: as for `write`.
         model: the architecture, all sizes given.
-        settings: numbers of the special tokens "bos", "eos", "unk" and "pad", those there are.
-        chat_template: what makes one text of a conversation.
+        found: what becomes of tokenizer_config.json and generation_config.json.
 
     Raises:
         ConfigError, RunError: see `export`.
@@ -133,7 +134,7 @@ def write_decoder(
     require_new(folder)
     model, words = model.whole(), _words(tokenizer)
     vocab = model.vocab or len(words)
-    special = _special_tokens(words, settings)
+    special = _special_tokens(words, found.special)
     named: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.context,
@@ -141,14 +142,16 @@ def write_decoder(
         "clean_up_tokenization_spaces": False,
         **special,
     }
-    if chat_template:
-        named["chat_template"] = chat_template
-    config = decoder.to_config(model, vocab=vocab, special=settings)
+    if found.chat_template:
+        named["chat_template"] = found.chat_template
+    config = decoder.to_config(model, vocab=vocab, special=found.special)
     with _whole_or_nothing(folder) as partial:
         _write_model(partial, config, decoder.to_tensors(params, model, vocab), tokenizer)
         _write_json(partial / "tokenizer_config.json", named)
         _write_json(partial / "special_tokens_map.json", special)
-        (partial / "README.md").write_text(_readme(config, settings, about), encoding="utf-8")
+        if len(found.ends) > 1:  # config.json names one
+            _write_json(partial / "generation_config.json", {"eos_token_id": list(found.ends)})
+        (partial / "README.md").write_text(_readme(config, found.special, about), encoding="utf-8")
     return folder
 
 

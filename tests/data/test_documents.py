@@ -74,6 +74,23 @@ def test_each_json_object_is_a_document(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("lines", "where", "message"),
+    [
+        (['{"text": "a"}', "", '{"txt": "b"}'], "a.jsonl:3", "no field 'text'"),
+        (['{"txt": "b"}', '{"text": "a"}'], "a.jsonl:1", "no field 'text'"),
+        (['{"text": "a"}', '{"text": ["b"]}'], "a.jsonl:2:text", "a list"),
+        (['{"text": "a"}', "b"], "a.jsonl:2", "invalid JSON"),
+        (['{"text": "a"}', '"b"'], "a.jsonl:2", "not an object"),
+    ],
+)
+def test_a_json_line_without_a_text_is_named(tmp_path, lines, where, message):
+    file = write(tmp_path, a_jsonl="\n".join(lines)) / "a.jsonl"
+    with pytest.raises(DataError, match=message) as caught:
+        read(file, field="text")
+    assert str(caught.value.where).endswith(where)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.bin", b"\x7fELF\x00\x01", "NUL"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from bigctl.config import schema
 from bigctl.data import text
@@ -142,6 +142,17 @@ def test_tokens_that_the_tokenizer_lacks_are_never_written() -> None:
     model = decoder(layers=1)
     rows = written(Batch(model, [[1]] * 2, Settings(temperature=5.0, max_new_tokens=60), vocab=6))
     assert {token for row in rows for token in row} == set(range(6))
+
+
+def test_the_token_for_what_is_unknown_is_never_written() -> None:
+    """Unless it is the end of a text as well, as in GPT-2's vocabulary."""
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2, "c": 3}, unk_token="?"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
+    writer, settings = LanguageModel(decoder(4, layers=1), words), Settings(temperature=5.0, max_new_tokens=60)
+    (found,) = writer.generate(["a"], settings)
+    assert found.tokens == len(found.text) == 60 and set(found.text) == set("abc")
+    (ended,) = dataclasses.replace(writer, end=(2,)).generate(["a?"], settings)
+    assert ended.finish == "end"
 
 
 def test_low_precision_writes_too() -> None:

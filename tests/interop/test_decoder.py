@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import decoder
+from tests.parity import cases
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 10}
 LLAMA = {
@@ -112,3 +115,8 @@ def test_what_transformers_has_no_class_for_is_refused() -> None:
         with pytest.raises(ConfigError, match="no class for a decoder with position="):
             decoder.exported_kind(schema.Gpt(**sizes, **odd).whole())
     assert decoder.exported_kind(schema.Gpt(**sizes, activation="relu2").whole()) == "gpt"
+
+
+@pytest.mark.parametrize("name", cases.DECODER)
+def test_logits_and_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    cases.assert_decoder_agrees(cases.load(name), tmp_path / "model")

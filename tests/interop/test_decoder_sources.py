@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from bigctl.config import compose, schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import decoder, llama2c, sources, vocabularies
+from bigctl.runs.conventions import Conventions
 from bigctl.training.checkpoint import Checkpoints, flatten
 from bigctl.training.checkpoint import shapes as shapes_of
 from bigctl.training.state import Progress
@@ -146,7 +147,7 @@ def test_a_model_of_llama2c_is_read_with_its_tokenizer(tmp_path: Path, tied: boo
     file = write_llama2c(tmp_path / "tiny", params(tied))
     for name in (file, file.parent):
         source = sources.locate(str(name))
-        assert (source.model, source.format, source.special["bos"]) == ("llama", "llama2c", 1)
+        assert (source.model, source.format, source.conventions.special["bos"]) == ("llama", "llama2c", 1)
         expected = {**decoder.architecture(decoder.to_config(MODEL, vocab=VOCAB, special={}), "")[1], "tied": tied}
         assert source.architecture == expected
         assert_taken(source, params(tied))
@@ -165,9 +166,10 @@ def test_a_gguf_file_is_read_with_its_tokenizer(tmp_path: Path, kind: str | None
     file = write_gguf(tmp_path / "tiny.gguf", params(tied), quantised)
     for name in (file, tmp_path):
         source = sources.locate(str(name))
-        assert (source.model, source.special, source.ends) == ("llama", {"bos": 1, "eos": 2}, (2,))
+        assert source.model == "llama"
+        assert source.conventions == Conventions({"bos": 1, "eos": 2}, (2,), "{{ messages }}")
         assert source.architecture["eps"] == 1e-6 and source.architecture["rope_theta"] == 5000.0
-        assert source.architecture["tied"] is tied and source.chat_template == "{{ messages }}"
+        assert source.architecture["tied"] is tied
         assert_taken(source, params(tied), atol={None: 0.0, "F16": 2e-3, "Q8_0": 0.02, "Q4_1": 0.3}[kind])
     assert Tokenizer.from_file(str(source.tokenizer)).encode("a").tokens == ["<s>", "\u2581a"]
 
@@ -183,7 +185,7 @@ def test_the_vocabulary_of_older_gpt2_folders_is_read(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     source = sources.locate(str(tmp_path))
     assert Tokenizer.from_file(str(source.tokenizer)).encode("abb<|endoftext|>").ids == [2, 1, 3]
-    assert source.ends == (3,) and source.special == {"eos": 3}
+    assert source.conventions.ends == (3,) and source.conventions.special == {"eos": 3}
     with pytest.raises(DataError, match=r"no weights for position/embedding \[8, 4\]"):
         sources.weights(source, {"token/embedding": (128, 4), "position/embedding": (8, 4)})
     with pytest.raises(DataError, match="vocabulary that does not fit the weights: 256 tokens, and 4 rows"):
@@ -223,7 +225,7 @@ def test_a_run_hands_on_its_weights_and_all_of_its_architecture(tmp_path: Path) 
     checkpoints.save(state, Progress(step=3, best=0.5, best_step=3), {"shapes": shapes_of(state)})
     checkpoints.close()
     source = sources.locate(str(run))
-    assert (source.special, source.ends, source.format) == ({"eos": 261}, (261,), "run")
+    assert (source.conventions.special, source.conventions.ends, source.format) == ({"eos": 261}, (261,), "run")
     filled = sources.fill(schema.Gpt(init_from=str(run)), source)
     assert isinstance(filled, schema.Gpt)
     assert (filled.vocab, filled.position, filled.norm, filled.activation) == (VOCAB, "rope", "rms", "swiglu")
@@ -315,7 +317,7 @@ def test_stories260k_tells_its_known_story() -> None:
     )
     nnx.update(model, tree)
     extend = nnx.jit(lambda m, *arguments: m.extend(*arguments))
-    tokens, cache = [source.special["bos"]], model.cache(1, 64)
+    tokens, cache = [source.conventions.special["bos"]], model.cache(1, 64)
     for place in range(40):
         hidden, cache = extend(model, jnp.array([tokens[-1:]]), cache, jnp.array([place]))
         tokens.append(int(jnp.argmax(model.logits(hidden[0, 0]))))

@@ -32,13 +32,24 @@ def rngs() -> nnx.Rngs:
     return nnx.Rngs(params=jax.random.key(0))
 
 
-def build(config: schema.Decoder, *, spread: float = 0.15, vocab: int = VOCAB, **changes: Any) -> Decoder:
-    """With weights large enough for every part to matter."""
-    model = Decoder(dataclasses.replace(config, **changes), vocab, rngs=rngs())
+def abstract(config: schema.Decoder, vocab: int = VOCAB) -> Decoder:
+    """Nothing but shapes."""
+    return nnx.eval_shape(lambda: Decoder(config, vocab, rngs=rngs()))
+
+
+def build(config: schema.Decoder, **changes: Any) -> Decoder:
+    """With weights large enough for every part to matter; made by numpy, which compiles nothing."""
+    config = dataclasses.replace(config, **changes)
+    structure, params, rates = nnx.split(abstract(config), nnx.Param, ...)
     draw = np.random.default_rng(0)
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda p: p + spread * draw.normal(size=p.shape).astype(np.float32), params))
-    return model
+
+    def drawn(path: Any, leaf: Any) -> jax.Array:
+        values = 0.15 * draw.normal(size=leaf.shape) + ("scale" in jax.tree_util.keystr(path))
+        return jnp.asarray(values, leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(drawn, params)
+    rates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, config.dropout, leaf.dtype), rates)
+    return nnx.merge(structure, params, rates)
 
 
 def tokens(batch: int = 3, length: int = 20) -> jax.Array:
@@ -59,7 +70,7 @@ def logits(model: Decoder, text: jax.Array, key: jax.Array | None = None) -> jax
 
 
 def test_parameters_are_called_as_documented() -> None:
-    found = shapes(build(schema.Llama(**SIZES, kv_heads=2, tied=False, bias=True)))
+    found = shapes(abstract(schema.Llama(**SIZES, kv_heads=2, tied=False, bias=True)))
     kernels = {
         "attention/query": (32, 32), "attention/key": (32, 16), "attention/value": (32, 16),
         "attention/output": (32, 32), "gate": (32, 88), "up": (32, 88), "down": (88, 32),
@@ -70,7 +81,7 @@ def test_parameters_are_called_as_documented() -> None:
         expected |= {f"layers/{i}/{name}/kernel": shape for name, shape in kernels.items()}
         expected |= {f"layers/{i}/{name}/bias": shape[1:] for name, shape in kernels.items()}
     assert found == expected
-    gpt = shapes(build(MODELS["gpt"]))
+    gpt = shapes(abstract(MODELS["gpt"]))
     assert gpt["position/embedding"] == (24, 32) and gpt["layers/1/up/kernel"] == (32, 128)
     assert {"final_norm/bias", "layers/0/mlp_norm/bias"} < set(gpt) and "head/kernel" not in gpt
 
@@ -82,10 +93,14 @@ def test_parameters_are_called_as_documented() -> None:
 def test_presets_have_the_published_numbers_of_parameters(preset: str, millions: float) -> None:
     config = compose.compose(["recipe=gpt_lm", f"model={preset}"]).config.model
     vocab = VOCAB if preset == "gpt_nano" else 50257
-    model = nnx.eval_shape(lambda: Decoder(config, vocab, rngs=rngs()))
-    padding = (model.padded - vocab) * config.width
-    count = sum(int(np.prod(shape)) for shape in shapes(model).values()) - padding
-    assert round(count / 1e6, 3) == millions
+    assert isinstance(config, schema.Decoder) and config.layers and config.width
+
+    def count(layers: int) -> int:
+        model = abstract(dataclasses.replace(config, layers=layers), vocab)
+        return sum(int(np.prod(shape)) for shape in shapes(model).values()) - (model.padded - vocab) * config.width
+
+    one = count(1)  # 48 layers take long, even as shapes
+    assert round((one + (config.layers - 1) * (count(2) - one)) / 1e6, 3) == millions
 
 
 # -------------------------------------------------------------------------------------------------------- what is seen
@@ -130,7 +145,7 @@ def test_normalised_queries_have_no_length() -> None:
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-@pytest.mark.parametrize("name, batch", [("gpt", 3), ("llama", 3), ("one of all", 17)])
+@pytest.mark.parametrize("name, batch", [("gpt", 3), ("one of all", 17)])
 def test_with_the_cache_as_without(name: str, batch: int) -> None:
     """Prompts of different lengths, then tokens one by one and two by two."""
     model, text = build(MODELS[name]), tokens(batch)
@@ -170,14 +185,17 @@ def slopes(model: Decoder, text: jax.Array, key: jax.Array | None) -> tuple[jax.
     return value, nnx.to_pure_dict(grads)
 
 
-@pytest.mark.parametrize("options", [{"scan": True}, {"remat": "full"}, {"remat": "dots", "scan": True}])
-def test_scan_and_remat_change_no_number(options: dict[str, Any]) -> None:
-    key = jax.random.key(3)
-    value, plain = slopes(build(MODELS["gpt"], dropout=0.3), tokens(), key)
-    other, found = slopes(build(MODELS["gpt"], dropout=0.3, **options), tokens(), key)
-    np.testing.assert_allclose(other, value, rtol=1e-5)
+@pytest.fixture(scope="module")
+def plain() -> tuple[jax.Array, Any]:
+    return slopes(build(MODELS["gpt"], dropout=0.3), tokens(), jax.random.key(3))
+
+
+@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots", "scan": True}])
+def test_scan_and_remat_change_no_number(options: dict[str, Any], plain: tuple[jax.Array, Any]) -> None:
+    value, grads = slopes(build(MODELS["gpt"], dropout=0.3, **options), tokens(), jax.random.key(3))
+    np.testing.assert_allclose(value, plain[0], rtol=1e-5)
     # The gradient of the keys' biases is nothing but rounding.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(b).max(), 0.1)), found, plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(b).max(), 0.1)), grads, plain[1])
 
 
 def test_dropout_is_drawn_from_the_key_alone() -> None:
@@ -201,11 +219,10 @@ def test_padding_of_the_vocabulary_is_never_a_guess_and_never_learned(tied: bool
         assert np.all(grads["head"]["kernel"][:, VOCAB:] == 0) and np.any(grads["head"]["kernel"][:, :VOCAB] != 0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["gpt", "one of all"])
 def test_half_precision_is_finite_and_near(name: str) -> None:
     model, text = build(MODELS[name]), tokens()
     expected = logits(model, text)
-    value, _ = slopes(model, text, None)
     nnx.update(model, jax.tree.map(lambda p: p.astype(jnp.bfloat16), nnx.state(model, nnx.Param)))
     found = logits(model, text)
     assert found.dtype == jnp.bfloat16
@@ -213,16 +230,16 @@ def test_half_precision_is_finite_and_near(name: str) -> None:
         found[..., :VOCAB], expected[..., :VOCAB], atol=0.1 * np.abs(expected[..., :VOCAB]).max()
     )
     half, grads = slopes(model, text, None)
-    assert np.isfinite(float(half)) and np.isfinite(float(value))
+    assert np.isfinite(float(half))
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_zero_init_adds_nothing_and_guesses_evenly() -> None:
     config = dataclasses.replace(MODELS["one of all"], zero_init=True)
-    model, text = Decoder(config, VOCAB, rngs=rngs()), tokens()
+    model, text = nnx.jit(lambda: Decoder(config, VOCAB, rngs=rngs()))(), tokens()
     assert np.all(logits(model, text)[..., :VOCAB] == 0)
-    embedded = decoder.rms_norm(model.token.embedding[...][text], 1e-5)
-    np.testing.assert_allclose(model(text), embedded, rtol=1e-5)
+    hidden, embedded = nnx.jit(lambda m, t: (m(t), decoder.rms_norm(m.token.embedding[...][t], 1e-5)))(model, text)
+    np.testing.assert_allclose(hidden, embedded, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [50, 2000])
@@ -257,4 +274,4 @@ def test_sizes_that_do_not_go_together_are_told_in_one_line(changes: dict[str, A
 def test_a_text_longer_than_the_table_of_positions_is_refused() -> None:
     with pytest.raises(ConfigError, match="texts of 25 tokens, the model has 24 positions.*model.context"):
         build(MODELS["gpt"])(tokens(length=25))
-    assert build(MODELS["llama"])(tokens(length=25)).shape == (3, 25, 32)
+    assert nnx.eval_shape(lambda m: m(tokens(length=25)), build(MODELS["llama"])).shape == (3, 25, 32)

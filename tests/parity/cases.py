@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from safetensors.numpy import save_file
 
 from bigctl.config import schema
+from bigctl.interop import decoder, sources
 from bigctl.models.bert import BertClassifier, BertMaskedLM
+from bigctl.models.decoder import Decoder
 from bigctl.models.lstm import LstmClassifier
 from bigctl.training.checkpoint import flatten
+from bigctl.training.lm_loss import loss_sums
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLERANCE = 1e-4
@@ -33,6 +37,16 @@ LSTM = {
     "lstm_last": schema.Lstm(embedding=5, hidden=6, layers=1, pool="last"),
     "lstm_mean": schema.Lstm(embedding=5, hidden=4, layers=2, bidirectional=False, pool="mean"),
 }
+_GPT2 = {"n_layer": 2, "n_embd": 12, "n_head": 3, "n_positions": 12, "vocab_size": 23}
+_LLAMA = {
+    "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 20, "vocab_size": 23,
+    "max_position_embeddings": 12,
+}  # fmt: skip
+DECODER: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", _GPT2),
+    "llama": ("llama", {**_LLAMA, "num_key_value_heads": 2, "rms_norm_eps": 1e-3}),
+}
+"""What transformers calls the model, and its configuration."""
 
 Case = Mapping[str, np.ndarray]
 
@@ -52,14 +66,19 @@ def filled(model: nnx.Module, case: Case) -> tuple[Any, Any, dict[Any, jax.Array
     shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
     given = part(case, "params")
     assert shapes == {name: value.shape for name, value in given.items()}
-    nested: dict[Any, Any] = {}
-    for name, value in given.items():
+    return structure, nested(given), rest
+
+
+def nested(flat: Mapping[str, np.ndarray]) -> dict[Any, Any]:
+    """Parameters by path as a tree of arrays."""
+    result: dict[Any, Any] = {}
+    for name, value in flat.items():
         *parents, last = (int(p) if p.isdigit() else p for p in name.split("/"))
-        node = nested
+        node = result
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = jnp.asarray(value)
-    return structure, nested, rest
+    return result
 
 
 def texts(case: Case) -> list[jax.Array]:
@@ -111,6 +130,35 @@ def assert_lstm_agrees(config: schema.Lstm, case: Case) -> None:
         return losses.mean(), {"logits": logits, "states": states.swapaxes(0, 1), "last": last}
 
     _assert_equal(loss, params, case, {"states": real})
+
+
+def assert_decoder_agrees(case: Case, folder: Path) -> None:
+    """A model in the form of transformers, read from a folder as any other: logits, loss, gradients under its names."""
+    folder.mkdir()
+    (folder / "config.json").write_text(str(case["config"]))
+    save_file(part(case, "tensors"), folder / "model.safetensors")
+    source = sources.locate(str(folder))
+    config = sources.fill((schema.Gpt if source.model == "gpt" else schema.Llama)(init_from=str(folder)), source)
+    assert isinstance(config, schema.Decoder) and config.vocab is not None
+    structure, params, rest = nnx.split(Decoder(config, config.vocab, rngs=_rngs()), nnx.Param, ...)
+    shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
+    weights, new, unused = sources.weights(source, shapes)
+    assert (new, unused) == ([], [])
+    tokens = jnp.asarray(case["inputs/tokens"])
+
+    def loss(params: Any) -> Any:
+        model = nnx.merge(structure, params, rest)
+        hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
+        found = loss_sums(hidden, model.head_kernel(), targets, jnp.ones(targets.shape), model.vocab_size)
+        return found.total / found.weight, model.logits(hidden)[..., : model.vocab_size]
+
+    (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(nested(weights))
+    assert_close("loss", value, case["outputs/loss"])
+    assert_close("logits", logits, case["outputs/logits"])
+    slopes, expected = decoder.to_tensors(flatten(grads), config, config.vocab), part(case, "grads")
+    assert set(slopes) == set(expected)
+    for name, theirs in expected.items():
+        assert_close(name, slopes[name], theirs, least=1e-3)  # that of key/bias is nothing but rounding
 
 
 def _assert_equal(loss: Any, params: Any, case: Case, only: dict[str, np.ndarray]) -> None:

@@ -15,7 +15,16 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from bigctl.config import schema
 
@@ -127,6 +136,30 @@ def _bert_names(config: schema.Bert) -> Iterable[tuple[str, str]]:
     yield "cls.predictions.transform.dense", "transform"
     yield "cls.predictions.transform.LayerNorm", "transform_norm"
     yield "cls.predictions", "decoder_bias"
+
+
+# --------------------------------------------------------------------------------------------------- GPT-2 and Llama
+
+
+def decoder(kind: str, options: dict[str, Any], *, length: int = 11, seed: int = 1) -> Case:
+    """The loss of the next token of a `GPT2LMHeadModel` or a `LlamaForCausalLM`, under transformers' own names."""
+    torch.manual_seed(seed)
+    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    model: Any = (
+        GPT2LMHeadModel(GPT2Config(**options, **off)) if kind == "gpt2" else LlamaForCausalLM(LlamaConfig(**options))
+    ).eval()
+    with torch.no_grad():  # weights large enough for every part to matter
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    tokens = torch.randint(options["vocab_size"], (3, length + 1))
+    logits = model(input_ids=tokens[:, :-1]).logits
+    loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    case = {"config": np.array(model.config.to_json_string()), "inputs/tokens": tokens.numpy().astype(np.int32)}
+    for name, parameter in model.named_parameters():
+        case[f"tensors/{name}"] = parameter.detach().numpy()
+        case[f"grads/{name}"] = parameter.grad.numpy()
+    return {**case, **_outputs(loss, {"logits": logits})}
 
 
 # ------------------------------------------------------------------------------------------------------------- LSTM

@@ -15,14 +15,14 @@ from bigctl.config import schema
 from bigctl.errors import DataError
 from bigctl.interop import decoder, huggingface, sources, vocabularies
 from bigctl.models.decoder import Decoder
+from bigctl.runs.conventions import Conventions
 from bigctl.training.checkpoint import flatten
-from bigctl.training.lm_loss import loss_sums
 from tests.parity import cases
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-BATCH, LENGTH, VOCAB = 3, 29, 131
+VOCAB = 131
 GPT: dict[str, Any] = {"n_layer": 3, "n_embd": 24, "n_head": 4, "n_positions": 40, "vocab_size": VOCAB}
 LLAMA: dict[str, Any] = {
     "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 6, "intermediate_size": 50,
@@ -68,44 +68,22 @@ def read(folder: Path) -> tuple[schema.Decoder, Any, dict[str, np.ndarray]]:
     return config, (structure, rest), weights
 
 
-def nested_of(flat: dict[str, Any]) -> dict[Any, Any]:
-    result: dict[Any, Any] = {}
-    for name, value in flat.items():
-        *parents, last = (int(p) if p.isdigit() else p for p in name.split("/"))
-        node = result
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return result
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    model = theirs(name)
-    model.save_pretrained(tmp_path / "model")
-    config, (structure, rest), weights = read(tmp_path / "model")
-    tokens = torch.randint(VOCAB, (BATCH, LENGTH + 1))
-    logits = model(input_ids=tokens[:, :-1]).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    loss.backward()
+    from tests.parity import reference
 
-    nested = nested_of({path: jnp.asarray(values) for path, values in weights.items()})
-    inputs, targets = jnp.asarray(tokens[:, :-1].numpy(), jnp.int32), jnp.asarray(tokens[:, 1:].numpy(), jnp.int32)
+    cases.assert_decoder_agrees(reference.decoder(*MODELS[name], length=29), tmp_path / "model")
 
-    def ours(params: Any) -> Any:
-        net = nnx.merge(structure, params, rest)
-        hidden = net(inputs)
-        sums = loss_sums(hidden, net.head_kernel(), targets, jnp.ones(targets.shape), net.vocab_size, chunk=8)
-        return sums.total / sums.weight, net.logits(hidden)
 
-    (value, found), slopes = jax.jit(jax.value_and_grad(ours, has_aux=True))(nested)
-    np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
-    cases.assert_close("logits", found[..., :VOCAB], logits.detach().numpy())
-    expected = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-    flat = decoder.to_tensors(flatten(slopes), config, VOCAB)
-    assert set(flat) == set(expected)
-    for path, gradient in expected.items():
-        cases.assert_close(path, flat[path], gradient, least=1e-3)
+@pytest.mark.parametrize("name", cases.DECODER)
+def test_fixtures_are_what_transformers_computes_today(name: str) -> None:
+    from tests.parity import reference
+
+    live, stored = reference.decoder(*cases.DECODER[name]), cases.load(name)
+    assert set(live) == set(stored)
+    for path, value in stored.items():
+        if path != "config":
+            cases.assert_close(path, live[path], value, least=1e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -137,12 +115,13 @@ def test_an_export_is_loaded_by_transformers_and_gives_the_same_logits(name: str
     params = {n: np.asarray(v) for n, v in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
     words = vocabularies.byte_level(["a", "b", "<end>"], [], special=["<end>"], split="gpt-2", where="")
     folder = huggingface.write_decoder(
-        params, config, vocabularies.keep(words), {"eos": 2}, tmp_path / "out", about="a test"
+        params, config, vocabularies.keep(words), Conventions({"eos": 2}, (2, 1)), tmp_path / "out", about="a test"
     )
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     assert tokenizer("abba").input_ids == [0, 1, 1, 0] and tokenizer.eos_token == "<end>"
+    assert loaded.generation_config.eos_token_id == [2, 1]
     text = draw.integers(0, 3, (2, 17))
     found = loaded.eval()(input_ids=torch.tensor(text)).logits.detach().numpy()
     cases.assert_close("logits", model.logits(model(jnp.asarray(text, jnp.int32)))[..., :3], found)
@@ -164,17 +143,16 @@ def test_smollm2_is_that_of_transformers(tmp_path: Path) -> None:
         weights,
         config,
         source.tokenizer,
-        source.special,
+        source.conventions,
         tmp_path / "out",
         about="",
-        chat_template=source.chat_template,
     )
     loaded = transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     text = "In 1492 it's   said: caf\u00e9, \u4f60\u597d!\n\n<|im_start|>user\nHello<|im_end|>"
     inputs = tokenizer(text, return_tensors="pt").input_ids
     assert tokenizer.decode(inputs[0]) == text
-    nested = nested_of({name: jnp.asarray(values) for name, values in weights.items()})
+    nested = cases.nested(weights)
     hidden = nnx.merge(structure, nested, rest)(jnp.asarray(inputs.numpy(), jnp.int32))
     ours = nnx.merge(structure, nested, rest).logits(hidden)
     cases.assert_close("logits", ours, loaded(input_ids=inputs).logits.detach().numpy())
