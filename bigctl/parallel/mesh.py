@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigctl.config import checks, schema
 from bigctl.errors import ConfigError
@@ -59,13 +61,50 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """In how many parts a batch lies on the mesh."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+# ------------------------------------------------------------------------------------------------ inside a program
+
+
+def used(mesh: Mesh) -> AbstractContextManager[Any]:
+    """What is traced in this context is for that mesh: `placed` and `shards_in_use` know it."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext()
+
+
+def placed(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x with its first dimensions cut over these axes, where they divide them; "batch" stands for those of batches.
+
+    XLA places what is computed after what it is computed from, parameters too: where `fsdp` cuts those, it would rather
+    send activations about than gather parameters. Outside of `used` x stays as it is.
+    """
+    mesh = _mesh_in_use()
+    if mesh is None:
+        return x
+    sizes = {"batch": batch_shards(mesh), **mesh.shape}
+    fitting = (name if name and size % sizes[name] == 0 else None for name, size in zip(axes, x.shape, strict=False))
+    spec = PartitionSpec(*(BATCH_AXES if name == "batch" else name for name in fitting))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def shards_in_use() -> int:
+    """In how many parts batches lie on the mesh that a program is traced for; 1 outside of `used`."""
+    mesh = _mesh_in_use()
+    return 1 if mesh is None else batch_shards(mesh)
+
+
+def _mesh_in_use() -> AbstractMesh | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.axis_names == AXES else None
+
+
+# --------------------------------------------------------------------------------------------------------- checks
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:

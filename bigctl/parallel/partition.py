@@ -3,9 +3,9 @@
 Optimizer state and averaged weights end in the same paths as the parameters they belong to, so the same rules place
 them beside those.
 
-Over `tensor` the layers of a transformer are cut as in Megatron (Shoeybi et al. 2019): what makes heads and the wide part
-of an MLP by its outputs, what reads them by its inputs, so that devices add up once after each of the two; embedding
-and output by the vocabulary. XLA places the activations after the weights. `fsdp` cuts another dimension.
+Over `tensor` the layers of a transformer are cut as in Megatron (Shoeybi et al. 2019): what makes the heads, and the
+wide part of an MLP, by its outputs, what reads them by its inputs, so that devices add up once after either; embedding
+and output by the vocabulary. `fsdp` cuts another dimension.
 """
 
 from __future__ import annotations
