@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,21 @@ SIZES = [
     "train.batch_size=8", "train.steps=5", "train.ema=0.9", "train.steps_per_dispatch=1", "mesh.min_shard=1",
 ]  # fmt: skip
 MODELS = {
-    "llama": ["model=llama", "model.kv_heads=4", "model.tied=false", "optimizer=adamw", "optimizer.clip=1", *SIZES],
-    "gpt": ["model=gpt", "model.scan=true", "model.remat=dots", "optimizer=muon_lm", "optimizer.iterations=2", *SIZES],
+    "llama": [
+        "model=llama",
+        "model.kv_heads=4",
+        "model.tied=false",
+        "optimizer=muon_lm",
+        "optimizer.iterations=2",
+        *SIZES,
+    ],
+    "gpt": ["model=gpt", "model.scan=true", "model.remat=dots", "optimizer=adamw", "optimizer.clip=1", *SIZES],
 }
 MESHES = {
     "single": ["mesh=single"],
     "data": ["mesh=data"],
     "fsdp": ["mesh=fsdp"],
-    "tensor": ["mesh=tensor", "mesh.tensor=4"],
+    "tensor": ["mesh=tensor", "mesh.tensor=4", "mesh.data=2"],
     "fsdp_tensor": ["mesh=fsdp_tensor"],
 }
 
@@ -61,28 +69,29 @@ for key, overrides in runs.items():
     worst = max(np.abs(np.asarray(v) - alone[n]).max() / max(np.abs(alone[n]).max(), 1e-6)
                 for n, v in leaves.items() if "/mu/" in n)
     state, more = losses(exp, state, range(1, 3))
-    store = stores[mesh] = Checkpoints(pathlib.Path(folder) / key)
+    store = stores[key] = Checkpoints(pathlib.Path(folder) / key)
     store.save(state, Progress(step=3, position=24), {"shapes": shapes(exp.programs.abstract_state)})
     store.close()
     if key in resumed:
-        state = store.restore(stores[resumed[key]].find("last"), exp.programs.abstract_state)
+        state = store.restore(stores[f"{model}/{resumed[key]}"].find("last"), exp.programs.abstract_state)
     state, last = losses(exp, state, range(3, 5))
     columns = exp.dataset.splits["validation"]
     scored = Evaluator(exp.programs, columns, config, prefix="val")(exp.programs.evaluation_weights(state), {})
     result[key] = {"losses": [*first, *more, *last], "gradients": float(worst), "validation": scored["val/loss"],
                    "devices": exp.programs.mesh.size,
                    "cut": {n: v.sharding.shard_shape(v.shape) for n, v in flatten(state).items()}}
-for mesh in ("single", "data"):
-    config = bigctl.compose(["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[256]", f"mesh={mesh}",
-                             "train.batch_size=64", "train.compile_cache=false"])
-    result["report/" + mesh] = dry_run.report(config)
+config = bigctl.compose(["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[256,256]", "mesh=data",
+                         "train.batch_size=64", "train.compile_cache=false"])
+result["report"] = dry_run.report(config)
 print(json.dumps(result))
 """
 
 
-def trained(folder: Any, runs: list[str], resumed: dict[str, str]) -> dict[str, Any]:
+def trained(folder: Path, runs: list[str], resumed: dict[str, str]) -> dict[str, Any]:
+    """What becomes of these "model/mesh"; those in `resumed` go on with the checkpoint of another mesh of the same."""
     chosen = {key: MODELS[key.split("/")[0]] for key in runs}
-    return on_eight_devices(_TRAIN, json.dumps([str(folder), chosen, MESHES, resumed]))
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return on_eight_devices(_TRAIN, json.dumps([str(folder), chosen, MESHES, resumed]), flags=quick)
 
 
 def same(found: dict[str, Any], model: str) -> None:
@@ -98,18 +107,14 @@ def same(found: dict[str, Any], model: str) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    runs = [*(f"llama/{mesh}" for mesh in MESHES), "gpt/single", "gpt/fsdp_tensor"]
-    resumed = {"llama/tensor": "fsdp", "llama/fsdp_tensor": "tensor"}
-    return trained(tmp_path_factory.mktemp("tensor"), runs, resumed)
+    runs = ["llama/single", "llama/tensor", "llama/fsdp_tensor"]
+    return trained(tmp_path_factory.mktemp("tensor"), runs, {"llama/fsdp_tensor": "tensor"})
 
 
-def test_every_mesh_gives_the_losses_of_one_device(found: dict[str, Any]) -> None:
-    """5 losses, those after the third with the checkpoint of another mesh; gradients; the validation loss."""
+def test_layers_that_are_cut_give_the_losses_of_one_device(found: dict[str, Any]) -> None:
+    """5 losses, those after the third with the checkpoint of another mesh; gradients; the validation loss. With Muon,
+    which makes matrices orthogonal as a whole."""
     same(found, "llama")
-
-
-def test_matrices_that_are_cut_are_orthogonalised_whole(found: dict[str, Any]) -> None:
-    same(found, "gpt")
 
 
 def test_a_device_holds_its_part_of_each_layer(found: dict[str, Any]) -> None:
@@ -121,24 +126,24 @@ def test_a_device_holds_its_part_of_each_layer(found: dict[str, Any]) -> None:
         "down/kernel": ([16, 32], [32, 8]),
     }
     everywhere = {f"layers/0/{name}": part for name, part in parts.items()}
-    everywhere |= {"token/embedding": ([96, 32], [192, 8]), "head/kernel": ([32, 96], [8, 192])}
+    by_adam = {"token/embedding": ([96, 32], [192, 8]), "head/kernel": ([32, 96], [8, 192])}
     for mesh, number in (("tensor", 0), ("fsdp_tensor", 1)):
         cut = found[f"llama/{mesh}"]["cut"]
-        for name, part in everywhere.items():
+        for name, part in {**everywhere, **by_adam}.items():
             places = [place for place in cut if place.endswith(name)]
-            assert len(places) == 4, name  # the parameter, its average, and two moments
+            assert len(places) == (4 if name in by_adam else 3), name  # the parameter, its average, its moments
             assert all(cut[place] == part[number] for place in places), name
-    assert found["gpt/fsdp_tensor"]["cut"]["params/layers/0/attention/query/bias"] == [16]
 
 
-def test_a_dry_run_tells_what_each_device_takes_and_what_all_compute(found: dict[str, Any]) -> None:
-    alone, shared = found["report/single"], found["report/data"]
-    assert shared["devices"]["count"] == 8
-    assert shared["step_temporary_bytes"] < 0.6 * alone["step_temporary_bytes"]
-    assert shared["flops_per_step"] == pytest.approx(alone["flops_per_step"], rel=0.5)
+def test_a_dry_run_tells_what_all_devices_compute_together(found: dict[str, Any]) -> None:
+    report = found["report"]
+    assert report["devices"]["count"] == 8
+    assert 1 < report["flops_per_step"] / (6 * 64 * report["parameters"]) < 2
 
 
 @pytest.mark.slow
-def test_every_mesh_gives_the_losses_of_one_device_to_gpt(tmp_path: Any) -> None:
-    found = trained(tmp_path, [f"gpt/{mesh}" for mesh in MESHES], {"gpt/tensor": "data", "gpt/fsdp": "tensor"})
+def test_every_mesh_gives_the_losses_of_one_device_to_every_decoder(tmp_path: Path) -> None:
+    runs = [f"{model}/{mesh}" for model in MODELS for mesh in MESHES]
+    found = trained(tmp_path, runs, {"llama/tensor": "fsdp", "gpt/tensor": "data", "gpt/fsdp_tensor": "fsdp"})
+    same(found, "llama")
     same(found, "gpt")
