@@ -257,21 +257,26 @@ def _packaged(component: schema.Component) -> bool:
 
 
 def _mesh_problems(config: Config) -> Iterator[Problem]:
-    axes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+    axes = config.mesh.axes
     for name, size in axes.items():
         if size == 0 or size < -1:
             yield f"mesh.{name}", f"mesh.{name} cannot be {size}", "a number of devices, or -1 for all that are left"
             return
-    if list(axes.values()).count(-1) > 1:
-        yield "mesh.data", "mesh.data and mesh.fsdp are both -1", "give one of them a number"
+    rest = [name for name, size in axes.items() if size == -1]
+    if len(rest) > 1:
+        which = " and ".join(f"mesh.{name}" for name in rest)
+        yield f"mesh.{rest[0]}", f"{which} are both -1", "give all but one of them a number"
         return
     devices = _devices_without_jax()
-    shards = _product(v for v in axes.values() if v != -1)
-    if devices is not None and -1 in axes.values():
-        if devices % shards:
-            yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {shards}", "choose a divisor"
+    fixed = math.prod(size for size in axes.values() if size != -1)
+    if rest:
+        if devices is not None and devices % fixed:
+            yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {fixed}", "choose a divisor"
             return
-        shards = devices
+        axes[rest[0]] = devices // fixed if devices is not None else 1
+    if config.mesh.tensor != 1:
+        yield from tensor_problems(config.model, axes["tensor"])
+    shards = axes["data"] * axes["fsdp"]
     micro = config.train.batch_size // config.train.accumulate
     if micro % shards:
         part = f"train.batch_size={config.train.batch_size}"
@@ -285,17 +290,23 @@ def _mesh_problems(config: Config) -> Iterator[Problem]:
         )
 
 
+def tensor_problems(model: schema.Model, tensor: int) -> Iterator[Problem]:
+    """Why the layers of a model cannot be shared out over the `tensor` axis of that size."""
+    if not model.shared:
+        message = f"mesh.tensor is for models of attention layers, model={model.kind} has none"
+        yield "mesh.tensor", message, "mesh=fsdp shares the parameters of any model"
+    whole = model.whole() if isinstance(model, schema.Decoder) else model
+    for name in model.shared:
+        size = getattr(whole, name)
+        if size is not None and size % tensor:
+            message = f"model.{name}={size} cannot be shared out over mesh.tensor={tensor} devices"
+            yield f"model.{name}", message, "choose mesh.tensor as a divisor; mesh.data or mesh.fsdp take the others"
+
+
 def _devices_without_jax() -> int | None:
     """The number of devices where the environment alone tells it: simulated ones, or a masked GPU list."""
     match = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     return int(match[1]) if match else None
-
-
-def _product(values: Iterator[int]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result
 
 
 def _error(origins: Origins, dotted: str, message: str, hint: str) -> ConfigError:

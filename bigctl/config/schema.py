@@ -219,6 +219,8 @@ HEADS = ("classification", "regression")
 @dataclass
 class Model(Component):
     group: ClassVar[str] = "model"
+    shared: ClassVar[tuple[str, ...]] = ()
+    """The numbers that `mesh.tensor` must divide; empty for a model that has no rules for that axis."""
     kind: str = kind("???")
     init_from: str | None = key(
         None,
@@ -276,6 +278,7 @@ class Bert(Model):
     """An encoder. Its architecture is given here, or null and read from the config.json of `init_from`."""
 
     implementation: ClassVar[str] = "bigctl.models.bert:BertClassifier"
+    shared: ClassVar[tuple[str, ...]] = ("heads", "intermediate")
     kind: str = kind("bert")
     layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True)
     width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True)
@@ -328,6 +331,7 @@ class Decoder(Model):
     """What writes text. What is null is as in the weights of `init_from`, without them as `whole` has it."""
 
     implementation: ClassVar[str] = "bigctl.models.decoder:Decoder"
+    shared: ClassVar[tuple[str, ...]] = ("heads", "kv_heads", "intermediate")
     usual: ClassVar[dict[str, Any]] = {}
     layers: int | None = decided("Decoder layers.")
     width: int | None = decided("Width of the residual stream.")
@@ -636,7 +640,15 @@ class Mesh(Component):
     kind: str = kind("mesh")
     data: int = key(-1, "Devices that share the batch, each with all parameters.", drift=FREE)
     fsdp: int = key(1, "Devices that share the batch and the parameters.", drift=FREE)
-    min_shard: int = key(2**14, "Smallest parameter worth sharding [elements].", drift=FREE)
+    tensor: int = key(
+        1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary.", drift=FREE
+    )
+    min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE)
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes by name, those that share the batch first."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
 # -------------------------------------------------------------------------------------- what every experiment has

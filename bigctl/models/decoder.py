@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.layers import QuickDropout, fold, matmul
+from bigctl.parallel import mesh as meshes
 
 MASKED = -1e30
 """A score, or a logit, that counts for nothing; finite, so that it gives no NaN."""
@@ -123,8 +124,8 @@ class Layer(nnx.Module):
         self.dropout = QuickDropout(config.dropout)
 
     def __call__(self, x: Float[Array, "batch length width"], key: Array | None) -> Float[Array, "batch length width"]:
-        x = x + self.dropout(self.attention(self.attention_norm(x)), fold(key, 0))
-        return x + self.dropout(self._feed_forward(self.mlp_norm(x)), fold(key, 1))
+        x = meshes.placed(x + self.dropout(self.attention(self.attention_norm(x)), fold(key, 0)), "batch")
+        return meshes.placed(x + self.dropout(self._feed_forward(self.mlp_norm(x)), fold(key, 1)), "batch")
 
     def extend(self, x: Array, cache: dict[str, Array], start: Array) -> tuple[Array, dict[str, Array]]:
         added, cache = self.attention.extend(self.attention_norm(x), cache, start)
@@ -190,7 +191,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "batch length width"]:
         """The last layer's vectors, normalised; a key means training, dropout is drawn from it."""
         length = tokens.shape[1]
-        x = embed(self.token.embedding[...], tokens)
+        x = embed(meshes.placed(self.token.embedding[...], "tensor"), tokens)
         if self.position is not None:
             if length > self.context:
                 raise ConfigError(
@@ -199,7 +200,7 @@ class Decoder(nnx.Module):
                     hint=f"use texts of {self.context} tokens or fewer, or a larger model.context",
                 )
             x = x + self.position.embedding[...][:length]
-        x = self.dropout(x, fold(key, 0))
+        x = meshes.placed(self.dropout(x, fold(key, 0)), "batch")
         keys = [fold(key, i + 1) for i in range(len(self.layers))]
         return self.final_norm(self._looped(x, keys) if self.scan else self._unrolled(x, keys))
 

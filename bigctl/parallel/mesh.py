@@ -1,17 +1,24 @@
-"""The devices as a mesh with named axes: `data` shares the batch, `fsdp` shares batch and parameters."""
+"""The devices as a mesh with named axes: `data` shares the batch, `fsdp` shares batch and parameters, `tensor` the
+parameters and the work of each layer on the same examples.
+
+`tensor` is the innermost axis, as its devices talk most: neighbours are joined best.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bigctl.config import schema
+from bigctl.config import checks, schema
 from bigctl.errors import ConfigError
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = AXES[:2]
 
 
 def make(config: schema.Mesh) -> Mesh:
@@ -30,7 +37,7 @@ def make(config: schema.Mesh) -> Mesh:
             where=f"JAX_PLATFORMS={asked}" if asked else None,
             hint="unset it, or install for that device; `bigctl doctor` checks" if asked else "see `bigctl doctor`",
         ) from error
-    sizes = [config.data, config.fsdp]
+    sizes = [config.axes[name] for name in AXES]
     if -1 in sizes:
         fixed = math.prod(size for size in sizes if size != -1)
         if len(devices) % fixed:
@@ -41,27 +48,79 @@ def make(config: schema.Mesh) -> Mesh:
     needed = math.prod(sizes)
     if needed > len(devices):
         raise ConfigError(
-            f"mesh.data={config.data} x mesh.fsdp={config.fsdp} needs {needed} devices, there are {len(devices)}",
+            f"{' x '.join(f'mesh.{name}={size}' for name, size in config.axes.items())} needs {needed} devices, "
+            f"there are {len(devices)}",
             where="mesh",
             hint="mesh=data uses all there are",
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:needed])
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """Placement of a batch: its batch dimension, after `leading` others, over all axes."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, AXES))
+    """Placement of a batch: its batch dimension, after `leading` others, over the axes that share it."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """In how many parts a batch lies on the mesh."""
+    return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+# ------------------------------------------------------------------------------------------------ inside a program
+
+
+def used(mesh: Mesh) -> AbstractContextManager[Any]:
+    """What is traced in this context is for that mesh: `placed` and `shards_in_use` know it."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext()
+
+
+def placed(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x with its first dimensions cut over these axes, where they divide them; "batch" stands for those of batches.
+
+    XLA places what is computed after what it is computed from, parameters too: where `fsdp` cuts those, it would rather
+    send activations about than gather parameters. Outside of `used` x stays as it is.
+    """
+    mesh = _mesh_in_use()
+    if mesh is None:
+        return x
+    sizes = {"batch": batch_shards(mesh), **mesh.shape}
+    fitting = (name if name and size % sizes[name] == 0 else None for name, size in zip(axes, x.shape, strict=False))
+    spec = PartitionSpec(*(BATCH_AXES if name == "batch" else name for name in fitting))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def shards_in_use() -> int:
+    """In how many parts batches lie on the mesh that a program is traced for; 1 outside of `used`."""
+    mesh = _mesh_in_use()
+    return 1 if mesh is None else batch_shards(mesh)
+
+
+def _mesh_in_use() -> AbstractMesh | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.axis_names == AXES else None
+
+
+# --------------------------------------------------------------------------------------------------------- checks
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """Raise ConfigError where a batch cannot be divided evenly over the devices."""
-    if (batch_size // accumulate) % mesh.size:
+    shards = batch_shards(mesh)
+    if (batch_size // accumulate) % shards:
         raise ConfigError(
-            f"train.batch_size={batch_size} in {accumulate} parts cannot be divided evenly over {mesh.size} devices",
+            f"train.batch_size={batch_size} in {accumulate} parts cannot be divided evenly over {shards} devices",
             where="train.batch_size",
-            hint=f"choose a multiple of {mesh.size * accumulate}, or mesh=single",
+            hint=f"choose a multiple of {shards * accumulate}, or mesh=single",
         )
+
+
+def check_model(mesh: Mesh, model: schema.Model) -> None:
+    """Raise ConfigError where the layers of a model cannot be shared out over the `tensor` axis."""
+    if mesh.shape["tensor"] == 1:
+        return
+    for where, message, hint in checks.tensor_problems(model, mesh.shape["tensor"]):
+        raise ConfigError(message, where=where, hint=hint)

@@ -17,6 +17,7 @@ def report(config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from bigctl.parallel import mesh as meshes
     from bigctl.runs import experiment as experiments
     from bigctl.runs.summary import count, devices
     from bigctl.training import checkpoint, feed
@@ -28,10 +29,15 @@ def report(config: Config) -> dict[str, Any]:
     state = programs.abstract_state
     config = experiment.config
     columns = dataset.splits["train"]
-    examples = experiment.objective.example_shapes(config.train.batch_size)
+    shared = meshes.batch_sharding(programs.mesh)
+    examples = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared),
+        experiment.objective.example_shapes(config.train.batch_size),
+    )
     compiled = programs.step_sent.lower(state, examples, programs.numbers).compile()
     memory = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}
+    cost = compiled.cost_analysis() or {}  # of the program of each device
+    flops = cost["flops"] * programs.mesh.size if "flops" in cost else None
     shardings = {name: str(leaf.sharding.spec) for name, leaf in checkpoint.flatten(state.params).items()}
     per_device = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
@@ -50,8 +56,8 @@ def report(config: Config) -> dict[str, Any]:
         "steps": experiment.cadence.total,
         "state_bytes_per_device": per_device,
         "step_temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
-        "flops_per_step": cost.get("flops"),
-        "flops_per_example": cost.get("flops", math.nan) / config.train.batch_size,
+        "flops_per_step": flops,
+        "flops_per_example": math.nan if flops is None else flops / config.train.batch_size,
     }
 
 

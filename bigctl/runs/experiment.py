@@ -76,6 +76,7 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
     when = cadence.make(config, dataset.size("train"))
     mesh = meshes.make(config.mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    meshes.check_model(mesh, config.model)
     objective = make_objective(config, dataset.features, dataset)
     programs = Programs(config, objective, mesh, when.total)
     _check_freeze(config, programs)

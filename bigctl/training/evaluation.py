@@ -48,7 +48,7 @@ class Evaluator:
         self.examples: dict[str, np.ndarray] = {}
         block = config.block
         self.count = len(columns["label"]) if block is None else in_order(len(columns["inputs"]), block)
-        shards = programs.mesh.size
+        shards = meshes.batch_shards(programs.mesh)
         largest = LARGEST_BATCH if edges is None else LARGEST_TEXT_BATCH
         if block is not None:
             largest = max(1, LARGEST_WINDOWS // block)

@@ -1,7 +1,7 @@
 """Cross-entropy of the next token, made in pieces, so that all logits of a large vocabulary are never there at once.
 
-Dimension names: batch, length, width, vocab (padded); a piece is [batch, some of length, vocab], so that a batch that
-is shared out over devices stays so.
+Dimension names: batch, length, width, vocab (padded); a piece is [batch, some of length, vocab], so that a batch, or a
+vocabulary, that is shared out over devices stays so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from bigctl.parallel import mesh as meshes
 
 _PIECE = 2**24
 """Logits made at once, where `chunk` does not say: 64 MiB of float32."""
@@ -52,21 +54,30 @@ def loss_sums(
         weights: what each place counts, 0 where it is padding.
         vocab_size: tokens.
         z_loss: weight of log(Z)^2, which keeps logits from drifting (Chowdhery et al. 2022, with 1e-4); may be traced.
-        chunk: places of each row in a piece; None for pieces of at most 2^24 logits.
+        chunk: places of each row in a piece; None for pieces of at most 2^24 logits on each device.
     """
     batch, length, _ = hidden.shape
+    shards = meshes.shards_in_use()
+    hidden, head_kernel = meshes.placed(hidden, "batch"), meshes.placed(head_kernel, None, "tensor")
     if chunk is None:
-        chunk = max(1, _PIECE // max(1, batch * head_kernel.shape[1]))
+        chunk = max(1, _PIECE // max(1, batch // shards * head_kernel.shape[1]))
     pieces = -(-length // max(1, min(chunk, length)))
     total, cross_entropy = _sums(
-        hidden, head_kernel, targets, weights.astype(jnp.float32), jnp.float32(z_loss), vocab_size, pieces
+        hidden, head_kernel, targets, weights.astype(jnp.float32), jnp.float32(z_loss), vocab_size, pieces, shards
     )
     return LossSums(total, jax.lax.stop_gradient(cross_entropy), jnp.sum(weights, dtype=jnp.float32))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _sums(
-    hidden: Array, kernel: Array, targets: Array, weights: Array, z_loss: Array, vocab_size: int, pieces: int
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    weights: Array,
+    z_loss: Array,
+    vocab_size: int,
+    pieces: int,
+    shards: int,
 ) -> tuple[Array, Array]:
     def add(sums: tuple[Array, Array], piece: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
         _, _, total, plain = _piece(kernel, *piece, z_loss, vocab_size)
@@ -77,7 +88,14 @@ def _sums(
 
 
 def _forward(
-    hidden: Array, kernel: Array, targets: Array, weights: Array, z_loss: Array, vocab_size: int, pieces: int
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    weights: Array,
+    z_loss: Array,
+    vocab_size: int,
+    pieces: int,
+    shards: int,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     def add(carry: tuple[Array, Array, Array], piece: tuple[Array, Array, Array]) -> tuple[Any, Array]:
         some, wanted, weight = piece
@@ -87,17 +105,20 @@ def _forward(
         d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None]
         d_logits = jnp.where(columns == wanted[..., None], d_logits - weight[..., None], d_logits).astype(some.dtype)
         d_some = (d_logits @ kernel.T).astype(some.dtype)
-        rows, d_rows = some.reshape(-1, some.shape[-1]), d_logits.reshape(-1, d_logits.shape[-1])
-        added = jax.lax.dot_general(rows, d_rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        return (carry[0] + total, carry[1] + plain, carry[2] + added), d_some
+        rows, d_rows = (x.reshape(shards, -1, x.shape[-1]) for x in (some, d_logits))
+        added = jax.lax.dot_general(rows, d_rows, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+        return (carry[0] + total, carry[1] + plain, meshes.placed(carry[2] + added, "batch", None, "tensor")), d_some
 
-    start = (jnp.float32(0), jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))
-    (total, plain, d_kernel), d_hidden = _scan(add, start, (hidden, targets, weights), pieces)
-    return (total, plain), (d_hidden[:, : hidden.shape[1]], d_kernel.astype(kernel.dtype))
+    # Each part of the batch has a sum of its own, so that devices add theirs up once and not after each piece.
+    parts = meshes.placed(jnp.zeros((shards, *kernel.shape), jnp.float32), "batch", None, "tensor")
+    (total, plain, d_kernel), d_hidden = _scan(
+        add, (jnp.float32(0), jnp.float32(0), parts), (hidden, targets, weights), pieces
+    )
+    return (total, plain), (d_hidden[:, : hidden.shape[1]], d_kernel.sum(0).astype(kernel.dtype))
 
 
 def _backward(
-    vocab_size: int, pieces: int, saved: tuple[Array, Array], slopes: tuple[Array, Array]
+    vocab_size: int, pieces: int, shards: int, saved: tuple[Array, Array], slopes: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
     d_hidden, d_kernel = saved
     factor = slopes[0]
@@ -112,6 +133,7 @@ def _piece(
 ) -> tuple[Array, Array, Array, Array]:
     """Logits float32 [batch, some, vocab], log Z [batch, some], and the two sums."""
     logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    logits = meshes.placed(logits, "batch", None, "tensor")
     columns = jnp.arange(kernel.shape[1])
     if vocab_size < kernel.shape[1]:
         logits = jnp.where(columns < vocab_size, logits, _MASKED)

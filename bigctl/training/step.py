@@ -162,7 +162,8 @@ class Programs:
         def loss(params: Any, variables: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
             model = self.merge(params, variables, numbers)
-            sums = self.objective.loss(model, part, key, augmentation, numbers)
+            with meshes.used(self.mesh):
+                sums = self.objective.loss(model, part, key, augmentation, numbers)
             return sums["loss"][0], (nnx.to_pure_dict(_split(model)[3]), sums)
 
         gradient = jax.grad(loss, has_aux=True)
@@ -295,7 +296,8 @@ class Programs:
         return jax.jit(run)
 
     def _evaluate(self, params: Any, variables: Any, batch: Batch) -> Any:
-        return self.objective.evaluate(self.merge(params, variables, self.numbers), batch)
+        with meshes.used(self.mesh):
+            return self.objective.evaluate(self.merge(params, variables, self.numbers), batch)
 
     def metric_names(self, prefix: str) -> list[str]:
         """The numbers that an evaluation gives, found without computing one."""

@@ -96,6 +96,7 @@ NAN, INF = float("nan"), float("inf")
         ("seed", [-1, 2**32, 10**400]),
         ("mesh__data", [0, -2]),
         ("mesh__fsdp", [0, -2]),
+        ("mesh__tensor", [0, -2]),
     ],
 )
 def test_values_out_of_range_are_refused_by_key(dotted, values):
@@ -113,6 +114,7 @@ def test_values_out_of_range_are_refused_by_key(dotted, values):
         ({"schedule__warmup": 20.0, "schedule__horizon": 10}, "longer than training .10 steps", "fraction"),
         ({"recipe": schema.MlpCls()}, "model=cnn needs images, recipe=mlp_cls reads tables", "recipe=cnn_cls"),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "both -1", "number"),
+        ({"mesh__data": 1, "mesh__tensor": 2}, "mesh.tensor is for .* model=cnn has none", "mesh=fsdp"),
         ({"mesh__data": 3, "train__batch_size": 8}, "cannot be divided evenly over 3 devices", "train.batch_size=6"),
         (
             {"mesh__data": 4, "train__batch_size": 8, "train__accumulate": 4},
@@ -160,6 +162,32 @@ def test_simulated_devices_are_counted(monkeypatch):
     refused(config(train__batch_size=12), "evenly over 8 devices", "train.batch_size=8")
     refused(config(train__batch_size=15, mesh__fsdp=3), "8 devices cannot be shared evenly by 3", "divisor")
     check(config(train__batch_size=12, mesh__data=2, mesh__fsdp=2), {})
+
+
+@pytest.mark.parametrize(
+    ("given", "tensor", "message"),
+    [
+        ({"heads": 6}, 4, "model.heads=6 cannot be shared out over mesh.tensor=4"),
+        ({"heads": 4, "kv_heads": 2}, 4, "model.kv_heads=2 cannot"),
+        ({"heads": 3, "width": 15}, 3, "model.intermediate=40 cannot"),
+        ({"heads": 4, "kv_heads": 2}, 2, None),
+        ({"heads": None}, 7, None),  # not known yet
+    ],
+)
+def test_what_a_tensor_axis_shares_out_must_be_divisible(given, tensor, message):
+    made = config(recipe=schema.GptLm(), data=schema.TextFiles(path="x"), model=schema.Llama(**given), mesh__data=1,
+                  mesh__tensor=tensor)  # fmt: skip
+    if message:
+        refused(made, message, "divisor")
+    else:
+        check(made, {})
+
+
+def test_devices_of_the_tensor_axis_see_the_same_examples(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    made = config(recipe=schema.GptLm(), data=schema.TextFiles(path="x"), model=schema.Llama(heads=4), mesh__tensor=4)
+    check(dataclasses.replace(made, train=schema.Train(steps=100, batch_size=2)), {})
+    refused(dataclasses.replace(made, train=schema.Train(steps=100, batch_size=3)), "evenly over 2 devices")
 
 
 def test_the_error_tells_where_the_value_was_set():

@@ -44,13 +44,44 @@ def test_spec_of_a_leaf(path: str, shape: tuple[int, ...], expected: P) -> None:
     assert partition.spec(path, shape, 8, MIN_SHARD) == expected
 
 
+TENSOR_EXAMPLES = [
+    # path, shape, expected on 2 shards over fsdp and 4 over tensor
+    ("params/layers/0/attention/query/kernel", (256, 512), P("fsdp", "tensor")),
+    ("params/layers/11/attention/value/kernel", (256, 128), P("fsdp", "tensor")),
+    ("params/layers/0/attention/key/bias", (128,), P("tensor")),
+    ("params/layers/0/attention/output/kernel", (512, 256), P("tensor", "fsdp")),
+    ("params/layers/0/attention/output/bias", (256,), P()),
+    ("params/layers/0/up/kernel", (256, 1024), P("fsdp", "tensor")),
+    ("params/layers/0/gate/kernel", (256, 1024), P("fsdp", "tensor")),
+    ("params/layers/0/up/bias", (1024,), P("tensor")),
+    ("params/layers/0/down/kernel", (1024, 256), P("tensor", "fsdp")),
+    ("params/layers/0/down/bias", (256,), P()),
+    ("params/layers/0/mlp_norm/scale", (65536,), P()),
+    ("params/token/embedding", (50304, 255), P("tensor")),  # no other dimension that 2 divides
+    ("params/position/embedding", (1024, 256), P("fsdp")),
+    ("params/head/kernel", (256, 50304), P("fsdp", "tensor")),
+    ("params/head/kernel", (256, 50302), P(None, "fsdp")),  # nothing for 4: whole over tensor
+    ("params/layers/0/up/kernel", (8, 16), P(None, "tensor")),  # the work is shared, however small
+    ("opt_state/0/mu/layers/0/down/kernel", (1024, 256), P("tensor", "fsdp")),
+    ("ema/encoder/layers/0/attention/output/kernel", (512, 256), P("tensor", "fsdp")),
+    ("params/encoder/embeddings/token/embedding", (30522, 256), P("fsdp")),
+    ("params/layers/0/kernel", (1024, 1024), P(None, "fsdp")),
+    ("step", (), P()),
+]
+
+
+@pytest.mark.parametrize(("path", "shape", "expected"), TENSOR_EXAMPLES)
+def test_spec_of_a_leaf_with_a_tensor_axis(path: str, shape: tuple[int, ...], expected: P) -> None:
+    assert partition.spec(path, shape, 2, MIN_SHARD, tensor=4) == expected
+
+
 @pytest.mark.parametrize(("path", "shape"), [(path, shape) for path, shape, _ in EXAMPLES])
 def test_one_shard_cuts_nothing(path: str, shape: tuple[int, ...]) -> None:
     assert partition.spec(path, shape, 1, 0) == P()
 
 
 def test_the_first_rule_that_matches_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = (r"special/kernel$", lambda shape, shards: P("fsdp"))
+    rows = (r"special/kernel$", lambda shape, shards: 0)
     monkeypatch.setattr(partition, "RULES", [rows, *partition.RULES])
     assert partition.spec("params/special/kernel", (64, 2048), 8, MIN_SHARD) == P("fsdp")
     assert partition.spec("params/other/kernel", (64, 2048), 8, MIN_SHARD) == P(None, "fsdp")
@@ -84,7 +115,7 @@ def test_optimizer_state_and_averages_live_beside_their_parameters(optimizer: st
 
 
 def test_shardings_keep_the_structure_of_the_tree() -> None:
-    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
     tree = {"a": [jax.ShapeDtypeStruct((4,), "float32")], "b": jax.ShapeDtypeStruct((2, 2), "int32")}
     placed = partition.shardings(mesh, tree, MIN_SHARD)
     assert jax.tree.structure(placed) == jax.tree.structure(tree)  # type: ignore[operator]

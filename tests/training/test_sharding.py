@@ -20,12 +20,12 @@ from tests.conftest import Cli
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 
 
-def on_eight_devices(script: str, *arguments: str) -> Any:
-    """Run a script on 8 simulated devices; gives the JSON it prints last."""
+def on_eight_devices(script: str, *arguments: str, flags: str = "") -> Any:
+    """Run a script on 8 simulated devices, with further flags of XLA; gives the JSON it prints last."""
+    environment = {**os.environ, **EIGHT, "XLA_FLAGS": f"{EIGHT['XLA_FLAGS']} {flags}"}
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env={**os.environ, **EIGHT}, capture_output=True, text=True,
-        timeout=500,
-    )  # fmt: skip
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
