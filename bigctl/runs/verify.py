@@ -158,7 +158,7 @@ def _checkpoint(run: RunDirectory, step: int, report: Report, *, deep: bool) -> 
             raise RunError(f"is not the one that step {step} was trained with", where=str(run.tokenizer))
         if deep:
             found.arrays = _load(folder, meta)
-        for name in manifest.unlisted(folder):
+        for name in manifest.unlisted(folder, files):
             report.notes.append(f"{folder / name} does not belong to the checkpoint, and is never read")
     except RunError as error:
         found.problem = _sentence(error)

@@ -1,11 +1,12 @@
 """The manifests of a checkpoint: what makes a folder a checkpoint, and tells whether it is as it was written.
 
-Each process writes one, last of all, as its commit marker: `manifest-<p>.json` with {"schema", "process", "processes",
-"files": {name: [bytes, sha256]}, "sha256" of all the rest}. Process p answers for what it wrote alone, below
-`state/ocdbt.process_<p>/`; process 0 for everything else. The checkpoint is committed when all of them are there.
+Each process writes one, last of all, as its commit marker: `manifest-<p>.json` with {"schema", "step", "process",
+"processes", "files": {name: [bytes, sha256]}, "sha256" of all the rest}. Process p answers for what it wrote alone,
+below `state/ocdbt.process_<p>/`; process 0 for everything else. The checkpoint is committed when all of them are there.
 
 Until then the folder holds a file called `unfinished`, which tells a save that was cut off, and may be removed, from a
-checkpoint that has lost its manifest, and may not. Files that no manifest names are never read; they are no damage.
+checkpoint that has lost its manifest, and may not. A file that no manifest names is no damage beside `state/`, where
+nothing reads it; within, Orbax may stumble over it.
 
 Free of jax: `bigctl verify` and the listings work without it.
 """
@@ -19,15 +20,15 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bigctl.errors import RunError
 from bigctl.files import write_json, write_text
 
 SCHEMA = 2
-"""Of a manifest. 1, which had neither `process`, `processes` nor `sha256`, is read as that of a single process."""
+"""Of a manifest. 1, which had `schema` and `files` only, is read as that of a single process."""
 UNFINISHED = "unfinished"
 SET_ASIDE = ".aside"
 """What is added to the name of a damaged checkpoint when training goes on from an older one."""
@@ -61,7 +62,7 @@ def write(folder: Path, *, process: int = 0, processes: int = 1) -> None:
     files = {
         name: list(_digest(folder / name, sync=True)) for name in _names(folder) if _owner(name, processes) == process
     }
-    content = {"schema": SCHEMA, "process": process, "processes": processes, "files": files}
+    content = {"schema": SCHEMA, "step": int(folder.name), "process": process, "processes": processes, "files": files}
     write_json(folder / file_name(process), {**content, "sha256": _own_digest(content)})
 
 
@@ -127,6 +128,9 @@ def verify(folder: Path) -> dict[str, Any]:
     content = _meta(folder, files)
     for name, (size, digest) in files.items():
         _check(folder / name, size, digest)
+    for name in unlisted(folder, files):
+        if name.startswith("state/"):
+            raise RunError("does not belong to the checkpoint", where=str(folder / name))
     return content
 
 
@@ -150,10 +154,11 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
     return files
 
 
-def unlisted(folder: Path) -> list[str]:
-    """Files in the folder that no manifest names. Raises RunError as `listed` does."""
-    known = listed(folder)
-    return [name for name in _names(folder) if name not in known]
+def unlisted(folder: Path, files: Iterable[str]) -> list[str]:
+    """What there is in the folder besides its manifests and those files."""
+    known = set(files)
+    known |= {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    return [name for name in _names(folder, folders=True) if name not in known]
 
 
 # ----------------------------------------------------------------------------------------------------------- helpers
@@ -169,8 +174,10 @@ def _read(folder: Path, process: int) -> tuple[dict[str, tuple[int, str]], int]:
             content = {**content, "process": 0, "processes": 1}
         elif content["schema"] != SCHEMA and own == _own_digest(content):
             raise RunError(f"is of schema {content['schema']}", where=str(path), hint="a newer bigctl wrote it")
-        elif own != _own_digest(content) or content["process"] != process:
+        elif own != _own_digest(content):
             raise RunError("has changed since it was written", where=str(path))
+        elif content["step"] != int(folder.name) or content["process"] != process:
+            raise RunError(f"is that of step {content['step']}, process {content['process']}", where=str(path))
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in content["files"].items()}
         return files, int(content["processes"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -242,12 +249,12 @@ def _digest(path: Path, *, sync: bool = False) -> tuple[int, str]:
         return stream.tell(), digest
 
 
-def _names(folder: Path) -> Iterator[str]:
-    """All files below a checkpoint but manifests, markers and their temporaries."""
+def _names(folder: Path, *, folders: bool = False) -> Iterator[str]:
+    """All files below a checkpoint but manifests, markers and their temporaries; folders too if asked for."""
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         own = _MANIFEST.fullmatch(name) or name == UNFINISHED or name.startswith(f".{UNFINISHED}.")
-        if not own and not name.startswith(".manifest-") and not file.is_dir():
+        if not own and not name.startswith(".manifest-") and (folders or not file.is_dir()):
             yield name
 
 
