@@ -180,6 +180,8 @@ def _leftovers(run: RunDirectory) -> Iterator[str]:
     for folder in sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []:
         if folder.name.isdigit() and manifest.interrupted(folder):
             yield f"{folder} is a save under way, or cut off: then the next start removes it"
+        elif folder.name.endswith(manifest.REMOVED):
+            yield f"{folder} is half removed; the next start removes the rest"
         elif folder.name.endswith(manifest.SET_ASIDE):
             yield f"{folder} was set aside, because an older checkpoint was used instead"
 

@@ -165,7 +165,9 @@ class Checkpoints:
     def _retain(self, best_step: int | None) -> None:
         """Delete what is neither among the latest `keep` nor the best. Only what this process has written, or has read
         and found whole, counts as kept: an older checkpoint goes when all of those are known to be good."""
-        steps = [step for step in self.steps() if manifest.committed(self._path(step))]
+        steps, wanted = self.steps(), set()
+        if self.best and best_step is not None:
+            wanted.add(best_step)
         kept: list[int] = []
         for step in reversed(steps):
             manifest.settle(self._path(step))
@@ -174,11 +176,11 @@ class Checkpoints:
         if len(kept) < self.keep:
             return
         for step in steps:
-            if step < kept[-1] and not (self.best and step == best_step):
+            if step < kept[-1] and step not in wanted:
                 manifest.remove(self._path(step))
         for folder in self._set_aside():
             if int(folder.name.partition(".")[0]) <= kept[0]:  # training has come there again
-                shutil.rmtree(folder, ignore_errors=True)
+                manifest.remove(folder)
 
     def _is_good(self, step: int) -> bool:
         if step not in self._good:
@@ -194,7 +196,8 @@ class Checkpoints:
         log.error("checkpoint %s failed", target, exc_info=error)
         self._checkpointer = None  # it may be in no state to be used again
         if self.process == 0:
-            shutil.rmtree(target, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                manifest.remove(target)
         previous = []
         with contextlib.suppress(RunError):
             previous = self.steps()
@@ -333,21 +336,19 @@ class Checkpoints:
             return
         for folder in sorted(self.folder.iterdir()):
             step = int(folder.name) if folder.name.isdigit() else None
-            if (step is not None and manifest.interrupted(folder)) or (folder.is_dir() and _is_temporary(folder.name)):
-                log.info("removing %s, an interrupted save", folder)
-                shutil.rmtree(folder, ignore_errors=True)
-            elif step is not None and after is not None and step > after:
-                aside = folder.with_name(f"{folder.name}{manifest.SET_ASIDE}")
-                log.info("setting %s aside", folder)
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
+            try:
+                if folder.name.endswith(manifest.REMOVED) or (step is not None and manifest.interrupted(folder)):
+                    log.info("removing %s, which was cut off", folder)
+                    manifest.remove(folder)
+                elif step is not None and after is not None and step > after:
+                    log.info("setting %s aside", folder)
+                    manifest.set_aside(folder)
+                    self._good.pop(step, None)
+            except OSError as error:
+                raise RunError(f"cannot be tidied up: {error.strerror}", where=str(folder)) from error
 
     def _set_aside(self) -> list[Path]:
         return sorted(self.folder.glob(f"[0-9]*{manifest.SET_ASIDE}"))
-
-
-def _is_temporary(name: str) -> bool:
-    return ".orbax-checkpoint-tmp" in name
 
 
 def _named(error: RunError) -> str:

@@ -32,6 +32,8 @@ SCHEMA = 2
 UNFINISHED = "unfinished"
 SET_ASIDE = ".aside"
 """What is added to the name of a damaged checkpoint when training goes on from an older one."""
+REMOVED = ".removed"
+"""What is added to the name of a folder that is being deleted."""
 META = "meta.json"
 _OWNED = re.compile(r"state/ocdbt\.process_(?:replica_)?(\d+)/")
 _MANIFEST = re.compile(r"manifest-\d+\.json")
@@ -49,10 +51,8 @@ MANIFEST = file_name(0)
 
 def begin(folder: Path) -> None:
     """An empty folder to save into, whatever was there before. Raises OSError."""
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink(missing_ok=True)
+    if os.path.lexists(folder):
+        remove(folder)
     folder.mkdir(parents=True)
     write_text(folder / UNFINISHED, "")
 
@@ -74,12 +74,22 @@ def settle(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint; from the first moment on it is none any more. Raises OSError."""
-    with contextlib.suppress(OSError):  # a full disk
-        write_text(folder / UNFINISHED, "")
-    for marker in folder.glob("manifest-*.json"):
-        marker.unlink()
-    shutil.rmtree(folder)
+    """Delete a folder, which from the first moment on is no checkpoint any more, wherever this is cut off.
+
+    Raises:
+        OSError: if it cannot be.
+    """
+    gone = folder.with_name(f"{folder.name}{REMOVED}")
+    _delete(gone)
+    folder.rename(gone)
+    _delete(gone)
+
+
+def set_aside(folder: Path) -> None:
+    """Keep a folder, but not as a checkpoint. Raises OSError."""
+    aside = folder.with_name(f"{folder.name}{SET_ASIDE}")
+    _delete(aside)
+    folder.rename(aside)
 
 
 # ----------------------------------------------------------------------------------------------------------- looking
@@ -103,7 +113,7 @@ def interrupted(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     if not os.path.lexists(folder / UNFINISHED):
-        return not any(folder.iterdir())
+        return all(p.name.startswith(f".{UNFINISHED}.") for p in folder.iterdir())
     return not committed(folder)
 
 
@@ -256,6 +266,13 @@ def _names(folder: Path, *, folders: bool = False) -> Iterator[str]:
         own = _MANIFEST.fullmatch(name) or name == UNFINISHED or name.startswith(f".{UNFINISHED}.")
         if not own and not name.startswith(".manifest-") and (folders or not file.is_dir()):
             yield name
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _owner(name: str, processes: int) -> int:

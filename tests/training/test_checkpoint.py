@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -71,6 +73,8 @@ def test_a_cut_off_save_is_removed_and_a_checkpoint_without_manifest_is_not(
     (folder / "000000002" / manifest.MANIFEST).unlink()
     manifest.begin(folder / "000000003")
     (folder / "000000003" / "state.orbax-checkpoint-tmp").mkdir()
+    (folder / "000000000.removed" / "state").mkdir(parents=True)
+    (folder / "000000004").mkdir()
     store.clean()
     assert {p.name for p in folder.iterdir()} == {"000000001", "000000002"}
     assert store.find("last").step == 1
@@ -132,6 +136,25 @@ def test_a_save_that_fails_stops_training_or_is_warned_of(tmp_path: Path, said: 
     assert len(said) == 1 and "step 1 could not be written: Not a directory" in said[0]
     store.wait(last=True)
     assert store.steps() == [2]
+
+
+def test_a_write_that_fails_in_the_background_loses_nothing_but_that_save(folder: Path, said: list[str]) -> None:
+    """With a real limit on the size of files, which the arrays exceed once Orbax is at writing them."""
+    store = Checkpoints(folder, on_failure="warn", warn=said.append)
+    save(store, 1)
+    state = {"weights": jax.random.normal(jax.random.key(0), (50_000,))}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        store.save(state, Progress(step=2), {"shapes": shapes(state)})
+        store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(said) == 1 and "step 2 could not be written: File too large; the one of step 1 is kept" in said[0]
+    assert store.find("last").step == 1
+    store.save(state, Progress(step=3), {"shapes": shapes(state)})
+    store.wait(last=True)
+    assert store.find("last").step == 3
 
 
 def test_the_last_save_must_succeed_whatever_is_allowed(tmp_path: Path) -> None:
