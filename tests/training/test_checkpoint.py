@@ -6,6 +6,8 @@ import importlib.util
 import json
 import random
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,50 @@ def test_a_changed_byte_of_a_manifest_is_noticed_or_changes_nothing(tmp_path: Pa
     assert noticed > len(content) / 4
 
 
+def test_no_kill_makes_a_checkpoint_look_damaged(tmp_path: Path) -> None:
+    """Processes that write and delete checkpoints without end are killed at random moments."""
+    done = subprocess.run([sys.executable, "-c", _KILLS, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["whole"] > 20 and found["cut off"] > 3 and found["removed"] > 3, found
+
+
+_KILLS = """
+import collections, json, os, pathlib, random, signal, sys, time
+from bigctl.training import manifest
+
+def write(folder):
+    manifest.begin(folder)
+    (folder / "meta.json").write_text(json.dumps({"step": int(folder.name)}))
+    for i in range(20):
+        (folder / "state" / str(i)).mkdir(parents=True)
+        (folder / "state" / str(i) / "data").write_bytes(os.urandom(100))
+    manifest.write(folder)
+    manifest.settle(folder)
+
+os.fsync = lambda file: None  # a kill, unlike a power cut, needs none; without it, all phases are equally likely
+counts, rng = collections.Counter(), random.Random(0)
+for attempt in range(40):
+    folder = pathlib.Path(sys.argv[1]) / str(attempt)
+    child = os.fork()
+    if child == 0:
+        for step in range(10**6):
+            write(folder / f"{step:09d}")
+            if step:
+                manifest.remove(folder / f"{step - 1:09d}")
+    time.sleep(0.02 + 0.03 * rng.random())
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for step in manifest.steps(folder):
+        manifest.verify(folder / f"{step:09d}")
+        counts["whole"] += 1
+    for left in folder.iterdir() if folder.exists() else []:
+        counts["removed"] += left.name.endswith(manifest.REMOVED)
+        counts["cut off"] += left.name.isdigit() and manifest.interrupted(left)
+print(json.dumps(counts))
+"""
+
+
 # --------------------------------------------------------------------------------------------------------- campaign
 
 
@@ -238,8 +284,6 @@ def test_corruptions_are_detected_or_harmless(tmp_path: Path) -> None:
 
 
 def _script(name: str) -> Any:
-    import sys
-
     path = Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
