@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "look at a data set, prepare or clean its cache",
     "runs": "table of runs; remove or prune them",
     "info": "everything known about a run",
+    "verify": "check that a run's files are as they were written",
     "doctor": "check the installation and the devices",
 }
 

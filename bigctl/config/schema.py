@@ -697,6 +697,9 @@ class Checkpoint:
     every: str = key("1 epoch", "Cadence of checkpoints, such as 500, '500 steps' or '1 epoch'.", drift=FREE)
     keep: int = key(2, "How many of the latest to keep.", drift=FREE)
     best: bool = key(True, "Also save and keep the best by the selection metric.", drift=FREE)
+    on_failure: str = key(
+        "stop", "Whether a save that fails stops training, or is warned of.", drift=FREE, choices=("stop", "warn")
+    )
 
 
 @dataclass

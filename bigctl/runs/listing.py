@@ -15,9 +15,8 @@ from typing import Any
 from bigctl.errors import BigctlError, RunError
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
+from bigctl.training import manifest
 
-MANIFEST = "manifest-0.json"
-"""`training.checkpoint.MANIFEST`, which is not imported because jax would come with it."""
 UNREADABLE = "unreadable"
 STATUSES = (
     directory.RUNNING, directory.COMPLETE, directory.PARTIAL, directory.PREEMPTED, directory.FAILED,
@@ -28,7 +27,7 @@ _TAIL = 1 << 16
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One folder under checkpoints/; without its manifest it is an unfinished save, which nothing loads."""
+    """One folder under checkpoints/; without all its manifests it is an unfinished save, which nothing loads."""
 
     path: Path
     step: int
@@ -113,11 +112,11 @@ def _number(value: Any) -> float | None:
 
 
 def newest_progress(run: RunDirectory) -> dict[str, Any]:
-    """What the newest whole checkpoint says of the training's progress; empty if there is none."""
+    """What the newest checkpoint whose meta.json is whole says of the training's progress; empty if there is none."""
     for saved in reversed(checkpoints(run, sizes=False)):
         if saved.committed:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                return dict(json.loads((saved.path / "meta.json").read_text(encoding="utf-8"))["progress"])
+            with contextlib.suppress(RunError, KeyError):
+                return dict(manifest.meta(saved.path)["progress"])
     return {}
 
 
@@ -126,7 +125,7 @@ def checkpoints(run: RunDirectory, *, sizes: bool = True) -> list[Checkpoint]:
     if not run.checkpoints.is_dir():
         return []
     folders = sorted((p for p in run.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    return [Checkpoint(p, int(p.name), disk_size(p) if sizes else 0, (p / MANIFEST).is_file()) for p in folders]
+    return [Checkpoint(p, int(p.name), disk_size(p) if sizes else 0, manifest.committed(p)) for p in folders]
 
 
 def disk_size(folder: Path) -> int:

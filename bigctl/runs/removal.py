@@ -11,6 +11,7 @@ from pathlib import Path
 from bigctl.errors import RunError, RunHeld
 from bigctl.runs import listing
 from bigctl.runs.directory import RunDirectory
+from bigctl.training import manifest
 
 
 def find(name: str, root: Path) -> RunDirectory:
@@ -44,19 +45,27 @@ def remove(run: RunDirectory) -> int:
 def superfluous(run: RunDirectory, keep: str) -> list[listing.Checkpoint]:
     """The checkpoints that are neither the "last" nor the "best", whichever is to be kept; all of them for "none"."""
     saved = listing.checkpoints(run)
-    whole = [c.step for c in saved if c.committed]
+    whole = [c for c in saved if c.committed]
     best = listing.newest_progress(run).get("best_step")
-    kept = {"none": None, "last": whole[-1:], "best": [best] if best in whole else whole[-1:]}[keep] or []
-    return [c for c in saved if c.step not in kept]
+    kept = {"none": [], "last": whole[-1:], "best": [c for c in whole if c.step == best] or whole[-1:]}[keep]
+    return [c for c in saved if c not in kept]
 
 
 def drop_checkpoints(run: RunDirectory, keep: str) -> int:
-    """Delete the superfluous checkpoints of a run; gives the bytes freed. Raises RunHeld if a process is using it."""
+    """Delete the superfluous checkpoints of a run; gives the bytes freed.
+
+    Raises:
+        RunHeld: if a process is using it.
+        RunError: if the one to keep is damaged: then the others are needed.
+    """
     freed = 0
     with _locked(run):
-        for saved in superfluous(run, keep):
-            (saved.path / listing.MANIFEST).unlink(missing_ok=True)  # first: a half deleted one is no checkpoint
-            shutil.rmtree(saved.path)
+        dropped = superfluous(run, keep)
+        for saved in listing.checkpoints(run, sizes=False):
+            if saved.committed and saved.step not in [c.step for c in dropped]:
+                manifest.verify(saved.path)
+        for saved in dropped:
+            manifest.remove(saved.path)
             freed += saved.bytes
     return freed
 

@@ -23,7 +23,7 @@ from bigctl.files import write_text
 from bigctl.parallel import host
 from bigctl.runs import conventions, directory, inputs
 from bigctl.runs.directory import RunDirectory
-from bigctl.training import cadence
+from bigctl.training import cadence, manifest
 from bigctl.training.signals import StopRequest
 
 log = logging.getLogger("bigctl")
@@ -148,7 +148,7 @@ def _train(
         exit_code=None,
     )
     # Everything that can be wrong with the data is found before the seconds that jax takes to start.
-    begun = any(run.checkpoints.glob("*/manifest-0.json"))  # then the weights it started from may be gone
+    begun = bool(manifest.steps(run.checkpoints))  # then the weights it started from may be gone
     config = composed.config if begun else inputs.resolve(composed.config)
     dataset = inputs.prepare_data(config, run.tokenizer)
     cadence.make(config, dataset.size("train"))
@@ -163,7 +163,8 @@ def _train(
     if config.schedule.horizon is None:
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)
-    checkpoints = Checkpoints(run.checkpoints, keep=config.checkpoint.keep, best=config.checkpoint.best)
+    kept = config.checkpoint
+    checkpoints = Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure)
     _keep_tokenizer(run, dataset, config)
     state, progress, resumed = _restore(run, experiment, checkpoints)
     run.write_config(composing.to_yaml(config), composed.overrides)
@@ -188,7 +189,7 @@ def _train(
         meta["tokenizer"] = dataset.features.tokenizer["sha256"]
     try:
         fitted = _fit(run, experiment, checkpoints, state, progress, stop, options, meta, resumed=resumed)
-        checkpoints.wait()
+        checkpoints.wait(last=True)
         if stop.exit_code is not None and not _finished(experiment, fitted.progress):
             raise _preempted(stop.exit_code, fitted.progress.step, experiment.cadence.total)
         seconds = time.perf_counter() - clock
@@ -243,7 +244,7 @@ def _restore(run: RunDirectory, experiment: Any, checkpoints: Any) -> tuple[Any,
     checkpoints.clean(after=saved.step)
     state = checkpoints.restore(saved, experiment.programs.abstract_state)
     log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
-    return state, saved.progress, saved.step
+    return state, checkpoints.without_lost_best(saved.progress), saved.step
 
 
 def _fit(

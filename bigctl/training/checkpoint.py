@@ -1,22 +1,23 @@
 """Checkpoints: Orbax behind one door.
 
 A checkpoint is a folder `checkpoints/<step>/` with `state/` (written by Orbax, asynchronously), `meta.json` (progress,
-metrics, what the state belongs to) and, written last, `manifest-0.json` with the size and sha256 of every file. The
-manifest is the commit marker: a folder without one, or that does not match its own, is not a checkpoint. It is made by
-a thread of its own, so that neither writing nor hashing holds up training.
+metrics, what the state belongs to) and, written last, the manifests with the size and sha256 of every file (see
+`training.manifest`). They are made by a thread of its own, so that neither writing nor hashing holds up training. Only
+what still matches its manifest is loaded, or counts when older checkpoints are deleted.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
-import hashlib
-import json
 import logging
 import math
 import os
 import shutil
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,19 @@ import numpy as np
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
 from bigctl.parallel.partition import path_name
+from bigctl.training import manifest
 from bigctl.training.state import Progress
 
 log = logging.getLogger("bigctl.checkpoint")
 
 SCHEMA = 1
-MANIFEST = "manifest-0.json"
 _OVERHEAD = 2**18  # bytes besides the arrays: indices, metadata, manifest
+
+
+def say(text: str) -> None:
+    """A warning for the user, on stderr also where progress is not wanted, and in log.txt."""
+    log.info("warning: %s", text)
+    print(f"bigctl: warning: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,34 @@ class Checkpoints:
         folder: `checkpoints/` of the run.
         keep: how many of the latest to keep; the best is kept besides.
         best: whether to keep the best one, which its `progress.best_step` names.
+        on_failure: "stop" training when a save fails, or "warn" and go on; the last save of all must succeed.
+        process: which process this is, of `processes` that save together into one folder.
+        warn: told what the user has to know.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, best: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        best: bool = True,
+        on_failure: str = "stop",
+        process: int = 0,
+        processes: int = 1,
+        warn: Callable[[str], None] = say,
+    ):
         self.folder = folder
         self.keep = keep
         self.best = best
+        self.on_failure = on_failure
+        self.process = process
+        self.processes = processes
+        self.warn = warn
         self._checkpointer: Any = None
         self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._failure: TrainingFailed | None = None
+        self._good: dict[int, bool] = {}  # what this process knows of a step: it wrote or read every byte of it
+        self._told: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -75,35 +101,44 @@ class Checkpoints:
         """Begin to save; returns once the state is copied off the devices' way.
 
         Raises:
-            TrainingFailed: if the save before this one failed.
+            TrainingFailed: if it cannot be begun, or the save before this one failed, unless `on_failure` is "warn".
         """
         self.wait()
-        target = self.folder / f"{progress.step:09d}"
-        if (target / MANIFEST).exists():
+        target = self._path(progress.step)
+        if manifest.committed(target):
             return  # the same step, saved before: by the same run it is the same state
         content = {"schema": SCHEMA, "step": progress.step, "progress": progress.to_json(), **meta}
         try:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
-            write_json(target / "meta.json", content)
             tree = flatten(state)
-            _require_space(target, tree)
+            if self.process == 0:
+                manifest.begin(target)
+                write_json(target / manifest.META, content)
+                _require_space(target, tree)
             self._orbax().save(target.resolve() / "state", args=_save_args(tree))
         except Exception as error:
-            raise self._failed(target, error) from error
+            self._failure = self._failed(target, error)
+            if self.on_failure == "stop":
+                self.wait()
+            return
         self._thread = threading.Thread(
             target=self._commit, args=(target, progress.best_step), name="checkpoint-commit", daemon=True
         )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until the last save is committed. Raises TrainingFailed if it could not be."""
+    def wait(self, *, last: bool = False) -> None:
+        """Until the last save is committed.
+
+        Raises:
+            TrainingFailed: if it could not be, and `on_failure` is "stop" or no other save follows this `last` one.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        failure, self._failure = self._failure, None
+        if failure is not None and (last or self.on_failure == "stop"):
             raise failure
+        if failure is not None:
+            self.warn(f"{failure.where}: {failure.message}; training goes on (checkpoint.on_failure=warn)")
 
     def close(self) -> None:
         self.wait()
@@ -114,35 +149,68 @@ class Checkpoints:
     def _commit(self, target: Path, best_step: int | None) -> None:
         try:
             self._checkpointer.wait_until_finished()
-            write_json(target / MANIFEST, {"schema": SCHEMA, "files": _digests(target)})
-            self._retain(best_step)
+            manifest.write(target, process=self.process, processes=self.processes)
+            if self.process == 0:
+                manifest.settle(target)
         except BaseException as error:
             self._failure = self._failed(target, error)
+            return
+        self._good[int(target.name)] = True
+        if self.process == 0:
+            try:
+                self._retain(best_step)
+            except (OSError, RunError) as error:  # too much is kept, nothing is lost
+                self.warn(f"older checkpoints could not be deleted: {error}")
 
     def _retain(self, best_step: int | None) -> None:
-        """Delete what is neither among the latest `keep` nor the best; only ever after a newer one is committed."""
-        steps = self.steps()
-        wanted = set(steps[-self.keep :])
+        """Delete what is neither among the latest `keep` nor the best. Only what this process has written, or has read
+        and found whole, counts as kept: an older checkpoint goes when all of those are known to be good."""
+        steps, wanted = self.steps(), set()
         if self.best and best_step is not None:
             wanted.add(best_step)
+        kept: list[int] = []
+        for step in reversed(steps):
+            manifest.settle(self._path(step))
+            if len(kept) < self.keep and self._is_good(step):
+                kept.append(step)
+        if len(kept) < self.keep:
+            return
         for step in steps:
-            if step not in wanted:
-                folder = self.folder / f"{step:09d}"
-                (folder / MANIFEST).unlink()  # first: what is being deleted is no checkpoint any more
-                shutil.rmtree(folder, ignore_errors=True)
+            if step < kept[-1] and step not in wanted:
+                manifest.remove(self._path(step))
+        for folder in self._set_aside():
+            if int(folder.name.partition(".")[0]) <= kept[0]:  # training has come there again
+                manifest.remove(folder)
+
+    def _is_good(self, step: int) -> bool:
+        if step not in self._good:
+            try:
+                manifest.verify(self._path(step))
+                self._good[step] = True
+            except RunError as error:
+                self._good[step] = False
+                self._tell(error)
+        return self._good[step]
 
     def _failed(self, target: Path, error: BaseException) -> TrainingFailed:
         log.error("checkpoint %s failed", target, exc_info=error)
-        shutil.rmtree(target, ignore_errors=True)
-        previous = self.steps()
+        self._checkpointer = None  # it may be in no state to be used again
+        if self.process == 0:
+            with contextlib.suppress(OSError):
+                manifest.remove(target)
+        previous = []
+        with contextlib.suppress(RunError):
+            previous = self.steps()
         kept = f"the one of step {previous[-1]} is kept" if previous else "there is none before it"
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
-        if "No space left on device" in str(error):
-            reason = "no space left on the device"
+        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [repr(error)])[0][:200]
+        for code in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES):
+            if os.strerror(code) in str(error):  # from deep below, with everything on the way there
+                reason = os.strerror(code)
+        hint = "free some space, then run the same command again"
         return TrainingFailed(
-            f"checkpoint of step {int(target.name)} could not be written: {reason}; {kept}",
+            f"checkpoint of step {int(target.name)} could not be written: {_plainly(reason)}; {kept}",
             where=str(self.folder),
-            hint="free some space, then run the same command again",
+            hint=hint if "space" in reason else "mend that, then run the same command again",
         )
 
     def _orbax(self) -> Any:
@@ -157,58 +225,78 @@ class Checkpoints:
     # ------------------------------------------------------------------------------------------------------- reading
 
     def steps(self) -> list[int]:
-        """Steps with a commit marker, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+        """Steps of all checkpoints, damaged ones among them, ascending. Raises RunError if that cannot be seen."""
+        return manifest.steps(self.folder)
 
     def has_best(self) -> bool:
-        return self._best_step(list(reversed(self.steps()))) is not None
+        return self._best_step() is not None
 
     def find(self, which: str | int = "last") -> Saved:
         """A verified checkpoint: "last" (the newest that is whole), "best", or of a step.
 
         Raises:
-            RunError: if there is none, naming the file that is damaged where that is why.
+            RunError: if there is none, naming the files that are damaged where that is why.
         """
-        problems = []
-        for saved in self._candidates(which):
-            if isinstance(saved, str):
-                problems.append(saved)
-                if which != "last":
-                    break
-                log.warning("checkpoint passed over: %s", saved)
-                continue
-            return saved
-        present = ", ".join(str(step) for step in self.steps()) or "none"
-        message = problems[0] if problems else f"there is no checkpoint {which!r}"
-        raise RunError(message, where=str(self.folder), hint=f"checkpoints here: {present}")
-
-    def _candidates(self, which: str | int) -> Iterator[Saved | str]:
-        steps = list(reversed(self.steps()))
+        steps = self.steps()
         if which == "best":
-            wanted = [s for s in [self._best_step(steps)] if s is not None]
+            wanted = [s for s in [self._best_step()] if s is not None]
         elif which == "last":
-            wanted = steps
+            wanted = list(reversed(steps))
         else:
             wanted = [int(which)] if int(which) in steps else []
+        problems = []
         for step in wanted:
-            folder = self.folder / f"{step:09d}"
-            problem = damage(folder)
-            if problem:
-                yield problem
-            else:
-                yield Saved(folder, json.loads((folder / "meta.json").read_text()))
-
-    def _best_step(self, steps: list[int]) -> int | None:
-        for step in steps:
             try:
-                meta = json.loads((self.folder / f"{step:09d}" / "meta.json").read_text())
-                best = meta["progress"]["best_step"]
-            except (OSError, ValueError, KeyError):
+                content = manifest.verify(self._path(step))
+            except RunError as error:
+                self._good[step] = False
+                problems.append(error)
+                continue
+            for problem in problems:
+                self._tell(problem, f"; the checkpoint of step {step} is used instead")
+            self._good[step] = True
+            return Saved(self._path(step), content)
+        present = ", ".join(str(step) for step in steps) or "none"
+        if not problems:
+            raise RunError(f"there is no checkpoint {which!r}", where=str(self.folder), hint=f"checkpoints: {present}")
+        damaged = "; ".join(map(_named, problems))
+        if which == "last":
+            raise RunError(
+                f"no checkpoint is whole: {damaged}",
+                where=str(self.folder),
+                hint="nothing was deleted: bring the files back from a copy, or train again with another --name",
+            )
+        raise RunError(damaged, hint=f"another checkpoint may be whole: {present}")
+
+    def without_lost_best(self, progress: Progress) -> Progress:
+        """Progress to go on with: where the best checkpoint so far is lost or damaged, which the user is told, another
+        one has to become the best."""
+        best = progress.best_step
+        if not self.best or best is None or (best in self.steps() and self._is_good(best)):
+            return progress
+        self.warn(f"the best checkpoint, of step {best}, is lost; the best from here on takes its place")
+        return dataclasses.replace(progress, best=None, best_step=None, best_metrics={})
+
+    def _best_step(self) -> int | None:
+        """The best step by the newest checkpoint that can tell."""
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                best = manifest.meta(self._path(step))["progress"]["best_step"]
+            except RunError as error:
+                self._tell(error, "; the checkpoint before it tells which is the best")
                 continue
             return best if best in steps else None
         return None
+
+    def _tell(self, error: RunError, consequence: str = "") -> None:
+        """That a checkpoint is damaged, once."""
+        if str(error.where) not in self._told:
+            self._told.add(str(error.where))
+            self.warn(f"{_named(error)}{consequence}")
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:09d}"
 
     def restore(self, saved: Saved, abstract: Any) -> Any:
         """The state of a checkpoint, placed as `abstract` (ShapeDtypeStructs with shardings) says.
@@ -241,15 +329,35 @@ class Checkpoints:
         leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
         return jax.tree_util.tree_unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
 
-    def clean(self, *, after: int = -1) -> None:
-        """Remove what interrupted saves have left behind, and what was found damaged: all that is newer than `after`,
-        the step of the checkpoint that was found good."""
-        if self.folder.is_dir():
-            for folder in self.folder.iterdir():
-                newer = folder.name.isdigit() and int(folder.name) > after >= 0
-                if newer or not (folder / MANIFEST).is_file():
-                    log.info("removing %s, %s", folder, "damaged" if newer else "an interrupted save")
-                    shutil.rmtree(folder, ignore_errors=True)
+    def clean(self, *, after: int | None = None) -> None:
+        """Remove what interrupted saves have left behind. With `after`, the step that training goes on from, also set
+        aside all that is newer: those folders stay, under another name, until training has come there again."""
+        if not self.folder.is_dir() or self.process != 0:
+            return
+        for folder in sorted(self.folder.iterdir()):
+            step = int(folder.name) if folder.name.isdigit() else None
+            try:
+                if folder.name.endswith(manifest.REMOVED) or (step is not None and manifest.interrupted(folder)):
+                    log.info("removing %s, which was cut off", folder)
+                    manifest.remove(folder)
+                elif step is not None and after is not None and step > after:
+                    log.info("setting %s aside", folder)
+                    manifest.set_aside(folder)
+                    self._good.pop(step, None)
+            except OSError as error:
+                raise RunError(f"cannot be tidied up: {error.strerror}", where=str(folder)) from error
+
+    def _set_aside(self) -> list[Path]:
+        return sorted(self.folder.glob(f"[0-9]*{manifest.SET_ASIDE}"))
+
+
+def _named(error: RunError) -> str:
+    return f"{error.where} {error.message}"
+
+
+def _plainly(reason: str) -> str:
+    """The operating system's words inside of a sentence: `No space left on device`."""
+    return "no space left on the device" if reason == os.strerror(errno.ENOSPC) else reason
 
 
 def _require_space(folder: Path, tree: dict[str, Any]) -> None:
@@ -281,35 +389,6 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 def shapes(tree: Any) -> dict[str, list[int]]:
     return {name: list(np.shape(leaf)) for name, leaf in flatten(tree).items()}
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a committed checkpoint, naming the file; None if every file is as it was written."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{folder / MANIFEST} cannot be read ({type(error).__name__})"
-    for name, (size, digest) in files.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size} bytes instead of {size}"
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                return f"{file} has changed since it was written"
-    return None
-
-
-def _digests(folder: Path) -> dict[str, tuple[int, str]]:
-    result = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != MANIFEST:
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                os.fsync(stream.fileno())
-            result[str(file.relative_to(folder))] = (file.stat().st_size, digest)
-    return result
 
 
 def _save_args(tree: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bigctl.runs import listing
+from bigctl.training import manifest
 from tests.conftest import Cli
 
 TINY = ("recipe=mlp_cls", "data=breast_cancer", "train.steps=20", "checkpoint.every=10", "eval.every=10")
@@ -52,7 +52,7 @@ def test_complete_run_tells_what_came_out_and_what_it_was_made_with(bigctl: Cli,
 def test_killed_run_tells_how_to_go_on(bigctl: Cli, tiny: Path) -> None:
     record(tiny, status="running")
     (tiny / "summary.json").unlink()
-    (tiny / "checkpoints" / "000000020" / listing.MANIFEST).unlink()
+    (tiny / "checkpoints" / "000000020" / manifest.MANIFEST).unlink()
     out = bigctl("info", "tiny").stdout
     assert "partial, step 20 of 20" in out and "to go on: bigctl train recipe=mlp_cls" in out
     facts = bigctl.json("info", "tiny")
@@ -98,9 +98,3 @@ def test_damaged_record_is_one_clear_line(bigctl: Cli, tiny: Path, content: str)
 
 def test_missing_run_is_answered_with_close_names(bigctl: Cli, tiny: Path) -> None:
     assert "tiny" in bigctl("info", "tiy", code=2).stderr
-
-
-def test_checkpoints_are_recognised_by_the_marker_that_training_writes() -> None:
-    from bigctl.training import checkpoint
-
-    assert listing.MANIFEST == checkpoint.MANIFEST

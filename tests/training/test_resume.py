@@ -216,8 +216,16 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(bigctl: Cli) -> 
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
     longer = [o.replace("steps=40", "steps=50") for o in overrides]
-    assert bigctl.json("train", *longer)["resumed_from"] == 30
+    done = bigctl("train", *longer, "--json", "--quiet")
+    assert json.loads(done.stdout)["resumed_from"] == 30
+    assert victim.name in done.stderr and "step 30 is used instead" in done.stderr
     assert victim.name in (bigctl.folder / "runs/a/log.txt").read_text()
+    for marker in bigctl.folder.glob("runs/a/checkpoints/*/manifest-0.json"):
+        marker.unlink()
+    before = sorted(bigctl.folder.glob("runs/a/checkpoints/*/*"))
+    message = bigctl("train", *(o.replace("steps=40", "steps=60") for o in overrides), code=2).stderr
+    assert "no checkpoint is whole" in message and message.count("manifest-0.json is missing") == 2
+    assert sorted(bigctl.folder.glob("runs/a/checkpoints/*/*")) == before
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(bigctl: Cli) -> None:

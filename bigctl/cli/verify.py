@@ -1,0 +1,65 @@
+"""Check that everything in a run is as it was written: every byte of its checkpoints, and its other files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigctl.cli import common
+from bigctl.runs import directory
+from bigctl.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from bigctl.runs.verify import Report
+
+EXAMPLES = """\
+examples:
+  bigctl verify cnn_cls
+  bigctl verify runs/* --json
+  bigctl verify cnn_cls --deep                     also load every array
+
+exit codes: 0 all is well, 1 something is damaged, 2 there is no such run
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a name under runs/")
+    parser.add_argument("--deep", action="store_true", help="also load every array and compare its shape; takes longer")
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from bigctl.runs import verify
+
+    runs = [_locate(name) for name in options.runs]  # all, before the reading begins
+    reports = []
+    for found in runs:
+        reports.append(verify.verify(found, deep=options.deep))
+        if not options.json:
+            print("\n".join(text(reports[-1])), flush=True)
+    ok = all(report.ok for report in reports)
+    if options.json:
+        common.print_json({"ok": ok, "runs": [report.to_json() for report in reports]})
+    return 0 if ok else 1
+
+
+def _locate(name: str) -> RunDirectory:
+    """As any command finds a run; and one that has lost its run.json but not its checkpoints."""
+    for path in (Path(name), directory.ROOT / name):
+        if (path / "checkpoints").is_dir():
+            return RunDirectory(path)
+    return directory.locate(name)
+
+
+def text(report: Report) -> list[str]:
+    """A report for people: a line for the run, one a checkpoint, one for each thing that is wrong or noteworthy."""
+    damaged = len(report.problems) + sum(bool(found.problem) for found in report.checkpoints)
+    verdict = f"damaged in {damaged} place{'s' * (damaged > 1)}" if damaged else "all is well"
+    lines = [f"{report.run}: {verdict}"]
+    for found in report.checkpoints:
+        facts = f"{found.files} files, {common.size(found.bytes)}"
+        facts += f", {found.arrays} arrays loaded" if found.arrays is not None else ""
+        lines.append(f"  step {found.step:<9,} {'DAMAGED ' + found.problem if found.problem else 'ok  ' + facts}")
+    lines += [f"  DAMAGED {problem}" for problem in report.problems]
+    return lines + [f"  note: {note}" for note in report.notes]
