@@ -33,7 +33,7 @@ def largest_dimension(shape: Shape, shards: int) -> PartitionSpec:
 
 
 RULES: list[Rule] = [
-    (r"(^|/)(step|bad_step|sums/.*)$", whole),
+    (r"(^|/)(step|bad_step|(sums|guard)/.*)$", whole),
     (r"(^|/)(bias|scale|mean|var|count)$", whole),
     (r".*", largest_dimension),
 ]
