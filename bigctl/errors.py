@@ -50,7 +50,7 @@ class TrainingFailed(BigctlError):
 
 
 class Diverged(TrainingFailed):
-    """The loss is not finite."""
+    """The loss, gradient or update is not finite, or spiked; and it was not to be, or could not be, got over."""
 
 
 class RunHeld(BigctlError):

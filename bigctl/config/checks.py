@@ -80,6 +80,9 @@ def _problems(config: Config) -> Iterator[Problem]:
         yield from bad(dotted, lambda v: v >= 1, "at least 1")
     for dotted in ("train.early_stop.patience", "train.steps_per_dispatch", "optimizer.iterations", "schedule.horizon"):
         yield from bad(dotted, lambda v: v >= 1, "at least 1")
+    yield from bad("train.divergence.deviations", positive, "above 0, or null for none")
+    yield from bad("train.divergence.window", lambda v: v >= 2, "at least 2")
+    yield from bad("train.divergence.limit", lambda v: v >= 1, "at least 1")
     for dotted in ("optimizer.weight_decay", "schedule.warmup", "schedule.final", "train.early_stop.min_delta"):
         yield from bad(dotted, non_negative, "0 or more")
     for dotted in ("optimizer.eps", "schedule.factor", "model.eps", "model.rope_theta"):

@@ -12,6 +12,9 @@ from bigctl.config.compose import all_keys
 from bigctl.config.schema import Config
 from bigctl.errors import RunError
 
+REWINDING = ("checkpoint.every", "train.log_every")
+"""Free keys that decide, where the policy is to rewind, what is gone back to and which batches are left out."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -34,8 +37,11 @@ def changes(old: Config, new: Config) -> list[Change]:
     for dotted in dict.fromkeys([*before, *after]):
         field = (after.get(dotted) or before[dotted])[0]
         values = [side[dotted][1] if dotted in side else None for side in (before, after)]
+        drift = field.metadata.get("drift", schema.TRAJECTORY)
+        if dotted in REWINDING and old.train.divergence.policy == new.train.divergence.policy == "rewind":
+            drift = schema.TRAJECTORY
         if values[0] != values[1]:
-            found.append(Change(dotted, values[0], values[1], field.metadata.get("drift", schema.TRAJECTORY)))
+            found.append(Change(dotted, values[0], values[1], drift))
     return found
 
 

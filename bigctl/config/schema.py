@@ -664,6 +664,25 @@ class EarlyStop:
 
 
 @dataclass
+class Divergence:
+    """What becomes of steps whose loss, gradient or update is not finite, or spikes."""
+
+    policy: str = key(
+        "stop",
+        "At such a step stop the run, skip the update, or rewind: go back to the last checkpoint of checkpoint.every "
+        "and past the batches since.",
+        choices=("stop", "skip", "rewind"),
+    )
+    deviations: float | None = key(
+        None,
+        "A loss or gradient norm this far above the mean of the window is a spike; null to judge by finiteness alone "
+        "[standard deviations].",
+    )
+    window: int = key(128, "How many of the latest good steps that mean is of; nothing spikes in half of that [steps].")
+    limit: int = key(10, "Steps skipped in a row, or rewinds to one checkpoint, that are not yet too many.")
+
+
+@dataclass
 class Train:
     steps: int | None = key(None, "Length of training; wins over epochs [steps].", drift=FREE)
     epochs: float | None = key(None, "Length of training [passes over the training split].", drift=FREE)
@@ -676,6 +695,7 @@ class Train:
         0.0, "Decay of the averaged weights, which are then evaluated and exported; 0 for none.", drift=STRUCTURAL
     )
     early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
+    divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
     overfit_one_batch: bool = key(False, "Train on the first batch only: a model that cannot learn it is broken.")
     log_every: int = key(50, "Cadence of training metrics [steps].", drift=FREE)
     steps_per_dispatch: int | None = key(None, "Steps per call of the compiled program; null chooses.", drift=FREE)

@@ -45,7 +45,7 @@ def last_dimension(shape: Shape, shards: int) -> int | None:
 
 
 RULES: list[Rule] = [
-    (r"(^|/)(step|bad_step|sums/.*)$", whole),
+    (r"(^|/)(step|bad_step|(sums|guard)/.*)$", whole),
     (r"(^|/)(bias|scale|mean|var|count)$", whole),
     (r".*", largest_dimension),
 ]

@@ -49,6 +49,10 @@ class Samples:
         shown = "\n".join(f"  {line}" for line in f"{self.prompt}{written}".strip().splitlines())
         self.say(f"sample at step {step:,}:\n{shown}")
 
+    def cut(self, step: int) -> None:
+        """Take back the samples that came after a step."""
+        self._lines.cut(step)
+
     def close(self) -> None:
         self._lines.close()
 

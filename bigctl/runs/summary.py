@@ -66,6 +66,8 @@ def write(
         "step": progress.step,
         "epoch": progress.position / experiment.dataset.size("train"),
         "stopped": progress.stopped,
+        "skipped": int(fitted.state.guard.get("skipped", 0)),
+        "rewinds": progress.rewinds,
         "selected_step": progress.best_step if best else progress.step,
         "selected_by": experiment.metric,
         "metrics": metrics,

@@ -261,8 +261,8 @@ def _fit(
 ) -> Any:
     from bigctl.runs import samples
     from bigctl.runs.summary import Fitted
+    from bigctl.training import divergence, throughput
     from bigctl.training import feed as feeds
-    from bigctl.training import throughput
     from bigctl.training.evaluation import Evaluator
     from bigctl.training.loop import Hooks, Loop
     from bigctl.training.profile import Profiler
@@ -297,6 +297,15 @@ def _fit(
     )
     sampler = samples.make(experiment, run.samples, console.say, resumed=resumed)
     hooks.sample = sampler
+
+    def rewind(progress: Any, bad: int) -> Any:
+        abstract = experiment.programs.abstract_state
+        state, back = divergence.rewind(config.train.divergence, checkpoints, abstract, progress, bad)
+        for writer in [*writers, *([sampler] if sampler is not None else [])]:
+            writer.cut(back.step)
+        return state, back
+
+    hooks.rewind = rewind
     if profiler is not None:
         hooks.before_dispatch = profiler.before_dispatch
     feed = feeds.make(experiment.programs, splits["train"], config)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bigctl.errors import RunError, TrainingFailed
@@ -121,7 +122,10 @@ class Checkpoints:
                 self.wait()
             return
         self._thread = threading.Thread(
-            target=self._commit, args=(target, progress.best_step), name="checkpoint-commit", daemon=True
+            target=self._commit,
+            args=(target, progress.best_step, progress.anchors),
+            name="checkpoint-commit",
+            daemon=True,
         )
         self._thread.start()
 
@@ -146,7 +150,7 @@ class Checkpoints:
             self._checkpointer.close()
             self._checkpointer = None
 
-    def _commit(self, target: Path, best_step: int | None) -> None:
+    def _commit(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:
         try:
             self._checkpointer.wait_until_finished()
             manifest.write(target, process=self.process, processes=self.processes)
@@ -158,14 +162,15 @@ class Checkpoints:
         self._good[int(target.name)] = True
         if self.process == 0:
             try:
-                self._retain(best_step)
+                self._retain(best_step, anchors)
             except (OSError, RunError) as error:  # too much is kept, nothing is lost
                 self.warn(f"older checkpoints could not be deleted: {error}")
 
-    def _retain(self, best_step: int | None) -> None:
-        """Delete what is neither among the latest `keep` nor the best. Only what this process has written, or has read
-        and found whole, counts as kept: an older checkpoint goes when all of those are known to be good."""
-        steps, wanted = self.steps(), set()
+    def _retain(self, best_step: int | None, anchors: Sequence[int]) -> None:
+        """Delete what is neither among the latest `keep` nor the best, nor what a rewind needs. Only what this process
+        has written, or has read and found whole, counts as kept: an older checkpoint goes when all of those are known
+        to be good."""
+        steps, wanted = self.steps(), set(anchors)
         if self.best and best_step is not None:
             wanted.add(best_step)
         kept: list[int] = []
@@ -301,13 +306,18 @@ class Checkpoints:
     def restore(self, saved: Saved, abstract: Any) -> Any:
         """The state of a checkpoint, placed as `abstract` (ShapeDtypeStructs with shardings) says.
 
+        A guard of another `train.divergence` than it was saved with begins anew.
+
         Raises:
             RunError: if its arrays do not fit.
         """
         import orbax.checkpoint as ocp
 
-        wanted = flatten(abstract)
-        shapes = saved.meta["shapes"]
+        wanted, shapes = flatten(abstract), saved.meta["shapes"]
+        anew = _guard(shapes) != _guard({name: list(leaf.shape) for name, leaf in wanted.items()})
+        guard = _guard(wanted) if anew else {}
+        if anew:
+            wanted, shapes = ({n: v for n, v in side.items() if n not in _guard(side)} for side in (wanted, shapes))
         differing = [name for name, leaf in wanted.items() if shapes.get(name) != list(leaf.shape)]
         if differing or len(shapes) != len(wanted):
             name = differing[0] if differing else sorted(set(shapes) ^ set(wanted))[0]
@@ -321,11 +331,15 @@ class Checkpoints:
             arrays = self._orbax().restore(
                 saved.path.resolve() / "state",
                 args=ocp.args.PyTreeRestore(
-                    item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=anew,
                 ),
             )
         except Exception as error:
             raise RunError(f"cannot be loaded: {error}", where=str(saved.path)) from error
+        for name, leaf in guard.items():
+            arrays[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
         leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
         return jax.tree_util.tree_unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
 
@@ -389,6 +403,10 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 def shapes(tree: Any) -> dict[str, list[int]]:
     return {name: list(np.shape(leaf)) for name, leaf in flatten(tree).items()}
+
+
+def _guard(flat: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flat.items() if name.startswith("guard/")}
 
 
 def _save_args(tree: dict[str, Any]) -> Any:

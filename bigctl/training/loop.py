@@ -19,7 +19,7 @@ import numpy as np
 from bigctl import optim
 from bigctl.config import schema
 from bigctl.errors import Diverged, TrainingFailed
-from bigctl.training import metrics
+from bigctl.training import divergence, metrics
 from bigctl.training.cadence import Cadence
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
@@ -57,6 +57,7 @@ class _PendingLog:
     position: int
     sums: Any
     bad_step: Any
+    rewinds: int
     done: Future[float]
     besides: float
 
@@ -71,6 +72,8 @@ class Hooks:
         flush: metrics onto the disk, before a checkpoint counts on them.
         warn: a sentence for the user.
         sample: (state, step): show what the model can do so far.
+        rewind: (progress, bad step) -> the state of a checkpoint and its progress, see `divergence.rewind`; what was
+            written since is taken back.
         before_dispatch: (step, state) -> how many steps the next dispatch may take at most.
     """
 
@@ -79,6 +82,7 @@ class Hooks:
     flush: Callable[[], None]
     warn: Callable[[str], None]
     sample: Callable[[TrainState, int], None] | None = None
+    rewind: Callable[[Progress, int], tuple[TrainState, Progress]] | None = None
     before_dispatch: Callable[[int, TrainState], int] = field(default=lambda step, state: LARGEST_LOOP)
 
 
@@ -114,6 +118,7 @@ class Loop:
         self.programs, self.feed, self.evaluator = programs, feed, evaluator
         self.cadence, self.config, self.hooks, self.stop = cadence, config, hooks, stop
         self.metric, self.mode, self.examples_per_epoch, self.rates = metric, mode, examples_per_epoch, rates
+        self.rule = config.train.divergence
         self.timings = Timings()
         self._pending: _PendingLog | None = None
         self._mark = (0.0, 0.0, 0)
@@ -131,6 +136,10 @@ class Loop:
         waited = self.feed.waited
         batch_size = self.config.train.batch_size
         self._mark = (start, 0.0, progress.position)
+        if self.rule.policy == "rewind" and not progress.anchors:
+            divergence.set_anchor(progress, best=self.config.checkpoint.best)
+            if progress.step == 0:
+                state = self._save(state, progress)
         while progress.step < self.cadence.total and not progress.stopped and self.stop.exit_code is None:
             limit = self.cadence.next_event(progress.step) - progress.step
             limit = min(limit, self.hooks.before_dispatch(progress.step, state))
@@ -140,6 +149,9 @@ class Loop:
             progress.position += count * batch_size
             self.timings.steps += count
 
+            if self._must_rewind(state, progress.step):
+                state, progress = self._rewind(state, progress)
+                continue
             step, improved = progress.step, False
             if self.cadence.due(self.cadence.evaluate, step):
                 self._flush_log()
@@ -199,7 +211,9 @@ class Loop:
             state, sums, bad_step = self.programs.take_sums(state)
         # The host runs ahead of the devices by many steps or by none: when these were done, only a wait can tell.
         done = self._clock.submit(_time_when_ready, bad_step)
-        self._pending = _PendingLog(progress.step, progress.position, sums, bad_step, done, self.timings.besides)
+        self._pending = _PendingLog(
+            progress.step, progress.position, sums, bad_step, progress.rewinds, done, self.timings.besides
+        )
         return state
 
     def _flush_log(self) -> None:
@@ -217,12 +231,21 @@ class Loop:
         values["perf/examples_per_s"] = (pending.position - position_then) / max(seconds, 1e-9)
         if self.rates is not None:
             values |= self.rates(values["perf/examples_per_s"], "perf/")
+        if "skipped" in sums:
+            values["train/skipped"] = int(sums["skipped"])
+        if self.rule.policy == "rewind":
+            values["train/rewinds"] = pending.rewinds
         self.hooks.write(pending.step, values)
         self._report_recompiles(pending.step)
 
     def _save(self, state: TrainState, progress: Progress) -> TrainState:
-        self._check_finite(int(state.bad_step))  # waits for the steps before: they are training, not checkpoint time
+        bad_step = int(state.bad_step)  # waits for the steps before: they are training, not checkpoint time
+        if bad_step >= 0 and self.rule.policy == "rewind":
+            return state  # asked to stop between two events: the next start gets here again, and rewinds at its event
+        self._check_finite(bad_step)
         start = time.perf_counter()
+        if self.rule.policy == "rewind" and progress.step % self.cadence.save == 0:
+            divergence.set_anchor(progress, best=self.config.checkpoint.best)
         self.hooks.flush()
         self.hooks.save(state, progress)
         self.timings.checkpoint += time.perf_counter() - start
@@ -230,10 +253,30 @@ class Loop:
 
     def _check_finite(self, bad_step: int) -> None:
         if bad_step >= 0:
-            raise Diverged(
-                f"the loss or its update is not finite at step {bad_step}",
-                hint="lower optimizer.lr, add schedule.warmup or optimizer.clip; checkpoints from before are kept",
-            )
+            raise Diverged(divergence.describe(self.rule, bad_step), hint=divergence.HINT)
+
+    def _must_rewind(self, state: TrainState, step: int) -> bool:
+        """Whether this is an event and a step since the last one was bad.
+
+        Events are at fixed steps, so that where a run was cut has no say in which batches are left out.
+        """
+        due = (self.cadence.due(every, step) for every in (self.cadence.evaluate, self.cadence.log, self.cadence.save))
+        return self.rule.policy == "rewind" and any(due) and int(state.bad_step) >= 0
+
+    def _rewind(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
+        """Back to a checkpoint, on to the batches after this event's."""
+        assert self.hooks.rewind is not None
+        self._flush_log()
+        noticed, bad_step = progress.step, int(state.bad_step)
+        start = time.perf_counter()
+        state, progress = self.hooks.rewind(progress, bad_step)
+        self.hooks.warn(
+            f"{divergence.describe(self.rule, bad_step)}: back to step {progress.step}, without the batches of the "
+            f"steps up to {noticed}"
+        )
+        self.timings.checkpoint += time.perf_counter() - start
+        self._mark = (time.perf_counter(), self.timings.besides, progress.position)
+        return state, progress
 
     # ------------------------------------------------------------------------------------------------------- helpers
 

@@ -24,7 +24,8 @@ class TrainState:
         opt_state: the optimizer's.
         ema: averaged weights, or an empty dict.
         sums: training metrics since the last log.
-        bad_step: the first step whose loss or update was not finite, or -1, int32 [].
+        bad_step: the first step that the host must act on, see `divergence`, or -1, int32 [].
+        guard: what the judgement of later steps depends on, see `divergence.new_guard`; often an empty dict.
     """
 
     step: jax.Array
@@ -34,6 +35,7 @@ class TrainState:
     ema: Tree
     sums: Tree
     bad_step: jax.Array
+    guard: Tree
 
 
 @dataclass
@@ -46,6 +48,9 @@ class Progress:
         best: the best value of the selection metric so far, and at which step.
         stale: evaluations since then.
         stopped: why training ended before its length, empty if it did not.
+        rewinds: how often training went back to a checkpoint after a bad step.
+        rewound: how often to the present one.
+        anchors: the step of the checkpoint to rewind to, and that of the best one by then: neither may be deleted.
     """
 
     step: int = 0
@@ -55,6 +60,9 @@ class Progress:
     stale: int = 0
     stopped: str = ""
     best_metrics: dict[str, float] = field(default_factory=dict)
+    rewinds: int = 0
+    rewound: int = 0
+    anchors: list[int] = field(default_factory=list)
 
     def record(self, value: float, mode: str, min_delta: float, metrics: dict[str, float]) -> bool:
         """Take note of an evaluation; whether it is the best so far. A value that is not a number never is.

@@ -24,7 +24,7 @@ from bigctl.data import buckets, windows
 from bigctl.models.layers import Hyperparameter
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
-from bigctl.training import metrics, randomness
+from bigctl.training import divergence, metrics, randomness
 from bigctl.training.objective import Batch, Objective
 from bigctl.training.state import TrainState, zeros_like
 
@@ -104,6 +104,7 @@ class Programs:
             ema=params if self.config.train.ema else {},
             sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **_STEP_SUMS}),
             bad_step=jnp.int32(-1),
+            guard=divergence.new_guard(self.config.train.divergence),
         )
 
     @property
@@ -114,19 +115,30 @@ class Programs:
     # ------------------------------------------------------------------------------------------------------ training
 
     def train_step(self, state: TrainState, batch: Batch, numbers: Numbers) -> TrainState:
-        """One update: the mean loss over the batch, its gradient, the optimizer's step."""
+        """One update: the mean loss over the batch, its gradient, the optimizer's step; or, of a bad one, none."""
+        rule = self.config.train.divergence
         grads, variables, sums = self._gradients(state.params, state.variables, batch, state.step, numbers)
         loss, weight = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
         factor = optim.factor(self.config.schedule, state.step, self.total_steps)
-        rule = optim.build(self.config.optimizer, numbers, factor, trained=self.trained(state.params))
-        updates, opt_state = rule.update(grads, state.opt_state, state.params)
+        optimizer = optim.build(self.config.optimizer, numbers, factor, trained=self.trained(state.params))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
-        sums["grad_norm"] = jnp.stack([optax.global_norm(grads), 1.0])
-        sums["update_norm"] = jnp.stack([optax.global_norm(updates), 1.0])
-        finite = jnp.isfinite(loss) & jnp.isfinite(sums["update_norm"][0])
-        bad = (state.bad_step < 0) & ~finite
+        grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
+        sums["grad_norm"] = jnp.stack([grad_norm, 1.0])
+        sums["update_norm"] = jnp.stack([update_norm, 1.0])
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+        if rule.policy != "stop":
+            finite &= divergence.all_finite(variables)  # a batch may spoil its statistics and no more
+        loss = loss / jnp.maximum(weight, 1e-9)
+        good = divergence.judge(rule, state.guard, loss, grad_norm, finite)
+        guard = divergence.remember(state.guard, good, loss, grad_norm)
+        if rule.policy == "skip":
+            new, old = (params, variables, opt_state, ema), (state.params, state.variables, state.opt_state, state.ema)
+            params, variables, opt_state, ema = divergence.choose(good, new, old)
+            sums = divergence.choose(good, sums, zeros_like(sums))
+        lost = (state.bad_step < 0) & divergence.lost(rule, guard, good)
         return TrainState(
             step=state.step + 1,
             params=params,
@@ -134,7 +146,8 @@ class Programs:
             opt_state=opt_state,
             ema=ema,
             sums=metrics.add(state.sums, sums),
-            bad_step=jnp.where(bad, state.step + 1, state.bad_step),
+            bad_step=jnp.where(lost, state.step + 1, state.bad_step),
+            guard=guard,
         )
 
     def trained(self, params: Any) -> Any:
@@ -257,11 +270,15 @@ class Programs:
 
     @cached_property
     def take_sums(self) -> Any:
-        """state -> (state with empty sums, the sums, first bad step): what a log line needs, without waiting for it."""
+        """state -> (state with empty sums, the sums, first bad step): what a log line needs, without waiting for it.
+
+        Among the sums is `skipped`, int32 [], the steps skipped so far, where steps may be.
+        """
 
         def run(state: TrainState) -> tuple[TrainState, Any, jax.Array]:
             empty = TrainState(**{**state.__dict__, "sums": zeros_like(state.sums)})
-            return empty, state.sums, state.bad_step + 0
+            skipped = {name: state.guard[name] + 0 for name in ("skipped",) if name in state.guard}
+            return empty, {**state.sums, **skipped}, state.bad_step + 0
 
         return jax.jit(run, donate_argnums=0, out_shardings=(self.state_shardings, None, None))
 

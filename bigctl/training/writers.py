@@ -15,6 +15,9 @@ from bigctl.files import plain, write_text
 
 class Writer(Protocol):
     def write(self, step: int, values: dict[str, Any]) -> None: ...
+    def cut(self, step: int) -> None:
+        """Take back what came after a step: training has gone back there."""
+
     def close(self) -> None: ...
 
 
@@ -22,10 +25,18 @@ class JsonLines:
     """`metrics.jsonl`: one object a line, in step order. Opening it for a resumed run cuts back what came later."""
 
     def __init__(self, path: Path, *, step: int):
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            write_text(path, "".join(f"{line}\n" for line in kept))
-        self._stream = path.open("a", encoding="utf-8")
+        self._path = path
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        if self._path.exists():
+            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            write_text(self._path, "".join(f"{line}\n" for line in kept))
+        self._stream = self._path.open("a", encoding="utf-8")
+
+    def cut(self, step: int) -> None:
+        self._stream.close()
+        self._open(step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         self._stream.write(json.dumps(plain({"step": step, **values})) + "\n")
@@ -60,6 +71,12 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def cut(self, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)  # TensorBoard then drops what has this step or a later one
+        self._writer.file_writer.add_event(Event(session_log=start), step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
@@ -118,6 +135,9 @@ class Console:
             self._progress.update(self._task, completed=step, numbers=self._line())
         elif time.monotonic() - self._last >= self.every:
             self._print()
+
+    def cut(self, step: int) -> None:
+        self._step = self._printed = min(self._printed, step)
 
     def _print(self) -> None:
         if not self.quiet and self._step > self._printed:

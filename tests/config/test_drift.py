@@ -133,3 +133,15 @@ def test_structural_changes_never_pass():
 def test_allowing_a_key_that_did_not_change_allows_nothing_else():
     refused(found(**LARGER), ["seed"], "train.batch_size")
     assert judge([], ["seed"], where="runs/a") == []
+
+
+def test_what_decides_on_a_rewind_is_not_free_where_there_may_be_one():
+    rewinds = {"divergence": schema.Divergence(policy="rewind")}
+    old = config(train=schema.Train(steps=100, **rewinds))
+    new = config(train=schema.Train(steps=100, log_every=7, **rewinds), checkpoint=schema.Checkpoint(every="3"))
+    assert {c.key: c.drift for c in changes(old, new)} == {
+        "train.log_every": TRAJECTORY,
+        "checkpoint.every": TRAJECTORY,
+    }
+    free = found(train=schema.Train(steps=100, log_every=7), checkpoint=schema.Checkpoint(every="3"))
+    assert {c.drift for c in free} == {FREE}
