@@ -1,4 +1,4 @@
-"""Asked to stop: SIGTERM and Ctrl-C end the step, save, and exit; a second one exits at once."""
+"""Asked to stop, by a signal or a time limit: end the step, save, and exit. A second signal exits at once."""
 
 from __future__ import annotations
 
@@ -9,19 +9,46 @@ import time
 from types import FrameType, TracebackType
 
 TOGETHER = 0.2  # s; `timeout` and wrappers that pass signals on send one request twice, to the process and to its group
+REASONS = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",  # what `sbatch --signal=USR1@90` sends before the time of a job is over
+    signal.SIGHUP: "SIGHUP",  # the terminal or the connection has gone
+}
+URGENT = (signal.SIGTERM, signal.SIGINT)
+"""A second one of these ends the process. The others announce an end: a SIGTERM that follows is the first request."""
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT is noted in `exit_code` (75 or 130), the second ends the process."""
+    """While entered, the first signal is noted in `exit_code` (Ctrl-C 130, others 75), a second ends the process.
+
+    Attributes:
+        reason: what asked, for people; empty while nothing did.
+    """
 
     def __init__(self) -> None:
-        self.exit_code: int | None = None
-        self._first = 0.0
+        self.reason = ""
+        self._exit_code: int | None = None
+        self._deadline: tuple[float, str] | None = None
+        self._urgent: float | None = None
         self._previous: dict[int, object] = {}
+
+    @property
+    def exit_code(self) -> int | None:
+        """What to exit with, once asked to stop; None until then."""
+        if self._exit_code is None and self._deadline is not None and time.monotonic() >= self._deadline[0]:
+            self._exit_code, self.reason = 75, self._deadline[1]
+        return self._exit_code
+
+    def at(self, deadline: float, reason: str) -> None:
+        """Ask to stop at a time of `time.monotonic` [s], with exit code 75."""
+        self._deadline = (deadline, reason)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in REASONS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # under nohup
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -30,9 +57,13 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code is not None and time.monotonic() - self._first < TOGETHER:
-            return
-        if self.exit_code is not None:
-            os._exit(130 if number == signal.SIGINT else 143)
-        self._first = time.monotonic()
-        self.exit_code = 130 if number == signal.SIGINT else 75
+        now = time.monotonic()
+        if number in URGENT:
+            if self._urgent is not None and now - self._urgent < TOGETHER:
+                return
+            if self._urgent is not None:
+                os._exit(130 if number == signal.SIGINT else 143)
+            self._urgent = now
+        if self.exit_code is None:
+            self.reason = REASONS[signal.Signals(number)]
+            self._exit_code = 130 if number == signal.SIGINT else 75
