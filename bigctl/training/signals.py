@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
 import threading
 import time
 from types import FrameType, TracebackType
@@ -58,6 +60,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if number == signal.SIGHUP:
+            _leave_dead_terminal()
         if number in URGENT:
             if self._urgent is not None and now - self._urgent < TOGETHER:
                 return
@@ -67,3 +71,11 @@ class StopRequest:
         if self.exit_code is None:
             self.reason = REASONS[signal.Signals(number)]
             self._exit_code = 130 if number == signal.SIGINT else 75
+
+
+def _leave_dead_terminal() -> None:
+    """Output to a terminal that has gone would fail, and the run with it: from now on it goes nowhere."""
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
