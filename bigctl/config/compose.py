@@ -90,11 +90,15 @@ def from_yaml(text: str, *, where: str) -> Config:
         merged = OmegaConf.merge(base, node)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"cannot be read: {_first_line(error)}", where=where) from error
+        raise ConfigError(
+            f"cannot be read: {_first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+        ) from error
     except Exception as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"cannot be read: {_first_line(error)}", where=where) from error
+        raise ConfigError(
+            f"cannot be read: {_first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+        ) from error
     assert isinstance(config, Config)
     return config
 

@@ -45,17 +45,21 @@ class Outcome:
         if isinstance(self.error, Preempted):
             return "stopped, to be continued"
         if self.error is not None:
-            return "failed"
+            return "refused" if self._refused else "failed"
         missed = sum(not verdict.passed for verdict in self.verdicts)
         if missed:
             return f"complete, {missed} of {len(self.verdicts)} gates missed"
         return "complete"
 
     @property
+    def _refused(self) -> bool:
+        return isinstance(self.error, BigctlError) and self.error.exit_code == 2
+
+    @property
     def next(self) -> str:
-        """The command that is likely next."""
-        if self.run is None:
-            return "bigctl ls"
+        """The command that is likely next; empty where the command itself must be mended."""
+        if self.run is None or self._refused:
+            return ""
         if isinstance(self.error, Preempted):
             return f"bigctl resume {self.run}"
         return f"bigctl {'info' if self.error is not None or self.command == 'eval' else 'eval'} {self.run}"
@@ -140,7 +144,8 @@ def junit(outcome: Outcome) -> str:
 
 def markdown(outcome: Outcome) -> str:
     """The summary as Markdown: how it ended, metrics, gates, and the next command."""
-    lines = [f"### bigctl {outcome.command} {_code(outcome.run) if outcome.run else ''}: {outcome.headline}", ""]
+    title = f"bigctl {outcome.command}" + (f" {_code(outcome.run)}" if outcome.run else "")
+    lines = [f"### {title}: {outcome.headline}", ""]
     if outcome.error is not None:
         lines += [_plain(_said(outcome.error)), ""]
     elif "step" in outcome.summary:
@@ -155,7 +160,9 @@ def markdown(outcome: Outcome) -> str:
             value = "not finite" if verdict.value is None else f"{verdict.value:.6g}"
             lines.append(f"| {_code(str(verdict.gate))} | {value} | {'passed' if verdict.passed else '**missed**'} |")
         lines.append("")
-    return "\n".join([*lines, f"Next: {_code(outcome.next)}", "", ""])
+    if outcome.next:
+        lines += [f"Next: {_code(outcome.next)}", ""]
+    return "\n".join([*lines, ""])
 
 
 def _said(error: Exception) -> str:
