@@ -32,7 +32,7 @@ class StopRequest:
         self.reason = ""
         self._exit_code: int | None = None
         self._deadline: tuple[float, str] | None = None
-        self._urgent: float | None = None
+        self._wakeup: tuple[int, int] | None = None
         self._previous: dict[int, object] = {}
 
     @property
@@ -48,6 +48,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            self._wakeup = (signal.set_wakeup_fd(writer, warn_on_full_buffer=False), writer)
+            threading.Thread(target=_leave_at_the_second, args=(reader,), name="signals", daemon=True).start()
             for number in REASONS:
                 if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                     continue  # under nohup
@@ -57,20 +61,31 @@ class StopRequest:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._wakeup is not None:
+            before, writer = self._wakeup
+            signal.set_wakeup_fd(before)
+            os.close(writer)  # which ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
         if number == signal.SIGHUP:
             _leave_dead_terminal()
-        if number in URGENT:
-            if self._urgent is not None and now - self._urgent < TOGETHER:
-                return
-            if self._urgent is not None:
-                os._exit(130 if number == signal.SIGINT else 143)
-            self._urgent = now
         if self.exit_code is None:
             self.reason = REASONS[signal.Signals(number)]
             self._exit_code = 130 if number == signal.SIGINT else 75
+
+
+def _leave_at_the_second(reader: int) -> None:
+    """End the process at the second urgent signal. Handlers wait while the main thread compiles or computes; this
+    thread reads the numbers of signals as they arrive."""
+    first: float | None = None
+    with open(reader, "rb", buffering=0) as stream:
+        while number := stream.read(1):
+            now = time.monotonic()
+            if number[0] not in URGENT:
+                continue
+            if first is not None and now - first >= TOGETHER:
+                os._exit(130 if number[0] == signal.SIGINT else 143)
+            first = now if first is None else first
 
 
 def _leave_dead_terminal() -> None:

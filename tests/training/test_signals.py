@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -24,7 +26,7 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def send(*numbers: int) -> None:
     for number in numbers:
         os.kill(os.getpid(), number)
-        time.sleep(0.001)
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,25 @@ def test_a_time_limit_asks_when_it_is_over(left: list[int]) -> None:
         assert stop.exit_code == 75 and stop.reason == "the limit"
         send(signal.SIGTERM)  # the first of its kind
         assert stop.exit_code == 75 and not left
+
+
+_BUSY = """
+import ctypes
+from bigctl.training.signals import StopRequest
+libc = ctypes.CDLL(None)
+with StopRequest():
+    print("busy", flush=True)
+    for _ in range(3):
+        libc.sleep(20)
+"""
+
+
+def test_the_second_request_does_not_wait_for_what_is_computed() -> None:
+    """A long call into native code keeps Python's own handlers waiting."""
+    process = subprocess.Popen([sys.executable, "-c", _BUSY], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(signals.TOGETHER + 0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 143
