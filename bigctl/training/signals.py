@@ -39,8 +39,12 @@ class StopRequest:
     def exit_code(self) -> int | None:
         """What to exit with, once asked to stop; None until then."""
         if self._exit_code is None and self._deadline is not None and time.monotonic() >= self._deadline[0]:
-            self._exit_code, self.reason = 75, self._deadline[1]
+            self.exit_code, self.reason = 75, self._deadline[1]
         return self._exit_code
+
+    @exit_code.setter
+    def exit_code(self, code: int | None) -> None:
+        self._exit_code = code
 
     def at(self, deadline: float, reason: str) -> None:
         """Ask to stop at a time of `time.monotonic` [s], with exit code 75."""
@@ -71,7 +75,7 @@ class StopRequest:
             _leave_dead_terminal()
         if self.exit_code is None:
             self.reason = REASONS[signal.Signals(number)]
-            self._exit_code = 130 if number == signal.SIGINT else 75
+            self.exit_code = 130 if number == signal.SIGINT else 75
 
 
 def _leave_at_the_second(reader: int) -> None:
