@@ -143,8 +143,12 @@ class RunDirectory:
         return _read(self.summary_file)
 
     def write_config(self, text: str, overrides: Sequence[str]) -> None:
-        write_text(self.config, text)
-        write_text(self.overrides, "".join(f"{o}\n" for o in overrides))
+        """The configuration, whole and as it was asked for. Raises RunError if it cannot be written."""
+        try:
+            write_text(self.config, text)
+            write_text(self.overrides, "".join(f"{o}\n" for o in overrides))
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", where=str(self.config)) from error
 
 
 _WITHOUT_RECORD = "move it away and run the same command again: what it takes to go on is in the other files"

@@ -161,6 +161,8 @@ def _train(
     trained = run.trained()
     if not trained:  # from now on `bigctl resume` knows what to do
         run.write_config(composing.to_yaml(composed.config), composed.overrides)
+        if changed:
+            run.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration
     run.update_record(
         status=directory.RUNNING,
         recipe=composed.config.recipe.kind,

@@ -131,9 +131,11 @@ def test_without_a_checkpoint_it_starts_again_as_it_is_told(command: Command) ->
     """Killed before its first checkpoint: nothing was trained that another configuration could spoil."""
     shutil.rmtree(RUN / "checkpoints")
     (RUN / "summary.json").unlink()
+    (RUN / "tokenizer.json").write_text("{}")  # of the configuration before
     alter(RUN / "run.json", status="running")
     summary = command(*TRAIN, "train.steps=6", "optimizer.lr=0.01", "--json")
     assert summary["resumed_from"] == 0 and summary["step"] == 6
+    assert not (RUN / "tokenizer.json").exists()
     assert "optimizer.lr: 0.001 -> 0.01" in record()["starts"][-1]["changed"]
     assert {json.loads(line)["step"] for line in (RUN / "metrics.jsonl").read_text().splitlines()} == {6}
 
