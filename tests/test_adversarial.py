@@ -99,6 +99,7 @@ def test_one_request_to_stop_that_arrives_twice_is_one_request(monkeypatch: pyte
         assert stop.exit_code == 75 and not left
         time.sleep(signals.TOGETHER)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
         assert left == [143]
 
 

@@ -32,6 +32,30 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 
+def add_gates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require", action="append", default=[], metavar="CONDITION",
+        help="exit with 4 unless a metric is as it must be, such as 'val/accuracy>=0.97'; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--junit", type=Path, metavar="FILE", help="write a JUnit report, with a test case for each gate"
+    )
+
+
+def exit_code(verdicts: Iterable[Any]) -> int:
+    """4 if a gate was missed, each told in a line on stderr."""
+    missed = [verdict for verdict in verdicts if not verdict.passed]
+    for verdict in missed:
+        print(f"bigctl: {verdict}", file=sys.stderr)
+    return 4 if missed else 0
+
+
+def print_passed(verdicts: Iterable[Any]) -> None:
+    for verdict in verdicts:
+        if verdict.passed:
+            print(f"  passed: {verdict}")
+
+
 def composed(options: argparse.Namespace, *, partial: bool = False) -> Any:
     from bigctl.config import compose
 

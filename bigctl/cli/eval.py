@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from bigctl.cli import common
@@ -13,6 +14,7 @@ examples:
   bigctl eval cnn_cls --step last --split validation
   bigctl eval bert_cls --errors 50                  list more of the worst errors
   bigctl eval cnn_cls --json
+  bigctl eval cnn_cls --require 'test/accuracy>=0.97' --junit report.xml
 """
 
 
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--errors", type=_count, default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
     )
+    common.add_gates(parser)
     common.add_json(parser)
 
 
@@ -46,28 +49,38 @@ def step_argument(text: str) -> str | int:
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     options.split = {"val": "validation"}.get(options.split, options.split)
-    from bigctl.runs import directory
+    from bigctl.runs import directory, gates, outcome
 
+    required = gates.parse(options.require)
+    reports = outcome.Reports("eval", required, options.junit)
     found = directory.locate(options.run)
-    from bigctl.inference.trained import TrainedRun
+    try:
+        from bigctl.inference.trained import TrainedRun
 
-    trained = TrainedRun.load(str(found.path), step=step)
-    evaluation = trained.score(options.split, errors=options.errors)
-    metrics, errors = dict(evaluation.metrics), evaluation.errors
-    prefix = {"validation": "val"}.get(options.split, options.split)
-    confusion = metrics.pop(f"{prefix}/confusion", None)
+        trained = TrainedRun.load(str(found.path), step=step)
+        evaluation = trained.score(options.split, errors=options.errors)
+        metrics, errors = dict(evaluation.metrics), evaluation.errors
+        prefix = {"validation": "val"}.get(options.split, options.split)
+        confusion = metrics.pop(f"{prefix}/confusion", None)
+        verdicts = gates.judge(required, metrics)
+    except Exception as error:
+        reports.failed(error, run=found.path, seconds=time.monotonic() - options.began)
+        raise
+    scored = {"run": str(found.path), "step": trained.step, "split": options.split, "metrics": metrics}
+    reports.ended(verdicts, scored, seconds=time.monotonic() - options.began)
     classes = list(trained.features.classes or ())
     if options.json:
-        report = {"run": str(found.path), "step": trained.step, "split": options.split, "metrics": metrics}
-        common.print_json({**report, "confusion": confusion, "classes": classes, "errors": errors})
-        return 0
+        judged = {"gates": [verdict.to_json() for verdict in verdicts]} if required else {}
+        common.print_json({**scored, "confusion": confusion, "classes": classes, "errors": errors, **judged})
+        return common.exit_code(verdicts)
     print(f"{found.path}, step {trained.step:,}, {options.split} split")
     print_metrics(metrics)
+    common.print_passed(verdicts)
     if confusion is not None:
         print_confusion(confusion, classes)
     if errors:
         print_errors(errors)
-    return 0
+    return common.exit_code(verdicts)
 
 
 def print_metrics(metrics: dict[str, float]) -> None:

@@ -6,11 +6,15 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+STARTED = time.monotonic()
+"""When the process was started, near enough: everything heavy is imported later [s]."""
 COMMANDS = {
     "train": "train an experiment, or go on with one",
+    "resume": "go on with a run, by its own configuration",
     "eval": "score a trained model on a split",
     "predict": "label files or texts with a trained model",
     "generate": "let a language model write text",
@@ -32,8 +36,8 @@ examples:
   bigctl ls models                                 what model=... can be
 
 `bigctl COMMAND --help` shows a command's flags. Shell completion: eval "$(bigctl --completion bash)"
-exit codes: 0 ok, 1 failed, 2 usage or configuration, 5 run in use, 75 preempted (run again), 130 Ctrl-C,
-  143 second SIGTERM
+exit codes: 0 ok, 1 failed, 2 usage or configuration, 4 a --require gate was missed, 5 run in use,
+  75 preempted (run again), 130 Ctrl-C, 143 second SIGTERM
 """
 
 
@@ -130,7 +134,7 @@ def _run(command: str, arguments: list[str]) -> int:
     )
     module.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
-    options.argv = ["bigctl", command, *arguments]
+    options.argv, options.began = ["bigctl", command, *arguments], STARTED
     return int(module.run(options))
 
 

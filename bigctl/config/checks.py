@@ -74,7 +74,8 @@ def _problems(config: Config) -> Iterator[Problem]:
             if isinstance(value, int | float) and not (abs(value) < math.inf and fits(value)):
                 yield dotted, f"{dotted} cannot be {value}", f"it must be {rule}"
 
-    for dotted in ("optimizer.lr", "optimizer.adam_lr", "train.epochs", "train.steps", "train.batch_size"):
+    for dotted in ("optimizer.lr", "optimizer.adam_lr", "train.epochs", "train.steps", "train.batch_size",
+                   "train.max_minutes"):  # fmt: skip
         yield from bad(dotted, positive, "above 0")
     for dotted in ("train.accumulate", "train.log_every", "checkpoint.keep", "eval.batch_size"):
         yield from bad(dotted, lambda v: v >= 1, "at least 1")

@@ -90,13 +90,49 @@ def from_yaml(text: str, *, where: str) -> Config:
         merged = OmegaConf.merge(base, node)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"cannot be read: {_first_line(error)}", where=where) from error
+        raise ConfigError(
+            f"cannot be read: {_first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+        ) from error
     except Exception as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"cannot be read: {_first_line(error)}", where=where) from error
+        raise ConfigError(
+            f"cannot be read: {_first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+        ) from error
     assert isinstance(config, Config)
     return config
+
+
+def change(config: Config, overrides: Sequence[str]) -> Config:
+    """A composed configuration with some keys set otherwise: `key=value`, no groups.
+
+    Raises:
+        ConfigError: for a key that it does not have, and for what does not fit.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    given = [_quoted(override) for override in overrides]
+    node = OmegaConf.structured(config)
+    OmegaConf.set_struct(node, True)
+    try:
+        for override in OverridesParser.create().parse_overrides(given):
+            name = str(override.key_or_group)
+            if name in schema.GROUPS or name.startswith("experiment") or override.is_sweep_override():
+                raise ConfigError(
+                    f"{override.input_line} does not change one key",
+                    where="command line",
+                    hint="a run keeps its components; `bigctl train` starts another",
+                )
+            OmegaConf.update(node, name, override.value())
+        changed = OmegaConf.to_object(node)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, given) from error
+    assert isinstance(changed, Config)
+    checks.check(changed, dict.fromkeys((o.partition("=")[0] for o in given), "command line"))
+    return changed
 
 
 def to_yaml(config: Config) -> str:

@@ -1,9 +1,9 @@
-"""Which keys may differ when a run is resumed. Each key's class is declared beside it in the schema."""
+"""What may differ when a run is resumed: keys, by the class declared beside each in the schema, and surroundings."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,3 +73,84 @@ def judge(found: Iterable[Change], allowed: Iterable[str], *, where: str) -> lis
             hint=f"{flags} if that is meant, or another --name for a new run",
         )
     return found
+
+
+# ------------------------------------------------------------------------------------------------------- surroundings
+
+REFUSE, WARN, NOTE = "refused", "warned of", "noted"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of a run that is resumed where something besides its keys is not as it was."""
+
+    name: str
+    verdict: str
+    what: str
+    why: str
+
+
+SURROUNDINGS = (
+    Rule("data", REFUSE, "fingerprint of the data", "The examples would be others."),
+    Rule("tokenizer", REFUSE, "sha256 of the tokenizer", "The same numbers would stand for other text."),
+    Rule("bigctl", WARN, "major or minor version of bigctl", "What a key means may have changed."),
+    Rule("jax", WARN, "version of jax", "Other programs may be traced, with other rounding."),
+    Rule("jaxlib", WARN, "version of jaxlib", "XLA may order and fuse operations differently."),
+    Rule("device kind", WARN, "kind of device", "Its units round and add in an order of their own."),
+    Rule(
+        "mesh",
+        WARN,
+        "number of devices, or their arrangement in a mesh",
+        "Sums over devices take another order.",
+    ),
+    Rule("cores", WARN, "processor cores, on CPU", "XLA divides sums among its threads."),
+    Rule("CPU features", WARN, "instruction sets, on CPU", "Vectors of another width add in another order."),
+    Rule("XLA_FLAGS", WARN, "the variable XLA_FLAGS", "Flags change what is compiled."),
+    Rule("commit", NOTE, "git commit of the working folder, or changes to it", "The code may be nothing to the run."),
+    Rule("packages", NOTE, "versions of the other packages", "They do not decide the numbers of a compiled step."),
+)
+"""The written rule; `docs/resume.md` shows it as it stands here."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something besides the keys that is not as it was at the start before."""
+
+    name: str
+    old: Any
+    new: Any
+    verdict: str
+
+    @property
+    def plain(self) -> str:
+        return f"{self.name}: {self.old or 'none'} -> {self.new or 'none'}"
+
+    def __str__(self) -> str:
+        return f"{self.plain} ({self.verdict})"
+
+
+def judge_surroundings(old: Mapping[str, Any], new: Mapping[str, Any], *, where: str) -> list[Difference]:
+    """What differs and goes on record; what one side does not know of (None) does not differ.
+
+    Raises:
+        RunError: for what the rule refuses.
+    """
+    found = []
+    for rule in SURROUNDINGS:
+        before, now = old.get(rule.name), new.get(rule.name)
+        if before is None or now is None or before == now:
+            continue
+        if rule.verdict == REFUSE:
+            raise RunError(
+                f"the {rule.name} is not what the run was started on",
+                where=where,
+                hint=f"bring the {rule.name} back as it was, or start a new run with another --name",
+            )
+        found.append(Difference(rule.name, before, now, rule.verdict))
+    return found
+
+
+def table() -> str:
+    """The rule as a table in Markdown."""
+    rows = [f"| {rule.what} | {rule.verdict} | {rule.why} |" for rule in SURROUNDINGS]
+    return "\n".join(["| what differs | is | because |", "|---|---|---|", *rows])

@@ -34,6 +34,14 @@ def load(names: Sequence[str]) -> list[str]:
     return loaded
 
 
+def missing(names: Sequence[str]) -> list[str]:
+    """Those of the modules that are not there to be imported."""
+    import importlib.util
+
+    with _cwd_importable():
+        return [name for name in names if importlib.util.find_spec(name.split(".")[0]) is None]
+
+
 @contextlib.contextmanager
 def _cwd_importable() -> Iterator[None]:
     import sys

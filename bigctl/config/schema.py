@@ -686,6 +686,9 @@ class Divergence:
 class Train:
     steps: int | None = key(None, "Length of training; wins over epochs [steps].", drift=FREE)
     epochs: float | None = key(None, "Length of training [passes over the training split].", drift=FREE)
+    max_minutes: float | None = key(
+        None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE
+    )
     batch_size: int = key(128, "Global batch size [examples].")
     accumulate: int = key(1, "Parts the batch is computed in, to save memory; the result is that of the whole batch.")
     precision: str = key(

@@ -19,6 +19,7 @@ from typing import Any
 
 from bigctl.errors import RunError, RunHeld
 from bigctl.files import write_json, write_text
+from bigctl.training import manifest
 
 SCHEMA = 1
 ROOT = Path("runs")
@@ -44,6 +45,8 @@ class RunDirectory:
         self.log = path / "log.txt"
         self.summary_file = path / "summary.json"
         self.tensorboard = path / "tensorboard"
+        self.begun = False
+        """Whether training has begun here: if not, and there was no run before, `discard` leaves nothing behind."""
         self._lock: Any = None
 
     # ----------------------------------------------------------------------------------------------------------- lock
@@ -66,18 +69,12 @@ class RunDirectory:
                     where=str(self.path),
                     hint="choose another --run-dir",
                 )
-            stream = (self.path / ".lock").open("a+", encoding="utf-8")
+            stream = _lock_soon(self.path / ".lock")
+        except RunHeld:
+            raise
         except OSError as error:
             raise RunError(
                 f"cannot be written: {error.strerror}", where=str(self.path), hint="choose another --run-dir"
-            ) from error
-        try:
-            _lock_soon(stream)
-        except OSError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise RunHeld(
-                f"is in use by {holder}", where=str(self.path), hint="wait for it, or give another --name"
             ) from error
         try:
             stream.seek(0)
@@ -87,6 +84,7 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.path)) from error
         self._lock = stream
+        self.begun = self.config.exists() or self.exists
 
     def held(self) -> bool:
         """Whether some process holds the lock at this moment."""
@@ -100,11 +98,11 @@ class RunDirectory:
             return False
 
     def discard(self) -> None:
-        """Remove what a start that came to nothing has left: the record, the log and the lock, and nothing else. A
+        """Remove what a start that came to nothing has left: configuration, record, log and lock, and nothing else. A
         folder that has checkpoints is no such thing and stays as it is."""
         if self.checkpoints.exists():
             return
-        for file in (self.record_file, self.log, self.path / ".lock"):
+        for file in (self.config, self.overrides, self.record_file, self.log, self.path / ".lock"):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: it held something before
             self.path.rmdir()
@@ -122,7 +120,7 @@ class RunDirectory:
 
     def record(self) -> dict[str, Any]:
         """run.json. Raises RunError where there is none, or it cannot be read."""
-        return _read(self.record_file)
+        return _read(self.record_file, hint="`bigctl runs` lists the runs", damaged=_WITHOUT_RECORD)
 
     def update_record(self, **values: Any) -> None:
         """Change fields of run.json, atomically. Raises RunError if it cannot be written."""
@@ -139,34 +137,58 @@ class RunDirectory:
         status = str(self.record().get("status", PARTIAL))
         return PARTIAL if status == RUNNING and not self.held() else status
 
+    def trained(self) -> bool:
+        """Whether there is a committed checkpoint to go on from."""
+        return bool(manifest.steps(self.checkpoints))
+
     def summary(self) -> dict[str, Any]:
         return _read(self.summary_file)
 
     def write_config(self, text: str, overrides: Sequence[str]) -> None:
-        write_text(self.config, text)
-        write_text(self.overrides, "".join(f"{o}\n" for o in overrides))
-
-
-def _lock_soon(stream: Any, *, tries: int = 5) -> None:
-    """Take the lock, or raise BlockingIOError. Someone who only looks at a run holds it for an instant: try again."""
-    for attempt in range(tries):
+        """The configuration, whole and as it was asked for. Raises RunError if it cannot be written."""
         try:
-            return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_text(self.config, text)
+            write_text(self.overrides, "".join(f"{o}\n" for o in overrides))
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", where=str(self.config)) from error
+
+
+_WITHOUT_RECORD = "move it away and run the same command again: what it takes to go on is in the other files"
+
+
+def _lock_soon(path: Path, *, tries: int = 5) -> Any:
+    """The lock, opened and taken. Someone who only looks at a run holds it for an instant: try again.
+
+    Raises:
+        RunHeld: if another process keeps it, saying which.
+    """
+    for _ in range(tries):
+        stream = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if attempt == tries - 1:
-                raise
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            stream.close()
             time.sleep(0.02)
+            continue
+        with contextlib.suppress(FileNotFoundError):  # a start that came to nothing may have removed it meanwhile
+            if os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+                return stream
+        stream.close()
+        holder = "another process"
+    raise RunHeld(f"is in use by {holder}", where=str(path.parent), hint="wait for it, or give another --name")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, hint: str | None = None, damaged: str | None = None) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError("does not exist", where=str(path), hint="`bigctl runs` lists the runs") from error
+        raise RunError("does not exist", where=str(path), hint=hint) from error
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot be read ({type(error).__name__})", where=str(path)) from error
+        raise RunError(f"cannot be read ({type(error).__name__})", where=str(path), hint=damaged) from error
     if not isinstance(value, dict):
-        raise RunError("is not a JSON object", where=str(path))
+        raise RunError("is not a JSON object", where=str(path), hint=damaged)
     return value
 
 

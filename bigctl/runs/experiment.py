@@ -19,7 +19,7 @@ from bigctl.errors import ConfigError
 from bigctl.lazy import load_class
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
-from bigctl.runs import inputs
+from bigctl.runs import inputs, provenance
 from bigctl.training import cadence
 from bigctl.training.cadence import Cadence
 from bigctl.training.objective import Objective
@@ -127,17 +127,11 @@ def use_compile_cache() -> Path | None:
 
     Whoever can write such a folder can run code as its reader, so one that others can write is not used.
     """
-    import hashlib
-    import platform
     import stat
 
     import jaxlib
 
-    features = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    host = hashlib.sha256(f"{platform.machine()}{features}{os.environ.get('XLA_FLAGS', '')}".encode()).hexdigest()[:8]
+    host = provenance.digest(provenance.cpu() + os.environ.get("XLA_FLAGS", ""))
     folder = prepare.cache_root() / "compiled" / f"jaxlib-{jaxlib.__version__}-{host}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -21,9 +21,10 @@ from bigctl.data import prepare
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError, TrainingFailed
 from bigctl.files import write_text
 from bigctl.parallel import host
-from bigctl.runs import conventions, directory, inputs
+from bigctl.runs import conventions, directory, gates, inputs
 from bigctl.runs.directory import RunDirectory
-from bigctl.training import cadence, manifest
+from bigctl.runs.gates import Gate
+from bigctl.training import cadence
 from bigctl.training.signals import StopRequest
 
 log = logging.getLogger("bigctl")
@@ -40,6 +41,8 @@ class Options:
         profile: write a profiler trace of a few steps.
         plugins: modules the configuration needs, for the record.
         argv: the command line, for the record.
+        began: when the command was started, by `time.monotonic` [s]; None for when `train` is called.
+        require: gates on metrics, whose names are checked before anything is trained.
     """
 
     resume: str = "auto"
@@ -48,6 +51,8 @@ class Options:
     profile: bool = False
     plugins: Sequence[str] = ()
     argv: Sequence[str] = ()
+    began: float | None = None
+    require: Sequence[Gate] = ()
 
 
 def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
@@ -59,7 +64,10 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
     run = RunDirectory(path)
     if options.resume == "must" and not run.exists:
         raise RunError("there is no run to resume", where=str(path), hint="--resume auto starts one")
+    began = time.monotonic() if options.began is None else options.began
     with StopRequest() as stop:  # before jax is imported: from here on a stop is an orderly one
+        if (minutes := composed.config.train.max_minutes) is not None:
+            stop.at(began + 60 * minutes, f"train.max_minutes={minutes:g}")
         run.lock()
         try:
             host.keep_memory()
@@ -67,6 +75,12 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
             if previous == directory.COMPLETE and _is_complete(run, config):
                 # the run may have been moved or copied since
                 return {**run.summary(), "run": str(run.path), "already_complete": True}
+            if previous == directory.COMPLETE and run.summary_file.exists() and not run.trained():
+                raise RunError(
+                    "is complete, and its checkpoints are gone: there is nothing to go on from",
+                    where=str(run.path),
+                    hint="bring them back, or start a new run with another --name",
+                )
             with _logging(run.log):
                 try:
                     return _train(run, dataclasses.replace(composed, config=config), options, stop, changed)
@@ -74,7 +88,7 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
                     _record_failure(run, error)
                     raise
         finally:
-            if not run.config.exists():
+            if not run.begun:
                 run.discard()  # it ended before anything began: a typo leaves no run behind
             run.release()
 
@@ -92,19 +106,23 @@ def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple
             where=str(run.config),
             hint="bring it back, or start a new run with another --name",
         )
-    if not run.exists or not run.config.exists():
+    if not run.config.exists():
         return config, directory.NEW, []
-    record, status = run.record(), run.status()
+    status = run.status()
     saved = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
-    config = _keep_decided(saved, config)
-    found = drift.judge(drift.changes(saved, config), options.allow_drift, where=str(run.path))
-    if status == directory.DIVERGED and not found:
+    kept = _keep_decided(saved, config)
+    found = drift.changes(saved, kept)
+    if status == directory.DIVERGED and all(change.drift == schema.FREE for change in found):
         raise TrainingFailed(
-            f"the run diverged: {record.get('message', '')}",
+            f"the run diverged: {run.record().get('message', '')}",
             where=str(run.path),
             hint="change the configuration (--allow-drift KEY), or use another --name",
         )
-    return config, status, [str(change) for change in found]
+    if not run.trained() and status != directory.COMPLETE:
+        drift.judge([], options.allow_drift, where=str(run.path))
+        return config, status, [str(change) for change in found]  # it starts again: nothing could go on differently
+    found = drift.judge(found, options.allow_drift, where=str(run.path))
+    return kept, status, [str(change) for change in found]
 
 
 def _keep_decided(saved: Any, config: Any) -> Any:
@@ -140,6 +158,11 @@ def _train(
 ) -> dict[str, Any]:
     started = time.time()
     clock = time.perf_counter()
+    trained = run.trained()
+    if not trained:  # from now on `bigctl resume` knows what to do
+        run.write_config(composing.to_yaml(composed.config), composed.overrides)
+        if changed:
+            run.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration
     run.update_record(
         status=directory.RUNNING,
         recipe=composed.config.recipe.kind,
@@ -148,8 +171,7 @@ def _train(
         exit_code=None,
     )
     # Everything that can be wrong with the data is found before the seconds that jax takes to start.
-    begun = bool(manifest.steps(run.checkpoints))  # then the weights it started from may be gone
-    config = composed.config if begun else inputs.resolve(composed.config)
+    config = composed.config if trained else inputs.resolve(composed.config)  # its weights may be gone since
     dataset = inputs.prepare_data(config, run.tokenizer)
     cadence.make(config, dataset.size("train"))
 
@@ -160,15 +182,27 @@ def _train(
     if config.train.compile_cache:
         experiments.use_compile_cache()
     experiment = experiments.build(config, dataset)
+    if options.require:
+        names = experiment.programs.metric_names("val")
+        gates.check_names(options.require, [*names, *(f"test/{name.removeprefix('val/')}" for name in names)])
     if config.schedule.horizon is None:
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)
     kept = config.checkpoint
     checkpoints = Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure)
     _keep_tokenizer(run, dataset, config)
-    state, progress, resumed = _restore(run, experiment, checkpoints)
+    made_with = {
+        "packages": provenance.packages(),
+        "code": provenance.code(Path.cwd()),
+        "machine": provenance.machine(),
+        "devices": summary.devices(experiment.programs.mesh),
+    }
+    before = provenance.facts(run.record())
+    state, progress, resumed, differences = _restore(run, experiment, checkpoints, before, provenance.facts(made_with))
     run.write_config(composing.to_yaml(config), composed.overrides)
-    start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": list(changed)}
+    run.begun = True
+    changed = [*changed, *map(str, differences)]
+    start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": changed}
     run.update_record(
         data={
             "fingerprint": experiment.dataset.fingerprint,
@@ -177,10 +211,7 @@ def _train(
             "sizes": {split: experiment.dataset.size(split) for split in experiment.dataset.splits},
         },
         overrides=list(composed.overrides),
-        packages=provenance.packages(),
-        code=provenance.code(Path.cwd()),
-        machine=provenance.machine(),
-        devices=summary.devices(experiment.programs.mesh),
+        **made_with,
         parameters=summary.count(state.params),
         starts=[*run.record().get("starts", []), start],
     )
@@ -191,7 +222,7 @@ def _train(
         fitted = _fit(run, experiment, checkpoints, state, progress, stop, options, meta, resumed=resumed)
         checkpoints.wait(last=True)
         if stop.exit_code is not None and not _finished(experiment, fitted.progress):
-            raise _preempted(stop.exit_code, fitted.progress.step, experiment.cadence.total)
+            raise _preempted(run, stop, fitted.progress.step, resumed, experiment.cadence.total)
         seconds = time.perf_counter() - clock
         result = summary.write(run, experiment, checkpoints, fitted, resumed=resumed, seconds=seconds)
     finally:
@@ -222,8 +253,10 @@ def _finished(experiment: Any, progress: Any) -> bool:
     return progress.step >= experiment.cadence.total or bool(progress.stopped)
 
 
-def _restore(run: RunDirectory, experiment: Any, checkpoints: Any) -> tuple[Any, Any, int]:
-    """The newest good checkpoint's state, or a new one; and the step it is at."""
+def _restore(
+    run: RunDirectory, experiment: Any, checkpoints: Any, before: dict[str, Any], now: dict[str, Any]
+) -> tuple[Any, Any, int, list[drift.Difference]]:
+    """The newest good checkpoint's state, or a new one; the step it is at; what is not as it was `before`."""
     from bigctl.training.state import Progress
 
     checkpoints.clean()
@@ -233,18 +266,23 @@ def _restore(run: RunDirectory, experiment: Any, checkpoints: Any) -> tuple[Any,
         weights, notes = initial_weights(experiment)
         for note in notes:
             log.info("model.init_from: %s", note)
-        return experiment.programs.initialise(weights), Progress(), 0
+        return experiment.programs.initialise(weights), Progress(), 0, []
     saved = checkpoints.find("last")
-    if saved.meta.get("data") != experiment.dataset.fingerprint:
-        raise RunError(
-            "the data is not what the run was started on",
-            where=str(run.path),
-            hint="bring the data back as it was, or start a new run with another --name",
-        )
+    tokenizer = experiment.dataset.features.tokenizer or {}
+    differences = drift.judge_surroundings(
+        {**before, "data": saved.meta.get("data"), "tokenizer": saved.meta.get("tokenizer")},
+        {**now, "data": experiment.dataset.fingerprint, "tokenizer": tokenizer.get("sha256")},
+        where=str(run.path),
+    )
+    for difference in differences:
+        log.info("%s", difference)
+    warned = [d.plain for d in differences if d.verdict == drift.WARN]
+    if warned:
+        log.warning("%s: the run goes on, but not promised to the last bit as it would have been", "; ".join(warned))
     checkpoints.clean(after=saved.step)
     state = checkpoints.restore(saved, experiment.programs.abstract_state)
     log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
-    return state, checkpoints.without_lost_best(saved.progress), saved.step
+    return state, checkpoints.without_lost_best(saved.progress), saved.step, differences
 
 
 def _fit(
@@ -285,15 +323,11 @@ def _fit(
         for writer in writers:
             writer.write(step, values)
 
-    def warn(text: str) -> None:
-        log.warning(text)
-        console.say(text)
-
     hooks = Hooks(
         write=write,
         save=lambda state, progress: checkpoints.save(state, progress, meta),
         flush=lines.flush,
-        warn=warn,
+        warn=log.warning,
     )
     sampler = samples.make(experiment, run.samples, console.say, resumed=resumed)
     hooks.sample = sampler
@@ -362,14 +396,13 @@ def _announce(console: Any, run: RunDirectory, experiment: Any, resumed: int) ->
         )
 
 
-def _preempted(exit_code: int, step: int, total: int) -> Preempted:
-    reason = "Ctrl-C" if exit_code == 130 else "SIGTERM"
+def _preempted(run: RunDirectory, stop: StopRequest, step: int, resumed: int, total: int) -> Preempted:
     kept = "the checkpoint is saved" if step else "before anything was trained"
-    return Preempted(
-        f"stopped by {reason} at step {step} of {total}; {kept}",
-        exit_code=exit_code,
-        hint="run the same command again to go on",
-    )
+    hint = f"run the same command again to go on, or `bigctl resume {run.path}`"
+    if step == resumed and "max_minutes" in stop.reason:
+        kept, hint = "no step was made in that time", "give it more: starting and compiling are counted too"
+    assert stop.exit_code is not None
+    return Preempted(f"stopped by {stop.reason} at step {step} of {total}; {kept}", exit_code=stop.exit_code, hint=hint)
 
 
 def _record_failure(run: RunDirectory, error: Exception) -> None:
@@ -393,9 +426,17 @@ class _LogFile(logging.FileHandler):
         pass
 
 
+class _Warnings(logging.Handler):
+    """Warnings on stderr, wherever that is at the moment: a live progress line stands in front of it for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def _logging(path: Path) -> Iterator[None]:
-    """Everything that is logged goes to log.txt; warnings also to stderr."""
+    """Everything that is logged goes to log.txt; warnings of our own also to stderr."""
     root = logging.getLogger()
     try:
         handler = _LogFile(path, encoding="utf-8")
@@ -403,12 +444,16 @@ def _logging(path: Path) -> Iterator[None]:
         raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
+    warnings = _Warnings(logging.WARNING)
+    warnings.addFilter(lambda record: record.levelno == logging.WARNING)  # errors end the command and are told by it
     bigctl_logger = logging.getLogger("bigctl")
     bigctl_logger.setLevel(logging.INFO)
+    bigctl_logger.addHandler(warnings)
     root.addHandler(handler)
     log.info("bigctl %s", json.dumps(sys.argv[1:]))
     try:
         yield
     finally:
+        bigctl_logger.removeHandler(warnings)
         root.removeHandler(handler)
         handler.close()

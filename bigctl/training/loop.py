@@ -140,7 +140,8 @@ class Loop:
             divergence.set_anchor(progress, best=self.config.checkpoint.best)
             if progress.step == 0:
                 state = self._save(state, progress)
-        while progress.step < self.cadence.total and not progress.stopped and self.stop.exit_code is None:
+        asked = self.stop.exit_code is not None
+        while progress.step < self.cadence.total and not progress.stopped and not asked:
             limit = self.cadence.next_event(progress.step) - progress.step
             limit = min(limit, self.hooks.before_dispatch(progress.step, state))
             with self._compile_time(f"train {self.feed.shape(progress.position)}"):
@@ -161,7 +162,7 @@ class Loop:
             if self.cadence.due(self.cadence.log, step) or progress.stopped:
                 self._flush_log()
                 state = self._begin_log(state, progress)
-            asked = self.stop.exit_code is not None
+            asked = self.stop.exit_code is not None  # once a step: what is asked after this is saved a step later
             if asked or progress.stopped or self.cadence.due(self.cadence.save, step) or improved:
                 self._flush_log()
                 state = self._save(state, progress)

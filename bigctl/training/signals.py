@@ -1,38 +1,100 @@
-"""Asked to stop: SIGTERM and Ctrl-C end the step, save, and exit; a second one exits at once."""
+"""Asked to stop, by a signal or a time limit: end the step, save, and exit. A second signal exits at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
 import threading
 import time
 from types import FrameType, TracebackType
 
 TOGETHER = 0.2  # s; `timeout` and wrappers that pass signals on send one request twice, to the process and to its group
+REASONS = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",  # what `sbatch --signal=USR1@90` sends before the time of a job is over
+    signal.SIGHUP: "SIGHUP",  # the terminal or the connection has gone
+}
+URGENT = (signal.SIGTERM, signal.SIGINT)
+"""A second one of these ends the process. The others announce an end: a SIGTERM that follows is the first request."""
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT is noted in `exit_code` (75 or 130), the second ends the process."""
+    """While entered, the first signal is noted in `exit_code` (Ctrl-C 130, others 75), a second ends the process.
+
+    Attributes:
+        reason: what asked, for people; empty while nothing did.
+    """
 
     def __init__(self) -> None:
-        self.exit_code: int | None = None
-        self._first = 0.0
+        self.reason = ""
+        self._exit_code: int | None = None
+        self._deadline: tuple[float, str] | None = None
+        self._wakeup: tuple[int, int] | None = None
         self._previous: dict[int, object] = {}
+
+    @property
+    def exit_code(self) -> int | None:
+        """What to exit with, once asked to stop; None until then."""
+        if self._exit_code is None and self._deadline is not None and time.monotonic() >= self._deadline[0]:
+            self.exit_code, self.reason = 75, self._deadline[1]
+        return self._exit_code
+
+    @exit_code.setter
+    def exit_code(self, code: int | None) -> None:
+        self._exit_code = code
+
+    def at(self, deadline: float, reason: str) -> None:
+        """Ask to stop at a time of `time.monotonic` [s], with exit code 75."""
+        self._deadline = (deadline, reason)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            self._wakeup = (signal.set_wakeup_fd(writer, warn_on_full_buffer=False), writer)
+            threading.Thread(target=_leave_at_the_second, args=(reader,), name="signals", daemon=True).start()
+            for number in REASONS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # under nohup
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._wakeup is not None:
+            before, writer = self._wakeup
+            signal.set_wakeup_fd(before)
+            os.close(writer)  # which ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code is not None and time.monotonic() - self._first < TOGETHER:
-            return
-        if self.exit_code is not None:
-            os._exit(130 if number == signal.SIGINT else 143)
-        self._first = time.monotonic()
-        self.exit_code = 130 if number == signal.SIGINT else 75
+        if number == signal.SIGHUP:
+            _leave_dead_terminal()
+        if self.exit_code is None:
+            self.reason = REASONS[signal.Signals(number)]
+            self.exit_code = 130 if number == signal.SIGINT else 75
+
+
+def _leave_at_the_second(reader: int) -> None:
+    """End the process at the second urgent signal. Handlers wait while the main thread compiles or computes; this
+    thread reads the numbers of signals as they arrive."""
+    first: float | None = None
+    with open(reader, "rb", buffering=0) as stream:
+        while number := stream.read(1):
+            now = time.monotonic()
+            if number[0] not in URGENT:
+                continue
+            if first is not None and now - first >= TOGETHER:
+                os._exit(130 if number[0] == signal.SIGINT else 143)
+            first = now if first is None else first
+
+
+def _leave_dead_terminal() -> None:
+    """Output to a terminal that has gone would fail, and the run with it: from now on it goes nowhere."""
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

@@ -142,7 +142,7 @@ class Console:
     def _print(self) -> None:
         if not self.quiet and self._step > self._printed:
             self._last, self._printed = time.monotonic(), self._step
-            print(f"step {self._step}/{self.total}  {self._line()}", file=sys.stderr, flush=True)
+            self._tell(f"step {self._step}/{self.total}  {self._line()}")
 
     def say(self, text: str) -> None:
         """A sentence of its own, above the live line."""
@@ -151,7 +151,13 @@ class Console:
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._tell(text)
+
+    def _tell(self, line: str) -> None:
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:  # whoever read it has gone, as `2>&1 | head` does: no reason to stop training
+            self.quiet = True
 
     def _line(self) -> str:
         shown = []

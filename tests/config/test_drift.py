@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
 from bigctl.config import schema
-from bigctl.config.drift import Change, changes, judge
+from bigctl.config.drift import (
+    REFUSE,
+    SURROUNDINGS,
+    WARN,
+    Change,
+    Rule,
+    changes,
+    judge,
+    judge_surroundings,
+    table,
+)
 from bigctl.config.schema import FREE, STRUCTURAL, TRAJECTORY, Config
 from bigctl.errors import RunError
+from bigctl.runs import provenance
 
 
 def config(**parts: Any) -> Config:
@@ -145,3 +157,54 @@ def test_what_decides_on_a_rewind_is_not_free_where_there_may_be_one():
     }
     free = found(train=schema.Train(steps=100, log_every=7), checkpoint=schema.Checkpoint(every="3"))
     assert {c.drift for c in free} == {FREE}
+
+
+# --- Surroundings -----------------------------------------------------------------------------------------------------
+
+THEN = {rule.name: "then" for rule in SURROUNDINGS}
+
+
+@pytest.mark.parametrize("rule", SURROUNDINGS, ids=lambda rule: rule.name)
+def test_each_surrounding_is_judged_by_its_rule(rule: Rule) -> None:
+    now = {**THEN, rule.name: "now"}
+    if rule.verdict == REFUSE:
+        with pytest.raises(RunError, match=rule.name) as caught:
+            judge_surroundings(THEN, now, where="runs/a")
+        assert caught.value.where == "runs/a" and "--name" in str(caught.value.hint)
+    else:
+        (difference,) = judge_surroundings(THEN, now, where="runs/a")
+        assert str(difference) == f"{rule.name}: then -> now ({rule.verdict})"
+
+
+def test_what_changes_numbers_is_warned_of_and_other_data_is_refused() -> None:
+    verdicts = {rule.name: rule.verdict for rule in SURROUNDINGS}
+    assert [name for name, verdict in verdicts.items() if verdict == REFUSE] == ["data", "tokenizer"]
+    assert {name: verdicts[name] for name in ("jaxlib", "device kind", "mesh", "cores", "CPU features")} == (
+        dict.fromkeys(("jaxlib", "device kind", "mesh", "cores", "CPU features"), WARN)
+    )
+
+
+def test_what_one_side_does_not_know_of_does_not_differ() -> None:
+    assert judge_surroundings({}, THEN, where="x") == judge_surroundings(THEN, {}, where="x") == []
+    assert judge_surroundings(THEN, THEN, where="x") == []
+
+
+def test_facts_of_a_record_are_those_that_have_rules() -> None:
+    made = {
+        "packages": {"bigctl": "1.2.3", "jax": "0.10.1", "jaxlib": "0.10.2", "numpy": "2.3"},
+        "machine": provenance.machine(),
+        "devices": {"platform": "cpu", "kind": "cpu", "count": 2, "mesh": {"data": 2, "fsdp": 1}},
+        "code": {"commit": "0" * 40, "dirty": True},
+    }
+    facts = provenance.facts(made)
+    assert {*facts, "data", "tokenizer"} == {rule.name for rule in SURROUNDINGS}
+    assert facts["bigctl"] == "1.2" and facts["mesh"] == "data 2 x fsdp 1" and facts["packages"] == "numpy 2.3"
+    assert facts["cores"] >= 1 and facts["commit"] == "000000000000 and changes"
+    gpu = provenance.facts({**made, "devices": {"platform": "gpu"}})
+    assert gpu["cores"] is gpu["CPU features"] is None  # nothing is computed there
+    assert set(provenance.facts({}).values()) == {None}
+
+
+def test_the_documentation_shows_the_rule() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "resume.md"
+    assert table() in page.read_text(encoding="utf-8")

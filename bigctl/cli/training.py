@@ -1,0 +1,110 @@
+"""What `train` and `resume` share: flags, the training itself, gates, reports for CI, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bigctl.cli import common
+
+Choose = Callable[[argparse.Namespace], tuple[Any, Path]]
+"""Flags -> what to train (Composed) and where."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-drift", action="append", default=[], metavar="KEY", help="go on although this key differs"
+    )
+    parser.add_argument("--profile", action="store_true", help="write a profiler trace and name the slow parts")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    common.add_gates(parser)
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
+    """Train, judge the gates, report; gives the exit code."""
+    from bigctl.runs import gates, outcome
+
+    required = gates.parse(options.require)
+    reports = outcome.Reports("train", required, options.junit)
+    path: Path | None = None
+    try:
+        composed, path = choose(options)
+        from bigctl.runs import trainer
+
+        summary = trainer.train(
+            composed,
+            path,
+            trainer.Options(
+                resume=resume,
+                allow_drift=options.allow_drift,
+                quiet=options.quiet,
+                profile=options.profile,
+                plugins=options.plugin,
+                argv=options.argv,
+                began=options.began,
+                require=required,
+            ),
+        )
+        verdicts = gates.judge(required, summary["metrics"])
+    except Exception as error:
+        reports.failed(error, run=path, seconds=time.monotonic() - options.began)
+        raise
+    reports.ended(verdicts, summary, seconds=time.monotonic() - options.began)
+    if options.json:
+        common.print_json({**summary, "gates": [verdict.to_json() for verdict in verdicts]} if required else summary)
+    else:
+        print_summary(summary, verdicts)
+    return common.exit_code(verdicts)
+
+
+def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
+    """What came out, and the three commands that are likely next."""
+    metrics, run = summary["metrics"], summary["run"]
+    if summary.get("already_complete"):
+        print(f"{run} is complete; nothing to do")
+    else:
+        times = summary["timings"]
+        rate = f", {summary['examples_per_s']:,.0f} examples/s" if summary["examples_per_s"] else ""
+        rate += f", {summary['tokens_per_s']:,.0f} tokens/s" if summary.get("tokens_per_s") else ""
+        rate += f", MFU {summary['mfu']:.1%}" if summary.get("mfu") else ""
+        print(f"{run}: {summary['step']:,} steps in {times['wall']:.1f} s{rate}")
+        other = times["wall"] - sum(seconds for name, seconds in times.items() if name != "wall")
+        print(
+            f"  time: train {times['train']:.1f} s, compile {times['compile']:.1f}, evaluate {times['evaluate']:.1f}, "
+            f"checkpoint {times['checkpoint']:.1f}, data wait {times['data_wait']:.1f}, start-up and test {other:.1f}"
+        )
+    if summary["stopped"]:
+        print(f"  stopped early: {summary['stopped']}")
+    print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
+    from bigctl.cli.eval import print_confusion, print_metrics
+
+    shown = {n: v for n, v in metrics.items() if isinstance(v, float) and n.split("/")[0] in ("val", "test")}
+    print_metrics(shown)
+    if summary.get("confusion") and not summary.get("already_complete"):
+        print_confusion(summary["confusion"], summary["classes"])
+    common.print_passed(verdicts)
+    for line in summary.get("profile") or []:
+        print(f"  slow: {line}")
+    print("next:")
+    print(f"  bigctl eval {run}")
+    print(f"  {_use(run)}")
+    print(f"  bigctl info {run}")
+
+
+def _use(run: str) -> str:
+    """The command that uses what was trained, by what its data looks like."""
+    from bigctl.runs.directory import RunDirectory
+
+    record = RunDirectory(Path(run)).record()
+    features = record["data"]["features"]
+    if record["recipe"] == "bert_mlm":
+        return f"bigctl train recipe=bert_cls model.init_from={run}"
+    if features["kind"] == "stream":
+        return f'bigctl generate {run} --prompt "..."'
+    if features["kind"] == "text":
+        return f'bigctl predict {run} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")
+    return f"bigctl predict {run} {'FILE.csv' if features['kind'] == 'table' else 'FILE.png'}"

@@ -1,0 +1,281 @@
+"""What `train` and `resume` do with a run, by the state it is in: the table of docs/resume.md.
+
+Killed, preempted and held runs, and longer ones, are also in tests/training/test_resume.py, full disks in test_storage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigctl.cli.main import main
+from tests.conftest import Cli
+
+RECIPE = ["recipe=mlp_cls", "model.hidden=[4]", "train.tensorboard=false"]
+TRAIN = ["train", *RECIPE, "--name", "a", "--quiet"]
+RUN = Path("runs/a")
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a complete run of 20 steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*TRAIN, "train.steps=20"]) == 0
+    return folder
+
+
+@pytest.fixture
+def command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Run a command beside a copy of that run; gives its stderr, or with --json its result."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, code: int = 0) -> Any:
+        capsys.readouterr()
+        found = main(list(arguments))
+        out, err = capsys.readouterr()
+        assert found == code, err
+        assert "Traceback" not in err
+        return json.loads(out) if "--json" in arguments else err
+
+    return run
+
+
+def record() -> dict[str, Any]:
+    return json.loads((RUN / "run.json").read_text())
+
+
+def alter(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+# --- complete ---------------------------------------------------------------------------------------------------------
+
+
+def test_complete_is_left_alone_and_judged(command: Command) -> None:
+    before = (RUN / "run.json").read_bytes()
+    assert command("resume", "a", "--json")["already_complete"]
+    assert "val/loss is" in command("resume", "a", "--require", "val/loss<0", code=4)
+    judged = command(*TRAIN, "train.steps=20", "--require", "val/loss<9", "--json")
+    assert [gate["passed"] for gate in judged["gates"]] == [True]
+    assert "one of: test/accuracy" in command("resume", "a", "--require", "val/los<9", code=2)
+    assert (RUN / "run.json").read_bytes() == before
+
+
+def test_complete_with_more_steps_goes_on(command: Command) -> None:
+    summary = command("resume", "a", "train.steps=24", "--json", "--quiet")
+    assert summary["resumed_from"] == 20 and summary["step"] == 24
+    assert "horizon: 20" in (RUN / "config.yaml").read_text()
+    assert record()["starts"][-1]["changed"] == ["train.steps: 20 -> 24"]
+    assert (RUN / "overrides.txt").read_text().splitlines()[-1] == "train.steps=24"
+
+
+def test_complete_without_checkpoints_is_not_trained_anew(command: Command) -> None:
+    shutil.rmtree(RUN / "checkpoints")
+    assert command(*TRAIN, "train.steps=20", "--json")["already_complete"]
+    assert "checkpoints are gone" in command(*TRAIN, "train.steps=24", code=2)
+    assert "optimizer.lr" in command(*TRAIN, "train.steps=20", "optimizer.lr=1", code=2)
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=1", "--allow-drift optimizer.lr"),
+        ("model.hidden=[8]", "made with another configuration"),
+        ("model=cnn", "a run keeps its components"),
+        ("train.step=30", "did you mean train.steps"),
+        ("train.steps=-1", "cannot be -1"),
+        ("train.steps=many", "not a whole number"),
+        ("train.steps=1,2", "does not change one key"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_resume_refuses_what_train_refuses(command: Command, override: str, message: str) -> None:
+    assert message in command("resume", "a", override, code=2)
+
+
+def test_resume_names_the_plugins_that_are_missing(command: Command) -> None:
+    alter(RUN / "run.json", plugins=["gone_plugin.models"])
+    assert "not installed here: gone_plugin.models" in command("resume", "a", code=2)
+    Path("stand_in_plugin.py").write_text("")
+    assert command("resume", "a", "--plugin", "stand_in_plugin", "--json")["already_complete"]
+
+
+def test_resume_of_no_run_is_answered_with_close_names(command: Command) -> None:
+    shutil.move(RUN, "runs/wide")
+    assert "did you mean wide?" in command("resume", "wid", code=2)
+
+
+# --- partial, failed, diverged ----------------------------------------------------------------------------------------
+
+
+def test_without_a_checkpoint_it_starts_again_as_it_is_told(command: Command) -> None:
+    """Killed before its first checkpoint: nothing was trained that another configuration could spoil."""
+    shutil.rmtree(RUN / "checkpoints")
+    (RUN / "summary.json").unlink()
+    (RUN / "tokenizer.json").write_text("{}")  # of the configuration before
+    alter(RUN / "run.json", status="running")
+    summary = command(*TRAIN, "train.steps=6", "optimizer.lr=0.01", "--json")
+    assert summary["resumed_from"] == 0 and summary["step"] == 6
+    assert not (RUN / "tokenizer.json").exists()
+    assert "optimizer.lr: 0.001 -> 0.01" in record()["starts"][-1]["changed"]
+    assert {json.loads(line)["step"] for line in (RUN / "metrics.jsonl").read_text().splitlines()} == {6}
+
+
+def test_failed_goes_on(command: Command) -> None:
+    alter(RUN / "run.json", status="failed", exit_code=1, message="disk full")
+    assert command("resume", "a", "train.steps=22", "--json", "--quiet")["resumed_from"] == 20
+    assert record()["status"] == "complete" and record()["message"] == ""
+
+
+def test_diverged_is_refused_until_a_key_changes_that_is_not_free(command: Command) -> None:
+    alter(RUN / "run.json", status="diverged", message="the loss is not finite")
+    assert "diverged: the loss is not finite" in command("resume", "a", "train.steps=22", code=1)
+    assert "diverged" in command("resume", "a", "train.steps=22", "train.log_every=1", code=1)
+    allowed = ["optimizer.lr=0.0001", "--allow-drift", "optimizer.lr"]
+    assert command("resume", "a", "train.steps=22", *allowed, "--json", "--quiet")["step"] == 22
+
+
+# --- damaged ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_is_named_and_the_run_goes_on_without_it(command: Command) -> None:
+    (RUN / "run.json").write_text('{"status": "comp')
+    before = sorted(p for p in RUN.rglob("*"))
+    assert "run.json: cannot be read" in command(*TRAIN, "train.steps=22", code=2)
+    assert sorted(p for p in RUN.rglob("*")) == before
+    (RUN / "run.json").unlink()
+    assert "optimizer.lr" in command(*TRAIN, "train.steps=22", "optimizer.lr=1", code=2)  # still knows what it was
+    assert command(*TRAIN, "train.steps=22", "--json")["resumed_from"] == 20
+
+
+def test_a_damaged_configuration_is_named_and_nothing_is_touched(command: Command) -> None:
+    (RUN / "config.yaml").write_text("train: [")
+    assert "config.yaml: cannot be read" in command(*TRAIN, "train.steps=22", code=2)
+    assert "config.yaml: cannot be read" in command("resume", "a", code=2)
+    (RUN / "config.yaml").unlink()
+    assert "config.yaml: is missing" in command(*TRAIN, "train.steps=22", code=2)
+    assert list(RUN.glob("checkpoints/*/manifest-0.json"))
+
+
+# --- surroundings -----------------------------------------------------------------------------------------------------
+
+
+def test_another_jaxlib_is_warned_of_and_recorded(command: Command) -> None:
+    alter(RUN / "run.json", packages={**record()["packages"], "jaxlib": "0.0.1"}, code={"commit": "f" * 40})
+    message = command("resume", "a", "train.steps=22", "--quiet")
+    assert message.count("warning: jaxlib: 0.0.1 -> ") == 1 and "last bit" in message and "commit" not in message
+    changed = record()["starts"][-1]["changed"]
+    assert any(text.startswith("jaxlib: 0.0.1 -> ") and text.endswith("(warned of)") for text in changed)
+    assert record()["packages"]["jaxlib"] != "0.0.1"
+
+
+@pytest.mark.slow
+def test_other_data_is_refused(command: Command) -> None:
+    rows = "".join(f"{i % 7},{i},{i % 2}\n" for i in range(60))
+    Path("table.csv").write_text("a,b,label\n" + rows)
+    table = ["train", "recipe=mlp_cls", "data=csv", "data.path=table.csv", "data.label=label", "--name", "t", "--quiet"]
+    command(*table, "train.steps=2")
+    Path("table.csv").write_text("a,b,label\n" + rows.replace("3,", "5,"))
+    assert "the data is not what the run was started on" in command(*table, "train.steps=4", code=2)
+
+
+# --- held, and out of time --------------------------------------------------------------------------------------------
+
+_TWENTY = """
+import os, sys, time
+from pathlib import Path
+from bigctl.config import compose
+from bigctl.errors import RunHeld
+from bigctl.runs import trainer
+composed = compose.compose(sys.argv[1:])
+start = time.monotonic() + 0.5
+for _ in range(20):
+    if os.fork() == 0:
+        time.sleep(max(0, start - time.monotonic()))
+        try:
+            trainer.train(composed, Path("runs/a"), trainer.Options(quiet=True))
+            told = "trained"
+        except RunHeld as error:
+            told = f"{error} {'jax' in sys.modules}"
+        os.write(1, f"{os.getpid()} {told}\\n".encode())
+        os._exit(0)
+for _ in range(20):
+    os.wait()
+"""
+
+
+def test_of_twenty_starts_at_once_one_trains_and_the_others_say_who(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TWENTY, *RECIPE, "train.steps=10"], cwd=tmp_path, capture_output=True, text=True
+    )
+    told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    winners = [process for process, text in told.items() if text == "trained"]
+    assert len(told) == 20 and len(winners) == 1, done.stdout + done.stderr
+    assert sum(f"is in use by process {winners[0]} on " in text for text in told.values()) == 19, done.stdout
+    assert not any(text.endswith("True") for text in told.values())  # none of them has waited for jax
+    assert json.loads((tmp_path / "runs/a/summary.json").read_text())["step"] == 10
+
+
+def test_a_time_limit_saves_and_says_so(bigctl: Cli) -> None:
+    start = time.monotonic()
+    endless = ["train.steps=100000000", "eval.every=1000000", "checkpoint.every=1000000", "train.max_minutes=0.1"]
+    done = bigctl(*TRAIN, *endless, "--junit", "report.xml", code=75, env={"GITHUB_STEP_SUMMARY": "page.md"})
+    assert time.monotonic() - start < 60
+    assert "stopped by train.max_minutes=0.1 at step" in done.stderr and "bigctl resume runs/a" in done.stderr
+    run = bigctl.folder / "runs/a"
+    assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+    assert "<skipped" in (bigctl.folder / "report.xml").read_text()
+    assert "Next: `bigctl resume runs/a`" in (bigctl.folder / "page.md").read_text()
+    if "at step 0 " not in done.stderr:  # of a machine that takes longer to start than that
+        (step,) = [int(p.parent.name) for p in run.glob("checkpoints/*/manifest-0.json")]
+        assert f"at step {step} of" in done.stderr
+
+
+_ON_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_goes_away_stops_the_run_in_order(bigctl: Cli) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = bigctl.command(*TRAIN[:-1], "train.steps=100000000", "checkpoint.every=50")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ON_TERMINAL, *command],
+        cwd=bigctl.folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        os.set_blocking(ours, False)
+        while not list(bigctl.folder.glob("runs/a/checkpoints/*/manifest-0.json")) and process.poll() is None:
+            time.sleep(0.02)
+            try:
+                os.read(ours, 1 << 16)
+            except BlockingIOError:
+                continue
+        os.close(ours)
+        assert process.wait(60) == 75
+    finally:
+        process.kill()
+    assert "SIGHUP" in json.loads((bigctl.folder / "runs/a/run.json").read_text())["message"]
