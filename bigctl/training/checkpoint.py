@@ -271,7 +271,8 @@ class Checkpoints:
                 where=str(self.folder),
                 hint="nothing was deleted: bring the files back from a copy, or train again with another --name",
             )
-        raise RunError(damaged, hint=f"another checkpoint may be whole: {present}")
+        others = ", ".join(str(step) for step in steps if step not in wanted)
+        raise RunError(damaged, hint=f"give another step: {others}" if others else "bring it back from a copy")
 
     def without_lost_best(self, progress: Progress) -> Progress:
         """Progress to go on with: where the best checkpoint so far is lost or damaged, which the user is told, another

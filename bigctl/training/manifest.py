@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bigctl.errors import RunError
-from bigctl.files import write_json, write_text
+from bigctl.files import write_json
 
 SCHEMA = 2
 """Of a manifest. 1, which had `schema` and `files` only, is read as that of a single process."""
@@ -54,7 +54,7 @@ def begin(folder: Path) -> None:
     if os.path.lexists(folder):
         remove(folder)
     folder.mkdir(parents=True)
-    write_text(folder / UNFINISHED, "")
+    (folder / UNFINISHED).touch()
 
 
 def write(folder: Path, *, process: int = 0, processes: int = 1) -> None:
@@ -113,7 +113,7 @@ def interrupted(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     if not os.path.lexists(folder / UNFINISHED):
-        return all(p.name.startswith(f".{UNFINISHED}.") for p in folder.iterdir())
+        return not any(folder.iterdir())
     return not committed(folder)
 
 
@@ -263,7 +263,7 @@ def _names(folder: Path, *, folders: bool = False) -> Iterator[str]:
     """All files below a checkpoint but manifests, markers and their temporaries; folders too if asked for."""
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        own = _MANIFEST.fullmatch(name) or name == UNFINISHED or name.startswith(f".{UNFINISHED}.")
+        own = _MANIFEST.fullmatch(name) or name == UNFINISHED
         if not own and not name.startswith(".manifest-") and (folders or not file.is_dir()):
             yield name
 

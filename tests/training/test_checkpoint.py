@@ -229,7 +229,7 @@ def test_no_kill_makes_a_checkpoint_look_damaged(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _KILLS, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["whole"] > 20 and found["cut off"] > 3 and found["removed"] > 3, found
+    assert found["whole"] > 20 and found["cut off"] + found["removed"] > 10, found
 
 
 _KILLS = """
@@ -241,7 +241,7 @@ def write(folder):
     (folder / "meta.json").write_text(json.dumps({"step": int(folder.name)}))
     for i in range(20):
         (folder / "state" / str(i)).mkdir(parents=True)
-        (folder / "state" / str(i) / "data").write_bytes(os.urandom(100))
+        (folder / "state" / str(i) / "data").write_bytes(os.urandom(50_000))
     manifest.write(folder)
     manifest.settle(folder)
 
