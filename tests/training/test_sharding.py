@@ -42,6 +42,7 @@ MESHES = {
     "data": ["mesh=data"],
     "fsdp": ["mesh=fsdp", "mesh.min_shard=1"],
     "mixed": ["mesh.data=2", "mesh.fsdp=4", "mesh.min_shard=1"],
+    "tensor": ["mesh.tensor=2"],
 }
 
 _LOSSES = """

@@ -159,7 +159,7 @@ def test_parts_of_a_batch_train_as_the_whole(recipe, data):
         pytest.param("bert_cls", ["data"], marks=pytest.mark.slow),
         pytest.param("lstm_cls", ["data", "fsdp"], marks=pytest.mark.slow),
         pytest.param("bert_mlm", ["data", "fsdp"], marks=pytest.mark.slow),
-        pytest.param("bert_cls", ["mixed"], marks=pytest.mark.slow),
+        pytest.param("bert_cls", ["mixed", "tensor"], marks=pytest.mark.slow),
     ],
 )
 def test_every_mesh_gives_the_losses_of_one_device(recipe, meshes, data):
