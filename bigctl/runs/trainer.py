@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
-import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from bigctl.data import prepare
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError, TrainingFailed
 from bigctl.files import write_text
 from bigctl.parallel import host
-from bigctl.runs import conventions, directory, gates, inputs
+from bigctl.runs import conventions, directory, gates, inputs, logs
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.gates import Gate
 from bigctl.training import cadence
@@ -81,7 +79,7 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
                     where=str(run.path),
                     hint="bring them back, or start a new run with another --name",
                 )
-            with _logging(run.log):
+            with logs.kept(run.log):
                 try:
                     return _train(run, dataclasses.replace(composed, config=config), options, stop, changed)
                 except Exception as error:
@@ -417,43 +415,3 @@ def _record_failure(run: RunDirectory, error: Exception) -> None:
         log.error("%s\n%s", error, traceback.format_exc())
     with contextlib.suppress(Exception):
         run.update_record(status=status, message=str(error)[:2000], exit_code=code)
-
-
-class _LogFile(logging.FileHandler):
-    """log.txt, which must not fail a run or fill its terminal when the disk is full."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-
-class _Warnings(logging.Handler):
-    """Warnings on stderr, wherever that is at the moment: a live progress line stands in front of it for a while."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _logging(path: Path) -> Iterator[None]:
-    """Everything that is logged goes to log.txt; warnings of our own also to stderr."""
-    root = logging.getLogger()
-    try:
-        handler = _LogFile(path, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.setLevel(logging.INFO)
-    warnings = _Warnings(logging.WARNING)
-    warnings.addFilter(lambda record: record.levelno == logging.WARNING)  # errors end the command and are told by it
-    bigctl_logger = logging.getLogger("bigctl")
-    bigctl_logger.setLevel(logging.INFO)
-    bigctl_logger.addHandler(warnings)
-    root.addHandler(handler)
-    log.info("bigctl %s", json.dumps(sys.argv[1:]))
-    try:
-        yield
-    finally:
-        bigctl_logger.removeHandler(warnings)
-        root.removeHandler(handler)
-        handler.close()

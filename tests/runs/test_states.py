@@ -176,6 +176,14 @@ def test_a_damaged_configuration_is_named_and_nothing_is_touched(command: Comman
     assert list(RUN.glob("checkpoints/*/manifest-0.json"))
 
 
+def test_a_damaged_checkpoint_is_warned_of_by_file_and_the_one_before_is_used(command: Command) -> None:
+    command("resume", "a", "train.steps=24", "--quiet")
+    (RUN / "checkpoints" / "000000024" / "meta.json").write_text("{")
+    message = command("resume", "a", "train.steps=26", "--quiet")
+    assert "warning: " in message and "000000024/meta.json" in message
+    assert 0 < record()["starts"][-1]["step"] < 24
+
+
 # --- surroundings -----------------------------------------------------------------------------------------------------
 
 

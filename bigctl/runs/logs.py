@@ -1,0 +1,52 @@
+"""What is logged while a run is trained: into its log.txt, warnings also to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigctl.errors import RunError
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt, which must not fail a run or fill its terminal when the disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+class _Warnings(logging.Handler):
+    """Warnings on stderr, wherever that is at the moment: a live progress line stands in front of it for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Everything that is logged goes to log.txt; warnings of our own also to stderr."""
+    root = logging.getLogger()
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.INFO)
+    warnings = _Warnings(logging.WARNING)
+    warnings.addFilter(lambda record: record.levelno == logging.WARNING)  # errors end the command and are told by it
+    bigctl_logger = logging.getLogger("bigctl")
+    bigctl_logger.setLevel(logging.INFO)
+    bigctl_logger.addHandler(warnings)
+    root.addHandler(handler)
+    bigctl_logger.info("bigctl %s", json.dumps(sys.argv[1:]))
+    try:
+        yield
+    finally:
+        bigctl_logger.removeHandler(warnings)
+        root.removeHandler(handler)
+        handler.close()
