@@ -243,12 +243,13 @@ def test_of_twenty_starts_at_once_one_trains_and_the_others_say_who(tmp_path: Pa
     assert json.loads((tmp_path / "runs/a/summary.json").read_text())["step"] == 10
 
 
+@pytest.mark.slow
 def test_a_time_limit_saves_and_says_so(bigctl: Cli) -> None:
     start = time.monotonic()
-    endless = ["train.steps=100000000", "eval.every=1000000", "checkpoint.every=1000000", "train.max_minutes=0.1"]
+    endless = ["train.steps=100000000", "eval.every=1000000", "checkpoint.every=1000000", "train.max_minutes=0.5"]
     done = bigctl(*TRAIN, *endless, "--junit", "report.xml", code=75, env={"GITHUB_STEP_SUMMARY": "page.md"})
-    assert time.monotonic() - start < 60
-    assert "stopped by train.max_minutes=0.1 at step" in done.stderr and "bigctl resume runs/a" in done.stderr
+    assert time.monotonic() - start < 120
+    assert "stopped by train.max_minutes=0.5 at step" in done.stderr and "bigctl resume runs/a" in done.stderr
     run = bigctl.folder / "runs/a"
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
     assert "<skipped" in (bigctl.folder / "report.xml").read_text()

@@ -92,7 +92,7 @@ def interrupt(process: subprocess.Popen[str], run: Path, *, step: int, number: i
     return process.returncode
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in [*RECIPES][1:])])
 def test_stopping_at_every_odd_step_changes_no_bit(name: str, bigctl: Cli) -> None:
     """Train in slices, each a process of its own that ends at a step of no cadence at all."""
     overrides = RECIPES[name] + (write(bigctl.folder) if name == "texts" else [])
