@@ -1,7 +1,7 @@
 """Kill small runs of several recipes at random moments, over and over, and compare each with its undisturbed twin.
 
-This is `bigctl verify-resume` at length: every kill and the phase it hit are written down. Exits with 1 if a run is lost,
-if one bit differs, or if a phase is hit less often than --at-least says.
+This is `bigctl verify-resume` at length: every kill and the phase it hit are written down. Exits with 1 if a run is
+lost, if one bit differs, or if a phase is hit less often than --at-least says.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ examples:
   python scripts/kill_campaign.py --kills 8 --recipes cnn_cls --at-least 0
 """
 # Steps long enough that there is time between two checkpoints in which none is being saved.
-OFTEN = ["train.steps=240", "eval.every=24", "checkpoint.every=40", "train.log_every=7", "train.steps_per_dispatch=2"]
+OFTEN = ["train.steps=360", "eval.every=60", "checkpoint.every=80", "train.log_every=7", "train.steps_per_dispatch=2"]
 PHASES = ("start-up", "step", "eval", "save")
 RECIPES = {
     "cnn_cls": [
         "recipe=cnn_cls", "data=digits", "model.channels=[32,64]", "model.dropout=0.1", "train.ema=0.99",
-        "train.batch_size=128", *OFTEN,
+        "train.batch_size=128", "eval.batch_size=4", *OFTEN,
     ],
     "lstm_cls": [
         "recipe=lstm_cls", "recipe.tokenizer.type=words", "recipe.tokenizer.size=128", "model.embedding=32",
-        "model.hidden=64", "train.batch_size=32", *OFTEN,
+        "model.hidden=64", "train.batch_size=32", "eval.batch_size=4", *OFTEN,
     ],
     "gpt_lm": [
         "recipe=gpt_lm", "recipe.tokenizer.type=bytes", "model.layers=2", "model.width=64", "model.heads=2",

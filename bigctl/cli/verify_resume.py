@@ -1,4 +1,4 @@
-"""Rehearse crashes of an experiment: does a run that is killed again and again end as the undisturbed one, bit for bit?"""
+"""Rehearse crashes: a run that is killed again and again must end as the undisturbed one does, to the last bit."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(rehearsal.text(result)))
         if not result.ok:
-            print(
-                f"the runs are in {options.keep}" if options.keep else "with --keep DIR the runs stay, to be looked at"
-            )
+            print(f"the runs are in {options.keep}" if options.keep else "--keep DIR keeps the runs, to be looked at")
     return 0 if result.ok else 1
 
 

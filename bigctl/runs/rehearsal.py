@@ -1,9 +1,9 @@
 """Rehearse crashes: train once undisturbed and again under SIGKILL at random moments, and compare the two bit for bit.
 
 Every start is a true child, `python -m bigctl train ...`, that says through `training.witness` what it is doing. A kill
-has an aim: a phase to wait for from some step on, and then a random delay as long as that phase took in the undisturbed
-run; or, aimed at nothing, a random time. What was hit is what the child last said before it died. A run that ends before
-all kills have happened is compared, and another one, from the beginning, takes the rest.
+has an aim: a phase to wait for, from a random step on, and then a random delay within the time that phase took in the
+undisturbed run; or it is aimed at nothing and has a random time. What it hit is what the child said last. A run that
+ends before all kills have happened is compared, and another one, from the beginning, takes the rest.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ class Rehearser:
             self.result.notes.append("there is no checkpoint before the end: kills only test starting again")
         if not run.batches.exists() or not read_metrics(run.metrics):
             self.result.notes.append("nothing is logged: there is little to compare")
-        self.say(f"undisturbed: {self._end:,} steps in {summary['timings']['wall']:.1f} s")
+        totals = ", ".join(f"{phase} {sum(spans[phase]):.1f}" for phase in witness.PHASES if spans[phase])
+        self.say(f"undisturbed: {self._end:,} steps in {self._long[ANY]:.1f} s: {totals}")
         return run
 
     def _killed(self, number: int) -> RunDirectory | None:
@@ -225,10 +226,7 @@ class Rehearser:
         left = self.count - len(self.result.kills)
         share, delay = self.random.random() / left, self.random.random()
         if aim in (witness.STEP, witness.EVAL, witness.SAVE):
-            while child.running() and child.moment().phase == witness.START:
-                self._pause(_LOOK)
-            started = time.monotonic() - child.began  # soon less than the first time, which had to compile
-            self._long[witness.START] = min(started, self._long[witness.START])
+            self._wait_for_start(child, float("inf"))
             first = child.moment().step
             floor = first + share * (self._end - first)
             ceiling = (floor + self._end) / 2  # what does not come until then may not come at all
@@ -241,6 +239,9 @@ class Rehearser:
                 self._pause(_LOOK)
         begun = child.began if aim in (witness.START, ANY) else time.monotonic()
         deadline = begun + delay * self._long.get(aim, 0.0)
+        if aim == witness.START:
+            self._wait_for_start(child, deadline)
+            deadline = 0.0
         while child.running() and time.monotonic() < deadline:
             self._pause(min(_LOOK, max(0.0, deadline - time.monotonic())))
         seconds = time.monotonic() - child.began
@@ -248,6 +249,14 @@ class Rehearser:
             return None
         moment = child.moment()
         return Kill(number, aim, moment.phase, moment.step, round(seconds, 3))
+
+    def _wait_for_start(self, child: _Child, deadline: float) -> None:
+        """Until the first step or a time. How long a start takes is learnt: the undisturbed one may have compiled."""
+        while child.running() and time.monotonic() < deadline:
+            if child.moment().phase != witness.START:
+                self._long[witness.START] = min(time.monotonic() - child.began, self._long[witness.START])
+                return
+            self._pause(_LOOK)
 
     def _aim(self) -> str:
         """A phase, the likelier the less often it was hit."""

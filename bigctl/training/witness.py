@@ -1,8 +1,8 @@
 """What a training process tells a rehearsal of crashes about itself: what it is doing now, and what it trained on.
 
-Off, and free, unless the variable BIGCTL_WITNESS names a file. That file then holds one line of fixed length, the
-present: what goes on, whether a checkpoint is being saved besides, and the step. It is as the process left it, also after
-SIGKILL. And the run gets a `batches.jsonl` with a digest of what each dispatched step was given.
+Off, and free, unless the variable BIGCTL_WITNESS names a file. That file then holds one line of fixed length: what goes
+on, whether a checkpoint is being saved besides, and the step. After SIGKILL it is as the process left it. And the run
+gets a `batches.jsonl` with a digest of what each dispatched step was given.
 """
 
 from __future__ import annotations
