@@ -33,8 +33,8 @@ RECIPES = {
         "train.batch_size=128", "eval.batch_size=4", *OFTEN,
     ],
     "lstm_cls": [
-        "recipe=lstm_cls", "recipe.tokenizer.type=words", "recipe.tokenizer.size=128", "model.embedding=32",
-        "model.hidden=64", "train.batch_size=32", "eval.batch_size=4", *OFTEN,
+        "recipe=lstm_cls", "recipe.tokenizer.type=words", "recipe.tokenizer.size=128", "recipe.bucketing.shapes=2",
+        "model.embedding=16", "model.hidden=32", "train.batch_size=16", "eval.batch_size=16", *OFTEN,
     ],
     "gpt_lm": [
         "recipe=gpt_lm", "recipe.tokenizer.type=bytes", "model.layers=2", "model.width=64", "model.heads=2",

@@ -79,6 +79,26 @@ def test_killed_runs_of_a_small_experiment_do_not_differ_in_one_bit(bigctl: Cli)
     assert len({json.loads(line)["sha256"] for line in batches}) == 200  # no two batches are the same
 
 
+FORGETFUL = """
+from bigctl.training.state import Progress
+faithful = Progress.from_json
+def shifted(values):
+    progress = faithful(values)
+    progress.position += 1
+    return progress
+Progress.from_json = staticmethod(shifted)
+"""
+
+
+@pytest.mark.slow
+def test_a_resume_that_is_one_example_off_is_found_out(bigctl: Cli) -> None:
+    (bigctl.folder / "forgetful.py").write_text(FORGETFUL)
+    rhythm = ["checkpoint.every=10", "eval.every=100", "train.steps_per_dispatch=1"]
+    command = ["verify-resume", *TINY, *rhythm, "--plugin", "forgetful", "--steps", "200", "--kills", "3"]
+    done = bigctl(*command, code=1)
+    assert "the promise is broken" in done.stdout and "DIFFERENT batches.jsonl: at step" in done.stdout
+
+
 @pytest.mark.slow
 def test_ctrl_c_and_sigterm_leave_no_child_behind(bigctl: Cli) -> None:
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
