@@ -112,7 +112,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     if before[0] not in COMMANDS:
         return []
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"bigctl.cli.{before[0]}").add_arguments(parser)
+    importlib.import_module(f"bigctl.cli.{before[0].replace('-', '_')}").add_arguments(parser)
     line = _Line(parser, before[1:])
     flag, equals, value = word.partition("=")
     if line.pending:

@@ -25,6 +25,7 @@ COMMANDS = {
     "runs": "table of runs; remove or prune them",
     "info": "everything known about a run",
     "verify": "check that a run's files are as they were written",
+    "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
     "doctor": "check the installation and the devices",
 }
 
@@ -82,7 +83,7 @@ def _dispatch(arguments: list[str]) -> int:
 
     parser.add_argument("--version", action="version", version=f"bigctl {__version__}")
     parser.add_argument("--completion", choices=("bash", "zsh", "fish"), help="print the completion script of a shell")
-    listing = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<13} {text}" for name, text in COMMANDS.items())
     parser.usage = f"bigctl COMMAND [--help] ...\n\ncommands:\n{listing}"
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -124,7 +125,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    module = importlib.import_module(f"bigctl.cli.{command}")
+    module = importlib.import_module(f"bigctl.cli.{command.replace('-', '_')}")
     parser = _Parser(
         prog=f"bigctl {command}",
         description=module.__doc__,

@@ -42,6 +42,7 @@ class RunDirectory:
         self.tokenizer = path / "tokenizer.json"
         self.generation = path / "generation.json"
         self.samples = path / "samples.jsonl"
+        self.batches = path / "batches.jsonl"
         self.log = path / "log.txt"
         self.summary_file = path / "summary.json"
         self.tensorboard = path / "tensorboard"

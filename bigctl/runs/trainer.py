@@ -22,7 +22,7 @@ from bigctl.parallel import host
 from bigctl.runs import conventions, directory, gates, inputs, logs
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.gates import Gate
-from bigctl.training import cadence
+from bigctl.training import cadence, witness
 from bigctl.training.signals import StopRequest
 
 log = logging.getLogger("bigctl")
@@ -67,6 +67,7 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
         if (minutes := composed.config.train.max_minutes) is not None:
             stop.at(began + 60 * minutes, f"train.max_minutes={minutes:g}")
         run.lock()
+        witness.begin()
         try:
             host.keep_memory()
             config, previous, changed = _reconcile(run, composed, options)
@@ -219,6 +220,7 @@ def _train(
     try:
         fitted = _fit(run, experiment, checkpoints, state, progress, stop, options, meta, resumed=resumed)
         checkpoints.wait(last=True)
+        witness.now(witness.END)
         if stop.exit_code is not None and not _finished(experiment, fitted.progress):
             raise _preempted(run, stop, fitted.progress.step, resumed, experiment.cadence.total)
         seconds = time.perf_counter() - clock
@@ -321,19 +323,29 @@ def _fit(
         for writer in writers:
             writer.write(step, values)
 
+    sampler = samples.make(experiment, run.samples, console.say, resumed=resumed)
+    kept: list[Any] = [*writers, *([sampler] if sampler is not None else [])]  # all that is cut back and closed
+    flushed = [lines]
+    if witness.begin():
+        kept.append(witness.Batches(experiment.programs, JsonLines(run.batches, step=resumed), step=resumed))
+        flushed.append(kept[-1].lines)
+
+    def flush() -> None:
+        for stream in flushed:
+            stream.flush()
+
     hooks = Hooks(
         write=write,
         save=lambda state, progress: checkpoints.save(state, progress, meta),
-        flush=lines.flush,
+        flush=flush,
         warn=log.warning,
+        sample=sampler,
     )
-    sampler = samples.make(experiment, run.samples, console.say, resumed=resumed)
-    hooks.sample = sampler
 
     def rewind(progress: Any, bad: int) -> Any:
         abstract = experiment.programs.abstract_state
         state, back = divergence.rewind(config.train.divergence, checkpoints, abstract, progress, bad)
-        for writer in [*writers, *([sampler] if sampler is not None else [])]:
+        for writer in kept:
             writer.cut(back.step)
         return state, back
 
@@ -362,11 +374,11 @@ def _fit(
     )
     try:
         state, progress = loop.fit(state, progress)
-        lines.flush()
+        flush()
     finally:
         feed.close()
         report = profiler.close() if profiler is not None else []
-        for closing in [*writers, *([sampler] if sampler is not None else [])]:
+        for closing in kept:
             closing.close()
     return Fitted(state, progress, loop.timings, report)
 

@@ -29,7 +29,7 @@ import numpy as np
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
 from bigctl.parallel.partition import path_name
-from bigctl.training import manifest
+from bigctl.training import manifest, witness
 from bigctl.training.state import Progress
 
 log = logging.getLogger("bigctl.checkpoint")
@@ -109,6 +109,7 @@ class Checkpoints:
         if manifest.committed(target):
             return  # the same step, saved before: by the same run it is the same state
         content = {"schema": SCHEMA, "step": progress.step, "progress": progress.to_json(), **meta}
+        witness.saving(1)
         try:
             tree = flatten(state)
             if self.process == 0:
@@ -118,11 +119,12 @@ class Checkpoints:
             self._orbax().save(target.resolve() / "state", args=_save_args(tree))
         except Exception as error:
             self._failure = self._failed(target, error)
+            witness.saving(-1)
             if self.on_failure == "stop":
                 self.wait()
             return
         self._thread = threading.Thread(
-            target=self._commit,
+            target=self._finish,
             args=(target, progress.best_step, progress.anchors),
             name="checkpoint-commit",
             daemon=True,
@@ -149,6 +151,10 @@ class Checkpoints:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
+
+    def _finish(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:
+        self._commit(target, best_step, anchors)
+        witness.saving(-1)
 
     def _commit(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:
         try:
@@ -382,12 +388,16 @@ def _require_space(folder: Path, tree: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def read_arrays(saved: Saved, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Some arrays of a checkpoint by their paths, on the host, float32. Raises RunError if they cannot be read."""
+def read_arrays(saved: Saved, names: Sequence[str], dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """Some arrays of a checkpoint by their paths, on the host, as `dtype`, or with None as they were saved.
+
+    Raises:
+        RunError: if they cannot be read.
+    """
     import orbax.checkpoint as ocp
 
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
-    whole = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32))
+    whole = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype))
     arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=whole, partial_restore=True)
     try:
         return reader.restore(saved.path.resolve() / "state", args=arguments)

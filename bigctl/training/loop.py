@@ -19,7 +19,7 @@ import numpy as np
 from bigctl import optim
 from bigctl.config import schema
 from bigctl.errors import Diverged, TrainingFailed
-from bigctl.training import divergence, metrics
+from bigctl.training import divergence, metrics, witness
 from bigctl.training.cadence import Cadence
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
@@ -149,6 +149,7 @@ class Loop:
             progress.step += count
             progress.position += count * batch_size
             self.timings.steps += count
+            witness.now(witness.STEP, progress.step)
 
             if self._must_rewind(state, progress.step):
                 state, progress = self._rewind(state, progress)
@@ -156,9 +157,11 @@ class Loop:
             step, improved = progress.step, False
             if self.cadence.due(self.cadence.evaluate, step):
                 self._flush_log()
-                improved = self._evaluate(state, progress)
+                with witness.during(witness.EVAL):
+                    improved = self._evaluate(state, progress)
             if self.cadence.sample and self.cadence.due(self.cadence.sample, step):
-                self._sample(state, step)
+                with witness.during(witness.EVAL):
+                    self._sample(state, step)
             if self.cadence.due(self.cadence.log, step) or progress.stopped:
                 self._flush_log()
                 state = self._begin_log(state, progress)

@@ -1,0 +1,118 @@
+"""Rehearse crashes: a run that is killed again and again must end as the undisturbed one does, to the last bit."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigctl.cli import common
+
+EXAMPLES = """\
+examples:
+  bigctl verify-resume recipe=cnn_cls data=digits --steps 200
+  bigctl verify-resume recipe=gpt_lm data=shakespeare --steps 100 checkpoint.every=20 --kills 20 --seed 7
+  bigctl verify-resume recipe=mlp_cls --report resume.json --keep rehearsal
+
+Training happens at least twice from beginning to end; give --steps, and a checkpoint every so many, to keep it short.
+exit codes: 0 not one bit differs, 1 a run was lost or something differs, 2 usage or configuration
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_overrides(parser)
+    parser.add_argument("--steps", type=_positive, metavar="N", help="length of training; default: as configured")
+    parser.add_argument("--kills", type=_positive, default=5, metavar="K", help="how many SIGKILLs; default: 5")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the moments of the kills; default: 0")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write every kill and every comparison as JSON")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs, in an empty or new folder")
+    parser.add_argument("--quiet", action="store_true", help="no line for each kill on stderr")
+    common.add_json(parser)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 1 or more")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.steps is not None:
+        options.overrides = [*options.overrides, f"train.steps={options.steps}"]
+    common.composed(options)  # what is wrong with it is said before anything starts
+    if options.report is not None:
+        _check_report(options.report)
+    from bigctl.runs import rehearsal
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    with _folder(options.keep) as folder, _ended_by_sigterm():
+        rehearser = rehearsal.Rehearser(
+            _train_arguments(options), folder, kills=options.kills, seed=options.seed, say=say
+        )
+        result = rehearser.run()
+    if options.report is not None:
+        rehearsal.report(result, options.report)
+    if options.json:
+        common.print_json(result.to_json())
+    else:
+        print("\n".join(rehearsal.text(result)))
+        if not result.ok:
+            print(f"the runs are in {options.keep}" if options.keep else "--keep DIR keeps the runs, to be looked at")
+    return 0 if result.ok else 1
+
+
+def _train_arguments(options: argparse.Namespace) -> list[str]:
+    arguments = list(options.overrides)
+    for folder in options.config_dir:
+        arguments += ["--config-dir", str(folder)]
+    for module in options.plugin:
+        arguments += ["--plugin", module]
+    return arguments
+
+
+def _check_report(path: Path) -> None:
+    from bigctl.errors import ConfigError
+
+    if path.is_dir():
+        raise ConfigError("is a folder", where=str(path), hint="give --report a file")
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Where the runs live: a temporary folder, or one to keep."""
+    from bigctl.errors import ConfigError
+
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="bigctl-rehearsal-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        empty = not any(keep.iterdir())
+    except OSError as error:
+        raise ConfigError(f"cannot be used: {error.strerror}", where=str(keep)) from error
+    if not empty:
+        raise ConfigError("is not empty", where=str(keep), hint="give --keep a new folder")
+    yield keep
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that the child is ended too."""
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

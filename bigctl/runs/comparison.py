@@ -1,0 +1,198 @@
+"""Whether two runs are the same run, to the last bit: checkpoints, metrics, samples, batches, and what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.errors import RunError
+from bigctl.runs.directory import RunDirectory
+from bigctl.training.checkpoint import Checkpoints, Saved, read_arrays
+from bigctl.training.writers import read_metrics
+
+TIMED = "perf/"
+"""What the names of metrics begin with that measure time."""
+SUMMARY = ("metrics", "confusion", "step", "epoch", "stopped", "skipped", "rewinds", "selected_step", "parameters")
+"""What of a summary.json says nothing of time or place."""
+_PARTS = {
+    "params": "parameters",
+    "opt_state": "optimizer state",
+    "ema": "averaged weights",
+    "variables": "variables",
+    "sums": "metric sums",
+    "guard": "divergence guard",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that was compared.
+
+    Attributes:
+        what: such as "last checkpoint: optimizer state".
+        count: how many arrays, numbers or lines it has.
+        difference: the first difference in words, empty where all are equal.
+        where: the path of the array, or the key, that differs first.
+        step: of the first line that differs.
+        largest: the largest absolute difference in an array of the same shape.
+    """
+
+    what: str
+    count: int = 0
+    difference: str = ""
+    where: str | None = None
+    step: int | None = None
+    largest: float | None = None
+
+    @property
+    def equal(self) -> bool:
+        return not self.difference
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"what": self.what, "equal": self.equal, "count": self.count}
+        if self.equal:
+            return values
+        return {
+            **values,
+            "difference": self.difference,
+            "where": self.where,
+            "step": self.step,
+            "max_abs_difference": self.largest,
+        }
+
+
+def compare(expected: RunDirectory, found: RunDirectory) -> list[Comparison]:
+    """Everything that must be equal, each with its first difference."""
+    results: list[Comparison] = []
+    for which in ("last", "best"):
+        results += _checkpoints(which, expected, found)
+    files = {
+        "metrics.jsonl": (expected.metrics, found.metrics),
+        "samples.jsonl": (expected.samples, found.samples),
+        "batches.jsonl": (expected.batches, found.batches),
+    }
+    for what, (a, b) in files.items():
+        if a.exists() or b.exists():
+            results.append(compare_lines(what, lines(a), lines(b)))
+    return [*results, compare_values("summary.json", _summary(expected), _summary(found))]
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Iterator[Comparison]:
+    name = f"{which} checkpoint"
+    a, b = (_saved(run, which) for run in (expected, found))
+    if a is None and b is None:
+        return
+    if isinstance(a, RunError) or isinstance(b, RunError) or a is None or b is None:
+        said = "; ".join(
+            "there is none" if side is None else str(side) for side in (a, b) if not isinstance(side, Saved)
+        )
+        yield Comparison(name, difference=said)
+        return
+    yield compare_values(f"{name}: progress", a.meta, b.meta)
+    arrays_a, arrays_b = (read_arrays(saved, list(saved.meta["shapes"]), dtype=None) for saved in (a, b))
+    parts = {_part(path) for path in (*arrays_a, *arrays_b)}
+    for part in sorted(parts):
+        sides = ({path: value for path, value in side.items() if _part(path) == part} for side in (arrays_a, arrays_b))
+        yield compare_arrays(f"{name}: {part}", *sides)
+
+
+def _saved(run: RunDirectory, which: str) -> Saved | RunError | None:
+    store = Checkpoints(run.checkpoints, warn=lambda text: None)
+    try:
+        if which == "best" and not store.has_best():
+            return None
+        return store.find(which)
+    except RunError as error:
+        return error
+
+
+def _part(path: str) -> str:
+    return _PARTS.get(path.split("/")[0], "counters")
+
+
+def compare_arrays(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Comparison:
+    """Arrays by path: dtypes, shapes, and every bit."""
+    for path in sorted({*expected, *found}):
+        if path not in expected or path not in found:
+            return Comparison(what, len(expected), f"{path} is in one of them only", where=path)
+        a, b = np.asarray(expected[path]), np.asarray(found[path])
+        if a.dtype != b.dtype or a.shape != b.shape:
+            said = f"{path} is {a.dtype}{list(a.shape)} and {b.dtype}{list(b.shape)}"
+            return Comparison(what, len(expected), said, where=path)
+        if a.tobytes() != b.tobytes():
+            with np.errstate(all="ignore"):
+                apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
+            count = int(np.count_nonzero(_bits(a) != _bits(b)))
+            largest = float(np.nanmax(apart)) if np.isfinite(apart).any() else None
+            amount = f", by up to {largest:.3g}" if largest is not None else ""
+            said = f"{path} differs in {count:,} of {a.size:,} numbers{amount}"
+            return Comparison(what, len(expected), said, where=path, largest=largest)
+    return Comparison(what, len(expected))
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """An array's numbers as rows of bytes that can be compared, also where they are no numbers."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return flat.view(np.dtype((np.void, flat.dtype.itemsize)))
+
+
+# ------------------------------------------------------------------------------------------------------ lines, values
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """All lines of a file of JSON objects, without what measures time."""
+    return [{name: value for name, value in line.items() if not name.startswith(TIMED)} for line in read_metrics(path)]
+
+
+def compare_lines(what: str, expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> Comparison:
+    """Lines in their order, each with its `step`."""
+    for a, b in zip(expected, found, strict=False):
+        if a != b:
+            differs = compare_values(what, a, b)
+            step = min(a["step"], b["step"])
+            said = f"at step {step:,}: {differs.difference}"
+            return Comparison(what, len(expected), said, differs.where, step, differs.largest)
+    if len(expected) != len(found):
+        short, long = sorted((expected, found), key=len)
+        step = long[len(short)]["step"]
+        said = f"{len(expected)} and {len(found)} lines; the first that one of them lacks is of step {step:,}"
+        return Comparison(what, len(expected), said, step=step)
+    return Comparison(what, len(expected))
+
+
+def compare_values(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Comparison:
+    """JSON objects, to the first leaf that differs."""
+    flat_a, flat_b = dict(_leaves(expected)), dict(_leaves(found))
+    for name in dict.fromkeys([*flat_a, *flat_b]):
+        a, b = (flat.get(name, "nothing") for flat in (flat_a, flat_b))
+        if type(a) is not type(b) or a != b:
+            both = isinstance(a, int | float) and isinstance(b, int | float)
+            largest = abs(float(a) - float(b)) if both else None
+            said = f"{name} is {json.dumps(a)[:80]} and {json.dumps(b)[:80]}"
+            return Comparison(what, len(flat_a), said, where=name, largest=largest)
+    return Comparison(what, len(flat_a))
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield name, value
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{name}.{key}" if name else str(key))
+
+
+def _summary(run: RunDirectory) -> dict[str, Any]:
+    try:
+        summary = run.summary()
+    except RunError as error:
+        return {"error": str(error)}
+    return {name: summary.get(name) for name in SUMMARY}
