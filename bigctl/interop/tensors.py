@@ -83,7 +83,11 @@ def refusal(file: Path, folder: Path) -> DataError:
 
 
 def is_pickle(file: Path) -> bool:
-    return file.suffix in _PICKLES
+    """Whether a file is called as weights in a pickle are, and begins as one does, or as a zip archive with one in it."""
+    if file.suffix not in _PICKLES:
+        return False
+    with file.open("rb") as stream:
+        return stream.read(2).startswith((b"\x80", b"PK"))
 
 
 def _shards(index: Path) -> list[Path]:
