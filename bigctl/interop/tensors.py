@@ -83,8 +83,8 @@ def refusal(file: Path, folder: Path) -> DataError:
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether a file is called as weights in a pickle are, and begins as one does, or as a zip archive with one in it."""
-    if file.suffix not in _PICKLES:
+    """Whether a file is called as pickled weights are, and begins as a pickle does, or as a zip archive with one."""
+    if file.suffix not in _PICKLES or not file.is_file():
         return False
     with file.open("rb") as stream:
         return stream.read(2).startswith((b"\x80", b"PK"))
