@@ -18,6 +18,7 @@ from bigctl.config import compose
 from bigctl.data.windows import NO_TARGET, WindowPlan
 from bigctl.errors import ConfigError, DataError
 from bigctl.runs import experiment as experiments
+from bigctl.runs import samples
 from bigctl.training import feed as feeds
 from bigctl.training import throughput
 from bigctl.training.evaluation import Evaluator
@@ -265,6 +266,18 @@ def test_what_does_not_go_together_is_refused(path, overrides, message):
 def test_a_model_that_writes_no_text_is_refused(path):
     with pytest.raises(ConfigError, match="model=lstm does not write text"):
         compose.compose(["recipe=gpt_lm", "data=text", path, "model=lstm"])
+
+
+def test_samples_begin_with_words_that_the_tokenizer_knows(tmp_path: Path):
+    (tmp_path / "train.txt").write_text("the fox jumps over a lazy dog\n" * 20, encoding="utf-8")
+    beginnings = {"疴近消散\n": "\n", "§ a dog 疴 over the lazy fox §": "over the lazy", "a fox": "a"}
+    for number, (beginning, prompt) in enumerate(beginnings.items()):
+        file = tmp_path / f"{number}.txt"
+        file.write_text(beginning + "§" * 30, encoding="utf-8")
+        experiment = built(
+            f"data.path={tmp_path}/train.txt", f"data.validation_path={file}", "recipe.tokenizer.type=characters"
+        )
+        assert samples.make(experiment, tmp_path / "s.jsonl", print, resumed=0).prompt == prompt
 
 
 def test_a_prompt_of_unknown_characters_is_refused_before_training(bigctl: Cli, path, error_line):

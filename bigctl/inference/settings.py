@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from bigctl.errors import ConfigError
 
+_COLDEST = 1e-6
+"""Temperatures below are 0: the likeliest token is all that could be drawn, and logits divided by them may be too large
+for float32."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -47,7 +51,7 @@ class Settings:
         self._require("top_k", self.top_k >= 0, "the number of tokens, or 0 for all of them")
         self._require("top_p", 0 < self.top_p <= 1, "more than 0, and at most 1, which is all tokens")
         self._require("min_p", 0 <= self.min_p <= 1, "from 0, which is all tokens, to 1")
-        self._require("repetition_penalty", 0 < self.repetition_penalty < math.inf, "1 for none, or more")
+        self._require("repetition_penalty", 1e-6 <= self.repetition_penalty <= 1e6, "1 for none, or more")
         self._require("stop", not isinstance(self.stop, str) and all(self.stop), "texts, none of them empty")
         self._require("seed", 0 <= self.seed < 2**32, "0 to 4294967295")
         self._require("num_samples", self.num_samples >= 1, "1 or more")
@@ -59,11 +63,12 @@ class Settings:
     @property
     def rules(self) -> tuple[str, ...]:
         """The rules of sampling in use, by the names of their numbers, in the order in which they are applied."""
+        drawn = self.temperature >= _COLDEST
         used = {
             "repetition_penalty": self.repetition_penalty != 1,
-            "temperature": self.temperature > 0,
-            "top_k": self.temperature > 0 and self.top_k > 0,
-            "top_p": self.temperature > 0 and self.top_p < 1,
-            "min_p": self.temperature > 0 and self.min_p > 0,
+            "temperature": drawn,
+            "top_k": drawn and self.top_k > 0,
+            "top_p": drawn and self.top_p < 1,
+            "min_p": drawn and self.min_p > 0,
         }
         return tuple(name for name, use in used.items() if use)

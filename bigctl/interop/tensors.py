@@ -83,7 +83,11 @@ def refusal(file: Path, folder: Path) -> DataError:
 
 
 def is_pickle(file: Path) -> bool:
-    return file.suffix in _PICKLES
+    """Whether a file is called as pickled weights are, and begins as a pickle does, or as a zip archive with one."""
+    if file.suffix not in _PICKLES or not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(2).startswith((b"\x80", b"PK"))
 
 
 def _shards(index: Path) -> list[Path]:

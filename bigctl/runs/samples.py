@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,6 +14,9 @@ from bigctl.data.dataset import Dataset
 from bigctl.errors import ConfigError
 from bigctl.runs.experiment import Experiment
 from bigctl.training.writers import JsonLines
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _PROMPT = 16
 """Characters of the validation text that samples begin with, where no prompt is given; up to the end of a word."""
@@ -37,7 +40,7 @@ class Samples:
         self.experiment, self.say = experiment, say
         self.recipe, self.seed = experiment.config.recipe, experiment.config.seed
         self.tokenizer = text.read(Path(experiment.dataset.path) / prepare.TOKENIZER, stream=True)
-        self.prompt = self.recipe.prompt or opening(experiment.dataset)
+        self.prompt = self.recipe.prompt or opening(experiment.dataset, self.tokenizer)
         self._check()
         self._lines = JsonLines(file, step=resumed)
 
@@ -76,19 +79,24 @@ class Samples:
         """Whatever is wrong with the prompt is found before the training, not at the first sample."""
         known = self.tokenizer.encode(self.prompt, add_special_tokens=False)
         unknown = text.special(self.tokenizer).get("unk")
-        if not known.ids or (self.recipe.prompt and unknown in known.ids):
+        if not known.ids or unknown in known.ids:
             raise ConfigError(
                 f"{self.prompt!r} has characters that the tokenizer does not know",
                 where="recipe.prompt",
-                hint="begin with other words; or null for the first ones of the validation text",
+                hint="begin with other words; or null for the first known ones of the validation text",
             )
 
 
-def opening(dataset: Dataset) -> str:
-    """The first words of the validation text that the training text has the characters of."""
-    head = dataset.texts["validation"][0].head(1000).lstrip()
-    words = head[:_PROMPT].rsplit(" ", 1)[0] if " " in head[:_PROMPT] else head[:_PROMPT]
-    return words or "\n"
+def opening(dataset: Dataset, tokenizer: Tokenizer) -> str:
+    """The first words of the validation text that the tokenizer knows: the text may have characters that it does not,
+    where those of the training text are all it was made of."""
+    head = dataset.texts["validation"][0].head(1000)
+    encoding, unknown = tokenizer.encode(head, add_special_tokens=False), text.special(tokenizer).get("unk")
+    gaps = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
+    begins, ends = [0, *(end for _, end in gaps)], [*(begin for begin, _ in gaps), len(head)]
+    known = [head[begin:end].strip() for begin, end in zip(begins, ends, strict=True)]
+    words = next((part for part in known if len(part) >= _PROMPT), max(known, key=len))[:_PROMPT]
+    return (words.rsplit(" ", 1)[0] if " " in words else words) or "\n"
 
 
 def make(experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int) -> Samples | None:

@@ -28,7 +28,8 @@ def test_top_k_keeps_the_likeliest(k: int, left: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "left"), [(1e-6, [0]), (0.39, [0]), (0.41, [0, 1]), (0.69, [0, 1]), (0.71, [0, 1, 2]), (1.0, [0, 1, 2, 3, 4])]
+    ("p", "left"),
+    [(1e-50, [0]), (1e-6, [0]), (0.39, [0]), (0.41, [0, 1]), (0.69, [0, 1]), (0.71, [0, 1, 2]), (1.0, [0, 1, 2, 3, 4])],
 )
 def test_top_p_keeps_the_fewest_that_reach_it(p: float, left: list[int]) -> None:
     assert kept(sampling.top_p(LOGITS, p)) == left
@@ -111,3 +112,17 @@ def test_value_out_of_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match="out of range") as error:
         Settings(**{name: value})
     assert error.value.where == name
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-6, 1e-3])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature: float) -> None:
+    numbers = sampling.numbers_of(Settings(temperature=temperature))
+    logits = jnp.array([[50.0, -3.0, 51.0, 0.0]])
+    keys = sampling.row_keys(0, jnp.arange(1))
+    assert sampling.choose(logits, jnp.zeros((1, 0), bool), keys, numbers).tolist() == [2]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e-40, 1e39, float("nan")])
+def test_a_penalty_that_float32_cannot_apply_is_refused(penalty: float) -> None:
+    with pytest.raises(ConfigError, match="out of range"):
+        Settings(repetition_penalty=penalty)

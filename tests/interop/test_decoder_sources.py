@@ -278,6 +278,9 @@ def test_damaged_files_of_llama2c_are_refused(tmp_path: Path) -> None:
         refused(file, f"tok{VOCAB}.bin", reason)
     file.write_bytes(pickle.dumps({"a": [1.0] * 100}, protocol=2))
     refused(file, "pickle")
+    for few in (b"", content[:10], b"\0" * 100):
+        file.write_bytes(few)
+        refused(file, "tiny.bin: is no file of weights", "llama2.c")
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
