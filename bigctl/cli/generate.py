@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bigctl.cli import common
 from bigctl.cli.eval import step_argument
+from bigctl.files import printable
 
 if TYPE_CHECKING:
     from bigctl.inference.generate import LanguageModel
@@ -181,6 +182,7 @@ def _print(model: LanguageModel, settings: Settings, prompts: list[str], before:
 
     They are numbered after the `before` prompts that there were; None for a single text, which needs no number.
     """
+    shown = printable if sys.stdout.isatty() else str
     rows = iter([(prompt, sample) for prompt in range(len(prompts)) for sample in range(settings.num_samples)])
     row, begun = next(rows, None), False
     waiting: dict[tuple[int, int], str] = {}
@@ -193,8 +195,8 @@ def _print(model: LanguageModel, settings: Settings, prompts: list[str], before:
             if not begun and before is not None:
                 print(f"--- prompt {before + row[0] + 1}, sample {row[1] + 1}")
             if not begun and not settings.chat:
-                print(prompts[row[0]], end="")
-            print(waiting.pop(row), end="", flush=True)
+                print(shown(prompts[row[0]]), end="")
+            print(shown(waiting.pop(row)), end="", flush=True)
             begun = row not in done
             if begun:
                 break

@@ -12,6 +12,7 @@ from bigctl.config import schema
 from bigctl.data import prepare, text
 from bigctl.data.dataset import Dataset
 from bigctl.errors import ConfigError
+from bigctl.files import printable
 from bigctl.runs.experiment import Experiment
 from bigctl.training.writers import JsonLines
 
@@ -49,7 +50,7 @@ class Samples:
         written = self._language_model(state).generate([self.prompt], self._settings())[0].text
         self._lines.write(step, {"prompt": self.prompt, "text": written})
         self._lines.flush()
-        shown = "\n".join(f"  {line}" for line in f"{self.prompt}{written}".strip().splitlines())
+        shown = "\n".join(f"  {line}" for line in printable(f"{self.prompt}{written}").strip().split("\n"))
         self.say(f"sample at step {step:,}:\n{shown}")
 
     def cut(self, step: int) -> None:

@@ -211,6 +211,8 @@ class Loop:
 
     def _begin_log(self, state: TrainState, progress: Progress) -> TrainState:
         """Take the sums out of the state. They are read one event later, so that no step waits for a log line."""
+        if "log" not in self._compiled:
+            jax.block_until_ready(state.step)  # once: nothing is trained while it is compiled
         with self._compile_time("log"):
             state, sums, bad_step = self.programs.take_sums(state)
         # The host runs ahead of the devices by many steps or by none: when these were done, only a wait can tell.
