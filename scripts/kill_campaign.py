@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -113,6 +114,7 @@ def main() -> int:
             if count:
                 parts.append((recipe, options.seed + half, count))
         before = until
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way, the children are ended first
     clock = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kill-campaign-", ignore_cleanup_errors=True) as folder:
         campaign = Campaign(Path(folder), options.jobs)
