@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
         (shared / "cache").mkdir(exist_ok=True)
         os.environ["BIGCTL_CACHE_DIR"] = str(shared / "cache")
     os.environ["COLUMNS"] = "200"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory() -> Iterator[None]:
+    """Compiled programs of the tests that are done are let go before they fill a small machine."""
+    yield
+    pages = Path("/proc/self/statm")
+    held = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+    if held > 2 * 2**30 and "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 class Cli:
