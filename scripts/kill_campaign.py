@@ -122,6 +122,8 @@ def main() -> int:
             try:
                 results = list(zip(parts, pool.map(campaign.rehearse, parts), strict=True))
             except KeyboardInterrupt:
+                for number in (signal.SIGINT, signal.SIGTERM):  # once is enough
+                    signal.signal(number, signal.SIG_IGN)
                 campaign.stop.set()
                 return 130
     seconds = time.perf_counter() - clock
