@@ -22,7 +22,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.schema import Data
-from bigctl.data import catalog, splits, text
+from bigctl.data import catalog, splits, text, tokenization
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.source import Columns, Decoded
 from bigctl.data.text import Texts
@@ -46,7 +46,7 @@ def prepare(
     *,
     regression: bool = False,
     rebuild: bool = False,
-    tokenizer: text.Spec | None = None,
+    tokenizer: tokenization.Spec | None = None,
     stored: Path | None = None,
 ) -> Dataset:
     """The data set of a configuration, from the cache or newly decoded into it.
@@ -62,7 +62,7 @@ def prepare(
         DataError: if the data cannot be found, fetched, decoded or stored.
     """
     folder = cache_folder(config, regression=regression, tokenizer=tokenizer)
-    digest = text.sha256(stored) if stored is not None and stored.is_file() else None
+    digest = tokenization.sha256(stored) if stored is not None and stored.is_file() else None
     for place in (folder, folder.with_name(f"{folder.name}-{digest[:8]}") if digest else None):
         if rebuild or place is None or not place.is_dir():
             continue
@@ -89,13 +89,13 @@ def prepare(
     if decoded.kind == "stream" or (decoded.kind == "text" and tokenizer is not None and tokenizer.stream):
         if tokenizer is not None:
             with_file = dataclasses.replace(tokenizer, file=stored) if digest else tokenizer
-            made = text.make(with_file, iter(_training_texts(by_split["train"])))
+            made = tokenization.make(with_file, iter(_training_texts(by_split["train"])))
         features, arrays = _encode_stream(by_split, config, tokenizer, made, info)
     elif decoded.kind == "text":
         info |= _duplicates(by_split, decoded)
         if tokenizer is not None:
             with_file = dataclasses.replace(tokenizer, file=stored) if digest else tokenizer
-            made = text.make(with_file, iter(_training_texts(by_split["train"])))
+            made = tokenization.make(with_file, iter(_training_texts(by_split["train"])))
         features, arrays = _encode_text(decoded, by_split, config, tokenizer, made, info)
     else:
         features, arrays = _encode(decoded, by_split, config)
@@ -107,7 +107,7 @@ def prepare(
     return _in_windows(dataset, tokenizer)
 
 
-def _in_windows(dataset: Dataset, tokenizer: text.Spec | None) -> Dataset:
+def _in_windows(dataset: Dataset, tokenizer: tokenization.Spec | None) -> Dataset:
     """One long text as the windows that a model sees; the arrays on disk serve any length of them."""
     if dataset.features.kind != "stream" or tokenizer is None or not tokenizer.block:
         return dataset
@@ -131,7 +131,7 @@ def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
         )
 
 
-def cache_folder(config: Data, *, regression: bool = False, tokenizer: text.Spec | None = None) -> Path:
+def cache_folder(config: Data, *, regression: bool = False, tokenizer: tokenization.Spec | None = None) -> Path:
     """The folder that belongs to this configuration and the present state of its source; it need not exist.
 
     Texts as tokens have the name of the texts as they are, and a second digest.
@@ -148,7 +148,7 @@ def cache_folder(config: Data, *, regression: bool = False, tokenizer: text.Spec
     return cache_root() / "data" / plain
 
 
-def clean(config: Data, *, regression: bool = False, tokenizer: text.Spec | None = None) -> int:
+def clean(config: Data, *, regression: bool = False, tokenizer: tokenization.Spec | None = None) -> int:
     """Delete the cache of a configuration; gives the bytes freed."""
     folder = cache_folder(config, regression=regression, tokenizer=tokenizer)
     size = disk_size(folder)
@@ -197,7 +197,7 @@ def _encode_text(
     decoded: Decoded,
     by_split: dict[str, Columns],
     config: Data,
-    tokenizer: text.Spec | None,
+    tokenizer: tokenization.Spec | None,
     made: Any,
     info: dict[str, Any],
 ) -> tuple[Features, dict[str, Columns]]:
@@ -216,7 +216,7 @@ def _encode_text(
         assert isinstance(settings, schema.Tokenizer)
         shape = (settings.max_length,)
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
-        described = text.describe(made, settings, digest)
+        described = tokenization.describe(made, settings, digest)
         for split, columns in by_split.items():
             other = columns["text_pair"].tolist() if pairs else None
             encoded = text.encode(made, columns["text"].tolist(), other, settings.max_length, settings.truncate)
@@ -236,14 +236,14 @@ def _encode_text(
 
 
 def _encode_stream(
-    by_split: dict[str, Columns], config: Data, tokenizer: text.Spec | None, made: Any, info: dict[str, Any]
+    by_split: dict[str, Columns], config: Data, tokenizer: tokenization.Spec | None, made: Any, info: dict[str, Any]
 ) -> tuple[Features, dict[str, Columns]]:
     """Documents as they are, and as one run of tokens where there is a tokenizer; notes their sizes into `info`."""
     arrays: dict[str, Columns] = {}
     described = None
     if tokenizer is not None:
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
-        described = text.describe(made, tokenizer.settings, digest)
+        described = tokenization.describe(made, tokenizer.settings, digest)
     for split, columns in by_split.items():
         documents = columns["document" if "document" in columns else "text"].tolist()
         texts = Texts.of(documents)
@@ -255,7 +255,7 @@ def _encode_stream(
             tokens = text.encode_stream(made, documents, boundaries=getattr(config, "boundaries", True))
             arrays[split]["inputs"] = tokens
             facts["tokens"] = len(tokens)
-            unknown = text.special(made).get("unk")
+            unknown = tokenization.special(made).get("unk")
             missing = 0 if unknown is None else np.count_nonzero(tokens == unknown)
             info.setdefault("unknown_tokens", {})[split] = round(missing / max(1, len(tokens)), 5)
         for name, value in facts.items():
@@ -383,7 +383,7 @@ def _open(folder: Path) -> Dataset | None:
             split, column, _ = name.split(".")
             by_split[split][column] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         features = Features.from_json(meta["features"])
-        if features.tokenizer and text.sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
+        if features.tokenizer and tokenization.sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
             return None
         texts = {split: _take_texts(columns) for split, columns in by_split.items()}
         return Dataset(by_split, features, meta["fingerprint"], meta["info"], str(folder), texts)

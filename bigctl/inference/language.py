@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigctl.data import text
+from bigctl.data import tokenization
 from bigctl.errors import DataError, RunError
 from bigctl.inference.generate import LanguageModel
 from bigctl.runs import conventions, directory
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bigctl.interop.sources import Source
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
-"""What the end of an answer is called, beside the names of the end of a document in `text.END`."""
+"""What the end of an answer is called, beside the names of the end of a document in `tokenization.END`."""
 
 
 def load(name: str, *, step: str | int = "best") -> LanguageModel:
@@ -106,7 +106,7 @@ def of_weights(source: Source) -> LanguageModel:
         file = f"tok{source.architecture['vocab']}.bin" if source.format == "llama2c" else "tokenizer.json"
         raise DataError("has no tokenizer", where=source.name, hint=f"put its {file} into the folder")
     experiment.use_compile_cache()
-    tokenizer = text.read(source.tokenizer, stream=True)
+    tokenizer = tokenization.read(source.tokenizer, stream=True)
     config = sources.fill(kinds[source.model](init_from=source.name), source)
     model = _with_weights(config, source, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
     return LanguageModel(
@@ -154,7 +154,7 @@ def _names(tokenizer: Tokenizer, found: conventions.Conventions) -> dict[str, st
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
     """End tokens by what they are called, for weights that do not say."""
-    numbers = map(tokenizer.token_to_id, (*text.END, *_TURN_ENDS))
+    numbers = map(tokenizer.token_to_id, (*tokenization.END, *_TURN_ENDS))
     return tuple(number for number in numbers if number is not None)
 
 

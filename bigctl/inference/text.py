@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigctl.data import buckets, text
+from bigctl.data import buckets, text, tokenization
 from bigctl.data.buckets import LengthEvaluationPlan
 from bigctl.data.dataset import Features
 from bigctl.errors import RunError
@@ -35,9 +35,9 @@ def tokenizer_of(run: RunDirectory, features: Features) -> Tokenizer:
     hint = "bring it back as it was; a copy may be in a backup, or in an export of the run"
     if not run.tokenizer.is_file():
         raise RunError("is missing, and texts cannot be encoded without it", where=str(run.tokenizer), hint=hint)
-    if text.sha256(run.tokenizer) != features.tokenizer["sha256"]:
+    if tokenization.sha256(run.tokenizer) != features.tokenizer["sha256"]:
         raise RunError("is not the tokenizer that the run was trained with", where=str(run.tokenizer), hint=hint)
-    return text.read(run.tokenizer, stream=features.kind == "stream")
+    return tokenization.read(run.tokenizer, stream=features.kind == "stream")
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[Text], features: Features) -> tuple[dict[str, np.ndarray], np.ndarray]:

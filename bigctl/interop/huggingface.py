@@ -84,7 +84,7 @@ def write(
         params: by path, without LoRA; what they hold says which model it is.
         model: the architecture, all of it given.
         tokenizer: its tokenizer.json.
-        settings: what `data.text.describe` says of it.
+        settings: what `data.tokenization.describe` says of it.
         classes: class names in order; None for a masked language model.
         folder: a new one, or an empty one.
         about: one line for the README.

@@ -43,7 +43,7 @@ def of_run(run: RunDirectory, tokenizer: Mapping[str, Any]) -> Conventions:
 
     Args:
         run: any; one that started from nothing has kept nothing.
-        tokenizer: what `data.text.describe` said of its tokenizer.
+        tokenizer: what `data.tokenization.describe` said of its tokenizer.
 
     Raises:
         RunError: if the file is damaged.

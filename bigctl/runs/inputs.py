@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from bigctl.config import schema
-from bigctl.data import prepare, text
+from bigctl.data import prepare, tokenization
 from bigctl.data.dataset import Dataset
 from bigctl.errors import ConfigError
 
@@ -31,7 +31,7 @@ def prepare_data(config: schema.Config, stored: Path | None = None) -> Dataset:
     )
 
 
-def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> text.Spec | None:
+def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> tokenization.Spec | None:
     """The tokenizer of an experiment's recipe, None without one; `stored` as for `prepare_data`."""
     settings = config.tokenizer
     if settings is None:
@@ -39,11 +39,11 @@ def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> text.Sp
     return dataclasses.replace(_spec(config, settings, stored), block=config.block or 0)
 
 
-def _spec(config: schema.Config, settings: schema.StreamTokenizer, stored: Path | None) -> text.Spec:
+def _spec(config: schema.Config, settings: schema.StreamTokenizer, stored: Path | None) -> tokenization.Spec:
     if stored is not None and stored.is_file() and settings.type in ("pretrained", "file"):
-        return text.Spec(settings, stored)
+        return tokenization.Spec(settings, stored)
     if settings.type != "pretrained" or config.model.init_from is None:
-        return text.spec(settings)
+        return tokenization.spec(settings)
     from bigctl.interop import sources
 
     source = sources.locate(config.model.init_from)
@@ -53,4 +53,4 @@ def _spec(config: schema.Config, settings: schema.StreamTokenizer, stored: Path 
             where="model.init_from",
             hint="give recipe.tokenizer.type=file recipe.tokenizer.path=...",
         )
-    return text.spec(settings, (source.tokenizer, source.lowercase))
+    return tokenization.spec(settings, (source.tokenizer, source.lowercase))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from bigctl.config import schema
-from bigctl.data import prepare, text
+from bigctl.data import prepare, tokenization
 from bigctl.data.dataset import Dataset
 from bigctl.errors import ConfigError
 from bigctl.files import printable
@@ -40,7 +40,7 @@ class Samples:
         assert isinstance(experiment.config.recipe, schema.GptLm)
         self.experiment, self.say = experiment, say
         self.recipe, self.seed = experiment.config.recipe, experiment.config.seed
-        self.tokenizer = text.read(Path(experiment.dataset.path) / prepare.TOKENIZER, stream=True)
+        self.tokenizer = tokenization.read(Path(experiment.dataset.path) / prepare.TOKENIZER, stream=True)
         self.prompt = self.recipe.prompt or opening(experiment.dataset, self.tokenizer)
         self._check()
         self._lines = JsonLines(file, step=resumed)
@@ -68,7 +68,7 @@ class Samples:
         if programs.mesh.size > 1:  # a text is written on one device
             weights = jax.device_get(weights)
         model = programs.merge(weights, state.variables, programs.numbers)
-        end = text.end(self.tokenizer)
+        end = tokenization.end(self.tokenizer)
         return LanguageModel(model, self.tokenizer, end=() if end is None else (end,))
 
     def _settings(self) -> Any:
@@ -79,7 +79,7 @@ class Samples:
     def _check(self) -> None:
         """Whatever is wrong with the prompt is found before the training, not at the first sample."""
         known = self.tokenizer.encode(self.prompt, add_special_tokens=False)
-        unknown = text.special(self.tokenizer).get("unk")
+        unknown = tokenization.special(self.tokenizer).get("unk")
         if not known.ids or unknown in known.ids:
             raise ConfigError(
                 f"{self.prompt!r} has characters that the tokenizer does not know",
@@ -92,7 +92,7 @@ def opening(dataset: Dataset, tokenizer: Tokenizer) -> str:
     """The first words of the validation text that the tokenizer knows: the text may have characters that it does not,
     where those of the training text are all it was made of."""
     head = dataset.texts["validation"][0].head(1000)
-    encoding, unknown = tokenizer.encode(head, add_special_tokens=False), text.special(tokenizer).get("unk")
+    encoding, unknown = tokenizer.encode(head, add_special_tokens=False), tokenization.special(tokenizer).get("unk")
     gaps = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
     begins, ends = [0, *(end for _, end in gaps)], [*(begin for begin, _ in gaps), len(head)]
     known = [head[begin:end].strip() for begin, end in zip(begins, ends, strict=True)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import documents, prepare, splits, text
+from bigctl.data import documents, prepare, splits, text, tokenization
 from bigctl.data.dataset import Dataset
 from bigctl.data.source import Decoded
 from bigctl.errors import DataError
@@ -38,7 +38,7 @@ def read(path: Path | str, **options: str) -> list[str]:
 
 
 def make(config: schema.TextFiles, type: str = "characters", block: int = 8, **settings: object) -> Dataset:
-    spec = text.spec(schema.StreamTokenizer(type=type, **settings))  # type: ignore[arg-type]
+    spec = tokenization.spec(schema.StreamTokenizer(type=type, **settings))  # type: ignore[arg-type]
     return prepare.prepare(config, tokenizer=replace(spec, block=block))
 
 
@@ -180,7 +180,7 @@ def test_files_of_their_own_are_splits_of_their_own(tmp_path):
 def test_tokens_give_the_text_back(tmp_path, type, content):
     config = schema.TextFiles(path=str(write(tmp_path, a_txt=content) / "a.txt"))
     made = make(config, type, size=300)
-    tokenizer = text.read(Path(made.path) / prepare.TOKENIZER, stream=True)
+    tokenizer = tokenization.read(Path(made.path) / prepare.TOKENIZER, stream=True)
     whole = "".join(tokenizer.decode(made.splits[split]["inputs"].tolist()) for split in made.splits)
     assert whole == content
     for split, columns in made.splits.items():
@@ -215,11 +215,10 @@ def test_the_end_token_stands_between_documents_where_wanted(tmp_path):
 @pytest.mark.parametrize("type", ["bpe", "words", "characters", "bytes"])
 def test_a_text_in_pieces_has_the_tokens_of_the_whole(type, monkeypatch):
     content = ("It's  a\n\n\ttest,  isn't it?   \n" + VERSE + CHINESE) * 30
-    tokenizer = text.train(schema.StreamTokenizer(type=type, size=400), [content])
+    tokenizer = tokenization.train(schema.StreamTokenizer(type=type, size=400), [content])
     whole = text.encode_stream(tokenizer, [content], boundaries=True)
-    monkeypatch.setattr(text, "_PIECE", 100)
-    real, seen = text.pieces, []
-    monkeypatch.setattr(text, "pieces", lambda t, size=100: [seen.append(p) or p for p in real(t, size)])
+    real, seen = tokenization.pieces, []
+    monkeypatch.setattr(tokenization, "pieces", lambda t, size=100: [seen.append(p) or p for p in real(t, size)])
     assert np.array_equal(text.encode_stream(tokenizer, [content], boundaries=True), whole)
     assert len(seen) > 30 and "".join(seen) == content
 
@@ -254,7 +253,7 @@ def test_a_text_shorter_than_one_window_is_refused(tmp_path):
 def test_texts_of_a_table_can_be_learnt_to_write_too(tmp_path):
     rows = "\n".join(f"text number {i},{i % 2}" for i in range(60))
     config = schema.Csv(path=str(write(tmp_path, a_csv=f"text,y\n{rows}\n") / "a.csv"), text="text", label="y")
-    made = prepare.prepare(config, tokenizer=replace(text.spec(schema.StreamTokenizer(type="bytes")), block=8))
+    made = prepare.prepare(config, tokenizer=replace(tokenization.spec(schema.StreamTokenizer(type="bytes")), block=8))
     documents = bytes(
         np.where(made.splits["train"]["inputs"] == 256, 10, made.splits["train"]["inputs"]).astype(np.uint8)
     )
@@ -265,4 +264,4 @@ def test_texts_of_a_table_can_be_learnt_to_write_too(tmp_path):
 def test_one_long_text_holds_no_examples_to_classify(tmp_path):
     config = schema.TextFiles(path=str(write(tmp_path, a_txt=VERSE * 20) / "a.txt"))
     with pytest.raises(DataError, match="one long text"):
-        prepare.prepare(config, tokenizer=text.spec(schema.Tokenizer(type="words")))
+        prepare.prepare(config, tokenizer=tokenization.spec(schema.Tokenizer(type="words")))

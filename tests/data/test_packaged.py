@@ -327,10 +327,10 @@ def test_the_bible_as_published_is_whole(published):
 
 
 def test_gpt2s_tokens_are_the_published_ones(published):
-    from bigctl.data import text
+    from bigctl.data import tokenization
 
     published(packaged.GPT2)
-    tokenizer = text.gpt2()
+    tokenizer = tokenization.gpt2()
     assert tokenizer.encode("Hello world, isn't it?\n\n  Yes").ids == [
         15496,
         995,
@@ -343,5 +343,5 @@ def test_gpt2s_tokens_are_the_published_ones(published):
         220,
         3363,
     ]
-    assert tokenizer.get_vocab_size() == 50257 and text.end(tokenizer) == 50256
+    assert tokenizer.get_vocab_size() == 50257 and tokenization.end(tokenizer) == 50256
     assert tokenizer.decode(tokenizer.encode("床前明月光 \U0001f600").ids) == "床前明月光 \U0001f600"

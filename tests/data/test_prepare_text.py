@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import prepare, text
+from bigctl.data import prepare, text, tokenization
 from bigctl.data.dataset import Dataset
 from bigctl.errors import DataError
 
@@ -31,9 +31,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 def tokenized(monkeypatch) -> list[str]:
     """What was done with tokenizers since: "trained", "encoded"."""
     done: list[str] = []
-    for name, note in (("train", "trained"), ("encode", "encoded")):
-        real = getattr(text, name)
-        monkeypatch.setattr(text, name, lambda *given, _real=real, _note=note: done.append(_note) or _real(*given))
+    for room, name, note in ((tokenization, "train", "trained"), (text, "encode", "encoded")):
+        real = getattr(room, name)
+        monkeypatch.setattr(room, name, lambda *given, _real=real, _note=note: done.append(_note) or _real(*given))
     return done
 
 
@@ -50,7 +50,7 @@ def table(folder: Path, rows: int = 120, more: list[tuple[str, ...]] = (), pairs
 
 
 def make(config: schema.Data, tokenizer: schema.Tokenizer = TOKENIZER, **options: Any) -> Dataset:
-    return prepare.prepare(config, tokenizer=text.spec(tokenizer), **options)
+    return prepare.prepare(config, tokenizer=tokenization.spec(tokenizer), **options)
 
 
 def stored(dataset: Dataset) -> Path:
@@ -69,7 +69,7 @@ def same(a: Dataset, b: Dataset) -> bool:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_tokens_and_texts_are_those_of_the_file(tmp_path, pairs):
     made = make(table(tmp_path, pairs=pairs))
-    tokenizer = text.read(stored(made))
+    tokenizer = tokenization.read(stored(made))
     assert made.features.kind == "text" and made.features.pairs is pairs and made.features.classes == ("u", "v", "w")
     assert made.features.shape == (16,) and sum(made.size(s) for s in made.splits) == 120
     seen = set()
@@ -92,10 +92,10 @@ def test_the_tokenizer_is_made_of_the_training_texts_alone(tmp_path):
     (tmp_path / "other.csv").write_text("text,y\n" + "zebra zebra zebra zebra,u\n" * 40)
     config = replace(table(tmp_path), validation_path=str(tmp_path / "other.csv"))
     made = make(config)
-    vocabulary = text.read(stored(made)).get_vocab()
+    vocabulary = tokenization.read(stored(made)).get_vocab()
     assert "zebra" not in vocabulary and "w1" in vocabulary
     words = "".join(made.texts["train"][0][i] + " " for i in range(made.size("train"))).split()
-    assert set(vocabulary) - {name for names in text.SPECIAL.values() for name in names} <= set(words)
+    assert set(vocabulary) - {name for names in tokenization.SPECIAL.values() for name in names} <= set(words)
     assert made.info["unknown_tokens"]["validation"] == pytest.approx(4 / 6, abs=1e-5)
 
 
@@ -212,12 +212,12 @@ def test_a_run_keeps_its_tokenizer_where_the_cache_holds_another(tmp_path, token
     folder = tmp_path / "run"
     folder.mkdir()
     own = folder / "tokenizer.json"
-    vocabulary = text.train(TOKENIZER, [f"w{i} " * (100 - i) for i in range(40)])
+    vocabulary = tokenization.train(TOKENIZER, [f"w{i} " * (100 - i) for i in range(40)])
     own.write_text(vocabulary.to_str(pretty=True), encoding="utf-8")
     tokenized.clear()
     made = make(config, stored=own)
     assert "trained" not in tokenized and made.path != usual.path
-    assert made.features.tokenizer["sha256"] == text.sha256(own) != usual.features.tokenizer["sha256"]  # type: ignore[index]
+    assert made.features.tokenizer["sha256"] == tokenization.sha256(own) != usual.features.tokenizer["sha256"]  # type: ignore[index]
     again = make(config, stored=own)
     assert same(made, again) and tokenized.count("encoded") == 3
     assert same(usual, make(config)) and tokenized.count("encoded") == 3  # both stay

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import text
+from bigctl.data import text, tokenization
 from bigctl.data.text import Texts
 from bigctl.errors import DataError
 
@@ -30,13 +30,13 @@ def settings(kind: str = "words", **options: Any) -> schema.Tokenizer:
 
 
 def made(kind: str, texts: list[str] = DOCUMENTS, **options: Any) -> Any:
-    return text.train(settings(kind, **options), texts)
+    return tokenization.train(settings(kind, **options), texts)
 
 
 def wordpiece(folder: Path, words: list[str] = VOCABULARY, **options: Any) -> Any:
     file = folder / "vocab.txt"
     file.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-    return text.read(file, **options)
+    return tokenization.read(file, **options)
 
 
 def numbered(count: int = 60) -> Any:
@@ -63,7 +63,7 @@ def test_the_same_texts_give_the_same_bytes(kind, tmp_path):
     assert stored != made(kind, many[:-1] + ["zebra " * 50], size=600).to_str(pretty=True)
     file = tmp_path / "tokenizer.json"
     file.write_text(stored, encoding="utf-8")
-    again = text.read(file)
+    again = tokenization.read(file)
     assert again.to_str(pretty=True) == stored  # read for a resumed run, it is the one that was stored
     sentence = "The mouse, 好天 zebra 😀!"
     assert tokens(again, sentence) == tokens(made(kind, many, size=600), sentence)
@@ -120,7 +120,7 @@ def test_case_is_folded_only_on_request(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_tokens_have_the_same_numbers_everywhere(kind):
-    assert text.special(made(kind)) == {"pad": PAD, "unk": UNK, "cls": CLS, "sep": SEP, "mask": MASK}
+    assert tokenization.special(made(kind)) == {"pad": PAD, "unk": UNK, "cls": CLS, "sep": SEP, "mask": MASK}
 
 
 @pytest.mark.parametrize(("kind", "smallest"), [("bpe", 5 + 256), ("words", 5 + 1), ("characters", 5 + 1)])
@@ -144,10 +144,10 @@ def test_a_megabyte_in_one_text_takes_seconds_to_learn_and_to_cut(kind, unit):
 
 def test_long_runs_change_nothing_for_other_texts():
     plain = [" ".join(DOCUMENTS) * 60, *DOCUMENTS]
-    assert list(text._without_long_runs(plain)) == plain
+    assert list(tokenization._without_long_runs(plain)) == plain
     run = "x" * 2500 + " end"
-    assert "".join(text._without_long_runs([run])) == run
-    assert max(map(len, text._without_long_runs([run]))) == 1000
+    assert "".join(tokenization._without_long_runs([run])) == run
+    assert max(map(len, tokenization._without_long_runs([run]))) == 1000
 
 
 # --- Tokenizers that are given ----------------------------------------------------------------------------------------
@@ -157,12 +157,12 @@ def test_long_runs_change_nothing_for_other_texts():
 def test_a_vocabulary_numbers_its_lines(tmp_path, end):
     file = tmp_path / "vocab.txt"
     file.write_bytes(end.join([*VOCABULARY, ""]).encode())
-    tokenizer = text.read(file)
+    tokenizer = tokenization.read(file)
     assert tokenizer.get_vocab_size() == len(VOCABULARY)
     ids = tokens(tokenizer, "The cats, unbelievable CAFÉ.")
     assert ids == [CLS, 5, 6, 8, UNK, 14, 15, 16, 13, 9, SEP]
     file.write_bytes(b"\xef\xbb\xbf" + end.join(VOCABULARY).encode())  # as some editors save it
-    assert tokens(text.read(file), "The cats, unbelievable CAFÉ.") == ids
+    assert tokens(tokenization.read(file), "The cats, unbelievable CAFÉ.") == ids
 
 
 def test_a_vocabulary_with_case_tells_it_apart(tmp_path):
@@ -176,7 +176,7 @@ def test_a_tokenizer_file_gives_the_tokens_of_its_vocabulary(tmp_path):
     (tmp_path / "tokenizer.json").write_text(direct.to_str(), encoding="utf-8")
     direct.no_truncation()
     direct.no_padding()
-    stored = text.read(tmp_path / "tokenizer.json")
+    stored = tokenization.read(tmp_path / "tokenizer.json")
     for document in (*DOCUMENTS, "unbelievable cats"):
         assert tokens(stored, document) == tokens(direct, document)
         assert tokens(stored, document) == stored.encode(document).ids  # as another library frames it
@@ -201,7 +201,7 @@ def test_a_tokenizer_file_gives_the_tokens_of_its_vocabulary(tmp_path):
 def test_a_file_that_cannot_serve_is_refused_by_name(tmp_path, name, content, match):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=match) as caught:
-        text.read(tmp_path / name)
+        tokenization.read(tmp_path / name)
     assert name in str(caught.value.where) and caught.value.hint and "\n" not in str(caught.value)
 
 
@@ -210,7 +210,7 @@ def test_a_tokenizer_file_whose_unknown_words_have_no_token_is_refused(tmp_path)
     content["model"]["unk_token"] = "<other>"
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="lacks <other>"):
-        text.read(tmp_path / "tokenizer.json")
+        tokenization.read(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_tokenizer_file_whose_unknown_words_have_no_token_is_refused(tmp_path)
 )
 def test_a_tokenizer_that_is_not_there_is_refused_by_its_key(chosen, where):
     with pytest.raises(DataError) as caught:
-        text.spec(chosen)
+        tokenization.spec(chosen)
     assert caught.value.where == where and caught.value.hint
 
 
@@ -232,15 +232,15 @@ def test_what_tokens_depend_on_is_in_the_identity(tmp_path):
     options: list[dict[str, Any]] = [
         {}, {"size": 300}, {"lowercase": False}, {"max_length": 64}, {"truncate": "tail"}, {"type": "bpe"},
     ]  # fmt: skip
-    found = [text.spec(first(**{"size": 400, "type": "words", **o})).identity() for o in options]
+    found = [tokenization.spec(first(**{"size": 400, "type": "words", **o})).identity() for o in options]
     assert len({json.dumps(identity) for identity in found}) == len(options)
     wordpiece(tmp_path)
     file = schema.Tokenizer(type="file", path=str(tmp_path / "vocab.txt"))
-    here = text.spec(file).identity()
+    here = tokenization.spec(file).identity()
     cased = schema.Tokenizer(type="file", path=file.path, lowercase=False)
-    assert text.spec(cased).identity() != here
+    assert tokenization.spec(cased).identity() != here
     wordpiece(tmp_path, [*VOCABULARY, "more"])
-    assert text.spec(file).identity() != here
+    assert tokenization.spec(file).identity() != here
 
 
 def test_a_runs_own_copy_of_a_tokenizer_has_the_identity_of_its_origin(tmp_path):
@@ -248,7 +248,7 @@ def test_a_runs_own_copy_of_a_tokenizer_has_the_identity_of_its_origin(tmp_path)
     stored = tmp_path / "tokenizer.json"
     stored.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     file = schema.Tokenizer(type="file", path=str(tmp_path / "vocab.txt"), lowercase=False)
-    assert text.Spec(file, stored).identity() == text.spec(file).identity()
+    assert tokenization.Spec(file, stored).identity() == tokenization.spec(file).identity()
 
 
 # --- Texts as tokens --------------------------------------------------------------------------------------------------

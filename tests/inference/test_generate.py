@@ -14,7 +14,7 @@ from flax import nnx
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from bigctl.config import schema
-from bigctl.data import text
+from bigctl.data import tokenization
 from bigctl.errors import DataError, RunError
 from bigctl.inference import chat, decoding
 from bigctl.inference.decoding import Batch
@@ -42,7 +42,7 @@ def model() -> Decoder:
 
 @pytest.fixture(scope="module")
 def characters() -> Tokenizer:
-    return text.train(schema.StreamTokenizer(type="characters"), [POEM])
+    return tokenization.train(schema.StreamTokenizer(type="characters"), [POEM])
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +167,11 @@ def test_low_precision_writes_too() -> None:
 
 
 def of_bytes() -> Tokenizer:
-    return text.train(schema.StreamTokenizer(type="bytes"), [])
+    return tokenization.train(schema.StreamTokenizer(type="bytes"), [])
 
 
 def of_merges() -> Tokenizer:
-    return text.train(schema.StreamTokenizer(type="bpe", size=300), [POEM])
+    return tokenization.train(schema.StreamTokenizer(type="bpe", size=300), [POEM])
 
 
 def of_words() -> Tokenizer:

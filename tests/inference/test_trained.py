@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bigctl as package
-from bigctl.data import text
+from bigctl.data import tokenization
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs import inputs
 from tests import topics
@@ -67,5 +67,5 @@ def test_what_is_no_text_is_refused(trained: TrainedRun, given: object, what: st
 
 def test_tokenizer_is_the_one_of_training(trained: TrainedRun) -> None:
     assert trained.features.tokenizer is not None
-    assert text.sha256(trained.run.tokenizer) == trained.features.tokenizer["sha256"]
+    assert tokenization.sha256(trained.run.tokenizer) == trained.features.tokenizer["sha256"]
     assert trained._tokenizer.to_str(pretty=True) == trained.run.tokenizer.read_text(encoding="utf-8")

@@ -68,10 +68,10 @@ def folder(path: Path, values: dict[str, np.ndarray] | None = None, **settings) 
 
 def tokenizer_json(path: Path) -> Path:
     """The tokenizer.json of a run, as the run stores it."""
-    from bigctl.data import text
+    from bigctl.data import tokenization
 
     (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     file = path / "tokenizer.json"
-    text.read(path / "vocab.txt").save(str(file))
+    tokenization.read(path / "vocab.txt").save(str(file))
     (path / "vocab.txt").unlink()
     return file

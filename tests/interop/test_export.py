@@ -13,7 +13,7 @@ import pytest
 
 from bigctl.cli import export as command
 from bigctl.config import schema
-from bigctl.data import text
+from bigctl.data import tokenization
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface, sources
@@ -25,9 +25,9 @@ CLASSES = ("bad", "good")
 def trained(folder: Path, model: schema.Model, values: dict[str, np.ndarray], **settings) -> TrainedRun:
     """As much of a trained run as an export looks at, with its tokenizer on disk."""
     folder.mkdir(parents=True)
-    tokenizer = text.read(builders.tokenizer_json(folder))
+    tokenizer = tokenization.read(builders.tokenizer_json(folder))
     settings = schema.Tokenizer(type="file", max_length=12, **settings)
-    features = SimpleNamespace(classes=CLASSES, tokenizer=text.describe(tokenizer, settings, "0"))
+    features = SimpleNamespace(classes=CLASSES, tokenizer=tokenization.describe(tokenizer, settings, "0"))
     run = SimpleNamespace(path=folder)
     nested: dict = {}
     for name, leaf in values.items():

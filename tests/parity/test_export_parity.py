@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from bigctl.config import schema
-from bigctl.data import text
+from bigctl.data import text, tokenization
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import bert, huggingface, sources
 from bigctl.models.bert import BertClassifier, BertMaskedLM
@@ -77,8 +77,8 @@ def test_an_exported_classifier_gives_the_same_logits(tmp_path, pool, pooler, pa
     values = bert.merge_lora(random(model), 3.0 / 2)
     file = builders.tokenizer_json(tmp_path)
     settings = schema.Tokenizer(type="file", max_length=14)
-    tokenizer = text.read(file)
-    described = text.describe(tokenizer, settings, "0")
+    tokenizer = tokenization.read(file)
+    described = tokenization.describe(tokenizer, settings, "0")
     folder = huggingface.write(values, config, file, described, CLASSES, tmp_path / "out", about="a test")
     ours = np.asarray(model(*batch(tokenizer, settings, pairs)))
     trust = {} if pool == "cls" and pooler else {"trust_remote_code": True}
@@ -90,13 +90,13 @@ def test_an_exported_classifier_gives_the_same_logits(tmp_path, pool, pooler, pa
 @pytest.mark.parametrize("kind", ["bpe", "words", "characters"])
 def test_tokenizers_of_every_kind_are_loaded_and_give_the_same_logits(tmp_path, kind):
     settings = schema.Tokenizer(type=kind, size=300, max_length=14)
-    tokenizer = text.train(settings, TEXTS * 3)
+    tokenizer = tokenization.train(settings, TEXTS * 3)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     vocab = tokenizer.get_vocab_size(with_added_tokens=True)
     config = builders.model(vocab=vocab)
     model = BertClassifier(config, vocab, len(CLASSES), rngs=nnx.Rngs(0))
     values = random(model)
-    described = text.describe(tokenizer, settings, "0")
+    described = tokenization.describe(tokenizer, settings, "0")
     file = tmp_path / "tokenizer.json"
     folder = huggingface.write(values, config, file, described, CLASSES, tmp_path / "out", about="a test")
     ours = np.asarray(model(*batch(tokenizer, settings)))
@@ -111,8 +111,8 @@ def test_an_exported_masked_language_model_gives_the_same_logits(tmp_path):
     values = random(model)
     file = builders.tokenizer_json(tmp_path)
     settings = schema.Tokenizer(type="file", max_length=14)
-    tokenizer = text.read(file)
-    described = text.describe(tokenizer, settings, "0")
+    tokenizer = tokenization.read(file)
+    described = tokenization.describe(tokenizer, settings, "0")
     folder = huggingface.write(values, config, file, described, None, tmp_path / "out", about="a test")
     tokens, lengths, second = batch(tokenizer, settings)
     ours = np.asarray(model.logits(model(tokens, lengths, second)))
@@ -197,7 +197,7 @@ def test_what_the_command_trains_and_exports_gives_the_same_logits(bigctl, revie
     bigctl("train", *changes, *data, *SMALL, *SHORT, "--name", "first")
     report = bigctl.json("export", "first", "--format", "hf", "--out", "out")
     trained = TrainedRun.load(str(bigctl.folder / "runs" / "first"))
-    tokenizer = text.read(trained.run.path / "tokenizer.json")
+    tokenizer = tokenization.read(trained.run.path / "tokenizer.json")
     tokens, lengths, second = batch(tokenizer, trained.config.recipe.tokenizer)
     ours, real = trained.model(tokens, lengths, second), slice(None)
     masked = report["class"] == "BertForMaskedLM"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bigctl
-from bigctl.data import prepare, text
+from bigctl.data import prepare, tokenization
 from bigctl.errors import DataError
 from bigctl.runs import inputs
 
@@ -77,4 +77,4 @@ def test_a_recipe_without_texts_has_no_tokenizer():
 def test_made_tokenizers_are_asked_for_by_what_is_configured(given):
     config = bigctl.compose([*given[:-2], "recipe.tokenizer.type=bpe", "recipe.tokenizer.size=300"])
     spec = inputs.tokenizer_spec(config)
-    assert spec is not None and spec.file is None and spec == text.spec(config.recipe.tokenizer)  # type: ignore[attr-defined]
+    assert spec is not None and spec.file is None and spec == tokenization.spec(config.recipe.tokenizer)  # type: ignore[attr-defined]
