@@ -74,7 +74,7 @@ class Wanted:
 
     Attributes:
         regression: whether targets are numbers.
-        tokenizer: a `text.Spec`, where a recipe is composed that needs one.
+        tokenizer: a `tokenization.Spec`, where a recipe is composed that needs one.
     """
 
     data: Any

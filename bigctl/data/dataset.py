@@ -27,7 +27,7 @@ class Features:
         encoder: how table columns become features, as JSON (see `encoder.TableEncoder`).
         feature_names: one name a feature, for tables.
         image_size: what images are resized to at prediction, None to demand their size.
-        tokenizer: what `text.describe` says of the tokenizer; None for what is no text.
+        tokenizer: what `tokenization.describe` says of the tokenizer; None for what is no text.
         pairs: whether each example is a pair of texts.
         columns: names of the columns of a table file that held the texts.
     """

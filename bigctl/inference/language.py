@@ -126,7 +126,7 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
     import jax.numpy as jnp
     from flax import nnx
 
-    from bigctl.interop import sources
+    from bigctl.interop import loading
     from bigctl.lazy import load_class
     from bigctl.parallel import partition
 
@@ -134,7 +134,7 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
     graphdef, params, rest = nnx.split(shapes, nnx.Param, ...)  # type: ignore[misc]
     params = nnx.to_pure_dict(params)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    values, missing, _ = sources.weights(source, {partition.path_name(path): leaf.shape for path, leaf in leaves})
+    values, missing, _ = loading.weights(source, {partition.path_name(path): leaf.shape for path, leaf in leaves})
     if missing:
         raise DataError(
             f"has no weights for {missing[0]}", where=source.name, hint="use weights of a whole language model"

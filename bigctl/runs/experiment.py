@@ -46,14 +46,14 @@ def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list
     init_from = experiment.config.model.init_from
     if init_from is None:
         return {}, []
-    from bigctl.interop import sources
+    from bigctl.interop import loading, sources
 
     shapes = {
         partition.path_name(path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_flatten_with_path(experiment.programs.abstract_state.params)[0]
     }
     classes = experiment.dataset.features.classes
-    weights, new, unused = sources.weights(sources.locate(init_from), shapes, classes=classes)
+    weights, new, unused = loading.weights(sources.locate(init_from), shapes, classes=classes)
     notes = [f"{len(weights)} of {len(shapes)} parameters from {init_from}"]
     notes += [f"newly initialised: {_few(new)}"] if new else []
     notes += [f"not used: {_few(unused)}"] if unused else []

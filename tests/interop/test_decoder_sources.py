@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from bigctl.config import compose, schema
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import decoder, llama2c, sources, vocabularies
+from bigctl.interop import decoder, llama2c, loading, sources, vocabularies
 from bigctl.runs.conventions import Conventions
 from bigctl.training.checkpoint import Checkpoints, flatten
 from bigctl.training.checkpoint import shapes as shapes_of
@@ -131,7 +131,7 @@ def write_gguf(file: Path, values: dict[str, np.ndarray], quantised: Any = None,
 
 def assert_taken(source: sources.Source, values: dict[str, np.ndarray], atol: float = 0.0) -> None:
     padded = shapes(384, tied="head/kernel" not in values)
-    taken, new, unused = sources.weights(source, padded)
+    taken, new, unused = loading.weights(source, padded)
     assert (new, unused) == ([], [])
     for name, value in values.items():
         assert taken[name].shape == padded[name]
@@ -187,9 +187,9 @@ def test_the_vocabulary_of_older_gpt2_folders_is_read(tmp_path: Path) -> None:
     assert Tokenizer.from_file(str(source.tokenizer)).encode("abb<|endoftext|>").ids == [2, 1, 3]
     assert source.conventions.ends == (3,) and source.conventions.special == {"eos": 3}
     with pytest.raises(DataError, match=r"no weights for position/embedding \[8, 4\]"):
-        sources.weights(source, {"token/embedding": (128, 4), "position/embedding": (8, 4)})
+        loading.weights(source, {"token/embedding": (128, 4), "position/embedding": (8, 4)})
     with pytest.raises(DataError, match="vocabulary that does not fit the weights: 256 tokens, and 4 rows"):
-        sources.weights(source, {"token/embedding": (256, 4)})
+        loading.weights(source, {"token/embedding": (256, 4)})
 
 
 def test_the_model_is_as_the_weights_have_it_or_refused(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     values["layers/1/down/kernel"][3, 3] = np.nan
     for file in (write_gguf(tmp_path / "tiny.gguf", values), write_llama2c(tmp_path / "tiny", values)):
         with pytest.raises(DataError, match="layers/1/down/kernel holds values that are not finite"):
-            sources.weights(sources.locate(str(file)), shapes(384))
+            loading.weights(sources.locate(str(file)), shapes(384))
 
 
 def test_a_tokenizer_of_an_unknown_make_is_refused() -> None:
@@ -313,7 +313,7 @@ def test_stories260k_tells_its_known_story() -> None:
     assert isinstance(config, schema.Llama)
     model = Decoder(config, 512, rngs=nnx.Rngs(params=jax.random.key(0)))
     state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    weights, new, unused = sources.weights(source, {n: v.shape for n, v in flatten(state).items()})
+    weights, new, unused = loading.weights(source, {n: v.shape for n, v in flatten(state).items()})
     assert (new, unused) == ([], [])
     tree = jax.tree_util.tree_map_with_path(
         lambda path, _: jnp.asarray(weights["/".join(str(p.key) for p in path)]), state

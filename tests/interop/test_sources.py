@@ -14,7 +14,7 @@ import pytest
 from bigctl.config import compose, schema
 from bigctl.data import packaged
 from bigctl.errors import BigctlError, ConfigError, DataError, RunError
-from bigctl.interop import bert, sources
+from bigctl.interop import bert, loading, sources
 from bigctl.training.checkpoint import Checkpoints
 from bigctl.training.checkpoint import shapes as shapes_of
 from bigctl.training.state import Progress
@@ -229,7 +229,7 @@ def test_every_parameter_is_taken_over_exactly(here, prefix, old):
             for n, v in tensors.items()
         }
     save_file(tensors, folder / "model.safetensors")
-    taken, new, unused = sources.weights(sources.locate(str(folder)), builders.shapes(builders.model()))
+    taken, new, unused = loading.weights(sources.locate(str(folder)), builders.shapes(builders.model()))
     assert set(new) == {"head/kernel", "head/bias"} and set(unused) == {"classifier.weight", "classifier.bias"}
     assert set(taken) == set(values) - set(new)
     for name, found in taken.items():
@@ -241,9 +241,9 @@ def test_the_head_is_taken_over_only_for_the_same_classes_in_order(here):
     builders.folder(here / "model", values, id2label={"0": "no", "1": "yes"})
     source = sources.locate(str(here / "model"))
     for classes, same in ((("no", "yes"), True), (("yes", "no"), False), (("a", "b"), False), (None, False)):
-        taken, new, _ = sources.weights(source, builders.shapes(builders.model()), classes=classes)
+        taken, new, _ = loading.weights(source, builders.shapes(builders.model()), classes=classes)
         assert ("head/kernel" in taken) is same and ("head/kernel" in new) is not same
-    taken, _, _ = sources.weights(source, builders.shapes(builders.model()), classes=["no", "yes"])
+    taken, _, _ = loading.weights(source, builders.shapes(builders.model()), classes=["no", "yes"])
     assert np.array_equal(taken["head/kernel"], values["head/kernel"])
 
 
@@ -251,7 +251,7 @@ def test_pooler_head_and_lora_may_be_new_and_are_named(here):
     values = builders.params(builders.model(pooler=False))
     builders.folder(here / "model", values)
     wanted = builders.shapes(builders.model(lora=schema.Lora(rank=2, targets=["up"])))
-    _, new, _ = sources.weights(sources.locate(str(here / "model")), wanted)
+    _, new, _ = loading.weights(sources.locate(str(here / "model")), wanted)
     added = {f"encoder/layers/{i}/up/lora_{ab}" for i in (0, 1) for ab in "ab"}
     assert set(new) == {"head/kernel", "head/bias", "pooler/kernel", "pooler/bias"} | added
 
@@ -260,16 +260,16 @@ def test_a_masked_language_model_hands_its_encoder_to_a_classifier_and_its_head_
     values = builders.params(builders.model(), outputs=None)
     builders.folder(here / "model", values)
     source = sources.locate(str(here / "model"))
-    taken, new, unused = sources.weights(source, builders.shapes(builders.model(pooler=False)))
+    taken, new, unused = loading.weights(source, builders.shapes(builders.model(pooler=False)))
     assert set(new) == {"head/kernel", "head/bias"} and "cls.predictions.bias" in unused and len(unused) == 5
-    taken, new, unused = sources.weights(source, builders.shapes(builders.model(), outputs=None))
+    taken, new, unused = loading.weights(source, builders.shapes(builders.model(), outputs=None))
     assert not new and not unused and np.array_equal(taken["decoder_bias"], values["decoder_bias"])
 
 
 def test_a_longer_table_of_positions_is_cut(here):
     values = builders.params(builders.model())
     builders.folder(here / "model", values)
-    taken, _, _ = sources.weights(sources.locate(str(here / "model")), builders.shapes(builders.model(positions=5)))
+    taken, _, _ = loading.weights(sources.locate(str(here / "model")), builders.shapes(builders.model(positions=5)))
     name = "encoder/embeddings/position/embedding"
     assert np.array_equal(taken[name], values[name][:5])
 
@@ -277,7 +277,7 @@ def test_a_longer_table_of_positions_is_cut(here):
 def test_a_shape_that_differs_is_named_with_both_shapes_and_the_file(here):
     builders.folder(here / "model")
     wanted = builders.shapes(builders.model(intermediate=13))
-    action = lambda: sources.weights(sources.locate(str(here / "model")), wanted)  # noqa: E731
+    action = lambda: loading.weights(sources.locate(str(here / "model")), wanted)  # noqa: E731
     words = ("model.safetensors", "encoder/layers/0/up/kernel is [8, 12] there and [8, 13]", "and 3 more")
     refused(DataError, *words, action=action)
 
@@ -286,7 +286,7 @@ def test_tensors_that_are_missing_are_named(here):
     values = builders.params(builders.model())
     lost = [name for name in values if name.startswith("encoder/layers/1/attention/")]
     builders.folder(here / "model", {n: v for n, v in values.items() if n not in lost})
-    action = lambda: sources.weights(sources.locate(str(here / "model")), builders.shapes(builders.model()))  # noqa: E731
+    action = lambda: loading.weights(sources.locate(str(here / "model")), builders.shapes(builders.model()))  # noqa: E731
     words = ("model.safetensors", "no weights for encoder/layers/1/attention/query/kernel [8, 8]", "and 5 more")
     refused(DataError, *words, action=action)
 
@@ -294,7 +294,7 @@ def test_tensors_that_are_missing_are_named(here):
 def test_a_vocabulary_that_does_not_fit_says_so(here):
     builders.folder(here / "model")
     wanted = {**builders.shapes(builders.model()), TOKEN: (12, 8)}
-    action = lambda: sources.weights(sources.locate(str(here / "model")), wanted)  # noqa: E731
+    action = lambda: loading.weights(sources.locate(str(here / "model")), wanted)  # noqa: E731
     refused(DataError, "a vocabulary that does not fit the weights: 12 tokens", "10 rows", action=action)
 
 
@@ -305,18 +305,18 @@ def test_a_run_gives_its_weights_and_its_head_for_the_same_classes(here):
     values = builders.params(builders.model())
     a_run(here / "run", values, builders.model())
     source = sources.locate("run")
-    taken, new, unused = sources.weights(source, builders.shapes(builders.model()), classes=("no", "yes"))
+    taken, new, unused = loading.weights(source, builders.shapes(builders.model()), classes=("no", "yes"))
     assert not new and not unused
     for name, found in taken.items():
         assert found.dtype == np.float32 and np.array_equal(found, values[name]), name
-    _, new, unused = sources.weights(source, builders.shapes(builders.model(), outputs=3), classes=("a", "b", "c"))
+    _, new, unused = loading.weights(source, builders.shapes(builders.model(), outputs=3), classes=("a", "b", "c"))
     assert set(new) == set(unused) == {"head/kernel", "head/bias"}
 
 
 def test_averaged_weights_are_taken_where_the_run_has_them(here):
     values = builders.params(builders.model())
     a_run(here / "run", values, builders.model(), ema=0.9)
-    taken, _, _ = sources.weights(sources.locate("run"), builders.shapes(builders.model()))
+    taken, _, _ = loading.weights(sources.locate("run"), builders.shapes(builders.model()))
     assert np.array_equal(taken[TOKEN], values[TOKEN] + 1)
 
 
@@ -324,7 +324,7 @@ def test_the_lora_of_a_run_is_merged(here):
     model = builders.model(lora=schema.Lora(rank=2, alpha=6.0, targets=["query"]))
     values = builders.params(model)
     a_run(here / "run", values, model)
-    taken, new, unused = sources.weights(sources.locate("run"), builders.shapes(builders.model()))
+    taken, new, unused = loading.weights(sources.locate("run"), builders.shapes(builders.model()))
     layer = "encoder/layers/1/attention/query"
     expected = values[f"{layer}/kernel"] + 3 * values[f"{layer}/lora_a"] @ values[f"{layer}/lora_b"]
     np.testing.assert_allclose(taken[f"{layer}/kernel"], expected, rtol=1e-5)
@@ -336,18 +336,18 @@ def test_a_run_of_another_model_hands_over_by_path(here):
     values |= {"head/kernel": np.ones((7, 2), np.float32), "head/bias": np.ones(2, np.float32)}
     a_run(here / "run", values, schema.Mlp(hidden=[7]))
     shapes = {name: v.shape for name, v in values.items()}
-    taken, new, _ = sources.weights(sources.locate("run"), shapes)
+    taken, new, _ = loading.weights(sources.locate("run"), shapes)
     assert set(taken) == {"layers/0/kernel", "layers/0/bias"} and set(new) == {"head/kernel", "head/bias"}
     wider = {**shapes, "layers/0/kernel": (4, 7)}
     words = ("layers/0/kernel is [3, 7] there and [4, 7]",)
-    refused(DataError, *words, action=lambda: sources.weights(sources.locate("run"), wider))
+    refused(DataError, *words, action=lambda: loading.weights(sources.locate("run"), wider))
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(here):
     path = a_run(here / "run", builders.params(builders.model()), builders.model())
     file = max((path / "checkpoints").rglob("d/*"), key=lambda p: p.stat().st_size)
     file.write_bytes(file.read_bytes()[:-1])
-    action = lambda: sources.weights(sources.locate("run"), builders.shapes(builders.model()))  # noqa: E731
+    action = lambda: loading.weights(sources.locate("run"), builders.shapes(builders.model()))  # noqa: E731
     refused(RunError, file.name, action=action)
     (path / "checkpoints").rename(path / "gone")
     refused(RunError, "there is no checkpoint", action=action)

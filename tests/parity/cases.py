@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from bigctl.config import schema
-from bigctl.interop import decoder, sources
+from bigctl.interop import decoder, loading, sources
 from bigctl.models.bert import BertClassifier, BertMaskedLM
 from bigctl.models.decoder import Decoder
 from bigctl.models.lstm import LstmClassifier
@@ -142,7 +142,7 @@ def assert_decoder_agrees(case: Case, folder: Path) -> None:
     assert isinstance(config, schema.Decoder) and config.vocab is not None
     structure, params, rest = nnx.split(Decoder(config, config.vocab, rngs=_rngs()), nnx.Param, ...)
     shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
-    weights, new, unused = sources.weights(source, shapes)
+    weights, new, unused = loading.weights(source, shapes)
     assert (new, unused) == ([], [])
     tokens = jnp.asarray(case["inputs/tokens"])
 

@@ -58,7 +58,7 @@ def test_fixtures_are_what_transformers_computes_today(name: str) -> None:
 @pytest.mark.parametrize("pool", schema.POOLS)
 def test_minilm_is_that_of_transformers(pool: str) -> None:
     """The packaged weights: read alike, and the same hidden states and gradients of all layers."""
-    from bigctl.interop import sources
+    from bigctl.interop import loading, sources
     from tests.parity import reference
 
     try:
@@ -69,7 +69,7 @@ def test_minilm_is_that_of_transformers(pool: str) -> None:
     assert isinstance(bert, schema.Bert)
     case = reference.bert(bert, length=33, weights=source.path)
     params = cases.part(case, "params")
-    taken, new, _ = sources.weights(source, {name: value.shape for name, value in params.items()})
+    taken, new, _ = loading.weights(source, {name: value.shape for name, value in params.items()})
     assert sorted(new) == ["head/bias", "head/kernel"]
     for name, value in taken.items():
         np.testing.assert_array_equal(value, params[name], err_msg=name)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.errors import DataError
-from bigctl.interop import decoder, huggingface, sources, vocabularies
+from bigctl.interop import decoder, huggingface, loading, sources, vocabularies
 from bigctl.models.decoder import Decoder
 from bigctl.runs.conventions import Conventions
 from bigctl.training.checkpoint import flatten
@@ -63,7 +63,7 @@ def read(folder: Path) -> tuple[schema.Decoder, Any, dict[str, np.ndarray]]:
     assert isinstance(config, schema.Decoder)
     structure, params, rest = nnx.split(Decoder(config, VOCAB, rngs=nnx.Rngs(params=jax.random.key(0))), nnx.Param, ...)
     shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
-    weights, new, unused = sources.weights(source, shapes)
+    weights, new, unused = loading.weights(source, shapes)
     assert (new, unused) == ([], [])
     return config, (structure, rest), weights
 
@@ -137,7 +137,7 @@ def test_smollm2_is_that_of_transformers(tmp_path: Path) -> None:
     config = sources.fill(schema.Llama(init_from="smollm2"), source)
     abstract = nnx.eval_shape(lambda: Decoder(config, 0, rngs=nnx.Rngs(params=jax.random.key(0))))
     structure, params, rest = nnx.split(abstract, nnx.Param, ...)
-    weights, new, unused = sources.weights(source, {n: v.shape for n, v in flatten(nnx.to_pure_dict(params)).items()})
+    weights, new, unused = loading.weights(source, {n: v.shape for n, v in flatten(nnx.to_pure_dict(params)).items()})
     assert (new, unused) == ([], [])
     folder = huggingface.write_decoder(
         weights,

@@ -13,7 +13,7 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.data import text, tokenization
 from bigctl.inference.trained import TrainedRun
-from bigctl.interop import bert, huggingface, sources
+from bigctl.interop import bert, huggingface, loading, sources
 from bigctl.models.bert import BertClassifier, BertMaskedLM
 from bigctl.training.checkpoint import flatten
 from tests.interop import builders
@@ -135,7 +135,7 @@ def test_what_transformers_saves_is_taken_over_and_gives_the_same_logits(tmp_pat
     config = sources.fill(schema.Bert(init_from=str(tmp_path / "peer"), pooler=True), source)
     model = BertClassifier(config, 10, len(CLASSES), rngs=nnx.Rngs(0))
     wanted = {name: leaf.shape for name, leaf in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
-    values, new, unused = sources.weights(source, wanted, classes=CLASSES)
+    values, new, unused = loading.weights(source, wanted, classes=CLASSES)
     assert not new and not unused
     nnx.update(model, nested(values))
     tokens = np.random.default_rng(0).integers(0, 10, (3, 7)).astype(np.int32)
