@@ -96,7 +96,8 @@ def write(
         measured = rates(timed) if (timed := summary["examples_per_s"]) else {}
         summary |= {**measured, "flops_per_token": rates.flops_per_token}
     try:
-        write_json(run.summary_file, summary)
+        if run.writes:
+            write_json(run.summary_file, summary)
     except OSError as error:
         raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.summary_file)) from error
     return summary
