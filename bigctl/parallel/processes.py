@@ -200,6 +200,8 @@ class Group(Alone):
     def failed(self, error: Exception) -> Exception:
         if not isinstance(error, BigctlError) and _LOST.search(str(error)):
             error = TrainingFailed(_UNREACHABLE, hint=_AGAIN)
+            if not self.leads:  # the first says it as any error; it may also be the one that is gone
+                _say_lost(self)
         self.code = error.exit_code if isinstance(error, BigctlError) else 1
         with contextlib.suppress(Exception):
             self.put(f"bigctl/ended/{self.index}", str(self.code))
@@ -271,7 +273,7 @@ def join(timeout: int) -> Alone:
     Raises:
         TrainingFailed: if they do not come.
     """
-    global _group
+    global _group, _missing
     where = place()
     if where is None:
         return ALONE
@@ -281,6 +283,9 @@ def join(timeout: int) -> Alone:
     import jax
     from jax._src import distributed  # where the client is; orbax takes it from there too
 
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself
+    _missing = f"process {where.index} of {where.count}: not all came within {timeout} s to {where.address}"
+    _at_abort()
     try:
         jax.distributed.initialize(
             where.address,
@@ -293,20 +298,14 @@ def join(timeout: int) -> Alone:
             shutdown_timeout_seconds=HEARTBEAT,
         )
     except Exception as error:
-        text = str(error).strip().splitlines()
-        _say_plainly(f"process {where.index} of {where.count}: {_MISSING.format(timeout, where.address)}")
-        raise TrainingFailed(
-            _MISSING.format(timeout, where.address) + (f": {text[0][:200]}" if text else ""),
-            where=f"process {where.index} of {where.count}",
-            hint="start all of them, with one address; mesh.wait is how long they wait for each other",
-        ) from error
+        raise TrainingFailed(f"{_missing}: {str(error)[:200]}", hint=_START) from error
     _group = Group(where, distributed.global_state.client)
-    _at_abort()
     atexit.register(_group.leave)
     return _group
 
 
-_MISSING = "not all processes came within {} s to {}"
+_missing = ""
+_START = "start all of them, with the same address; mesh.wait is how long they wait for each other"
 
 
 # ------------------------------------------------------------------------------------------------------------ endings
@@ -342,7 +341,8 @@ def _silence_libraries() -> None:
 
 
 def _at_abort() -> None:
-    """jax's client aborts the process when another one is lost, and knows no other way: end as any failed run does."""
+    """jax's client aborts the process when another one is lost or does not come, and knows no other way: end as any
+    failed run does."""
     global _handler
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted)
     library = ctypes.CDLL(None)
@@ -357,9 +357,15 @@ _handler: Any = None
 def _aborted(number: int) -> None:
     if _group is not None and _group.code is not None:  # it was failing already, and has said why
         os._exit(_group.code)
-    index, count = (_group.index, _group.count) if _group is not None else (0, 0)
-    _say_plainly(f"process {index} of {count}: {_UNREACHABLE}\n        {_AGAIN}")
+    if _group is not None:
+        _say_lost(_group)
+    else:
+        _say_plainly(f"{_missing}\n        {_START}")
     os._exit(1)
+
+
+def _say_lost(group: Group) -> None:
+    _say_plainly(f"process {group.index} of {group.count}: {_UNREACHABLE}\n        {_AGAIN}")
 
 
 def _say_plainly(text: str) -> None:
