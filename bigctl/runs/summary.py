@@ -106,7 +106,8 @@ def write(
 def devices(mesh: Any) -> dict[str, Any]:
     """What the mesh is made of, as JSON."""
     first = mesh.devices.flat[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)}
+    found = {"platform": first.platform, "kind": first.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)}
+    return {**found, "processes": len({device.process_index for device in mesh.devices.flat})}
 
 
 def count(params: Any) -> int:
