@@ -26,10 +26,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
     """Train, judge the gates, report; gives the exit code."""
+    from bigctl.parallel import processes
     from bigctl.runs import gates, outcome
 
+    follows = processes.follows()
+    if follows:
+        processes.mute()
     required = gates.parse(options.require)
-    reports = outcome.Reports("train", required, options.junit)
+    reports = outcome.Reports("train", required, None if follows else options.junit)
     path: Path | None = None
     try:
         composed, path = choose(options)
@@ -51,8 +55,11 @@ def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
         )
         verdicts = gates.judge(required, summary["metrics"])
     except Exception as error:
-        reports.failed(error, run=path, seconds=time.monotonic() - options.began)
+        if not follows:
+            reports.failed(error, run=path, seconds=time.monotonic() - options.began)
         raise
+    if follows:
+        return common.exit_code(verdicts)
     reports.ended(verdicts, summary, seconds=time.monotonic() - options.began)
     if options.json:
         common.print_json({**summary, "gates": [verdict.to_json() for verdict in verdicts]} if required else summary)

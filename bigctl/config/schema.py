@@ -643,6 +643,7 @@ class Mesh(Component):
     tensor: int = key(
         1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary.", drift=FREE
     )
+    wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE)
     min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE)
 
     @property

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from bigctl.config import checks, schema
 from bigctl.errors import ConfigError
@@ -22,7 +24,7 @@ BATCH_AXES = AXES[:2]
 
 
 def make(config: schema.Mesh) -> Mesh:
-    """A mesh over this machine's devices.
+    """A mesh over the devices of all processes.
 
     Raises:
         ConfigError: if there are fewer devices than asked for, or they cannot be shared evenly.
@@ -53,6 +55,14 @@ def make(config: schema.Mesh) -> Mesh:
             where="mesh",
             hint="mesh=data uses all there are",
         )
+    idle = {device.process_index for device in devices} - {device.process_index for device in devices[:needed]}
+    if idle:
+        raise ConfigError(
+            f"{' x '.join(f'mesh.{name}={size}' for name, size in zip(AXES, sizes, strict=True))} leaves process "
+            f"{min(idle)} without a device",
+            where="mesh",
+            hint=f"mesh=data uses all {len(devices)} devices there are; or start fewer processes",
+        )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
 
 
@@ -68,6 +78,40 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(values: np.ndarray, where: Sharding) -> jax.Array:
+    """An array that every process has, placed; each sends its own devices' part, and none asks whether all agree."""
+    if where.is_fully_addressable:
+        return jax.device_put(values, where)
+    return jax.make_array_from_callback(values.shape, where, lambda index: values[index])
+
+
+def put_batch(
+    gather: Callable[[np.ndarray], dict[str, np.ndarray]], indices: np.ndarray, where: NamedSharding
+) -> dict[str, jax.Array]:
+    """The global batch of these indices, of which each process gathers only what its own devices hold."""
+    if where.is_fully_addressable:
+        return jax.device_put(gather(indices), where)
+    count = len(indices)
+    places = {}
+    for device, index in where.addressable_devices_indices_map((count,)).items():
+        assert index is not None
+        places[device] = index[0].indices(count)[:2]
+    parts = {(start, stop): gather(indices[start:stop]) for start, stop in set(places.values())}
+    batch: dict[str, jax.Array] = {}
+    for name, column in next(iter(parts.values())).items():
+        pieces = [jax.device_put(parts[rows][name], device) for device, rows in places.items()]
+        batch[name] = jax.make_array_from_single_device_arrays((count, *column.shape[1:]), where, pieces)
+    return batch
+
+
+def on_host(tree: Any) -> Any:
+    """A tree of arrays on the host, whole, also where this process has only parts of them; called by all."""
+    leaves = jax.tree.leaves(tree)
+    if not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
+        tree = jax.jit(lambda tree: tree, out_shardings=replicated(leaves[0].sharding.mesh))(tree)
+    return jax.device_get(tree)
 
 
 # ------------------------------------------------------------------------------------------------ inside a program

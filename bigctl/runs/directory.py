@@ -30,10 +30,16 @@ NEW, RUNNING, PARTIAL, COMPLETE, FAILED, DIVERGED, PREEMPTED = (
 
 
 class RunDirectory:
-    """One run on disk."""
+    """One run on disk.
 
-    def __init__(self, path: Path):
+    Args:
+        path: the folder.
+        writes: whether this process may change it; of several that train together only the first does.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True):
         self.path = path
+        self.writes = writes
         self.config = path / "config.yaml"
         self.overrides = path / "overrides.txt"
         self.record_file = path / "run.json"
@@ -100,8 +106,8 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Remove what a start that came to nothing has left: configuration, record, log and lock, and nothing else. A
-        folder that has checkpoints is no such thing and stays as it is."""
-        if self.checkpoints.exists():
+        folder that has checkpoints is no such thing and stays as it is, as does one that this process does not hold."""
+        if self._lock is None or self.checkpoints.exists():
             return
         for file in (self.config, self.overrides, self.record_file, self.log, self.path / ".lock"):
             file.unlink(missing_ok=True)
@@ -125,6 +131,8 @@ class RunDirectory:
 
     def update_record(self, **values: Any) -> None:
         """Change fields of run.json, atomically. Raises RunError if it cannot be written."""
+        if not self.writes:
+            return
         record = self.record() if self.exists else {"schema": SCHEMA, "created": time.time()}
         try:
             write_json(self.record_file, {**record, **values, "updated": time.time()})
@@ -147,6 +155,8 @@ class RunDirectory:
 
     def write_config(self, text: str, overrides: Sequence[str]) -> None:
         """The configuration, whole and as it was asked for. Raises RunError if it cannot be written."""
+        if not self.writes:
+            return
         try:
             write_text(self.config, text)
             write_text(self.overrides, "".join(f"{o}\n" for o in overrides))

@@ -67,19 +67,24 @@ def facts(record: Mapping[str, Any]) -> dict[str, Any]:
     )
     version = installed.pop("bigctl", None)
     on_cpu = devices.get("platform") == "cpu"
-    mesh = devices.get("mesh")
+    mesh, processes = devices.get("mesh"), devices.get("processes") or 1
     return {
         "bigctl": ".".join(version.split(".")[:2]) if version else None,
         "jax": installed.pop("jax", None),
         "jaxlib": installed.pop("jaxlib", None),
         "device kind": devices.get("kind"),
-        "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.items()) if mesh else None,
+        "mesh": _arrangement(mesh, processes) if mesh else None,
         "cores": machine.get("cores") if on_cpu else None,
         "CPU features": machine.get("cpu_features") if on_cpu else None,
         "XLA_FLAGS": machine.get("xla_flags"),
         "commit": code["commit"][:12] + (" and changes" if code.get("dirty") else "") if code.get("commit") else None,
         "packages": ", ".join(f"{name} {number}" for name, number in sorted(installed.items())) or None,
     }
+
+
+def _arrangement(mesh: Mapping[str, int], processes: int) -> str:
+    text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    return f"{text} in {processes} processes" if processes > 1 else text
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from bigctl.config import schema
 from bigctl.data import prepare, tokenization
 from bigctl.data.dataset import Dataset
 from bigctl.errors import ConfigError
 from bigctl.files import printable
+from bigctl.parallel import mesh as meshes
 from bigctl.runs.experiment import Experiment
 from bigctl.training.writers import JsonLines
 
@@ -31,23 +30,29 @@ class Samples:
         file: where samples are kept, one JSON object a line.
         say: shows a text to people.
         resumed: the step that this process began at.
+        leads: whether this process writes; others only help it to the weights.
 
     Raises:
         ConfigError: if the prompt cannot be encoded.
     """
 
-    def __init__(self, experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int):
+    def __init__(
+        self, experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int, leads: bool = True
+    ):
         assert isinstance(experiment.config.recipe, schema.GptLm)
         self.experiment, self.say = experiment, say
         self.recipe, self.seed = experiment.config.recipe, experiment.config.seed
         self.tokenizer = tokenization.read(Path(experiment.dataset.path) / prepare.TOKENIZER, stream=True)
         self.prompt = self.recipe.prompt or opening(experiment.dataset, self.tokenizer)
         self._check()
-        self._lines = JsonLines(file, step=resumed)
+        self._lines = JsonLines(file, step=resumed) if leads else None
 
     def __call__(self, state: Any, step: int) -> None:
         """Write a sample with the weights of a state; the same weights and seed give the same text."""
-        written = self._language_model(state).generate([self.prompt], self._settings())[0].text
+        model = self._language_model(state)
+        if self._lines is None:
+            return
+        written = model.generate([self.prompt], self._settings())[0].text
         self._lines.write(step, {"prompt": self.prompt, "text": written})
         self._lines.flush()
         shown = "\n".join(f"  {line}" for line in printable(f"{self.prompt}{written}").strip().split("\n"))
@@ -55,19 +60,21 @@ class Samples:
 
     def cut(self, step: int) -> None:
         """Take back the samples that came after a step."""
-        self._lines.cut(step)
+        if self._lines is not None:
+            self._lines.cut(step)
 
     def close(self) -> None:
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def _language_model(self, state: Any) -> Any:
         from bigctl.inference.generate import LanguageModel
 
         programs = self.experiment.programs
-        weights = programs.evaluation_weights(state)
+        weights, variables = programs.evaluation_weights(state), state.variables
         if programs.mesh.size > 1:  # a text is written on one device
-            weights = jax.device_get(weights)
-        model = programs.merge(weights, state.variables, programs.numbers)
+            weights, variables = meshes.on_host((weights, variables))
+        model = programs.merge(weights, variables, programs.numbers)
         end = tokenization.end(self.tokenizer)
         return LanguageModel(model, self.tokenizer, end=() if end is None else (end,))
 
@@ -100,9 +107,11 @@ def opening(dataset: Dataset, tokenizer: Tokenizer) -> str:
     return (words.rsplit(" ", 1)[0] if " " in words else words) or "\n"
 
 
-def make(experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int) -> Samples | None:
+def make(
+    experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int, leads: bool = True
+) -> Samples | None:
     """The samples of an experiment; None where it writes no text, or none are wanted."""
     recipe = experiment.config.recipe
     if not isinstance(recipe, schema.GptLm) or not recipe.sample_tokens:
         return None
-    return Samples(experiment, file, say, resumed=resumed)
+    return Samples(experiment, file, say, resumed=resumed, leads=leads)

@@ -96,7 +96,8 @@ def write(
         measured = rates(timed) if (timed := summary["examples_per_s"]) else {}
         summary |= {**measured, "flops_per_token": rates.flops_per_token}
     try:
-        write_json(run.summary_file, summary)
+        if run.writes:
+            write_json(run.summary_file, summary)
     except OSError as error:
         raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.summary_file)) from error
     return summary
@@ -105,7 +106,8 @@ def write(
 def devices(mesh: Any) -> dict[str, Any]:
     """What the mesh is made of, as JSON."""
     first = mesh.devices.flat[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)}
+    found = {"platform": first.platform, "kind": first.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)}
+    return {**found, "processes": len({device.process_index for device in mesh.devices.flat})}
 
 
 def count(params: Any) -> int:

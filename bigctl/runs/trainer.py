@@ -16,14 +16,16 @@ from bigctl.config import compose as composing
 from bigctl.config import drift, schema
 from bigctl.config.compose import Composed
 from bigctl.data import prepare
-from bigctl.errors import BigctlError, Diverged, Preempted, RunError, TrainingFailed
+from bigctl.errors import BigctlError, DataError, Diverged, Preempted, RunError, TrainingFailed
 from bigctl.files import write_text
-from bigctl.parallel import host
+from bigctl.parallel import host, processes
+from bigctl.parallel.processes import Alone, Group
 from bigctl.runs import conventions, directory, gates, inputs, logs
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.gates import Gate
 from bigctl.training import cadence, witness
 from bigctl.training.signals import StopRequest
+from bigctl.training.stopping import SharedStop
 
 log = logging.getLogger("bigctl")
 
@@ -59,37 +61,55 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
     Raises:
         BigctlError: with the exit code that fits; the run directory says what happened.
     """
-    run = RunDirectory(path)
-    if options.resume == "must" and not run.exists:
-        raise RunError("there is no run to resume", where=str(path), hint="--resume auto starts one")
     began = time.monotonic() if options.began is None else options.began
     with StopRequest() as stop:  # before jax is imported: from here on a stop is an orderly one
         if (minutes := composed.config.train.max_minutes) is not None:
             stop.at(began + 60 * minutes, f"train.max_minutes={minutes:g}")
-        run.lock()
         witness.begin()
+        host.keep_memory()
+        group = processes.join(composed.config.mesh.wait)
+        run = RunDirectory(path, writes=group.leads)
         try:
-            host.keep_memory()
-            config, previous, changed = _reconcile(run, composed, options)
-            if previous == directory.COMPLETE and _is_complete(run, config):
-                # the run may have been moved or copied since
-                return {**run.summary(), "run": str(run.path), "already_complete": True}
-            if previous == directory.COMPLETE and run.summary_file.exists() and not run.trained():
-                raise RunError(
-                    "is complete, and its checkpoints are gone: there is nothing to go on from",
-                    where=str(run.path),
-                    hint="bring them back, or start a new run with another --name",
-                )
-            with logs.kept(run.log):
+            config, changed, summary = group.first(
+                lambda: _open(run, composed, options),
+                pack=lambda found: (composing.to_yaml(found[0]), *found[1:]),
+                unpack=lambda found: (composing.from_yaml(found[0], where=str(run.config)), *found[1:]),
+            )
+            if summary is not None:
+                return summary
+            with logs.kept(run.log) if group.leads else contextlib.nullcontext():
                 try:
-                    return _train(run, dataclasses.replace(composed, config=config), options, stop, changed)
+                    asked = SharedStop(stop, group) if isinstance(group, Group) else stop
+                    return _train(run, dataclasses.replace(composed, config=config), options, asked, changed, group)
                 except Exception as error:
+                    error = group.failed(error)
                     _record_failure(run, error)
-                    raise
+                    raise error
+        except Exception as error:
+            group.failed(error)
+            raise
         finally:
             if not run.begun:
                 run.discard()  # it ended before anything began: a typo leaves no run behind
             run.release()
+
+
+def _open(run: RunDirectory, composed: Composed, options: Options) -> tuple[Any, list[str], dict[str, Any] | None]:
+    """Hold the run: the configuration to go on with, what has changed since, and, where it is complete, its summary."""
+    if options.resume == "must" and not run.exists:
+        raise RunError("there is no run to resume", where=str(run.path), hint="--resume auto starts one")
+    run.lock()
+    config, previous, changed = _reconcile(run, composed, options)
+    if previous == directory.COMPLETE and _is_complete(run, config):
+        # the run may have been moved or copied since
+        return config, changed, {**run.summary(), "run": str(run.path), "already_complete": True}
+    if previous == directory.COMPLETE and run.summary_file.exists() and not run.trained():
+        raise RunError(
+            "is complete, and its checkpoints are gone: there is nothing to go on from",
+            where=str(run.path),
+            hint="bring them back, or start a new run with another --name",
+        )
+    return config, changed, None
 
 
 def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple[Any, str, list[str]]:
@@ -153,14 +173,14 @@ def _is_complete(run: RunDirectory, config: Any) -> bool:
 
 
 def _train(
-    run: RunDirectory, composed: Composed, options: Options, stop: StopRequest, changed: Sequence[str]
+    run: RunDirectory, composed: Composed, options: Options, stop: Any, changed: Sequence[str], group: Alone
 ) -> dict[str, Any]:
     started = time.time()
     clock = time.perf_counter()
-    trained = run.trained()
+    trained = group.first(run.trained)
     if not trained:  # from now on `bigctl resume` knows what to do
         run.write_config(composing.to_yaml(composed.config), composed.overrides)
-        if changed:
+        if changed and group.leads:
             run.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration
     run.update_record(
         status=directory.RUNNING,
@@ -171,7 +191,13 @@ def _train(
     )
     # Everything that can be wrong with the data is found before the seconds that jax takes to start.
     config = composed.config if trained else inputs.resolve(composed.config)  # its weights may be gone since
-    dataset = inputs.prepare_data(config, run.tokenizer)
+    dataset = group.in_turn(lambda: inputs.prepare_data(config, run.tokenizer))
+    if group.first(lambda: dataset.fingerprint) != dataset.fingerprint:
+        raise DataError(
+            f"process {group.index} finds other data than process 0",
+            where="data",
+            hint="all processes must see the same files",
+        )
     cadence.make(config, dataset.size("train"))
 
     from bigctl.runs import experiment as experiments
@@ -188,20 +214,21 @@ def _train(
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)
     kept = config.checkpoint
-    checkpoints = Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure)
-    _keep_tokenizer(run, dataset, config)
+    checkpoints = Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure, group=group)
+    if group.leads:
+        _keep_tokenizer(run, dataset, config)
     made_with = {
         "packages": provenance.packages(),
         "code": provenance.code(Path.cwd()),
         "machine": provenance.machine(),
         "devices": summary.devices(experiment.programs.mesh),
     }
-    before = provenance.facts(run.record())
-    state, progress, resumed, differences = _restore(run, experiment, checkpoints, before, provenance.facts(made_with))
+    state, progress, resumed, differences = _restore(run, experiment, checkpoints, made_with)
     run.write_config(composing.to_yaml(config), composed.overrides)
     run.begun = True
     changed = [*changed, *map(str, differences)]
     start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": changed}
+    starts = run.record().get("starts", []) if run.writes else []
     run.update_record(
         data={
             "fingerprint": experiment.dataset.fingerprint,
@@ -212,7 +239,7 @@ def _train(
         overrides=list(composed.overrides),
         **made_with,
         parameters=summary.count(state.params),
-        starts=[*run.record().get("starts", []), start],
+        starts=[*starts, start],
     )
     meta = {"shapes": shapes(experiment.programs.abstract_state), "data": experiment.dataset.fingerprint}
     if dataset.features.tokenizer:
@@ -254,13 +281,17 @@ def _finished(experiment: Any, progress: Any) -> bool:
 
 
 def _restore(
-    run: RunDirectory, experiment: Any, checkpoints: Any, before: dict[str, Any], now: dict[str, Any]
+    run: RunDirectory, experiment: Any, checkpoints: Any, made_with: dict[str, Any]
 ) -> tuple[Any, Any, int, list[drift.Difference]]:
-    """The newest good checkpoint's state, or a new one; the step it is at; what is not as it was `before`."""
+    """The newest good checkpoint's state, or a new one; the step it is at; what is not as it was before."""
     from bigctl.training.state import Progress
 
-    checkpoints.clean()
-    if not checkpoints.steps():
+    def steps() -> Any:
+        checkpoints.clean()
+        return checkpoints.steps()
+
+    group = checkpoints.group
+    if not group.first(steps):
         from bigctl.runs.experiment import initial_weights
 
         weights, notes = initial_weights(experiment)
@@ -268,6 +299,25 @@ def _restore(
             log.info("model.init_from: %s", note)
         return experiment.programs.initialise(weights), Progress(), 0, []
     saved = checkpoints.find("last")
+    differences = group.first(
+        lambda: _judge_surroundings(run, experiment, saved, made_with), pack=lambda _: None, unpack=lambda _: []
+    )
+    checkpoints.clean(after=saved.step)
+    state = checkpoints.restore(saved, experiment.programs.abstract_state)
+    log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
+    progress = group.first(
+        lambda: checkpoints.without_lost_best(saved.progress), pack=Progress.to_json, unpack=Progress.from_json
+    )
+    return state, progress, saved.step, differences
+
+
+def _judge_surroundings(
+    run: RunDirectory, experiment: Any, saved: Any, made_with: dict[str, Any]
+) -> list[drift.Difference]:
+    """What is not as it was at the start before, warned of where that matters."""
+    from bigctl.runs import provenance
+
+    before, now = provenance.facts(run.record()), provenance.facts(made_with)
     tokenizer = experiment.dataset.features.tokenizer or {}
     differences = drift.judge_surroundings(
         {**before, "data": saved.meta.get("data"), "tokenizer": saved.meta.get("tokenizer")},
@@ -279,10 +329,7 @@ def _restore(
     warned = [d.plain for d in differences if d.verdict == drift.WARN]
     if warned:
         log.warning("%s: the run goes on, but not promised to the last bit as it would have been", "; ".join(warned))
-    checkpoints.clean(after=saved.step)
-    state = checkpoints.restore(saved, experiment.programs.abstract_state)
-    log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
-    return state, checkpoints.without_lost_best(saved.progress), saved.step, differences
+    return differences
 
 
 def _fit(
@@ -308,11 +355,12 @@ def _fit(
 
     config, cadence = experiment.config, experiment.cadence
     splits = experiment.dataset.splits
-    lines = JsonLines(run.metrics, step=resumed)
-    console = Console(cadence.total, quiet=options.quiet)
-    writers: list[Any] = [lines, console]
-    if config.train.tensorboard:
-        writers.append(TensorBoard(run.tensorboard, step=resumed))
+    console = Console(cadence.total, quiet=options.quiet or not run.writes)
+    writers: list[Any] = [console]
+    if run.writes:
+        writers.append(JsonLines(run.metrics, step=resumed))
+        if config.train.tensorboard:
+            writers.append(TensorBoard(run.tensorboard, step=resumed))
     _announce(console, run, experiment, resumed)
     if config.train.accumulate > 1 and getattr(config.model, "norm", "none") == "batch":
         console.say("note: batch normalisation sees each of the train.accumulate parts by itself, not the whole batch")
@@ -323,10 +371,10 @@ def _fit(
         for writer in writers:
             writer.write(step, values)
 
-    sampler = samples.make(experiment, run.samples, console.say, resumed=resumed)
+    sampler = samples.make(experiment, run.samples, console.say, resumed=resumed, leads=run.writes)
     kept: list[Any] = [*writers, *([sampler] if sampler is not None else [])]  # all that is cut back and closed
-    flushed = [lines]
-    if witness.begin():
+    flushed = [writer for writer in writers if isinstance(writer, JsonLines)]
+    if witness.begin() and run.writes:
         kept.append(witness.Batches(experiment.programs, JsonLines(run.batches, step=resumed), step=resumed))
         flushed.append(kept[-1].lines)
 

@@ -29,6 +29,7 @@ import numpy as np
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
 from bigctl.parallel.partition import path_name
+from bigctl.parallel.processes import ALONE, Alone
 from bigctl.training import manifest, witness
 from bigctl.training.state import Progress
 
@@ -68,7 +69,7 @@ class Checkpoints:
         keep: how many of the latest to keep; the best is kept besides.
         best: whether to keep the best one, which its `progress.best_step` names.
         on_failure: "stop" training when a save fails, or "warn" and go on; the last save of all must succeed.
-        process: which process this is, of `processes` that save together into one folder.
+        group: the processes that save together into one folder, and read together.
         warn: told what the user has to know.
     """
 
@@ -79,22 +80,21 @@ class Checkpoints:
         keep: int = 2,
         best: bool = True,
         on_failure: str = "stop",
-        process: int = 0,
-        processes: int = 1,
+        group: Alone = ALONE,
         warn: Callable[[str], None] = say,
     ):
         self.folder = folder
         self.keep = keep
         self.best = best
-        self.on_failure = on_failure
-        self.process = process
-        self.processes = processes
+        self.on_failure = on_failure if group.count == 1 else "stop"  # the others may be waiting in the middle of it
+        self.group = group
         self.warn = warn
         self._checkpointer: Any = None
         self._thread: threading.Thread | None = None
         self._failure: TrainingFailed | None = None
         self._good: dict[int, bool] = {}  # what this process knows of a step: it wrote or read every byte of it
         self._told: set[str] = set()
+        self._saves = 0
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -106,16 +106,22 @@ class Checkpoints:
         """
         self.wait()
         target = self._path(progress.step)
-        if manifest.committed(target):
-            return  # the same step, saved before: by the same run it is the same state
         content = {"schema": SCHEMA, "step": progress.step, "progress": progress.to_json(), **meta}
+        tree = flatten(state)
+
+        def begin() -> bool:
+            if manifest.committed(target):
+                return False  # the same step, saved before: by the same run it is the same state
+            manifest.begin(target)
+            write_json(target / manifest.META, content)
+            _require_space(target, tree)
+            return True
+
         witness.saving(1)
         try:
-            tree = flatten(state)
-            if self.process == 0:
-                manifest.begin(target)
-                write_json(target / manifest.META, content)
-                _require_space(target, tree)
+            if not self.group.first(begin):
+                witness.saving(-1)
+                return
             self._orbax().save(target.resolve() / "state", args=_save_args(tree))
         except Exception as error:
             self._failure = self._failed(target, error)
@@ -159,14 +165,16 @@ class Checkpoints:
     def _commit(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:
         try:
             self._checkpointer.wait_until_finished()
-            manifest.write(target, process=self.process, processes=self.processes)
-            if self.process == 0:
+            manifest.write(target, process=self.group.index, processes=self.group.count)
+            self._saves += 1
+            self.group.barrier(f"save {self._saves}")
+            if self.group.leads:
                 manifest.settle(target)
         except BaseException as error:
             self._failure = self._failed(target, error)
             return
         self._good[int(target.name)] = True
-        if self.process == 0:
+        if self.group.leads:
             try:
                 self._retain(best_step, anchors)
             except (OSError, RunError) as error:  # too much is kept, nothing is lost
@@ -206,7 +214,7 @@ class Checkpoints:
     def _failed(self, target: Path, error: BaseException) -> TrainingFailed:
         log.error("checkpoint %s failed", target, exc_info=error)
         self._checkpointer = None  # it may be in no state to be used again
-        if self.process == 0:
+        if self.group.leads:
             with contextlib.suppress(OSError):
                 manifest.remove(target)
         previous = []
@@ -248,6 +256,13 @@ class Checkpoints:
         Raises:
             RunError: if there is none, naming the files that are damaged where that is why.
         """
+        return self.group.first(
+            lambda: self._find(which),
+            pack=lambda saved: saved.step,
+            unpack=lambda step: Saved(self._path(step), manifest.meta(self._path(step))),
+        )
+
+    def _find(self, which: str | int) -> Saved:
         steps = self.steps()
         if which == "best":
             wanted = [s for s in [self._best_step()] if s is not None]
@@ -353,7 +368,7 @@ class Checkpoints:
     def clean(self, *, after: int | None = None) -> None:
         """Remove what interrupted saves have left behind. With `after`, the step that training goes on from, also set
         aside all that is newer: those folders stay, under another name, until training has come there again."""
-        if not self.folder.is_dir() or self.process != 0:
+        if not self.folder.is_dir() or not self.group.leads:
             return
         for folder in sorted(self.folder.iterdir()):
             step = int(folder.name) if folder.name.isdigit() else None

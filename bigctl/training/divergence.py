@@ -160,7 +160,7 @@ def rewind(rule: Divergence, checkpoints: Checkpoints, abstract: Any, progress: 
 
 
 def _newest(checkpoints: Checkpoints, anchor: int) -> Saved | None:
-    for step in reversed([step for step in checkpoints.steps() if step <= anchor]):
+    for step in reversed([step for step in checkpoints.group.first(checkpoints.steps) if step <= anchor]):
         try:
             return checkpoints.find(step)
         except RunError as error:

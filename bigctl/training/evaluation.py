@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,6 +99,8 @@ class Evaluator:
             if self.resident:
                 found = self.programs.evaluate_resident(params, variables, self._arrays, indices, mask, *length)
             else:
-                batch = jax.device_put(feed.gather(self.columns, indices, *length), where)
-                found = self.programs.evaluate_sent(params, variables, batch, jax.device_put(mask, where))
+                batch = meshes.put_batch(
+                    partial(feed.gather, self.columns, length=length[0] if length else None), indices, where
+                )
+                found = self.programs.evaluate_sent(params, variables, batch, meshes.put(mask, where))
             yield indices, mask, found

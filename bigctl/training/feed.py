@@ -6,6 +6,7 @@ import copy
 import queue
 import threading
 import time
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +18,7 @@ from bigctl.data.buckets import LengthPlan
 from bigctl.data.sampler import BatchPlan
 from bigctl.data.windows import WindowPlan
 from bigctl.parallel import mesh as meshes
+from bigctl.parallel import processes
 from bigctl.training.state import TrainState
 from bigctl.training.step import LARGEST_LOOP, Programs
 
@@ -90,7 +92,7 @@ def fits(columns: Columns, config: schema.Config) -> bool:
 def place(programs: Programs, columns: Columns) -> dict[str, jax.Array]:
     """Columns on every device of the mesh."""
     where = meshes.replicated(programs.mesh)
-    return {name: jax.device_put(_narrow(np.asarray(values)), where) for name, values in columns.items()}
+    return {name: meshes.put(_narrow(np.asarray(values)), where) for name, values in columns.items()}
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
@@ -194,7 +196,8 @@ class LoopFeed:
         )
         if timing:
             jax.block_until_ready(state)
-            self._length = int(np.clip(1.0 / max(time.perf_counter() - start, 1e-6), 1, self.largest))
+            seconds = max(time.perf_counter() - start, 1e-6)
+            self._length = processes.current().first(lambda: int(np.clip(1.0 / seconds, 1, self.largest)))
         self._warm = True
         return state, count
 
@@ -247,7 +250,8 @@ class SentFeed:
         try:
             batches = copy.copy(self.batches)  # a cursor of this thread's own
             while not self._stop.is_set():
-                batch = jax.device_put(gather(self.columns, *batches.batch(position)), self.sharding)
+                indices, length = batches.batch(position)
+                batch = meshes.put_batch(partial(gather, self.columns, length=length), indices, self.sharding)
                 position += self.batch_size
                 while not self._stop.is_set():
                     try:

@@ -26,6 +26,7 @@ from bigctl.training.feed import Feed
 from bigctl.training.signals import StopRequest
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.step import LARGEST_LOOP, Programs
+from bigctl.training.stopping import SharedStop
 from bigctl.training.throughput import Rates
 
 log = logging.getLogger("bigctl.train")
@@ -108,7 +109,7 @@ class Loop:
         cadence: Cadence,
         config: schema.Config,
         hooks: Hooks,
-        stop: StopRequest,
+        stop: StopRequest | SharedStop,
         *,
         metric: str,
         mode: str,
@@ -140,10 +141,13 @@ class Loop:
             divergence.set_anchor(progress, best=self.config.checkpoint.best)
             if progress.step == 0:
                 state = self._save(state, progress)
-        asked = self.stop.exit_code is not None
+        asked = self.stop.reached(0)
         while progress.step < self.cadence.total and not progress.stopped and not asked:
             limit = self.cadence.next_event(progress.step) - progress.step
             limit = min(limit, self.hooks.before_dispatch(progress.step, state))
+            limit = self.stop.room(self.timings.steps, limit)
+            if limit == 0:  # asked to stop, and just rewound: the next start rewinds again
+                break
             with self._compile_time(f"train {self.feed.shape(progress.position)}"):
                 state, count = self.feed.advance(state, progress.position, limit)
             progress.step += count
@@ -165,7 +169,7 @@ class Loop:
             if self.cadence.due(self.cadence.log, step) or progress.stopped:
                 self._flush_log()
                 state = self._begin_log(state, progress)
-            asked = self.stop.exit_code is not None  # once a step: what is asked after this is saved a step later
+            asked = self.stop.reached(self.timings.steps)  # once a step: what is asked after this is saved a step later
             if asked or progress.stopped or self.cadence.due(self.cadence.save, step) or improved:
                 self._flush_log()
                 state = self._save(state, progress)

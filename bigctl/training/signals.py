@@ -46,6 +46,14 @@ class StopRequest:
     def exit_code(self, code: int | None) -> None:
         self._exit_code = code
 
+    def reached(self, steps: int) -> bool:
+        """Whether training ends here, so many steps after its start."""
+        return self.exit_code is not None
+
+    def room(self, steps: int, limit: int) -> int:
+        """How many of the next `limit` steps may be taken."""
+        return limit
+
     def at(self, deadline: float, reason: str) -> None:
         """Ask to stop at a time of `time.monotonic` [s], with exit code 75."""
         self._deadline = (deadline, reason)

@@ -82,7 +82,7 @@ class Programs:
 
         def replaced(path: Any, leaf: jax.Array) -> jax.Array:
             given = weights.get(partition.path_name(path))
-            return leaf if given is None else jax.device_put(given.astype(leaf.dtype), leaf.sharding)
+            return leaf if given is None else meshes.put(given.astype(leaf.dtype), leaf.sharding)
 
         params = jax.tree_util.tree_map_with_path(replaced, state.params)
         ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else state.ema
@@ -301,7 +301,7 @@ class Programs:
         ) -> Any:
             return self._evaluate(params, variables, self.gather(arrays, indices, mask, length))
 
-        return jax.jit(run, static_argnums=5)
+        return jax.jit(run, static_argnums=5, out_shardings=meshes.replicated(self.mesh))
 
     @cached_property
     def evaluate_sent(self) -> Any:
@@ -310,7 +310,7 @@ class Programs:
         def run(params: Any, variables: Any, batch: Batch, mask: jax.Array) -> Any:
             return self._evaluate(params, variables, {**batch, **_bookkeeping(len(mask), mask)})
 
-        return jax.jit(run)
+        return jax.jit(run, out_shardings=meshes.replicated(self.mesh))
 
     def _evaluate(self, params: Any, variables: Any, batch: Batch) -> Any:
         with meshes.used(self.mesh):
