@@ -5,6 +5,7 @@ Killed, preempted and held runs, and longer ones, are also in tests/training/tes
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -288,3 +289,21 @@ def test_a_terminal_that_goes_away_stops_the_run_in_order(bigctl: Cli) -> None:
     finally:
         process.kill()
     assert "SIGHUP" in json.loads((bigctl.folder / "runs/a/run.json").read_text())["message"]
+
+
+# --- not ours ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_that_does_not_get_the_run_removes_nothing_of_it(command: Command) -> None:
+    shutil.rmtree(RUN / "checkpoints")
+    alter(RUN / "run.json", status="running")
+    before = {file.name: file.read_bytes() for file in RUN.iterdir() if file.is_file() and file.name != ".lock"}
+    with (RUN / ".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert "is in use by" in command(*TRAIN, "train.steps=20", code=5)
+    assert {name: (RUN / name).read_bytes() for name in before} == before
+    other = Path("runs/other")
+    other.mkdir()
+    (other / "config.yaml").write_text("mine: 1\n")
+    assert "holds no run" in command("train", *RECIPE, "--name", "other", code=2)
+    assert (other / "config.yaml").read_text() == "mine: 1\n"
