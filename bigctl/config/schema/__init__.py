@@ -1,0 +1,66 @@
+"""Every key a user can set: its type, default, meaning, and what a change of it does to a run that is resumed.
+
+The dataclasses are the schema of the Hydra tree under `conf/`. This package is imported by completion and by `--help`,
+so it imports nothing but the standard library. A component (a model, an optimizer, ...) is a dataclass with a
+read-only `kind`; the class that implements it is named here, in code, as a lazy "module:Class" string.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+from bigctl.config.schema.base import *
+from bigctl.config.schema.data import *
+from bigctl.config.schema.experiment import *
+from bigctl.config.schema.models import *
+from bigctl.config.schema.optimizers import *
+from bigctl.config.schema.recipes import *
+
+GROUPS = ("recipe", "model", "optimizer", "schedule", "data", "mesh", "experiment")
+"""The groups of the Hydra tree, in the order they are composed."""
+
+
+def components() -> list[type[Component]]:
+    """Every component that can be chosen, those of imported plugins included."""
+
+    def below(base: type[Component]) -> Iterator[type[Component]]:
+        for subclass in base.__subclasses__():
+            yield subclass
+            yield from below(subclass)
+
+    return [c for c in below(Component) if c.group and dataclasses.is_dataclass(c) and _kind_of(c) != MISSING]
+
+
+def component(group: str, name: str) -> type[Component] | None:
+    """The dataclass of one component, or None where nothing has that name."""
+    return next((c for c in components() if c.group == group and _kind_of(c) == name), None)
+
+
+def _kind_of(cls: type) -> str:
+    return str(next(f.default for f in dataclasses.fields(cls) if f.name == "kind"))
+
+
+def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """All keys of a dataclass as (dotted key, field, type), nested ones below their parents."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        dotted = f"{prefix}{field.name}"
+        yield dotted, field, hints[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from walk(hints[field.name], f"{dotted}.")
+
+
+def walk_config(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """All leaf keys of a composed configuration as (dotted key, field, value)."""
+
+    def descend(node: Any, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from descend(value, f"{prefix}{field.name}.")
+            else:
+                yield f"{prefix}{field.name}", field, value
+
+    return descend(config, "")

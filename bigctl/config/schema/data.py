@@ -1,0 +1,129 @@
+"""Keys of the data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, key, kind
+
+
+@dataclass
+class Data(Component):
+    """Where examples come from, and which of them are for training, selection and the final score."""
+
+    group: ClassVar[str] = "data"
+    kind: str = kind("???")
+    split_seed: int = key(0, "Seed of the splits that are made by rule; separate from `seed`.", drift=STRUCTURAL)
+    train: str | None = key(None, "Training split as an expression, such as train[:90%].", drift=STRUCTURAL)
+    validation: str | None = key(None, "Validation split as an expression.", drift=STRUCTURAL)
+    test: str | None = key(None, "Test split as an expression.", drift=STRUCTURAL)
+    validation_fraction: float = key(
+        0.1, "Share held out of the training split where the source has no validation split.", drift=STRUCTURAL
+    )
+    test_fraction: float = key(0.1, "Share held out where the source has no test split.", drift=STRUCTURAL)
+    deduplicate: bool = key(
+        False, "Keep each text once: copies are dropped, from training before they are from the test split.",
+        drift=STRUCTURAL,
+    )  # fmt: skip
+    resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE)
+
+
+@dataclass
+class Images(Data):
+    image_size: list[int] | None = key(
+        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL
+    )
+
+
+@dataclass
+class Packaged(Data):
+    """A set that is shipped inside a Python package."""
+
+    kind: str = kind("packaged")
+    name: str = key(MISSING, "Which packaged set.", drift=STRUCTURAL)
+
+
+@dataclass
+class Tfds(Images):
+    kind: str = kind("tfds")
+    dataset: str = key(
+        MISSING, "Name in the TensorFlow Datasets registry, such as mnist or mnist:3.0.1.", drift=STRUCTURAL
+    )
+    manual_dir: str | None = key(None, "Folder with the original archives, where they are not downloaded.", drift=FREE)
+    text: str | None = key(None, "The feature with the text, where there are several.", drift=STRUCTURAL)
+    text_pair: str | None = key(None, "The feature with a second text.", drift=STRUCTURAL)
+
+
+@dataclass
+class ImageFolder(Images):
+    kind: str = kind("image_folder")
+    path: str = key(
+        MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
+    )
+    validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
+    channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+
+
+@dataclass
+class Idx(Data):
+    kind: str = kind("idx")
+    path: str = key(MISSING, "Folder with MNIST-style idx files, gzipped or not.", drift=STRUCTURAL)
+
+
+@dataclass
+class Table(Data):
+    """Rows of a file; `label` names the target column."""
+
+    kind: str = kind("???")
+    path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "File with the validation rows.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "File with the test rows.", drift=STRUCTURAL)
+    label: str | None = key(MISSING, "The target column; null for texts without one.", drift=STRUCTURAL)
+    text: str | None = key(
+        None, "The column with the text to classify; without one the columns are a table.", drift=STRUCTURAL
+    )
+    text_pair: str | None = key(None, "The column with a second text, where pairs are classified.", drift=STRUCTURAL)
+    columns: list[str] | None = key(
+        None, "Names of the columns, for a file whose first line does not name them.", drift=STRUCTURAL
+    )
+    quoting: bool = key(True, "Whether quotes may enclose a field; false where they are plain characters.",
+                        drift=STRUCTURAL)  # fmt: skip
+    drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
+
+
+@dataclass
+class TextFiles(Data):
+    """Text to learn to write: files of plain text, or of JSON objects with the text in one field.
+
+    Splits are made by place: the beginning of the text is for training, its end for validation and test.
+    """
+
+    kind: str = kind("text")
+    path: str = key(MISSING, "A file, a folder, or a pattern such as 'books/**/*.txt'.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
+    boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
+    validation_fraction: float = key(
+        0.05, "Share held out at the end of the text where there is no validation split.", drift=STRUCTURAL
+    )
+    test_fraction: float = key(
+        0.05, "Share held out after that; 0 to have the validation text stand for the test split.", drift=STRUCTURAL
+    )
+
+
+@dataclass
+class Csv(Table):
+    kind: str = kind("csv")
+
+
+@dataclass
+class Tsv(Table):
+    kind: str = kind("tsv")
+
+
+@dataclass
+class Jsonl(Table):
+    kind: str = kind("jsonl")

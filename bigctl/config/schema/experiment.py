@@ -1,0 +1,137 @@
+"""Keys of what every experiment has: devices, loop, validation, checkpoints; and the whole of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, key, kind
+from bigctl.config.schema.data import Data
+from bigctl.config.schema.models import Model
+from bigctl.config.schema.optimizers import Optimizer, Schedule
+from bigctl.config.schema.recipes import GptLm, Recipe, StreamTokenizer
+
+
+@dataclass
+class Mesh(Component):
+    """How many devices along each axis; -1 takes all that are left."""
+
+    group: ClassVar[str] = "mesh"
+    kind: str = kind("mesh")
+    data: int = key(-1, "Devices that share the batch, each with all parameters.", drift=FREE)
+    fsdp: int = key(1, "Devices that share the batch and the parameters.", drift=FREE)
+    tensor: int = key(
+        1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary.", drift=FREE
+    )
+    wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE)
+    min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE)
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes by name, those that share the batch first."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass
+class EarlyStop:
+    patience: int | None = key(None, "Stop after this many evaluations without a better one; null for never.")
+    min_delta: float = key(0.0, "What counts as better: an improvement by more than this.")
+    target: float | None = key(None, "Stop when the selection metric reaches this.")
+
+
+@dataclass
+class Divergence:
+    """What becomes of steps whose loss, gradient or update is not finite, or spikes."""
+
+    policy: str = key(
+        "stop",
+        "At such a step stop the run, skip the update, or rewind: go back to the last checkpoint of checkpoint.every "
+        "and past the batches since.",
+        choices=("stop", "skip", "rewind"),
+    )
+    deviations: float | None = key(
+        None,
+        "A loss or gradient norm this far above the mean of the window is a spike; null to judge by finiteness alone "
+        "[standard deviations].",
+    )
+    window: int = key(128, "How many of the latest good steps that mean is of; nothing spikes in half of that [steps].")
+    limit: int = key(10, "Steps skipped in a row, or rewinds to one checkpoint, that are not yet too many.")
+
+
+@dataclass
+class Train:
+    steps: int | None = key(None, "Length of training; wins over epochs [steps].", drift=FREE)
+    epochs: float | None = key(None, "Length of training [passes over the training split].", drift=FREE)
+    max_minutes: float | None = key(
+        None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE
+    )
+    batch_size: int = key(128, "Global batch size [examples].")
+    accumulate: int = key(1, "Parts the batch is computed in, to save memory; the result is that of the whole batch.")
+    precision: str = key(
+        "float32", "Type that activations are computed in; master weights stay float32.", choices=PRECISIONS
+    )
+    ema: float = key(
+        0.0, "Decay of the averaged weights, which are then evaluated and exported; 0 for none.", drift=STRUCTURAL
+    )
+    early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
+    divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
+    overfit_one_batch: bool = key(False, "Train on the first batch only: a model that cannot learn it is broken.")
+    log_every: int = key(50, "Cadence of training metrics [steps].", drift=FREE)
+    steps_per_dispatch: int | None = key(None, "Steps per call of the compiled program; null chooses.", drift=FREE)
+    deterministic: bool = key(True, "Use only deterministic kernels on GPU, which bit-exact resume needs.")
+    tensorboard: bool = key(True, "Write TensorBoard events.", drift=FREE)
+    compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
+
+
+@dataclass
+class Eval:
+    every: str = key("1 epoch", "Cadence of validation, such as 500, '500 steps' or '1 epoch'.")
+    batch_size: int | None = key(None, "Batch size of evaluation; null for up to 512 [examples].", drift=FREE)
+    metric: str | None = key(None, "What selects the best checkpoint; null for the recipe's own choice.")
+    mode: str | None = key(None, "Whether that metric should be max or min; null to know by its name.")
+
+
+@dataclass
+class Checkpoint:
+    every: str = key("1 epoch", "Cadence of checkpoints, such as 500, '500 steps' or '1 epoch'.", drift=FREE)
+    keep: int = key(2, "How many of the latest to keep.", drift=FREE)
+    best: bool = key(True, "Also save and keep the best by the selection metric.", drift=FREE)
+    on_failure: str = key(
+        "stop", "Whether a save that fails stops training, or is warned of.", drift=FREE, choices=("stop", "warn")
+    )
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    recipe: Recipe = key(MISSING, "What is trained.")
+    model: Model = key(MISSING, "The network.")
+    optimizer: Optimizer = key(MISSING, "The update rule.")
+    schedule: Schedule = key(MISSING, "The learning rate over time.")
+    data: Data = key(MISSING, "The examples.")
+    mesh: Mesh = key(MISSING, "The devices.")
+    train: Train = key(Train, "The loop.")
+    eval: Eval = key(Eval, "Validation.")
+    checkpoint: Checkpoint = key(Checkpoint, "What is kept.")
+    seed: int = key(0, "Seed of parameters, order, dropout and augmentation.")
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the target is real-valued."""
+        return getattr(self.model, "head", "classification") == "regression"
+
+    @property
+    def tokenizer(self) -> StreamTokenizer | None:
+        """How text becomes numbers, in recipes of text."""
+        return getattr(self.recipe, "tokenizer", None)
+
+    @property
+    def block(self) -> int | None:
+        """Length of a training window of one long text [tokens]; None in recipes of examples."""
+        if not isinstance(self.recipe, GptLm):
+            return None
+        return self.recipe.block or min(getattr(self.model, "context", None) or 1024, 1024)
