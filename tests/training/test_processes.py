@@ -19,6 +19,7 @@ import pytest
 from bigctl.errors import ConfigError, RunHeld
 from bigctl.parallel import processes
 from bigctl.parallel.processes import Group, Place
+from bigctl.training import manifest
 from bigctl.training.signals import StopRequest
 from bigctl.training.stopping import SharedStop
 from tests.conftest import Cli
@@ -180,7 +181,7 @@ def end(pair: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[s
 
 def wait_for_checkpoint(run: Path) -> None:
     deadline = time.monotonic() + 90
-    while not list(run.glob("checkpoints/*/manifest-1.json")):
+    while not any(manifest.committed(folder) for folder in run.glob("checkpoints/[0-9]*")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
