@@ -108,11 +108,11 @@ def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple
     if not run.config.exists():
         return config, directory.NEW, []
     status = run.status()
-    saved = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+    saved = composing.from_yaml(run.read_config(), where=str(run.config))
     kept = _keep_decided(saved, config)
     found = drift.changes(saved, kept)
     if status == directory.DIVERGED and all(change.drift == schema.FREE for change in found):
-        raise TrainingFailed(
+        raise Diverged(
             f"the run diverged: {run.record().get('message', '')}",
             where=str(run.path),
             hint="change the configuration (--allow-drift KEY), or use another --name",
@@ -158,6 +158,8 @@ def _train(
     started = time.time()
     clock = time.perf_counter()
     trained = run.trained()
+    if not trained and run.exists and run.record().get("starts"):
+        log.warning("%s holds no checkpoint: the run starts again from step 0", run.path)
     if not trained:  # from now on `bigctl resume` knows what to do
         run.write_config(composing.to_yaml(composed.config), composed.overrides)
         if changed:
@@ -308,6 +310,8 @@ def _fit(
 
     config, cadence = experiment.config, experiment.cadence
     splits = experiment.dataset.splits
+    if resumed and not run.metrics.exists():
+        log.warning("%s is missing: what was logged up to step %d is lost", run.metrics, resumed)
     lines = JsonLines(run.metrics, step=resumed)
     console = Console(cadence.total, quiet=options.quiet)
     writers: list[Any] = [lines, console]
