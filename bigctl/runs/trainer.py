@@ -162,8 +162,7 @@ def _train(
         log.warning("%s holds no checkpoint: the run starts again from step 0", run.path)
     if not trained:  # from now on `bigctl resume` knows what to do
         run.write_config(composing.to_yaml(composed.config), composed.overrides)
-        if changed:
-            run.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration
+        run.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration, or of other data
     run.update_record(
         status=directory.RUNNING,
         recipe=composed.config.recipe.kind,
