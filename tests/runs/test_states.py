@@ -231,6 +231,20 @@ def test_a_damaged_checkpoint_is_warned_of_by_file_and_the_one_before_is_used(co
 # --- surroundings -----------------------------------------------------------------------------------------------------
 
 
+def test_without_the_best_checkpoint_the_last_is_selected_with_its_own_scores(command: Command) -> None:
+    command("resume", "a", "train.steps=22", "checkpoint.every=1", "checkpoint.keep=9", "optimizer.lr=3",
+            "--allow-drift", "optimizer.lr", "--quiet")  # fmt: skip
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert summary["selected_step"] == 20, "step 22 was to be worse"
+    shutil.rmtree(RUN / "checkpoints/000000020")
+    (RUN / "summary.json").unlink()
+    again = command("resume", "a", "--json", "--quiet", "--require", "val/accuracy>=0")
+    assert again["selected_step"] == 22
+    scores = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    last = next(line for line in reversed(scores) if "val/loss" in line)
+    assert again["metrics"]["val/loss"] == pytest.approx(last["val/loss"])
+
+
 def test_another_jaxlib_is_warned_of_and_recorded(command: Command) -> None:
     alter(RUN / "run.json", packages={**record()["packages"], "jaxlib": "0.0.1"}, code={"commit": "f" * 40})
     message = command("resume", "a", "train.steps=22", "--quiet")
