@@ -29,7 +29,9 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout, also of an error, and nothing else there"
+    )
 
 
 def add_gates(parser: argparse.ArgumentParser) -> None:

@@ -136,7 +136,25 @@ def _run(command: str, arguments: list[str]) -> int:
     module.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
     options.argv, options.began = ["bigctl", command, *arguments], STARTED
-    return int(module.run(options))
+    try:
+        return int(module.run(options))
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if getattr(options, "json", False):  # the one object that is promised, also of an end like this
+            _print_ending(error, getattr(options, "run_dir", None) or getattr(options, "run", None))
+        raise
+
+
+def _print_ending(error: Exception, run: object) -> None:
+    from bigctl.cli import common
+    from bigctl.errors import BigctlError, Diverged, Preempted, RunHeld
+
+    known = error if isinstance(error, BigctlError) else BigctlError(f"{type(error).__name__}: {error}")
+    named = {Preempted: "preempted", Diverged: "diverged", RunHeld: "held"}
+    status = named.get(type(known), "refused" if known.exit_code == 2 else "failed")
+    ending = {"status": status, "exit_code": known.exit_code, "run": run if run is None else str(run)}
+    common.print_json({**ending, "message": known.message, "where": known.where, "hint": known.hint})
 
 
 def _render(error: Exception) -> int:

@@ -47,15 +47,7 @@ def _choose(options: argparse.Namespace) -> tuple[Any, Path]:
         )
     options.plugin = list(dict.fromkeys([*(name for name in needed if name not in lost), *options.plugin]))
     plugins.load(options.plugin)
-    try:
-        text = found.config.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"cannot be read ({type(error).__name__})",
-            where=str(found.config),
-            hint="start the run again with the command that began it",
-        ) from error
-    config = compose.from_yaml(text, where=str(found.config))
+    config = compose.from_yaml(found.read_config(), where=str(found.config))
     before = [str(override) for override in record.get("overrides") or []]
     changed = compose.change(config, options.overrides) if options.overrides else config
     return compose.Composed(changed, (*before, *options.overrides), {}), found.path

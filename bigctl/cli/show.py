@@ -147,13 +147,7 @@ def _diff(options: argparse.Namespace) -> int:
     if not options.overrides and found.overrides.is_file():
         options.overrides = found.overrides.read_text(encoding="utf-8").splitlines()
     now = common.composed(options).config
-    try:
-        text = found.config.read_text(encoding="utf-8")
-    except OSError as error:
-        from bigctl.errors import RunError
-
-        raise RunError(f"cannot be read: {error.strerror}", where=str(found.config)) from error
-    then = compose.from_yaml(text, where=str(found.config))
+    then = compose.from_yaml(found.read_config(), where=str(found.config))
     values = [{key: value for key, _, value in schema.walk_config(side)} for side in (then, now)]
     changes = [c for c in drift.changes(then, now) if _under(c.key, options.only)]
     if options.json:

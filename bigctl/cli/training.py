@@ -37,6 +37,7 @@ def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
     path: Path | None = None
     try:
         composed, path = choose(options)
+        options.run_dir = path  # an end with an error names it too
         from bigctl.runs import trainer
 
         summary = trainer.train(

@@ -66,7 +66,7 @@ class TrainedRun:
         run = directory.locate(name)
         record = run.record()
         plugins.load(record.get("plugins", []))
-        config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+        config = composing.from_yaml(run.read_config(), where=str(run.config))
         if "data" not in record:
             raise RunError("the run has not started training", where=str(run.path))
         features = Features.from_json(record["data"]["features"])

@@ -153,6 +153,14 @@ class RunDirectory:
     def summary(self) -> dict[str, Any]:
         return _read(self.summary_file)
 
+    def read_config(self) -> str:
+        """config.yaml. Raises RunError if it cannot be read."""
+        try:
+            return self.config.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            hint = "bring it back, or start a new run with another --name"
+            raise RunError(f"cannot be read ({type(error).__name__})", where=str(self.config), hint=hint) from error
+
     def write_config(self, text: str, overrides: Sequence[str]) -> None:
         """The configuration, whole and as it was asked for. Raises RunError if it cannot be written."""
         if not self.writes:
@@ -164,7 +172,7 @@ class RunDirectory:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.config)) from error
 
 
-_WITHOUT_RECORD = "move it away and run the same command again: what it takes to go on is in the other files"
+_WITHOUT_RECORD = "move it away and repeat the command that began the run: what it takes to go on is in the other files"
 
 
 def _lock_soon(path: Path, *, tries: int = 5) -> Any:
@@ -249,6 +257,9 @@ def locate(run: str) -> RunDirectory:
     for path in (Path(run), ROOT / run):
         if (path / "run.json").is_file():
             return RunDirectory(path)
+        if (path / "config.yaml").is_file():
+            hint = "repeat the command that began the run: what it takes to go on is in the other files"
+            raise RunError("is missing", where=str(path / "run.json"), hint=hint)
     import difflib
 
     known = [p.parent.name for p in ROOT.glob("*/run.json")]

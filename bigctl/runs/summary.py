@@ -46,16 +46,24 @@ def write(
     Raises:
         TrainingFailed: if it cannot be written.
     """
-    config, progress, state = experiment.config, fitted.progress, fitted.state
+    config, progress, state = experiment.config, checkpoints.without_lost_best(fitted.progress), fitted.state
     best = config.checkpoint.best and progress.best_step is not None
     if best and progress.best_step != progress.step:
         state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
     splits = experiment.dataset.splits
     edges = feed.edges_of(splits["train"], config)
-    evaluator = Evaluator(experiment.programs, splits["test"], config, prefix="test", edges=edges)
-    test = evaluator(experiment.programs.evaluation_weights(state), state.variables)
+
+    def score(split: str, prefix: str) -> dict[str, Any]:
+        evaluator = Evaluator(experiment.programs, splits[split], config, prefix=prefix, edges=edges)
+        return evaluator(experiment.programs.evaluation_weights(state), state.variables)
+
+    selected = (
+        progress.best_metrics if best else score("validation", "val")
+    )  # those of another step would not be its own
+    selected.pop("val/confusion", None)
+    test = score("test", "test")
     confusion = test.pop("test/confusion", None)
-    metrics = {**progress.best_metrics, **test}
+    metrics = {**selected, **test}
     timings = fitted.timings
     examples = timings.steps * config.train.batch_size
     summary: dict[str, Any] = {

@@ -128,11 +128,11 @@ def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple
     if not run.config.exists():
         return config, directory.NEW, []
     status = run.status()
-    saved = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+    saved = composing.from_yaml(run.read_config(), where=str(run.config))
     kept = _keep_decided(saved, config)
     found = drift.changes(saved, kept)
     if status == directory.DIVERGED and all(change.drift == schema.FREE for change in found):
-        raise TrainingFailed(
+        raise Diverged(
             f"the run diverged: {run.record().get('message', '')}",
             where=str(run.path),
             hint="change the configuration (--allow-drift KEY), or use another --name",
@@ -178,10 +178,12 @@ def _train(
     started = time.time()
     clock = time.perf_counter()
     trained = group.first(run.trained)
+    if not trained and group.leads and run.exists and run.record().get("starts"):
+        log.warning("%s holds no checkpoint: the run starts again from step 0", run.path)
     if not trained:  # from now on `bigctl resume` knows what to do
         run.write_config(composing.to_yaml(composed.config), composed.overrides)
-        if changed and group.leads:
-            run.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration
+        if group.leads:
+            run.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration, or of other data
     run.update_record(
         status=directory.RUNNING,
         recipe=composed.config.recipe.kind,
@@ -358,6 +360,8 @@ def _fit(
     console = Console(cadence.total, quiet=options.quiet or not run.writes)
     writers: list[Any] = [console]
     if run.writes:
+        if resumed and not run.metrics.exists():
+            log.warning("%s is missing: what was logged up to step %d is lost", run.metrics, resumed)
         writers.append(JsonLines(run.metrics, step=resumed))
         if config.train.tensorboard:
             writers.append(TensorBoard(run.tensorboard, step=resumed))

@@ -94,7 +94,7 @@ def _config(run: RunDirectory, record: dict[str, Any], begun: bool, report: Repo
         report.notes.append(f"{run.config} was not checked: {error.message}")
         return
     try:
-        composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+        composing.from_yaml(run.read_config(), where=str(run.config))
     except BigctlError as error:
         report.problems.append(_sentence(error))
     except Exception as error:  # whatever a YAML parser makes of a damaged file
@@ -103,7 +103,7 @@ def _config(run: RunDirectory, record: dict[str, Any], begun: bool, report: Repo
 
 def _metrics(run: RunDirectory, record: dict[str, Any], begun: bool, report: Report) -> None:
     if not run.metrics.exists():
-        if report.status == directory.COMPLETE:
+        if report.status == directory.COMPLETE or run.checkpoints.is_dir():
             report.problems.append(f"{run.metrics} is missing")
         return
     last = 0

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bigctl.errors import RunError
-from bigctl.files import write_json
+from bigctl.files import sync_folder, write_json
 
 SCHEMA = 2
 """Of a manifest. 1, which had `schema` and `files` only, is read as that of a single process."""
@@ -62,6 +62,8 @@ def write(folder: Path, *, process: int = 0, processes: int = 1) -> None:
     files = {
         name: list(_digest(folder / name, sync=True)) for name in _names(folder) if _owner(name, processes) == process
     }
+    for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
+        sync_folder(inner)
     content = {"schema": SCHEMA, "step": int(folder.name), "process": process, "processes": processes, "files": files}
     write_json(folder / file_name(process), {**content, "sha256": _own_digest(content)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bigctl.files import plain, write_text
+
+log = logging.getLogger("bigctl.train")
 
 
 class Writer(Protocol):
@@ -30,8 +33,11 @@ class JsonLines:
 
     def _open(self, step: int) -> None:
         if self._path.exists():
-            kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            write_text(self._path, "".join(f"{line}\n" for line in kept))
+            lines = self._path.read_bytes().split(b"\n")
+            damaged = sum(_step_of(line) == float("inf") for line in lines[:-1])  # a crash cuts the last one short
+            if damaged:
+                log.warning("%s: %d damaged line%s left out", self._path, damaged, " is" if damaged == 1 else "s are")
+            write_text(self._path, "".join(f"{line.decode()}\n" for line in lines if _step_of(line) <= step))
         self._stream = self._path.open("a", encoding="utf-8")
 
     def cut(self, step: int) -> None:
@@ -50,18 +56,18 @@ class JsonLines:
         self._stream.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
-        return int(json.loads(line)["step"])
+        return int(json.loads(line.decode())["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # cut short by a crash
+        return float("inf")  # damaged, or cut short by a crash
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a `metrics.jsonl`."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) < float("inf")]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if _step_of(line) < float("inf")]
 
 
 class TensorBoard:

@@ -134,7 +134,8 @@ def test_without_a_checkpoint_it_starts_again_as_it_is_told(command: Command) ->
     (RUN / "summary.json").unlink()
     (RUN / "tokenizer.json").write_text("{}")  # of the configuration before
     alter(RUN / "run.json", status="running")
-    summary = command(*TRAIN, "train.steps=6", "optimizer.lr=0.01", "--json")
+    assert "holds no checkpoint: the run starts again" in command(*TRAIN, "train.steps=6", "optimizer.lr=0.01")
+    summary = json.loads((RUN / "summary.json").read_text())
     assert summary["resumed_from"] == 0 and summary["step"] == 6
     assert not (RUN / "tokenizer.json").exists()
     assert "optimizer.lr: 0.001 -> 0.01" in record()["starts"][-1]["changed"]
@@ -145,6 +146,25 @@ def test_failed_goes_on(command: Command) -> None:
     alter(RUN / "run.json", status="failed", exit_code=1, message="disk full")
     assert command("resume", "a", "train.steps=22", "--json", "--quiet")["resumed_from"] == 20
     assert record()["status"] == "complete" and record()["message"] == ""
+
+
+@pytest.mark.parametrize(
+    ("record_says", "arguments", "code", "status"),
+    [
+        ("diverged", ["resume", "a", "train.steps=22"], 1, "diverged"),
+        ("complete", ["resume", "a", "model.hidden=[5]"], 2, "refused"),
+        ("complete", ["resume", "a", "--require", "accuracy"], 2, "refused"),
+        ("complete", ["eval", "a", "--step", "7"], 2, "refused"),
+        ("preempted", ["resume", "a", "train.steps=22", "train.max_minutes=1e-9"], 75, "preempted"),
+    ],
+)
+def test_json_is_one_object_also_of_an_end_with_an_error(
+    command: Command, record_says: str, arguments: list[str], code: int, status: str
+) -> None:
+    alter(RUN / "run.json", status=record_says)
+    ending = command(*arguments, "--json", code=code)
+    assert (ending["status"], ending["exit_code"]) == (status, code)
+    assert Path(ending["run"]).name == "a" and ending["message"]
 
 
 def test_diverged_is_refused_until_a_key_changes_that_is_not_free(command: Command) -> None:
@@ -168,13 +188,37 @@ def test_a_damaged_record_is_named_and_the_run_goes_on_without_it(command: Comma
     assert command(*TRAIN, "train.steps=22", "--json")["resumed_from"] == 20
 
 
-def test_a_damaged_configuration_is_named_and_nothing_is_touched(command: Command) -> None:
-    (RUN / "config.yaml").write_text("train: [")
+def test_resume_says_what_to_do_without_a_record(command: Command) -> None:
+    (RUN / "run.json").unlink()
+    assert "repeat the command that began the run" in command("resume", "a", code=2)
+
+
+@pytest.mark.parametrize("content", [b"train: [", b"train: \xff"])
+def test_a_damaged_configuration_is_named_and_nothing_is_touched(command: Command, content: bytes) -> None:
+    (RUN / "config.yaml").write_bytes(content)
     assert "config.yaml: cannot be read" in command(*TRAIN, "train.steps=22", code=2)
     assert "config.yaml: cannot be read" in command("resume", "a", code=2)
     (RUN / "config.yaml").unlink()
     assert "config.yaml: is missing" in command(*TRAIN, "train.steps=22", code=2)
     assert list(RUN.glob("checkpoints/*/manifest-0.json"))
+
+
+@pytest.mark.parametrize("damage", [b"\n", b'\xff\xfe{"st\n', b"{}\n"])
+def test_a_damaged_line_of_metrics_is_told_and_left_out(command: Command, damage: bytes) -> None:
+    metrics = RUN / "metrics.jsonl"
+    before = metrics.read_bytes()
+    metrics.write_bytes(damage + before)
+    (RUN / "summary.json").unlink()  # so that there is something to do
+    assert "metrics.jsonl: 1 damaged line is left out" in command("resume", "a", "--quiet")
+    assert metrics.read_bytes() == before
+
+
+def test_lost_metrics_are_told(command: Command) -> None:
+    (RUN / "metrics.jsonl").unlink()
+    (RUN / "summary.json").unlink()
+    alter(RUN / "run.json", status="preempted")
+    assert main(["verify", "a"]) == 1
+    assert "metrics.jsonl is missing" in command("resume", "a", "--quiet")
 
 
 def test_a_damaged_checkpoint_is_warned_of_by_file_and_the_one_before_is_used(command: Command) -> None:
@@ -186,6 +230,20 @@ def test_a_damaged_checkpoint_is_warned_of_by_file_and_the_one_before_is_used(co
 
 
 # --- surroundings -----------------------------------------------------------------------------------------------------
+
+
+def test_without_the_best_checkpoint_the_last_is_selected_with_its_own_scores(command: Command) -> None:
+    command("resume", "a", "train.steps=22", "checkpoint.every=1", "checkpoint.keep=9", "optimizer.lr=3",
+            "--allow-drift", "optimizer.lr", "--quiet")  # fmt: skip
+    summary = json.loads((RUN / "summary.json").read_text())
+    assert summary["selected_step"] == 20, "step 22 was to be worse"
+    shutil.rmtree(RUN / "checkpoints/000000020")
+    (RUN / "summary.json").unlink()
+    again = command("resume", "a", "--json", "--quiet", "--require", "val/accuracy>=0")
+    assert again["selected_step"] == 22
+    scores = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    last = next(line for line in reversed(scores) if "val/loss" in line)
+    assert again["metrics"]["val/loss"] == pytest.approx(last["val/loss"])
 
 
 def test_another_jaxlib_is_warned_of_and_recorded(command: Command) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import resource
 import subprocess
@@ -198,6 +199,30 @@ def test_a_checkpoint_of_two_processes_needs_both_manifests(tmp_path: Path) -> N
     with pytest.raises(RunError, match="manifest-1.json: is missing"):
         manifest.verify(folder)
     assert manifest.steps(tmp_path) == [5]  # it was a checkpoint once: no save that was cut off
+
+
+def test_names_are_on_the_disk_before_the_manifest_and_its_own_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps what was synchronised, and a file's name only with its folder."""
+    folder = tmp_path / "000000005"
+    manifest.begin(folder)
+    (folder / "state" / "d").mkdir(parents=True)
+    (folder / "state" / "d" / "array").write_bytes(b"numbers")
+    order: list[tuple[str, bool]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        order.append((os.readlink(f"/proc/self/fd/{descriptor}"), (folder / manifest.MANIFEST).exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    manifest.write(folder)
+    before = {path for path, committed in order if not committed}
+    assert {
+        str(path) for path in (folder / "state/d/array", folder / "state/d", folder / "state", folder, tmp_path)
+    } < before
+    assert order[-1] == (str(folder), True)
 
 
 def test_a_manifest_of_the_first_schema_is_read(tmp_path: Path) -> None:
