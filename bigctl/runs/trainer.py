@@ -16,11 +16,11 @@ from bigctl.config import compose as composing
 from bigctl.config import drift, schema
 from bigctl.config.compose import Composed
 from bigctl.data import prepare
-from bigctl.errors import BigctlError, DataError, Diverged, Preempted, RunError, TrainingFailed
+from bigctl.errors import BigctlError, DataError, Diverged, Preempted, TrainingFailed
 from bigctl.files import write_text
 from bigctl.parallel import host, processes
 from bigctl.parallel.processes import Alone, Group
-from bigctl.runs import conventions, directory, gates, inputs, logs
+from bigctl.runs import conventions, directory, gates, inputs, logs, opening
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.gates import Gate
 from bigctl.training import cadence, witness
@@ -71,7 +71,7 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
         run = RunDirectory(path, writes=group.leads)
         try:
             config, changed, summary = group.first(
-                lambda: _open(run, composed, options),
+                lambda: opening.hold(run, composed, resume=options.resume, allow_drift=options.allow_drift),
                 pack=lambda found: (composing.to_yaml(found[0]), *found[1:]),
                 unpack=lambda found: (composing.from_yaml(found[0], where=str(run.config)), *found[1:]),
             )
@@ -92,84 +92,6 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
             if not run.begun:
                 run.discard()  # it ended before anything began: a typo leaves no run behind
             run.release()
-
-
-def _open(run: RunDirectory, composed: Composed, options: Options) -> tuple[Any, list[str], dict[str, Any] | None]:
-    """Hold the run: the configuration to go on with, what has changed since, and, where it is complete, its summary."""
-    if options.resume == "must" and not run.exists:
-        raise RunError("there is no run to resume", where=str(run.path), hint="--resume auto starts one")
-    run.lock()
-    config, previous, changed = _reconcile(run, composed, options)
-    if previous == directory.COMPLETE and _is_complete(run, config):
-        # the run may have been moved or copied since
-        return config, changed, {**run.summary(), "run": str(run.path), "already_complete": True}
-    if previous == directory.COMPLETE and run.summary_file.exists() and not run.trained():
-        raise RunError(
-            "is complete, and its checkpoints are gone: there is nothing to go on from",
-            where=str(run.path),
-            hint="bring them back, or start a new run with another --name",
-        )
-    return config, changed, None
-
-
-def _reconcile(run: RunDirectory, composed: Composed, options: Options) -> tuple[Any, str, list[str]]:
-    """The configuration to go on with, the status of what is there, and what has changed since.
-
-    Raises:
-        RunError: if that cannot be resumed.
-    """
-    config = composed.config
-    if run.checkpoints.exists() and not run.config.exists():
-        raise RunError(
-            "is missing, so what the checkpoints belong to is not known",
-            where=str(run.config),
-            hint="bring it back, or start a new run with another --name",
-        )
-    if not run.config.exists():
-        return config, directory.NEW, []
-    status = run.status()
-    saved = composing.from_yaml(run.read_config(), where=str(run.config))
-    kept = _keep_decided(saved, config)
-    found = drift.changes(saved, kept)
-    if status == directory.DIVERGED and all(change.drift == schema.FREE for change in found):
-        raise Diverged(
-            f"the run diverged: {run.record().get('message', '')}",
-            where=str(run.path),
-            hint="change the configuration (--allow-drift KEY), or use another --name",
-        )
-    if not run.trained() and status != directory.COMPLETE:
-        drift.judge([], options.allow_drift, where=str(run.path))
-        return config, status, [str(change) for change in found]  # it starts again: nothing could go on differently
-    found = drift.judge(found, options.allow_drift, where=str(run.path))
-    return kept, status, [str(change) for change in found]
-
-
-def _keep_decided(saved: Any, config: Any) -> Any:
-    """The configuration with what the start of the run decided where it leaves that open: a run that is made longer
-    keeps the schedule it began with, one from pretrained weights their architecture."""
-    for part in dataclasses.fields(config):
-        old, new = getattr(saved, part.name), getattr(config, part.name)
-        if not dataclasses.is_dataclass(new) or isinstance(new, type) or type(old) is not type(new):
-            continue
-        decided = {
-            field.name: getattr(old, field.name)
-            for field in dataclasses.fields(new)
-            if field.metadata.get("decided") and getattr(new, field.name) is None
-        }
-        if decided:
-            config = dataclasses.replace(config, **{part.name: dataclasses.replace(new, **decided)})
-    return config
-
-
-def _is_complete(run: RunDirectory, config: Any) -> bool:
-    """Whether nothing is left to do: all steps of this configuration are done, or it stopped by its own rule."""
-    from bigctl.training.cadence import total_steps
-
-    try:
-        summary = run.summary()
-        return bool(summary["stopped"]) or int(summary["step"]) >= total_steps(config, int(summary["data"]["train"]))
-    except (RunError, KeyError, TypeError, ValueError):
-        return False  # lost or damaged: going on from the last checkpoint, at the end, writes it again
 
 
 def _train(
