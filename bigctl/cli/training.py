@@ -6,9 +6,12 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigctl.cli import common
+
+if TYPE_CHECKING:
+    from bigctl.training.signals import StopRequest
 
 Choose = Callable[[argparse.Namespace], tuple[Any, Path]]
 """Flags -> what to train (Composed) and where."""
@@ -26,6 +29,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
     """Train, judge the gates, report; gives the exit code."""
+    from bigctl.training.signals import StopRequest
+
+    with StopRequest() as stop:  # before all that takes time to import: from here on a stop is an orderly one
+        return _run(options, choose, stop, resume=resume)
+
+
+def _run(options: argparse.Namespace, choose: Choose, stop: StopRequest, *, resume: str) -> int:
     from bigctl.parallel import processes
     from bigctl.runs import gates, outcome
 
@@ -51,6 +61,7 @@ def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
                 plugins=options.plugin,
                 argv=options.argv,
                 began=options.began,
+                stop=stop,
                 require=required,
             ),
         )

@@ -42,6 +42,7 @@ class Options:
         plugins: modules the configuration needs, for the record.
         argv: the command line, for the record.
         began: when the command was started, by `time.monotonic` [s]; None for when `train` is called.
+        stop: an entered one, which listens already.
         require: gates on metrics, whose names are checked before anything is trained.
     """
 
@@ -52,6 +53,7 @@ class Options:
     plugins: Sequence[str] = ()
     argv: Sequence[str] = ()
     began: float | None = None
+    stop: StopRequest | None = None
     require: Sequence[Gate] = ()
 
 
@@ -62,7 +64,8 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
         BigctlError: with the exit code that fits; the run directory says what happened.
     """
     began = time.monotonic() if options.began is None else options.began
-    with StopRequest() as stop:  # before jax is imported: from here on a stop is an orderly one
+    listening = contextlib.nullcontext(options.stop) if options.stop is not None else StopRequest()
+    with listening as stop:  # before jax is imported: from here on a stop is an orderly one
         if (minutes := composed.config.train.max_minutes) is not None:
             stop.at(began + 60 * minutes, f"train.max_minutes={minutes:g}")
         witness.begin()
