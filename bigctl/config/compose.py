@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import checks, schema, tree
+from bigctl.config import checks, names, schema, tree
 from bigctl.config.plugins import load
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
@@ -54,8 +53,8 @@ def compose(
     """
     load(plugins)
     roots = tree.roots(config_dirs)
-    given = [_spelling(override) for override in overrides]
-    _reject_unknown(given, roots)
+    given = [names.spelling(override) for override in overrides]
+    names.reject_unknown(given, roots)
     node, origins = _hydra_compose(given, roots)
     _reject_extra_keys(node, schema.Config, origins)
     config, missing = _to_config(node, origins, partial=partial)
@@ -91,13 +90,13 @@ def from_yaml(text: str, *, where: str) -> Config:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"cannot be read: {_first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+            f"cannot be read: {names.first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
         ) from error
     except Exception as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"cannot be read: {_first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+            f"cannot be read: {names.first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
         ) from error
     assert isinstance(config, Config)
     return config
@@ -114,7 +113,7 @@ def change(config: Config, overrides: Sequence[str]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    given = [_quoted(override) for override in overrides]
+    given = [names.quoted(override) for override in overrides]
     node = OmegaConf.structured(config)
     OmegaConf.set_struct(node, True)
     try:
@@ -139,100 +138,6 @@ def to_yaml(config: Config) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
-
-
-# ------------------------------------------------------------------------------------- names, before Hydra sees them
-
-
-def _spelling(override: str) -> str:
-    """Accept `+experiment=x` for `experiment=x`: Hydra users write it so. And `experiment=null` for none."""
-    if re.fullmatch(r"\+{0,2}experiment=null", override):
-        return "~experiment"
-    match = re.match(r"\+{1,2}(\w+)=", override)
-    return override.lstrip("+") if match and match[1] in schema.GROUPS else _quoted(override)
-
-
-def _quoted(override: str) -> str:
-    """Quote what Hydra cannot read but can only be text: `data.train=train[:90%]`, a path with spaces or umlauts."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    key, _, value = override.partition("=")
-    if key not in _text_keys() or value[:1] in ("", '"', "'"):
-        return override
-    try:
-        if not OverridesParser.create().parse_override(override).is_sweep_override():
-            return override
-    except HydraException:
-        pass
-    escaped = value.replace('"', '\\"')
-    return f'{key}="{escaped}"'
-
-
-def _text_keys() -> set[str]:
-    """Keys that hold free text."""
-    found = [(f"{cls.group}.", schema.walk(cls)) for cls in schema.components()]
-    return {
-        f"{group}{dotted}"
-        for group, keys in [("", schema.walk(Config)), *found]
-        for dotted, field, hint in keys
-        if hint in (str, str | None) and not field.metadata.get("choices")
-    }
-
-
-def _reject_unknown(overrides: Sequence[str], roots: Sequence[tree.Root]) -> None:
-    """Every kind of typo that can be seen without composing, each with its remedy."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    groups = tree.groups(roots)
-    top = [field.name for field in dataclasses.fields(Config)]
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            hint = "write key=value; quote a value with spaces, commas or brackets: 'key=\"a b\"'"
-            raise ConfigError(f"cannot read {text!r}: {_first_line(error)}", where="command line", hint=hint) from error
-        name = override.key_or_group
-        first = name.split(".")[0].split("/")[0].split("@")[0]
-        if first == "hydra":
-            raise ConfigError(
-                f"{text!r} configures Hydra itself", where="command line", hint="use bigctl's own flags, see --help"
-            )
-        if override.is_sweep_override():
-            raise ConfigError(f"{text!r} names several values", where="command line", hint="give one value a run")
-        if name in groups:
-            value = str(override.value())
-            options = tree.options(roots, name)
-            if value not in options and not (value == "None" and name == "experiment"):
-                raise ConfigError(
-                    f"there is no {name} named {value!r}{_did_you_mean(value, options, name + '=')}",
-                    where="command line",
-                    hint=f"one of: {', '.join(options)}",
-                )
-        elif first not in top:
-            guess = _did_you_mean(name, list(dict.fromkeys([*groups, *top, *all_keys(roots)])))
-            raise ConfigError(
-                f"there is no key {name!r}{guess}", where="command line", hint="`bigctl show` lists the keys"
-            )
-
-
-def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.55)
-    if not close:
-        tail = word.rsplit(".", 1)[-1]
-        close = [k for k in known if k.rsplit(".", 1)[-1] == tail][:3]
-    return f"; did you mean {' or '.join(prefix + c for c in close)}?" if close else ""
-
-
-def all_keys(roots: Sequence[tree.Root] = ()) -> list[str]:
-    """Every dotted key that some component has: what completion and suggestions choose from."""
-    keys = [dotted for dotted, _, hint in schema.walk(Config) if not dataclasses.is_dataclass(hint)]
-    for cls in schema.components():
-        keys += [
-            f"{cls.group}.{dotted}" for dotted, field, hint in schema.walk(cls) if not dataclasses.is_dataclass(hint)
-        ]
-    return sorted(set(keys))
 
 
 # ----------------------------------------------------------------------------------------------------------- compose
@@ -347,15 +252,15 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             break
         cause = inner
     full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
-    text = _first_line(cause)
+    text = names.first_line(cause)
     file = re.match(r"In '(\w[\w/]*)'", str(error))
     given = next((o for o in reversed(overrides) if full_key and o.lstrip("+~").split("=")[0] == full_key), None)
     if "not in" in text and full_key or "not in struct" in text:
         known = _siblings(full_key, cause)
         parent = full_key.rpartition(".")[0]
-        guess = _did_you_mean(full_key.rsplit(".", 1)[-1], known, f"{parent}." if parent else "")
+        guess = names.did_you_mean(full_key.rsplit(".", 1)[-1], known, f"{parent}." if parent else "")
         if not guess:
-            guess = _owners(full_key) or _did_you_mean(full_key, all_keys())
+            guess = _owners(full_key) or names.did_you_mean(full_key, names.all_keys())
         options = ", ".join(known)
         return ConfigError(
             f"there is no key {full_key!r}{guess}",
@@ -416,7 +321,7 @@ def _reject_extra_keys(node: Any, cls: type, origins: dict[str, str], prefix: st
         dotted = f"{prefix}{name}"
         if name not in known:
             raise ConfigError(
-                f"there is no key {dotted!r}{_did_you_mean(str(name), sorted(known), prefix)}",
+                f"there is no key {dotted!r}{names.did_you_mean(str(name), sorted(known), prefix)}",
                 where=origins.get(dotted, "command line"),
                 hint=f"{prefix.rstrip('.') or 'the top level'} has: {', '.join(sorted(known))}",
             )
@@ -489,8 +394,3 @@ def _fill_missing(node: Any, missing: Sequence[str]) -> Any:
     for dotted in missing:
         OmegaConf.update(node, dotted, "")
     return node
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigctl.config import schema
-from bigctl.config.compose import all_keys
+from bigctl.config.names import all_keys
 from bigctl.config.schema import Config
 from bigctl.errors import RunError
 

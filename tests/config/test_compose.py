@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigctl.config import compose as composing
-from bigctl.config import schema, tree
+from bigctl.config import names, schema, tree
 from bigctl.config.compose import compose, from_yaml, to_yaml
 from bigctl.errors import ConfigError
 from tests import golden
@@ -321,7 +320,7 @@ def test_every_kind_of_value_survives_yaml():
 
 
 def test_keys_are_complete_for_suggestions():
-    keys = composing.all_keys()
+    keys = names.all_keys()
     assert {"optimizer.lr", "train.early_stop.patience", "recipe.augment.rotate", "model.kernel_size", "seed"} <= set(
         keys
     )
