@@ -67,7 +67,8 @@ def presets(roots: Sequence[Any], group: str) -> list[dict[str, str]]:
         entries.append({"name": name, "headline": tree.headline(path), "origin": origin})
     for cls in schema.components():  # of a plugin, and not yet to be chosen
         name = schema._kind_of(cls)
-        if cls.group == group and cls.__module__ != schema.__name__ and name not in tree.files(roots, group):
+        ours = cls.__module__.startswith(schema.__name__)
+        if cls.group == group and not ours and name not in tree.files(roots, group):
             text = f"needs a preset: {group}/{name}.yaml with `defaults: [_{name}, _self_]`"
             entries.append({"name": name, "headline": text, "origin": cls.__module__})
     return entries

@@ -47,7 +47,7 @@ def test_read_only_folder_is_refused_before_anything_starts(bigctl: Cli, small_d
     assert "Read-only" in bigctl("train", *OVERRIDES, code=2, env={"BIGCTL_CACHE_DIR": str(small_disk)}).stderr
 
 
-SMALL = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[64]", "checkpoint.every=10", "eval.every=20",
+SMALL = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[512]", "checkpoint.every=10", "eval.every=20",
          "train.tensorboard=false", "train.compile_cache=false", "--quiet", "--name", "small"]  # fmt: skip
 
 
