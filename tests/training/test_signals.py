@@ -33,8 +33,6 @@ def send(*numbers: int) -> None:
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
 )
 def test_each_signal_asks_once(number: int, code: int, left: list[int]) -> None:
-    if signal.getsignal(number) == signal.SIG_IGN:  # the tests run under nohup
-        signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.exit_code is None
