@@ -198,7 +198,8 @@ class Group(Alone):
             self.get(f"bigctl/barrier/{name}/{index}")
 
     def failed(self, error: Exception) -> Exception:
-        if not isinstance(error, BigctlError) and _LOST.search(str(error)):
+        # A collective that breaks off, or a save that needed the others: either may be the first to notice.
+        if (type(error) is TrainingFailed or not isinstance(error, BigctlError)) and _LOST.search(str(error)):
             error = TrainingFailed(_UNREACHABLE, hint=_AGAIN)
             if not self.leads:  # the first says it as any error; it may also be the one that is gone
                 _say_lost(self)

@@ -33,7 +33,7 @@ class Fitted:
 def write(
     run: RunDirectory, experiment: Experiment, checkpoints: Checkpoints, fitted: Fitted, *, resumed: int, seconds: float
 ) -> dict[str, Any]:
-    """Score the test split once, with the selected weights, and write summary.json.
+    """Score the test split once, with the selected weights, if `eval.test` says so; and write summary.json.
 
     Args:
         run: the run directory.
@@ -61,7 +61,7 @@ def write(
         progress.best_metrics if best else score("validation", "val")
     )  # those of another step would not be its own
     selected.pop("val/confusion", None)
-    test = score("test", "test")
+    test = score("test", "test") if config.eval.test else {}
     confusion = test.pop("test/confusion", None)
     metrics = {**selected, **test}
     timings = fitted.timings

@@ -136,7 +136,8 @@ def _train(
     experiment = experiments.build(config, dataset)
     if options.require:
         names = experiment.programs.metric_names("val")
-        gates.check_names(options.require, [*names, *(f"test/{name.removeprefix('val/')}" for name in names)])
+        tested = names if config.eval.test else ()
+        gates.check_names(options.require, [*names, *(f"test/{name.removeprefix('val/')}" for name in tested)])
     if config.schedule.horizon is None:
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)

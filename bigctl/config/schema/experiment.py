@@ -92,6 +92,7 @@ class Eval:
     batch_size: int | None = key(None, "Batch size of evaluation; null for up to 512 [examples].", drift=FREE)
     metric: str | None = key(None, "What selects the best checkpoint; null for the recipe's own choice.")
     mode: str | None = key(None, "Whether that metric should be max or min; null to know by its name.")
+    test: bool = key(True, "Score the test split when training is over.", drift=FREE)
 
 
 @dataclass

@@ -1,0 +1,118 @@
+"""The ledger of a sweep: `ledger.jsonl`, one event a line, only ever appended to, each on the disk before it counts.
+
+Events, each with `event` and `time` [seconds since the epoch]:
+
+    study   definition               at every start; the last one counts
+    trial   id number overrides point seed run
+    start   id attempt process       a process was started for it
+    end     id status metrics step seconds message exit_code
+    again   id                       a failed one is to be tried again
+    test    id metrics               the test split was scored
+
+What a line does not say, an older one does; a line that cannot be read is counted and passed over. Free of jax.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigctl.errors import RunError
+from bigctl.files import plain
+from bigctl.sweeps.trials import FAILED, RUNNING, STOPPED, WAITING, State, Study, Trial
+
+NAME = "ledger.jsonl"
+SCHEMA = 1
+
+
+class Ledger:
+    """The ledger of the sweep in a folder, to append to. Only the process that holds the folder may do so.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / NAME
+        try:
+            self._stream = self.path.open("ab")
+            if self._stream.tell() and not self._ends_whole():
+                self._stream.write(b"\n")  # a crash has cut the last line short: it stays, by itself
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", where=str(self.path)) from error
+
+    def _ends_whole(self) -> bool:
+        with self.path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) == b"\n"
+
+    def append(self, event: str, **values: Any) -> None:
+        """One event, onto the disk. Raises RunError if it cannot be written."""
+        line = {"event": event, "schema": SCHEMA, "time": round(time.time(), 3), **values}
+        try:
+            self._stream.write((json.dumps(plain(line), ensure_ascii=False) + "\n").encode())
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            hint = "make room and run the same command again: it goes on"
+            raise RunError(f"cannot be written: {error.strerror}", where=str(self.path), hint=hint) from error
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def read(folder: Path) -> Study:
+    """A study as its ledger tells it; of one that has none yet, an empty one.
+
+    Raises:
+        RunError: if the ledger is there and cannot be read.
+    """
+    study = Study(folder)
+    try:
+        lines = (folder / NAME).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return study
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=str(folder / NAME)) from error
+    for line in filter(None, lines):
+        try:
+            _apply(study, json.loads(line.decode()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            study.damaged += 1
+    return study
+
+
+def _apply(study: Study, line: dict[str, Any]) -> None:
+    event = line["event"]
+    if event == "study":
+        study.definition = dict(line["definition"])
+        return
+    name = str(line["id"])
+    if event == "trial":
+        trial = Trial(int(line["number"]), tuple(line["overrides"]), dict(line["point"]), line.get("seed"))
+        study.states.setdefault(name, State(trial, run=str(line.get("run", ""))))
+        return
+    if event == "test":
+        study.test[name] = dict(line["metrics"])
+        return
+    state = study.states[name]
+    if event == "start":
+        state.status, state.attempts = RUNNING, int(line["attempt"])
+    elif event == "again":
+        state.status = WAITING
+    elif event == "end":
+        state.status = str(line["status"])
+        state.metrics = {key: value for key, value in dict(line.get("metrics") or {}).items() if value is not None}
+        state.step, state.message = line.get("step"), str(line.get("message") or "")
+        state.exit_code = line.get("exit_code")
+        state.seconds += float(line.get("seconds") or 0.0)
+
+
+def unfinished(study: Study, *, retry_failed: bool = False) -> Iterator[State]:
+    """The trials that the same command has to take up again, in the order of their numbers."""
+    again = (WAITING, RUNNING, STOPPED, *((FAILED,) if retry_failed else ()))
+    yield from sorted((s for s in study.states.values() if s.status in again), key=lambda s: s.trial.number)

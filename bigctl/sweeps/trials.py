@@ -1,0 +1,122 @@
+"""The nouns of a sweep: a trial, what became of it, and the study of them all. Free of jax and of Hydra.
+
+A *point* is one setting of all search dimensions, {key: value as an override has it}. A *trial* trains one point with
+one seed: seeds are repeats of a point, never a dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WAITING, RUNNING, COMPLETE, PRUNED, FAILED, STOPPED = "waiting", "running", "complete", "pruned", "failed", "stopped"
+ENDED = (COMPLETE, PRUNED, FAILED)
+"""Statuses that the same command leaves as they are; a stopped trial goes on, a failed one with --retry-failed."""
+
+Point = Mapping[str, str]
+
+
+def identity(overrides: Iterable[str]) -> str:
+    """Which trial it is: 12 hexadecimal digits of the SHA-256 of its sorted overrides."""
+    return hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study.
+
+    Attributes:
+        number: from 0 on, in the order of proposal.
+        overrides: all that `bigctl train` is given for it: the study's fixed ones, those of the point, the seed.
+        point: the searched keys and their values, as text.
+        seed: None where the study says nothing of seeds.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    point: Point
+    seed: int | None = None
+
+    @property
+    def id(self) -> str:
+        return identity(self.overrides)
+
+    @property
+    def label(self) -> str:
+        """The point in short, the seed with it: "lr=0.001 width=64 seed=1"."""
+        return label(self.point) + (f" seed={self.seed}" if self.seed is not None else "")
+
+
+def label(point: Point) -> str:
+    """Keys by their last part where that is enough to tell them apart."""
+    short = [key.rsplit(".", 1)[-1] for key in point]
+    return " ".join(
+        f"{key if short.count(last) > 1 else last}={value}"
+        for (key, value), last in zip(point.items(), short, strict=True)
+    )
+
+
+@dataclass
+class State:
+    """What has become of a trial.
+
+    Attributes:
+        metrics: those of its summary, flat, as far as they are finite; `val/...` of the selected step. Empty before
+            its end, and of a failed one.
+        step: the last step known of.
+        seconds: how long its processes have run, all attempts together.
+        message: why it failed or was pruned, one line.
+        attempts: how often it was started.
+        run: its run directory, relative to that of the study.
+    """
+
+    trial: Trial
+    status: str = WAITING
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: int | None = None
+    seconds: float = 0.0
+    message: str = ""
+    exit_code: int | None = None
+    attempts: int = 0
+    run: str = ""
+
+    def score(self, metric: str) -> float | None:
+        """A metric's value, if the trial is complete and it is finite: what has none is never ranked first."""
+        value = self.metrics.get(metric) if self.status == COMPLETE else None
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass
+class Study:
+    """A sweep as its ledger tells it.
+
+    Attributes:
+        path: its folder.
+        definition: what it was started with: `fixed` (overrides), `axes`, `seeds`, `sweep` (its settings), `metric`,
+            `mode` ("max" or "min").
+        states: by identity, in the order of proposal.
+        test: {identity: metrics of the test split} of what won.
+        damaged: lines of the ledger that could not be read.
+    """
+
+    path: Path
+    definition: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+    test: dict[str, dict[str, float]] = field(default_factory=dict)
+    damaged: int = 0
+
+    @property
+    def metric(self) -> str:
+        return str(self.definition.get("metric") or "")
+
+    @property
+    def mode(self) -> str:
+        return str(self.definition.get("mode") or "max")
+
+    def run(self, state: State) -> Path:
+        """Where a trial's run directory is."""
+        return self.path / (state.run or f"trials/{state.trial.id}")
