@@ -76,7 +76,7 @@ class RunDirectory:
                     where=str(self.path),
                     hint="choose another --run-dir",
                 )
-            stream = _lock_soon(self.path / ".lock")
+            stream = take_lock(self.path / ".lock")
         except RunHeld:
             raise
         except OSError as error:
@@ -84,10 +84,7 @@ class RunDirectory:
                 f"cannot be written: {error.strerror}", where=str(self.path), hint="choose another --run-dir"
             ) from error
         try:
-            stream.seek(0)
-            stream.truncate()
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
+            sign(stream)
         except OSError as error:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.path)) from error
         self._lock = stream
@@ -175,7 +172,15 @@ class RunDirectory:
 _WITHOUT_RECORD = "move it away and repeat the command that began the run: what it takes to go on is in the other files"
 
 
-def _lock_soon(path: Path, *, tries: int = 5) -> Any:
+def sign(lock: Any) -> None:
+    """Write into a lock who holds it."""
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+
+
+def take_lock(path: Path, *, tries: int = 5) -> Any:
     """The lock, opened and taken. Someone who only looks at a run holds it for an instant: try again.
 
     Raises:

@@ -167,6 +167,8 @@ def _train(
         overrides=list(composed.overrides),
         **made_with,
         parameters=summary.count(state.params),
+        steps=experiment.cadence.total,
+        selection={"metric": experiment.metric, "mode": experiment.mode},
         starts=[*starts, start],
     )
     meta = {"shapes": shapes(experiment.programs.abstract_state), "data": experiment.dataset.fingerprint}

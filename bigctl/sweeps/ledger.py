@@ -32,12 +32,16 @@ SCHEMA = 1
 class Ledger:
     """The ledger of the sweep in a folder, to append to. Only the process that holds the folder may do so.
 
+    Attributes:
+        study: what it tells, kept up with every event.
+
     Raises:
-        RunError: if it cannot be written.
+        RunError: if it cannot be read or written.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / NAME
+        self.study = read(folder)
         try:
             self._stream = self.path.open("ab")
             if self._stream.tell() and not self._ends_whole():
@@ -52,14 +56,15 @@ class Ledger:
 
     def append(self, event: str, **values: Any) -> None:
         """One event, onto the disk. Raises RunError if it cannot be written."""
-        line = {"event": event, "schema": SCHEMA, "time": round(time.time(), 3), **values}
+        line = plain({"event": event, "schema": SCHEMA, "time": round(time.time(), 3), **values})
         try:
-            self._stream.write((json.dumps(plain(line), ensure_ascii=False) + "\n").encode())
+            self._stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
             hint = "make room and run the same command again: it goes on"
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.path), hint=hint) from error
+        _apply(self.study, line)
 
     def close(self) -> None:
         self._stream.close()

@@ -65,6 +65,17 @@ def alter(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
+# --- new ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_test_split_is_left_alone_where_asked(command: Command) -> None:
+    small = ["train", *RECIPE, "--quiet", "train.steps=2", "eval.test=false", "--run-dir", "untested"]
+    assert "one of: val/accuracy" in command(*small, "--require", "test/loss<9", code=2)
+    summary = command(*small, "--json")
+    assert {name.split("/")[0] for name in summary["metrics"]} == {"val"} and summary["confusion"] is None
+    assert "test/accuracy" in command("eval", "untested", "--json")["metrics"]
+
+
 # --- complete ---------------------------------------------------------------------------------------------------------
 
 

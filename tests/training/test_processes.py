@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigctl.errors import ConfigError, RunHeld
+from bigctl.errors import ConfigError, RunHeld, TrainingFailed
 from bigctl.parallel import processes
 from bigctl.parallel.processes import Group, Place
 from bigctl.training import manifest
@@ -147,6 +147,23 @@ def test_what_the_first_finds_and_what_it_fails_with_is_that_of_all(groups: list
         with pytest.raises(RunHeld) as caught:
             group.first(lambda: 4)
         assert (caught.value.where, caught.value.hint, caught.value.exit_code) == ("runs/a", "wait", 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("Gloo all-reduce failed: Connection reset by peer"), True),
+        (TrainingFailed("checkpoint 40 could not be saved: [127.0.0.1]:1154: Connection reset by peer"), True),
+        (TrainingFailed("checkpoint 40 could not be saved: No space left on device"), False),
+        (RunHeld("is in use: connection reset"), False),
+        (RuntimeError("boom"), False),
+    ],
+)
+def test_whichever_notices_first_that_another_process_has_gone_says_that(
+    groups: list[Group], error: Exception, lost: bool
+) -> None:
+    said = groups[0].failed(error)
+    assert ("another process of the run has ended" in str(said)) == lost and (said is error) != lost
 
 
 # ---------------------------------------------------------------------------------------------------- real processes

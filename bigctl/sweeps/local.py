@@ -1,0 +1,191 @@
+"""One process a job on this machine, each pinned to its own device or cores before it starts.
+
+Jobs are sessions of their own: Ctrl-C reaches the sweep alone, which then asks them to save and leave; and where the
+sweep itself is killed they go on to their end, to be found there when it runs again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bigctl.errors import ConfigError, TrainingFailed
+
+MEMORY_A_JOB = 2 * 2**30
+"""What `--jobs auto` reckons a job to need at least [bytes]."""
+_affinity = threading.Lock()
+
+
+class Job(Protocol):
+    """A process that was started: where it runs, and how it ended."""
+
+    place: str
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs or waits to run."""
+
+    def terminate(self) -> None:
+        """Ask it to save and leave."""
+
+    def kill(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Where jobs run, and how many at once."""
+
+    slots: int
+
+    def start(self, command: Sequence[str], *, folder: Path, log: Path) -> Job:
+        """Run a command in a folder; what it prints is added to the log. Raises TrainingFailed if it cannot."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A part of the machine: cores by number, and the number of a GPU with the share of its memory."""
+
+    cores: tuple[int, ...]
+    gpu: str | None = None
+    share: float = 1.0
+
+    @property
+    def place(self) -> str:
+        if self.gpu is not None:
+            return f"gpu {self.gpu}"
+        return "cores " + _ranges(self.cores) if self.cores else "this machine"
+
+    def environment(self) -> dict[str, str]:
+        found = dict(os.environ)
+        if self.gpu is not None:
+            found["CUDA_VISIBLE_DEVICES"] = self.gpu
+            if self.share < 1:  # jax takes 75 % of a GPU's memory otherwise
+                found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * self.share:.3f}"
+        return found
+
+
+class Local:
+    """Processes on this machine.
+
+    Args:
+        jobs: how many at once; None for as many as it has GPUs, or else cores and memory for.
+        look: seam for tests: gives (cores, GPUs) of the machine.
+
+    Raises:
+        ConfigError: for more jobs than can be.
+    """
+
+    def __init__(self, jobs: int | None = None, *, look: Callable[[], tuple[list[int], list[str]]] | None = None):
+        cores, gpus = (look or machine)()
+        self.slots = jobs or len(gpus) or max(1, min(len(cores), _memory() // MEMORY_A_JOB))
+        if self.slots > 8 * max(len(cores), len(gpus)):
+            raise ConfigError(
+                f"{self.slots} jobs on {len(cores)} cores", where="--jobs", hint="give fewer, or --jobs auto"
+            )
+        self._free = divide(self.slots, cores, gpus)
+
+    def start(self, command: Sequence[str], *, folder: Path, log: Path) -> Job:
+        slot = self._free.pop(0)
+        try:
+            return _Process(command, slot, folder, log, lambda: self._free.append(slot))
+        except OSError as error:
+            self._free.insert(0, slot)
+            raise TrainingFailed(f"cannot be started: {error.strerror}", where=str(log)) from error
+
+
+class _Process:
+    def __init__(self, command: Sequence[str], slot: Slot, folder: Path, log: Path, left: Callable[[], None]):
+        self.place = slot.place
+        self._left: Callable[[], None] | None = left
+        with log.open("ab") as stream, pinned(slot.cores):
+            self._process = subprocess.Popen(
+                list(command), cwd=folder, env=slot.environment(), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def poll(self) -> int | None:
+        code = self._process.poll()
+        if code is not None and self._left is not None:
+            self._left()
+            self._left = None
+        return code
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+
+@contextlib.contextmanager
+def pinned(cores: Sequence[int]):  # type: ignore[no-untyped-def]
+    """What this thread starts meanwhile runs on these cores alone: a process has the affinity of the thread that made
+    it. Where the system knows no affinity, nothing happens."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    with _affinity:
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+
+def divide(jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
+    """The machine in equal parts: every job has the same number of cores, because results on one core and on two
+    differ in the last bits. GPUs are shared where there are fewer than jobs; cores then, too."""
+    each = max(1, len(cores) // jobs)
+    parts = [tuple(cores[(i * each + k) % len(cores)] for k in range(each)) if cores else () for i in range(jobs)]
+    if not gpus:
+        return [Slot(part) for part in parts]
+    shared = math.ceil(jobs / len(gpus))
+    return [Slot(part, gpus[i % len(gpus)], 1 / shared) for i, part in enumerate(parts)]
+
+
+def machine() -> tuple[list[int], list[str]]:
+    """(the cores that this process may use, the numbers of the GPUs), found without jax."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if os.environ.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("cuda", "gpu"):
+        return cores, []
+    if asked is not None:
+        return cores, [name for name in asked.split(",") if name and name != "-1"]
+    found = (
+        [p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*")] if sys.platform == "linux" else []
+    )
+    return cores, sorted((name for name in found if name.isdecimal()), key=int)
+
+
+def _memory() -> int:
+    """Memory that is available [bytes]."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 8 * 2**30
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """ "0-3,6" for [0, 1, 2, 3, 6]."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

@@ -1,0 +1,82 @@
+"""Jobs run where they are put, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bigctl.errors import ConfigError
+from bigctl.sweeps import local
+from bigctl.sweeps.local import Job, Local, Slot
+
+
+def wait(job: Job) -> int:
+    deadline = time.monotonic() + 20
+    while (code := job.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return code
+
+
+def test_a_job_runs_on_its_own_cores_and_gives_its_slot_back(tmp_path: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    executor = Local(len(cores), look=lambda: (cores, []))
+    say = "import os; print(sorted(os.sched_getaffinity(0)), os.getpgid(0) == os.getpid())"
+    for turn in range(2):
+        jobs = [executor.start([sys.executable, "-c", say], folder=tmp_path, log=tmp_path / f"{c}.log") for c in cores]
+        assert [wait(job) for job in jobs] == [0] * len(cores)
+        assert {job.place for job in jobs} == {f"cores {core}" for core in cores}
+        found = [(tmp_path / f"{c}.log").read_text().splitlines() for c in cores]
+        assert sorted(lines[turn] for lines in found) == sorted(f"[{core}] True" for core in cores)
+    assert sorted(os.sched_getaffinity(0)) == cores, "this process stays where it was"
+
+
+def test_a_job_is_asked_to_leave_or_ended(tmp_path: Path) -> None:
+    executor = Local(1)
+    sleep = [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(60)"]
+    for end, number in (("terminate", signal.SIGTERM), ("kill", signal.SIGKILL)):
+        job = executor.start(sleep, folder=tmp_path, log=tmp_path / end)
+        while not (tmp_path / end).exists() or not (tmp_path / end).read_text():
+            time.sleep(0.01)
+        assert job.poll() is None
+        getattr(job, end)()
+        assert wait(job) == -number
+        job.terminate()  # one that has ended is left alone
+
+
+def test_the_machine_is_cut_into_equal_parts() -> None:
+    assert local.divide(2, [0, 1, 2, 3], []) == [Slot((0, 1)), Slot((2, 3))]
+    assert local.divide(3, [0, 1, 2, 3], []) == [Slot((0,)), Slot((1,)), Slot((2,))]
+    assert local.divide(3, [5, 7], []) == [Slot((5,)), Slot((7,)), Slot((5,))]
+    shared = local.divide(3, list(range(6)), ["0", "4"])
+    assert [(slot.gpu, slot.share) for slot in shared] == [("0", 0.5), ("4", 0.5), ("0", 0.5)]
+    assert shared[2].cores == (4, 5) and shared[2].place == "gpu 0"
+    assert shared[2].environment()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert shared[2].environment()["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
+    assert Slot((0, 1, 2, 5)).place == "cores 0-2,5"
+
+
+def test_auto_takes_one_job_a_gpu_or_a_core() -> None:
+    assert Local(None, look=lambda: (list(range(64)), ["0", "1", "2"])).slots == 3
+    assert 1 <= Local(None, look=lambda: ([0, 1], [])).slots <= 2
+
+
+def test_gpus_are_those_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert local.machine()[1] == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.machine()[1] == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert local.machine()[1] == []
+
+
+def test_a_hundred_jobs_on_two_cores_are_refused() -> None:
+    with pytest.raises(ConfigError, match="100 jobs on 2 cores"):
+        Local(100, look=lambda: ([0, 1], []))
