@@ -65,7 +65,7 @@ def alter(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-# --- new ----------------------------------------------------------------------------------------------------------------
+# --- new --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_test_split_is_left_alone_where_asked(command: Command) -> None:

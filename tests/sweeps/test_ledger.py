@@ -16,9 +16,8 @@ OVERRIDES = ("optimizer.lr=0.001", "recipe=mlp_cls", "seed=1")
 
 def enter(book: Ledger, number: int = 0, lr: str = "0.001") -> str:
     trial = Trial(number, (f"optimizer.lr={lr}", "recipe=mlp_cls", "seed=1"), {"optimizer.lr": lr}, 1)
-    book.append(
-        "trial", id=trial.id, number=number, overrides=trial.overrides, point=trial.point, seed=1, run=f"trials/{trial.id}"
-    )  # fmt: skip
+    entry = {"number": number, "overrides": trial.overrides, "point": trial.point, "seed": 1}
+    book.append("trial", id=trial.id, **entry, run=f"trials/{trial.id}")
     return trial.id
 
 
