@@ -164,9 +164,7 @@ def machine() -> tuple[list[int], list[str]]:
         return cores, []
     if asked is not None:
         return cores, [name for name in asked.split(",") if name and name != "-1"]
-    found = (
-        [p.name.removeprefix("nvidia") for p in Path("/dev").glob("nvidia[0-9]*")] if sys.platform == "linux" else []
-    )
+    found = [device.name.removeprefix("nvidia") for device in Path("/dev").glob("nvidia[0-9]*")]
     return cores, sorted((name for name in found if name.isdecimal()), key=int)
 
 
