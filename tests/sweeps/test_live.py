@@ -67,7 +67,7 @@ def test_the_table_shows_running_trials_first_then_the_best() -> None:
     assert [int(line.split()[0]) for line in lines[2:6]] == [9, 10, 4, 3]
     assert "lr=0.009 seed=1" in lines[2] and "▁▂▄█" in lines[2] and "50%" in lines[2] and "0:05" in lines[2]
     assert [number for number, line in enumerate(lines) if "*" in line] == [4]  # only the best is marked
-    assert lines[-1] == "... and 21 more"
+    assert lines[-1] == "... and 20 more"
 
 
 @pytest.mark.parametrize("width, height", [(80, 24), (120, 12), (50, 10), (30, 6), (12, 4), (1, 1)])
