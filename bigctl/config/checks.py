@@ -34,8 +34,9 @@ def check(config: Config, origins: Origins, *, only: str = "") -> None:
         if not dotted.startswith(only):
             continue
         choices = field.metadata.get("choices") or ()
-        if choices and value is not None and value not in choices:
-            raise _error(origins, dotted, f"{dotted} cannot be {value!r}", f"one of: {', '.join(choices)}")
+        for each in value if isinstance(value, list) else [value]:
+            if choices and each is not None and each not in choices:
+                raise _error(origins, dotted, f"{dotted} cannot be {each!r}", f"one of: {', '.join(choices)}")
     for dotted, message, hint in _problems(config):
         if not dotted.startswith(only):
             continue

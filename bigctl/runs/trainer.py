@@ -23,7 +23,7 @@ from bigctl.parallel.processes import Alone, Group
 from bigctl.runs import conventions, directory, gates, inputs, logs, opening
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.gates import Gate
-from bigctl.training import cadence, witness
+from bigctl.training import cadence, trackers, witness
 from bigctl.training.signals import StopRequest
 from bigctl.training.stopping import SharedStop
 
@@ -102,6 +102,8 @@ def _train(
 ) -> dict[str, Any]:
     started = time.time()
     clock = time.perf_counter()
+    if group.leads:
+        trackers.check(composed.config.train.trackers)
     trained = group.first(run.trained)
     if not trained and group.leads and run.exists and run.record().get("starts"):
         log.warning("%s holds no checkpoint: the run starts again from step 0", run.path)
@@ -175,13 +177,16 @@ def _train(
     if dataset.features.tokenizer:
         meta["tokenizer"] = dataset.features.tokenizer["sha256"]
     try:
-        fitted = _fit(run, experiment, checkpoints, state, progress, stop, options, meta, resumed=resumed)
-        checkpoints.wait(last=True)
-        witness.now(witness.END)
-        if stop.exit_code is not None and not _finished(experiment, fitted.progress):
-            raise _preempted(run, stop, fitted.progress.step, resumed, experiment.cadence.total)
-        seconds = time.perf_counter() - clock
-        result = summary.write(run, experiment, checkpoints, fitted, resumed=resumed, seconds=seconds)
+        with trackers.tracking(run, config) as tracked:
+            fitted = _fit(run, experiment, checkpoints, state, progress, stop, options, meta, tracked, resumed=resumed)
+            checkpoints.wait(last=True)
+            witness.now(witness.END)
+            if stop.exit_code is not None and not _finished(experiment, fitted.progress):
+                raise _preempted(run, stop, fitted.progress.step, resumed, experiment.cadence.total)
+            seconds = time.perf_counter() - clock
+            result = summary.write(run, experiment, checkpoints, fitted, resumed=resumed, seconds=seconds)
+            for tracker in tracked:
+                tracker.result(result["step"], result["metrics"])
     finally:
         with contextlib.suppress(TrainingFailed):
             checkpoints.close()
@@ -271,6 +276,7 @@ def _fit(
     stop: Any,
     options: Options,
     meta: dict[str, Any],
+    tracked: Sequence[trackers.Tracker],
     *,
     resumed: int,
 ) -> Any:
@@ -300,7 +306,7 @@ def _fit(
     profiler = Profiler(run.path / "profile", start=start) if options.profile else None
 
     def write(step: int, values: dict[str, Any]) -> None:
-        for writer in writers:
+        for writer in (*writers, *tracked):
             writer.write(step, values)
 
     sampler = samples.make(experiment, run.samples, console.say, resumed=resumed, leads=run.writes)
@@ -325,7 +331,7 @@ def _fit(
     def rewind(progress: Any, bad: int) -> Any:
         abstract = experiment.programs.abstract_state
         state, back = divergence.rewind(config.train.divergence, checkpoints, abstract, progress, bad)
-        for writer in kept:
+        for writer in (*kept, *tracked):
             writer.cut(back.step)
         return state, back
 

@@ -33,6 +33,7 @@ class Mesh(Component):
 
 
 PRECISIONS = ("float32", "bfloat16")
+TRACKERS = ("wandb", "mlflow")
 
 
 @dataclass
@@ -83,6 +84,12 @@ class Train:
     steps_per_dispatch: int | None = key(None, "Steps per call of the compiled program; null chooses.", drift=FREE)
     deterministic: bool = key(True, "Use only deterministic kernels on GPU, which bit-exact resume needs.")
     tensorboard: bool = key(True, "Write TensorBoard events.", drift=FREE)
+    trackers: list[str] = key(
+        [], "Services that metrics and configuration are also sent to, as [wandb].", drift=FREE, choices=TRACKERS
+    )
+    tracker_project: str | None = key(
+        None, "Project there; null for WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, else bigctl.", drift=FREE
+    )
     compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
 
 

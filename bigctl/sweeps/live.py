@@ -1,0 +1,333 @@
+"""A sweep while it runs, on stderr: a table on a terminal, elsewhere one plain line an event. Free of jax.
+
+24/32 trials, 2 running, 1 failed  1:20 left  best val/accuracy 0.9737 (#9)
+ #  status    parameters       curve         val/accuracy  done  time
+24  running   lr=0.003 seed=0  ▁▂▄▆▇▇██            0.9561   60%  0:04
+ 9  complete  lr=0.001 seed=1  ▁▃▅▆▇█████▇█      * 0.9737        0:07
+... and 22 more
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bigctl.files import printable
+from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, RUNNING, STOPPED, WAITING, State, Study
+
+BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=*#"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running trial is.
+
+    Attributes:
+        step, total_steps: of its training; 0 while nothing is known.
+        curve: values so far of the selection metric, or of train/loss.
+        place: where it runs: "cores 0-1", "gpu 1".
+    """
+
+    step: int = 0
+    total_steps: int = 0
+    curve: Sequence[float] = ()
+    place: str = ""
+
+    @property
+    def share(self) -> float:
+        """What is done of it, from 0 to 1."""
+        return min(1.0, self.step / self.total_steps) if self.total_steps else 0.0
+
+
+@dataclass
+class Scene:
+    """All that is shown of a sweep at one moment.
+
+    Attributes:
+        total: how many trials it will have.
+        running: {trial identity: seconds since this attempt of it was seen to start}.
+        jobs: how many run at once.
+    """
+
+    study: Study
+    total: int
+    progress: Mapping[str, Progress] = field(default_factory=dict)
+    running: Mapping[str, float] = field(default_factory=dict)
+    jobs: int = 1
+
+    @property
+    def states(self) -> list[State]:
+        return list(self.study.states.values())
+
+    def of(self, state: State) -> Progress:
+        return self.progress.get(state.trial.id, Progress())
+
+    def seconds(self, state: State) -> float:
+        return state.seconds + self.running.get(state.trial.id, 0.0)
+
+    @property
+    def best(self) -> State | None:
+        """The complete trial with the best value so far."""
+        scored = [s for s in self.states if s.score(self.study.metric) is not None]
+        return min(scored, key=self.rank, default=None)
+
+    def rank(self, state: State) -> tuple[int, float, int]:
+        """Sorts what is worth looking at first: what runs, then what is complete by its value, then the others."""
+        score = state.score(self.study.metric)
+        order = (RUNNING, COMPLETE, FAILED, PRUNED, STOPPED, WAITING).index(state.status)
+        value = math.inf if score is None else -score if self.study.mode == "max" else score
+        return order, value, state.trial.number
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to the end of the sweep, by the mean of the trials that have ended; None before the first."""
+        took = [s.seconds for s in self.states if s.status in ENDED and s.seconds > 0]
+        if not took:
+            return None
+        todo = self.total - sum(s.status in ENDED for s in self.states)
+        begun = sum(self.of(s).share for s in self.states if s.status == RUNNING)
+        return max(0.0, todo - begun) * sum(took) / len(took) / max(1, self.jobs)
+
+
+class LiveView:
+    """Shows a sweep on stderr as it goes on; never writes to stdout, never fails.
+
+    Args:
+        study: as it is before this command starts anything: what has ended by then is no event.
+        total: how many trials the sweep will have.
+        quiet: show nothing.
+    """
+
+    def __init__(self, study: Study, *, total: int, quiet: bool = False):
+        self.total, self.quiet = total, quiet
+        self._seen = {name: (state.status, state.attempts) for name, state in study.states.items()}
+        self._since: dict[tuple[str, int], float] = {}
+        self._jobs = 1
+        self._best: str | None = None
+        self._live: Any = None
+        if not quiet and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+            self._live = self._table(Scene(study, total))
+
+    def _table(self, scene: Scene) -> Any:
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True)
+        live = Live(_Frame(scene), console=console, auto_refresh=False, redirect_stdout=False)
+        live.start(refresh=True)
+        return live
+
+    def update(self, study: Study, progress: Mapping[str, Progress]) -> None:
+        """Show how things are now."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        active = [(n, s.attempts) for n, s in study.states.items() if s.status == RUNNING]
+        self._since = {key: self._since.get(key, now) for key in active}
+        self._jobs = max(self._jobs, len(active))
+        running = {name: now - since for (name, _), since in self._since.items()}
+        scene = Scene(study, self.total, dict(progress), running, self._jobs)
+        if self._live is None:
+            for line in self._events(scene):
+                self._tell(line)
+            return
+        try:
+            self._live.update(_Frame(scene), refresh=True)
+        except OSError:
+            self.quiet = True
+
+    def say(self, text: str) -> None:
+        """A sentence of its own, above the table."""
+        if self.quiet:
+            return
+        if self._live is None:
+            self._tell(text)
+            return
+        try:
+            self._live.console.print(printable(text), markup=False, highlight=False)
+        except OSError:
+            self.quiet = True
+
+    def close(self) -> None:
+        """The last table stays."""
+        if self._live is not None:
+            try:
+                self._live.stop()
+            except OSError:
+                self.quiet = True
+            self._live = None
+
+    def _tell(self, line: str) -> None:
+        try:
+            print(printable(line), file=sys.stderr, flush=True)
+        except OSError:  # whoever read it has gone, as `2>&1 | head` does: no reason to stop the sweep
+            self.quiet = True
+
+    def _events(self, scene: Scene) -> Iterator[str]:
+        """What has happened since the last look, a line each; a short trial starts and ends within one."""
+        best = scene.best
+        for name, state in scene.study.states.items():
+            status, attempts = self._seen.get(name, (WAITING, 0))
+            self._seen[name] = (state.status, state.attempts)
+            if state.attempts > attempts:
+                yield begun(scene, state)
+            if state.status in (*ENDED, STOPPED) and (state.status != status or state.attempts > attempts):
+                yield ended(scene, state, best)
+
+
+# --------------------------------------------------------------------------------------------------------- plain lines
+
+
+def begun(scene: Scene, state: State) -> str:
+    progress = scene.of(state)
+    place = f" on {progress.place}" if progress.place else ""
+    if state.attempts <= 1:
+        return f"trial {state.trial.number} started{place}: {state.trial.label}"
+    step = progress.step or state.step
+    return f"trial {state.trial.number} resumed{place}{f' at step {step:,}' if step else ''}: {state.trial.label}"
+
+
+def ended(scene: Scene, state: State, best: State | None) -> str:
+    """What became of a trial, with its value or the cause, on one line."""
+    done = sum(s.status in ENDED for s in scene.states)
+    word = "finished" if state.status == COMPLETE else state.status
+    line = f"trial {state.trial.number} {word} ({done}/{scene.total}): {state.trial.label}"
+    if state.status == STOPPED:
+        return line + (f", at step {state.step:,}" if state.step else "")
+    if state.status != COMPLETE:
+        return f"{line}: {' '.join(state.message.split()) or 'for no reason it told'}"
+    score = state.score(scene.study.metric)
+    line += f"  {scene.study.metric} {number(score)}  in {clock(state.seconds)}"
+    if best is None:
+        return line
+    if best is state:
+        return f"{line}  best so far"
+    return f"{line}  best so far {number(best.score(scene.study.metric))} of trial {best.trial.number}"
+
+
+def number(value: float | None) -> str:
+    """A metric in at most eight or so characters."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 2:10:00."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
+    """A curve as blocks, the whole of it in at most `width` characters; what is not finite is a blank."""
+    if len(values) > width:  # each character is the mean of its part of the curve
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        parts = [[v for v in values[a:b] if math.isfinite(v)] for a, b in zip(edges, edges[1:], strict=False)]
+        values = [sum(part) / len(part) if part else math.nan for part in parts]
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return " " * len(values)
+    low, high = min(finite), max(finite)
+    scale = (len(blocks) - 1) / (high - low) if high > low and math.isfinite(high - low) else 0.0
+    return "".join(blocks[round((v - low) * scale)] if math.isfinite(v) else " " for v in values)
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+class _Frame:
+    """A scene that lays itself out anew for the size the terminal has when it is painted."""
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        yield from frame(self.scene, width=console.width, height=console.height, ascii_only=options.ascii_only)
+
+
+_STYLES = {RUNNING: "cyan", COMPLETE: "", FAILED: "red", PRUNED: "yellow", STOPPED: "yellow", WAITING: "dim"}
+_SPARK, _GAP, _LABEL = 12, 2, 16
+_DROPPED = ("place", "done", "curve", "time", "status", "value")
+"""Columns that a narrow terminal goes without, the first first, until the parameters have room."""
+
+
+def frame(scene: Scene, *, width: int, height: int, ascii_only: bool = False) -> list[Any]:
+    """The lines of the live table, as rich's renderables: a headline, as many trials as fit, how many do not.
+
+    Args:
+        width, height: of the terminal [characters]; nothing is wider, nor are there more lines than `height - 1`.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    ranked = sorted(scene.states, key=scene.rank)
+    unseen = max(0, scene.total - len(ranked))  # not proposed yet
+    room = max(1, height - 3)
+    if len(ranked) + (unseen > 0) > room:
+        room = max(1, room - 1)
+    shown, rest = ranked[:room], max(0, len(ranked) - room) + unseen
+    lines: list[Any] = [Text(_headline(scene), no_wrap=True, overflow="ellipsis", style="bold")]
+    cells = [_cells(scene, state, PLAIN_BLOCKS if ascii_only else BLOCKS) for state in shown]
+    names = ["#", "status", "parameters", "curve", "value", "done", "time", "place"]
+    heads = dict(zip(names, names, strict=True)) | {"value": scene.study.metric[-14:] or "value"}
+    widths = {n: max(len(row[n]) for row in [heads, *cells]) for n in names}
+    for name in _DROPPED:
+        if not any(row[name] for row in cells) or _left_over(widths, names, width) < min(_LABEL, widths["parameters"]):
+            names.remove(name)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), show_edge=False, header_style="dim")
+    for name in names:
+        right = name in ("#", "value", "done", "time")
+        fixed = max(1, min(widths[name], _left_over(widths, names, width))) if name == "parameters" else widths[name]
+        table.add_column(
+            heads[name], justify="right" if right else "left", no_wrap=True, overflow="ellipsis", width=fixed
+        )
+    for state, row in zip(shown, cells, strict=True):
+        style = "bold green" if state is scene.best else _STYLES[state.status]
+        table.add_row(*(Text(row[name]) for name in names), style=style)
+    if shown:
+        lines.append(table)
+    if rest:
+        lines.append(Text(f"... and {rest:,} more", no_wrap=True, overflow="ellipsis", style="dim"))
+    return lines
+
+
+def _left_over(widths: Mapping[str, int], names: Sequence[str], width: int) -> int:
+    """Characters for the parameters when the other columns have theirs."""
+    return width - sum(widths[name] for name in names if name != "parameters") - _GAP * len(names)
+
+
+def _cells(scene: Scene, state: State, blocks: str) -> dict[str, str]:
+    progress, running = scene.of(state), state.status == RUNNING
+    score = state.score(scene.study.metric)
+    if running and progress.curve:
+        score = progress.curve[-1]
+    return {
+        "#": str(state.trial.number),
+        "status": state.status,
+        "parameters": printable(state.trial.label),
+        "curve": sparkline(progress.curve, _SPARK, blocks),
+        "value": ("* " if state is scene.best else "") + (number(score) if score is not None else ""),
+        "done": f"{progress.share:.0%}" if running and progress.total_steps else "",
+        "time": clock(scene.seconds(state)) if scene.seconds(state) else "",
+        "place": progress.place if running else "",
+    }
+
+
+def _headline(scene: Scene) -> str:
+    counts = Counter(state.status for state in scene.states)
+    done = sum(counts[status] for status in ENDED)
+    told = [f"{counts[status]} {status}" for status in (RUNNING, FAILED, PRUNED) if counts[status]]
+    parts = [", ".join([f"{done}/{scene.total} trials", *told])]
+    if scene.left is not None and done < scene.total:
+        parts.append(f"{clock(scene.left)} left")
+    if (best := scene.best) is not None:
+        metric = scene.study.metric
+        parts.append(f"best {metric} {number(best.score(metric))} (#{best.trial.number})")
+    return "  ".join(parts)
