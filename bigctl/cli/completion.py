@@ -184,7 +184,7 @@ class _Line:
 def overrides(roots: Sequence[tree.Root], line: Sequence[str], word: str) -> Iterator[str]:
     """Candidates for `group=option` and `key=value`, a key one level at a time."""
     name, equals, _ = word.partition("=")
-    groups = tree.groups(roots)
+    groups = [group for group in tree.groups(roots) if group != "sweep"]
     known = keys(roots, line)
     if equals and name in groups:
         yield from (f"{name}={option}" for option in tree.options(roots, name))

@@ -108,6 +108,14 @@ def change(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: for a key that it does not have, and for what does not fit.
     """
+    changed = merged(config, overrides)
+    given = [names.quoted(override) for override in overrides]
+    checks.check(changed, dict.fromkeys((o.partition("=")[0] for o in given), "command line"))
+    return changed
+
+
+def merged(config: Config, overrides: Sequence[str]) -> Config:
+    """The same without asking whether the keys fit each other: their names and types alone are checked."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -130,7 +138,6 @@ def change(config: Config, overrides: Sequence[str]) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, given) from error
     assert isinstance(changed, Config)
-    checks.check(changed, dict.fromkeys((o.partition("=")[0] for o in given), "command line"))
     return changed
 
 

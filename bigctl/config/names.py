@@ -26,7 +26,7 @@ def quoted(override: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = override.partition("=")
-    if key not in _text_keys() or value[:1] in ("", '"', "'"):
+    if key not in text_keys() or value[:1] in ("", '"', "'"):
         return override
     try:
         if not OverridesParser.create().parse_override(override).is_sweep_override():
@@ -37,7 +37,7 @@ def quoted(override: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def _text_keys() -> set[str]:
+def text_keys() -> set[str]:
     """Keys that hold free text."""
     found = [(f"{cls.group}.", schema.walk(cls)) for cls in schema.components()]
     return {
@@ -67,8 +67,12 @@ def reject_unknown(overrides: Sequence[str], roots: Sequence[tree.Root]) -> None
             raise ConfigError(
                 f"{text!r} configures Hydra itself", where="command line", hint="use bigctl's own flags, see --help"
             )
+        if first == "sweep":
+            hint = "`bigctl sweep` takes it, with the same overrides"
+            raise ConfigError(f"{text!r} is of a sweep, not of one run", where="command line", hint=hint)
         if override.is_sweep_override():
-            raise ConfigError(f"{text!r} names several values", where="command line", hint="give one value a run")
+            hint = "give one value a run; `bigctl sweep` tries several"
+            raise ConfigError(f"{text!r} names several values", where="command line", hint=hint)
         if name in groups:
             value = str(override.value())
             options = tree.options(roots, name)

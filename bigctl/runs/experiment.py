@@ -119,7 +119,7 @@ def mode_of(config: schema.Config, metric: str) -> str:
     """Whether a metric should be large or small: as configured, else by its name."""
     if config.eval.mode:
         return config.eval.mode
-    return "min" if metric.rsplit("/", 1)[-1] in ("loss", "mse", "mae", "rmse", "perplexity") else "max"
+    return schema.mode_by_name(metric)
 
 
 def use_compile_cache() -> Path | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigctl.config import space
+
 WAITING, RUNNING, COMPLETE, PRUNED, FAILED, STOPPED = "waiting", "running", "complete", "pruned", "failed", "stopped"
 ENDED = (COMPLETE, PRUNED, FAILED)
 """Statuses that the same command leaves as they are; a stopped trial goes on, a failed one with --retry-failed."""
@@ -49,6 +51,19 @@ class Trial:
     def label(self) -> str:
         """The point in short, the seed with it: "lr=0.001 width=64 seed=1"."""
         return label(self.point) + (f" seed={self.seed}" if self.seed is not None else "")
+
+
+def trials_of(plan: space.Plan, number: int, point: Point) -> list[Trial]:
+    """The trainings of a point, one a seed.
+
+    Args:
+        plan: the sweep.
+        number: of the point, in the order of proposal; its trials are numbered from `number * seeds` on.
+        point: the searched keys and their values.
+    """
+    seeds = plan.space.seeds or (None,)
+    first = number * len(seeds)
+    return [Trial(first + i, space.overrides_of(plan, point, seed), dict(point), seed) for i, seed in enumerate(seeds)]
 
 
 def label(point: Point) -> str:
