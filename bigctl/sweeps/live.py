@@ -16,28 +16,48 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from bigctl.files import printable
 from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, RUNNING, STOPPED, WAITING, State, Study
 
+EVERY = 0.5
+"""Between two paintings of the table [s]."""
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=*#"
+
+
+class Seen(Protocol):
+    """A run as its folder tells of it: `sweeps.watch.Watch`."""
+
+    step: int | None
+    curves: dict[str, dict[int, float]]
+
+    @property
+    def steps(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a running trial is.
+    """How far a trial is.
 
     Attributes:
         step, total_steps: of its training; 0 while nothing is known.
-        curve: values so far of the selection metric, or of train/loss.
+        curve: values so far of the metric that trials are ranked by, or else of train/loss.
+        value: the last one of that metric.
         place: where it runs: "cores 0-1", "gpu 1".
     """
 
     step: int = 0
     total_steps: int = 0
     curve: Sequence[float] = ()
+    value: float | None = None
     place: str = ""
+
+    @classmethod
+    def of(cls, seen: Seen, place: str, metric: str) -> Progress:
+        values = list((seen.curves.get(metric) or {}).values())
+        curve = values or list((seen.curves.get("train/loss") or {}).values())
+        return cls(seen.step or 0, seen.steps or 0, curve, values[-1] if values else None, place)
 
     @property
     def share(self) -> float:
@@ -51,7 +71,9 @@ class Scene:
 
     Attributes:
         total: how many trials it will have.
-        running: {trial identity: seconds since this attempt of it was seen to start}.
+        progress: of the trials that are known to run or to have run, by identity.
+        running: {identity: seconds since it was seen to start} of those that run now; one that the ledger calls
+            running and that is not here was left behind by an earlier start of the sweep, and waits.
         jobs: how many run at once.
     """
 
@@ -68,6 +90,9 @@ class Scene:
     def of(self, state: State) -> Progress:
         return self.progress.get(state.trial.id, Progress())
 
+    def status(self, state: State) -> str:
+        return WAITING if state.status == RUNNING and state.trial.id not in self.running else state.status
+
     def seconds(self, state: State) -> float:
         return state.seconds + self.running.get(state.trial.id, 0.0)
 
@@ -80,7 +105,7 @@ class Scene:
     def rank(self, state: State) -> tuple[int, float, int]:
         """Sorts what is worth looking at first: what runs, then what is complete by its value, then the others."""
         score = state.score(self.study.metric)
-        order = (RUNNING, COMPLETE, FAILED, PRUNED, STOPPED, WAITING).index(state.status)
+        order = (RUNNING, COMPLETE, FAILED, PRUNED, STOPPED, WAITING).index(self.status(state))
         value = math.inf if score is None else -score if self.study.mode == "max" else score
         return order, value, state.trial.number
 
@@ -91,7 +116,7 @@ class Scene:
         if not took:
             return None
         todo = self.total - sum(s.status in ENDED for s in self.states)
-        begun = sum(self.of(s).share for s in self.states if s.status == RUNNING)
+        begun = sum(self.of(s).share for s in self.states if self.status(s) == RUNNING)
         return max(0.0, todo - begun) * sum(took) / len(took) / max(1, self.jobs)
 
 
@@ -99,44 +124,64 @@ class LiveView:
     """Shows a sweep on stderr as it goes on; never writes to stdout, never fails.
 
     Args:
-        study: as it is before this command starts anything: what has ended by then is no event.
-        total: how many trials the sweep will have.
+        study: as it is before anything is started: what has ended by then is no event; None takes the first update.
+        total: how many trials the sweep will have, unless updates tell.
         quiet: show nothing.
     """
 
-    def __init__(self, study: Study, *, total: int, quiet: bool = False):
+    def __init__(self, study: Study | None = None, *, total: int = 0, quiet: bool = False):
         self.total, self.quiet = total, quiet
-        self._seen = {name: (state.status, state.attempts) for name, state in study.states.items()}
+        self._seen = {n: (s.status, s.attempts) for n, s in study.states.items()} if study is not None else None
+        self._known: dict[str, Progress | tuple[Seen, str]] = {}
         self._since: dict[tuple[str, int], float] = {}
         self._jobs = 1
-        self._best: str | None = None
+        self._painted = -math.inf
+        self._scene: Scene | None = None
         self._live: Any = None
         if not quiet and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
-            self._live = self._table(Scene(study, total))
+            from rich.console import Console
+            from rich.live import Live
 
-    def _table(self, scene: Scene) -> Any:
-        from rich.console import Console
-        from rich.live import Live
+            console = Console(stderr=True)
+            self._live = Live(console=console, auto_refresh=False, redirect_stdout=False)
+            self._live.start()
 
-        console = Console(stderr=True)
-        live = Live(_Frame(scene), console=console, auto_refresh=False, redirect_stdout=False)
-        live.start(refresh=True)
-        return live
+    def update(
+        self,
+        study: Study,
+        progress: Mapping[str, Progress | tuple[Seen, str]],
+        *,
+        planned: int | None = None,
+        slots: int | None = None,
+    ) -> None:
+        """Show how things are now. May be called often: the table is painted every half second.
 
-    def update(self, study: Study, progress: Mapping[str, Progress]) -> None:
-        """Show how things are now."""
+        Args:
+            study: as the ledger tells it.
+            progress: of what runs now, by identity; or a look at the run, and where it runs.
+            planned: how many trials there will be.
+            slots: how many may run at once.
+        """
         if self.quiet:
             return
+        if self._seen is None:
+            self._seen = {n: (s.status, s.attempts - (n in progress)) for n, s in study.states.items()}
         now = time.monotonic()
-        active = [(n, s.attempts) for n, s in study.states.items() if s.status == RUNNING]
-        self._since = {key: self._since.get(key, now) for key in active}
-        self._jobs = max(self._jobs, len(active))
+        self._known.update(progress)
+        attempts = [(name, study.states[name].attempts) for name in progress if name in study.states]
+        self._since = {key: self._since.get(key, now) for key in attempts}
+        self._jobs = slots or max(self._jobs, len(progress))
+        self.total = max(self.total if planned is None else planned, len(study.states))
         running = {name: now - since for (name, _), since in self._since.items()}
-        scene = Scene(study, self.total, dict(progress), running, self._jobs)
+        self._scene = Scene(study, self.total, _Converted(self._known, study.metric), running, self._jobs)
         if self._live is None:
-            for line in self._events(scene):
+            for line in self._events(self._scene):
                 self._tell(line)
-            return
+        elif now - self._painted >= EVERY:
+            self._painted = now
+            self._paint(self._scene)
+
+    def _paint(self, scene: Scene) -> None:
         try:
             self._live.update(_Frame(scene), refresh=True)
         except OSError:
@@ -157,6 +202,8 @@ class LiveView:
     def close(self) -> None:
         """The last table stays."""
         if self._live is not None:
+            if self._scene is not None and not self.quiet:
+                self._paint(self._scene)
             try:
                 self._live.stop()
             except OSError:
@@ -172,6 +219,7 @@ class LiveView:
     def _events(self, scene: Scene) -> Iterator[str]:
         """What has happened since the last look, a line each; a short trial starts and ends within one."""
         best = scene.best
+        assert self._seen is not None
         for name, state in scene.study.states.items():
             status, attempts = self._seen.get(name, (WAITING, 0))
             self._seen[name] = (state.status, state.attempts)
@@ -186,11 +234,10 @@ class LiveView:
 
 def begun(scene: Scene, state: State) -> str:
     progress = scene.of(state)
-    place = f" on {progress.place}" if progress.place else ""
-    if state.attempts <= 1:
-        return f"trial {state.trial.number} started{place}: {state.trial.label}"
     step = progress.step or state.step
-    return f"trial {state.trial.number} resumed{place}{f' at step {step:,}' if step else ''}: {state.trial.label}"
+    word = "started" if state.attempts <= 1 else f"resumed at step {step:,}" if step else "started again"
+    place = f" ({progress.place})" if progress.place else ""
+    return f"trial {state.trial.number} {word}: {state.trial.label}{place}"
 
 
 def ended(scene: Scene, state: State, best: State | None) -> str:
@@ -242,6 +289,23 @@ def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
 # --------------------------------------------------------------------------------------------------------------- table
 
 
+class _Converted(Mapping[str, Progress]):
+    """Progress by identity, made of looks at runs when it is asked for."""
+
+    def __init__(self, known: Mapping[str, Progress | tuple[Seen, str]], metric: str):
+        self._known, self._metric = dict(known), metric
+
+    def __getitem__(self, name: str) -> Progress:
+        found = self._known[name]
+        return found if isinstance(found, Progress) else Progress.of(*found, self._metric)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
 class _Frame:
     """A scene that lays itself out anew for the size the terminal has when it is painted."""
 
@@ -289,7 +353,7 @@ def frame(scene: Scene, *, width: int, height: int, ascii_only: bool = False) ->
             heads[name], justify="right" if right else "left", no_wrap=True, overflow="ellipsis", width=fixed
         )
     for state, row in zip(shown, cells, strict=True):
-        style = "bold green" if state is scene.best else _STYLES[state.status]
+        style = "bold green" if state is scene.best else _STYLES[scene.status(state)]
         table.add_row(*(Text(row[name]) for name in names), style=style)
     if shown:
         lines.append(table)
@@ -304,13 +368,11 @@ def _left_over(widths: Mapping[str, int], names: Sequence[str], width: int) -> i
 
 
 def _cells(scene: Scene, state: State, blocks: str) -> dict[str, str]:
-    progress, running = scene.of(state), state.status == RUNNING
-    score = state.score(scene.study.metric)
-    if running and progress.curve:
-        score = progress.curve[-1]
+    progress, running = scene.of(state), scene.status(state) == RUNNING
+    score = progress.value if running else state.score(scene.study.metric)
     return {
         "#": str(state.trial.number),
-        "status": state.status,
+        "status": scene.status(state),
         "parameters": printable(state.trial.label),
         "curve": sparkline(progress.curve, _SPARK, blocks),
         "value": ("* " if state is scene.best else "") + (number(score) if score is not None else ""),
@@ -321,7 +383,7 @@ def _cells(scene: Scene, state: State, blocks: str) -> dict[str, str]:
 
 
 def _headline(scene: Scene) -> str:
-    counts = Counter(state.status for state in scene.states)
+    counts = Counter(scene.status(state) for state in scene.states)
     done = sum(counts[status] for status in ENDED)
     told = [f"{counts[status]} {status}" for status in (RUNNING, FAILED, PRUNED) if counts[status]]
     parts = [", ".join([f"{done}/{scene.total} trials", *told])]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def busy() -> Scene:
         state(made, number).status = RUNNING
     state(made, 11).status, state(made, 11).message = FAILED, "out of memory"
     names = list(made.states)
-    progress = {names[9]: Progress(50, 100, [0.1, 0.2, 0.4, 0.8], "cores 0"), names[10]: Progress(0, 100)}
+    progress = {names[9]: Progress(50, 100, [0.1, 0.2, 0.4, 0.8], 0.8, "cores 0"), names[10]: Progress(0, 100)}
     return Scene(made, 40, progress, {names[9]: 5.0, names[10]: 1.0}, jobs=2)
 
 
@@ -65,7 +66,13 @@ def test_the_table_shows_running_trials_first_then_the_best() -> None:
     assert lines[0].startswith("10/40 trials, 2 running, 1 failed")
     assert "best val/accuracy 0.9000 (#4)" in lines[0]
     assert [int(line.split()[0]) for line in lines[2:6]] == [9, 10, 4, 3]
-    assert "lr=0.009 seed=1" in lines[2] and "▁▂▄█" in lines[2] and "50%" in lines[2] and "0:05" in lines[2]
+    assert (
+        "lr=0.009 seed=1" in lines[2]
+        and "▁▂▄█" in lines[2]
+        and "50%" in lines[2]
+        and "0.8000" in lines[2]
+        and "0:05" in lines[2]
+    )
     assert [number for number, line in enumerate(lines) if "*" in line] == [4]  # only the best is marked
     assert lines[-1] == "... and 20 more"
 
@@ -86,7 +93,7 @@ def test_the_time_left_is_that_of_the_trials_that_ended_shared_by_the_jobs() -> 
     complete(made, 1, 0.5, seconds=30)
     state(made, 2).status = RUNNING
     halfway = {state(made, 2).trial.id: Progress(50, 100)}
-    assert Scene(made, 4, halfway, jobs=2).left == pytest.approx(1.5 * 20 / 2)
+    assert Scene(made, 4, halfway, {state(made, 2).trial.id: 1.0}, jobs=2).left == pytest.approx(1.5 * 20 / 2)
 
 
 def test_a_loss_is_best_when_it_is_least_and_nan_never_is() -> None:
@@ -112,11 +119,11 @@ def test_off_a_terminal_each_event_is_one_line_and_stdout_stays_empty(capsys: py
     assert capsys.readouterr().err == ""
 
     state(made, 1).attempts, state(made, 2).status, state(made, 2).attempts = 2, RUNNING, 1
-    progress = {state(made, 1).trial.id: Progress(30, 100, [], "gpu 0")}
+    progress = {state(made, 1).trial.id: Progress(30, 100, place="gpu 0"), state(made, 2).trial.id: Progress()}
     for _ in range(3):
         view.update(made, progress)
     assert capsys.readouterr().err.splitlines() == [
-        "trial 1 resumed on gpu 0 at step 30: lr=0.001 seed=1",
+        "trial 1 resumed at step 30: lr=0.001 seed=1 (gpu 0)",
         "trial 2 started: lr=0.002 seed=1",
     ]
 
@@ -140,6 +147,35 @@ def test_off_a_terminal_each_event_is_one_line_and_stdout_stays_empty(capsys: py
         "trial 5 pruned (5/7): lr=0.005 seed=1: below the median",
         "trial 6 stopped (5/7): lr=0.006 seed=1, at step 40",
     ]
+
+
+@dataclass
+class Look:
+    step: int | None
+    curves: dict[str, dict[int, float]]
+    steps: int | None = 100
+
+
+def test_a_view_made_before_the_study_tells_only_what_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    made = study(4)
+    complete(made, 0, 0.5)
+    for number in (1, 2):  # left behind by an earlier start; only the first runs again by now
+        state(made, number).status, state(made, number).attempts = RUNNING, 1
+    state(made, 1).attempts = 2
+    view = LiveView()
+    view.say("first a note")
+    look = Look(20, {"val/accuracy": {10: 0.5, 20: 0.6}, "train/loss": {5: 1.0}})
+    view.update(made, {state(made, 1).trial.id: (look, "cores 0")}, planned=9, slots=1)
+    assert capsys.readouterr().err.splitlines() == [
+        "first a note", "trial 1 resumed at step 20: lr=0.001 seed=1 (cores 0)"
+    ]  # fmt: skip
+    scene = view._scene
+    assert scene is not None and (scene.total, scene.jobs) == (9, 1)
+    assert scene.status(state(made, 2)) == "waiting"
+    lines = painted(scene, 100, 20)
+    assert "0.6000" in lines[2] and "20%" in lines[2] and "▁█" in lines[2]
+    look.curves = {"train/loss": {5: 2.0, 10: 1.0}}  # no value of the metric yet: the curve is that of the loss
+    assert "█▁" in painted(scene, 100, 20)[2] and "1.0000" not in painted(scene, 100, 20)[2]
 
 
 def test_a_quiet_sweep_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,9 +204,11 @@ def test_a_reader_that_has_gone_does_not_stop_the_sweep(monkeypatch: pytest.Monk
 _IN_A_TERMINAL = """
 import fcntl, os, struct, sys, termios
 from tests.sweeps.test_live import busy
+from bigctl.sweeps import live
 from bigctl.sweeps.live import LiveView
 scene = busy()
 view = LiveView(scene.study, total=40)
+live.EVERY = 0
 view.update(scene.study, scene.progress)
 view.say("a note")
 fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 8, 44, 0, 0))
