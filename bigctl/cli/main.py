@@ -22,12 +22,16 @@ COMMANDS = {
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
     "show": "print the composed configuration and where each value comes from",
     "data": "look at a data set, prepare or clean its cache",
+    "sweep": "train every point of a search space, and say which is best",
     "runs": "table of runs; remove or prune them",
     "info": "everything known about a run",
     "verify": "check that a run's files are as they were written",
     "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
     "doctor": "check the installation and the devices",
 }
+
+MULTIRUN = {"-m", "--multirun"}
+"""Hydra's own words for a sweep: `bigctl train -m ...` is `bigctl sweep ...`."""
 
 EPILOG = """\
 examples:
@@ -37,8 +41,8 @@ examples:
   bigctl ls models                                 what model=... can be
 
 `bigctl COMMAND --help` shows a command's flags. Shell completion: eval "$(bigctl --completion bash)"
-exit codes: 0 ok, 1 failed, 2 usage or configuration, 4 a --require gate was missed, 5 run in use,
-  75 preempted (run again), 130 Ctrl-C, 143 second SIGTERM
+exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 some trials of a sweep failed, 4 a --require gate was missed,
+  5 run in use, 75 preempted (run again), 130 Ctrl-C, 143 second SIGTERM
 """
 
 
@@ -87,6 +91,8 @@ def _dispatch(arguments: list[str]) -> int:
     parser.usage = f"bigctl COMMAND [--help] ...\n\ncommands:\n{listing}"
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if arguments[:1] == ["train"] and not MULTIRUN.isdisjoint(arguments):
+        arguments = ["sweep", *(word for word in arguments[1:] if word not in MULTIRUN)]
     if arguments and arguments[0] in COMMANDS:
         return _run(arguments[0], arguments[1:])
     options = parser.parse_args(arguments)

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="compose, check and compile; report sizes; train nothing"
     )
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="the same as `bigctl sweep`, with all its flags: see its --help"
+    )
     training.add_flags(parser)
 
 

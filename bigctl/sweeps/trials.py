@@ -50,7 +50,7 @@ class Trial:
     @property
     def label(self) -> str:
         """The point in short, the seed with it: "lr=0.001 width=64 seed=1"."""
-        return label(self.point) + (f" seed={self.seed}" if self.seed is not None else "")
+        return " ".join(filter(None, [label(self.point), "" if self.seed is None else f"seed={self.seed}"]))
 
 
 def trials_of(plan: space.Plan, number: int, point: Point) -> list[Trial]:

@@ -1,0 +1,195 @@
+"""From a plan to an answer: open the sweep's folder, run what is missing, score the winner, write the leaderboard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigctl.config.space import Plan, choices
+from bigctl.errors import BigctlError, ConfigError, RunError
+from bigctl.runs import directory
+from bigctl.sweeps import leaderboard, ledger, trials
+from bigctl.sweeps.driver import Driver, Settings
+from bigctl.sweeps.ledger import Ledger
+from bigctl.sweeps.live import LiveView
+from bigctl.sweeps.local import Executor
+from bigctl.sweeps.trials import FAILED, Study
+from bigctl.training.signals import StopRequest
+
+ROOT = Path("sweeps")
+
+
+@dataclass
+class Options:
+    """How to run a sweep; see `driver.Settings` for the rest.
+
+    Attributes:
+        argv: the command line, for the record.
+        quiet: show nothing on the way.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    argv: Sequence[str] = ()
+    quiet: bool = False
+
+
+def choose(plan: Plan, *, name: str | None, folder: Path | None) -> Path:
+    """Where a sweep lives: as told, or under sweeps/ by a name made from what it searches, so that the same command
+    finds it. Seeds and the number of trials are no part of that name: more of them go on with the same sweep."""
+    if folder is not None:
+        return folder
+    if name is not None:
+        return ROOT / directory.checked_name(name)
+    recipe = next((o.split("=", 1)[1] for o in plan.fixed if o.startswith("recipe=")), "sweep")
+    keys = "-".join(axis.key.rsplit(".", 1)[-1] for axis in plan.space.axes[:3])
+    settings = {key: value for key, value in asdict(plan.sweep).items() if key in ("sampler", "seed", "pruner")}
+    spoken = [*plan.fixed, *(str(axis) for axis in plan.space.axes), str(plan.space.zipped), str(settings)]
+    return ROOT / re.sub(r"[^\w.+-]", "_", f"{recipe}-{keys}-{trials.identity(spoken)[:6]}")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Ledger]:
+    """The ledger of a sweep's folder, which is made if need be and held meanwhile.
+
+    Raises:
+        RunHeld: if another process holds it.
+        RunError: if it cannot be written, or holds something else than a sweep.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
+        if strangers and not (path / ledger.NAME).exists():
+            raise RunError(
+                f"is not empty and holds no sweep ({strangers[0]})", where=str(path), hint="choose another --name"
+            )
+        lock = directory.take_lock(path / ".lock")
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror}", where=str(path), hint="choose another --name") from error
+    try:
+        directory.sign(lock)
+        book = Ledger(path)
+        try:
+            yield book
+        finally:
+            book.close()
+    finally:
+        lock.close()
+
+
+def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: Options) -> dict[str, Any]:
+    """Run what is missing of a sweep; gives the leaderboard as JSON has it.
+
+    Raises:
+        BigctlError: with the exit code that fits; the ledger keeps what was done.
+    """
+    with opened(path) as book:
+        definition = define(plan, path, options.argv)
+        _judge(book.study, definition)
+        if definition["metric"] is None:  # known since the first trial began
+            definition |= {key: book.study.definition.get(key) for key in ("metric", "mode")}
+        view = LiveView(book.study, total=0, quiet=options.quiet)
+        try:
+            if book.study.damaged:
+                lines = "1 line" if book.study.damaged == 1 else f"{book.study.damaged} lines"
+                view.say(f"note: {lines} of {book.path} cannot be read; the run directories tell what is missing")
+            book.append("study", definition=definition)
+            driver = Driver(plan, points(plan), book, executor, options.settings, view, stop)
+            try:
+                driver.run()
+            except BigctlError:
+                with contextlib.suppress(OSError):  # what there is so far
+                    leaderboard.write(book.study, leaderboard.build(book.study))
+                raise
+            board = leaderboard.build(book.study)
+            if not driver.halted and board["winner"] and score(book, board["winner"]["trials"], view):
+                board = leaderboard.build(book.study)
+        finally:
+            view.close()
+        try:
+            leaderboard.write(book.study, board)
+        except OSError as error:
+            where = str(path / "leaderboard.json")
+            raise RunError(f"cannot be written: {error.strerror}", where=where) from error
+        return board
+
+
+def points(plan: Plan) -> int:
+    """How many points are trained in all, seeds apart."""
+    if any(axis.interval for axis in plan.space.axes):
+        return plan.sweep.trials or 0
+    size = math.prod(len(choices(dimension)) for dimension in plan.space.dimensions)
+    return min(size, plan.sweep.trials or size)
+
+
+def define(plan: Plan, path: Path, argv: Sequence[str]) -> dict[str, Any]:
+    """What the ledger keeps of a plan."""
+    return {
+        "name": path.name,
+        "recipe": next((o.split("=", 1)[1] for o in plan.fixed if o.startswith("recipe=")), ""),
+        "fixed": list(plan.fixed),
+        "axes": [asdict(axis) for axis in plan.space.axes],
+        "zipped": [list(keys) for keys in plan.space.zipped],
+        "seeds": list(plan.space.seeds),
+        "sweep": asdict(plan.sweep),
+        "metric": plan.sweep.metric,
+        "mode": plan.sweep.mode,
+        "argv": list(argv),
+    }
+
+
+def _judge(study: Study, definition: dict[str, Any]) -> None:
+    """A folder keeps to one study: the same fixed overrides, the same keys searched. Choices and trials may be added.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    before = study.definition
+    if not before:
+        return
+    hint = "give this study a --name of its own, or repeat the command that began the other"
+    if sorted(before["fixed"]) != sorted(definition["fixed"]):
+        differs = sorted(set(before["fixed"]) ^ set(definition["fixed"]))
+        raise ConfigError(
+            f"is another study: {', '.join(differs)} {'differs' if len(differs) == 1 else 'differ'}",
+            where=str(study.path), hint=hint,
+        )  # fmt: skip
+    keys = [sorted(axis["key"] for axis in found["axes"]) for found in (before, definition)]
+    if keys[0] != keys[1]:
+        raise ConfigError(f"is another study: it searches {', '.join(keys[0])}", where=str(study.path), hint=hint)
+
+
+def score(book: Ledger, ids: Sequence[str], view: LiveView) -> bool:
+    """Score the test split with the winner's trials, each once for ever; whether anything was scored."""
+    scored = False
+    for name in ids:
+        if name in book.study.test:
+            continue
+        state = book.study.states[name]
+        run = book.study.run(state)
+        command = [sys.executable, "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        try:
+            metrics = json.loads(done.stdout)["metrics"] if done.returncode == 0 else None
+        except (ValueError, KeyError):
+            metrics = None
+        if metrics is None:
+            said = [line.removeprefix("bigctl: ") for line in done.stderr.splitlines() if line.startswith("bigctl: ")]
+            view.say(f"note: the test split is not scored with {state.trial.label}: {(said or ['it failed'])[0]}")
+            continue
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float)) and k.startswith("test/")}
+        book.append("test", id=name, metrics=numbers)
+        scored = True
+    return scored
+
+
+def exit_code(study_status: dict[str, int]) -> int:
+    """3 if some trials failed, 0 otherwise."""
+    return 3 if study_status.get(FAILED) else 0
