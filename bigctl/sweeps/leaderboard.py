@@ -1,0 +1,290 @@
+"""From a study to its answer: points by rank, what each key does, the Pareto set, failures, and the winner.
+
+Points are ranked by how many of the study's seeds are complete, then by the mean of the metric over them: a mean over
+one of three seeds, set against full ones, would favour luck. Free of jax.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigctl.config.schema.sweep import mode_by_name
+from bigctl.files import plain, write_json, write_text
+from bigctl.sweeps.answer import text
+from bigctl.sweeps.effects import Scored, effects
+from bigctl.sweeps.trials import COMPLETE, FAILED, Point, State, Study
+
+__all__ = ["build", "text", "write"]
+
+SCHEMA = 1
+JSON, CSV = "leaderboard.json", "leaderboard.csv"
+_SOURCES = ("--config-dir", "--plugin")
+
+
+def build(study: Study) -> dict[str, Any]:
+    """The leaderboard as JSON has it.
+
+    `points`, the best first: a point with a complete trial whose metric is missing or not finite, or without any
+    complete trial, has no rank and stands below, whatever its other seeds reached. `std` is the sample standard
+    deviation over seeds, None for one; `seconds` are those of all trials of the point. `winner` is the first of them.
+    """
+    points = _ranked(study)
+    entries = [point.to_json() for point in points]
+    for rank, (point, entry) in enumerate(zip(points, entries, strict=True), 1):
+        entry["rank"] = rank if point.sound else None
+    return {
+        "schema": SCHEMA,
+        "sweep": str(_typed(study.path)),
+        "metric": study.metric,
+        "mode": study.mode,
+        "status": dict(Counter(state.status for state in study.states.values())),
+        "axes": [_axis(axis) for axis in study.definition.get("axes") or ()],
+        "seeds": list(study.definition.get("seeds") or ()),
+        "points": entries,
+        "trials": [_trial(study, state) for state in study.states.values()],
+        "effects": effects(study.definition, [Scored(p.point, p.scores) for p in points if p.sound]),
+        "pareto": _pareto(study, points),
+        "failures": [_failure(study, state) for state in study.states.values() if state.status == FAILED],
+        "winner": _winner(study, points[0]) if points and points[0].sound else None,
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- points
+
+
+@dataclass(frozen=True)
+class _Point:
+    """All trials of one point.
+
+    Attributes:
+        point: searched keys and values.
+        states: its trials by number.
+        metric: of the study.
+        whole: how many of the study's seeds are complete.
+    """
+
+    point: Point
+    states: Sequence[State]
+    metric: str
+    whole: int
+
+    @property
+    def complete(self) -> list[State]:
+        return [state for state in self.states if state.status == COMPLETE]
+
+    @property
+    def scores(self) -> list[float]:
+        return self.values(self.metric)
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be ranked: something is complete, and the metric is finite in all that is."""
+        return 0 < len(self.scores) == len(self.complete)
+
+    def values(self, metric: str) -> list[float]:
+        return [value for state in self.states if (value := state.score(metric)) is not None]
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the leaderboard; the rank is filled in later."""
+        names = dict.fromkeys(name for state in self.complete for name in state.metrics)
+        return {
+            "rank": None,
+            "point": dict(self.point),
+            **_spread(self.scores),
+            "seconds": round(sum(state.seconds for state in self.states), 3),
+            "metrics": {
+                name: _spread(values)
+                for name in sorted(names)
+                if not name.startswith("test/") and (values := self.values(name))
+            },
+            "trials": [state.trial.id for state in self.states],
+        }
+
+
+def _ranked(study: Study) -> list[_Point]:
+    """The points, the best first; those that cannot be ranked behind, in the order they were proposed."""
+    groups: dict[tuple[tuple[str, str], ...], list[State]] = {}
+    for state in sorted(study.states.values(), key=lambda state: state.trial.number):
+        groups.setdefault(tuple(sorted(state.trial.point.items())), []).append(state)
+    keys = [axis["key"] for axis in study.definition.get("axes") or ()]
+    seeds = set(study.definition.get("seeds") or (None,))
+    points = []
+    for states in groups.values():
+        point = states[0].trial.point
+        ordered = {key: point[key] for key in (*(k for k in keys if k in point), *(k for k in point if k not in keys))}
+        done = {state.trial.seed for state in states if state.status == COMPLETE}
+        points.append(_Point(ordered, states, study.metric, len(done & seeds)))
+    sign = -1.0 if study.mode == "max" else 1.0
+
+    def order(each: _Point) -> tuple[Any, ...]:
+        number = each.states[0].trial.number
+        if not each.sound:
+            return (1, number)
+        spread = _spread(each.scores)
+        return (0, -each.whole, sign * spread["mean"], spread["std"] or 0.0, number)
+
+    return sorted(points, key=order)
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+    }
+
+
+def _pareto(study: Study, points: Sequence[_Point]) -> dict[str, Any] | None:
+    """The points that no other beats in both metrics, among those with as many complete seeds as the best has."""
+    settings = study.definition.get("sweep") or {}
+    second = settings.get("pareto")
+    if not second:
+        return None
+    signs = [
+        1.0 if mode == "max" else -1.0 for mode in (study.mode, settings.get("pareto_mode") or mode_by_name(second))
+    ]
+    values = {
+        index: (signs[0] * statistics.fmean(point.scores), signs[1] * statistics.fmean(other))
+        for index, point in enumerate(points)
+        if point.sound
+        and point.whole == points[0].whole
+        and len(other := point.values(second)) == len(point.scores)
+    }  # fmt: skip
+    best: list[int] = []
+    highest = -math.inf
+    # The first metric falls: a point is beaten unless its second is above all before it. Equal ones stand together.
+    for index in sorted(values, key=lambda i: (-values[i][0], -values[i][1], i)):
+        if values[index][1] > highest or (best and values[index] == values[best[-1]]):
+            best.append(index)
+            highest = values[index][1]
+    return {"metrics": [study.metric, second], "points": best}
+
+
+# -------------------------------------------------------------------------------------------------- trials, the winner
+
+
+def _trial(study: Study, state: State) -> dict[str, Any]:
+    trial = state.trial
+    return {
+        "id": trial.id,
+        "number": trial.number,
+        "seed": trial.seed,
+        "point": dict(trial.point),
+        "status": state.status,
+        "run": str(_typed(study.run(state))),
+        "metrics": dict(state.metrics),
+        "step": state.step,
+        "seconds": round(state.seconds, 3),
+        "message": state.message,
+        "log": _log(study, state),
+    }
+
+
+def _failure(study: Study, state: State) -> dict[str, Any]:
+    message = " ".join(state.message.split()) or "it left no message"
+    return {"id": state.trial.id, "label": state.trial.label, "message": message, "log": _log(study, state)}
+
+
+def _log(study: Study, state: State) -> str:
+    """The log of its run; where the run came to nothing, what its process printed."""
+    log = study.run(state) / "log.txt"
+    printed = study.path / "logs" / f"{state.trial.id}.log"
+    return str(_typed(printed if printed.exists() and not log.exists() else log))
+
+
+def _winner(study: Study, point: _Point) -> dict[str, Any]:
+    runs = point.complete
+    names = dict.fromkeys(name for state in runs for name in study.test.get(state.trial.id, {}))
+    found = [study.test.get(state.trial.id, {}) for state in runs]
+    test = {name: [float(scores[name]) for scores in found if _finite(scores.get(name))] for name in names}
+    return {
+        "point": dict(point.point),
+        "trials": [state.trial.id for state in runs],
+        "command": command(study, runs[0]),
+        **_spread(point.scores),
+        "test": {name: _spread(values) for name, values in sorted(test.items())},
+    }
+
+
+def command(study: Study, state: State) -> str:
+    """What to type to train a trial again as a run of its own, which scores the test split as any does.
+
+    The run's name has the trial's identity in it: it is that of no other run, and the same at every call.
+    """
+    trial = state.trial
+    given = [f"{key}={value}" for key, value in trial.point.items()]
+    fixed = [o for o in study.definition.get("fixed") or () if not o.lstrip("+").startswith("eval.test=")]
+    seed = [f"seed={trial.seed}"] if trial.seed is not None else []
+    name = re.sub(r"[^\w.=,+-]+", "-", study.path.resolve().name).lstrip(".=,+-") or "sweep"
+    sources = _sources(study.definition.get("argv") or ())
+    return shlex.join(["bigctl", "train", *fixed, *given, *seed, *sources, "--name", f"{name}-{trial.id[:6]}"])
+
+
+def _sources(argv: Sequence[str]) -> list[str]:
+    """`--config-dir` and `--plugin` as the sweep was given them."""
+    found: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        if word in _SOURCES:
+            found += [word, following]
+        elif word.startswith(tuple(f"{flag}=" for flag in _SOURCES)):
+            found.append(word)
+    return found
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _axis(axis: Mapping[str, Any]) -> dict[str, Any]:
+    ends = {name: axis.get(name) for name in ("low", "high")}
+    kind = {name: bool(axis.get(name)) for name in ("log", "integer")}
+    return {"key": axis["key"], "values": list(axis.get("values") or ()), **ends, **kind}
+
+
+def _typed(path: Path) -> Path:
+    """A path as one would type it here."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def write(study: Study, board: Mapping[str, Any]) -> None:
+    """`leaderboard.json` and `leaderboard.csv` into the sweep's folder, each whole or not at all.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    write_json(study.path / JSON, dict(board))
+    write_text(study.path / CSV, table(board))
+
+
+def table(board: Mapping[str, Any]) -> str:
+    """The points as CSV: rank, searched keys, mean, std and n of the metric, means of the others, seconds."""
+    keys = list(dict.fromkeys(key for point in board["points"] for key in point["point"]))
+    others = sorted({name for point in board["points"] for name in point["metrics"]} - {board["metric"]})
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["rank", *keys, "mean", "std", "n", *others, "seconds"])
+    for point in plain(board["points"]):
+        means = [point["metrics"].get(name, {}).get("mean") for name in others]
+        row = [point["rank"], *(point["point"].get(key) for key in keys), point["mean"], point["std"], point["n"]]
+        writer.writerow(_cells([*row, *means, point["seconds"]]))
+    return stream.getvalue()
+
+
+def _cells(values: Iterable[Any]) -> list[Any]:
+    return ["" if value is None else value for value in values]
