@@ -1,0 +1,127 @@
+"""Train a whole study: every point of a search space, each with every seed. The same command again finishes it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bigctl.cli import common
+
+EXAMPLES = """\
+A key with several values is searched, in Hydra's syntax: a,b,c  choice(a,b)  range(1,5)  glob(*)  interval(0,1)
+tag(log, interval(1e-5,1e-2)). seed=range(3) repeats every point with three seeds. sweep.* says how to search:
+  sweep.sampler=grid|random|tpe|cmaes|gp|nsga2  sweep.trials=40 (points in all)  sweep.pruner=median|asha|hyperband
+  sweep.metric=val/loss  sweep.zip=[[key1,key2]]  sweep=NAME (a preset; `bigctl ls sweeps`)
+
+examples:
+  bigctl sweep recipe=cnn_cls optimizer.lr=1e-4,3e-4,1e-3 seed=range(3)
+  bigctl sweep recipe=mlp_cls 'optimizer.lr=tag(log, interval(1e-4,1e-1))' sweep.sampler=tpe sweep.trials=30
+  bigctl sweep recipe=mlp_cls optimizer.lr=1e-4,1e-3,1e-2 seed=range(8) --packed
+  bigctl sweep recipe=cnn_cls model.channels=[32],[32,64] --dry-run
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_overrides(parser)
+    parser.add_argument("--name", help="name of the sweep, a folder under sweeps/; default: made from the overrides")
+    parser.add_argument("--sweep-dir", type=Path, metavar="DIR", help="folder of the sweep")
+    parser.add_argument(
+        "--jobs", default="auto", metavar="N", help="trials at once; auto: one a GPU, or one a core; default: auto"
+    )
+    parser.add_argument(
+        "--packed", nargs="?", const="auto", default="no", choices=("auto", "yes", "no"),
+        help="train trials that differ in numbers alone as one program; auto measures whether that is faster",
+    )  # fmt: skip
+    parser.add_argument("--slurm", metavar="KEY=VALUE,...", help="run trials as SLURM jobs, such as partition=gpu")
+    parser.add_argument("--retry-failed", action="store_true", help="give trials that failed before another try")
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first trial that fails")
+    parser.add_argument("--max-failures", type=int, metavar="N", help="stop when more than N trials have failed")
+    parser.add_argument("--dry-run", action="store_true", help="compose and check every point; train nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from bigctl.training.signals import StopRequest
+
+    with StopRequest() as stop:
+        return _run(options, stop)
+
+
+def _run(options: argparse.Namespace, stop: Any) -> int:
+    from bigctl.config import space
+    from bigctl.errors import ConfigError
+
+    jobs = _jobs(options.jobs)
+    if options.max_failures is not None and options.max_failures < 0:
+        raise ConfigError(f"{options.max_failures} is no count", where="--max-failures", hint="give 0 or more")
+    plan = space.plan(options.overrides, config_dirs=options.config_dir, plugins=options.plugin)
+    points = space.points(plan) if plan.sweep.sampler == "grid" else None
+    space.check(plan, points)
+    from bigctl.sweeps import sweep
+
+    path = sweep.choose(plan, name=options.name, folder=options.sweep_dir)
+    options.run_dir = path  # an end with an error names it too
+    if options.dry_run:
+        return _show(options, plan, points, path)
+
+    from bigctl.sweeps.driver import Settings
+    from bigctl.sweeps.local import Local
+
+    executor: Any
+    if options.slurm is not None:
+        from bigctl.sweeps.slurm import Slurm, parse
+
+        executor = Slurm(parse(options.slurm), jobs or 16)
+    else:
+        executor = Local(1 if options.packed != "no" else jobs)
+    sources = [word for folder in options.config_dir for word in ("--config-dir", str(folder))]
+    sources += [word for module in options.plugin for word in ("--plugin", module)]
+    settings = Settings(
+        fail_fast=options.fail_fast,
+        max_failures=options.max_failures,
+        retry_failed=options.retry_failed,
+        packed=1 if options.packed == "no" else _PACK,
+        pack_mode=options.packed,
+        sources=sources,
+    )
+    board = sweep.run(plan, path, executor, stop, sweep.Options(settings, argv=options.argv, quiet=options.quiet))
+    if options.json:
+        common.print_json(board)
+    else:
+        from bigctl.sweeps import leaderboard
+
+        print(leaderboard.text(board))
+    return sweep.exit_code(board["status"])
+
+
+_PACK = 1024
+
+
+def _jobs(text: str) -> int | None:
+    from bigctl.errors import ConfigError
+
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{text!r} is no number of jobs", where="--jobs", hint="give 1 or more, or auto")
+    return int(text)
+
+
+def _show(options: argparse.Namespace, plan: Any, points: list[dict[str, str]] | None, path: Path) -> int:
+    """What would be trained."""
+    from bigctl.sweeps import sweep
+    from bigctl.sweeps.trials import label
+
+    repeats, total = max(1, len(plan.space.seeds)), sweep.points(plan)
+    if options.json:
+        seeds = list(plan.space.seeds)
+        common.print_json({"sweep": str(path), "points": points, "seeds": seeds, "trials": total * repeats})
+        return 0
+    print(f"{path}: {total * repeats} trials: {total} points, {repeats} seed{'s' * (repeats > 1)} each")
+    for point in points or ():
+        print(f"  {label(point)}")
+    if points is None:
+        print(f"  as {plan.sweep.sampler} proposes them")
+    return 0
