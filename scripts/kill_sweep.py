@@ -97,7 +97,8 @@ def result(folder: Path) -> dict[str, Any]:
         for point in board["points"]
     ]
     trials = [{key: trial[key] for key in ("id", "status", "metrics", "step")} for trial in board["trials"]]
-    return {"points": points, "trials": sorted(trials, key=lambda t: t["id"]), "winner": board["winner"]}
+    winner = {key: board["winner"][key] for key in ("trials", "mean", "test")}
+    return {"points": points, "trials": sorted(trials, key=lambda t: t["id"]), "winner": winner}
 
 
 def trained_twice(folder: Path) -> list[str]:

@@ -116,6 +116,7 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
                 fixed.append(axis)
     space = _zipped(found, sweep, seeds, where=origins.get("zip", "command line"))
     settings.check(sweep, space_has_axes=bool(found), intervals=[a.key for a in space.continuous], origins=origins)
+    fixed += _selection(sweep, fixed, origins)
     if not found and len(seeds) < 2:
         hint = "give some key several values, such as optimizer.lr=1e-3,1e-2, or choose a preset: `bigctl ls sweeps`"
         raise ConfigError("there is nothing to sweep over", where="command line", hint=hint)
@@ -262,6 +263,20 @@ def _key(override: str, *, whole: bool = False) -> str:
     """The key of an override, without the + that Hydra users write; or all of the override without it."""
     text = override.lstrip("+")
     return text if whole else text.partition("=")[0]
+
+
+def _selection(sweep: Sweep, fixed: Sequence[str], origins: Mapping[str, str]) -> list[str]:
+    """What ranks the trials also selects their checkpoints: a trial is judged by the weights that it keeps."""
+    found = []
+    for name in ("metric", "mode"):
+        value, key = getattr(sweep, name), f"eval.{name}"
+        given = next((override for override in fixed if override.startswith(f"{key}=")), None)
+        if value is not None and given not in (None, f"{key}={value}"):
+            message = f"sweep.{name}={value} and {given} do not go together"
+            raise ConfigError(message, where=origins.get(name, "command line"), hint=f"leave out {key}")
+        if value is not None and given is None:
+            found.append(f"{key}={value}")
+    return found
 
 
 def _seeds(axis: Axis | str, text: str) -> tuple[int, ...]:

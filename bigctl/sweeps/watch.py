@@ -127,10 +127,14 @@ def cause(code: int, log: Path) -> str:
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return f"killed by {name}" + (", perhaps for want of memory" if code == -signal.SIGKILL else "")
-    with contextlib.suppress(OSError):
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 20_000))
-            lines = [line.strip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        said = [line.removeprefix("bigctl: ") for line in lines if line.startswith("bigctl: ")]
-        return (said or lines or [f"exit code {code}"])[-1][:300]
+    with contextlib.suppress(OSError), log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 20_000))
+        lines = [line.rstrip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        for number in reversed(range(len(lines))):
+            if lines[number].startswith("bigctl: "):  # what is wrong, and in the next line what to do
+                said = lines[number].removeprefix("bigctl: ")
+                hint = next((line.strip() for line in lines[number + 1 : number + 2] if line.startswith(" " * 8)), "")
+                return f"{said} ({hint})" if hint else said
+        if lines:
+            return lines[-1].strip()[:300]
     return f"exit code {code}"

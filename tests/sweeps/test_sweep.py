@@ -166,6 +166,7 @@ def test_two_sweeps_do_not_share_a_folder(command: Command) -> None:
         ([RATES, "--max-failures", "-1"], "--max-failures: -1 is no count"),
         (["optimizer.lrr=1,2"], "there is no key 'optimizer.lrr'"),
         (["optimizer.lr=interval(0,1)"], "interval"),
+        ([RATES, "sweep.metric=val/loss", "eval.metric=val/f1"], "eval.metric=val/f1 do not go together"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(command: Command, words: list[str], said: str) -> None:
