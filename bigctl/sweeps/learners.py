@@ -122,13 +122,21 @@ class Optuna(Learner):
 
 def population(trials: int) -> int:
     """Points of one generation of NSGA-II: Optuna's 50, fewer of a study that would end before it has learnt."""
-    return max(4, min(50, trials // 5))
+    return max(4, min(50, trials // 10))
 
 
 def _generations(samplers: Any) -> Any:
     """NSGA-II whose generations are the complete points in order, not what it once wrote into its own trials."""
 
     class Generations(samplers.NSGAIISampler):  # type: ignore[misc, name-defined]
+        def __init__(self, seed: int, population_size: int):
+            super().__init__(seed=seed, population_size=population_size)
+            # Its own generator of mutations begins with the very numbers that have just decided what mutates.
+            self._mutations = samplers.RandomSampler(seed=derived(seed, 1))
+
+        def sample_independent(self, *arguments: Any) -> Any:
+            return self._mutations.sample_independent(*arguments)
+
         def get_trial_generation(self, study: Any, trial: Any) -> int:
             return len(_complete(study)) // int(self.population_size)
 
