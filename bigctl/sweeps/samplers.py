@@ -103,7 +103,7 @@ class Random:
 
     def draw(self, number: int, seen: Sequence[Point]) -> Point | None:
         """A point that has not been; None where all have."""
-        known = {key_of(point) for point in seen}
+        known = {key_of(point) for point in seen if within(self.dimensions, point)}
         if len(known) >= self.size:
             return None
         for attempt in range(100):
@@ -141,6 +141,24 @@ def size(dimension: tuple[Axis, ...]) -> float:
 def key_of(point: Point) -> tuple[tuple[str, str], ...]:
     """What tells one point from another."""
     return tuple(sorted(point.items()))
+
+
+def within(dimensions: Sequence[tuple[Axis, ...]], point: Point) -> bool:
+    """Whether a point is one of the space with these dimensions."""
+    if sorted(point) != sorted(axis.key for dimension in dimensions for axis in dimension):
+        return False
+    return all(_has(dimension, point) for dimension in dimensions)
+
+
+def _has(dimension: tuple[Axis, ...], point: Point) -> bool:
+    axis = dimension[0]
+    if axis.interval is None:
+        return {part.key: point[part.key] for part in dimension} in space.choices(dimension)
+    try:
+        value = float(point[axis.key])
+    except ValueError:
+        return False
+    return axis.interval[0] <= value <= axis.interval[1] and (value.is_integer() or not axis.integer)
 
 
 def draw(dimension: tuple[Axis, ...], rng: random.Random) -> dict[str, str]:

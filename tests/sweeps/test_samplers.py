@@ -174,6 +174,14 @@ def test_a_finite_space_is_learnt_without_trying_a_point_twice(sampler):
     assert len(history) == distinct(o.point for o in history) == 24
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes"])
+def test_points_of_a_space_that_was_changed_since_are_no_stumbling_block(sampler):
+    needs(sampler) if sampler != "random" else None
+    others = [{"optimizer.lr": "5"}, {"optimizer": "adamw"}, {"optimizer.lr": "x"}, {"optimizer.lr": "1", "seed": "1"}]
+    old = [Observation(point, 0.1) for point in others * 4]
+    assert 1e-6 <= float(samplers.make(plan(sampler, LR), "min").ask(16, old)["optimizer.lr"]) <= 1
+
+
 def test_zipped_axes_are_one_dimension():
     needs("tpe")
     pair = ("optimizer.lr", "train.epochs")
