@@ -97,9 +97,12 @@ class Random:
             self.order = random.Random(derived(self.seed)).sample(range(int(self.size)), int(self.size))
 
     def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
-        if self.order and not self.uneven:
-            return self._numbered(self.order[number]) if number < len(self.order) else None
-        return self.draw(number, [seen.point for seen in history])
+        seen = [observation.point for observation in history]
+        if number < len(self.order) and not self.uneven:
+            point = self._numbered(self.order[number])
+            if point not in seen:  # it may be, where the space was another before
+                return point
+        return self.draw(number, seen)
 
     def draw(self, number: int, seen: Sequence[Point]) -> Point | None:
         """A point that has not been; None where all have."""

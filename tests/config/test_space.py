@@ -258,6 +258,7 @@ def test_hundreds_of_points_are_checked_in_seconds():
         (["eval.test=true,false"], ["do not score the test split"]),
         (["hydra.verbose=1,2"], ["Hydra itself"]),
         (["train={epochs:1},{epochs:2}", "train.epochs=2,3"], ["train.epochs is a part of train"]),
+        (["train={epochs:1}", "train.epochs=2,3"], ["train.epochs is a part of train"]),
         (["seed=1"], ["nothing to sweep over", "bigctl ls sweeps"]),
     ],
 )  # fmt: skip

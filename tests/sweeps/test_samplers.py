@@ -87,6 +87,8 @@ def test_random_points_of_a_finite_space_come_once_until_it_is_used_up():
     history = study(found, 50, score=lambda _: 0.0)
     assert len(history) == distinct(o.point for o in history) == 6
     assert {(o.point["optimizer.lr"], o.point["train.epochs"]) for o in history} == {("1", "3"), ("2", "4")}
+    before = [Observation({"optimizer.lr": "9"}), *history[3:]]  # the space was another, then those were tried
+    assert [samplers.make(found).ask(n, before) in [o.point for o in history[:3]] for n in range(9)] == [True] * 9
 
 
 # --- What they learn --------------------------------------------------------------------------------------------------
@@ -152,16 +154,18 @@ def test_a_study_that_is_run_again_gets_the_same_proposals(sampler):
     assert other != history[-1].point, "another seed, another proposal"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2"])
-def test_what_failed_has_no_number_or_still_runs_is_no_stumbling_block(sampler):
+@pytest.mark.parametrize(
+    ("sampler", "pareto"), [("tpe", None), ("cmaes", None), ("nsga2", None), ("nsga2", "val/loss")]
+)
+def test_what_failed_has_no_number_or_still_runs_is_no_stumbling_block(sampler, pareto):
     needs(sampler)
-    found = plan(sampler, LR, DROPOUT)
+    found = plan(sampler, LR, DROPOUT, pareto=pareto)
     points = [o.point for o in study(plan("random", LR, DROPOUT), 24)]
     odd = [("failed", None), ("complete", math.nan), ("complete", None), ("running", None), ("waiting", None),
            ("stopped", None), ("pruned", None), ("complete", math.inf)]  # fmt: skip
     history = [Observation(p, value, None, status) for p, (status, value) in zip(points, odd * 3, strict=True)]
     history[6] = Observation(points[6], None, None, "pruned", {1: math.nan, 2: 0.5})
-    history += [Observation(o.point, o.score) for o in study(plan("random", LR, DROPOUT, seed=1), 12)]
+    history += [Observation(o.point, o.score, o.score) for o in study(plan("random", LR, DROPOUT, seed=1), 12)]
     point = samplers.make(found, "min").ask(len(history), history)
     assert 1e-6 <= float(point["optimizer.lr"]) <= 1
 
