@@ -113,7 +113,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         return []
     parser = argparse.ArgumentParser()
     importlib.import_module(f"bigctl.cli.{before[0].replace('-', '_')}").add_arguments(parser)
-    line = _Line(parser, before[1:])
+    line = _Line(parser, before[1:], sweeps=before[0] == "sweep")
     flag, equals, value = word.partition("=")
     if line.pending:
         return [c for c in line.values(line.pending) if c.startswith(word)]
@@ -127,8 +127,8 @@ def candidates(words: Sequence[str]) -> list[str]:
 class _Line:
     """The words of a command before the cursor, sorted by the command's own parser."""
 
-    def __init__(self, parser: argparse.ArgumentParser, words: Sequence[str]):
-        self.parser = parser
+    def __init__(self, parser: argparse.ArgumentParser, words: Sequence[str], *, sweeps: bool = False):
+        self.parser, self.sweeps = parser, sweeps
         self.flags: dict[str, list[str]] = {}
         self.plain: list[str] = []
         self.pending: argparse.Action | None = None
@@ -175,17 +175,21 @@ class _Line:
         if action.metavar == "PART":
             found = keys(self.roots(), self.plain)
             return [key.rsplit(".", depth)[0] for key in found for depth in range(key.count(".") + 1)]
-        return overrides(self.roots(), self.plain, word) if action.metavar == "key=value" else []
+        if action.metavar == "key=value":
+            return overrides(self.roots(), self.plain, word, sweeps=self.sweeps)
+        return []
 
     def roots(self) -> list[tree.Root]:
         return tree.roots([Path(folder).expanduser() for folder in self.flags.get("config_dir", [])])
 
 
-def overrides(roots: Sequence[tree.Root], line: Sequence[str], word: str) -> Iterator[str]:
-    """Candidates for `group=option` and `key=value`, a key one level at a time."""
+def overrides(roots: Sequence[tree.Root], line: Sequence[str], word: str, *, sweeps: bool = False) -> Iterator[str]:
+    """Candidates for `group=option` and `key=value`, a key one level at a time; for a sweep, its settings too."""
     name, equals, _ = word.partition("=")
-    groups = [group for group in tree.groups(roots) if group != "sweep"]
+    groups = [group for group in tree.groups(roots) if group != "sweep" or sweeps]
     known = keys(roots, line)
+    if sweeps:
+        known |= {key: (field, hint) for key, field, hint in schema.walk(schema.Sweep, "sweep.")}
     if equals and name in groups:
         yield from (f"{name}={option}" for option in tree.options(roots, name))
     elif equals and name in known:

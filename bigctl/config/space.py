@@ -100,20 +100,8 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
     given = {_key(override): _key(override, whole=True) for override in rest}
     wanted = [(text, "command line") for text in given.values()]
     wanted += [(f"{key}={text}", origins["space"]) for key, text in sweep.space.items() if key not in given]
-    fixed: list[str] = []
-    found: list[Axis] = []
-    seeds: tuple[int, ...] = ()
-    for text, where in wanted:
-        with _at_place(where):
-            axis = axes.read(text, roots, seed=sweep.seed)
-            if _key(text) == "seed":
-                seeds = _seeds(axis, text)
-            elif isinstance(axis, Axis):
-                _reject(axis, roots)
-                found.append(axis)
-            else:
-                names.reject_unknown([names.spelling(axis)], roots)
-                fixed.append(axis)
+    fixed, found, seeds = _sorted_out(wanted, roots, sweep.seed)
+    _reject_parts([*(_key(override) for override in fixed), *(axis.key for axis in found)])
     space = _zipped(found, sweep, seeds, where=origins.get("zip", "command line"))
     settings.check(sweep, space_has_axes=bool(found), intervals=[a.key for a in space.continuous], origins=origins)
     fixed += _selection(sweep, fixed, origins)
@@ -279,6 +267,35 @@ def _selection(sweep: Sweep, fixed: Sequence[str], origins: Mapping[str, str]) -
     return found
 
 
+def _sorted_out(
+    wanted: Iterable[tuple[str, str]], roots: Sequence[tree.Root], seed: int
+) -> tuple[list[str], list[Axis], tuple[int, ...]]:
+    """Overrides with where they come from -> what is fixed, what is searched, and the seeds."""
+    fixed: list[str] = []
+    found: list[Axis] = []
+    seeds: tuple[int, ...] = ()
+    for text, where in wanted:
+        with _at_place(where):
+            axis = axes.read(text, roots, seed=seed)
+            if _key(text) == "seed":
+                seeds = _seeds(axis, text)
+            elif isinstance(axis, Axis):
+                _reject(axis, roots)
+                found.append(axis)
+            else:
+                names.reject_unknown([names.spelling(axis)], roots)
+                fixed.append(axis)
+    return fixed, found, seeds
+
+
+def _reject_parts(keys: Sequence[str]) -> None:
+    """A key and a part of it: which of them wins would depend on their order, and a trial's overrides are sorted."""
+    for key in keys:
+        above = next((other for other in keys if key.startswith(f"{other}.") and other not in schema.GROUPS), None)
+        if above:
+            raise ConfigError(f"{key} is a part of {above}", where="command line", hint="give one of them")
+
+
 def _seeds(axis: Axis | str, text: str) -> tuple[int, ...]:
     values = axis.values if isinstance(axis, Axis) else (axis.partition("=")[2],)
     if not values:
@@ -304,10 +321,6 @@ def _reject(axis: Axis, roots: Sequence[tree.Root]) -> None:
 def _zipped(found: Sequence[Axis], sweep: Sweep, seeds: tuple[int, ...], *, where: str) -> Space:
     """Axes with each value once, those zipped row by row."""
     by_key = {axis.key: axis for axis in found}
-    for key in by_key:
-        above = next((other for other in by_key if key.startswith(f"{other}.") and other not in schema.GROUPS), None)
-        if above:
-            raise ConfigError(f"{key} is a part of {above}", where="command line", hint="sweep over one of them")
     taken: dict[str, str] = {}
     for keys in sweep.zip:
         text = f"sweep.zip=[[{','.join(keys)}]]"

@@ -12,7 +12,7 @@ from bigctl.config import space
 from bigctl.config.axes import Axis
 from bigctl.config.space import Plan
 from bigctl.errors import ConfigError
-from bigctl.sweeps.samplers import Observation, Random, derived, from_unit, key_of, to_unit
+from bigctl.sweeps.samplers import Observation, Random, derived, from_unit, key_of, to_unit, within
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, WAITING, Point
 
 RETRIES = 20
@@ -20,7 +20,10 @@ RETRIES = 20
 
 
 class Learner:
-    """A sampler that learns, and never proposes a point twice: it is asked again, then chance decides."""
+    """A sampler that learns, and never proposes a point twice: it is asked again, then chance decides.
+
+    Points of another space, which the sweep had before it was changed, teach it nothing.
+    """
 
     def __init__(self, plan: Plan):
         self.plan, self.dimensions = plan, plan.space.dimensions
@@ -29,14 +32,15 @@ class Learner:
     def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
         seen = [observation.point for observation in history]
         known = {key_of(point) for point in seen}
-        if len(known) < self.chance.size:
-            for point in islice(self.proposals(number, history), RETRIES):
+        inside = [observation for observation in history if within(self.dimensions, observation.point)]
+        if len({key_of(observation.point) for observation in inside}) < self.chance.size:
+            for point in islice(self.proposals(number, inside), RETRIES):
                 if key_of(point) not in known:
                     return point
         return self.chance.draw(number, seen)
 
     def proposals(self, number: int, history: Sequence[Observation]) -> Iterator[Point]:
-        """One after another, the first one being meant."""
+        """One after another, the first one being meant; the history holds points of this space only."""
         raise NotImplementedError
 
 
@@ -122,13 +126,21 @@ class Optuna(Learner):
 
 def population(trials: int) -> int:
     """Points of one generation of NSGA-II: Optuna's 50, fewer of a study that would end before it has learnt."""
-    return max(4, min(50, trials // 5))
+    return max(4, min(50, trials // 10))
 
 
 def _generations(samplers: Any) -> Any:
     """NSGA-II whose generations are the complete points in order, not what it once wrote into its own trials."""
 
     class Generations(samplers.NSGAIISampler):  # type: ignore[misc, name-defined]
+        def __init__(self, seed: int, population_size: int):
+            super().__init__(seed=seed, population_size=population_size)
+            # Its own generator of mutations begins with the very numbers that have just decided what mutates.
+            self._mutations = samplers.RandomSampler(seed=derived(seed, 1))
+
+        def sample_independent(self, *arguments: Any) -> Any:
+            return self._mutations.sample_independent(*arguments)
+
         def get_trial_generation(self, study: Any, trial: Any) -> int:
             return len(_complete(study)) // int(self.population_size)
 

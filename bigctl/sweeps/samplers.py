@@ -98,15 +98,16 @@ class Random:
             self.order = random.Random(derived(self.seed)).sample(range(int(self.size)), int(self.size))
 
     def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
-        if self.order and not self.uneven:
-            known = {key_of(seen.point) for seen in history}
-            listed = (self._numbered(place) for place in self.order[number:])
-            return next((point for point in listed if key_of(point) not in known), None)
-        return self.draw(number, [seen.point for seen in history])
+        seen = [observation.point for observation in history]
+        if number < len(self.order) and not self.uneven:
+            point = self._numbered(self.order[number])
+            if point not in seen:  # it may be, where the space was another before
+                return point
+        return self.draw(number, seen)
 
     def draw(self, number: int, seen: Sequence[Point]) -> Point | None:
         """A point that has not been; None where all have."""
-        known = {key_of(point) for point in seen}
+        known = {key_of(point) for point in seen if within(self.dimensions, point)}
         if len(known) >= self.size:
             return None
         for attempt in range(100):
@@ -144,6 +145,24 @@ def size(dimension: tuple[Axis, ...]) -> float:
 def key_of(point: Point) -> tuple[tuple[str, str], ...]:
     """What tells one point from another."""
     return tuple(sorted(point.items()))
+
+
+def within(dimensions: Sequence[tuple[Axis, ...]], point: Point) -> bool:
+    """Whether a point is one of the space with these dimensions."""
+    if sorted(point) != sorted(axis.key for dimension in dimensions for axis in dimension):
+        return False
+    return all(_has(dimension, point) for dimension in dimensions)
+
+
+def _has(dimension: tuple[Axis, ...], point: Point) -> bool:
+    axis = dimension[0]
+    if axis.interval is None:
+        return {part.key: point[part.key] for part in dimension} in space.choices(dimension)
+    try:
+        value = float(point[axis.key])
+    except ValueError:
+        return False
+    return axis.interval[0] <= value <= axis.interval[1] and (value.is_integer() or not axis.integer)
 
 
 def draw(dimension: tuple[Axis, ...], rng: random.Random) -> dict[str, str]:

@@ -101,6 +101,14 @@ def test_kinds_of_ls_and_parts_of_show():
     assert found("train --allow-drift optimizer.w") == ["optimizer.weight_decay"]
 
 
+def test_only_a_sweep_completes_its_presets_and_settings():
+    roots = completion.tree.roots()
+    found_by = {sweeps: set(completion.overrides(roots, [], "sweep", sweeps=sweeps)) for sweeps in (True, False)}
+    assert {"sweep=", "sweep."} <= found_by[True] and not any(c.startswith("sweep") for c in found_by[False])
+    assert "sweep=lr" in completion.overrides(roots, [], "sweep=", sweeps=True)
+    assert "sweep.sampler=tpe" in completion.overrides(roots, [], "sweep.sampler=", sweeps=True)
+
+
 def test_own_presets_complete_and_extend_what_they_say(tmp_path):
     (tmp_path / "my" / "model").mkdir(parents=True)
     (tmp_path / "my" / "model" / "wide.yaml").write_text("# Wide.\ndefaults: [cnn, _self_]\n")

@@ -25,7 +25,7 @@ def names(report: dict, kind: str) -> list[str]:
 def test_every_packaged_option_is_listed_with_its_headline(bigctl):
     report = bigctl.json("ls")
     roots = tree.roots()
-    for kind, group in [("recipes", "recipe"), ("models", "model"), ("data", "data"), ("meshes", "mesh")]:
+    for kind, group in [("recipes", "recipe"), ("models", "model"), ("data", "data"), ("sweeps", "sweep")]:
         assert names(report, kind) == tree.options(roots, group)
         assert all(entry["headline"] for entry in report[kind])
     text = bigctl("ls").stdout

@@ -208,12 +208,10 @@ def test_values_that_refer_to_others_are_checked_where_they_arrive():
 
 
 def test_hundreds_of_points_are_checked_in_seconds():
-    found = plan(
-        "optimizer.lr=range(1,16)", "train.batch_size=range(8,28)", "model.dropout=0,0.1", "optimizer=adamw,sgd"
-    )
+    found = plan("optimizer.lr=range(1,16)", "train.batch_size=range(8,28)", "model.dropout=0,0.1")
     begun = time.monotonic()
     space.check(found, points := space.points(found))
-    assert len(points) == 1200 and time.monotonic() - begun < 30  # composing each one takes two minutes and more
+    assert len(points) == 600 and time.monotonic() - begun < 30  # composing each one takes a minute or two
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -260,6 +258,7 @@ def test_hundreds_of_points_are_checked_in_seconds():
         (["eval.test=true,false"], ["do not score the test split"]),
         (["hydra.verbose=1,2"], ["Hydra itself"]),
         (["train={epochs:1},{epochs:2}", "train.epochs=2,3"], ["train.epochs is a part of train"]),
+        (["train={epochs:1}", "train.epochs=2,3"], ["train.epochs is a part of train"]),
         (["seed=1"], ["nothing to sweep over", "bigctl ls sweeps"]),
     ],
 )  # fmt: skip
