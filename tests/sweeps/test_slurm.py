@@ -13,7 +13,7 @@ import pytest
 
 from bigctl.errors import ConfigError, TrainingFailed
 from bigctl.sweeps import slurm
-from bigctl.sweeps.slurm import Slurm, SlurmJob, parse, submission
+from bigctl.sweeps.slurm import Slurm, SlurmJob, parameters, submission
 
 _SCRIPTS = {
     "sbatch": """
@@ -22,8 +22,8 @@ _SCRIPTS = {
         echo "Submitted batch job $id"
         if [ -e "$CLUSTER/busy" ]; then echo PENDING > $CLUSTER/$id.state; exit; fi
         echo RUNNING > $CLUSTER/$id.state
-        (SLURM_JOB_ID=$id SLURM_JOB_NODELIST=here SLURM_NTASKS=1 setsid bash "$1"; echo FAILED > $CLUSTER/$id.state) \\
-            > /dev/null 2>&1 &""",
+        export SLURM_JOB_ID=$id SLURM_JOB_NODELIST=here SLURM_NTASKS=1
+        (setsid bash $CLUSTER/$id.sh; echo FAILED > $CLUSTER/$id.state) > /dev/null 2>&1 &""",
     "srun": """
         while :; do case "$1" in --unbuffered) shift;; --output|--error) shift 2;; *) break;; esac; done
         echo $$ > $CLUSTER/$SLURM_JOB_ID.task
@@ -59,9 +59,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def start(tmp_path: Path, code: str, **parameters: str) -> SlurmJob:
+def start(tmp_path: Path, code: str, **given: str) -> SlurmJob:
     command = [sys.executable, "-c", code]
-    return Slurm(parameters, 2).start(command, folder=tmp_path, log=tmp_path / "logs.log")
+    return Slurm(given, 2).start(command, folder=tmp_path, log=tmp_path / "logs.log")
 
 
 def wait(job: SlurmJob, seconds: float = 30) -> int | None:
@@ -81,7 +81,7 @@ def until(path: Path, text: str, seconds: float = 30) -> None:
 
 
 def test_the_script_asks_for_what_was_given(cluster: Path, tmp_path: Path) -> None:
-    given = parse("partition=gpu,time=90,gpus=2,cpus=4,mem=16GB,account=lab,reservation=june")
+    given = parameters("partition=gpu,time=90,gpus=2,cpus=4,mem=16GB,account=lab,reservation=june")
     script: Any = Slurm(given, 4).executor(tmp_path / "slurm", "bigctl-0123")._make_submission_file_text("run", "0")
     asked = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
     assert asked >= {
@@ -110,7 +110,7 @@ def test_without_a_time_the_cluster_decides(cluster: Path, tmp_path: Path) -> No
 )
 def test_a_parameter_that_cannot_be_is_named(text: str, told: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        submission(parse(text))
+        submission(parameters(text))
     assert all(word in str(caught.value) for word in ["--slurm", *told])
 
 
