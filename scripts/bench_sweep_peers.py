@@ -147,7 +147,7 @@ def _command(name: str, folder: Path, spec: Spec) -> list[str]:
         return [sys.executable, __file__, "--peer", name, str(folder)]
     how = ["--jobs", str(spec.jobs)] if name == "sweep" else ["--packed", "yes"]
     return [
-        sys.executable, "-m", "bigctl", "sweep", "recipe=mlp_cls", "data=breast_cancer",
+        sys.executable, "-P", "-m", "bigctl", "sweep", "recipe=mlp_cls", "data=breast_cancer",
         "model.hidden=[" + ",".join(map(str, HIDDEN)) + "]", "model.dropout=0", "optimizer=adamw",
         "optimizer.weight_decay=0",
         "schedule=constant", "train.epochs=null", f"train.steps={spec.epoch * spec.epochs}",

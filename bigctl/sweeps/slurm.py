@@ -42,7 +42,7 @@ _ENDS = {"TIMEOUT": 75, "PREEMPTED": 75, "NODE_FAIL": 75, "BOOT_FAIL": 75, "REVO
          "CANCELLED": -signal.SIGTERM, "OUT_OF_MEMORY": -signal.SIGKILL}  # fmt: skip
 
 
-def parameters(text: str) -> dict[str, str]:
+def parse(text: str) -> dict[str, str]:
     """The parameters in "partition=gpu,time=60". Raises ConfigError."""
     found = {}
     for part in filter(None, text.split(",")):

@@ -13,7 +13,7 @@ import pytest
 
 from bigctl.errors import ConfigError, TrainingFailed
 from bigctl.sweeps import slurm
-from bigctl.sweeps.slurm import Slurm, SlurmJob, parameters, submission
+from bigctl.sweeps.slurm import Slurm, SlurmJob, parse, submission
 
 _SCRIPTS = {
     "sbatch": """
@@ -81,7 +81,7 @@ def until(path: Path, text: str, seconds: float = 30) -> None:
 
 
 def test_the_script_asks_for_what_was_given(cluster: Path, tmp_path: Path) -> None:
-    given = parameters("partition=gpu,time=90,gpus=2,cpus=4,mem=16GB,account=lab,reservation=june")
+    given = parse("partition=gpu,time=90,gpus=2,cpus=4,mem=16GB,account=lab,reservation=june")
     script: Any = Slurm(given, 4).executor(tmp_path / "slurm", "bigctl-0123")._make_submission_file_text("run", "0")
     asked = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
     assert asked >= {
@@ -110,7 +110,7 @@ def test_without_a_time_the_cluster_decides(cluster: Path, tmp_path: Path) -> No
 )
 def test_a_parameter_that_cannot_be_is_named(text: str, told: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        submission(parameters(text))
+        submission(parse(text))
     assert all(word in str(caught.value) for word in ["--slurm", *told])
 
 
