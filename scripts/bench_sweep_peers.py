@@ -96,7 +96,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
         _prepare(ends[name], spec, folder)
         start = time.perf_counter()
         code = _run(name, ends[name], spec, folder)
-        if code not in (0, 3):
+        if code != 0:
             sys.exit(f"bench_sweep_peers: {name} ended with {code}:\n{_said(ends[name])[-3000:]}")
         return time.perf_counter() - start
 
@@ -256,8 +256,8 @@ def _bigctl_facts(folder: Path, spec: Spec) -> dict[str, str]:
         "curve of every trial": _yes(sum(len(c) > 1 for c in curves), spec.trials),
         "mean and std over seeds of every point": _yes(len(both), len(spec.lrs)),
         "effect of the parameter": _yes(len(effects), 1),
-        "command that trains the winner again": _yes(_composes(winner.get("command")), 1),
-        "test score of the winner": _yes(len(winner.get("test") or {}) > 0, 1),
+        "command that trains the winner again": _yes(int(_composes(winner.get("command"))), 1),
+        "test score of the winner": _yes(int(bool(winner.get("test"))), 1),
     }
 
 
@@ -291,7 +291,9 @@ def _bigctl_results(folder: Path) -> dict[tuple[float, int], float]:
 def _bigctl_failures(folder: Path) -> int:
     from bigctl.sweeps import ledger
 
-    return sum(s.status == "failed" and bool(s.message) for s in ledger.read(folder / "sweep").states.values())
+    states = ledger.read(folder / "sweep").states.values()
+    failed = [s for s in states if s.status == "failed" and float(s.trial.point["optimizer.lr"]) == TOO_HIGH]
+    return sum(bool(s.message) for s in failed)
 
 
 # ---------------------------------------------------------------------------------------------------- Optuna and joblib
