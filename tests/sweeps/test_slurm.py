@@ -22,8 +22,8 @@ _SCRIPTS = {
         echo "Submitted batch job $id"
         if [ -e "$CLUSTER/busy" ]; then echo PENDING > $CLUSTER/$id.state; exit; fi
         echo RUNNING > $CLUSTER/$id.state
-        (SLURM_JOB_ID=$id SLURM_JOB_NODELIST=here SLURM_NTASKS=1 setsid bash "$1"; echo FAILED > $CLUSTER/$id.state) \\
-            > /dev/null 2>&1 &""",
+        export SLURM_JOB_ID=$id SLURM_JOB_NODELIST=here SLURM_NTASKS=1
+        (setsid bash $CLUSTER/$id.sh; echo FAILED > $CLUSTER/$id.state) > /dev/null 2>&1 &""",
     "srun": """
         while :; do case "$1" in --unbuffered) shift;; --output|--error) shift 2;; *) break;; esac; done
         echo $$ > $CLUSTER/$SLURM_JOB_ID.task
@@ -59,9 +59,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def start(tmp_path: Path, code: str, **parameters: str) -> SlurmJob:
+def start(tmp_path: Path, code: str, **given: str) -> SlurmJob:
     command = [sys.executable, "-c", code]
-    return Slurm(parameters, 2).start(command, folder=tmp_path, log=tmp_path / "logs.log")
+    return Slurm(given, 2).start(command, folder=tmp_path, log=tmp_path / "logs.log")
 
 
 def wait(job: SlurmJob, seconds: float = 30) -> int | None:

@@ -1,0 +1,514 @@
+"""One study by `bigctl sweep`, by Optuna with joblib, and by Keras Tuner: wall time, and what is in hand at the end.
+
+All train the same network on the same rows of breast_cancer, every learning rate with every seed, for the same steps in
+the same batches, validated after each epoch, from nothing compiled. Optuna's objective is the plain JAX and optax
+program of a user who knows both: one compiled epoch whose learning rate is an argument, a grid in a journal file, two
+joblib workers. Keras Tuner's GridSearch repeats each point with `executions_per_trial`, on Keras with the JAX backend.
+
+What is in hand is read from the files that each leaves behind. Then each is started again elsewhere with one more
+learning rate, which is far too high, killed half-way with SIGKILL, and started once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import _bench
+
+EXAMPLES = """\
+examples:
+  python scripts/bench_sweep_peers.py
+  python scripts/bench_sweep_peers.py --lrs 2 --epochs 5 --only sweep optuna
+"""
+
+HIDDEN = (64, 32)
+TOO_HIGH = 1e30
+"""A learning rate with which nothing that is computed stays finite."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The study: every learning rate with every seed."""
+
+    lrs: tuple[float, ...]
+    seeds: int
+    epochs: int
+    batch_size: int
+    examples: int
+    jobs: int
+
+    @property
+    def trials(self) -> int:
+        return len(self.lrs) * self.seeds
+
+    @property
+    def epoch(self) -> int:
+        """Steps of an epoch, the last batch being a short one."""
+        return -(-self.examples // self.batch_size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lrs", type=int, default=8, help="learning rates (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of each (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="length of a trial (default %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="trials at once (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="whole studies of each (default %(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES), help="leave others out"
+    )
+    parser.add_argument("--no-kill", action="store_true", help="leave the second part out")
+    parser.add_argument("--peer", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    _bench.add_patience(parser)
+    options = parser.parse_args()
+    if options.peer:
+        return PEERS[options.peer[0]](Path(options.peer[1]))
+    _bench.print_facts("bigctl", "jax", "optax", "optuna", "joblib", "keras", "keras-tuner")
+    with tempfile.TemporaryDirectory() as folder:
+        _compare(options, Path(folder))
+
+
+def _compare(options: argparse.Namespace, folder: Path) -> None:
+    rows = _rows(folder / "rows.npz")
+    lrs = tuple(float(f"{1e-4 * 10 ** (3 * i / max(1, options.lrs - 1)):.3g}") for i in range(options.lrs))
+    spec = Spec(lrs, options.seeds, options.epochs, 32, rows, options.jobs)
+    print(f"{spec.trials} trials of {spec.epoch * spec.epochs} steps, widths {HIDDEN}, {spec.jobs} at once", flush=True)
+
+    ends: dict[str, Path] = {}
+
+    def measured(name: str) -> float:
+        ends[name] = folder / f"{name}-{time.monotonic_ns()}"
+        _prepare(ends[name], spec, folder)
+        start = time.perf_counter()
+        code = _run(name, ends[name], spec, folder)
+        if code != 0:
+            sys.exit(f"bench_sweep_peers: {name} ended with {code}:\n{_said(ends[name])[-3000:]}")
+        return time.perf_counter() - start
+
+    blocks: dict[str, Callable[[], float]] = {name: lambda name=name: measured(name) for name in options.only}  # type: ignore[misc]
+    samples = _bench.interleave(blocks, options.rounds, warmup=0, patience=options.patience)
+    first = options.only[0]
+    times = [
+        [CANDIDATES[name], statistics.median(values), statistics.median(values) / spec.trials,
+         _bench.ratio(samples, name, first)[0]]
+        for name, values in samples.items()
+    ]  # fmt: skip
+    _bench.table(["", "wall s", "s a trial", f"x {CANDIDATES[first]}"], times)
+    found = {
+        name: {"every learning rate with every seed": _yes(len(RESULTS[name](ends[name])), spec.trials)}
+        | FACTS[name](ends[name], spec)
+        for name in options.only
+    }
+    if not options.no_kill:
+        worse = replace(spec, lrs=(*spec.lrs, TOO_HIGH))
+        for name in options.only:
+            found[name] |= _killed(name, worse, folder, after=statistics.median(samples[name]) / 2)
+    questions = list(dict.fromkeys(question for facts in found.values() for question in facts))
+    header = ["in hand at the end", *(CANDIDATES[name] for name in options.only)]
+    _bench.table(header, [[q, *(found[name].get(q, "no") for name in options.only)] for q in questions])
+
+
+def _rows(file: Path) -> int:
+    """The rows as bigctl prepares them, standardised, for all; gives how many there are to train on."""
+    import numpy as np
+
+    import bigctl
+    from bigctl.runs import inputs
+
+    splits = inputs.prepare_data(bigctl.compose(["recipe=mlp_cls", "data=breast_cancer"])).splits
+    train, validation = splits["train"], splits["validation"]
+    np.savez(file, x=train["inputs"], y=train["label"], vx=validation["inputs"], vy=validation["label"])
+    return len(train["label"])
+
+
+def _prepare(folder: Path, spec: Spec, shared: Path) -> None:
+    folder.mkdir()
+    (folder / "spec.json").write_text(json.dumps(asdict(spec)))
+    (folder / "rows.npz").symlink_to(shared / "rows.npz")
+
+
+def _command(name: str, folder: Path, spec: Spec) -> list[str]:
+    if name in PEERS:
+        return [sys.executable, __file__, "--peer", name, str(folder)]
+    how = ["--jobs", str(spec.jobs)] if name == "sweep" else ["--packed", "yes"]
+    return [
+        sys.executable, "-P", "-m", "bigctl", "sweep", "recipe=mlp_cls", "data=breast_cancer",
+        "model.hidden=[" + ",".join(map(str, HIDDEN)) + "]", "model.dropout=0", "optimizer=adamw",
+        "optimizer.weight_decay=0",
+        "schedule=constant", "train.epochs=null", f"train.steps={spec.epoch * spec.epochs}",
+        f"train.batch_size={spec.batch_size}", f"train.log_every={spec.epoch}", f"eval.every={spec.epoch}",
+        f"checkpoint.every={spec.epoch * max(1, spec.epochs // 2)}", "optimizer.lr=" + ",".join(map(str, spec.lrs)),
+        f"seed=range({spec.seeds})", *how, "--sweep-dir", str(folder / "sweep"), "--quiet",
+    ]  # fmt: skip
+
+
+def _environment(name: str, folder: Path, shared: Path) -> dict[str, str]:
+    """Nothing compiled before is used; prepared data is. Keras Tuner keeps to JAX."""
+    from bigctl.data import prepare
+
+    cache = folder / "cache"
+    if not cache.exists():
+        cache.mkdir()
+        (cache / "data").symlink_to((prepare.cache_root() / "data").resolve())
+    quiet = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **quiet, "BIGCTL_CACHE_DIR": str(cache)}
+
+
+def _run(name: str, folder: Path, spec: Spec, shared: Path, *, kill_after: float | None = None) -> int | None:
+    """The exit code of the study's command; None if it was killed, with all that it had started."""
+    with (folder / "output.txt").open("ab") as output:
+        process = subprocess.Popen(
+            _command(name, folder, spec), env=_environment(name, folder, shared), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            for number in (process.pid, *_descendants(process.pid)):
+                try:
+                    os.kill(number, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            process.wait()
+            return None
+    return code
+
+
+def _descendants(process: int) -> list[int]:
+    """All processes that a process has started, and those that these have, as long as they are its."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        parents.setdefault(int(words[1]), []).append(int(stat.parent.name))
+    found, todo = [], [process]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def _killed(name: str, spec: Spec, shared: Path, *, after: float) -> dict[str, str]:
+    """Facts of a study that was killed and started again, with a learning rate that cannot work among the others."""
+    folder = shared / f"{name}-killed"
+    _prepare(folder, spec, shared)
+    code = _run(name, folder, spec, shared, kill_after=after)
+    before = RESULTS[name](folder)
+    if code is None:
+        code = _run(name, folder, spec, shared)
+    results = RESULTS[name](folder)
+    good = {key for key in results if key[0] != TOO_HIGH}
+    kept = sum(results.get(key) == value for key, value in before.items())
+    again = _yes(len(good), spec.trials - spec.seeds)
+    if code not in (0, 3):
+        again += ": " + _said(folder).strip().splitlines()[-1][:40]
+    return {
+        "SIGKILL half-way, same command again: all trials": again,
+        "  results from before the kill kept": _yes(kept, len(before)),
+        f"trials of lr={TOO_HIGH:g} known as failed, with cause": _yes(FAILURES[name](folder), spec.seeds),
+    }
+
+
+def _said(folder: Path) -> str:
+    return (folder / "output.txt").read_text(errors="replace")
+
+
+def _yes(count: int, of: int) -> str:
+    if not of:
+        return "none by then"
+    return f"{'yes' if count >= of else 'no'}, {count} of {of}"
+
+
+# -------------------------------------------------------------------------------------------------------------- bigctl
+
+
+def _bigctl_facts(folder: Path, spec: Spec) -> dict[str, str]:
+    from bigctl.training import manifest
+    from bigctl.training.writers import read_metrics
+
+    board = _leaderboard(folder)
+    trials = [t for t in (folder / "sweep" / "trials").glob("*") if (t / "run.json").exists()]
+    curves = [[m for m in read_metrics(t / "metrics.jsonl") if "val/accuracy" in m] for t in trials]
+    both = [p for p in board.get("points", []) if p.get("mean") is not None and p.get("std") is not None]
+    effects = [e for e in board.get("effects") or [] if e.get("levels")]
+    winner = board.get("winner") or {}
+    return {
+        "best validation accuracy (mean over seeds)": f"{max((p['mean'] for p in both), default=float('nan')):.4f}",
+        "weights of every trial": _yes(sum(bool(manifest.steps(t / "checkpoints")) for t in trials), spec.trials),
+        "curve of every trial": _yes(sum(len(c) > 1 for c in curves), spec.trials),
+        "mean and std over seeds of every point": _yes(len(both), len(spec.lrs)),
+        "effect of the parameter": _yes(len(effects), 1),
+        "command that trains the winner again": _yes(int(_composes(winner.get("command"))), 1),
+        "test score of the winner": _yes(int(bool(winner.get("test"))), 1),
+    }
+
+
+def _leaderboard(folder: Path) -> dict[str, Any]:
+    file = folder / "sweep" / "leaderboard.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _composes(command: str | None) -> bool:
+    """Whether it is a `bigctl train` of overrides that compose."""
+    import bigctl
+
+    words = shlex.split(command or "")
+    if words[:2] != ["bigctl", "train"]:
+        return False
+    bigctl.compose([word for word in words[2:] if "=" in word and not word.startswith("-")])
+    return True
+
+
+def _bigctl_results(folder: Path) -> dict[tuple[float, int], float]:
+    from bigctl.sweeps import ledger
+
+    found = {}
+    for state in ledger.read(folder / "sweep").states.values():
+        if state.status == "complete" and state.trial.seed is not None:
+            key = float(state.trial.point["optimizer.lr"]), state.trial.seed
+            found[key] = state.metrics.get("val/accuracy", float("nan"))
+    return found
+
+
+def _bigctl_failures(folder: Path) -> int:
+    from bigctl.sweeps import ledger
+
+    states = ledger.read(folder / "sweep").states.values()
+    failed = [s for s in states if s.status == "failed" and float(s.trial.point["optimizer.lr"]) == TOO_HIGH]
+    return sum(bool(s.message) for s in failed)
+
+
+# ---------------------------------------------------------------------------------------------------- Optuna and joblib
+
+
+def _spec(folder: Path) -> Spec:
+    found = json.loads((folder / "spec.json").read_text())
+    return Spec(**{**found, "lrs": tuple(found["lrs"])})
+
+
+def _optuna(folder: Path) -> None:
+    import joblib
+
+    spec = _spec(folder)
+    study = _optuna_study(folder, spec, seed=0)
+    while not study.sampler.is_exhausted(study):  # workers that draw the same point at once leave another one out
+        joblib.Parallel(n_jobs=spec.jobs)(joblib.delayed(_optuna_worker)(folder, spec, n) for n in range(spec.jobs))
+
+
+def _optuna_study(folder: Path, spec: Spec, *, seed: int) -> Any:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    grid = {"lr": list(spec.lrs), "seed": list(range(spec.seeds))}
+    return optuna.create_study(
+        study_name="lr",
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
+        sampler=optuna.samplers.GridSampler(grid, seed=seed),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def _optuna_worker(folder: Path, spec: Spec, number: int) -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    rows = np.load(folder / "rows.npz")
+    x, y, vx, vy = (jnp.asarray(rows[name]) for name in ("x", "y", "vx", "vy"))
+    widths = (x.shape[1], *HIDDEN, 1)
+    rule = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+
+    def logits(params: Any, x: Any) -> Any:
+        for i, (w, b) in enumerate(params):
+            x = x @ w + b if i == 0 else jax.nn.relu(x) @ w + b
+        return x[:, 0]
+
+    def loss(params: Any, x: Any, y: Any, weight: Any) -> Any:
+        each = optax.sigmoid_binary_cross_entropy(logits(params, x), y)
+        return (each * weight).sum() / weight.sum()
+
+    @jax.jit
+    def initial(key: Any) -> Any:
+        keys = jax.random.split(key, len(widths) - 1)
+        pairs = zip(keys, widths, widths[1:], strict=False)
+        return [(jax.nn.initializers.he_normal()(k, (a, b)), jnp.zeros(b)) for k, a, b in pairs]
+
+    @jax.jit
+    def epoch(params: Any, state: Any, key: Any, lr: Any) -> Any:
+        state.hyperparams["learning_rate"] = lr
+        size, short = spec.epoch * spec.batch_size, spec.epoch * spec.batch_size - spec.examples
+        order = jnp.pad(jax.random.permutation(key, spec.examples), (0, short)).reshape(spec.epoch, -1)
+        weights = (jnp.arange(size) < spec.examples).astype(jnp.float32).reshape(spec.epoch, -1)
+
+        def step(carry: Any, batch: Any) -> Any:
+            params, state = carry
+            rows, weight = batch
+            updates, state = rule.update(jax.grad(loss)(params, x[rows], y[rows], weight), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(step, (params, state), (order, weights))
+        return params, state, ((logits(params, vx) > 0) == vy).mean()
+
+    def objective(trial: Any) -> float:
+        lr = trial.suggest_categorical("lr", list(spec.lrs))
+        key = jax.random.key(trial.suggest_categorical("seed", list(range(spec.seeds))))
+        params, best = initial(key), 0.0
+        state = rule.init(params)
+        for number in range(spec.epochs):
+            params, state, accuracy = epoch(params, state, jax.random.fold_in(key, number), lr)
+            trial.report(float(accuracy), (number + 1) * spec.epoch)
+            best = max(best, float(accuracy))
+        return best
+
+    _optuna_study(folder, spec, seed=number).optimize(objective)
+
+
+def _optuna_facts(folder: Path, spec: Spec) -> dict[str, str]:
+    study = _optuna_study(folder, spec, seed=0)
+    done = _optuna_results(folder)
+    curves = {(t.params["lr"], t.params["seed"]) for t in study.trials if len(t.intermediate_values) > 1}
+    weights = [f for f in folder.rglob("*") if f.suffix in (".npz", ".ckpt", ".msgpack", ".safetensors", ".pkl")]
+    kept = json.dumps(study.user_attrs) + json.dumps([t.user_attrs for t in study.trials])
+    return {
+        "best validation accuracy (mean over seeds)": f"{_best(done):.4f}",
+        "weights of every trial": _yes(len([f for f in weights if not f.is_symlink()]), spec.trials),
+        "curve of every trial": _yes(len(curves), spec.trials),
+        "mean and std over seeds of every point": _yes(kept.count("std"), len(spec.lrs)),
+        "effect of the parameter": _yes(kept.count("importance"), 1),
+        "command that trains the winner again": _yes(kept.count("command"), 1),
+        "test score of the winner": _yes(kept.count("test"), 1),
+    }
+
+
+def _best(results: Mapping[tuple[float, int], float]) -> float:
+    """The best mean over seeds."""
+    points: dict[float, list[float]] = {}
+    for (lr, _), value in results.items():
+        points.setdefault(lr, []).append(value)
+    return max((statistics.mean(values) for values in points.values()), default=float("nan"))
+
+
+def _optuna_results(folder: Path) -> dict[tuple[float, int], float]:
+    import optuna
+
+    trials = _optuna_study(folder, _spec(folder), seed=0).trials
+    done = [t for t in reversed(trials) if t.state == optuna.trial.TrialState.COMPLETE]
+    return {(t.params["lr"], t.params["seed"]): t.value for t in done}
+
+
+def _optuna_failures(folder: Path) -> int:
+    import optuna
+
+    failed = [
+        t for t in _optuna_study(folder, _spec(folder), seed=0).trials
+        if t.state == optuna.trial.TrialState.FAIL and t.params.get("lr") == TOO_HIGH
+    ]  # fmt: skip
+    return sum(any("reason" in key or "error" in key for key in (*t.system_attrs, *t.user_attrs)) for t in failed)
+
+
+# --------------------------------------------------------------------------------------------------------- Keras Tuner
+
+
+def _keras(folder: Path) -> None:
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+    import keras_tuner
+    import numpy as np
+
+    spec, rows = _spec(folder), np.load(folder / "rows.npz")
+
+    def build(hp: Any) -> Any:
+        layers = [keras.layers.Dense(width, activation="relu", kernel_initializer="he_normal") for width in HIDDEN]
+        model = keras.Sequential([keras.Input(rows["x"].shape[1:]), *layers, keras.layers.Dense(1)])
+        model.compile(
+            optimizer=keras.optimizers.Adam(hp.Choice("lr", list(spec.lrs))),
+            loss=keras.losses.BinaryCrossentropy(from_logits=True),
+            metrics=[keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)],
+        )
+        return model
+
+    tuner = keras_tuner.GridSearch(
+        build,
+        objective=keras_tuner.Objective("val_accuracy", "max"),
+        executions_per_trial=spec.seeds,
+        directory=str(folder),
+        project_name="tuner",
+        seed=0,
+    )
+    tuner.search(
+        rows["x"], rows["y"], epochs=spec.epochs, batch_size=spec.batch_size, shuffle=True,
+        validation_data=(rows["vx"], rows["vy"]), verbose=0,
+    )  # fmt: skip
+
+
+def _keras_trials(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((folder / "tuner").glob("trial_*/trial.json"))]
+
+
+def _keras_results(folder: Path) -> dict[tuple[float, int], float]:
+    """Means of the objective by learning rate, for each execution: their own values are not kept."""
+    found = {}
+    for trial in _keras_trials(folder):
+        observations = trial.get("metrics", {}).get("metrics", {}).get("val_accuracy", {}).get("observations", [])
+        if trial["status"] != "COMPLETED" or not observations:
+            continue
+        for number in range(_spec(folder).seeds):
+            found[trial["hyperparameters"]["values"]["lr"], number] = observations[0]["value"][0]
+    return found
+
+
+def _keras_facts(folder: Path, spec: Spec) -> dict[str, str]:
+    text = json.dumps(_keras_trials(folder))
+    steps = [
+        {o["step"] for o in t.get("metrics", {}).get("metrics", {}).get("val_accuracy", {}).get("observations", [])}
+        for t in _keras_trials(folder)
+    ]
+    weights = list((folder / "tuner").glob("trial_*/*.weights.h5"))
+    return {
+        "best validation accuracy (mean over seeds)": f"{_best(_keras_results(folder)):.4f}",
+        "weights of every trial": _yes(len(weights), spec.trials),
+        "curve of every trial": _yes(spec.seeds * sum(len(s) > 1 for s in steps), spec.trials),
+        "mean and std over seeds of every point": _yes(text.count('"std"'), len(spec.lrs)),
+        "effect of the parameter": _yes(text.count("importance"), 1),
+        "command that trains the winner again": _yes(text.count("command"), 1),
+        "test score of the winner": _yes(text.count("test"), 1),
+    }
+
+
+def _keras_failures(folder: Path) -> int:
+    failed = [t for t in _keras_trials(folder) if t["hyperparameters"]["values"].get("lr") == TOO_HIGH]
+    seeds = _spec(folder).seeds
+    return seeds * sum(t["status"] in ("FAILED", "INVALID") and bool(t.get("message")) for t in failed)
+
+
+CANDIDATES = {"sweep": "bigctl sweep", "packed": "  packed", "optuna": "Optuna + joblib", "keras": "Keras Tuner"}
+PEERS: dict[str, Callable[[Path], None]] = {"optuna": _optuna, "keras": _keras}
+FACTS = {"sweep": _bigctl_facts, "packed": _bigctl_facts, "optuna": _optuna_facts, "keras": _keras_facts}
+RESULTS = {"sweep": _bigctl_results, "packed": _bigctl_results, "optuna": _optuna_results, "keras": _keras_results}
+FAILURES = {"sweep": _bigctl_failures, "packed": _bigctl_failures, "optuna": _optuna_failures, "keras": _keras_failures}
+
+
+if __name__ == "__main__":
+    main()
