@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": "train every point of a search space, and say which is best",
     "runs": "table of runs; remove or prune them",
     "info": "everything known about a run",
+    "compare": "runs side by side; --assert-equal for CI",
     "verify": "check that a run's files are as they were written",
     "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
     "doctor": "check the installation and the devices",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from bigctl.errors import RunError
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.checkpoint import Checkpoints, Saved, read_arrays
 from bigctl.training.writers import read_metrics
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bigctl.training.checkpoint import Saved
 
 TIMED = "perf/"
 """What the names of metrics begin with that measure time."""
@@ -86,6 +89,8 @@ def compare(expected: RunDirectory, found: RunDirectory) -> list[Comparison]:
 
 
 def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Iterator[Comparison]:
+    from bigctl.training.checkpoint import Saved, read_arrays  # with jax, which the rest here does without
+
     name = f"{which} checkpoint"
     a, b = (_saved(run, which) for run in (expected, found))
     if a is None and b is None:
@@ -105,6 +110,8 @@ def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Ite
 
 
 def _saved(run: RunDirectory, which: str) -> Saved | RunError | None:
+    from bigctl.training.checkpoint import Checkpoints
+
     store = Checkpoints(run.checkpoints, warn=lambda text: None)
     try:
         if which == "best" and not store.has_best():
@@ -120,6 +127,8 @@ def _part(path: str) -> str:
 
 def compare_arrays(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Comparison:
     """Arrays by path: dtypes, shapes, and every bit."""
+    import numpy as np
+
     for path in sorted({*expected, *found}):
         if path not in expected or path not in found:
             return Comparison(what, len(expected), f"{path} is in one of them only", where=path)
@@ -140,6 +149,8 @@ def compare_arrays(what: str, expected: Mapping[str, Any], found: Mapping[str, A
 
 def _bits(values: np.ndarray) -> np.ndarray:
     """An array's numbers as rows of bytes that can be compared, also where they are no numbers."""
+    import numpy as np
+
     flat = np.ascontiguousarray(values).reshape(-1)
     return flat.view(np.dtype((np.void, flat.dtype.itemsize)))
 
@@ -166,6 +177,48 @@ def compare_lines(what: str, expected: Sequence[Mapping[str, Any]], found: Seque
         said = f"{len(expected)} and {len(found)} lines; the first that one of them lacks is of step {step:,}"
         return Comparison(what, len(expected), said, step=step)
     return Comparison(what, len(expected))
+
+
+def compare_curve(what: str, expected: Mapping[int, Any], found: Mapping[int, Any], *, tolerance: float) -> Comparison:
+    """One metric by step, to the first step that differs; `largest` is over all steps that both have.
+
+    Args:
+        what: its name.
+        expected, found: step -> value; None for a number that is not finite, equal to another such one.
+        tolerance: the largest difference that counts as none, relative to the larger of both; 0 for every bit.
+    """
+    first, largest, count = None, 0.0, 0
+    for step in sorted({*expected, *found}):
+        if step not in expected or step not in found:
+            have = "the first" if step in expected else "the other"
+            first = first or (step, f"is in {have} run only")
+            continue
+        a, b = expected[step], found[step]
+        count += 1
+        apart = abs(a - b) if _is_finite(a) and _is_finite(b) else 0.0
+        largest = max(largest, apart)
+        if first is None and not _within(a, b, tolerance):
+            amount = f", {apart:.2g} apart" if apart else ""
+            first = step, f"{_shown(a)} and {_shown(b)}{amount}"
+    if first is None:
+        return Comparison(what, count)
+    step, said = first
+    return Comparison(what, count, f"{what} at step {step:,}: {said}", where=what, step=step, largest=largest)
+
+
+def _within(a: Any, b: Any, tolerance: float) -> bool:
+    if not (_is_finite(a) and _is_finite(b)):
+        return _shown(a) == _shown(b)
+    return repr(float(a)) == repr(float(b)) or abs(a - b) <= tolerance * max(abs(a), abs(b)) > 0
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    broken = value is None or (isinstance(value, float) and not math.isfinite(value))
+    return "not finite" if broken else json.dumps(value)[:80]
 
 
 def compare_values(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Comparison:

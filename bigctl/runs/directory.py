@@ -265,6 +265,9 @@ def locate(run: str) -> RunDirectory:
         if (path / "config.yaml").is_file():
             hint = "repeat the command that began the run: what it takes to go on is in the other files"
             raise RunError("is missing", where=str(path / "run.json"), hint=hint)
+        if (path / "ledger.jsonl").is_file():
+            hint = f"its runs are in {path / 'trials'}"
+            raise RunError("is a sweep, not a run", where=str(path), hint=hint)
     import difflib
 
     known = [p.parent.name for p in ROOT.glob("*/run.json")]

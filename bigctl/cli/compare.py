@@ -1,0 +1,175 @@
+"""Runs side by side: which keys, packages and data differ, and what came of it; or whether their metrics are equal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bigctl.cli import common
+from bigctl.runs import differences, directory
+from bigctl.runs.differences import ABSENT, NOT_FINITE, Side
+
+EXAMPLES = """\
+Differences are against the first run. Metrics of a complete run are those of its summary, of another one the last it
+has logged, marked with *. Those of perf/ measure time and are never held to be equal.
+
+examples:
+  bigctl compare cnn_cls cnn_cls-1f3a
+  bigctl compare sweeps/lr/trials/* --metrics 'val/*'
+  bigctl compare runs/before runs/after --assert-equal               every bit of every metric at every step
+  bigctl compare runs/cpu runs/gpu --tolerance 1e-5 --tolerance 'val/accuracy=0.01'
+
+exit codes: 0 ok, 1 --assert-equal or --tolerance has found a difference, 2 usage or configuration
+"""
+_SHOWN = 10
+_LONGEST = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or names under runs/; two or more")
+    parser.add_argument("--all", action="store_true", help="also what is equal in all of them")
+    parser.add_argument(
+        "--metrics", action="append", default=[], metavar="PATTERN",
+        help="only these, with * and ? as wildcards; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--assert-equal", action="store_true",
+        help="exit with 1 unless all metrics, final and as logged at every step, are equal to the bit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance", action="append", default=[], metavar="[METRIC=]T",
+        help="as --assert-equal, up to this relative difference; may be given again, for metrics by name",
+    )  # fmt: skip
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    within = differences.tolerances(options.tolerance)
+    sides = differences.sides([directory.locate(name) for name in options.runs])
+    names = differences.known(sides, options.metrics, where="--metrics")
+    differences.known(sides, within.some, where="--tolerance")
+    readable = all(side.config for side in sides)  # where one is not, a note says so
+    config = differences.rows([side.config for side in sides], every=options.all) if readable else {}
+    surroundings = differences.surroundings(sides, every=options.all)
+    compared = {}
+    if options.assert_equal or options.tolerance:
+        compared = {side.path: differences.equality(sides[0], side, within, names) for side in sides[1:]}
+    equal = all(each.equal for results in compared.values() for each in results)
+    if options.json:
+        common.print_json({
+            "runs": [differences.to_json(side) for side in sides],
+            "config": config,
+            "surroundings": surroundings,
+            "metrics": differences.rows([_chosen(side, names) for side in sides], every=True),
+            "equal": equal if compared else None,
+            "comparisons": {path: [each.to_json() for each in results] for path, results in compared.items()},
+        })  # fmt: skip
+        return 0 if equal else 1
+    _print(sides, config, surroundings, names)
+    for side in sides[1:] if compared else ():
+        _judge(sides[0], side, compared[side.path])
+    return 0 if equal else 1
+
+
+def _chosen(side: Side, names: set[str]) -> dict[str, float | None]:
+    return {name: side.metrics[name] for name in sorted(side.metrics) if name in names}
+
+
+def _judge(first: Side, other: Side, results: Sequence[Any]) -> None:
+    """The first differences of two runs, or that there are none."""
+    wrong = [each for each in results if not each.equal]
+    if not wrong:
+        count = sum(each.count for each in results)
+        print(f"\n{other.name} equals {first.name}: {len(results):,} comparisons, {count:,} values")
+        return
+    print(
+        f"bigctl: {other.path} differs from {first.path} in {len(wrong)} of {len(results)} comparisons", file=sys.stderr
+    )
+    for each in wrong[:_SHOWN]:
+        print(f"        {each.difference}", file=sys.stderr)
+    if len(wrong) > _SHOWN:
+        print(f"        and {len(wrong) - _SHOWN:,} more; --json has them all", file=sys.stderr)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mapping[str, Any], names: set[str]) -> None:
+    steps = ["" if side.step is None else f"{side.step:,}" for side in sides]
+    metrics = differences.rows([_chosen(side, names) for side in sides], every=True)
+    times = differences.rows([side.times for side in sides], every=True)
+    tables = {
+        "run": {"status": [side.status for side in sides], "step": steps},
+        "configuration": {key: [_text(value) for value in values] for key, values in config.items()},
+        "surroundings": {key: [_text(value) for value in values] for key, values in surroundings.items()},
+        "metric": {name: _metrics(values, sides) for name, values in metrics.items()},
+        "time [s], rate": {name: _times(values) for name, values in times.items()},
+    }
+    filled = {title: rows for title, rows in tables.items() if rows}
+    for block in _blocks(filled, len(sides)):
+        for title, rows in filled.items():
+            if title != "run":
+                print()
+            header = [title, *(sides[i].name for i in block)]
+            common.print_table(header, [[name, *(cells[i] for i in block)] for name, cells in rows.items()])
+    if not config and all(side.config for side in sides):
+        print("\nconfiguration: no difference")
+    for side in sides:
+        if not side.final and side.metrics:
+            what = "no evaluation yet" if side.evaluated is None else f"evaluated last at step {side.evaluated:,}"
+            print(f"* {side.name} is {side.status}, {what}")
+        for note in (*side.notes, *([f"{side.path}/metrics.jsonl: damaged lines left out"] if side.damaged else [])):
+            print(f"note: {note}")
+
+
+def _blocks(tables: Mapping[str, Mapping[str, Sequence[str]]], count: int) -> list[list[int]]:
+    """Which runs stand beside each other: on a terminal as many as fit, the first run always among them."""
+    if not sys.stdout.isatty():
+        return [list(range(count))]
+    room = shutil.get_terminal_size((120, 24)).columns
+    widths = [max(len(cells[i]) for rows in tables.values() for cells in rows.values()) + 2 for i in range(count)]
+    left = max(len(name) for title, rows in tables.items() for name in (title, *rows)) + widths[0]
+    blocks, used = [[0]], left
+    for i in range(1, count):
+        if used + widths[i] > room and len(blocks[-1]) > 1:
+            blocks.append([0])
+            used = left
+        blocks[-1].append(i)
+        used += widths[i]
+    return blocks
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split()) or '""'
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 + 3 :]}"
+
+
+def _metrics(values: Sequence[Any], sides: Sequence[Side]) -> list[str]:
+    """Numbers, and how far they are from that of the first run."""
+    cells = []
+    for i, (value, side) in enumerate(zip(values, sides, strict=True)):
+        cell = value if value == ABSENT else NOT_FINITE if value is None else _number(value)
+        cell += "" if side.final or value == ABSENT else " *"
+        if i and all(isinstance(v, int | float) for v in (values[0], value)):
+            cell += f" ({value - values[0]:+.2g})" if value != values[0] else " (=)"
+        cells.append(cell)
+    return cells
+
+
+def _times(values: Sequence[Any]) -> list[str]:
+    cells = []
+    for i, value in enumerate(values):
+        cell = value if value == ABSENT else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        if i and all(isinstance(v, int | float) and v > 0 for v in (values[0], value)):
+            cell += f" ({value / values[0]:.2f}x)"
+        cells.append(cell)
+    return cells
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"

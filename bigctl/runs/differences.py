@@ -1,0 +1,311 @@
+"""Two or more runs side by side: configuration, surroundings, metrics and times, in whatever state each is.
+
+Free of jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bigctl.config import schema
+from bigctl.errors import ConfigError, RunError
+from bigctl.runs import directory, listing, provenance
+from bigctl.runs.comparison import TIMED, Comparison, compare_curve
+from bigctl.runs.directory import RunDirectory
+from bigctl.training.writers import read_metrics
+
+ABSENT = "-"
+"""What stands for a value that a run does not have."""
+NOT_FINITE = "not finite"
+_TIMES = ("wall", "train", "compile", "data_wait", "evaluate", "checkpoint")
+_RATES = ("examples_per_s", "tokens_per_s", "mfu")
+_SPLITS = ("train/", "val/", "test/")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run as it is compared.
+
+    Attributes:
+        name: what it is called in tables.
+        status: of the run.
+        step: the last one known.
+        final: whether `metrics` are those of its summary; else they are the last ones logged.
+        evaluated: the step of the last evaluation, of a run that is not complete.
+        config: dotted key -> value; keys that it is too old to know have the value that is their default now.
+        surroundings: what it was made with, by name.
+        metrics: name -> number, or None where that is not finite.
+        times: seconds by phase, and rates.
+        curves: name -> step -> value, what measures time left out.
+        damaged: lines of metrics.jsonl that cannot be read.
+        notes: what could not be read else.
+    """
+
+    path: str
+    name: str
+    status: str
+    step: int | None
+    final: bool
+    evaluated: int | None
+    config: Mapping[str, Any]
+    surroundings: Mapping[str, Any]
+    metrics: Mapping[str, float | None]
+    times: Mapping[str, float]
+    curves: Mapping[str, Mapping[int, Any]]
+    damaged: int
+    notes: Sequence[str]
+
+
+def sides(runs: Sequence[RunDirectory]) -> list[Side]:
+    """All runs, each by a name of its own.
+
+    Raises:
+        ConfigError: if there are fewer than two, or one is there twice.
+        RunError: if what is there of one cannot be read.
+    """
+    if len(runs) < 2:
+        raise ConfigError("takes two runs or more", where="bigctl compare", hint="`bigctl runs` lists the runs")
+    resolved = [run.path.resolve() for run in runs]
+    twice = next((run for run, path in zip(runs, resolved, strict=True) if resolved.count(path) > 1), None)
+    if twice is not None:
+        raise ConfigError("is named twice", where=str(twice.path), hint="give runs to compare it with")
+    names = [run.path.name or str(run.path) for run in runs]
+    names = [str(r.path) if names.count(name) > 1 else name for r, name in zip(runs, names, strict=True)]
+    return [_side(run, name) for run, name in zip(runs, names, strict=True)]
+
+
+def _side(run: RunDirectory, name: str) -> Side:
+    record, status, notes = run.record(), run.status(), []
+    try:
+        summary = run.summary() if status == directory.COMPLETE else {}
+    except RunError as error:
+        summary = {}
+        notes.append(str(error))
+    try:
+        lines = read_metrics(run.metrics)
+        damaged = sum(map(bool, run.metrics.read_bytes().split(b"\n"))) - len(lines) if run.metrics.exists() else 0
+        config = _config(run, notes)
+        curves = _curves(lines)
+        evaluated = [line["step"] for line in lines if any(name.startswith("val/") for name in line)]
+        metrics = {n: c[max(c)] for n, c in curves.items() if n.startswith(_SPLITS if not summary else "train/")}
+        return Side(
+            path=str(run.path), name=name, status=status, step=listing.row(run).step, final=bool(summary),
+            evaluated=max(evaluated, default=None), config=config, surroundings=_surroundings(run, record),
+            metrics={n: v for n, v in {**metrics, **(summary.get("metrics") or {})}.items() if _is_number(v)},
+            times=_times(summary, lines), curves=curves, damaged=damaged, notes=notes,
+        )  # fmt: skip
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=str(run.metrics)) from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"is not as bigctl writes it ({error!r})", where=str(run.path)) from error
+
+
+def _curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
+    curves: dict[str, dict[int, Any]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name != "step" and not name.startswith(TIMED):
+                curves.setdefault(name, {})[int(line["step"])] = value
+    return curves
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _times(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    logged = {name.removeprefix(TIMED): v for line in lines for name, v in line.items() if name.startswith(TIMED)}
+    found = {**(summary.get("timings") or {}), **{n: summary.get(n, logged.get(n)) for n in _RATES}}
+    return {n: float(v) for n in (*_TIMES, *_RATES) if isinstance(v := found.get(n), int | float)}
+
+
+# -------------------------------------------------------------------------------------- configuration and surroundings
+
+
+def _config(run: RunDirectory, notes: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(run.read_config()), resolve=False)
+    except Exception as error:  # whatever a YAML parser makes of a damaged file
+        notes.append(str(error) if isinstance(error, RunError) else f"{run.config}: cannot be read")
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{run.config}: is no configuration")
+        return {}
+    flat = dict(_flat(found))
+    return {**{key: value for key, value in _defaults(flat).items() if key not in flat}, **flat}
+
+
+def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of every key that there is now for the components that a configuration has."""
+    found: dict[str, Any] = {}
+    for dotted, field, hint in schema.walk(schema.Config):
+        if isinstance(hint, type) and issubclass(hint, schema.Component):
+            chosen = schema.component(dotted, str(config.get(f"{dotted}.kind")))
+            for key, own, kind in schema.walk(chosen, f"{dotted}.") if chosen else ():
+                _put_default(found, key, own, kind)
+        elif dotted.split(".")[0] not in schema.GROUPS:
+            _put_default(found, dotted, field, hint)
+    return found
+
+
+def _put_default(found: dict[str, Any], key: str, field: dataclasses.Field[Any], hint: Any) -> None:
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    if not dataclasses.is_dataclass(hint) and value is not dataclasses.MISSING and value != schema.MISSING:
+        found[key] = value
+
+
+def _surroundings(run: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config.drift` has rules for, every package by itself, and which changes the code has."""
+    facts = provenance.facts(record)
+    facts.pop("packages")
+    diff = (record.get("code") or {}).get("diff")
+    if facts["commit"] and diff:
+        facts["commit"] += f" {provenance.digest(diff)}"
+    tokenizer = hashlib.sha256(run.tokenizer.read_bytes()).hexdigest()[:12] if run.tokenizer.exists() else None
+    data = str((record.get("data") or {}).get("fingerprint") or "")[:12] or None
+    python = (record.get("machine") or {}).get("python")
+    others = {name: v for name, v in (record.get("packages") or {}).items() if name not in facts}
+    return {"data": data, "tokenizer": tokenizer, **facts, "python": python, **others}
+
+
+# ---------------------------------------------------------------------------------------------------- what is different
+
+
+def rows(found: Sequence[Mapping[str, Any]], *, every: bool) -> dict[str, list[Any]]:
+    """Name -> its value in each run, `ABSENT` where it has none; only those that differ, unless all are asked for."""
+    names = dict.fromkeys(name for each in found for name in each)
+    table = {name: [each.get(name, ABSENT) for each in found] for name in names}
+    return {name: values for name, values in table.items() if every or any(not _same(values[0], v) for v in values)}
+
+
+def surroundings(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]:
+    """As `rows`; what a run does not know of does not differ."""
+    table = rows([{n: v for n, v in side.surroundings.items() if v is not None} for side in found], every=every)
+    return {name: v for name, v in table.items() if every or len({x for x in map(str, v) if x != ABSENT}) > 1}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    return bool(a == b)
+
+
+# ------------------------------------------------------------------------------------------------------------- equality
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far metrics may be apart, relative to the larger value: one for all, others for some by pattern."""
+
+    every: float = 0.0
+    some: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def of(self, metric: str) -> float:
+        matching = [value for pattern, value in self.some.items() if fnmatch.fnmatchcase(metric, pattern)]
+        return matching[-1] if matching else self.every
+
+
+def tolerances(texts: Iterable[str]) -> Tolerances:
+    """As they are written on the command line: "1e-5", or "val/loss=1e-3" with * and ? as wildcards.
+
+    Raises:
+        ConfigError: for what is no such tolerance.
+    """
+    every, some = 0.0, {}
+    for text in texts:
+        pattern, equals, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf or (equals and not pattern):
+            hint = "a relative difference: --tolerance 1e-5, or for some metrics --tolerance 'val/*=1e-3'"
+            raise ConfigError(f"{text!r} is no tolerance", where="--tolerance", hint=hint)
+        if equals:
+            some[pattern] = number
+        else:
+            every = number
+    return Tolerances(every, some)
+
+
+def known(found: Sequence[Side], patterns: Iterable[str], *, where: str) -> set[str]:
+    """The metrics of any run that match some pattern; all of them where there is none.
+
+    Raises:
+        ConfigError: for a pattern that matches none.
+    """
+    names = dict.fromkeys(name for side in found for name in (*side.metrics, *side.curves))
+    chosen: set[str] = set()
+    patterns = list(patterns)
+    for pattern in patterns:
+        matching = fnmatch.filter(names, pattern)
+        if not matching:
+            close = difflib.get_close_matches(pattern, names, n=2)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"one of: {', '.join(sorted(names)) or 'none'}"
+            raise ConfigError(f"there is no metric {pattern!r}", where=where, hint=hint)
+        chosen.update(matching)
+    return chosen if patterns else set(names)
+
+
+def equality(first: Side, other: Side, within: Tolerances, names: Iterable[str]) -> list[Comparison]:
+    """Whether two runs have the same metrics: the whole curve of each and its final value, those that differ first.
+
+    Raises:
+        RunError: if one has no metrics at all: nothing would be compared.
+    """
+    names = set(names)
+    for side in (first, other):
+        if not names & {*side.curves, *side.metrics}:
+            raise RunError("has no metrics to compare", where=side.path, hint=f"`bigctl info {side.path}` says why")
+    results = []
+    for side in (first, other):
+        if side.damaged:
+            what = f"{side.path}/metrics.jsonl"
+            lines = "1 line" if side.damaged == 1 else f"{side.damaged:,} lines"
+            results.append(Comparison(what, difference=f"{what}: {lines} cannot be read", where=what, step=-1))
+    if first.final != other.final:
+        results.append(Comparison("status", difference=f"status: {first.status} and {other.status}", where="status"))
+    for name in sorted(names):
+        curves = first.curves.get(name, {}), other.curves.get(name, {})
+        if any(curves):
+            results.append(compare_curve(name, *curves, tolerance=within.of(name)))
+        if first.final and other.final and (name in first.metrics or name in other.metrics) and _in_summary(name):
+            results.append(_final(name, first.metrics, other.metrics, within.of(name)))
+    return sorted(results, key=lambda each: (each.equal, each.step if each.step is not None else math.inf))
+
+
+def _in_summary(name: str) -> bool:
+    return not name.startswith("train/")
+
+
+def _final(name: str, a: Mapping[str, float | None], b: Mapping[str, float | None], tolerance: float) -> Comparison:
+    """A metric of both summaries."""
+    what = f"final {name}"
+    found = compare_curve(what, *({0: side[name]} if name in side else {} for side in (a, b)), tolerance=tolerance)
+    if found.equal:
+        return found
+    said = f"{what}: {found.difference.split(': ', 1)[1]}"
+    return dataclasses.replace(found, difference=said, where=name, step=None)
+
+
+def to_json(side: Side) -> dict[str, Any]:
+    """All but the configuration and the curves, which are in its files."""
+    fields = (field.name for field in dataclasses.fields(side))
+    return {name: getattr(side, name) for name in fields if name not in ("curves", "config")}
