@@ -11,6 +11,7 @@ from bigctl.data.dataset import Dataset
 from bigctl.runs import inputs, provenance
 
 if TYPE_CHECKING:
+    from bigctl.training.checkpoint import Checkpoints
     from bigctl.runs.experiment import Experiment
 
 
@@ -34,6 +35,10 @@ class Setup:
             "code": provenance.code(Path.cwd()),
             "machine": provenance.machine(),
         }
+
+    def checkpoints(self, own: Checkpoints) -> Any:
+        """The checkpoints of the run, or what takes their place."""
+        return own
 
     def build(self, config: schema.Config, dataset: Dataset) -> Experiment:
         """The programs, the feed and the evaluators."""

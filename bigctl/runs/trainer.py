@@ -145,7 +145,9 @@ def _train(
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)
     kept = config.checkpoint
-    checkpoints = Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure, group=group)
+    checkpoints = options.setup.checkpoints(
+        Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure, group=group)
+    )
     if group.leads:
         _keep_tokenizer(run, dataset, config)
     made_with = {**options.setup.surroundings(), "devices": summary.devices(experiment.programs.mesh)}

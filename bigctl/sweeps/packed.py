@@ -178,6 +178,11 @@ class _TrialSetup(Setup):
     def surroundings(self) -> dict[str, Any]:
         return self.shared.surroundings
 
+    def checkpoints(self, own: Any) -> Any:
+        from bigctl.training.queued import QueuedCheckpoints
+
+        return QueuedCheckpoints(own)
+
     def build(self, config: Config, dataset: Any) -> Experiment:
         from bigctl.runs.experiment import Experiment
 

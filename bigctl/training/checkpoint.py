@@ -149,14 +149,18 @@ class Checkpoints:
         Raises:
             TrainingFailed: if it could not be, and `on_failure` is "stop" or no other save follows this `last` one.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         failure, self._failure = self._failure, None
         if failure is not None and (last or self.on_failure == "stop"):
             raise failure
         if failure is not None:
             self.warn(f"{failure.where}: {failure.message}; training goes on (checkpoint.on_failure=warn)")
+
+    def join(self) -> None:
+        """Until the last save has ended, well or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def close(self) -> None:
         self.wait()
