@@ -91,14 +91,14 @@ def _feed(columns: dict[str, np.ndarray], options: argparse.Namespace) -> dict[s
     import bigctl
     from bigctl.data.sampler import BatchPlan
     from bigctl.parallel import mesh as meshes
-    from bigctl.training.feed import SentFeed, _Ahead
+    from bigctl.training.feed import Ahead, SentFeed
 
     config = bigctl.compose(["recipe=cnn_cls", f"train.batch_size={options.batch_size}"])
     # SentFeed needs no more of the programs than this.
     programs: Any = SimpleNamespace(
         mesh=meshes.make(config.mesh), numbers={}, step_sent=lambda state, batch, numbers: jax.block_until_ready(batch)
     )
-    batches = _Ahead(BatchPlan(options.examples, seed=0), options.batch_size)
+    batches = Ahead(BatchPlan(options.examples, seed=0), options.batch_size)
 
     def work() -> None:
         feed = SentFeed(programs, columns, batches, config)

@@ -21,7 +21,9 @@ from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
 from bigctl.runs import inputs, provenance
 from bigctl.training import cadence
+from bigctl.training import feed as feeds
 from bigctl.training.cadence import Cadence
+from bigctl.training.evaluation import Evaluator
 from bigctl.training.objective import Objective
 from bigctl.training.step import Programs
 
@@ -39,6 +41,15 @@ class Experiment:
     cadence: Cadence
     metric: str
     mode: str
+
+    def feed(self) -> feeds.Feed:
+        """Where the batches of training come from."""
+        return feeds.make(self.programs, self.dataset.splits["train"], self.config)
+
+    def evaluator(self, split: str, prefix: str) -> Evaluator:
+        """How a split is scored; `prefix` is what its metrics' names begin with."""
+        edges = feeds.edges_of(self.dataset.splits["train"], self.config)
+        return Evaluator(self.programs, self.dataset.splits[split], self.config, prefix=prefix, edges=edges)
 
 
 def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list[str]]:

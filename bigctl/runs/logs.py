@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
 import logging
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigctl.errors import RunError
+
+_run: contextvars.ContextVar[Path | None] = contextvars.ContextVar("run", default=None)
+"""Whose log.txt is kept in this context; other threads than those that a run has started know of none."""
 
 
 class _LogFile(logging.FileHandler):
@@ -29,7 +33,8 @@ class _Warnings(logging.Handler):
 
 @contextlib.contextmanager
 def kept(path: Path) -> Iterator[None]:
-    """Everything that is logged goes to log.txt; warnings of our own also to stderr."""
+    """Everything that is logged goes to log.txt; warnings of our own also to stderr. Of several runs in one process,
+    each keeps what is logged in its own context."""
     root = logging.getLogger()
     try:
         handler = _LogFile(path, encoding="utf-8")
@@ -39,6 +44,9 @@ def kept(path: Path) -> Iterator[None]:
     handler.setLevel(logging.INFO)
     warnings = _Warnings(logging.WARNING)
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)  # errors end the command and are told by it
+    for each in (handler, warnings):
+        each.addFilter(lambda record: _run.get() in (None, path))
+    mine = _run.set(path)
     bigctl_logger = logging.getLogger("bigctl")
     bigctl_logger.setLevel(logging.INFO)
     bigctl_logger.addHandler(warnings)
@@ -47,6 +55,7 @@ def kept(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        _run.reset(mine)
         bigctl_logger.removeHandler(warnings)
         root.removeHandler(handler)
         handler.close()

@@ -13,9 +13,8 @@ from bigctl.files import write_json
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.experiment import Experiment
-from bigctl.training import feed, throughput
+from bigctl.training import throughput
 from bigctl.training.checkpoint import Checkpoints
-from bigctl.training.evaluation import Evaluator
 from bigctl.training.loop import Timings
 from bigctl.training.state import Progress, TrainState
 
@@ -48,13 +47,11 @@ def write(
     """
     config, progress, state = experiment.config, checkpoints.without_lost_best(fitted.progress), fitted.state
     best = config.checkpoint.best and progress.best_step is not None
-    if best and progress.best_step != progress.step:
+    if best and progress.best_step != progress.step and config.eval.test:  # else nothing is left to score
         state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
-    splits = experiment.dataset.splits
-    edges = feed.edges_of(splits["train"], config)
 
     def score(split: str, prefix: str) -> dict[str, Any]:
-        evaluator = Evaluator(experiment.programs, splits[split], config, prefix=prefix, edges=edges)
+        evaluator = experiment.evaluator(split, prefix)
         return evaluator(experiment.programs.evaluation_weights(state), state.variables)
 
     selected = (

@@ -8,7 +8,7 @@ import logging
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bigctl.parallel.processes import Alone, Group
 from bigctl.runs import conventions, directory, gates, inputs, logs, opening
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.gates import Gate
+from bigctl.runs.setup import Setup
 from bigctl.training import cadence, trackers, witness
 from bigctl.training.signals import StopRequest
 from bigctl.training.stopping import SharedStop
@@ -44,6 +45,7 @@ class Options:
         began: when the command was started, by `time.monotonic` [s]; None for when `train` is called.
         stop: an entered one, which listens already.
         require: gates on metrics, whose names are checked before anything is trained.
+        setup: how the run comes to its data and programs.
     """
 
     resume: str = "auto"
@@ -55,6 +57,7 @@ class Options:
     began: float | None = None
     stop: StopRequest | None = None
     require: Sequence[Gate] = ()
+    setup: Setup = field(default_factory=Setup)
 
 
 def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def _train(
     )
     # Everything that can be wrong with the data is found before the seconds that jax takes to start.
     config = composed.config if trained else inputs.resolve(composed.config)  # its weights may be gone since
-    dataset = group.in_turn(lambda: inputs.prepare_data(config, run.tokenizer))
+    dataset = group.in_turn(lambda: options.setup.data(config, run.tokenizer))
     if group.first(lambda: dataset.fingerprint) != dataset.fingerprint:
         raise DataError(
             f"process {group.index} finds other data than process 0",
@@ -130,12 +133,12 @@ def _train(
     cadence.make(config, dataset.size("train"))
 
     from bigctl.runs import experiment as experiments
-    from bigctl.runs import provenance, summary
+    from bigctl.runs import summary
     from bigctl.training.checkpoint import Checkpoints, shapes
 
     if config.train.compile_cache:
         experiments.use_compile_cache()
-    experiment = experiments.build(config, dataset)
+    experiment = options.setup.build(config, dataset)
     if options.require:
         names = experiment.programs.metric_names("val")
         tested = names if config.eval.test else ()
@@ -144,20 +147,17 @@ def _train(
         horizon = dataclasses.replace(config.schedule, horizon=experiment.cadence.total)
         config = dataclasses.replace(config, schedule=horizon)
     kept = config.checkpoint
-    checkpoints = Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure, group=group)
+    checkpoints = options.setup.checkpoints(
+        Checkpoints(run.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure, group=group)
+    )
     if group.leads:
         _keep_tokenizer(run, dataset, config)
-    made_with = {
-        "packages": provenance.packages(),
-        "code": provenance.code(Path.cwd()),
-        "machine": provenance.machine(),
-        "devices": summary.devices(experiment.programs.mesh),
-    }
+    made_with = {**options.setup.surroundings(), "devices": summary.devices(experiment.programs.mesh)}
     state, progress, resumed, differences = _restore(run, experiment, checkpoints, made_with)
     run.write_config(composing.to_yaml(config), composed.overrides)
     run.begun = True
     changed = [*changed, *map(str, differences)]
-    start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": changed}
+    start = {"time": started, "step": resumed, "argv": list(options.argv), "changed": changed, **options.setup.note}
     starts = run.record().get("starts", []) if run.writes else []
     run.update_record(
         data={
@@ -283,14 +283,11 @@ def _fit(
     from bigctl.runs import samples
     from bigctl.runs.summary import Fitted
     from bigctl.training import divergence, throughput
-    from bigctl.training import feed as feeds
-    from bigctl.training.evaluation import Evaluator
     from bigctl.training.loop import Hooks, Loop
     from bigctl.training.profile import Profiler
     from bigctl.training.writers import Console, JsonLines, TensorBoard
 
     config, cadence = experiment.config, experiment.cadence
-    splits = experiment.dataset.splits
     console = Console(cadence.total, quiet=options.quiet or not run.writes)
     writers: list[Any] = [console]
     if run.writes:
@@ -338,17 +335,11 @@ def _fit(
     hooks.rewind = rewind
     if profiler is not None:
         hooks.before_dispatch = profiler.before_dispatch
-    feed = feeds.make(experiment.programs, splits["train"], config)
+    feed = experiment.feed()
     loop = Loop(
         experiment.programs,
         feed,
-        Evaluator(
-            experiment.programs,
-            splits["validation"],
-            config,
-            prefix="val",
-            edges=feeds.edges_of(splits["train"], config),
-        ),
+        experiment.evaluator("validation", "val"),
         cadence,
         config,
         hooks,

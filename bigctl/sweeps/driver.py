@@ -62,7 +62,7 @@ class Settings:
 @dataclass
 class _Running:
     """A job and the trials it works on; `since` are the steps they started from, `own` whether it is of this start of
-    the sweep, `asked` whether it was asked to leave."""
+    the sweep, `asked` whether it was asked to leave, `told` how much of what it measured."""
 
     job: Job
     states: list[State]
@@ -71,7 +71,7 @@ class _Running:
     log: Path
     own: bool = True
     asked: bool = False
-    told: bool = False
+    told: int = 0
 
 
 class _Elsewhere:
@@ -328,12 +328,13 @@ class Driver:
 
     def _tell_verdict(self, running: _Running) -> None:
         """What a process that measured how to train its trials has chosen."""
-        if running.told or running.own is False or self.settings.pack_mode != "auto" or self.settings.packed == 1:
+        if not running.own or self.settings.pack_mode != "auto" or self.settings.packed == 1:
             return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(self._job_file(running.states).with_suffix(".verdict.json").read_text(encoding="utf-8"))
-            running.told = True
-            self.view.say(str(found["sentence"]))
+            for group in found["groups"][running.told :]:
+                running.told += 1
+                self.view.say(str(group["sentence"]))
 
     def _learn(self, seen: Watch) -> None:
         """The metric that trials are ranked by is the one by which they select, unless `sweep.metric` names it."""

@@ -9,6 +9,7 @@ what still matches its manifest is loaded, or counts when older checkpoints are 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import errno
 import logging
@@ -37,6 +38,10 @@ log = logging.getLogger("bigctl.checkpoint")
 
 SCHEMA = 1
 _OVERHEAD = 2**18  # bytes besides the arrays: indices, metadata, manifest
+
+_BEGINNING = threading.Lock()
+"""Held where a save begins: Orbax tells what belongs to it by a number of the process, which the next one raises. What
+follows, in the background, keeps its own."""
 
 
 def say(text: str) -> None:
@@ -122,7 +127,8 @@ class Checkpoints:
             if not self.group.first(begin):
                 witness.saving(-1)
                 return
-            self._orbax().save(target.resolve() / "state", args=_save_args(tree))
+            with _BEGINNING:
+                self._orbax().save(target.resolve() / "state", args=_save_args(tree))
         except Exception as error:
             self._failure = self._failed(target, error)
             witness.saving(-1)
@@ -130,8 +136,8 @@ class Checkpoints:
                 self.wait()
             return
         self._thread = threading.Thread(
-            target=self._finish,
-            args=(target, progress.best_step, progress.anchors),
+            target=contextvars.copy_context().run,  # so that its log is that of this run
+            args=(self._finish, target, progress.best_step, progress.anchors),
             name="checkpoint-commit",
             daemon=True,
         )
@@ -143,14 +149,18 @@ class Checkpoints:
         Raises:
             TrainingFailed: if it could not be, and `on_failure` is "stop" or no other save follows this `last` one.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         failure, self._failure = self._failure, None
         if failure is not None and (last or self.on_failure == "stop"):
             raise failure
         if failure is not None:
             self.warn(f"{failure.where}: {failure.message}; training goes on (checkpoint.on_failure=warn)")
+
+    def join(self) -> None:
+        """Until the last save has ended, well or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def close(self) -> None:
         self.wait()

@@ -78,6 +78,11 @@ class Evaluator:
         special = self.programs.objective.metrics(sums)
         return {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
 
+    def place(self) -> None:
+        """Bring the split onto the devices, if it fits and is not there yet."""
+        if self.resident and self._arrays is None:
+            self._arrays = feed.place(self.programs, self.columns)
+
     def _collected(self, each: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, np.ndarray]:
         """Values of each example, in the split's order; kept in `examples` without the prefix of their names."""
         found: dict[str, np.ndarray] = {}
@@ -92,8 +97,7 @@ class Evaluator:
 
     def _batches(self, params: Any, variables: Any) -> Any:
         """Triples (indices, mask, what the program gives) of every batch."""
-        if self.resident and self._arrays is None:
-            self._arrays = feed.place(self.programs, self.columns)
+        self.place()
         where = meshes.batch_sharding(self.programs.mesh)
         for indices, mask, *length in self.plan.batches():
             if self.resident:

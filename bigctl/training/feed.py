@@ -47,24 +47,26 @@ class Feed(Protocol):
 
 def make(programs: Programs, columns: Columns, config: schema.Config) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
-    frozen = config.train.batch_size if config.train.overfit_one_batch else 0
-    block, edges = config.block, edges_of(columns, config)
-    plan: BatchPlan | WindowPlan
-    if block is not None:
-        plan = WindowPlan(len(columns["inputs"]), block, config.seed, frozen)
-    else:
-        plan = BatchPlan(len(columns["label"]), config.seed, frozen)
+    block, edges, plan = config.block, edges_of(columns, config), plan_of(columns, config)
     if edges is not None and isinstance(plan, BatchPlan):
         window = config.recipe.bucketing.window  # type: ignore[attr-defined]
         batches: _Batches = LengthPlan(plan, buckets.lengths_of(columns), config.train.batch_size, edges, window)
     else:
-        batches = _Ahead(plan, config.train.batch_size, block)
+        batches = Ahead(plan, config.train.batch_size, block)
     if not fits(columns, config):
         return SentFeed(programs, columns, batches, config)
     arrays = place(programs, columns)
     if edges is None and loops(programs, config):
         return LoopFeed(programs, arrays, plan, config, block)
     return ResidentFeed(programs, arrays, batches, config)
+
+
+def plan_of(columns: Columns, config: schema.Config) -> BatchPlan | WindowPlan:
+    """The order of the examples of a training split, or of its windows."""
+    frozen = config.train.batch_size if config.train.overfit_one_batch else 0
+    if config.block is not None:
+        return WindowPlan(len(columns["inputs"]), config.block, config.seed, frozen)
+    return BatchPlan(len(columns["label"]), config.seed, frozen)
 
 
 def edges_of(columns: Columns, config: schema.Config) -> tuple[int, ...] | None:
@@ -117,7 +119,7 @@ class _Batches(Protocol):
         """Indices, or starts of windows, int [batch]; and the length that texts are padded to, or of the windows."""
 
 
-class _Ahead:
+class Ahead:
     """Indices at successive positions, out of blocks computed at once: a call to the plan costs what thousands of
     indices do."""
 
@@ -177,7 +179,7 @@ class LoopFeed:
         self.batch_size = config.train.batch_size
         self.largest = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP)
         self.waited = 0.0
-        self._indices = _Ahead(plan)
+        self._indices = Ahead(plan)
         self._length: int | None = config.train.steps_per_dispatch
         self._warm = False
 

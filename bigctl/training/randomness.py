@@ -10,8 +10,9 @@ PARAMETERS, DROPOUT, AUGMENTATION, SAMPLING = range(4)
 """Purposes. Append only: a number's meaning is part of every run made with it."""
 
 
-def key(seed: int, purpose: int, step: Any = 0) -> jax.Array:
-    """The key for one purpose at one step. Threefry, because its numbers are the same on every mesh."""
+def key(seed: Any, purpose: int, step: Any = 0) -> jax.Array:
+    """The key for one purpose at one step; seed and step may be traced. Threefry, because its numbers are the same on
+    every mesh."""
     root = jax.random.key(seed, impl="threefry2x32")
     return jax.random.fold_in(jax.random.fold_in(root, purpose), step)
 

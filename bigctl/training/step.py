@@ -6,6 +6,7 @@ decay, dropout and the like arrive as `numbers`, an argument, so that other valu
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
@@ -30,6 +31,9 @@ from bigctl.training.state import TrainState, zeros_like
 
 Numbers = dict[str, Any]
 Arrays = dict[str, jax.Array]
+
+SEED = "seed"
+"""The name among the numbers that the seed has where it is an argument too, see `Programs.like`."""
 
 LARGEST_LOOP = 1024
 """Steps a dispatch at most: the length of the index array that a looped program takes."""
@@ -75,8 +79,7 @@ class Programs:
         Args:
             weights: parameters by path that replace the initial ones, such as pretrained ones.
         """
-        make = jax.jit(self._initial, out_shardings=self.state_shardings)
-        state = make(randomness.key(self.config.seed, randomness.PARAMETERS))
+        state = self._make(randomness.key(self.config.seed, randomness.PARAMETERS))
         if not weights:
             return state
 
@@ -87,6 +90,22 @@ class Programs:
         params = jax.tree_util.tree_map_with_path(replaced, state.params)
         ema = jax.tree.map(jnp.copy, params) if self.config.train.ema else state.ema
         return dataclasses.replace(state, params=params, ema=ema)
+
+    @cached_property
+    def _make(self) -> Any:
+        """key -> a new state."""
+        return jax.jit(self._initial, out_shardings=self.state_shardings)
+
+    def like(self, config: schema.Config) -> Programs:
+        """The same programs, compiled once for both, with the numbers and the seed of another configuration, which
+        must differ in nothing else."""
+        for name, attribute in vars(Programs).items():
+            if isinstance(attribute, cached_property):
+                getattr(self, name)
+        other = copy.copy(self)
+        other.config = config
+        other.numbers = {**traced_numbers(config), SEED: jnp.asarray(np.int64(config.seed))}
+        return other
 
     def _build(self, key: jax.Array) -> nnx.Module:
         return self.objective.build(nnx.Rngs(params=key))
@@ -167,8 +186,9 @@ class Programs:
     ) -> tuple[Any, Any, Any]:
         """Gradient of the summed loss, new variables and metric sums of a batch, computed in `accumulate` parts."""
         parts = self.config.train.accumulate
-        dropout = randomness.key(self.config.seed, randomness.DROPOUT, step)
-        augmentation = randomness.key(self.config.seed, randomness.AUGMENTATION, step)
+        seed = numbers.get(SEED, self.config.seed)
+        dropout = randomness.key(seed, randomness.DROPOUT, step)
+        augmentation = randomness.key(seed, randomness.AUGMENTATION, step)
 
         trained = self.trained(params)
 

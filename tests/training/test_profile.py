@@ -112,7 +112,7 @@ def test_a_recompiled_step_is_reported_once(kind: type[feeds.ResidentFeed]) -> N
     config = api.compose([*MLP, "mesh=single", "model.hidden=[4]", "train.steps=12", "checkpoint.best=false"])
     exp = experiment.build(config)
     plan = BatchPlan(exp.dataset.size("train"), 0)
-    batches = feeds._Ahead(plan, config.train.batch_size)
+    batches = feeds.Ahead(plan, config.train.batch_size)
     feed = kind(exp.programs, feeds.place(exp.programs, exp.dataset.splits["train"]), batches, config)
     warnings: list[str] = []
     hooks = Hooks(write=lambda *_: None, save=lambda *_: None, flush=lambda: None, warn=warnings.append)

@@ -350,7 +350,7 @@ def sent_feed(columns: Any = None) -> tuple[Recorded, feeds.SentFeed, BatchPlan]
     plan = BatchPlan(100, 0)
     programs = Recorded(exp)
     columns = {"label": np.arange(100)} if columns is None else columns
-    batches = feeds._Ahead(plan, exp.config.train.batch_size)
+    batches = feeds.Ahead(plan, exp.config.train.batch_size)
     return programs, feeds.SentFeed(programs, columns, batches, exp.config), plan  # type: ignore[arg-type]
 
 
@@ -368,7 +368,7 @@ def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
 def test_resident_batches_follow_the_plan_through_blocks_and_jumps(kind: Any) -> None:
     exp = built(*MLP)
     programs, plan = Recorded(exp), BatchPlan(1000, 0)
-    feed = kind(programs, {}, plan if kind is feeds.LoopFeed else feeds._Ahead(plan, 32), exp.config)
+    feed = kind(programs, {}, plan if kind is feeds.LoopFeed else feeds.Ahead(plan, 32), exp.config)
     feed._length = 9000
     starts = [0, *range(16_000, 17_600, 32), 64, 50_000]
     for position in starts:

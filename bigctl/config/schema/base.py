@@ -23,6 +23,7 @@ def key(
     drift: str = TRAJECTORY,
     choices: tuple[str, ...] = (),
     traced: bool = False,
+    off: float | None = None,
     decided: bool = False,
 ) -> Any:
     """One key of the schema.
@@ -33,9 +34,11 @@ def key(
         drift: STRUCTURAL, TRAJECTORY or FREE, see above.
         choices: the values allowed, where they are few.
         traced: whether the compiled step takes the value as an argument, so that another value needs no new compile.
+        off: the traced value at which the program leaves out what it steers, and is another one than for all others.
         decided: null leaves the value to the start of a run, which then keeps it.
     """
-    metadata = {"doc": doc, "drift": drift, "choices": choices, "traced": traced, "decided": decided}
+    metadata = {"doc": doc, "drift": drift, "choices": choices, "traced": traced}
+    metadata |= {"off": off, "decided": decided}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     if dataclasses.is_dataclass(default) and isinstance(default, type):

@@ -34,7 +34,7 @@ class Mlp(Model):
     hidden: list[int] = key([64, 32], "Width of each hidden layer.", drift=STRUCTURAL)
     activation: str = key("relu", "Non-linearity after each hidden layer.", choices=ACTIVATIONS)
     norm: str = key("none", "Normalisation before each activation.", drift=STRUCTURAL, choices=NORMS)
-    dropout: float = key(0.5, "Dropout after each hidden layer.", traced=True)
+    dropout: float = key(0.5, "Dropout after each hidden layer.", traced=True, off=0.0)
     head: str = key("classification", "What the last layer predicts.", drift=STRUCTURAL, choices=HEADS)
 
 
@@ -54,7 +54,7 @@ class Cnn(Model):
     hidden: list[int] = key([128], "Width of each dense layer before the output.", drift=STRUCTURAL)
     activation: str = key("relu", "Non-linearity after each layer.", choices=ACTIVATIONS)
     norm: str = key("none", "Normalisation before each activation.", drift=STRUCTURAL, choices=NORMS)
-    dropout: float = key(0.0, "Dropout after each dense layer.", traced=True)
+    dropout: float = key(0.0, "Dropout after each dense layer.", traced=True, off=0.0)
 
 
 POOLS = ("cls", "mean")
@@ -90,8 +90,10 @@ class Bert(Model):
     pooler: bool = key(
         False, "Put the dense layer with tanh of the original between pool and output.", drift=STRUCTURAL
     )
-    dropout: float = key(0.1, "Dropout of embeddings, of each sub-layer's output, and before the head.", traced=True)
-    attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True)
+    dropout: float = key(
+        0.1, "Dropout of embeddings, of each sub-layer's output, and before the head.", traced=True, off=0.0
+    )
+    attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True, off=0.0)
     lora: Lora = key(Lora, "Low-rank adaptation.")
 
 
@@ -107,7 +109,7 @@ class Lstm(Model):
         "max", "What stands for the text: the last state, or the mean or maximum of all.", drift=STRUCTURAL,
         choices=LSTM_POOLS,
     )  # fmt: skip
-    dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True)
+    dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True, off=0.0)
 
 
 POSITIONS = ("learned", "rope")
@@ -153,7 +155,7 @@ class Decoder(Model):
     qk_norm: bool | None = decided("Normalise queries and keys; null for no.")
     eps: float | None = decided("Added to the variance in normalisation; null for 1e-5.")
     zero_init: bool = key(False, "Start with zeros in what each part adds to the stream, and in an untied output.")
-    dropout: float = key(0.0, "Dropout of the embedding and of what each part adds.", traced=True)
+    dropout: float = key(0.0, "Dropout of the embedding and of what each part adds.", traced=True, off=0.0)
     remat: str = key(
         "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
         "but products with weights.", choices=REMATS,

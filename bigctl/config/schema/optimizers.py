@@ -18,7 +18,10 @@ class Optimizer(Component):
     )
     clip: float | None = key(None, "Largest global norm of the gradient; null for none.", traced=True)
     layer_decay: float = key(
-        1.0, "What the learning rate is multiplied by from each layer to the one below; 1 for the same.", traced=True
+        1.0,
+        "What the learning rate is multiplied by from each layer to the one below; 1 for the same.",
+        traced=True,
+        off=1.0,
     )
     freeze: list[str] = key(
         [], "Patterns of parameters that are not trained, such as embeddings or 'layers/[0-3]/'.", drift=STRUCTURAL

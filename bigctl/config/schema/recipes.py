@@ -140,7 +140,7 @@ class GptLm(Recipe):
         None, "Length of a training window; null for the model's context, 1024 at most [tokens].", drift=STRUCTURAL
     )
     z_loss: float = key(
-        0.0, "Weight of the squared logarithm of the normaliser, which keeps logits small.", traced=True
+        0.0, "Weight of the squared logarithm of the normaliser, which keeps logits small.", traced=True, off=0.0
     )
     loss_chunk: int | None = key(None, "Places of each window whose logits are made at once; null chooses [tokens].")
     sample_every: str | None = key(

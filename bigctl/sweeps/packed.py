@@ -1,0 +1,426 @@
+"""Packed trials: many small trainings in one process, side by side in one program where that pays.
+
+Each trial is trained by `runs.trainer` like any other run, in a thread of its own: lock, log, metrics, checkpoints,
+resuming, early stopping and failures are those of a single run. What the trials of one process share is what costs most
+of a small training: start-up, data, and compiled programs; and packs of `width` of them take their steps together (see
+`training.packed`).
+
+    python -m bigctl.sweeps.packed JOB.json
+
+trains the trials of a job, {"trials": [{"id", "overrides", "run"}], "config_dirs": [], "plugins": [], "mode": "auto" or
+"yes", "extra": [more overrides], "quiet": true}. It writes JOB.verdict.json, how they are trained and why, and in the
+end JOB.ends.json, what became of each. A file `prune` in a run directory, with the reason as its text, ends that trial
+at the next event, with a checkpoint, as if it had been asked to stop.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigctl.config.compose import Composed
+from bigctl.config.schema import Config
+from bigctl.errors import BigctlError, ConfigError
+from bigctl.runs import directory, trainer
+from bigctl.runs.directory import RunDirectory
+from bigctl.runs.setup import Setup
+from bigctl.sweeps import packing
+from bigctl.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from bigctl.runs.experiment import Experiment
+    from bigctl.training.packed import Pack, PackedSteps
+
+TOGETHER = 32
+"""Trials that are in training at the same time; the next packs wait."""
+ALONE_TOGETHER = 2
+"""The same of trials that are not packed: one computes, the other writes."""
+PRUNE = "prune"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to train: which, what, and where."""
+
+    id: str
+    composed: Composed
+    path: Path
+
+    @property
+    def config(self) -> Config:
+        return self.composed.config
+
+
+@dataclass(frozen=True)
+class End:
+    """What became of a trial: its summary, or what ended it before it was complete."""
+
+    job: Job
+    summary: dict[str, Any] | None = None
+    error: Exception | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        if self.error is None:
+            return {"status": directory.COMPLETE, "message": "", "exit_code": 0}
+        status = RunDirectory(self.job.path).status()
+        code = self.error.exit_code if isinstance(self.error, BigctlError) else 1
+        status = directory.FAILED if status in (directory.NEW, directory.RUNNING) else status
+        return {"status": status, "message": str(self.error), "exit_code": code}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How many trials are side by side in one program, 1 for none, and why.
+
+    Attributes:
+        sentence: for people.
+        costs: {width: seconds that a step of one trial takes}, as far as it was measured.
+    """
+
+    width: int
+    sentence: str
+    costs: dict[int, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"width": self.width, "sentence": self.sentence, "costs": self.costs}
+
+
+class TrialStop:
+    """The stop request of one trial: that of the process, or the file `prune` in its run directory."""
+
+    def __init__(self, process: StopRequest, run: Path):
+        self._process, self._file = process, run / PRUNE
+        self._pruned: str | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        if self._pruned is None and self._file.exists():
+            self._pruned = self._file.read_text(encoding="utf-8").strip() or "pruned"
+        return 75 if self._pruned is not None else self._process.exit_code
+
+    @property
+    def reason(self) -> str:
+        return self._process.reason if self._pruned is None else self._pruned
+
+    def reached(self, steps: int) -> bool:
+        return self.exit_code is not None
+
+    def room(self, steps: int, limit: int) -> int:
+        return limit
+
+    def at(self, deadline: float, reason: str) -> None:
+        self._process.at(deadline, reason)
+
+
+# --------------------------------------------------------------------------------------------------- what is shared
+
+
+class Shared:
+    """What all trials of a group have in common: data, programs, evaluators. All of it is made here, once.
+
+    Args:
+        jobs: the group; what they share is made from the first.
+    """
+
+    def __init__(self, jobs: Sequence[Job]):
+        from bigctl.runs import experiment as experiments
+        from bigctl.runs import inputs
+
+        config = jobs[0].config
+        if config.train.compile_cache:
+            experiments.use_compile_cache()
+        self.dataset = inputs.prepare_data(inputs.resolve(config), RunDirectory(jobs[0].path).tokenizer)
+        self.experiment: Experiment = experiments.build(inputs.resolve(config), self.dataset)
+        self.surroundings = Setup().surroundings()
+        self._evaluators: dict[tuple[str, str], Any] = {}
+        self._steps: dict[int, PackedSteps] = {}
+        self._lock = threading.Lock()
+
+    def steps(self, width: int) -> PackedSteps:
+        from bigctl.training.packed import PackedSteps
+
+        if width not in self._steps:
+            built = self.experiment
+            columns = built.dataset.splits["train"]
+            self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
+        return self._steps[width]
+
+    def evaluator(self, split: str, prefix: str) -> Any:
+        with self._lock:
+            if (split, prefix) not in self._evaluators:
+                self._evaluators[split, prefix] = self.experiment.evaluator(split, prefix)
+                self._evaluators[split, prefix].place()
+            return copy.copy(self._evaluators[split, prefix])
+
+    def refusal(self) -> str | None:
+        from bigctl.training import packed
+
+        built = self.experiment
+        return packed.refusal(built.programs, built.dataset.splits["train"], built.config)
+
+
+class _TrialSetup(Setup):
+    """How one trial of a group comes to its data and programs; without a pack it takes its steps by itself."""
+
+    def __init__(self, shared: Shared, trials: int, width: int, pack: Pack | None, lane: int):
+        self.shared, self.pack, self.lane = shared, pack, lane
+        self.note = {"packed": {"trials": trials, "width": width}}
+
+    def data(self, config: Config, stored: Path) -> Any:
+        return self.shared.dataset
+
+    def surroundings(self) -> dict[str, Any]:
+        return self.shared.surroundings
+
+    def checkpoints(self, own: Any) -> Any:
+        from bigctl.training.queued import QueuedCheckpoints
+
+        return QueuedCheckpoints(own)
+
+    def build(self, config: Config, dataset: Any) -> Experiment:
+        from bigctl.runs.experiment import Experiment
+
+        shared, pack, lane = self.shared, self.pack, self.lane
+
+        class Packed(Experiment):
+            def feed(self) -> Any:
+                from bigctl.training.packed import PackedFeed
+
+                if pack is None:
+                    return super().feed()
+                return PackedFeed(pack, lane, self.programs, dataset.splits["train"], config)
+
+            def evaluator(self, split: str, prefix: str) -> Any:
+                return shared.evaluator(split, prefix)
+
+        built = shared.experiment
+        programs = built.programs.like(config)
+        return Packed(config, dataset, built.objective, programs, built.cadence, built.metric, built.mode)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def train(
+    jobs: Sequence[Job], *, stop: StopRequest, mode: str = "auto", plugins: Sequence[str] = (), say: Any = None
+) -> tuple[list[End], Verdict]:
+    """Train trials that `packing.refusal` has nothing against, to their ends.
+
+    Args:
+        jobs: the trials.
+        stop: an entered one.
+        mode: "auto" measures whether packing pays, "yes" packs.
+        plugins: modules the configurations need, for the record.
+        say: told the verdict, before training begins, and what becomes of each trial.
+
+    Raises:
+        ConfigError: where they cannot be packed. What ends single trials is in what comes back.
+    """
+    from bigctl.parallel import host
+    from bigctl.training.packed import Pack
+
+    if (refused := packing.refusal([job.config for job in jobs])) is not None:
+        raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
+    host.keep_memory()
+    shared = Shared(jobs)
+    verdict = _decide(shared, jobs, mode)
+    if say is not None:
+        say(verdict.sentence)
+    width = verdict.width
+    shares = _shares(jobs, width)
+    together = max(1, TOGETHER // width) if width > 1 else ALONE_TOGETHER
+    room, ends = threading.Semaphore(together), []
+
+    def one(job: Job, setup: _TrialSetup) -> None:
+        try:
+            end = End(job, _train(job, setup, TrialStop(stop, job.path), plugins))
+        except Exception as error:
+            end = End(job, error=error)
+        finally:
+            if setup.pack is not None:
+                setup.pack.leave(setup.lane)
+        ends.append(end)
+        if say is not None:
+            say(f"{job.path}: {'complete' if end.error is None else end.error}")
+
+    def some(share: Sequence[Job]) -> None:
+        with room:
+            pack = Pack(shared.steps(width), len(share)) if width > 1 else None
+            setups = [_TrialSetup(shared, len(jobs), width, pack, lane) for lane in range(len(share))]
+            _each_in_a_thread(one, list(zip(share, setups, strict=True)))
+
+    _each_in_a_thread(some, [(share,) for share in shares])
+    order = {job.id: number for number, job in enumerate(jobs)}
+    return sorted(ends, key=lambda end: order[end.job.id]), verdict
+
+
+def _train(job: Job, setup: Setup, stop: Any, plugins: Sequence[str]) -> dict[str, Any]:
+    argv = ["train", *job.composed.overrides, "--run-dir", str(job.path)]
+    options = trainer.Options(quiet=True, plugins=plugins, argv=argv, stop=stop, setup=setup)
+    return trainer.train(job.composed, job.path, options)
+
+
+def _each_in_a_thread(call: Any, arguments: Sequence[tuple[Any, ...]]) -> None:
+    threads = [threading.Thread(target=call, args=each, name=f"trial {n}") for n, each in enumerate(arguments)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.2)  # in slices, for signals
+
+
+def _shares(jobs: Sequence[Job], width: int) -> list[Sequence[Job]]:
+    """The packs, as equal in size as can be."""
+    count = -(-len(jobs) // width)
+    bounds = [len(jobs) * number // count for number in range(count + 1)]
+    return [jobs[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+# ------------------------------------------------------------------------------------------------ whether it pays
+
+
+def widths(count: int, platform: str) -> list[int]:
+    """How many trials side by side are worth a try: a CPU has no use for more than about 8."""
+    most = 8 if platform == "cpu" else 128
+    powers = [2**n for n in range(3, 8, 2) if 2**n <= most]
+    return sorted({*(w for w in powers if w < count), min(count, most)} - {1})
+
+
+def measure(shared: Shared, count: int, *, seconds: float = 0.3) -> Verdict:
+    """Take a few steps of so many trials both ways, and choose. Nothing of it is kept but the compiled programs.
+
+    Args:
+        shared: what the trials have in common.
+        count: how many they are.
+        seconds: how long to measure each way, besides compiling.
+    """
+    built = shared.experiment
+    platform = built.programs.mesh.devices.flat[0].platform
+    costs = {width: _cost(shared, width, seconds) for width in [1, *widths(count, platform)]}
+    alone = costs[1]
+    width = min(costs, key=lambda width: costs[width])
+    tried = {w: cost for w, cost in costs.items() if w > 1}
+    if width > 1 and costs[width] < 0.9 * alone:
+        sentence = (
+            f"{count} trials packed by {width}: a step of one takes {_time(costs[width])}, by itself {_time(alone)} "
+            f"({alone / costs[width]:.1f} times as long)"
+        )
+        return Verdict(width, sentence, costs)
+    best = min(tried, key=lambda width: tried[width]) if tried else 1
+    sentence = f"{count} trials one after another in one process: a step of one takes {_time(alone)}"
+    sentence += f", packed by {best} it would take {_time(tried[best])}" if tried else ""
+    return Verdict(1, sentence, costs)
+
+
+def _cost(shared: Shared, width: int, seconds: float) -> float:
+    """Seconds that a step of one trial takes among `width`."""
+    import time
+
+    import jax
+    import numpy as np
+
+    steps, programs = shared.steps(width), shared.experiment.programs
+    config = shared.experiment.config
+    lane = programs.like(config)
+    numbers = {name: np.stack([np.asarray(value)] * width) for name, value in lane.numbers.items()}
+    states = tuple(lane.initialise() for _ in range(width))
+
+    def draw(count: int) -> np.ndarray:
+        return np.zeros((width, count, config.train.batch_size), np.int32)
+
+    taken: list[float] = []
+    until = time.perf_counter() + 1e9
+    while len(taken) < 4 or time.perf_counter() < until:
+        start = time.perf_counter()
+        states, count = steps(states, draw, steps.largest, numbers)
+        jax.block_until_ready(states)
+        taken.append((time.perf_counter() - start) / count / width)
+        if len(taken) == 2:  # compiled, and the length of a dispatch is known
+            until = time.perf_counter() + seconds
+    return min(taken[2:])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:,.1f} ms"
+
+
+def _decide(shared: Shared, jobs: Sequence[Job], mode: str) -> Verdict:
+    """The width of a start before, as far as there was one, so that trials go on as they began; else what is asked."""
+    refused = shared.refusal()
+    if refused is not None and mode == "yes":
+        raise ConfigError(refused, where="packed trials", hint="train them one by one")
+    if refused is not None:
+        return Verdict(1, f"{len(jobs)} trials one after another in one process: {refused}", {})
+    if (before := _width_before(jobs)) is not None:
+        return Verdict(before, f"{len(jobs)} trials, as before by {before}", {})
+    if len(jobs) == 1:
+        return Verdict(1, "1 trial, by itself", {})
+    if mode == "auto":
+        return measure(shared, len(jobs))
+    width = widths(len(jobs), shared.experiment.programs.mesh.devices.flat[0].platform)[-1]
+    return Verdict(width, f"{len(jobs)} trials packed by {width}", {})
+
+
+def _width_before(jobs: Sequence[Job]) -> int | None:
+    for job in jobs:
+        run = RunDirectory(job.path)
+        for start in reversed(run.record().get("starts", []) if run.exists else []):
+            if "packed" in start:
+                return int(start["packed"]["width"])
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------- the process
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the trials of a job file; 0 if each of them has ended one way or another, 75 or 130 if asked to stop."""
+    if len(arguments) != 1:
+        print("usage: python -m bigctl.sweeps.packed JOB.json", file=sys.stderr)
+        return 2
+    path = Path(arguments[0])
+    try:
+        with StopRequest() as stop:
+            return _main(path, stop)
+    except BigctlError as error:
+        print(f"bigctl: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _main(path: Path, stop: StopRequest) -> int:
+    from bigctl.config.compose import compose
+    from bigctl.files import write_json
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        trials = [
+            (str(t["id"]), [*t["overrides"], *content.get("extra", [])], Path(t["run"])) for t in content["trials"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"is no job of packed trials: {error!r}", where=str(path)) from error
+    plugins, dirs = content.get("plugins", []), [Path(each) for each in content.get("config_dirs", [])]
+
+    def say(sentence: str) -> None:
+        if not content.get("quiet"):
+            print(sentence, file=sys.stderr, flush=True)
+
+    jobs = [Job(name, compose(given, config_dirs=dirs, plugins=plugins), run) for name, given, run in trials]
+    ends: list[End] = []
+    verdicts = []
+    for group in packing.groups(jobs, lambda job: job.config):
+        done, verdict = train(group, stop=stop, mode=content.get("mode", "auto"), plugins=plugins, say=say)
+        ends += done
+        verdicts.append(verdict.to_json())
+        write_json(path.with_suffix(".verdict.json"), {"groups": verdicts})
+    write_json(path.with_suffix(".ends.json"), {"trials": {end.job.id: end.to_json() for end in ends}})
+    return stop.exit_code or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""Packed trials: each is a run like any other, and takes the steps that it would take by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bigctl.config.compose import compose
+from bigctl.config.schema import Config
+from bigctl.errors import BigctlError, ConfigError, Diverged
+from bigctl.runs import trainer
+from bigctl.sweeps import packed, packing
+from bigctl.sweeps.packed import Job
+from bigctl.training.signals import StopRequest
+from bigctl.training.writers import read_metrics
+
+TINY = (
+    "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.epochs=null", "train.steps=24",
+    "train.log_every=1", "eval.every=6", "checkpoint.every=12", "eval.test=false", "train.tensorboard=false",
+    "mesh=single",
+)  # fmt: skip
+COMPOSED = compose(TINY)
+BASE = COMPOSED.config
+
+
+def variation(**values: Any) -> Config:
+    """The base with another seed or numbers of the optimizer, without the time that composing takes."""
+    config = dataclasses.replace(BASE, seed=values.pop("seed", BASE.seed))
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **values))
+
+
+def jobs(folder: Path, configs: list[Config]) -> list[Job]:
+    described = [dataclasses.replace(COMPOSED, config=config) for config in configs]
+    return [Job(str(number), each, folder / str(number)) for number, each in enumerate(described)]
+
+
+def train(folder: Path, configs: list[Config], mode: str = "yes") -> list[packed.End]:
+    with StopRequest() as stop:
+        return packed.train(jobs(folder, configs), stop=stop, mode=mode)[0]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["train/loss"] for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three learning rates, of which the last is absurd, and two seeds."""
+    folder = tmp_path_factory.mktemp("pack")
+    configs = [variation(lr=lr, seed=seed) for lr in (1e-3, 1e-2, 1e30) for seed in (0, 1)]
+    folder.joinpath("ends.json").write_text(json.dumps([end.to_json() for end in train(folder, configs)]))
+    return folder
+
+
+def test_the_first_20_steps_of_a_packed_trial_are_those_of_a_single_run(pack: Path, tmp_path: Path) -> None:
+    for number, config in enumerate(variation(lr=lr, seed=seed) for lr in (1e-3, 1e-2) for seed in (0, 1)):
+        single = tmp_path / str(number)
+        trainer.train(dataclasses.replace(COMPOSED, config=config), single, trainer.Options(quiet=True))
+        here, there = losses(pack / str(number)), losses(single)
+        assert list(here) == list(there) == list(range(1, 25))
+        np.testing.assert_allclose([here[s] for s in range(1, 21)], [there[s] for s in range(1, 21)], rtol=1e-5)
+        summaries = [json.loads((run / "summary.json").read_text()) for run in (pack / str(number), single)]
+        assert summaries[0]["metrics"].keys() == summaries[1]["metrics"].keys()
+        lines = [read_metrics(run / "metrics.jsonl") for run in (pack / str(number), single)]
+        assert [set(line) for line in lines[0]] == [set(line) for line in lines[1]]
+
+
+def test_a_seed_that_is_an_argument_initialises_the_same_weights_to_the_last_bit() -> None:
+    from bigctl.runs import experiment
+
+    programs = experiment.build(BASE).programs
+    for seed in (0, 7, 2**31 - 1):
+        config = variation(seed=seed)
+        here = programs.like(config).initialise()
+        alone = experiment.build(config).programs.initialise()
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), here, alone)))
+
+
+def test_a_trial_that_diverges_fails_alone(pack: Path) -> None:
+    ends = json.loads((pack / "ends.json").read_text())
+    assert [end["status"] for end in ends] == ["complete"] * 4 + ["diverged"] * 2
+    record = json.loads((pack / "4" / "run.json").read_text())
+    assert record["status"] == "diverged" and "not finite at step" in record["message"]
+    assert record["starts"][-1]["packed"] == {"trials": 6, "width": 6}
+    with pytest.raises(Diverged):
+        trainer.train(jobs(pack, [variation(lr=1e30)] * 5)[4].composed, pack / "4", trainer.Options(quiet=True))
+
+
+def test_what_cannot_be_packed_is_refused_by_name() -> None:
+    wider = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, hidden=[16]))  # type: ignore[call-arg]
+    said = packing.refusal([BASE, wider, variation(lr=1.0, seed=3)]) or ""
+    assert said.startswith("model.hidden differs: [8], [16]: trials of one pack may differ in ")
+    assert "optimizer.lr" in said and said.endswith("and seed only") and "train.steps" not in said
+    assert packing.refusal([BASE, variation(lr=1.0, seed=3, weight_decay=0.5)]) is None
+    assert "optimizer.clip differs" in (packing.refusal([BASE, variation(clip=1.0)]) or "")
+    without = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.0))  # type: ignore[call-arg]
+    some = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.5))  # type: ignore[call-arg]
+    assert "model.dropout differs: 0.0, a number" in (packing.refusal([without, some]) or "")
+    groups = packing.groups([BASE, wider, variation(lr=1.0)], lambda config: config)
+    assert [len(group) for group in groups] == [2, 1]
+    with pytest.raises(ConfigError, match="model.hidden differs"):
+        train(Path("nowhere"), [BASE, wider])
+
+
+def test_a_packed_run_is_like_any_other_to_the_commands(pack: Path, bigctl: Any) -> None:
+    run = str(pack / "1")
+    assert bigctl("verify", run).returncode == 0
+    assert "val/accuracy" in bigctl.json("eval", run, "--split", "validation")["metrics"]
+    assert bigctl.json("resume", run)["already_complete"]
+
+
+JOB = [(lr, seed) for lr in ("0.001", "0.01") for seed in (0, 1)]
+
+
+def write_job(folder: Path) -> Path:
+    overrides = [*TINY, "train.steps=400", "eval.every=20", "checkpoint.every=20"]
+    overrides = [each for each in overrides if each not in ("train.steps=24", "eval.every=6", "checkpoint.every=12")]
+    trials = [
+        {
+            "id": f"{lr}-{seed}",
+            "overrides": [*overrides, f"optimizer.lr={lr}", f"seed={seed}"],
+            "run": str(folder / f"{lr}-{seed}"),
+        }
+        for lr, seed in JOB
+    ]
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps({"trials": trials, "mode": "yes", "quiet": True}))
+    return folder / "job.json"
+
+
+def results(folder: Path) -> list[Any]:
+    ignored = ("perf/", "epoch")
+    return [
+        [
+            {name: value for name, value in line.items() if not name.startswith(ignored)}
+            for line in read_metrics(folder / f"{lr}-{seed}" / "metrics.jsonl")
+        ]
+        for lr, seed in JOB
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_pack_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    whole, cut = write_job(tmp_path / "whole"), write_job(tmp_path / "cut")
+    assert packed.main([str(whole)]) == 0
+    command = [sys.executable, "-m", "bigctl.sweeps.packed", str(cut)]
+    process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, start_new_session=True)
+    checkpoints = cut.parent / "0.01-1" / "checkpoints"
+    while process.poll() is None and not list(checkpoints.glob("*/manifest-0.json")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (cut.parent / "0.01-1" / "summary.json").exists()
+    (cut.parent / "0.001-0" / "prune").write_text("behind the others")
+    assert packed.main([str(cut)]) == 0
+    ends = json.loads(cut.with_suffix(".ends.json").read_text())["trials"]
+    assert ends["0.001-0"]["status"] == "preempted" and "behind the others" in ends["0.001-0"]["message"]
+    (cut.parent / "0.001-0" / "prune").unlink()
+    assert packed.main([str(cut)]) == 0
+    assert results(cut.parent) == results(whole.parent)
+
+
+def test_bad_jobs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    assert packed.main([str(tmp_path / "job.json")]) == 2
+    assert "is no job of packed trials" in capsys.readouterr().err
+
+
+def test_measuring_chooses_and_says_why() -> None:
+    shared = packed.Shared([Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
+    verdict = packed.measure(shared, 4, seconds=0.02)
+    assert verdict.costs.keys() == {1, 4}
+    assert verdict.width == (4 if verdict.costs[4] < 0.9 * verdict.costs[1] else 1)
+    assert ("packed by 4: a step of one takes" if verdict.width == 4 else "one after another") in verdict.sentence
+
+
+def test_the_error_of_a_trial_reaches_its_end() -> None:
+    end = packed.End(Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere")), error=BigctlError("no"))
+    assert end.to_json() == {"status": "failed", "message": "no", "exit_code": 1}
