@@ -76,15 +76,12 @@ def _run(options: argparse.Namespace, stop: Any) -> int:
         executor = Slurm(parse(options.slurm), jobs or 16)
     else:
         executor = Local(1 if options.packed != "no" else jobs)
-    sources = [word for folder in options.config_dir for word in ("--config-dir", str(folder))]
-    sources += [word for module in options.plugin for word in ("--plugin", module)]
     settings = Settings(
         fail_fast=options.fail_fast,
         max_failures=options.max_failures,
         retry_failed=options.retry_failed,
         packed=1 if options.packed == "no" else _PACK,
         pack_mode=options.packed,
-        sources=sources,
     )
     board = sweep.run(plan, path, executor, stop, sweep.Options(settings, argv=options.argv, quiet=options.quiet))
     if options.json:

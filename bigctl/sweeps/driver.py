@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,9 @@ from typing import Any
 
 from bigctl.config.space import Plan
 from bigctl.errors import ConfigError, Preempted, TrainingFailed
-from bigctl.files import write_json
 from bigctl.runs.directory import RunDirectory
+from bigctl.sweeps import commands, pruning, samplers, watch
 from bigctl.sweeps import ledger as ledgers
-from bigctl.sweeps import pruning, samplers, watch
 from bigctl.sweeps.ledger import Ledger
 from bigctl.sweeps.live import LiveView, Progress
 from bigctl.sweeps.local import Executor, Job
@@ -33,8 +31,6 @@ from bigctl.training.signals import StopRequest
 
 POLL = 0.1
 """Between two looks at what is running [s]."""
-UNTESTED = "eval.test=false"
-"""Trials leave the test split alone: it is for the winner."""
 _IDLE = 2  # starts in a row that end by a signal without getting any further, and are enough
 
 
@@ -48,7 +44,6 @@ class Settings:
         retry_failed: give those that failed before another try.
         packed: trials of one process at most; 1 for a process each.
         pack_mode: what such a process is told: "auto" to measure first, "yes".
-        sources: `--config-dir` and `--plugin` with their values, for the trials' commands.
     """
 
     fail_fast: bool = False
@@ -56,7 +51,6 @@ class Settings:
     retry_failed: bool = False
     packed: int = 1
     pack_mode: str = "yes"
-    sources: Sequence[str] = ()
 
 
 @dataclass
@@ -72,6 +66,10 @@ class _Running:
     own: bool = True
     asked: bool = False
     told: int = 0
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.states)
 
 
 class _Elsewhere:
@@ -190,11 +188,17 @@ class Driver:
     def _reap(self) -> None:
         for running in list(self.running):
             code = running.job.poll()
+            seconds = (time.monotonic() - running.began) / running.count
+            for state in [s for s in running.states if code is not None or self._complete(running, s)]:
+                running.states.remove(state)
+                self._ended(state, running, code or 0, seconds)
             if code is not None:
                 self.running.remove(running)
-                seconds = (time.monotonic() - running.began) / len(running.states)
-                for state in running.states:
-                    self._ended(state, running, code, seconds)
+
+    def _complete(self, running: _Running, state: State) -> bool:
+        """Whether a trial of a pack has come to its end before the others."""
+        run = RunDirectory(self.study.run(state))
+        return running.count > 1 and run.summary_file.exists() and watch.ending(run.path).status == COMPLETE
 
     def _start(self) -> None:
         while sum(r.own for r in self.running) < self.executor.slots and not self.halted:
@@ -207,7 +211,8 @@ class Driver:
             states = [s for s in states if s not in held]
             if not states:
                 continue
-            job = self.executor.start(self._command(states), folder=Path.cwd(), log=self._log(states))
+            log = self._log(states)
+            job = self.executor.start(self._command(states, log), folder=Path.cwd(), log=log)
             self._begin(states, job, own=True)
 
     def _begin(self, states: list[State], job: Job, *, own: bool) -> None:
@@ -215,7 +220,7 @@ class Driver:
         if own:
             for state in states:
                 self.ledger.append("start", id=state.trial.id, attempt=state.attempts + 1, place=job.place)
-        self.running.append(_Running(job, states, time.monotonic(), since, self._log(states), own))
+        self.running.append(_Running(job, list(states), time.monotonic(), since, self._log(states), own))
 
     def _halt(self, why: str) -> None:
         """Start nothing more, and ask what is running to save and leave."""
@@ -331,7 +336,7 @@ class Driver:
         if not running.own or self.settings.pack_mode != "auto" or self.settings.packed == 1:
             return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(self._job_file(running.states).with_suffix(".verdict.json").read_text(encoding="utf-8"))
+            found = json.loads(commands.verdict(running.log.with_suffix(".json")).read_text(encoding="utf-8"))
             for group in found["groups"][running.told :]:
                 running.told += 1
                 self.view.say(str(group["sentence"]))
@@ -355,7 +360,7 @@ class Driver:
         if reason is None:
             return
         self._pruned[state.trial.id] = reason
-        if len(running.states) == 1:
+        if running.count == 1:
             running.job.terminate()
         else:
             (self.study.run(state) / watch.PRUNE).write_text(reason + "\n", encoding="utf-8")
@@ -402,26 +407,13 @@ class Driver:
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
-    def _command(self, states: list[State]) -> list[str]:
-        python = [sys.executable, "-m"]
+    def _command(self, states: list[State], log: Path) -> list[str]:
+        plan = self.plan
         if self.settings.packed == 1:
-            run = str(self.study.run(states[0]))
-            return [*python, "bigctl", "train", *states[0].trial.overrides, UNTESTED, "--run-dir", run, "--quiet",
-                    *self.settings.sources]  # fmt: skip
-        job = self._job_file(states)
-        job.with_suffix(".verdict.json").unlink(missing_ok=True)
-        trials = [{"id": s.trial.id, "overrides": [*s.trial.overrides], "run": str(self.study.run(s))} for s in states]
-        sources: dict[str, list[str]] = {"--config-dir": [], "--plugin": []}
-        for flag, value in zip(self.settings.sources[::2], self.settings.sources[1::2], strict=True):
-            sources[flag].append(value)
-        write_json(job, {
-            "trials": trials, "config_dirs": sources["--config-dir"], "plugins": sources["--plugin"],
-            "mode": self.settings.pack_mode, "extra": [UNTESTED], "quiet": True,
-        })  # fmt: skip
-        return [*python, "bigctl.sweeps.packed", str(job)]
-
-    def _job_file(self, states: list[State]) -> Path:
-        return self._folder("jobs") / f"{states[0].trial.id}.json"
+            return commands.one(states[0].trial, self.study.run(states[0]), plan.config_dirs, plan.plugins)
+        trials = [(state.trial, self.study.run(state)) for state in states]
+        job = log.with_suffix(".json")
+        return commands.pack(trials, job, self.settings.pack_mode, plan.config_dirs, plan.plugins)
 
     def _log(self, states: list[State]) -> Path:
         """Where what a process prints is kept: that of a trial, or of a pack under its first trial's name."""
