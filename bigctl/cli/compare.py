@@ -110,9 +110,10 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
         "time [s], rate": {name: _times(values) for name, values in times.items()},
     }
     filled = {title: rows for title, rows in tables.items() if rows}
-    for block in _blocks(filled, len(sides)):
+    blocks = _blocks(filled, len(sides))
+    for block in blocks:
         for title, rows in filled.items():
-            if title != "run":
+            if title != "run" or block is not blocks[0]:
                 print()
             header = [title, *(sides[i].name for i in block)]
             common.print_table(header, [[name, *(cells[i] for i in block)] for name, cells in rows.items()])

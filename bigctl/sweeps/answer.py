@@ -125,15 +125,20 @@ def _wrapped(line: str, indent: str = "") -> list[str]:
 def _effects(board: Mapping[str, Any]) -> Iterator[str]:
     told = [effect for effect in board["effects"] if len(effect["levels"]) > 1]
     told.sort(key=lambda effect: -(effect["importance"] or 0.0))
+    slight = [effect["key"] for effect in told if effect["importance"] is not None and effect["importance"] < 0.01]
+    told = [effect for effect in told if effect["key"] not in slight]
+    intervals = {axis["key"] for axis in board["axes"] if not axis["values"]}
     for effect in told[:_EFFECTS]:
         levels = sorted(effect["levels"], key=lambda level: level["mean"], reverse=board["mode"] == "max")
-        uneven = len({level["n"] for level in levels}) > 1
+        uneven = effect["key"] not in intervals and len({level["n"] for level in levels}) > 1
         best, worst = (_level(level, uneven=uneven) for level in (levels[0], levels[-1]))
         alone = len(board["effects"]) == 1 or effect["importance"] is None
         explains = "" if alone else f" explains {100 * effect['importance']:.0f} %"
         yield from _wrapped(f"{effect['key']}{explains}: best {best}, worst {worst}")
     if len(told) > _EFFECTS:
         yield f"and {len(told) - _EFFECTS} more keys in leaderboard.json"
+    if slight:
+        yield from _wrapped(f"less than 1 %: {', '.join(slight)}")
 
 
 def _level(level: Mapping[str, Any], *, uneven: bool) -> str:

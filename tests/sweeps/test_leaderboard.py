@@ -202,6 +202,17 @@ def test_the_text_warns_where_seeds_differ_as_much_as_points() -> None:
     assert "may be chance" in leaderboard.text(noise) and "may be chance" not in leaderboard.text(clear)
 
 
+def test_the_text_says_what_each_key_does_the_strongest_first() -> None:
+    rows = [({"m.width": w, "o.lr": r, "o.decay": d}, [int(r) + 0.4 * int(w) + 1e-6 * int(d)])
+            for w in "12" for r in "123" for d in "12"]  # fmt: skip
+    lines = leaderboard.text(leaderboard.build(study_of(*rows))).splitlines()
+    at = lines.index("o.lr explains 94 %: best 3 (3.6000), worst 1 (1.6000)")
+    assert lines[at + 1] == "m.width explains 6 %: best 2 (2.8000), worst 1 (2.4000)"
+    assert lines[at + 2] == "less than 1 %: o.decay"
+    holed = leaderboard.text(leaderboard.build(study_of(*rows[:-1])))
+    assert "o.lr: best 3" not in holed and "of 4)" in holed and "of 3)" in holed  # levels of unlike points
+
+
 def test_an_answer_is_given_at_any_time_of_a_sweeps_life(tmp_path: Path) -> None:
     empty = leaderboard.build(ledger.read(tmp_path))
     assert (empty["points"], empty["winner"], empty["effects"]) == ([], None, [])
