@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from bigctl.sweeps import live
-from bigctl.sweeps.live import LiveView, Progress, Scene, sparkline
+from bigctl.sweeps.live import LiveView, Progress, Scene
+from bigctl.sweeps.painting import Frame, sparkline
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, State, Study, Trial
 
 
@@ -44,7 +44,7 @@ def painted(scene: Scene, width: int, height: int) -> list[str]:
     from rich.console import Console
 
     console = Console(width=width, height=height, file=open(os.devnull, "w"), record=True, legacy_windows=False)  # noqa: SIM115
-    console.print(live._Frame(scene))
+    console.print(Frame(scene))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -75,6 +75,8 @@ def test_the_table_shows_running_trials_first_then_the_best() -> None:
     )
     assert [number for number, line in enumerate(lines) if "*" in line] == [4]  # only the best is marked
     assert lines[-1] == "... and 20 more"
+    failed = next(line for line in painted(busy(), 100, 24)[1:] if "failed" in line.split())
+    assert failed.endswith("out of memory")
 
 
 @pytest.mark.parametrize("width, height", [(80, 24), (120, 12), (50, 10), (30, 6), (12, 4), (1, 1)])
@@ -89,6 +91,10 @@ def test_the_table_fits_the_terminal(width: int, height: int) -> None:
 def test_the_time_left_is_that_of_the_trials_that_ended_shared_by_the_jobs() -> None:
     made = study(4)
     assert Scene(made, 4).left is None
+    first = state(made, 0)
+    first.status = RUNNING
+    assert Scene(made, 4, {first.trial.id: Progress(2, 100)}, {first.trial.id: 5.0}).left is None  # still starting
+    assert Scene(made, 4, {first.trial.id: Progress(50, 100)}, {first.trial.id: 5.0}).left == pytest.approx(35)
     complete(made, 0, 0.5, seconds=10)
     complete(made, 1, 0.5, seconds=30)
     state(made, 2).status = RUNNING
