@@ -219,7 +219,8 @@ class Driver:
         since = {s.trial.id: watch.reached(self.study.run(s)) for s in states}
         if own:
             for state in states:
-                self.ledger.append("start", id=state.trial.id, attempt=state.attempts + 1, place=job.place)
+                log = str(self._log(states).relative_to(self.study.path))
+                self.ledger.append("start", id=state.trial.id, attempt=state.attempts + 1, place=job.place, log=log)
         self.running.append(_Running(job, list(states), time.monotonic(), since, self._log(states), own))
 
     def _halt(self, why: str) -> None:

@@ -198,8 +198,7 @@ def _failure(study: Study, state: State) -> dict[str, Any]:
 def _log(study: Study, state: State) -> str:
     """The log of its run; where the run came to nothing, what its process printed."""
     log = study.run(state) / "log.txt"
-    printed = study.path / "logs" / f"{state.trial.id}.log"
-    return str(_typed(printed if printed.exists() and not log.exists() else log))
+    return str(_typed(study.path / state.log if state.log and not log.exists() else log))
 
 
 def _winner(study: Study, point: _Point) -> dict[str, Any]:

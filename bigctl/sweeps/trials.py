@@ -86,7 +86,7 @@ class State:
         seconds: how long its processes have run, all attempts together.
         message: why it failed or was pruned, one line.
         attempts: how often it was started.
-        run: its run directory, relative to that of the study.
+        run, log: its run directory, and what its last process has printed, relative to the study's folder.
     """
 
     trial: Trial
@@ -98,6 +98,7 @@ class State:
     exit_code: int | None = None
     attempts: int = 0
     run: str = ""
+    log: str = ""
 
     def score(self, metric: str) -> float | None:
         """A metric's value, if the trial is complete and it is finite: what has none is never ranked first."""

@@ -171,7 +171,8 @@ def test_failures_have_their_cause_and_a_log_that_is_there_and_the_same_cause_is
     (study.run(first) / "log.txt").touch()
     (study.path / "logs").mkdir()
     for state in (first, last):  # the process of the second ended before it had a run directory
-        (study.path / "logs" / f"{state.trial.id}.log").touch()
+        state.log = f"logs/{state.trial.id}.log"
+        (study.path / state.log).touch()
     board = leaderboard.build(study)
     logs = {failure["label"]: failure["log"] for failure in board["failures"]}
     assert logs["lr=0 seed=0"] == f"sweeps/demo/trials/{first.trial.id}/log.txt" and Path(logs["lr=0 seed=0"]).exists()

@@ -63,8 +63,16 @@ def distinct(points) -> int:
 def test_a_grid_ends_after_its_last_point():
     found = plan("grid", "optimizer.lr=1,2", "train.epochs=1,2,3", trials=None)
     sampler = samplers.make(found)
-    assert [sampler.ask(n, []) for n in range(6)] == space.points(found)
-    assert sampler.ask(6, []) is None
+    history: list[Observation] = []
+    while (point := sampler.ask(len(history), history)) is not None:
+        history.append(Observation(point))
+    assert [seen.point for seen in history] == space.points(found) and len(history) == 6
+
+
+def test_of_a_grid_that_was_made_larger_the_new_points_are_proposed():
+    history = [Observation({"optimizer.lr": lr}) for lr in ("0.1", "0.3")]
+    sampler = samplers.make(plan("grid", "optimizer.lr=0.01,0.1,0.2,0.3", trials=None))
+    assert sampler.ask(2, history) == {"optimizer.lr": "0.01"}
 
 
 def test_random_points_fill_their_intervals_evenly():
