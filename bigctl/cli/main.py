@@ -24,6 +24,7 @@ COMMANDS = {
     "data": "look at a data set, prepare or clean its cache",
     "runs": "table of runs; remove or prune them",
     "info": "everything known about a run",
+    "report": "one HTML page about a run or a sweep",
     "verify": "check that a run's files are as they were written",
     "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
     "doctor": "check the installation and the devices",
