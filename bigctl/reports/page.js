@@ -55,8 +55,7 @@
       font: { color: look.ink, size: 12, family: "system-ui, sans-serif" },
       margin: { l: 52, r: 14, t: 26, b: 42 },
       hoverlabel: { bgcolor: look.card, bordercolor: look.lines, font: { color: look.ink } },
-      dragmode: coarse ? false : "zoom",
-      ...own, width,
+      dragmode: "zoom", ...own, width, ...(coarse ? { dragmode: false } : {}),
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 }, ...own.legend },
       xaxis: { ...axis, ...own.xaxis, ...title(own.xaxis) },
       yaxis: { ...axis, ...own.yaxis, ...title(own.yaxis), ...y },
@@ -77,7 +76,7 @@
     const fade = (through) => Plotly.restyle(place, { opacity: lines.map((line) => (through(line) ? 1 : 0.07)) });
     place.on("plotly_selected", (event) => {
       if (!event?.range) return;
-      const [left, right] = event.range.x, [bottom, top] = event.range.y;
+      const [left, right] = [event.range.x[0] - 0.05, event.range.x[1] + 0.05], [bottom, top] = event.range.y;
       fade((line) => line.x.every((x, n) => x < left || x > right || (line.y[n] >= bottom && line.y[n] <= top)));
     });
     place.on("plotly_deselect", () => fade(() => true));

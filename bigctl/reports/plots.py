@@ -33,7 +33,7 @@ class Figure:
         caption: what it shows, in a sentence, for those who do not see it too.
         data, layout: as Plotly has them.
         height: in pixels.
-        log: whether all its values are positive, so that a logarithmic y axis makes sense.
+        log: whether a logarithmic y axis makes sense, see `spans`.
         wide: whether it takes the whole width of the page.
         least: pixels that it is wide at least: on a narrow screen it is scrolled.
         brush: whether a selection in it fades the lines that do not go through.
@@ -77,6 +77,13 @@ def shown(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
+def spans(values: np.ndarray | Sequence[float]) -> bool:
+    """Whether all finite values are positive and the largest is some times the smallest."""
+    found = np.asarray(values, np.float64)
+    found = found[np.isfinite(found)]
+    return bool(len(found)) and bool(found.min() > 0) and bool(found.max() >= 3 * found.min())
+
+
 # ------------------------------------------------------------------------------------------------------ curves of a run
 
 
@@ -107,12 +114,10 @@ def rates(found: Mapping[str, Curve]) -> list[Figure]:
 
 
 def _curve(title: str, members: Mapping[str, Curve], selected: int | None = None) -> Figure:
-    data, sentences, positive = [], [], True
+    data, sentences = [], []
     order = list(SPLITS)
     for name in sorted(members, key=lambda n: order.index(s) if (s := n.partition("/")[0]) in order else 9):
         curve, split = members[name], name.partition("/")[0]
-        finite = np.isfinite(curve.values)
-        positive = positive and bool(finite.any()) and bool((curve.values[finite] > 0).all())
         kept = thin(curve.values, POINTS)
         few = len(kept) <= 60
         data.append({
@@ -136,7 +141,13 @@ def _curve(title: str, members: Mapping[str, Curve], selected: int | None = None
             "x": selected, "xref": "x", "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False,
             "text": "selected", "font": {"size": 11, "color": "muted"},
         }]  # fmt: skip
-    return Figure(title, "; ".join(sentences) + ".", data, layout, log=positive)
+    return Figure(
+        title,
+        "; ".join(sentences) + ".",
+        data,
+        layout,
+        log=spans(np.concatenate([curve.values for curve in members.values()])),
+    )
 
 
 def _sentence(name: str, curve: Curve) -> str:

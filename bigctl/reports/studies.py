@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.reports.history import Curve
-from bigctl.reports.plots import PALETTE, Figure, number, numbers, shown, text
+from bigctl.reports.plots import PALETTE, Figure, number, numbers, shown, spans, text
 from bigctl.reports.thinning import thin
 
 BUDGET = 60_000
@@ -121,21 +121,21 @@ def parallel(dots: Sequence[Dot], scales: Sequence[Scale], metric: str, mode: st
             for height, name in column.ticks
         ]  # fmt: skip
     layout = {
-        "xaxis": {"visible": False, "range": [-0.35, len(columns) - 0.6], "fixedrange": True},
+        "xaxis": {"visible": False, "range": [-0.1, len(columns) - 0.9], "fixedrange": True},
         "yaxis": {"visible": False, "range": [-0.07, 1.17], "fixedrange": True},
         "shapes": [
             {"type": "line", "x0": n, "x1": n, "y0": 0, "y1": 1, "line": {"width": 1, "color": "muted"}}
             for n in range(len(columns))
         ],
         "annotations": notes, "hovermode": "closest", "dragmode": "select",
-        "margin": {"l": 14, "r": 14, "t": 6, "b": 6},
+        "margin": {"l": 62, "r": 58, "t": 6, "b": 6},
     }  # fmt: skip
     which = f"one of {count} trials" if count <= LINES else f"one of the best {LINES} of {count} trials"
     caption = (
         f"Each line is {which} with a value of {metric}; the better, the stronger its colour. "
         "Drag over a part of an axis to see only the lines through it, double-click to see all again."
     )
-    wide = 96 * len(columns)
+    wide = 110 * len(columns)
     return Figure("Parallel coordinates", caption, data, layout, height=400, wide=True, brush=True, least=wide)
 
 
@@ -219,7 +219,7 @@ def slices(dots: Sequence[Dot], scales: Sequence[Scale], metric: str, mode: str)
         where_best = places[top.index(best(top))]
         name = f"{where_best:g}" if where.numeric else where.names[int(where_best)]
         caption = f"{len(known)} trials; the best {metric}, {shown(best(top))}, is at {where.key}={name}."
-        found.append(Figure(where.key, caption, data, layout, log=all(v > 0 for _, v, _ in known)))
+        found.append(Figure(where.key, caption, data, layout, log=spans([v for _, v, _ in known])))
     return found
 
 
@@ -267,8 +267,7 @@ def all_curves(found: Sequence[tuple[Dot, Curve]], metric: str, mode: str) -> Fi
                      "color": PALETTE[rank % len(PALETTE)] if named else "muted"},
             "hovertemplate": "%{fullData.name}<br>step %{x}: %{y:.5g}<extra></extra>",
         })  # fmt: skip
-    finite = [curve.values[np.isfinite(curve.values)] for _, curve in told]
-    positive = all((values > 0).all() for values in finite)
+    positive = spans(np.concatenate([curve.values for _, curve in told]))
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": text(metric)}}, "hovermode": "closest",
               "showlegend": True}  # fmt: skip
     best = f"; the best is {told[0][0].label}" if told[0][0].value is not None else ""
