@@ -26,6 +26,8 @@ COMMANDS = {
     "runs": "table of runs; remove or prune them",
     "info": "everything known about a run",
     "compare": "runs side by side; --assert-equal for CI",
+    "report": "one HTML page about a run or a sweep",
+    "ui": "show all runs in the browser of this machine, with live curves",
     "verify": "check that a run's files are as they were written",
     "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
     "doctor": "check the installation and the devices",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,28 +61,23 @@ def _run(options: argparse.Namespace, stop: Any) -> int:
     points = space.points(plan) if plan.sweep.sampler == "grid" else None
     space.check(plan, points)
     from bigctl.sweeps import sweep
+    from bigctl.sweeps.driver import Settings
 
     path = sweep.choose(plan, name=options.name, folder=options.sweep_dir)
     options.run_dir = path  # an end with an error names it too
+    packed = _packed(options.packed, plan, quiet=options.quiet)
     if options.dry_run:
         return _show(options, plan, points, path)
 
-    from bigctl.sweeps.driver import Settings
-    from bigctl.sweeps.local import Local
-
-    executor: Any
-    if options.slurm is not None:
-        from bigctl.sweeps.slurm import Slurm, parse
-
-        executor = Slurm(parse(options.slurm), jobs or 16)
-    else:
-        executor = Local(1 if options.packed != "no" else jobs)
+    executor = _executor(options, jobs, packed=packed != "no")
+    trials = sweep.points(plan) * max(1, len(plan.space.seeds))
+    learns = plan.sweep.sampler not in ("grid", "random")  # from trials that have ended, so not all can begin at once
     settings = Settings(
         fail_fast=options.fail_fast,
         max_failures=options.max_failures,
         retry_failed=options.retry_failed,
-        packed=1 if options.packed == "no" else _PACK,
-        pack_mode=options.packed,
+        packed=1 if packed == "no" else max(2, min(_LEARNING, trials) if learns else -(-trials // executor.slots)),
+        pack_mode=packed,
     )
     board = sweep.run(plan, path, executor, stop, sweep.Options(settings, argv=options.argv, quiet=options.quiet))
     if options.json:
@@ -93,7 +89,40 @@ def _run(options: argparse.Namespace, stop: Any) -> int:
     return sweep.exit_code(board["status"])
 
 
-_PACK = 1024
+_LEARNING = 8
+"""Trials of a pack where the sampler learns from those before."""
+
+
+def _packed(asked: str, plan: Any, *, quiet: bool) -> str:
+    """What is asked, or "no" where the trials are of several programs; which "yes" does not put up with."""
+    if asked == "no":
+        return asked
+    from bigctl.config import space
+    from bigctl.errors import ConfigError
+    from bigctl.sweeps import packing
+
+    refused = packing.refusal(space.variants(plan))
+    if refused is None:
+        return asked
+    if asked == "yes":
+        raise ConfigError(refused, where="--packed", hint="leave it out: then each trial has a process of its own")
+    if not quiet:
+        print(f"note: not packed, a process each: {refused}", file=sys.stderr)
+    return "no"
+
+
+def _executor(options: argparse.Namespace, jobs: int | None, *, packed: bool) -> Any:
+    if options.slurm is not None:
+        from bigctl.sweeps.slurm import Slurm, parse
+
+        return Slurm(parse(options.slurm), jobs or _SUBMITTED)
+    from bigctl.sweeps.local import Local, machine
+
+    return Local(jobs or (max(1, len(machine()[1])) if packed else None))
+
+
+_SUBMITTED = 16
+"""Jobs in the hands of SLURM at once, unless --jobs says otherwise."""
 
 
 def _jobs(text: str) -> int | None:

@@ -100,6 +100,8 @@ def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
     from bigctl.cli.eval import print_confusion, print_metrics
+    from bigctl.runs import facts
+    from bigctl.runs.directory import RunDirectory
 
     shown = {n: v for n, v in metrics.items() if isinstance(v, float) and n.split("/")[0] in ("val", "test")}
     print_metrics(shown)
@@ -110,20 +112,5 @@ def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
         print(f"  slow: {line}")
     print("next:")
     print(f"  bigctl eval {run}")
-    print(f"  {_use(run)}")
+    print(f"  {facts.use(RunDirectory(Path(run)))}")
     print(f"  bigctl info {run}")
-
-
-def _use(run: str) -> str:
-    """The command that uses what was trained, by what its data looks like."""
-    from bigctl.runs.directory import RunDirectory
-
-    record = RunDirectory(Path(run)).record()
-    features = record["data"]["features"]
-    if record["recipe"] == "bert_mlm":
-        return f"bigctl train recipe=bert_cls model.init_from={run}"
-    if features["kind"] == "stream":
-        return f'bigctl generate {run} --prompt "..."'
-    if features["kind"] == "text":
-        return f'bigctl predict {run} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")
-    return f"bigctl predict {run} {'FILE.csv' if features['kind'] == 'table' else 'FILE.png'}"

@@ -160,6 +160,13 @@ def check(plan: Plan, points: Iterable[Point] | None = None) -> None:
         checker.compose(point) if refers else checker.check(point)
 
 
+def variants(plan: Plan) -> list[Config]:
+    """Configurations in which every choice, and both ends of every interval, stand once at least."""
+    groups = {axis.key for axis in plan.space.axes} & set(tree.groups(tree.roots(plan.config_dirs)))
+    checker = _Checker(plan, groups)
+    return [checker.check(point) for point in _probes(plan, groups)]
+
+
 class _Checker:
     """What has been composed and converted so far."""
 
@@ -174,7 +181,7 @@ class _Checker:
             overrides = _overrides(plan.fixed, point, plan.space.seeds)
             return compose(overrides, config_dirs=plan.config_dirs, plugins=plan.plugins)
 
-    def check(self, point: Point) -> None:
+    def check(self, point: Point) -> Config:
         combination = tuple((key, value) for key, value in point.items() if key in self.groups)
         if combination not in self.bases:
             self.bases[combination] = self.compose(point)
@@ -190,6 +197,7 @@ class _Checker:
         origins = {**base.origins, **{key: f"{key}={text}" for key, text in point.items()}}
         with _at_place(_label(point), point):
             checks.check(config, origins)
+        return config
 
 
 def _probes(plan: Plan, groups: set[str]) -> Iterator[dict[str, str]]:

@@ -15,6 +15,7 @@ from bigctl.config.schema import Config
 from bigctl.parallel import processes
 
 SEED = "seed"
+NUMBER = "a number"
 T = TypeVar("T")
 
 
@@ -35,11 +36,16 @@ def refusal(configs: Sequence[Config]) -> str | None:
         return f"texts in batches of several lengths cannot be packed (recipe={first.recipe.kind})"
     structures = [structure(config) for config in configs]
     keys = list(dict.fromkeys(key for found in structures for key in found))
+    differing = {key: list(dict.fromkeys(found.get(key, "") for found in structures)) for key in keys}
+    differing = {key: values for key, values in differing.items() if len(values) > 1}
+    groups = [key.removesuffix("kind") for key in differing if key.endswith(".kind")]
     reasons = []
-    for key in keys:
-        values = list(dict.fromkeys(found.get(key, "nothing") for found in structures))
-        if len(values) > 1:
-            reasons.append(f"{key} differs: {', '.join(values[:3])}{', ...' if len(values) > 3 else ''}")
+    for key, values in differing.items():
+        if key.endswith(".kind"):
+            reasons.append(f"{key.removesuffix('.kind')} differs: {_few(values)}")
+        elif not key.startswith(tuple(groups)):  # another component has other keys
+            off = next((value for value in values if value != NUMBER), "")
+            reasons.append(f"{key} differs: {f'{off} and others' if NUMBER in values else _few(values)}")
     if not reasons:
         return None
     allowed = ", ".join(key for key in numbers(first) if key != SEED)
@@ -55,8 +61,12 @@ def structure(config: Config) -> dict[str, str]:
         if not _traced(field) or value is None or value == field.metadata.get("off"):
             found[key] = str(value)
         else:
-            found[key] = "a number"
+            found[key] = NUMBER
     return found
+
+
+def _few(values: Sequence[str]) -> str:
+    return ", ".join(values[:3]) + (", ..." if len(values) > 3 else "")
 
 
 def groups(trials: Sequence[T], config: Callable[[T], Config]) -> list[list[T]]:

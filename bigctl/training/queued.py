@@ -50,9 +50,7 @@ class QueuedCheckpoints:
     def save(self, state: Any, progress: Progress, meta: dict[str, Any]) -> None:
         """Have it saved. Raises TrainingFailed if a save before it failed, unless `on_failure` is "warn"."""
         self._raise()
-        new = _Save(
-            jax.tree.map(jnp.copy, state), copy.deepcopy(progress), meta
-        )  # steps reuse the state
+        new = _Save(jax.tree.map(jnp.copy, state), copy.deepcopy(progress), meta)  # steps reuse the state
         needed = {progress.best_step, *progress.anchors}
         with self._lock:
             self._queue = [*(save for save in self._queue if save.progress.step in needed), new]

@@ -162,10 +162,13 @@ def test_two_sweeps_do_not_share_a_folder(command: Command) -> None:
     [
         ([RATES, "train.epochs=3"], "is another study: train.epochs=3 differs"),
         (["optimizer.weight_decay=0,1"], "is another study: it searches optimizer.lr"),
+        ([RATES, "train.steps=1,2", "--packed", "yes"], "--packed: train.steps differs: 1, 2"),
         ([RATES, "--jobs", "none"], "--jobs: 'none' is no number of jobs"),
         ([RATES, "--max-failures", "-1"], "--max-failures: -1 is no count"),
         (["optimizer.lrr=1,2"], "there is no key 'optimizer.lrr'"),
         (["optimizer.lr=interval(0,1)"], "interval"),
+        (["optimizer.lr=1,2", "model.dropout=0.1,0.2", "model.hidden=[4],[8]", "--packed", "yes"],
+         "--packed: model.hidden differs: [4], [8]"),
         ([RATES, "sweep.metric=val/loss", "eval.metric=val/f1"], "eval.metric=val/f1 do not go together"),
     ],
 )

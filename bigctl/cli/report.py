@@ -1,0 +1,69 @@
+"""One HTML page about a run or a sweep, with all it needs inside: open it from disk, send it, print it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bigctl.cli import common
+
+EXAMPLES = """\
+examples:
+  bigctl report runs/cnn_cls                       runs/cnn_cls/report.html
+  bigctl report cnn_cls --out page.html --samples 64
+  bigctl report sweeps/lr                          leaderboard, parameters, curves of all trials
+  bigctl report cnn_cls --png                      curves.png for Markdown (pip install 'bigctl[report]')
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory, a sweep's, or a name under runs/ or sweeps/")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to; default: report.html in its folder")
+    parser.add_argument(
+        "--samples", type=_count, default=16, metavar="N",
+        help="validation examples to predict, the worst mistakes first; 0 for none; default: 16",
+    )  # fmt: skip
+    parser.add_argument(
+        "--png", nargs="?", type=Path, const=Path(), metavar="FILE",
+        help="draw the main curves into a picture too, and print its line of Markdown; default: curves.png beside it",
+    )  # fmt: skip
+    common.add_json(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 0 or more")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    from bigctl.errors import RunError
+    from bigctl.files import write_text
+    from bigctl.reports import find, png, run, sweep
+
+    found = find.locate(options.run)
+    out = options.out or found.path / "report.html"
+    picture = None if options.png is None else options.png if options.png.name else out.with_name("curves.png")
+    if picture is not None:
+        png.require()
+    if found.sweep:
+        text = sweep.write(found.path, link=lambda trial: os.path.relpath(trial, out.absolute().parent) + "/")
+    else:
+        text = run.write(found.run, samples=options.samples)
+    try:
+        write_text(out, text)
+        if picture is not None:
+            (png.of_sweep if found.sweep else png.of_run)(found.path, picture)
+    except OSError as error:
+        hint = "choose another place with --out FILE"
+        raise RunError(f"cannot be written: {error.strerror}", where=str(error.filename or out), hint=hint) from error
+    markdown = f"![{found.path.name}]({picture})" if picture is not None else None
+    if options.json:
+        pictures = {"png": str(picture), "markdown": markdown} if picture is not None else {}
+        common.print_json({"run": str(found.path), "report": str(out), "bytes": len(text.encode()), **pictures})
+        return 0
+    print(out)
+    if markdown is not None:
+        print(markdown)
+    return 0

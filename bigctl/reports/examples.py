@@ -1,0 +1,139 @@
+"""Examples of the validation split with what the model says of them, the worst mistakes first."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigctl.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from bigctl.data.dataset import Dataset
+
+LOOKED_AT = {"image": 1024, "table": 4096, "text": 64}
+"""How many examples of the split are predicted to find the worst of: what takes seconds."""
+_SIDE = 160
+"""Larger images are made smaller: pixels."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example.
+
+    Attributes:
+        row: in the validation split, from 0 on.
+        label, predicted: class names; of regression, numbers.
+        wrong: whether they are different classes.
+        probability: of the predicted class; None for regression.
+        loss: cross-entropy, or the absolute error.
+        image: as a data URI.
+        text: the text, or both of a pair.
+        cells: of a table, the values in the order of `Examples.columns`.
+    """
+
+    row: int
+    label: str
+    predicted: str
+    wrong: bool
+    probability: float | None
+    loss: float
+    image: str = ""
+    text: str = ""
+    cells: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some examples of one run.
+
+    Attributes:
+        kind: "image", "table" or "text".
+        items: the mistakes by loss, then the others in the order of the split.
+        columns: names of the columns of a table.
+        looked_at: how many examples of the split were predicted.
+        step: of the weights.
+    """
+
+    kind: str
+    items: tuple[Example, ...]
+    columns: tuple[str, ...]
+    looked_at: int
+    step: int
+
+
+def choose(run: RunDirectory, count: int) -> Examples:
+    """The worst mistakes of a run among the first examples of its validation split, filled up with others.
+
+    Raises:
+        BigctlError: if its weights or its data are not there any more, or it predicts nothing.
+    """
+    from bigctl.errors import RunError
+    from bigctl.inference.trained import TrainedRun
+    from bigctl.runs import inputs
+
+    trained = TrainedRun.load(str(run.path))
+    features = trained.features
+    dataset = inputs.prepare_data(trained.config, run.tokenizer)
+    if dataset.fingerprint != run.record()["data"]["fingerprint"]:
+        raise RunError("the data is not what the run was trained on", where=str(run.path))
+    rows = np.arange(min(LOOKED_AT[features.kind], dataset.size("validation")))
+    labels = np.asarray(dataset.splits["validation"]["label"][: len(rows)])
+    values = trained.predict(_inputs(dataset, rows))
+    if features.classes:
+        predicted = values.argmax(1)
+        loss = -np.log(np.maximum(values[rows, labels], 1e-12))
+        wrong = predicted != labels
+    else:
+        predicted, loss = values[:, 0], np.abs(values[:, 0] - labels)
+        wrong = np.zeros(len(rows), bool)
+    order = np.lexsort((rows if features.classes else -loss, np.where(wrong, -loss, 0.0), ~wrong))[:count]
+    columns, cells = _cells(dataset, order) if features.kind == "table" else ((), [()] * len(order))
+    items = tuple(
+        Example(
+            row=int(row),
+            label=features.classes[int(labels[row])] if features.classes else f"{labels[row]:.4g}",
+            predicted=features.classes[int(predicted[row])] if features.classes else f"{predicted[row]:.4g}",
+            wrong=bool(wrong[row]),
+            probability=float(values[row].max()) if features.classes else None,
+            loss=float(loss[row]),
+            image=_picture(dataset.splits["validation"]["inputs"][row]) if features.kind == "image" else "",
+            text="\n".join(texts[int(row)] for texts in dataset.texts.get("validation", ())),
+            cells=own,
+        )
+        for row, own in zip(order, cells, strict=True)
+    )
+    return Examples(features.kind, items, columns, len(rows), trained.step)
+
+
+def _inputs(dataset: Dataset, rows: np.ndarray) -> Any:
+    if dataset.features.kind != "text":
+        return np.asarray(dataset.splits["validation"]["inputs"][: len(rows)])
+    texts = dataset.texts["validation"]
+    if len(texts) == 1:
+        return [texts[0][row] for row in rows.tolist()]
+    return [(texts[0][row], texts[1][row]) for row in rows.tolist()]
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """uint8 [height, width, channels] as a PNG in a data URI."""
+    from PIL import Image
+
+    image = Image.fromarray(np.asarray(pixels)[..., 0] if pixels.shape[-1] == 1 else np.asarray(pixels))
+    image.thumbnail((_SIDE, _SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _cells(dataset: Dataset, rows: np.ndarray) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Names of a table's columns, and the values of some validation rows as they were in its file."""
+    from bigctl.data import preview
+
+    picked = {"inputs": np.asarray(dataset.splits["validation"]["inputs"])[rows]}
+    found = preview.columns(dataclasses.replace(dataset, splits={"train": picked}), len(rows))
+    return tuple(c.name for c in found), list(zip(*(c.samples for c in found), strict=True))

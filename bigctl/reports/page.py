@@ -1,0 +1,122 @@
+"""The shell of a page: one HTML file with all that it needs inside, which asks nothing of any network."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bigctl.errors import ConfigError
+from bigctl.files import plain
+from bigctl.reports.plots import Figure
+
+HERE = Path(__file__).parent
+
+
+def render(template: str, figures: Mapping[str, Figure], *, live: str = "", **values: Any) -> str:
+    """A page as text.
+
+    Args:
+        template: "run.html", "sweep.html" or "index.html".
+        figures: by the id of the element that they are drawn into.
+        live: where the page asks for new points, on the server that it came from; empty for a page on disk.
+        values: what the template shows.
+
+    Raises:
+        ConfigError: if Plotly is not installed.
+    """
+    scripts = [_plotly(), _file("page.js")] if figures else [_file("page.js")]
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            figures=figures,
+            drawn=_json({name: figure.to_json() for name, figure in figures.items()}),
+            scripts=scripts,
+            style=_file("style.css"),
+            policy=_policy(scripts, live=bool(live)),
+            live=live,
+            **values,
+        )
+    )
+
+
+def _policy(scripts: list[str], *, live: bool) -> str:
+    """What the browser lets the page do: run these very scripts, and nothing that comes from elsewhere."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"connect-src {chr(39)}{'self' if live else 'none'}{chr(39)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand inside <script>: nothing in it can end the element."""
+    return json.dumps(plain(value), separators=(",", ":")).replace("<", "\\u003c")
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ConfigError("plotly is not installed", where="report", hint="pip install plotly") from error
+    return str(get_plotlyjs())
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    found.filters.update(number=number, date=date, seconds=seconds, deviation=deviation)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- what templates show
+
+
+def number(value: Any) -> str:
+    """A number for people: thousands apart, four significant digits; "-" for none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-" if value is None else str(value)
+    if not math.isfinite(value):
+        return "not finite"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def seconds(value: Any) -> str:
+    return f"{value:,.1f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
+
+
+def deviation(value: float) -> str:
+    """Of a deviation two digits say enough."""
+    return f"{value:.2g}"
+
+
+def date(timestamp: Any) -> str:
+    import time
+
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(timestamp)))
+    except (ValueError, TypeError, OverflowError, OSError):
+        return ""
+
+
+def scalar(value: Any) -> str:
+    """A value of a configuration on one line, as JSON has it; text as it is."""
+    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)

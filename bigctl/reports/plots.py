@@ -1,0 +1,254 @@
+"""Plotly figures as JSON: what is drawn; page.js draws it in the colours of the reader's theme.
+
+Colours are those of the palette, which stands out on white and on black, or names that page.js has two colours for:
+"muted", "accent", and the colour scales "share" and "quality".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bigctl.reports.history import Curve
+from bigctl.reports.thinning import thin
+
+PALETTE = ("#3b82f6", "#e07b16", "#16a34a", "#8b5cf6", "#db2777", "#0d9488", "#a16207", "#dc2626")
+SPLITS = {"train": PALETTE[0], "val": PALETTE[1], "test": PALETTE[2]}
+POINTS = 2000
+"""Points of a curve that stands for itself; more than a screen is wide."""
+SHOWN_CLASSES = 30
+"""Up to so many classes each has its tick; up to two thirds of them counts are written into the matrix."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plot with what is said about it.
+
+    Attributes:
+        title: a heading, plain text.
+        caption: what it shows, in a sentence, for those who do not see it too.
+        data, layout: as Plotly has them.
+        height: in pixels.
+        log: whether a logarithmic y axis makes sense, see `spans`.
+        wide: whether it takes the whole width of the page.
+        least: pixels that it is wide at least: on a narrow screen it is scrolled.
+        brush: whether a selection in it fades the lines that do not go through.
+    """
+
+    title: str
+    caption: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any] = field(default_factory=dict)
+    height: int = 280
+    log: bool = False
+    wide: bool = False
+    least: int = 0
+    brush: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"data": self.data, "layout": {"height": self.height, **self.layout}, "brush": self.brush}
+
+
+def number(value: float) -> float | int | None:
+    """Six significant digits are more than a screen shows; None for what is not finite."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) and abs(value) < 1e15 else float(f"{value:.6g}")
+
+
+def numbers(values: Iterable[float]) -> list[float | int | None]:
+    return [number(value) for value in values]
+
+
+def text(value: str, most: int = 40) -> str:
+    """A name as Plotly shows it, which takes <b> and the like for markup; a long one is cut."""
+    short = value if len(value) <= most else value[: most - 1] + "…"
+    return " ".join(short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
+
+
+def shown(value: float | None) -> str:
+    """A number in a sentence."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def spans(values: np.ndarray | Sequence[float]) -> bool:
+    """Whether all finite values are positive and the largest is some times the smallest."""
+    found = np.asarray(values, np.float64)
+    found = found[np.isfinite(found)]
+    return bool(len(found)) and bool(found.min() > 0) and bool(found.max() >= 3 * found.min())
+
+
+# ------------------------------------------------------------------------------------------------------ curves of a run
+
+
+def curves(found: Mapping[str, Curve], selected: int | None = None) -> list[Figure]:
+    """One figure a metric, with its curves on all splits; the important ones first.
+
+    Args:
+        found: by name; those of `perf/` are left out, see `rates`.
+        selected: the step of the selected checkpoint, which is marked.
+    """
+    groups: dict[str, dict[str, Curve]] = {}
+    for name, curve in found.items():
+        split, _, metric = name.partition("/")
+        if split != "perf":
+            groups.setdefault(metric if split in SPLITS else name, {})[name] = curve
+    first = {"loss": 0, "accuracy": 1, "perplexity": 2}
+    order = sorted(groups, key=lambda name: (first.get(name, 3), -len(groups[name]), name))
+    return [_curve(name, groups[name], selected) for name in order]
+
+
+def rates(found: Mapping[str, Curve]) -> list[Figure]:
+    """How fast it went: one figure a metric of `perf/`."""
+    return [
+        _curve(name.removeprefix("perf/").replace("_per_s", "/s"), {name: curve})
+        for name, curve in found.items()
+        if name.startswith("perf/")
+    ]
+
+
+def _curve(title: str, members: Mapping[str, Curve], selected: int | None = None) -> Figure:
+    data, sentences = [], []
+    order = list(SPLITS)
+    for name in sorted(members, key=lambda n: order.index(s) if (s := n.partition("/")[0]) in order else 9):
+        curve, split = members[name], name.partition("/")[0]
+        kept = thin(curve.values, POINTS)
+        few = len(kept) <= 60
+        data.append({
+            "type": "scatter", "mode": "lines+markers" if few else "lines", "name": text(name), "meta": name,
+            "x": numbers(curve.steps[kept]), "y": numbers(curve.values[kept]),
+            "line": {"width": 2, "color": SPLITS.get(split, PALETTE[0])}, "marker": {"size": 5},
+            "hovertemplate": "%{y:.5g}",
+        })  # fmt: skip
+        sentences.append(_sentence(name, curve))
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "step"}},
+        "hovermode": "x unified",
+        "showlegend": len(data) > 1,
+    }
+    if selected is not None:
+        layout["shapes"] = [{
+            "type": "line", "x0": selected, "x1": selected, "yref": "paper", "y0": 0, "y1": 1,
+            "line": {"width": 1, "dash": "dot", "color": "muted"},
+        }]  # fmt: skip
+        layout["annotations"] = [{
+            "x": selected, "xref": "x", "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False,
+            "text": "selected", "font": {"size": 11, "color": "muted"},
+        }]  # fmt: skip
+    return Figure(
+        title,
+        "; ".join(sentences) + ".",
+        data,
+        layout,
+        log=spans(np.concatenate([curve.values for curve in members.values()])),
+    )
+
+
+def _sentence(name: str, curve: Curve) -> str:
+    finite = np.flatnonzero(np.isfinite(curve.values))
+    if not len(finite):
+        return f"{name}: no finite value"
+    values, last = curve.values[finite], finite[-1]
+    low, high = finite[values.argmin()], finite[values.argmax()]
+    gaps = len(curve.values) - len(finite)
+    at = f"{name}: {shown(curve.values[last])} at step {shown(curve.steps[last])}"
+    if low == high:
+        return at + (f", {gaps} not finite" if gaps else "")
+    ends = (
+        f"lowest {shown(curve.values[low])} at {shown(curve.steps[low])}, "
+        f"highest {shown(curve.values[high])} at {shown(curve.steps[high])}"
+    )
+    return f"{at}, {ends}" + (f", {gaps} not finite" if gaps else "")
+
+
+# ------------------------------------------------------------------------------------------------------ parts of a run
+
+
+def times(seconds: Mapping[str, float]) -> Figure | None:
+    """Where the time of a process went, as one bar. `wall` is all of it; what no part says is start-up and test."""
+    parts = {name.replace("_", " "): float(s) for name, s in seconds.items() if name != "wall" and _positive(s)}
+    wall = seconds.get("wall")
+    if _positive(wall) and float(wall or 0) > sum(parts.values()):
+        parts["start-up and test"] = float(wall or 0) - sum(parts.values())
+    if not parts:
+        return None
+    whole = sum(parts.values())
+    data = [
+        {
+            "type": "bar", "orientation": "h", "name": f"{name} {value:.1f} s", "y": [""], "x": [round(value, 3)],
+            "marker": {"color": PALETTE[number % len(PALETTE)]},
+            "hovertemplate": f"{name}: {value:.2f} s, {value / whole:.0%}<extra></extra>",
+        }
+        for number, (name, value) in enumerate(parts.items())
+    ]  # fmt: skip
+    layout = {
+        "barmode": "stack", "showlegend": True, "hovermode": "closest", "xaxis": {"title": {"text": "seconds"}},
+        "yaxis": {"visible": False, "fixedrange": True}, "bargap": 0.2,
+        "legend": {"traceorder": "normal"},
+    }  # fmt: skip
+    told = ", ".join(f"{name} {value:.1f} s ({value / whole:.0%})" for name, value in parts.items())
+    return Figure("Time", f"{whole:.1f} s: {told}.", data, layout, height=200, wide=True)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Counts [true class, predicted class], coloured by their share of the true class."""
+    count = len(matrix)
+    names = [text(name, 14) for name in classes]
+    totals = matrix.sum(1, keepdims=True)
+    share = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
+    trace: dict[str, Any] = {
+        "type": "heatmap", "z": [numbers(row) for row in share.round(4)],
+        "text": [[f"{int(n)}" if n else "" for n in row] for row in matrix],
+        "zmin": 0, "zmax": 1, "colorscale": "share", "showscale": count > SHOWN_CLASSES * 2 // 3,
+        "colorbar": {"thickness": 10, "tickformat": ".0%"}, "xgap": 1 if count <= SHOWN_CLASSES else 0,
+        "ygap": 1 if count <= SHOWN_CLASSES else 0,
+        "customdata": [[f"{true} as {guess}: {int(matrix[t, p])}" for p, guess in enumerate(names)]
+                       for t, true in enumerate(names)],
+        "hovertemplate": "%{customdata}, %{z:.1%} of the true class<extra></extra>",
+    }  # fmt: skip
+    if count <= SHOWN_CLASSES * 2 // 3:
+        trace |= {"texttemplate": "%{text}", "textfont": {"size": 12 if count <= 12 else 10}}
+    every = -(-count // SHOWN_CLASSES)
+    ticks = {"tickmode": "array", "tickvals": list(range(0, count, every)), "ticktext": names[::every]}
+    layout = {
+        "xaxis": {"title": {"text": "predicted"}, **ticks, "side": "bottom", "showgrid": False, "zeroline": False},
+        "yaxis": {"title": {"text": "true"}, **ticks, "autorange": "reversed", "showgrid": False, "zeroline": False},
+        "hovermode": "closest",
+    }  # fmt: skip
+    hits, whole = int(np.trace(matrix)), int(matrix.sum())
+    worst = _confused(matrix)[:3]
+    told = "; ".join(f"{classes[t]} taken for {classes[p]} {n} times" for n, t, p in worst)
+    caption = f"{hits:,} of {whole:,} examples are on the diagonal." + (f" Most often {told}." if told else "")
+    height = min(760, max(300, 130 + 34 * count if count <= 20 else 130 + 7 * count))
+    return Figure("Confusion matrix", caption, [trace], layout, height=height)
+
+
+def _confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
+    """(count, true class, predicted class) of all mistakes, the most frequent first."""
+    found = [(int(matrix[t, p]), int(t), int(p)) for t, p in np.argwhere(matrix > 0) if t != p]
+    return sorted(found, key=lambda item: (-item[0], item[1], item[2]))
+
+
+def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall and count of each class, and what it is taken for most often."""
+    rows = []
+    for k, name in enumerate(classes):
+        true, predicted, hits = int(matrix[k].sum()), int(matrix[:, k].sum()), int(matrix[k, k])
+        others = matrix[k].copy()
+        others[k] = 0
+        rows.append({
+            "name": name, "count": true, "precision": hits / predicted if predicted else None,
+            "recall": hits / true if true else None,
+            "taken_for": f"{classes[int(others.argmax())]} ({int(others.max())})" if others.max() > 0 else "",
+        })  # fmt: skip
+    return rows

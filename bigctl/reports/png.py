@@ -1,0 +1,86 @@
+"""The main curves as a picture for Markdown, by matplotlib, which needs no browser (extra `report`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.errors import ConfigError
+from bigctl.reports import history, sweep
+from bigctl.reports.plots import PALETTE, SPLITS
+from bigctl.reports.studies import NAMED
+
+_SIZE = 3.2
+"""Inches: the height of a panel, a third less than its width."""
+
+
+def require() -> None:
+    """Raises ConfigError if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("matplotlib is not installed", where="--png", hint="pip install 'bigctl[report]'")
+
+
+def of_run(folder: Path, out: Path) -> None:
+    """Loss and, where there is one, a second measure, each on all its splits, into a PNG."""
+    curves = history.read(folder / "metrics.jsonl").curves
+    measures = dict.fromkeys(name.partition("/")[2] for name in curves if name.startswith("val/"))
+    second = next((m for m in ("accuracy", "perplexity", "mae", *measures) if m in measures and m != "loss"), None)
+    panels = [m for m in ("loss", second) if m]
+    figure, axes = _panels(len(panels), folder.resolve().name)
+    for axis, measure in zip(axes, panels, strict=True):
+        for split, colour in SPLITS.items():
+            if curve := curves.get(f"{split}/{measure}"):
+                axis.plot(
+                    curve.steps, curve.values, label=split, color=colour, marker="." if len(curve.steps) < 60 else ""
+                )
+        _finish(axis, measure)
+    _save(figure, out)
+
+
+def of_sweep(folder: Path, out: Path) -> None:
+    """The sweep's metric over the steps of all trials, the best ones in colour, into a PNG."""
+    board, _ = sweep.read(folder)
+    metric, best = str(board.get("metric")), -1.0 if board.get("mode") == "max" else 1.0
+    trials = [sweep.as_trial(folder, trial, metric) for trial in board.get("trials") or []]
+    trials.sort(key=lambda trial: (trial["dot"].value is None, best * (trial["dot"].value or 0.0)))
+    figure, (axis,) = _panels(1, folder.resolve().name)
+    for rank, trial in reversed(list(enumerate(trials))):
+        curve = history.read_one(trial["path"] / "metrics.jsonl", metric)
+        named = rank < NAMED and trial["dot"].value is not None
+        axis.plot(
+            curve.steps, curve.values, color=PALETTE[rank] if named else "#c3c9d2", linewidth=2 if rank == 0 else 1,
+            label=trial["dot"].label if named else None,
+        )  # fmt: skip
+    _finish(axis, metric)
+    _save(figure, out)
+
+
+def _panels(count: int, title: str) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_SIZE * 1.5 * max(count, 1.5), _SIZE), dpi=120, layout="constrained")
+    figure.suptitle(title.replace("$", r"\$"))
+    return figure, list(np.atleast_1d(figure.subplots(1, count)))
+
+
+def _finish(axis: Any, name: str) -> None:
+    axis.set_xlabel("step")
+    axis.set_ylabel(name)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        axis.legend(handles[::-1], [label.replace("$", r"\$") for label in labels[::-1]], frameon=False, fontsize=8)
+
+
+def _save(figure: Any, out: Path) -> None:
+    """Atomically, as every file of a run."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        figure.savefig(temporary, format="png")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,312 @@
+"""The page of one run, in whatever state it is: what cannot be read is left out and said."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.errors import BigctlError
+from bigctl.files import printable
+from bigctl.reports import history, page, plots
+from bigctl.reports.examples import Examples
+from bigctl.runs import directory, facts, listing
+from bigctl.runs.directory import RunDirectory
+
+LOG_LINES = 40
+MOST_TEXTS = 12
+_DAMAGE = (BigctlError, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of the configuration.
+
+    Attributes:
+        value, default: as text; the latter is what its recipe says by itself, None where that is not known.
+        origin: where it was set, empty where that is not known.
+    """
+
+    key: str
+    value: str
+    default: str | None = None
+    origin: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return self.default is not None and self.value != self.default
+
+
+@dataclass
+class _Notes:
+    """What could not be read, in sentences."""
+
+    found: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, build: Callable[[], Any], otherwise: Any) -> Any:
+        """A part of the page, or what stands for it where the files are not as they should be."""
+        try:
+            return build()
+        except _DAMAGE as error:
+            said = str(error) if isinstance(error, BigctlError) else f"{type(error).__name__}: {error}"
+            self.found.append(f"{what}: {said}")
+            return otherwise
+
+
+def write(run: RunDirectory, *, samples: int = 16, live: str = "") -> str:
+    """The page of a run as text.
+
+    Args:
+        run: in any state; only its folder need be there.
+        samples: how many examples of the validation split to predict; 0 for none.
+        live: address of its new points, for a page that is served.
+    """
+    notes = _Notes()
+    known: dict[str, Any] = notes.attempt("run.json", lambda: facts.gather(run), {})
+    known = {"run": str(run.path), "status": listing.UNREADABLE, **known}
+    status = known["status"]
+    summary = notes.attempt("summary.json", run.summary, {}) if run.summary_file.exists() else {}
+    past = history.read(run.metrics)
+    if past.damaged:
+        lines = "1 line" if past.damaged == 1 else f"{past.damaged} lines"
+        notes.found.append(f"metrics.jsonl: {lines} cannot be read and are left out")
+    selected = known.get("selected_step")
+    figures: dict[str, plots.Figure] = {}
+    curves = _named(figures, "curve", plots.curves(past.curves, selected if isinstance(selected, int) else None))
+    rates = _named(figures, "rate", plots.rates(past.curves))
+    timings = summary.get("timings")
+    bar = notes.attempt("summary.json: timings", lambda: plots.times(timings) if timings else None, None)
+    times = _named(figures, "times", [bar] if bar else [])
+    matrix, classes = notes.attempt("summary.json: confusion", lambda: _matrix(summary), (None, []))
+    confusion = _named(figures, "confusion", [plots.confusion(matrix, classes)] if matrix is not None else [])
+    examples = _examples(run, status, samples, known, notes)
+    return page.render(
+        "run.html",
+        figures,
+        live=live,
+        live_from=past.end,
+        run=known,
+        name=run.path.resolve().name,
+        status=status,
+        summary=summary,
+        cards=notes.attempt("summary", lambda: _cards(known, summary), []),
+        metrics=_metrics(known.get("metrics")),
+        next=notes.attempt("run.json", lambda: _next(run, known), []),
+        settings=notes.attempt("config.yaml", lambda: _settings(run, known), []),
+        overrides=[str(o) for o in known.get("overrides") or []],
+        curves=curves,
+        rates=rates,
+        times=times,
+        confusion=confusion,
+        classes=plots.per_class(matrix, classes) if matrix is not None else [],
+        examples=examples,
+        texts=_texts(run.samples),
+        around=notes.attempt("run.json", lambda: _around(known), []),
+        starts=notes.attempt("run.json", lambda: _starts(known), []),
+        log=_log(run.log) if status not in (directory.COMPLETE, directory.RUNNING) else [],
+        notes=[*known.get("notes", []), *notes.found],
+    )
+
+
+def _named(figures: dict[str, plots.Figure], name: str, found: list[plots.Figure]) -> list[str]:
+    """Give figures their ids, which are returned."""
+    ids = [f"{name}-{number}" for number in range(len(found))]
+    figures.update(zip(ids, found, strict=True))
+    return ids
+
+
+# ------------------------------------------------------------------------------------------------------------- summary
+
+
+def _cards(known: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of what matters most."""
+    metrics, by = known.get("metrics") or {}, known.get("selected_by")
+    cards = []
+    if by and by in metrics:
+        cards.append((str(by), page.number(metrics[by]), f"selected at step {page.number(known['selected_step'])}"))
+    measure = str(by).partition("/")[2] if by else ""
+    for name in dict.fromkeys((f"test/{measure}", "test/accuracy", "test/loss")):
+        if name in metrics and len(cards) < 3:
+            cards.append((name, page.number(metrics[name]), "scored once, with the selected weights"))
+    step, total = known.get("step"), known.get("total")
+    if step is not None:
+        of = f"of {page.number(total)}" if total else ""
+        cards.append(("step", page.number(step), f"{of}, {known['stopped']}".strip(", ") if known["stopped"] else of))
+    wall = (summary.get("timings") or {}).get("wall")
+    if isinstance(wall, int | float):
+        rate = summary.get("tokens_per_s") or summary.get("examples_per_s")
+        unit = "tokens/s" if summary.get("tokens_per_s") else "examples/s"
+        cards.append(("time", _duration(wall), f"{page.number(round(rate))} {unit}" if rate else ""))
+    if known.get("parameters"):
+        cards.append(("parameters", page.number(known["parameters"]), ""))
+    return cards
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _metrics(metrics: Any) -> list[dict[str, Any]]:
+    """One row a metric, its values on validation and on test beside each other."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in sorted(metrics.items()) if isinstance(metrics, dict) else []:
+        split, _, measure = str(name).partition("/")
+        if (isinstance(value, int | float) or value is None) and split in ("val", "test"):
+            rows.setdefault(measure, {"name": measure})[split] = value
+    return list(rows.values())
+
+
+def _matrix(summary: Mapping[str, Any]) -> tuple[np.ndarray | None, list[str]]:
+    if not summary.get("confusion"):
+        return None, []
+    matrix = np.asarray(summary["confusion"], np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+        raise ValueError("is no square of counts")
+    names = [str(name) for name in summary.get("classes") or []]
+    return matrix, names if len(names) == len(matrix) else [str(number) for number in range(len(matrix))]
+
+
+def _next(run: RunDirectory, known: Mapping[str, Any]) -> list[str]:
+    """The commands that are likely next."""
+    status, starts = known["status"], known.get("starts") or []
+    if status == directory.COMPLETE:
+        return [facts.use(run), f"bigctl eval {run.path}", f"bigctl info {run.path}"]
+    if status in (directory.PARTIAL, directory.PREEMPTED):
+        return [f"bigctl resume {run.path}"]
+    if status in (directory.FAILED, directory.DIVERGED):
+        again = [shlex.join(map(str, starts[-1]["argv"]))] if starts and starts[-1].get("argv") else []
+        return [f"bigctl info {run.path}", *again]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+
+
+def _settings(run: RunDirectory, known: Mapping[str, Any]) -> list[Setting]:
+    """All keys of the configuration, those that differ from what the recipe says by itself first."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(run.read_config())
+    except yaml.YAMLError as error:
+        raise ValueError("is not YAML") from error
+    values = {key: page.scalar(value) for key, value in _leaves(tree)}
+    defaults = _composed([f"recipe={known.get('recipe')}"], known)[0]
+    own, origins = _composed([str(o) for o in known.get("overrides") or []], known)
+    agrees = sum(own.get(key) == value for key, value in values.items()) > len(values) / 2
+    found = [
+        Setting(key, value, defaults.get(key, "" if defaults else None), origins.get(key, "") if agrees else "")
+        for key, value in values.items()
+    ]
+    return sorted(found, key=lambda setting: not setting.changed)
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict) or not tree:
+        return [(prefix, tree)] if prefix else []
+    return [
+        leaf for name, value in tree.items() for leaf in _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    ]
+
+
+def _composed(overrides: list[str], known: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """What some overrides give here and now, and where from; nothing if they give nothing any more."""
+    from bigctl.config import compose, schema
+
+    try:
+        found = compose.compose(overrides, plugins=[str(p) for p in known.get("plugins") or []], partial=True)
+    except (BigctlError, ImportError):
+        return {}, {}
+    values = {key: page.scalar(value) for key, _, value in schema.walk_config(found.config)}
+    return values, {key: "default" if origin == "schema" else origin for key, origin in found.origins.items()}
+
+
+# ------------------------------------------------------------------------------------------------ examples, texts, log
+
+
+def _examples(run: RunDirectory, status: str, count: int, known: Mapping[str, Any], notes: _Notes) -> Examples | None:
+    """Examples with predictions, of a run that is not being trained and predicts something."""
+    from bigctl.training import manifest
+
+    if count <= 0 or status == directory.RUNNING or not manifest.steps(run.checkpoints):
+        return None
+    kind = notes.attempt("run.json", lambda: run.record()["data"]["features"]["kind"], "")
+    if kind not in ("image", "table", "text") or known.get("recipe") == "bert_mlm":
+        return None
+    from bigctl.reports import examples
+
+    try:
+        return examples.choose(run, count)
+    except Exception as error:  # weights, data, plugins: whatever is gone, the page is about the rest
+        notes.found.append(f"sample predictions: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        return None
+
+
+def _texts(path: Path) -> list[dict[str, Any]]:
+    """What a language model wrote while it was trained, the last first; of many some, evenly."""
+    found = []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            value = json.loads(line)
+            found.append({"step": int(value["step"]), "prompt": str(value["prompt"]), "text": str(value["text"])})
+        except (ValueError, KeyError, TypeError, OverflowError):
+            continue
+    chosen = np.unique(np.linspace(0, max(0, len(found) - 1), min(len(found), MOST_TEXTS)).astype(int))
+    return [found[index] for index in reversed(chosen.tolist())]
+
+
+def _log(path: Path) -> list[str]:
+    """The last lines of the log."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 65536))
+            content = stream.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [printable(line)[:500] for line in content.splitlines()[-LOG_LINES:]]
+
+
+# -------------------------------------------------------------------------------------------------------- surroundings
+
+
+def _around(known: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run was made with: (name, value)."""
+    rows: list[tuple[str, Any]] = [("folder", known["run"])]
+    if devices := known.get("devices"):
+        mesh = " x ".join(f"{axis} {n}" for axis, n in (devices.get("mesh") or {}).items())
+        rows.append(("devices", f"{devices.get('count')} {devices.get('kind')}" + (f" ({mesh})" if mesh else "")))
+    code = known.get("code") or {}
+    if code.get("commit"):
+        dirty = ", with uncommitted changes (the diff is in run.json)" if code.get("dirty") else ""
+        rows.append(("code", f"commit {str(code['commit'])[:12]}{dirty}"))
+    rows.append(("packages", ", ".join(f"{n} {v}" for n, v in (known.get("packages") or {}).items())))
+    rows.append(("machine", ", ".join(f"{n} {v}" for n, v in (known.get("machine") or {}).items() if v)))
+    rows.append(("plugins", ", ".join(map(str, known.get("plugins") or []))))
+    if data := known.get("data"):
+        sizes = ", ".join(f"{split} {page.number(n)}" for split, n in (data.get("sizes") or {}).items())
+        info = data.get("info") or {}
+        about = "; ".join(str(info[key]) for key in ("title", "source", "licence") if info.get(key))
+        rows.append(("data", f"{sizes}; fingerprint {str(data.get('fingerprint'))[:12]}"))
+        rows.append(("", about))
+    saved = [c for c in known.get("checkpoints") or [] if c["committed"]]
+    rows.append(("checkpoints", ", ".join(f"step {page.number(c['step'])}" for c in saved)))
+    return [(name, str(value)) for name, value in rows if value]
+
+
+def _starts(known: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """(when, from which step, command) of every process that trained the run."""
+    return [
+        (page.date(start["time"]), int(start["step"]), shlex.join(map(str, start.get("argv") or [])))
+        for start in known.get("starts") or []
+    ]

@@ -1,0 +1,153 @@
+"""The page of a sweep: its leaderboard, what each parameter does, all curves, failures, and the winner."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.errors import RunError
+from bigctl.reports import history, page, plots, studies
+from bigctl.reports.history import Curve
+from bigctl.reports.studies import Dot
+from bigctl.sweeps import ledger
+from bigctl.sweeps.trials import label
+
+BOARD = "leaderboard.json"
+SPREAD = 6
+"""Metrics that the leaderboard has columns for, besides the one that ranks."""
+
+
+def write(folder: Path, *, link: Callable[[Path], str] | None = None) -> str:
+    """The page of a sweep as text.
+
+    Args:
+        folder: that of the sweep.
+        link: the address of a trial's run directory; the default is that of the folder, seen from the sweep's.
+
+    Raises:
+        RunError: if it is no sweep, or neither leaderboard nor ledger can be read.
+    """
+    board, notes = read(folder)
+    address = link or (lambda run: os.path.relpath(run, folder) + "/")
+    metric, mode = str(board.get("metric") or ""), str(board.get("mode") or "max")
+    trials = [as_trial(folder, trial, metric) for trial in _list(board, "trials")]
+    dots = [trial["dot"] for trial in trials]
+    axes = _list(board, "axes") or [{"key": key} for key in dict.fromkeys(k for d in dots for k in d.point)]
+    scales = [studies.scale(axis, dots) for axis in axes]
+    points = _list(board, "points")
+    front = board.get("pareto") or {}
+    figures: dict[str, plots.Figure] = {}
+
+    def named(name: str, *found: plots.Figure | None) -> list[str]:
+        ids = [f"{name}-{n}" for n, figure in enumerate(found) if figure is not None]
+        figures.update(zip(ids, [f for f in found if f is not None], strict=True))
+        return ids
+
+    drawn: dict[str, Any] = {
+        "parallel": named("parallel", studies.parallel(dots, scales, metric, mode)),
+        "curves": named("curves", *_curves(trials, metric, mode)),
+        "slices": named("slice", *studies.slices(dots, scales, metric, mode)),
+        "importance": named("importance", studies.importance(_list(board, "effects"), metric)),
+        "pareto": named("pareto", studies.pareto(points, front.get("points") or [], front["metrics"], metric))
+        if front.get("metrics")
+        else [],
+    }
+    for trial in trials:
+        trial["address"] = address(trial["path"]) if trial["path"].is_dir() else ""
+    return page.render(
+        "sweep.html",
+        figures,
+        name=folder.resolve().name,
+        folder=str(folder),
+        written=max(_modified(folder / ledger.NAME), _modified(folder / BOARD)),
+        metric=metric,
+        mode=mode,
+        status=board.get("status") or {},
+        keys=[scale.key for scale in scales],
+        shown=_shown(points, metric),
+        points=points,
+        trials=trials,
+        effects=_list(board, "effects"),
+        failures=_list(board, "failures"),
+        winner=board.get("winner"),
+        winner_label=label(board["winner"].get("point") or {}) if board.get("winner") else "",
+        notes=notes,
+        **drawn,
+    )
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The leaderboard of a sweep, made from its ledger where that says more; and what could not be read.
+
+    Raises:
+        RunError: if there is neither.
+    """
+    notes: list[str] = []
+    journal, written = folder / ledger.NAME, folder / BOARD
+    if journal.exists() and _modified(journal) > _modified(written):
+        study = ledger.read(folder)
+        if study.damaged:
+            notes.append(f"{ledger.NAME}: {study.damaged} damaged lines are left out")
+        from bigctl.sweeps import leaderboard  # type: ignore[attr-defined]
+
+        return leaderboard.build(study), notes
+    try:
+        board = json.loads(written.read_text(encoding="utf-8"))
+        if not isinstance(board, dict):
+            raise ValueError("is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot be read ({type(error).__name__})", where=str(written)) from error
+    return board, notes
+
+
+def _list(board: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = board.get(name)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def as_trial(folder: Path, trial: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """A trial as the page shows it, with its `dot` for the figures and the `path` of its run directory."""
+    metrics = {str(k): float(v) for k, v in (trial.get("metrics") or {}).items() if isinstance(v, int | float)}
+    point = {str(k): str(v) for k, v in (trial.get("point") or {}).items()}
+    seed, value = trial.get("seed"), metrics.get(metric)
+    name = label(point) + (f" seed={seed}" if seed is not None else "")
+    counted = trial.get("status") == "complete" and value is not None and np.isfinite(value)
+    places = (folder / "trials" / str(trial.get("id")), folder / str(trial.get("run")), Path(str(trial.get("run"))))
+    return {
+        **{key: trial.get(key) for key in ("number", "status", "seed", "step", "seconds", "message")},
+        "id": str(trial.get("id")),
+        "point": point,
+        "value": value,
+        "path": next((place for place in places if place.is_dir()), places[0]),
+        "dot": Dot(name or f"trial {trial.get('number')}", point, value if counted else None, metrics),
+    }
+
+
+def _curves(trials: Sequence[Mapping[str, Any]], metric: str, mode: str) -> list[plots.Figure | None]:
+    """The metric of all trials, and the training loss if that is another one."""
+    found: list[plots.Figure | None] = []
+    for name in dict.fromkeys((metric, "train/loss")):
+        curves: list[tuple[Dot, Curve]] = [
+            (trial["dot"], history.read_one(trial["path"] / "metrics.jsonl", name)) for trial in trials
+        ]
+        found.append(studies.all_curves(curves, name, mode))
+    return found
+
+
+def _shown(points: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """Which metrics the leaderboard has columns for: losses and accuracies before others."""
+    names = dict.fromkeys(name for point in points for name in point.get("metrics") or {} if name != metric)
+    first = {"accuracy": 0, "loss": 1, "f1": 2, "perplexity": 3}
+    return sorted(names, key=lambda name: (first.get(name.rpartition("/")[2], 9), name))[:SPREAD]
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
