@@ -308,12 +308,12 @@ def _optuna(folder: Path) -> None:
     import joblib
 
     spec = _spec(folder)
-    study = _optuna_study(folder, spec, seed=0)
-    while not study.sampler.is_exhausted(study):  # workers that draw the same point at once leave another one out
-        joblib.Parallel(n_jobs=spec.jobs)(joblib.delayed(_optuna_worker)(folder, spec, n) for n in range(spec.jobs))
+    study = _optuna_study(folder, spec)
+    while not study.sampler.is_exhausted(study):  # two workers may have drawn the same point
+        joblib.Parallel(n_jobs=spec.jobs)(joblib.delayed(_optuna_worker)(folder, spec) for _ in range(spec.jobs))
 
 
-def _optuna_study(folder: Path, spec: Spec, *, seed: int) -> Any:
+def _optuna_study(folder: Path, spec: Spec) -> Any:
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -323,13 +323,13 @@ def _optuna_study(folder: Path, spec: Spec, *, seed: int) -> Any:
     return optuna.create_study(
         study_name="lr",
         storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))),
-        sampler=optuna.samplers.GridSampler(grid, seed=seed),
+        sampler=optuna.samplers.GridSampler(grid, seed=0),  # all must number the points in the same way
         direction="maximize",
         load_if_exists=True,
     )
 
 
-def _optuna_worker(folder: Path, spec: Spec, number: int) -> None:
+def _optuna_worker(folder: Path, spec: Spec) -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -382,11 +382,11 @@ def _optuna_worker(folder: Path, spec: Spec, number: int) -> None:
             best = max(best, float(accuracy))
         return best
 
-    _optuna_study(folder, spec, seed=number).optimize(objective)
+    _optuna_study(folder, spec).optimize(objective)
 
 
 def _optuna_facts(folder: Path, spec: Spec) -> dict[str, str]:
-    study = _optuna_study(folder, spec, seed=0)
+    study = _optuna_study(folder, spec)
     done = _optuna_results(folder)
     curves = {(t.params["lr"], t.params["seed"]) for t in study.trials if len(t.intermediate_values) > 1}
     weights = [f for f in folder.rglob("*") if f.suffix in (".npz", ".ckpt", ".msgpack", ".safetensors", ".pkl")]
@@ -413,7 +413,7 @@ def _best(results: Mapping[tuple[float, int], float]) -> float:
 def _optuna_results(folder: Path) -> dict[tuple[float, int], float]:
     import optuna
 
-    trials = _optuna_study(folder, _spec(folder), seed=0).trials
+    trials = _optuna_study(folder, _spec(folder)).trials
     done = [t for t in reversed(trials) if t.state == optuna.trial.TrialState.COMPLETE]
     return {(t.params["lr"], t.params["seed"]): t.value for t in done}
 
@@ -422,7 +422,7 @@ def _optuna_failures(folder: Path) -> int:
     import optuna
 
     failed = [
-        t for t in _optuna_study(folder, _spec(folder), seed=0).trials
+        t for t in _optuna_study(folder, _spec(folder)).trials
         if t.state == optuna.trial.TrialState.FAIL and t.params.get("lr") == TOO_HIGH
     ]  # fmt: skip
     return sum(any("reason" in key or "error" in key for key in (*t.system_attrs, *t.user_attrs)) for t in failed)
