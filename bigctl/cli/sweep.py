@@ -18,7 +18,7 @@ tag(log, interval(1e-5,1e-2)). seed=range(3) repeats every point with three seed
 examples:
   bigctl sweep recipe=cnn_cls optimizer.lr=1e-4,3e-4,1e-3 seed=range(3)
   bigctl sweep recipe=mlp_cls 'optimizer.lr=tag(log, interval(1e-4,1e-1))' sweep.sampler=tpe sweep.trials=30
-  bigctl sweep recipe=mlp_cls optimizer.lr=1e-4,1e-3,1e-2 seed=range(8) --packed
+  bigctl sweep recipe=mlp_cls optimizer.lr=1e-4,1e-3,1e-2 seed=range(8) --packed auto
   bigctl sweep recipe=cnn_cls model.channels=[32],[32,64] --dry-run
 """
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs", default="auto", metavar="N", help="trials at once; auto: one a GPU, or one a core; default: auto"
     )
     parser.add_argument(
-        "--packed", nargs="?", const="auto", default="no", choices=("auto", "yes", "no"),
+        "--packed", default="no", choices=("auto", "yes", "no"),
         help="train trials that differ in numbers alone as one program; auto measures whether that is faster",
     )  # fmt: skip
     parser.add_argument("--slurm", metavar="KEY=VALUE,...", help="run trials as SLURM jobs, such as partition=gpu")

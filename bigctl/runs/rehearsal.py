@@ -30,6 +30,8 @@ from bigctl.training.writers import read_metrics
 
 SCHEMA = 1
 ANY = "any time"
+ALONE = ["train.trackers=[]"]
+"""What a rehearsal trains is nobody's result."""
 AIMS = {witness.START: 4, witness.STEP: 3, witness.EVAL: 4, witness.SAVE: 4, witness.END: 1, ANY: 2}
 """What kills are aimed at, and how often."""
 _LOOK = 0.001
@@ -277,7 +279,8 @@ class _Child:
         told.unlink(missing_ok=True)
         self._errors = told.with_suffix(".stderr")
         environment = {name: value for name, value in os.environ.items() if name != "GITHUB_STEP_SUMMARY"}
-        command = [sys.executable, "-m", "bigctl", "train", *arguments, "--run-dir", str(run.path), "--quiet", "--json"]
+        command = [sys.executable, "-m", "bigctl", "train", *arguments, *ALONE, "--run-dir", str(run.path)]
+        command += ["--quiet", "--json"]
         self.began = time.monotonic()
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(

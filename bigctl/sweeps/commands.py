@@ -19,7 +19,7 @@ def one(trial: Trial, run: Path, config_dirs: Sequence[Path], plugins: Sequence[
     given = [word for folder in config_dirs for word in ("--config-dir", str(folder))]
     given += [word for module in plugins for word in ("--plugin", module)]
     words = ["train", *trial.overrides, UNTESTED, "--run-dir", str(run), "--quiet", *given]
-    return [sys.executable, "-m", "bigctl", *words]
+    return [sys.executable, "-P", "-m", "bigctl", *words]
 
 
 def pack(
@@ -49,7 +49,7 @@ def pack(
         write_json(job, content)
     except OSError as error:
         raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(job)) from error
-    return [sys.executable, "-m", "bigctl.sweeps.packed", str(job)]
+    return [sys.executable, "-P", "-m", "bigctl.sweeps.packed", str(job)]
 
 
 def verdict(job: Path) -> Path:

@@ -174,7 +174,7 @@ def score(book: Ledger, ids: Sequence[str], view: LiveView) -> bool:
             continue
         state = book.study.states[name]
         run = book.study.run(state)
-        command = [sys.executable, "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
+        command = [sys.executable, "-P", "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         try:
             metrics = json.loads(done.stdout)["metrics"] if done.returncode == 0 else None

@@ -167,8 +167,10 @@ def test_two_sweeps_do_not_share_a_folder(command: Command) -> None:
         ([RATES, "--max-failures", "-1"], "--max-failures: -1 is no count"),
         (["optimizer.lrr=1,2"], "there is no key 'optimizer.lrr'"),
         (["optimizer.lr=interval(0,1)"], "interval"),
-        (["optimizer.lr=1,2", "model.dropout=0.1,0.2", "model.hidden=[4],[8]", "--packed", "yes"],
-         "--packed: model.hidden differs: [4], [8]"),
+        (
+            ["optimizer.lr=1,2", "model.dropout=0.1,0.2", "model.hidden=[4],[8]", "--packed", "yes"],
+            "--packed: model.hidden differs: [4], [8]",
+        ),
         ([RATES, "sweep.metric=val/loss", "eval.metric=val/f1"], "eval.metric=val/f1 do not go together"),
     ],
 )
