@@ -11,8 +11,8 @@ from bigctl.data.dataset import Dataset
 from bigctl.runs import inputs, provenance
 
 if TYPE_CHECKING:
-    from bigctl.training.checkpoint import Checkpoints
     from bigctl.runs.experiment import Experiment
+    from bigctl.training.checkpoint import Checkpoints
 
 
 class Setup:
