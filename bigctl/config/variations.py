@@ -67,18 +67,21 @@ def _without_number(override: str) -> str:
 
 
 def _varied(base: Composed, overrides: Sequence[str]) -> Composed | None:
-    """The configuration with the numbers of these overrides; None where one of them is of another kind."""
+    """The configuration with those numbers of these overrides that are others; None where one is of another kind."""
     config: Any = base.config
-    for override in overrides:
-        if (parts := _NUMBER.fullmatch(override)) is None:
+    spelled = list(base.overrides)
+    for place, override in enumerate(overrides):
+        parts = _NUMBER.fullmatch(override)
+        if parts is None or override == spelled[place]:
             continue
+        spelled[place] = override
         if (value := _typed(base.config, parts[1], parts[2])) is None:
             return None
         group, _, name = parts[1].rpartition(".")
         if group:
             name, value = group, dataclasses.replace(getattr(config, group), **{name: value})
         config = dataclasses.replace(config, **{name: value})
-    return dataclasses.replace(base, config=config, overrides=tuple(overrides))
+    return dataclasses.replace(base, config=config, overrides=tuple(spelled))
 
 
 def _typed(config: schema.Config, key: str, text: str) -> float | int | None:
