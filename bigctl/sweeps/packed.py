@@ -26,21 +26,22 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
-from bigctl.errors import BigctlError, ConfigError
+from bigctl.errors import BigctlError, ConfigError, Preempted
 from bigctl.runs import directory, trainer
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.setup import Setup
 from bigctl.sweeps import packing
+from bigctl.sweeps import width as width_of
+from bigctl.sweeps.width import Verdict
 from bigctl.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from bigctl.runs.experiment import Experiment
     from bigctl.training.packed import Pack, PackedSteps
 
-TOGETHER = 32
-"""Trials that are in training at the same time; the next packs wait."""
-ALONE_TOGETHER = 2
-"""The same of trials that are not packed: one computes, the other writes."""
+TOGETHER, MEMORY = 32, 2**28
+"""Trials that are in training at the same time, where their states fit so many bytes; the next ones wait. While some
+compute, others start, write or end; at least two packs do so."""
 PRUNE = "prune"
 
 
@@ -68,27 +69,10 @@ class End:
     def to_json(self) -> dict[str, Any]:
         if self.error is None:
             return {"status": directory.COMPLETE, "message": "", "exit_code": 0}
-        status = RunDirectory(self.job.path).status()
+        status = directory.PREEMPTED if isinstance(self.error, Preempted) else RunDirectory(self.job.path).status()
         code = self.error.exit_code if isinstance(self.error, BigctlError) else 1
         status = directory.FAILED if status in (directory.NEW, directory.RUNNING) else status
         return {"status": status, "message": str(self.error), "exit_code": code}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How many trials are side by side in one program, 1 for none, and why.
-
-    Attributes:
-        sentence: for people.
-        costs: {width: seconds that a step of one trial takes}, as far as it was measured.
-    """
-
-    width: int
-    sentence: str
-    costs: dict[int, float]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"width": self.width, "sentence": self.sentence, "costs": self.costs}
 
 
 class TrialStop:
@@ -109,7 +93,7 @@ class TrialStop:
         return self._process.reason if self._pruned is None else self._pruned
 
     def reached(self, steps: int) -> bool:
-        return self.exit_code is not None
+        return self.exit_code is not None or self._process.reached(steps)
 
     def room(self, steps: int, limit: int) -> int:
         return limit
@@ -142,6 +126,14 @@ class Shared:
         self._steps: dict[int, PackedSteps] = {}
         self._lock = threading.Lock()
 
+    @property
+    def state_bytes(self) -> int:
+        """Of one trial."""
+        import jax
+
+        leaves = jax.tree.leaves(self.experiment.programs.abstract_state)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
     def steps(self, width: int) -> PackedSteps:
         from bigctl.training.packed import PackedSteps
 
@@ -150,6 +142,11 @@ class Shared:
             columns = built.dataset.splits["train"]
             self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
         return self._steps[width]
+
+    def programs(self, config: Config) -> Any:
+        """Those of one trial."""
+        with self._lock:  # what the first one makes, all others copy
+            return self.experiment.programs.like(config)
 
     def evaluator(self, split: str, prefix: str) -> Any:
         with self._lock:
@@ -200,8 +197,9 @@ class _TrialSetup(Setup):
                 return shared.evaluator(split, prefix)
 
         built = shared.experiment
-        programs = built.programs.like(config)
-        return Packed(config, dataset, built.objective, programs, built.cadence, built.metric, built.mode)
+        return Packed(
+            config, dataset, built.objective, shared.programs(config), built.cadence, built.metric, built.mode
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -229,25 +227,29 @@ def train(
         raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
     host.keep_memory()
     shared = Shared(jobs)
-    verdict = _decide(shared, jobs, mode)
+    verdict = width_of.decide(shared, [job.path for job in jobs], mode)
     if say is not None:
         say(verdict.sentence)
     width = verdict.width
     shares = _shares(jobs, width)
-    together = max(1, TOGETHER // width) if width > 1 else ALONE_TOGETHER
-    room, ends = threading.Semaphore(together), []
+    fitting = min(TOGETHER, MEMORY // max(1, shared.state_bytes))
+    room, ending = threading.Semaphore(max(2, fitting // width)), threading.Lock()
+    ends: list[End] = []
 
     def one(job: Job, setup: _TrialSetup) -> None:
         try:
+            if stop.exit_code is not None:
+                raise Preempted(f"stopped by {stop.reason} before it was started", exit_code=stop.exit_code)
             end = End(job, _train(job, setup, TrialStop(stop, job.path), plugins))
         except Exception as error:
             end = End(job, error=error)
         finally:
             if setup.pack is not None:
                 setup.pack.leave(setup.lane)
-        ends.append(end)
-        if say is not None:
-            say(f"{job.path}: {'complete' if end.error is None else end.error}")
+        with ending:
+            ends.append(end)
+            if say is not None:
+                say(f"{job.path}: {'complete' if end.error is None else end.error}")
 
     def some(share: Sequence[Job]) -> None:
         with room:
@@ -282,100 +284,6 @@ def _shares(jobs: Sequence[Job], width: int) -> list[Sequence[Job]]:
     return [jobs[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-# ------------------------------------------------------------------------------------------------ whether it pays
-
-
-def widths(count: int, platform: str) -> list[int]:
-    """How many trials side by side are worth a try: a CPU has no use for more than about 8."""
-    most = 8 if platform == "cpu" else 128
-    powers = [2**n for n in range(3, 8, 2) if 2**n <= most]
-    return sorted({*(w for w in powers if w < count), min(count, most)} - {1})
-
-
-def measure(shared: Shared, count: int, *, seconds: float = 0.3) -> Verdict:
-    """Take a few steps of so many trials both ways, and choose. Nothing of it is kept but the compiled programs.
-
-    Args:
-        shared: what the trials have in common.
-        count: how many they are.
-        seconds: how long to measure each way, besides compiling.
-    """
-    built = shared.experiment
-    platform = built.programs.mesh.devices.flat[0].platform
-    costs = {width: _cost(shared, width, seconds) for width in [1, *widths(count, platform)]}
-    alone = costs[1]
-    width = min(costs, key=lambda width: costs[width])
-    tried = {w: cost for w, cost in costs.items() if w > 1}
-    if width > 1 and costs[width] < 0.9 * alone:
-        sentence = (
-            f"{count} trials packed by {width}: a step of one takes {_time(costs[width])}, by itself {_time(alone)} "
-            f"({alone / costs[width]:.1f} times as long)"
-        )
-        return Verdict(width, sentence, costs)
-    best = min(tried, key=lambda width: tried[width]) if tried else 1
-    sentence = f"{count} trials one after another in one process: a step of one takes {_time(alone)}"
-    sentence += f", packed by {best} it would take {_time(tried[best])}" if tried else ""
-    return Verdict(1, sentence, costs)
-
-
-def _cost(shared: Shared, width: int, seconds: float) -> float:
-    """Seconds that a step of one trial takes among `width`."""
-    import time
-
-    import jax
-    import numpy as np
-
-    steps, programs = shared.steps(width), shared.experiment.programs
-    config = shared.experiment.config
-    lane = programs.like(config)
-    numbers = {name: np.stack([np.asarray(value)] * width) for name, value in lane.numbers.items()}
-    states = tuple(lane.initialise() for _ in range(width))
-
-    def draw(count: int) -> np.ndarray:
-        return np.zeros((width, count, config.train.batch_size), np.int32)
-
-    taken: list[float] = []
-    until = time.perf_counter() + 1e9
-    while len(taken) < 4 or time.perf_counter() < until:
-        start = time.perf_counter()
-        states, count = steps(states, draw, steps.largest, numbers)
-        jax.block_until_ready(states)
-        taken.append((time.perf_counter() - start) / count / width)
-        if len(taken) == 2:  # compiled, and the length of a dispatch is known
-            until = time.perf_counter() + seconds
-    return min(taken[2:])
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:,.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:,.1f} ms"
-
-
-def _decide(shared: Shared, jobs: Sequence[Job], mode: str) -> Verdict:
-    """The width of a start before, as far as there was one, so that trials go on as they began; else what is asked."""
-    refused = shared.refusal()
-    if refused is not None and mode == "yes":
-        raise ConfigError(refused, where="packed trials", hint="train them one by one")
-    if refused is not None:
-        return Verdict(1, f"{len(jobs)} trials one after another in one process: {refused}", {})
-    if (before := _width_before(jobs)) is not None:
-        return Verdict(before, f"{len(jobs)} trials, as before by {before}", {})
-    if len(jobs) == 1:
-        return Verdict(1, "1 trial, by itself", {})
-    if mode == "auto":
-        return measure(shared, len(jobs))
-    width = widths(len(jobs), shared.experiment.programs.mesh.devices.flat[0].platform)[-1]
-    return Verdict(width, f"{len(jobs)} trials packed by {width}", {})
-
-
-def _width_before(jobs: Sequence[Job]) -> int | None:
-    for job in jobs:
-        run = RunDirectory(job.path)
-        for start in reversed(run.record().get("starts", []) if run.exists else []):
-            if "packed" in start:
-                return int(start["packed"]["width"])
-    return None
-
-
 # ----------------------------------------------------------------------------------------------------- the process
 
 
@@ -389,12 +297,12 @@ def main(arguments: Sequence[str]) -> int:
         with StopRequest() as stop:
             return _main(path, stop)
     except BigctlError as error:
-        print(f"bigctl: error: {error}", file=sys.stderr)
+        print(f"bigctl: {error}", file=sys.stderr)
         return error.exit_code
 
 
 def _main(path: Path, stop: StopRequest) -> int:
-    from bigctl.config.compose import compose
+    from bigctl.config.variations import compose_all
     from bigctl.files import write_json
 
     try:
@@ -410,7 +318,8 @@ def _main(path: Path, stop: StopRequest) -> int:
         if not content.get("quiet"):
             print(sentence, file=sys.stderr, flush=True)
 
-    jobs = [Job(name, compose(given, config_dirs=dirs, plugins=plugins), run) for name, given, run in trials]
+    composed = compose_all([given for _, given, _ in trials], config_dirs=dirs, plugins=plugins)
+    jobs = [Job(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
     ends: list[End] = []
     verdicts = []
     for group in packing.groups(jobs, lambda job: job.config):

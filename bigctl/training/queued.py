@@ -21,6 +21,7 @@ from bigctl.training.checkpoint import Checkpoints
 from bigctl.training.state import Progress
 
 _WRITING = threading.Semaphore(4)
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class QueuedCheckpoints:
     def save(self, state: Any, progress: Progress, meta: dict[str, Any]) -> None:
         """Have it saved. Raises TrainingFailed if a save before it failed, unless `on_failure` is "warn"."""
         self._raise()
-        new = _Save(jax.tree.map(jnp.copy, state), copy.deepcopy(progress), meta)  # steps reuse the state
+        kept = _copied(state)  # the next step takes the state itself
+        new = _Save(kept, copy.deepcopy(progress), meta)
         needed = {progress.best_step, *progress.anchors}
         with self._lock:
             self._queue = [*(save for save in self._queue if save.progress.step in needed), new]

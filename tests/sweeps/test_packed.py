@@ -18,9 +18,9 @@ import pytest
 
 from bigctl.config.compose import compose
 from bigctl.config.schema import Config
-from bigctl.errors import BigctlError, ConfigError, Diverged
+from bigctl.errors import BigctlError, ConfigError, Diverged, Preempted
 from bigctl.runs import trainer
-from bigctl.sweeps import packed, packing
+from bigctl.sweeps import packed, packing, width
 from bigctl.sweeps.packed import Job
 from bigctl.training.signals import StopRequest
 from bigctl.training.writers import read_metrics
@@ -120,12 +120,57 @@ def test_a_packed_run_is_like_any_other_to_the_commands(pack: Path, bigctl: Any)
     assert bigctl.json("resume", run)["already_complete"]
 
 
+class StopAt(StopRequest):
+    """Asks everyone to stop after so many steps."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def reached(self, steps: int) -> bool:
+        if steps >= self.steps:
+            self.exit_code, self.reason = 75, "a test"
+        return super().reached(steps)
+
+
+def test_a_stopped_trial_goes_on_by_itself_and_a_single_one_in_a_pack(pack: Path, tmp_path: Path) -> None:
+    configs = [variation(lr=1e-3, seed=seed) for seed in (0, 1)]
+    with StopAt(12) as stop:
+        ends, _ = packed.train(jobs(tmp_path, configs), stop=stop, mode="yes")
+    assert [end.to_json()["status"] for end in ends] == ["preempted"] * 2
+    assert "stopped by a test at step 12 of 24; the checkpoint is saved" in ends[0].to_json()["message"]
+    first, second = jobs(tmp_path, configs)
+    summary = trainer.train(first.composed, first.path, trainer.Options(quiet=True))
+    assert summary["resumed_from"] == 12 and summary["step"] == 24
+    other = Job("other", dataclasses.replace(COMPOSED, config=variation(lr=1e-2, seed=1)), tmp_path / "other")
+    with pytest.raises(Preempted), StopAt(7) as stop:
+        trainer.train(other.composed, other.path, trainer.Options(quiet=True, stop=stop))
+    with StopRequest() as stop:
+        ends, verdict = packed.train([second, other], stop=stop)
+    assert (verdict.width, verdict.sentence) == (2, "2 trials packed by 2, as they began")
+    assert [end.summary and end.summary["resumed_from"] for end in ends] == [12, 7]
+    for here, there in (("0", "0"), ("1", "1"), ("other", "3")):
+        found, undisturbed = losses(tmp_path / here), losses(pack / there)
+        assert list(found) == list(range(1, 25))
+        np.testing.assert_allclose(list(found.values()), list(undisturbed.values()), rtol=1e-4)
+
+
+def test_each_trial_of_a_pack_stops_early_by_itself(tmp_path: Path) -> None:
+    early = dataclasses.replace(BASE.train.early_stop, target=0.6)
+    configs = [variation(lr=lr) for lr in (1e-9, 3e-2)]
+    configs = [dataclasses.replace(c, train=dataclasses.replace(c.train, early_stop=early)) for c in configs]
+    slow, quick = train(tmp_path, configs)
+    assert slow.summary and slow.summary["step"] == 24 and not slow.summary["stopped"]
+    assert quick.summary and quick.summary["step"] < 24 and "reached 0.6" in quick.summary["stopped"]
+
+
 JOB = [(lr, seed) for lr in ("0.001", "0.01") for seed in (0, 1)]
 
 
 def write_job(folder: Path) -> Path:
-    overrides = [*TINY, "train.steps=400", "eval.every=20", "checkpoint.every=20"]
-    overrides = [each for each in overrides if each not in ("train.steps=24", "eval.every=6", "checkpoint.every=12")]
+    changed = ("train.steps=", "train.log_every=", "eval.every=", "checkpoint.every=")
+    overrides = [each for each in TINY if not each.startswith(changed)]
+    overrides += ["train.steps=2000", "train.log_every=20", "eval.every=40", "checkpoint.every=20"]
     trials = [
         {
             "id": f"{lr}-{seed}",
@@ -156,12 +201,11 @@ def test_a_killed_pack_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert packed.main([str(whole)]) == 0
     command = [sys.executable, "-m", "bigctl.sweeps.packed", str(cut)]
     process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, start_new_session=True)
-    checkpoints = cut.parent / "0.01-1" / "checkpoints"
-    while process.poll() is None and not list(checkpoints.glob("*/manifest-0.json")):
+    while process.poll() is None and not list(cut.parent.glob("*/checkpoints/*/manifest-0.json")):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (cut.parent / "0.01-1" / "summary.json").exists()
+    assert len(list(cut.parent.glob("*/summary.json"))) < len(JOB)
     (cut.parent / "0.001-0" / "prune").write_text("behind the others")
     assert packed.main([str(cut)]) == 0
     ends = json.loads(cut.with_suffix(".ends.json").read_text())["trials"]
@@ -179,7 +223,7 @@ def test_bad_jobs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_measuring_chooses_and_says_why() -> None:
     shared = packed.Shared([Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
-    verdict = packed.measure(shared, 4, seconds=0.02)
+    verdict = width.measure(shared, 4, seconds=0.02)
     assert verdict.costs.keys() == {1, 4}
     assert verdict.width == (4 if verdict.costs[4] < 0.9 * verdict.costs[1] else 1)
     assert ("packed by 4: a step of one takes" if verdict.width == 4 else "one after another") in verdict.sentence
