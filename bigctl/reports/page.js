@@ -99,7 +99,7 @@
   addEventListener("beforeprint", () => {
     printing = true;
     folded.forEach((part) => { part.open = true; });
-    Object.keys(figures).forEach((id) => draw(id, 680));
+    Object.keys(figures).forEach((id) => draw(id, 640));
   });
   addEventListener("afterprint", () => {
     printing = false;
