@@ -162,10 +162,11 @@ class _Line:
             return []
         if action.choices:
             return [str(choice) for choice in action.choices]
-        if action.metavar in ("RUN", "RUN|MODEL"):
+        if action.metavar in ("RUN", "RUN|MODEL", "RUN|SWEEP"):
             from bigctl.runs.directory import ROOT
 
-            return [path.parent.name for path in ROOT.glob("*/run.json")]
+            sweeps = Path("sweeps").glob("*/ledger.jsonl") if "SWEEP" in action.metavar else ()
+            return [path.parent.name for path in (*ROOT.glob("*/run.json"), *sweeps)]
         if action.metavar == "KIND":
             from bigctl.cli import ls
 

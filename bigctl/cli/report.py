@@ -18,7 +18,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run directory, a sweep's, or a name under runs/ or sweeps/")
+    parser.add_argument("run", metavar="RUN|SWEEP", help="a run directory, a sweep's, or a name under runs/ or sweeps/")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to; default: report.html in its folder")
     parser.add_argument(
         "--samples", type=_count, default=16, metavar="N",

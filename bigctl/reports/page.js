@@ -94,9 +94,18 @@
   const redraw = () => drawn.forEach((id) => draw(id));
   dark.addEventListener("change", redraw);
 
-  // On paper every plot is there, in the light theme and no wider than the sheet.
-  addEventListener("beforeprint", () => { printing = true; Object.keys(figures).forEach((id) => draw(id, 680)); });
-  addEventListener("afterprint", () => { printing = false; redraw(); });
+  // On paper everything is there: all plots, in the light theme and no wider than the sheet, and what is folded up.
+  const folded = document.querySelectorAll("details:not([open])");
+  addEventListener("beforeprint", () => {
+    printing = true;
+    folded.forEach((part) => { part.open = true; });
+    Object.keys(figures).forEach((id) => draw(id, 640));
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    folded.forEach((part) => { part.open = false; });
+    redraw();
+  });
 
   for (const button of document.querySelectorAll("button[data-log]")) {
     button.addEventListener("click", () => {

@@ -132,6 +132,9 @@ def _curve(title: str, members: Mapping[str, Curve], selected: int | None = None
         "hovermode": "x unified",
         "showlegend": len(data) > 1,
     }
+    if all(len(curve.steps) < 2 for curve in members.values()):  # around one point an axis has no natural ends
+        layout["yaxis"] = {"rangemode": "tozero"}
+        layout["xaxis"]["rangemode"] = "tozero"
     if selected is not None:
         layout["shapes"] = [{
             "type": "line", "x0": selected, "x1": selected, "yref": "paper", "y0": 0, "y1": 1,
@@ -181,7 +184,7 @@ def times(seconds: Mapping[str, float]) -> Figure | None:
     whole = sum(parts.values())
     data = [
         {
-            "type": "bar", "orientation": "h", "name": f"{name} {value:.1f} s", "y": [""], "x": [round(value, 3)],
+            "type": "bar", "orientation": "h", "name": name, "y": [""], "x": [round(value, 3)],
             "marker": {"color": PALETTE[number % len(PALETTE)]},
             "hovertemplate": f"{name}: {value:.2f} s, {value / whole:.0%}<extra></extra>",
         }
@@ -190,10 +193,10 @@ def times(seconds: Mapping[str, float]) -> Figure | None:
     layout = {
         "barmode": "stack", "showlegend": True, "hovermode": "closest", "xaxis": {"title": {"text": "seconds"}},
         "yaxis": {"visible": False, "fixedrange": True}, "bargap": 0.2,
-        "legend": {"traceorder": "normal"},
+        "legend": {"traceorder": "normal", "entrywidth": 106},
     }  # fmt: skip
     told = ", ".join(f"{name} {value:.1f} s ({value / whole:.0%})" for name, value in parts.items())
-    return Figure("Time", f"{whole:.1f} s: {told}.", data, layout, height=200, wide=True)
+    return Figure("Time", f"{whole:.1f} s: {told}.", data, layout, height=220, wide=True)
 
 
 def _positive(value: Any) -> bool:
@@ -227,8 +230,8 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     }  # fmt: skip
     hits, whole = int(np.trace(matrix)), int(matrix.sum())
     worst = _confused(matrix)[:3]
-    told = "; ".join(f"{classes[t]} taken for {classes[p]} {n} times" for n, t, p in worst)
-    caption = f"{hits:,} of {whole:,} examples are on the diagonal." + (f" Most often {told}." if told else "")
+    told = "; ".join(f"{classes[t]} is taken for {classes[p]} ({n})" for n, t, p in worst)
+    caption = f"{hits:,} of {whole:,} examples are on the diagonal." + (f" Most often, {told}." if told else "")
     height = min(760, max(300, 130 + 34 * count if count <= 20 else 130 + 7 * count))
     return Figure("Confusion matrix", caption, [trace], layout, height=height)
 

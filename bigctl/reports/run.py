@@ -58,13 +58,14 @@ class _Notes:
             return otherwise
 
 
-def write(run: RunDirectory, *, samples: int = 16, live: str = "") -> str:
+def write(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[str, str] | None = None) -> str:
     """The page of a run as text.
 
     Args:
         run: in any state; only its folder need be there.
         samples: how many examples of the validation split to predict; 0 for none.
         live: address of its new points, for a page that is served.
+        up: address and name of the page above it, likewise.
     """
     notes = _Notes()
     known: dict[str, Any] = notes.attempt("run.json", lambda: facts.gather(run), {})
@@ -90,6 +91,7 @@ def write(run: RunDirectory, *, samples: int = 16, live: str = "") -> str:
         figures,
         live=live,
         live_from=past.end,
+        up=up,
         run=known,
         name=run.path.resolve().name,
         status=status,

@@ -13,6 +13,7 @@ someone else's DNS points here would otherwise read along.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -72,9 +73,11 @@ class Site:
         found = self._folder(parts)
         here = "/" + "/".join(quote(part) for part in parts)
         if find.is_sweep(found):
-            return "text/html", sweep.write(found, link=lambda trial: f"{here}/trials/{quote(trial.name)}")
+            trials = f"{here}/trials/"
+            return "text/html", sweep.write(found, link=lambda run: trials + quote(run.name), up=("/", "All runs"))
         live = f"{here}/new" if listing.row(RunDirectory(found)).status == directory.RUNNING else ""
-        return "text/html", run.write(RunDirectory(found), samples=0, live=live)
+        up = ("/", "All runs") if len(parts) == 2 else (here.rsplit("/", 2)[0], parts[1])
+        return "text/html", run.write(RunDirectory(found), samples=0, live=live, up=up)
 
     def _folder(self, parts: list[str]) -> Path:
         """The folder of a run or a sweep, inside of those that are served."""
@@ -102,10 +105,14 @@ class Site:
 
 def _glance(folder: Path) -> dict[str, Any]:
     """A sweep in one row: how many trials are in which state, and the best value."""
-    try:
+    study = ledger.Study(folder)
+    with contextlib.suppress(BigctlError):
         study = ledger.read(folder)
-    except BigctlError:
-        study = ledger.Study(folder)
+    if not study.states:  # only its answer was kept
+        with contextlib.suppress(BigctlError):
+            board, _ = sweep.read(folder)
+            best = (board.get("winner") or {}).get("mean")
+            return {"name": folder.name, "status": board.get("status"), "metric": board.get("metric"), "best": best}
     scores = [score for state in study.states.values() if (score := state.score(study.metric)) is not None]
     best = (max if study.mode == "max" else min)(scores, default=None)
     counts = Counter(state.status for state in study.states.values())

@@ -22,12 +22,13 @@ SPREAD = 6
 """Metrics that the leaderboard has columns for, besides the one that ranks."""
 
 
-def write(folder: Path, *, link: Callable[[Path], str] | None = None) -> str:
+def write(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[str, str] | None = None) -> str:
     """The page of a sweep as text.
 
     Args:
         folder: that of the sweep.
         link: the address of a trial's run directory; the default is that of the folder, seen from the sweep's.
+        up: address and name of the page above it, for one that is served.
 
     Raises:
         RunError: if it is no sweep, or neither leaderboard nor ledger can be read.
@@ -62,6 +63,7 @@ def write(folder: Path, *, link: Callable[[Path], str] | None = None) -> str:
     return page.render(
         "sweep.html",
         figures,
+        up=up,
         name=folder.resolve().name,
         folder=str(folder),
         written=max(_modified(folder / ledger.NAME), _modified(folder / BOARD)),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bigctl.reports import run, sweep
+from bigctl.reports import run, server, sweep
 from bigctl.runs.directory import RunDirectory
 from tests.reports import folders
 
@@ -169,3 +171,28 @@ def test_brush_fades_the_lines_that_do_not_go_through(opened: Callable[..., Any]
     page.wait_for_timeout(300)
     shown = page.evaluate("document.getElementById('parallel-0').data.map((line) => line.opacity)")
     assert 0 < shown.count(1) < len(shown) == shown.count(1) + shown.count(0.07)
+
+
+def test_curves_of_a_running_run_grow(browser: Any, tmp_path: Path) -> None:
+    folder = folders.run(tmp_path / "runs" / "live", status="running")
+    serving = server.listen(server.Site(tmp_path / "runs", tmp_path / "sweeps"), 0)
+    threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    points = "document.getElementById('curve-0').data[0].x.length"
+    with (folder / ".lock").open("w") as lock, (folder / "metrics.jsonl").open("a") as stream:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        page.goto(f"http://127.0.0.1:{serving.server_address[1]}/runs/live")
+        page.wait_for_selector("#curve-0 .main-svg")
+        before = page.evaluate(points)
+        stream.write('{"step": 61, "train/loss": 0.5}\n')
+        stream.flush()
+        for _ in range(100):
+            page.wait_for_timeout(100)
+            if (after := page.evaluate(points)) > before:
+                break
+    page.close()
+    serving.shutdown()
+    serving.server_close()
+    assert after == before + 1 and said == []

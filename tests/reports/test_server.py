@@ -62,7 +62,7 @@ def test_index_leads_to_every_page(client: Client) -> None:
     status, page = client("/sweeps/lr")
     assert status == 200
     trials = re.findall(r'href="(/sweeps/lr/trials/[^"]*)"', page)
-    assert len(trials) == 2
+    assert len(trials) == 2 and 'href="/"' in page and 'href="/sweeps/lr"' in client(trials[0])[1]
     for address in ("/runs/digits", *trials):
         status, text = client(address)
         assert status == 200 and "Learning curves" in text

@@ -1,0 +1,52 @@
+"""Sample predictions are those of the model, on the validation split, the worst mistakes first."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bigctl
+from bigctl.reports import examples, run
+from bigctl.runs import inputs
+from bigctl.runs.directory import RunDirectory
+from tests import topics
+
+
+def test_images_are_the_worst_mistakes_and_then_others(tmp_path: Path) -> None:
+    from PIL import Image
+
+    config = bigctl.compose(["recipe=cnn_cls", "data=digits", "train.steps=12", "eval.test=false"])
+    bigctl.train(config, tmp_path / "digits", quiet=True)
+    found = examples.choose(RunDirectory(tmp_path / "digits"), 100)
+    trained = bigctl.load(tmp_path / "digits")
+    split = inputs.prepare_data(trained.config, tmp_path).splits["validation"]
+    guesses = trained.predict(np.asarray(split["inputs"])).argmax(1)
+    wrong = [item for item in found.items if item.wrong]
+    assert len(wrong) == min(100, int((guesses != split["label"]).sum())) > 0
+    assert [item.wrong for item in found.items] == sorted((item.wrong for item in found.items), reverse=True)
+    assert [item.loss for item in wrong] == sorted((item.loss for item in wrong), reverse=True)
+    for item in found.items:
+        assert (int(item.label), int(item.predicted)) == (split["label"][item.row], guesses[item.row])
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(item.image.partition(",")[2]))))
+        assert (picture == split["inputs"][item.row][..., 0]).all()
+    page = run.write(RunDirectory(tmp_path / "digits"), samples=5)
+    assert page.count('<img src="data:image/png;base64,') == 5
+
+
+@pytest.mark.slow
+def test_texts_are_shown_with_what_is_said_of_them(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(topics.trained(tmp_path_factory).folder)
+    folder = Path("runs/topics")
+    found = examples.choose(RunDirectory(folder), 4)
+    assert found.kind == "text" and len(found.items) == 4 and all(item.text for item in found.items)
+    truth = dict(topics.rows())
+    assert all(truth[item.text] == item.label for item in found.items)
+    monkeypatch.chdir("..")  # the data is not where the run says: the page is about the rest
+    page = run.write(RunDirectory(Path("topics") / folder))
+    assert "sample predictions: " in page and "Learning curves" in page
