@@ -145,6 +145,19 @@ def test_complete_trials_whose_files_are_gone_keep_their_results(
     assert json.loads((SWEEP / "leaderboard.json").read_text())["points"] == swept[1]["points"]
 
 
+def test_packed_trials_give_the_answer_of_those_with_a_process_each(
+    command: Command, swept: tuple[Path, Any, Any]
+) -> None:
+    said = command(*STUDY[:-1], "packed", RATES, "seed=range(2)", "--packed", "auto", code=3)
+    board, alone = json.loads(Path("sweeps/packed/leaderboard.json").read_text()), swept[1]
+    assert board["status"] == alone["status"] and len(starts(Path("sweeps/packed"))) == 4
+    assert "4 trials" in said and "a step of one takes" in said, "what was measured and chosen is said"
+    for name, spread in alone["points"][0]["metrics"].items():
+        assert board["points"][0]["metrics"][name]["mean"] == pytest.approx(spread["mean"], rel=1e-4), name
+    for failure in board["failures"]:
+        assert "not finite at step 1" in failure["message"] and Path(failure["log"]).exists()
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
