@@ -103,9 +103,9 @@ def seconds(value: Any) -> str:
     return f"{value:,.1f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
-def deviation(value: float) -> str:
+def deviation(value: Any) -> str:
     """Of a deviation two digits say enough."""
-    return f"{value:.2g}"
+    return f"{value:.2g}" if isinstance(value, int | float) else "-"
 
 
 def date(timestamp: Any) -> str:

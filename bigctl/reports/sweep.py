@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import UndefinedError
 
 from bigctl.errors import RunError
 from bigctl.reports import history, page, plots, studies
@@ -31,9 +32,23 @@ def write(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[
         up: address and name of the page above it, for one that is served.
 
     Raises:
-        RunError: if it is no sweep, or neither leaderboard nor ledger can be read.
+        RunError: if neither leaderboard nor ledger can be read, or the former is not as bigctl writes it.
     """
     board, notes = read(folder)
+    try:
+        return _page(folder, board, notes, link, up)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, UndefinedError) as error:
+        where, hint = str(folder / BOARD), "remove it: it is made again from the ledger"
+        raise RunError(f"is not as bigctl writes it ({error!r})", where=where, hint=hint) from error
+
+
+def _page(
+    folder: Path,
+    board: dict[str, Any],
+    notes: list[str],
+    link: Callable[[Path], str] | None,
+    up: tuple[str, str] | None,
+) -> str:
     address = link or (lambda run: os.path.relpath(run, folder) + "/")
     metric, mode = str(board.get("metric") or ""), str(board.get("mode") or "max")
     trials = [as_trial(folder, trial, metric) for trial in _list(board, "trials")]

@@ -75,6 +75,13 @@ def test_recipe_decides_the_components_that_the_line_does_not_name():
     assert {"model.kernel_size=", "model.head="} <= set(found("train model.")), "nothing chosen: all keys"
 
 
+def test_report_is_offered_runs_and_sweeps(tmp_path):
+    for file in ("runs/one/run.json", "sweeps/lr/ledger.jsonl"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    assert found("report ") == ["lr", "one"] and found("info ") == ["one"]
+
+
 def test_read_only_kind_is_not_offered():
     assert not [word for group in ("model", "data", "recipe") for word in found(f"train {group}.k") if "kind" in word]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bigctl.cli import main
+from bigctl.errors import RunError
 from bigctl.reports import history, run, studies, sweep, thinning
 from bigctl.runs.directory import RunDirectory
 from tests.reports import folders
@@ -166,6 +167,18 @@ def test_sweep_page_does_without_any_part_of_the_leaderboard(tmp_path: Path, key
     (folder / "leaderboard.json").write_text(json.dumps(board))
     shutil.rmtree(folder / "trials" / "000000000000")
     assert "Trials" in Page(sweep.write(folder)).seen
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"trials": [{"point": 3}]}', '{"winner": 7}', '{"effects": [{"importance": 1}]}', "{}"]
+)
+def test_damaged_leaderboard_is_one_clear_line_or_an_empty_page(tmp_path: Path, content: str) -> None:
+    (tmp_path / "leaderboard.json").write_text(content)
+    if content == "{}":
+        assert "No point has a finite" in Page(sweep.write(tmp_path)).seen
+        return
+    with pytest.raises(RunError, match="leaderboard.json"):
+        sweep.write(tmp_path)
 
 
 def test_trials_without_a_value_are_in_no_plot_of_parameters() -> None:
