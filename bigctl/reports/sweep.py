@@ -110,7 +110,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
         study = ledger.read(folder)
         if study.damaged:
             notes.append(f"{ledger.NAME}: {study.damaged} damaged lines are left out")
-        from bigctl.sweeps import leaderboard  # type: ignore[attr-defined]
+        from bigctl.sweeps import leaderboard
 
         return leaderboard.build(study), notes
     try:

@@ -25,6 +25,7 @@ from bigctl.sweeps.trials import FAILED, Study
 from bigctl.training.signals import StopRequest
 
 ROOT = Path("sweeps")
+_TRIES = 3  # to score the test split, where somebody kills the process that does it
 
 
 @dataclass
@@ -175,7 +176,10 @@ def score(book: Ledger, ids: Sequence[str], view: LiveView) -> bool:
         state = book.study.states[name]
         run = book.study.run(state)
         command = [sys.executable, "-P", "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        for _ in range(_TRIES):
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            if done.returncode >= 0:  # and was not killed
+                break
         try:
             metrics = json.loads(done.stdout)["metrics"] if done.returncode == 0 else None
         except (ValueError, KeyError):
