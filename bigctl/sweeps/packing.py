@@ -30,19 +30,22 @@ def refusal(configs: Sequence[Config]) -> str | None:
     """
     if processes.place() is not None:
         return "several processes that train together cannot train a pack"
-    first = configs[0]
-    if hasattr(first.recipe, "bucketing"):
-        return f"texts in batches of several lengths cannot be packed (recipe={first.recipe.kind})"
+    if hasattr(configs[0].recipe, "bucketing"):
+        return f"texts in batches of several lengths cannot be packed (recipe={configs[0].recipe.kind})"
+    return differences(configs)
+
+
+def differences(configs: Sequence[Config]) -> str | None:
+    """By what these experiments are not alike, in a sentence; None where it is numbers and seeds only."""
     structures = [structure(config) for config in configs]
-    keys = list(dict.fromkeys(key for found in structures for key in found))
     reasons = []
-    for key in keys:
+    for key in dict.fromkeys(key for found in structures for key in found):
         values = list(dict.fromkeys(found.get(key, "nothing") for found in structures))
         if len(values) > 1:
             reasons.append(f"{key} differs: {', '.join(values[:3])}{', ...' if len(values) > 3 else ''}")
     if not reasons:
         return None
-    allowed = ", ".join(key for key in numbers(first) if key != SEED)
+    allowed = ", ".join(key for key in numbers(configs[0]) if key != SEED)
     return f"{'; '.join(reasons)}: trials of one pack may differ in {allowed} and seed only"
 
 
