@@ -137,13 +137,15 @@ class Shared:
         return max(2, min(TOGETHER, MEMORY // max(1, state)) // width)
 
     def steps(self, width: int) -> PackedSteps:
+        """The compiled steps of so many trials side by side."""
         from bigctl.training.packed import PackedSteps
 
-        if width not in self._steps:
-            built = self.experiment
-            columns = built.dataset.splits["train"]
-            self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
-        return self._steps[width]
+        built = self.experiment
+        columns = built.dataset.splits["train"]
+        with self._lock:
+            if width not in self._steps:
+                self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
+            return self._steps[width]
 
     def programs(self, config: Config) -> Any:
         """Those of one trial."""
@@ -151,6 +153,7 @@ class Shared:
             return self.experiment.programs.like(config)
 
     def evaluator(self, split: str, prefix: str) -> Any:
+        """For one trial; the data is on the device once."""
         with self._lock:
             if (split, prefix) not in self._evaluators:
                 self._evaluators[split, prefix] = self.experiment.evaluator(split, prefix)
@@ -158,6 +161,7 @@ class Shared:
             return copy.copy(self._evaluators[split, prefix])
 
     def refusal(self) -> str | None:
+        """Why their data or this machine does not let them be packed, if it does not."""
         from bigctl.training import packed
 
         built = self.experiment
