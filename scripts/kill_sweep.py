@@ -111,7 +111,7 @@ def trained_twice(folder: Path) -> list[str]:
             complete[line["id"]] += 1
     found += [f"{name} was complete {n} times" for name, n in complete.items() if n > 1]
     for run in sorted((folder / "trials").iterdir()):
-        starts = [start["step"] for start in json.loads((run / "run.json").read_text())["starts"]]
+        starts = [start["step"] for start in json.loads((run / "run.json").read_text()).get("starts", [])]
         if starts != sorted(starts):
             found.append(f"{run.name} went back: it started at steps {starts}")
     return found

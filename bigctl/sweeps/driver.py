@@ -31,7 +31,7 @@ from bigctl.training.signals import StopRequest
 
 POLL = 0.1
 """Between two looks at what is running [s]."""
-_IDLE = 2  # starts in a row that end by a signal without getting any further, and are enough
+_IDLE = 3  # starts in a row that end by a signal without getting any further, and are enough
 
 
 @dataclass

@@ -19,7 +19,7 @@ import copy
 import json
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,22 +126,26 @@ class Shared:
         self._steps: dict[int, PackedSteps] = {}
         self._lock = threading.Lock()
 
-    @property
-    def state_bytes(self) -> int:
-        """Of one trial."""
+    def packs_at_once(self, width: int) -> int:
+        """How many packs train at the same time."""
         import jax
 
-        leaves = jax.tree.leaves(self.experiment.programs.abstract_state)
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        programs = self.experiment.programs
+        if programs.mesh.size > 1:
+            return 1  # devices that wait for each other must all get their work in the same order
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(programs.abstract_state))
+        return max(2, min(TOGETHER, MEMORY // max(1, state)) // width)
 
     def steps(self, width: int) -> PackedSteps:
+        """The compiled steps of so many trials side by side."""
         from bigctl.training.packed import PackedSteps
 
-        if width not in self._steps:
-            built = self.experiment
-            columns = built.dataset.splits["train"]
-            self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
-        return self._steps[width]
+        built = self.experiment
+        columns = built.dataset.splits["train"]
+        with self._lock:
+            if width not in self._steps:
+                self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
+            return self._steps[width]
 
     def programs(self, config: Config) -> Any:
         """Those of one trial."""
@@ -149,6 +153,7 @@ class Shared:
             return self.experiment.programs.like(config)
 
     def evaluator(self, split: str, prefix: str) -> Any:
+        """For one trial; the data is on the device once."""
         with self._lock:
             if (split, prefix) not in self._evaluators:
                 self._evaluators[split, prefix] = self.experiment.evaluator(split, prefix)
@@ -156,6 +161,7 @@ class Shared:
             return copy.copy(self._evaluators[split, prefix])
 
     def refusal(self) -> str | None:
+        """Why their data or this machine does not let them be packed, if it does not."""
         from bigctl.training import packed
 
         built = self.experiment
@@ -206,16 +212,23 @@ class _TrialSetup(Setup):
 
 
 def train(
-    jobs: Sequence[Job], *, stop: StopRequest, mode: str = "auto", plugins: Sequence[str] = (), say: Any = None
+    jobs: Sequence[Job],
+    *,
+    stop: StopRequest,
+    mode: str = "auto",
+    plugins: Sequence[str] = (),
+    decided: Callable[[Verdict], None] = lambda verdict: None,
+    ended: Callable[[End], None] = lambda end: None,
 ) -> tuple[list[End], Verdict]:
-    """Train trials that `packing.refusal` has nothing against, to their ends.
+    """Train trials that are alike but for numbers and seeds, to their ends.
 
     Args:
         jobs: the trials.
         stop: an entered one.
-        mode: "auto" measures whether packing pays, "yes" packs.
+        mode: "auto" packs where that can be done and pays, "yes" packs.
         plugins: modules the configurations need, for the record.
-        say: told the verdict, before training begins, and what becomes of each trial.
+        decided: told how, before training begins.
+        ended: told of each trial when it ends.
 
     Raises:
         ConfigError: where they cannot be packed. What ends single trials is in what comes back.
@@ -223,17 +236,17 @@ def train(
     from bigctl.parallel import host
     from bigctl.training.packed import Pack
 
-    if (refused := packing.refusal([job.config for job in jobs])) is not None:
+    configs = [job.config for job in jobs]
+    refused = packing.refusal(configs) if mode == "yes" else packing.differences(configs)
+    if refused is not None:
         raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
     host.keep_memory()
     shared = Shared(jobs)
     verdict = width_of.decide(shared, [job.path for job in jobs], mode)
-    if say is not None:
-        say(verdict.sentence)
+    decided(verdict)
     width = verdict.width
     shares = _shares(jobs, width)
-    fitting = min(TOGETHER, MEMORY // max(1, shared.state_bytes))
-    room, ending = threading.Semaphore(max(2, fitting // width)), threading.Lock()
+    room, ending = threading.Semaphore(shared.packs_at_once(width)), threading.Lock()
     ends: list[End] = []
 
     def one(job: Job, setup: _TrialSetup) -> None:
@@ -248,8 +261,7 @@ def train(
                 setup.pack.leave(setup.lane)
         with ending:
             ends.append(end)
-            if say is not None:
-                say(f"{job.path}: {'complete' if end.error is None else end.error}")
+            ended(end)
 
     def some(share: Sequence[Job]) -> None:
         with room:
@@ -314,19 +326,27 @@ def _main(path: Path, stop: StopRequest) -> int:
         raise ConfigError(f"is no job of packed trials: {error!r}", where=str(path)) from error
     plugins, dirs = content.get("plugins", []), [Path(each) for each in content.get("config_dirs", [])]
 
-    def say(sentence: str) -> None:
+    def decided(verdict: Verdict) -> None:
+        print(f"bigctl: {verdict.sentence}", file=sys.stderr, flush=True)
+        verdicts.append(verdict.to_json())
+        write_json(path.with_suffix(".verdict.json"), {"groups": verdicts})
+
+    def ended(end: End) -> None:
         if not content.get("quiet"):
-            print(sentence, file=sys.stderr, flush=True)
+            print(f"{end.job.path}: {end.error or 'complete'}", file=sys.stderr, flush=True)
 
     composed = compose_all([given for _, given, _ in trials], config_dirs=dirs, plugins=plugins)
     jobs = [Job(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
     ends: list[End] = []
-    verdicts = []
+    verdicts: list[dict[str, Any]] = []
     for group in packing.groups(jobs, lambda job: job.config):
-        done, verdict = train(group, stop=stop, mode=content.get("mode", "auto"), plugins=plugins, say=say)
-        ends += done
-        verdicts.append(verdict.to_json())
-        write_json(path.with_suffix(".verdict.json"), {"groups": verdicts})
+        mode = content.get("mode", "auto")
+        try:
+            ends += train(group, stop=stop, mode=mode, plugins=plugins, decided=decided, ended=ended)[0]
+        except Exception as error:  # of data that is missing, say: other groups may have other data
+            for job in group:
+                ends.append(End(job, error=error))
+                ended(ends[-1])
     write_json(path.with_suffix(".ends.json"), {"trials": {end.job.id: end.to_json() for end in ends}})
     return stop.exit_code or 0
 

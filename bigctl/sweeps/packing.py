@@ -31,9 +31,13 @@ def refusal(configs: Sequence[Config]) -> str | None:
     """
     if processes.place() is not None:
         return "several processes that train together cannot train a pack"
-    first = configs[0]
-    if hasattr(first.recipe, "bucketing"):
-        return f"texts in batches of several lengths cannot be packed (recipe={first.recipe.kind})"
+    if hasattr(configs[0].recipe, "bucketing"):
+        return f"texts in batches of several lengths cannot be packed (recipe={configs[0].recipe.kind})"
+    return differences(configs)
+
+
+def differences(configs: Sequence[Config]) -> str | None:
+    """By what these experiments are not alike, in a sentence; None where it is numbers and seeds only."""
     structures = [structure(config) for config in configs]
     keys = list(dict.fromkeys(key for found in structures for key in found))
     differing = {key: list(dict.fromkeys(found.get(key, "") for found in structures)) for key in keys}
@@ -48,7 +52,7 @@ def refusal(configs: Sequence[Config]) -> str | None:
             reasons.append(f"{key} differs: {f'{off} and others' if NUMBER in values else _few(values)}")
     if not reasons:
         return None
-    allowed = ", ".join(key for key in numbers(first) if key != SEED)
+    allowed = ", ".join(key for key in numbers(configs[0]) if key != SEED)
     return f"{'; '.join(reasons)}: trials of one pack may differ in {allowed} and seed only"
 
 

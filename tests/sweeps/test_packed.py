@@ -107,6 +107,8 @@ def test_what_cannot_be_packed_is_refused_by_name() -> None:
     without = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.0))  # type: ignore[call-arg]
     some = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.5))  # type: ignore[call-arg]
     assert "model.dropout differs: 0.0, a number" in (packing.refusal([without, some]) or "")
+    texts = compose(["recipe=lstm_cls"]).config
+    assert "several lengths cannot be packed (recipe=lstm_cls)" in (packing.refusal([texts, texts]) or "")
     groups = packing.groups([BASE, wider, variation(lr=1.0)], lambda config: config)
     assert [len(group) for group in groups] == [2, 1]
     with pytest.raises(ConfigError, match="model.hidden differs"):
