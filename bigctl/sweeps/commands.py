@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,11 +47,20 @@ def pack(
         "quiet": True,
     }
     try:
-        verdict(job).unlink(missing_ok=True)
+        for before in (verdict(job), job.with_suffix(".ends.json")):
+            before.unlink(missing_ok=True)
         write_json(job, content)
     except OSError as error:
         raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(job)) from error
     return [sys.executable, "-P", "-m", "bigctl.sweeps.packed", str(job)]
+
+
+def ends(job: Path) -> dict[str, str]:
+    """{identity: why} of the trials that failed in the process of a pack, as far as it came to say so."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = json.loads(job.with_suffix(".ends.json").read_text(encoding="utf-8"))["trials"]
+        return {name: str(end["message"]) for name, end in found.items() if end["status"] == "failed"}
+    return {}
 
 
 def verdict(job: Path) -> Path:

@@ -219,6 +219,7 @@ class Driver:
         since = {s.trial.id: watch.reached(self.study.run(s)) for s in states}
         if own:
             for state in states:
+                (self.study.run(state) / watch.PRUNE).unlink(missing_ok=True)
                 log = str(self._log(states).relative_to(self.study.path))
                 self.ledger.append("start", id=state.trial.id, attempt=state.attempts + 1, place=job.place, log=log)
         self.running.append(_Running(job, list(states), time.monotonic(), since, self._log(states), own))
@@ -381,7 +382,8 @@ class Driver:
             if name in self._pruned:
                 found = dataclasses.replace(found, status=PRUNED, message=self._pruned[name])
             elif running.own and not running.asked and not further and self._hopeless(name, code):
-                found = dataclasses.replace(found, status=FAILED, message=watch.cause(code, running.log))
+                said = commands.ends(running.log.with_suffix(".json")).get(name)
+                found = dataclasses.replace(found, status=FAILED, message=said or watch.cause(code, running.log))
         if found.status == FAILED and found.message.startswith("eval.metric: "):
             raise ConfigError(found.message.removeprefix("eval.metric: "), where="sweep.metric")
         if found.status == COMPLETE and found.seconds is not None and not running.own:

@@ -327,7 +327,7 @@ def _main(path: Path, stop: StopRequest) -> int:
     plugins, dirs = content.get("plugins", []), [Path(each) for each in content.get("config_dirs", [])]
 
     def decided(verdict: Verdict) -> None:
-        print(f"bigctl: {verdict.sentence}", file=sys.stderr, flush=True)
+        print(verdict.sentence, file=sys.stderr, flush=True)
         verdicts.append(verdict.to_json())
         write_json(path.with_suffix(".verdict.json"), {"groups": verdicts})
 
