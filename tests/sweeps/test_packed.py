@@ -106,7 +106,7 @@ def test_what_cannot_be_packed_is_refused_by_name() -> None:
     assert "optimizer.clip differs" in (packing.refusal([BASE, variation(clip=1.0)]) or "")
     without = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.0))  # type: ignore[call-arg]
     some = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.5))  # type: ignore[call-arg]
-    assert "model.dropout differs: 0.0, a number" in (packing.refusal([without, some]) or "")
+    assert "model.dropout differs: 0.0 and others" in (packing.refusal([without, some]) or "")
     texts = compose(["recipe=lstm_cls"]).config
     assert "several lengths cannot be packed (recipe=lstm_cls)" in (packing.refusal([texts, texts]) or "")
     groups = packing.groups([BASE, wider, variation(lr=1.0)], lambda config: config)
