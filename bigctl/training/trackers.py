@@ -190,8 +190,9 @@ class Tracker:
         elif "late" in told:
             self._late()
         else:
-            self._keep(told)
-            log.info("%s: %s", self.name, " ".join(f"{key} {value}" for key, value in told.items()))
+            said = {key: without_secrets(str(value)) for key, value in told.items() if value is not None}
+            self._keep(said)
+            log.info("%s: %s", self.name, " ".join(f"{key} {value}" for key, value in said.items()))
 
     def _late(self) -> None:
         if not self._left_out:

@@ -121,6 +121,7 @@ def test_a_service_that_fails_is_warned_of_once_without_secrets(
     stand_in: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, where: str, what: str, told: str
 ) -> None:
     monkeypatch.setenv("TEST_API_KEY", "0123456789hidden")
+    caplog.set_level(logging.INFO, "bigctl")
     one = stand_in(**{where: what})
     one.write(1, {"train/loss": 0.5})
     if where == "finish":
