@@ -280,7 +280,9 @@ for attempt in range(40):
             write(folder / f"{step:09d}")
             if step:
                 manifest.remove(folder / f"{step - 1:09d}")
-    time.sleep(0.02 + 0.03 * rng.random())
+    while not (folder / f"{1:09d}").exists():
+        time.sleep(0.001)
+    time.sleep(0.03 * rng.random())
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     for step in manifest.steps(folder):
