@@ -75,10 +75,8 @@ class _Running:
 class _Elsewhere:
     """A trial that some other process trains: one that an earlier start of the sweep has left behind."""
 
-    place = "left running"
-
-    def __init__(self, run: RunDirectory):
-        self._run = run
+    def __init__(self, run: RunDirectory, place: str):
+        self._run, self.place = run, place or "left running"
 
     def poll(self) -> int | None:
         return None if self._run.held() else 0
@@ -179,11 +177,14 @@ class Driver:
         for state in list(ledgers.unfinished(self.study)):
             run = RunDirectory(self.study.run(state))
             if run.held():
-                self._begin([state], _Elsewhere(run), own=False)
+                self._begin([state], _Elsewhere(run, state.place), own=False)
             elif state.attempts and not run.path.exists():
                 self.view.say(f"note: {state.trial.label}: its run directory is gone; it starts again from step 0")
             elif state.attempts and (found := watch.ending(run.path)).status == COMPLETE:
                 self._note_end(state, found, found.seconds or 0.0)
+        if left := len(self.running):
+            go = "trials of an earlier start go" if left > 1 else "trial of an earlier start goes"
+            self.view.say(f"note: {left} {go} on, each in the place of a job")
 
     def _reap(self) -> None:
         for running in list(self.running):
@@ -201,18 +202,21 @@ class Driver:
         return running.count > 1 and run.summary_file.exists() and watch.ending(run.path).status == COMPLETE
 
     def _start(self) -> None:
-        while sum(r.own for r in self.running) < self.executor.slots and not self.halted:
+        while not self.halted:
+            left = {s.log or s.trial.id: r.job.place for r in self.running if not r.own for s in r.states}
+            if sum(r.own for r in self.running) + len(left) >= self.executor.slots:  # a pack has one log
+                return
             states = self._next(self.settings.packed)
             if not states:
                 return
             held = [s for s in states if RunDirectory(self.study.run(s)).held()]
             for state in held:  # by a process that an earlier start has left behind, and that had not begun by then
-                self._begin([state], _Elsewhere(RunDirectory(self.study.run(state))), own=False)
+                self._begin([state], _Elsewhere(RunDirectory(self.study.run(state)), state.place), own=False)
             states = [s for s in states if s not in held]
             if not states:
                 continue
             log = self._log(states)
-            job = self.executor.start(self._command(states, log), folder=Path.cwd(), log=log)
+            job = self.executor.start(self._command(states, log), folder=Path.cwd(), log=log, avoid=set(left.values()))
             self._begin(states, job, own=True)
 
     def _begin(self, states: list[State], job: Job, *, own: bool) -> None:
@@ -227,7 +231,7 @@ class Driver:
         """Start nothing more, and ask what is running to save and leave."""
         if not self.halted:
             self.halted = why
-            if any(r.own for r in self.running):
+            if any(r.own and r.states for r in self.running):
                 self.view.say(f"{why}: the trials that are running save and leave")
         for running in list(self.running):
             if not running.own:
