@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigctl.config.schema.experiment import Config
 from bigctl.config.space import Plan
 from bigctl.errors import ConfigError, Preempted, TrainingFailed
 from bigctl.runs.directory import RunDirectory
@@ -25,7 +26,7 @@ from bigctl.sweeps.live import LiveView, Progress
 from bigctl.sweeps.local import Executor, Job
 from bigctl.sweeps.pruning import Pruner
 from bigctl.sweeps.samplers import Observation, Sampler, key_of
-from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, Point, State, Study, trials_of
+from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, Point, State, Study, Trial, trials_of
 from bigctl.sweeps.watch import Ending, Watch
 from bigctl.training.signals import StopRequest
 
@@ -281,10 +282,12 @@ class Driver:
         return self._judges[1:]
 
     def _enter(self, point: Point) -> bool:
-        """The trials of a point that the ledger does not have; whether there were any."""
+        """The trials of a point that the ledger does not have; whether there were any. One that says nothing of seeds
+        has that of the schema: where the study has been given seeds since, it is one of them."""
         before = len(self.study.states)
+        known = {seed_of(s.trial) for s in self.study.states.values() if key_of(s.trial.point) == key_of(point)}
         for trial in trials_of(self.plan, 0, point):
-            if trial.id in self.study.states:
+            if trial.id in self.study.states or seed_of(trial) in known:
                 continue
             self.ledger.append(
                 "trial", id=trial.id, number=len(self.study.states), overrides=list(trial.overrides),
@@ -431,6 +434,11 @@ class Driver:
         except OSError as error:
             raise TrainingFailed(f"cannot be made: {error.strerror}", where=str(folder)) from error
         return folder
+
+
+def seed_of(trial: Trial) -> int:
+    """What a trial is trained with, said or not."""
+    return Config.seed if trial.seed is None else trial.seed
 
 
 def _mean(states: Sequence[State], metric: str) -> float | None:

@@ -45,10 +45,9 @@ class Bench:
         return Ended(self._code)
 
 
-def driver(folder: Path, bench: Bench, settings: Settings | None = None) -> Driver:
-    plan = space.plan(
-        ["recipe=mlp_cls", "data=breast_cancer", "optimizer.lr=1e-3,1e-2,1e-1"], config_dirs=[], plugins=[]
-    )
+def driver(folder: Path, bench: Bench, settings: Settings | None = None, *more: str) -> Driver:
+    words = ["recipe=mlp_cls", "data=breast_cancer", "optimizer.lr=1e-3,1e-2,1e-1", *more]
+    plan = space.plan(words, config_dirs=[], plugins=[])
     ledger = Ledger(folder)
     ledger.append("study", definition=sweep.define(plan, folder, []))
     view = LiveView(ledger.study, quiet=True)
@@ -87,3 +86,17 @@ def test_a_sweep_stops_when_more_have_failed_than_may(tmp_path: Path, limit: int
     loop = driver(tmp_path, bench, Settings(max_failures=limit))
     loop.run()
     assert len(bench.commands) == started and bool(loop.halted) == (limit is not None)
+
+
+@pytest.mark.parametrize("orders", [((), ("seed=range(3)",)), (("seed=range(3)",), ())])
+def test_a_trial_that_says_nothing_of_seeds_is_that_of_seed_0(
+    tmp_path: Path, orders: tuple[tuple[str, ...], ...]
+) -> None:
+    for more in orders:
+        loop = driver(tmp_path, Bench(1), None, *more)
+        while loop._propose():
+            pass
+        for state in list(loop.study.states.values()):
+            loop._enter(state.trial.point)
+    seeds = [s.trial.seed or 0 for s in loop.study.states.values() if s.trial.point == {"optimizer.lr": "0.001"}]
+    assert sorted(seeds) == [0, 1, 2] and loop.planned == 9
