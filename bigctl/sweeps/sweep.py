@@ -49,7 +49,7 @@ def choose(plan: Plan, *, name: str | None, folder: Path | None) -> Path:
     if name is not None:
         return ROOT / directory.checked_name(name)
     recipe = next((o.split("=", 1)[1] for o in plan.fixed if o.startswith("recipe=")), "sweep")
-    keys = "-".join(axis.key.rsplit(".", 1)[-1] for axis in plan.space.axes[:3])
+    keys = "-".join(axis.key.rsplit(".", 1)[-1] for axis in plan.space.axes[:3]) or "seed"
     settings = {key: value for key, value in asdict(plan.sweep).items() if key in ("sampler", "seed", "pruner")}
     spoken = [*plan.fixed, *(str(axis) for axis in plan.space.axes), str(plan.space.zipped), str(settings)]
     return ROOT / re.sub(r"[^\w.+-]", "_", f"{recipe}-{keys}-{trials.identity(spoken)[:6]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -167,8 +168,10 @@ def test_two_sweeps_do_not_share_a_folder(command: Command) -> None:
         ([RATES, "--max-failures", "-1"], "--max-failures: -1 is no count"),
         (["optimizer.lrr=1,2"], "there is no key 'optimizer.lrr'"),
         (["optimizer.lr=interval(0,1)"], "interval"),
-        (["optimizer.lr=1,2", "model.dropout=0.1,0.2", "model.hidden=[4],[8]", "--packed", "yes"],
-         "--packed: model.hidden differs: [4], [8]"),
+        (
+            ["optimizer.lr=1,2", "model.dropout=0.1,0.2", "model.hidden=[4],[8]", "--packed", "yes"],
+            "--packed: model.hidden differs: [4], [8]",
+        ),
         ([RATES, "sweep.metric=val/loss", "eval.metric=val/f1"], "eval.metric=val/f1 do not go together"),
     ],
 )
@@ -191,7 +194,10 @@ def test_a_dry_run_lists_the_points_and_leaves_nothing(command: Command, capsys:
     assert capsys.readouterr().out.splitlines() == [
         "sweeps/t: 6 trials: 2 points, 3 seeds each", "  lr=0.01", "  lr=1e+30",
     ]  # fmt: skip
-    assert not Path("sweeps/t").exists()
+    assert main([*STUDY[:-2], "optimizer.lr=1e-2", "seed=range(2)", "--dry-run"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"sweeps/mlp_cls-seed-\w{6}: 2 trials: 1 point, 2 seeds each", first), first
+    assert rest == ["  the only point"] and not Path("sweeps/t").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- slow
