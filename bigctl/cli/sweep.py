@@ -145,9 +145,12 @@ def _show(options: argparse.Namespace, plan: Any, points: list[dict[str, str]] |
         seeds = list(plan.space.seeds)
         common.print_json({"sweep": str(path), "points": points, "seeds": seeds, "trials": total * repeats})
         return 0
-    print(f"{path}: {total * repeats} trials: {total} points, {repeats} seed{'s' * (repeats > 1)} each")
+    counts = [
+        f"{n} {what}{'s' * (n != 1)}" for n, what in ((total * repeats, "trial"), (total, "point"), (repeats, "seed"))
+    ]
+    print(f"{path}: {counts[0]}: {counts[1]}, {counts[2]} each")
     for point in points or ():
-        print(f"  {label(point)}")
+        print(f"  {label(point) or 'the only point'}")
     if points is None:
         print(f"  as {plan.sweep.sampler} proposes them")
     return 0

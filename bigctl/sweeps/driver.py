@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigctl.config.schema.experiment import Config
 from bigctl.config.space import Plan
 from bigctl.errors import ConfigError, Preempted, TrainingFailed
 from bigctl.runs.directory import RunDirectory
@@ -25,7 +26,7 @@ from bigctl.sweeps.live import LiveView, Progress
 from bigctl.sweeps.local import Executor, Job
 from bigctl.sweeps.pruning import Pruner
 from bigctl.sweeps.samplers import Observation, Sampler, key_of
-from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, Point, State, Study, trials_of
+from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, Point, State, Study, Trial, trials_of
 from bigctl.sweeps.watch import Ending, Watch
 from bigctl.training.signals import StopRequest
 
@@ -75,10 +76,8 @@ class _Running:
 class _Elsewhere:
     """A trial that some other process trains: one that an earlier start of the sweep has left behind."""
 
-    place = "left running"
-
-    def __init__(self, run: RunDirectory):
-        self._run = run
+    def __init__(self, run: RunDirectory, place: str):
+        self._run, self.place = run, place or "left running"
 
     def poll(self) -> int | None:
         return None if self._run.held() else 0
@@ -179,11 +178,14 @@ class Driver:
         for state in list(ledgers.unfinished(self.study)):
             run = RunDirectory(self.study.run(state))
             if run.held():
-                self._begin([state], _Elsewhere(run), own=False)
+                self._begin([state], _Elsewhere(run, state.place), own=False)
             elif state.attempts and not run.path.exists():
                 self.view.say(f"note: {state.trial.label}: its run directory is gone; it starts again from step 0")
             elif state.attempts and (found := watch.ending(run.path)).status == COMPLETE:
                 self._note_end(state, found, found.seconds or 0.0)
+        if left := len(self.running):
+            go = "trials of an earlier start go" if left > 1 else "trial of an earlier start goes"
+            self.view.say(f"note: {left} {go} on, each in the place of a job")
 
     def _reap(self) -> None:
         for running in list(self.running):
@@ -201,18 +203,21 @@ class Driver:
         return running.count > 1 and run.summary_file.exists() and watch.ending(run.path).status == COMPLETE
 
     def _start(self) -> None:
-        while sum(r.own for r in self.running) < self.executor.slots and not self.halted:
+        while not self.halted:
+            left = {s.log or s.trial.id: r.job.place for r in self.running if not r.own for s in r.states}
+            if sum(r.own for r in self.running) + len(left) >= self.executor.slots:  # a pack has one log
+                return
             states = self._next(self.settings.packed)
             if not states:
                 return
             held = [s for s in states if RunDirectory(self.study.run(s)).held()]
             for state in held:  # by a process that an earlier start has left behind, and that had not begun by then
-                self._begin([state], _Elsewhere(RunDirectory(self.study.run(state))), own=False)
+                self._begin([state], _Elsewhere(RunDirectory(self.study.run(state)), state.place), own=False)
             states = [s for s in states if s not in held]
             if not states:
                 continue
             log = self._log(states)
-            job = self.executor.start(self._command(states, log), folder=Path.cwd(), log=log)
+            job = self.executor.start(self._command(states, log), folder=Path.cwd(), log=log, avoid=set(left.values()))
             self._begin(states, job, own=True)
 
     def _begin(self, states: list[State], job: Job, *, own: bool) -> None:
@@ -228,7 +233,7 @@ class Driver:
         """Start nothing more, and ask what is running to save and leave."""
         if not self.halted:
             self.halted = why
-            if any(r.own for r in self.running):
+            if any(r.own and r.states for r in self.running):
                 self.view.say(f"{why}: the trials that are running save and leave")
         for running in list(self.running):
             if not running.own:
@@ -278,10 +283,12 @@ class Driver:
         return self._judges[1:]
 
     def _enter(self, point: Point) -> bool:
-        """The trials of a point that the ledger does not have; whether there were any."""
+        """The trials of a point that the ledger does not have; whether there were any. One that says nothing of seeds
+        has that of the schema: where the study has been given seeds since, it is one of them."""
         before = len(self.study.states)
+        known = {seed_of(s.trial) for s in self.study.states.values() if key_of(s.trial.point) == key_of(point)}
         for trial in trials_of(self.plan, 0, point):
-            if trial.id in self.study.states:
+            if trial.id in self.study.states or seed_of(trial) in known:
                 continue
             self.ledger.append(
                 "trial", id=trial.id, number=len(self.study.states), overrides=list(trial.overrides),
@@ -429,6 +436,11 @@ class Driver:
         except OSError as error:
             raise TrainingFailed(f"cannot be made: {error.strerror}", where=str(folder)) from error
         return folder
+
+
+def seed_of(trial: Trial) -> int:
+    """What a trial is trained with, said or not."""
+    return Config.seed if trial.seed is None else trial.seed
 
 
 def _mean(states: Sequence[State], metric: str) -> float | None:

@@ -107,7 +107,7 @@ def _apply(study: Study, line: dict[str, Any]) -> None:
     state = study.states[name]
     if event == "start":
         state.status, state.attempts = RUNNING, int(line["attempt"])
-        state.log = str(line.get("log") or "")
+        state.log, state.place = str(line.get("log") or ""), str(line.get("place") or "")
     elif event == "again":
         state.status = WAITING
     elif event == "end":

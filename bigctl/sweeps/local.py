@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,8 +43,9 @@ class Executor(Protocol):
 
     slots: int
 
-    def start(self, command: Sequence[str], *, folder: Path, log: Path) -> Job:
-        """Run a command in a folder; what it prints is added to the log. Raises TrainingFailed if it cannot."""
+    def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
+        """Run a command in a folder, if possible in none of the places to avoid; what it prints is added to the log.
+        Raises TrainingFailed if it cannot."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ class Local:
             )
         self._free = divide(self.slots, cores, gpus)
 
-    def start(self, command: Sequence[str], *, folder: Path, log: Path) -> Job:
-        slot = self._free.pop(0)
+    def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
+        slot = next((slot for slot in self._free if slot.place not in avoid), self._free[0])
+        self._free.remove(slot)
         try:
             return _Process(command, slot, folder, log, lambda: self._free.append(slot))
         except OSError as error:

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ class Slurm:
             raise ConfigError(f"submitit refuses them: {str(error).splitlines()[0]}", where=WHERE) from error
         return found
 
-    def start(self, command: Sequence[str], *, folder: Path, log: Path) -> SlurmJob:
+    def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> SlurmJob:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         work = Command(tuple(command), str(folder.resolve()), str(log.resolve()))

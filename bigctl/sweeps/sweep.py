@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.config.space import Plan, choices
-from bigctl.errors import BigctlError, ConfigError, RunError
+from bigctl.errors import BigctlError, ConfigError, Preempted, RunError
 from bigctl.runs import directory
 from bigctl.sweeps import leaderboard, ledger, trials
 from bigctl.sweeps.driver import Driver, Settings
@@ -50,7 +50,7 @@ def choose(plan: Plan, *, name: str | None, folder: Path | None) -> Path:
     if name is not None:
         return ROOT / directory.checked_name(name)
     recipe = next((o.split("=", 1)[1] for o in plan.fixed if o.startswith("recipe=")), "sweep")
-    keys = "-".join(axis.key.rsplit(".", 1)[-1] for axis in plan.space.axes[:3])
+    keys = "-".join(axis.key.rsplit(".", 1)[-1] for axis in plan.space.axes[:3]) or "seed"
     settings = {key: value for key, value in asdict(plan.sweep).items() if key in ("sampler", "seed", "pruner")}
     spoken = [*plan.fixed, *(str(axis) for axis in plan.space.axes), str(plan.space.zipped), str(settings)]
     return ROOT / re.sub(r"[^\w.+-]", "_", f"{recipe}-{keys}-{trials.identity(spoken)[:6]}")
@@ -110,7 +110,7 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
                     leaderboard.write(book.study, leaderboard.build(book.study))
                 raise
             board = leaderboard.build(book.study)
-            if not driver.halted and board["winner"] and score(book, board["winner"]["trials"], view):
+            if not driver.halted and board["winner"] and score(book, board["winner"]["trials"], view, stop):
                 board = leaderboard.build(book.study)
         finally:
             view.close()
@@ -119,6 +119,11 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
         except OSError as error:
             where = str(path / "leaderboard.json")
             raise RunError(f"cannot be written: {error.strerror}", where=where) from error
+        if stop.exit_code is not None:
+            raise Preempted(
+                f"stopped by {stop.reason} before the test split was scored", exit_code=stop.exit_code,
+                where=str(path), hint="run the same command again: it goes on",
+            )  # fmt: skip
         return board
 
 
@@ -167,12 +172,15 @@ def _judge(study: Study, definition: dict[str, Any]) -> None:
         raise ConfigError(f"is another study: it searches {', '.join(keys[0])}", where=str(study.path), hint=hint)
 
 
-def score(book: Ledger, ids: Sequence[str], view: LiveView) -> bool:
+def score(book: Ledger, ids: Sequence[str], view: LiveView, stop: StopRequest) -> bool:
     """Score the test split with the winner's trials, each once for ever; whether anything was scored."""
     scored = False
-    for name in ids:
-        if name in book.study.test:
-            continue
+    missing = [name for name in ids if name not in book.study.test]
+    if missing:
+        view.say(f"scoring the test split with the winner's {len(missing)} run{'s' * (len(missing) > 1)}")
+    for name in missing:
+        if stop.exit_code is not None:
+            break
         state = book.study.states[name]
         run = book.study.run(state)
         command = [sys.executable, "-P", "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
@@ -184,6 +192,8 @@ def score(book: Ledger, ids: Sequence[str], view: LiveView) -> bool:
             metrics = json.loads(done.stdout)["metrics"] if done.returncode == 0 else None
         except (ValueError, KeyError):
             metrics = None
+        if metrics is None and stop.exit_code is not None:  # Ctrl-C has reached it as well
+            break
         if metrics is None:
             said = [line.removeprefix("bigctl: ") for line in done.stderr.splitlines() if line.startswith("bigctl: ")]
             view.say(f"note: the test split is not scored with {state.trial.label}: {(said or ['it failed'])[0]}")

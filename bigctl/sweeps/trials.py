@@ -87,6 +87,7 @@ class State:
         message: why it failed or was pruned, one line.
         attempts: how often it was started.
         run, log: its run directory, and what its last process has printed, relative to the study's folder.
+        place: where its last process was started: "cores 0-1", "gpu 1".
     """
 
     trial: Trial
@@ -99,6 +100,7 @@ class State:
     attempts: int = 0
     run: str = ""
     log: str = ""
+    place: str = ""
 
     def score(self, metric: str) -> float | None:
         """A metric's value, if the trial is complete and it is finite: what has none is never ranked first."""

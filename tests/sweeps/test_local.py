@@ -49,6 +49,12 @@ def test_a_job_is_asked_to_leave_or_ended(tmp_path: Path) -> None:
         job.terminate()  # one that has ended is left alone
 
 
+def test_a_job_keeps_out_of_places_that_are_taken_where_it_can(tmp_path: Path) -> None:
+    executor = Local(2, look=lambda: ([], ["0", "1"]))
+    jobs = [executor.start(["true"], folder=tmp_path, log=tmp_path / "log", avoid={"gpu 0"}) for _ in range(2)]
+    assert [job.place for job in jobs] == ["gpu 1", "gpu 0"] and [wait(job) for job in jobs] == [0, 0]
+
+
 def test_the_machine_is_cut_into_equal_parts() -> None:
     assert local.divide(2, [0, 1, 2, 3], []) == [Slot((0, 1)), Slot((2, 3))]
     assert local.divide(3, [0, 1, 2, 3], []) == [Slot((0,)), Slot((1,)), Slot((2,))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -206,7 +207,10 @@ def test_a_dry_run_lists_the_points_and_leaves_nothing(command: Command, capsys:
     assert capsys.readouterr().out.splitlines() == [
         "sweeps/t: 6 trials: 2 points, 3 seeds each", "  lr=0.01", "  lr=1e+30",
     ]  # fmt: skip
-    assert not Path("sweeps/t").exists()
+    assert main([*STUDY[:-2], "optimizer.lr=1e-2", "seed=range(2)", "--dry-run"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"sweeps/mlp_cls-seed-\w{6}: 2 trials: 1 point, 2 seeds each", first), first
+    assert rest == ["  the only point"] and not Path("sweeps/t").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- slow
