@@ -73,11 +73,11 @@ def test_trials_that_an_earlier_start_left_running_keep_the_place_of_a_job(tmp_p
 
 
 @pytest.mark.parametrize("code", [-9, 143])
-def test_a_trial_that_is_killed_before_it_gets_anywhere_fails_at_the_second_time(tmp_path: Path, code: int) -> None:
+def test_a_trial_that_is_killed_before_it_gets_anywhere_fails_at_the_third_time(tmp_path: Path, code: int) -> None:
     bench = Bench(3, code)
     loop = driver(tmp_path, bench)
     loop.run()
-    assert len(bench.commands) == 6 and {s.status for s in loop.study.states.values()} == {"failed"}
+    assert len(bench.commands) == 9 and {s.status for s in loop.study.states.values()} == {"failed"}
 
 
 @pytest.mark.parametrize(("limit", "started"), [(0, 1), (1, 2), (None, 3)])
