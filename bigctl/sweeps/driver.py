@@ -226,7 +226,10 @@ class Driver:
             for state in states:
                 (self.study.run(state) / watch.PRUNE).unlink(missing_ok=True)
                 log = str(self._log(states).relative_to(self.study.path))
-                self.ledger.append("start", id=state.trial.id, attempt=state.attempts + 1, place=job.place, log=log)
+                self.ledger.append(
+                    "start", id=state.trial.id, attempt=state.attempts + 1, step=since[state.trial.id],
+                    place=job.place, log=log,
+                )  # fmt: skip
         self.running.append(_Running(job, list(states), time.monotonic(), since, self._log(states), own))
 
     def _halt(self, why: str) -> None:

@@ -4,7 +4,8 @@ Events, each with `event` and `time` [seconds since the epoch]:
 
     study   definition               at every start; the last one counts
     trial   id number overrides point seed run
-    start   id attempt place log     a process was started for it; what it prints is in the log
+    start   id attempt step place log
+                                     a process was started for it, which goes on from the step and prints into the log
     end     id status metrics step seconds message exit_code
     again   id                       a failed one is to be tried again
     test    id metrics               the test split was scored
@@ -107,6 +108,7 @@ def _apply(study: Study, line: dict[str, Any]) -> None:
     state = study.states[name]
     if event == "start":
         state.status, state.attempts = RUNNING, int(line["attempt"])
+        state.step = line.get("step")
         state.log, state.place = str(line.get("log") or ""), str(line.get("place") or "")
     elif event == "again":
         state.status = WAITING

@@ -253,10 +253,8 @@ class LiveView:
 
 
 def begun(scene: Scene, state: State) -> str:
-    progress = scene.of(state)
-    step = progress.step or state.step
-    word = "started" if state.attempts <= 1 else f"resumed at step {step:,}" if step else "started again"
-    place = f" ({progress.place})" if progress.place else ""
+    word = "started" if state.attempts <= 1 else f"resumed at step {state.step:,}" if state.step else "started again"
+    place = f" ({scene.of(state).place})" if scene.of(state).place else ""
     return f"trial {state.trial.number} {word}: {state.trial.label}{place}"
 
 

@@ -125,7 +125,8 @@ def test_off_a_terminal_each_event_is_one_line_and_stdout_stays_empty(capsys: py
     assert capsys.readouterr().err == ""
 
     state(made, 1).attempts, state(made, 2).status, state(made, 2).attempts = 2, RUNNING, 1
-    progress = {state(made, 1).trial.id: Progress(30, 100, place="gpu 0"), state(made, 2).trial.id: Progress()}
+    state(made, 1).step = 30  # the checkpoint it goes on from; its last line may be of a later step
+    progress = {state(made, 1).trial.id: Progress(37, 100, place="gpu 0"), state(made, 2).trial.id: Progress()}
     for _ in range(3):
         view.update(made, progress)
     assert capsys.readouterr().err.splitlines() == [
@@ -167,7 +168,7 @@ def test_a_view_made_before_the_study_tells_only_what_begins(capsys: pytest.Capt
     complete(made, 0, 0.5)
     for number in (1, 2):  # left behind by an earlier start; only the first runs again by now
         state(made, number).status, state(made, number).attempts = RUNNING, 1
-    state(made, 1).attempts = 2
+    state(made, 1).attempts, state(made, 1).step = 2, 20
     view = LiveView()
     view.say("first a note")
     look = Look(20, {"val/accuracy": {10: 0.5, 20: 0.6}, "train/loss": {5: 1.0}})
