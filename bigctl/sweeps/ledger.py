@@ -67,6 +67,11 @@ class Ledger:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.path), hint=hint) from error
         _apply(self.study, line)
 
+    def clear(self) -> None:
+        """Forget a study of which nothing was ever trained."""
+        self._stream.truncate(0)
+        self.study = Study(self.path.parent)
+
     def close(self) -> None:
         self._stream.close()
 

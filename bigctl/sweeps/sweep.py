@@ -21,7 +21,7 @@ from bigctl.sweeps.driver import Driver, Settings
 from bigctl.sweeps.ledger import Ledger
 from bigctl.sweeps.live import LiveView
 from bigctl.sweeps.local import Executor
-from bigctl.sweeps.trials import FAILED, Study
+from bigctl.sweeps.trials import ENDED, FAILED, Study
 from bigctl.training.signals import StopRequest
 
 ROOT = Path("sweeps")
@@ -93,6 +93,8 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
     """
     with opened(path) as book:
         definition = define(plan, path, options.argv)
+        if not any(s.status in ENDED or book.study.run(s).exists() for s in book.study.states.values()):
+            book.clear()  # what was refused at once, as for a metric that does not exist, can be said anew
         _judge(book.study, definition)
         if definition["metric"] is None:  # known since the first trial began
             definition |= {key: book.study.definition.get(key) for key in ("metric", "mode")}

@@ -220,6 +220,8 @@ def test_a_dry_run_lists_the_points_and_leaves_nothing(command: Command, capsys:
 def test_a_metric_that_no_trial_reports_ends_the_sweep_and_names_those_there_are(tmp_path: Path) -> None:
     done = Cli(tmp_path)(*STUDY, RATES, "sweep.metric=val/f2", code=2)
     assert "sweep.metric: there is no metric 'val/f2' to select by" in done.stderr and "val/accuracy" in done.stderr
+    corrected = Cli(tmp_path)(*STUDY, "optimizer.lr=1e-2", "seed=0,1", "sweep.metric=val/f1", "--json")
+    assert json.loads(corrected.stdout)["status"] == {"complete": 2}, "the folder was not taken by what was refused"
 
 
 @pytest.mark.slow
