@@ -39,7 +39,7 @@ def train(config: Config, run_dir: str | Path, *, resume: str = "auto", quiet: b
     Raises:
         BigctlError: what went wrong; its `exit_code` is that of the command line.
     """
-    from bigctl.runs import trainer
+    from bigctl.engine import trainer
 
     composed = Composed(config, (), {})
     return trainer.train(composed, Path(run_dir), trainer.Options(resume=resume, quiet=quiet))

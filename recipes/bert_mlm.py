@@ -19,13 +19,13 @@ from bigctl.recipes.text_cls import frozen, padding, require_text, text_shapes
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from bigctl import randomness
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
 from bigctl.models.bert import BertMaskedLM
-from bigctl.training import randomness
 from bigctl.training.metrics import Sums
-from bigctl.training.objective import Batch
+from bigctl.training.task import Batch
 
 _REPLACED, _RANDOM = 0.8, 0.1
 

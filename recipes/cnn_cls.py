@@ -12,12 +12,12 @@ from bigctl.recipes import classification as cls
 from flax import nnx
 
 from bigctl.config import schema
-from bigctl.data import images
+from bigctl.data import augmentation
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
 from bigctl.lazy import load_class
 from bigctl.training.metrics import Sums
-from bigctl.training.objective import Batch
+from bigctl.training.task import Batch
 
 
 class CnnCls:
@@ -59,7 +59,7 @@ class CnnCls:
         self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, numbers: Mapping[str, Any]
     ) -> Sums:
         # Augmenting in standardised numbers would fill borders with the mean colour; black is what the data has.
-        pictures = images.augment(batch["inputs"], self.recipe.augment, augment_key, batch["number"])
+        pictures = augmentation.augment(batch["inputs"], self.recipe.augment, augment_key, batch["number"])
         logits = self._logits(model, pictures, key=key, mask=batch["mask"])
         smoothing = numbers["recipe.label_smoothing"]
         return cls.training_sums(

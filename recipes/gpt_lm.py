@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigctl.recipes import lm_loss
 from flax import nnx
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.windows import NO_TARGET
+from bigctl.data.layouts.windows import NO_TARGET
 from bigctl.errors import ConfigError
 from bigctl.lazy import load_class
-from bigctl.training import lm_loss, metrics
+from bigctl.training import metrics
 from bigctl.training.metrics import Sums
-from bigctl.training.objective import Batch
+from bigctl.training.task import Batch
 
 
 class GptLm:

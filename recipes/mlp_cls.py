@@ -16,7 +16,7 @@ from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
 from bigctl.lazy import load_class
 from bigctl.training.metrics import Sums
-from bigctl.training.objective import Batch
+from bigctl.training.task import Batch
 
 
 class MlpCls:

@@ -212,7 +212,7 @@ def experiment(overrides: Sequence[str], dataset: Any) -> Any:
     from unittest import mock
 
     import bigctl
-    from bigctl.runs import experiment as experiments
+    from bigctl.engine import experiment as experiments
 
     with mock.patch.object(experiments.prepare, "prepare", lambda *_, **__: dataset):
         return experiments.build(bigctl.compose(overrides))

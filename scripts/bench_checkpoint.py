@@ -48,9 +48,9 @@ def main() -> None:
     _bench.add_patience(parser)
     options = parser.parse_args()
 
-    from bigctl.parallel import host
+    from bigctl.parallel import host_memory
 
-    host.keep_memory()
+    host_memory.keep_memory()
     _bench.print_facts("bigctl", "jax", "orbax-checkpoint", "numpy")
     rows, ratios = [], []
     for megabytes in options.megabytes:
@@ -73,7 +73,7 @@ _PAIRS = (("blocks", "copy"), ("commit", "savez"))
 def _measure(megabytes: float, options: argparse.Namespace, folder: Path) -> _bench.Samples:
     import jax
 
-    from bigctl.training.checkpoint import Checkpoints, shapes
+    from bigctl.training.checkpoints.store import Checkpoints, shapes
     from bigctl.training.state import Progress
 
     rng = np.random.default_rng(0)

@@ -211,13 +211,13 @@ def _standardised(images: np.ndarray) -> np.ndarray:
 
 
 def _bigctl(padding: str, batch_size: int) -> tuple[dict[str, Block], Callable[[str], tuple[int, float]]]:
-    from bigctl.parallel import host
+    from bigctl.parallel import host_memory
 
-    host.keep_memory()  # before jax, as `bigctl train` does
+    host_memory.keep_memory()  # before jax, as `bigctl train` does
     import jax
 
-    from bigctl.training import checkpoint
     from bigctl.training import feed as feeds
+    from bigctl.training.checkpoints import store
 
     dataset = _bench.synthetic("image", BATCHES * batch_size)
     overrides = [f"recipe.augment.{name}=0" for name in ("rotate", "scale", "shift")]
@@ -236,7 +236,7 @@ def _bigctl(padding: str, batch_size: int) -> tuple[dict[str, Block], Callable[[
     def check(path: str) -> tuple[int, float]:
         """Save the initial weights, and give their loss on the first examples, out of the real step."""
         fresh = built.programs.initialise()
-        params = {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(fresh.params).items()}
+        params = {name: np.asarray(leaf) for name, leaf in store.flatten(fresh.params).items()}
         np.savez(path, **params)  # type: ignore[arg-type]
         arrays = feeds.place(built.programs, dataset.splits["train"])
         indices = np.arange(batch_size, dtype=np.int32)

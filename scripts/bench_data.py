@@ -37,9 +37,9 @@ def main() -> None:
     _bench.add_patience(parser)
     options = parser.parse_args()
 
-    from bigctl.parallel import host
+    from bigctl.parallel import host_memory
 
-    host.keep_memory()
+    host_memory.keep_memory()
     _bench.print_facts("bigctl", "jax", "numpy", "torch")
     with tempfile.TemporaryDirectory() as folder:
         columns = _columns(options.examples, Path(folder))

@@ -51,8 +51,8 @@ def measure(name: str, ours: Any, theirs: Any, *, tokens: int, target: float, op
 
 
 def write_here(model: Any, tokens: int) -> Callable[[], float]:
-    from bigctl.inference.decoding import Batch
-    from bigctl.inference.settings import Settings
+    from bigctl.generation.decoding import Batch
+    from bigctl.generation.options import Settings
 
     def block() -> float:
         start = time.perf_counter()
@@ -97,13 +97,13 @@ def nano() -> tuple[Any, Any]:
 def smollm2() -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
-    from bigctl.inference import language
+    from bigctl.inference import language_models
     from bigctl.interop import sources
 
     file = sources.locate("smollm2").path
     theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
     theirs.generation_config.eos_token_id = None
-    return language.load("smollm2").model, theirs
+    return language_models.load("smollm2").model, theirs
 
 
 if __name__ == "__main__":

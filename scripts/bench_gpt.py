@@ -87,21 +87,21 @@ def _compare_steps(options: argparse.Namespace) -> None:
 
 def _bigctl(options: argparse.Namespace) -> tuple[Callable[[], float], _Text, dict[str, np.ndarray], float]:
     """A block of the real steps [s/step], the text, the initial weights, and their loss on its first windows."""
-    from bigctl.parallel import host
+    from bigctl.parallel import host_memory
 
-    host.keep_memory()  # before jax, as `bigctl train` does
+    host_memory.keep_memory()  # before jax, as `bigctl train` does
     import jax
 
     import bigctl
-    from bigctl.runs import experiment as experiments
-    from bigctl.training import checkpoint
+    from bigctl.engine import experiment as experiments
     from bigctl.training import feed as feeds
+    from bigctl.training.checkpoints import store
 
     built = experiments.build(bigctl.compose(["experiment=nanogpt_cpu", *_data(options.text), "train.steps=1000000"]))
     columns = built.dataset.splits["train"]
     feed = feeds.make(built.programs, columns, built.config)
     state, position = built.programs.initialise(), 0
-    weights = {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(state.params).items()}
+    weights = {name: np.asarray(leaf) for name, leaf in store.flatten(state.params).items()}
     first = built.programs.step_resident(
         built.programs.initialise(),
         feeds.place(built.programs, columns),

@@ -59,9 +59,9 @@ def main() -> None:
     options = parser.parse_args()
     _bench.pin(options.threads)
 
-    from bigctl.parallel import host
+    from bigctl.parallel import host_memory
 
-    host.keep_memory()  # before jax, as `bigctl train` does
+    host_memory.keep_memory()  # before jax, as `bigctl train` does
     _bench.print_facts("bigctl", "jax", "flax", "optax", "tensorboardX")
     for recipe in TARGETS if options.recipe == "both" else (options.recipe,):
         with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def _fit(setting: Setting, folder: Path, *, tensorboard: bool) -> Callable[[], f
     from bigctl.training.loop import Cadence, Hooks, Loop
     from bigctl.training.signals import StopRequest
     from bigctl.training.state import Progress
-    from bigctl.training.writers import Console, JsonLines, TensorBoard
+    from bigctl.training.tracking.writers import Console, JsonLines, TensorBoard
 
     built = setting.built
     lines = JsonLines(folder / "metrics.jsonl", step=0)

@@ -1,9 +1,9 @@
 """Wall time of many small trials: learning rates times seeds of one recipe, trained in four ways.
 
 "shell loop" is one `bigctl train` after the other, as a script without a sweep has it; "processes" the same with so
-many at a time; "one process" calls `bigctl.train()` in a loop; "packed" is `python -m bigctl.sweeps.packed`. All of
-them make the same run directories, from a new process on, with compiled programs kept from before. What comes out is
-compared: the losses of the first 20 steps, trial by trial, and the selected metrics over all trials.
+many at a time; "one process" calls `bigctl.train()` in a loop; "packed" is `python -m bigctl.sweeps.packed.runner`.
+All of them make the same run directories, from a new process on, with compiled programs kept from before. What comes
+out is compared: the losses of the first 20 steps, trial by trial, and the selected metrics over all trials.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def warm_up(trials: Trials) -> None:
     """Data prepared and programs compiled, for all ways."""
     first = trials.points[:1]
     execute([*command(json.loads(trials.job("warm-up", first).read_text())["trials"][0])])
-    execute([sys.executable, "-m", "bigctl.sweeps.packed", str(trials.job("warm-up packed", trials.points))])
+    execute([sys.executable, "-m", "bigctl.sweeps.packed.runner", str(trials.job("warm-up packed", trials.points))])
 
 
 def run(way: str, trials: Trials, options: argparse.Namespace) -> None:
@@ -115,7 +115,7 @@ def run(way: str, trials: Trials, options: argparse.Namespace) -> None:
     elif way == "one process":
         execute([sys.executable, "-c", LOOP, str(job)])
     else:
-        execute([sys.executable, "-m", "bigctl.sweeps.packed", str(job)])
+        execute([sys.executable, "-m", "bigctl.sweeps.packed.runner", str(job)])
 
 
 def command(trial: dict[str, Any]) -> list[str]:
@@ -167,7 +167,7 @@ def early(trials: Trials) -> None:
     more = (f"train.steps={EARLY}", "train.epochs=null", "train.log_every=1")
     trials.mode = "yes"
     jobs = [trials.job(way, points, *more) for way in ("early packed", "early single")]
-    execute([sys.executable, "-m", "bigctl.sweeps.packed", str(jobs[0])])
+    execute([sys.executable, "-m", "bigctl.sweeps.packed.runner", str(jobs[0])])
     execute([sys.executable, "-c", LOOP, str(jobs[1])])
     worst = 0.0
     for packed, single in zip(*(sorted(job.parent.glob("*/metrics.jsonl")) for job in jobs), strict=True):

@@ -128,9 +128,9 @@ def _rows(file: Path) -> int:
     import numpy as np
 
     import bigctl
-    from bigctl.runs import inputs
+    from bigctl.engine import resolve
 
-    splits = inputs.prepare_data(bigctl.compose(["recipe=mlp_cls", "data=breast_cancer"])).splits
+    splits = resolve.prepare_data(bigctl.compose(["recipe=mlp_cls", "data=breast_cancer"])).splits
     train, validation = splits["train"], splits["validation"]
     np.savez(file, x=train["inputs"], y=train["label"], vx=validation["inputs"], vy=validation["label"])
     return len(train["label"])
@@ -241,8 +241,8 @@ def _yes(count: int, of: int) -> str:
 
 
 def _bigctl_facts(folder: Path, spec: Spec) -> dict[str, str]:
-    from bigctl.training import manifest
-    from bigctl.training.writers import read_metrics
+    from bigctl.runs import manifest
+    from bigctl.training.tracking.writers import read_metrics
 
     board = _leaderboard(folder)
     trials = [t for t in (folder / "sweep" / "trials").glob("*") if (t / "run.json").exists()]

@@ -97,15 +97,15 @@ def main() -> None:
     _bench.print_facts("bigctl", "jax", "transformers", "torch")
 
     import bigctl
-    from bigctl.data import packaged
-    from bigctl.runs import inputs
+    from bigctl.data.sources import packaged
+    from bigctl.engine import resolve
 
     overrides = [
         "recipe=bert_cls", f"data={options.data}", f"train.batch_size={options.batch_size}",
         f"recipe.tokenizer.max_length={options.max_length}", "eval.every=1 epoch", "train.epochs=1",
     ]  # fmt: skip
     config = bigctl.compose(overrides)
-    dataset = inputs.prepare_data(inputs.resolve(config))
+    dataset = resolve.prepare_data(resolve.resolve(config))
     size = dataset.size("train")
     steps = options.steps or round(size / options.batch_size)
     overrides += [f"train.steps={steps}", f"eval.every={steps}", f"checkpoint.every={steps}"]

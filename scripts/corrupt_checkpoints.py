@@ -159,9 +159,9 @@ class Campaign:
 
     def __init__(self, folder: Path):
         import bigctl
-        from bigctl.runs import experiment
+        from bigctl.engine import experiment
         from bigctl.runs.directory import RunDirectory
-        from bigctl.training.checkpoint import Checkpoints
+        from bigctl.training.checkpoints.store import Checkpoints
 
         config = bigctl.compose(OVERRIDES)
         bigctl.train(config, folder / "run", quiet=True)
@@ -176,7 +176,7 @@ class Campaign:
     def judge(self, case: Case, rng: random.Random) -> None:
         """Damage a copy, go through what a start of training does, and fill in the case's outcome."""
         from bigctl.errors import RunError
-        from bigctl.training.checkpoint import Checkpoints
+        from bigctl.training.checkpoints.store import Checkpoints
 
         place = self.folder / "copy"
         shutil.rmtree(place, ignore_errors=True)
@@ -211,7 +211,7 @@ class Campaign:
         case.outcome = DETECTED if same and named and kept and refused else BAD
 
     def _load(self, saved: Any) -> dict[str, np.ndarray]:
-        from bigctl.training.checkpoint import flatten
+        from bigctl.training.checkpoints.store import flatten
 
         state = flatten(self.reader.restore(saved, self.abstract))
         return {"step of meta.json": np.array(saved.step), **{name: np.asarray(leaf) for name, leaf in state.items()}}

@@ -71,7 +71,7 @@ class Campaign:
         self._lock = threading.Lock()
 
     def rehearse(self, part: tuple[str, int, int]) -> Any:
-        from bigctl.runs.rehearsal import Rehearser
+        from bigctl.engine.crash_test import Rehearser
 
         recipe, seed, kills = part
         with self._lock:

@@ -33,8 +33,8 @@ def main() -> None:
         parser.error(f"{target} exists; fixtures of earlier versions are kept as they are")
 
     import bigctl
-    from bigctl.training import manifest
-    from bigctl.training.checkpoint import Checkpoints, read_arrays
+    from bigctl.runs import manifest
+    from bigctl.training.checkpoints.store import Checkpoints, read_arrays
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

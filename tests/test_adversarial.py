@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import bigctl as package
+from bigctl.config import cadence
 from bigctl.config.compose import compose
 from bigctl.errors import BigctlError, ConfigError, DataError
-from bigctl.training import cadence, signals
+from bigctl.training import signals
 from tests.conftest import Cli
 
 SHORT = ["recipe=mlp_cls", "train.steps=20", "train.tensorboard=false"]

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import schema, tree
+from bigctl.config import presets, schema
 
 SCRIPTS = {
     "bash": r"""
@@ -180,35 +180,35 @@ class _Line:
             return overrides(self.roots(), self.plain, word, sweeps=self.sweeps)
         return []
 
-    def roots(self) -> list[tree.Root]:
-        return tree.roots([Path(folder).expanduser() for folder in self.flags.get("config_dir", [])])
+    def roots(self) -> list[presets.Root]:
+        return presets.roots([Path(folder).expanduser() for folder in self.flags.get("config_dir", [])])
 
 
-def overrides(roots: Sequence[tree.Root], line: Sequence[str], word: str, *, sweeps: bool = False) -> Iterator[str]:
+def overrides(roots: Sequence[presets.Root], line: Sequence[str], word: str, *, sweeps: bool = False) -> Iterator[str]:
     """Candidates for `group=option` and `key=value`, a key one level at a time; for a sweep, its settings too."""
     name, equals, _ = word.partition("=")
-    groups = [group for group in tree.groups(roots) if group != "sweep" or sweeps]
+    groups = [group for group in presets.groups(roots) if group != "sweep" or sweeps]
     known = keys(roots, line)
     if sweeps:
         known |= {key: (field, hint) for key, field, hint in schema.walk(schema.Sweep, "sweep.")}
     if equals and name in groups:
-        yield from (f"{name}={option}" for option in tree.options(roots, name))
+        yield from (f"{name}={option}" for option in presets.options(roots, name))
     elif equals and name in known:
         yield from (f"{name}={value}" for value in _enumerated(*known[name]))
     elif not equals:
-        yield from (f"{group}=" for group in groups if tree.files(roots, group))
+        yield from (f"{group}=" for group in groups if presets.files(roots, group))
         for key in known:
             level = key.find(".", len(word))
             yield f"{key}=" if level < 0 else key[: level + 1]
 
 
-def keys(roots: Sequence[tree.Root], line: Sequence[str]) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+def keys(roots: Sequence[presets.Root], line: Sequence[str]) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     """Every key that can be set -> its field and type; of a component that is chosen only its own."""
     chosen = _chosen(roots, line)
     found = {}
     for dotted, field, hint in schema.walk(schema.Config):
         if isinstance(hint, type) and issubclass(hint, schema.Component):
-            only = tree.component(roots, dotted, chosen[dotted]) if dotted in chosen else None
+            only = presets.component(roots, dotted, chosen[dotted]) if dotted in chosen else None
             for cls in [only] if only else [c for c in schema.components() if c.group == dotted]:
                 found.update({key: (field, hint) for key, field, hint in schema.walk(cls, f"{dotted}.")})
         elif "." not in dotted or dotted.split(".")[0] not in schema.GROUPS:
@@ -216,18 +216,18 @@ def keys(roots: Sequence[tree.Root], line: Sequence[str]) -> dict[str, tuple[dat
     return {k: v for k, v in found.items() if not dataclasses.is_dataclass(v[1]) and not k.endswith(".kind")}
 
 
-def _chosen(roots: Sequence[tree.Root], line: Sequence[str]) -> dict[str, str]:
+def _chosen(roots: Sequence[presets.Root], line: Sequence[str]) -> dict[str, str]:
     """Group -> option: what the line says, else its experiment, its recipe, and the root of the configuration."""
     said = dict(word.lstrip("+").split("=", 1) for word in line if "=" in word)
-    chosen = tree.defaults(roots[-1].path / "config.yaml")
+    chosen = presets.defaults(roots[-1].path / "config.yaml")
     experiment = _preset(roots, "experiment", said.get("experiment"))
     recipe = _preset(roots, "recipe", said.get("recipe", experiment.get("recipe")))
     return {**chosen, **recipe, **experiment, **said}
 
 
-def _preset(roots: Sequence[tree.Root], group: str, option: str | None) -> dict[str, str]:
-    path = tree.files(roots, group).get(option or "")
-    return tree.defaults(path) if path else {}
+def _preset(roots: Sequence[presets.Root], group: str, option: str | None) -> dict[str, str]:
+    path = presets.files(roots, group).get(option or "")
+    return presets.defaults(path) if path else {}
 
 
 def _enumerated(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:

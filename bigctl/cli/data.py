@@ -101,9 +101,9 @@ def _configuration(options: argparse.Namespace) -> Wanted:
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
     tokenizer = None
     if composed.config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
-        from bigctl.runs import inputs
+        from bigctl.engine import resolve
 
-        tokenizer = inputs.tokenizer_spec(composed.config)
+        tokenizer = resolve.tokenizer_spec(composed.config)
     return Wanted(data, composed.config.is_regression, tokenizer)
 
 
@@ -293,13 +293,13 @@ def _truecolor() -> bool:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bigctl.config import tree
-    from bigctl.data import caches
+    from bigctl.config import presets
+    from bigctl.data import cache
 
-    found = caches.prepared()
+    found = cache.prepared()
     known: list[dict[str, Any]] = [
-        {"name": name, "description": tree.headline(path), "caches": [_entry(p) for p in found if p.label == name]}
-        for name, path in sorted(tree.files(tree.roots(options.config_dir), "data").items())
+        {"name": name, "description": presets.headline(path), "caches": [_entry(p) for p in found if p.label == name]}
+        for name, path in sorted(presets.files(presets.roots(options.config_dir), "data").items())
     ]
     names = {entry["name"] for entry in known}
     own = [_entry(p) for p in found if p.label not in names]
@@ -350,9 +350,9 @@ def _forms(folder: Path) -> list[Path]:
 
 
 def _clean_all(options: argparse.Namespace) -> int:
-    from bigctl.data import caches, prepare
+    from bigctl.data import cache, prepare
 
-    freed, folder = caches.clean_all(), prepare.cache_root() / "data"
+    freed, folder = cache.clean_all(), prepare.cache_root() / "data"
     if options.json:
         common.print_json({"path": str(folder), "freed_bytes": freed})
     else:

@@ -49,10 +49,10 @@ def step_argument(text: str) -> str | int:
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     options.split = {"val": "validation"}.get(options.split, options.split)
-    from bigctl.runs import directory, gates, outcome
+    from bigctl.runs import ci_report, directory, gates
 
     required = gates.parse(options.require)
-    reports = outcome.Reports("eval", required, options.junit)
+    reports = ci_report.Reports("eval", required, options.junit)
     found = directory.locate(options.run)
     try:
         from bigctl.inference.trained import TrainedRun

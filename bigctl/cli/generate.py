@@ -14,8 +14,8 @@ from bigctl.cli.eval import step_argument
 from bigctl.files import printable
 
 if TYPE_CHECKING:
-    from bigctl.inference.generate import LanguageModel
-    from bigctl.inference.settings import Settings
+    from bigctl.generation.generate import LanguageModel
+    from bigctl.generation.options import Settings
 
 EXAMPLES = """\
 examples:
@@ -82,9 +82,9 @@ def run(options: argparse.Namespace) -> int:
     blocks = _prompts(options)
     first = next(blocks)  # what is wrong with the prompts is said before a model is loaded, unless they are yet to come
     settings = _settings(options)
-    from bigctl.inference import language
+    from bigctl.inference import language_models
 
-    model = language.load(options.model, step=step)
+    model = language_models.load(options.model, step=step)
     if options.json:
         _print_json(options, model, settings, [prompt for block in (first, *blocks) for prompt in block])
         return 0
@@ -104,7 +104,7 @@ def _chain(first: list[str], others: Iterator[list[str]]) -> Iterator[list[str]]
 def _settings(options: argparse.Namespace) -> Settings:
     """Raises ConfigError naming the flag of a number that is out of its range."""
     from bigctl.errors import ConfigError
-    from bigctl.inference.settings import Settings
+    from bigctl.generation.options import Settings
 
     names = [name for name in Settings.__dataclass_fields__ if name != "stop"]
     try:
@@ -130,7 +130,7 @@ def _standard_input(model: str) -> str:
 def _prompts(options: argparse.Namespace) -> Iterator[list[str]]:
     """Prompts in the order of the command line, those of standard input as they arrive."""
     from bigctl.errors import ConfigError, DataError
-    from bigctl.inference import lines
+    from bigctl.inference import read_lines
 
     if not all(options.prompt):
         raise ConfigError("the prompt is empty", where="--prompt", hint="give the model something to go on from")
@@ -144,12 +144,14 @@ def _prompts(options: argparse.Namespace) -> Iterator[list[str]]:
         if file == "-":
             if sys.stdin is None:
                 raise DataError("is closed", where="stdin")
-            yield from cast(Iterator[list[str]], lines.blocks(cast(lines.Stream, sys.stdin.buffer), pairs=False))
+            yield from cast(
+                Iterator[list[str]], read_lines.blocks(cast(read_lines.Stream, sys.stdin.buffer), pairs=False)
+            )
         elif file.endswith(".jsonl"):
             yield _from_jsonl(Path(file))
         else:
             with Path(file).open("rb") as stream:
-                blocks = lines.blocks(cast(lines.Stream, stream), pairs=False, name=file)
+                blocks = read_lines.blocks(cast(read_lines.Stream, stream), pairs=False, name=file)
                 yield [cast(str, text) for block in blocks for text in block]
 
 

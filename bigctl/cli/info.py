@@ -9,7 +9,7 @@ from typing import Any
 
 from bigctl.cli import common
 from bigctl.errors import RunError
-from bigctl.runs import directory, facts
+from bigctl.runs import directory, run_info
 
 EXAMPLES = """\
 examples:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     found = directory.locate(options.run)
     try:
-        known = facts.gather(found)
+        known = run_info.gather(found)
         lines = text(known)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"is not as bigctl writes it ({error!r})", where=str(found.record_file)) from error

@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bigctl.config import tree
+    from bigctl.config import presets
 
-    roots = tree.roots(options.config_dir)
+    roots = presets.roots(options.config_dir)
     if options.plugin:
         from bigctl.config import plugins
 
@@ -50,25 +50,25 @@ def run(options: argparse.Namespace) -> int:
 
 def kinds(roots: Sequence[Any]) -> dict[str, str]:
     """What can be listed -> the group of the tree it stands for; in the order of composition, the runs last."""
-    from bigctl.config import schema, tree
+    from bigctl.config import presets, schema
 
-    groups = [g for g in [*schema.GROUPS, *tree.groups(roots)] if g in schema.GROUPS or tree.files(roots, g)]
+    groups = [g for g in [*schema.GROUPS, *presets.groups(roots)] if g in schema.GROUPS or presets.files(roots, g)]
     return {**{_plural(group): group for group in dict.fromkeys(groups)}, "runs": "run"}
 
 
 def presets(roots: Sequence[Any], group: str) -> list[dict[str, str]]:
     """The options of a group: name, headline, and the file it comes from, as `show` calls it."""
-    from bigctl.config import schema, tree
+    from bigctl.config import presets, schema
 
     entries = []
-    for name, path in sorted(tree.files(roots, group).items()):
+    for name, path in sorted(presets.files(roots, group).items()):
         root = next(root for root in roots if path.is_relative_to(root.path))
         origin = f"{group}/{path.name}" if root is roots[-1] else f"{root.label}/{group}/{path.name}"
-        entries.append({"name": name, "headline": tree.headline(path), "origin": origin})
+        entries.append({"name": name, "headline": presets.headline(path), "origin": origin})
     for cls in schema.components():  # of a plugin, and not yet to be chosen
         name = schema._kind_of(cls)
         ours = cls.__module__.startswith(schema.__name__)
-        if cls.group == group and not ours and name not in tree.files(roots, group):
+        if cls.group == group and not ours and name not in presets.files(roots, group):
             text = f"needs a preset: {group}/{name}.yaml with `defaults: [_{name}, _self_]`"
             entries.append({"name": name, "headline": text, "origin": cls.__module__})
     return entries

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bigctl.cli.eval import step_argument
 
 if TYPE_CHECKING:
-    from bigctl.inference.text import Text
+    from bigctl.inference.text_batches import Text
     from bigctl.inference.trained import TrainedRun
 
 EXAMPLES = """\
@@ -149,13 +149,13 @@ def _labelled(trained: TrainedRun, texts: list[Text]) -> Iterable[dict[str, Any]
 def _stream(trained: TrainedRun) -> None:
     """Texts on standard input, answered as they arrive."""
     from bigctl.errors import DataError
-    from bigctl.inference import lines
+    from bigctl.inference import read_lines
     from bigctl.inference.trained import BLOCK
 
     if sys.stdin is None:
         raise DataError("is closed", where="stdin")
-    stream = cast(lines.Stream, sys.stdin.buffer)
-    for block in lines.blocks(stream, pairs=trained.features.pairs):
+    stream = cast(read_lines.Stream, sys.stdin.buffer)
+    for block in read_lines.blocks(stream, pairs=trained.features.pairs):
         for start in range(0, len(block), BLOCK):
             _print(_labelled(trained, block[start : start + BLOCK]))
 

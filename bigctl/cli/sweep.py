@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, stop: Any) -> int:
-    from bigctl.config import space
     from bigctl.errors import ConfigError
+    from bigctl.sweeps.search import space
 
     jobs = _jobs(options.jobs)
     if options.max_failures is not None and options.max_failures < 0:
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace, stop: Any) -> int:
     points = space.points(plan) if plan.sweep.sampler == "grid" else None
     space.check(plan, points)
     from bigctl.sweeps import sweep
-    from bigctl.sweeps.driver import Settings
+    from bigctl.sweeps.execution.scheduler import Settings
 
     path = sweep.choose(plan, name=options.name, folder=options.sweep_dir)
     options.run_dir = path  # an end with an error names it too
@@ -97,11 +97,11 @@ def _packed(asked: str, plan: Any, *, quiet: bool) -> str:
     """What is asked, or "no" where the trials are of several programs; which "yes" does not put up with."""
     if asked == "no":
         return asked
-    from bigctl.config import space
     from bigctl.errors import ConfigError
-    from bigctl.sweeps import packing
+    from bigctl.sweeps.packed import compatibility
+    from bigctl.sweeps.search import space
 
-    refused = packing.refusal(space.variants(plan))
+    refused = compatibility.refusal(space.variants(plan))
     if refused is None:
         return asked
     if asked == "yes":
@@ -113,10 +113,10 @@ def _packed(asked: str, plan: Any, *, quiet: bool) -> str:
 
 def _executor(options: argparse.Namespace, jobs: int | None, *, packed: bool) -> Any:
     if options.slurm is not None:
-        from bigctl.sweeps.slurm import Slurm, parse
+        from bigctl.sweeps.execution.slurm import Slurm, parse
 
         return Slurm(parse(options.slurm), jobs or _SUBMITTED)
-    from bigctl.sweeps.local import Local, machine
+    from bigctl.sweeps.execution.local import Local, machine
 
     return Local(jobs or (max(1, len(machine()[1])) if packed else None))
 

@@ -38,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from bigctl.config import tree
+    from bigctl.config import presets
 
     if not any(o.lstrip("+").startswith(("recipe=", "experiment=")) for o in options.overrides):
-        return _no_recipe(tree.roots(options.config_dir))
+        return _no_recipe(presets.roots(options.config_dir))
     if options.dry_run:
-        from bigctl.runs import dry_run
+        from bigctl.engine import dry_run
 
         report = dry_run.report(common.composed(options).config)
         if options.json:
@@ -63,9 +63,9 @@ def _choose(options: argparse.Namespace) -> tuple[Any, Path]:
 
 
 def _no_recipe(roots: Any) -> int:
-    from bigctl.config import tree
+    from bigctl.config import presets
 
     print("bigctl: no recipe is chosen; one of:", file=sys.stderr)
-    for name, path in sorted(tree.files(roots, "recipe").items()):
-        print(f"  recipe={name:<10} {tree.headline(path)}", file=sys.stderr)
+    for name, path in sorted(presets.files(roots, "recipe").items()):
+        print(f"  recipe={name:<10} {presets.headline(path)}", file=sys.stderr)
     return 2

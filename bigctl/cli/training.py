@@ -36,19 +36,19 @@ def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
 
 
 def _run(options: argparse.Namespace, choose: Choose, stop: StopRequest, *, resume: str) -> int:
-    from bigctl.parallel import processes
-    from bigctl.runs import gates, outcome
+    from bigctl.parallel import distributed
+    from bigctl.runs import ci_report, gates
 
-    follows = processes.follows()
+    follows = distributed.follows()
     if follows:
-        processes.mute()
+        distributed.mute()
     required = gates.parse(options.require)
-    reports = outcome.Reports("train", required, None if follows else options.junit)
+    reports = ci_report.Reports("train", required, None if follows else options.junit)
     path: Path | None = None
     try:
         composed, path = choose(options)
         options.run_dir = path  # an end with an error names it too
-        from bigctl.runs import trainer
+        from bigctl.engine import trainer
 
         summary = trainer.train(
             composed,
@@ -100,7 +100,7 @@ def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
     from bigctl.cli.eval import print_confusion, print_metrics
-    from bigctl.runs import facts
+    from bigctl.runs import run_info
     from bigctl.runs.directory import RunDirectory
 
     shown = {n: v for n, v in metrics.items() if isinstance(v, float) and n.split("/")[0] in ("val", "test")}
@@ -112,5 +112,5 @@ def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
         print(f"  slow: {line}")
     print("next:")
     print(f"  bigctl eval {run}")
-    print(f"  {facts.use(RunDirectory(Path(run)))}")
+    print(f"  {run_info.use(RunDirectory(Path(run)))}")
     print(f"  bigctl info {run}")

@@ -47,23 +47,23 @@ def run(options: argparse.Namespace) -> int:
     common.composed(options)  # what is wrong with it is said before anything starts
     if options.report is not None:
         _check_report(options.report)
-    from bigctl.runs import rehearsal
+    from bigctl.engine import crash_test
 
     def say(line: str) -> None:
         if not options.quiet:
             print(line, file=sys.stderr, flush=True)
 
     with _folder(options.keep) as folder, _ended_by_sigterm():
-        rehearser = rehearsal.Rehearser(
+        rehearser = crash_test.Rehearser(
             _train_arguments(options), folder, kills=options.kills, seed=options.seed, say=say
         )
         result = rehearser.run()
     if options.report is not None:
-        rehearsal.report(result, options.report)
+        crash_test.report(result, options.report)
     if options.json:
         common.print_json(result.to_json())
     else:
-        print("\n".join(rehearsal.text(result)))
+        print("\n".join(crash_test.text(result)))
         if not result.ok:
             print(f"the runs are in {options.keep}" if options.keep else "--keep DIR keeps the runs, to be looked at")
     return 0 if result.ok else 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import checks, names, schema, tree
+from bigctl.config import checks, presets, schema, suggestions
 from bigctl.config.plugins import load
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
@@ -52,9 +52,9 @@ def compose(
         ConfigError: for anything that is wrong, before anything is started.
     """
     load(plugins)
-    roots = tree.roots(config_dirs)
-    given = [names.spelling(override) for override in overrides]
-    names.reject_unknown(given, roots)
+    roots = presets.roots(config_dirs)
+    given = [suggestions.spelling(override) for override in overrides]
+    suggestions.reject_unknown(given, roots)
     node, origins = _hydra_compose(given, roots)
     _reject_extra_keys(node, schema.Config, origins)
     config, missing = _to_config(node, origins, partial=partial)
@@ -90,13 +90,17 @@ def from_yaml(text: str, *, where: str) -> Config:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"cannot be read: {names.first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+            f"cannot be read: {suggestions.first_line(error)}",
+            where=where,
+            hint="bring the file back as bigctl wrote it",
         ) from error
     except Exception as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"cannot be read: {names.first_line(error)}", where=where, hint="bring the file back as bigctl wrote it"
+            f"cannot be read: {suggestions.first_line(error)}",
+            where=where,
+            hint="bring the file back as bigctl wrote it",
         ) from error
     assert isinstance(config, Config)
     return config
@@ -109,7 +113,7 @@ def change(config: Config, overrides: Sequence[str]) -> Config:
         ConfigError: for a key that it does not have, and for what does not fit.
     """
     changed = merged(config, overrides)
-    given = [names.quoted(override) for override in overrides]
+    given = [suggestions.quoted(override) for override in overrides]
     checks.check(changed, dict.fromkeys((o.partition("=")[0] for o in given), "command line"))
     return changed
 
@@ -121,7 +125,7 @@ def merged(config: Config, overrides: Sequence[str]) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    given = [names.quoted(override) for override in overrides]
+    given = [suggestions.quoted(override) for override in overrides]
     node = OmegaConf.structured(config)
     OmegaConf.set_struct(node, True)
     try:
@@ -150,7 +154,7 @@ def to_yaml(config: Config) -> str:
 # ----------------------------------------------------------------------------------------------------------- compose
 
 
-def _hydra_compose(overrides: Sequence[str], roots: Sequence[tree.Root]) -> tuple[Any, dict[str, str]]:
+def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> tuple[Any, dict[str, str]]:
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -259,15 +263,15 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             break
         cause = inner
     full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
-    text = names.first_line(cause)
+    text = suggestions.first_line(cause)
     file = re.match(r"In '(\w[\w/]*)'", str(error))
     given = next((o for o in reversed(overrides) if full_key and o.lstrip("+~").split("=")[0] == full_key), None)
     if "not in" in text and full_key or "not in struct" in text:
         known = _siblings(full_key, cause)
         parent = full_key.rpartition(".")[0]
-        guess = names.did_you_mean(full_key.rsplit(".", 1)[-1], known, f"{parent}." if parent else "")
+        guess = suggestions.did_you_mean(full_key.rsplit(".", 1)[-1], known, f"{parent}." if parent else "")
         if not guess:
-            guess = _owners(full_key) or names.did_you_mean(full_key, names.all_keys())
+            guess = _owners(full_key) or suggestions.did_you_mean(full_key, suggestions.all_keys())
         options = ", ".join(known)
         return ConfigError(
             f"there is no key {full_key!r}{guess}",
@@ -328,7 +332,7 @@ def _reject_extra_keys(node: Any, cls: type, origins: dict[str, str], prefix: st
         dotted = f"{prefix}{name}"
         if name not in known:
             raise ConfigError(
-                f"there is no key {dotted!r}{names.did_you_mean(str(name), sorted(known), prefix)}",
+                f"there is no key {dotted!r}{suggestions.did_you_mean(str(name), sorted(known), prefix)}",
                 where=origins.get(dotted, "command line"),
                 hint=f"{prefix.rstrip('.') or 'the top level'} has: {', '.join(sorted(known))}",
             )

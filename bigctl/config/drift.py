@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigctl.config import schema
-from bigctl.config.names import all_keys
 from bigctl.config.schema import Config
+from bigctl.config.suggestions import all_keys
 from bigctl.errors import RunError
 
 REWINDING = ("checkpoint.every", "train.log_every")

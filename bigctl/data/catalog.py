@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.config import schema
-from bigctl.data.source import Decoded
+from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
 
 
@@ -42,13 +42,13 @@ def reader(config: schema.Data) -> Reader:
 
 
 def _packaged_identity(config: schema.Packaged) -> Any:
-    from bigctl.data import packaged
+    from bigctl.data.sources import packaged
 
     return packaged.identity(config.name)
 
 
 def _packaged(config: schema.Packaged, regression: bool) -> Decoded:
-    from bigctl.data import packaged
+    from bigctl.data.sources import packaged
 
     return packaged.read(config.name)
 
@@ -59,7 +59,8 @@ def _tfds_identity(config: schema.Tfds) -> Any:
 
 
 def _tfds(config: schema.Tfds, regression: bool) -> Decoded:
-    from bigctl.data import prepare, tfds
+    from bigctl.data import prepare
+    from bigctl.data.sources import tfds
 
     return tfds.read(
         config.dataset,
@@ -80,9 +81,9 @@ def _folder_identity(config: schema.ImageFolder) -> Any:
 
 
 def _folder(config: schema.ImageFolder, regression: bool) -> Decoded:
-    from bigctl.data import files
+    from bigctl.data.sources import image_folder
 
-    return files.read_image_folder(
+    return image_folder.read_image_folder(
         Path(config.path).expanduser(),
         validation_path=_optional(config.validation_path),
         test_path=_optional(config.test_path),
@@ -92,13 +93,13 @@ def _folder(config: schema.ImageFolder, regression: bool) -> Decoded:
 
 
 def _idx_identity(config: schema.Idx) -> Any:
-    from bigctl.data import idx
+    from bigctl.data.sources import idx
 
     return idx.fingerprint_idx(Path(config.path).expanduser())
 
 
 def _idx(config: schema.Idx, regression: bool) -> Decoded:
-    from bigctl.data import idx
+    from bigctl.data.sources import idx
 
     return idx.read_idx(Path(config.path).expanduser())
 
@@ -119,12 +120,12 @@ def _table_identity(config: schema.Table) -> Any:
 
 
 def _table(config: schema.Table, regression: bool) -> Decoded:
-    from bigctl.data import table, texts
+    from bigctl.data.sources import table, text_table
 
     if config.text_pair is not None and config.text is None:
         raise DataError("data.text_pair is set without data.text", where="data.text_pair", hint="set data.text=COLUMN")
     if config.text is not None:
-        return texts.read_texts(
+        return text_table.read_texts(
             Path(config.path).expanduser(),
             text=config.text,
             text_pair=config.text_pair,
@@ -151,17 +152,18 @@ def _table(config: schema.Table, regression: bool) -> Decoded:
 
 
 def _documents_identity(config: schema.TextFiles) -> Any:
-    from bigctl.data import documents, paths
+    from bigctl.data import paths
+    from bigctl.data.sources import text_files
 
     where = [config.path, config.validation_path, config.test_path]
-    prints = [paths.fingerprint_files(documents.matching(path)) if path else None for path in where]
+    prints = [paths.fingerprint_files(text_files.matching(path)) if path else None for path in where]
     return {"files": prints, "field": config.field, "boundaries": config.boundaries}
 
 
 def _documents(config: schema.TextFiles, regression: bool) -> Decoded:
-    from bigctl.data import documents
+    from bigctl.data.sources import text_files
 
-    return documents.read_documents(
+    return text_files.read_documents(
         config.path, field=config.field, validation_path=config.validation_path, test_path=config.test_path
     )
 

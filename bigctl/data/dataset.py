@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bigctl.data import windows
-from bigctl.data.text import Texts
+from bigctl.data.layouts import windows
+from bigctl.data.text.encoding import Texts
 
 SPLITS = ("train", "validation", "test")
 

@@ -22,10 +22,11 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.schema import Data
-from bigctl.data import catalog, splits, text, tokenization
+from bigctl.data import catalog, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
-from bigctl.data.source import Columns, Decoded
-from bigctl.data.text import Texts
+from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.text import encoding, tokenization
+from bigctl.data.text.encoding import Texts
 from bigctl.errors import DataError
 
 TOKENIZER = "tokenizer.json"
@@ -176,7 +177,7 @@ def _encode(decoded: Decoded, by_split: dict[str, Columns], config: Data) -> tup
             "image", inputs["train"].shape[1:], decoded.classes, mean, std, image_size=tuple(size) if size else None
         )
     elif decoded.kind == "table":
-        from bigctl.data.encoder import TableEncoder
+        from bigctl.data.table_encoder import TableEncoder
 
         plain = {s: {name: v for name, v in columns.items() if name != "label"} for s, columns in by_split.items()}
         encoder = TableEncoder.fit(plain["train"])
@@ -219,7 +220,7 @@ def _encode_text(
         described = tokenization.describe(made, settings, digest)
         for split, columns in by_split.items():
             other = columns["text_pair"].tolist() if pairs else None
-            encoded = text.encode(made, columns["text"].tolist(), other, settings.max_length, settings.truncate)
+            encoded = encoding.encode(made, columns["text"].tolist(), other, settings.max_length, settings.truncate)
             arrays[split] |= {"inputs": encoded.tokens, "offsets": encoded.offsets, "second": encoded.second}
             info.setdefault("cut", {})[split] = int(encoded.cut.sum())
             info.setdefault("unknown_tokens", {})[split] = round(encoded.unknown, 5)
@@ -252,7 +253,7 @@ def _encode_stream(
         arrays[split] = {"text0": texts.content, "text0_offsets": texts.offsets}
         arrays[split]["bytes"] = np.array([facts["bytes"]], np.int64)
         if made is not None:
-            tokens = text.encode_stream(made, documents, boundaries=getattr(config, "boundaries", True))
+            tokens = encoding.encode_stream(made, documents, boundaries=getattr(config, "boundaries", True))
             arrays[split]["inputs"] = tokens
             facts["tokens"] = len(tokens)
             unknown = tokenization.special(made).get("unk")
@@ -270,7 +271,7 @@ def _training_texts(columns: Columns) -> Iterator[str]:
 
 def _deduplicated(decoded: Decoded) -> Decoded:
     """Each text once: of copies the first is kept, that of a test split before that of the training split."""
-    from bigctl.data import duplicates
+    from bigctl.data.text import duplicates
 
     if decoded.kind != "text":
         raise DataError("only texts can be deduplicated", where="data.deduplicate", hint="leave it out")
@@ -291,7 +292,7 @@ def _deduplicated(decoded: Decoded) -> Decoded:
 
 def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any]:
     """What is found of texts that occur more than once, said on stderr where they cross splits."""
-    from bigctl.data import duplicates
+    from bigctl.data.text import duplicates
 
     found = duplicates.report(by_split, decoded.classes)
     for note in found.get("notes", ()):

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from bigctl.data.dataset import SPLITS, Dataset
-from bigctl.data.encoder import Numeric, TableEncoder
-from bigctl.data.text import Texts
+from bigctl.data.table_encoder import Numeric, TableEncoder
+from bigctl.data.text.encoding import Texts
 
 Images = UInt8[np.ndarray, "n height width channels"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from bigctl.config.schema import Data
 from bigctl.data.dataset import SPLITS
 from bigctl.data.sampler import permutation
-from bigctl.data.source import Columns, Decoded
+from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.errors import DataError
 
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "text": "train"}

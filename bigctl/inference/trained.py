@@ -16,14 +16,15 @@ from bigctl.config import compose as composing
 from bigctl.config import plugins
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
+from bigctl.engine import experiment, resolve
 from bigctl.errors import RunError
-from bigctl.inference import text
-from bigctl.inference.generate import Generation, LanguageModel
-from bigctl.inference.settings import Settings
-from bigctl.inference.text import Text
-from bigctl.runs import directory, experiment, inputs
+from bigctl.generation.generate import Generation, LanguageModel
+from bigctl.generation.options import Settings
+from bigctl.inference import text_batches
+from bigctl.inference.text_batches import Text
+from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.checkpoint import Checkpoints
+from bigctl.training.checkpoints.store import Checkpoints
 
 BATCH = 256
 BLOCK = 1024
@@ -133,7 +134,7 @@ class TrainedRun:
         """Class probabilities float32 [N, classes], and which texts were cut, bool [N]."""
         if isinstance(texts, str):
             raise ValueError("one text is given; give a list of texts")
-        columns, cut = text.encode(self._tokenizer, list(texts), self.features)
+        columns, cut = text_batches.encode(self._tokenizer, list(texts), self.features)
         return self._predict_rows(columns, np.arange(len(cut))), cut
 
     def _predict_rows(self, columns: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
@@ -141,7 +142,7 @@ class TrainedRun:
         longest = int(self.features.shape[0])
         given = [
             (places, self._predict(self._weights, self._state.variables, batch))
-            for places, batch in text.batches(columns, rows, longest)
+            for places, batch in text_batches.batches(columns, rows, longest)
         ]
         found = np.empty((len(rows), self.features.num_classes), np.float32)
         for places, values in given:
@@ -150,7 +151,7 @@ class TrainedRun:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return text.tokenizer_of(self.run, self.features)
+        return text_batches.tokenizer_of(self.run, self.features)
 
     @cached_property
     def _predict(self) -> Any:
@@ -168,9 +169,9 @@ class TrainedRun:
     @cached_property
     def language_model(self) -> LanguageModel:
         """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""
-        from bigctl.inference import language
+        from bigctl.inference import language_models
 
-        return language.of_run(self)
+        return language_models.of_run(self)
 
     def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generation]:
         """What a language model writes after each prompt.
@@ -197,7 +198,7 @@ class TrainedRun:
 
         if self.features.tokenizer is not None:
             _ = self._tokenizer  # rather than to make another one
-        dataset = inputs.prepare_data(self.config, self.run.tokenizer)
+        dataset = resolve.prepare_data(self.config, self.run.tokenizer)
         if dataset.fingerprint != self.run.record()["data"]["fingerprint"]:
             raise RunError(
                 "the data is not what the run was trained on", where=str(self.run.path), hint="bring it back as it was"
@@ -268,10 +269,10 @@ class TrainedRun:
                     yield {"file": file, "row": number, **record}
 
     def _read_texts(self, file: Path) -> list[Text]:
-        from bigctl.data import texts
+        from bigctl.data.sources import text_table
 
         names = self.features.columns or (("text", "text_pair") if self.features.pairs else ("text",))
-        pairs = texts.read_for_prediction(
+        pairs = text_table.read_for_prediction(
             file,
             text=names[0],
             text_pair=names[1] if self.features.pairs else None,
@@ -282,14 +283,15 @@ class TrainedRun:
 
     def _read(self, file: Path) -> np.ndarray:
         if self.features.kind == "image":
-            from bigctl.data import files
+            from bigctl.data.sources import image_folder
 
             height, width, channels = self.features.shape
-            return files.read_image(file, (height, width), channels)[None]
-        from bigctl.data import encoder, table
+            return image_folder.read_image(file, (height, width), channels)[None]
+        from bigctl.data import table_encoder
+        from bigctl.data.sources import table
 
         assert self.features.encoder is not None
-        return table.read_rows(file, encoder.TableEncoder.from_json(self.features.encoder))
+        return table.read_rows(file, table_encoder.TableEncoder.from_json(self.features.encoder))
 
     def _describe(self, values: np.ndarray) -> dict[str, Any]:
         if not self.features.classes:

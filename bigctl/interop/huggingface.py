@@ -16,8 +16,8 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError, RunError
 from bigctl.interop import bert, decoder
 from bigctl.interop.tensors import WEIGHTS, read_json
-from bigctl.runs import conventions
-from bigctl.runs.conventions import Conventions
+from bigctl.runs import generation_config
+from bigctl.runs.generation_config import Conventions
 
 if TYPE_CHECKING:
     from bigctl.inference.trained import TrainedRun
@@ -45,7 +45,7 @@ def export(trained: TrainedRun, folder: Path) -> Path:
         ConfigError: if transformers has no such model, or the folder holds something already.
         RunError: if the folder cannot be written, or the run has lost its tokenizer.
     """
-    from bigctl.training.checkpoint import flatten
+    from bigctl.training.checkpoints.store import flatten
 
     model = trained.config.model
     if not isinstance(model, schema.Bert | schema.Decoder):
@@ -61,7 +61,7 @@ def export(trained: TrainedRun, folder: Path) -> Path:
     settings = dict(trained.features.tokenizer or {})
     about = f"{trained.run.path.name}, step {trained.step}"
     if isinstance(model, schema.Decoder):
-        found = conventions.of_run(trained.run, settings)
+        found = generation_config.of_run(trained.run, settings)
         return write_decoder(params, model, tokenizer, found, folder, about=about)
     if model.lora.rank:
         params = bert.merge_lora(params, model.lora.alpha / model.lora.rank)

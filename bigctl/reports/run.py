@@ -15,7 +15,7 @@ from bigctl.errors import BigctlError
 from bigctl.files import printable
 from bigctl.reports import history, page, plots
 from bigctl.reports.examples import Examples
-from bigctl.runs import directory, facts, listing
+from bigctl.runs import directory, listing, run_info
 from bigctl.runs.directory import RunDirectory
 
 LOG_LINES = 40
@@ -68,7 +68,7 @@ def write(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[str
         up: address and name of the page above it, likewise.
     """
     notes = _Notes()
-    known: dict[str, Any] = notes.attempt("run.json", lambda: facts.gather(run), {})
+    known: dict[str, Any] = notes.attempt("run.json", lambda: run_info.gather(run), {})
     known = {"run": str(run.path), "status": listing.UNREADABLE, **known}
     status = known["status"]
     summary = notes.attempt("summary.json", run.summary, {}) if run.summary_file.exists() else {}
@@ -179,7 +179,7 @@ def _next(run: RunDirectory, known: Mapping[str, Any]) -> list[str]:
     """The commands that are likely next."""
     status, starts = known["status"], known.get("starts") or []
     if status == directory.COMPLETE:
-        return [facts.use(run), f"bigctl eval {run.path}", f"bigctl info {run.path}"]
+        return [run_info.use(run), f"bigctl eval {run.path}", f"bigctl info {run.path}"]
     if status in (directory.PARTIAL, directory.PREEMPTED):
         return [f"bigctl resume {run.path}"]
     if status in (directory.FAILED, directory.DIVERGED):
@@ -235,7 +235,7 @@ def _composed(overrides: list[str], known: Mapping[str, Any]) -> tuple[dict[str,
 
 def _examples(run: RunDirectory, status: str, count: int, known: Mapping[str, Any], notes: _Notes) -> Examples | None:
     """Examples with predictions, of a run that is not being trained and predicts something."""
-    from bigctl.training import manifest
+    from bigctl.runs import manifest
 
     if count <= 0 or status == directory.RUNNING or not manifest.steps(run.checkpoints):
         return None

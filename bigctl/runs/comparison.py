@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.errors import RunError
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.writers import read_metrics
+from bigctl.training.tracking.writers import read_metrics
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from bigctl.training.checkpoint import Saved
+    from bigctl.training.checkpoints.store import Saved
 
 TIMED = "perf/"
 """What the names of metrics begin with that measure time."""
@@ -89,7 +89,7 @@ def compare(expected: RunDirectory, found: RunDirectory) -> list[Comparison]:
 
 
 def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Iterator[Comparison]:
-    from bigctl.training.checkpoint import Saved, read_arrays  # with jax, which the rest here does without
+    from bigctl.training.checkpoints.store import Saved, read_arrays  # with jax, which the rest here does without
 
     name = f"{which} checkpoint"
     a, b = (_saved(run, which) for run in (expected, found))
@@ -110,7 +110,7 @@ def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Ite
 
 
 def _saved(run: RunDirectory, which: str) -> Saved | RunError | None:
-    from bigctl.training.checkpoint import Checkpoints
+    from bigctl.training.checkpoints.store import Checkpoints
 
     store = Checkpoints(run.checkpoints, warn=lambda text: None)
     try:

@@ -19,7 +19,7 @@ from bigctl.errors import ConfigError, RunError
 from bigctl.runs import directory, listing, provenance
 from bigctl.runs.comparison import TIMED, Comparison, compare_curve
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.writers import read_metrics
+from bigctl.training.tracking.writers import read_metrics
 
 ABSENT = "-"
 """What stands for a value that a run does not have."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from bigctl.errors import RunError, RunHeld
 from bigctl.files import write_json, write_text
-from bigctl.training import manifest
+from bigctl.runs import manifest
 
 SCHEMA = 1
 ROOT = Path("runs")

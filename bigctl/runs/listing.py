@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import BigctlError, RunError
-from bigctl.runs import directory
+from bigctl.runs import directory, manifest
 from bigctl.runs.directory import RunDirectory
-from bigctl.training import manifest
 
 UNREADABLE = "unreadable"
 STATUSES = (

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigctl.errors import RunError, RunHeld
-from bigctl.runs import listing
+from bigctl.runs import listing, manifest
 from bigctl.runs.directory import RunDirectory
-from bigctl.training import manifest
 
 
 def find(name: str, root: Path) -> RunDirectory:

@@ -16,9 +16,8 @@ from typing import Any
 from bigctl.config import compose as composing
 from bigctl.config import plugins
 from bigctl.errors import BigctlError, ConfigError, RunError
-from bigctl.runs import directory
+from bigctl.runs import directory, manifest
 from bigctl.runs.directory import RunDirectory
-from bigctl.training import manifest
 
 
 @dataclass
@@ -167,7 +166,7 @@ def _checkpoint(run: RunDirectory, step: int, report: Report, *, deep: bool) -> 
 
 def _load(folder: Path, meta: dict[str, Any]) -> int:
     """Load all arrays; gives their number. Raises RunError if one is not of the shape that meta.json says."""
-    from bigctl.training.checkpoint import Saved, read_arrays
+    from bigctl.training.checkpoints.store import Saved, read_arrays
 
     arrays = read_arrays(Saved(folder, meta), list(meta["shapes"]))
     for name, shape in meta["shapes"].items():

@@ -20,9 +20,9 @@ from typing import Any
 
 from bigctl.config.schema.sweep import mode_by_name
 from bigctl.files import plain, write_json, write_text
-from bigctl.sweeps.answer import text
 from bigctl.sweeps.effects import Scored, effects
 from bigctl.sweeps.trials import COMPLETE, FAILED, Point, State, Study
+from bigctl.sweeps.view.leaderboard_text import text
 
 __all__ = ["build", "text", "write"]
 

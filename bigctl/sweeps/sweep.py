@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigctl.config.space import Plan, choices
 from bigctl.errors import BigctlError, ConfigError, Preempted, RunError
 from bigctl.runs import directory
 from bigctl.sweeps import leaderboard, ledger, trials
-from bigctl.sweeps.driver import Driver, Settings
+from bigctl.sweeps.execution.local import Executor
+from bigctl.sweeps.execution.scheduler import Driver, Settings
 from bigctl.sweeps.ledger import Ledger
-from bigctl.sweeps.live import LiveView
-from bigctl.sweeps.local import Executor
+from bigctl.sweeps.search.space import Plan, choices
 from bigctl.sweeps.trials import ENDED, FAILED, Study
+from bigctl.sweeps.view.live import LiveView
 from bigctl.training.signals import StopRequest
 
 ROOT = Path("sweeps")

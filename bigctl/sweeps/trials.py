@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import space
+from bigctl.sweeps.search import space
 
 WAITING, RUNNING, COMPLETE, PRUNED, FAILED, STOPPED = "waiting", "running", "complete", "pruned", "failed", "stopped"
 ENDED = (COMPLETE, PRUNED, FAILED)

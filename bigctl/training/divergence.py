@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from bigctl.config.schema import Divergence
 from bigctl.errors import Diverged, RunError
-from bigctl.training.checkpoint import Checkpoints, Saved
+from bigctl.training.checkpoints.store import Checkpoints, Saved
 from bigctl.training.state import Progress
 
 Guard = dict[str, jax.Array]

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data import buckets
+from bigctl.data.layouts import ragged
+from bigctl.data.layouts.windows import WindowEvaluationPlan, in_order
 from bigctl.data.sampler import EvaluationPlan
-from bigctl.data.windows import WindowEvaluationPlan, in_order
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.step import Programs
@@ -59,7 +59,7 @@ class Evaluator:
         if block is not None:
             self.plan = WindowEvaluationPlan(len(columns["inputs"]), block, size)
         elif edges is not None:
-            self.plan = buckets.LengthEvaluationPlan(buckets.lengths_of(columns), size, edges)
+            self.plan = ragged.LengthEvaluationPlan(ragged.lengths_of(columns), size, edges)
         self.resident = feed.fits(columns, config)
         self._arrays: dict[str, jax.Array] | None = None
 

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data import buckets, windows
-from bigctl.data.buckets import LengthPlan
+from bigctl.data.layouts import ragged, windows
+from bigctl.data.layouts.ragged import LengthPlan
+from bigctl.data.layouts.windows import WindowPlan
 from bigctl.data.sampler import BatchPlan
-from bigctl.data.windows import WindowPlan
+from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
-from bigctl.parallel import processes
 from bigctl.training.state import TrainState
 from bigctl.training.step import LARGEST_LOOP, Programs
 
@@ -50,7 +50,7 @@ def make(programs: Programs, columns: Columns, config: schema.Config) -> Feed:
     block, edges, plan = config.block, edges_of(columns, config), plan_of(columns, config)
     if edges is not None and isinstance(plan, BatchPlan):
         window = config.recipe.bucketing.window  # type: ignore[attr-defined]
-        batches: _Batches = LengthPlan(plan, buckets.lengths_of(columns), config.train.batch_size, edges, window)
+        batches: _Batches = LengthPlan(plan, ragged.lengths_of(columns), config.train.batch_size, edges, window)
     else:
         batches = Ahead(plan, config.train.batch_size, block)
     if not fits(columns, config):
@@ -74,14 +74,14 @@ def edges_of(columns: Columns, config: schema.Config) -> tuple[int, ...] | None:
     if "offsets" not in columns:
         return None
     shapes = config.recipe.bucketing.shapes  # type: ignore[attr-defined]
-    return buckets.edges(buckets.lengths_of(columns), config.train.batch_size, shapes)
+    return ragged.edges(ragged.lengths_of(columns), config.train.batch_size, shapes)
 
 
 def gather(columns: Columns, indices: np.ndarray, length: int | None = None) -> Columns:
     """A batch on the host: its texts padded to `length`, or windows of that length."""
     if length is None:
         return {name: values[indices] for name, values in columns.items()}
-    take = buckets.take if "offsets" in columns else windows.take
+    take = ragged.take if "offsets" in columns else windows.take
     return take(columns, indices, length)
 
 
@@ -199,7 +199,7 @@ class LoopFeed:
         if timing:
             jax.block_until_ready(state)
             seconds = max(time.perf_counter() - start, 1e-6)
-            self._length = processes.current().first(lambda: int(np.clip(1.0 / seconds, 1, self.largest)))
+            self._length = distributed.current().first(lambda: int(np.clip(1.0 / seconds, 1, self.largest)))
         self._warm = True
         return state, count
 

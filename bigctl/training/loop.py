@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigctl import optim
 from bigctl.config import schema
+from bigctl.config.cadence import Cadence
 from bigctl.errors import Diverged, TrainingFailed
-from bigctl.training import divergence, metrics, witness
-from bigctl.training.cadence import Cadence
+from bigctl.optim import optimizers
+from bigctl.training import divergence, metrics, phases
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
 from bigctl.training.signals import StopRequest
@@ -153,7 +153,7 @@ class Loop:
             progress.step += count
             progress.position += count * batch_size
             self.timings.steps += count
-            witness.now(witness.STEP, progress.step)
+            phases.now(phases.STEP, progress.step)
 
             if self._must_rewind(state, progress.step):
                 state, progress = self._rewind(state, progress)
@@ -161,10 +161,10 @@ class Loop:
             step, improved = progress.step, False
             if self.cadence.due(self.cadence.evaluate, step):
                 self._flush_log()
-                with witness.during(witness.EVAL):
+                with phases.during(phases.EVAL):
                     improved = self._evaluate(state, progress)
             if self.cadence.sample and self.cadence.due(self.cadence.sample, step):
-                with witness.during(witness.EVAL):
+                with phases.during(phases.EVAL):
                     self._sample(state, step)
             if self.cadence.due(self.cadence.log, step) or progress.stopped:
                 self._flush_log()
@@ -291,7 +291,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------- helpers
 
     def _learning_rate(self, step: int) -> float:
-        factor = optim.factor(self.config.schedule, np.float64(step - 1), self.cadence.total, np)
+        factor = optimizers.factor(self.config.schedule, np.float64(step - 1), self.cadence.total, np)
         return float(self.config.optimizer.lr * factor)
 
     def _epoch(self, position: int) -> float:

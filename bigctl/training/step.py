@@ -19,15 +19,16 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bigctl import optim
+from bigctl import randomness
 from bigctl.config import schema
-from bigctl.data import buckets, windows
+from bigctl.data.layouts import ragged, windows
 from bigctl.models.layers import Hyperparameter
+from bigctl.optim import optimizers
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
-from bigctl.training import divergence, metrics, randomness
-from bigctl.training.objective import Batch, Objective
+from bigctl.training import divergence, metrics
 from bigctl.training.state import TrainState, zeros_like
+from bigctl.training.task import Batch, Objective
 
 Numbers = dict[str, Any]
 Arrays = dict[str, jax.Array]
@@ -119,7 +120,7 @@ class Programs:
             step=jnp.int32(0),
             params=params,
             variables=variables,
-            opt_state=optim.build(self.config.optimizer, self.numbers, trained=self.trained(params)).init(params),
+            opt_state=optimizers.build(self.config.optimizer, self.numbers, trained=self.trained(params)).init(params),
             ema=params if self.config.train.ema else {},
             sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **_STEP_SUMS}),
             bad_step=jnp.int32(-1),
@@ -139,8 +140,8 @@ class Programs:
         grads, variables, sums = self._gradients(state.params, state.variables, batch, state.step, numbers)
         loss, weight = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
-        factor = optim.factor(self.config.schedule, state.step, self.total_steps)
-        optimizer = optim.build(self.config.optimizer, numbers, factor, trained=self.trained(state.params))
+        factor = optimizers.factor(self.config.schedule, state.step, self.total_steps)
+        optimizer = optimizers.build(self.config.optimizer, numbers, factor, trained=self.trained(state.params))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
@@ -172,7 +173,7 @@ class Programs:
     def trained(self, params: Any) -> Any:
         """Which leaves are trained: all but those that `optimizer.freeze` or the model leaves as they are."""
         own = getattr(self.objective, "frozen", ())
-        return optim.trained(params, [*self.config.optimizer.freeze, *own])
+        return optimizers.trained(params, [*self.config.optimizer.freeze, *own])
 
     def _ema_decay(self, step: jax.Array) -> jax.Array:
         """`train.ema`, less in the first steps, so that a short training does not average its starting point.
@@ -237,7 +238,7 @@ class Programs:
         """A batch out of columns on the device: indices, or starts of windows, int32 [batch]; `length` is what texts
         are padded to, or that of the windows."""
         if length is not None:
-            take = buckets.take if "offsets" in arrays else windows.take
+            take = ragged.take if "offsets" in arrays else windows.take
             batch = take(arrays, indices, length, jnp)
         else:
             batch = {name: jnp.take(values, indices, axis=0, mode="clip") for name, values in arrays.items()}

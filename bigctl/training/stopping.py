@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 
-from bigctl.parallel.processes import POLL, Group
+from bigctl.parallel.distributed import POLL, Group
 from bigctl.training.signals import StopRequest
 
 

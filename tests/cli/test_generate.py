@@ -14,7 +14,7 @@ import pytest
 import bigctl as package
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, DataError, RunError
-from bigctl.inference.settings import Settings
+from bigctl.generation.options import Settings
 from bigctl.interop import huggingface, sources
 from tests import topics
 from tests.conftest import SHARED_DATA, Cli

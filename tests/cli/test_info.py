@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bigctl.training import manifest
+from bigctl.runs import manifest
 from tests.conftest import Cli
 
 TINY = ("recipe=mlp_cls", "data=breast_cancer", "train.steps=20", "checkpoint.every=10", "eval.every=10")

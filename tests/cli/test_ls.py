@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bigctl.config import tree
+from bigctl.config import presets
 
 
 def preset(folder: Path, group: str, name: str, text: str) -> Path:
@@ -24,9 +24,9 @@ def names(report: dict, kind: str) -> list[str]:
 
 def test_every_packaged_option_is_listed_with_its_headline(bigctl):
     report = bigctl.json("ls")
-    roots = tree.roots()
+    roots = presets.roots()
     for kind, group in [("recipes", "recipe"), ("models", "model"), ("data", "data"), ("sweeps", "sweep")]:
-        assert names(report, kind) == tree.options(roots, group)
+        assert names(report, kind) == presets.options(roots, group)
         assert all(entry["headline"] for entry in report[kind])
     text = bigctl("ls").stdout
     assert "optimizers:  optimizer=NAME" in text
@@ -35,7 +35,7 @@ def test_every_packaged_option_is_listed_with_its_headline(bigctl):
 
 @pytest.mark.parametrize("word", ["model", "models"])
 def test_singular_and_plural_name_the_same(bigctl, word):
-    assert names(bigctl.json("ls", word), "models") == tree.options(tree.roots(), "model")
+    assert names(bigctl.json("ls", word), "models") == presets.options(presets.roots(), "model")
 
 
 def test_unknown_kind_gets_a_suggestion(error_line):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bigctl.cli.main import main
-from bigctl.training import manifest
+from bigctl.runs import manifest
 from tests.conftest import Cli
 
 OVERRIDES = ("recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.steps=20", "checkpoint.every=10",

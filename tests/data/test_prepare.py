@@ -16,7 +16,7 @@ from PIL import Image
 
 from bigctl.config.schema import Csv, ImageFolder, Packaged
 from bigctl.data import catalog, prepare
-from bigctl.data.source import Decoded
+from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
 
 DIGITS = Packaged(name="digits", test_fraction=0.2)

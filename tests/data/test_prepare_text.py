@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import prepare, text, tokenization
+from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
+from bigctl.data.text import encoding, tokenization
 from bigctl.errors import DataError
 
 TOKENIZER = schema.Tokenizer(type="words", size=60, max_length=16)
@@ -31,7 +32,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 def tokenized(monkeypatch) -> list[str]:
     """What was done with tokenizers since: "trained", "encoded"."""
     done: list[str] = []
-    for room, name, note in ((tokenization, "train", "trained"), (text, "encode", "encoded")):
+    for room, name, note in ((tokenization, "train", "trained"), (encoding, "encode", "encoded")):
         real = getattr(room, name)
         monkeypatch.setattr(room, name, lambda *given, _real=real, _note=note: done.append(_note) or _real(*given))
     return done
@@ -81,7 +82,7 @@ def test_tokens_and_texts_are_those_of_the_file(tmp_path, pairs):
             number = int(own[0].rsplit("no", 1)[1])
             assert own == [sentence(number), *([sentence(number + 3)] if pairs else [])]
             seen.add(number)
-            expected = text.encode(tokenizer, own[:1], own[1:] or None, 16, "head")
+            expected = encoding.encode(tokenizer, own[:1], own[1:] or None, 16, "head")
             ids = columns["inputs"][columns["offsets"][i] : columns["offsets"][i + 1]]
             assert ids.tolist() == expected.tokens.tolist() and columns["second"][i] == expected.second[0]
             assert columns["label"][i] == number % 3

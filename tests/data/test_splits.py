@@ -7,7 +7,7 @@ import pytest
 
 from bigctl.config.schema import Packaged
 from bigctl.data import splits
-from bigctl.data.source import Columns, Decoded
+from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.errors import DataError
 
 

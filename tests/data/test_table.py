@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.table` and `rows`: tables of the user's own."""
+"""Promises of `bigctl.data.sources.table` and `rows`: tables of the user's own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigctl.data.encoder import TableEncoder
-from bigctl.data.table import read_rows, read_table
+from bigctl.data.sources.table import read_rows, read_table
+from bigctl.data.table_encoder import TableEncoder
 from bigctl.errors import DataError
 
 PEOPLE = "age,city,y\n31,Rome,yes\n,Bonn,no\n45,Rome,no\n28.5,?,yes\n"

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigctl.data import tfds, tfds_hooks
-from bigctl.data.source import Decoded
+from bigctl.data.sources import tfds, tfds_hooks
+from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
 
 TRAIN, TEST = 30, 12

@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.windows`: which tokens are seen when depends on (seed, position), and none is missed."""
+"""Promises of `bigctl.data.layouts.windows`: tokens seen depend on (seed, position), and none is missed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigctl.data import windows
-from bigctl.data.windows import NO_TARGET, WindowEvaluationPlan, WindowPlan
+from bigctl.data.layouts import windows
+from bigctl.data.layouts.windows import NO_TARGET, WindowEvaluationPlan, WindowPlan
 
 
 @pytest.mark.parametrize(("tokens", "block"), [(1000, 8), (1001, 8), (1007, 8), (65, 64), (127, 64), (128, 64), (9, 8)])

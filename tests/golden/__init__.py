@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigctl.config import compose, tree
+from bigctl.config import compose, presets
 
 FOLDER = Path(__file__).parent
 
 
 def recipes() -> list[str]:
-    return tree.options([tree.Root(tree.packaged(), "conf")], "recipe")
+    return presets.options([presets.Root(presets.packaged(), "conf")], "recipe")
 
 
 def resolved(recipe: str) -> str:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import bigctl as package
-from bigctl.data import tokenization
+from bigctl.data.text import tokenization
+from bigctl.engine import resolve
 from bigctl.inference.trained import TrainedRun
-from bigctl.runs import inputs
 from tests import topics
 
 
@@ -24,7 +24,7 @@ def in_folder(trained: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_texts_get_the_predictions_that_were_scored(trained: TrainedRun, in_folder: None) -> None:
     evaluation = trained.score("test")
-    dataset = inputs.prepare_data(trained.config, trained.run.tokenizer)
+    dataset = resolve.prepare_data(trained.config, trained.run.tokenizer)
     (texts,), labels = dataset.texts["test"], dataset.splits["test"]["label"]
     found = trained.predict([texts[n] for n in range(len(texts))])
     assert found.shape == (60, 2) and found.dtype == np.float32

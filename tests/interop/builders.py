@@ -68,7 +68,7 @@ def folder(path: Path, values: dict[str, np.ndarray] | None = None, **settings) 
 
 def tokenizer_json(path: Path) -> Path:
     """The tokenizer.json of a run, as the run stores it."""
-    from bigctl.data import tokenization
+    from bigctl.data.text import tokenization
 
     (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     file = path / "tokenizer.json"

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 from bigctl.config import compose, schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import decoder, llama2c, loading, sources, vocabularies
-from bigctl.runs.conventions import Conventions
-from bigctl.training.checkpoint import Checkpoints, flatten
-from bigctl.training.checkpoint import shapes as shapes_of
+from bigctl.runs.generation_config import Conventions
+from bigctl.training.checkpoints.store import Checkpoints, flatten
+from bigctl.training.checkpoints.store import shapes as shapes_of
 from bigctl.training.state import Progress
 from tests.conftest import SHARED_DATA
 

@@ -13,7 +13,7 @@ import pytest
 
 from bigctl.cli import export as command
 from bigctl.config import schema
-from bigctl.data import tokenization
+from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface, loading, sources

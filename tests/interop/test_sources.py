@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from bigctl.config import compose, schema
-from bigctl.data import packaged
+from bigctl.data.sources import packaged
 from bigctl.errors import BigctlError, ConfigError, DataError, RunError
 from bigctl.interop import bert, loading, sources
-from bigctl.training.checkpoint import Checkpoints
-from bigctl.training.checkpoint import shapes as shapes_of
+from bigctl.training.checkpoints.store import Checkpoints
+from bigctl.training.checkpoints.store import shapes as shapes_of
 from bigctl.training.state import Progress
 from tests.interop import builders
 

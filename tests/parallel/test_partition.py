@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import bigctl
+from bigctl.engine import experiment
 from bigctl.parallel import partition
-from bigctl.runs import experiment
 
 MIN_SHARD = 2**14
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bigctl.recipes.lm_loss import loss_sums
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -18,8 +19,7 @@ from bigctl.interop import decoder, loading, sources
 from bigctl.models.bert import BertClassifier, BertMaskedLM
 from bigctl.models.decoder import Decoder
 from bigctl.models.lstm import LstmClassifier
-from bigctl.training.checkpoint import flatten
-from bigctl.training.lm_loss import loss_sums
+from bigctl.training.checkpoints.store import flatten
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLERANCE = 1e-4

@@ -15,8 +15,8 @@ from bigctl.config import schema
 from bigctl.errors import DataError
 from bigctl.interop import decoder, huggingface, loading, sources, vocabularies
 from bigctl.models.decoder import Decoder
-from bigctl.runs.conventions import Conventions
-from bigctl.training.checkpoint import flatten
+from bigctl.runs.generation_config import Conventions
+from bigctl.training.checkpoints.store import flatten
 from tests.parity import cases
 
 torch = pytest.importorskip("torch")

@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 from bigctl.config import schema
-from bigctl.data import text, tokenization
+from bigctl.data.text import encoding, tokenization
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import bert, huggingface, loading, sources
 from bigctl.models.bert import BertClassifier, BertMaskedLM
-from bigctl.training.checkpoint import flatten
+from bigctl.training.checkpoints.store import flatten
 from tests.interop import builders
 
 torch = pytest.importorskip("torch")
@@ -45,7 +45,7 @@ def random(model: nnx.Module) -> dict[str, np.ndarray]:
 
 def batch(tokenizer, settings: schema.Tokenizer, pairs=None):
     """TEXTS as a model sees them: tokens int32 [batch, length], lengths [batch], second [batch]."""
-    encoded = text.encode(tokenizer, TEXTS, pairs, settings.max_length, settings.truncate)
+    encoded = encoding.encode(tokenizer, TEXTS, pairs, settings.max_length, settings.truncate)
     lengths = np.diff(encoded.offsets).astype(np.int32)
     tokens = np.zeros((len(TEXTS), lengths.max()), np.int32)
     for row, start, length in zip(tokens, encoded.offsets, lengths, strict=False):

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from bigctl.config import schema
-from bigctl.inference import sampling
-from bigctl.inference.decoding import Batch
-from bigctl.inference.settings import Settings
+from bigctl.generation import sampling
+from bigctl.generation.decoding import Batch
+from bigctl.generation.options import Settings
 from bigctl.interop import decoder as layout
 from bigctl.models.decoder import Decoder
 from bigctl.parallel import partition

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigctl.data import text, tokenization
+from bigctl.data.text import encoding, tokenization
 
 transformers = pytest.importorskip("transformers")
 
@@ -34,7 +34,7 @@ def test_a_vocabulary_gives_the_ids_of_bert_tokenizer(vocabulary: Path, lowercas
     theirs = transformers.BertTokenizer(str(vocabulary), do_lower_case=lowercase)
     ours = tokenization.read(vocabulary, lowercase=lowercase)
     assert len(theirs) == ours.get_vocab_size() == len(set(WORDS))
-    together = text.encode(ours, TEXTS, None, 512, "head")
+    together = encoding.encode(ours, TEXTS, None, 512, "head")
     for number, document in enumerate(TEXTS):
         ids = together.tokens[together.offsets[number] : together.offsets[number + 1]].tolist()
         assert ids == theirs(document)["input_ids"], document
@@ -45,7 +45,7 @@ def test_a_tokenizer_that_transformers_saved_gives_its_ids(vocabulary: Path, tmp
     theirs.save_pretrained(tmp_path / "saved")
     ours = tokenization.read(tmp_path / "saved" / "tokenizer.json")
     for document in TEXTS:
-        assert text.encode(ours, [document], None, 512, "head").tokens.tolist() == theirs(document)["input_ids"]
+        assert encoding.encode(ours, [document], None, 512, "head").tokens.tolist() == theirs(document)["input_ids"]
 
 
 def test_pairs_are_cut_and_parted_as_by_longest_first(vocabulary: Path) -> None:
@@ -55,7 +55,7 @@ def test_pairs_are_cut_and_parted_as_by_longest_first(vocabulary: Path) -> None:
         for other in range(1, 12):
             for length in (4, 5, 8, 9, 12, 30):
                 pair = " ".join("abcdefghijk"[:first]), " ".join("nopqrstuvwx"[:other])
-                made = text.encode(ours, [pair[0]], [pair[1]], length, "head")
+                made = encoding.encode(ours, [pair[0]], [pair[1]], length, "head")
                 expected = theirs(*pair, truncation="longest_first", max_length=length)
                 assert made.tokens.tolist() == expected["input_ids"], (first, other, length)
                 segments = (np.arange(len(made.tokens)) >= made.second[0]).astype(int)

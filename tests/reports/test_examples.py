@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import bigctl
+from bigctl.engine import resolve
 from bigctl.reports import examples, run
-from bigctl.runs import inputs
 from bigctl.runs.directory import RunDirectory
 from tests import topics
 
@@ -23,7 +23,7 @@ def test_images_are_the_worst_mistakes_and_then_others(tmp_path: Path) -> None:
     bigctl.train(config, tmp_path / "digits", quiet=True)
     found = examples.choose(RunDirectory(tmp_path / "digits"), 100)
     trained = bigctl.load(tmp_path / "digits")
-    split = inputs.prepare_data(trained.config, tmp_path).splits["validation"]
+    split = resolve.prepare_data(trained.config, tmp_path).splits["validation"]
     guesses = trained.predict(np.asarray(split["inputs"])).argmax(1)
     wrong = [item for item in found.items if item.wrong]
     assert len(wrong) == min(100, int((guesses != split["label"]).sum())) > 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bigctl.cli.main import main
-from bigctl.training.checkpoint import Checkpoints
+from bigctl.training.checkpoints.store import Checkpoints
 from tests.conftest import Cli
 
 OVERRIDES = ["recipe=cnn_cls", "data=digits", "model.channels=[16,32]", "train.steps=80", "checkpoint.every=10",

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from bigctl.sweeps.live import LiveView, Progress, Scene
-from bigctl.sweeps.painting import Frame, sparkline
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, State, Study, Trial
+from bigctl.sweeps.view.live import LiveView, Progress, Scene
+from bigctl.sweeps.view.table_view import Frame, sparkline
 
 
 def study(count: int, *, mode: str = "max") -> Study:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bigctl.errors import ConfigError
-from bigctl.sweeps import local
-from bigctl.sweeps.local import Job, Local, Slot
+from bigctl.sweeps.execution import local
+from bigctl.sweeps.execution.local import Job, Local, Slot
 
 
 def wait(job: Job) -> int:

@@ -18,12 +18,12 @@ import pytest
 
 from bigctl.config.compose import compose
 from bigctl.config.schema import Config
+from bigctl.engine import trainer
 from bigctl.errors import BigctlError, ConfigError, Diverged, Preempted
-from bigctl.runs import trainer
-from bigctl.sweeps import packed, packing, width
-from bigctl.sweeps.packed import Job
+from bigctl.sweeps.packed import compatibility, pack_width, runner
+from bigctl.sweeps.packed.runner import Job
 from bigctl.training.signals import StopRequest
-from bigctl.training.writers import read_metrics
+from bigctl.training.tracking.writers import read_metrics
 
 TINY = (
     "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.epochs=null", "train.steps=24",
@@ -45,9 +45,9 @@ def jobs(folder: Path, configs: list[Config]) -> list[Job]:
     return [Job(str(number), each, folder / str(number)) for number, each in enumerate(described)]
 
 
-def train(folder: Path, configs: list[Config], mode: str = "yes") -> list[packed.End]:
+def train(folder: Path, configs: list[Config], mode: str = "yes") -> list[runner.End]:
     with StopRequest() as stop:
-        return packed.train(jobs(folder, configs), stop=stop, mode=mode)[0]
+        return runner.train(jobs(folder, configs), stop=stop, mode=mode)[0]
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -77,7 +77,7 @@ def test_the_first_20_steps_of_a_packed_trial_are_those_of_a_single_run(pack: Pa
 
 
 def test_a_seed_that_is_an_argument_initialises_the_same_weights_to_the_last_bit() -> None:
-    from bigctl.runs import experiment
+    from bigctl.engine import experiment
 
     programs = experiment.build(BASE).programs
     for seed in (0, 7, 2**31 - 1):
@@ -99,17 +99,17 @@ def test_a_trial_that_diverges_fails_alone(pack: Path) -> None:
 
 def test_what_cannot_be_packed_is_refused_by_name() -> None:
     wider = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, hidden=[16]))  # type: ignore[call-arg]
-    said = packing.refusal([BASE, wider, variation(lr=1.0, seed=3)]) or ""
+    said = compatibility.refusal([BASE, wider, variation(lr=1.0, seed=3)]) or ""
     assert said.startswith("model.hidden differs: [8], [16]: trials of one pack may differ in ")
     assert "optimizer.lr" in said and said.endswith("and seed only") and "train.steps" not in said
-    assert packing.refusal([BASE, variation(lr=1.0, seed=3, weight_decay=0.5)]) is None
-    assert "optimizer.clip differs" in (packing.refusal([BASE, variation(clip=1.0)]) or "")
+    assert compatibility.refusal([BASE, variation(lr=1.0, seed=3, weight_decay=0.5)]) is None
+    assert "optimizer.clip differs" in (compatibility.refusal([BASE, variation(clip=1.0)]) or "")
     without = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.0))  # type: ignore[call-arg]
     some = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.5))  # type: ignore[call-arg]
-    assert "model.dropout differs: 0.0 and others" in (packing.refusal([without, some]) or "")
+    assert "model.dropout differs: 0.0 and others" in (compatibility.refusal([without, some]) or "")
     texts = compose(["recipe=lstm_cls"]).config
-    assert "several lengths cannot be packed (recipe=lstm_cls)" in (packing.refusal([texts, texts]) or "")
-    groups = packing.groups([BASE, wider, variation(lr=1.0)], lambda config: config)
+    assert "several lengths cannot be packed (recipe=lstm_cls)" in (compatibility.refusal([texts, texts]) or "")
+    groups = compatibility.groups([BASE, wider, variation(lr=1.0)], lambda config: config)
     assert [len(group) for group in groups] == [2, 1]
     with pytest.raises(ConfigError, match="model.hidden differs"):
         train(Path("nowhere"), [BASE, wider])
@@ -138,7 +138,7 @@ class StopAt(StopRequest):
 def test_a_stopped_trial_goes_on_by_itself_and_a_single_one_in_a_pack(pack: Path, tmp_path: Path) -> None:
     configs = [variation(lr=1e-3, seed=seed) for seed in (0, 1)]
     with StopAt(12) as stop:
-        ends, _ = packed.train(jobs(tmp_path, configs), stop=stop, mode="yes")
+        ends, _ = runner.train(jobs(tmp_path, configs), stop=stop, mode="yes")
     assert [end.to_json()["status"] for end in ends] == ["preempted"] * 2
     assert "stopped by a test at step 12 of 24; the checkpoint is saved" in ends[0].to_json()["message"]
     first, second = jobs(tmp_path, configs)
@@ -148,7 +148,7 @@ def test_a_stopped_trial_goes_on_by_itself_and_a_single_one_in_a_pack(pack: Path
     with pytest.raises(Preempted), StopAt(7) as stop:
         trainer.train(other.composed, other.path, trainer.Options(quiet=True, stop=stop))
     with StopRequest() as stop:
-        ends, verdict = packed.train([second, other], stop=stop)
+        ends, verdict = runner.train([second, other], stop=stop)
     assert (verdict.width, verdict.sentence) == (2, "2 trials packed by 2, as they began")
     assert [end.summary and end.summary["resumed_from"] for end in ends] == [12, 7]
     for here, there in (("0", "0"), ("1", "1"), ("other", "3")):
@@ -200,8 +200,8 @@ def results(folder: Path) -> list[Any]:
 @pytest.mark.slow
 def test_a_killed_pack_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     whole, cut = write_job(tmp_path / "whole"), write_job(tmp_path / "cut")
-    assert packed.main([str(whole)]) == 0
-    command = [sys.executable, "-m", "bigctl.sweeps.packed", str(cut)]
+    assert runner.main([str(whole)]) == 0
+    command = [sys.executable, "-m", "bigctl.sweeps.packed.runner", str(cut)]
     process = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, start_new_session=True)
     while process.poll() is None and not list(cut.parent.glob("*/checkpoints/*/manifest-0.json")):
         time.sleep(0.005)
@@ -209,28 +209,28 @@ def test_a_killed_pack_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert len(list(cut.parent.glob("*/summary.json"))) < len(JOB)
     (cut.parent / "0.001-0" / "prune").write_text("behind the others")
-    assert packed.main([str(cut)]) == 0
+    assert runner.main([str(cut)]) == 0
     ends = json.loads(cut.with_suffix(".ends.json").read_text())["trials"]
     assert ends["0.001-0"]["status"] == "preempted" and "behind the others" in ends["0.001-0"]["message"]
     (cut.parent / "0.001-0" / "prune").unlink()
-    assert packed.main([str(cut)]) == 0
+    assert runner.main([str(cut)]) == 0
     assert results(cut.parent) == results(whole.parent)
 
 
 def test_bad_jobs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "job.json").write_text("{}")
-    assert packed.main([str(tmp_path / "job.json")]) == 2
+    assert runner.main([str(tmp_path / "job.json")]) == 2
     assert "is no job of packed trials" in capsys.readouterr().err
 
 
 def test_measuring_chooses_and_says_why() -> None:
-    shared = packed.Shared([Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
-    verdict = width.measure(shared, 4, seconds=0.02)
+    shared = runner.Shared([Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
+    verdict = pack_width.measure(shared, 4, seconds=0.02)
     assert verdict.costs.keys() == {1, 4}
     assert verdict.width == (4 if verdict.costs[4] < 0.9 * verdict.costs[1] else 1)
     assert ("packed by 4: a step of one takes" if verdict.width == 4 else "one after another") in verdict.sentence
 
 
 def test_the_error_of_a_trial_reaches_its_end() -> None:
-    end = packed.End(Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere")), error=BigctlError("no"))
+    end = runner.End(Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere")), error=BigctlError("no"))
     assert end.to_json() == {"status": "failed", "message": "no", "exit_code": 1}

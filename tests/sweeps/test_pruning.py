@@ -8,11 +8,11 @@ import random
 import pytest
 
 from bigctl.config.schema import Sweep
-from bigctl.sweeps import pruning
+from bigctl.sweeps.search import pruners
 
 
 def make(pruner: str, mode: str = "min", **settings):
-    return pruning.make(Sweep(pruner=pruner, **settings), mode)
+    return pruners.make(Sweep(pruner=pruner, **settings), mode)
 
 
 def curve(*values: float, every: int = 100) -> dict[int, float]:

@@ -10,12 +10,12 @@ import sys
 
 import pytest
 
-from bigctl.config import axes, space, tree
+from bigctl.config import presets
 from bigctl.config.compose import Composed, compose
 from bigctl.config.schema import Sweep
 from bigctl.errors import ConfigError
-from bigctl.sweeps import samplers
-from bigctl.sweeps.samplers import Observation
+from bigctl.sweeps.search import samplers, space, sweep_syntax
+from bigctl.sweeps.search.samplers import Observation
 
 LR, DROPOUT = "optimizer.lr=tag(log,interval(1e-6,1))", "model.dropout=interval(0,0.9)"
 OPTIONS = "optimizer=adamw,sgd"
@@ -28,7 +28,7 @@ def base() -> Composed:
 
 def plan(sampler: str, *overrides: str, trials: int | None = 40, seed: int = 0, zipped=(), **settings) -> space.Plan:
     """What `space.plan` makes of it, composed once for all tests."""
-    found = tuple(axes.read(override, tree.roots()) for override in overrides)
+    found = tuple(sweep_syntax.read(override, presets.roots()) for override in overrides)
     sweep = Sweep(sampler=sampler, trials=trials, seed=seed, **settings)
     return space.Plan((), space.Space(found, tuple(zipped)), sweep, base())
 

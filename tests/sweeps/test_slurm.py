@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bigctl.errors import ConfigError, TrainingFailed
-from bigctl.sweeps import slurm
-from bigctl.sweeps.slurm import Slurm, SlurmJob, parse, submission
+from bigctl.sweeps.execution import slurm
+from bigctl.sweeps.execution.slurm import Slurm, SlurmJob, parse, submission
 
 _SCRIPTS = {
     "sbatch": """

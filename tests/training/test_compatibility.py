@@ -14,7 +14,7 @@ import bigctl
 from bigctl.config import compose as composing
 from bigctl.runs import verify
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.checkpoint import Checkpoints, read_arrays
+from bigctl.training.checkpoints.store import Checkpoints, read_arrays
 
 FIXTURES = sorted((Path(__file__).resolve().parents[1] / "fixtures").glob("run_v*"))
 

@@ -21,11 +21,11 @@ import pytest
 import bigctl
 from bigctl.config import compose
 from bigctl.config.schema import Divergence
+from bigctl.engine import experiment, trainer
 from bigctl.errors import Diverged, Preempted, TrainingFailed
-from bigctl.runs import experiment, trainer
 from bigctl.training import divergence
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoint import Checkpoints, flatten
+from bigctl.training.checkpoints.store import Checkpoints, flatten
 from bigctl.training.feed import ResidentFeed
 from tests.training.test_step import MLP, assert_same_bits, batch_of, built, start, step
 

@@ -14,8 +14,8 @@ from bigctl.recipes import classification
 from sklearn import metrics as sk
 
 import bigctl
-from bigctl.runs import experiment
-from bigctl.runs.experiment import Experiment
+from bigctl.engine import experiment
+from bigctl.engine.experiment import Experiment
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.metrics import means
 from bigctl.training.state import TrainState

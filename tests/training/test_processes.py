@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from bigctl.errors import ConfigError, RunHeld, TrainingFailed
-from bigctl.parallel import processes
-from bigctl.parallel.processes import Group, Place
-from bigctl.training import manifest
+from bigctl.parallel import distributed
+from bigctl.parallel.distributed import Group, Place
+from bigctl.runs import manifest
 from bigctl.training.signals import StopRequest
 from bigctl.training.stopping import SharedStop
 from tests.conftest import Cli
@@ -54,7 +54,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_environment_says_which_process_this_is(environment: Any, variables: dict[str, str], expected: Any) -> None:
     for name, value in variables.items():
         environment.setenv(name, value)
-    assert processes.place() == expected
+    assert distributed.place() == expected
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_half_a_setting_is_refused(environment: Any, changes: dict[str, str], me
     for name, value in {**BY_HAND, **changes}.items():
         environment.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        processes.place()
+        distributed.place()
 
 
 class Service:
@@ -101,7 +101,7 @@ class Service:
 
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Group]]:
-    for module in ("bigctl.parallel.processes", "bigctl.training.stopping"):
+    for module in ("bigctl.parallel.distributed", "bigctl.training.stopping"):
         monkeypatch.setattr(f"{module}.POLL", 0.01)
     service = Service()
     made = [Group(Place(index, 3, "here:1"), service) for index in range(3)]

@@ -14,7 +14,7 @@ import pytest
 
 import bigctl as api
 from bigctl.data.sampler import BatchPlan
-from bigctl.runs import experiment
+from bigctl.engine import experiment
 from bigctl.training import feed as feeds
 from bigctl.training.loop import Cadence, Hooks, Loop
 from bigctl.training.profile import Profiler, slowest

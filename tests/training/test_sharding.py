@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import bigctl
-from bigctl.runs import experiment
-from bigctl.training.checkpoint import Checkpoints, flatten
+from bigctl.engine import experiment
+from bigctl.training.checkpoints.store import Checkpoints, flatten
 from tests.conftest import Cli
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

@@ -16,10 +16,10 @@ from jax import lax
 
 import bigctl
 from bigctl.data.sampler import BatchPlan
-from bigctl.runs import experiment
-from bigctl.runs.experiment import Experiment
+from bigctl.engine import experiment
+from bigctl.engine.experiment import Experiment
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoint import flatten
+from bigctl.training.checkpoints.store import flatten
 from bigctl.training.state import TrainState
 from bigctl.training.step import LARGEST_LOOP, Programs
 

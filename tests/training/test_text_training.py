@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import bigctl
-from bigctl.data import buckets
+from bigctl.data.layouts import ragged
+from bigctl.engine import experiment
+from bigctl.engine.experiment import Experiment
 from bigctl.errors import ConfigError
-from bigctl.runs import experiment
-from bigctl.runs.experiment import Experiment
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoint import flatten
+from bigctl.training.checkpoints.store import flatten
 from tests.conftest import Cli
 from tests.training.test_sharding import _LOSSES, MESHES, on_eight_devices
 
@@ -131,7 +131,7 @@ def test_the_padding_that_is_told_is_that_of_the_batches(data, more):
     columns = exp.dataset.splits["train"]
     state, _ = fit(exp, steps=5)
     plan = feeds.make(exp.programs, columns, exp.config).batches  # type: ignore[attr-defined]
-    lengths, total, real = buckets.lengths_of(columns), 0, 0
+    lengths, total, real = ragged.lengths_of(columns), 0, 0
     for number in range(5):
         indices, length = plan.batch(number * BATCH)
         total, real = total + BATCH * length, real + lengths[indices].sum()

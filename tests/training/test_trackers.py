@@ -22,11 +22,11 @@ import pytest
 
 import bigctl
 from bigctl.config.compose import Composed, compose
+from bigctl.engine import trainer
 from bigctl.errors import ConfigError
-from bigctl.runs import trainer
 from bigctl.runs.directory import RunDirectory
-from bigctl.training import trackers
-from bigctl.training.trackers import Tracker, finish
+from bigctl.training.tracking import trackers
+from bigctl.training.tracking.trackers import Tracker, finish
 
 SMALL = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[4]", "train.batch_size=32", "train.log_every=5",
          "eval.every=10", "checkpoint.every=10", "train.tensorboard=false"]  # fmt: skip

@@ -1,0 +1,112 @@
+"""Names on the command line, before Hydra sees them: other spellings, quotes, and an answer to every typo."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+
+from bigctl.config import presets, schema
+from bigctl.config.schema import Config
+from bigctl.errors import ConfigError
+
+
+def spelling(override: str) -> str:
+    """Accept `+experiment=x` for `experiment=x`: Hydra users write it so. And `experiment=null` for none."""
+    if re.fullmatch(r"\+{0,2}experiment=null", override):
+        return "~experiment"
+    match = re.match(r"\+{1,2}(\w+)=", override)
+    return override.lstrip("+") if match and match[1] in schema.GROUPS else quoted(override)
+
+
+def quoted(override: str) -> str:
+    """Quote what Hydra cannot read but can only be text: `data.train=train[:90%]`, a path with spaces or umlauts."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, value = override.partition("=")
+    if key not in text_keys() or value[:1] in ("", '"', "'"):
+        return override
+    try:
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except HydraException:
+        pass
+    escaped = value.replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
+def text_keys() -> set[str]:
+    """Keys that hold free text."""
+    found = [(f"{cls.group}.", schema.walk(cls)) for cls in schema.components()]
+    return {
+        f"{group}{dotted}"
+        for group, keys in [("", schema.walk(Config)), *found]
+        for dotted, field, hint in keys
+        if hint in (str, str | None) and not field.metadata.get("choices")
+    }
+
+
+def reject_unknown(overrides: Sequence[str], roots: Sequence[presets.Root]) -> None:
+    """Every kind of typo that can be seen without composing, each with its remedy."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups = presets.groups(roots)
+    top = [field.name for field in dataclasses.fields(Config)]
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            hint = "write key=value; quote a value with spaces, commas or brackets: 'key=\"a b\"'"
+            raise ConfigError(f"cannot read {text!r}: {first_line(error)}", where="command line", hint=hint) from error
+        name = override.key_or_group
+        first = name.split(".")[0].split("/")[0].split("@")[0]
+        if first == "hydra":
+            raise ConfigError(
+                f"{text!r} configures Hydra itself", where="command line", hint="use bigctl's own flags, see --help"
+            )
+        if first == "sweep":
+            hint = "`bigctl sweep` takes it, with the same overrides"
+            raise ConfigError(f"{text!r} is of a sweep, not of one run", where="command line", hint=hint)
+        if override.is_sweep_override():
+            hint = "give one value a run; `bigctl sweep` tries several"
+            raise ConfigError(f"{text!r} names several values", where="command line", hint=hint)
+        if name in groups:
+            value = str(override.value())
+            options = presets.options(roots, name)
+            if value not in options and not (value == "None" and name == "experiment"):
+                raise ConfigError(
+                    f"there is no {name} named {value!r}{did_you_mean(value, options, name + '=')}",
+                    where="command line",
+                    hint=f"one of: {', '.join(options)}",
+                )
+        elif first not in top:
+            guess = did_you_mean(name, list(dict.fromkeys([*groups, *top, *all_keys()])))
+            raise ConfigError(
+                f"there is no key {name!r}{guess}", where="command line", hint="`bigctl show` lists the keys"
+            )
+
+
+def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.55)
+    if not close:
+        tail = word.rsplit(".", 1)[-1]
+        close = [k for k in known if k.rsplit(".", 1)[-1] == tail][:3]
+    return f"; did you mean {' or '.join(prefix + c for c in close)}?" if close else ""
+
+
+def all_keys() -> list[str]:
+    """Every dotted key that some component has: what completion and suggestions choose from."""
+    keys = [dotted for dotted, _, hint in schema.walk(Config) if not dataclasses.is_dataclass(hint)]
+    for cls in schema.components():
+        keys += [
+            f"{cls.group}.{dotted}" for dotted, field, hint in schema.walk(cls) if not dataclasses.is_dataclass(hint)
+        ]
+    return sorted(set(keys))
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

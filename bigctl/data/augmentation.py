@@ -1,0 +1,90 @@
+"""Augmentation of images on the device, inside the step: a pure function of (key, number of the example)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bigctl import randomness
+from bigctl.config.schema import Augment
+
+
+def augment(
+    images: Array, config: Augment, key: jax.Array, numbers: Int[Array, " batch"]
+) -> Float[Array, "batch height width channels"] | Array:
+    """Randomly changed images; those given, untouched, where nothing is configured.
+
+    Rotation, scale and shift become one affine map, so that an image is resampled once; then flips; then crops. Outside
+    of the image is black.
+
+    Args:
+        images: uint8 or float [batch, height, width, channels].
+        config: how much of what.
+        key: the step's key for augmentation.
+        numbers: int32 [batch], each example's place in the global batch, so that any sharding draws the same.
+    """
+    keys = randomness.per_example(key, numbers)
+    if config.rotate or config.scale or config.shift:
+        images = affine(images, jax.vmap(lambda k: _draw_affine(k, config, images.shape))(keys))
+    if config.flip != "none":
+        images = jax.vmap(lambda image, k: _flip(image, jax.random.fold_in(k, 1), config.flip))(images, keys)
+    if config.crop:
+        images = jax.vmap(lambda image, k: _crop(image, jax.random.fold_in(k, 2), config.crop))(images, keys)
+    return images
+
+
+def _draw_affine(key: jax.Array, config: Augment, shape: tuple[int, ...]) -> Float[Array, "2 3"]:
+    """The inverse map, from output to input pixels relative to the centre: rows (row, column), columns (y, x, 1)."""
+    _, height, width, _ = shape
+    angle, zoom, down, right = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+    angle = angle * math.radians(config.rotate)
+    zoom = 1.0 / (1.0 + zoom * config.scale)
+    cos, sin = jnp.cos(angle) * zoom, jnp.sin(angle) * zoom
+    return jnp.array([[cos, sin, down * config.shift * height], [-sin, cos, right * config.shift * width]])
+
+
+def affine(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "batch height width channels"]:
+    """Resample with bilinear interpolation: output pixel p shows the input at `matrix @ (p - centre, 1) + centre`.
+
+    Outside is 0, also for the interpolation at the border, as `scipy.ndimage.affine_transform(order=1,
+    mode="grid-constant")` and `torch.nn.functional.grid_sample(align_corners=True)` have it.
+    """
+    batch, height, width, channels = images.shape
+    stride, rows = width + 3, height + 3
+    padded = jnp.pad(images.astype(jnp.float32), ((0, 0), (1, 2), (1, 2), (0, 0)))
+    flat = padded.reshape(batch * rows * stride, channels)
+    cy, cx = (height - 1) / 2, (width - 1) / 2
+    y, x = (jnp.arange(height) - cy)[None, :, None], (jnp.arange(width) - cx)[None, None, :]
+    m = matrices[:, :, :, None, None]
+    # Clipped into the border of zeros, so every index below is inside.
+    row = jnp.clip(m[:, 0, 0] * y + m[:, 0, 1] * x + m[:, 0, 2] + cy, -1, height)
+    column = jnp.clip(m[:, 1, 0] * y + m[:, 1, 1] * x + m[:, 1, 2] + cx, -1, width)
+    row0, column0 = jnp.floor(row), jnp.floor(column)
+    down, right = (row - row0)[..., None], (column - column0)[..., None]
+    image = jnp.arange(batch, dtype=jnp.int32)[:, None, None] * (rows * stride)
+    corner = ((row0 + 1) * stride + (column0 + 1)).astype(jnp.int32) + image
+
+    def at(offset: int) -> Array:
+        return flat.at[corner + offset].get(mode="promise_in_bounds")
+
+    upper = at(0) + (at(1) - at(0)) * right
+    lower = at(stride) + (at(stride + 1) - at(stride)) * right
+    return upper + (lower - upper) * down
+
+
+def _flip(image: Array, key: jax.Array, direction: str) -> Array:
+    across, over = jax.random.bernoulli(key, 0.5, (2,))
+    if direction in ("horizontal", "both"):
+        image = jnp.where(across, image[:, ::-1], image)
+    if direction in ("vertical", "both"):
+        image = jnp.where(over, image[::-1], image)
+    return image
+
+
+def _crop(image: Array, key: jax.Array, pad: int) -> Array:
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    row, column = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)

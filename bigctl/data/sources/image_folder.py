@@ -1,0 +1,364 @@
+"""A user's own images, one folder a class (`image_folder`).
+
+How a picture becomes numbers, in training and in prediction alike: the EXIF orientation is applied; transparency is
+composited over black, because the colour below transparent pixels is arbitrary; 16-bit grey is scaled to 8 bits;
+palettes are looked up; of an animation the first frame is taken; resizing is bilinear and antialiased.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from bigctl.data.paths import hidden, require_folder, similar, some, walk
+from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+T = TypeVar("T")
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+_SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# Enough files a task that queueing costs nothing, few enough that a hundred pictures keep every core busy.
+_FILES_A_TASK = 16
+
+
+# --- Image folders ----------------------------------------------------------------------------------------------------
+
+
+def read_image_folder(
+    path: Path,
+    *,
+    validation_path: Path | None = None,
+    test_path: Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> Decoded:
+    """Decode a folder with one sub-folder a class; images may lie at any depth below it.
+
+    Sub-folders `train`, `val|valid|validation` and `test` that hold class folders are taken as splits; otherwise
+    everything is one split, "train". Classes are train's folder names in natural order ("2" before "10").
+
+    Args:
+        path: the folder.
+        validation_path, test_path: folders of the same shape for the splits "validation" and "test".
+        image_size: (height, width) to resize to; None demands that all images have one size.
+        channels: 1 or 3; None means 1 if every file is stored as grey, else 3.
+
+    Returns:
+        Decoded images, uint8 [N, H, W, C], and labels, int32 [N], of each split, ordered by class, then by file name.
+
+    Raises:
+        DataError: a path is not such a folder, a class is empty or unknown to train, a file is not a readable image.
+    """
+    _check_shape(image_size, channels)
+    notes: list[str] = []
+    folders = _split_folders(require_folder(path), notes)
+    for split, folder in (("validation", validation_path), ("test", test_path)):
+        if folder is None:
+            continue
+        if split in folders:
+            raise DataError(
+                f"{split} images are given twice: by data.{split}_path and by the folder {folders[split].name!r}",
+                where=str(path),
+                hint=f"give data.path={folders['train']}, or leave data.{split}_path out",
+            )
+        if folder.resolve() == path.resolve():
+            raise DataError(f"data.{split}_path is the training folder itself", where=str(folder))
+        folders[split] = require_folder(folder)
+
+    listed: dict[str, dict[str, list[Path]]] = {}
+    ignored = 0
+    for split, folder in folders.items():
+        listed[split], skipped = _class_files(folder, notes)
+        ignored += skipped
+    classes = tuple(listed["train"])
+    if len(classes) == 1:
+        raise DataError(
+            f"there is only one class, {classes[0]!r}",
+            where=str(folders["train"]),
+            hint="a classifier needs at least two class folders",
+        )
+    for split, by_class in listed.items():
+        if unknown := [name for name in by_class if name not in classes]:
+            raise DataError(
+                f"class {unknown[0]!r} is not among the training classes {some(classes)}",
+                where=str(folders[split] / unknown[0]),
+                hint="rename the folder, or add the class to the training images",
+            )
+
+    files = [file for by_class in listed.values() for class_files in by_class.values() for file in class_files]
+    images = _decode_all(files, image_size, channels)
+    splits: dict[str, Columns] = {}
+    start = 0
+    for split, by_class in listed.items():
+        labels = np.repeat([classes.index(name) for name in by_class], [len(found) for found in by_class.values()])
+        splits[split] = {"image": images[start : start + len(labels)], "label": labels.astype(np.int32)}
+        start += len(labels)
+    info: dict[str, Any] = {
+        "source": "image_folder",
+        "path": str(path),
+        "images": {split: len(columns["label"]) for split, columns in splits.items()},
+        "image_shape": list(images.shape[1:]),
+        "ignored_files": ignored,
+        "notes": notes,
+    }
+    return Decoded("image", splits, classes, info)
+
+
+def read_image(
+    file: Path | bytes, image_size: tuple[int, int] | None = None, channels: int | None = None
+) -> np.ndarray:
+    """Decode one image, a file or its content, exactly as `read_image_folder` does: uint8 [H, W, C].
+
+    Raises:
+        DataError: it is missing, not an image, damaged, or too large.
+    """
+    _check_shape(image_size, channels)
+    with _opened(file) as image:
+        return _to_array(image, image_size, channels or (1 if _is_grey(image) else 3))
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    # The split alternates text and digits, so that like is always compared with like.
+    parts: list[str | int] = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+    return parts, str(path)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted((entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)), key=_natural)
+
+
+def _is_image_name(file: Path) -> bool:
+    return not hidden(file.name) and file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _split_folders(path: Path, notes: list[str]) -> dict[str, Path]:
+    """The folder of each split; `path` itself is "train" where no sub-folder is a split."""
+    folders = _subfolders(path)
+    named: dict[str, Path] = {}
+    for folder in folders:
+        split = _SPLIT_FOLDERS.get(folder.name.lower())
+        # A class may well be called "train": only folders of folders are splits.
+        if split is None or not _subfolders(folder) or any(_is_image_name(file) for file in folder.iterdir()):
+            continue
+        if split in named:
+            raise DataError(
+                f"{named[split].name!r} and {folder.name!r} would both be the {split} split",
+                where=str(path),
+                hint="remove or rename one of them",
+            )
+        named[split] = folder
+    if "train" not in named:
+        if named and len(named) == len(folders):
+            raise DataError(
+                f"there is no 'train' beside {some([folder.name for folder in folders])}",
+                where=str(path),
+                hint="name the folder with the training classes 'train'",
+            )
+        return {"train": path}
+    for folder in (folder for folder in folders if folder not in named.values()):
+        if any(_is_image_name(file) for file in walk(folder)):
+            raise DataError(
+                f"{folder.name!r} has images but is neither a split made of class folders nor a class",
+                where=str(path),
+                hint=f"move it elsewhere, or name the splits yourself: data.path={named['train']}",
+            )
+        notes.append(f"{folder} holds no images and is ignored")
+    return {split: named[split] for split in ("train", "validation", "test") if split in named}
+
+
+def _class_files(folder: Path, notes: list[str]) -> tuple[dict[str, list[Path]], int]:
+    """The image files of each class folder, in label order, and the number of other files."""
+    loose = [entry for entry in folder.iterdir() if entry.is_file()]
+    loose_images = sum(map(_is_image_name, loose))
+    classes = _subfolders(folder)
+    if not classes:
+        what = f"{loose_images} images lie directly in it" if loose_images else "it holds no images"
+        raise DataError(
+            f"there are no class folders; {what}",
+            where=str(folder),
+            hint="put the images of each class into a folder named after the class: FOLDER/CLASS/IMAGE.png",
+        )
+    if loose_images:
+        notes.append(f"{loose_images} images lie directly in {folder}, in no class folder, and are ignored")
+    found: dict[str, list[Path]] = {}
+    ignored = len(loose)
+    for folder_of_class in classes:
+        everything = list(walk(folder_of_class))
+        images = sorted(filter(_is_image_name, everything), key=_natural)
+        ignored += len(everything) - len(images)
+        if not images:
+            others = f"{len(everything)} other files" if everything else "no files at all"
+            raise DataError(
+                f"class folder {folder_of_class.name!r} has no images ({others})",
+                where=str(folder_of_class),
+                hint=f"remove the folder, or add images: {' '.join(sorted(IMAGE_SUFFIXES))}",
+            )
+        found[folder_of_class.name] = images
+    return found, ignored
+
+
+# --- Decoding ---------------------------------------------------------------------------------------------------------
+
+
+def _check_shape(image_size: tuple[int, int] | None, channels: int | None) -> None:
+    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+        raise DataError(f"{list(image_size)} is no image size", where="data.image_size", hint="give [HEIGHT,WIDTH]")
+    if channels not in (None, 1, 3):
+        raise DataError(f"images cannot have {channels} channels", where="data.channels", hint="1 is grey, 3 is RGB")
+
+
+def _decode_all(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
+    """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds."""
+    headers = _each(len(files), lambda i: _header(files[i]))
+    channels = channels or (1 if all(grey for _, grey in headers) else 3)
+    size = image_size or headers[0][0]
+
+    def differs(i: int, found: tuple[int, ...]) -> DataError:
+        return DataError(
+            f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {files[0]} is "
+            f"{size[0]}x{size[1]}",
+            where=str(files[i]),
+            hint=f"data.image_size=[{size[0]},{size[1]}] resizes them all",
+        )
+
+    if image_size is None:
+        for i, (found, _) in enumerate(headers):
+            if found != size:
+                raise differs(i, found)
+    try:
+        images = np.empty((len(files), *size, channels), np.uint8)
+    except MemoryError:
+        gib = len(files) * math.prod(size) * channels / 2**30
+        raise DataError(
+            f"{len(files)} decoded images need {gib:.1f} GiB of memory", hint="give a smaller data.image_size"
+        ) from None
+
+    def decode(i: int) -> None:
+        with _opened(files[i]) as image:
+            array = _to_array(image, image_size, channels)
+        if array.shape != images.shape[1:]:  # an orientation stored after the pixels is not in the header
+            raise differs(i, array.shape)
+        images[i] = array
+
+    _each(len(files), decode)
+    return images
+
+
+def _each(n: int, work: Callable[[int], T]) -> list[T]:
+    """`work(0) ... work(n - 1)` on threads, in order. All DataErrors are met before the first of them is raised."""
+
+    def part(start: int) -> list[T | DataError]:
+        results: list[T | DataError] = []
+        for i in range(start, min(start + _FILES_A_TASK, n)):
+            try:
+                results.append(work(i))
+            except DataError as error:
+                results.append(error)
+        return results
+
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        results = [result for done in pool.map(part, range(0, n, _FILES_A_TASK)) for result in done]
+    errors = [result for result in results if isinstance(result, DataError)]
+    if len(errors) > 1:
+        first, others = errors[0], some([str(error.where) for error in errors[1:]], 3)
+        message = f"{first.message}; {len(errors) - 1} more files cannot be used: {others}"
+        raise DataError(message, where=first.where, hint=first.hint)
+    if errors:
+        raise errors[0]
+    return [result for result in results if not isinstance(result, DataError)]
+
+
+@contextmanager
+def _opened(file: Path | bytes) -> Iterator[Image.Image]:
+    """An open image; whatever goes wrong in it, then or while it is used, is a DataError that names the file."""
+    from PIL import Image, UnidentifiedImageError
+
+    where = "image data" if isinstance(file, bytes) else str(file)
+    limit = Image.MAX_IMAGE_PIXELS or 2**27
+    hint = "replace or delete it"
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
+            if image.width * image.height > limit:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            yield image
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"image is too large, above {limit} pixels: {error}", where=where, hint=hint) from None
+    except FileNotFoundError:
+        raise DataError("no such file", where=where, hint=similar(Path(where))) from None
+    except UnidentifiedImageError:
+        empty = not (file if isinstance(file, bytes) else file.stat().st_size)
+        what = "the file is empty" if empty else f"its content is none of {', '.join(_FORMATS)}"
+        raise DataError(f"this is not an image: {what}", where=where, hint=hint) from None
+    # Decoders meet damaged files with whatever exception comes first: struct.error, IndexError, SyntaxError, ...
+    except Exception as error:
+        raise DataError(f"the image cannot be decoded: {error}", where=where, hint=hint) from None
+
+
+def _header(file: Path) -> tuple[tuple[int, int], bool]:
+    """(height, width) as it will be seen, and whether it is grey, without decoding the pixels."""
+    with _opened(file) as image:
+        # Pillow would decode the whole PNG to look for an orientation behind the pixels.
+        known = image.format != "PNG" or "exif" in image.info
+        turned = known and _orientation(image) >= 5
+        return ((image.width, image.height) if turned else (image.height, image.width)), _is_grey(image)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB") or [0, 0, 1]).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; of 5 to 8 height and width are swapped."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    except Exception:  # a broken tag is no reason to refuse a sound picture
+        return 1
+
+
+def _to_array(image: Image.Image, image_size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """uint8 [H, W, C] of an open image; see the top of this file for the rules."""
+    from PIL import Image
+
+    image.load()
+    orientation = _orientation(image)
+    if image.mode.startswith("I"):
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    image = image.convert("L" if channels == 1 else "RGB")
+    turn = Image.Transpose
+    turns = (
+        turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_270, turn.TRANSVERSE,
+        turn.ROTATE_90,
+    )  # fmt: skip
+    if orientation > 1:
+        image = image.transpose(turns[orientation - 2])
+    if image_size is not None and image.size != (image_size[1], image_size[0]):
+        image = image.resize((image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+    return np.array(image).reshape(image.height, image.width, channels)

@@ -1,0 +1,110 @@
+"""A user's own text to learn to write (`data=text`): plain files, or one field of JSON objects.
+
+Nothing is stripped or normalised of plain files. A file is a document, and so is a JSON object.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.data import paths
+from bigctl.data.sources import read_table
+from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.errors import DataError
+
+_JSON = tuple(suffix for suffix, format in read_table.SUFFIXES.items() if format == "jsonl")
+
+
+def read_documents(
+    path: str, *, field: str | None = None, validation_path: str | None = None, test_path: str | None = None
+) -> Decoded:
+    """Read all documents below the given paths, in the order of the files' names.
+
+    Args:
+        path: a file, a folder (all visible files in it), or a pattern such as "books/**/*.txt".
+        field: the field of JSON objects that holds the text, for .jsonl files.
+        validation_path, test_path: the same for the splits "validation" and "test".
+
+    Returns:
+        Decoded of kind "stream": a column `document`, object [N] of str, a split.
+
+    Raises:
+        DataError: there is no such file, or one is no UTF-8 text, or a line lacks the field.
+    """
+    given = {"train": path, "validation": validation_path, "test": test_path}
+    splits: dict[str, Columns] = {}
+    notes: list[str] = []
+    found: dict[str, Any] = {}
+    for split, where in given.items():
+        if where is not None:
+            files = matching(where)
+            documents, empty = _read(files, field, where)
+            splits[split] = {"document": as_column(documents)}
+            found[split] = [str(file) for file in files[:20]] + ([f"and {len(files) - 20} more"] * (len(files) > 20))
+            notes += [f"{empty} empty documents of {split} are left out"] if empty else []
+    return Decoded("stream", splits, None, {"source": "text", "files": found, "notes": notes})
+
+
+def matching(path: str) -> list[Path]:
+    """The files that a path means, sorted: itself, all visible ones of a folder, or those that match a pattern.
+
+    Raises:
+        DataError: if there are none.
+    """
+    given = Path(path).expanduser()
+    if given.is_file():
+        return [given]
+    if given.is_dir():
+        found = [file for file in paths.walk(given) if not paths.hidden(file.name)]
+        if not found:
+            raise DataError("the folder holds no files", where=path, hint="give a file, a folder, or a pattern")
+        return sorted(found)
+    if glob.has_magic(path):
+        found = [file for file in map(Path, glob.glob(str(given), recursive=True)) if file.is_file()]
+        if not found:
+            raise DataError("no file matches", where=path, hint="quote a pattern on the command line; ** spans folders")
+        return sorted(found)
+    return [paths.require_file(given)]
+
+
+def as_column(documents: list[str]) -> np.ndarray:
+    """Texts as an object array [N]; numpy would else make a matrix of characters' width of them."""
+    column = np.empty(len(documents), object)
+    column[:] = documents
+    return column
+
+
+def _read(files: list[Path], field: str | None, where: str) -> tuple[list[str], int]:
+    """All documents of some files, and how many empty ones were left out."""
+    found: list[str] = []
+    for file in files:
+        if file.suffix.lower() in _JSON:
+            found += _objects(file, field)
+        elif len(files) > 1 and file.stat().st_size == 0:
+            found.append("")
+        else:
+            found.append(read_table.read_text(file)[0])
+    if field is not None and not any(file.suffix.lower() in _JSON for file in files):
+        hint = "leave it out; or name the files .jsonl"
+        raise DataError(f"data.field={field} is set, and no file holds JSON lines", where=where, hint=hint)
+    documents = [document for document in found if document.strip()]
+    if not documents:
+        raise DataError("there is no text", where=where, hint="is it the right file?")
+    return documents, len(found) - len(documents)
+
+
+def _objects(file: Path, field: str | None) -> list[str]:
+    if field is None:
+        names = read_table.load(file, "jsonl", lambda name: False).names
+        hint = f"set data.field=NAME; the fields are {paths.some(list(names))}"
+        raise DataError("which field holds the text is not said", where=str(file), hint=hint)
+    table = read_table.load(file, "jsonl", {field}.__contains__)
+    table.require(field, "text")
+    if field in table.absent:
+        hint = 'every line needs it; null or "" is a document that is left out'
+        raise DataError(f"there is no field {field!r}", where=f"{file}:{table.absent[field]}", hint=hint)
+    return table.columns[field]

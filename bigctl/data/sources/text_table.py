@@ -1,0 +1,173 @@
+"""A user's own texts (`csv`, `tsv`, `jsonl`): a column of texts, perhaps a second one, and a column of labels.
+
+Surrounding blanks are dropped. Unlike in a table, 'NA' or 'null' as a text are words; an empty text is an error.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.data.paths import some
+from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.read_table import SUFFIXES, TextTable, load, read_text
+from bigctl.data.sources.table import classify, split_files
+from bigctl.errors import DataError
+
+PLAIN_SUFFIXES = (".txt", ".text")
+
+
+def read_texts(
+    path: Path,
+    *,
+    text: str,
+    text_pair: str | None = None,
+    label: str | None = None,
+    format: str = "csv",
+    validation_path: Path | None = None,
+    test_path: Path | None = None,
+    columns: Sequence[str] | None = None,
+    quoting: bool = True,
+) -> Decoded:
+    """Read the texts of a file with a header row, or of JSON objects, and their labels.
+
+    Args:
+        path: the training file, which alone decides the classes.
+        text, text_pair: names of the columns with the text and, where pairs are classified, the second text.
+        label: name of the target column; None for unlabelled text.
+        format: "csv", "tsv" (quoting as in CSV) or "jsonl".
+        validation_path, test_path: files for the splits "validation" and "test".
+        columns, quoting: see `rows.load`.
+
+    Returns:
+        Decoded of kind "text": object [N] of str, and int32 [N] class numbers; classes sorted, as numbers where all are
+        integers. Of unlabelled text the classes are None and the labels 0.
+
+    Raises:
+        DataError: a file is missing or malformed, a column is missing, a text is empty, or a label cannot be used.
+    """
+    wanted = {"data.text": text, "data.text_pair": text_pair, "data.label": label}
+    named = [name for name in wanted.values() if name is not None]
+    if len(set(named)) < len(named):
+        keys = [key for key, name in wanted.items() if name is not None and named.count(name) > 1]
+        raise DataError(f"{' and '.join(keys)} name the same column", where=keys[1], hint="name different ones")
+    tables = {
+        split: load(file, format, set(named).__contains__, columns=columns, quoting=quoting, long_fields=True)
+        for split, file in split_files(path, validation_path, test_path).items()
+    }
+    pair = [text_pair] if text_pair else []
+    notes = list(tables["train"].notes)
+    splits: dict[str, Columns] = {}
+    for split, table in tables.items():
+        texts = {name: _texts(table, column) for name, column in _roles(text, text_pair).items()}
+        splits[split] = {**texts, "label": np.zeros(len(table.lines), np.int32)}
+        if format == "tsv" and quoting:
+            notes += _doubtful_quotes(table, [text, *pair])
+        if label is not None:
+            table.require(label, "target")
+    classes = None
+    if label is not None:
+        classes, targets = classify(tables, label, quantities=f"is data.label={label} the right column?")
+        splits = {split: {**arrays, "label": targets[split]} for split, arrays in splits.items()}
+    info: dict[str, Any] = {
+        "source": format,
+        "files": {split: table.source for split, table in tables.items()},
+        "rows": {split: len(table.lines) for split, table in tables.items()},
+        "text": [text, *pair],
+        "target": label,
+        "notes": notes,
+    }
+    return Decoded("text", splits, classes, info)
+
+
+def read_for_prediction(
+    source: Path | bytes,
+    *,
+    text: str,
+    text_pair: str | None = None,
+    columns: Sequence[str] | None = None,
+    quoting: bool = True,
+) -> list[tuple[str, str | None]]:
+    """Read texts to be classified; they need no labels, further columns are ignored.
+
+    Args:
+        source: a csv, tsv or jsonl file, by its suffix; or a .txt file, or content (of stdin), with one text a line, a
+            pair being separated by a tab.
+        text, text_pair: names of the columns, as in training.
+        columns, quoting: see `rows.load`.
+
+    Returns:
+        Pairs (text, second text), the latter None without `text_pair`.
+
+    Raises:
+        DataError: the file is missing or malformed, lacks a column, or a text is empty.
+    """
+    if isinstance(source, bytes) or source.suffix.lower() in PLAIN_SUFFIXES:
+        return _lines(source, text_pair is not None)
+    format = SUFFIXES.get(source.suffix.lower())
+    if format is None:
+        known = ", ".join([*SUFFIXES, *PLAIN_SUFFIXES])
+        raise DataError(f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {known}")
+    roles = _roles(text, text_pair)
+    given = None if format == "jsonl" else columns
+    table = load(source, format, set(roles.values()).__contains__, columns=given, quoting=quoting, long_fields=True)
+    found = [_texts(table, column).tolist() for column in roles.values()]
+    return list(zip(found[0], found[1] if text_pair else [None] * len(found[0]), strict=True))
+
+
+def _roles(text: str, text_pair: str | None) -> dict[str, str]:
+    return {"text": text, "text_pair": text_pair} if text_pair else {"text": text}
+
+
+def _texts(table: TextTable, column: str) -> np.ndarray:
+    """A column of texts, object [N] of str."""
+    table.require(column, "text")
+    values = table.columns[column]
+    if empty := [row for row, value in enumerate(values) if not value]:
+        count = "the text is empty" if len(empty) == 1 else f"{len(empty)} texts are empty, the first of them here"
+        raise DataError(count, where=table.at(empty[0], column), hint="write the text, or remove the row")
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
+        row = next(row for row, value in enumerate(values) if any("\ud800" <= c <= "\udfff" for c in value))
+        raise DataError(
+            "the text has half of a character (a lone surrogate)",
+            where=table.at(row, column),
+            hint="was it cut inside an emoji? write whole characters",
+        ) from None
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found
+
+
+def _doubtful_quotes(table: TextTable, columns: list[str]) -> list[str]:
+    """Notes of texts that span lines and hold a tab: more likely rows lost between two plain quotes than one text."""
+    rows = [
+        row for column in columns for row, value in enumerate(table.columns[column]) if "\n" in value and "\t" in value
+    ]
+    if not rows:
+        return []
+    lines = some([str(table.lines[row]) for row in sorted(set(rows))])
+    hint = "if quotes are plain characters, set data.quoting=false"
+    return [f"{table.source}: quotes enclose line ends and tabs in the texts on line {lines}; {hint}"]
+
+
+def _lines(source: Path | bytes, pairs: bool) -> list[tuple[str, str | None]]:
+    text, name = read_text(source)
+    found: list[tuple[str, str | None]] = []
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        fields = [field.strip() for field in (line.split("\t") if pairs else [line])]
+        if pairs and line.strip() and len(fields) != 2:
+            raise DataError(
+                f"{len(fields)} texts where the model takes two",
+                where=f"{name}:{number}",
+                hint="write them with one tab between, or give a csv, tsv or jsonl file",
+            )
+        if not all(fields):
+            raise DataError("the text is empty", where=f"{name}:{number}", hint="write one text a line")
+        found.append((fields[0], fields[1] if pairs else None))
+    return found

@@ -1,0 +1,169 @@
+"""Texts as flat arrays of their tokens, and as flat arrays of their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigctl.data.text import tokenization
+from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BLOCK = 1000  # texts encoded at once: the library's own records of a text are many times its size
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as tokens, one after the other.
+
+    Attributes:
+        tokens: all of them, uint16 where that is enough, else int32 [T].
+        offsets: where each text begins, int64 [N + 1].
+        second: place of the first token of the second text in its example; the example's length without one, int32 [N].
+        cut: which texts were longer than allowed, bool [N].
+        unknown: share of unknown tokens.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    second: np.ndarray
+    cut: np.ndarray
+    unknown: float
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, truncate: str
+) -> Encoded:
+    """Tokens of texts, or of pairs of them, special tokens included, none longer than `max_length`."""
+    marks = tokenization.special(tokenizer)
+    cls, sep = [marks["cls"]], [marks["sep"]]
+    kind = _kind(tokenizer)
+    parts: list[np.ndarray] = []
+    lengths, second = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
+    cut, unknown = np.zeros(len(texts), bool), 0
+    seconds = _ids(tokenizer, pairs) if pairs is not None else None
+    for number, first in enumerate(_ids(tokenizer, texts)):
+        other = next(seconds) if seconds is not None else None
+        room = max_length - (2 if other is None else 3)
+        total = len(first) + len(other or ())
+        if total > room:
+            cut[number] = True
+            if other is None:
+                first = shorten(first, room, truncate)
+            else:
+                share = _shares(len(first), len(other), room)
+                first, other = shorten(first, share[0], truncate), shorten(other, share[1], truncate)
+        example = cls + first + sep
+        second[number] = len(example)
+        if other is not None:
+            example += other + sep
+        lengths[number] = len(example)
+        parts.append(np.array(example, kind))
+    tokens = np.concatenate(parts) if parts else np.empty(0, kind)
+    if "unk" in marks and len(tokens):
+        unknown = int(np.count_nonzero(tokens == marks["unk"]))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Encoded(tokens, offsets, second, cut, unknown / max(1, len(tokens)))
+
+
+def encode_stream(tokenizer: Tokenizer, documents: Sequence[str], *, boundaries: bool) -> np.ndarray:
+    """Documents as one run of tokens, uint16 where that is enough, else int32 [T].
+
+    Args:
+        tokenizer: any.
+        documents: texts, in order.
+        boundaries: put the end token between two of them.
+
+    Raises:
+        DataError: if an end token is wanted and there is none.
+    """
+    last, kind = tokenization.end(tokenizer), _kind(tokenizer)
+    if boundaries and last is None and len(documents) > 1:
+        hint = "data.boundaries=false puts nothing between documents; or choose another recipe.tokenizer"
+        raise DataError("the tokenizer has no token for the end of a document", where="data.boundaries", hint=hint)
+    divisible = _divisible(tokenizer)
+    parts: list[np.ndarray] = []
+    for number, document in enumerate(documents):
+        if number and boundaries:
+            parts.append(np.array([last], kind))
+        pieces = list(tokenization.pieces(document)) if divisible else [document]
+        parts += [np.array(ids, kind) for ids in _ids(tokenizer, pieces)]
+    return np.concatenate(parts) if parts else np.empty(0, kind)
+
+
+def _divisible(tokenizer: Tokenizer) -> bool:
+    """Whether a text has the tokens of its parts: not where something is put before each text."""
+    parts = ("a", "\n\nb", " c")
+    whole = tokenizer.encode("".join(parts), add_special_tokens=False).ids
+    return whole == [n for part in parts for n in tokenizer.encode(part, add_special_tokens=False).ids]
+
+
+def _kind(tokenizer: Tokenizer) -> Any:
+    """The smaller of the two types that tokens are stored as which holds them all."""
+    return np.int32 if tokenizer.get_vocab_size(with_added_tokens=True) > 2**16 else np.uint16
+
+
+def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+    for start in range(0, len(texts), _BLOCK):
+        block = [str(text) for text in texts[start : start + _BLOCK]]
+        for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False):
+            yield encoding.ids
+
+
+def shorten(ids: list[int], room: int, truncate: str) -> list[int]:
+    """At most `room` tokens: the first, the last, or a quarter and three quarters of them (Sun et al. 2019)."""
+    if len(ids) <= room:
+        return ids
+    if truncate == "tail":
+        return ids[len(ids) - room :]
+    if truncate == "head_tail":
+        head = room // 4
+        return ids[:head] + ids[len(ids) - (room - head) :]
+    return ids[:room]
+
+
+def _shares(first: int, other: int, room: int) -> tuple[int, int]:
+    """How much of each text of a pair is kept: the longer one is cut until they are equally long.
+
+    Of an odd room the longer one, or the second, has the token more, as in the `tokenizers` library.
+    """
+    short = min(first, other, room // 2)
+    return (room - short, short) if first > other else (short, room - short)
+
+
+# ----------------------------------------------------------------------------------------------------- texts as arrays
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts themselves, as they were read, in arrays that can be mapped into memory.
+
+    Attributes:
+        content: UTF-8 of all texts, one after the other, uint8 [T].
+        offsets: where each begins, int64 [N + 1].
+    """
+
+    content: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, number: int) -> str:
+        start, end = int(self.offsets[number]), int(self.offsets[number + 1])
+        return bytes(self.content[start:end]).decode("utf-8")
+
+    def head(self, size: int) -> str:
+        """The beginning of the first text, about so many bytes of it."""
+        return bytes(self.content[: min(size, int(self.offsets[1]))]).decode("utf-8", "ignore")
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Texts:
+        encoded = [str(text).encode("utf-8", "replace") for text in texts]
+        offsets = np.concatenate([[0], np.cumsum([len(text) for text in encoded], dtype=np.int64)])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets.astype(np.int64))

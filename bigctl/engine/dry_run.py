@@ -1,0 +1,87 @@
+"""What an experiment would cost, from its compiled step, without training anything."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from bigctl.config.schema import Config
+
+
+def report(config: Config) -> dict[str, Any]:
+    """Shapes, parameter count, sharding, memory and floating-point operations of one training step.
+
+    Raises:
+        BigctlError: for whatever would keep the training from starting.
+    """
+    import jax
+    import numpy as np
+
+    from bigctl.engine import experiment as experiments
+    from bigctl.engine.finish import count, devices
+    from bigctl.parallel import mesh as meshes
+    from bigctl.training import feed
+    from bigctl.training.checkpoints import store
+
+    if config.train.compile_cache:
+        experiments.use_compile_cache()
+    experiment = experiments.build(config)
+    programs, dataset = experiment.programs, experiment.dataset
+    state = programs.abstract_state
+    config = experiment.config
+    columns = dataset.splits["train"]
+    shared = meshes.batch_sharding(programs.mesh)
+    examples = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared),
+        experiment.objective.example_shapes(config.train.batch_size),
+    )
+    compiled = programs.step_sent.lower(state, examples, programs.numbers).compile()
+    memory = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}  # of the program of each device
+    flops = cost["flops"] * programs.mesh.size if "flops" in cost else None
+    shardings = {name: str(leaf.sharding.spec) for name, leaf in store.flatten(state.params).items()}
+    per_device = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    return {
+        "recipe": config.recipe.kind,
+        "model": config.model.kind,
+        "parameters": count(state.params),
+        "shapes": {name: list(leaf.shape) for name, leaf in store.flatten(state.params).items()},
+        "sharding": shardings,
+        "devices": devices(programs.mesh),
+        "data": {split: dataset.size(split) for split in dataset.splits},
+        "batch": {name: list(value.shape) for name, value in examples.items()},
+        "resident": feed.fits(columns, config),
+        "steps": experiment.cadence.total,
+        "state_bytes_per_device": per_device,
+        "step_temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+        "flops_per_step": flops,
+        "flops_per_example": math.nan if flops is None else flops / config.train.batch_size,
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    from bigctl.cli.common import size
+
+    lines = [f"{report['recipe']}: model {report['model']}, {report['parameters']:,} parameters"]
+    width = max(len(name) for name in report["shapes"])
+    for name, shape in report["shapes"].items():
+        lines.append(f"  {name:<{width}}  {'x'.join(map(str, shape)) or 'scalar':<16}  {report['sharding'][name]}")
+    devices = report["devices"]
+    mesh = " x ".join(f"{axis} {n}" for axis, n in devices["mesh"].items())
+    lines.append(f"devices: {devices['count']} {devices['kind']} ({mesh})")
+    lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
+    batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
+    place = "kept on the device" if report["resident"] else "sent batch by batch"
+    lines.append(f"batch: {batch}; training split {place}")
+    memory = f"memory per device: state {size(report['state_bytes_per_device'])}"
+    if report["step_temporary_bytes"]:
+        memory += f", one step {size(report['step_temporary_bytes'])}"
+    lines.append(memory)
+    if report["flops_per_step"]:
+        lines.append(f"compute: {report['flops_per_step'] / 1e9:.3g} GFLOP a step, by the compiler's count")
+    lines.append(f"length: {report['steps']:,} steps; nothing was trained")
+    return "\n".join(lines)

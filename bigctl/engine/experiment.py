@@ -1,0 +1,163 @@
+"""Configuration -> everything that is needed to compute: mesh, data, objective, programs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigctl.config import cadence, schema
+from bigctl.config.cadence import Cadence
+from bigctl.data import prepare
+from bigctl.data.dataset import Dataset, Features
+from bigctl.engine import resolve
+from bigctl.errors import ConfigError
+from bigctl.lazy import load_class
+from bigctl.parallel import mesh as meshes
+from bigctl.parallel import partition
+from bigctl.runs import provenance
+from bigctl.training import feed as feeds
+from bigctl.training.evaluation import Evaluator
+from bigctl.training.step import Programs
+from bigctl.training.task import Objective
+
+log = logging.getLogger("bigctl")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, built but not started."""
+
+    config: schema.Config
+    dataset: Dataset
+    objective: Objective
+    programs: Programs
+    cadence: Cadence
+    metric: str
+    mode: str
+
+    def feed(self) -> feeds.Feed:
+        """Where the batches of training come from."""
+        return feeds.make(self.programs, self.dataset.splits["train"], self.config)
+
+    def evaluator(self, split: str, prefix: str) -> Evaluator:
+        """How a split is scored; `prefix` is what its metrics' names begin with."""
+        edges = feeds.edges_of(self.dataset.splits["train"], self.config)
+        return Evaluator(self.programs, self.dataset.splits[split], self.config, prefix=prefix, edges=edges)
+
+
+def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Weights that training starts from, by parameter path, and what there is to say of them."""
+    init_from = experiment.config.model.init_from
+    if init_from is None:
+        return {}, []
+    from bigctl.interop import loading, sources
+
+    shapes = {
+        partition.path_name(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(experiment.programs.abstract_state.params)[0]
+    }
+    classes = experiment.dataset.features.classes
+    weights, new, unused = loading.weights(sources.locate(init_from), shapes, classes=classes)
+    notes = [f"{len(weights)} of {len(shapes)} parameters from {init_from}"]
+    notes += [f"newly initialised: {_few(new)}"] if new else []
+    notes += [f"not used: {_few(unused)}"] if unused else []
+    return weights, notes
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
+    """Build the programs; nothing is computed yet. The data is prepared if it is not given.
+
+    Raises:
+        ConfigError, DataError: where configuration, data and devices do not fit each other.
+    """
+    if dataset is None:
+        config = resolve.resolve(config)
+        dataset = resolve.prepare_data(config)
+    when = cadence.make(config, dataset.size("train"))
+    mesh = meshes.make(config.mesh)
+    meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    meshes.check_model(mesh, config.model)
+    objective = make_objective(config, dataset.features, dataset)
+    programs = Programs(config, objective, mesh, when.total)
+    _check_freeze(config, programs)
+    metric = config.eval.metric or objective.metric
+    known = programs.metric_names("val")
+    if metric not in known:
+        raise ConfigError(
+            f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
+        )
+    return Experiment(config, dataset, objective, programs, when, metric, mode_of(config, metric))
+
+
+def _check_freeze(config: schema.Config, programs: Programs) -> None:
+    names = [
+        partition.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(programs.abstract_state.params)[0]
+    ]
+    for pattern in config.optimizer.freeze:
+        if not any(re.search(pattern, name) for name in names):
+            raise ConfigError(
+                f"no parameter's path has {pattern!r} in it", where="optimizer.freeze", hint=f"paths are {_few(names)}"
+            )
+    if not any(jax.tree.leaves(programs.trained(programs.abstract_state.params))):
+        raise ConfigError("nothing is left to train", where="optimizer.freeze", hint="freeze less")
+
+
+def rebuild(config: schema.Config, features: Features) -> Programs:
+    """The programs of a trained run, from what it says of its data; the data itself is not touched."""
+    objective = make_objective(config, features)
+    return Programs(config, objective, meshes.make(config.mesh), total_steps=1)
+
+
+def make_objective(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Any:
+    counts = None
+    if dataset is not None and features.classes:
+        counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
+    return load_class(config.recipe)(config, features, counts)
+
+
+def mode_of(config: schema.Config, metric: str) -> str:
+    """Whether a metric should be large or small: as configured, else by its name."""
+    if config.eval.mode:
+        return config.eval.mode
+    return schema.mode_by_name(metric)
+
+
+def use_compile_cache() -> Path | None:
+    """Keep compiled programs between starts, in a folder of this jaxlib and processor that only the user can write.
+
+    Whoever can write such a folder can run code as its reader, so one that others can write is not used.
+    """
+    import stat
+
+    import jaxlib
+
+    host = provenance.digest(provenance.cpu() + os.environ.get("XLA_FLAGS", ""))
+    folder = prepare.cache_root() / "compiled" / f"jaxlib-{jaxlib.__version__}-{host}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for private in (folder.parent, folder):
+            found = private.stat()
+            if found.st_uid != os.getuid():
+                log.warning("compiled programs are not kept: %s belongs to another user", private)
+                return None
+            if stat.S_IMODE(found.st_mode) & 0o077:
+                private.chmod(0o700)
+    except OSError as error:
+        log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
+    return folder

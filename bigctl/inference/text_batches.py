@@ -1,0 +1,86 @@
+"""Texts as a trained model takes them: encoded with the run's own tokenizer, in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigctl.data.dataset import Features
+from bigctl.data.layouts import ragged
+from bigctl.data.layouts.ragged import LengthEvaluationPlan
+from bigctl.data.text import encoding, tokenization
+from bigctl.errors import RunError
+from bigctl.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCH, FEW = 64, 16
+"""Texts a batch, and where there are no more than so few of them."""
+
+_MULTIPLE = 32  # of which padded lengths are: few programs to compile, little padding
+
+Text = str | tuple[str, str]
+"""A text, or a pair of them."""
+
+
+def tokenizer_of(run: RunDirectory, features: Features) -> Tokenizer:
+    """The tokenizer that a run was trained with.
+
+    Raises:
+        RunError: if it is not there, or not the one that it was.
+    """
+    assert features.tokenizer is not None
+    hint = "bring it back as it was; a copy may be in a backup, or in an export of the run"
+    if not run.tokenizer.is_file():
+        raise RunError("is missing, and texts cannot be encoded without it", where=str(run.tokenizer), hint=hint)
+    if tokenization.sha256(run.tokenizer) != features.tokenizer["sha256"]:
+        raise RunError("is not the tokenizer that the run was trained with", where=str(run.tokenizer), hint=hint)
+    return tokenization.read(run.tokenizer, stream=features.kind == "stream")
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[Text], features: Features) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns `inputs`, `offsets` and `second` as a data set has them, and which texts were cut, bool [N].
+
+    Raises:
+        ValueError: for a text that is empty or no text, or where there are not as many texts as the model takes.
+    """
+    assert features.tokenizer is not None
+    longest, rule = features.tokenizer["max_length"], features.tokenizer["truncate"]
+    pairs = [_checked(given, number, features.pairs) for number, given in enumerate(texts)]
+
+    second = [pair[1] for pair in pairs] if features.pairs else None
+    encoded = encoding.encode(tokenizer, [pair[0] for pair in pairs], second, longest, rule)
+    return {"inputs": encoded.tokens, "offsets": encoded.offsets, "second": encoded.second}, encoded.cut
+
+
+def _checked(given: Any, number: int, pairs: bool) -> tuple[str, ...]:
+    parts = (given,) if isinstance(given, str) else tuple(given)
+    if len(parts) != 1 + pairs:
+        what = "pairs of texts, (first, second)" if pairs else "single texts"
+        raise ValueError(f"the model takes {what}; at {number} there are {len(parts)}")
+    for part in parts:
+        if not isinstance(part, str):
+            raise ValueError(f"{type(part).__name__} at {number} is no text")
+        if not part.strip():
+            raise ValueError(f"the text at {number} is empty")
+    try:
+        "".join(parts).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the text at {number} has half of a character (a lone surrogate)") from None
+    return tuple(part.strip() for part in parts)  # as in training
+
+
+def batches(
+    columns: dict[str, np.ndarray], rows: np.ndarray, longest: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Batches of some rows of a split, sorted by length: places in `rows` of those that are real, int [n], and the
+    columns that a model takes, of one of two sizes and few lengths."""
+    lengths = ragged.lengths_of(columns)[rows]
+    edges = tuple(range(_MULTIPLE, longest, _MULTIPLE)) + (longest,)
+    plan = LengthEvaluationPlan(lengths, FEW if len(rows) <= FEW else BATCH, edges)
+    columns = {name: columns[name] for name in ("inputs", "offsets", "second")}
+    for places, mask, length in plan.batches():
+        yield places[mask > 0], ragged.take(columns, rows[places], length)

@@ -1,0 +1,100 @@
+"""Everything known about a run, in whatever state it is: for `bigctl info` and for reports. Free of jax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bigctl.errors import RunError
+from bigctl.runs import directory, listing
+from bigctl.runs.directory import RunDirectory
+
+
+def gather(run: RunDirectory) -> dict[str, Any]:
+    """Facts about a run in any state; what is missing, because it was killed early, is None or empty.
+
+    Raises:
+        RunError: if its run.json cannot be read.
+    """
+    record, status, notes = run.record(), run.status(), []
+    summary: dict[str, Any] = {}
+    if status == directory.COMPLETE:
+        try:
+            summary = run.summary()
+        except RunError as error:
+            notes.append(str(error))
+    row, progress, saved = listing.row(run), listing.newest_progress(run), listing.checkpoints(run)
+    best, last = progress.get("best_step"), max((c.step for c in saved if c.committed), default=None)
+    selected = summary.get("selected_step", best)
+    if selected is not None and not any(c.committed and c.step == selected for c in saved):
+        notes.append(f"the selected checkpoint, of step {selected}, is not on disk any more")
+    data = record.get("data") or {}
+    return {
+        "run": str(run.path),
+        "status": status,
+        "message": record.get("message") or "",
+        "exit_code": record.get("exit_code"),
+        "held_by": listing.holder(run) if status == directory.RUNNING else None,
+        "log": str(run.log) if run.log.exists() else None,
+        "recipe": record.get("recipe"),
+        "parameters": record.get("parameters"),
+        "step": row.step,
+        "total": _total(run, data.get("sizes") or {}, notes),
+        "stopped": summary.get("stopped") or progress.get("stopped") or "",
+        "selected_step": selected,
+        "selected_by": row.metric or None,
+        "metrics": summary.get("metrics") or progress.get("best_metrics") or {},
+        "timings": summary.get("timings"),
+        "checkpoints": [
+            {"step": c.step, "bytes": c.bytes, "committed": c.committed, "best": c.step == best, "last": c.step == last}
+            for c in saved
+        ],
+        "bytes": listing.disk_size(run.path),
+        "created": record.get("created"),
+        "updated": record.get("updated"),
+        "starts": record.get("starts") or [],
+        "overrides": record.get("overrides") or _lines(run.overrides),
+        "data": {name: data.get(name) for name in ("fingerprint", "sizes", "info")} if data else None,
+        "devices": record.get("devices"),
+        "code": {k: v for k, v in (record.get("code") or {}).items() if k != "diff"},
+        "packages": record.get("packages") or {},
+        "plugins": record.get("plugins") or [],
+        "machine": record.get("machine") or {},
+        "notes": notes,
+    }
+
+
+def _total(run: RunDirectory, sizes: dict[str, int], notes: list[str]) -> int | None:
+    """The length of training [steps]; read leniently, because the components of a plugin need not be known here."""
+    from omegaconf import OmegaConf
+
+    from bigctl.config.cadence import total_steps
+
+    if not run.config.exists() or "train" not in sizes:
+        return None
+    try:
+        config: Any = OmegaConf.load(run.config)
+        return total_steps(config, int(sizes["train"]))
+    except Exception as error:  # whatever a YAML parser makes of a damaged file
+        notes.append(f"{run.config}: cannot be read ({type(error).__name__})")
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError):
+        return []
+
+
+def use(run: RunDirectory) -> str:
+    """The command that uses what was trained, by what its data looks like. Raises RunError, KeyError without data."""
+    record, path = run.record(), run.path
+    features = record["data"]["features"]
+    if record["recipe"] == "bert_mlm":
+        return f"bigctl train recipe=bert_cls model.init_from={path}"
+    if features["kind"] == "stream":
+        return f'bigctl generate {path} --prompt "..."'
+    if features["kind"] == "text":
+        return f'bigctl predict {path} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")
+    return f"bigctl predict {path} {'FILE.csv' if features['kind'] == 'table' else 'FILE.png'}"

@@ -1,0 +1,356 @@
+"""Packed trials: many small trainings in one process, side by side in one program where that pays.
+
+Each trial is trained by `runs.trainer` like any other run, in a thread of its own: lock, log, metrics, checkpoints,
+resuming, early stopping and failures are those of a single run. What the trials of one process share is what costs most
+of a small training: start-up, data, and compiled programs; and packs of `width` of them take their steps together (see
+`training.packed`).
+
+    python -m bigctl.sweeps.packed.runner JOB.json
+
+trains the trials of a job, {"trials": [{"id", "overrides", "run"}], "config_dirs": [], "plugins": [], "mode": "auto" or
+"yes", "extra": [more overrides], "quiet": true}. It writes JOB.verdict.json, how they are trained and why, and in the
+end JOB.ends.json, what became of each. A file `prune` in a run directory, with the reason as its text, ends that trial
+at the next event, with a checkpoint, as if it had been asked to stop.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigctl.config.compose import Composed
+from bigctl.config.schema import Config
+from bigctl.engine import trainer
+from bigctl.engine.setup import Setup
+from bigctl.errors import BigctlError, ConfigError, Preempted
+from bigctl.runs import directory
+from bigctl.runs.directory import RunDirectory
+from bigctl.sweeps.packed import compatibility
+from bigctl.sweeps.packed import pack_width as width_of
+from bigctl.sweeps.packed.pack_width import Verdict
+from bigctl.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from bigctl.engine.experiment import Experiment
+    from bigctl.training.packed.pack import Pack, PackedSteps
+
+TOGETHER, MEMORY = 32, 2**28
+"""Trials that are in training at the same time, where their states fit so many bytes; the next ones wait. While some
+compute, others start, write or end; at least two packs do so."""
+PRUNE = "prune"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to train: which, what, and where."""
+
+    id: str
+    composed: Composed
+    path: Path
+
+    @property
+    def config(self) -> Config:
+        return self.composed.config
+
+
+@dataclass(frozen=True)
+class End:
+    """What became of a trial: its summary, or what ended it before it was complete."""
+
+    job: Job
+    summary: dict[str, Any] | None = None
+    error: Exception | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        if self.error is None:
+            return {"status": directory.COMPLETE, "message": "", "exit_code": 0}
+        status = directory.PREEMPTED if isinstance(self.error, Preempted) else RunDirectory(self.job.path).status()
+        code = self.error.exit_code if isinstance(self.error, BigctlError) else 1
+        status = directory.FAILED if status in (directory.NEW, directory.RUNNING) else status
+        return {"status": status, "message": str(self.error), "exit_code": code}
+
+
+class TrialStop:
+    """The stop request of one trial: that of the process, or the file `prune` in its run directory."""
+
+    def __init__(self, process: StopRequest, run: Path):
+        self._process, self._file = process, run / PRUNE
+        self._pruned: str | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        if self._pruned is None and self._file.exists():
+            self._pruned = self._file.read_text(encoding="utf-8").strip() or "pruned"
+        return 75 if self._pruned is not None else self._process.exit_code
+
+    @property
+    def reason(self) -> str:
+        return self._process.reason if self._pruned is None else self._pruned
+
+    def reached(self, steps: int) -> bool:
+        return self.exit_code is not None or self._process.reached(steps)
+
+    def room(self, steps: int, limit: int) -> int:
+        return limit
+
+    def at(self, deadline: float, reason: str) -> None:
+        self._process.at(deadline, reason)
+
+
+# --------------------------------------------------------------------------------------------------- what is shared
+
+
+class Shared:
+    """What all trials of a group have in common: data, programs, evaluators. All of it is made here, once.
+
+    Args:
+        jobs: the group; what they share is made from the first.
+    """
+
+    def __init__(self, jobs: Sequence[Job]):
+        from bigctl.engine import experiment as experiments
+        from bigctl.engine import resolve
+
+        config = jobs[0].config
+        if config.train.compile_cache:
+            experiments.use_compile_cache()
+        self.dataset = resolve.prepare_data(resolve.resolve(config), RunDirectory(jobs[0].path).tokenizer)
+        self.experiment: Experiment = experiments.build(resolve.resolve(config), self.dataset)
+        self.surroundings = Setup().surroundings()
+        self._evaluators: dict[tuple[str, str], Any] = {}
+        self._steps: dict[int, PackedSteps] = {}
+        self._lock = threading.Lock()
+
+    def packs_at_once(self, width: int) -> int:
+        """How many packs train at the same time."""
+        import jax
+
+        programs = self.experiment.programs
+        if programs.mesh.size > 1:
+            return 1  # devices that wait for each other must all get their work in the same order
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(programs.abstract_state))
+        return max(2, min(TOGETHER, MEMORY // max(1, state)) // width)
+
+    def steps(self, width: int) -> PackedSteps:
+        """The compiled steps of so many trials side by side."""
+        from bigctl.training.packed.pack import PackedSteps
+
+        built = self.experiment
+        columns = built.dataset.splits["train"]
+        with self._lock:
+            if width not in self._steps:
+                self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
+            return self._steps[width]
+
+    def programs(self, config: Config) -> Any:
+        """Those of one trial."""
+        with self._lock:  # what the first one makes, all others copy
+            return self.experiment.programs.like(config)
+
+    def evaluator(self, split: str, prefix: str) -> Any:
+        """For one trial; the data is on the device once."""
+        with self._lock:
+            if (split, prefix) not in self._evaluators:
+                self._evaluators[split, prefix] = self.experiment.evaluator(split, prefix)
+                self._evaluators[split, prefix].place()
+            return copy.copy(self._evaluators[split, prefix])
+
+    def refusal(self) -> str | None:
+        """Why their data or this machine does not let them be packed, if it does not."""
+        from bigctl.training.packed import pack
+
+        built = self.experiment
+        return pack.refusal(built.programs, built.dataset.splits["train"], built.config)
+
+
+class _TrialSetup(Setup):
+    """How one trial of a group comes to its data and programs; without a pack it takes its steps by itself."""
+
+    def __init__(self, shared: Shared, trials: int, width: int, pack: Pack | None, lane: int):
+        self.shared, self.pack, self.lane = shared, pack, lane
+        self.note = {"packed": {"trials": trials, "width": width}}
+
+    def data(self, config: Config, stored: Path) -> Any:
+        return self.shared.dataset
+
+    def surroundings(self) -> dict[str, Any]:
+        return self.shared.surroundings
+
+    def checkpoints(self, own: Any) -> Any:
+        from bigctl.training.checkpoints.async_checkpoints import QueuedCheckpoints
+
+        return QueuedCheckpoints(own)
+
+    def build(self, config: Config, dataset: Any) -> Experiment:
+        from bigctl.engine.experiment import Experiment
+
+        shared, pack, lane = self.shared, self.pack, self.lane
+
+        class Packed(Experiment):
+            def feed(self) -> Any:
+                from bigctl.training.packed.pack import PackedFeed
+
+                if pack is None:
+                    return super().feed()
+                return PackedFeed(pack, lane, self.programs, dataset.splits["train"], config)
+
+            def evaluator(self, split: str, prefix: str) -> Any:
+                return shared.evaluator(split, prefix)
+
+        built = shared.experiment
+        return Packed(
+            config, dataset, built.objective, shared.programs(config), built.cadence, built.metric, built.mode
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def train(
+    jobs: Sequence[Job],
+    *,
+    stop: StopRequest,
+    mode: str = "auto",
+    plugins: Sequence[str] = (),
+    decided: Callable[[Verdict], None] = lambda verdict: None,
+    ended: Callable[[End], None] = lambda end: None,
+) -> tuple[list[End], Verdict]:
+    """Train trials that are alike but for numbers and seeds, to their ends.
+
+    Args:
+        jobs: the trials.
+        stop: an entered one.
+        mode: "auto" packs where that can be done and pays, "yes" packs.
+        plugins: modules the configurations need, for the record.
+        decided: told how, before training begins.
+        ended: told of each trial when it ends.
+
+    Raises:
+        ConfigError: where they cannot be packed. What ends single trials is in what comes back.
+    """
+    from bigctl.parallel import host_memory
+    from bigctl.training.packed.pack import Pack
+
+    configs = [job.config for job in jobs]
+    refused = compatibility.refusal(configs) if mode == "yes" else compatibility.differences(configs)
+    if refused is not None:
+        raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
+    host_memory.keep_memory()
+    shared = Shared(jobs)
+    verdict = width_of.decide(shared, [job.path for job in jobs], mode)
+    decided(verdict)
+    width = verdict.width
+    shares = _shares(jobs, width)
+    room, ending = threading.Semaphore(shared.packs_at_once(width)), threading.Lock()
+    ends: list[End] = []
+
+    def one(job: Job, setup: _TrialSetup) -> None:
+        try:
+            if stop.exit_code is not None:
+                raise Preempted(f"stopped by {stop.reason} before it was started", exit_code=stop.exit_code)
+            end = End(job, _train(job, setup, TrialStop(stop, job.path), plugins))
+        except Exception as error:
+            end = End(job, error=error)
+        finally:
+            if setup.pack is not None:
+                setup.pack.leave(setup.lane)
+        with ending:
+            ends.append(end)
+            ended(end)
+
+    def some(share: Sequence[Job]) -> None:
+        with room:
+            pack = Pack(shared.steps(width), len(share)) if width > 1 else None
+            setups = [_TrialSetup(shared, len(jobs), width, pack, lane) for lane in range(len(share))]
+            _each_in_a_thread(one, list(zip(share, setups, strict=True)))
+
+    _each_in_a_thread(some, [(share,) for share in shares])
+    order = {job.id: number for number, job in enumerate(jobs)}
+    return sorted(ends, key=lambda end: order[end.job.id]), verdict
+
+
+def _train(job: Job, setup: Setup, stop: Any, plugins: Sequence[str]) -> dict[str, Any]:
+    argv = ["train", *job.composed.overrides, "--run-dir", str(job.path)]
+    options = trainer.Options(quiet=True, plugins=plugins, argv=argv, stop=stop, setup=setup)
+    return trainer.train(job.composed, job.path, options)
+
+
+def _each_in_a_thread(call: Any, arguments: Sequence[tuple[Any, ...]]) -> None:
+    threads = [threading.Thread(target=call, args=each, name=f"trial {n}") for n, each in enumerate(arguments)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.2)  # in slices, for signals
+
+
+def _shares(jobs: Sequence[Job], width: int) -> list[Sequence[Job]]:
+    """The packs, as equal in size as can be."""
+    count = -(-len(jobs) // width)
+    bounds = [len(jobs) * number // count for number in range(count + 1)]
+    return [jobs[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+# ----------------------------------------------------------------------------------------------------- the process
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the trials of a job file; 0 if each of them has ended one way or another, 75 or 130 if asked to stop."""
+    if len(arguments) != 1:
+        print("usage: python -m bigctl.sweeps.packed.runner JOB.json", file=sys.stderr)
+        return 2
+    path = Path(arguments[0])
+    try:
+        with StopRequest() as stop:
+            return _main(path, stop)
+    except BigctlError as error:
+        print(f"bigctl: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _main(path: Path, stop: StopRequest) -> int:
+    from bigctl.config.compose_many import compose_all
+    from bigctl.files import write_json
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        trials = [
+            (str(t["id"]), [*t["overrides"], *content.get("extra", [])], Path(t["run"])) for t in content["trials"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"is no job of packed trials: {error!r}", where=str(path)) from error
+    plugins, dirs = content.get("plugins", []), [Path(each) for each in content.get("config_dirs", [])]
+
+    def decided(verdict: Verdict) -> None:
+        print(verdict.sentence, file=sys.stderr, flush=True)
+        verdicts.append(verdict.to_json())
+        write_json(path.with_suffix(".verdict.json"), {"groups": verdicts})
+
+    def ended(end: End) -> None:
+        if not content.get("quiet"):
+            print(f"{end.job.path}: {end.error or 'complete'}", file=sys.stderr, flush=True)
+
+    composed = compose_all([given for _, given, _ in trials], config_dirs=dirs, plugins=plugins)
+    jobs = [Job(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
+    ends: list[End] = []
+    verdicts: list[dict[str, Any]] = []
+    for group in compatibility.groups(jobs, lambda job: job.config):
+        mode = content.get("mode", "auto")
+        try:
+            ends += train(group, stop=stop, mode=mode, plugins=plugins, decided=decided, ended=ended)[0]
+        except Exception as error:  # of data that is missing, say: other groups may have other data
+            for job in group:
+                ends.append(End(job, error=error))
+                ended(ends[-1])
+    write_json(path.with_suffix(".ends.json"), {"trials": {end.job.id: end.to_json() for end in ends}})
+    return stop.exit_code or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

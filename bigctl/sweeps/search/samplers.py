@@ -1,0 +1,199 @@
+"""What proposes the points of a sweep: a grid, chance, or what Optuna and CMA-ES learn from the points that are done.
+
+Each proposal is a function of the sweep's seed, its number and the history alone. So a study that was killed, and is
+run again, proposes the same; nothing is kept between two proposals but what can be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bigctl.config.schema import mode_by_name
+from bigctl.sweeps.search import space
+from bigctl.sweeps.search.space import Plan
+from bigctl.sweeps.search.sweep_syntax import Axis
+from bigctl.sweeps.trials import COMPLETE, Point
+
+LISTED = 100_000
+"""A space of choices with no more points than this is drawn from as a list, so that none comes twice."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is known of a point that was proposed; its number is its place in the history.
+
+    Attributes:
+        point: the searched keys and their values.
+        score: mean of the metric over its seeds; None where there is none yet, or none at all.
+        second: the same of the second metric.
+        status: waiting, running, stopped, complete, pruned or failed.
+        curve: {step: value of the metric} as far as it came.
+    """
+
+    point: Point
+    score: float | None = None
+    second: float | None = None
+    status: str = COMPLETE
+    curve: Mapping[int, float] = field(default_factory=dict)
+
+
+class Sampler(Protocol):
+    def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
+        """The point of this number, given what became of those before; None where the space is used up."""
+
+
+def make(plan: Plan, mode: str | None = None, pareto_mode: str | None = None) -> Sampler:
+    """The sampler that a plan names.
+
+    Args:
+        plan: the sweep.
+        mode: whether scores should be "max" or "min"; None for what the plan says, or the metric's name.
+        pareto_mode: the same of the second metric.
+
+    Raises:
+        ConfigError: if it cannot search this space, or its package is missing.
+    """
+    sweep = plan.sweep
+    if sweep.sampler == "grid":
+        return Grid(plan)
+    if sweep.sampler == "random":
+        return Random(plan)
+    from bigctl.sweeps.search import model_based
+
+    config = plan.base.config
+    configured = (config.eval.metric, config.eval.mode) if sweep.metric is None else (sweep.metric, None)
+    modes = [mode or sweep.mode or configured[1] or mode_by_name(configured[0] or "")]
+    if sweep.pareto is not None and sweep.sampler == "nsga2":
+        modes.append(pareto_mode or sweep.pareto_mode or mode_by_name(sweep.pareto))
+    if sweep.sampler == "cmaes":
+        return model_based.CmaEs(plan, modes[0])
+    return model_based.Optuna(plan, modes)
+
+
+class Grid:
+    """All points in order, but for those that have been: of a grid that was made larger, what is new."""
+
+    def __init__(self, plan: Plan):
+        self.points = space.points(plan)
+
+    def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
+        known = {key_of(seen.point) for seen in history}
+        return next((point for point in self.points if key_of(point) not in known), None)
+
+
+class Random:
+    """Points drawn evenly from each axis, by its logarithm where it says so; of a finite space each one once."""
+
+    def __init__(self, plan: Plan):
+        self.dimensions, self.seed = plan.space.dimensions, plan.sweep.seed
+        self.size = math.prod(size(dimension) for dimension in self.dimensions)
+        self.uneven = any(axis.log and axis.integer for axis in plan.space.axes)
+        self.order: list[int] = []
+        if self.size <= LISTED:
+            self.order = random.Random(derived(self.seed)).sample(range(int(self.size)), int(self.size))
+
+    def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
+        seen = [observation.point for observation in history]
+        if number < len(self.order) and not self.uneven:
+            point = self._numbered(self.order[number])
+            if point not in seen:  # it may be, where the space was another before
+                return point
+        return self.draw(number, seen)
+
+    def draw(self, number: int, seen: Sequence[Point]) -> Point | None:
+        """A point that has not been; None where all have."""
+        known = {key_of(point) for point in seen if within(self.dimensions, point)}
+        if len(known) >= self.size:
+            return None
+        for attempt in range(100):
+            rng = random.Random(derived(self.seed, number, attempt))
+            point = {key: value for dimension in self.dimensions for key, value in draw(dimension, rng).items()}
+            if key_of(point) not in known:
+                return point
+        left = (self._numbered(index) for index in self.order)
+        return next((point for point in left if key_of(point) not in known), None)
+
+    def _numbered(self, index: int) -> dict[str, str]:
+        """The point of a finite space with this number, the last dimension changing fastest."""
+        parts: list[dict[str, str]] = []
+        for dimension in reversed(self.dimensions):
+            index, place = divmod(index, int(size(dimension)))
+            axis = dimension[0]
+            if axis.interval is not None:
+                parts.append({axis.key: axis.text(axis.interval[0] + place)})
+            else:
+                parts.append({part.key: part.values[place] for part in dimension})
+        return {key: value for part in reversed(parts) for key, value in part.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ dimensions
+
+
+def size(dimension: tuple[Axis, ...]) -> float:
+    """How many settings a dimension has."""
+    axis = dimension[0]
+    if axis.interval is None:
+        return len(axis.values)
+    return axis.interval[1] - axis.interval[0] + 1 if axis.integer else math.inf
+
+
+def key_of(point: Point) -> tuple[tuple[str, str], ...]:
+    """What tells one point from another."""
+    return tuple(sorted(point.items()))
+
+
+def within(dimensions: Sequence[tuple[Axis, ...]], point: Point) -> bool:
+    """Whether a point is one of the space with these dimensions."""
+    if sorted(point) != sorted(axis.key for dimension in dimensions for axis in dimension):
+        return False
+    return all(_has(dimension, point) for dimension in dimensions)
+
+
+def _has(dimension: tuple[Axis, ...], point: Point) -> bool:
+    axis = dimension[0]
+    if axis.interval is None:
+        return {part.key: point[part.key] for part in dimension} in space.choices(dimension)
+    try:
+        value = float(point[axis.key])
+    except ValueError:
+        return False
+    return axis.interval[0] <= value <= axis.interval[1] and (value.is_integer() or not axis.integer)
+
+
+def draw(dimension: tuple[Axis, ...], rng: random.Random) -> dict[str, str]:
+    """One setting of a dimension by chance."""
+    axis = dimension[0]
+    if axis.interval is None:
+        return rng.choice(space.choices(dimension))
+    return {axis.key: from_unit(axis, rng.random())}
+
+
+def _ends(axis: Axis) -> tuple[float, float]:
+    """Where the unit interval begins and ends; whole numbers get half a step more, so that each has its share."""
+    assert axis.interval is not None
+    low, high = axis.interval
+    low, high = (low - 0.5, high + 0.5) if axis.integer else (low, high)
+    return (math.log(low), math.log(high)) if axis.log else (low, high)
+
+
+def from_unit(axis: Axis, unit: float) -> str:
+    """A number of an interval from its place in [0, 1]."""
+    low, high = _ends(axis)
+    value = low + float(unit) * (high - low)
+    return axis.text(math.exp(value) if axis.log else value)
+
+
+def to_unit(axis: Axis, value: float) -> float:
+    """The place of a number in its interval, from 0 to 1."""
+    low, high = _ends(axis)
+    return ((math.log(value) if axis.log else value) - low) / (high - low)
+
+
+def derived(*parts: int) -> int:
+    """32 bits from several numbers."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4], "big")

@@ -1,0 +1,357 @@
+"""What a sweep searches: axes of choices and intervals, some of them zipped, and seeds to repeat each point with.
+
+A command line is cut in three: what belongs to the search itself (`sweep=PRESET`, `sweep.KEY=VALUE`), what has several
+values (the space), and the rest, which all trials share. Free of jax.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigctl.config import checks, presets, schema, suggestions
+from bigctl.config.compose import Composed, compose, merged
+from bigctl.config.plugins import load
+from bigctl.config.schema import Config, Sweep
+from bigctl.errors import ConfigError
+from bigctl.sweeps import sweep_config
+from bigctl.sweeps.search import sweep_syntax
+from bigctl.sweeps.search.sweep_syntax import Axis
+
+Point = Mapping[str, str]
+
+MOST_POINTS = 100_000
+
+
+@dataclass(frozen=True)
+class Space:
+    """All axes of a sweep.
+
+    Attributes:
+        axes: in the order they were given.
+        zipped: keys that take their values together, the first with the first and so on; each of equal length.
+        seeds: repeats of every point; empty where nothing is said of seeds.
+    """
+
+    sweep_syntax: tuple[Axis, ...]
+    zipped: tuple[tuple[str, ...], ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def dimensions(self) -> tuple[tuple[Axis, ...], ...]:
+        """What varies by itself: an axis, or all that are zipped, where the first of them stands."""
+        group = {key: keys for keys in self.zipped for key in keys}
+        by_key = {axis.key: axis for axis in self.axes}
+        keys = dict.fromkeys(group.get(axis.key, (axis.key,)) for axis in self.axes)
+        return tuple(tuple(by_key[key] for key in zipped) for zipped in keys)
+
+    @property
+    def continuous(self) -> tuple[Axis, ...]:
+        """The intervals."""
+        return tuple(axis for axis in self.axes if not axis.values)
+
+
+def choices(dimension: Sequence[Axis]) -> list[dict[str, str]]:
+    """All settings of one dimension of choices; of an interval, both ends."""
+    if (interval := dimension[0].interval) is not None:
+        return [{dimension[0].key: dimension[0].text(end)} for end in interval]
+    keys = [axis.key for axis in dimension]
+    return [dict(zip(keys, row, strict=True)) for row in zip(*(axis.values for axis in dimension), strict=True)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, ready to be started.
+
+    Attributes:
+        fixed: overrides that all trials share, sorted, each in its one spelling.
+        space: what is searched.
+        sweep: how.
+        base: the composition of `fixed` and the first point with the first seed.
+        config_dirs, plugins: where presets and components of the user's own come from.
+    """
+
+    fixed: tuple[str, ...]
+    space: Space
+    sweep: Sweep
+    base: Composed
+    config_dirs: tuple[Path, ...] = ()
+    plugins: tuple[str, ...] = ()
+
+
+def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins: Sequence[str] = ()) -> Plan:
+    """Read the command line of a sweep.
+
+    A sweep over `seed` becomes the repeats of each point. What the command line says of a key wins over the space of a
+    preset; a single value takes the key out of it.
+
+    Raises:
+        ConfigError: for what cannot be read or searched.
+    """
+    load(plugins)
+    roots = presets.roots(config_dirs)
+    own, rest = sweep_config.split(overrides)
+    sweep, origins = sweep_config.read(own, roots)
+    given = {_key(override): _key(override, whole=True) for override in rest}
+    wanted = [(text, "command line") for text in given.values()]
+    wanted += [(f"{key}={text}", origins["space"]) for key, text in sweep.space.items() if key not in given]
+    fixed, found, seeds = _sorted_out(wanted, roots, sweep.seed)
+    _reject_parts([*(_key(override) for override in fixed), *(axis.key for axis in found)])
+    space = _zipped(found, sweep, seeds, where=origins.get("zip", "command line"))
+    sweep_config.check(sweep, space_has_axes=bool(found), intervals=[a.key for a in space.continuous], origins=origins)
+    fixed += _selection(sweep, fixed, origins)
+    if not found and len(seeds) < 2:
+        hint = "give some key several values, such as optimizer.lr=1e-3,1e-2, or choose a preset: `bigctl ls sweeps`"
+        raise ConfigError("there is nothing to sweep over", where="command line", hint=hint)
+    count = math.prod(len(choices(dimension)) for dimension in space.dimensions)
+    if sweep.sampler == "grid" and count > MOST_POINTS:
+        hint = "sweep.sampler=random with sweep.trials=N takes a part of them"
+        raise ConfigError(f"the grid has {count:,} points", where="command line", hint=hint)
+    first = {key: value for dimension in space.dimensions for key, value in choices(dimension)[0].items()}
+    try:
+        base = compose(_overrides(fixed, first, seeds), config_dirs=config_dirs, plugins=plugins)
+    except ConfigError as error:
+        if any(repr(key) in error.message for key in sweep.space if key not in given):
+            error.where = origins["space"]
+        raise
+    return Plan(tuple(sorted(fixed)), space, sweep, base, tuple(config_dirs), tuple(plugins))
+
+
+def points(plan: Plan) -> list[dict[str, str]]:
+    """All points of a grid, in order: the first axis changes slowest. One empty point where only seeds differ."""
+    assert not plan.space.continuous, "an interval has no end of points"
+    rows = itertools.product(*(choices(dimension) for dimension in plan.space.dimensions))
+    return [{key: value for part in row for key, value in part.items()} for row in rows]
+
+
+def overrides_of(plan: Plan, point: Point, seed: int | None = None) -> tuple[str, ...]:
+    """All that `bigctl train` is given for one training, sorted."""
+    return tuple(sorted(_overrides(plan.fixed, point, () if seed is None else (seed,))))
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def check(plan: Plan, points: Iterable[Point] | None = None) -> None:
+    """Hold every point against the schema and all its checks, before anything is started.
+
+    Each combination of group options is composed once and each value is held against its type there; then every point
+    is put together from those and all checks run on it. Where values refer to others, `${...}`, each one is composed.
+
+    Args:
+        plan: the sweep.
+        points: those to check; None for each choice and both ends of each interval, one after another, with the
+            others at their first, in every combination of group options.
+
+    Raises:
+        ConfigError: for the first point that cannot be trained, naming axis and value.
+    """
+    roots = presets.roots(plan.config_dirs)
+    groups = {axis.key for axis in plan.space.axes} & set(presets.groups(roots))
+    refers = any("${" in text for text in (*plan.fixed, *(v for a in plan.space.axes for v in a.values)))
+    refers = refers or any("${" in path.read_text(encoding="utf-8", errors="replace") for path in _own_presets(roots))
+    checker = _Checker(plan, groups)
+    for point in _probes(plan, groups) if points is None else points:
+        checker.compose(point) if refers else checker.check(point)
+
+
+def variants(plan: Plan) -> list[Config]:
+    """Configurations in which every choice, and both ends of every interval, stand once at least."""
+    groups = {axis.key for axis in plan.space.axes} & set(presets.groups(presets.roots(plan.config_dirs)))
+    checker = _Checker(plan, groups)
+    return [checker.check(point) for point in _probes(plan, groups)]
+
+
+class _Checker:
+    """What has been composed and converted so far."""
+
+    def __init__(self, plan: Plan, groups: set[str]):
+        self.plan, self.groups = plan, groups
+        self.bases: dict[tuple[tuple[str, str], ...], Composed] = {}
+        self.values: dict[tuple[Any, ...], Any] = {}
+
+    def compose(self, point: Point) -> Composed:
+        plan = self.plan
+        with _at_place(_label(point), point):
+            overrides = _overrides(plan.fixed, point, plan.space.seeds)
+            return compose(overrides, config_dirs=plan.config_dirs, plugins=plan.plugins)
+
+    def check(self, point: Point) -> Config:
+        combination = tuple((key, value) for key, value in point.items() if key in self.groups)
+        if combination not in self.bases:
+            self.bases[combination] = self.compose(point)
+        base = self.bases[combination]
+        config = copy.deepcopy(base.config)
+        for key, text in point.items():
+            if key in self.groups:
+                continue
+            if (combination, key, text) not in self.values:
+                with _at_place(f"{key}={text}"):
+                    self.values[combination, key, text] = _at(merged(base.config, [f"{key}={text}"]), key)
+            _put(config, key, self.values[combination, key, text])
+        origins = {**base.origins, **{key: f"{key}={text}" for key, text in point.items()}}
+        with _at_place(_label(point), point):
+            checks.check(config, origins)
+        return config
+
+
+def _probes(plan: Plan, groups: set[str]) -> Iterator[dict[str, str]]:
+    structural = [d for d in plan.space.dimensions if any(axis.key in groups for axis in d)]
+    plain = [d for d in plan.space.dimensions if d not in structural]
+    first = {key: value for dimension in plain for key, value in choices(dimension)[0].items()}
+    for row in itertools.islice(itertools.product(*map(choices, structural)), MOST_POINTS):
+        chosen = {key: value for part in row for key, value in part.items()}
+        yield {**chosen, **first}
+        for dimension in plain:
+            yield from ({**chosen, **first, **setting} for setting in choices(dimension)[1:])
+
+
+def _own_presets(roots: Sequence[presets.Root]) -> list[Path]:
+    return [path for root in roots[:-1] for path in sorted(root.path.glob("*/*.yaml")) if path.parent.name != "sweep"]
+
+
+def _at(config: Config, key: str) -> Any:
+    node: Any = config
+    for name in key.split("."):
+        node = getattr(node, name)
+    return node
+
+
+def _put(config: Config, key: str, value: Any) -> None:
+    *parents, name = key.split(".")
+    setattr(_at(config, ".".join(parents)) if parents else config, name, value)
+
+
+@contextlib.contextmanager
+def _at_place(place: str, point: Point | None = None) -> Iterator[None]:
+    """Errors inside say where they come from: from this place, or from the key and value of the point they name."""
+    try:
+        yield
+    except ConfigError as error:
+        exact = [f"{key}={value}" for key, value in (point or {}).items()]
+        named = next((text for text in exact if (error.where or "").endswith(text)), None)
+        if named or point:
+            error.where = named or place
+        elif error.where in (None, "command line") or place in str(error.where):
+            error.where = place
+        elif place != "command line":
+            error.where = f"{place}, {error.where}"
+        raise
+
+
+def _label(point: Point) -> str:
+    return " ".join(f"{key}={value}" for key, value in point.items())
+
+
+# ------------------------------------------------------------------------------------------------------ parts of a plan
+
+
+def _overrides(fixed: Iterable[str], point: Point, seeds: Sequence[int]) -> list[str]:
+    return [*fixed, *(f"{key}={value}" for key, value in point.items()), *(f"seed={seed}" for seed in seeds[:1])]
+
+
+def _key(override: str, *, whole: bool = False) -> str:
+    """The key of an override, without the + that Hydra users write; or all of the override without it."""
+    text = override.lstrip("+")
+    return text if whole else text.partition("=")[0]
+
+
+def _selection(sweep: Sweep, fixed: Sequence[str], origins: Mapping[str, str]) -> list[str]:
+    """What ranks the trials also selects their checkpoints: a trial is judged by the weights that it keeps."""
+    found = []
+    for name in ("metric", "mode"):
+        value, key = getattr(sweep, name), f"eval.{name}"
+        given = next((override for override in fixed if override.startswith(f"{key}=")), None)
+        if value is not None and given not in (None, f"{key}={value}"):
+            message = f"sweep.{name}={value} and {given} do not go together"
+            raise ConfigError(message, where=origins.get(name, "command line"), hint=f"leave out {key}")
+        if value is not None and given is None:
+            found.append(f"{key}={value}")
+    return found
+
+
+def _sorted_out(
+    wanted: Iterable[tuple[str, str]], roots: Sequence[presets.Root], seed: int
+) -> tuple[list[str], list[Axis], tuple[int, ...]]:
+    """Overrides with where they come from -> what is fixed, what is searched, and the seeds."""
+    fixed: list[str] = []
+    found: list[Axis] = []
+    seeds: tuple[int, ...] = ()
+    for text, where in wanted:
+        with _at_place(where):
+            axis = sweep_syntax.read(text, roots, seed=seed)
+            if _key(text) == "seed":
+                seeds = _seeds(axis, text)
+            elif isinstance(axis, Axis):
+                _reject(axis, roots)
+                found.append(axis)
+            else:
+                suggestions.reject_unknown([suggestions.spelling(axis)], roots)
+                fixed.append(axis)
+    return fixed, found, seeds
+
+
+def _reject_parts(keys: Sequence[str]) -> None:
+    """A key and a part of it: which of them wins would depend on their order, and a trial's overrides are sorted."""
+    for key in keys:
+        above = next((other for other in keys if key.startswith(f"{other}.") and other not in schema.GROUPS), None)
+        if above:
+            raise ConfigError(f"{key} is a part of {above}", where="command line", hint="give one of them")
+
+
+def _seeds(axis: Axis | str, text: str) -> tuple[int, ...]:
+    values = axis.values if isinstance(axis, Axis) else (axis.partition("=")[2],)
+    if not values:
+        message, hint = "seeds are repeats of each point, they are not searched", "such as seed=range(3)"
+        raise ConfigError(message, where=text, hint=hint)
+    for value in values:
+        if not value.isdigit() or int(value) >= 2**32:
+            raise ConfigError(f"{value} is no seed", where=text, hint="whole numbers from 0 to 2^32-1")
+    return tuple(dict.fromkeys(map(int, values)))
+
+
+def _reject(axis: Axis, roots: Sequence[presets.Root]) -> None:
+    """What can be no axis, and each value that is none of its group."""
+    if axis.key == "eval.test":
+        message = "trials do not score the test split, the winner does when the search is over"
+        raise ConfigError(message, where=axis.key, hint="take it out of the space")
+    if axis.values:
+        suggestions.reject_unknown([suggestions.spelling(f"{axis.key}={value}") for value in axis.values], roots)
+    else:
+        suggestions.reject_unknown([f"{axis.key}=0"], roots)
+
+
+def _zipped(found: Sequence[Axis], sweep: Sweep, seeds: tuple[int, ...], *, where: str) -> Space:
+    """Axes with each value once, those zipped row by row."""
+    by_key = {axis.key: axis for axis in found}
+    taken: dict[str, str] = {}
+    for keys in sweep.zip:
+        text = f"sweep.zip=[[{','.join(keys)}]]"
+        for key in keys:
+            if key not in by_key:
+                guess = suggestions.did_you_mean(key, list(by_key))
+                hint = f"several values are given for: {', '.join(by_key) or 'no key'}"
+                raise ConfigError(f"{text}: {key} has no values to zip{guess}", where=where, hint=hint)
+            if not by_key[key].values:
+                raise ConfigError(f"{text}: {key} is an interval", where=where, hint="zip choices with choices")
+            if key in taken:
+                raise ConfigError(f"{text}: {key} is zipped twice", where=where, hint="name each key once")
+            taken[key] = text
+        lengths = {key: len(by_key[key].values) for key in keys}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{key} has {count}" for key, count in lengths.items())
+            raise ConfigError(f"{text}: {told} values", where=where, hint="give each as many as the others")
+        rows = list(dict.fromkeys(zip(*(by_key[key].values for key in keys), strict=True)))
+        for key, values in zip(keys, zip(*rows, strict=True), strict=True):
+            by_key[key] = dataclasses.replace(by_key[key], values=values)
+    for key, axis in by_key.items():
+        if key not in taken:
+            by_key[key] = dataclasses.replace(axis, values=tuple(dict.fromkeys(axis.values)))
+    return Space(tuple(by_key.values()), tuple(tuple(keys) for keys in sweep.zip), seeds)

@@ -1,0 +1,236 @@
+"""Several trainings in one program: their states side by side, one step of all of them at once (`jax.vmap`).
+
+Each training keeps its own loop, with its own events, in a thread of its own. Only the steps are taken together: a
+loop's `advance` waits until all others of its pack want steps too, and gets its own part of the result. So whatever a
+loop does, a packed one does: early stopping, a step that is not finite, checkpoints, resuming.
+
+What is shared is the data, on the device once; what differs is the state, the order of examples, and the numbers, the
+seed among them. Trainings of a pack may be at different steps.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigctl.config import schema
+from bigctl.config.cadence import Cadence
+from bigctl.errors import ConfigError
+from bigctl.training import feed as feeds
+from bigctl.training.state import TrainState
+from bigctl.training.step import LARGEST_LOOP, Numbers, Programs
+
+
+class PackedSteps:
+    """The compiled steps of a pack, for as many packs as use them.
+
+    Args:
+        programs: of any of the trainings.
+        columns: the training split.
+        config: of any of them.
+        cadence: of all of them.
+        width: how many states are side by side.
+
+    Raises:
+        ConfigError: where batches do not come from the memory of one device.
+    """
+
+    def __init__(
+        self, programs: Programs, columns: feeds.Columns, config: schema.Config, cadence: Cadence, *, width: int
+    ):
+        if (refused := refusal(programs, columns, config)) is not None:
+            raise ConfigError(refused, where="packed trials", hint="train them one by one")
+        self.programs, self.width, self.block = programs, width, config.block
+        self.arrays = feeds.place(programs, columns)
+        self.looped = feeds.loops(programs, config)
+        between = min(cadence.log, cadence.evaluate, cadence.save, cadence.total)
+        most = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP) if self.looped else 1
+        self.largest = min(most, 1 << (between - 1).bit_length())
+        self._length: int | None = config.train.steps_per_dispatch if self.looped else 1
+        self._warm = False
+        placed = (programs.state_shardings,) * width
+        self.program = jax.jit(self._steps, donate_argnums=0, out_shardings=placed)
+
+    def _steps(
+        self, states: tuple[TrainState, ...], arrays: Any, indices: jax.Array, count: jax.Array, numbers: Numbers
+    ) -> tuple[TrainState, ...]:
+        """The first `count` steps of all: indices int32 [width, largest, batch], numbers [width] each."""
+
+        def one(state: TrainState, indices: jax.Array, numbers: Numbers) -> TrainState:
+            return self.programs.train_step(state, self.programs.gather(arrays, indices, length=self.block), numbers)
+
+        step = jax.vmap(one)
+        side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        if self.looped:
+            side_by_side = jax.lax.fori_loop(
+                0, count, lambda i, all_states: step(all_states, indices[:, i], numbers), side_by_side
+            )
+        else:
+            side_by_side = step(side_by_side, indices[:, 0], numbers)
+        return tuple(jax.tree.map(lambda leaf, lane=lane: leaf[lane], side_by_side) for lane in range(self.width))
+
+    def __call__(
+        self, states: tuple[TrainState, ...], draw: Any, limit: int, numbers: Numbers
+    ) -> tuple[tuple[TrainState, ...], int]:
+        """Up to `limit` steps of all states, about a second of them at most; gives how many they were.
+
+        `draw(count)` gives the examples of that many steps for each state: int32 [width, count, batch].
+        """
+        count = min(limit, self.largest, self._length or 1)
+        drawn = draw(count)
+        indices = np.zeros((self.width, self.largest, drawn.shape[2]), np.int32)
+        indices[:, :count] = drawn
+        timing = self._warm and self._length is None  # the first short dispatches find out how long a step takes
+        if timing:
+            jax.block_until_ready(states)
+        start = time.perf_counter()
+        states = self.program(states, self.arrays, indices, np.int32(count), numbers)
+        if timing:
+            jax.block_until_ready(states)
+            self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))
+        self._warm = True
+        return states, count
+
+
+def refusal(programs: Programs, columns: feeds.Columns, config: schema.Config) -> str | None:
+    """Why these trainings cannot be packed on this machine, if they cannot."""
+    if programs.mesh.size > 1:
+        return f"a pack trains on one device, mesh={config.mesh.kind} has {programs.mesh.size}"
+    if feeds.edges_of(columns, config) is not None:
+        return "texts in batches of several lengths cannot be packed"
+    if not feeds.fits(columns, config):
+        return f"the training split is larger than data.resident_mib={config.data.resident_mib:g}"
+    return None
+
+
+@dataclass
+class _Turn:
+    """A training that waits for its next steps."""
+
+    state: TrainState
+    position: int
+    limit: int
+    since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    done: Future[tuple[TrainState, int]] = field(default_factory=Future)
+
+
+class Pack:
+    """Trainings that take their steps together. Whichever of them is the last to want steps takes them for all.
+
+    Args:
+        steps: the compiled steps.
+        lanes: how many trainings, known here by the numbers from 0 on; at most `steps.width`.
+    """
+
+    def __init__(self, steps: PackedSteps, lanes: int):
+        self.steps = steps
+        self._lock = threading.Lock()
+        self._feeds: dict[int, PackedFeed] = {}
+        self._living = set(range(lanes))
+        self._turns: dict[int, _Turn] = {}
+        self._numbers: tuple[list[int], Numbers] = ([], {})
+        self._idle: list[TrainState] = []  # in place of those that have ended
+
+    def advance(self, feed: PackedFeed, turn: _Turn) -> tuple[TrainState, int]:
+        with self._lock:
+            self._feeds[feed.lane] = feed
+            self._turns[feed.lane] = turn
+            self._take_if_all_wait()
+        return turn.done.result()
+
+    def leave(self, lane: int) -> None:
+        """This training wants no more steps."""
+        with self._lock:
+            self._living.discard(lane)
+            self._take_if_all_wait()
+
+    def _take_if_all_wait(self) -> None:
+        if not self._living or self._living - self._turns.keys():
+            return
+        turns, self._turns = self._turns, {}
+        now = time.perf_counter()
+        for turn in turns.values():
+            turn.waited = now - turn.since
+        try:
+            lanes = sorted(turns)
+            states, count = self.steps(
+                self._padded([turns[lane].state for lane in lanes]),
+                partial(self._draw, [(self._feeds[lane], turns[lane].position) for lane in lanes]),
+                min(turn.limit for turn in turns.values()),
+                self._numbers_of(lanes),
+            )
+        except BaseException as error:  # each of them fails, and says so
+            for turn in turns.values():
+                turn.done.set_exception(error)
+            return
+        self._idle = list(states[len(lanes) :])
+        for lane, state in zip(lanes, states, strict=False):
+            turns[lane].done.set_result((state, count))
+
+    def _padded(self, states: list[TrainState]) -> tuple[TrainState, ...]:
+        missing = self.steps.width - len(states)
+        while len(self._idle) < missing:
+            self._idle.append(jax.tree.map(jnp.copy, states[0]))
+        return (*states, *self._idle[:missing])
+
+    def _draw(self, turns: list[tuple[PackedFeed, int]], count: int) -> np.ndarray:
+        drawn = [feed.draw(position, count) for feed, position in turns]
+        return np.stack(drawn + drawn[:1] * (self.steps.width - len(drawn)))
+
+    def _numbers_of(self, lanes: list[int]) -> Numbers:
+        if self._numbers[0] != lanes:
+            each = [self._feeds[lane].numbers for lane in lanes]
+            each += each[:1] * (self.steps.width - len(each))
+            self._numbers = (lanes, {name: np.stack([np.asarray(n[name]) for n in each]) for name in each[0]})
+        return self._numbers[1]
+
+
+class PackedFeed:
+    """The feed of one training of a pack.
+
+    Args:
+        pack: which.
+        lane: its number there.
+        programs: its own, for its numbers.
+        columns: the training split.
+        config: of this training.
+
+    Attributes:
+        waited: seconds spent waiting for the others.
+    """
+
+    shapes = 1
+
+    def __init__(self, pack: Pack, lane: int, programs: Programs, columns: feeds.Columns, config: schema.Config):
+        self.pack, self.lane, self.numbers = pack, lane, programs.numbers
+        self.batch_size = config.train.batch_size
+        self.waited = 0.0
+        self._indices = feeds.Ahead(feeds.plan_of(columns, config))
+
+    def draw(self, position: int, count: int) -> np.ndarray:
+        """Examples of `count` batches, int32 [count, batch]."""
+        return self._indices(position, count * self.batch_size).reshape(count, self.batch_size)
+
+    def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
+        turn = _Turn(state, position, limit)
+        result = self.pack.advance(self, turn)
+        self.waited += turn.waited
+        return result
+
+    def shape(self, position: int) -> int | None:
+        return self.pack.steps.block
+
+    def program(self) -> Any:
+        return self.pack.steps.program
+
+    def close(self) -> None:
+        self.pack.leave(self.lane)

@@ -1,0 +1,46 @@
+"""Experiments that differ in numbers are composed as each would be by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bigctl.config import compose_many
+from bigctl.config.compose import compose
+from bigctl.errors import ConfigError
+
+MLP = ["recipe=mlp_cls", "data=breast_cancer", "eval.every=10", "+experiment=null", "data.train=train[:90%]"]
+
+
+def test_each_is_what_composing_it_alone_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [[*MLP, f"optimizer.lr={lr}", f"seed={seed}"] for lr in ("1e-3", "1", "5e-1") for seed in (0, 3)]
+    points.insert(2, [*MLP, "model.hidden=[16]", "optimizer.lr=1e-3"])
+    calls: list[list[str]] = []
+
+    def counted(overrides: list[str], **more: object) -> object:
+        calls.append(overrides)
+        return compose(overrides)
+
+    monkeypatch.setattr(compose_many, "compose", counted)
+    found = compose_many.compose_all(points)
+    assert calls == [points[0], points[4], points[2]]
+    assert [each.overrides[-2:] for each in found] == [tuple(point[-2:]) for point in points]
+    assert found[5] == compose(points[5]) and found[6] == compose(points[6])
+
+
+def test_a_value_that_another_key_depends_on_is_composed_in_full(tmp_path: Path) -> None:
+    preset = tmp_path / "optimizer" / "tied.yaml"
+    preset.parent.mkdir()
+    preset.write_text("defaults:\n  - adamw\n  - _self_\nweight_decay: ${optimizer.lr}\n")
+    points = [[*MLP, "optimizer=tied", f"optimizer.lr={lr}"] for lr in (0.1, 0.2, 0.3)]
+    found = compose_many.compose_all(points, config_dirs=[tmp_path])
+    assert [each.config.optimizer.weight_decay for each in found] == [0.1, 0.2, 0.3]
+
+
+def test_a_wrong_number_among_right_ones_is_told() -> None:
+    points = [[*MLP, f"recipe.label_smoothing={value}"] for value in (0.1, 1.5, 0.2)]
+    with pytest.raises(ConfigError, match="recipe.label_smoothing"):
+        compose_many.compose_all(points)
+    with pytest.raises(ConfigError, match="seed"):
+        compose_many.compose_all([[*MLP, f"seed={value}"] for value in ("1", "0.5", "2")])

@@ -1,0 +1,166 @@
+"""Augmentation is geometry that can be checked by hand, and a pure function of (key, number of the example)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import bigctl
+from bigctl import randomness
+from bigctl.config.schema import Augment
+from bigctl.data import augmentation
+from bigctl.engine import experiment
+from bigctl.training.evaluation import Evaluator
+
+EVERYTHING = Augment(rotate=20, scale=0.2, shift=0.1, flip="both", crop=2)
+
+
+def pictures(batch: int, height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 256, size=(batch, height, width, channels)).astype(np.uint8)
+
+
+def step_key(step: int = 0) -> jax.Array:
+    return randomness.key(0, randomness.AUGMENTATION, step)
+
+
+def augmented(pixels: np.ndarray, config: Augment, numbers: np.ndarray | None = None, step: int = 0) -> np.ndarray:
+    numbers = np.arange(len(pixels), dtype=np.int32) if numbers is None else numbers
+    return np.asarray(_augment(pixels, numbers, step_key(step), tuple(dataclasses.astuple(config))))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _augment(pixels: jax.Array, numbers: jax.Array, key: jax.Array, config: tuple[Any, ...]) -> jax.Array:
+    return augmentation.augment(pixels, Augment(*config), key, numbers)
+
+
+# --------------------------------------------------------------------------------------------------------- geometry
+
+
+affine = jax.jit(augmentation.affine)
+
+
+def matrix(degrees: float, zoom: float, down: float, right: float) -> np.ndarray:
+    cos, sin = math.cos(math.radians(degrees)) / zoom, math.sin(math.radians(degrees)) / zoom
+    return np.array([[cos, sin, down], [-sin, cos, right]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "zoom", "down", "right"),
+    [(30, 1, 0, 0), (0, 1.3, 0, 0), (0, 0.7, 0, 0), (0, 1, 2.5, -1.25), (-75, 0.6, 3.3, 2.1), (10, 1, 90, -90)],
+)
+@pytest.mark.parametrize("shape", [(9, 9), (8, 11)])
+def test_affine_is_that_of_scipy(shape: tuple[int, int], degrees: float, zoom: float, down: float, right: float):
+    x = pictures(2, *shape, channels=3).astype(np.float32)
+    m = matrix(degrees, zoom, down, right)
+    centre = (np.array(shape) - 1) / 2
+    offset = m[:, 2] + centre - m[:, :2] @ centre
+    found = np.asarray(affine(x, np.stack([m, m])))
+    for b, c in np.ndindex(2, 3):
+        expected = ndimage.affine_transform(
+            x[b, :, :, c].astype(np.float64), m[:, :2], offset, order=1, mode="grid-constant"
+        )
+        np.testing.assert_allclose(found[b, :, :, c], expected, atol=2e-2, rtol=1e-4)  # of 255
+
+
+def test_each_image_gets_its_own_matrix() -> None:
+    x = pictures(2, 6, 6).astype(np.float32)
+    still, moved = matrix(0, 1, 0, 0), matrix(0, 1, 1, 0)
+    found = np.asarray(affine(x, np.stack([still, moved])))
+    np.testing.assert_array_equal(found[0], x[0])
+    np.testing.assert_array_equal(found[1, :-1], x[1, 1:])
+    assert not found[1, -1].any()  # what comes in from outside is black
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 10), (1, 1), (28, 28)])
+def test_the_identity_is_exact(shape: tuple[int, int]) -> None:
+    x = pictures(3, *shape, channels=2)
+    found = affine(x, np.stack([matrix(0, 1, 0, 0)] * 3))
+    np.testing.assert_array_equal(found, x)
+
+
+def test_drawn_changes_stay_within_what_is_configured() -> None:
+    config = Augment(rotate=15, scale=0.2, shift=0.1)
+    keys = randomness.per_example(step_key(), jnp.arange(2000))
+    drawn = np.asarray(jax.vmap(lambda k: augmentation._draw_affine(k, config, (2000, 20, 40, 1)))(keys))
+    zoom = 1 / np.hypot(drawn[:, 0, 0], drawn[:, 0, 1])
+    degrees = np.degrees(np.arctan2(drawn[:, 0, 1], drawn[:, 0, 0]))
+    for values, low, high in (
+        (degrees, -15, 15),
+        (zoom, 0.8, 1.2),
+        (drawn[:, 0, 2], -2, 2),  # of 20 rows
+        (drawn[:, 1, 2], -4, 4),  # of 40 columns
+    ):
+        span = high - low
+        assert low - 1e-3 <= values.min() < low + 0.02 * span  # all of the range is used
+        assert high - 0.02 * span < values.max() <= high + 1e-3
+
+
+FLIPS = {
+    "horizontal": [lambda x: x, lambda x: x[:, ::-1]],
+    "vertical": [lambda x: x, lambda x: x[::-1]],
+    "both": [lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x[::-1, ::-1]],
+}
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_flips_by_name_each_as_often(flip: str) -> None:
+    one = pictures(1, 5, 6, 3)
+    found = augmented(np.repeat(one, 400, 0), Augment(flip=flip))
+    assert found.dtype == np.uint8
+    variants = [variant(one[0]) for variant in FLIPS[flip]]
+    counts = [sum(np.array_equal(image, variant) for image in found) for variant in variants]
+    assert sum(counts) == 400
+    assert min(counts) > 0.7 * 400 / len(counts)
+
+
+def test_crops_are_windows_of_the_padded_image_and_all_occur() -> None:
+    one = pictures(1, 6, 5, 2)
+    found = augmented(np.repeat(one, 300, 0), Augment(crop=1))
+    padded = np.pad(one[0], ((1, 1), (1, 1), (0, 0)))
+    windows = [padded[i : i + 6, j : j + 5] for i in range(3) for j in range(3)]
+    counts = [sum(np.array_equal(image, window) for image in found) for window in windows]
+    assert sum(counts) == 300 and min(counts) > 0
+
+
+# ------------------------------------------------------------------------------------------------------- randomness
+
+
+def test_nothing_configured_changes_nothing() -> None:
+    x = jnp.asarray(pictures(3, 5, 5))
+    assert augmentation.augment(x, Augment(), step_key(), jnp.arange(3)) is x
+
+
+def test_an_example_is_changed_the_same_in_any_company() -> None:
+    x = pictures(16, 8, 8)
+    whole = augmented(x, EVERYTHING)
+    order = np.random.default_rng(1).permutation(16).astype(np.int32)[:5]
+    np.testing.assert_allclose(augmented(x[order], EVERYTHING, order), whole[order], atol=1e-3)  # of 255
+
+
+def test_examples_and_steps_are_changed_differently() -> None:
+    same = np.repeat(pictures(1, 8, 8), 6, 0)
+    first, second = augmented(same, EVERYTHING, step=0), augmented(same, EVERYTHING, step=1)
+    everyone = [image.tobytes() for image in (*first, *second)]
+    assert len(set(everyone)) == 12
+    np.testing.assert_array_equal(first, augmented(same, EVERYTHING, step=0))
+
+
+def test_evaluation_never_augments() -> None:
+    overrides = ["recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[]", "train.steps=1"]
+    still = ["recipe.augment.rotate=0", "recipe.augment.scale=0", "recipe.augment.shift=0"]
+    wild = ["recipe.augment.rotate=180", "recipe.augment.scale=0.9", "recipe.augment.flip=both"]
+    scores = []
+    for augment in (still, wild):
+        built = experiment.build(bigctl.compose([*overrides, *augment]))
+        state = built.programs.initialise()
+        evaluator = Evaluator(built.programs, built.dataset.splits["validation"], built.config, prefix="val")
+        scores.append(evaluator(state.params, state.variables))
+    assert scores[0] == scores[1]

@@ -1,0 +1,380 @@
+"""Promises of `bigctl.optim.optimizers`: optax by name, decay on matrices only, traced numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.contrib import muon
+
+from bigctl.config import schema
+from bigctl.optim import optimizers
+
+PARAMS: dict[str, Any] = {
+    "dense": {
+        "kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
+        "bias": np.array([0.5, -0.5, 0.25], np.float32),
+    },
+    "conv": {"kernel": np.linspace(0.5, -0.5, 16, dtype=np.float32).reshape(2, 2, 2, 2)},
+    "scale": np.ones((4,), np.float32),
+}
+
+
+def gradients(step: int) -> Any:
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), PARAMS)
+
+
+def numbers(config: schema.Optimizer) -> dict[str, Any]:
+    traced = {f.name for f in schema.dataclasses.fields(config) if f.metadata["traced"]}
+    values = {name: getattr(config, name) for name in traced}
+    return {f"optimizer.{name}": np.float32(value) for name, value in values.items() if value is not None}
+
+
+def updated(rule: optax.GradientTransformation, steps: int = 5, scale: float = 1.0) -> Any:
+    """PARAMS after some updates."""
+
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = rule.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, jax.jit(rule.init)(PARAMS)
+    for number in range(steps):
+        params, state = step(params, state, jax.tree.map(lambda g: g * np.float32(scale), gradients(number)))
+    return params
+
+
+def equal(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7)
+
+
+def mask(params: Any) -> Any:
+    return {"dense": {"kernel": True, "bias": False}, "conv": {"kernel": True}, "scale": False}
+
+
+# --- Optimizers -------------------------------------------------------------------------------------------------------
+
+RULES = {
+    "adamw": (schema.AdamW(lr=0.01, weight_decay=0.1), optax.adamw(0.01, weight_decay=0.1, mask=mask)),
+    "adamw's numbers": (
+        schema.AdamW(b1=0.8, b2=0.9, eps=1e-3), optax.adamw(1e-3, 0.8, 0.9, 1e-3, weight_decay=0.01, mask=mask)
+    ),
+    "adam": (schema.Adam(lr=0.01), optax.adam(0.01)),
+    "sgd": (schema.Sgd(momentum=0.0), optax.sgd(0.1)),
+    "momentum": (schema.Sgd(lr=0.05), optax.sgd(0.05, momentum=0.9)),
+    "nesterov": (schema.Sgd(momentum=0.8, nesterov=True), optax.sgd(0.1, momentum=0.8, nesterov=True)),
+    "adagrad": (schema.Adagrad(), optax.adagrad(1e-2, initial_accumulator_value=0.1, eps=1e-7)),
+    "lion": (schema.Lion(weight_decay=0.3), optax.lion(1e-4, 0.9, 0.99, weight_decay=0.3, mask=mask)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_five_updates_are_those_of_plain_optax(name):
+    config, reference = RULES[name]
+    equal(updated(optimizers.build(config, numbers(config))), updated(reference))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad"])
+def test_the_gradient_is_clipped_by_its_global_norm_first(name):
+    config, reference = RULES[name]
+    clipped = schema.dataclasses.replace(config, clip=0.5)
+    after = updated(optimizers.build(clipped, numbers(clipped)))
+    equal(after, updated(optax.chain(optax.clip_by_global_norm(0.5), reference)))
+    if name == "sgd":
+        assert not np.allclose(after["dense"]["kernel"], updated(reference)["dense"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [schema.Sgd(), schema.Adagrad(), schema.Adam(), schema.AdamW(weight_decay=0.0), schema.Lion(), schema.Muon()],
+    ids=lambda config: config.kind,
+)
+def test_weight_decay_shrinks_matrices_and_kernels_and_no_vectors(config):
+    decayed = schema.dataclasses.replace(config, weight_decay=0.5)
+    after = updated(optimizers.build(decayed, numbers(decayed)), steps=1, scale=0.0)
+    for layer in ("dense", "conv"):
+        np.testing.assert_allclose(after[layer]["kernel"], PARAMS[layer]["kernel"] * (1 - config.lr * 0.5), rtol=1e-5)
+    assert np.array_equal(after["dense"]["bias"], PARAMS["dense"]["bias"])
+    assert np.array_equal(after["scale"], PARAMS["scale"])
+
+
+def test_the_schedule_multiplies_the_rate():
+    config = schema.AdamW(weight_decay=0.1)
+    half = optimizers.build(config, numbers(config), 0.5)
+    equal(updated(half), updated(optax.adamw(0.5e-3, weight_decay=0.1, mask=mask)))
+
+
+def test_muon_is_that_of_optax_for_matrices_and_adam_for_the_rest():
+    config = schema.Muon(lr=0.02, adam_lr=0.003, weight_decay=0.1)
+    after = updated(optimizers.build(config, numbers(config)))
+    reference = updated(muon(0.02, weight_decay=0.1, adam_learning_rate=0.003))
+    equal(after["dense"], reference["dense"])
+    equal(after["scale"], updated(optax.adam(0.003, nesterov=True))["scale"])
+    assert not np.allclose(after["conv"]["kernel"], reference["conv"]["kernel"])  # which leaves kernels to Adam
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((8, 8), 1.0), ((8, 32), 2.0), ((2, 2, 8, 8), 1.0)])
+def test_muon_makes_updates_orthogonal_and_larger_where_outputs_are_more(shape, factor):
+    config = schema.Muon(lr=1.0)
+    rule = optimizers.build(config, numbers(config))
+    params = {"w": np.zeros(shape, np.float32)}
+    gradient = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    updates, _ = jax.jit(rule.update)({"w": gradient}, jax.jit(rule.init)(params), params)
+    singular = np.linalg.svd(np.asarray(updates["w"]).reshape(-1, shape[-1]), compute_uv=False)
+    before = np.linalg.svd(gradient.reshape(-1, shape[-1]), compute_uv=False)
+    assert before.max() > 2 * before.min()
+    assert 0.6 * factor < singular.min() and singular.max() < 1.3 * factor
+
+
+def test_muon_finds_the_minimum_of_a_quadratic():
+    config = schema.Muon(lr=0.05, adam_lr=0.05)
+    target = jax.tree.map(lambda p: p[::-1] * 0.5, PARAMS)
+
+    def loss(params: Any) -> Any:
+        return sum(jnp.sum((p - t) ** 2) for p, t in zip(jax.tree.leaves(params), jax.tree.leaves(target), strict=True))
+
+    @jax.jit
+    def step(params: Any, state: Any, factor: Any) -> Any:
+        rule = optimizers.build(config, numbers(config), factor)
+        updates, state = rule.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, jax.jit(optimizers.build(config, numbers(config)).init)(PARAMS)
+    for i in range(200):
+        params, state = step(params, state, 1 - i / 200)
+    assert loss(params) < 1e-3 * loss(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [schema.Sgd(clip=1.0), schema.Adagrad(), schema.AdamW(), schema.Lion(), schema.Muon(clip=1.0)],
+    ids=lambda config: config.kind,
+)
+def test_another_number_needs_no_new_program(config):
+    @jax.jit
+    def step(params: Any, state: Any, values: Any, factor: Any) -> Any:
+        updates, state = optimizers.build(config, values, factor).update(gradients(0), state, params)
+        return optax.apply_updates(params, updates), state
+
+    values, state = numbers(config), jax.jit(optimizers.build(config, numbers(config)).init)(PARAMS)
+    first, _ = step(PARAMS, state, values, jnp.float32(1.0))
+    for name in values.keys() - {"optimizer.layer_decay"}:  # at 1 the step is built without it
+        changed = {**values, name: values[name] * 0.5 + 0.013}
+        other, after = step(PARAMS, state, changed, jnp.float32(1.0))
+        assert str(jax.tree.structure(after)) == str(jax.tree.structure(state))
+        assert any(
+            not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+        ), name
+    step(PARAMS, state, values, jnp.float32(0.3))
+    assert step._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_an_unknown_optimizer_without_a_rule_is_a_type_error():
+    with pytest.raises(TypeError, match="no method `build"):
+        optimizers.build(schema.Optimizer(kind="own"), numbers(schema.Optimizer()))
+
+
+def test_a_plugin_builds_its_own_rule():
+    class Own(schema.Optimizer):
+        def build(self, values: Any, factor: Any) -> optax.GradientTransformation:
+            return optax.sgd(values["optimizer.lr"] * factor)
+
+    own = Own(kind="own", lr=0.2)
+    equal(updated(optimizers.build(own, numbers(own), 0.5)), updated(optax.sgd(0.1)))
+
+
+# --- Schedules --------------------------------------------------------------------------------------------------------
+
+TOTAL = 100
+SCHEDULES: dict[str, schema.Schedule] = {
+    "constant": schema.Constant(),
+    "constant with warmup": schema.Constant(warmup=10),
+    "cosine": schema.Cosine(),
+    "cosine with warmup": schema.Cosine(warmup=10, final=0.1),
+    "linear": schema.Linear(final=0.2),
+    "linear with warmup": schema.Linear(warmup=0.1),
+    "step": schema.Step(),
+    "step with warmup": schema.Step(warmup=20, at=[0.3, 0.31, 0.9], factor=0.5),
+    "short": schema.Cosine(warmup=5, horizon=50, final=0.3),
+}
+
+
+def curve(config: schema.Schedule, total: int = TOTAL) -> np.ndarray:
+    return np.array([float(optimizers.factor(config, step, total, xp=np)) for step in range(total + 20)])
+
+
+def test_cosine_with_warmup_is_that_of_optax_one_warmup_step_ahead():
+    ours = curve(schema.Cosine(warmup=10, final=0.1))
+    theirs = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps=10, decay_steps=TOTAL, end_value=0.1)
+    # optax begins at 0, which wastes the first step; ours begins at 1/warmup.
+    np.testing.assert_allclose(ours[:10], [theirs(step + 1) for step in range(10)], rtol=1e-6)
+    np.testing.assert_allclose(ours[10:], [theirs(step) for step in range(10, TOTAL + 20)], rtol=1e-5, atol=1e-7)
+
+
+def test_cosine_without_warmup_is_half_a_cosine():
+    expected = [0.5 * (1 + math.cos(math.pi * min(step, TOTAL) / TOTAL)) for step in range(TOTAL + 20)]
+    np.testing.assert_allclose(curve(schema.Cosine()), expected, atol=1e-12)
+
+
+def test_linear_is_that_of_optax():
+    expected = optax.linear_schedule(1.0, 0.2, transition_steps=TOTAL - 10, transition_begin=10)
+    np.testing.assert_allclose(
+        curve(schema.Linear(warmup=10, final=0.2))[10:], [expected(s) for s in range(10, 120)], rtol=1e-6
+    )
+
+
+def test_step_drops_at_its_fractions_of_the_horizon():
+    drops = optax.piecewise_constant_schedule(1.0, {50: 0.1, 75: 0.1})
+    np.testing.assert_allclose(curve(schema.Step()), [drops(step) for step in range(120)], rtol=1e-6)
+
+
+def test_constant_stays_at_the_peak():
+    assert curve(schema.Constant()).tolist() == [1.0] * 120
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if "warmup" in name])
+def test_warmup_is_linear_and_ends_at_the_peak(name):
+    config = SCHEDULES[name]
+    warmup = optimizers.warmup_steps(config, TOTAL)
+    values = curve(config)
+    np.testing.assert_allclose(values[:warmup], np.arange(1, warmup + 1) / warmup, rtol=1e-12)
+    assert values[warmup] == pytest.approx(1.0)
+
+
+def test_warmup_below_one_is_a_fraction_of_the_horizon():
+    assert optimizers.warmup_steps(schema.Cosine(warmup=0.1), 2000) == 200
+    assert optimizers.warmup_steps(schema.Cosine(warmup=0.1, horizon=500), 2000) == 50
+    assert optimizers.warmup_steps(schema.Cosine(warmup=1), 2000) == 1
+    assert optimizers.warmup_steps(schema.Cosine(), 2000) == 0
+
+
+def test_a_horizon_of_its_own_ends_the_schedule_there():
+    values = curve(schema.Cosine(horizon=50, final=0.3))
+    np.testing.assert_allclose(values[50:], 0.3)
+    np.testing.assert_allclose(values[:50], curve(schema.Cosine(final=0.3), total=50)[:50])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_is_logged_is_what_is_computed(name):
+    config = SCHEDULES[name]
+    compiled = jax.jit(jax.vmap(lambda step: optimizers.factor(config, step, TOTAL)))
+    np.testing.assert_allclose(compiled(jnp.arange(TOTAL + 20)), curve(config), rtol=1e-5, atol=1e-6)
+
+
+def test_a_plugin_brings_its_own_schedule():
+    class Own(schema.Schedule):
+        def factor(self, progress: Any, xp: Any) -> Any:
+            return (1 - progress) ** 2
+
+    values = curve(Own(kind="own", warmup=10))
+    np.testing.assert_allclose(values[10:100], (1 - np.arange(90) / 90) ** 2)
+    assert values[0] == 0.1
+
+
+# --- Layers, and what is not trained ----------------------------------------------------------------------------------
+
+DEEP: dict[str, Any] = {
+    "encoder": {
+        "embeddings": {"token": {"embedding": np.ones((5, 3), np.float32)}, "norm": {"scale": np.ones(3, np.float32)}},
+        "layers": {
+            str(i): {"up": {"kernel": np.full((3, 3), 1.0 + i, np.float32), "bias": np.zeros(3, np.float32)}}
+            for i in (0, 2, 9, 10)
+        },
+    },
+    "head": {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)},
+}
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    return {
+        optimizers.path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def one_step(config: schema.Optimizer, frozen: list[str] | None = None) -> tuple[dict[str, np.ndarray], Any]:
+    """DEEP after an update by gradients of ones, and the optimizer's state."""
+    trained = optimizers.trained(DEEP, frozen or [])
+    rule = optimizers.build(config, numbers(config), trained=trained)
+    grads = jax.tree.map(lambda p, t: np.ones_like(p) if t else np.zeros_like(p), DEEP, trained)
+    state = rule.init(DEEP)
+    updates, state = jax.jit(rule.update)(grads, state, DEEP)
+    return flat(optax.apply_updates(DEEP, updates)), state
+
+
+@pytest.mark.parametrize(
+    "config",
+    [schema.Sgd(lr=0.5), schema.AdamW(weight_decay=0.1), schema.Muon(), schema.Lion(lr=0.1)],
+    ids=lambda config: config.kind,
+)
+def test_each_layer_is_trained_slower_than_the_one_above(config):
+    before = flat(DEEP)
+    plain = {name: value - before[name] for name, value in one_step(config)[0].items()}
+    slower = schema.dataclasses.replace(config, layer_decay=0.8)
+    for name, value in one_step(slower)[0].items():
+        if name.startswith("head"):
+            below = 0
+        elif "embeddings" in name:
+            below = 12  # beneath layers 0 to 10
+        else:
+            below = 11 - int(name.split("/")[2])  # by number: 10 is above 9, and above 2
+        np.testing.assert_allclose(value - before[name], plain[name] * 0.8**below, rtol=2e-3, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        schema.Sgd(), schema.Adagrad(weight_decay=0.1), schema.AdamW(weight_decay=0.1, clip=1.0), schema.Lion(),
+        schema.Muon(weight_decay=0.1), schema.AdamW(layer_decay=0.9, weight_decay=0.1),
+    ],
+    ids=["sgd", "adagrad", "adamw", "lion", "muon", "layers"],
+)  # fmt: skip
+def test_what_is_frozen_keeps_its_bits_and_has_no_optimizer_state(config):
+    frozen = ["embeddings", r"layers/[0-9]/"]
+    after, state = one_step(config, frozen)
+    before = flat(DEEP)
+    moved = {name for name in after if not np.array_equal(after[name], before[name])}
+    assert moved == {name for name in before if name.startswith("head") or "layers/10/" in name}
+    for name in before.keys() - moved:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    small = sum(leaf.size for leaf in jax.tree.leaves(state) if np.ndim(leaf))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(one_step(config)[1]) if np.ndim(leaf))
+    share = sum(before[name].size for name in moved) / sum(leaf.size for leaf in before.values())
+    assert small <= 1.5 * share * whole
+
+
+def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
+    config = schema.Sgd(lr=1.0, momentum=0.0, clip=1.0)
+    after, _ = one_step(config, ["encoder/"])
+    step = np.concatenate([(flat(DEEP)[name] - after[name]).ravel() for name in ("head/kernel", "head/bias")])
+    np.testing.assert_allclose(np.linalg.norm(step), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(step, 1 / np.sqrt(8), rtol=1e-6)
+
+
+def test_patterns_are_searched_for_in_paths():
+    found = flat(optimizers.trained(DEEP, [r"layers/2/", "bias$"]))
+    assert {name for name, trained in found.items() if not trained} == {
+        "encoder/layers/2/up/kernel",
+        "head/bias",
+        *(f"encoder/layers/{i}/up/bias" for i in (0, 2, 9, 10)),
+    }
+    assert all(jax.tree.leaves(optimizers.trained(DEEP, [])))
+
+
+def test_the_decay_of_layers_is_a_number_like_others():
+    config = schema.Sgd(layer_decay=0.9)
+
+    @jax.jit
+    def step(values: Any) -> Any:
+        rule = optimizers.build(config, values)
+        return rule.update(DEEP, rule.init(DEEP), DEEP)[0]
+
+    first, second = step(numbers(config)), step({**numbers(config), "optimizer.layer_decay": np.float32(0.5)})
+    token = lambda updates: float(updates["encoder"]["embeddings"]["token"]["embedding"][0, 0])  # noqa: E731
+    assert step._cache_size() == 1 and token(first) / token(second) == pytest.approx((0.9 / 0.5) ** 12, rel=1e-4)  # type: ignore[attr-defined]
