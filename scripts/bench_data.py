@@ -96,7 +96,9 @@ def _feed(columns: dict[str, np.ndarray], options: argparse.Namespace) -> dict[s
     config = bigctl.compose(["recipe=cnn_cls", f"train.batch_size={options.batch_size}"])
     # SentFeed needs no more of the programs than this.
     programs: Any = SimpleNamespace(
-        mesh=meshes.make(config.mesh), numbers={}, step_sent=lambda state, batch, numbers: jax.block_until_ready(batch)
+        mesh=meshes.make_mesh(config.mesh),
+        numbers={},
+        step_sent=lambda state, batch, numbers: jax.block_until_ready(batch),
     )
     batches = Ahead(BatchPlan(options.examples, seed=0), options.batch_size)
 

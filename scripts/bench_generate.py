@@ -52,11 +52,11 @@ def measure(name: str, ours: Any, theirs: Any, *, tokens: int, target: float, op
 
 def write_here(model: Any, tokens: int) -> Callable[[], float]:
     from bigctl.generation.decoding import Batch
-    from bigctl.generation.options import Settings
+    from bigctl.generation.options import GenerationOptions
 
     def block() -> float:
         start = time.perf_counter()
-        batch = Batch(model, [list(range(1, PROMPT + 1))], Settings(temperature=0, max_new_tokens=tokens))
+        batch = Batch(model, [list(range(1, PROMPT + 1))], GenerationOptions(temperature=0, max_new_tokens=tokens))
         while batch.growing:
             batch.advance()
         assert len(batch.tokens[0]) == PROMPT + tokens
@@ -100,10 +100,10 @@ def smollm2() -> tuple[Any, Any]:
     from bigctl.inference import language_models
     from bigctl.interop import sources
 
-    file = sources.locate("smollm2").path
+    file = sources.locate_source("smollm2").path
     theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
     theirs.generation_config.eos_token_id = None
-    return language_models.load("smollm2").model, theirs
+    return language_models.load_language_model("smollm2").model, theirs
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from bigctl.files import printable
 
 if TYPE_CHECKING:
     from bigctl.generation.generate import LanguageModel
-    from bigctl.generation.options import Settings
+    from bigctl.generation.options import GenerationOptions
 
 EXAMPLES = """\
 examples:
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     from bigctl.inference import language_models
 
-    model = language_models.load(options.model, step=step)
+    model = language_models.load_language_model(options.model, step=step)
     if options.json:
         _print_json(options, model, settings, [prompt for block in (first, *blocks) for prompt in block])
         return 0
@@ -101,14 +101,14 @@ def _chain(first: list[str], others: Iterator[list[str]]) -> Iterator[list[str]]
     yield from others
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace) -> GenerationOptions:
     """Raises ConfigError naming the flag of a number that is out of its range."""
     from bigctl.errors import ConfigError
-    from bigctl.generation.options import Settings
+    from bigctl.generation.options import GenerationOptions
 
-    names = [name for name in Settings.__dataclass_fields__ if name != "stop"]
+    names = [name for name in GenerationOptions.__dataclass_fields__ if name != "stop"]
     try:
-        return Settings(**{name: getattr(options, name) for name in names}, stop=tuple(options.stop))
+        return GenerationOptions(**{name: getattr(options, name) for name in names}, stop=tuple(options.stop))
     except ConfigError as error:
         error.where = "--" + (error.where or "").replace("_", "-")
         raise
@@ -145,13 +145,13 @@ def _prompts(options: argparse.Namespace) -> Iterator[list[str]]:
             if sys.stdin is None:
                 raise DataError("is closed", where="stdin")
             yield from cast(
-                Iterator[list[str]], read_lines.blocks(cast(read_lines.Stream, sys.stdin.buffer), pairs=False)
+                Iterator[list[str]], read_lines.text_blocks(cast(read_lines.Stream, sys.stdin.buffer), pairs=False)
             )
         elif file.endswith(".jsonl"):
             yield _from_jsonl(Path(file))
         else:
             with Path(file).open("rb") as stream:
-                blocks = read_lines.blocks(cast(read_lines.Stream, stream), pairs=False, name=file)
+                blocks = read_lines.text_blocks(cast(read_lines.Stream, stream), pairs=False, name=file)
                 yield [cast(str, text) for block in blocks for text in block]
 
 
@@ -179,7 +179,7 @@ def _from_jsonl(file: Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ the texts
 
 
-def _print(model: LanguageModel, settings: Settings, prompts: list[str], before: int | None) -> None:
+def _print(model: LanguageModel, settings: GenerationOptions, prompts: list[str], before: int | None) -> None:
     """Texts in their order, each as it is written when its turn has come; a chat's without its prompt.
 
     They are numbered after the `before` prompts that there were; None for a single text, which needs no number.
@@ -206,7 +206,9 @@ def _print(model: LanguageModel, settings: Settings, prompts: list[str], before:
             row = next(rows, None)
 
 
-def _print_json(options: argparse.Namespace, model: LanguageModel, settings: Settings, prompts: list[str]) -> None:
+def _print_json(
+    options: argparse.Namespace, model: LanguageModel, settings: GenerationOptions, prompts: list[str]
+) -> None:
     start = time.perf_counter()
     found = model.generate(prompts, settings)
     seconds = time.perf_counter() - start

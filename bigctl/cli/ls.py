@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = [_kind(options.kind, known)] if options.kind else [k for k in known if k != "runs"]
     listing = {}
     for kind in chosen:
-        entries = runs() if kind == "runs" else presets(roots, known[kind])
+        entries = runs() if kind == "runs" else options_of(roots, known[kind])
         listing[kind] = [entry for entry in entries if _matches(options.filter, entry)]
     if options.json:
         common.print_json(listing)
@@ -56,7 +56,7 @@ def kinds(roots: Sequence[Any]) -> dict[str, str]:
     return {**{_plural(group): group for group in dict.fromkeys(groups)}, "runs": "run"}
 
 
-def presets(roots: Sequence[Any], group: str) -> list[dict[str, str]]:
+def options_of(roots: Sequence[Any], group: str) -> list[dict[str, str]]:
     """The options of a group: name, headline, and the file it comes from, as `show` calls it."""
     from bigctl.config import presets, schema
 

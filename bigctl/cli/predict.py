@@ -155,7 +155,7 @@ def _stream(trained: TrainedRun) -> None:
     if sys.stdin is None:
         raise DataError("is closed", where="stdin")
     stream = cast(read_lines.Stream, sys.stdin.buffer)
-    for block in read_lines.blocks(stream, pairs=trained.features.pairs):
+    for block in read_lines.text_blocks(stream, pairs=trained.features.pairs):
         for start in range(0, len(block), BLOCK):
             _print(_labelled(trained, block[start : start + BLOCK]))
 

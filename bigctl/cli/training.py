@@ -39,9 +39,9 @@ def _run(options: argparse.Namespace, choose: Choose, stop: StopRequest, *, resu
     from bigctl.parallel import distributed
     from bigctl.runs import ci_report, gates
 
-    follows = distributed.follows()
+    follows = distributed.is_follower()
     if follows:
-        distributed.mute()
+        distributed.silence_process()
     required = gates.parse(options.require)
     reports = ci_report.Reports("train", required, None if follows else options.junit)
     path: Path | None = None

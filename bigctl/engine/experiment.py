@@ -64,7 +64,7 @@ def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list
         for path, leaf in jax.tree_util.tree_flatten_with_path(experiment.programs.abstract_state.params)[0]
     }
     classes = experiment.dataset.features.classes
-    weights, new, unused = loading.weights(sources.locate(init_from), shapes, classes=classes)
+    weights, new, unused = loading.load_weights(sources.locate_source(init_from), shapes, classes=classes)
     notes = [f"{len(weights)} of {len(shapes)} parameters from {init_from}"]
     notes += [f"newly initialised: {_few(new)}"] if new else []
     notes += [f"not used: {_few(unused)}"] if unused else []
@@ -85,7 +85,7 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
         config = resolve.resolve(config)
         dataset = resolve.prepare_data(config)
     when = cadence.make(config, dataset.size("train"))
-    mesh = meshes.make(config.mesh)
+    mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     meshes.check_model(mesh, config.model)
     objective = make_objective(config, dataset.features, dataset)
@@ -116,7 +116,7 @@ def _check_freeze(config: schema.Config, programs: Programs) -> None:
 def rebuild(config: schema.Config, features: Features) -> Programs:
     """The programs of a trained run, from what it says of its data; the data itself is not touched."""
     objective = make_objective(config, features)
-    return Programs(config, objective, meshes.make(config.mesh), total_steps=1)
+    return Programs(config, objective, meshes.make_mesh(config.mesh), total_steps=1)
 
 
 def make_objective(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Any:

@@ -22,7 +22,7 @@ def resolve(config: schema.Config) -> schema.Config:
         return config
     from bigctl.interop import sources
 
-    return dataclasses.replace(config, model=sources.fill(config.model))
+    return dataclasses.replace(config, model=sources.fill_architecture(config.model))
 
 
 def prepare_data(config: schema.Config, stored: Path | None = None) -> Dataset:
@@ -47,7 +47,7 @@ def _spec(config: schema.Config, settings: schema.StreamTokenizer, stored: Path 
         return tokenization.spec(settings)
     from bigctl.interop import sources
 
-    source = sources.locate(config.model.init_from)
+    source = sources.locate_source(config.model.init_from)
     if source.tokenizer is None:
         raise ConfigError(
             f"{config.model.init_from} has no tokenizer",

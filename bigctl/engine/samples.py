@@ -80,9 +80,9 @@ class Samples:
         return LanguageModel(model, self.tokenizer, end=() if end is None else (end,))
 
     def _settings(self) -> Any:
-        from bigctl.generation.options import Settings
+        from bigctl.generation.options import GenerationOptions
 
-        return Settings(max_new_tokens=self.recipe.sample_tokens, seed=self.seed, truncate=True)
+        return GenerationOptions(max_new_tokens=self.recipe.sample_tokens, seed=self.seed, truncate=True)
 
     def _check(self) -> None:
         """Whatever is wrong with the prompt is found before the training, not at the first sample."""

@@ -21,7 +21,7 @@ from bigctl.engine.setup import Setup
 from bigctl.errors import BigctlError, DataError, Diverged, Preempted, TrainingFailed
 from bigctl.files import write_text
 from bigctl.parallel import distributed, host_memory
-from bigctl.parallel.distributed import Alone, Group
+from bigctl.parallel.distributed import ProcessGroup, SingleProcess
 from bigctl.runs import directory, gates, generation_config, logs
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.gates import Gate
@@ -87,7 +87,7 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
                 return summary
             with logs.kept(run.log) if group.leads else contextlib.nullcontext():
                 try:
-                    asked = SharedStop(stop, group) if isinstance(group, Group) else stop
+                    asked = SharedStop(stop, group) if isinstance(group, ProcessGroup) else stop
                     return _train(run, dataclasses.replace(composed, config=config), options, asked, changed, group)
                 except Exception as error:
                     error = group.failed(error)
@@ -103,7 +103,7 @@ def train(composed: Composed, path: Path, options: Options) -> dict[str, Any]:
 
 
 def _train(
-    run: RunDirectory, composed: Composed, options: Options, stop: Any, changed: Sequence[str], group: Alone
+    run: RunDirectory, composed: Composed, options: Options, stop: Any, changed: Sequence[str], group: SingleProcess
 ) -> dict[str, Any]:
     started = time.time()
     clock = time.perf_counter()
@@ -206,7 +206,9 @@ def _keep_tokenizer(run: RunDirectory, dataset: Any, config: schema.Config) -> N
         if writes and config.tokenizer is not None and config.tokenizer.type == "pretrained":
             from bigctl.interop import sources
 
-            generation_config.keep(run, sources.locate(config.model.init_from or "").conventions)
+            generation_config.write_generation_config(
+                run, sources.locate_source(config.model.init_from or "").generation_config
+            )
         try:
             write_text(run.tokenizer, (Path(dataset.path) / prepare.TOKENIZER).read_text(encoding="utf-8"))
         except OSError as error:

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from bigctl.generation import sampling
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 from bigctl.generation.sampling import Numbers
 
 MOST_STEPS = 64
@@ -54,7 +54,7 @@ class Batch:
         self,
         model: nnx.Module,
         prompts: Sequence[Sequence[int]],
-        settings: Settings,
+        settings: GenerationOptions,
         *,
         samples: Sequence[int] | None = None,
         end: Sequence[int] = (),

@@ -12,7 +12,7 @@ from flax import nnx
 from bigctl.errors import DataError, RunError
 from bigctl.generation import chat
 from bigctl.generation.decoding import Batch
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 from bigctl.generation.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class LanguageModel:
     name: str = "the model"
     step: int | None = None
 
-    def generate(self, prompts: Sequence[str], settings: Settings) -> list[Generation]:
+    def generate(self, prompts: Sequence[str], settings: GenerationOptions) -> list[Generation]:
         """All samples of the first prompt, then those of the second. Raises as `stream` does."""
         texts: dict[tuple[int, int], str] = {}
         done = {}
@@ -86,7 +86,7 @@ class LanguageModel:
                 done[row] = Generation(*row, texts[row], piece.tokens, piece.finish)
         return [done[row] for row in sorted(done)]
 
-    def stream(self, prompts: Sequence[str], settings: Settings) -> Iterator[Piece]:
+    def stream(self, prompts: Sequence[str], settings: GenerationOptions) -> Iterator[Piece]:
         """Pieces of all texts as they are written; a piece ends at the end of a character.
 
         Raises:
@@ -105,7 +105,9 @@ class LanguageModel:
         for first in range(0, len(rows), ROWS):
             yield from self._grow(rows[first : first + ROWS], tokens, settings)
 
-    def _grow(self, rows: list[tuple[int, int]], prompts: list[list[int]], settings: Settings) -> Iterator[Piece]:
+    def _grow(
+        self, rows: list[tuple[int, int]], prompts: list[list[int]], settings: GenerationOptions
+    ) -> Iterator[Piece]:
         batch = Batch(
             self.model,
             [prompts[prompt] for prompt, _ in rows],
@@ -131,7 +133,7 @@ class LanguageModel:
                 if text or batch.finish[row]:
                     yield Piece(*rows[row], text, counts[row], batch.finish[row])
 
-    def encode(self, prompt: str, settings: Settings) -> list[int]:
+    def encode(self, prompt: str, settings: GenerationOptions) -> list[int]:
         """Tokens that the model reads for a prompt. Raises as `stream` does."""
         if not prompt:
             raise DataError("the prompt is empty", where=self.name, hint="give the model something to go on from")
@@ -202,10 +204,10 @@ def sample(
         tokenizer: that it is trained with.
         prompts: texts to go on from.
         end: tokens that end a text.
-        options: of `Settings`.
+        options: of `GenerationOptions`.
 
     Raises:
-        ConfigError, DataError: see `Settings` and `LanguageModel.stream`.
+        ConfigError, DataError: see `GenerationOptions` and `LanguageModel.stream`.
     """
-    found = LanguageModel(model, tokenizer, tuple(end)).generate(prompts, Settings(**options))
+    found = LanguageModel(model, tokenizer, tuple(end)).generate(prompts, GenerationOptions(**options))
     return [generation.text for generation in found]

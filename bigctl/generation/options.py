@@ -13,7 +13,7 @@ for float32."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationOptions:
     """What to write.
 
     Attributes:

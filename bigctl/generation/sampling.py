@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bigctl import randomness
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 
 Logits = Float[Array, "batch vocab"]
 Numbers = dict[str, Array]
 """The numbers of the rules in use, by name: an argument of the compiled program, so that others need no new one."""
 
 
-def numbers_of(settings: Settings) -> Numbers:
+def numbers_of(settings: GenerationOptions) -> Numbers:
     return {name: jnp.float32(getattr(settings, name)) for name in settings.rules}
 
 

@@ -20,7 +20,7 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
 """What the end of an answer is called, beside the names of the end of a document in `tokenization.END`."""
 
 
-def load(name: str, *, step: str | int = "best") -> LanguageModel:
+def load_language_model(name: str, *, step: str | int = "best") -> LanguageModel:
     """The language model of a run, else that of pretrained weights.
 
     Args:
@@ -40,7 +40,7 @@ def load(name: str, *, step: str | int = "best") -> LanguageModel:
     from bigctl.interop import sources
 
     try:
-        return of_weights(sources.locate(name))
+        return pretrained_language_model(sources.locate_source(name))
     except DataError as error:
         if error.where is not None and error.where.startswith("model.init_from"):
             error.where = name
@@ -60,7 +60,7 @@ def require_language_model(run: directory.RunDirectory, record: dict[str, Any]) 
         )
 
 
-def of_run(trained: TrainedRun) -> LanguageModel:
+def run_language_model(trained: TrainedRun) -> LanguageModel:
     """The model of a run, with the chat template of the weights that it started from.
 
     It reads a prompt as it read its training text: nothing is put before it, also where the weights that the run
@@ -70,11 +70,11 @@ def of_run(trained: TrainedRun) -> LanguageModel:
     Raises:
         RunError: if the run is of another kind, or its tokenizer is not there any more.
     """
-    from bigctl.inference.text_batches import tokenizer_of
+    from bigctl.inference.text_batches import run_tokenizer
 
     require_language_model(trained.run, trained.run.record())
-    tokenizer = tokenizer_of(trained.run, trained.features)
-    found = generation_config.of_run(trained.run, trained.features.tokenizer or {})
+    tokenizer = run_tokenizer(trained.run, trained.features)
+    found = generation_config.read_generation_config(trained.run, trained.features.tokenizer or {})
     return LanguageModel(
         trained.model,
         tokenizer,
@@ -89,7 +89,7 @@ def of_run(trained: TrainedRun) -> LanguageModel:
 # --------------------------------------------------------------------------------------------------- pretrained weights
 
 
-def of_weights(source: Source) -> LanguageModel:
+def pretrained_language_model(source: Source) -> LanguageModel:
     """Raises DataError if the weights are of no language model, or have no tokenizer."""
     from bigctl.config import schema
     from bigctl.engine import experiment
@@ -107,15 +107,15 @@ def of_weights(source: Source) -> LanguageModel:
         raise DataError("has no tokenizer", where=source.name, hint=f"put its {file} into the folder")
     experiment.use_compile_cache()
     tokenizer = tokenization.read(source.tokenizer, stream=True)
-    config = sources.fill(kinds[source.model](init_from=source.name), source)
+    config = sources.fill_architecture(kinds[source.model](init_from=source.name), source)
     model = _with_weights(config, source, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
     return LanguageModel(
         model,
         tokenizer,
-        end=source.conventions.ends or _ends(tokenizer),
+        end=source.generation_config.ends or _ends(tokenizer),
         start=_start(tokenizer),
-        template=source.conventions.chat_template,
-        template_tokens=_names(tokenizer, source.conventions),
+        template=source.generation_config.chat_template,
+        template_tokens=_names(tokenizer, source.generation_config),
         name=source.name,
     )
 
@@ -134,7 +134,7 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
     graphdef, params, rest = nnx.split(shapes, nnx.Param, ...)  # type: ignore[misc]
     params = nnx.to_pure_dict(params)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    values, missing, _ = loading.weights(source, {partition.path_name(path): leaf.shape for path, leaf in leaves})
+    values, missing, _ = loading.load_weights(source, {partition.path_name(path): leaf.shape for path, leaf in leaves})
     if missing:
         raise DataError(
             f"has no weights for {missing[0]}", where=source.name, hint="use weights of a whole language model"
@@ -146,7 +146,7 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
     return nnx.merge(graphdef, filled, rest)
 
 
-def _names(tokenizer: Tokenizer, found: generation_config.Conventions) -> dict[str, str]:
+def _names(tokenizer: Tokenizer, found: generation_config.GenerationConfig) -> dict[str, str]:
     """Special tokens by the names that chat templates have for them."""
     names = {f"{kind}_token": tokenizer.id_to_token(number) for kind, number in found.special.items()}
     return {name: token for name, token in names.items() if token is not None}

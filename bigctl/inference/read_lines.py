@@ -17,7 +17,7 @@ class Stream(Protocol):
         """What has arrived, up to `size` bytes, waiting only where nothing has; empty at the end."""
 
 
-def blocks(stream: Stream, *, pairs: bool, name: str = "stdin") -> Iterator[list[Text]]:
+def text_blocks(stream: Stream, *, pairs: bool, name: str = "stdin") -> Iterator[list[Text]]:
     """The texts of a stream; each block is what one reading brought.
 
     Args:

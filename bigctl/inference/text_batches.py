@@ -26,7 +26,7 @@ Text = str | tuple[str, str]
 """A text, or a pair of them."""
 
 
-def tokenizer_of(run: RunDirectory, features: Features) -> Tokenizer:
+def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer:
     """The tokenizer that a run was trained with.
 
     Raises:
@@ -41,7 +41,9 @@ def tokenizer_of(run: RunDirectory, features: Features) -> Tokenizer:
     return tokenization.read(run.tokenizer, stream=features.kind == "stream")
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[Text], features: Features) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[Text], features: Features
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns `inputs`, `offsets` and `second` as a data set has them, and which texts were cut, bool [N].
 
     Raises:
@@ -73,7 +75,7 @@ def _checked(given: Any, number: int, pairs: bool) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts)  # as in training
 
 
-def batches(
+def text_batches(
     columns: dict[str, np.ndarray], rows: np.ndarray, longest: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Batches of some rows of a split, sorted by length: places in `rows` of those that are real, int [n], and the

@@ -19,7 +19,7 @@ from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import experiment, resolve
 from bigctl.errors import RunError
 from bigctl.generation.generate import Generation, LanguageModel
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 from bigctl.inference import text_batches
 from bigctl.inference.text_batches import Text
 from bigctl.runs import directory
@@ -134,7 +134,7 @@ class TrainedRun:
         """Class probabilities float32 [N, classes], and which texts were cut, bool [N]."""
         if isinstance(texts, str):
             raise ValueError("one text is given; give a list of texts")
-        columns, cut = text_batches.encode(self._tokenizer, list(texts), self.features)
+        columns, cut = text_batches.encode_texts(self._tokenizer, list(texts), self.features)
         return self._predict_rows(columns, np.arange(len(cut))), cut
 
     def _predict_rows(self, columns: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ class TrainedRun:
         longest = int(self.features.shape[0])
         given = [
             (places, self._predict(self._weights, self._state.variables, batch))
-            for places, batch in text_batches.batches(columns, rows, longest)
+            for places, batch in text_batches.text_batches(columns, rows, longest)
         ]
         found = np.empty((len(rows), self.features.num_classes), np.float32)
         for places, values in given:
@@ -151,7 +151,7 @@ class TrainedRun:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return text_batches.tokenizer_of(self.run, self.features)
+        return text_batches.run_tokenizer(self.run, self.features)
 
     @cached_property
     def _predict(self) -> Any:
@@ -171,21 +171,21 @@ class TrainedRun:
         """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""
         from bigctl.inference import language_models
 
-        return language_models.of_run(self)
+        return language_models.run_language_model(self)
 
     def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generation]:
         """What a language model writes after each prompt.
 
         Args:
             prompts: one text, or a list of them.
-            options: of `settings.Settings`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, ...
+            options: of `GenerationOptions`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, ...
 
         Raises:
             RunError: if the run is of another kind, or its tokenizer is not there any more.
             ConfigError, DataError: for options and prompts that cannot be used.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self.language_model.generate(texts, Settings(**options))
+        return self.language_model.generate(texts, GenerationOptions(**options))
 
     def evaluate(self, split: str = "test") -> dict[str, Any]:
         """Metrics on a split of the run's own data. Raises RunError if that data has changed since."""

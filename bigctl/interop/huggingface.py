@@ -17,7 +17,7 @@ from bigctl.errors import ConfigError, RunError
 from bigctl.interop import bert, decoder
 from bigctl.interop.tensors import WEIGHTS, read_json
 from bigctl.runs import generation_config
-from bigctl.runs.generation_config import Conventions
+from bigctl.runs.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from bigctl.inference.trained import TrainedRun
@@ -61,7 +61,7 @@ def export(trained: TrainedRun, folder: Path) -> Path:
     settings = dict(trained.features.tokenizer or {})
     about = f"{trained.run.path.name}, step {trained.step}"
     if isinstance(model, schema.Decoder):
-        found = generation_config.of_run(trained.run, settings)
+        found = generation_config.read_generation_config(trained.run, settings)
         return write_decoder(params, model, tokenizer, found, folder, about=about)
     if model.lora.rank:
         params = bert.merge_lora(params, model.lora.alpha / model.lora.rank)
@@ -116,7 +116,7 @@ def write_decoder(
     params: Mapping[str, np.ndarray],
     model: schema.Decoder,
     tokenizer: Path,
-    found: Conventions,
+    found: GenerationConfig,
     folder: Path,
     *,
     about: str,

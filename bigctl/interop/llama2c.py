@@ -43,7 +43,7 @@ class StoredLlama2c:
 
     def __init__(self, file: Path):
         self.file = file
-        sizes = header(file)
+        sizes = read_header(file)
         if sizes is None:
             raise DataError(
                 "is no model of llama2.c, version 0: its header makes no sense", where=str(file), hint="fetch it again"
@@ -105,7 +105,7 @@ def halves(rows: np.ndarray, depth: int) -> np.ndarray:
     return rows.reshape(-1, depth // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def header(file: Path) -> tuple[int, ...] | None:
+def read_header(file: Path) -> tuple[int, ...] | None:
     """Width, intermediate, layers, heads, groups, vocabulary (negative if untied) and context; None if it is none."""
     try:
         with file.open("rb") as stream:
@@ -122,7 +122,7 @@ def header(file: Path) -> tuple[int, ...] | None:
     return width, wide, layers, heads, groups, vocab, context
 
 
-def tokenizer(file: Path, size: int) -> Tokenizer:
+def read_tokenizer(file: Path, size: int) -> Tokenizer:
     """The tokenizer of a tok*.bin: for each of `size` tokens a score, its length and its bytes.
 
     Raises:

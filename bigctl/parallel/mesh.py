@@ -23,7 +23,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = AXES[:2]
 
 
-def make(config: schema.Mesh) -> Mesh:
+def make_mesh(config: schema.Mesh) -> Mesh:
     """A mesh over the devices of all processes.
 
     Raises:

@@ -16,7 +16,7 @@ from bigctl.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Conventions:
+class GenerationConfig:
     """
     Attributes:
         special: numbers of the tokens "bos", "eos", "unk" and "pad", those that are known.
@@ -29,7 +29,7 @@ class Conventions:
     chat_template: str | None = None
 
 
-def keep(run: RunDirectory, found: Conventions) -> None:
+def write_generation_config(run: RunDirectory, found: GenerationConfig) -> None:
     """Raises TrainingFailed if the file cannot be written."""
     values = {"special": dict(found.special), "ends": list(found.ends), "chat_template": found.chat_template}
     try:
@@ -38,7 +38,7 @@ def keep(run: RunDirectory, found: Conventions) -> None:
         raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.generation)) from error
 
 
-def of_run(run: RunDirectory, tokenizer: Mapping[str, Any]) -> Conventions:
+def read_generation_config(run: RunDirectory, tokenizer: Mapping[str, Any]) -> GenerationConfig:
     """What holds for a run: what it has kept, and the end token that it had between documents.
 
     Args:
@@ -51,13 +51,13 @@ def of_run(run: RunDirectory, tokenizer: Mapping[str, Any]) -> Conventions:
     special = {name: tokenizer[name] for name in ("bos", "eos", "unk", "pad") if isinstance(tokenizer.get(name), int)}
     ends = (special["eos"],) if "eos" in special else ()
     if not run.generation.is_file():
-        return Conventions(special, ends)
+        return GenerationConfig(special, ends)
     try:
         kept = json.loads(run.generation.read_text(encoding="utf-8"))
         theirs = {str(name): int(number) for name, number in kept["special"].items()}
         template = kept["chat_template"]
         ends = tuple(dict.fromkeys([*map(int, kept["ends"]), *ends]))
-        return Conventions({**special, **theirs}, ends, None if template is None else str(template))
+        return GenerationConfig({**special, **theirs}, ends, None if template is None else str(template))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         hint = "bring it back as it was, or remove it: then there is no chat template"
         raise RunError("cannot be read", where=str(run.generation), hint=hint) from error

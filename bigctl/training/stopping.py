@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 
-from bigctl.parallel.distributed import POLL, Group
+from bigctl.parallel.distributed import POLL, ProcessGroup
 from bigctl.training.signals import StopRequest
 
 
@@ -23,7 +23,7 @@ class SharedStop:
         exit_code: once all have agreed; None until then.
     """
 
-    def __init__(self, own: StopRequest, group: Group):
+    def __init__(self, own: StopRequest, group: ProcessGroup):
         self.own, self.group = own, group
         self.reason = ""
         self.exit_code: int | None = None

@@ -14,7 +14,7 @@ import pytest
 import bigctl as package
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, DataError, RunError
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 from bigctl.interop import huggingface, sources
 from tests import topics
 from tests.conftest import SHARED_DATA, Cli
@@ -229,11 +229,11 @@ def test_a_run_chats_as_the_weights_that_it_started_from(
     assert main(["train", *few, f"model.init_from={weights}", "--name", "chatter"]) == 0
     shutil.rmtree(weights)
     model = package.load("chatter").language_model
-    assert model.encode("be", Settings(chat=True)) == [*model.encode("to be or", Settings()), end]
+    assert model.encode("be", GenerationOptions(chat=True)) == [*model.encode("to be or", GenerationOptions()), end]
     assert model.end == (end, 2)
     assert main(["export", "chatter", "--format", "hf", "--out", str(tmp_path / "again")]) == 0
     for source in ("chatter", str(tmp_path / "again")):
-        found = sources.locate(source).conventions
+        found = sources.locate_source(source).generation_config
         assert found.chat_template == "to {{ messages[0].content }} or{{ eos_token }}" and found.ends == (end, 2)
 
 

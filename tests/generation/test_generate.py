@@ -19,7 +19,7 @@ from bigctl.errors import DataError, RunError
 from bigctl.generation import chat, decoding
 from bigctl.generation.decoding import Batch
 from bigctl.generation.generate import ROWS, LanguageModel, sample
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 from bigctl.generation.text_stream import TextStream
 from bigctl.models.decoder import Decoder
 
@@ -78,18 +78,20 @@ def greedy(model: Decoder, prompt: Sequence[int], count: int) -> list[int]:
 def test_cached_text_is_the_uncached_one_beyond_the_context_too(model: Decoder) -> None:
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 40, length).tolist() for length in (1, 2, 16, 17, 31, CONTEXT)]
-    found = written(Batch(model, prompts, Settings(temperature=0, max_new_tokens=100)))
+    found = written(Batch(model, prompts, GenerationOptions(temperature=0, max_new_tokens=100)))
     assert found == [greedy(model, prompt, 100) for prompt in prompts]
     assert len({tuple(tokens) for tokens in found}) == len(prompts)
 
 
 def test_learned_positions_begin_anew_with_the_context() -> None:
     model = decoder(layers=1, position="learned")
-    assert written(Batch(model, [[3, 1]], Settings(temperature=0, max_new_tokens=70))) == [greedy(model, [3, 1], 70)]
+    assert written(Batch(model, [[3, 1]], GenerationOptions(temperature=0, max_new_tokens=70))) == [
+        greedy(model, [3, 1], 70)
+    ]
 
 
 def test_sample_is_the_same_in_any_company(poet: LanguageModel) -> None:
-    settings = Settings(max_new_tokens=50, temperature=1.0, seed=11, num_samples=2)
+    settings = GenerationOptions(max_new_tokens=50, temperature=1.0, seed=11, num_samples=2)
     together = poet.generate(["床前", "白日依山尽"], settings)
     assert [(g.prompt, g.sample) for g in together] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     alone = poet.generate(["白日依山尽"], settings)
@@ -102,7 +104,7 @@ def test_sample_is_the_same_in_any_company(poet: LanguageModel) -> None:
 
 def test_tokens_a_dispatch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder(layers=1)
-    settings = Settings(max_new_tokens=60, temperature=1.0, repetition_penalty=1.2)
+    settings = GenerationOptions(max_new_tokens=60, temperature=1.0, repetition_penalty=1.2)
     monkeypatch.setattr(decoding, "_QUICK", 1e9)
     expected = written(Batch(model, [[1, 2, 3], [4]], settings))
     monkeypatch.setattr(decoding, "_QUICK", -1.0)  # one by one
@@ -110,7 +112,7 @@ def test_tokens_a_dispatch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_more_texts_than_a_batch_holds_are_all_written(poet: LanguageModel) -> None:
-    settings = Settings(max_new_tokens=3, temperature=1.0, num_samples=ROWS + 2)
+    settings = GenerationOptions(max_new_tokens=3, temperature=1.0, num_samples=ROWS + 2)
     found = poet.generate(["月"], settings)
     assert [g.sample for g in found] == list(range(ROWS + 2))
     assert {g.tokens for g in found} == {3} and len({g.text for g in found}) > ROWS // 2
@@ -118,7 +120,7 @@ def test_more_texts_than_a_batch_holds_are_all_written(poet: LanguageModel) -> N
 
 def test_one_program_serves_all_of_a_bucket(model: Decoder) -> None:
     def write(length: int, **options: Any) -> None:
-        written(Batch(model, [[1] * length] * 2, Settings(**options)))
+        written(Batch(model, [[1] * length] * 2, GenerationOptions(**options)))
 
     write(5, temperature=0.5, max_new_tokens=9)
     before = decoding._decode._cache_size(), decoding._prefill._cache_size()
@@ -133,14 +135,14 @@ def test_end_token_ends_its_row_only(model: Decoder) -> None:
     prompts = [[1, 2, 3], [7, 7]]
     free = [greedy(model, prompt, 30) for prompt in prompts]
     end = next(token for token in free[0][4:] if token not in free[1])
-    batch = Batch(model, prompts, Settings(temperature=0, max_new_tokens=30), end=(end,))
+    batch = Batch(model, prompts, GenerationOptions(temperature=0, max_new_tokens=30), end=(end,))
     assert written(batch) == [free[0][: free[0].index(end)], free[1]]
     assert batch.finish == ["end", "length"]
 
 
 def test_tokens_that_the_tokenizer_lacks_are_never_written() -> None:
     model = decoder(layers=1)
-    rows = written(Batch(model, [[1]] * 2, Settings(temperature=5.0, max_new_tokens=60), vocab=6))
+    rows = written(Batch(model, [[1]] * 2, GenerationOptions(temperature=5.0, max_new_tokens=60), vocab=6))
     assert {token for row in rows for token in row} == set(range(6))
 
 
@@ -148,7 +150,7 @@ def test_the_token_for_what_is_unknown_is_never_written() -> None:
     """Unless it is the end of a text as well, as in GPT-2's vocabulary."""
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2, "c": 3}, unk_token="?"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
-    writer, settings = LanguageModel(decoder(4, layers=1), words), Settings(temperature=5.0, max_new_tokens=60)
+    writer, settings = LanguageModel(decoder(4, layers=1), words), GenerationOptions(temperature=5.0, max_new_tokens=60)
     (found,) = writer.generate(["a"], settings)
     assert found.tokens == len(found.text) == 60 and set(found.text) == set("abc")
     (ended,) = dataclasses.replace(writer, end=(2,)).generate(["a?"], settings)
@@ -158,7 +160,7 @@ def test_the_token_for_what_is_unknown_is_never_written() -> None:
 def test_low_precision_writes_too() -> None:
     graphdef, state = nnx.split(decoder(layers=1))
     model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
-    batch = Batch(model, [[1, 2]], Settings(max_new_tokens=40))
+    batch = Batch(model, [[1, 2]], GenerationOptions(max_new_tokens=40))
     assert len(written(batch)[0]) == 40
     assert {leaf.dtype for leaf in jax.tree.leaves(batch._cache)} == {jnp.dtype(jnp.bfloat16)}
 
@@ -238,7 +240,7 @@ def test_no_part_of_a_stop_string_is_shown() -> None:
 
 
 def test_stop_string_ends_a_text(poet: LanguageModel) -> None:
-    settings = Settings(temperature=0, max_new_tokens=40)
+    settings = GenerationOptions(temperature=0, max_new_tokens=40)
     (free,) = poet.generate(["床前"], settings)
     assert free.finish == "length" and free.tokens == 40
     stop = free.text[10:12]
@@ -248,14 +250,14 @@ def test_stop_string_ends_a_text(poet: LanguageModel) -> None:
 
 
 def test_stream_brings_text_before_all_is_written(poet: LanguageModel) -> None:
-    pieces = list(poet.stream(["床前"], Settings(max_new_tokens=40)))
+    pieces = list(poet.stream(["床前"], GenerationOptions(max_new_tokens=40)))
     assert len(pieces) > 3 and [p.finish for p in pieces[:-1]] == [None] * (len(pieces) - 1)
-    assert "".join(p.text for p in pieces) == poet.generate(["床前"], Settings(max_new_tokens=40))[0].text
+    assert "".join(p.text for p in pieces) == poet.generate(["床前"], GenerationOptions(max_new_tokens=40))[0].text
 
 
 def test_samples_in_training_are_texts(poet: LanguageModel) -> None:
     found = sample(poet.model, poet.tokenizer, ["床", "月"], max_new_tokens=20, num_samples=2)
-    expected = poet.generate(["床", "月"], Settings(max_new_tokens=20, num_samples=2))
+    expected = poet.generate(["床", "月"], GenerationOptions(max_new_tokens=20, num_samples=2))
     assert found == [g.text for g in expected] and all(found)
 
 
@@ -273,12 +275,12 @@ def test_samples_in_training_are_texts(poet: LanguageModel) -> None:
 )
 def test_prompt_that_cannot_be_used_is_refused(poet: LanguageModel, prompt: str, what: str) -> None:
     with pytest.raises(DataError, match=what) as error:
-        next(poet.stream(["月", prompt], Settings()))
+        next(poet.stream(["月", prompt], GenerationOptions()))
     assert error.value.where == "poet, prompt 2" and error.value.hint
 
 
 def test_end_of_a_long_prompt_is_used_on_request(poet: LanguageModel) -> None:
-    settings = Settings(temperature=0, max_new_tokens=20, truncate=True)
+    settings = GenerationOptions(temperature=0, max_new_tokens=20, truncate=True)
     long = POEM[:60]
     assert poet.generate([long], settings)[0].text == poet.generate([long[-CONTEXT:]], settings)[0].text
 
@@ -287,13 +289,13 @@ def test_start_token_is_read_before_the_prompt_except_in_chats(poet: LanguageMod
     begun = dataclasses.replace(poet, start=(5,), template="月{{ messages[0].content }}{{ bos_token }}",
                                 template_tokens={"bos_token": "光"})  # fmt: skip
     ids = {name: poet.tokenizer.encode(name, add_special_tokens=False).ids for name in ("床", "月床光")}
-    assert begun.encode("床", Settings()) == [5, *ids["床"]]
-    assert begun.encode("床", Settings(chat=True)) == ids["月床光"]
+    assert begun.encode("床", GenerationOptions()) == [5, *ids["床"]]
+    assert begun.encode("床", GenerationOptions(chat=True)) == ids["月床光"]
 
 
 def test_chat_needs_a_template(poet: LanguageModel) -> None:
     with pytest.raises(RunError, match="no chat template"):
-        poet.generate(["月"], Settings(chat=True))
+        poet.generate(["月"], GenerationOptions(chat=True))
 
 
 def test_template_makes_a_conversation() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from bigctl.errors import ConfigError
 from bigctl.generation import sampling
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 
 PROBABILITIES = [0.4, 0.3, 0.2, 0.06, 0.04]
 LOGITS = jnp.log(jnp.array([PROBABILITIES]))
@@ -60,7 +60,7 @@ def test_repetition_makes_less_likely_whatever_the_sign() -> None:
 
 
 def test_choice_has_the_odds_of_the_softmax() -> None:
-    settings = Settings(temperature=1.0, top_k=3)
+    settings = GenerationOptions(temperature=1.0, top_k=3)
     count = 20_000
     logits = jnp.tile(LOGITS, (count, 1))
     keys = sampling.row_keys(0, jnp.arange(count))
@@ -74,7 +74,7 @@ def test_choice_has_the_odds_of_the_softmax() -> None:
 
 
 def test_no_temperature_is_the_likeliest_token() -> None:
-    settings = Settings(temperature=0, top_k=2, top_p=0.1, repetition_penalty=3.0)
+    settings = GenerationOptions(temperature=0, top_k=2, top_p=0.1, repetition_penalty=3.0)
     assert settings.rules == ("repetition_penalty",)
     logits = jnp.array([[1.0, 3.0, 2.0]])
     numbers, keys = sampling.numbers_of(settings), sampling.row_keys(0, jnp.arange(1))
@@ -110,13 +110,13 @@ def test_randomness_of_a_row_is_its_own() -> None:
 )
 def test_value_out_of_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match="out of range") as error:
-        Settings(**{name: value})
+        GenerationOptions(**{name: value})
     assert error.value.where == name
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-6, 1e-3])
 def test_a_temperature_near_zero_takes_the_likeliest(temperature: float) -> None:
-    numbers = sampling.numbers_of(Settings(temperature=temperature))
+    numbers = sampling.numbers_of(GenerationOptions(temperature=temperature))
     logits = jnp.array([[50.0, -3.0, 51.0, 0.0]])
     keys = sampling.row_keys(0, jnp.arange(1))
     assert sampling.choose(logits, jnp.zeros((1, 0), bool), keys, numbers).tolist() == [2]
@@ -125,4 +125,4 @@ def test_a_temperature_near_zero_takes_the_likeliest(temperature: float) -> None
 @pytest.mark.parametrize("penalty", [0.0, 1e-40, 1e39, float("nan")])
 def test_a_penalty_that_float32_cannot_apply_is_refused(penalty: float) -> None:
     with pytest.raises(ConfigError, match="out of range"):
-        Settings(repetition_penalty=penalty)
+        GenerationOptions(repetition_penalty=penalty)

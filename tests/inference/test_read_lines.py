@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bigctl.errors import DataError
-from bigctl.inference.read_lines import blocks
+from bigctl.inference.read_lines import text_blocks
 
 
 class Pieces:
@@ -23,7 +23,7 @@ class Pieces:
 
 
 def texts(data: bytes, **options: bool) -> list:
-    return [text for block in blocks(io.BytesIO(data), **{"pairs": False, **options}) for text in block]
+    return [text for block in text_blocks(io.BytesIO(data), **{"pairs": False, **options}) for text in block]
 
 
 def test_lines_are_the_same_however_they_are_cut() -> None:
@@ -32,7 +32,7 @@ def test_lines_are_the_same_however_they_are_cut() -> None:
     assert texts(data) == texts(data + b"\n") == expected
     for size in (1, 2, 3, 7):
         pieces = Pieces(data[at : at + size] for at in range(0, len(data), size))
-        assert [text for block in blocks(pieces, pairs=False) for text in block] == expected
+        assert [text for block in text_blocks(pieces, pairs=False) for text in block] == expected
 
 
 def test_what_has_arrived_is_given_before_more_is_read() -> None:
@@ -42,7 +42,7 @@ def test_what_has_arrived_is_given_before_more_is_read() -> None:
             yield b"s\n"
 
     stream = Pieces(endless())
-    given = blocks(stream, pairs=False)
+    given = text_blocks(stream, pairs=False)
     assert next(given) == ["yes", "yes"] and stream.count == 1
     assert next(given) == ["yes"] and stream.count == 2
 
@@ -68,7 +68,7 @@ def test_wrong_line_is_named_after_those_before_it(data: bytes, pairs: bool, whe
     for size in (1, 2**16):
         given: list = []
         with pytest.raises(DataError, match=what) as error:
-            for block in blocks(Pieces(data[at : at + size] for at in range(0, len(data), size)), pairs=pairs):
+            for block in text_blocks(Pieces(data[at : at + size] for at in range(0, len(data), size)), pairs=pairs):
                 given += block
         assert error.value.where == where
         assert len(given) == (int(where.partition(":")[2]) - 1 if ":" in where else 0)
@@ -76,5 +76,5 @@ def test_wrong_line_is_named_after_those_before_it(data: bytes, pairs: bool, whe
 
 def test_endless_line_is_refused() -> None:
     with pytest.raises(DataError, match="longer than 16 MiB") as error:
-        list(blocks(Pieces(iter([b"a\n", *[b"x" * 2**20] * 40])), pairs=False))
+        list(text_blocks(Pieces(iter([b"a\n", *[b"x" * 2**20] * 40])), pairs=False))
     assert error.value.where == "stdin:2"

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from bigctl.config import compose, schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import decoder, llama2c, loading, sources, vocabularies
-from bigctl.runs.generation_config import Conventions
+from bigctl.runs.generation_config import GenerationConfig
 from bigctl.training.checkpoints.store import Checkpoints, flatten
 from bigctl.training.checkpoints.store import shapes as shapes_of
 from bigctl.training.state import Progress
@@ -131,7 +131,7 @@ def write_gguf(file: Path, values: dict[str, np.ndarray], quantised: Any = None,
 
 def assert_taken(source: sources.Source, values: dict[str, np.ndarray], atol: float = 0.0) -> None:
     padded = shapes(384, tied="head/kernel" not in values)
-    taken, new, unused = loading.weights(source, padded)
+    taken, new, unused = loading.load_weights(source, padded)
     assert (new, unused) == ([], [])
     for name, value in values.items():
         assert taken[name].shape == padded[name]
@@ -146,8 +146,8 @@ def test_a_model_of_llama2c_is_read_with_its_tokenizer(tmp_path: Path, tied: boo
 
     file = write_llama2c(tmp_path / "tiny", params(tied))
     for name in (file, file.parent):
-        source = sources.locate(str(name))
-        assert (source.model, source.format, source.conventions.special["bos"]) == ("llama", "llama2c", 1)
+        source = sources.locate_source(str(name))
+        assert (source.model, source.format, source.generation_config.special["bos"]) == ("llama", "llama2c", 1)
         expected = {**decoder.architecture(decoder.to_config(MODEL, vocab=VOCAB, special={}), "")[1], "tied": tied}
         assert source.architecture == expected
         assert_taken(source, params(tied))
@@ -165,9 +165,9 @@ def test_a_gguf_file_is_read_with_its_tokenizer(tmp_path: Path, kind: str | None
     quantised = kind and gguf.GGMLQuantizationType[kind]
     file = write_gguf(tmp_path / "tiny.gguf", params(tied), quantised)
     for name in (file, tmp_path):
-        source = sources.locate(str(name))
+        source = sources.locate_source(str(name))
         assert source.model == "llama"
-        assert source.conventions == Conventions({"bos": 1, "eos": 2}, (2,), "{{ messages }}")
+        assert source.generation_config == GenerationConfig({"bos": 1, "eos": 2}, (2,), "{{ messages }}")
         assert source.architecture["eps"] == 1e-6 and source.architecture["rope_theta"] == 5000.0
         assert source.architecture["tied"] is tied
         assert_taken(source, params(tied), atol={None: 0.0, "F16": 2e-3, "Q8_0": 0.02, "Q4_1": 0.3}[kind])
@@ -180,27 +180,27 @@ def test_the_vocabulary_of_older_gpt2_folders_is_read(tmp_path: Path) -> None:
     config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 8, "vocab_size": 4}
     (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 3}))
     save_file({"wte.weight": np.ones((4, 4), np.float32)}, tmp_path / "model.safetensors")
-    assert sources.locate(str(tmp_path)).tokenizer is None
+    assert sources.locate_source(str(tmp_path)).tokenizer is None
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
-    source = sources.locate(str(tmp_path))
+    source = sources.locate_source(str(tmp_path))
     assert Tokenizer.from_file(str(source.tokenizer)).encode("abb<|endoftext|>").ids == [2, 1, 3]
-    assert source.conventions.ends == (3,) and source.conventions.special == {"eos": 3}
+    assert source.generation_config.ends == (3,) and source.generation_config.special == {"eos": 3}
     with pytest.raises(DataError, match=r"no weights for position/embedding \[8, 4\]"):
-        loading.weights(source, {"token/embedding": (128, 4), "position/embedding": (8, 4)})
+        loading.load_weights(source, {"token/embedding": (128, 4), "position/embedding": (8, 4)})
     with pytest.raises(DataError, match="vocabulary that does not fit the weights: 256 tokens, and 4 rows"):
-        loading.weights(source, {"token/embedding": (256, 4)})
+        loading.load_weights(source, {"token/embedding": (256, 4)})
 
 
 def test_the_model_is_as_the_weights_have_it_or_refused(tmp_path: Path) -> None:
     file = str(write_gguf(tmp_path / "tiny.gguf", params()))
-    filled = sources.fill(schema.Llama(init_from=file, context=8))
+    filled = sources.fill_architecture(schema.Llama(init_from=file, context=8))
     assert isinstance(filled, schema.Llama)
     assert (filled.layers, filled.kv_heads, filled.context, filled.rope_theta) == (LAYERS, GROUPS, 8, 5000.0)
     with pytest.raises(ConfigError, match="holds weights of model=llama, this is model=gpt"):
-        sources.fill(schema.Gpt(init_from=file))
+        sources.fill_architecture(schema.Gpt(init_from=file))
     with pytest.raises(ConfigError, match="model.kv_heads=4 is not what the weights have: 2"):
-        sources.fill(schema.Llama(init_from=file, kv_heads=4))
+        sources.fill_architecture(schema.Llama(init_from=file, kv_heads=4))
 
 
 def test_a_run_hands_on_its_weights_and_all_of_its_architecture(tmp_path: Path) -> None:
@@ -224,14 +224,18 @@ def test_a_run_hands_on_its_weights_and_all_of_its_architecture(tmp_path: Path) 
     checkpoints = Checkpoints(run / "checkpoints")
     checkpoints.save(state, Progress(step=3, best=0.5, best_step=3), {"shapes": shapes_of(state)})
     checkpoints.close()
-    source = sources.locate(str(run))
-    assert (source.conventions.special, source.conventions.ends, source.format) == ({"eos": 261}, (261,), "run")
-    filled = sources.fill(schema.Gpt(init_from=str(run)), source)
+    source = sources.locate_source(str(run))
+    assert (source.generation_config.special, source.generation_config.ends, source.format) == (
+        {"eos": 261},
+        (261,),
+        "run",
+    )
+    filled = sources.fill_architecture(schema.Gpt(init_from=str(run)), source)
     assert isinstance(filled, schema.Gpt)
     assert (filled.vocab, filled.position, filled.norm, filled.activation) == (VOCAB, "rope", "rms", "swiglu")
     assert_taken(source, params())
     with pytest.raises(ConfigError, match="model.activation=relu2 is not what the weights have: swiglu"):
-        sources.fill(schema.Gpt(init_from=str(run), activation="relu2"), source)
+        sources.fill_architecture(schema.Gpt(init_from=str(run), activation="relu2"), source)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad files
@@ -239,7 +243,7 @@ def test_a_run_hands_on_its_weights_and_all_of_its_architecture(tmp_path: Path) 
 
 def refused(path: Path, *words: str) -> None:
     with pytest.raises(DataError) as caught:
-        sources.locate(str(path))
+        sources.locate_source(str(path))
     line = str(caught.value)
     assert "\n" not in line and all(word in line for word in words), line
 
@@ -288,7 +292,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     values["layers/1/down/kernel"][3, 3] = np.nan
     for file in (write_gguf(tmp_path / "tiny.gguf", values), write_llama2c(tmp_path / "tiny", values)):
         with pytest.raises(DataError, match="layers/1/down/kernel holds values that are not finite"):
-            loading.weights(sources.locate(str(file)), shapes(384))
+            loading.load_weights(sources.locate_source(str(file)), shapes(384))
 
 
 def test_a_tokenizer_of_an_unknown_make_is_refused() -> None:
@@ -308,19 +312,19 @@ def test_stories260k_tells_its_known_story() -> None:
 
     from bigctl.models.decoder import Decoder
 
-    source = sources.locate(str(SHARED_DATA / "stories260K"))
-    config = sources.fill(schema.Llama(init_from=source.name), source)
+    source = sources.locate_source(str(SHARED_DATA / "stories260K"))
+    config = sources.fill_architecture(schema.Llama(init_from=source.name), source)
     assert isinstance(config, schema.Llama)
     model = Decoder(config, 512, rngs=nnx.Rngs(params=jax.random.key(0)))
     state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    weights, new, unused = loading.weights(source, {n: v.shape for n, v in flatten(state).items()})
+    weights, new, unused = loading.load_weights(source, {n: v.shape for n, v in flatten(state).items()})
     assert (new, unused) == ([], [])
     tree = jax.tree_util.tree_map_with_path(
         lambda path, _: jnp.asarray(weights["/".join(str(p.key) for p in path)]), state
     )
     nnx.update(model, tree)
     extend = nnx.jit(lambda m, *arguments: m.extend(*arguments))
-    tokens, cache = [source.conventions.special["bos"]], model.cache(1, 64)
+    tokens, cache = [source.generation_config.special["bos"]], model.cache(1, 64)
     for place in range(40):
         hidden, cache = extend(model, jnp.array([tokens[-1:]]), cache, jnp.array([place]))
         tokens.append(int(jnp.argmax(model.logits(hidden[0, 0]))))

@@ -46,9 +46,9 @@ def test_an_export_holds_the_run_and_can_be_started_from_again(tmp_path):
     folder = huggingface.export(trained(tmp_path / "run", model, values), tmp_path / "out" / "here")
     names = ["README.md", "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"]
     assert sorted(p.name for p in folder.iterdir()) == [*names, "tokenizer_config.json", "vocab.txt"]
-    source = sources.locate(str(folder))
+    source = sources.locate_source(str(folder))
     assert source.classes == CLASSES and source.architecture == {**builders.ARCHITECTURE, "eps": 1e-12}
-    taken, new, unused = loading.weights(source, builders.shapes(model), classes=CLASSES)
+    taken, new, unused = loading.load_weights(source, builders.shapes(model), classes=CLASSES)
     assert not new and not unused and all(np.array_equal(taken[name], values[name]) for name in values)
 
 
@@ -89,7 +89,9 @@ def test_a_masked_language_model_is_named_so(tmp_path):
     folder = huggingface.export(trained(tmp_path / "run", builders.model(), values), tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["BertForMaskedLM"] and "id2label" not in config
-    taken, new, _ = loading.weights(sources.locate(str(folder)), builders.shapes(builders.model(), outputs=None))
+    taken, new, _ = loading.load_weights(
+        sources.locate_source(str(folder)), builders.shapes(builders.model(), outputs=None)
+    )
     assert not new and np.array_equal(taken["decoder_bias"], values["decoder_bias"])
 
 
@@ -97,7 +99,7 @@ def test_lora_is_merged(tmp_path):
     model = builders.model(lora=schema.Lora(rank=2, alpha=6.0, targets=["down"]))
     values = builders.params(model)
     folder = huggingface.export(trained(tmp_path / "run", model, values), tmp_path / "out")
-    taken, _, unused = loading.weights(sources.locate(str(folder)), builders.shapes(builders.model()))
+    taken, _, unused = loading.load_weights(sources.locate_source(str(folder)), builders.shapes(builders.model()))
     layer = "encoder/layers/0/down"
     expected = values[f"{layer}/kernel"] + 3 * values[f"{layer}/lora_a"] @ values[f"{layer}/lora_b"]
     np.testing.assert_allclose(taken[f"{layer}/kernel"], expected, rtol=1e-5)

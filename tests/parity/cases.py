@@ -137,12 +137,14 @@ def assert_decoder_agrees(case: Case, folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(str(case["config"]))
     save_file(part(case, "tensors"), folder / "model.safetensors")
-    source = sources.locate(str(folder))
-    config = sources.fill((schema.Gpt if source.model == "gpt" else schema.Llama)(init_from=str(folder)), source)
+    source = sources.locate_source(str(folder))
+    config = sources.fill_architecture(
+        (schema.Gpt if source.model == "gpt" else schema.Llama)(init_from=str(folder)), source
+    )
     assert isinstance(config, schema.Decoder) and config.vocab is not None
     structure, params, rest = nnx.split(Decoder(config, config.vocab, rngs=_rngs()), nnx.Param, ...)
     shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
-    weights, new, unused = loading.weights(source, shapes)
+    weights, new, unused = loading.load_weights(source, shapes)
     assert (new, unused) == ([], [])
     tokens = jnp.asarray(case["inputs/tokens"])
 

@@ -62,14 +62,14 @@ def test_minilm_is_that_of_transformers(pool: str) -> None:
     from tests.parity import reference
 
     try:
-        source = sources.locate("minilm")
+        source = sources.locate_source("minilm")
     except DataError as error:
         pytest.skip(str(error))
-    bert = sources.fill(schema.Bert(init_from="minilm", pool=pool), source)
+    bert = sources.fill_architecture(schema.Bert(init_from="minilm", pool=pool), source)
     assert isinstance(bert, schema.Bert)
     case = reference.bert(bert, length=33, weights=source.path)
     params = cases.part(case, "params")
-    taken, new, _ = loading.weights(source, {name: value.shape for name, value in params.items()})
+    taken, new, _ = loading.load_weights(source, {name: value.shape for name, value in params.items()})
     assert sorted(new) == ["head/bias", "head/kernel"]
     for name, value in taken.items():
         np.testing.assert_array_equal(value, params[name], err_msg=name)

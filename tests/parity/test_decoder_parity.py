@@ -15,7 +15,7 @@ from bigctl.config import schema
 from bigctl.errors import DataError
 from bigctl.interop import decoder, huggingface, loading, sources, vocabularies
 from bigctl.models.decoder import Decoder
-from bigctl.runs.generation_config import Conventions
+from bigctl.runs.generation_config import GenerationConfig
 from bigctl.training.checkpoints.store import flatten
 from tests.parity import cases
 
@@ -57,13 +57,13 @@ def theirs(name: str) -> Any:
 
 def read(folder: Path) -> tuple[schema.Decoder, Any, dict[str, np.ndarray]]:
     """The architecture, the model's structure, and its weights by path."""
-    source = sources.locate(str(folder))
+    source = sources.locate_source(str(folder))
     cls = schema.Gpt if source.model == "gpt" else schema.Llama
-    config = sources.fill(cls(init_from=str(folder)), source)
+    config = sources.fill_architecture(cls(init_from=str(folder)), source)
     assert isinstance(config, schema.Decoder)
     structure, params, rest = nnx.split(Decoder(config, VOCAB, rngs=nnx.Rngs(params=jax.random.key(0))), nnx.Param, ...)
     shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
-    weights, new, unused = loading.weights(source, shapes)
+    weights, new, unused = loading.load_weights(source, shapes)
     assert (new, unused) == ([], [])
     return config, (structure, rest), weights
 
@@ -115,7 +115,12 @@ def test_an_export_is_loaded_by_transformers_and_gives_the_same_logits(name: str
     params = {n: np.asarray(v) for n, v in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
     words = vocabularies.byte_level(["a", "b", "<end>"], [], special=["<end>"], split="gpt-2", where="")
     folder = huggingface.write_decoder(
-        params, config, vocabularies.keep(words), Conventions({"eos": 2}, (2, 1)), tmp_path / "out", about="a test"
+        params,
+        config,
+        vocabularies.store_tokenizer(words),
+        GenerationConfig({"eos": 2}, (2, 1)),
+        tmp_path / "out",
+        about="a test",
     )
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
@@ -131,19 +136,21 @@ def test_an_export_is_loaded_by_transformers_and_gives_the_same_logits(name: str
 def test_smollm2_is_that_of_transformers(tmp_path: Path) -> None:
     """The packaged weights, as llama.cpp's file has them and as transformers reads an export of them."""
     try:
-        source = sources.locate("smollm2")
+        source = sources.locate_source("smollm2")
     except DataError as error:
         pytest.skip(str(error))
-    config = sources.fill(schema.Llama(init_from="smollm2"), source)
+    config = sources.fill_architecture(schema.Llama(init_from="smollm2"), source)
     abstract = nnx.eval_shape(lambda: Decoder(config, 0, rngs=nnx.Rngs(params=jax.random.key(0))))
     structure, params, rest = nnx.split(abstract, nnx.Param, ...)
-    weights, new, unused = loading.weights(source, {n: v.shape for n, v in flatten(nnx.to_pure_dict(params)).items()})
+    weights, new, unused = loading.load_weights(
+        source, {n: v.shape for n, v in flatten(nnx.to_pure_dict(params)).items()}
+    )
     assert (new, unused) == ([], [])
     folder = huggingface.write_decoder(
         weights,
         config,
         source.tokenizer,
-        source.conventions,
+        source.generation_config,
         tmp_path / "out",
         about="",
     )

@@ -131,11 +131,11 @@ def test_what_transformers_saves_is_taken_over_and_gives_the_same_logits(tmp_pat
         for parameter in peer.parameters():
             parameter.normal_(0.1, 0.3)
     peer.save_pretrained(str(tmp_path / "peer"))
-    source = sources.locate(str(tmp_path / "peer"))
-    config = sources.fill(schema.Bert(init_from=str(tmp_path / "peer"), pooler=True), source)
+    source = sources.locate_source(str(tmp_path / "peer"))
+    config = sources.fill_architecture(schema.Bert(init_from=str(tmp_path / "peer"), pooler=True), source)
     model = BertClassifier(config, 10, len(CLASSES), rngs=nnx.Rngs(0))
     wanted = {name: leaf.shape for name, leaf in flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()}
-    values, new, unused = loading.weights(source, wanted, classes=CLASSES)
+    values, new, unused = loading.load_weights(source, wanted, classes=CLASSES)
     assert not new and not unused
     nnx.update(model, nested(values))
     tokens = np.random.default_rng(0).integers(0, 10, (3, 7)).astype(np.int32)

@@ -13,7 +13,7 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.generation import sampling
 from bigctl.generation.decoding import Batch
-from bigctl.generation.options import Settings
+from bigctl.generation.options import GenerationOptions
 from bigctl.interop import decoder as layout
 from bigctl.models.decoder import Decoder
 from bigctl.parallel import partition
@@ -54,7 +54,7 @@ def test_rules_are_those_of_transformers(options: dict[str, float]) -> None:
     seen = np.zeros(logits.shape, bool)
     np.put_along_axis(seen, tokens, True, axis=1)
     theirs = _processed(torch.tensor(logits), torch.tensor(tokens), options).numpy()
-    settings = Settings(**options)  # type: ignore[arg-type]
+    settings = GenerationOptions(**options)  # type: ignore[arg-type]
     ours = np.asarray(sampling.filtered(jnp.asarray(logits), jnp.asarray(seen), sampling.numbers_of(settings)))
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     np.testing.assert_allclose(ours[np.isfinite(ours)], theirs[np.isfinite(theirs)], rtol=1e-6)
@@ -89,7 +89,7 @@ def test_greedy_text_is_that_of_transformers(config: schema.Decoder, count: int,
     theirs = _random_model(config)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, VOCAB, length).tolist() for length in (1, 3, 17, 32, 50)]
-    settings = Settings(temperature=0, max_new_tokens=count, repetition_penalty=penalty)
+    settings = GenerationOptions(temperature=0, max_new_tokens=count, repetition_penalty=penalty)
     batch = Batch(_ours(config, theirs), prompts, settings)
     while batch.growing:
         batch.advance()

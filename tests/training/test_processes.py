@@ -18,7 +18,7 @@ import pytest
 
 from bigctl.errors import ConfigError, RunHeld, TrainingFailed
 from bigctl.parallel import distributed
-from bigctl.parallel.distributed import Group, Place
+from bigctl.parallel.distributed import ClusterInfo, ProcessGroup
 from bigctl.runs import manifest
 from bigctl.training.signals import StopRequest
 from bigctl.training.stopping import SharedStop
@@ -43,18 +43,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ("variables", "expected"),
     [
         ({}, None),
-        (BY_HAND, Place(1, 2, "first:1234")),
-        (SLURM, Place(3, 4, "gpu007:61444", [1])),
-        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, Place(3, 4, "gpu007:61444")),
+        (BY_HAND, ClusterInfo(1, 2, "first:1234")),
+        (SLURM, ClusterInfo(3, 4, "gpu007:61444", [1])),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, ClusterInfo(3, 4, "gpu007:61444")),
         ({**SLURM, "JAX_NUM_PROCESSES": "1"}, None),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, None),  # a batch script, without srun
-        ({**BY_HAND, "JAX_PROCESS_ID": "", "JOB_COMPLETION_INDEX": "0"}, Place(0, 2, "first:1234")),
+        ({**BY_HAND, "JAX_PROCESS_ID": "", "JOB_COMPLETION_INDEX": "0"}, ClusterInfo(0, 2, "first:1234")),
     ],
 )
 def test_the_environment_says_which_process_this_is(environment: Any, variables: dict[str, str], expected: Any) -> None:
     for name, value in variables.items():
         environment.setenv(name, value)
-    assert distributed.place() == expected
+    assert distributed.read_cluster_info() == expected
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_half_a_setting_is_refused(environment: Any, changes: dict[str, str], me
     for name, value in {**BY_HAND, **changes}.items():
         environment.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        distributed.place()
+        distributed.read_cluster_info()
 
 
 class Service:
@@ -100,17 +100,17 @@ class Service:
 
 
 @pytest.fixture
-def groups(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Group]]:
+def groups(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ProcessGroup]]:
     for module in ("bigctl.parallel.distributed", "bigctl.training.stopping"):
         monkeypatch.setattr(f"{module}.POLL", 0.01)
     service = Service()
-    made = [Group(Place(index, 3, "here:1"), service) for index in range(3)]
+    made = [ProcessGroup(ClusterInfo(index, 3, "here:1"), service) for index in range(3)]
     yield made
     for group in made:
         group.leaving.set()
 
 
-def test_all_processes_stop_after_the_same_step(groups: list[Group]) -> None:
+def test_all_processes_stop_after_the_same_step(groups: list[ProcessGroup]) -> None:
     """Each at a pace of its own, in dispatches of its own; one is asked."""
     requests = [StopRequest() for _ in groups]
     stopped: dict[int, int] = {}
@@ -135,7 +135,7 @@ def test_all_processes_stop_after_the_same_step(groups: list[Group]) -> None:
     assert [(stop.exit_code, stop.reason) for stop in stops] == [(75, "SIGTERM")] * 3
 
 
-def test_what_the_first_finds_and_what_it_fails_with_is_that_of_all(groups: list[Group]) -> None:
+def test_what_the_first_finds_and_what_it_fails_with_is_that_of_all(groups: list[ProcessGroup]) -> None:
     def held() -> int:
         raise RunHeld("is in use", where="runs/a", hint="wait")
 
@@ -160,7 +160,7 @@ def test_what_the_first_finds_and_what_it_fails_with_is_that_of_all(groups: list
     ],
 )
 def test_whichever_notices_first_that_another_process_has_gone_says_that(error: Exception, lost: bool) -> None:
-    group = Group(Place(0, 1, "here:1"), Service())  # no others, who would end with it
+    group = ProcessGroup(ClusterInfo(0, 1, "here:1"), Service())  # no others, who would end with it
     said = group.failed(error)
     group.leaving.set()
     assert ("another process of the run has ended" in str(said)) == lost and (said is error) != lost

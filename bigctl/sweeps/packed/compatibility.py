@@ -29,7 +29,7 @@ def refusal(configs: Sequence[Config]) -> str | None:
 
     What depends on the data and the machine is only known later, see `training.packed.refusal`.
     """
-    if distributed.place() is not None:
+    if distributed.read_cluster_info() is not None:
         return "several processes that train together cannot train a pack"
     if hasattr(configs[0].recipe, "bucketing"):
         return f"texts in batches of several lengths cannot be packed (recipe={configs[0].recipe.kind})"

@@ -40,7 +40,7 @@ class Space:
         seeds: repeats of every point; empty where nothing is said of seeds.
     """
 
-    sweep_syntax: tuple[Axis, ...]
+    axes: tuple[Axis, ...]
     zipped: tuple[tuple[str, ...], ...] = ()
     seeds: tuple[int, ...] = ()
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
-from bigctl.parallel.distributed import ALONE, Alone
+from bigctl.parallel.distributed import SINGLE_PROCESS, SingleProcess
 from bigctl.parallel.partition import path_name
 from bigctl.runs import manifest
 from bigctl.training import phases
@@ -86,7 +86,7 @@ class Checkpoints:
         keep: int = 2,
         best: bool = True,
         on_failure: str = "stop",
-        group: Alone = ALONE,
+        group: SingleProcess = SINGLE_PROCESS,
         warn: Callable[[str], None] = say,
     ):
         self.folder = folder
