@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.runs import differences, directory
 from bigctl.runs.differences import ABSENT, NOT_FINITE, Side
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         compared = {side.path: differences.equality(sides[0], side, within, names) for side in sides[1:]}
     equal = all(each.equal for results in compared.values() for each in results)
     if options.json:
-        common.print_json({
+        render.print_json({
             "runs": [differences.to_json(side) for side in sides],
             "config": config,
             "surroundings": surroundings,
@@ -116,7 +116,7 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
             if title != "run" or block is not blocks[0]:
                 print()
             header = [title, *(sides[i].name for i in block)]
-            common.print_table(header, [[name, *(cells[i] for i in block)] for name, cells in rows.items()])
+            render.print_table(header, [[name, *(cells[i] for i in block)] for name, cells in rows.items()])
     if not config and all(side.config for side in sides):
         print("\nconfiguration: no difference")
     for side in sides:

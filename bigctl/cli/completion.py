@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigctl.cli.commands import COMMANDS, load_command
 from bigctl.config import presets, schema
 
 SCRIPTS = {
@@ -98,8 +98,6 @@ def complete(words: Sequence[str]) -> int:
 
 def candidates(words: Sequence[str]) -> list[str]:
     """What the last word can be, given those before it."""
-    from bigctl.cli.main import COMMANDS
-
     *before, word = words or [""]
     if not before:
         return [
@@ -112,7 +110,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     if before[0] not in COMMANDS:
         return []
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"bigctl.cli.{before[0].replace('-', '_')}").add_arguments(parser)
+    load_command(before[0]).add_arguments(parser)
     line = _Line(parser, before[1:], sweeps=before[0] == "sweep")
     flag, equals, value = word.partition("=")
     if line.pending:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.errors import ConfigError
 
 EXAMPLES = """\
@@ -134,7 +134,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     if options.json:
         facts["columns"] = [dataclasses.asdict(column) for column in table]
         facts["texts"] = [{"class": name, "texts": first} for name, first in texts]
-        common.print_json({**facts, "contact_sheet": str(sheet) if sheet else None})
+        render.print_json({**facts, "contact_sheet": str(sheet) if sheet else None})
         return 0
     print_facts(facts, config.kind)
     if table:
@@ -155,7 +155,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
 
 def _unprepared(options: argparse.Namespace, config: Any, folder: Path) -> int:
     if options.json:
-        common.print_json({"prepared": False, "kind": config.kind, "path": str(folder), "bytes": 0})
+        render.print_json({"prepared": False, "kind": config.kind, "path": str(folder), "bytes": 0})
     else:
         print(
             f"{config.dataset} is not prepared; it is downloaded and decoded by\n  {' '.join(options.argv)} --prepare"
@@ -182,7 +182,7 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
         print(f"{'duplicates':<12} {line}")
     print(f"{'fingerprint':<12} {facts['fingerprint']}")
     now = ", prepared just now" if facts["prepared_now"] else ""
-    print(f"{'on disk':<12} {common.size(facts['bytes'])} in {facts['path']}{now}")
+    print(f"{'on disk':<12} {render.size(facts['bytes'])} in {facts['path']}{now}")
     splits = facts["splits"]
     if facts["classes"]:
         rows = [
@@ -190,17 +190,17 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
             for i, name in enumerate(facts["classes"][:MOST_ROWS])
         ]
         rows.append(["total", *(f"{part['examples']:,}" for part in splits.values())])
-        common.print_table(("class", *splits), rows)
+        render.print_table(("class", *splits), rows)
         if (more := len(facts["classes"]) - MOST_ROWS) > 0:
             print(f"... and {more} more classes")
     elif facts["kind"] == "stream":
         names = [name for name in ("documents", "characters", "bytes", "tokens") if name in splits["train"]]
         rows = [[split, *(f"{part[name]:,}" for name in names)] for split, part in splits.items()]
-        common.print_table(("split", *names), rows)
+        render.print_table(("split", *names), rows)
     elif facts["kind"] == "text":
-        common.print_table(("split", "examples"), [(s, f"{p['examples']:,}") for s, p in splits.items()])
+        render.print_table(("split", "examples"), [(s, f"{p['examples']:,}") for s, p in splits.items()])
     else:
-        common.print_table(
+        render.print_table(
             ("split", "examples", "target: min", "mean", "max"),
             [(s, f"{p['examples']:,}", *(f"{v:.4g}" for v in p["target"].values())) for s, p in splits.items()],
         )
@@ -253,7 +253,7 @@ def print_texts(splits: dict[str, Any], texts: list[tuple[str, list[str]]]) -> N
             row += [f"{part['tokens'][name]:,}" for name in spread]
             row += [f"{part['cut']:.1%}", f"{part['unknown']:.2%}"]
         rows.append(row)
-    common.print_table(header, rows)
+    render.print_table(header, rows)
     print("first texts")
     names = [one_line(name, 20) for name, _ in texts]
     wide = max(map(len, names))
@@ -267,7 +267,7 @@ def print_columns(table: list[Any], targets: list[str]) -> None:
     """The columns of a table with the first rows, turned on their side."""
     header = ("column", "kind", "mean ± std, or values", *(f"row {i}" for i in range(1, len(targets) + 1)))
     rows = [(c.name, c.kind + (", some missing" if c.missing else ""), c.summary, *c.samples) for c in table]
-    common.print_table(header, [("(target)", "", "", *targets), *rows[:MOST_ROWS]])
+    render.print_table(header, [("(target)", "", "", *targets), *rows[:MOST_ROWS]])
     if len(rows) > MOST_ROWS:
         print(f"... and {len(rows) - MOST_ROWS} more columns")
 
@@ -304,18 +304,18 @@ def _list(options: argparse.Namespace) -> int:
     names = {entry["name"] for entry in known}
     own = [_entry(p) for p in found if p.label not in names]
     if options.json:
-        common.print_json({"known": known, "own": own, "bytes": sum(p.bytes for p in found)})
+        render.print_json({"known": known, "own": own, "bytes": sum(p.bytes for p in found)})
         return 0
     rows = []
     for entry in known:
         on_disk = sum(c["bytes"] for c in entry["caches"])
-        rows.append((entry["name"], common.size(on_disk) if on_disk else "", entry["description"]))
-    common.print_table(("data=", "prepared", ""), rows)
+        rows.append((entry["name"], render.size(on_disk) if on_disk else "", entry["description"]))
+    render.print_table(("data=", "prepared", ""), rows)
     if own:
         print("\nprepared from files or names of your own:")
-        table = [(p["label"], common.size(p["bytes"]), p["kind"], common.age(p["when"]), p["path"]) for p in own]
-        common.print_table(("label", "size", "kind", "age", "folder"), table)
-    print(f"\n{common.size(sum(p.bytes for p in found))} prepared; `bigctl data NAME` shows one")
+        table = [(p["label"], render.size(p["bytes"]), p["kind"], render.age(p["when"]), p["path"]) for p in own]
+        render.print_table(("label", "size", "kind", "age", "folder"), table)
+    print(f"\n{render.size(sum(p.bytes for p in found))} prepared; `bigctl data NAME` shows one")
     return 0
 
 
@@ -336,9 +336,9 @@ def _clean(options: argparse.Namespace, wanted: Wanted) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         freed -= prepare.disk_size(folder)
     if options.json:
-        common.print_json({"path": str(tokens), "freed_bytes": freed, "removed": [str(folder) for folder in present]})
+        render.print_json({"path": str(tokens), "freed_bytes": freed, "removed": [str(folder) for folder in present]})
     elif present:
-        print(f"freed {common.size(freed)}: {', '.join(str(folder) for folder in present)}")
+        print(f"freed {render.size(freed)}: {', '.join(str(folder) for folder in present)}")
     else:
         print(f"nothing to remove: {tokens} is not there")
     return 0
@@ -354,7 +354,7 @@ def _clean_all(options: argparse.Namespace) -> int:
 
     freed, folder = cache.clean_all(), prepare.cache_root() / "data"
     if options.json:
-        common.print_json({"path": str(folder), "freed_bytes": freed})
+        render.print_json({"path": str(folder), "freed_bytes": freed})
     else:
-        print(f"freed {common.size(freed)} in {folder}")
+        print(f"freed {render.size(freed)} in {folder}")
     return 0

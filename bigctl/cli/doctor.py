@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.engine import device_check
 
 EXAMPLES = """\
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
                     print(_tilde(f"         -> {finding.hint}"), flush=True)
     failed = sum(f["level"] == FAIL for f in found)
     if options.json:
-        common.print_json({"ok": not failed, "findings": found})
+        render.print_json({"ok": not failed, "findings": found})
     else:
         warned = sum(f["level"] == WARN for f in found)
         print(f"{failed} failed, {warned} warnings" if failed or warned else "all is well")
@@ -148,12 +148,12 @@ def _devices(timeout: float) -> Iterator[Finding]:
     for device in seen.devices:
         kinds.setdefault((device["platform"], device["kind"]), []).append(device["memory"])
     for (name, kind), memories in kinds.items():
-        memory = f", {common.size(memories[0])} each" if memories[0] else ""
+        memory = f", {render.size(memories[0])} each" if memories[0] else ""
         yield Finding(OK, f"{len(memories)} {name} ({kind}){memory}")
     if "cpu" in {name for name, _ in kinds}:
         memory_total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        yield Finding(OK, f"host: {cores} cores, {common.size(memory_total)} memory")
+        yield Finding(OK, f"host: {cores} cores, {render.size(memory_total)} memory")
 
 
 def _steps(timeout: float) -> Iterator[Finding]:
@@ -215,7 +215,7 @@ def _folders() -> Iterator[Finding]:
         new = "" if folder.exists() else ", not there yet"
         level = OK if free >= LITTLE_SPACE else WARN
         yield Finding(
-            level, f"{name}: {folder} can be written{new}, {common.size(free)} free", hint if level == WARN else ""
+            level, f"{name}: {folder} can be written{new}, {render.size(free)} free", hint if level == WARN else ""
         )
 
 
@@ -236,4 +236,4 @@ def _compile_cache() -> Iterator[Finding]:
                 WARN, f"others can get at {private}; the next training makes it private", f"chmod 700 {private}"
             )
     programs = len(list(folder.glob("*/*-cache")))
-    yield Finding(OK, f"{programs} programs, {common.size(disk_size(folder))}, in {folder}")
+    yield Finding(OK, f"{programs} programs, {render.size(disk_size(folder))}, in {folder}")

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 
 EXAMPLES = """\
 examples:
@@ -71,23 +71,16 @@ def run(options: argparse.Namespace) -> int:
     classes = list(trained.features.classes or ())
     if options.json:
         judged = {"gates": [verdict.to_json() for verdict in verdicts]} if required else {}
-        common.print_json({**scored, "confusion": confusion, "classes": classes, "errors": errors, **judged})
+        render.print_json({**scored, "confusion": confusion, "classes": classes, "errors": errors, **judged})
         return common.exit_code(verdicts)
     print(f"{found.path}, step {trained.step:,}, {options.split} split")
-    print_metrics(metrics)
-    common.print_passed(verdicts)
+    render.print_metrics(metrics)
+    render.print_passed(verdicts)
     if confusion is not None:
-        print_confusion(confusion, classes)
+        render.print_confusion(confusion, classes)
     if errors:
         print_errors(errors)
     return common.exit_code(verdicts)
-
-
-def print_metrics(metrics: dict[str, float]) -> None:
-    """One a line, by name, their values below each other."""
-    width = max(16, *map(len, metrics)) if metrics else 0
-    for name, value in sorted(metrics.items()):
-        print(f"  {name:<{width}} {value:.4f}")
 
 
 def print_errors(errors: list[dict[str, Any]]) -> None:
@@ -104,19 +97,3 @@ def print_errors(errors: list[dict[str, Any]]) -> None:
         texts = [error[name] for name in ("text", "text_pair") if name in error]
         what = one_line(" | ".join(texts), max(20, room)) if texts else f"row {error['row']}"
         print(f"  {error['loss']:>7.3f}  {pair:<{wide}}  {error['probability']:.3f}  {what}")
-
-
-def print_confusion(confusion: list[list[int]], classes: list[str], most: int = 20) -> None:
-    """The matrix for few classes; for many, the pairs that are confused most often."""
-    if len(classes) <= most:
-        width = max(len(str(n)) for row in confusion for n in row)
-        width = max(width, *(len(c[:12]) for c in classes))
-        print("confusion (rows: true class, columns: predicted)")
-        print(" " * 14 + " ".join(c[:12].rjust(width) for c in classes))
-        for name, row in zip(classes, confusion, strict=True):
-            print("  " + name[:12].ljust(12) + " ".join(str(n).rjust(width) for n in row))
-        return
-    pairs = [(n, classes[t], classes[p]) for t, row in enumerate(confusion) for p, n in enumerate(row) if t != p and n]
-    print("confused most often (true -> predicted)")
-    for n, true, predicted in sorted(pairs, reverse=True)[:10]:
-        print(f"  {n:>6}  {true} -> {predicted}")

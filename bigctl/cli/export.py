@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
 
 EXAMPLES = """\
@@ -43,11 +43,11 @@ def run(options: argparse.Namespace) -> int:
     files = sorted(file.name for file in folder.iterdir())
     if options.json:
         report = {"run": str(found.path), "step": trained.step, "format": options.format, "folder": str(folder)}
-        common.print_json({**report, "class": config["architectures"][0], "files": files})
+        render.print_json({**report, "class": config["architectures"][0], "files": files})
         return 0
     print(f"{found.path}, step {trained.step:,} -> {folder} ({config['architectures'][0]})")
     for file in files:
-        print(f"  {file:<24} {common.size((folder / file).stat().st_size):>10}")
+        print(f"  {file:<24} {render.size((folder / file).stat().st_size):>10}")
     print("to load it:")
     for line in huggingface.loading(config, str(folder)):
         print(f"  {line}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
 from bigctl.files import printable
 
@@ -218,4 +218,4 @@ def _print_json(
     ]
     total = sum(g.tokens for g in found)
     report: dict[str, Any] = {"model": options.model, "step": model.step, "settings": vars(settings)}
-    common.print_json({**report, "samples": samples, "seconds": seconds, "tokens_per_second": total / seconds})
+    render.print_json({**report, "samples": samples, "seconds": seconds, "tokens_per_second": total / seconds})

@@ -7,7 +7,7 @@ import shlex
 import time
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.errors import RunError
 from bigctl.runs import directory, run_info
 
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"is not as bigctl writes it ({error!r})", where=str(found.record_file)) from error
     if options.json:
-        common.print_json(known)
+        render.print_json(known)
     else:
         print("\n".join(lines))
     return 0
@@ -58,10 +58,10 @@ def text(known: dict[str, Any]) -> list[str]:
     for name, value in sorted(known["metrics"].items()):
         if isinstance(value, (int, float)):
             line("", f"{name:<16} {value:.4f}")
-    line("on disk", common.size(known["bytes"]))
+    line("on disk", render.size(known["bytes"]))
     for saved in known["checkpoints"]:
         marks = [mark for mark in ("best", "last") if saved[mark]] if saved["committed"] else ["unfinished save"]
-        line("checkpoint", f"step {saved['step']:,}  {common.size(saved['bytes'])}  {', '.join(marks)}".rstrip())
+        line("checkpoint", f"step {saved['step']:,}  {render.size(saved['bytes'])}  {', '.join(marks)}".rstrip())
     for start in known["starts"]:
         line("started", f"{_date(start['time'])} from step {start['step']:,}: {shlex.join(start.get('argv') or [])}")
     line("overrides", shlex.join(known["overrides"]))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 
 EXAMPLES = """\
 examples:
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         entries = runs() if kind == "runs" else options_of(roots, known[kind])
         listing[kind] = [entry for entry in entries if _matches(options.filter, entry)]
     if options.json:
-        common.print_json(listing)
+        render.print_json(listing)
     else:
         _print(listing, known, titled=options.kind is None)
     return 0
@@ -85,7 +85,7 @@ def runs() -> list[dict[str, str]]:
             status = RunDirectory(file.parent).status()
         except RunError:
             status = "unreadable"
-        text = f"{status}, {common.age(file.stat().st_mtime)} ago"
+        text = f"{status}, {render.age(file.stat().st_mtime)} ago"
         entries.append({"name": file.parent.name, "headline": text, "status": status, "origin": str(file.parent)})
     return entries
 

@@ -1,38 +1,18 @@
-"""The table of commands, dispatch, exit codes, and the one place that renders errors."""
+"""Dispatch to the commands, exit codes, and the one place that renders errors."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from bigctl.cli.commands import COMMANDS, load_command
+
 STARTED = time.monotonic()
 """When the process was started, near enough: everything heavy is imported later [s]."""
-COMMANDS = {
-    "train": "train an experiment, or go on with one",
-    "resume": "go on with a run, by its own configuration",
-    "eval": "score a trained model on a split",
-    "predict": "label files or texts with a trained model",
-    "generate": "let a language model write text",
-    "export": "write a trained model for another library",
-    "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
-    "show": "print the composed configuration and where each value comes from",
-    "data": "look at a data set, prepare or clean its cache",
-    "sweep": "train every point of a search space, and say which is best",
-    "runs": "table of runs; remove or prune them",
-    "info": "everything known about a run",
-    "compare": "runs side by side; --assert-equal for CI",
-    "report": "one HTML page about a run or a sweep",
-    "ui": "show all runs in the browser of this machine, with live curves",
-    "verify": "check that a run's files are as they were written",
-    "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
-    "doctor": "check the installation and the devices",
-}
-
 MULTIRUN = {"-m", "--multirun"}
 """Hydra's own words for a sweep: `bigctl train -m ...` is `bigctl sweep ...`."""
 
@@ -134,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    module = importlib.import_module(f"bigctl.cli.{command.replace('-', '_')}")
+    module = load_command(command)
     parser = _Parser(
         prog=f"bigctl {command}",
         description=module.__doc__,
@@ -156,14 +136,14 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _print_ending(error: Exception, run: object) -> None:
-    from bigctl.cli import common
+    from bigctl.cli import render
     from bigctl.errors import BigctlError, Diverged, Preempted, RunHeld
 
     known = error if isinstance(error, BigctlError) else BigctlError(f"{type(error).__name__}: {error}")
     named = {Preempted: "preempted", Diverged: "diverged", RunHeld: "held"}
     status = named.get(type(known), "refused" if known.exit_code == 2 else "failed")
     ending = {"status": status, "exit_code": known.exit_code, "run": run if run is None else str(run)}
-    common.print_json({**ending, "message": known.message, "where": known.where, "hint": known.hint})
+    render.print_json({**ending, "message": known.message, "where": known.where, "hint": known.hint})
 
 
 def _render(error: Exception) -> int:

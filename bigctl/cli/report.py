@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 
 EXAMPLES = """\
 examples:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     markdown = f"![{found.path.name}]({picture})" if picture is not None else None
     if options.json:
         pictures = {"png": str(picture), "markdown": markdown} if picture is not None else {}
-        common.print_json({"run": str(found.path), "report": str(out), "bytes": len(text.encode()), **pictures})
+        render.print_json({"run": str(found.path), "report": str(out), "bytes": len(text.encode()), **pictures})
         return 0
     print(out)
     if markdown is not None:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.errors import BigctlError, ConfigError
 from bigctl.runs import listing, removal
 from bigctl.runs.directory import ROOT, RunDirectory
@@ -72,7 +72,7 @@ def _list(options: argparse.Namespace, filter_by: str, root: Path) -> int:
         raise ConfigError("nothing is removed without a word for it", hint="`bigctl runs prune ...`")
     found = _selected(options, filter_by, root, statuses=None)
     if options.json:
-        common.print_json({"root": str(root), "runs": [row.to_json() for row in found]})
+        render.print_json({"root": str(root), "runs": [row.to_json() for row in found]})
         return 0
     if not found:
         print(f"no runs under {root}" + (" match" if filter_by or options.status or options.older_than else ""))
@@ -82,8 +82,8 @@ def _list(options: argparse.Namespace, filter_by: str, root: Path) -> int:
         best = f"{row.metric} {row.value:.4f}".strip() if row.value is not None else ""
         step = "" if row.step is None else f"{row.step:,}"
         note = row.message.splitlines()[0] if row.message and row.status != "complete" else ""
-        table.append((row.name, row.status, row.recipe, step, best, common.age(row.active), note))
-    common.print_table(("name", "status", "recipe", "step", "best", "age", ""), table)
+        table.append((row.name, row.status, row.recipe, step, best, render.age(row.active), note))
+    render.print_table(("name", "status", "recipe", "step", "best", "age", ""), table)
     return 0
 
 
@@ -115,7 +115,7 @@ def _take(options: argparse.Namespace, sizes: dict[str, int], keep: str | None) 
     """Say what goes, ask, remove it, and say what was freed. A run that is taken into use meanwhile is passed over."""
     what = f"all checkpoints but the {keep} of" if keep and keep != "none" else "the checkpoints of" if keep else ""
     for path, size in sizes.items():
-        print(f"{what} {path}  {common.size(size)}".strip(), file=sys.stderr if options.json else sys.stdout)
+        print(f"{what} {path}  {render.size(size)}".strip(), file=sys.stderr if options.json else sys.stdout)
     freed: dict[str, int] = {}
     if sizes and not options.dry_run:
         _confirm(options, len(sizes))
@@ -129,13 +129,13 @@ def _take(options: argparse.Namespace, sizes: dict[str, int], keep: str | None) 
         entries = [
             {"run": path, "bytes": freed.get(path, size), "removed": path in freed} for path, size in sizes.items()
         ]
-        common.print_json({"runs": entries, "freed_bytes": sum(freed.values()), "dry_run": options.dry_run})
+        render.print_json({"runs": entries, "freed_bytes": sum(freed.values()), "dry_run": options.dry_run})
     elif options.dry_run:
-        print(f"would free {common.size(sum(sizes.values()))} in {len(sizes)} runs; nothing was removed")
+        print(f"would free {render.size(sum(sizes.values()))} in {len(sizes)} runs; nothing was removed")
     elif not sizes:
         print("nothing to remove; --status says which runs are meant, failed and diverged ones if not given")
     else:
-        print(f"freed {common.size(sum(freed.values()))} in {len(freed)} of {len(sizes)} runs")
+        print(f"freed {render.size(sum(freed.values()))} in {len(freed)} of {len(sizes)} runs")
     return 0 if options.dry_run or len(freed) == len(sizes) else 1
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 
 EXAMPLES = """\
 examples:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         report = {"overrides": composed.overrides, "config": nested(values), "origins": origins}
         missing = [key for key in composed.missing if key in leaves]
-        common.print_json({**report, "missing": missing, **({"docs": docs} if options.docs else {})})
+        render.print_json({**report, "missing": missing, **({"docs": docs} if options.docs else {})})
     elif options.yaml:
         import yaml
 
@@ -156,12 +156,12 @@ def _diff(options: argparse.Namespace) -> int:
             {"key": c.key, **{name: side[c.key] for name, side in sides.items() if c.key in side}, "drift": c.drift}
             for c in changes
         ]
-        common.print_json({"run": str(found.path), "changes": rows})
+        render.print_json({"run": str(found.path), "changes": rows})
     elif not changes:
         print(f"no difference from {found.path}")
     else:
         cells = ([_scalar(side[c.key]) if c.key in side else "-" for side in values] for c in changes)
         table = [[c.key, *cell, c.drift] for c, cell in zip(changes, cells, strict=True)]
-        common.print_table(["key", "in the run", "now", "drift"], table)
+        render.print_table(["key", "in the run", "now", "drift"], table)
         print("to go on with the run: free keys may differ, trajectory needs --allow-drift KEY, structural a new run")
     return 0

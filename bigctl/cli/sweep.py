@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 
 EXAMPLES = """\
 A key with several values is searched, in Hydra's syntax: a,b,c  choice(a,b)  range(1,5)  glob(*)  interval(0,1)
@@ -61,27 +61,27 @@ def _run(options: argparse.Namespace, stop: Any) -> int:
     points = space.points(plan) if plan.sweep.sampler == "grid" else None
     space.check(plan, points)
     from bigctl.sweeps import sweep
-    from bigctl.sweeps.execution.scheduler import Settings
+    from bigctl.sweeps.execution.scheduler import SchedulerOptions
 
-    path = sweep.choose(plan, name=options.name, folder=options.sweep_dir)
+    path = sweep.choose_folder(plan, name=options.name, folder=options.sweep_dir)
     options.run_dir = path  # an end with an error names it too
     packed = _packed(options.packed, plan, quiet=options.quiet)
     if options.dry_run:
         return _show(options, plan, points, path)
 
     executor = _executor(options, jobs, packed=packed != "no")
-    trials = sweep.points(plan) * max(1, len(plan.space.seeds))
+    trials = sweep.count_points(plan) * max(1, len(plan.space.seeds))
     learns = plan.sweep.sampler not in ("grid", "random")  # from trials that have ended, so not all can begin at once
-    settings = Settings(
+    scheduler = SchedulerOptions(
         fail_fast=options.fail_fast,
         max_failures=options.max_failures,
         retry_failed=options.retry_failed,
         packed=1 if packed == "no" else max(2, min(_LEARNING, trials) if learns else -(-trials // executor.slots)),
         pack_mode=packed,
     )
-    board = sweep.run(plan, path, executor, stop, sweep.Options(settings, argv=options.argv, quiet=options.quiet))
+    board = sweep.run(plan, path, executor, stop, sweep.SweepOptions(scheduler, argv=options.argv, quiet=options.quiet))
     if options.json:
-        common.print_json(board)
+        render.print_json(board)
     else:
         from bigctl.sweeps import leaderboard
 
@@ -140,10 +140,10 @@ def _show(options: argparse.Namespace, plan: Any, points: list[dict[str, str]] |
     from bigctl.sweeps import sweep
     from bigctl.sweeps.trials import label
 
-    repeats, total = max(1, len(plan.space.seeds)), sweep.points(plan)
+    repeats, total = max(1, len(plan.space.seeds)), sweep.count_points(plan)
     if options.json:
         seeds = list(plan.space.seeds)
-        common.print_json({"sweep": str(path), "points": points, "seeds": seeds, "trials": total * repeats})
+        render.print_json({"sweep": str(path), "points": points, "seeds": seeds, "trials": total * repeats})
         return 0
     counts = [
         f"{n} {what}{'s' * (n != 1)}" for n, what in ((total * repeats, "trial"), (total, "point"), (repeats, "seed"))

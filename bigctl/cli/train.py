@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bigctl.cli import common, training
+from bigctl.cli import common, render, training
 
 EXAMPLES = """\
 examples:
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
         report = dry_run.report(common.composed(options).config)
         if options.json:
-            common.print_json(report)
+            render.print_json(report)
         else:
             print(dry_run.text(report))
         return 0

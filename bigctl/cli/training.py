@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 
 if TYPE_CHECKING:
     from bigctl.training.signals import StopRequest
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace, choose: Choose, stop: StopRequest, *, resu
         return common.exit_code(verdicts)
     reports.ended(verdicts, summary, seconds=time.monotonic() - options.began)
     if options.json:
-        common.print_json({**summary, "gates": [verdict.to_json() for verdict in verdicts]} if required else summary)
+        render.print_json({**summary, "gates": [verdict.to_json() for verdict in verdicts]} if required else summary)
     else:
         print_summary(summary, verdicts)
     return common.exit_code(verdicts)
@@ -99,15 +99,14 @@ def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
-    from bigctl.cli.eval import print_confusion, print_metrics
     from bigctl.runs import run_info
     from bigctl.runs.directory import RunDirectory
 
     shown = {n: v for n, v in metrics.items() if isinstance(v, float) and n.split("/")[0] in ("val", "test")}
-    print_metrics(shown)
+    render.print_metrics(shown)
     if summary.get("confusion") and not summary.get("already_complete"):
-        print_confusion(summary["confusion"], summary["classes"])
-    common.print_passed(verdicts)
+        render.print_confusion(summary["confusion"], summary["classes"])
+    render.print_passed(verdicts)
     for line in summary.get("profile") or []:
         print(f"  slow: {line}")
     print("next:")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 
 EXAMPLES = """\
 examples:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if options.report is not None:
         crash_test.report(result, options.report)
     if options.json:
-        common.print_json(result.to_json())
+        render.print_json(result.to_json())
     else:
         print("\n".join(crash_test.text(result)))
         if not result.ok:

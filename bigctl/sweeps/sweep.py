@@ -1,4 +1,4 @@
-"""From a plan to an answer: open the sweep's folder, run what is missing, score the winner, write the leaderboard."""
+"""A whole sweep: open its folder, run what is missing, score the winner, write the leaderboard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bigctl.errors import BigctlError, ConfigError, Preempted, RunError
 from bigctl.runs import directory
 from bigctl.sweeps import leaderboard, ledger, trials
 from bigctl.sweeps.execution.local import Executor
-from bigctl.sweeps.execution.scheduler import Driver, Settings
+from bigctl.sweeps.execution.scheduler import Scheduler, SchedulerOptions
 from bigctl.sweeps.ledger import Ledger
 from bigctl.sweeps.search.space import Plan, choices
 from bigctl.sweeps.trials import ENDED, FAILED, Study
@@ -25,26 +25,26 @@ from bigctl.sweeps.view.live import LiveView
 from bigctl.training.signals import StopRequest
 
 ROOT = Path("sweeps")
-_TRIES = 3  # to score the test split, where somebody kills the process that does it
+_TRIES = 3  # to score the test split, if the process that does it is killed
 
 
 @dataclass
-class Options:
-    """How to run a sweep; see `driver.Settings` for the rest.
+class SweepOptions:
+    """How to run a sweep, besides what.
 
     Attributes:
         argv: the command line, for the record.
-        quiet: show nothing on the way.
+        quiet: no progress.
     """
 
-    settings: Settings = field(default_factory=Settings)
+    scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     argv: Sequence[str] = ()
     quiet: bool = False
 
 
-def choose(plan: Plan, *, name: str | None, folder: Path | None) -> Path:
-    """Where a sweep lives: as told, or under sweeps/ by a name made from what it searches, so that the same command
-    finds it. Seeds and the number of trials are no part of that name: more of them go on with the same sweep."""
+def choose_folder(plan: Plan, *, name: str | None, folder: Path | None) -> Path:
+    """The folder of a sweep: as given, or under sweeps/ by a name made from what it searches, so that the same command
+    finds it. Seeds and the number of trials are not part of that name: more of them extend the same sweep."""
     if folder is not None:
         return folder
     if name is not None:
@@ -57,12 +57,12 @@ def choose(plan: Plan, *, name: str | None, folder: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Ledger]:
-    """The ledger of a sweep's folder, which is made if need be and held meanwhile.
+def open_ledger(path: Path) -> Iterator[Ledger]:
+    """The ledger of a sweep's folder, which is created if necessary and locked meanwhile.
 
     Raises:
         RunHeld: if another process holds it.
-        RunError: if it cannot be written, or holds something else than a sweep.
+        RunError: if it cannot be written, or holds something other than a sweep.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -85,34 +85,38 @@ def opened(path: Path) -> Iterator[Ledger]:
         lock.close()
 
 
-def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: Options) -> dict[str, Any]:
+def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: SweepOptions) -> dict[str, Any]:
     """Run what is missing of a sweep; gives the leaderboard as JSON has it.
 
     Raises:
         BigctlError: with the exit code that fits; the ledger keeps what was done.
     """
-    with opened(path) as book:
-        definition = define(plan, path, options.argv)
+    with open_ledger(path) as book:
+        definition = definition_of(plan, path, options.argv)
         if not any(s.status in ENDED or book.study.run(s).exists() for s in book.study.states.values()):
-            book.clear()  # what was refused at once, as for a metric that does not exist, can be said anew
-        _judge(book.study, definition)
+            book.clear()  # a study refused before any training, as for an unknown metric, can be corrected
+        _reject_another_study(book.study, definition)
         if definition["metric"] is None:  # known since the first trial began
             definition |= {key: book.study.definition.get(key) for key in ("metric", "mode")}
-        view = LiveView(book.study, total=0, quiet=options.quiet)
+        view = LiveView(book.study, quiet=options.quiet)
         try:
             if book.study.damaged:
                 lines = "1 line" if book.study.damaged == 1 else f"{book.study.damaged} lines"
                 view.say(f"note: {lines} of {book.path} cannot be read; the run directories tell what is missing")
             book.append("study", definition=definition)
-            driver = Driver(plan, points(plan), book, executor, options.settings, view, stop)
+            scheduler = Scheduler(plan, count_points(plan), book, executor, options.scheduler, view, stop)
             try:
-                driver.run()
+                scheduler.run()
             except BigctlError:
-                with contextlib.suppress(OSError):  # what there is so far
+                with contextlib.suppress(OSError):  # of the results so far
                     leaderboard.write(book.study, leaderboard.build(book.study))
                 raise
             board = leaderboard.build(book.study)
-            if not driver.halted and board["winner"] and score(book, board["winner"]["trials"], view, stop):
+            if (
+                not scheduler.halted
+                and board["winner"]
+                and score_test_split(book, board["winner"]["trials"], view, stop)
+            ):
                 board = leaderboard.build(book.study)
         finally:
             view.close()
@@ -124,20 +128,20 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
         if stop.exit_code is not None:
             raise Preempted(
                 f"stopped by {stop.reason} before the test split was scored", exit_code=stop.exit_code,
-                where=str(path), hint="run the same command again: it goes on",
+                where=str(path), hint="run the same command again to continue",
             )  # fmt: skip
         return board
 
 
-def points(plan: Plan) -> int:
-    """How many points are trained in all, seeds apart."""
+def count_points(plan: Plan) -> int:
+    """How many points are trained in all, not counting seeds."""
     if any(axis.interval for axis in plan.space.axes):
         return plan.sweep.trials or 0
     size = math.prod(len(choices(dimension)) for dimension in plan.space.dimensions)
     return min(size, plan.sweep.trials or size)
 
 
-def define(plan: Plan, path: Path, argv: Sequence[str]) -> dict[str, Any]:
+def definition_of(plan: Plan, path: Path, argv: Sequence[str]) -> dict[str, Any]:
     """What the ledger keeps of a plan."""
     return {
         "name": path.name,
@@ -153,8 +157,8 @@ def define(plan: Plan, path: Path, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _judge(study: Study, definition: dict[str, Any]) -> None:
-    """A folder keeps to one study: the same fixed overrides, the same keys searched. Choices and trials may be added.
+def _reject_another_study(study: Study, definition: dict[str, Any]) -> None:
+    """A folder holds one study: the same fixed overrides and searched keys. Choices and trials may be added.
 
     Raises:
         ConfigError: naming what differs.
@@ -174,8 +178,8 @@ def _judge(study: Study, definition: dict[str, Any]) -> None:
         raise ConfigError(f"is another study: it searches {', '.join(keys[0])}", where=str(study.path), hint=hint)
 
 
-def score(book: Ledger, ids: Sequence[str], view: LiveView, stop: StopRequest) -> bool:
-    """Score the test split with the winner's trials, each once for ever; whether anything was scored."""
+def score_test_split(book: Ledger, ids: Sequence[str], view: LiveView, stop: StopRequest) -> bool:
+    """Score the test split with the winner's trials, each only once; whether anything was scored."""
     scored = False
     missing = [name for name in ids if name not in book.study.test]
     if missing:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bigctl.cli import completion
-from bigctl.cli.main import COMMANDS
+from bigctl.cli.commands import COMMANDS
 
 HERE = Path(sys.executable).parent
 
@@ -109,7 +109,7 @@ def test_kinds_of_ls_and_parts_of_show():
 
 
 def test_only_a_sweep_completes_its_presets_and_settings():
-    roots = completion.tree.roots()
+    roots = completion.presets.roots()
     found_by = {sweeps: set(completion.overrides(roots, [], "sweep", sweeps=sweeps)) for sweeps in (True, False)}
     assert {"sweep=", "sweep."} <= found_by[True] and not any(c.startswith("sweep") for c in found_by[False])
     assert "sweep=lr" in completion.overrides(roots, [], "sweep=", sweeps=True)

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import termios
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from bigctl.sweeps.execution.monitor import RunMonitor
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, State, Study, Trial
-from bigctl.sweeps.view.live import LiveView, Progress, Scene
+from bigctl.sweeps.view.live import LiveView
+from bigctl.sweeps.view.scene import Scene, TrialProgress
 from bigctl.sweeps.view.table_view import Frame, sparkline
 
 
@@ -57,7 +58,10 @@ def busy() -> Scene:
         state(made, number).status = RUNNING
     state(made, 11).status, state(made, 11).message = FAILED, "out of memory"
     names = list(made.states)
-    progress = {names[9]: Progress(50, 100, [0.1, 0.2, 0.4, 0.8], 0.8, "cores 0"), names[10]: Progress(0, 100)}
+    progress = {
+        names[9]: TrialProgress(50, 100, [0.1, 0.2, 0.4, 0.8], 0.8, "cores 0"),
+        names[10]: TrialProgress(0, 100),
+    }
     return Scene(made, 40, progress, {names[9]: 5.0, names[10]: 1.0}, jobs=2)
 
 
@@ -93,12 +97,12 @@ def test_the_time_left_is_that_of_the_trials_that_ended_shared_by_the_jobs() -> 
     assert Scene(made, 4).left is None
     first = state(made, 0)
     first.status = RUNNING
-    assert Scene(made, 4, {first.trial.id: Progress(2, 100)}, {first.trial.id: 5.0}).left is None  # still starting
-    assert Scene(made, 4, {first.trial.id: Progress(50, 100)}, {first.trial.id: 5.0}).left == pytest.approx(35)
+    assert Scene(made, 4, {first.trial.id: TrialProgress(2, 100)}, {first.trial.id: 5.0}).left is None  # still starting
+    assert Scene(made, 4, {first.trial.id: TrialProgress(50, 100)}, {first.trial.id: 5.0}).left == pytest.approx(35)
     complete(made, 0, 0.5, seconds=10)
     complete(made, 1, 0.5, seconds=30)
     state(made, 2).status = RUNNING
-    halfway = {state(made, 2).trial.id: Progress(50, 100)}
+    halfway = {state(made, 2).trial.id: TrialProgress(50, 100)}
     assert Scene(made, 4, halfway, {state(made, 2).trial.id: 1.0}, jobs=2).left == pytest.approx(1.5 * 20 / 2)
 
 
@@ -120,13 +124,16 @@ def test_off_a_terminal_each_event_is_one_line_and_stdout_stays_empty(capsys: py
     made = study(7)
     complete(made, 0, 0.6)  # before this command
     state(made, 1).status, state(made, 1).attempts = RUNNING, 1  # killed with the sweep
-    view = LiveView(made, total=7)
+    view = LiveView(made)
     view.update(made, {})
     assert capsys.readouterr().err == ""
 
     state(made, 1).attempts, state(made, 2).status, state(made, 2).attempts = 2, RUNNING, 1
     state(made, 1).step = 30  # the checkpoint it goes on from; its last line may be of a later step
-    progress = {state(made, 1).trial.id: Progress(37, 100, place="gpu 0"), state(made, 2).trial.id: Progress()}
+    progress = {
+        state(made, 1).trial.id: TrialProgress(37, 100, place="gpu 0"),
+        state(made, 2).trial.id: TrialProgress(),
+    }
     for _ in range(3):
         view.update(made, progress)
     assert capsys.readouterr().err.splitlines() == [
@@ -156,38 +163,33 @@ def test_off_a_terminal_each_event_is_one_line_and_stdout_stays_empty(capsys: py
     ]
 
 
-@dataclass
-class Look:
-    step: int | None
-    curves: dict[str, dict[int, float]]
-    steps: int | None = 100
-
-
-def test_a_view_made_before_the_study_tells_only_what_begins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_left_running_waits_and_the_one_that_runs_shows_its_curve(capsys: pytest.CaptureFixture[str]) -> None:
     made = study(4)
     complete(made, 0, 0.5)
     for number in (1, 2):  # left behind by an earlier start; only the first runs again by now
         state(made, number).status, state(made, number).attempts = RUNNING, 1
+    view = LiveView(made)
     state(made, 1).attempts, state(made, 1).step = 2, 20
-    view = LiveView()
-    view.say("first a note")
-    look = Look(20, {"val/accuracy": {10: 0.5, 20: 0.6}, "train/loss": {5: 1.0}})
-    view.update(made, {state(made, 1).trial.id: (look, "cores 0")}, planned=9, slots=1)
-    assert capsys.readouterr().err.splitlines() == [
-        "first a note", "trial 1 resumed at step 20: lr=0.001 seed=1 (cores 0)"
-    ]  # fmt: skip
-    scene = view._scene
-    assert scene is not None and (scene.total, scene.jobs) == (9, 1)
-    assert scene.status(state(made, 2)) == "waiting"
-    lines = painted(scene, 100, 20)
+    run = RunMonitor(Path("nowhere"), 20, {"val/accuracy": {10: 0.5, 20: 0.6}, "train/loss": {5: 2.0, 10: 1.0}})
+    run._record = {"steps": 100}
+
+    def update() -> list[str]:
+        progress = TrialProgress.of(run, "cores 0", made.metric)
+        view.update(made, {state(made, 1).trial.id: progress}, planned=9)
+        assert view._scene is not None and (view._scene.total, view._scene.jobs) == (9, 1)
+        assert view._scene.status(state(made, 2)) == "waiting"
+        return painted(view._scene, 100, 20)
+
+    lines = update()
+    assert capsys.readouterr().err.splitlines() == ["trial 1 resumed at step 20: lr=0.001 seed=1 (cores 0)"]
     assert "0.6000" in lines[2] and "20%" in lines[2] and "▁█" in lines[2]
-    look.curves = {"train/loss": {5: 2.0, 10: 1.0}}  # no value of the metric yet: the curve is that of the loss
-    assert "█▁" in painted(scene, 100, 20)[2] and "1.0000" not in painted(scene, 100, 20)[2]
+    del run.curves["val/accuracy"]  # no value of the metric yet: the curve is that of the loss
+    assert "█▁" in (line := update()[2]) and "1.0000" not in line
 
 
 def test_a_quiet_sweep_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     made = study(2)
-    view = LiveView(made, total=2, quiet=True)
+    view = LiveView(made, quiet=True)
     complete(made, 0, 0.5)
     view.update(made, {})
     view.say("hello")
@@ -200,7 +202,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_sweep(monkeypatch: pytest.Monk
     os.close(readable)
     stream = os.fdopen(writable, "w", buffering=1)
     monkeypatch.setattr(sys, "stderr", stream)
-    view = LiveView(study(2), total=2)
+    view = LiveView(study(2))
     view.say("nobody reads this")
     view.close()
     with contextlib.suppress(OSError):
@@ -211,16 +213,16 @@ def test_a_reader_that_has_gone_does_not_stop_the_sweep(monkeypatch: pytest.Monk
 _IN_A_TERMINAL = """
 import fcntl, os, struct, sys, termios
 from tests.sweeps.test_live import busy
-from bigctl.sweeps import live
-from bigctl.sweeps.live import LiveView
+from bigctl.sweeps.view import live
+from bigctl.sweeps.view.live import LiveView
 scene = busy()
-view = LiveView(scene.study, total=40)
+view = LiveView(scene.study)
 live.EVERY = 0
-view.update(scene.study, scene.progress)
+view.update(scene.study, scene.progress, planned=40)
 view.say("a note")
 fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 8, 44, 0, 0))
 for _ in range(3):
-    view.update(scene.study, scene.progress)
+    view.update(scene.study, scene.progress, planned=40)
 view.close()
 """
 

@@ -8,11 +8,11 @@ import random
 import pytest
 
 from bigctl.config.schema import Sweep
-from bigctl.sweeps.search import pruners
+from bigctl.sweeps.search.choose import make_pruner
 
 
 def make(pruner: str, mode: str = "min", **settings):
-    return pruners.make(Sweep(pruner=pruner, **settings), mode)
+    return make_pruner(Sweep(pruner=pruner, **settings), mode)
 
 
 def curve(*values: float, every: int = 100) -> dict[int, float]:

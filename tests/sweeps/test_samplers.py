@@ -14,7 +14,8 @@ from bigctl.config import presets
 from bigctl.config.compose import Composed, compose
 from bigctl.config.schema import Sweep
 from bigctl.errors import ConfigError
-from bigctl.sweeps.search import samplers, space, sweep_syntax
+from bigctl.sweeps.search import space, sweep_syntax
+from bigctl.sweeps.search.choose import make_sampler
 from bigctl.sweeps.search.samplers import Observation
 
 LR, DROPOUT = "optimizer.lr=tag(log,interval(1e-6,1))", "model.dropout=interval(0,0.9)"
@@ -47,7 +48,7 @@ def bowl(point) -> float:
 
 
 def study(found: space.Plan, count: int, score=bowl, mode: str = "min") -> list[Observation]:
-    sampler, history = samplers.make(found, mode), []
+    sampler, history = make_sampler(found, mode), []
     while len(history) < count and (point := sampler.ask(len(history), history)) is not None:
         history.append(Observation(point, score(point)))
     return history
@@ -62,7 +63,7 @@ def distinct(points) -> int:
 
 def test_a_grid_ends_after_its_last_point():
     found = plan("grid", "optimizer.lr=1,2", "train.epochs=1,2,3", trials=None)
-    sampler = samplers.make(found)
+    sampler = make_sampler(found)
     history: list[Observation] = []
     while (point := sampler.ask(len(history), history)) is not None:
         history.append(Observation(point))
@@ -71,7 +72,7 @@ def test_a_grid_ends_after_its_last_point():
 
 def test_of_a_grid_that_was_made_larger_the_new_points_are_proposed():
     history = [Observation({"optimizer.lr": lr}) for lr in ("0.1", "0.3")]
-    sampler = samplers.make(plan("grid", "optimizer.lr=0.01,0.1,0.2,0.3", trials=None))
+    sampler = make_sampler(plan("grid", "optimizer.lr=0.01,0.1,0.2,0.3", trials=None))
     assert sampler.ask(2, history) == {"optimizer.lr": "0.01"}
 
 
@@ -96,7 +97,7 @@ def test_random_points_of_a_finite_space_come_once_until_it_is_used_up():
     assert len(history) == distinct(o.point for o in history) == 6
     assert {(o.point["optimizer.lr"], o.point["train.epochs"]) for o in history} == {("1", "3"), ("2", "4")}
     before = [Observation({"optimizer.lr": "9"}), *history[3:]]  # the space was another, then those were tried
-    assert [samplers.make(found).ask(n, before) in [o.point for o in history[:3]] for n in range(9)] == [True] * 9
+    assert [make_sampler(found).ask(n, before) in [o.point for o in history[:3]] for n in range(9)] == [True] * 9
 
 
 # --- What they learn --------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def test_nsga2_searches_for_both_metrics():
     late = []
     for seed in range(3):
         found = plan("nsga2", LR, DROPOUT, pareto="val/loss", trials=80, seed=seed)
-        sampler, history = samplers.make(found, "max"), []  # the loss is to be small by its name
+        sampler, history = make_sampler(found, "max"), []  # the loss is to be small by its name
         for number in range(80):
             point = sampler.ask(number, history)
             history.append(Observation(point, *both(point)))
@@ -148,17 +149,17 @@ def test_a_study_that_is_run_again_gets_the_same_proposals(sampler):
     searched = [LR, DROPOUT] if sampler == "cmaes" else [LR, DROPOUT, OPTIONS]
     count = 14 if sampler == "gp" else 30
     found = plan(sampler, *searched, trials=count)
-    history, old = [], samplers.make(found, "min")
+    history, old = [], make_sampler(found, "min")
     for number in range(count):
         point = old.ask(number, history)
         assert point == old.ask(number, list(history)), "an ask leaves nothing behind"
         if number % 5 == 4:
-            assert point == samplers.make(found, "min").ask(number, history), "nor needs what was before"
+            assert point == make_sampler(found, "min").ask(number, history), "nor needs what was before"
         status = ["complete", "complete", "failed", "complete", "pruned", "running"][number % 6]
         curve = {100: bowl(point) + 1, 200: bowl(point)} if status != "failed" else {}
         history.append(Observation(point, bowl(point) if status == "complete" else None, None, status, curve))
     assert distinct(o.point for o in history) == count
-    other = samplers.make(plan(sampler, *searched, trials=count, seed=1), "min").ask(count - 1, history[:-1])
+    other = make_sampler(plan(sampler, *searched, trials=count, seed=1), "min").ask(count - 1, history[:-1])
     assert other != history[-1].point, "another seed, another proposal"
 
 
@@ -174,7 +175,7 @@ def test_what_failed_has_no_number_or_still_runs_is_no_stumbling_block(sampler, 
     history = [Observation(p, value, None, status) for p, (status, value) in zip(points, odd * 3, strict=True)]
     history[6] = Observation(points[6], None, None, "pruned", {1: math.nan, 2: 0.5})
     history += [Observation(o.point, o.score, o.score) for o in study(plan("random", LR, DROPOUT, seed=1), 12)]
-    point = samplers.make(found, "min").ask(len(history), history)
+    point = make_sampler(found, "min").ask(len(history), history)
     assert 1e-6 <= float(point["optimizer.lr"]) <= 1
 
 
@@ -191,7 +192,7 @@ def test_points_of_a_space_that_was_changed_since_are_no_stumbling_block(sampler
     needs(sampler) if sampler != "random" else None
     others = [{"optimizer.lr": "5"}, {"optimizer": "adamw"}, {"optimizer.lr": "x"}, {"optimizer.lr": "1", "seed": "1"}]
     old = [Observation(point, 0.1) for point in others * 4]
-    assert 1e-6 <= float(samplers.make(plan(sampler, LR), "min").ask(16, old)["optimizer.lr"]) <= 1
+    assert 1e-6 <= float(make_sampler(plan(sampler, LR), "min").ask(16, old)["optimizer.lr"]) <= 1
 
 
 def test_zipped_axes_are_one_dimension():
@@ -208,7 +209,7 @@ def test_zipped_axes_are_one_dimension():
 
 def test_cma_es_refuses_choices_by_name():
     with pytest.raises(ConfigError, match="searches intervals only, optimizer has choices"):
-        samplers.make(plan("cmaes", LR, OPTIONS))
+        make_sampler(plan("cmaes", LR, OPTIONS))
 
 
 @pytest.mark.parametrize(("sampler", "package"), [("tpe", "optuna"), ("cmaes", "cmaes"), ("gp", "torch")])
@@ -217,4 +218,4 @@ def test_a_package_that_is_missing_is_named_with_how_to_get_it(monkeypatch, samp
         pytest.skip("optuna is missed first")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=f"the package {package} is not installed.*pip install"):
-        samplers.make(plan(sampler, LR))
+        make_sampler(plan(sampler, LR))

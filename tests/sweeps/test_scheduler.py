@@ -10,7 +10,7 @@ import pytest
 from bigctl.runs import directory
 from bigctl.sweeps import sweep
 from bigctl.sweeps.execution.local import Job
-from bigctl.sweeps.execution.scheduler import Driver, Settings
+from bigctl.sweeps.execution.scheduler import Scheduler, SchedulerOptions
 from bigctl.sweeps.ledger import Ledger
 from bigctl.sweeps.search import space
 from bigctl.sweeps.view.live import LiveView
@@ -45,25 +45,25 @@ class Bench:
         return Ended(self._code)
 
 
-def driver(folder: Path, bench: Bench, settings: Settings | None = None, *more: str) -> Driver:
+def scheduler(folder: Path, bench: Bench, options: SchedulerOptions | None = None, *more: str) -> Scheduler:
     words = ["recipe=mlp_cls", "data=breast_cancer", "optimizer.lr=1e-3,1e-2,1e-1", *more]
     plan = space.plan(words, config_dirs=[], plugins=[])
     ledger = Ledger(folder)
-    ledger.append("study", definition=sweep.define(plan, folder, []))
+    ledger.append("study", definition=sweep.definition_of(plan, folder, []))
     view = LiveView(ledger.study, quiet=True)
-    return Driver(plan, sweep.points(plan), ledger, bench, settings or Settings(), view, StopRequest())
+    return Scheduler(plan, sweep.count_points(plan), ledger, bench, options or SchedulerOptions(), view, StopRequest())
 
 
 def test_trials_that_an_earlier_start_left_running_keep_the_place_of_a_job(tmp_path: Path) -> None:
-    first = driver(tmp_path, Bench(1))
+    first = scheduler(tmp_path, Bench(1))
     first._start()
     (left,) = (s for s in first.study.states.values() if s.attempts)
     first.study.run(left).mkdir(parents=True)
     lock = directory.take_lock(first.study.run(left) / ".lock")
 
     bench = Bench(1)
-    again = driver(tmp_path, bench)
-    again._take_up()
+    again = scheduler(tmp_path, bench)
+    again._recover()
     again._start()
     assert not bench.commands, "--jobs 1 is one at a time, whoever started it"
     bench.slots = 2
@@ -75,7 +75,7 @@ def test_trials_that_an_earlier_start_left_running_keep_the_place_of_a_job(tmp_p
 @pytest.mark.parametrize("code", [-9, 143])
 def test_a_trial_that_is_killed_before_it_gets_anywhere_fails_at_the_third_time(tmp_path: Path, code: int) -> None:
     bench = Bench(3, code)
-    loop = driver(tmp_path, bench)
+    loop = scheduler(tmp_path, bench)
     loop.run()
     assert len(bench.commands) == 9 and {s.status for s in loop.study.states.values()} == {"failed"}
 
@@ -83,7 +83,7 @@ def test_a_trial_that_is_killed_before_it_gets_anywhere_fails_at_the_third_time(
 @pytest.mark.parametrize(("limit", "started"), [(0, 1), (1, 2), (None, 3)])
 def test_a_sweep_stops_when_more_have_failed_than_may(tmp_path: Path, limit: int | None, started: int) -> None:
     bench = Bench(1, 1)
-    loop = driver(tmp_path, bench, Settings(max_failures=limit))
+    loop = scheduler(tmp_path, bench, SchedulerOptions(max_failures=limit))
     loop.run()
     assert len(bench.commands) == started and bool(loop.halted) == (limit is not None)
 
@@ -93,10 +93,10 @@ def test_a_trial_that_says_nothing_of_seeds_is_that_of_seed_0(
     tmp_path: Path, orders: tuple[tuple[str, ...], ...]
 ) -> None:
     for more in orders:
-        loop = driver(tmp_path, Bench(1), None, *more)
-        while loop._propose():
+        loop = scheduler(tmp_path, Bench(1), None, *more)
+        while loop.proposals.propose():
             pass
         for state in list(loop.study.states.values()):
-            loop._enter(state.trial.point)
+            loop.proposals.enter(state.trial.point)
     seeds = [s.trial.seed or 0 for s in loop.study.states.values() if s.trial.point == {"optimizer.lr": "0.001"}]
-    assert sorted(seeds) == [0, 1, 2] and loop.planned == 9
+    assert sorted(seeds) == [0, 1, 2] and loop.proposals.planned == 9

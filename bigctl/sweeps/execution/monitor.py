@@ -1,6 +1,6 @@
-"""A trial seen from outside, through its run directory: how far it is, and how it ended. Free of jax.
+"""A trial as its run directory tells of it: how far it is, and how it ended. Free of jax.
 
-What a run says of itself may be cut short at any moment, and the folder may be gone; a look never raises.
+Files may be cut short at any moment, and the directory may be gone: monitoring never raises.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 from bigctl.errors import BigctlError
 from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory
-from bigctl.sweeps.trials import COMPLETE, FAILED, STOPPED
+from bigctl.sweeps.trials import COMPLETE, FAILED, STOPPED, State, Study
 
 PRUNE = "prune"
 """A file of this name in a run directory asks a packed trial to stop; it holds the reason."""
 
 
 @dataclass
-class Watch:
-    """The metrics of a run as they come; only what is new is read at each look.
+class RunMonitor:
+    """The metrics of a run while it is trained; each refresh reads only what is new.
 
     Attributes:
         step: the last one logged.
@@ -37,7 +37,7 @@ class Watch:
     _offset: int = 0
     _record: dict[str, Any] | None = None
 
-    def look(self) -> bool:
+    def refresh(self) -> bool:
         """Read what is new; whether there was anything."""
         file = self.run / "metrics.jsonl"
         try:
@@ -67,16 +67,16 @@ class Watch:
     @property
     def steps(self) -> int | None:
         """Length of the training, once the run has begun."""
-        found = self._begun().get("steps")
+        found = self._started().get("steps")
         return found if isinstance(found, int) else None
 
     @property
     def selection(self) -> tuple[str, str] | None:
         """(metric, "max" or "min") that selects the run's best checkpoint, once the run has begun."""
-        found = self._begun().get("selection")
+        found = self._started().get("selection")
         return (str(found["metric"]), str(found["mode"])) if isinstance(found, dict) and len(found) == 2 else None
 
-    def _begun(self) -> dict[str, Any]:
+    def _started(self) -> dict[str, Any]:
         if self._record is None and (self.run / "run.json").exists():
             with contextlib.suppress(BigctlError):
                 record = RunDirectory(self.run).record()
@@ -84,9 +84,24 @@ class Watch:
         return self._record or {}
 
 
+class Monitors:
+    """The monitor of each trial of a study, made when it is first asked for."""
+
+    def __init__(self, study: Study):
+        self._study = study
+        self._found: dict[str, RunMonitor] = {}
+
+    def of(self, state: State) -> RunMonitor:
+        name = state.trial.id
+        if name not in self._found:
+            self._found[name] = RunMonitor(self._study.run(state))
+            self._found[name].refresh()
+        return self._found[name]
+
+
 @dataclass(frozen=True)
-class Ending:
-    """How a run stands when no process works on it: a status of `sweeps.trials` and what the ledger keeps of it."""
+class RunEnd:
+    """The state of a run that no process works on: a status of `sweeps.trials` and what the ledger keeps of it."""
 
     status: str
     metrics: dict[str, float] = field(default_factory=dict)
@@ -96,42 +111,42 @@ class Ending:
     seconds: float | None = None
 
 
-def ending(run: Path) -> Ending:
-    """What the run directory tells of a run that nobody works on: complete, failed, or to be gone on with."""
+def read_end(run: Path) -> RunEnd:
+    """How a run that no process works on ended: complete, failed, or stopped, so that it can be resumed."""
     held = RunDirectory(run)
     try:
         status = held.status()
         if status == directory.COMPLETE:
             summary = held.summary()
             metrics = {k: float(v) for k, v in summary["metrics"].items() if isinstance(v, (int, float))}
-            return Ending(
+            return RunEnd(
                 COMPLETE, metrics, int(summary["step"]), selected_by=str(summary.get("selected_by") or ""),
                 seconds=float(summary["timings"]["wall"]),
             )  # fmt: skip
         if status in (directory.FAILED, directory.DIVERGED):
-            return Ending(FAILED, step=reached(run), message=str(held.record().get("message") or status))
+            return RunEnd(FAILED, step=last_checkpoint(run), message=str(held.record().get("message") or status))
     except (BigctlError, KeyError, TypeError, ValueError) as error:
         if (run / "summary.json").exists():
-            return Ending(FAILED, message=f"what it has written cannot be read: {error}")
-    return Ending(STOPPED, step=reached(run))
+            return RunEnd(FAILED, message=f"what it has written cannot be read: {error}")
+    return RunEnd(STOPPED, step=last_checkpoint(run))
 
 
-def reached(run: Path) -> int | None:
-    """The step of the newest checkpoint that can be gone on from."""
+def last_checkpoint(run: Path) -> int | None:
+    """The step of the newest checkpoint that the run can be resumed from."""
     saved = [c.step for c in listing.checkpoints(RunDirectory(run), sizes=False) if c.committed]
     return max(saved, default=None)
 
 
-def cause(code: int, log: Path) -> str:
-    """Why a process ended that has left nothing in its run directory, in one line: what it said last."""
+def exit_cause(code: int, log: Path) -> str:
+    """Why a process ended that left nothing in its run directory, in one line: the last thing it printed."""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"killed by {name}" + (", perhaps for want of memory" if code == -signal.SIGKILL else "")
+        return f"killed by {name}" + (", perhaps out of memory" if code == -signal.SIGKILL else "")
     with contextlib.suppress(OSError), log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - 20_000))
         lines = [line.rstrip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
         for number in reversed(range(len(lines))):
-            if lines[number].startswith("bigctl: "):  # what is wrong, and in the next line what to do
+            if lines[number].startswith("bigctl: "):  # the error, and in the next line the hint
                 said = lines[number].removeprefix("bigctl: ")
                 hint = next((line.strip() for line in lines[number + 1 : number + 2] if line.startswith(" " * 8)), "")
                 return f"{said} ({hint})" if hint else said

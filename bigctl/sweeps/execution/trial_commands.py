@@ -13,11 +13,11 @@ from bigctl.files import write_json
 from bigctl.sweeps.trials import Trial
 
 UNTESTED = "eval.test=false"
-"""Trials leave the test split alone: it is for the winner."""
+"""Trials do not score the test split: only the winner does."""
 
 
-def one(trial: Trial, run: Path, config_dirs: Sequence[Path], plugins: Sequence[str]) -> list[str]:
-    """Train one trial in its run directory, or go on with it."""
+def single(trial: Trial, run: Path, config_dirs: Sequence[Path], plugins: Sequence[str]) -> list[str]:
+    """The command that trains or resumes one trial in its run directory."""
     given = [word for folder in config_dirs for word in ("--config-dir", str(folder))]
     given += [word for module in plugins for word in ("--plugin", module)]
     words = ["train", *trial.overrides, UNTESTED, "--run-dir", str(run), "--quiet", *given]
@@ -27,12 +27,12 @@ def one(trial: Trial, run: Path, config_dirs: Sequence[Path], plugins: Sequence[
 def pack(
     trials: Sequence[tuple[Trial, Path]], job: Path, mode: str, config_dirs: Sequence[Path], plugins: Sequence[str]
 ) -> list[str]:
-    """Train several trials in one process.
+    """The command that trains several trials in one process; writes its job file.
 
     Args:
         trials: each with its run directory.
-        job: where the file that tells of them is written; what was measured comes beside it, see `verdict`.
-        mode: "auto" to measure first whether to take their steps together, "yes" to take them so.
+        job: the job file to write; measurements are written beside it, see `verdict`.
+        mode: "auto" to measure first whether packing pays, "yes" to pack.
         config_dirs, plugins: where presets and components of the user's own come from.
 
     Raises:
@@ -56,7 +56,7 @@ def pack(
 
 
 def ends(job: Path) -> dict[str, str]:
-    """{identity: why} of the trials that failed in the process of a pack, as far as it came to say so."""
+    """{identity: cause} of the trials that failed in the process of a pack, as far as it could record them."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         found = json.loads(job.with_suffix(".ends.json").read_text(encoding="utf-8"))["trials"]
         return {name: str(end["message"]) for name, end in found.items() if end["status"] == "failed"}
@@ -64,5 +64,5 @@ def ends(job: Path) -> dict[str, str]:
 
 
 def verdict(job: Path) -> Path:
-    """Where the process of a pack writes how it trains, and why."""
+    """The file in which the process of a pack records how it trains, and why."""
     return job.with_suffix(".verdict.json")

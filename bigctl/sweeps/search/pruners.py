@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bigctl.config.schema import Sweep
-
 Curve = Mapping[int, float]
 """{step: value of the metric}, one entry an evaluation."""
 
@@ -166,14 +164,3 @@ def _deal(shares: Sequence[int]) -> list[set[int]]:
         behind = [share * (number + 1) / sum(shares) - len(got) for share, got in zip(shares, dealt, strict=True)]
         dealt[behind.index(max(behind))].add(number)
     return dealt
-
-
-def make(sweep: Sweep, mode: str) -> Pruner:
-    """The pruner that the settings name, for values that should be "max" or "min"."""
-    if sweep.pruner == "median":
-        return Median(mode, sweep.warmup_trials, sweep.warmup_evaluations)
-    if sweep.pruner == "asha":
-        return Asha(mode, sweep.min_resource, sweep.reduction)
-    if sweep.pruner == "hyperband":
-        return Hyperband(mode, sweep.min_resource, sweep.reduction, sweep.brackets)
-    return Pruner(mode)

@@ -1,7 +1,7 @@
-"""What proposes the points of a sweep: a grid, chance, or what Optuna and CMA-ES learn from the points that are done.
+"""What proposes the points of a sweep: a grid or chance here, `model_based` for samplers that learn from results.
 
-Each proposal is a function of the sweep's seed, its number and the history alone. So a study that was killed, and is
-run again, proposes the same; nothing is kept between two proposals but what can be made again.
+Each proposal is a function of the sweep's seed, its number and the history alone, so a study that was killed proposes
+the same when it is run again. No state is kept between two proposals except what can be computed again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bigctl.config.schema import mode_by_name
 from bigctl.sweeps.search import space
 from bigctl.sweeps.search.space import Plan
 from bigctl.sweeps.search.sweep_syntax import Axis
@@ -45,34 +44,6 @@ class Observation:
 class Sampler(Protocol):
     def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
         """The point of this number, given what became of those before; None where the space is used up."""
-
-
-def make(plan: Plan, mode: str | None = None, pareto_mode: str | None = None) -> Sampler:
-    """The sampler that a plan names.
-
-    Args:
-        plan: the sweep.
-        mode: whether scores should be "max" or "min"; None for what the plan says, or the metric's name.
-        pareto_mode: the same of the second metric.
-
-    Raises:
-        ConfigError: if it cannot search this space, or its package is missing.
-    """
-    sweep = plan.sweep
-    if sweep.sampler == "grid":
-        return Grid(plan)
-    if sweep.sampler == "random":
-        return Random(plan)
-    from bigctl.sweeps.search import model_based
-
-    config = plan.base.config
-    configured = (config.eval.metric, config.eval.mode) if sweep.metric is None else (sweep.metric, None)
-    modes = [mode or sweep.mode or configured[1] or mode_by_name(configured[0] or "")]
-    if sweep.pareto is not None and sweep.sampler == "nsga2":
-        modes.append(pareto_mode or sweep.pareto_mode or mode_by_name(sweep.pareto))
-    if sweep.sampler == "cmaes":
-        return model_based.CmaEs(plan, modes[0])
-    return model_based.Optuna(plan, modes)
 
 
 class Grid:

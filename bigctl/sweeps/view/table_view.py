@@ -1,17 +1,15 @@
-"""How the live table of a sweep looks: what fits the terminal, the most telling trials first. Free of jax."""
+"""The live table of a sweep: as many trials as fit the terminal, running ones first. Free of jax."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bigctl.files import printable
 from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, RUNNING, STOPPED, WAITING, State
-
-if TYPE_CHECKING:
-    from bigctl.sweeps.view.live import Scene
+from bigctl.sweeps.view.scene import Scene
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=*#"
 
@@ -45,7 +43,7 @@ def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
 
 
 class Frame:
-    """A scene that lays itself out anew for the size the terminal has when it is painted."""
+    """A scene as a renderable of rich, laid out for the size that the terminal has when it is drawn."""
 
     def __init__(self, scene: Scene):
         self.scene = scene

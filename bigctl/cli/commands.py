@@ -1,0 +1,32 @@
+"""The table of commands. Each is a module here, with `add_arguments(parser)`, `run(options)` and `EXAMPLES`."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+COMMANDS = {
+    "train": "train an experiment, or go on with one",
+    "resume": "go on with a run, by its own configuration",
+    "eval": "score a trained model on a split",
+    "predict": "label files or texts with a trained model",
+    "generate": "let a language model write text",
+    "export": "write a trained model for another library",
+    "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
+    "show": "print the composed configuration and where each value comes from",
+    "data": "look at a data set, prepare or clean its cache",
+    "sweep": "train every point of a search space, and say which is best",
+    "runs": "table of runs; remove or prune them",
+    "info": "everything known about a run",
+    "compare": "runs side by side; --assert-equal for CI",
+    "report": "one HTML page about a run or a sweep",
+    "ui": "show all runs in the browser of this machine, with live curves",
+    "verify": "check that a run's files are as they were written",
+    "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
+    "doctor": "check the installation and the devices",
+}
+
+
+def load_command(name: str) -> ModuleType:
+    """The module of a command: `bigctl.cli.verify_resume` for "verify-resume"."""
+    return importlib.import_module(f"bigctl.cli.{name.replace('-', '_')}")
