@@ -88,7 +88,7 @@ class BertMlm:
         tokens = batch["inputs"]
         hidden, chosen = self.hide(tokens, batch["lengths"], keys)
         chosen &= batch["mask"][:, None] > 0
-        states = model(hidden, batch["lengths"], batch["second"], key=dropout)
+        states = model(hidden, batch["lengths"], batch["segment_start"], key=dropout)
         # Logits are made for the chosen tokens alone; no text has more of them than its share of the padded length.
         room = len(tokens) * max(1, math.ceil(self.rate * tokens.shape[1]))
         (places,) = jnp.nonzero(chosen.reshape(-1), size=room, fill_value=tokens.size)

@@ -76,7 +76,7 @@ class TextCls:
         return jax.nn.softmax(self._logits(model, batch))
 
     def _logits(self, model: Any, batch: Batch, **options: Any) -> jax.Array:
-        return cls.class_logits(model(batch["inputs"], batch["lengths"], batch["second"], **options))
+        return cls.class_logits(model(batch["inputs"], batch["lengths"], batch["segment_start"], **options))
 
 
 def require_text(features: Features, recipe: str) -> None:
@@ -97,7 +97,7 @@ def frozen(model: schema.Model) -> tuple[str, ...]:
 def text_shapes(features: Features, n: int) -> dict[str, Any]:
     """Columns of a batch of n of the longest texts."""
     one = jax.ShapeDtypeStruct((n,), jnp.int32)
-    return {"inputs": jax.ShapeDtypeStruct((n, *features.shape), jnp.int32), "lengths": one, "second": one}
+    return {"inputs": jax.ShapeDtypeStruct((n, *features.shape), jnp.int32), "lengths": one, "segment_start": one}
 
 
 def padding(batch: Batch) -> jax.Array:

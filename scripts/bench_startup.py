@@ -116,9 +116,9 @@ def _commands(options: argparse.Namespace) -> None:
 
 
 def _training(options: argparse.Namespace, folder: Path) -> None:
-    from bigctl.data import prepare
+    from bigctl.cache_root import cache_root
 
-    data = prepare.cache_root() / "data"
+    data = cache_root() / "data"
     data.mkdir(parents=True, exist_ok=True)
     cache = folder / "cache"
     cache.mkdir()

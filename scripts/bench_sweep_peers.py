@@ -159,12 +159,12 @@ def _command(name: str, folder: Path, spec: Spec) -> list[str]:
 
 def _environment(name: str, folder: Path, shared: Path) -> dict[str, str]:
     """Nothing compiled before is used; prepared data is. Keras Tuner keeps to JAX."""
-    from bigctl.data import prepare
+    from bigctl.cache_root import cache_root
 
     cache = folder / "cache"
     if not cache.exists():
         cache.mkdir()
-        (cache / "data").symlink_to((prepare.cache_root() / "data").resolve())
+        (cache / "data").symlink_to((cache_root() / "data").resolve())
     quiet = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
     return {**os.environ, **quiet, "BIGCTL_CACHE_DIR": str(cache)}
 

@@ -145,7 +145,7 @@ def main() -> None:
 
 def _run(code: str, arguments: list[str], compiled: str) -> dict[str, Any]:
     """One process in a folder of its own, its compiled programs in `compiled`; what it reports."""
-    from bigctl.data import prepare
+    from bigctl.cache_root import cache_root
 
     # Prepared data is shared with other runs, compiled programs are this measurement's own.
     cache = os.path.join(compiled, "cache")
@@ -153,7 +153,7 @@ def _run(code: str, arguments: list[str], compiled: str) -> dict[str, Any]:
     for name in ("data", "packages"):
         link = os.path.join(cache, name)
         if not os.path.lexists(link):
-            os.symlink(prepare.cache_root() / name, link)
+            os.symlink(cache_root() / name, link)
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "BIGCTL_CACHE_DIR": cache, "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(

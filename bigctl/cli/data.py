@@ -111,10 +111,11 @@ def _configuration(options: argparse.Namespace) -> Wanted:
 
 
 def _show(options: argparse.Namespace, wanted: Wanted) -> int:
-    from bigctl.data import prepare, preview
+    from bigctl.data import cache, prepare, preview
+    from bigctl.files import disk_size
 
     config = wanted.data
-    folder = prepare.cache_folder(config, **wanted.form)
+    folder = cache.cache_folder(config, **wanted.form)
     was_there = folder.is_dir()
     if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
         return _unprepared(options, config, folder)
@@ -122,7 +123,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     facts = {
         "prepared": True,
         **preview.describe(dataset),
-        "bytes": prepare.disk_size(folder),
+        "bytes": disk_size(folder),
         "prepared_now": options.rebuild or not was_there,
     }
     table = preview.columns(dataset) if dataset.features.encoder else []
@@ -324,17 +325,18 @@ def _entry(found: Any) -> dict[str, Any]:
 
 
 def _clean(options: argparse.Namespace, wanted: Wanted) -> int:
-    from bigctl.data import prepare
+    from bigctl.data import cache
+    from bigctl.files import disk_size
 
-    plain = prepare.cache_folder(wanted.data, regression=wanted.regression)
-    tokens = prepare.cache_folder(wanted.data, **wanted.form)
+    plain = cache.cache_folder(wanted.data, regression=wanted.regression)
+    tokens = cache.cache_folder(wanted.data, **wanted.form)
     folders = [plain, *_forms(plain), *([tokens, *_forms(tokens)] if tokens != plain else [])]
     present = [folder for folder in folders if folder.is_dir()]
     freed = 0
     for folder in present:
-        freed += prepare.disk_size(folder)
+        freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        freed -= prepare.disk_size(folder)
+        freed -= disk_size(folder)
     if options.json:
         render.print_json({"path": str(tokens), "freed_bytes": freed, "removed": [str(folder) for folder in present]})
     elif present:
@@ -350,9 +352,10 @@ def _forms(folder: Path) -> list[Path]:
 
 
 def _clean_all(options: argparse.Namespace) -> int:
-    from bigctl.data import cache, prepare
+    from bigctl.cache_root import cache_root
+    from bigctl.data import cache
 
-    freed, folder = cache.clean_all(), prepare.cache_root() / "data"
+    freed, folder = cache.clean_all(), cache_root() / "data"
     if options.json:
         render.print_json({"path": str(folder), "freed_bytes": freed})
     else:

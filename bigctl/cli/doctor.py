@@ -195,7 +195,7 @@ def _gpu(timeout: float) -> Iterator[Finding]:
 
 
 def _folders() -> Iterator[Finding]:
-    from bigctl.data.prepare import cache_root
+    from bigctl.cache_root import cache_root
     from bigctl.runs.directory import ROOT
 
     remedy = "free some space, or set BIGCTL_CACHE_DIR to another folder"
@@ -220,7 +220,7 @@ def _folders() -> Iterator[Finding]:
 
 
 def _compile_cache() -> Iterator[Finding]:
-    from bigctl.data.prepare import cache_root
+    from bigctl.cache_root import cache_root
     from bigctl.runs.listing import disk_size
 
     folder = cache_root() / "compiled"

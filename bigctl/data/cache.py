@@ -1,22 +1,168 @@
-"""All prepared data sets on this disk, as `prepare` left them."""
+"""Prepared data on this disk: one folder a data set and form, with its arrays, its tokenizer and `meta.json`.
+
+A folder is made whole under a temporary name and renamed into place, so it is there or it is not. Its `meta.json` holds
+the sha256 of every array; a damaged folder is found when it is opened.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bigctl.data.prepare import cache_root, disk_size
+import numpy as np
+
+from bigctl.cache_root import cache_root
+from bigctl.config.schema import Data
+from bigctl.data import catalog
+from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.sources.decoded import Columns
+from bigctl.data.text import tokenization
+from bigctl.data.text.encoding import Texts
+from bigctl.errors import DataError
+from bigctl.files import disk_size
+
+TOKENIZER = "tokenizer.json"
+
+_FORMAT = 3  # raise it whenever decoding, splitting or encoding change: older caches are then left alone
+
+_RENAMED = {"second": "segment_start"}
+"""Columns that have another name in memory than on disk, where names belong to the fingerprint of data."""
 
 _ABANDONED = 86400.0
 """Age at which what a preparation left behind half made is taken to be nobody's [s]."""
 
-
 _DIGESTS = re.compile(r"-[0-9a-f]{16}(-[0-9a-f]{8})*$")
+
+
+def cache_folder(config: Data, *, regression: bool = False, tokenizer: tokenization.Spec | None = None) -> Path:
+    """The folder that belongs to this configuration and the present state of its source; it need not exist.
+
+    Texts as tokens have the name of the texts as they are, and a second digest.
+    """
+    rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
+    rule += [config.validation_fraction, config.test_fraction, config.deduplicate]
+    identity = [_FORMAT, config.kind, catalog.reader(config).identity(config), rule, regression]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    name = getattr(config, "name", None) or getattr(config, "dataset", None) or Path(getattr(config, "path", "")).stem
+    label = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(name))[:40]
+    plain = f"{label or config.kind}-{digest[:16]}"
+    if tokenizer is not None:
+        plain += f"-{hashlib.sha256(json.dumps(tokenizer.identity(), sort_keys=True).encode()).hexdigest()[:8]}"
+    return cache_root() / "data" / plain
+
+
+# ------------------------------------------------------------------------------------------------- reading and writing
+
+
+def write_dataset(
+    folder: Path, features: Features, arrays: dict[str, Columns], info: dict[str, Any], tokenizer: str | None = None
+) -> None:
+    """Raises DataError where there is no room for it, or the folder cannot be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.parent / f".{folder.name}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise _cannot_store(folder, error) from error
+    on_disk = {name: stored for stored, name in _RENAMED.items()}
+    try:
+        digests = {}
+        for split, columns in arrays.items():
+            for name, values in columns.items():
+                file = temporary / f"{split}.{on_disk.get(name, name)}.npy"
+                np.save(file, values, allow_pickle=False)
+                digests[file.name] = _digest(file)
+        if tokenizer is not None:
+            (temporary / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        meta = {
+            "schema": _FORMAT,
+            "features": features.to_json(),
+            "files": digests,
+            "info": info,
+            "prepared": time.time(),
+        }
+        meta["fingerprint"] = _fingerprint(meta)
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+        with _exclusive(folder.parent / ".lock"):
+            present = read_dataset(folder)
+            # Another process may have been quicker, and be reading what it made: equal data stays where it is.
+            if present is None or present.fingerprint != meta["fingerprint"]:
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+    except OSError as error:
+        raise _cannot_store(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_dataset(folder: Path) -> Dataset | None:
+    """The data set in a cache folder, or None where any of it is missing or damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if meta["schema"] != _FORMAT or meta["fingerprint"] != _fingerprint(meta):
+            return None
+        by_split: dict[str, Columns] = {split: {} for split in SPLITS}
+        for name, digest in meta["files"].items():
+            if _digest(folder / name) != digest:
+                return None
+            split, column, _ = name.split(".")
+            by_split[split][_RENAMED.get(column, column)] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        features = Features.from_json(meta["features"])
+        if features.tokenizer and tokenization.sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
+            return None
+        texts = {split: _take_texts(columns) for split, columns in by_split.items()}
+        return Dataset(by_split, features, meta["fingerprint"], meta["info"], str(folder), texts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _take_texts(columns: Columns) -> tuple[Texts, ...]:
+    """The texts themselves, moved out of the columns that a model sees."""
+    found: list[Texts] = []
+    while f"text{len(found)}" in columns:
+        name = f"text{len(found)}"
+        found.append(Texts(columns.pop(name), columns.pop(f"{name}_offsets")))
+    return tuple(found)
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    content = json.dumps([meta["features"], meta["files"]], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cannot_store(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot store prepared data: {error.strerror or error}",
+        where=str(folder.parent),
+        hint="free some space, or set BIGCTL_CACHE_DIR to a folder that can be written",
+    )
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------ all of them
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigctl.cache_root import cache_root
 from bigctl.config import schema
 from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
@@ -59,12 +60,11 @@ def _tfds_identity(config: schema.Tfds) -> Any:
 
 
 def _tfds(config: schema.Tfds, regression: bool) -> Decoded:
-    from bigctl.data import prepare
     from bigctl.data.sources import tfds
 
     return tfds.read(
         config.dataset,
-        data_dir=prepare.cache_root() / "tfds",
+        data_dir=cache_root() / "tfds",
         manual_dir=_optional(config.manual_dir),
         image_size=_size(config.image_size),
         text=config.text,

@@ -66,8 +66,9 @@ class Dataset:
 
     Attributes:
         splits: "train", "validation", "test" -> columns: `inputs` [N, *shape] and `label` [N]; of texts `inputs` are
-            all tokens one after the other, `offsets` [N + 1] says where each text begins, and `second` [N] where in
-            it a second text does; of one long text `inputs` are its tokens [T], and `bytes` [1] its length in UTF-8.
+            all tokens one after the other, `offsets` [N + 1] says where each text begins, and `segment_start`
+            [N] where in it a second text does; of one long text `inputs` are its tokens [T], and `bytes` [1] its length
+            in UTF-8.
         features: see `Features`.
         fingerprint: sha256 over the arrays' contents and the features; equal data, equal fingerprint.
         info: facts for people, JSON-serialisable.

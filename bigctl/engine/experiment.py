@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from bigctl.cache_root import cache_root
 from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
-from bigctl.data import prepare
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import resolve
 from bigctl.errors import ConfigError
@@ -143,7 +143,7 @@ def use_compile_cache() -> Path | None:
     import jaxlib
 
     host = provenance.digest(provenance.cpu() + os.environ.get("XLA_FLAGS", ""))
-    folder = prepare.cache_root() / "compiled" / f"jaxlib-{jaxlib.__version__}-{host}"
+    folder = cache_root() / "compiled" / f"jaxlib-{jaxlib.__version__}-{host}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for private in (folder.parent, folder):

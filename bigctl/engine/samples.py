@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
-from bigctl.data import prepare
+from bigctl.data import cache
 from bigctl.data.dataset import Dataset
 from bigctl.data.text import tokenization
 from bigctl.engine.experiment import Experiment
@@ -43,7 +43,7 @@ class Samples:
         assert isinstance(experiment.config.recipe, schema.GptLm)
         self.experiment, self.say = experiment, say
         self.recipe, self.seed = experiment.config.recipe, experiment.config.seed
-        self.tokenizer = tokenization.read(Path(experiment.dataset.path) / prepare.TOKENIZER, stream=True)
+        self.tokenizer = tokenization.read(Path(experiment.dataset.path) / cache.TOKENIZER, stream=True)
         self.prompt = self.recipe.prompt or opening(experiment.dataset, self.tokenizer)
         self._check()
         self._lines = JsonLines(file, step=resumed) if leads else None

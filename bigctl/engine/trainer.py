@@ -15,7 +15,7 @@ from typing import Any
 from bigctl.config import cadence, drift, schema
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
-from bigctl.data import prepare
+from bigctl.data import cache
 from bigctl.engine import resolve, resume
 from bigctl.engine.setup import Setup
 from bigctl.errors import BigctlError, DataError, Diverged, Preempted, TrainingFailed
@@ -210,7 +210,7 @@ def _keep_tokenizer(run: RunDirectory, dataset: Any, config: schema.Config) -> N
                 run, sources.locate_source(config.model.init_from or "").generation_config
             )
         try:
-            write_text(run.tokenizer, (Path(dataset.path) / prepare.TOKENIZER).read_text(encoding="utf-8"))
+            write_text(run.tokenizer, (Path(dataset.path) / cache.TOKENIZER).read_text(encoding="utf-8"))
         except OSError as error:
             raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.tokenizer)) from error
 

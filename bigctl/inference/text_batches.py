@@ -44,7 +44,7 @@ def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer:
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[Text], features: Features
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns `inputs`, `offsets` and `second` as a data set has them, and which texts were cut, bool [N].
+    """Columns `inputs`, `offsets` and `segment_start` as a data set has them, and which texts were cut, bool [N].
 
     Raises:
         ValueError: for a text that is empty or no text, or where there are not as many texts as the model takes.
@@ -55,7 +55,7 @@ def encode_texts(
 
     second = [pair[1] for pair in pairs] if features.pairs else None
     encoded = encoding.encode(tokenizer, [pair[0] for pair in pairs], second, longest, rule)
-    return {"inputs": encoded.tokens, "offsets": encoded.offsets, "second": encoded.second}, encoded.cut
+    return {"inputs": encoded.tokens, "offsets": encoded.offsets, "segment_start": encoded.segment_start}, encoded.cut
 
 
 def _checked(given: Any, number: int, pairs: bool) -> tuple[str, ...]:
@@ -83,6 +83,6 @@ def text_batches(
     lengths = ragged.lengths_of(columns)[rows]
     edges = tuple(range(_MULTIPLE, longest, _MULTIPLE)) + (longest,)
     plan = LengthEvaluationPlan(lengths, FEW if len(rows) <= FEW else BATCH, edges)
-    columns = {name: columns[name] for name in ("inputs", "offsets", "second")}
+    columns = {name: columns[name] for name in ("inputs", "offsets", "segment_start")}
     for places, mask, length in plan.batches():
         yield places[mask > 0], ragged.take(columns, rows[places], length)

@@ -107,7 +107,7 @@ def begin_with(tokenizer: Tokenizer, token: str) -> None:
 
 def store_tokenizer(tokenizer: Tokenizer) -> Path:
     """The tokenizer as a tokenizer.json in the cache, named after what it holds."""
-    from bigctl.data.prepare import cache_root
+    from bigctl.cache_root import cache_root
 
     content = tokenizer.to_str(pretty=True)
     folder = cache_root() / "tokenizers"

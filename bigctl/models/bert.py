@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2019): an encoder of text, with a head for classes or for masked tokens.
 
 Dimension names: batch, length (of the padded texts), width (of the residual stream), heads, depth (width / heads).
-Texts are token ids padded at the end; `lengths` says how many of them are real, `second` where the second text begins.
+Texts are token ids padded at the end; `lengths` says how many of them are real, `segment_start` where the
+second text begins.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Embeddings(nnx.Module):
         self.dropout = QuickDropout(config.dropout)
 
     def __call__(
-        self, tokens: Int[Array, "batch length"], second: Int[Array, " batch"], key: Array | None
+        self, tokens: Int[Array, "batch length"], segment_start: Int[Array, " batch"], key: Array | None
     ) -> Float[Array, "batch length width"]:
         length, positions = tokens.shape[1], self.position.embedding[...]
         if length > len(positions):
@@ -85,7 +86,7 @@ class Embeddings(nnx.Module):
                 hint=f"set recipe.tokenizer.max_length to {len(positions)} or less",
             )
         first, other = self.segment.embedding[...]
-        in_second = jnp.arange(length) >= second[:, None]
+        in_second = jnp.arange(length) >= segment_start[:, None]
         x = self.token.embedding[...][tokens] + positions[:length] + jnp.where(in_second[..., None], other, first)
         return self.dropout(self.norm(x), key)
 
@@ -162,10 +163,10 @@ class Encoder(nnx.Module):
         self,
         tokens: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
-        second: Int[Array, " batch"],
+        segment_start: Int[Array, " batch"],
         key: Array | None = None,
     ) -> Float[Array, "batch length width"]:
-        x = self.embeddings(tokens, second, fold(key, 0))
+        x = self.embeddings(tokens, segment_start, fold(key, 0))
         for i, layer in enumerate(self.layers):
             x = layer(x, lengths, fold(key, i + 1))
         return x
@@ -198,12 +199,12 @@ class BertClassifier(nnx.Module):
         self,
         tokens: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
-        second: Int[Array, " batch"],
+        segment_start: Int[Array, " batch"],
         *,
         key: Array | None = None,
         mask: Array | None = None,
     ) -> Float[Array, "batch outputs"]:
-        x = self.encoder(tokens, lengths, second, fold(key, 0))
+        x = self.encoder(tokens, lengths, segment_start, fold(key, 0))
         pooled = x[:, 0] if self.pool == "cls" else _mean(x, lengths)
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(pooled))
@@ -234,11 +235,11 @@ class BertMaskedLM(nnx.Module):
         self,
         tokens: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
-        second: Int[Array, " batch"],
+        segment_start: Int[Array, " batch"],
         *,
         key: Array | None = None,
     ) -> Float[Array, "batch length width"]:
-        return self.encoder(tokens, lengths, second, key)
+        return self.encoder(tokens, lengths, segment_start, key)
 
     def logits(self, hidden: Float[Array, "n width"]) -> Float[Array, "n vocab"]:
         """Logits of every token, for the vectors of those places where one is to be guessed."""

@@ -165,7 +165,7 @@ class LstmClassifier(nnx.Module):
         self,
         tokens: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
-        second: Int[Array, " batch"],
+        segment_start: Int[Array, " batch"],
         *,
         key: Array | None = None,
         mask: Array | None = None,

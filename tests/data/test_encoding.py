@@ -272,9 +272,9 @@ def test_the_second_text_begins_after_the_first_mark_of_an_end():
     tokenizer = numbered()
     encoded = encoding.encode(tokenizer, [words(0, 3), "w0"], [words(10, 2), words(10, 4)], 32, "head")
     assert encoded.tokens.tolist() == [CLS, 5, 6, 7, SEP, 15, 16, SEP, CLS, 5, SEP, 15, 16, 17, 18, SEP]
-    assert encoded.second.tolist() == [5, 3] and encoded.offsets.tolist() == [0, 8, 16]
+    assert encoded.segment_start.tolist() == [5, 3] and encoded.offsets.tolist() == [0, 8, 16]
     alone = encoding.encode(tokenizer, [words(0, 3), "w0"], None, 32, "head")
-    assert alone.second.tolist() == np.diff(alone.offsets).tolist() == [5, 3]
+    assert alone.segment_start.tolist() == np.diff(alone.offsets).tolist() == [5, 3]
 
 
 @pytest.mark.parametrize("truncate", schema.TRUNCATIONS)
@@ -296,7 +296,7 @@ def test_no_example_is_longer_than_allowed(length, truncate):
             example = encoded.tokens[start : start + sizes[number]]
             ends = np.flatnonzero(example == SEP)
             assert example[0] == CLS and len(ends) == marks - 1 and ends[-1] == len(example) - 1
-            assert encoded.second[number] == ends[0] + 1
+            assert encoded.segment_start[number] == ends[0] + 1
 
 
 def test_of_a_pair_the_longer_text_is_cut_first():

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from bigctl.config.schema import Csv, ImageFolder, Packaged
-from bigctl.data import catalog, prepare
+from bigctl.data import cache, catalog, encode, prepare
 from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
 
@@ -23,7 +23,7 @@ DIGITS = Packaged(name="digits", test_fraction=0.2)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
+def cache_dir(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -81,7 +81,7 @@ def test_image_statistics_are_those_of_the_training_split_alone(tmp_path):
 def test_statistics_by_blocks_are_those_of_all_images():
     images = np.random.default_rng(0).integers(0, 256, (9000, 3, 2, 3), dtype=np.uint8)
     images[..., 2] = 7  # a constant channel must not be divided by zero
-    mean, std = prepare._channel_statistics(images)
+    mean, std = encode.channel_statistics(images)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std[:2], (images / 255).std((0, 1, 2))[:2], rtol=1e-9)
     assert std[2] == 1.0
@@ -134,7 +134,7 @@ def test_prepared_data_is_decoded_once(decoded):
 def test_a_damaged_cache_is_noticed_and_made_again(decoded, damage, capsys):
     first = prepare.prepare(DIGITS)
     expected = {s: {c: np.array(v) for c, v in columns.items()} for s, columns in first.splits.items()}
-    folder = prepare.cache_folder(DIGITS)
+    folder = cache.cache_folder(DIGITS)
     array, meta = folder / "train.inputs.npy", folder / "meta.json"
     if damage == "one flipped byte":
         content = bytearray(array.read_bytes())
@@ -162,9 +162,9 @@ def test_a_damaged_cache_is_noticed_and_made_again(decoded, damage, capsys):
 
 def test_a_changed_source_file_gets_another_cache(tmp_path, decoded):
     first = prepare.prepare(table(tmp_path))
-    folder = prepare.cache_folder(table(tmp_path))
+    folder = cache.cache_folder(table(tmp_path))
     changed = table(tmp_path, extra="0.5,u,1\n")
-    assert prepare.cache_folder(changed) != folder
+    assert cache.cache_folder(changed) != folder
     second = prepare.prepare(changed)
     assert len(decoded) == 2 and second.fingerprint != first.fingerprint
     assert sum(second.size(s) for s in second.splits) == 61
@@ -177,10 +177,10 @@ def test_every_key_that_changes_the_arrays_gets_another_cache(tmp_path):
         {"validation_fraction": 0.2}, {"test_fraction": 0.2}, {"drop": ["b"]}, {"label": "b"},
         {"test_path": config.path},
     ]  # fmt: skip
-    folders = [prepare.cache_folder(replace(config, **keys)) for keys in changed]
-    folders += [prepare.cache_folder(config), prepare.cache_folder(config, regression=True)]
+    folders = [cache.cache_folder(replace(config, **keys)) for keys in changed]
+    folders += [cache.cache_folder(config), cache.cache_folder(config, regression=True)]
     assert len(set(folders)) == len(changed) + 2
-    assert prepare.cache_folder(replace(config, resident_mib=1)) == prepare.cache_folder(config)
+    assert cache.cache_folder(replace(config, resident_mib=1)) == cache.cache_folder(config)
 
 
 def test_a_changed_picture_gets_another_cache(tmp_path):
@@ -188,12 +188,12 @@ def test_a_changed_picture_gets_another_cache(tmp_path):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         Image.new("L", (3, 3), 9).save(tmp_path / "pictures" / name / "0.png")
     config = ImageFolder(path=str(tmp_path / "pictures"))
-    folder = prepare.cache_folder(config)
-    assert prepare.cache_folder(config) == folder
-    assert prepare.cache_folder(replace(config, image_size=[2, 2])) != folder
-    assert prepare.cache_folder(replace(config, channels=3)) != folder
+    folder = cache.cache_folder(config)
+    assert cache.cache_folder(config) == folder
+    assert cache.cache_folder(replace(config, image_size=[2, 2])) != folder
+    assert cache.cache_folder(replace(config, channels=3)) != folder
     Image.new("L", (3, 3), 8).save(tmp_path / "pictures" / "a" / "0.png")
-    assert prepare.cache_folder(config) != folder
+    assert cache.cache_folder(config) != folder
 
 
 def test_equal_data_has_an_equal_fingerprint_wherever_it_lies(tmp_path):
@@ -207,7 +207,7 @@ def test_equal_data_has_an_equal_fingerprint_wherever_it_lies(tmp_path):
 
 def test_a_valid_cache_is_never_taken_from_its_readers(decoded):
     first = prepare.prepare(DIGITS)
-    folder = prepare.cache_folder(DIGITS)
+    folder = cache.cache_folder(DIGITS)
     inode = folder.stat().st_ino
     prepare.prepare(DIGITS, rebuild=True)
     assert decoded == ["packaged"] * 2 and folder.stat().st_ino == inode
@@ -233,7 +233,7 @@ def test_two_processes_may_prepare_at_once(cache):
     results = [(*process.communicate(), process.returncode) for process in running]
     assert [code for *_, code in results] == [0, 0], results
     assert len({out for out, *_ in results}) == 1
-    folder = prepare.cache_folder(DIGITS)
+    folder = cache.cache_folder(DIGITS)
     assert [entry.name for entry in folder.parent.iterdir() if entry.is_dir()] == [folder.name]
     assert prepare.prepare(DIGITS).fingerprint == results[0][0].strip()
 
@@ -264,7 +264,7 @@ def test_a_read_only_cache_is_one_line(cache):
 
 def test_clean_frees_what_it_says():
     prepare.prepare(DIGITS)
-    folder = prepare.cache_folder(DIGITS)
+    folder = cache.cache_folder(DIGITS)
     size = sum(file.stat().st_size for file in folder.iterdir())
     assert prepare.clean(DIGITS) == size > 100_000 and not folder.exists()
     assert prepare.clean(DIGITS) == 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import prepare
+from bigctl.data import cache, prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.text import encoding, tokenization
 from bigctl.errors import DataError
@@ -23,7 +23,7 @@ TOKENIZER = schema.Tokenizer(type="words", size=60, max_length=16)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
+def cache_dir(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -55,7 +55,7 @@ def make(config: schema.Data, tokenizer: schema.Tokenizer = TOKENIZER, **options
 
 
 def stored(dataset: Dataset) -> Path:
-    return Path(dataset.path) / prepare.TOKENIZER
+    return Path(dataset.path) / cache.TOKENIZER
 
 
 def same(a: Dataset, b: Dataset) -> bool:
@@ -75,8 +75,8 @@ def test_tokens_and_texts_are_those_of_the_file(tmp_path, pairs):
     assert made.features.shape == (16,) and sum(made.size(s) for s in made.splits) == 120
     seen = set()
     for split, columns in made.splits.items():
-        assert set(columns) == {"inputs", "offsets", "second", "label"}
-        assert columns["offsets"][-1] == len(columns["inputs"]) and len(columns["second"]) == made.size(split)
+        assert set(columns) == {"inputs", "offsets", "segment_start", "label"}
+        assert columns["offsets"][-1] == len(columns["inputs"]) and len(columns["segment_start"]) == made.size(split)
         for i in range(made.size(split)):
             own = [texts[i] for texts in made.texts[split]]
             number = int(own[0].rsplit("no", 1)[1])
@@ -84,7 +84,7 @@ def test_tokens_and_texts_are_those_of_the_file(tmp_path, pairs):
             seen.add(number)
             expected = encoding.encode(tokenizer, own[:1], own[1:] or None, 16, "head")
             ids = columns["inputs"][columns["offsets"][i] : columns["offsets"][i + 1]]
-            assert ids.tolist() == expected.tokens.tolist() and columns["second"][i] == expected.second[0]
+            assert ids.tolist() == expected.tokens.tolist() and columns["segment_start"][i] == expected.segment_start[0]
             assert columns["label"][i] == number % 3
     assert len(seen) == 120
 

@@ -36,7 +36,7 @@ def columns(lengths: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     return {
         "inputs": rng.integers(1, 1000, lengths.sum()).astype(np.uint16),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]),
-        "second": rng.integers(1, lengths + 1).astype(np.int32),
+        "segment_start": rng.integers(1, lengths + 1).astype(np.int32),
         "label": rng.integers(0, 3, len(lengths)).astype(np.int32),
     }
 
@@ -196,11 +196,11 @@ def test_a_batch_is_what_a_plain_loop_makes_of_the_texts(xp, length):
     arrays = given if xp is np else jax.tree.map(lambda a: jnp.asarray(a.astype(np.int32)), given)
     batch = ragged.take(arrays, indices, length, xp)
     assert {name: str(value.dtype) for name, value in batch.items()} == dict.fromkeys(
-        ("inputs", "lengths", "second", "label"), "int32"
+        ("inputs", "lengths", "segment_start", "label"), "int32"
     )
     np.testing.assert_array_equal(batch["inputs"], expected)
     np.testing.assert_array_equal(batch["lengths"], kept)
-    np.testing.assert_array_equal(batch["second"], np.minimum(given["second"][indices], length))
+    np.testing.assert_array_equal(batch["segment_start"], np.minimum(given["segment_start"][indices], length))
     np.testing.assert_array_equal(batch["label"], given["label"][indices])
 
 

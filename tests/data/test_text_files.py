@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import prepare, splits
+from bigctl.data import cache, prepare, splits
 from bigctl.data.dataset import Dataset
 from bigctl.data.sources import text_files
 from bigctl.data.sources.decoded import Decoded
@@ -23,7 +23,7 @@ CHINESE = "床前明月光,疑是地上霜。\n舉頭望明月,低頭思故鄉�
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> None:
+def cache_dir(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -182,7 +182,7 @@ def test_files_of_their_own_are_splits_of_their_own(tmp_path):
 def test_tokens_give_the_text_back(tmp_path, type, content):
     config = schema.TextFiles(path=str(write(tmp_path, a_txt=content) / "a.txt"))
     made = make(config, type, size=300)
-    tokenizer = tokenization.read(Path(made.path) / prepare.TOKENIZER, stream=True)
+    tokenizer = tokenization.read(Path(made.path) / cache.TOKENIZER, stream=True)
     whole = "".join(tokenizer.decode(made.splits[split]["inputs"].tolist()) for split in made.splits)
     assert whole == content
     for split, columns in made.splits.items():

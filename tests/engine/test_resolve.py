@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bigctl
-from bigctl.data import prepare
+from bigctl.data import cache
 from bigctl.data.text import tokenization
 from bigctl.engine import resolve
 from bigctl.errors import DataError
@@ -17,7 +17,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "G
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
+def cache_dir(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -48,7 +48,7 @@ def test_case_is_folded_as_configured(given):
 def test_a_run_needs_its_vocabulary_file_no_more(given, tmp_path, cache):
     config = bigctl.compose([*given, "recipe.tokenizer.lowercase=false"])
     first = resolve.prepare_data(config)
-    own = Path(shutil.copy(Path(first.path) / prepare.TOKENIZER, tmp_path / "tokenizer.json"))
+    own = Path(shutil.copy(Path(first.path) / cache.TOKENIZER, tmp_path / "tokenizer.json"))
     assert resolve.prepare_data(config, own).path == first.path  # found in the cache
     shutil.rmtree(cache)
     (tmp_path / "vocab.txt").unlink()
@@ -60,7 +60,7 @@ def test_a_run_needs_its_vocabulary_file_no_more(given, tmp_path, cache):
 def test_a_vocabulary_that_changed_since_changes_no_run(given, tmp_path):
     config = bigctl.compose(given)
     first = resolve.prepare_data(config)
-    own = Path(shutil.copy(Path(first.path) / prepare.TOKENIZER, tmp_path / "tokenizer.json"))
+    own = Path(shutil.copy(Path(first.path) / cache.TOKENIZER, tmp_path / "tokenizer.json"))
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS[:5], "film", "bad", "good"]) + "\n")
     assert resolve.prepare_data(config, own).fingerprint == first.fingerprint
     assert resolve.prepare_data(config).fingerprint != first.fingerprint

@@ -50,7 +50,7 @@ def batch(tokenizer, settings: schema.Tokenizer, pairs=None):
     tokens = np.zeros((len(TEXTS), lengths.max()), np.int32)
     for row, start, length in zip(tokens, encoded.offsets, lengths, strict=False):
         row[:length] = encoded.tokens[start : start + length]
-    return tokens, lengths, encoded.second
+    return tokens, lengths, encoded.segment_start
 
 
 def theirs(folder: Path, auto: str, pairs=None, **options):

@@ -58,5 +58,5 @@ def test_pairs_are_cut_and_parted_as_by_longest_first(vocabulary: Path) -> None:
                 made = encoding.encode(ours, [pair[0]], [pair[1]], length, "head")
                 expected = theirs(*pair, truncation="longest_first", max_length=length)
                 assert made.tokens.tolist() == expected["input_ids"], (first, other, length)
-                segments = (np.arange(len(made.tokens)) >= made.second[0]).astype(int)
+                segments = (np.arange(len(made.tokens)) >= made.segment_start[0]).astype(int)
                 assert segments.tolist() == expected["token_type_ids"]

@@ -58,7 +58,7 @@ def texts(lengths: Any, padded: int, seed: int = 0) -> dict[str, jax.Array]:
     return {
         "inputs": jnp.asarray(rows, jnp.int32),
         "lengths": jnp.asarray(lengths, jnp.int32),
-        "second": jnp.asarray(lengths, jnp.int32),
+        "segment_start": jnp.asarray(lengths, jnp.int32),
         "label": jnp.zeros(n, jnp.int32),
         "mask": jnp.ones(n, jnp.float32),
         "number": jnp.arange(n, dtype=jnp.int32),
@@ -132,7 +132,7 @@ def test_masks_are_a_function_of_seed_step_and_place():
 def reference_sums(objective: BertMlm, model: Any, batch: dict[str, jax.Array], example_keys: jax.Array) -> tuple:
     """Loss and hits from the logits of every token of every text."""
     seen, chosen = objective.hide(batch["inputs"], batch["lengths"], example_keys)
-    logits = model.logits(model(seen, batch["lengths"], batch["second"])).astype(jnp.float32)
+    logits = model.logits(model(seen, batch["lengths"], batch["segment_start"])).astype(jnp.float32)
     weights = chosen * batch["mask"][:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["inputs"])
     hits = logits.argmax(-1) == batch["inputs"]
@@ -295,7 +295,7 @@ def test_evaluation_counts_every_text_once_in_the_splits_order(built, size):
         one = {
             "inputs": jnp.asarray(columns["inputs"][None, start:end].astype(np.int32)),
             "lengths": jnp.asarray([end - start], jnp.int32),
-            "second": jnp.asarray(columns["second"][i : i + 1]),
+            "segment_start": jnp.asarray(columns["segment_start"][i : i + 1]),
         }
         p = np.asarray(predict(one))[0]
         assert (

@@ -131,7 +131,8 @@ def edges(lengths: np.ndarray, batch_size: int, shapes: int) -> tuple[int, ...]:
 
 
 def take(columns: dict[str, Any], indices: Any, length: int, xp: Any = np) -> dict[str, Any]:
-    """A batch of texts padded with 0: `inputs` int32 [batch, length], `lengths`, `second` int32 [batch], other columns.
+    """A batch of texts padded with 0: `inputs` int32 [batch, length], `lengths` and `segment_start`
+    int32 [batch], other columns.
 
     Args:
         columns: of a split of texts, as arrays of numpy or, with `xp=jax.numpy`, of jax.
@@ -143,5 +144,12 @@ def take(columns: dict[str, Any], indices: Any, length: int, xp: Any = np) -> di
     place = xp.arange(length)
     where = xp.minimum(starts[:, None] + place, len(columns["inputs"]) - 1)
     tokens = xp.where(place < lengths[:, None], columns["inputs"][where], 0).astype(xp.int32)
-    rest = {name: values[indices] for name, values in columns.items() if name not in ("inputs", "offsets", "second")}
-    return {"inputs": tokens, "lengths": lengths, "second": xp.minimum(columns["second"][indices], length), **rest}
+    rest = {
+        name: values[indices] for name, values in columns.items() if name not in ("inputs", "offsets", "segment_start")
+    }
+    return {
+        "inputs": tokens,
+        "lengths": lengths,
+        "segment_start": xp.minimum(columns["segment_start"][indices], length),
+        **rest,
+    }

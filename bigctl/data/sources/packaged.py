@@ -310,7 +310,7 @@ def fetch_folder(wheel: Wheel) -> Path:
 
 
 def _folder(wheel: Wheel, names: Iterable[str]) -> Path:
-    from bigctl.data.prepare import cache_root
+    from bigctl.cache_root import cache_root
 
     cached = cache_root() / "packages" / f"{wheel.package}-{wheel.version}"
     for folder in (cached, _installed(wheel)):

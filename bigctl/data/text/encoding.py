@@ -24,14 +24,15 @@ class Encoded:
     Attributes:
         tokens: all of them, uint16 where that is enough, else int32 [T].
         offsets: where each text begins, int64 [N + 1].
-        second: place of the first token of the second text in its example; the example's length without one, int32 [N].
+        segment_start: place of the first token of the second text in its example, or the example's
+            length without one, int32 [N].
         cut: which texts were longer than allowed, bool [N].
         unknown: share of unknown tokens.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
-    second: np.ndarray
+    segment_start: np.ndarray
     cut: np.ndarray
     unknown: float
 
@@ -44,7 +45,7 @@ def encode(
     cls, sep = [marks["cls"]], [marks["sep"]]
     kind = _kind(tokenizer)
     parts: list[np.ndarray] = []
-    lengths, second = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
+    lengths, starts = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
     cut, unknown = np.zeros(len(texts), bool), 0
     seconds = _ids(tokenizer, pairs) if pairs is not None else None
     for number, first in enumerate(_ids(tokenizer, texts)):
@@ -59,7 +60,7 @@ def encode(
                 share = _shares(len(first), len(other), room)
                 first, other = shorten(first, share[0], truncate), shorten(other, share[1], truncate)
         example = cls + first + sep
-        second[number] = len(example)
+        starts[number] = len(example)
         if other is not None:
             example += other + sep
         lengths[number] = len(example)
@@ -68,7 +69,7 @@ def encode(
     if "unk" in marks and len(tokens):
         unknown = int(np.count_nonzero(tokens == marks["unk"]))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Encoded(tokens, offsets, second, cut, unknown / max(1, len(tokens)))
+    return Encoded(tokens, offsets, starts, cut, unknown / max(1, len(tokens)))
 
 
 def encode_stream(tokenizer: Tokenizer, documents: Sequence[str], *, boundaries: bool) -> np.ndarray:

@@ -1,0 +1,139 @@
+"""Decoded examples -> the arrays that a model sees, and `Features` that describe them.
+
+Everything that is estimated is estimated on the training split alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from bigctl.config import schema
+from bigctl.config.schema import Data
+from bigctl.data.dataset import SPLITS, Features
+from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.text import encoding, tokenization
+from bigctl.data.text.encoding import Texts
+from bigctl.errors import DataError
+
+
+def encode_examples(
+    decoded: Decoded, by_split: dict[str, Columns], config: Data
+) -> tuple[Features, dict[str, Columns]]:
+    """Columns as a model takes them; everything that is estimated is estimated on the training split alone."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    labels = {split: columns["label"] for split, columns in by_split.items()}
+    if decoded.kind == "image":
+        inputs = {split: columns["image"] for split, columns in by_split.items()}
+        mean, std = channel_statistics(inputs["train"])
+        size = getattr(config, "image_size", None)
+        features = Features(
+            "image", inputs["train"].shape[1:], decoded.classes, mean, std, image_size=tuple(size) if size else None
+        )
+    elif decoded.kind == "table":
+        from bigctl.data.table_encoder import TableEncoder
+
+        plain = {s: {name: v for name, v in columns.items() if name != "label"} for s, columns in by_split.items()}
+        encoder = TableEncoder.fit(plain["train"])
+        inputs = {split: encoder.encode(columns) for split, columns in plain.items()}
+        if decoded.classes is None:
+            target = labels["train"].astype(np.float64)
+            mean, std = (float(target.mean()),), (float(target.std()) or 1.0,)
+        names = tuple(encoder.feature_names)
+        features = Features("table", (len(names),), decoded.classes, mean, std, encoder.to_json(), names)
+    else:
+        raise DataError(f"data of kind {decoded.kind!r} cannot be prepared")
+    kind = np.int32 if decoded.classes else np.float32
+    arrays = {s: {"inputs": np.ascontiguousarray(inputs[s]), "label": labels[s].astype(kind)} for s in SPLITS}
+    return features, arrays
+
+
+def encode_texts(
+    decoded: Decoded,
+    by_split: dict[str, Columns],
+    config: Data,
+    tokenizer: tokenization.Spec | None,
+    made: Any,
+    info: dict[str, Any],
+) -> tuple[Features, dict[str, Columns]]:
+    """Texts as they are, and as tokens where there is a tokenizer; notes what was cut into `info`."""
+    arrays: dict[str, Columns] = {split: {} for split in SPLITS}
+    pairs = "text_pair" in by_split["train"]
+    for split, columns in by_split.items():
+        for number, name in enumerate(("text", "text_pair") if pairs else ("text",)):
+            texts = Texts.of(columns[name].tolist())
+            arrays[split] |= {f"text{number}": texts.content, f"text{number}_offsets": texts.offsets}
+        arrays[split]["label"] = columns["label"].astype(np.int32)
+    shape: tuple[int, ...] = ()
+    described = None
+    if tokenizer is not None:
+        settings = tokenizer.settings
+        assert isinstance(settings, schema.Tokenizer)
+        shape = (settings.max_length,)
+        digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
+        described = tokenization.describe(made, settings, digest)
+        for split, columns in by_split.items():
+            other = columns["text_pair"].tolist() if pairs else None
+            encoded = encoding.encode(made, columns["text"].tolist(), other, settings.max_length, settings.truncate)
+            arrays[split] |= {
+                "inputs": encoded.tokens,
+                "offsets": encoded.offsets,
+                "segment_start": encoded.segment_start,
+            }
+            info.setdefault("cut", {})[split] = int(encoded.cut.sum())
+            info.setdefault("unknown_tokens", {})[split] = round(encoded.unknown, 5)
+    names = [n for n in (getattr(config, "text", None), getattr(config, "text_pair", None)) if n]
+    features = Features(
+        "text",
+        shape,
+        decoded.classes,
+        tokenizer=described,
+        pairs=pairs,
+        columns=tuple(names) if pairs else tuple(names[:1]),
+    )
+    return features, arrays
+
+
+def encode_stream(
+    by_split: dict[str, Columns], config: Data, tokenizer: tokenization.Spec | None, made: Any, info: dict[str, Any]
+) -> tuple[Features, dict[str, Columns]]:
+    """Documents as they are, and as one run of tokens where there is a tokenizer; notes their sizes into `info`."""
+    arrays: dict[str, Columns] = {}
+    described = None
+    if tokenizer is not None:
+        digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
+        described = tokenization.describe(made, tokenizer.settings, digest)
+    for split, columns in by_split.items():
+        documents = columns["document" if "document" in columns else "text"].tolist()
+        texts = Texts.of(documents)
+        facts: dict[str, Any] = {"documents": len(documents), "bytes": len(texts.content)}
+        facts["characters"] = sum(map(len, documents))
+        arrays[split] = {"text0": texts.content, "text0_offsets": texts.offsets}
+        arrays[split]["bytes"] = np.array([facts["bytes"]], np.int64)
+        if made is not None:
+            tokens = encoding.encode_stream(made, documents, boundaries=getattr(config, "boundaries", True))
+            arrays[split]["inputs"] = tokens
+            facts["tokens"] = len(tokens)
+            unknown = tokenization.special(made).get("unk")
+            missing = 0 if unknown is None else np.count_nonzero(tokens == unknown)
+            info.setdefault("unknown_tokens", {})[split] = round(missing / max(1, len(tokens)), 5)
+        for name, value in facts.items():
+            info.setdefault(name, {})[split] = value
+    return Features("stream", (), None, tokenizer=described), arrays
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 [N, H, W, C] as numbers in [0, 1], by blocks of images."""
+    total = np.zeros(images.shape[-1], np.int64)
+    squares = np.zeros(images.shape[-1], np.int64)
+    count = images.size // images.shape[-1]
+    for start in range(0, len(images), 4096):
+        block = images[start : start + 4096].astype(np.int64)
+        total += block.sum((0, 1, 2))
+        squares += np.square(block).sum((0, 1, 2))
+    # In whole numbers, so that the variance of a constant channel is exactly 0 and not a rounding to divide by.
+    variances = [(q * count - t * t) / count**2 for t, q in zip(total.tolist(), squares.tolist(), strict=True)]
+    return tuple((total / count / 255.0).tolist()), tuple(v**0.5 / 255.0 or 1.0 for v in variances)
