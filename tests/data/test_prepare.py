@@ -227,7 +227,7 @@ except DataError as error:
 """
 
 
-def test_two_processes_may_prepare_at_once(cache):
+def test_two_processes_may_prepare_at_once(cache_dir):
     commands = [[sys.executable, "-c", PREPARE] for _ in range(2)]
     running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
     results = [(*process.communicate(), process.returncode) for process in running]
@@ -238,13 +238,13 @@ def test_two_processes_may_prepare_at_once(cache):
     assert prepare.prepare(DIGITS).fingerprint == results[0][0].strip()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_behind(cache):
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(cache_dir):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     done = subprocess.run([sys.executable, "-c", limit + PREPARE], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "cannot store prepared data" in done.stdout and "BIGCTL_CACHE_DIR" in done.stdout
     assert len(done.stdout.splitlines()) == 1
-    assert not [entry for entry in (cache / "data").iterdir() if entry.is_dir()]
+    assert not [entry for entry in (cache_dir / "data").iterdir() if entry.is_dir()]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
@@ -255,9 +255,9 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_cache_is_one_line(cache):
-    cache.mkdir()
-    cache.chmod(0o500)
+def test_a_read_only_cache_is_one_line(cache_dir):
+    cache_dir.mkdir()
+    cache_dir.chmod(0o500)
     with pytest.raises(DataError, match="cannot store prepared data: Permission denied"):
         prepare.prepare(DIGITS)
 

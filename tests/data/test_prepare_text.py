@@ -192,12 +192,12 @@ def kept(dataset: Dataset, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["words", "bpe", "characters"])
-def test_a_run_never_makes_its_tokenizer_again(tmp_path, cache, tokenized, kind):
+def test_a_run_never_makes_its_tokenizer_again(tmp_path, cache_dir, tokenized, kind):
     config, tokenizer = table(tmp_path), replace(TOKENIZER, type=kind, size=300)
     first = make(config, tokenizer)
     own = kept(first, tmp_path / "run")
     arrays = {s: {c: np.array(v) for c, v in columns.items()} for s, columns in first.splits.items()}
-    shutil.rmtree(cache)
+    shutil.rmtree(cache_dir)
     tokenized.clear()
     again = make(config, tokenizer, stored=own)
     assert "trained" not in tokenized and again.fingerprint == first.fingerprint

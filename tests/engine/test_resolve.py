@@ -45,12 +45,12 @@ def test_case_is_folded_as_configured(given):
     assert first_tokens(resolve.prepare_data(cased)) == {8, 6}
 
 
-def test_a_run_needs_its_vocabulary_file_no_more(given, tmp_path, cache):
+def test_a_run_needs_its_vocabulary_file_no_more(given, tmp_path, cache_dir):
     config = bigctl.compose([*given, "recipe.tokenizer.lowercase=false"])
     first = resolve.prepare_data(config)
     own = Path(shutil.copy(Path(first.path) / cache.TOKENIZER, tmp_path / "tokenizer.json"))
     assert resolve.prepare_data(config, own).path == first.path  # found in the cache
-    shutil.rmtree(cache)
+    shutil.rmtree(cache_dir)
     (tmp_path / "vocab.txt").unlink()
     assert resolve.prepare_data(config, own).fingerprint == first.fingerprint
     with pytest.raises(DataError, match="there is no file"):
