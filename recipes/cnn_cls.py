@@ -15,7 +15,6 @@ from bigctl.config import schema
 from bigctl.data import augmentation
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
-from bigctl.lazy import load_class
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch
 
@@ -45,9 +44,7 @@ class CnnCls:
         self.class_weights = cls.resolve_class_weights(self.recipe.class_weights, counts)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return load_class(self.model_config)(
-            self.model_config, self.features.shape, self.features.num_classes, rngs=rngs
-        )
+        return self.model_config.build(self.features.shape, self.features.num_classes, rngs=rngs)
 
     def example_shapes(self, n: int) -> dict[str, Any]:
         return {

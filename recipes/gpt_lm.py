@@ -16,7 +16,6 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.layouts.windows import NO_TARGET
 from bigctl.errors import ConfigError
-from bigctl.lazy import load_class
 from bigctl.training import metrics
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch
@@ -46,7 +45,7 @@ class GptLm:
         (self.block,) = features.shape
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return load_class(self.model_config)(self.model_config, self.vocabulary, rngs=rngs)
+        return self.model_config.build(self.vocabulary, rngs=rngs)
 
     def example_shapes(self, n: int) -> dict[str, Any]:
         window = jax.ShapeDtypeStruct((n, self.block), jnp.int32)

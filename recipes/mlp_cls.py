@@ -14,7 +14,6 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
-from bigctl.lazy import load_class
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch
 
@@ -45,7 +44,7 @@ class MlpCls:
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         outputs = 1 if self.regression or self.features.num_classes == 2 else self.features.num_classes
-        return load_class(self.model_config)(self.model_config, self.features.shape, outputs, rngs=rngs)
+        return self.model_config.build(self.features.shape, outputs, rngs=rngs)
 
     def example_shapes(self, n: int) -> dict[str, Any]:
         label = jnp.float32 if self.regression else jnp.int32

@@ -14,7 +14,6 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
-from bigctl.lazy import load_class
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch
 
@@ -47,7 +46,7 @@ class TextCls:
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         assert self.features.tokenizer is not None
         vocabulary = self.features.tokenizer["vocab_size"]
-        return load_class(self.model_config)(self.model_config, vocabulary, self.features.num_classes, rngs=rngs)
+        return self.model_config.build(vocabulary, self.features.num_classes, rngs=rngs)
 
     def example_shapes(self, n: int) -> dict[str, Any]:
         return {**text_shapes(self.features, n), "label": jax.ShapeDtypeStruct((n,), jnp.int32)}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bigctl.config import checks
-from bigctl.config.schema import Config, GptLm
+from bigctl.config.schema import Config, steps_of
 from bigctl.errors import ConfigError
 
 
@@ -40,25 +39,16 @@ def make(config: Config, examples: int) -> Cadence:
         raise ConfigError(f"training cannot be {total:,} steps long", where="train", hint="fewer than 2^31")
     horizon = config.schedule.horizon or total
     if config.schedule.warmup > horizon:
-        raise ConfigError(
-            f"schedule.warmup={config.schedule.warmup:g} is longer than training ({horizon} steps)",
-            where="schedule.warmup",
-            hint="shorten the warmup; below 1 it is a fraction of the training",
-        )
+        message, hint = config.schedule.warmup_problem(horizon)
+        raise ConfigError(message, where="schedule.warmup", hint=hint)
+    samples = config.recipe.sample_cadence(config.eval.every)
     return Cadence(
         total=total,
         log=config.train.log_every,
-        evaluate=checks.cadence(config.eval.every, steps_per_epoch=per_epoch),
-        save=checks.cadence(config.checkpoint.every, steps_per_epoch=per_epoch),
-        sample=_sample(config, per_epoch),
+        evaluate=steps_of(config.eval.every, steps_per_epoch=per_epoch),
+        save=steps_of(config.checkpoint.every, steps_per_epoch=per_epoch),
+        sample=None if samples is None else steps_of(samples, steps_per_epoch=per_epoch),
     )
-
-
-def _sample(config: Config, steps_per_epoch: float) -> int | None:
-    """Steps between samples of text; None for a recipe that writes none."""
-    if not isinstance(config.recipe, GptLm) or not config.recipe.sample_tokens:
-        return None
-    return checks.cadence(config.recipe.sample_every or config.eval.every, steps_per_epoch=steps_per_epoch)
 
 
 def total_steps(config: Config, examples: int) -> int:

@@ -18,7 +18,6 @@ from bigctl.config.cadence import Cadence
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import resolve
 from bigctl.errors import ConfigError
-from bigctl.lazy import load_class
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
 from bigctl.runs import provenance
@@ -123,7 +122,7 @@ def make_objective(config: schema.Config, features: Features, dataset: Dataset |
     counts = None
     if dataset is not None and features.classes:
         counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
-    return load_class(config.recipe)(config, features, counts)
+    return config.recipe.build(config, features, counts)
 
 
 def mode_of(config: schema.Config, metric: str) -> str:

@@ -127,10 +127,9 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
     from flax import nnx
 
     from bigctl.interop import loading
-    from bigctl.lazy import load_class
     from bigctl.parallel import partition
 
-    shapes = nnx.eval_shape(lambda: load_class(config)(config, vocab_size, rngs=nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: config.build(vocab_size, rngs=nnx.Rngs(0)))
     graphdef, params, rest = nnx.split(shapes, nnx.Param, ...)  # type: ignore[misc]
     params = nnx.to_pure_dict(params)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]

@@ -8,12 +8,23 @@ matrix multiplication, and the iteration of an oblong matrix runs on its small s
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+
+from bigctl.config import schema
+from bigctl.optim.masks import Path, stacked_axes
+from bigctl.optim.optimizers import decay_and_rate
+from bigctl.parallel.partition import path_name
+
+if TYPE_CHECKING:
+    from bigctl.config.schema.optimizers import Hparams, Scalar
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5, which brings all singular values to about 1; Jordan's."""
@@ -23,25 +34,56 @@ _EPS = 1e-8
 
 class MuonState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # the name of a method of tuples
-    mu: Any
+    mu: PyTree
 
 
-def scale_by_muon(momentum: float, iterations: int) -> optax.GradientTransformation:
-    """Nesterov momentum, made orthogonal, times sqrt(max(1, outputs / inputs)).
+def muon(
+    config: schema.Muon, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]
+) -> tuple[optax.GradientTransformation]:
+    """Muon for the matrices inside, Adam for all else."""
+    scaled = scale_by_muon(config.momentum, config.iterations, stacked)
+    matrices = optax.chain(scaled, *decay_and_rate(hparams, factor, stacked))
+    others = optax.adamw(hparams["optimizer.adam_lr"] * factor, weight_decay=0.0, nesterov=True)
+    return (optax.partition({"muon": matrices, "adam": others}, partial(_muon_or_adam, stacked=stacked)),)
 
-    Every leaf is a matrix [inputs, outputs], or a kernel [..., inputs, outputs] that is taken for one.
+
+def _muon_or_adam(params: PyTree, stacked: Sequence[str]) -> PyTree[str]:
+    """Whose each leaf is: Muon's, or Adam's.
+
+    Vectors, embeddings and the output layer are for Adam (Jordan et al. 2024): rows of an embedding, or columns of the
+    output, stand for single tokens or classes.
     """
 
-    def init(params: Any) -> MuonState:
+    def whose(path: Path, leaf: jax.Array) -> str:
+        matrix = leaf.ndim - stacked_axes(path, stacked) >= 2
+        return "muon" if matrix and not re.search(r"(^|/)embedding$|^head/", path_name(path)) else "adam"
+
+    return jax.tree_util.tree_map_with_path(whose, params)
+
+
+def scale_by_muon(momentum: float, iterations: int, stacked: Sequence[str] = ()) -> optax.GradientTransformation:
+    """Nesterov momentum, made orthogonal, times sqrt(max(1, outputs / inputs)).
+
+    Every leaf is a matrix [inputs, outputs], or a kernel [..., inputs, outputs] that is taken for one; of a leaf
+    [layers or experts, ...] that `stacked` names each part is.
+    """
+
+    def init(params: PyTree) -> MuonState:
         return MuonState(jnp.int32(0), optax.tree.zeros_like(params))
 
-    def update(updates: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+    def scaled(path: Path, leaf: jax.Array) -> jax.Array:
+        rule = partial(_scaled, iterations=iterations)
+        for _ in range(stacked_axes(path, stacked)):
+            rule = jax.vmap(rule)
+        return rule(leaf)
+
+    def update(updates: PyTree, state: MuonState, params: PyTree | None = None) -> tuple[PyTree, MuonState]:
         count = state.count + 1
         mu = optax.tree.update_moment(updates, state.mu, momentum, 1)
         now = optax.tree.bias_correction(updates, momentum, count)
         ahead = optax.tree.bias_correction(mu, momentum, count + 1)
         ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, ahead, now)
-        return jax.tree.map(lambda leaf: _scaled(leaf, iterations), ahead), MuonState(count, mu)
+        return jax.tree_util.tree_map_with_path(scaled, ahead), MuonState(count, mu)
 
     return optax.GradientTransformation(init, update)
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from bigctl.config import checks, schema
+from bigctl.config import schema
 from bigctl.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
@@ -166,5 +166,5 @@ def check_model(mesh: Mesh, model: schema.Model) -> None:
     """Raise ConfigError where the layers of a model cannot be shared out over the `tensor` axis."""
     if mesh.shape["tensor"] == 1:
         return
-    for where, message, hint in checks.tensor_problems(model, mesh.shape["tensor"]):
+    for where, message, hint in model.check_shared(mesh.shape["tensor"]):
         raise ConfigError(message, where=where, hint=hint)

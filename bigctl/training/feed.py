@@ -106,10 +106,8 @@ def loops(programs: Programs, config: schema.Config) -> bool:
     """Whether several steps go into one dispatch: wherever the model's code in a loop is as good as outside of one."""
     if config.train.steps_per_dispatch is not None:
         return config.train.steps_per_dispatch > 1
-    from bigctl.lazy import load_class
-
     on_cpu = programs.mesh.devices.flat[0].platform == "cpu"
-    return bool(getattr(load_class(config.model), "loops_on_cpu", True)) if on_cpu else True
+    return bool(getattr(config.model.implementing(), "loops_on_cpu", True)) if on_cpu else True
 
 
 class _Batches(Protocol):

@@ -19,7 +19,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.config.cadence import Cadence
 from bigctl.errors import Diverged, TrainingFailed
-from bigctl.optim import optimizers
+from bigctl.optim import schedules
 from bigctl.training import divergence, metrics, phases
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
@@ -291,7 +291,7 @@ class Loop:
     # ------------------------------------------------------------------------------------------------------- helpers
 
     def _learning_rate(self, step: int) -> float:
-        factor = optimizers.factor(self.config.schedule, np.float64(step - 1), self.cadence.total, np)
+        factor = schedules.factor(self.config.schedule, np.float64(step - 1), self.cadence.total, np)
         return float(self.config.optimizer.lr * factor)
 
     def _epoch(self, position: int) -> float:

@@ -23,7 +23,7 @@ from bigctl import randomness
 from bigctl.config import schema
 from bigctl.data.layouts import ragged, windows
 from bigctl.models.layers import Hyperparameter
-from bigctl.optim import optimizers
+from bigctl.optim import masks, optimizers, schedules
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
 from bigctl.training import divergence, metrics
@@ -120,7 +120,7 @@ class Programs:
             step=jnp.int32(0),
             params=params,
             variables=variables,
-            opt_state=optimizers.build(self.config.optimizer, self.numbers, trained=self.trained(params)).init(params),
+            opt_state=self._rule(params, self.numbers).init(params),
             ema=params if self.config.train.ema else {},
             sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **_STEP_SUMS}),
             bad_step=jnp.int32(-1),
@@ -140,9 +140,8 @@ class Programs:
         grads, variables, sums = self._gradients(state.params, state.variables, batch, state.step, numbers)
         loss, weight = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
-        factor = optimizers.factor(self.config.schedule, state.step, self.total_steps)
-        optimizer = optimizers.build(self.config.optimizer, numbers, factor, trained=self.trained(state.params))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
+        updates, opt_state = self._rule(state.params, numbers, factor).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
         grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
@@ -170,10 +169,14 @@ class Programs:
             guard=guard,
         )
 
+    def _rule(self, params: Any, numbers: Numbers, factor: Any = 1.0) -> optax.GradientTransformation:
+        optimizer, stacked = self.config.optimizer, self.config.model.stacked
+        return optimizers.update_rule(optimizer, numbers, factor, trained=self.trained(params), stacked=stacked)
+
     def trained(self, params: Any) -> Any:
         """Which leaves are trained: all but those that `optimizer.freeze` or the model leaves as they are."""
         own = getattr(self.objective, "frozen", ())
-        return optimizers.trained(params, [*self.config.optimizer.freeze, *own])
+        return masks.trained(params, [*self.config.optimizer.freeze, *own])
 
     def _ema_decay(self, step: jax.Array) -> jax.Array:
         """`train.ema`, less in the first steps, so that a short training does not average its starting point.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from bigctl.config import schema
-from bigctl.config.checks import cadence, check
-from bigctl.config.schema import Config, walk_config
+from bigctl.config.checks import check, key_problems
+from bigctl.config.schema import Bounds, Config, Problem, key, steps_of, walk_config
 from bigctl.errors import ConfigError
 
 
@@ -212,6 +214,61 @@ def test_every_key_with_choices_is_held_to_them():
         refused(config(**{dotted.replace(".", "__"): "nothing of the sort"}), f"{dotted} cannot be", allowed[0])
 
 
+@pytest.mark.parametrize(
+    ("bounds", "inside", "outside", "rule"),
+    [
+        ({"gt": 0}, [1e-9], [0, NAN, INF], "above 0"),
+        ({"ge": 0}, [0, 7], [-1], "0 or more"),
+        ({"ge": 2}, [2], [1], "at least 2"),
+        ({"ge": 0, "lt": 1}, [0, 0.99], [1, -0.1], "in [0, 1)"),
+        ({"gt": 0, "le": 1}, [1, 0.1], [0, 1.1], "above 0, at most 1"),
+        ({"gt": 0, "lt": 1}, [0.5], [0, 1], "between 0 and 1"),
+        ({"ge": 0, "le": 2**32 - 1}, [0, 2**32 - 1], [2**32, 10**400, -1], "from 0 to 2^32-1"),
+        ({"le": 3}, [3, -5], [4], "at most 3"),
+        ({"lt": 3}, [2.9], [3], "below 3"),
+    ],
+)
+def test_bounds_say_what_they_hold(bounds, inside, outside, rule):
+    made = Bounds(**bounds)
+    assert str(made) == rule
+    assert all(value in made for value in inside) and not any(value in made for value in outside)
+
+
+@dataclass
+class Inner:
+    rate: float = key(0.5, "A share; null for none.", ge=0, lt=1)
+
+
+@dataclass
+class Own(schema.Model):
+    """A component as a plugin has one."""
+
+    kind: str = schema.kind("own")
+    sizes: list[int] = key([1], "Sizes.", ge=1)
+    inner: Inner = key(Inner, "More.")
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        if len(self.sizes) > config.train.batch_size:
+            yield "model.sizes", "model.sizes are too many", "fewer"
+
+
+def test_components_of_plugins_are_held_to_their_bounds_and_checks():
+    check(config(model=Own()), {})
+    refused(config(model=Own(sizes=[3, 0])), r"model\.sizes cannot be 0", "at least 1")
+    refused(config(model=Own(inner=Inner(rate=1.0))), r"model\.inner\.rate cannot be 1", "in [0, 1), or null for none")
+    refused(config(model=Own(sizes=[1] * 999)), "too many", "fewer")
+
+
+def test_defaults_of_all_keys_are_within_their_bounds():
+    checked = 0
+    for cls in (*schema.components(), Config):
+        for dotted, field, _ in schema.walk(cls):
+            made = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            assert not [*key_problems(dotted, field, made)] or made == schema.MISSING
+            checked += field.metadata["bounds"] is not None
+    assert checked > 100
+
+
 # --- Cadences ---------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +280,7 @@ def test_every_key_with_choices_is_held_to_them():
     ],
 )  # fmt: skip
 def test_a_cadence_is_a_number_of_steps(text, steps):
-    assert cadence(text, steps_per_epoch=40.3) == steps
+    assert steps_of(text, steps_per_epoch=40.3) == steps
 
 
 @pytest.mark.parametrize(
@@ -231,7 +288,7 @@ def test_a_cadence_is_a_number_of_steps(text, steps):
 )
 def test_what_is_no_cadence_is_refused(text):
     with pytest.raises(ValueError, match="cadence|steps"):
-        cadence(text, steps_per_epoch=40)
+        steps_of(text, steps_per_epoch=40)
 
 
 # --- Texts ------------------------------------------------------------------------------------------------------------

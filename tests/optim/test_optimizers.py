@@ -13,7 +13,9 @@ import pytest
 from optax.contrib import muon
 
 from bigctl.config import schema
-from bigctl.optim import optimizers
+from bigctl.errors import ConfigError
+from bigctl.optim import masks, optimizers, schedules
+from bigctl.parallel.partition import path_name
 
 PARAMS: dict[str, Any] = {
     "dense": {
@@ -78,14 +80,14 @@ RULES = {
 @pytest.mark.parametrize("name", RULES)
 def test_five_updates_are_those_of_plain_optax(name):
     config, reference = RULES[name]
-    equal(updated(optimizers.build(config, numbers(config))), updated(reference))
+    equal(updated(optimizers.update_rule(config, numbers(config))), updated(reference))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad"])
 def test_the_gradient_is_clipped_by_its_global_norm_first(name):
     config, reference = RULES[name]
     clipped = schema.dataclasses.replace(config, clip=0.5)
-    after = updated(optimizers.build(clipped, numbers(clipped)))
+    after = updated(optimizers.update_rule(clipped, numbers(clipped)))
     equal(after, updated(optax.chain(optax.clip_by_global_norm(0.5), reference)))
     if name == "sgd":
         assert not np.allclose(after["dense"]["kernel"], updated(reference)["dense"]["kernel"])
@@ -98,7 +100,7 @@ def test_the_gradient_is_clipped_by_its_global_norm_first(name):
 )
 def test_weight_decay_shrinks_matrices_and_kernels_and_no_vectors(config):
     decayed = schema.dataclasses.replace(config, weight_decay=0.5)
-    after = updated(optimizers.build(decayed, numbers(decayed)), steps=1, scale=0.0)
+    after = updated(optimizers.update_rule(decayed, numbers(decayed)), steps=1, scale=0.0)
     for layer in ("dense", "conv"):
         np.testing.assert_allclose(after[layer]["kernel"], PARAMS[layer]["kernel"] * (1 - config.lr * 0.5), rtol=1e-5)
     assert np.array_equal(after["dense"]["bias"], PARAMS["dense"]["bias"])
@@ -107,13 +109,13 @@ def test_weight_decay_shrinks_matrices_and_kernels_and_no_vectors(config):
 
 def test_the_schedule_multiplies_the_rate():
     config = schema.AdamW(weight_decay=0.1)
-    half = optimizers.build(config, numbers(config), 0.5)
+    half = optimizers.update_rule(config, numbers(config), 0.5)
     equal(updated(half), updated(optax.adamw(0.5e-3, weight_decay=0.1, mask=mask)))
 
 
 def test_muon_is_that_of_optax_for_matrices_and_adam_for_the_rest():
     config = schema.Muon(lr=0.02, adam_lr=0.003, weight_decay=0.1)
-    after = updated(optimizers.build(config, numbers(config)))
+    after = updated(optimizers.update_rule(config, numbers(config)))
     reference = updated(muon(0.02, weight_decay=0.1, adam_learning_rate=0.003))
     equal(after["dense"], reference["dense"])
     equal(after["scale"], updated(optax.adam(0.003, nesterov=True))["scale"])
@@ -123,7 +125,7 @@ def test_muon_is_that_of_optax_for_matrices_and_adam_for_the_rest():
 @pytest.mark.parametrize(("shape", "factor"), [((8, 8), 1.0), ((8, 32), 2.0), ((2, 2, 8, 8), 1.0)])
 def test_muon_makes_updates_orthogonal_and_larger_where_outputs_are_more(shape, factor):
     config = schema.Muon(lr=1.0)
-    rule = optimizers.build(config, numbers(config))
+    rule = optimizers.update_rule(config, numbers(config))
     params = {"w": np.zeros(shape, np.float32)}
     gradient = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     updates, _ = jax.jit(rule.update)({"w": gradient}, jax.jit(rule.init)(params), params)
@@ -131,6 +133,45 @@ def test_muon_makes_updates_orthogonal_and_larger_where_outputs_are_more(shape, 
     before = np.linalg.svd(gradient.reshape(-1, shape[-1]), compute_uv=False)
     assert before.max() > 2 * before.min()
     assert 0.6 * factor < singular.min() and singular.max() < 1.3 * factor
+
+
+def test_muon_treats_each_matrix_of_a_stack_as_if_it_were_alone():
+    rng = np.random.default_rng(0)
+    config = schema.Muon(weight_decay=0.1)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    stack = {
+        "layers": {"up": draw(3, 8, 4), "experts": {"up": draw(3, 2, 4, 8)}, "bias": draw(3, 4)},
+        "conv": draw(2, 2, 3, 5),
+    }
+    grads = jax.tree.map(lambda leaf: draw(*leaf.shape), stack)
+
+    def alone(tree: Any) -> Any:
+        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], tree["layers"]) for i in range(3)]
+        each = [
+            {"up": layer["up"], "bias": layer["bias"], **{f"up{e}": layer["experts"]["up"][e] for e in range(2)}}
+            for layer in layers
+        ]
+        return {"layers": {str(i): layer for i, layer in enumerate(each)}, "conv": tree["conv"]}
+
+    def after(params: Any, grads: Any, stacked: tuple[str, ...]) -> Any:
+        rule = optimizers.update_rule(config, numbers(config), stacked=stacked)
+        return jax.jit(rule.update)(grads, jax.jit(rule.init)(params), params)[0]
+
+    expected = after(alone(stack), alone(grads), ())
+    together = after(stack, grads, ("^layers/", "(^|/)experts/"))
+    equal(alone(together), expected)
+    flattened = after(stack, grads, ())
+    assert not np.allclose(flattened["layers"]["up"], together["layers"]["up"], rtol=0.1)
+    assert np.array_equal(flattened["conv"], together["conv"])  # a kernel is one matrix
+
+
+@pytest.mark.parametrize("config", [schema.AdamW(), schema.Sgd(), schema.Muon()], ids=lambda config: config.kind)
+def test_stacked_biases_do_not_decay(config):
+    decayed = schema.dataclasses.replace(config, weight_decay=0.5)
+    rule = optimizers.update_rule(decayed, numbers(decayed), stacked=("^layers/",))
+    params = {"layers": {"kernel": np.ones((2, 3, 3), np.float32), "bias": np.ones((2, 3), np.float32)}}
+    updates, _ = rule.update(jax.tree.map(np.zeros_like, params), rule.init(params), params)
+    assert np.all(updates["layers"]["bias"] == 0) and np.all(updates["layers"]["kernel"] < 0)
 
 
 def test_muon_finds_the_minimum_of_a_quadratic():
@@ -142,11 +183,11 @@ def test_muon_finds_the_minimum_of_a_quadratic():
 
     @jax.jit
     def step(params: Any, state: Any, factor: Any) -> Any:
-        rule = optimizers.build(config, numbers(config), factor)
+        rule = optimizers.update_rule(config, numbers(config), factor)
         updates, state = rule.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    params, state = PARAMS, jax.jit(optimizers.build(config, numbers(config)).init)(PARAMS)
+    params, state = PARAMS, jax.jit(optimizers.update_rule(config, numbers(config)).init)(PARAMS)
     for i in range(200):
         params, state = step(params, state, 1 - i / 200)
     assert loss(params) < 1e-3 * loss(PARAMS)
@@ -160,10 +201,10 @@ def test_muon_finds_the_minimum_of_a_quadratic():
 def test_another_number_needs_no_new_program(config):
     @jax.jit
     def step(params: Any, state: Any, values: Any, factor: Any) -> Any:
-        updates, state = optimizers.build(config, values, factor).update(gradients(0), state, params)
+        updates, state = optimizers.update_rule(config, values, factor).update(gradients(0), state, params)
         return optax.apply_updates(params, updates), state
 
-    values, state = numbers(config), jax.jit(optimizers.build(config, numbers(config)).init)(PARAMS)
+    values, state = numbers(config), jax.jit(optimizers.update_rule(config, numbers(config)).init)(PARAMS)
     first, _ = step(PARAMS, state, values, jnp.float32(1.0))
     for name in values.keys() - {"optimizer.layer_decay"}:  # at 1 the step is built without it
         changed = {**values, name: values[name] * 0.5 + 0.013}
@@ -177,8 +218,17 @@ def test_another_number_needs_no_new_program(config):
 
 
 def test_an_unknown_optimizer_without_a_rule_is_a_type_error():
-    with pytest.raises(TypeError, match="no method `build"):
-        optimizers.build(schema.Optimizer(kind="own"), numbers(schema.Optimizer()))
+    with pytest.raises(ConfigError, match="no method `build"):
+        optimizers.update_rule(schema.Optimizer(kind="own"), numbers(schema.Optimizer()))
+
+
+def test_a_rule_that_is_none_is_refused_by_name():
+    class Own(schema.Optimizer):
+        def build(self, hparams: Any, factor: Any, stacked: Any = ()) -> Any:
+            return lambda grads: grads
+
+    with pytest.raises(ConfigError, match="optimizer 'own' must build an optax.GradientTransformation, not function"):
+        optimizers.update_rule(Own(kind="own"), numbers(schema.Optimizer()))
 
 
 def test_a_plugin_builds_its_own_rule():
@@ -187,7 +237,7 @@ def test_a_plugin_builds_its_own_rule():
             return optax.sgd(values["optimizer.lr"] * factor)
 
     own = Own(kind="own", lr=0.2)
-    equal(updated(optimizers.build(own, numbers(own), 0.5)), updated(optax.sgd(0.1)))
+    equal(updated(optimizers.update_rule(own, numbers(own), 0.5)), updated(optax.sgd(0.1)))
 
 
 # --- Schedules --------------------------------------------------------------------------------------------------------
@@ -207,7 +257,7 @@ SCHEDULES: dict[str, schema.Schedule] = {
 
 
 def curve(config: schema.Schedule, total: int = TOTAL) -> np.ndarray:
-    return np.array([float(optimizers.factor(config, step, total, xp=np)) for step in range(total + 20)])
+    return np.array([float(schedules.factor(config, step, total, xp=np)) for step in range(total + 20)])
 
 
 def test_cosine_with_warmup_is_that_of_optax_one_warmup_step_ahead():
@@ -242,17 +292,17 @@ def test_constant_stays_at_the_peak():
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if "warmup" in name])
 def test_warmup_is_linear_and_ends_at_the_peak(name):
     config = SCHEDULES[name]
-    warmup = optimizers.warmup_steps(config, TOTAL)
+    warmup = schedules.warmup_steps(config, TOTAL)
     values = curve(config)
     np.testing.assert_allclose(values[:warmup], np.arange(1, warmup + 1) / warmup, rtol=1e-12)
     assert values[warmup] == pytest.approx(1.0)
 
 
 def test_warmup_below_one_is_a_fraction_of_the_horizon():
-    assert optimizers.warmup_steps(schema.Cosine(warmup=0.1), 2000) == 200
-    assert optimizers.warmup_steps(schema.Cosine(warmup=0.1, horizon=500), 2000) == 50
-    assert optimizers.warmup_steps(schema.Cosine(warmup=1), 2000) == 1
-    assert optimizers.warmup_steps(schema.Cosine(), 2000) == 0
+    assert schedules.warmup_steps(schema.Cosine(warmup=0.1), 2000) == 200
+    assert schedules.warmup_steps(schema.Cosine(warmup=0.1, horizon=500), 2000) == 50
+    assert schedules.warmup_steps(schema.Cosine(warmup=1), 2000) == 1
+    assert schedules.warmup_steps(schema.Cosine(), 2000) == 0
 
 
 def test_a_horizon_of_its_own_ends_the_schedule_there():
@@ -264,16 +314,25 @@ def test_a_horizon_of_its_own_ends_the_schedule_there():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_what_is_logged_is_what_is_computed(name):
     config = SCHEDULES[name]
-    compiled = jax.jit(jax.vmap(lambda step: optimizers.factor(config, step, TOTAL)))
+    compiled = jax.jit(jax.vmap(lambda step: schedules.factor(config, step, TOTAL)))
     np.testing.assert_allclose(compiled(jnp.arange(TOTAL + 20)), curve(config), rtol=1e-5, atol=1e-6)
 
 
-def test_a_plugin_brings_its_own_schedule():
-    class Own(schema.Schedule):
-        def factor(self, progress: Any, xp: Any) -> Any:
-            return (1 - progress) ** 2
+class Square(schema.Schedule):
+    def multiple(self, progress: Any, step: Any, horizon: int, xp: Any) -> Any:
+        return (1 - progress) ** 2
 
-    values = curve(Own(kind="own", warmup=10))
+
+class OldSquare(schema.Schedule):
+    """As plugins for version 0.1 have it."""
+
+    def factor(self, progress: Any, xp: Any) -> Any:
+        return (1 - progress) ** 2
+
+
+@pytest.mark.parametrize("own", [Square, OldSquare])
+def test_a_plugin_brings_its_own_schedule(own):
+    values = curve(own(kind="own", warmup=10))
     np.testing.assert_allclose(values[10:100], (1 - np.arange(90) / 90) ** 2)
     assert values[0] == 0.1
 
@@ -293,15 +352,13 @@ DEEP: dict[str, Any] = {
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    return {
-        optimizers.path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
+    return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def one_step(config: schema.Optimizer, frozen: list[str] | None = None) -> tuple[dict[str, np.ndarray], Any]:
     """DEEP after an update by gradients of ones, and the optimizer's state."""
-    trained = optimizers.trained(DEEP, frozen or [])
-    rule = optimizers.build(config, numbers(config), trained=trained)
+    trained = masks.trained(DEEP, frozen or [])
+    rule = optimizers.update_rule(config, numbers(config), trained=trained)
     grads = jax.tree.map(lambda p, t: np.ones_like(p) if t else np.zeros_like(p), DEEP, trained)
     state = rule.init(DEEP)
     updates, state = jax.jit(rule.update)(grads, state, DEEP)
@@ -358,13 +415,13 @@ def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
 
 
 def test_patterns_are_searched_for_in_paths():
-    found = flat(optimizers.trained(DEEP, [r"layers/2/", "bias$"]))
+    found = flat(masks.trained(DEEP, [r"layers/2/", "bias$"]))
     assert {name for name, trained in found.items() if not trained} == {
         "encoder/layers/2/up/kernel",
         "head/bias",
         *(f"encoder/layers/{i}/up/bias" for i in (0, 2, 9, 10)),
     }
-    assert all(jax.tree.leaves(optimizers.trained(DEEP, [])))
+    assert all(jax.tree.leaves(masks.trained(DEEP, [])))
 
 
 def test_the_decay_of_layers_is_a_number_like_others():
@@ -372,7 +429,7 @@ def test_the_decay_of_layers_is_a_number_like_others():
 
     @jax.jit
     def step(values: Any) -> Any:
-        rule = optimizers.build(config, values)
+        rule = optimizers.update_rule(config, values)
         return rule.update(DEEP, rule.init(DEEP), DEEP)[0]
 
     first, second = step(numbers(config)), step({**numbers(config), "optimizer.layer_decay": np.float32(0.5)})

@@ -18,7 +18,7 @@ import bigctl
 from bigctl.engine import experiment
 from bigctl.engine.experiment import Experiment
 from bigctl.errors import TrainingFailed
-from bigctl.optim import optimizers
+from bigctl.optim import schedules
 from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.loop import Cadence, Diverged, Hooks, Loop
@@ -268,7 +268,7 @@ def test_a_log_line_is_the_mean_since_the_last_one() -> None:
             expected = np.mean([m[name] for m in means[begin:step]])
             assert lines[step][f"train/{name}"] == pytest.approx(expected, rel=1e-5), (step, name)
         assert lines[step]["epoch"] == pytest.approx(step * 32 / exp.dataset.size("train"), abs=1e-6)
-        factor = float(optimizers.factor(exp.config.schedule, step - 1, 12))
+        factor = float(schedules.factor(exp.config.schedule, step - 1, 12))
         assert lines[step]["lr"] == pytest.approx(0.01 * factor, rel=1e-5)  # that of the step's own update
         assert lines[step]["perf/examples_per_s"] > 0
 

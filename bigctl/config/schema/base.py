@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+import importlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bigctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bigctl.config.schema.experiment import Config
 
 MISSING: Any = "???"
 """OmegaConf's mark for a value that must be given."""
@@ -15,6 +25,45 @@ TRAJECTORY = "trajectory"
 FREE = "free"
 """A resumed run may differ in this: it changes nothing that is computed."""
 
+Problem = tuple[str, str, str]
+"""Key, what is wrong with it, what to do."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number must satisfy: >= ge, > gt, <= le, < lt. Neither NaN nor an infinity satisfies any."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            abs(value) < math.inf
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        """The rule in words, as in "it must be above 0"."""
+        ge, gt, le, lt = (None if bound is None else _number(bound) for bound in dataclasses.astuple(self))
+        if ge and (le or lt):
+            return f"from {ge} to {le}" if le else f"in [{ge}, {lt})"
+        if gt and (le or lt):
+            return f"above {gt}, at most {le}" if le else f"between {gt} and {lt}"
+        if ge:
+            return "0 or more" if ge == "0" else f"at least {ge}"
+        return f"above {gt}" if gt else f"at most {le}" if le else f"below {lt}"
+
+
+def _number(bound: float) -> str:
+    if isinstance(bound, int) and bound > 2**16 and bound & (bound + 1) == 0:
+        return f"2^{bound.bit_length()}-1"
+    return f"{bound:g}"
+
 
 def key(
     default: Any,
@@ -22,6 +71,10 @@ def key(
     *,
     drift: str = TRAJECTORY,
     choices: tuple[str, ...] = (),
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
     traced: bool = False,
     off: float | None = None,
     decided: bool = False,
@@ -32,13 +85,15 @@ def key(
         default: the value where nothing else sets one; a list or dict is copied.
         doc: one sentence; ends with the unit in brackets where there is one.
         drift: STRUCTURAL, TRAJECTORY or FREE, see above.
-        choices: the values allowed, where they are few.
+        choices: the values allowed, where they are few; of a list, those of each element.
+        ge, gt, le, lt: what the number, or each number of a list, must be at least, above, at most, below.
         traced: whether the compiled step takes the value as an argument, so that another value needs no new compile.
         off: the traced value at which the program leaves out what it steers, and is another one than for all others.
         decided: null leaves the value to the start of a run, which then keeps it.
     """
-    metadata = {"doc": doc, "drift": drift, "choices": choices, "traced": traced}
-    metadata |= {"off": off, "decided": decided}
+    bounds = None if (ge, gt, le, lt) == (None,) * 4 else Bounds(ge, gt, le, lt)
+    metadata: dict[str, object] = {"doc": doc, "drift": drift, "choices": choices, "bounds": bounds}
+    metadata |= {"traced": traced, "off": off, "decided": decided}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     if dataclasses.is_dataclass(default) and isinstance(default, type):
@@ -50,9 +105,57 @@ def kind(name: str) -> Any:
     return key(name, "Names the component; read-only, choose another by its group.", drift=STRUCTURAL)
 
 
-class Component:
+class Checked:
+    """A dataclass of keys that must fit each other, or fit those of another part of the experiment."""
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        """What cannot work, as (dotted key, what is wrong, what to do). What one key alone tells is not asked here:
+        its bounds and choices stand beside it."""
+        return iter(())
+
+
+class Component(Checked):
     """Something chosen by name from a group: `model=cnn` picks the dataclass whose `kind` is "cnn"."""
 
     group: ClassVar[str] = ""
     implementation: ClassVar[str] = ""
+    """"module:name" of the class or function that does what the component stands for; imported when it is built."""
     kind: str
+
+    def implementing(self) -> Any:
+        """What `implementation` names. The string stands in code and never in data."""
+        module, _, name = self.implementation.partition(":")
+        if not name:
+            raise self.incomplete('names no `implementation`, such as "my_module:MyClass"')
+        return getattr(importlib.import_module(module), name)
+
+    def incomplete(self, what: str) -> ConfigError:
+        """The error for a component that lacks something: `what` completes "optimizer 'own' ..."."""
+        cls = type(self)
+        return ConfigError(f"{self.group} {self.kind!r} {what}", where=f"class {cls.__qualname__} of {cls.__module__}")
+
+
+def steps_of(cadence: str, *, steps_per_epoch: float) -> int:
+    """Steps between events for a cadence such as "500", "500 steps", "1 epoch" or "0.5 epochs"; at least 1.
+
+    Raises:
+        ValueError: if it is no such text.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(steps?|ep|epochs?)?\s*", str(cadence))
+    if not match or not 0 < float(match[1]) < math.inf:
+        raise ValueError(f"{cadence!r} is no cadence")
+    number, unit = float(match[1]), match[2] or "step"
+    if unit.startswith("step"):
+        if number != int(number):
+            raise ValueError(f"{cadence!r} is no whole number of steps")
+        return int(number)
+    return max(1, round(number * steps_per_epoch))
+
+
+def cadence_problems(dotted: str, cadence: str, or_null: str = "") -> Iterator[Problem]:
+    """Whether a key holds a cadence."""
+    try:
+        steps_of(cadence, steps_per_epoch=1)
+    except ValueError:
+        remedy = f"'1 epoch', or {or_null}" if or_null else "or '1 epoch'"
+        yield dotted, f"{dotted} cannot be {cadence!r}", f"write 500, '500 steps'{',' if or_null else ''} {remedy}"

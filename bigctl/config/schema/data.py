@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, key, kind
+from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Problem, key, kind
+
+if TYPE_CHECKING:
+    from bigctl.config.schema.experiment import Config
 
 
 @dataclass
@@ -14,26 +18,38 @@ class Data(Component):
 
     group: ClassVar[str] = "data"
     kind: str = kind("???")
-    split_seed: int = key(0, "Seed of the splits that are made by rule; separate from `seed`.", drift=STRUCTURAL)
+    split_seed: int = key(
+        0, "Seed of the splits that are made by rule; separate from `seed`.", drift=STRUCTURAL, ge=0, le=2**32 - 1
+    )
     train: str | None = key(None, "Training split as an expression, such as train[:90%].", drift=STRUCTURAL)
     validation: str | None = key(None, "Validation split as an expression.", drift=STRUCTURAL)
     test: str | None = key(None, "Test split as an expression.", drift=STRUCTURAL)
     validation_fraction: float = key(
-        0.1, "Share held out of the training split where the source has no validation split.", drift=STRUCTURAL
-    )
-    test_fraction: float = key(0.1, "Share held out where the source has no test split.", drift=STRUCTURAL)
+        0.1, "Share held out of the training split where the source has no validation split.", drift=STRUCTURAL,
+        gt=0, lt=1,
+    )  # fmt: skip
+    test_fraction: float = key(0.1, "Share held out where the source has no test split.", drift=STRUCTURAL, ge=0, lt=1)
     deduplicate: bool = key(
         False, "Keep each text once: copies are dropped, from training before they are from the test split.",
         drift=STRUCTURAL,
     )  # fmt: skip
-    resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE)
+    resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE, ge=0)
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        if self.test_fraction == 0 and config.block is None:  # where texts end, validation can stand for the test split
+            yield "data.test_fraction", "data.test_fraction cannot be 0.0", "it must be between 0 and 1"
 
 
 @dataclass
 class Images(Data):
     image_size: list[int] | None = key(
-        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL
+        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL, ge=1
     )
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from super().check(config)
+        if self.image_size is not None and len(self.image_size) != 2:
+            yield "data.image_size", f"data.image_size cannot be {self.image_size}", "write [HEIGHT,WIDTH]"
 
 
 @dataclass
@@ -92,6 +108,11 @@ class Table(Data):
                         drift=STRUCTURAL)  # fmt: skip
     drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
 
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from super().check(config)
+        if config.tokenizer is not None and self.text is None:
+            yield "data.text", "data.text is not given", "name the column with the text, data.text=COLUMN"
+
 
 @dataclass
 class TextFiles(Data):
@@ -107,11 +128,13 @@ class TextFiles(Data):
     field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
     validation_fraction: float = key(
-        0.05, "Share held out at the end of the text where there is no validation split.", drift=STRUCTURAL
-    )
+        0.05, "Share held out at the end of the text where there is no validation split.", drift=STRUCTURAL,
+        gt=0, lt=1,
+    )  # fmt: skip
     test_fraction: float = key(
-        0.05, "Share held out after that; 0 to have the validation text stand for the test split.", drift=STRUCTURAL
-    )
+        0.05, "Share held out after that; 0 to have the validation text stand for the test split.", drift=STRUCTURAL,
+        ge=0, lt=1,
+    )  # fmt: skip
 
 
 @dataclass

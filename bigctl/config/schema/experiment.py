@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, key, kind
+from bigctl.config.schema.base import (
+    FREE,
+    MISSING,
+    STRUCTURAL,
+    Checked,
+    Component,
+    Problem,
+    cadence_problems,
+    key,
+    kind,
+)
 from bigctl.config.schema.data import Data
 from bigctl.config.schema.models import Model
 from bigctl.config.schema.optimizers import Optimizer, Schedule
-from bigctl.config.schema.recipes import GptLm, Recipe, StreamTokenizer
+from bigctl.config.schema.recipes import Recipe, StreamTokenizer
 
 
 @dataclass
@@ -24,12 +38,52 @@ class Mesh(Component):
         1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary.", drift=FREE
     )
     wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE)
-    min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE)
+    min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE, ge=0)
 
     @property
     def axes(self) -> dict[str, int]:
         """Sizes by name, those that share the batch first."""
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        axes = self.axes
+        for name, size in axes.items():
+            if size == 0 or size < -1:
+                remedy = "a number of devices, or -1 for all that are left"
+                yield f"mesh.{name}", f"mesh.{name} cannot be {size}", remedy
+                return
+        rest = [name for name, size in axes.items() if size == -1]
+        if len(rest) > 1:
+            which = " and ".join(f"mesh.{name}" for name in rest)
+            yield f"mesh.{rest[0]}", f"{which} are both -1", "give all but one of them a number"
+            return
+        devices, fixed = _devices_without_jax(), math.prod(size for size in axes.values() if size != -1)
+        if rest:
+            if devices is not None and devices % fixed:
+                yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {fixed}", "choose a divisor"
+                return
+            axes[rest[0]] = devices // fixed if devices is not None else 1
+        if self.tensor != 1:
+            yield from config.model.check_shared(axes["tensor"])
+        yield from _batch_problems(config.train, axes["data"] * axes["fsdp"])
+
+
+def _batch_problems(train: Train, shards: int) -> Iterator[Problem]:
+    """Whether a batch, or each part of it, can be divided evenly over the devices that share it."""
+    micro = train.batch_size // train.accumulate
+    if micro % shards:
+        part = f"train.batch_size={train.batch_size}"
+        if train.accumulate > 1:
+            part += f" in {train.accumulate} parts"
+        low = max(1, micro // shards) * shards * train.accumulate
+        message = f"{part} cannot be divided evenly over {shards} devices"
+        yield "train.batch_size", message, f"for example train.batch_size={low}"
+
+
+def _devices_without_jax() -> int | None:
+    """The number of devices where the environment alone tells it: simulated ones."""
+    match = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(match[1]) if match else None
 
 
 PRECISIONS = ("float32", "bfloat16")
@@ -38,8 +92,8 @@ TRACKERS = ("wandb", "mlflow")
 
 @dataclass
 class EarlyStop:
-    patience: int | None = key(None, "Stop after this many evaluations without a better one; null for never.")
-    min_delta: float = key(0.0, "What counts as better: an improvement by more than this.")
+    patience: int | None = key(None, "Stop after this many evaluations without a better one; null for never.", ge=1)
+    min_delta: float = key(0.0, "What counts as better: an improvement by more than this.", ge=0)
     target: float | None = key(None, "Stop when the selection metric reaches this.")
 
 
@@ -55,33 +109,41 @@ class Divergence:
     )
     deviations: float | None = key(
         None,
-        "A loss or gradient norm this far above the mean of the window is a spike; null to judge by finiteness alone "
-        "[standard deviations].",
+        "A loss or gradient norm this far above the mean of the window is a spike; null for none, to judge by "
+        "finiteness alone [standard deviations].",
+        gt=0,
     )
-    window: int = key(128, "How many of the latest good steps that mean is of; nothing spikes in half of that [steps].")
-    limit: int = key(10, "Steps skipped in a row, or rewinds to one checkpoint, that are not yet too many.")
+    window: int = key(
+        128, "How many of the latest good steps that mean is of; nothing spikes in half of that [steps].", ge=2
+    )
+    limit: int = key(10, "Steps skipped in a row, or rewinds to one checkpoint, that are not yet too many.", ge=1)
 
 
 @dataclass
-class Train:
-    steps: int | None = key(None, "Length of training; wins over epochs [steps].", drift=FREE)
-    epochs: float | None = key(None, "Length of training [passes over the training split].", drift=FREE)
+class Train(Checked):
+    steps: int | None = key(None, "Length of training; wins over epochs [steps].", drift=FREE, gt=0)
+    epochs: float | None = key(None, "Length of training [passes over the training split].", drift=FREE, gt=0)
     max_minutes: float | None = key(
-        None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE
+        None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE, gt=0
     )
-    batch_size: int = key(128, "Global batch size [examples].")
-    accumulate: int = key(1, "Parts the batch is computed in, to save memory; the result is that of the whole batch.")
+    batch_size: int = key(128, "Global batch size [examples].", gt=0)
+    accumulate: int = key(
+        1, "Parts the batch is computed in, to save memory; the result is that of the whole batch.", ge=1
+    )
     precision: str = key(
         "float32", "Type that activations are computed in; master weights stay float32.", choices=PRECISIONS
     )
     ema: float = key(
-        0.0, "Decay of the averaged weights, which are then evaluated and exported; 0 for none.", drift=STRUCTURAL
-    )
+        0.0, "Decay of the averaged weights, which are then evaluated and exported; 0 for none.", drift=STRUCTURAL,
+        ge=0, lt=1,
+    )  # fmt: skip
     early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
     divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
     overfit_one_batch: bool = key(False, "Train on the first batch only: a model that cannot learn it is broken.")
-    log_every: int = key(50, "Cadence of training metrics [steps].", drift=FREE)
-    steps_per_dispatch: int | None = key(None, "Steps per call of the compiled program; null chooses.", drift=FREE)
+    log_every: int = key(50, "Cadence of training metrics [steps].", drift=FREE, ge=1)
+    steps_per_dispatch: int | None = key(
+        None, "Steps per call of the compiled program; null to choose.", drift=FREE, ge=1
+    )
     deterministic: bool = key(True, "Use only deterministic kernels on GPU, which bit-exact resume needs.")
     tensorboard: bool = key(True, "Write TensorBoard events.", drift=FREE)
     trackers: list[str] = key(
@@ -92,24 +154,39 @@ class Train:
     )
     compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
 
+    def check(self, config: Config) -> Iterator[Problem]:
+        if self.steps is None and self.epochs is None:
+            yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
+        if self.batch_size % self.accumulate:
+            message = f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}"
+            yield "train.accumulate", message, "choose a divisor of the batch size"
+
 
 @dataclass
-class Eval:
+class Eval(Checked):
     every: str = key("1 epoch", "Cadence of validation, such as 500, '500 steps' or '1 epoch'.")
-    batch_size: int | None = key(None, "Batch size of evaluation; null for up to 512 [examples].", drift=FREE)
+    batch_size: int | None = key(None, "Batch size of evaluation; null for up to 512 [examples].", drift=FREE, ge=1)
     metric: str | None = key(None, "What selects the best checkpoint; null for the recipe's own choice.")
-    mode: str | None = key(None, "Whether that metric should be max or min; null to know by its name.")
+    mode: str | None = key(
+        None, "Whether that metric should be max or min; null to know by its name.", choices=("min", "max")
+    )
     test: bool = key(True, "Score the test split when training is over.", drift=FREE)
 
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from cadence_problems("eval.every", self.every)
+
 
 @dataclass
-class Checkpoint:
+class Checkpoint(Checked):
     every: str = key("1 epoch", "Cadence of checkpoints, such as 500, '500 steps' or '1 epoch'.", drift=FREE)
-    keep: int = key(2, "How many of the latest to keep.", drift=FREE)
+    keep: int = key(2, "How many of the latest to keep.", drift=FREE, ge=1)
     best: bool = key(True, "Also save and keep the best by the selection metric.", drift=FREE)
     on_failure: str = key(
         "stop", "Whether a save that fails stops training, or is warned of.", drift=FREE, choices=("stop", "warn")
     )
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from cadence_problems("checkpoint.every", self.every)
 
 
 @dataclass
@@ -125,7 +202,7 @@ class Config:
     train: Train = key(Train, "The loop.")
     eval: Eval = key(Eval, "Validation.")
     checkpoint: Checkpoint = key(Checkpoint, "What is kept.")
-    seed: int = key(0, "Seed of parameters, order, dropout and augmentation.")
+    seed: int = key(0, "Seed of parameters, order, dropout and augmentation.", ge=0, le=2**32 - 1)
 
     @property
     def is_regression(self) -> bool:
@@ -140,6 +217,4 @@ class Config:
     @property
     def block(self) -> int | None:
         """Length of a training window of one long text [tokens]; None in recipes of examples."""
-        if not isinstance(self.recipe, GptLm):
-            return None
-        return self.recipe.block or min(getattr(self.model, "context", None) or 1024, 1024)
+        return self.recipe.window(self.model)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bigctl.config.schema.base import STRUCTURAL, Component, key, kind
+from bigctl.config.schema.base import STRUCTURAL, Checked, Component, Problem, key, kind
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from bigctl.config.schema.experiment import Config
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")
 NORMS = ("none", "batch", "layer")
@@ -16,6 +22,11 @@ HEADS = ("classification", "regression")
 @dataclass
 class Model(Component):
     group: ClassVar[str] = "model"
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Kinds of input that it takes, as recipes name them; empty: not told, and never refused for that."""
+    stacked: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the paths of parameters that hold several in one: each pattern found stands for one leading axis, of
+    layers or of experts, that is none of the single parameter's. Optimizers and weight decay look at the single one."""
     shared: ClassVar[tuple[str, ...]] = ()
     """The numbers that `mesh.tensor` must divide; empty for a model that has no rules for that axis."""
     kind: str = kind("???")
@@ -26,48 +37,86 @@ class Model(Component):
         drift=STRUCTURAL,
     )
 
+    def build(self, *sizes: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """The network, newly initialised.
+
+        Args:
+            sizes: what the recipe tells of the data: the shape of an example and the number of outputs; for texts the
+                size of the vocabulary and the number of outputs; for streams the size of the vocabulary.
+            rngs: where the parameters come from.
+        """
+        network: nnx.Module = self.implementing()(self, *sizes, rngs=rngs)
+        return network
+
+    def shared_sizes(self) -> dict[str, int | None]:
+        """The numbers named by `shared`, None where the weights of `init_from` decide."""
+        return {name: getattr(self, name) for name in self.shared}
+
+    def check_shared(self, tensor: int) -> Iterator[Problem]:
+        """Why the layers cannot be shared out over the `tensor` axis of that size."""
+        if not self.shared:
+            message = f"mesh.tensor is for models of attention layers, model={self.kind} has none"
+            yield "mesh.tensor", message, "mesh=fsdp shares the parameters of any model"
+        for name, size in self.shared_sizes().items():
+            if size is not None and size % tensor:
+                message = f"model.{name}={size} cannot be shared out over mesh.tensor={tensor} devices"
+                yield (
+                    f"model.{name}",
+                    message,
+                    "choose mesh.tensor as a divisor; mesh.data or mesh.fsdp take the others",
+                )
+
 
 @dataclass
 class Mlp(Model):
     implementation: ClassVar[str] = "bigctl.models.mlp:MLP"
+    inputs: ClassVar[tuple[str, ...]] = ("tables", "images")
     kind: str = kind("mlp")
-    hidden: list[int] = key([64, 32], "Width of each hidden layer.", drift=STRUCTURAL)
+    hidden: list[int] = key([64, 32], "Width of each hidden layer.", drift=STRUCTURAL, ge=1)
     activation: str = key("relu", "Non-linearity after each hidden layer.", choices=ACTIVATIONS)
     norm: str = key("none", "Normalisation before each activation.", drift=STRUCTURAL, choices=NORMS)
-    dropout: float = key(0.5, "Dropout after each hidden layer.", traced=True, off=0.0)
+    dropout: float = key(0.5, "Dropout after each hidden layer.", traced=True, off=0.0, ge=0, lt=1)
     head: str = key("classification", "What the last layer predicts.", drift=STRUCTURAL, choices=HEADS)
 
 
 @dataclass
 class Cnn(Model):
     implementation: ClassVar[str] = "bigctl.models.cnn:CNN"
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
     kind: str = kind("cnn")
-    channels: list[int] = key([32, 64], "Output channels of each convolution.", drift=STRUCTURAL)
-    kernel_size: int = key(3, "Side of the square kernels [pixels].", drift=STRUCTURAL)
-    pool: int = key(2, "Side and stride of the max-pool after each convolution [pixels].", drift=STRUCTURAL)
+    channels: list[int] = key([32, 64], "Output channels of each convolution.", drift=STRUCTURAL, ge=1)
+    kernel_size: int = key(3, "Side of the square kernels [pixels].", drift=STRUCTURAL, ge=1)
+    pool: int = key(2, "Side and stride of the max-pool after each convolution [pixels].", drift=STRUCTURAL, ge=1)
     padding: str = key(
         "auto",
         "Padding of the convolutions; auto is valid where the images are large enough for it, else same.",
         drift=STRUCTURAL,
         choices=("auto", "same", "valid"),
     )
-    hidden: list[int] = key([128], "Width of each dense layer before the output.", drift=STRUCTURAL)
+    hidden: list[int] = key([128], "Width of each dense layer before the output.", drift=STRUCTURAL, ge=1)
     activation: str = key("relu", "Non-linearity after each layer.", choices=ACTIVATIONS)
     norm: str = key("none", "Normalisation before each activation.", drift=STRUCTURAL, choices=NORMS)
-    dropout: float = key(0.0, "Dropout after each dense layer.", traced=True, off=0.0)
+    dropout: float = key(0.0, "Dropout after each dense layer.", traced=True, off=0.0, ge=0, lt=1)
 
 
 POOLS = ("cls", "mean")
 LSTM_POOLS = ("last", "mean", "max")
+LORA_TARGETS = ("query", "key", "value", "output", "up", "down")
 
 
 @dataclass
-class Lora:
+class Lora(Checked):
     """Low-rank adaptation (Hu et al. 2022): the weights stay as they are, what is trained is added to them."""
 
-    rank: int = key(0, "Rank of what is added; 0 for ordinary training.", drift=STRUCTURAL)
-    alpha: float = key(16.0, "What is added is scaled by alpha / rank.")
-    targets: list[str] = key(["query", "value"], "Which layers: query, key, value, output, up, down.", drift=STRUCTURAL)
+    rank: int = key(0, "Rank of what is added; 0 for ordinary training.", drift=STRUCTURAL, ge=0)
+    alpha: float = key(16.0, "What is added is scaled by alpha / rank.", gt=0)
+    targets: list[str] = key(
+        ["query", "value"], "Which layers: query, key, value, output, up, down.", drift=STRUCTURAL, choices=LORA_TARGETS
+    )
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        if not self.targets:
+            yield "model.lora.targets", "model.lora.targets names no layer", f"some of: {', '.join(LORA_TARGETS)}"
 
 
 @dataclass
@@ -75,41 +124,50 @@ class Bert(Model):
     """An encoder. Its architecture is given here, or null and read from the config.json of `init_from`."""
 
     implementation: ClassVar[str] = "bigctl.models.bert:BertClassifier"
+    inputs: ClassVar[tuple[str, ...]] = ("texts", "masked texts")
     shared: ClassVar[tuple[str, ...]] = ("heads", "intermediate")
     kind: str = kind("bert")
-    layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True)
-    width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True)
-    heads: int | None = key(None, "Attention heads.", drift=STRUCTURAL, decided=True)
-    intermediate: int | None = key(None, "Width inside the feed-forward part.", drift=STRUCTURAL, decided=True)
-    positions: int | None = key(None, "Longest text the model can take [tokens].", drift=STRUCTURAL, decided=True)
+    layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True, ge=1)
+    width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True, ge=1)
+    heads: int | None = key(None, "Attention heads.", drift=STRUCTURAL, decided=True, ge=1)
+    intermediate: int | None = key(None, "Width inside the feed-forward part.", drift=STRUCTURAL, decided=True, ge=1)
+    positions: int | None = key(None, "Longest text the model can take [tokens].", drift=STRUCTURAL, decided=True, ge=1)
     vocab: int | None = key(
-        None, "Rows of the token embedding; null for the tokenizer's.", drift=STRUCTURAL, decided=True
+        None, "Rows of the token embedding; null for the tokenizer's.", drift=STRUCTURAL, decided=True, ge=1
     )
-    eps: float = key(1e-12, "Added to the variance in layer normalisation.", drift=STRUCTURAL)
+    eps: float = key(1e-12, "Added to the variance in layer normalisation.", drift=STRUCTURAL, gt=0)
     pool: str = key("cls", "What stands for the text: the first token, or the mean.", drift=STRUCTURAL, choices=POOLS)
     pooler: bool = key(
         False, "Put the dense layer with tanh of the original between pool and output.", drift=STRUCTURAL
     )
     dropout: float = key(
-        0.1, "Dropout of embeddings, of each sub-layer's output, and before the head.", traced=True, off=0.0
-    )
-    attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True, off=0.0)
+        0.1, "Dropout of embeddings, of each sub-layer's output, and before the head.", traced=True, off=0.0,
+        ge=0, lt=1,
+    )  # fmt: skip
+    attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True, off=0.0, ge=0, lt=1)
     lora: Lora = key(Lora, "Low-rank adaptation.")
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        if self.width and self.heads and self.width % self.heads:
+            message = f"model.width={self.width} is not divisible by model.heads={self.heads}"
+            yield "model.heads", message, "choose a divisor of the width"
 
 
 @dataclass
 class Lstm(Model):
     implementation: ClassVar[str] = "bigctl.models.lstm:LstmClassifier"
+    inputs: ClassVar[tuple[str, ...]] = ("texts",)
     kind: str = kind("lstm")
-    embedding: int = key(128, "Width of the token embedding.", drift=STRUCTURAL)
-    hidden: int = key(128, "Width of the state, in each direction.", drift=STRUCTURAL)
-    layers: int = key(1, "Layers on top of each other.", drift=STRUCTURAL)
+    embedding: int = key(128, "Width of the token embedding.", drift=STRUCTURAL, ge=1)
+    hidden: int = key(128, "Width of the state, in each direction.", drift=STRUCTURAL, ge=1)
+    layers: int = key(1, "Layers on top of each other.", drift=STRUCTURAL, ge=1)
     bidirectional: bool = key(True, "Read the text in both directions.", drift=STRUCTURAL)
     pool: str = key(
         "max", "What stands for the text: the last state, or the mean or maximum of all.", drift=STRUCTURAL,
         choices=LSTM_POOLS,
     )  # fmt: skip
-    dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True, off=0.0)
+    dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True, off=0.0,
+                         ge=0, lt=1)  # fmt: skip
 
 
 POSITIONS = ("learned", "rope")
@@ -120,9 +178,9 @@ VOCAB_MULTIPLE = 128
 """A decoder's vocabulary is padded to a multiple of this: of matrix units, and of the devices that share it."""
 
 
-def decided(doc: str, choices: tuple[str, ...] = ()) -> Any:
+def decided(doc: str, choices: tuple[str, ...] = (), *, ge: float | None = None, gt: float | None = None) -> Any:
     """A key of an architecture that the weights of `init_from` decide where it is null."""
-    return key(None, doc, drift=STRUCTURAL, choices=choices, decided=True)
+    return key(None, doc, drift=STRUCTURAL, choices=choices, decided=True, ge=ge, gt=gt)
 
 
 @dataclass
@@ -130,20 +188,25 @@ class Decoder(Model):
     """What writes text. What is null is as in the weights of `init_from`, without them as `whole` has it."""
 
     implementation: ClassVar[str] = "bigctl.models.decoder:Decoder"
+    inputs: ClassVar[tuple[str, ...]] = ("streams",)
     shared: ClassVar[tuple[str, ...]] = ("heads", "kv_heads", "intermediate")
     usual: ClassVar[dict[str, Any]] = {}
-    layers: int | None = decided("Decoder layers.")
-    width: int | None = decided("Width of the residual stream.")
-    heads: int | None = decided("Attention heads.")
-    kv_heads: int | None = decided("Heads of keys and values, each for heads / kv_heads queries; null for one each.")
-    intermediate: int | None = decided("Width inside the feed-forward part; null for 4 times the width (swiglu: 8/3).")
-    context: int | None = decided("Longest text the model can take [tokens].")
-    vocab: int | None = decided("Tokens that the embedding is for; null for the tokenizer's.")
+    layers: int | None = decided("Decoder layers.", ge=1)
+    width: int | None = decided("Width of the residual stream.", ge=1)
+    heads: int | None = decided("Attention heads.", ge=1)
+    kv_heads: int | None = decided(
+        "Heads of keys and values, each for heads / kv_heads queries; null for one each.", ge=1
+    )
+    intermediate: int | None = decided(
+        "Width inside the feed-forward part; null for 4 times the width (swiglu: 8/3).", ge=1
+    )
+    context: int | None = decided("Longest text the model can take [tokens].", ge=1)
+    vocab: int | None = decided("Tokens that the embedding is for; null for the tokenizer's.", ge=1)
     position: str | None = decided(
         "How a token's place is told: a learned table (null in gpt), or rotated queries and keys (null in llama).",
         POSITIONS,
     )
-    rope_theta: float | None = decided("Base of the wave lengths of rope; null for 10000.")
+    rope_theta: float | None = decided("Base of the wave lengths of rope; null for 10000.", gt=0)
     norm: str | None = decided("Normalisation before each part; null for layer in gpt, rms in llama.", DECODER_NORMS)
     norm_gain: bool | None = decided("Learn a factor for each normalised feature; null for yes.")
     activation: str | None = decided(
@@ -153,9 +216,10 @@ class Decoder(Model):
     bias: bool | None = decided("Biases in linear layers and layer normalisation; null for yes in gpt, no in llama.")
     tied: bool | None = decided("Use the token embedding as the output's weights; null for yes.")
     qk_norm: bool | None = decided("Normalise queries and keys; null for no.")
-    eps: float | None = decided("Added to the variance in normalisation; null for 1e-5.")
+    eps: float | None = decided("Added to the variance in normalisation; null for 1e-5.", gt=0)
     zero_init: bool = key(False, "Start with zeros in what each part adds to the stream, and in an untied output.")
-    dropout: float = key(0.0, "Dropout of the embedding and of what each part adds.", traced=True, off=0.0)
+    dropout: float = key(0.0, "Dropout of the embedding and of what each part adds.", traced=True, off=0.0,
+                         ge=0, lt=1)  # fmt: skip
     remat: str = key(
         "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
         "but products with weights.", choices=REMATS,
@@ -171,6 +235,10 @@ class Decoder(Model):
         if result.intermediate is None and result.width is not None:
             result.intermediate = -(-result.width // 3) * 8 if result.activation == "swiglu" else 4 * result.width
         return result
+
+    def shared_sizes(self) -> dict[str, int | None]:
+        whole = self.whole()
+        return {name: getattr(whole, name) for name in self.shared}
 
 
 @dataclass

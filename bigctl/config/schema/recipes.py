@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bigctl.config.schema.base import FREE, STRUCTURAL, Component, key, kind
+from bigctl.config.schema.base import FREE, STRUCTURAL, Checked, Component, Problem, cadence_problems, key, kind
+from bigctl.config.schema.models import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bigctl.config.schema.experiment import Config
+    from bigctl.data.dataset import Features
+    from bigctl.training.task import Objective as Task
 
 
 @dataclass
 class Augment:
     """Random changes of training images, drawn for every example and step, composed in the order listed here."""
 
-    rotate: float = key(0.0, "Largest rotation either way [degrees].")
-    scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.")
-    shift: float = key(0.0, "Largest shift along each axis [fraction of the image].")
+    rotate: float = key(0.0, "Largest rotation either way [degrees].", ge=0)
+    scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.", ge=0, lt=1)
+    shift: float = key(0.0, "Largest shift along each axis [fraction of the image].", ge=0)
     flip: str = key("none", "Mirror half of the images.", choices=("none", "horizontal", "vertical", "both"))
-    crop: int = key(0, "Pad by this many pixels, then crop back at random [pixels].")
+    crop: int = key(0, "Pad by this many pixels, then crop back at random [pixels].", ge=0)
 
 
 @dataclass
@@ -24,20 +34,72 @@ class Recipe(Component):
     """What is trained, and how its loss and metrics are made."""
 
     group: ClassVar[str] = "recipe"
+    inputs: ClassVar[str] = ""
+    """What it trains on: images, tables, texts, masked texts or streams; models say what they take. Empty: not told."""
     kind: str = kind("???")
+
+    def build(self, config: Config, features: Features, class_counts: np.ndarray | None = None) -> Task:
+        """The task: model, loss and metrics of this experiment.
+
+        Args:
+            config: the whole experiment.
+            features: what the data holds.
+            class_counts: examples of each class in the training split, int64 [classes]; None where nothing is trained.
+        """
+        task: Task = self.implementing()(config, features, class_counts)
+        return task
+
+    def window(self, model: Model) -> int | None:
+        """Length of a training window of one long text [tokens]; None in recipes of examples."""
+        return None
+
+    def sample_cadence(self, evaluation: str) -> str | None:
+        """When samples of text are written, given the cadence of evaluations; None for a recipe that writes none."""
+        return None
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        model = config.model
+        if self.inputs and model.inputs and self.inputs not in model.inputs:
+            yield "model.kind", *_misfit(self, model)
+
+
+def _misfit(recipe: Recipe, model: Model) -> tuple[str, str]:
+    """What to say of a model and a recipe that are not for the same kind of data, and the remedy."""
+    name = f"model={model.kind}"
+    if recipe.inputs == "streams":
+        return f"{name} does not write text", "use model=gpt_nano or another gpt or llama"
+    if "streams" in model.inputs:
+        return f"{name} writes text, recipe={recipe.kind} does not", "use recipe=gpt_lm"
+    if recipe.inputs == "masked texts" and "texts" in model.inputs:
+        return f"recipe={recipe.kind} cannot train {name}", "choose a BERT, such as model=bert_tiny"
+    if recipe.inputs in ("texts", "masked texts"):
+        return f"{name} does not read text", "use model=lstm or model=minilm"
+    if "texts" in model.inputs:
+        return f"{name} reads text, recipe={recipe.kind} does not", "use recipe=bert_cls"
+    needs = f"{name} needs {' or '.join(model.inputs)}, recipe={recipe.kind} reads {recipe.inputs}"
+    return needs, "use recipe=cnn_cls, or model=mlp"
 
 
 @dataclass
 class Classification(Recipe):
-    label_smoothing: float = key(0.0, "Share of the target spread evenly over all classes.", traced=True)
+    label_smoothing: float = key(0.0, "Share of the target spread evenly over all classes.", traced=True, ge=0, lt=1)
     class_weights: Any = key(
         "none", "Weight of each class in the loss: none, balanced (inverse to its frequency), or a list of numbers."
     )
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from super().check(config)
+        given = self.class_weights
+        listed = isinstance(given, list) and all(isinstance(w, int | float) and 0 <= w < math.inf for w in given)
+        if given not in (None, "none", "balanced") and not (listed and any(given)):
+            remedy = "none, balanced, or a list of numbers, 0 or more, such as [1,2]"
+            yield "recipe.class_weights", f"recipe.class_weights cannot be {given!r}", remedy
 
 
 @dataclass
 class CnnCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.cnn_cls:CnnCls"
+    inputs: ClassVar[str] = "images"
     kind: str = kind("cnn_cls")
     augment: Augment = key(Augment, "Changes of the training images.")
 
@@ -45,6 +107,7 @@ class CnnCls(Classification):
 @dataclass
 class MlpCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.mlp_cls:MlpCls"
+    inputs: ClassVar[str] = "tables"
     kind: str = kind("mlp_cls")
 
 
@@ -54,7 +117,7 @@ TRUNCATIONS = ("head", "tail", "head_tail")
 
 
 @dataclass
-class StreamTokenizer:
+class StreamTokenizer(Checked):
     """How one long text becomes numbers. What is made here is made of the training split, once, and stored with the
     run."""
 
@@ -66,8 +129,31 @@ class StreamTokenizer:
         choices=STREAM_TOKENIZERS,
     )
     path: str | None = key(None, "A vocab.txt (WordPiece) or a tokenizer.json.", drift=STRUCTURAL)
-    size: int = key(10000, "Largest vocabulary of a tokenizer made here [tokens].", drift=STRUCTURAL)
+    size: int = key(10000, "Largest vocabulary of a tokenizer made here [tokens].", drift=STRUCTURAL, ge=6)
     lowercase: bool = key(False, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        model, this = config.model, f"recipe.tokenizer.type={self.type}"
+        if self.type == "pretrained" and model.init_from is None:
+            yield (
+                "recipe.tokenizer.type",
+                f"{this} needs pretrained weights, model={model.kind} has none",
+                "give model.init_from; or recipe.tokenizer.type=words, bpe, characters, or file with its path",
+            )
+        if self.type not in ("pretrained", "file") and model.init_from is not None:
+            yield (
+                "recipe.tokenizer.type",
+                f"{this} makes a vocabulary of its own, which the weights do not know",
+                "recipe.tokenizer.type=pretrained takes the one that comes with model.init_from",
+            )
+        if self.type == "file" and not self.path:
+            yield "recipe.tokenizer.path", "recipe.tokenizer.path is not given", "give a vocab.txt or a tokenizer.json"
+        if self.path and self.type != "file":
+            yield (
+                "recipe.tokenizer.path",
+                f"recipe.tokenizer.path is not used by {this}",
+                "add recipe.tokenizer.type=file",
+            )
 
 
 @dataclass
@@ -82,7 +168,9 @@ class Tokenizer(StreamTokenizer):
         choices=TOKENIZERS,
     )
     lowercase: bool = key(True, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
-    max_length: int = key(128, "What is longer is cut, marks of beginning and end included [tokens].", drift=STRUCTURAL)
+    max_length: int = key(
+        128, "What is longer is cut, marks of beginning and end included [tokens].", drift=STRUCTURAL, ge=4
+    )
     truncate: str = key(
         "head",
         "What is kept of a long text: its beginning, its end, or both (a quarter and three quarters).",
@@ -90,13 +178,22 @@ class Tokenizer(StreamTokenizer):
         choices=TRUNCATIONS,
     )
 
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from super().check(config)
+        positions = getattr(config.model, "positions", None)
+        if positions and self.max_length > positions:
+            message = (
+                f"recipe.tokenizer.max_length={self.max_length} is more than the model has positions ({positions})"
+            )
+            yield "recipe.tokenizer.max_length", message, f"recipe.tokenizer.max_length={positions} or less"
+
 
 @dataclass
 class Bucketing:
     """Batches of texts of like length, so that little is padding."""
 
-    shapes: int = key(4, "Padded lengths in use, each a program to compile.")
-    window: int = key(64, "Batches drawn at once and sorted by length among themselves; 1 for plain order.")
+    shapes: int = key(4, "Padded lengths in use, each a program to compile.", ge=1)
+    window: int = key(64, "Batches drawn at once and sorted by length among themselves; 1 for plain order.", ge=1)
 
 
 @dataclass
@@ -104,6 +201,7 @@ class TextCls(Classification):
     """What the recipes of text classification share."""
 
     implementation: ClassVar[str] = "bigctl.recipes.text_cls:TextCls"
+    inputs: ClassVar[str] = "texts"
     tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
     bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
 
@@ -123,10 +221,13 @@ class BertMlm(Recipe):
     """Masked language modelling (Devlin et al. 2019): labels are not used."""
 
     implementation: ClassVar[str] = "bigctl.recipes.bert_mlm:BertMlm"
+    inputs: ClassVar[str] = "masked texts"
     kind: str = kind("bert_mlm")
     tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
     bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
-    mask_rate: float = key(0.15, "Share of tokens to be guessed; of them 80% are masked, 10% replaced, 10% kept.")
+    mask_rate: float = key(
+        0.15, "Share of tokens to be guessed; of them 80% are masked, 10% replaced, 10% kept.", gt=0, lt=1
+    )
 
 
 @dataclass
@@ -134,19 +235,40 @@ class GptLm(Recipe):
     """Language modelling: each token is predicted from those before it."""
 
     implementation: ClassVar[str] = "bigctl.recipes.gpt_lm:GptLm"
+    inputs: ClassVar[str] = "streams"
     kind: str = kind("gpt_lm")
     tokenizer: StreamTokenizer = key(StreamTokenizer, "How text becomes numbers.")
     block: int | None = key(
-        None, "Length of a training window; null for the model's context, 1024 at most [tokens].", drift=STRUCTURAL
+        None,
+        "Length of a training window; null for the model's context, 1024 at most [tokens].",
+        drift=STRUCTURAL,
+        ge=1,
     )
     z_loss: float = key(
-        0.0, "Weight of the squared logarithm of the normaliser, which keeps logits small.", traced=True, off=0.0
+        0.0, "Weight of the squared logarithm of the normaliser, which keeps logits small.", traced=True, off=0.0, ge=0
     )
-    loss_chunk: int | None = key(None, "Places of each window whose logits are made at once; null chooses [tokens].")
+    loss_chunk: int | None = key(
+        None, "Places of each window whose logits are made at once; null to choose [tokens].", ge=1
+    )
     sample_every: str | None = key(
         None, "Cadence of samples of text, such as '500 steps'; null for at each evaluation.", drift=FREE
     )
-    sample_tokens: int = key(100, "Length of each sample; 0 for no samples [tokens].", drift=FREE)
+    sample_tokens: int = key(100, "Length of each sample; 0 for no samples [tokens].", drift=FREE, ge=0)
     prompt: str | None = key(
         None, "What samples begin with; null for the first words of the validation text.", drift=FREE
     )
+
+    def window(self, model: Model) -> int | None:
+        return self.block or min(getattr(model, "context", None) or 1024, 1024)
+
+    def sample_cadence(self, evaluation: str) -> str | None:
+        return (self.sample_every or evaluation) if self.sample_tokens else None
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from super().check(config)
+        context = getattr(config.model, "context", None)
+        if self.block and context and self.block > context:
+            message = f"recipe.block={self.block} is longer than the model's context ({context})"
+            yield "recipe.block", message, f"recipe.block={context} or less, or a larger model.context"
+        if self.sample_every is not None:
+            yield from cadence_problems("recipe.sample_every", self.sample_every, "null for at each evaluation")
