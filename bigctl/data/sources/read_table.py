@@ -213,22 +213,7 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool]) -> TextTable:
     names: dict[str, None] = {}
     lines: list[int] = []
     absent: dict[str, int] = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            what = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(
-                f"invalid JSON: {what}", where=f"{name}:{number}", hint="every line must be one JSON object"
-            ) from None
-        if not isinstance(record, dict):
-            raise DataError(
-                f"this is {_json_type(record)}, not an object",
-                where=f"{name}:{number}",
-                hint='every line must be an object such as {"age": 42, "city": "Rome"}',
-            )
+    for number, record in json_objects(text, name):
         for key in record:
             if key not in names:
                 names[key] = None
@@ -243,6 +228,27 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool]) -> TextTable:
     return TextTable(name, tuple(names), columns, lines, [], absent=absent)
 
 
+def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of JSON lines, each with its line from 1; DataError where a line is none. `name` is the file's."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            what = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(
+                f"invalid JSON: {what}", where=f"{name}:{number}", hint="every line must be one JSON object"
+            ) from None
+        if not isinstance(record, dict):
+            raise DataError(
+                f"this is {json_type(record)}, not an object",
+                where=f"{name}:{number}",
+                hint='every line must be an object such as {"age": 42, "city": "Rome"}',
+            )
+        yield number, record
+
+
 def _json_text(value: Any, where: str) -> str:
     """What the value would be in a CSV file, so that either format means the same."""
     if isinstance(value, str):
@@ -251,14 +257,15 @@ def _json_text(value: Any, where: str) -> str:
         return ""
     if isinstance(value, (dict, list)):
         raise DataError(
-            f"the value is {_json_type(value)}",
+            f"the value is {json_type(value)}",
             where=where,
             hint="a value is one text or number: write a column for each, or leave the column out with data.drop",
         )
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
+    """What a value of JSON is called in a message."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):

@@ -43,7 +43,7 @@ def encode(
     """Tokens of texts, or of pairs of them, special tokens included, none longer than `max_length`."""
     marks = tokenization.special(tokenizer)
     cls, sep = [marks["cls"]], [marks["sep"]]
-    kind = _kind(tokenizer)
+    kind = token_type(tokenizer)
     parts: list[np.ndarray] = []
     lengths, starts = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
     cut, unknown = np.zeros(len(texts), bool), 0
@@ -83,7 +83,7 @@ def encode_stream(tokenizer: Tokenizer, documents: Sequence[str], *, boundaries:
     Raises:
         DataError: if an end token is wanted and there is none.
     """
-    last, kind = tokenization.end(tokenizer), _kind(tokenizer)
+    last, kind = tokenization.end(tokenizer), token_type(tokenizer)
     if boundaries and last is None and len(documents) > 1:
         hint = "data.boundaries=false puts nothing between documents; or choose another recipe.tokenizer"
         raise DataError("the tokenizer has no token for the end of a document", where="data.boundaries", hint=hint)
@@ -104,7 +104,7 @@ def _divisible(tokenizer: Tokenizer) -> bool:
     return whole == [n for part in parts for n in tokenizer.encode(part, add_special_tokens=False).ids]
 
 
-def _kind(tokenizer: Tokenizer) -> Any:
+def token_type(tokenizer: Tokenizer) -> Any:
     """The smaller of the two types that tokens are stored as which holds them all."""
     return np.int32 if tokenizer.get_vocab_size(with_added_tokens=True) > 2**16 else np.uint16
 

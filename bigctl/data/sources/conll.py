@@ -1,0 +1,122 @@
+"""CoNLL files: a word a line, its tags in columns beside it, a blank line between two sentences.
+
+Columns are separated by tabs, where the first line of words has one, or else by blanks. Lines of `-DOCSTART-` are left
+out, and comments: lines that begin with `#` and have no tab, or, where blanks separate, stand before a sentence and
+have another number of columns than its words. Columns have names where the file says them in CoNLL-U Plus's way
+(`# global.columns = ID FORM NER`), in a .conllu file, or by `data.columns`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigctl.data.paths import some
+from bigctl.data.sources.read_table import read_text, short
+from bigctl.data.sources.tagged import Sentences, require_words
+from bigctl.errors import DataError
+
+CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+_BLANKS = " \t\r"  # others, such as no-break spaces, may be part of a word
+_SEPARATOR = re.compile(f"[{_BLANKS}]+")
+_DOCUMENT = "-DOCSTART-"
+_NAMES = re.compile(r"#\s*global\.columns\s*=\s*(.+)")
+_PLAIN_ID = re.compile(r"\d+")  # not 3-4, words that are written as one, nor 8.1, one that is not written
+
+
+def read_conll(
+    source: Path | bytes, *, tokens: str = "0", tags: str | None = "-1", columns: Sequence[str] | None = None
+) -> Sentences:
+    """The sentences of a CoNLL file.
+
+    Args:
+        source: the file, or its content.
+        tokens, tags: the columns with the words and with their tags: a number, 0 being the first and -1 the last, or a
+            name. Without `tags` none are read.
+        columns: names of all columns.
+
+    Raises:
+        DataError: the file is missing, empty or no UTF-8, or a line lacks columns that others have.
+    """
+    text, name = read_text(source)
+    lines = text.replace("\r\n", "\n").split("\n")
+    mark, width = _form(lines, name)
+    names = list(columns or _header(lines) or (CONLLU if name.endswith(".conllu") else ()))
+    if names and len(names) != width:
+        where = "data.columns" if columns else name
+        raise DataError(f"{len(names)} names of columns, and {width} columns", where=where, hint="name every column")
+    first = _column(tokens, names, width, "data.tokens", name)
+    second = None if tags is None else _column(tags, names, width, "data.tags", name)
+    if first == second:
+        what = "there is one column only" if width == 1 else "data.tokens and data.tags are the same column"
+        raise DataError(what, where=name, hint="a line holds a word and its tag, with a blank or a tab between")
+    identity = names.index("ID") if "ID" in names else None
+    found, open_sentence = Sentences(name, per_word=True), False
+    for number, line in enumerate(lines, 1):
+        if not line.strip(_BLANKS) or line.startswith(_DOCUMENT):
+            open_sentence = False
+            continue
+        fields = _fields(line, mark)
+        if line.startswith("#") and _is_comment(fields, mark, width, open_sentence):
+            continue
+        if len(fields) != width:
+            hint = f"the first line of words has {width}, separated by {'tabs' if mark else 'blanks'}"
+            raise DataError(f"{len(fields)} columns", where=f"{name}:{number}", hint=hint)
+        if identity is not None and not _PLAIN_ID.fullmatch(fields[identity]):
+            continue
+        if not open_sentence:
+            found.words.append([])
+            found.tags.append([])
+            found.lines.append(number)
+            open_sentence = True
+        found.words[-1].append(fields[first].strip())
+        if second is not None:
+            tag = fields[second].strip()
+            if not tag:
+                raise DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
+            found.tags[-1].append(tag)
+    return require_words(found)
+
+
+def _form(lines: Sequence[str], name: str) -> tuple[str | None, int]:
+    """What separates columns, None for blanks, and how many there are."""
+    for line in lines:
+        if line.strip(_BLANKS) and not line.startswith(("#", _DOCUMENT)):
+            mark = "\t" if "\t" in line else None
+            return mark, len(_fields(line, mark))
+    for line in lines:
+        if line.startswith("#\t"):
+            return "\t", len(_fields(line, "\t"))
+    raise DataError("there is no sentence", where=name, hint="a CoNLL file has a word and its tag a line")
+
+
+def _fields(line: str, mark: str | None) -> list[str]:
+    return line.split(mark) if mark else _SEPARATOR.split(line.strip(_BLANKS))
+
+
+def _is_comment(fields: Sequence[str], mark: str | None, width: int, open_sentence: bool) -> bool:
+    return len(fields) == 1 if mark else not open_sentence and len(fields) != width
+
+
+def _header(lines: Sequence[str]) -> list[str]:
+    """The names of columns that the file begins with, in CoNLL-U Plus's way."""
+    match = _NAMES.fullmatch(lines[0].strip())
+    return match[1].split() if match else []
+
+
+def _column(wanted: str, names: Sequence[str], width: int, key: str, name: str) -> int:
+    """The place of a column that is named or counted."""
+    if wanted in names:
+        return list(names).index(wanted)
+    try:
+        number = int(wanted)
+    except ValueError:
+        hint = (
+            f"the columns are {some(names)}" if names else f"number it, 0 to {width - 1}, or name all in data.columns"
+        )
+        raise DataError(f"{key} names no column: {short(wanted)!r}", where=name, hint=hint) from None
+    if not -width <= number < width:
+        hint = f"0 is the first, {width - 1} or -1 the last"
+        raise DataError(f"{key}={wanted}, and there are {width} columns", where=name, hint=hint)
+    return number % width

@@ -1,0 +1,177 @@
+"""Sentences of which each word has a tag: the tags' numbers, and sentences from JSON lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.data.paths import some
+from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.read_table import json_objects, json_type, read_text, short
+from bigctl.data.text import words as wording
+from bigctl.errors import DataError
+
+_NUMBER = re.compile(r"-?\d+")
+
+
+@dataclass
+class Sentences:
+    """Those of one file.
+
+    Attributes:
+        source: the file, for messages.
+        words: of each sentence.
+        tags: of each sentence, one a word; empty where they were not asked for.
+        lines: where each sentence begins, or, with `per_word`, where each of its words is, from 1.
+    """
+
+    source: str
+    words: list[list[str]] = field(default_factory=list)
+    tags: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    per_word: bool = False
+
+    def at(self, sentence: int, word: int) -> str:
+        """The file and line of a word."""
+        return f"{self.source}:{self.lines[sentence] + (word if self.per_word else 0)}"
+
+
+def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decoded:
+    """Tagged sentences as a data set.
+
+    Args:
+        by_split: the sentences of each file, "train" among them, which alone decides the tags.
+        info: facts of the source.
+
+    Returns:
+        Decoded of kind "text" with a target for each word: `text` object [N] of str, words joined by a space, and
+        `label` object [N] of int32 [words]. Tags are sorted, O before the others, numbers by size.
+
+    Raises:
+        DataError: a tag is not in the training file, or that has one tag only.
+    """
+    train = by_split["train"]
+    distinct = {tag for row in train.tags for tag in row}
+    numbers = all(map(_NUMBER.fullmatch, distinct))
+    names = sorted(distinct, key=int) if numbers else sorted(distinct, key=lambda tag: (tag != "O", tag))
+    if len(names) < 2:
+        hint = "is data.tags the right column?"
+        raise DataError(f"every word has the tag {short(names[0])!r}", where=train.source, hint=hint)
+    if len(names) > 100 and 2 * len(names) > sum(map(len, train.tags)):
+        hint = "is data.tags the right column?"
+        what = f"{len(names):,} different tags in {sum(map(len, train.tags)):,} words"
+        raise DataError(what, where=train.source, hint=hint)
+    place = {name: number for number, name in enumerate(names)}
+    splits: dict[str, Columns] = {}
+    for split, found in by_split.items():
+        text, label = np.empty(len(found.words), object), np.empty(len(found.words), object)
+        for number, (words, tags) in enumerate(zip(found.words, found.tags, strict=True)):
+            text[number] = wording.join(words)[0]
+            try:
+                label[number] = np.array([place[tag] for tag in tags], np.int32)
+            except KeyError:
+                raise _unknown(found, number, place) from None
+        splits[split] = {"text": text, "label": label}
+    facts = {
+        **info,
+        "files": {split: found.source for split, found in by_split.items()},
+        "sentences": {split: len(found.words) for split, found in by_split.items()},
+        "words": {split: sum(map(len, found.words)) for split, found in by_split.items()},
+    }
+    return Decoded("text", splits, tuple(names), facts)
+
+
+def _unknown(found: Sentences, sentence: int, known: Mapping[str, int]) -> DataError:
+    word = next(word for word, tag in enumerate(found.tags[sentence]) if tag not in known)
+    tag = short(found.tags[sentence][word])
+    return DataError(
+        f"the tag {tag!r} of {short(found.words[sentence][word])!r} is not among those of the training file, "
+        + some([short(name) for name in known]),
+        where=found.at(sentence, word),
+        hint="correct the tag, or add sentences with it to the training file",
+    )
+
+
+def require_words(found: Sentences) -> Sentences:
+    """Raises DataError where there is no sentence, or a word is empty or cannot be written as UTF-8."""
+    if not found.words:
+        raise DataError("there is no sentence", where=found.source, hint="is it the right file?")
+    for number, row in enumerate(found.words):
+        if not all(row) or any(word.isspace() for word in row):
+            word = next(n for n, word in enumerate(row) if not word.strip())
+            raise DataError(f"word {word + 1} of the sentence is empty", where=found.at(number, word))
+        try:
+            "".join(row).encode()
+        except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
+            what = "a word has half of a character (a lone surrogate)"
+            raise DataError(what, where=found.at(number, 0), hint="was it cut inside an emoji?") from None
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- JSON lines
+
+
+def read_json_lines(
+    source: Path | bytes, *, tokens: str, tags: str | None, names: Sequence[str] | None = None
+) -> Sentences:
+    """Sentences of a file with one JSON object a line, such as {"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}.
+
+    Args:
+        source: the file, or its content.
+        tokens, tags: the fields with the words and with their tags; without `tags` none are read.
+        names: of tags that are written as numbers, in their order.
+
+    Raises:
+        DataError: the file is missing or malformed, a field is missing or no list, or words and tags differ in number.
+    """
+    text, name = read_text(source)
+    found = Sentences(name)
+    for number, record in json_objects(text, name):
+        where = f"{name}:{number}"
+        row = list(_strings(record, tokens, "data.tokens", where))
+        if not row:
+            raise DataError(f"the sentence has no words: {tokens!r} is empty", where=where, hint="remove the line")
+        found.words.append(row)
+        found.lines.append(number)
+        if tags is not None:
+            found.tags.append(_tags(record, tags, names, len(row), where))
+    return require_words(found)
+
+
+def _tags(record: dict[str, Any], field: str, names: Sequence[str] | None, words: int, where: str) -> list[str]:
+    row = list(_strings(record, field, "data.tags", where, numbers=True))
+    if len(row) != words:
+        raise DataError(f"{words:,} words and {len(row):,} tags", where=where, hint="each word needs one tag")
+    if names is None:
+        return row
+    for tag in row:
+        if not tag.isdecimal() or int(tag) >= len(names):
+            hint = f"data.tag_names names the numbers 0 to {len(names) - 1}"
+            raise DataError(f"the tag {short(tag)!r} is none of them", where=where, hint=hint)
+    return [names[int(tag)] for tag in row]
+
+
+def _strings(record: dict[str, Any], field: str, key: str, where: str, *, numbers: bool = False) -> Iterator[str]:
+    if field not in record:
+        hint = f"set {key}=FIELD; the fields are {some([short(name) for name in record])}"
+        raise DataError(f"there is no field {field!r}", where=where, hint=hint)
+    values = record[field]
+    if not isinstance(values, list):
+        example = json.dumps({field: ["B-LOC", "O"] if key == "data.tags" else ["Rome", "burns"]})
+        raise DataError(f"the field {field!r} is {json_type(values)}, not a list", where=where, hint=f"write {example}")
+    for value in values:
+        if numbers and isinstance(value, int) and not isinstance(value, bool):
+            yield str(value)
+        elif not isinstance(value, str):
+            what = f"the field {field!r} holds {json_type(value)}"
+            raise DataError(what, where=where, hint=f"is {key} the right field? it holds texts")
+        elif key == "data.tags" and not value.strip():
+            raise DataError("a tag is empty", where=where, hint="each word needs one; O for a word in no entity")
+        else:
+            yield value.strip()
