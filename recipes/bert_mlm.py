@@ -25,51 +25,42 @@ from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
 from bigctl.models.bert import BertMaskedLM
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch
+from bigctl.training.task import Batch, Record, Task
 
 _REPLACED, _RANDOM = 0.8, 0.1
 
 
-class BertMlm:
+class BertMlm(Task):
     """Cross-entropy of the hidden tokens; `perplexity` is its exponential.
 
     Raises:
         ConfigError: if the data holds no texts, the tokenizer has no [MASK], or the model cannot guess tokens.
     """
 
-    metric = "val/loss"
-
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
-        assert isinstance(config.recipe, schema.BertMlm)
-        require_text(features, config.recipe.kind)
-        assert features.tokenizer is not None
-        if "mask" not in features.tokenizer:
+        recipe = schema.BertMlm.require(config.recipe, by="recipes.bert_mlm")
+        known = require_text(features, config.recipe.kind)
+        if "mask" not in known:
             raise ConfigError(
                 "the tokenizer has no [MASK]", where="recipe.tokenizer", hint="use one that was made for BERT"
             )
-        if not isinstance(config.model, schema.Bert):
-            raise ConfigError(
-                f"recipe=bert_mlm cannot train model={config.model.kind}",
-                where="model",
-                hint="choose a BERT, such as model=bert_tiny",
-            )
-        self.model = config.model
+        hint = "choose a BERT, such as model=bert_tiny"
+        self.model = schema.Bert.require(config.model, by=f"recipe={config.recipe.kind}", hint=hint)
         self.features = features
         self.frozen = frozen(config.model)
-        self.vocabulary: int = features.tokenizer["vocab_size"]
-        self.mask_token: int = features.tokenizer["mask"]
-        known = features.tokenizer
+        self.vocabulary: int = known["vocab_size"]
+        self.mask_token: int = known["mask"]
         self.special = [known[name] for name in ("pad", "cls", "sep", "mask") if name in known]
-        self.rate = config.recipe.mask_rate
+        self.rate = recipe.mask_rate
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return BertMaskedLM(self.model, self.vocabulary, rngs=rngs)
 
-    def example_shapes(self, n: int) -> dict[str, Any]:
+    def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {**text_shapes(self.features, n), "label": jax.ShapeDtypeStruct((n,), jnp.int32)}
 
     def loss(
-        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, numbers: Mapping[str, Any]
+        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
         keys = randomness.per_example(augment_key, batch["number"])
         return {**self._sums(model, batch, keys, key), "padding": padding(batch)}
@@ -80,7 +71,7 @@ class BertMlm:
         keys = jax.vmap(lambda d: jax.random.fold_in(randomness.key(0, randomness.AUGMENTATION), d))(digest)
         return self._sums(model, batch, keys, None)
 
-    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         total, count = (float(v) for v in sums["loss"])
         return {"perplexity": math.exp(min(total / max(count, 1), 700))}
 

@@ -1,4 +1,4 @@
-"""Loss and metrics of classification and of regression on one real target, shared by the recipes that need them."""
+"""One class an example: loss, metrics and predictions, shared by the recipes of classification."""
 
 from __future__ import annotations
 
@@ -13,6 +13,65 @@ from jaxtyping import Array, Float, Int
 
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import EACH, Sums, pair
+from bigctl.training.task import Batch, Record
+
+
+class ClassHead:
+    """Cross-entropy over classes.
+
+    Args:
+        classes: their names, in label order.
+        class_weights: `recipe.class_weights`.
+        counts: training examples of each class; None where nothing is trained.
+        sigmoid: whether two classes are told apart by one output, the log-odds of the second.
+    """
+
+    metric = "val/accuracy"
+    label = jnp.int32
+
+    def __init__(
+        self, classes: tuple[str, ...], class_weights: Any, counts: np.ndarray | None, *, sigmoid: bool = False
+    ):
+        self.classes = classes
+        self.outputs = 1 if sigmoid and len(classes) == 2 else len(classes)
+        self.class_weights = resolve_class_weights(class_weights, np.ones(len(classes)) if counts is None else counts)
+
+    def loss(self, outputs: Float[Array, "batch outputs"], batch: Batch, hparams: Mapping[str, Any]) -> Sums:
+        return training_sums(
+            class_logits(outputs),
+            batch["label"],
+            batch["mask"],
+            smoothing=hparams["recipe.label_smoothing"],
+            class_weights=self.class_weights,
+        )
+
+    def evaluate(self, outputs: Float[Array, "batch outputs"], batch: Batch) -> Sums:
+        return evaluation_sums(class_logits(outputs), batch["label"], batch["mask"])
+
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
+        return classification_metrics(sums)
+
+    def predict(self, outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch classes"]:
+        return jax.nn.softmax(class_logits(outputs))
+
+    def describe(self, prediction: np.ndarray) -> Record:
+        probabilities = {name: round(float(p), 6) for name, p in zip(self.classes, prediction, strict=True)}
+        best = self.classes[int(np.argmax(prediction))]
+        return {"label": best, "probability": probabilities[best], "probabilities": probabilities}
+
+    def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
+        wrong = np.flatnonzero(examples["predicted"] != labels)
+        rows = wrong[np.argsort(-examples["loss"][wrong], kind="stable")][:count]
+        return [
+            {
+                "row": row,
+                "loss": float(examples["loss"][row]),
+                "label": self.classes[int(labels[row])],
+                "predicted": self.classes[int(examples["predicted"][row])],
+                "probability": round(float(examples["probability"][row]), 6),
+            }
+            for row in rows.tolist()
+        ]
 
 
 def class_logits(outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch classes"]:
@@ -100,19 +159,6 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[place][positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def regression_sums(
-    outputs: Float[Array, "batch 1"], targets: Float[Array, " batch"], mask: Array, mean: float, std: float
-) -> Sums:
-    """Squared error of the standardised target as the loss, and errors in the target's own unit."""
-    predicted = outputs.astype(jnp.float32)[:, 0]
-    error = predicted - (targets - mean) / std
-    return {
-        "loss": pair(jnp.square(error), mask),
-        "mse": pair(jnp.square(error * std), mask),
-        "mae": pair(jnp.abs(error * std), mask),
-    }
-
-
 def resolve_class_weights(setting: Any, counts: np.ndarray) -> jax.Array | None:
     """`recipe.class_weights` as numbers: None, inverse class frequency with mean 1 over examples, or as given."""
     if setting == "none" or setting is None:
@@ -125,9 +171,3 @@ def resolve_class_weights(setting: Any, counts: np.ndarray) -> jax.Array | None:
             where="recipe.class_weights",
         )
     return jnp.asarray(list(setting), jnp.float32)
-
-
-def standardise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "batch h w c"]:
-    """uint8 [0, 255] -> float32, by the statistics of the training split."""
-    scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

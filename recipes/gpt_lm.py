@@ -18,10 +18,10 @@ from bigctl.data.layouts.windows import NO_TARGET
 from bigctl.errors import ConfigError
 from bigctl.training import metrics
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch
+from bigctl.training.task import Batch, Record, Task
 
 
-class GptLm:
+class GptLm(Task):
     """Mean cross-entropy of the next token [nats]; `perplexity` is its exponential, `bits_per_byte` what a byte of the
     text takes to be told, which does not depend on the tokenizer.
 
@@ -29,32 +29,31 @@ class GptLm:
         ConfigError: if the data is not one long text.
     """
 
-    metric = "val/loss"
-
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
-        assert isinstance(config.recipe, schema.GptLm)
         if features.kind != "stream" or features.tokenizer is None:
             raise ConfigError(
                 f"recipe=gpt_lm needs a text, the data holds {features.kind}s",
                 where="data",
                 hint="data=text data.path=FILE takes any text; data=csv data.text=COLUMN a column of texts",
             )
-        self.recipe = config.recipe
+        self.recipe = schema.GptLm.require(config.recipe, by="recipes.gpt_lm")
         self.model_config = config.model
+        self.sample_tokens, self.prompt = self.recipe.sample_tokens, self.recipe.prompt
         self.vocabulary: int = features.tokenizer["vocab_size"]
         (self.block,) = features.shape
+        self.tokens_per_example = self.block
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model_config.build(self.vocabulary, rngs=rngs)
 
-    def example_shapes(self, n: int) -> dict[str, Any]:
+    def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         window = jax.ShapeDtypeStruct((n, self.block), jnp.int32)
         return {"inputs": window, "targets": window}
 
     def loss(
-        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, numbers: Mapping[str, Any]
+        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
-        found = self._sums(model, batch, key, numbers["recipe.z_loss"] if self.recipe.z_loss else 0.0)
+        found = self._sums(model, batch, key, hparams["recipe.z_loss"] if self.recipe.z_loss else 0.0)
         return {
             "loss": jnp.stack([found.total, found.weight]),
             **({"cross_entropy": jnp.stack([found.cross_entropy, found.weight])} if self.recipe.z_loss else {}),
@@ -64,13 +63,19 @@ class GptLm:
         found = self._sums(model, batch, None, 0.0)
         return {"loss": jnp.stack([found.cross_entropy, found.weight])}
 
-    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         total, count = (float(value) for value in sums["loss"])
         mean = total / max(count, 1.0)
         found = {"perplexity": math.exp(min(mean, 700.0))}
         if metrics.BYTES in sums:
             found["bits_per_byte"] = mean / math.log(2) / float(sums[metrics.BYTES])
         return found
+
+    def flops_per_example(self, shapes: Mapping[str, tuple[int, ...]]) -> float | None:
+        layers, width = (getattr(self.model_config, name, None) for name in ("layers", "width"))
+        if layers is None or width is None:
+            return None
+        return self.block * flops_per_token(shapes, layers=layers, width=width, block=self.block)
 
     def _sums(self, model: Any, batch: Batch, key: jax.Array | None, z_loss: Any) -> lm_loss.LossSums:
         targets = batch["targets"]
@@ -79,3 +84,19 @@ class GptLm:
         kernel = model.head_kernel()
         chunk = self.recipe.loss_chunk
         return lm_loss.loss_sums(hidden, kernel, jnp.maximum(targets, 0), weights, model.vocab_size, z_loss, chunk)
+
+
+def flops_per_token(shapes: Mapping[str, tuple[int, ...]], *, layers: int, width: int, block: int) -> float:
+    """Operations that training takes for a token.
+
+    It is 6 operations for each weight that multiplies it (2 forward, 4 backward) and 12 x layers x width x block for
+    attention over a window of `block` tokens: appendix B of PaLM (Chowdhery et al. 2022). A causal mask saves none.
+
+    Args:
+        shapes: of all parameters, by path; tables that are only looked up count for nothing.
+        layers, width: of the model.
+        block: tokens a window.
+    """
+    looked_up = {"position/embedding"} | ({"token/embedding"} if "head/kernel" in shapes else set())
+    weights = sum(math.prod(shape) for name, shape in shapes.items() if name not in looked_up)
+    return 6.0 * weights + 12.0 * layers * width * block

@@ -121,7 +121,7 @@ def _bigctl(options: argparse.Namespace) -> tuple[Callable[[], float], _Text, di
         return (time.perf_counter() - start) / options.steps
 
     splits = built.dataset.splits
-    data = _Text(splits["train"]["inputs"], splits["validation"]["inputs"], built.objective.vocabulary)
+    data = _Text(splits["train"]["inputs"], splits["validation"]["inputs"], built.task.vocabulary)
     return block, data, weights, float(total / weight)
 
 

@@ -33,7 +33,7 @@ def report(config: Config) -> dict[str, Any]:
     shared = meshes.batch_sharding(programs.mesh)
     examples = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared),
-        experiment.objective.example_shapes(config.train.batch_size),
+        experiment.task.example_shapes(config.train.batch_size),
     )
     compiled = programs.step_sent.lower(state, examples, programs.numbers).compile()
     memory = compiled.memory_analysis()

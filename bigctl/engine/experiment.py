@@ -1,4 +1,4 @@
-"""Configuration -> everything that is needed to compute: mesh, data, objective, programs."""
+"""Configuration -> everything that is needed to compute: mesh, data, task, programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +23,7 @@ from bigctl.runs import provenance
 from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.step import Programs
-from bigctl.training.task import Objective
+from bigctl.training.task import Task
 
 log = logging.getLogger("bigctl")
 
@@ -35,7 +34,7 @@ class Experiment:
 
     config: schema.Config
     dataset: Dataset
-    objective: Objective
+    task: Task
     programs: Programs
     cadence: Cadence
     metric: str
@@ -87,16 +86,17 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     meshes.check_model(mesh, config.model)
-    objective = make_objective(config, dataset.features, dataset)
-    programs = Programs(config, objective, mesh, when.total)
+    task = make_task(config, dataset.features, dataset)
+    programs = Programs(config, task, mesh, when.total)
     _check_freeze(config, programs)
-    metric = config.eval.metric or objective.metric
+    metric = config.eval.metric or task.metric
     known = programs.metric_names("val")
     if metric not in known:
         raise ConfigError(
             f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
         )
-    return Experiment(config, dataset, objective, programs, when, metric, mode_of(config, metric))
+    mode = config.eval.mode or schema.require_direction(config.recipe, metric, "eval.mode")
+    return Experiment(config, dataset, task, programs, when, metric, mode)
 
 
 def _check_freeze(config: schema.Config, programs: Programs) -> None:
@@ -114,22 +114,19 @@ def _check_freeze(config: schema.Config, programs: Programs) -> None:
 
 def rebuild(config: schema.Config, features: Features) -> Programs:
     """The programs of a trained run, from what it says of its data; the data itself is not touched."""
-    objective = make_objective(config, features)
-    return Programs(config, objective, meshes.make_mesh(config.mesh), total_steps=1)
+    return Programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
 
 
-def make_objective(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Any:
+def make_task(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Task:
+    """The recipe's task; `dataset` where classes are to be counted.
+
+    Raises:
+        ConfigError: if recipe, model and data do not fit each other.
+    """
     counts = None
     if dataset is not None and features.classes:
         counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
     return config.recipe.build(config, features, counts)
-
-
-def mode_of(config: schema.Config, metric: str) -> str:
-    """Whether a metric should be large or small: as configured, else by its name."""
-    if config.eval.mode:
-        return config.eval.mode
-    return schema.mode_by_name(metric)
 
 
 def use_compile_cache() -> Path | None:

@@ -96,7 +96,7 @@ def write(
         "examples_per_s": round(examples / timings.step, 1) if timings.step > 0 and timings.steps else None,
         "profile": fitted.profile,
     }
-    rates = throughput.rates(config, state.params, experiment.programs.mesh)
+    rates = throughput.rates(experiment.task, state.params, experiment.programs.mesh, config.train.precision)
     if rates is not None:
         measured = rates(timed) if (timed := summary["examples_per_s"]) else {}
         summary |= {**measured, "flops_per_token": rates.flops_per_token}

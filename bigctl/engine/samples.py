@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigctl.config import schema
 from bigctl.data import cache
 from bigctl.data.dataset import Dataset
 from bigctl.data.text import tokenization
@@ -40,11 +39,10 @@ class Samples:
     def __init__(
         self, experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int, leads: bool = True
     ):
-        assert isinstance(experiment.config.recipe, schema.GptLm)
         self.experiment, self.say = experiment, say
-        self.recipe, self.seed = experiment.config.recipe, experiment.config.seed
+        self.seed = experiment.config.seed
         self.tokenizer = tokenization.read(Path(experiment.dataset.path) / cache.TOKENIZER, stream=True)
-        self.prompt = self.recipe.prompt or opening(experiment.dataset, self.tokenizer)
+        self.prompt = experiment.task.prompt or opening(experiment.dataset, self.tokenizer)
         self._check()
         self._lines = JsonLines(file, step=resumed) if leads else None
 
@@ -82,7 +80,8 @@ class Samples:
     def _settings(self) -> Any:
         from bigctl.generation.options import GenerationOptions
 
-        return GenerationOptions(max_new_tokens=self.recipe.sample_tokens, seed=self.seed, truncate=True)
+        tokens = self.experiment.task.sample_tokens
+        return GenerationOptions(max_new_tokens=tokens, seed=self.seed, truncate=True)
 
     def _check(self) -> None:
         """Whatever is wrong with the prompt is found before the training, not at the first sample."""
@@ -112,7 +111,6 @@ def make(
     experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int, leads: bool = True
 ) -> Samples | None:
     """The samples of an experiment; None where it writes no text, or none are wanted."""
-    recipe = experiment.config.recipe
-    if not isinstance(recipe, schema.GptLm) or not recipe.sample_tokens:
+    if not experiment.task.sample_tokens:
         return None
     return Samples(experiment, file, say, resumed=resumed, leads=leads)

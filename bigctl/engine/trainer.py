@@ -351,7 +351,9 @@ def _fit(
         metric=experiment.metric,
         mode=experiment.mode,
         examples_per_epoch=experiment.dataset.size("train"),
-        rates=throughput.rates(config, experiment.programs.abstract_state.params, experiment.programs.mesh),
+        rates=throughput.rates(
+            experiment.task, experiment.programs.abstract_state.params, experiment.programs.mesh, config.train.precision
+        ),
     )
     try:
         state, progress = loop.fit(state, progress)

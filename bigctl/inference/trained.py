@@ -25,6 +25,7 @@ from bigctl.inference.text_batches import Text
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
 from bigctl.training.checkpoints.store import Checkpoints
+from bigctl.training.task import Batch, Record
 
 BATCH = 256
 BLOCK = 1024
@@ -39,12 +40,12 @@ class Evaluation:
 
     Attributes:
         metrics: by name, `test/accuracy` for one.
-        errors: the examples with the largest loss among those of which the wrong class was predicted: `row` in the
-            split, `loss`, `label`, `predicted`, `probability` of the latter, and what was to be classified, if text.
+        errors: the examples with the largest loss among those of which the wrong class was predicted, see
+            `Task.errors`, with what was to be classified, if text.
     """
 
-    metrics: dict[str, Any]
-    errors: list[dict[str, Any]]
+    metrics: Record
+    errors: list[Record]
 
 
 class TrainedRun:
@@ -127,7 +128,8 @@ class TrainedRun:
         for start in range(0, len(inputs), BATCH):
             block = inputs[start : start + BATCH]
             padded = np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
-            results.append(np.asarray(self._predict(self._weights, self._state.variables, padded))[: len(block)])
+            found = self._predict(self._weights, self._state.variables, {"inputs": padded})
+            results.append(np.asarray(found)[: len(block)])
         return np.concatenate(results)
 
     def _predict_texts(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -156,13 +158,13 @@ class TrainedRun:
     @cached_property
     def _predict(self) -> Any:
         programs = self._programs
-        if not hasattr(programs.objective, "predict"):
+        if self.config.recipe.purpose != "predict":
             kind = self.config.recipe.kind
             hint = f"train a classifier that starts from it: recipe=bert_cls model.init_from={self.run.path}"
             raise RunError(f"a run of recipe={kind} predicts no classes", where=str(self.run.path), hint=hint)
 
-        def run(params: Any, variables: Any, inputs: Any) -> Any:
-            return programs.objective.predict(programs.merge(params, variables, programs.numbers), inputs)
+        def run(params: Any, variables: Any, batch: Batch) -> jax.Array:
+            return programs.task.predict(programs.merge(params, variables, programs.numbers), batch)
 
         return jax.jit(run)
 
@@ -211,35 +213,25 @@ class TrainedRun:
         metrics = evaluator(self._weights, self._state.variables)
         return Evaluation(metrics, self._worst(dataset, split, evaluator.examples, errors))
 
-    def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[dict[str, Any]]:
-        columns, classes = dataset.splits[split], self.features.classes
-        if "predicted" not in examples or not classes or not count:
+    def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[Record]:
+        labels = dataset.splits[split].get("label")
+        if labels is None or not count:
             return []
-        wrong = np.flatnonzero(examples["predicted"] != columns["label"])
-        rows = wrong[np.argsort(-examples["loss"][wrong], kind="stable")][:count]
-        records = []
-        for row in rows.tolist():
-            predicted = int(examples["predicted"][row])
-            record = {
-                "row": row,
-                "loss": float(examples["loss"][row]),
-                "label": classes[int(columns["label"][row])],
-                "predicted": classes[predicted],
-                "probability": round(float(examples["probability"][row]), 6),
-            }
-            texts = (each[row] for each in dataset.texts.get(split, ()))
-            records.append(record | dict(zip(("text", "text_pair"), texts, strict=False)))
+        records = self._programs.task.errors(examples, labels, count)
+        for record in records:
+            texts = (each[record["row"]] for each in dataset.texts.get(split, ()))
+            record |= dict(zip(("text", "text_pair"), texts, strict=False))
         return records
 
-    def label_texts(self, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    def label_texts(self, texts: Sequence[Text]) -> list[Record]:
         """One record a text: label and probability of each class; with `cut` where it was too long for the model."""
         probabilities, cut = self._predict_texts(texts)
         return [
-            {**self._describe(values), **({"cut": True} if short else {})}
+            {**self._programs.task.describe(values), **({"cut": True} if short else {})}
             for values, short in zip(probabilities, cut, strict=True)
         ]
 
-    def predict_files(self, files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
+    def predict_files(self, files: Sequence[str | Path]) -> Iterator[Record]:
         """One record an image, a table row or a text: label and probability of each class, or the predicted value.
 
         Raises:
@@ -257,10 +249,10 @@ class TrainedRun:
             return
         table = self.features.kind == "table"
         for (file, number), values in zip(names, self._predict_arrays(np.concatenate(inputs)), strict=True):
-            record: dict[str, Any] = {"file": file, "row": number} if table else {"file": file}
-            yield {**record, **self._describe(values)}
+            record: Record = {"file": file, "row": number} if table else {"file": file}
+            yield {**record, **self._programs.task.describe(values)}
 
-    def _predict_text_files(self, files: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
+    def _predict_text_files(self, files: Sequence[str | Path]) -> Iterator[Record]:
         contents = [(str(file), self._read_texts(Path(file))) for file in files]
         _ = self._tokenizer
         for file, texts in contents:
@@ -292,14 +284,6 @@ class TrainedRun:
 
         assert self.features.encoder is not None
         return table.read_rows(file, table_encoder.TableEncoder.from_json(self.features.encoder))
-
-    def _describe(self, values: np.ndarray) -> dict[str, Any]:
-        if not self.features.classes:
-            return {"value": float(values[0])}
-        best = int(np.argmax(values))
-        probabilities = {name: round(float(p), 6) for name, p in zip(self.features.classes, values, strict=True)}
-        return {"label": self.features.classes[best], "probability": probabilities[self.features.classes[best]],
-                "probabilities": probabilities}  # fmt: skip
 
 
 def _on_one_device(config: Config) -> Config:

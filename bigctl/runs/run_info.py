@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bigctl.config import schema
 from bigctl.errors import RunError
 from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory
@@ -91,9 +92,11 @@ def use(run: RunDirectory) -> str:
     """The command that uses what was trained, by what its data looks like. Raises RunError, KeyError without data."""
     record, path = run.record(), run.path
     features = record["data"]["features"]
-    if record["recipe"] == "bert_mlm":
+    recipe = schema.component("recipe", record["recipe"])  # None for that of a plugin, which is not imported here
+    purpose = recipe.purpose if recipe is not None and issubclass(recipe, schema.Recipe) else "predict"
+    if purpose == "initialise":
         return f"bigctl train recipe=bert_cls model.init_from={path}"
-    if features["kind"] == "stream":
+    if purpose == "generate" or features["kind"] == "stream":
         return f'bigctl generate {path} --prompt "..."'
     if features["kind"] == "text":
         return f'bigctl predict {path} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")

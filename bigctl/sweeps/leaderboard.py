@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.config.schema.sweep import mode_by_name
+from bigctl.config import schema
 from bigctl.files import plain, write_json, write_text
 from bigctl.sweeps.effects import Scored, effects
 from bigctl.sweeps.trials import COMPLETE, FAILED, Point, State, Study
@@ -148,11 +148,11 @@ def _pareto(study: Study, points: Sequence[_Point]) -> dict[str, Any] | None:
     """The points that no other beats in both metrics, among those with as many complete seeds as the best has."""
     settings = study.definition.get("sweep") or {}
     second = settings.get("pareto")
-    if not second:
+    # A study of an earlier version has not noted it; where the recipe is a plugin's, nobody knows it here.
+    mode = settings.get("pareto_mode") or schema.known_direction(second or "")
+    if not second or mode is None:
         return None
-    signs = [
-        1.0 if mode == "max" else -1.0 for mode in (study.mode, settings.get("pareto_mode") or mode_by_name(second))
-    ]
+    signs = [1.0 if each == "max" else -1.0 for each in (study.mode, mode)]
     values = {
         index: (signs[0] * statistics.fmean(point.scores), signs[1] * statistics.fmean(other))
         for index, point in enumerate(points)

@@ -98,6 +98,8 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
         _reject_another_study(book.study, definition)
         if definition["metric"] is None:  # known since the first trial began
             definition |= {key: book.study.definition.get(key) for key in ("metric", "mode")}
+            if (mode := plan.base.config.recipe.direction(definition["metric"] or "")) and not plan.sweep.mode:
+                definition["mode"] = plan.base.config.eval.mode or mode
         view = LiveView(book.study, quiet=options.quiet)
         try:
             if book.study.damaged:

@@ -75,7 +75,7 @@ class Evaluator:
         sums |= self._collected(each)
         if "bytes" in self.columns:
             sums[metrics.BYTES] = np.float64(self.columns["bytes"][0]) / len(self.columns["inputs"])
-        special = self.programs.objective.metrics(sums)
+        special = self.programs.task.metrics(sums)
         return {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
 
     def place(self) -> None:

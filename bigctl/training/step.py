@@ -28,7 +28,7 @@ from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
 from bigctl.training import divergence, metrics
 from bigctl.training.state import TrainState, zeros_like
-from bigctl.training.task import Batch, Objective
+from bigctl.training.task import Batch, Task
 
 Numbers = dict[str, Any]
 Arrays = dict[str, jax.Array]
@@ -45,14 +45,14 @@ class Programs:
 
     Args:
         config: the experiment.
-        objective: the recipe, which builds the model and knows its loss.
+        task: what the recipe adds, which builds the model and knows its loss.
         mesh: the devices.
         total_steps: length of training, for the schedule.
     """
 
-    def __init__(self, config: schema.Config, objective: Objective, mesh: Mesh, total_steps: int):
+    def __init__(self, config: schema.Config, task: Task, mesh: Mesh, total_steps: int):
         self.config = config
-        self.objective = objective
+        self.task = task
         self.mesh = mesh
         self.total_steps = total_steps
         self.numbers = traced_numbers(config)
@@ -109,7 +109,7 @@ class Programs:
         return other
 
     def _build(self, key: jax.Array) -> nnx.Module:
-        return self.objective.build(nnx.Rngs(params=key))
+        return self.task.build(nnx.Rngs(params=key))
 
     def _initial(self, key: jax.Array) -> TrainState:
         _, params, _, variables = _split(self._build(key))
@@ -130,7 +130,7 @@ class Programs:
     @property
     def batch_shapes(self) -> Any:
         n = self.config.train.batch_size
-        return {**self.objective.example_shapes(n), **_bookkeeping(n, shapes_only=True)}  # type: ignore[attr-defined]
+        return {**self.task.example_shapes(n), **_bookkeeping(n, shapes_only=True)}  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -175,8 +175,7 @@ class Programs:
 
     def trained(self, params: Any) -> Any:
         """Which leaves are trained: all but those that `optimizer.freeze` or the model leaves as they are."""
-        own = getattr(self.objective, "frozen", ())
-        return masks.trained(params, [*self.config.optimizer.freeze, *own])
+        return masks.trained(params, [*self.config.optimizer.freeze, *self.task.frozen])
 
     def _ema_decay(self, step: jax.Array) -> jax.Array:
         """`train.ema`, less in the first steps, so that a short training does not average its starting point.
@@ -200,7 +199,7 @@ class Programs:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
             model = self.merge(params, variables, numbers)
             with meshes.used(self.mesh):
-                sums = self.objective.loss(model, part, key, augmentation, numbers)
+                sums = self.task.loss(model, part, key, augmentation, numbers)
             return sums["loss"][0], (nnx.to_pure_dict(_split(model)[3]), sums)
 
         gradient = jax.grad(loss, has_aux=True)
@@ -338,7 +337,7 @@ class Programs:
 
     def _evaluate(self, params: Any, variables: Any, batch: Batch) -> Any:
         with meshes.used(self.mesh):
-            return self.objective.evaluate(self.merge(params, variables, self.numbers), batch)
+            return self.task.evaluate(self.merge(params, variables, self.numbers), batch)
 
     def metric_names(self, prefix: str) -> list[str]:
         """The numbers that an evaluation gives, found without computing one."""
@@ -347,7 +346,7 @@ class Programs:
         sums = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}  # a confusion matrix, scores, ...
         if self.config.block is not None:
             sums[metrics.BYTES] = np.ones(())
-        special = self.objective.metrics(sums)
+        special = self.task.metrics(sums)
         scalars = {f"{prefix}/{name}" for name, value in special.items() if isinstance(value, float)}
         return sorted({*metrics.means(sums, prefix), *scalars})
 

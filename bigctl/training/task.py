@@ -1,9 +1,14 @@
-"""What the loop asks of a recipe, and nothing more: the loop knows no tasks."""
+"""What a recipe adds to the shared loop. The loop knows tasks by this class alone.
+
+A task says how its model is built, what its loss is, what is measured, and what a prediction means. What is left out
+has the default written here, so that a task of one's own is as short as what it does. Which of its metrics should be
+large and which small stands with the recipe's keys (`schema.Recipe.metrics`), where it is known without jax.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,30 +19,80 @@ from bigctl.training.metrics import Sums
 Batch = dict[str, jax.Array]
 """Columns of examples, all with the batch dimension first; `mask` float32 is 0 where an example only pads, `number`
 int32 is the example's place in the global batch."""
+Record = dict[str, Any]
+"""What is said of one example, JSON-serialisable."""
 
 
-class Objective(Protocol):
-    """One kind of experiment."""
+class Task:
+    """One kind of experiment.
 
-    metric: str
-    """What selects the best checkpoint, such as "val/accuracy"."""
+    Attributes:
+        metric: what selects the best checkpoint unless `eval.metric` does, such as "val/accuracy".
+        frozen: patterns of the paths of parameters that are not trained, besides those of `optimizer.freeze`.
+        tokens_per_example: tokens in each example, where the speed of training is told in tokens; else None.
+        sample_tokens: length of the text that the model writes now and then while it is trained; 0 for none [tokens].
+        prompt: what such a text begins with; None for the first words of the validation text.
+    """
 
-    def example_shapes(self, n: int) -> dict[str, Any]:
-        """Columns of a batch of n examples, as ShapeDtypeStructs."""
+    metric: str = "val/loss"
+    frozen: tuple[str, ...] = ()
+    tokens_per_example: int | None = None
+    sample_tokens: int = 0
+    prompt: str | None = None
+
+    # Every task defines these four.
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The model, newly initialised."""
+        raise NotImplementedError
+
+    def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Columns of a batch of n examples."""
+        raise NotImplementedError
 
     def loss(
-        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, numbers: Mapping[str, Any]
+        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
         """Training sums of a batch; `loss` is the pair that is minimised."""
+        raise NotImplementedError
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
         """Evaluation sums of a batch, additive over batches; and, named `metrics.EACH`..., values of each example."""
+        raise NotImplementedError
 
-    def metrics(self, sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    # These have defaults.
+
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         """What is reported of evaluation sums that are no plain means: numbers by name, without prefix.
 
-        What began with `metrics.EACH` is here of all examples of the split.
+        What began with `metrics.EACH` is here of all examples of the split. By default nothing.
         """
+        return {}
+
+    def predict(self, model: nnx.Module, batch: Batch) -> jax.Array:
+        """What the model says of each example, [batch, ...]; `batch` has no labels. Asked only of recipes whose
+        `purpose` is "predict"."""
+        raise NotImplementedError
+
+    def describe(self, prediction: np.ndarray) -> Record:
+        """What `bigctl predict` prints of one example; by default the numbers that `predict` gave."""
+        return {"prediction": np.asarray(prediction).tolist()}
+
+    def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
+        """The worst mistakes of an evaluation, at most `count`; by default none.
+
+        Args:
+            examples: values of each example that `evaluate` gave, by name.
+            labels: of the examples, as prepared data has them.
+
+        Returns:
+            Each with `row`, its place in the split, `loss`, `label` and `predicted`.
+        """
+        return []
+
+    def flops_per_example(self, shapes: Mapping[str, tuple[int, ...]]) -> float | None:
+        """Operations that training takes for an example; `shapes` are those of all parameters by path.
+
+        By default None: not known, and no utilisation of the devices is told.
+        """
+        return None

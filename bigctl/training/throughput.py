@@ -1,16 +1,17 @@
-"""How fast a language model trains: tokens a second, and the share of the devices' peak that this takes.
+"""How fast a task of tokens trains: tokens a second, and the share of the devices' peak that this takes.
 
-A token costs 6 operations for each weight that multiplies it (2 forward, 4 backward) and 12 x layers x width x block
-for attention over a window of `block` tokens: appendix B of PaLM (Chowdhery et al. 2022), where the model FLOPs
-utilisation (MFU) is defined too. Operations that are done twice to save memory count once; a causal mask saves none.
+The model FLOPs utilisation (MFU) is that of PaLM (Chowdhery et al. 2022, appendix B): operations that are done twice to
+save memory count once.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from jax.sharding import Mesh
+
+from bigctl.training.task import Task
 
 _PEAKS = (
     ("H100 PCIe", 756e12),
@@ -31,37 +32,24 @@ _PEAKS = (
 
 @dataclass(frozen=True)
 class Rates:
-    """From examples a second to what is said of a language model.
+    """From examples a second to tokens a second and utilisation.
 
     Attributes:
-        block: tokens an example.
-        flops_per_token: operations of training, by the formula above.
+        tokens: in an example.
+        flops_per_token: operations of training; None where they are not known.
         peak: operations a second of all devices together; None where it is not known.
     """
 
-    block: int
-    flops_per_token: float
+    tokens: int
+    flops_per_token: float | None
     peak: float | None
 
     def __call__(self, examples_per_s: float, prefix: str = "") -> dict[str, float]:
-        tokens = examples_per_s * self.block
+        tokens = examples_per_s * self.tokens
         found = {f"{prefix}tokens_per_s": tokens}
-        if self.peak:
+        if self.peak and self.flops_per_token is not None:
             found[f"{prefix}mfu"] = tokens * self.flops_per_token / self.peak
         return found
-
-
-def flops_per_token(shapes: Mapping[str, tuple[int, ...]], *, layers: int, width: int, block: int) -> float:
-    """Operations that training takes for a token.
-
-    Args:
-        shapes: of all parameters, by path; tables that are only looked up count for nothing.
-        layers, width: of the model.
-        block: tokens a window.
-    """
-    looked_up = {"position/embedding"} | ({"token/embedding"} if "head/kernel" in shapes else set())
-    weights = sum(math.prod(shape) for name, shape in shapes.items() if name not in looked_up)
-    return 6.0 * weights + 12.0 * layers * width * block
 
 
 def peak(device_kind: str, count: int, precision: str) -> float | None:
@@ -71,22 +59,23 @@ def peak(device_kind: str, count: int, precision: str) -> float | None:
     return next((count * flops for name, flops in _PEAKS if name in device_kind), None)
 
 
-def rates(config: Any, params: Any, mesh: Any) -> Rates | None:
-    """The rates of an experiment; None for one that is no language model.
+def rates(task: Task, params: Any, mesh: Mesh, precision: str) -> Rates | None:
+    """The rates of an experiment; None where its examples are not counted in tokens.
 
     Args:
-        config: the experiment.
+        task: what is trained.
         params: its parameters, or their shapes.
         mesh: its devices.
+        precision: `train.precision`.
     """
     from jax.tree_util import tree_flatten_with_path
 
     from bigctl.parallel.partition import path_name
 
-    layers, width = (getattr(config.model, name, None) for name in ("layers", "width"))
-    if config.block is None or layers is None or width is None:
+    if task.tokens_per_example is None:
         return None
     shapes = {path_name(path): tuple(leaf.shape) for path, leaf in tree_flatten_with_path(params)[0]}
-    cost = flops_per_token(shapes, layers=layers, width=width, block=config.block)
+    flops = task.flops_per_example(shapes)
+    per_token = None if flops is None else flops / task.tokens_per_example
     device = mesh.devices.flat[0].device_kind
-    return Rates(config.block, cost, peak(device, mesh.size, config.train.precision))
+    return Rates(task.tokens_per_example, per_token, peak(device, mesh.size, precision))

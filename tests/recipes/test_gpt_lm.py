@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bigctl.recipes import gpt_lm
 
 from bigctl.config import compose
 from bigctl.data.layouts.windows import NO_TARGET, WindowPlan
@@ -103,7 +104,7 @@ def test_training_minimises_the_mean_over_targets_that_count(path):
     model = experiment.programs.merge(state.params, state.variables, experiment.programs.numbers)
     batch = {"inputs": inputs, "targets": targets, "mask": mask, "number": np.arange(4, dtype=np.int32)}
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
-    sums = experiment.objective.loss(model, batch, jax.random.key(0), jax.random.key(0), experiment.programs.numbers)
+    sums = experiment.task.loss(model, batch, jax.random.key(0), jax.random.key(0), experiment.programs.numbers)
     losses = plain_loss(experiment, state, inputs, np.maximum(targets, 0)) * (targets != NO_TARGET) * mask[:, None]
     assert float(sums["loss"][1]) == 2 * 16 + 5
     assert float(sums["loss"][0]) == pytest.approx(float(losses.sum()), rel=1e-5)
@@ -118,8 +119,8 @@ def test_z_loss_is_added_to_what_is_minimised_and_not_to_what_is_reported(path):
     for name, experiment in (("plain", plain), ("z", with_z)):
         model = experiment.programs.merge(state.params, state.variables, experiment.programs.numbers)
         key = jax.random.key(0)
-        found[name] = experiment.objective.loss(model, batch, key, key, experiment.programs.numbers)
-        found[f"{name} evaluated"] = experiment.objective.evaluate(model, batch)
+        found[name] = experiment.task.loss(model, batch, key, key, experiment.programs.numbers)
+        found[f"{name} evaluated"] = experiment.task.evaluate(model, batch)
     logits = model.logits(model(jnp.asarray(batch["inputs"])))
     squares = float(jnp.sum(jax.nn.logsumexp(logits, -1) ** 2))
     assert float(found["z"]["loss"][0]) == pytest.approx(float(found["plain"]["loss"][0]) + 0.1 * squares, rel=1e-5)
@@ -199,9 +200,9 @@ def test_operations_of_a_token_are_those_of_the_formula():
         "position/embedding": (1024, 768),
         "layers": (124_439_808 - (50257 + 1024) * 768,),
     }
-    tied = throughput.flops_per_token(shapes, layers=12, width=768, block=1024)
+    tied = gpt_lm.flops_per_token(shapes, layers=12, width=768, block=1024)
     assert tied == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
-    untied = throughput.flops_per_token({**shapes, "head/kernel": (768, 50304)}, layers=12, width=768, block=1024)
+    untied = gpt_lm.flops_per_token({**shapes, "head/kernel": (768, 50304)}, layers=12, width=768, block=1024)
     assert untied == tied + 6 * 768 * (50304 - 50257)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from bigctl.recipes import classification as cls
+from bigctl.recipes import cnn_cls, regression
 from sklearn import metrics as reference
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -100,7 +101,7 @@ def test_masked_rows_count_for_nothing_and_sums_add_up(kind):
 
     def sums(rows: slice, mask: np.ndarray) -> Any:
         if kind == "regression":
-            return cls.regression_sums(logits[rows, :1], targets[rows], mask, 0.5, 2.0)
+            return regression.regression_sums(logits[rows, :1], targets[rows], mask, 0.5, 2.0)
         if kind == "evaluation":
             found = cls.evaluation_sums(logits[rows], labels[rows], mask)
             return {name: value for name, value in found.items() if not name.startswith(metrics.EACH)}
@@ -121,7 +122,7 @@ def test_regression_errors_are_in_the_unit_of_the_target():
     rng = np.random.default_rng(0)
     targets = rng.normal(50, 7, N).astype(np.float32)
     outputs = rng.normal(size=(N, 1)).astype(np.float32)
-    sums = cls.regression_sums(outputs, targets, ONES, 50.0, 7.0)
+    sums = regression.regression_sums(outputs, targets, ONES, 50.0, 7.0)
     predicted = outputs[:, 0] * 7 + 50
     assert mean(sums["mse"]) == pytest.approx(reference.mean_squared_error(targets, predicted), rel=1e-5)
     assert mean(sums["mae"]) == pytest.approx(reference.mean_absolute_error(targets, predicted), rel=1e-5)
@@ -177,7 +178,7 @@ def test_class_weights_are_as_given_or_none():
 def test_images_are_standardised_by_the_given_statistics():
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
     shares = images.astype(np.float64) / 255
-    standardised = cls.standardise(jnp.asarray(images), tuple(shares.mean((0, 1, 2))), tuple(shares.std((0, 1, 2))))
+    standardised = cnn_cls.standardise(jnp.asarray(images), tuple(shares.mean((0, 1, 2))), tuple(shares.std((0, 1, 2))))
     np.testing.assert_allclose(np.mean(standardised, (0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(np.std(standardised, (0, 1, 2)), 1, atol=1e-5)
     assert standardised.dtype == jnp.float32

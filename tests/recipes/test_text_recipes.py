@@ -129,9 +129,9 @@ def test_masks_are_a_function_of_seed_step_and_place():
     assert np.array_equal(first, hide(wider, batch["lengths"], keys(8, step=5))[0][:, :48])
 
 
-def reference_sums(objective: BertMlm, model: Any, batch: dict[str, jax.Array], example_keys: jax.Array) -> tuple:
+def reference_sums(task: BertMlm, model: Any, batch: dict[str, jax.Array], example_keys: jax.Array) -> tuple:
     """Loss and hits from the logits of every token of every text."""
-    seen, chosen = objective.hide(batch["inputs"], batch["lengths"], example_keys)
+    seen, chosen = task.hide(batch["inputs"], batch["lengths"], example_keys)
     logits = model.logits(model(seen, batch["lengths"], batch["segment_start"])).astype(jnp.float32)
     weights = chosen * batch["mask"][:, None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["inputs"])
@@ -152,15 +152,15 @@ def reference_sums(objective: BertMlm, model: Any, batch: dict[str, jax.Array], 
     ids=["ragged", "one word", "low rate", "short", "high rate", "no word"],
 )
 def test_the_loss_is_that_of_all_tokens_and_none_is_left_out(lengths, padded, rate):
-    objective = guessing(rate)
+    task = guessing(rate)
     batch = texts(lengths, padded)
     batch["mask"] = batch["mask"].at[-1].set(0.0)
     augment = randomness.key(0, randomness.AUGMENTATION, 3)
 
     @jax.jit
     def both(batch: dict[str, jax.Array]) -> Any:
-        own = objective.loss(masked_model(), batch, None, augment, {})  # type: ignore[arg-type]  # no dropout
-        return own, reference_sums(objective, masked_model(), batch, randomness.per_example(augment, batch["number"]))
+        own = task.loss(masked_model(), batch, None, augment, {})  # type: ignore[arg-type]  # no dropout
+        return own, reference_sums(task, masked_model(), batch, randomness.per_example(augment, batch["number"]))
 
     found, (loss, hits, count) = both(batch)
     np.testing.assert_allclose(found["loss"], [loss, count], rtol=1e-5)
@@ -289,7 +289,7 @@ def test_evaluation_counts_every_text_once_in_the_splits_order(built, size):
     found = evaluator(state.params, state.variables)
     assert np.sum(found["val/confusion"]) == len(columns["label"])
     model = built.programs.merge(state.params, state.variables, built.programs.numbers)
-    predict = jax.jit(lambda batch: built.objective.predict(model, batch))  # type: ignore[attr-defined]
+    predict = jax.jit(lambda batch: built.task.predict(model, batch))
     for i in range(0, len(columns["label"]), 60):
         start, end = columns["offsets"][i : i + 2]
         one = {

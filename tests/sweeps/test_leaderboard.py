@@ -117,8 +117,9 @@ def test_the_pareto_set_is_what_no_other_point_dominates(seed: int) -> None:
 def test_the_pareto_set_goes_by_the_mode_that_is_given_and_leaves_incomplete_points_out() -> None:
     a, b = {"val/accuracy": 0.9, "size": 1.0}, {"val/accuracy": 0.8, "size": 2.0}
     rows = [({"lr": "1"}, [a, a]), ({"lr": "2"}, [b, b]), ({"lr": "3"}, [{"val/accuracy": 0.7, "size": 9.0}, "killed"])]
-    large = leaderboard.build(study_of(*rows, sweep={"pareto": "size"}))  # by its name: large
+    large = leaderboard.build(study_of(*rows, sweep={"pareto": "size", "pareto_mode": "max"}))
     small = leaderboard.build(study_of(*rows, sweep={"pareto": "size", "pareto_mode": "min"}))
+    assert leaderboard.build(study_of(*rows, sweep={"pareto": "size"}))["pareto"] is None  # nobody knows its direction
     assert (large["pareto"]["points"], small["pareto"]["points"]) == ([0, 1], [0])
     assert leaderboard.build(study_of(*rows))["pareto"] is None
 

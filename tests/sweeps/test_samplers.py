@@ -31,7 +31,7 @@ def plan(sampler: str, *overrides: str, trials: int | None = 40, seed: int = 0, 
     """What `space.plan` makes of it, composed once for all tests."""
     found = tuple(sweep_syntax.read(override, presets.roots()) for override in overrides)
     sweep = Sweep(sampler=sampler, trials=trials, seed=seed, **settings)
-    return space.Plan((), space.Space(found, tuple(zipped)), sweep, base())
+    return space.Plan((), space.Space(found, tuple(zipped)), space.directed(sweep, base().config), base())
 
 
 def needs(sampler: str) -> None:
@@ -130,7 +130,7 @@ def test_nsga2_searches_for_both_metrics():
     late = []
     for seed in range(3):
         found = plan("nsga2", LR, DROPOUT, pareto="val/loss", trials=80, seed=seed)
-        sampler, history = make_sampler(found, "max"), []  # the loss is to be small by its name
+        sampler, history = make_sampler(found, "max"), []  # the loss is to be small says the recipe
         for number in range(80):
             point = sampler.ask(number, history)
             history.append(Observation(point, *both(point)))

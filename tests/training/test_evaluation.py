@@ -54,7 +54,7 @@ def predictions(exp: Experiment, inputs: np.ndarray) -> np.ndarray:
     """All at once, without batches or masks."""
     state = state_of(exp)
     model = exp.programs.merge(state.params, state.variables, exp.programs.numbers)
-    return np.asarray(exp.objective.predict(model, jnp.asarray(inputs)))  # type: ignore[attr-defined]
+    return np.asarray(exp.task.predict(model, {"inputs": jnp.asarray(inputs)}))
 
 
 @pytest.mark.parametrize("resident", [True, False], ids=["resident", "sent"])

@@ -443,7 +443,7 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
         state, count = feed.advance(state, done * 32, 200 - done)
         done += count
     batch = batch_of(exp, BatchPlan(exp.dataset.size("train"), 0).indices(0, 32))
-    sums = exp.programs.objective.loss(
+    sums = exp.programs.task.loss(
         exp.programs.merge(state.params, state.variables, exp.programs.numbers),
         batch, jax.random.key(0), jax.random.key(0), exp.programs.numbers,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How a key of the schema is declared, and what a component is. Nothing but the standard library is imported."""
+"""How a key of the schema is declared, and what a component is. Imports no library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigctl.errors import ConfigError
 
@@ -133,6 +133,26 @@ class Component(Checked):
         """The error for a component that lacks something: `what` completes "optimizer 'own' ..."."""
         cls = type(self)
         return ConfigError(f"{self.group} {self.kind!r} {what}", where=f"class {cls.__qualname__} of {cls.__module__}")
+
+    @classmethod
+    def require(cls, component: Component, by: str, hint: str | None = None) -> Self:
+        """The component as one of this class, whose keys are then known to be there.
+
+        Args:
+            component: what was chosen.
+            by: what needs it, for the message, such as "recipe=bert_mlm".
+            hint: what to choose instead.
+
+        Raises:
+            ConfigError: if it is of another class.
+        """
+        if not isinstance(component, cls):
+            raise ConfigError(
+                f"{by} does not work with {component.group}={component.kind}, which lacks keys that it reads",
+                where=component.group,
+                hint=hint or f"derive {type(component).__name__} from bigctl.config.schema.{cls.__name__}",
+            )
+        return component
 
 
 def steps_of(cadence: str, *, steps_per_epoch: float) -> int:

@@ -168,7 +168,7 @@ class Eval(Checked):
     batch_size: int | None = key(None, "Batch size of evaluation; null for up to 512 [examples].", drift=FREE, ge=1)
     metric: str | None = key(None, "What selects the best checkpoint; null for the recipe's own choice.")
     mode: str | None = key(
-        None, "Whether that metric should be max or min; null to know by its name.", choices=("min", "max")
+        None, "Whether that metric should be max or min; null for what its recipe says.", choices=("min", "max")
     )
     test: bool = key(True, "Score the test split when training is over.", drift=FREE)
 

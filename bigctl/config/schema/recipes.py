@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bigctl.config.schema.base import FREE, STRUCTURAL, Checked, Component, Problem, cadence_problems, key, kind
 from bigctl.config.schema.models import Model
+from bigctl.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from bigctl.config.schema.experiment import Config
     from bigctl.data.dataset import Features
-    from bigctl.training.task import Objective as Task
+    from bigctl.training.task import Task
+
+MAX, MIN = "max", "min"
 
 
 @dataclass
@@ -36,7 +39,24 @@ class Recipe(Component):
     group: ClassVar[str] = "recipe"
     inputs: ClassVar[str] = ""
     """What it trains on: images, tables, texts, masked texts or streams; models say what they take. Empty: not told."""
+    metrics: ClassVar[Mapping[str, str]] = {
+        "loss": MIN,
+        "examples_per_s": MAX,
+        "tokens_per_s": MAX,
+        "mfu": MAX,
+    }
+    """Metrics by name, without what stands before the slash, and whether they should be "max" or "min". Those of the
+    classes that a recipe derives from count too."""
+    purpose: ClassVar[str] = "predict"
+    """What is done with a trained model: "predict", "generate" text, or "initialise" other models."""
     kind: str = kind("???")
+
+    @classmethod
+    def direction(cls, metric: str) -> str | None:
+        """Whether a metric, such as val/loss, should be large ("max") or small ("min"); None where nothing says."""
+        name = metric.partition("/")[2] or metric
+        tables = (vars(base).get("metrics", {}) for base in cls.__mro__)
+        return next((table[name] for table in tables if name in table), None)
 
     def build(self, config: Config, features: Features, class_counts: np.ndarray | None = None) -> Task:
         """The task: model, loss and metrics of this experiment.
@@ -63,6 +83,37 @@ class Recipe(Component):
             yield "model.kind", *_misfit(self, model)
 
 
+def require_direction(recipe: Recipe, metric: str, where: str) -> str:
+    """Like `Recipe.direction`, but a metric of which nothing is known is refused.
+
+    Args:
+        recipe: whose metric it is.
+        metric: its name.
+        where: the key that says it otherwise, such as eval.mode.
+
+    Raises:
+        ConfigError: telling to set that key.
+    """
+    found = recipe.direction(metric)
+    if found is None:
+        raise ConfigError(
+            f"nothing says whether {metric!r} should be large or small",
+            where=where,
+            hint=f"say {where}=max or {where}=min; or name the metric in `metrics` of the recipe's dataclass",
+        )
+    return found
+
+
+def known_direction(metric: str) -> str | None:
+    """Like `Recipe.direction`, of whatever recipe knows the metric."""
+    recipes: list[type[Recipe]] = [Recipe, *_below(Recipe)]
+    return next((found for recipe in recipes if (found := recipe.direction(metric)) is not None), None)
+
+
+def _below(recipe: type[Recipe]) -> list[type[Recipe]]:
+    return [each for child in recipe.__subclasses__() for each in (child, *_below(child))]
+
+
 def _misfit(recipe: Recipe, model: Model) -> tuple[str, str]:
     """What to say of a model and a recipe that are not for the same kind of data, and the remedy."""
     name = f"model={model.kind}"
@@ -82,6 +133,13 @@ def _misfit(recipe: Recipe, model: Model) -> tuple[str, str]:
 
 @dataclass
 class Classification(Recipe):
+    metrics: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        (
+            *("accuracy", "precision", "recall", "f1", "roc_auc"),
+            *("binary_precision", "binary_recall", "binary_f1"),
+        ),
+        MAX,
+    )
     label_smoothing: float = key(0.0, "Share of the target spread evenly over all classes.", traced=True, ge=0, lt=1)
     class_weights: Any = key(
         "none", "Weight of each class in the loss: none, balanced (inverse to its frequency), or a list of numbers."
@@ -108,6 +166,7 @@ class CnnCls(Classification):
 class MlpCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.mlp_cls:MlpCls"
     inputs: ClassVar[str] = "tables"
+    metrics: ClassVar[Mapping[str, str]] = {"mse": MIN, "mae": MIN, "rmse": MIN}
     kind: str = kind("mlp_cls")
 
 
@@ -222,6 +281,8 @@ class BertMlm(Recipe):
 
     implementation: ClassVar[str] = "bigctl.recipes.bert_mlm:BertMlm"
     inputs: ClassVar[str] = "masked texts"
+    metrics: ClassVar[Mapping[str, str]] = {"accuracy": MAX, "perplexity": MIN}
+    purpose: ClassVar[str] = "initialise"
     kind: str = kind("bert_mlm")
     tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
     bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
@@ -236,6 +297,8 @@ class GptLm(Recipe):
 
     implementation: ClassVar[str] = "bigctl.recipes.gpt_lm:GptLm"
     inputs: ClassVar[str] = "streams"
+    metrics: ClassVar[Mapping[str, str]] = {"perplexity": MIN, "bits_per_byte": MIN, "cross_entropy": MIN}
+    purpose: ClassVar[str] = "generate"
     kind: str = kind("gpt_lm")
     tokenizer: StreamTokenizer = key(StreamTokenizer, "How text becomes numbers.")
     block: int | None = key(

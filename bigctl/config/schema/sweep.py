@@ -30,13 +30,13 @@ class Sweep:
         None, "Validation metric that ranks, such as val/accuracy; null for what selects the best checkpoint."
     )
     mode: str | None = key(
-        None, "Whether that metric should be max or min; null to know by its name.", choices=("max", "min")
+        None, "Whether that metric should be max or min; null for what its recipe says.", choices=("max", "min")
     )
     pareto: str | None = key(
         None, "A second metric: the leaderboard shows which points no other beats in both, nsga2 searches for them."
     )
     pareto_mode: str | None = key(
-        None, "Whether the second metric should be max or min; null to know by its name.", choices=("max", "min")
+        None, "Whether the second metric should be max or min; null for what its recipe says.", choices=("max", "min")
     )
     pruner: str = key(
         "none",
@@ -56,8 +56,3 @@ class Sweep:
     zip: list[list[str]] = key(
         [], "Keys that take their values together, the first with the first: [[model.width,model.heads]]."
     )
-
-
-def mode_by_name(metric: str) -> str:
-    """Whether a metric should be large ("max") or small ("min"), as its name tells."""
-    return "min" if metric.rsplit("/", 1)[-1] in ("loss", "mse", "mae", "rmse", "perplexity") else "max"

@@ -276,10 +276,12 @@ class Scheduler:
 
     def _learn_metric(self, run: RunMonitor) -> None:
         """Trials are ranked by the metric that selects their checkpoints, unless `sweep.metric` names another."""
-        if self.study.definition.get("metric") or run.selection is None:
+        known = self.study.definition
+        if (known.get("metric") and known.get("mode")) or run.selection is None:
             return
         metric, mode = run.selection
-        self.ledger.append("study", definition={**self.study.definition, "metric": metric, "mode": mode})
+        if known.get("metric") in (None, metric):
+            self.ledger.append("study", definition={**known, "metric": metric, "mode": mode})
 
     def _prune(self, running: _RunningJob, state: State, run: RunMonitor) -> None:
         """Stop a trial if the pruner says so."""

@@ -204,9 +204,7 @@ class _TrialSetup(Setup):
                 return shared.evaluator(split, prefix)
 
         built = shared.experiment
-        return Packed(
-            config, dataset, built.objective, shared.programs(config), built.cadence, built.metric, built.mode
-        )
+        return Packed(config, dataset, built.task, shared.programs(config), built.cadence, built.metric, built.mode)
 
 
 # ------------------------------------------------------------------------------------------------------- training

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from bigctl.config.schema import Sweep, mode_by_name
+from bigctl.config.schema import Sweep
 from bigctl.sweeps.search import model_based
 from bigctl.sweeps.search.pruners import Asha, Hyperband, Median, Pruner
 from bigctl.sweeps.search.samplers import Grid, Random, Sampler
 from bigctl.sweeps.search.space import Plan
 
 
-def make_sampler(plan: Plan, mode: str | None = None, pareto_mode: str | None = None) -> Sampler:
+def make_sampler(plan: Plan, mode: str | None = None) -> Sampler:
     """The sampler that a plan names.
 
     Args:
         plan: the sweep.
-        mode: whether scores should be "max" or "min"; None for what the plan says, or the metric's name.
-        pareto_mode: the same of the second metric.
+        mode: whether scores should be "max" or "min"; None for what the plan says.
 
     Raises:
         ConfigError: if it cannot search this space, or its package is missing.
@@ -25,11 +24,9 @@ def make_sampler(plan: Plan, mode: str | None = None, pareto_mode: str | None = 
         return Grid(plan)
     if sweep.sampler == "random":
         return Random(plan)
-    config = plan.base.config
-    configured = (config.eval.metric, config.eval.mode) if sweep.metric is None else (sweep.metric, None)
-    modes = [mode or sweep.mode or configured[1] or mode_by_name(configured[0] or "")]
-    if sweep.pareto is not None and sweep.sampler == "nsga2":
-        modes.append(pareto_mode or sweep.pareto_mode or mode_by_name(sweep.pareto))
+    modes = [mode or sweep.mode or "max"]  # the first trial says it where neither does; until then there is no score
+    if sweep.pareto_mode is not None and sweep.sampler == "nsga2":
+        modes.append(sweep.pareto_mode)
     if sweep.sampler == "cmaes":
         return model_based.CmaEs(plan, modes[0])
     return model_based.Optuna(plan, modes)

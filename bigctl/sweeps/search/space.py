@@ -121,6 +121,7 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
         if any(repr(key) in error.message for key in sweep.space if key not in given):
             error.where = origins["space"]
         raise
+    sweep = directed(sweep, base.config)
     return Plan(tuple(sorted(fixed)), space, sweep, base, tuple(config_dirs), tuple(plugins))
 
 
@@ -275,6 +276,21 @@ def _selection(sweep: Sweep, fixed: Sequence[str], origins: Mapping[str, str]) -
         if value is not None and given is None:
             found.append(f"{key}={value}")
     return found
+
+
+def directed(sweep: Sweep, config: Config) -> Sweep:
+    """The settings with the direction of each metric that they name. One that only the recipe's task knows is left to
+    the first trial, which says it or refuses it.
+
+    Raises:
+        ConfigError: if nothing says whether the second metric should be large or small.
+    """
+    mode, pareto_mode = sweep.mode, sweep.pareto_mode
+    if mode is None and (metric := sweep.metric or config.eval.metric) is not None:
+        mode = config.eval.mode or config.recipe.direction(metric)
+    if pareto_mode is None and sweep.pareto is not None:
+        pareto_mode = schema.require_direction(config.recipe, sweep.pareto, "sweep.pareto_mode")
+    return dataclasses.replace(sweep, mode=mode, pareto_mode=pareto_mode)
 
 
 def _sorted_out(
