@@ -190,6 +190,8 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
             [name, *(f"{part['classes'][i]:,}" for part in splits.values())]
             for i, name in enumerate(facts["classes"][:MOST_ROWS])
         ]
+        if "without_class" in splits["train"]:  # an example may have several classes: the rows do not add up
+            rows.append(["(none)", *(f"{part['without_class']:,}" for part in splits.values())])
         rows.append(["total", *(f"{part['examples']:,}" for part in splits.values())])
         render.print_table(("class", *splits), rows)
         if (more := len(facts["classes"]) - MOST_ROWS) > 0:
@@ -276,7 +278,7 @@ def print_columns(table: list[Any], targets: list[str]) -> None:
 def _write_sheet(dataset: Any, file: Path) -> None:
     from bigctl.data import preview
 
-    if dataset.features.kind != "image" or not dataset.features.classes:
+    if dataset.features.kind != "image" or not dataset.features.target.names:
         raise ConfigError("only image data with classes has one", where="--contact-sheet")
     if file.suffix.lower() != ".png":
         raise ConfigError(f"{file} is no PNG file", where="--contact-sheet", hint=f"{file.stem}.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from bigctl.config.schema import Data
 from bigctl.data import cache, catalog, encode, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.target import Target
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 from bigctl.files import disk_size
@@ -49,7 +50,7 @@ def prepare(
         if dataset is None:
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
-            _check_target(dataset.features.classes, regression)
+            _check_target(dataset.features.target, regression)
             return _in_windows(dataset, tokenizer)
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
@@ -67,7 +68,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     decoded = catalog.reader(config).decode(config, regression)
     if config.deduplicate:
         decoded = _deduplicated(decoded)
-    _check_target(decoded.classes, regression)
+    _check_target(decoded.target, regression)
     if decoded.kind == "stream" and tokenizer is not None and not tokenizer.stream:
         raise DataError(
             "this is one long text, not texts that are examples",
@@ -106,8 +107,8 @@ def _in_windows(dataset: Dataset, tokenizer: tokenization.Spec | None) -> Datase
     return dataclasses.replace(dataset, features=dataclasses.replace(dataset.features, shape=(tokenizer.block,)))
 
 
-def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
-    if regression and classes is not None:
+def _check_target(target: Target, regression: bool) -> None:
+    if regression and target.names:
         raise DataError(
             "model.head=regression needs a real-valued target, this data has classes",
             where="model.head",
@@ -153,18 +154,19 @@ def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any
     """What is found of texts that occur more than once, said on stderr where they cross splits."""
     from bigctl.data.text import duplicates
 
-    found = duplicates.report(by_split, decoded.classes)
+    found = duplicates.report(by_split, decoded.target)
     for note in found.get("notes", ()):
         print(f"data: {note}", file=sys.stderr)
     return {"duplicates": found}
 
 
 def _report_missing_classes(arrays: dict[str, Columns], features: Features) -> None:
-    if not features.classes:
+    target = features.target
+    if not target.names:
         return
-    counts = {split: np.bincount(arrays[split]["label"], minlength=features.num_classes) for split in SPLITS}
+    counts = {split: target.counts(arrays[split]["label"]) for split in SPLITS}
     for split in ("validation", "test"):
-        absent = [features.classes[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
+        absent = [target.names[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
         if absent:
             raise DataError(
                 f"class {absent[0]!r} is in the {split} split but not in the training split",

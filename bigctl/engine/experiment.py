@@ -15,6 +15,7 @@ from bigctl.cache_root import cache_root
 from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.target import CLASSES
 from bigctl.engine import resolve
 from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
@@ -124,8 +125,11 @@ def make_task(config: schema.Config, features: Features, dataset: Dataset | None
         ConfigError: if recipe, model and data do not fit each other.
     """
     counts = None
-    if dataset is not None and features.classes:
-        counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
+    if dataset is not None and features.target.names:
+        labels = dataset.splits["train"]["label"]
+        counts = features.target.counts(labels)
+        if features.target.kind == CLASSES:
+            counts = np.stack([len(labels) - counts, counts])
     return config.recipe.build(config, features, counts)
 
 

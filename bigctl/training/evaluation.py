@@ -15,6 +15,7 @@ from bigctl.data.sampler import EvaluationPlan
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.step import Programs
+from bigctl.training.task import Task
 
 LARGEST_BATCH = 512
 LARGEST_TEXT_BATCH = 128
@@ -63,8 +64,8 @@ class Evaluator:
         self.resident = feed.fits(columns, config)
         self._arrays: dict[str, jax.Array] | None = None
 
-    def __call__(self, params: Any, variables: Any) -> dict[str, Any]:
-        """Metrics of these weights, named `prefix/...`."""
+    def __call__(self, params: Any, variables: Any, task: Task | None = None) -> dict[str, Any]:
+        """Metrics of these weights, named `prefix/...`; `task` where it is decided, see `Task.decided`."""
         total: Any = None
         each: list[tuple[np.ndarray, np.ndarray, Any]] = []
         for indices, mask, found in self._batches(params, variables):
@@ -75,7 +76,7 @@ class Evaluator:
         sums |= self._collected(each)
         if "bytes" in self.columns:
             sums[metrics.BYTES] = np.float64(self.columns["bytes"][0]) / len(self.columns["inputs"])
-        special = self.programs.task.metrics(sums)
+        special = (task or self.programs.task).metrics(sums)
         return {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
 
     def place(self) -> None:
