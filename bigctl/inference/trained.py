@@ -311,4 +311,4 @@ def _on_one_device(config: Config) -> Config:
     """A trained model is used on one device, whatever mesh it was trained on."""
     import dataclasses
 
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1))
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **dict.fromkeys(config.mesh.axes, 1)))

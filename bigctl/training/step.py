@@ -67,7 +67,7 @@ class Programs:
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and placements of the state; nothing is allocated."""
         shapes = jax.eval_shape(self._initial, randomness.key(0, randomness.PARAMETERS))
-        placed = partition.shardings(self.mesh, shapes, self.config.mesh.min_shard)
+        placed = partition.shardings(self.mesh, shapes, self.config.mesh.min_shard, self.config.model.stacked)
         return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, placed)
 
     @property
