@@ -75,11 +75,13 @@ class Wanted:
     Attributes:
         regression: whether targets are numbers.
         tokenizer: a `tokenization.Spec`, where a recipe is composed that needs one.
+        batches: `prepare`'s `BatchOptions`, likewise.
     """
 
     data: Any
     regression: bool
     tokenizer: Any
+    batches: Any
 
     @property
     def form(self) -> dict[str, Any]:
@@ -99,12 +101,13 @@ def _configuration(options: argparse.Namespace) -> Wanted:
         if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
             doc = field.metadata.get("doc", "")
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
-    tokenizer = None
+    tokenizer, batches = None, {}
     if composed.config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
         from bigctl.engine import resolve
 
         tokenizer = resolve.tokenizer_spec(composed.config)
-    return Wanted(data, composed.config.is_regression, tokenizer)
+        batches = {"batches": resolve.batch_options(composed.config)}
+    return Wanted(data, composed.config.is_regression, tokenizer, batches)
 
 
 # ---------------------------------------------------------------------------------------------------------- one set
@@ -119,7 +122,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     was_there = folder.is_dir()
     if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
         return _unprepared(options, config, folder)
-    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form)
+    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form, **wanted.batches)
     facts = {
         "prepared": True,
         **preview.describe(dataset),

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from bigctl.data.layouts import windows
+from bigctl.data.layouts.layout import Columns, Layout
 from bigctl.data.target import CLASSES, TOKEN_CLASS, Target
 from bigctl.data.text.encoding import Texts
 
@@ -88,20 +86,26 @@ class Dataset:
         path: the cache folder it lives in.
         texts: for text, split -> the texts themselves; of pairs, the first and the second ones; of one long text
             its documents.
+        layout: how examples become batches; None for texts that are not tokens yet.
     """
 
-    splits: dict[str, dict[str, np.ndarray]]
+    splits: dict[str, Columns]
     features: Features
     fingerprint: str
     info: dict[str, Any] = field(default_factory=dict)
     path: str = ""
     texts: dict[str, tuple[Texts, ...]] = field(default_factory=dict)
+    layout: Layout | None = None
+
+    @property
+    def batches(self) -> Layout:
+        """The layout, of data that has one."""
+        if self.layout is None:
+            raise ValueError("texts have no layout before they are tokens: prepare them with a tokenizer")
+        return self.layout
 
     def size(self, split: str) -> int:
         """Examples of a split; of one long text its windows, or without a tokenizer its documents."""
-        if self.features.kind != "stream":
-            return len(self.splits[split]["label"])
-        if not self.features.shape:
+        if self.layout is None:
             return len(self.texts[split][0])
-        tokens, block = len(self.splits[split]["inputs"]), self.features.shape[0]
-        return windows.count(tokens, block) if split == "train" else windows.in_order(tokens, block)
+        return self.layout.size(self.splits[split], training=split == "train")

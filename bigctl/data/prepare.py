@@ -14,6 +14,8 @@ import numpy as np
 from bigctl.config.schema import Data
 from bigctl.data import cache, catalog, encode, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
+from bigctl.data.layouts.windows import Windows
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import Target
 from bigctl.data.text import tokenization
@@ -28,6 +30,7 @@ def prepare(
     rebuild: bool = False,
     tokenizer: tokenization.Spec | None = None,
     stored: Path | None = None,
+    batches: BatchOptions = NO_OPTIONS,
 ) -> Dataset:
     """The data set of a configuration, from the cache or newly decoded into it.
 
@@ -37,6 +40,7 @@ def prepare(
         rebuild: decode again even where a cache exists.
         tokenizer: how text becomes numbers; None leaves texts as they are.
         stored: the tokenizer.json that a run has made before, which is then used and none is made.
+        batches: what the experiment says about batches.
 
     Raises:
         DataError: if the data cannot be found, fetched, decoded or stored.
@@ -51,7 +55,7 @@ def prepare(
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
             _check_target(dataset.features.target, regression)
-            return _in_windows(dataset, tokenizer)
+            return _with_layout(dataset, batches)
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     if digest and tokenizer is not None:
@@ -60,7 +64,7 @@ def prepare(
     dataset = cache.read_dataset(folder)
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
-    return _in_windows(dataset, tokenizer)
+    return _with_layout(dataset, batches)
 
 
 def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokenization.Spec | None) -> None:
@@ -92,19 +96,24 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     cache.write_dataset(folder, features, arrays, info, made.to_str(pretty=True) if made is not None else None)
 
 
-def _in_windows(dataset: Dataset, tokenizer: tokenization.Spec | None) -> Dataset:
-    """One long text as the windows that a model sees; the arrays on disk serve any length of them."""
-    if dataset.features.kind != "stream" or tokenizer is None or not tokenizer.block:
-        return dataset
+def _with_layout(dataset: Dataset, batches: BatchOptions) -> Dataset:
+    """The data as batches see it; the arrays on disk serve any length of windows."""
+    layout, features = choose_layout(dataset.features, dataset.splits, batches), dataset.features
+    if isinstance(layout, Windows):
+        _check_windows(dataset, layout.block)
+        features = dataclasses.replace(features, shape=(layout.block,))
+    return dataclasses.replace(dataset, features=features, layout=layout)
+
+
+def _check_windows(dataset: Dataset, block: int) -> None:
     for split, columns in dataset.splits.items():
-        length, least = len(columns["inputs"]), tokenizer.block + 1 if split == "train" else 2
+        length, least = len(columns["inputs"]), block + 1 if split == "train" else 2
         if length < least:
             raise DataError(
                 f"the {split} text has {length} tokens, {least} are needed for one window and its targets",
                 where=f"data.{split}",
                 hint="give more text, or a smaller recipe.block",
             )
-    return dataclasses.replace(dataset, features=dataclasses.replace(dataset.features, shape=(tokenizer.block,)))
 
 
 def _check_target(target: Target, regression: bool) -> None:

@@ -112,9 +112,10 @@ def targets(dataset: Dataset, count: int = 5) -> list[str]:
 def _lengths(dataset: Dataset, split: str) -> dict[str, Any]:
     """How long the texts of a split are, those of a pair together; in tokens as they are after cutting."""
     found: dict[str, Any] = {"characters": _spread(sum(characters(texts) for texts in dataset.texts[split]))}
-    columns, count = dataset.splits[split], max(1, dataset.size(split))
-    if "offsets" in columns:
-        found["tokens"] = _spread(np.diff(columns["offsets"]))
+    lengths = dataset.layout.lengths(dataset.splits[split]) if dataset.layout is not None else None
+    if lengths is not None:
+        count = max(1, len(lengths))
+        found["tokens"] = _spread(lengths)
         found["cut"] = dataset.info["cut"][split] / count
         found["unknown"] = dataset.info["unknown_tokens"][split]
     return found

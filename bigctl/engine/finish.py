@@ -73,7 +73,7 @@ def write(
         "step": progress.step,
         "epoch": progress.position / experiment.dataset.size("train"),
         "stopped": progress.stopped,
-        "skipped": int(fitted.state.guard.get("skipped", 0)),
+        "skipped": int(fitted.state.anomaly_state.get("skipped", 0)),
         "rewinds": progress.rewinds,
         "selected_step": progress.best_step if best else progress.step,
         "selected_by": experiment.metric,

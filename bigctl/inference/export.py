@@ -10,7 +10,7 @@ from bigctl.errors import RunError
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface
 from bigctl.runs import generation_config
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
 
 
 def export_run(trained: TrainedRun, folder: Path) -> Path:

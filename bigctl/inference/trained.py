@@ -91,7 +91,7 @@ class TrainedRun:
     @cached_property
     def model(self) -> Any:
         """The network itself, a flax `nnx.Module`."""
-        return self._programs.merge(self._weights, self._state.variables, self._programs.numbers)
+        return self._programs.merge(self._weights, self._state.variables)
 
     @property
     def params(self) -> Any:
@@ -174,7 +174,7 @@ class TrainedRun:
             raise RunError(f"a run of recipe={kind} predicts no classes", where=str(self.run.path), hint=hint)
 
         def run(params: Any, variables: Any, batch: Batch) -> jax.Array:
-            return programs.task.predict(programs.merge(params, variables, programs.numbers), batch)
+            return programs.task.predict(programs.merge(params, variables), batch)
 
         return jax.jit(run)
 
@@ -205,7 +205,6 @@ class TrainedRun:
 
     def score(self, split: str = "test", *, errors: int = 0) -> Evaluation:
         """Metrics on a split of the run's own data, and so many of the worst errors. Raises as `evaluate` does."""
-        from bigctl.training import feed
         from bigctl.training.evaluation import Evaluator
 
         if self.features.tokenizer is not None:
@@ -218,10 +217,9 @@ class TrainedRun:
         if split not in dataset.splits:
             raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)
-        edges = feed.edges_of(dataset.splits["train"], self.config)
-        evaluator = Evaluator(self._programs, dataset.splits[split], self.config, prefix=prefix, edges=edges)
-        metrics = evaluator(self._weights, self._state.variables, self._task)
-        return Evaluation(metrics, self._worst(dataset, split, evaluator.examples, errors))
+        evaluator = Evaluator(self._programs, dataset.batches, dataset.splits[split], self.config, prefix=prefix)
+        found = evaluator.score(self._weights, self._state.variables, self._task)
+        return Evaluation(found.metrics, self._worst(dataset, split, found.examples, errors))
 
     def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[Record]:
         labels = dataset.splits[split].get("label")

@@ -170,9 +170,9 @@ class _StoredRun:
         layers = {name.rpartition("/")[0] for name in names}
         lora = [name for name in self.all if bert.is_lora(name) and name.rpartition("/")[0] in layers]
         wanted = [*names, *lora]
-        from bigctl.training.checkpoints.store import read_arrays
+        from bigctl.training.checkpoints.arrays import read_arrays
 
-        arrays = read_arrays(self.saved, [self.prefix + name for name in wanted])
+        arrays = read_arrays(self.saved.path, [self.prefix + name for name in wanted])
         return bert.merge_lora({name: arrays[self.prefix + name] for name in wanted}, self.scale)
 
     def unused(self, taken: Iterable[str]) -> list[str]:

@@ -71,7 +71,7 @@ AXES = (
         "fsdp",
         skips_small=True,
         rules=(
-            (r"(^|/)(step|bad_step|(sums|guard)/.*)$", whole),
+            (r"(^|/)(step|bad_step|(sums|anomaly_state)/.*)$", whole),
             (r"(^|/)(bias|scale|mean|var|count)$", whole),
             (r".*", largest_dimension),
         ),

@@ -23,8 +23,9 @@ from bigctl.errors import ConfigError, DataError
 from bigctl.interop import decoder, llama2c, loading, sources, vocabularies
 from bigctl.models.architecture import decoder_architecture
 from bigctl.runs.generation_config import GenerationConfig
-from bigctl.training.checkpoints.store import Checkpoints, flatten
-from bigctl.training.checkpoints.store import shapes as shapes_of
+from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.checkpoints.arrays import shapes as shapes_of
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress
 from tests.conftest import SHARED_DATA
 

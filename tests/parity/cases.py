@@ -20,7 +20,7 @@ from bigctl.models.architecture import decoder_architecture
 from bigctl.models.bert import BertClassifier, BertMaskedLM
 from bigctl.models.decoder import Decoder
 from bigctl.models.lstm import LstmClassifier
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLERANCE = 1e-4

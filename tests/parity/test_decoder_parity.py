@@ -17,7 +17,7 @@ from bigctl.interop import decoder, huggingface, loading, sources, vocabularies
 from bigctl.models.architecture import decoder_architecture
 from bigctl.models.decoder import Decoder
 from bigctl.runs.generation_config import GenerationConfig
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
 from tests.parity import cases
 
 torch = pytest.importorskip("torch")

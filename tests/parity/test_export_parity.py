@@ -16,7 +16,7 @@ from bigctl.inference.trained import TrainedRun
 from bigctl.interop import bert, huggingface, loading, sources
 from bigctl.models.architecture import bert_architecture
 from bigctl.models.bert import BertClassifier, BertMaskedLM
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
 from tests.interop import builders
 
 torch = pytest.importorskip("torch")
