@@ -2,7 +2,8 @@
 
 All imports are read from the source, wherever they stand: at the top of a module, inside a function, or for type
 checkers alone. All of them count, for floors and for circles alike: a module that needs a name to write its types down
-depends on it.
+depends on it. The one exception are imports for type checkers in `config/schema`: its components say what they build,
+and name the class that builds it as text.
 """
 
 import ast
@@ -18,29 +19,14 @@ PENDING: dict[str, set[str]] = {
     "upward imports": {
         "bigctl.engine.dry_run -> bigctl.cli.render",
         "bigctl.interop.huggingface -> bigctl.inference.trained",
-        "bigctl.lazy -> bigctl.config.schema",
         "bigctl.runs.comparison -> bigctl.training.checkpoints.store",
         "bigctl.runs.comparison -> bigctl.training.tracking.writers",
         "bigctl.runs.differences -> bigctl.training.tracking.writers",
         "bigctl.runs.verify -> bigctl.training.checkpoints.store",
     },
     "import circles": {
-        "bigctl.data.catalog -> bigctl.data.prepare",
-        "bigctl.data.catalog -> bigctl.data.sources.packaged",
-        "bigctl.data.dataset -> bigctl.data.text.encoding",
-        "bigctl.data.prepare -> bigctl.data.catalog",
-        "bigctl.data.prepare -> bigctl.data.dataset",
-        "bigctl.data.prepare -> bigctl.data.splits",
-        "bigctl.data.prepare -> bigctl.data.text.encoding",
-        "bigctl.data.prepare -> bigctl.data.text.tokenization",
-        "bigctl.data.sources.packaged -> bigctl.data.prepare",
-        "bigctl.data.splits -> bigctl.data.dataset",
-        "bigctl.data.text.encoding -> bigctl.data.text.tokenization",
-        "bigctl.data.text.tokenization -> bigctl.data.sources.packaged",
         "bigctl.inference.language_models -> bigctl.inference.trained",
         "bigctl.inference.trained -> bigctl.inference.language_models",
-        "bigctl.sweeps.packed.pack_width -> bigctl.sweeps.packed.runner",
-        "bigctl.sweeps.packed.runner -> bigctl.sweeps.packed.pack_width",
         "bigctl.training.checkpoints.store -> bigctl.training.phases",
         "bigctl.training.divergence -> bigctl.training.checkpoints.store",
         "bigctl.training.feed -> bigctl.training.step",
@@ -48,8 +34,6 @@ PENDING: dict[str, set[str]] = {
         "bigctl.training.step -> bigctl.training.divergence",
     },
     "long functions": {
-        "bigctl.config.checks:_problems",
-        "bigctl.data.prepare:prepare",
         "bigctl.data.sources.image_folder:read_image_folder",
         "bigctl.data.sources.table:read_table",
         "bigctl.data.sources.text_table:read_texts",
@@ -60,7 +44,6 @@ PENDING: dict[str, set[str]] = {
     },
     "long files": {
         "bigctl.config.compose",
-        "bigctl.data.prepare",
         "bigctl.data.sources.tfds",
         "bigctl.engine.trainer",
         "bigctl.models.decoder",
@@ -69,18 +52,12 @@ PENDING: dict[str, set[str]] = {
     "isinstance(config": {
         "bigctl.engine.trainer",
         "bigctl.interop.sources",
-        "bigctl.optim.optimizers",
-        "bigctl.recipes.bert_mlm",
-        "bigctl.recipes.cnn_cls",
-        "bigctl.recipes.gpt_lm",
-        "bigctl.recipes.mlp_cls",
-        "bigctl.recipes.text_cls",
     },
 }
 """What is not mended yet: what is mended must be taken out here, and nothing may be added."""
-ANY_LINES = 244  # to come down to 61
+ANY_LINES = 177  # to come down to 61
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "files", "cache_root", "packages", "formatting", "randomness", "lazy"}
+GROUND = {"errors", "files", "cache_root", "packages", "formatting", "randomness"}
 TOP = {"cli", "api", "__main__", ""}
 ROOMS = """reports sweeps inference engine recipes interop generation training runs optim models parallel data config"""
 FLOORS = [TOP, *({room} for room in ROOMS.split()), GROUND]
@@ -104,8 +81,12 @@ def tree(path: Path) -> ast.Module:
 @cache
 def imports(module: str) -> frozenset[str]:
     """The modules of ours that a module imports, wherever it does."""
-    found = set()
-    for node in ast.walk(tree(modules()[module])):
+    found, nodes = set(), [*ast.walk(tree(modules()[module]))]
+    if module.startswith("bigctl.config.schema."):
+        typing_only = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+        skipped = {inner for node in typing_only for inner in ast.walk(node)}
+        nodes = [node for node in nodes if node not in skipped]
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -144,7 +144,7 @@ def _blocks(tables: Mapping[str, Mapping[str, Sequence[str]]], count: int) -> li
     return blocks
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split()) or '""'
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 + 3 :]}"

@@ -228,6 +228,6 @@ def _preset(roots: Sequence[presets.Root], group: str, option: str | None) -> di
     return presets.defaults(path) if path else {}
 
 
-def _enumerated(field: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
+def _enumerated(field: dataclasses.Field[Any], hint: object) -> tuple[str, ...]:
     members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return ("true", "false") if bool in members else tuple(field.metadata.get("choices", ()))

@@ -9,10 +9,17 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bigctl.cli import common, render
 from bigctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bigctl.config.schema import Data, Tfds
+    from bigctl.data.cache import Prepared
+    from bigctl.data.dataset import Dataset
+    from bigctl.data.preview import Column
+    from bigctl.data.text.tokenization import Spec
 
 EXAMPLES = """\
 examples:
@@ -75,13 +82,11 @@ class Wanted:
     Attributes:
         regression: whether targets are numbers.
         tokenizer: a `tokenization.Spec`, where a recipe is composed that needs one.
-        batches: `prepare`'s `BatchOptions`, likewise.
     """
 
-    data: Any
+    data: Data
     regression: bool
-    tokenizer: Any
-    batches: Any
+    tokenizer: Spec | None
 
     @property
     def form(self) -> dict[str, Any]:
@@ -101,13 +106,12 @@ def _configuration(options: argparse.Namespace) -> Wanted:
         if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
             doc = field.metadata.get("doc", "")
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
-    tokenizer, batches = None, {}
+    tokenizer = None
     if composed.config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
         from bigctl.engine import resolve
 
         tokenizer = resolve.tokenizer_spec(composed.config)
-        batches = {"batches": resolve.batch_options(composed.config)}
-    return Wanted(data, composed.config.is_regression, tokenizer, batches)
+    return Wanted(data, composed.config.is_regression, tokenizer)
 
 
 # ---------------------------------------------------------------------------------------------------------- one set
@@ -121,8 +125,8 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     folder = cache.cache_folder(config, **wanted.form)
     was_there = folder.is_dir()
     if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
-        return _unprepared(options, config, folder)
-    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form, **wanted.batches)
+        return _unprepared(options, cast("Tfds", config), folder)
+    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form)
     facts = {
         "prepared": True,
         **preview.describe(dataset),
@@ -157,7 +161,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     return 0
 
 
-def _unprepared(options: argparse.Namespace, config: Any, folder: Path) -> int:
+def _unprepared(options: argparse.Namespace, config: Tfds, folder: Path) -> int:
     if options.json:
         render.print_json({"prepared": False, "kind": config.kind, "path": str(folder), "bytes": 0})
     else:
@@ -193,8 +197,6 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
             [name, *(f"{part['classes'][i]:,}" for part in splits.values())]
             for i, name in enumerate(facts["classes"][:MOST_ROWS])
         ]
-        if "without_class" in splits["train"]:  # an example may have several classes: the rows do not add up
-            rows.append(["(none)", *(f"{part['without_class']:,}" for part in splits.values())])
         rows.append(["total", *(f"{part['examples']:,}" for part in splits.values())])
         render.print_table(("class", *splits), rows)
         if (more := len(facts["classes"]) - MOST_ROWS) > 0:
@@ -221,7 +223,7 @@ def _what(facts: dict[str, Any]) -> str:
     return f"images {shape}, uint8" if facts["kind"] == "image" else f"rows of {shape} features"
 
 
-def _items(value: Any) -> list[str]:
+def _items(value: object) -> list[str]:
     """A fact as lines: a list has one an item, a dictionary one a name, with what is in it on the same line."""
     if isinstance(value, dict):
         return [f"{name} {', '.join(_items(item))}" for name, item in value.items()]
@@ -269,7 +271,7 @@ def print_texts(splits: dict[str, Any], texts: list[tuple[str, list[str]]]) -> N
             print(f"  {name:<{wide}}  {one_line(text, room)}")
 
 
-def print_columns(table: list[Any], targets: list[str]) -> None:
+def print_columns(table: list[Column], targets: list[str]) -> None:
     """The columns of a table with the first rows, turned on their side."""
     header = ("column", "kind", "mean ± std, or values", *(f"row {i}" for i in range(1, len(targets) + 1)))
     rows = [(c.name, c.kind + (", some missing" if c.missing else ""), c.summary, *c.samples) for c in table]
@@ -278,10 +280,10 @@ def print_columns(table: list[Any], targets: list[str]) -> None:
         print(f"... and {len(rows) - MOST_ROWS} more columns")
 
 
-def _write_sheet(dataset: Any, file: Path) -> None:
+def _write_sheet(dataset: Dataset, file: Path) -> None:
     from bigctl.data import preview
 
-    if dataset.features.kind != "image" or not dataset.features.target.names:
+    if dataset.features.kind != "image" or not dataset.features.classes:
         raise ConfigError("only image data with classes has one", where="--contact-sheet")
     if file.suffix.lower() != ".png":
         raise ConfigError(f"{file} is no PNG file", where="--contact-sheet", hint=f"{file.stem}.png")
@@ -325,7 +327,7 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _entry(found: Any) -> dict[str, Any]:
+def _entry(found: Prepared) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "path": str(found.path)}
 
 

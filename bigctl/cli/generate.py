@@ -164,7 +164,7 @@ def _from_jsonl(file: Path) -> list[str]:
     hint = 'each line is an object like {"prompt": "In the beginning"}'
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            value: Any = json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             raise DataError(f"is not JSON: {error}", where=f"{file}:{number}", hint=hint) from None
         prompt = value.get("prompt") if isinstance(value, dict) else None

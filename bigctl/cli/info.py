@@ -46,7 +46,7 @@ def text(known: dict[str, Any]) -> list[str]:
     progress = "no step recorded" if step is None else f"step {step:,}" + (f" of {total:,}" if total else "")
     lines = [f"{known['run']}: {known['status']}, {progress}", *_why(known)]
 
-    def line(name: str, value: Any) -> None:
+    def line(name: str, value: object) -> None:
         if value not in (None, "", [], {}):
             lines.append(f"{name:<12} {value}")
 

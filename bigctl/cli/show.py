@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigctl.cli import common, render
+
+if TYPE_CHECKING:
+    from bigctl.config.compose import Composed
+    from bigctl.config.schema import Config
 
 EXAMPLES = """\
 examples:
@@ -79,18 +83,19 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _origin(key: str, composed: Any) -> str:
+def _origin(key: str, composed: Composed) -> str:
     if key in composed.missing:
         return f"must be given: {key}={'...' if '.' in key else 'NAME'}"
     origin = composed.origins.get(key, "schema")
     return "default" if origin == "schema" else str(origin)
 
 
-def _assign(config: Any, dotted: str, value: Any) -> None:
+def _assign(config: Config, dotted: str, value: object) -> None:
+    node: object = config
     *parents, name = dotted.split(".")
     for parent in parents:
-        config = getattr(config, parent)
-    setattr(config, name, value)
+        node = getattr(node, parent)
+    setattr(node, name, value)
 
 
 def _below(wanted: Sequence[str], leaves: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def _print(values: Mapping[str, Any], origins: Mapping[str, str], docs: Mapping[
         print(f"{text:<{width}}   {comment}" if comment else text)
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: object) -> str:
     """A value on one line, as YAML reads it."""
     import yaml
 

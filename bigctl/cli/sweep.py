@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bigctl.cli import common, render
+
+if TYPE_CHECKING:
+    from bigctl.sweeps.execution.local import Executor
+    from bigctl.sweeps.search.space import Plan
+    from bigctl.training.signals import StopRequest
 
 EXAMPLES = """\
 A key with several values is searched, in Hydra's syntax: a,b,c  choice(a,b)  range(1,5)  glob(*)  interval(0,1)
@@ -50,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         return _run(options, stop)
 
 
-def _run(options: argparse.Namespace, stop: Any) -> int:
+def _run(options: argparse.Namespace, stop: StopRequest) -> int:
     from bigctl.errors import ConfigError
     from bigctl.sweeps.search import space
 
@@ -59,7 +64,7 @@ def _run(options: argparse.Namespace, stop: Any) -> int:
         raise ConfigError(f"{options.max_failures} is no count", where="--max-failures", hint="give 0 or more")
     plan = space.plan(options.overrides, config_dirs=options.config_dir, plugins=options.plugin)
     points = space.points(plan) if plan.sweep.sampler == "grid" else None
-    space.check(plan, points)
+    space.check_points(plan, points)
     from bigctl.sweeps import sweep
     from bigctl.sweeps.execution.scheduler import SchedulerOptions
 
@@ -93,7 +98,7 @@ _LEARNING = 8
 """Trials of a pack where the sampler learns from those before."""
 
 
-def _packed(asked: str, plan: Any, *, quiet: bool) -> str:
+def _packed(asked: str, plan: Plan, *, quiet: bool) -> str:
     """What is asked, or "no" where the trials are of several programs; which "yes" does not put up with."""
     if asked == "no":
         return asked
@@ -111,7 +116,7 @@ def _packed(asked: str, plan: Any, *, quiet: bool) -> str:
     return "no"
 
 
-def _executor(options: argparse.Namespace, jobs: int | None, *, packed: bool) -> Any:
+def _executor(options: argparse.Namespace, jobs: int | None, *, packed: bool) -> Executor:
     if options.slurm is not None:
         from bigctl.sweeps.execution.slurm import Slurm, parse
 
@@ -135,7 +140,7 @@ def _jobs(text: str) -> int | None:
     return int(text)
 
 
-def _show(options: argparse.Namespace, plan: Any, points: list[dict[str, str]] | None, path: Path) -> int:
+def _show(options: argparse.Namespace, plan: Plan, points: list[dict[str, str]] | None, path: Path) -> int:
     """What would be trained."""
     from bigctl.sweeps import sweep
     from bigctl.sweeps.trials import label

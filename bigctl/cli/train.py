@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigctl.cli import common, render, training
+
+if TYPE_CHECKING:
+    from bigctl.config.presets import Root
 
 EXAMPLES = """\
 examples:
@@ -62,7 +66,7 @@ def _choose(options: argparse.Namespace) -> tuple[Any, Path]:
     return composed, directory.choose(composed.overrides, name=options.name, run_dir=options.run_dir, fresh=fresh)
 
 
-def _no_recipe(roots: Any) -> int:
+def _no_recipe(roots: Sequence[Root]) -> int:
     from bigctl.config import presets
 
     print("bigctl: no recipe is chosen; one of:", file=sys.stderr)

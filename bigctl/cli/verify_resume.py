@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from bigctl.cli import common, render
 
@@ -108,7 +108,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _ended_by_sigterm() -> Iterator[None]:
     """Turn SIGTERM into an exception, so that the child is ended too."""
 
-    def end(number: int, frame: Any) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)

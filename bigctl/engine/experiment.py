@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from bigctl.cache_root import cache_root
 from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
 from bigctl.data.dataset import Dataset, Features
-from bigctl.data.target import CLASSES
 from bigctl.engine import resolve
 from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
@@ -24,20 +22,10 @@ from bigctl.parallel import partition
 from bigctl.runs import provenance
 from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
-from bigctl.training.programs import Programs, compile_programs
+from bigctl.training.step import Programs
 from bigctl.training.task import Task
 
 log = logging.getLogger("bigctl")
-
-
-class Shared(Protocol):
-    """What experiments of one process share: see `sweeps.packed`."""
-
-    def feed(self, experiment: Experiment) -> feeds.Feed | None:
-        """A feed in place of the experiment's own; None for its own."""
-
-    def evaluator(self, split: str, prefix: str) -> Evaluator:
-        """The evaluator of all of them."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +40,14 @@ class Experiment:
     metric: str
     mode: str
 
-    shared: Shared | None = None
-    """What this experiment shares with others, and takes instead of its own."""
-
-    def feed(self, observe: feeds.Observer | None = None) -> feeds.Feed:
-        """Where the batches of training come from; `observe` is told what each step is given."""
-        layout, columns = self.dataset.batches, self.dataset.splits["train"]
-        if self.shared is not None and (feed := self.shared.feed(self)) is not None:
-            return feed
-        return feeds.make_feed(self.programs, layout, columns, self.config, observe)
+    def feed(self) -> feeds.Feed:
+        """Where the batches of training come from."""
+        return feeds.make(self.programs, self.dataset.splits["train"], self.config)
 
     def evaluator(self, split: str, prefix: str) -> Evaluator:
         """How a split is scored; `prefix` is what its metrics' names begin with."""
-        if self.shared is not None:
-            return self.shared.evaluator(split, prefix)
-        return Evaluator(self.programs, self.dataset.batches, self.dataset.splits[split], self.config, prefix=prefix)
-
-    def metric_names(self, prefix: str) -> list[str]:
-        """The numbers that an evaluation gives."""
-        extra = self.dataset.batches.extra_sums(self.dataset.splits["validation"])
-        return self.programs.metric_names(prefix, extra)
+        edges = feeds.edges_of(self.dataset.splits["train"], self.config)
+        return Evaluator(self.programs, self.dataset.splits[split], self.config, prefix=prefix, edges=edges)
 
 
 def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -111,11 +87,10 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     meshes.check_model(mesh, config.model)
     task = make_task(config, dataset.features, dataset)
-    programs = compile_programs(config, task, mesh, when.total)
+    programs = Programs(config, task, mesh, when.total)
     _check_freeze(config, programs)
     metric = config.eval.metric or task.metric
-    extra = dataset.batches.extra_sums(dataset.splits["validation"])
-    known = programs.metric_names("val", extra)
+    known = programs.metric_names("val")
     if metric not in known:
         raise ConfigError(
             f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
@@ -139,7 +114,7 @@ def _check_freeze(config: schema.Config, programs: Programs) -> None:
 
 def rebuild(config: schema.Config, features: Features) -> Programs:
     """The programs of a trained run, from what it says of its data; the data itself is not touched."""
-    return compile_programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
+    return Programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
 
 
 def make_task(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Task:
@@ -149,11 +124,8 @@ def make_task(config: schema.Config, features: Features, dataset: Dataset | None
         ConfigError: if recipe, model and data do not fit each other.
     """
     counts = None
-    if dataset is not None and features.target.names:
-        labels = dataset.splits["train"]["label"]
-        counts = features.target.counts(labels)
-        if features.target.kind == CLASSES:
-            counts = np.stack([len(labels) - counts, counts])
+    if dataset is not None and features.classes:
+        counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
     return config.recipe.build(config, features, counts)
 
 

@@ -136,14 +136,13 @@ def _train(
 
     from bigctl.engine import experiment as experiments
     from bigctl.engine import finish
-    from bigctl.training.checkpoints.arrays import shapes
-    from bigctl.training.checkpoints.store import Checkpoints
+    from bigctl.training.checkpoints.store import Checkpoints, shapes
 
     if config.train.compile_cache:
         experiments.use_compile_cache()
     experiment = options.setup.build(config, dataset)
     if options.require:
-        names = experiment.metric_names("val")
+        names = experiment.programs.metric_names("val")
         tested = names if config.eval.test else ()
         gates.check_names(options.require, [*names, *(f"test/{name.removeprefix('val/')}" for name in tested)])
     if config.schedule.horizon is None:
@@ -287,8 +286,7 @@ def _fit(
 ) -> Any:
     from bigctl.engine import samples
     from bigctl.engine.finish import Fitted
-    from bigctl.training import rewind as rewinding
-    from bigctl.training import throughput
+    from bigctl.training import divergence, throughput
     from bigctl.training.loop import Hooks, Loop
     from bigctl.training.profile import Profiler
     from bigctl.training.tracking.writers import Console, JsonLines, TensorBoard
@@ -315,11 +313,9 @@ def _fit(
     sampler = samples.make(experiment, run.samples, console.say, resumed=resumed, leads=run.writes)
     kept: list[Any] = [*writers, *([sampler] if sampler is not None else [])]  # all that is cut back and closed
     flushed = [writer for writer in writers if isinstance(writer, JsonLines)]
-    observe = None
     if phases.begin() and run.writes:
-        observe = phases.BatchDigests(JsonLines(run.batches, step=resumed), step=resumed)
-        kept.append(observe)
-        flushed.append(observe.lines)
+        kept.append(phases.Batches(experiment.programs, JsonLines(run.batches, step=resumed), step=resumed))
+        flushed.append(kept[-1].lines)
 
     def flush() -> None:
         for stream in flushed:
@@ -335,7 +331,7 @@ def _fit(
 
     def rewind(progress: Any, bad: int) -> Any:
         abstract = experiment.programs.abstract_state
-        state, back = rewinding.rewind(config.train.divergence, checkpoints, abstract, progress, bad)
+        state, back = divergence.rewind(config.train.divergence, checkpoints, abstract, progress, bad)
         for writer in (*kept, *tracked):
             writer.cut(back.step)
         return state, back
@@ -343,7 +339,7 @@ def _fit(
     hooks.rewind = rewind
     if profiler is not None:
         hooks.before_dispatch = profiler.before_dispatch
-    feed = experiment.feed(observe)
+    feed = experiment.feed()
     loop = Loop(
         experiment.programs,
         feed,

@@ -7,7 +7,6 @@ import re
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -89,7 +88,7 @@ def read_one(path: Path, metric: str) -> Curve:
     return Curve(np.array(steps), np.array(values))
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """NaN for null, which is what a number that is not finite was written as; None for what is no number."""
     if value is None:
         return float("nan")

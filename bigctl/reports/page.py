@@ -7,18 +7,22 @@ import functools
 import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bigctl.errors import ConfigError
 from bigctl.files import plain
 from bigctl.reports.plots import Figure
 
+if TYPE_CHECKING:
+    import jinja2
+
 HERE = Path(__file__).parent
 
 
-def render(template: str, figures: Mapping[str, Figure], *, live: str = "", **values: Any) -> str:
+def render(template: str, figures: Mapping[str, Figure], *, live: str = "", **values: object) -> str:
     """A page as text.
 
     Args:
@@ -55,7 +59,7 @@ def _policy(scripts: list[str], *, live: bool) -> str:
     )
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     """JSON that may stand inside <script>: nothing in it can end the element."""
     return json.dumps(plain(value), separators=(",", ":")).replace("<", "\\u003c")
 
@@ -75,7 +79,7 @@ def _plotly() -> str:
 
 
 @functools.cache
-def _environment() -> Any:
+def _environment() -> jinja2.Environment:
     import jinja2
 
     found = jinja2.Environment(
@@ -88,7 +92,7 @@ def _environment() -> Any:
 # ------------------------------------------------------------------------------------------------- what templates show
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A number for people: thousands apart, four significant digits; "-" for none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "-" if value is None else str(value)
@@ -99,24 +103,22 @@ def number(value: Any) -> str:
     return f"{value:.4f}" if 0.01 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def seconds(value: Any) -> str:
+def seconds(value: object) -> str:
     return f"{value:,.1f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
-def deviation(value: Any) -> str:
+def deviation(value: object) -> str:
     """Of a deviation two digits say enough."""
     return f"{value:.2g}" if isinstance(value, int | float) else "-"
 
 
-def date(timestamp: Any) -> str:
-    import time
-
+def date(timestamp: float | str | None) -> str:
     try:
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(timestamp)))
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(timestamp or "")))
     except (ValueError, TypeError, OverflowError, OSError):
         return ""
 
 
-def scalar(value: Any) -> str:
+def scalar(value: object) -> str:
     """A value of a configuration on one line, as JSON has it; text as it is."""
     return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)

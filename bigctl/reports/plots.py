@@ -199,7 +199,7 @@ def times(seconds: Mapping[str, float]) -> Figure | None:
     return Figure("Time", f"{whole:.1f} s: {told}.", data, layout, height=220, wide=True)
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from bigctl.errors import ConfigError
 from bigctl.reports import history, sweep
 from bigctl.reports.plots import PALETTE, SPLITS
 from bigctl.reports.studies import NAMED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SIZE = 3.2
 """Inches: the height of a panel, a third less than its width."""
@@ -58,7 +62,7 @@ def of_sweep(folder: Path, out: Path) -> None:
     _save(figure, out)
 
 
-def _panels(count: int, title: str) -> tuple[Any, list[Any]]:
+def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_SIZE * 1.5 * max(count, 1.5), _SIZE), dpi=120, layout="constrained")
@@ -66,7 +70,7 @@ def _panels(count: int, title: str) -> tuple[Any, list[Any]]:
     return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
-def _finish(axis: Any, name: str) -> None:
+def _finish(axis: Axes, name: str) -> None:
     axis.set_xlabel("step")
     axis.set_ylabel(name)
     axis.grid(alpha=0.25)
@@ -76,7 +80,7 @@ def _finish(axis: Any, name: str) -> None:
         axis.legend(handles[::-1], [label.replace("$", r"\$") for label in labels[::-1]], frameon=False, fontsize=8)
 
 
-def _save(figure: Any, out: Path) -> None:
+def _save(figure: Figure, out: Path) -> None:
     """Atomically, as every file of a run."""
     temporary = out.with_name(f".{out.name}.tmp")
     try:

@@ -48,7 +48,7 @@ class _Notes:
 
     found: list[str] = field(default_factory=list)
 
-    def attempt(self, what: str, build: Callable[[], Any], otherwise: Any) -> Any:
+    def attempt(self, what: str, build: Callable[[], Any], otherwise: object) -> Any:
         """A part of the page, or what stands for it where the files are not as they should be."""
         try:
             return build()
@@ -155,7 +155,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _metrics(metrics: Any) -> list[dict[str, Any]]:
+def _metrics(metrics: object) -> list[dict[str, Any]]:
     """One row a metric, its values on validation and on test beside each other."""
     rows: dict[str, dict[str, Any]] = {}
     for name, value in sorted(metrics.items()) if isinstance(metrics, dict) else []:
@@ -210,7 +210,7 @@ def _settings(run: RunDirectory, known: Mapping[str, Any]) -> list[Setting]:
     return sorted(found, key=lambda setting: not setting.changed)
 
 
-def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def _leaves(tree: object, prefix: str = "") -> list[tuple[str, object]]:
     if not isinstance(tree, dict) or not tree:
         return [(prefix, tree)] if prefix else []
     return [

@@ -173,6 +173,6 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:  # the browser has gone
             self.close_connection = True
 
-    def log_message(self, format: str, *arguments: Any) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:
         if arguments and str(arguments[1:2]).startswith("('5"):
             print(f"bigctl: {self.path}: {arguments[1]}", file=sys.stderr)

@@ -290,7 +290,7 @@ def pareto(points: Sequence[Mapping[str, Any]], front: Sequence[int], pair: Sequ
     if not best:
         return None
 
-    def trace(which: Sequence[int], **style: Any) -> dict[str, Any]:
+    def trace(which: Sequence[int], **style: object) -> dict[str, Any]:
         return {"type": "scatter", "x": [number(places[k][0] or 0.0) for k in which],
                 "y": [number(places[k][1] or 0.0) for k in which], "text": [labels[k] for k in which],
                 "hovertemplate": "%{text}<br>%{x:.5g}, %{y:.5g}<extra></extra>", **style}  # fmt: skip

@@ -6,11 +6,22 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bigctl.sweeps.trials import Point
+
+
+class Tree(Protocol):
+    """The part of scikit-learn's fitted trees that is used here; arrays over the nodes."""
+
+    feature: np.ndarray
+    threshold: np.ndarray
+    children_left: np.ndarray
+    children_right: np.ndarray
+    value: np.ndarray
+
 
 BINS = 6
 """At most so many levels of an interval, each with about as many points."""
@@ -174,7 +185,7 @@ def _fanova(places: np.ndarray, means: np.ndarray) -> Iterator[float]:
     return (float(share) for share in np.clip(known.mean(axis=0), 0.0, 1.0))
 
 
-def _leaves(tree: Any, dimensions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _leaves(tree: Tree, dimensions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The boxes of a tree's leaves: lower ends and upper ends, each [leaves, dimensions], and values [leaves]."""
     lows, highs, values = [], [], []
     todo = [(0, np.zeros(dimensions), np.ones(dimensions))]

@@ -240,7 +240,7 @@ def _sources(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 

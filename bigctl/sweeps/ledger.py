@@ -55,7 +55,7 @@ class Ledger:
             stream.seek(-1, os.SEEK_END)
             return stream.read(1) == b"\n"
 
-    def append(self, event: str, **values: Any) -> None:
+    def append(self, event: str, **values: object) -> None:
         """One event, onto the disk. Raises RunError if it cannot be written."""
         line = plain({"event": event, "schema": SCHEMA, "time": round(time.time(), 3), **values})
         try:

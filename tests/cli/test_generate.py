@@ -15,8 +15,7 @@ import bigctl as package
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.generation.options import GenerationOptions
-from bigctl.inference.export import export_run
-from bigctl.interop import sources
+from bigctl.interop import huggingface, sources
 from tests import topics
 from tests.conftest import SHARED_DATA, Cli
 
@@ -73,7 +72,7 @@ def failing(command: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.fixture(scope="module")
 def exported(command: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "hf"
-    return export_run(package.load(command.folder / "runs" / "writer"), folder)
+    return huggingface.export(package.load(command.folder / "runs" / "writer"), folder)
 
 
 def piped(command: Cli, data: bytes, *arguments: str) -> str:

@@ -143,7 +143,7 @@ def test_zipped_axes_go_together_and_rows_are_kept_once():
 def test_every_preset_of_a_sweep_can_be_started(option):
     recipe = ["recipe=bert_cls", "data=rotten_tomatoes"] if option == "finetune" else BASE
     found = space.plan([*recipe, f"sweep={option}"])
-    space.check(found)
+    space.check_points(found)
     assert found.space.axes and {a.key for a in found.space.axes} <= set(found.sweep.space)
 
 
@@ -174,44 +174,44 @@ def test_every_point_of_a_grid_is_checked_and_the_error_names_the_axis_and_value
         found = plan("optimizer=adamw,sgd", "train.epochs=1,2", bad)
         key, _, both = bad.partition("=")
         with pytest.raises(ConfigError) as error:
-            space.check(found, space.points(found))
+            space.check_points(found, space.points(found))
         assert error.value.where == f"{key}={both.split(',')[1]}"
 
 
 def test_values_that_do_not_fit_each_other_are_found_and_zipping_makes_them_fit():
     axes_ = ["train.batch_size=8,9", "train.accumulate=4,3"]
     with pytest.raises(ConfigError, match="train.accumulate=3 does not divide train.batch_size=8"):
-        space.check(found := plan(*axes_), space.points(found))
+        space.check_points(found := plan(*axes_), space.points(found))
     found = plan(*axes_, "sweep.zip=[[train.batch_size,train.accumulate]]")
-    space.check(found, space.points(found))
+    space.check_points(found, space.points(found))
 
 
 def test_options_of_groups_that_do_not_fit_are_found_by_name():
     found = plan("experiment=digits,nanogpt_cpu", "optimizer.lr=1,2")
     with pytest.raises(ConfigError) as error:
-        space.check(found, space.points(found))
+        space.check_points(found, space.points(found))
     assert "experiment=nanogpt_cpu" in error.value.where
 
 
 def test_both_ends_of_an_interval_are_checked():
     found = plan("sweep.sampler=random", "sweep.trials=3", "model.dropout=interval(0,1)", "train.epochs=1,2")
     with pytest.raises(ConfigError) as error:
-        space.check(found)
+        space.check_points(found)
     assert error.value.where == "model.dropout=1"
 
 
 def test_values_that_refer_to_others_are_checked_where_they_arrive():
     fits = plan("train.batch_size=8,16", "train.accumulate=${train.batch_size},4")
-    space.check(fits, space.points(fits))
+    space.check_points(fits, space.points(fits))
     breaks = plan("train.batch_size=8,16", "train.accumulate=4,${seed}", "seed=3")
     with pytest.raises(ConfigError, match="does not divide"):
-        space.check(breaks, space.points(breaks))
+        space.check_points(breaks, space.points(breaks))
 
 
 def test_hundreds_of_points_are_checked_in_seconds():
     found = plan("optimizer.lr=range(1,16)", "train.batch_size=range(8,28)", "model.dropout=0,0.1")
     begun = time.monotonic()
-    space.check(found, points := space.points(found))
+    space.check_points(found, points := space.points(found))
     assert len(points) == 600 and time.monotonic() - begun < 30  # composing each one takes a minute or two
 
 

@@ -18,9 +18,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from bigctl.errors import ConfigError, TrainingFailed
+
+if TYPE_CHECKING:
+    from submitit.core.core import Job as SubmittedJob
+    from submitit.slurm.slurm import SlurmExecutor
 
 WHERE = "--slurm"
 NUMBERS = {"gpus": "gpus_per_node", "cpus": "cpus_per_task", "cpus_per_gpu": "cpus_per_gpu"}
@@ -112,7 +117,7 @@ class Slurm:
                 raise ConfigError(f"there is no {program} on PATH", where=WHERE, hint=hint)
         self._queue = Queue()
 
-    def executor(self, folder: Path, name: str) -> Any:
+    def executor(self, folder: Path, name: str) -> SlurmExecutor:
         """submitit's, which keeps scripts, pickles and the jobs' own output in a folder that all nodes see."""
         from submitit.slurm.slurm import SlurmExecutor
 
@@ -160,7 +165,7 @@ class Queue:
 class SlurmJob:
     """A job that was handed in."""
 
-    def __init__(self, job: Any, queue: Queue):
+    def __init__(self, job: SubmittedJob[int], queue: Queue):
         self._job, self._queue = job, queue
         self.place = f"slurm {job.job_id}"
         self._code: int | None = None
@@ -238,7 +243,7 @@ class Command:
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-            def pass_on(number: int, frame: Any) -> None:
+            def pass_on(number: int, frame: FrameType | None) -> None:
                 process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGUSR1)
 
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

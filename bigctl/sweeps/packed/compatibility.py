@@ -7,8 +7,9 @@ all, or no dropout, is another program than a little of it. Free of jax.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bigctl.config import schema
 from bigctl.config.schema import Config
@@ -81,5 +82,5 @@ def groups(trials: Sequence[T], config: Callable[[T], Config]) -> list[list[T]]:
     return list(found.values())
 
 
-def _traced(field: Any) -> bool:
+def _traced(field: dataclasses.Field[object]) -> bool:
     return bool(field.metadata.get("traced"))

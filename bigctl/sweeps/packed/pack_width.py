@@ -12,15 +12,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bigctl.errors import ConfigError
 from bigctl.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from bigctl.sweeps.packed.runner import Shared
+    from bigctl.engine.experiment import Experiment
+    from bigctl.training.packed.pack import PackedSteps
 
 log = logging.getLogger("bigctl")
+
+
+class TrialGroup(Protocol):
+    """What the trials of a process share: `runner.Shared`."""
+
+    experiment: Experiment
+
+    def steps(self, width: int) -> PackedSteps: ...
+
+    def refusal(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Verdict:
         return {"width": self.width, "sentence": self.sentence, "costs": self.costs}
 
 
-def decide(shared: Shared, runs: Sequence[Path], mode: str) -> Verdict:
+def decide(shared: TrialGroup, runs: Sequence[Path], mode: str) -> Verdict:
     """How trials with these run directories are trained: as at a start before, where there was one, so that they go on
     as they began; else as `mode` asks, "yes" for packed, "auto" for what `measure` finds.
 
@@ -78,7 +89,7 @@ def widths(count: int, platform: str) -> list[int]:
     return sorted({*(w for w in powers if w < count), min(count, most)} - {1})
 
 
-def measure(shared: Shared, count: int, *, seconds: float = 0.3) -> Verdict:
+def measure(shared: TrialGroup, count: int, *, seconds: float = 0.3) -> Verdict:
     """Take a few steps of so many trials both ways, and choose. Nothing of it is kept but the compiled programs.
 
     Args:
@@ -104,7 +115,7 @@ def measure(shared: Shared, count: int, *, seconds: float = 0.3) -> Verdict:
     return Verdict(1, sentence, costs)
 
 
-def _cost(shared: Shared, width: int, seconds: float) -> float:
+def _cost(shared: TrialGroup, width: int, seconds: float) -> float:
     """Seconds that a step of one trial takes among `width`."""
     import jax
     import numpy as np
@@ -112,8 +123,8 @@ def _cost(shared: Shared, width: int, seconds: float) -> float:
 
     steps, programs = shared.steps(width), shared.experiment.programs
     config = shared.experiment.config
-    lane = programs.with_config(config)
-    hparams = {name: np.stack([np.asarray(value)] * width) for name, value in lane.hparams.items()}
+    lane = programs.like(config)
+    numbers = {name: np.stack([np.asarray(value)] * width) for name, value in lane.numbers.items()}
     states = tuple(lane.initialise() for _ in range(width))
 
     def draw(count: int) -> np.ndarray:
@@ -124,7 +135,7 @@ def _cost(shared: Shared, width: int, seconds: float) -> float:
     while len(taken) < 4 or time.perf_counter() < until:
         start = time.perf_counter()
         try:
-            states, count = steps(states, draw, steps.largest, hparams)
+            states, count = steps(states, draw, steps.largest, numbers)
             jax.block_until_ready(states)
         except JaxRuntimeError as error:  # there is no memory for so many
             log.info("packed by %d: %s", width, str(error)[:200])

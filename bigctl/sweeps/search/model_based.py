@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from itertools import islice
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bigctl.errors import ConfigError
 from bigctl.sweeps.search import space
@@ -14,6 +17,22 @@ from bigctl.sweeps.search.samplers import Observation, Random, derived, from_uni
 from bigctl.sweeps.search.space import Plan
 from bigctl.sweeps.search.sweep_syntax import Axis
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, WAITING, Point
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class OptunaTrial(Protocol):
+    """The part of Optuna's `FrozenTrial` that is used here."""
+
+    state: Enum
+
+
+class OptunaStudy(Protocol):
+    """The part of Optuna's `Study` that is used here."""
+
+    def get_trials(self, deepcopy: bool) -> list[OptunaTrial]: ...
+
 
 RETRIES = 20
 """How often a sampler that proposes a point for a second time is asked again before chance decides."""
@@ -113,7 +132,7 @@ class Optuna(Learner):
             return kinds.IntDistribution(low, high, log=axis.log)
         return kinds.FloatDistribution(*axis.interval, log=axis.log)
 
-    def _param(self, dimension: tuple[Axis, ...], point: Point) -> Any:
+    def _param(self, dimension: tuple[Axis, ...], point: Point) -> str | int | float:
         axis = dimension[0]
         if axis.interval is None:
             return _row([point[part.key] for part in dimension])
@@ -129,7 +148,7 @@ def population(trials: int) -> int:
     return max(4, min(50, trials // 10))
 
 
-def _generations(samplers: Any) -> Any:
+def _generations(samplers: ModuleType) -> Any:
     """NSGA-II whose generations are the complete points in order, not what it once wrote into its own trials."""
 
     class Generations(samplers.NSGAIISampler):  # type: ignore[misc, name-defined]
@@ -138,17 +157,17 @@ def _generations(samplers: Any) -> Any:
             # Its own generator of mutations begins with the very numbers that have just decided what mutates.
             self._mutations = samplers.RandomSampler(seed=derived(seed, 1))
 
-        def sample_independent(self, *arguments: Any) -> Any:
+        def sample_independent(self, *arguments: object) -> object:
             return self._mutations.sample_independent(*arguments)
 
-        def get_trial_generation(self, study: Any, trial: Any) -> int:
+        def get_trial_generation(self, study: OptunaStudy, trial: OptunaTrial) -> int:
             return len(_complete(study)) // int(self.population_size)
 
-        def get_population(self, study: Any, generation: int) -> list[Any]:
+        def get_population(self, study: OptunaStudy, generation: int) -> list[OptunaTrial]:
             size = int(self.population_size)
             return _complete(study)[generation * size : (generation + 1) * size]
 
-    def _complete(study: Any) -> list[Any]:
+    def _complete(study: OptunaStudy) -> list[OptunaTrial]:
         return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
 
     return Generations
@@ -186,7 +205,7 @@ class CmaEs(Learner):
                     search = self._start(rng.random(len(self.dimensions)), seed)
             yield {axis.key: from_unit(axis, u) for (axis,), u in zip(self.dimensions, search.ask(), strict=True)}
 
-    def _start(self, mean: Any, seed: int) -> Any:
+    def _start(self, mean: np.ndarray, seed: int) -> Any:
         import numpy as np
 
         bounds = np.array([[0.0, 1.0]] * len(mean))
@@ -215,9 +234,7 @@ def _rows(dimension: tuple[Axis, ...]) -> dict[str, dict[str, str]]:
     return {_row(list(setting.values())): setting for setting in space.choices(dimension)}
 
 
-def _package(name: str, hint: str) -> Any:
-    import importlib
-
+def _package(name: str, hint: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:

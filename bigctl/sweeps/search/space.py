@@ -7,17 +7,16 @@ values (the space), and the rest, which all trials share. Free of jax.
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bigctl.config import checks, presets, schema, suggestions
-from bigctl.config.compose import Composed, compose, merged
+from bigctl.config import presets, schema, suggestions
+from bigctl.config.compose import Composed, compose
+from bigctl.config.compose_many import ManyComposer
 from bigctl.config.plugins import load
 from bigctl.config.schema import Config, Sweep
 from bigctl.errors import ConfigError
@@ -140,11 +139,8 @@ def overrides_of(plan: Plan, point: Point, seed: int | None = None) -> tuple[str
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def check(plan: Plan, points: Iterable[Point] | None = None) -> None:
-    """Hold every point against the schema and all its checks, before anything is started.
-
-    Each combination of group options is composed once and each value is held against its type there; then every point
-    is put together from those and all checks run on it. Where values refer to others, `${...}`, each one is composed.
+def check_points(plan: Plan, points: Iterable[Point] | None = None) -> None:
+    """Compose and check every point before anything is started.
 
     Args:
         plan: the sweep.
@@ -154,56 +150,24 @@ def check(plan: Plan, points: Iterable[Point] | None = None) -> None:
     Raises:
         ConfigError: for the first point that cannot be trained, naming axis and value.
     """
-    roots = presets.roots(plan.config_dirs)
-    groups = {axis.key for axis in plan.space.axes} & set(presets.groups(roots))
-    refers = any("${" in text for text in (*plan.fixed, *(v for a in plan.space.axes for v in a.values)))
-    refers = refers or any("${" in path.read_text(encoding="utf-8", errors="replace") for path in _own_presets(roots))
-    checker = _Checker(plan, groups)
-    for point in _probes(plan, groups) if points is None else points:
-        checker.compose(point) if refers else checker.check(point)
+    for _ in _configs(plan, _probes(plan) if points is None else points):
+        pass
 
 
 def variants(plan: Plan) -> list[Config]:
-    """Configurations in which every choice, and both ends of every interval, stand once at least."""
-    groups = {axis.key for axis in plan.space.axes} & set(presets.groups(presets.roots(plan.config_dirs)))
-    checker = _Checker(plan, groups)
-    return [checker.check(point) for point in _probes(plan, groups)]
+    """Configurations in which every choice, and both ends of every interval, occur at least once."""
+    return list(_configs(plan, _probes(plan)))
 
 
-class _Checker:
-    """What has been composed and converted so far."""
-
-    def __init__(self, plan: Plan, groups: set[str]):
-        self.plan, self.groups = plan, groups
-        self.bases: dict[tuple[tuple[str, str], ...], Composed] = {}
-        self.values: dict[tuple[Any, ...], Any] = {}
-
-    def compose(self, point: Point) -> Composed:
-        plan = self.plan
+def _configs(plan: Plan, points: Iterable[Point]) -> Iterator[Config]:
+    composer = ManyComposer(plan.config_dirs, plan.plugins)
+    for point in points:
         with _at_place(_label(point), point):
-            overrides = _overrides(plan.fixed, point, plan.space.seeds)
-            return compose(overrides, config_dirs=plan.config_dirs, plugins=plan.plugins)
-
-    def check(self, point: Point) -> Config:
-        combination = tuple((key, value) for key, value in point.items() if key in self.groups)
-        if combination not in self.bases:
-            self.bases[combination] = self.compose(point)
-        base = self.bases[combination]
-        config = copy.deepcopy(base.config)
-        for key, text in point.items():
-            if key in self.groups:
-                continue
-            if (combination, key, text) not in self.values:
-                with _at_place(f"{key}={text}"):
-                    self.values[combination, key, text] = _at(merged(base.config, [f"{key}={text}"]), key)
-            _put(config, key, self.values[combination, key, text])
-        origins = {**base.origins, **{key: f"{key}={text}" for key, text in point.items()}}
-        with _at_place(_label(point), point):
-            checks.check(config, origins)
-        return config
+            yield composer.compose(_overrides(plan.fixed, point, plan.space.seeds)).config
 
 
-def _probes(plan: Plan, groups: set[str]) -> Iterator[dict[str, str]]:
+def _probes(plan: Plan) -> Iterator[dict[str, str]]:
+    groups = set(presets.groups(presets.roots(plan.config_dirs)))
     structural = [d for d in plan.space.dimensions if any(axis.key in groups for axis in d)]
     plain = [d for d in plan.space.dimensions if d not in structural]
     first = {key: value for dimension in plain for key, value in choices(dimension)[0].items()}
@@ -212,22 +176,6 @@ def _probes(plan: Plan, groups: set[str]) -> Iterator[dict[str, str]]:
         yield {**chosen, **first}
         for dimension in plain:
             yield from ({**chosen, **first, **setting} for setting in choices(dimension)[1:])
-
-
-def _own_presets(roots: Sequence[presets.Root]) -> list[Path]:
-    return [path for root in roots[:-1] for path in sorted(root.path.glob("*/*.yaml")) if path.parent.name != "sweep"]
-
-
-def _at(config: Config, key: str) -> Any:
-    node: Any = config
-    for name in key.split("."):
-        node = getattr(node, name)
-    return node
-
-
-def _put(config: Config, key: str, value: Any) -> None:
-    *parents, name = key.split(".")
-    setattr(_at(config, ".".join(parents)) if parents else config, name, value)
 
 
 @contextlib.contextmanager

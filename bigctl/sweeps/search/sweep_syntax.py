@@ -11,11 +11,14 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from bigctl.config import presets, schema, suggestions
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
 MOST_VALUES = 10_000
 """More values than this on one axis are a slip of the pen."""
@@ -109,7 +112,7 @@ def read(override: str, roots: Sequence[presets.Root], *, seed: int = 0) -> Axis
     return Axis(key, tuple(values))
 
 
-def spell(value: Any, *, whole: bool = False) -> str:
+def spell(value: object, *, whole: bool = False) -> str:
     """A value as the right side of an override, in the one spelling that it has.
 
     Args:
@@ -145,10 +148,12 @@ def _spell_text(text: str) -> str:
     return text if bare and text and "'" not in text else QuotedString(text, Quote.double).with_quotes()
 
 
-def _elements(parsed: Any, override: str) -> Iterator[Any]:
+def _elements(parsed: Override, override: str) -> Iterator[object]:
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
     from hydra.errors import HydraException
 
     sweep = parsed.value()
+    assert isinstance(sweep, ChoiceSweep | RangeSweep)
     shuffled, sweep.shuffle = sweep.shuffle, False  # Hydra would draw from the global generator
     try:
         yield from parsed.sweep_iterator()
@@ -158,7 +163,7 @@ def _elements(parsed: Any, override: str) -> Iterator[Any]:
         sweep.shuffle = shuffled
 
 
-def _matches(key: str, override: str, glob: Any, roots: Sequence[presets.Root]) -> list[str]:
+def _matches(key: str, override: str, glob: Glob, roots: Sequence[presets.Root]) -> list[str]:
     if key not in presets.groups(roots):
         hint = f"one of: {', '.join(schema.GROUPS)}"
         raise ConfigError(f"glob() is for a group, {key} is a key", where=override, hint=hint)
@@ -169,7 +174,7 @@ def _matches(key: str, override: str, glob: Any, roots: Sequence[presets.Root]) 
     return list(found)
 
 
-def _interval(key: str, override: str, found: Any, hints: set[Any], *, grouped: bool) -> Axis:
+def _interval(key: str, override: str, found: IntervalSweep, hints: set[type], *, grouped: bool) -> Axis:
     low, high = found.start, found.end
     integer = isinstance(low, int) and isinstance(high, int)
     if grouped or (hints and not hints & {int, float}):
@@ -195,14 +200,14 @@ def _interval(key: str, override: str, found: Any, hints: set[Any], *, grouped: 
     return Axis(key, low=int(low) if integer else low, high=int(high) if integer else high, log=log, integer=integer)
 
 
-def _hints(key: str) -> set[Any]:
+def _hints(key: str) -> set[type]:
     """The types that a key takes, None apart; of one that several components have, all of theirs."""
     places: list[tuple[str, type]] = [("", Config), *((f"{cls.group}.", cls) for cls in schema.components())]
     hints = [hint for prefix, cls in places for dotted, _, hint in schema.walk(cls) if f"{prefix}{dotted}" == key]
     return {member for hint in hints for member in (get_args(hint) or (hint,)) if member is not type(None)}
 
 
-def _is_real(hints: set[Any]) -> bool:
+def _is_real(hints: set[type]) -> bool:
     return hints == {float}
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bigctl.files import printable
 from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, RUNNING, STOPPED, WAITING, State
 from bigctl.sweeps.view.scene import Scene
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=*#"
 
@@ -48,7 +51,7 @@ class Frame:
     def __init__(self, scene: Scene):
         self.scene = scene
 
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield from frame(self.scene, width=console.width, height=console.height, ascii_only=options.ascii_only)
 
 
@@ -58,7 +61,7 @@ _DROPPED = ("place", "done", "curve", "time", "status", "value")
 """Columns that a narrow terminal goes without, the first first, until the parameters have room."""
 
 
-def frame(scene: Scene, *, width: int, height: int, ascii_only: bool = False) -> list[Any]:
+def frame(scene: Scene, *, width: int, height: int, ascii_only: bool = False) -> list[RenderableType]:
     """The lines of the live table, as rich's renderables: a headline, as many trials as fit, how many do not.
 
     Args:
@@ -73,7 +76,7 @@ def frame(scene: Scene, *, width: int, height: int, ascii_only: bool = False) ->
     if len(ranked) + (unseen > 0) > room:
         room = max(1, room - 1)
     shown, rest = ranked[:room], max(0, len(ranked) - room) + unseen
-    lines: list[Any] = [Text(_headline(scene), no_wrap=True, overflow="ellipsis", style="bold")]
+    lines: list[RenderableType] = [Text(_headline(scene), no_wrap=True, overflow="ellipsis", style="bold")]
     cells = [_cells(scene, state, PLAIN_BLOCKS if ascii_only else BLOCKS) for state in shown]
     names = ["#", "status", "parameters", "curve", "value", "done", "time", "place"]
     heads = dict(zip(names, names, strict=True)) | {"value": scene.study.metric[-14:] or "value", "place": ""}
