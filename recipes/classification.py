@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bigctl.recipes.head import Head
 from jaxtyping import Array, Float, Int
 
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import EACH, Sums, pair
-from bigctl.training.task import Batch, Record
+from bigctl.training.task import Batch, Judged, Record
 
 
-class ClassHead:
+class ClassHead(Head):
     """Cross-entropy over classes.
 
     Args:
@@ -27,7 +28,6 @@ class ClassHead:
     """
 
     metric = "val/accuracy"
-    label = jnp.int32
 
     def __init__(
         self, classes: tuple[str, ...], class_weights: Any, counts: np.ndarray | None, *, sigmoid: bool = False
@@ -58,6 +58,13 @@ class ClassHead:
         probabilities = {name: round(float(p), 6) for name, p in zip(self.classes, prediction, strict=True)}
         best = self.classes[int(np.argmax(prediction))]
         return {"label": best, "probability": probabilities[best], "probabilities": probabilities}
+
+    def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
+        loss = -np.log(np.maximum(predictions[np.arange(len(labels)), labels], 1e-12))
+        return [
+            Judged(self.classes[int(label)], self.classes[best], best != label, float(each), float(values[best]))
+            for values, label, each, best in zip(predictions, labels, loss, predictions.argmax(1).tolist(), strict=True)
+        ]
 
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
         wrong = np.flatnonzero(examples["predicted"] != labels)

@@ -26,7 +26,7 @@ class CnnCls(Supervised):
     """
 
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
-        if features.kind != "image" or not features.classes:
+        if features.kind != "image" or not features.target.names:
             raise ConfigError(
                 "recipe=cnn_cls needs images with classes, the data holds " + features.kind + " rows",
                 where="data",

@@ -14,9 +14,8 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.layouts.windows import NO_TARGET
+from bigctl.data.layouts.windows import BYTES_PER_TOKEN, NO_TARGET
 from bigctl.errors import ConfigError
-from bigctl.training import metrics
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch, Record, Task
 
@@ -67,8 +66,8 @@ class GptLm(Task):
         total, count = (float(value) for value in sums["loss"])
         mean = total / max(count, 1.0)
         found = {"perplexity": math.exp(min(mean, 700.0))}
-        if metrics.BYTES in sums:
-            found["bits_per_byte"] = mean / math.log(2) / float(sums[metrics.BYTES])
+        if BYTES_PER_TOKEN in sums:
+            found["bits_per_byte"] = mean / math.log(2) / float(sums[BYTES_PER_TOKEN])
         return found
 
     def flops_per_example(self, shapes: Mapping[str, tuple[int, ...]]) -> float | None:

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from bigctl.recipes.head import Head
 from jaxtyping import Array, Float
 
 from bigctl.training.metrics import Sums, pair
-from bigctl.training.task import Batch, Record
+from bigctl.training.task import Batch, Judged, Record
 
 
-class NumberHead:
+class NumberHead(Head):
     """Squared error of the standardised target as the loss, and errors in the target's own unit.
 
     Args:
@@ -22,7 +23,6 @@ class NumberHead:
 
     outputs = 1
     metric = "val/loss"
-    label = jnp.float32
 
     def __init__(self, mean: float, std: float):
         self.mean, self.std = mean, std
@@ -43,8 +43,9 @@ class NumberHead:
     def describe(self, prediction: np.ndarray) -> Record:
         return {"value": float(prediction[0])}
 
-    def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
-        return []  # no value is right or wrong
+    def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
+        pairs = zip(labels, predictions[:, 0], strict=True)
+        return [Judged(f"{true:.4g}", f"{value:.4g}", False, float(abs(value - true))) for true, value in pairs]
 
 
 def regression_sums(

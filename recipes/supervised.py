@@ -5,51 +5,24 @@ A task says how its inputs become outputs; the head says what these mean: their 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Self
 
 import jax
 import numpy as np
 from bigctl.recipes.classification import ClassHead
+from bigctl.recipes.head import Head
+from bigctl.recipes.multilabel import LabelsHead
 from bigctl.recipes.regression import NumberHead
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
+from bigctl.data.target import CLASS, CLASSES, NUMBER
+from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch, Record, Task
-
-
-class Head(Protocol):
-    """What one kind of target makes of a model's outputs.
-
-    Attributes:
-        outputs: how many numbers the model gives for each example.
-        metric: what selects the best checkpoint.
-        label: type of the target in a batch.
-    """
-
-    outputs: int
-    metric: str
-    label: Any
-
-    def loss(self, outputs: Float[Array, "batch outputs"], batch: Batch, hparams: Mapping[str, Any]) -> Sums:
-        """Training sums, as of `Task.loss`."""
-
-    def evaluate(self, outputs: Float[Array, "batch outputs"], batch: Batch) -> Sums:
-        """Evaluation sums, as of `Task.evaluate`."""
-
-    def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
-        """As of `Task.metrics`."""
-
-    def predict(self, outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch values"]:
-        """Probabilities of classes, or values of the target."""
-
-    def describe(self, prediction: np.ndarray) -> Record:
-        """As of `Task.describe`."""
-
-    def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
-        """As of `Task.errors`."""
+from bigctl.training.task import Batch, Judged, Record, Task
 
 
 class Supervised(Task):
@@ -58,7 +31,8 @@ class Supervised(Task):
     Args:
         config: the experiment.
         features: what its examples look like.
-        class_counts: how many training examples each class has; None where nothing is trained.
+        class_counts: how many training examples each class has; where an example has several classes, [2, classes]:
+            how many are without and with it. None where nothing is trained.
         sigmoid: whether two classes are told apart by one output.
 
     Raises:
@@ -71,12 +45,8 @@ class Supervised(Task):
         recipe = schema.Classification.require(config.recipe, by=type(self).__name__)
         self.model_config = config.model
         self.features = features
-        self.head: Head = (
-            ClassHead(features.classes, recipe.class_weights, class_counts, sigmoid=sigmoid)
-            if features.classes
-            else NumberHead(features.mean[0], features.std[0])
-        )
-        self.metric = self.head.metric
+        self.head = _head(features, recipe.class_weights, class_counts, sigmoid)
+        self.metric, self.carried = self.head.metric, self.head.carried
 
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Columns of a batch of n examples, but for the target."""
@@ -87,7 +57,13 @@ class Supervised(Task):
         raise NotImplementedError
 
     def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {**self.inputs(n), "label": jax.ShapeDtypeStruct((n,), self.head.label)}
+        target = self.features.target
+        return {**self.inputs(n), "label": jax.ShapeDtypeStruct((n, *target.label_shape), target.dtype)}
+
+    def decided(self, values: Mapping[str, float]) -> Self:
+        other = copy.copy(self)
+        other.head = self.head.decided(values)
+        return other
 
     def augment(self, batch: Batch, key: jax.Array) -> Batch:
         """The batch as the model sees it in training; by default as it is."""
@@ -106,11 +82,25 @@ class Supervised(Task):
         return self.head.metrics(sums)
 
     def predict(self, model: Any, batch: Batch) -> jax.Array:
-        """Class probabilities, float32 [batch, classes], or values of the target, float32 [batch, 1]."""
+        """Probabilities of the classes, float32 [batch, classes], or values of the target, float32 [batch, 1]."""
         return self.head.predict(self.outputs(model, batch))
 
     def describe(self, prediction: np.ndarray) -> Record:
         return self.head.describe(prediction)
 
+    def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
+        return self.head.judge(predictions, labels)
+
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
         return self.head.errors(examples, labels, count)
+
+
+def _head(features: Features, class_weights: Any, counts: np.ndarray | None, sigmoid: bool) -> Head:
+    target = features.target
+    if target.kind == CLASS:
+        return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid)
+    if target.kind == CLASSES:
+        return LabelsHead(target, class_weights, counts)
+    if target.kind == NUMBER:
+        return NumberHead(target.mean, target.std)
+    raise ConfigError("the data says nothing that could be predicted", where="data", hint="name a column: data.label")

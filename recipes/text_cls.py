@@ -27,11 +27,11 @@ class TextCls(Supervised):
 
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
         self.vocabulary: int = require_text(features, config.recipe.kind)["vocab_size"]
-        if not features.classes:
+        if not features.target.names:
             raise ConfigError(
                 f"recipe={config.recipe.kind} needs texts with classes, these have none",
                 where="data",
-                hint="name the column with the classes: data.label=COLUMN",
+                hint="name the column with the classes: data.label=COLUMN, or data.labels=COLUMN for several a text",
             )
         super().__init__(config, features, class_counts)
         self.frozen = frozen(config.model)

@@ -150,7 +150,7 @@ def at_first_step(call):
     def timed(*args, **options):
         import jax
         from bigctl.training import feed as feeds
-        make = feeds.make
+        make = feeds.make_feed
         def first(*args, **options):
             feed = make(*args, **options)
             advance = feed.advance
@@ -161,7 +161,7 @@ def at_first_step(call):
                 return result
             feed.advance = once
             return feed
-        feeds.make = first
+        feeds.make_feed = first
         return fit(*args, **options)
     trainer._fit = timed
 """
@@ -191,6 +191,7 @@ def synthetic(kind: str, examples: int = 4000, shape: Sequence[int] = (28, 28, 1
     import numpy as np
 
     from bigctl.data.dataset import SPLITS, Dataset, Features
+    from bigctl.data.layouts.rows import Rows
 
     rng = np.random.default_rng(0)
 
@@ -204,7 +205,7 @@ def synthetic(kind: str, examples: int = 4000, shape: Sequence[int] = (28, 28, 1
     sizes = dict(zip(SPLITS, (examples, examples // 8, examples // 8), strict=True))
     statistic = ((0.5,), (0.29,)) if kind == "image" else ((), ())
     features = Features(kind, tuple(shape), tuple(str(c) for c in range(classes)), *statistic)
-    return Dataset({split: columns(n) for split, n in sizes.items()}, features, "synthetic")
+    return Dataset({split: columns(n) for split, n in sizes.items()}, features, "synthetic", layout=Rows())
 
 
 def experiment(overrides: Sequence[str], dataset: Any) -> Any:

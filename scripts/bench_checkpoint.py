@@ -73,7 +73,8 @@ _PAIRS = (("blocks", "copy"), ("commit", "savez"))
 def _measure(megabytes: float, options: argparse.Namespace, folder: Path) -> _bench.Samples:
     import jax
 
-    from bigctl.training.checkpoints.store import Checkpoints, shapes
+    from bigctl.training.checkpoints.arrays import shapes
+    from bigctl.training.checkpoints.store import Checkpoints
     from bigctl.training.state import Progress
 
     rng = np.random.default_rng(0)

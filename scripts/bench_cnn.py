@@ -217,13 +217,13 @@ def _bigctl(padding: str, batch_size: int) -> tuple[dict[str, Block], Callable[[
     import jax
 
     from bigctl.training import feed as feeds
-    from bigctl.training.checkpoints import store
+    from bigctl.training.checkpoints import arrays as stored
 
     dataset = _bench.synthetic("image", BATCHES * batch_size)
     overrides = [f"recipe.augment.{name}=0" for name in ("rotate", "scale", "shift")]
     overrides += ["optimizer=adamw", "train.steps=1000000", f"train.batch_size={batch_size}"]
     built = _bench.experiment(["recipe=cnn_cls", f"model.padding={padding}", *overrides], dataset)
-    feed = feeds.make(built.programs, dataset.splits["train"], built.config)
+    feed = feeds.make_feed(built.programs, built.dataset.batches, dataset.splits["train"], built.config)
     state, position = built.programs.initialise(), 0
 
     def train(steps: int) -> None:
@@ -236,11 +236,13 @@ def _bigctl(padding: str, batch_size: int) -> tuple[dict[str, Block], Callable[[
     def check(path: str) -> tuple[int, float]:
         """Save the initial weights, and give their loss on the first examples, out of the real step."""
         fresh = built.programs.initialise()
-        params = {name: np.asarray(leaf) for name, leaf in store.flatten(fresh.params).items()}
+        params = {name: np.asarray(leaf) for name, leaf in stored.flatten(fresh.params).items()}
         np.savez(path, **params)  # type: ignore[arg-type]
-        arrays = feeds.place(built.programs, dataset.splits["train"])
+        arrays = feeds.place_columns(built.programs.mesh, dataset.splits["train"])
         indices = np.arange(batch_size, dtype=np.int32)
-        after = built.programs.step_resident(fresh, arrays, indices, built.programs.numbers)
+        after = built.programs.step_resident(
+            fresh, arrays, indices, built.programs.hparams, built.dataset.batches, None
+        )
         total, weight = np.asarray(after.sums["loss"], np.float64)
         return sum(leaf.size for leaf in params.values()), float(total / weight)
 

@@ -89,21 +89,23 @@ def _feed(columns: dict[str, np.ndarray], options: argparse.Namespace) -> dict[s
     import jax
 
     import bigctl
+    from bigctl.data.layouts.layout import FixedPlan
+    from bigctl.data.layouts.rows import Rows
     from bigctl.data.sampler import BatchPlan
     from bigctl.parallel import mesh as meshes
-    from bigctl.training.feed import Ahead, SentFeed
+    from bigctl.training.feed import SentFeed
 
     config = bigctl.compose(["recipe=cnn_cls", f"train.batch_size={options.batch_size}"])
     # SentFeed needs no more of the programs than this.
     programs: Any = SimpleNamespace(
         mesh=meshes.make_mesh(config.mesh),
-        numbers={},
-        step_sent=lambda state, batch, numbers: jax.block_until_ready(batch),
+        hparams={},
+        step_sent=lambda state, batch, hparams: jax.block_until_ready(batch),
     )
-    batches = Ahead(BatchPlan(options.examples, seed=0), options.batch_size)
+    plan = FixedPlan(BatchPlan(options.examples, seed=0), options.batch_size)
 
     def work() -> None:
-        feed = SentFeed(programs, columns, batches, config)
+        feed = SentFeed(programs, Rows(), columns, plan, config)
         try:
             for step in range(options.batches):
                 feed.advance(None, step * options.batch_size, 1)  # type: ignore[arg-type]

@@ -95,18 +95,19 @@ def _bigctl(options: argparse.Namespace) -> tuple[Callable[[], float], _Text, di
     import bigctl
     from bigctl.engine import experiment as experiments
     from bigctl.training import feed as feeds
-    from bigctl.training.checkpoints import store
+    from bigctl.training.checkpoints import arrays as stored
 
     built = experiments.build(bigctl.compose(["experiment=nanogpt_cpu", *_data(options.text), "train.steps=1000000"]))
     columns = built.dataset.splits["train"]
-    feed = feeds.make(built.programs, columns, built.config)
+    feed = feeds.make_feed(built.programs, built.dataset.batches, columns, built.config)
     state, position = built.programs.initialise(), 0
-    weights = {name: np.asarray(leaf) for name, leaf in store.flatten(state.params).items()}
+    weights = {name: np.asarray(leaf) for name, leaf in stored.flatten(state.params).items()}
     first = built.programs.step_resident(
         built.programs.initialise(),
-        feeds.place(built.programs, columns),
+        feeds.place_columns(built.programs.mesh, columns),
         np.arange(BATCH, dtype=np.int32) * BLOCK,
-        built.programs.numbers,
+        built.programs.hparams,
+        built.dataset.batches,
         BLOCK,
     )
     total, weight = np.asarray(first.sums["loss"], np.float64)

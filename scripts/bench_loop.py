@@ -120,7 +120,7 @@ def _setting(recipe: str, options: argparse.Namespace) -> Setting:
         overrides = [*overrides, f"train.batch_size={options.batch_size}"]
     dataset = _bench.synthetic(kind, 4000 if kind == "image" else 455, shape, classes)
     built = _bench.experiment([*overrides, "train.steps=1000000", "schedule=cosine"], dataset)
-    arrays = feeds.place(built.programs, dataset.splits["train"])
+    arrays = feeds.place_columns(built.programs.mesh, dataset.splits["train"])
     steps = options.cnn_steps if recipe == "cnn_cls" else options.mlp_steps
     return Setting(built, arrays, steps, built.config.train.log_every, built.config.train.batch_size)
 
@@ -149,7 +149,7 @@ def _fit(setting: Setting, folder: Path, *, tensorboard: bool) -> Callable[[], f
     never = 10**9
     loop = Loop(
         built.programs,
-        feeds.make(built.programs, built.dataset.splits["train"], built.config),
+        feeds.make_feed(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config),
         lambda weights, variables: {built.metric: 0.0},  # type: ignore[arg-type]
         Cadence(total=1, log=setting.log_every, evaluate=never, save=never),
         built.config,
@@ -184,13 +184,13 @@ def _bare_steps(setting: Setting) -> Callable[[], float]:
     import jax
 
     programs, indices = setting.built.programs, _indices(setting)
-    state = programs.initialise()
+    layout, state = setting.built.dataset.batches, programs.initialise()
 
     def block() -> float:
         nonlocal state
         start = time.perf_counter()
         for row in indices:
-            state = programs.step_resident(state, setting.arrays, row, programs.numbers)
+            state = programs.step_resident(state, setting.arrays, row, programs.hparams, layout, None)
         jax.block_until_ready(state)
         return (time.perf_counter() - start) / setting.steps
 
@@ -200,11 +200,14 @@ def _bare_steps(setting: Setting) -> Callable[[], float]:
 def _bare_scan(setting: Setting) -> Callable[[], float]:
     import jax
 
-    programs, indices = setting.built.programs, _indices(setting)
+    from bigctl.training.programs import step_on_resident
 
-    def run(state: Any, arrays: Any, indices: Any, numbers: Any) -> Any:
+    programs, indices = setting.built.programs, _indices(setting)
+    one_step, layout = step_on_resident(programs.step), setting.built.dataset.batches
+
+    def run(state: Any, arrays: Any, indices: Any, hparams: Any) -> Any:
         def body(state: Any, row: Any) -> tuple[Any, None]:
-            return programs.train_step(state, programs.gather(arrays, row), numbers), None
+            return one_step(state, arrays, row, hparams, layout, None), None
 
         return jax.lax.scan(body, state, indices)[0]
 
@@ -214,7 +217,7 @@ def _bare_scan(setting: Setting) -> Callable[[], float]:
     def block() -> float:
         nonlocal state
         start = time.perf_counter()
-        state = scan(state, setting.arrays, indices, programs.numbers)
+        state = scan(state, setting.arrays, indices, programs.hparams)
         jax.block_until_ready(state)
         return (time.perf_counter() - start) / setting.steps
 

@@ -211,7 +211,7 @@ class Campaign:
         case.outcome = DETECTED if same and named and kept and refused else BAD
 
     def _load(self, saved: Any) -> dict[str, np.ndarray]:
-        from bigctl.training.checkpoints.store import flatten
+        from bigctl.training.checkpoints.arrays import flatten
 
         state = flatten(self.reader.restore(saved, self.abstract))
         return {"step of meta.json": np.array(saved.step), **{name: np.asarray(leaf) for name, leaf in state.items()}}

@@ -34,7 +34,8 @@ def main() -> None:
 
     import bigctl
     from bigctl.runs import manifest
-    from bigctl.training.checkpoints.store import Checkpoints, read_arrays
+    from bigctl.training.checkpoints.arrays import read_arrays
+    from bigctl.training.checkpoints.store import Checkpoints
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -52,7 +53,7 @@ def main() -> None:
             note.write_text("the path that stood here was of another machine\n")
             manifest.write(note.parents[1])
             saved = store.find(step)
-            arrays = read_arrays(saved, list(saved.meta["shapes"]))
+            arrays = read_arrays(saved.path, list(saved.meta["shapes"]))
             digests[step] = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
         (run / "expected.json").write_text(json.dumps(digests, indent=1) + "\n")
         shutil.copytree(run, target)

@@ -66,8 +66,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
             (folder / "folder" / f"{part}-{what}-ubyte").write_bytes(head + values.tobytes())
     with (folder / "reviews.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["review", "verdict"])
-        writer.writerows([[f"take {n}: {('dull', 'bright')[n % 2]} film", ("bad", "good")[n % 2]] for n in range(120)])
+        writer.writerow(["review", "verdict", "topics"])
+        rows = [
+            (n, ("dull", "bright")[n % 2], ("bad", "good")[n % 2], ("", "film", "film;take")[n % 3]) for n in range(120)
+        ]
+        writer.writerows([[f"take {n}: {word} film", verdict, topics] for n, word, verdict, topics in rows])
+    with (folder / "photos.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file_name", "labels"])
+        writer.writerows([[f"cats/{n}.jpg", ("", "cat", "cat;mouse")[n % 3]] for n in range(30)])
     for name in ("book", "more"):
         (folder / f"{name}.txt").write_text("".join(f"It was night {n}, and the sea was calm.\n" for n in range(300)))
     lines = [json.dumps({"story": f"Once there were {n} cats and {n * n} mice."}) for n in range(300)]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bigctl.config.schema import Data, Tfds
     from bigctl.data.cache import Prepared
     from bigctl.data.dataset import Dataset
+    from bigctl.data.layouts.choose import BatchOptions
     from bigctl.data.preview import Column
     from bigctl.data.text.tokenization import Spec
 
@@ -82,11 +83,13 @@ class Wanted:
     Attributes:
         regression: whether targets are numbers.
         tokenizer: a `tokenization.Spec`, where a recipe is composed that needs one.
+        batches: `prepare`'s `BatchOptions`, likewise.
     """
 
     data: Data
     regression: bool
     tokenizer: Spec | None
+    batches: dict[str, BatchOptions]
 
     @property
     def form(self) -> dict[str, Any]:
@@ -106,12 +109,13 @@ def _configuration(options: argparse.Namespace) -> Wanted:
         if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
             doc = field.metadata.get("doc", "")
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
-    tokenizer = None
+    tokenizer, batches = None, {}
     if composed.config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
         from bigctl.engine import resolve
 
         tokenizer = resolve.tokenizer_spec(composed.config)
-    return Wanted(data, composed.config.is_regression, tokenizer)
+        batches = {"batches": resolve.batch_options(composed.config)}
+    return Wanted(data, composed.config.is_regression, tokenizer, batches)
 
 
 # ---------------------------------------------------------------------------------------------------------- one set
@@ -126,7 +130,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     was_there = folder.is_dir()
     if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
         return _unprepared(options, cast("Tfds", config), folder)
-    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form)
+    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form, **wanted.batches)
     facts = {
         "prepared": True,
         **preview.describe(dataset),
@@ -197,6 +201,8 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
             [name, *(f"{part['classes'][i]:,}" for part in splits.values())]
             for i, name in enumerate(facts["classes"][:MOST_ROWS])
         ]
+        if "without_class" in splits["train"]:  # an example may have several classes: the rows do not add up
+            rows.append(["(none)", *(f"{part['without_class']:,}" for part in splits.values())])
         rows.append(["total", *(f"{part['examples']:,}" for part in splits.values())])
         render.print_table(("class", *splits), rows)
         if (more := len(facts["classes"]) - MOST_ROWS) > 0:
@@ -283,7 +289,7 @@ def print_columns(table: list[Column], targets: list[str]) -> None:
 def _write_sheet(dataset: Dataset, file: Path) -> None:
     from bigctl.data import preview
 
-    if dataset.features.kind != "image" or not dataset.features.classes:
+    if dataset.features.kind != "image" or not dataset.features.target.names:
         raise ConfigError("only image data with classes has one", where="--contact-sheet")
     if file.suffix.lower() != ".png":
         raise ConfigError(f"{file} is no PNG file", where="--contact-sheet", hint=f"{file.stem}.png")

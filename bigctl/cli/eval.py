@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     scored = {"run": str(found.path), "step": trained.step, "split": options.split, "metrics": metrics}
     reports.ended(verdicts, scored, seconds=time.monotonic() - options.began)
-    classes = list(trained.features.classes or ())
+    classes = list(trained.features.target.names)
     if options.json:
         judged = {"gates": [verdict.to_json() for verdict in verdicts]} if required else {}
         render.print_json({**scored, "confusion": confusion, "classes": classes, "errors": errors, **judged})
@@ -84,16 +84,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def print_errors(errors: list[dict[str, Any]]) -> None:
-    """One error a line: loss, classes, probability of the wrong one, and the text, or else the row in the split."""
+    """One error a line: loss, classes, probability of the wrong one, and the text, or else the row in the split.
+
+    Where an example has several classes they are lists, and no one probability belongs to them.
+    """
     import shutil
 
     from bigctl.data.preview import one_line
 
-    print("worst errors (loss, true -> predicted, its probability)")
-    pairs = [f"{one_line(e['label'], 20)} -> {one_line(e['predicted'], 20)}" for e in errors]
+    single = "probability" in errors[0]
+    print(f"worst errors (loss, true -> predicted{', its probability' if single else ''})")
+    pairs = [f"{one_line(_names(e['label']), 20)} -> {one_line(_names(e['predicted']), 20)}" for e in errors]
     wide = max(map(len, pairs))
     room = shutil.get_terminal_size((120, 24)).columns - wide - 20
     for error, pair in zip(errors, pairs, strict=True):
         texts = [error[name] for name in ("text", "text_pair") if name in error]
         what = one_line(" | ".join(texts), max(20, room)) if texts else f"row {error['row']}"
-        print(f"  {error['loss']:>7.3f}  {pair:<{wide}}  {error['probability']:.3f}  {what}")
+        probability = f"{error['probability']:.3f}  " if single else ""
+        print(f"  {error['loss']:>7.3f}  {pair:<{wide}}  {probability}{what}")
+
+
+def _names(label: str | list[str]) -> str:
+    return label if isinstance(label, str) else ", ".join(label) or "(none)"

@@ -34,11 +34,12 @@ def run(options: argparse.Namespace) -> int:
     found = directory.locate(options.run)
     folder = options.out or found.path / options.format
     huggingface.require_new(folder)
+    from bigctl.inference.export import export_run
     from bigctl.inference.trained import TrainedRun
     from bigctl.interop.tensors import read_json
 
     trained = TrainedRun.load(str(found.path), step=step)
-    huggingface.export(trained, folder)
+    export_run(trained, folder)
     config = read_json(folder / "config.json")
     files = sorted(file.name for file in folder.iterdir())
     if options.json:
@@ -49,6 +50,6 @@ def run(options: argparse.Namespace) -> int:
     for file in files:
         print(f"  {file:<24} {render.size((folder / file).stat().st_size):>10}")
     print("to load it:")
-    for line in huggingface.loading(config, str(folder)):
+    for line in huggingface.loading_lines(config, str(folder)):
         print(f"  {line}")
     return 0

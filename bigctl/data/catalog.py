@@ -77,12 +77,31 @@ def _folder_identity(config: schema.ImageFolder) -> Any:
 
     paths = [config.path, config.validation_path, config.test_path]
     prints = [fingerprint_folder(Path(p).expanduser()) if p else None for p in paths]
-    return {"files": prints, "image_size": config.image_size, "channels": config.channels}
+    found = {"files": prints, "image_size": config.image_size, "channels": config.channels}
+    if config.labels_file is None:
+        return found
+    names = ("labels", "label_separator", "file_name", "split")
+    labelled = {"labels_file": _digest(config.labels_file)} | {name: getattr(config, name) for name in names}
+    return found | labelled
 
 
 def _folder(config: schema.ImageFolder, regression: bool) -> Decoded:
-    from bigctl.data.sources import image_folder
+    from bigctl.data.sources import image_folder, labelled_images
 
+    if config.labels_file is not None:
+        if config.validation_path or config.test_path:
+            hint = "name the splits in a column of the file, data.split=COLUMN"
+            raise DataError("data.labels_file is for one folder of images", where="data.labels_file", hint=hint)
+        return labelled_images.read_labelled_images(
+            Path(config.path).expanduser(),
+            Path(config.labels_file).expanduser(),
+            labels=config.labels,
+            separator=config.label_separator,
+            file_name=config.file_name,
+            split=config.split,
+            image_size=_size(config.image_size),
+            channels=config.channels,
+        )
     return image_folder.read_image_folder(
         Path(config.path).expanduser(),
         validation_path=_optional(config.validation_path),
@@ -105,18 +124,22 @@ def _idx(config: schema.Idx, regression: bool) -> Decoded:
 
 
 def _table_identity(config: schema.Table) -> Any:
-    digests: list[str | None] = []
-    for path in (config.path, config.validation_path, config.test_path):
-        file = _optional(path)
-        if file is None:
-            digests.append(None)
-        elif not file.is_file():
-            return None  # the reader says what is wrong
-        else:
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    names = ("label", "text", "text_pair", "columns", "quoting", "drop")
+    paths = (config.path, config.validation_path, config.test_path)
+    digests = [_digest(path) for path in paths]
+    if any(path and digest is None for path, digest in zip(paths, digests, strict=True)):
+        return None  # the reader says what is wrong
+    names = ["label", "text", "text_pair", "columns", "quoting", "drop"]
+    names += ["labels", "label_separator"] if config.labels is not None else []
     return {"files": digests, "format": config.kind} | {name: getattr(config, name) for name in names}
+
+
+def _digest(path: str | None) -> str | None:
+    """The sha256 of a file; None where there is none."""
+    file = _optional(path)
+    if file is None or not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _table(config: schema.Table, regression: bool) -> Decoded:
@@ -124,12 +147,17 @@ def _table(config: schema.Table, regression: bool) -> Decoded:
 
     if config.text_pair is not None and config.text is None:
         raise DataError("data.text_pair is set without data.text", where="data.text_pair", hint="set data.text=COLUMN")
+    if config.labels is not None and (config.label or config.text is None):
+        problem = "stands in place of data.label" if config.label else "is for texts and images, not tables"
+        raise DataError(f"data.labels {problem}", where="data.labels", hint="give either, or data.text=COLUMN")
     if config.text is not None:
         return text_table.read_texts(
             Path(config.path).expanduser(),
             text=config.text,
             text_pair=config.text_pair,
             label=config.label or None,
+            labels=config.labels,
+            label_separator=config.label_separator,
             format=config.kind,
             validation_path=_optional(config.validation_path),
             test_path=_optional(config.test_path),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from bigctl.data.layouts import windows
+from bigctl.data.layouts.layout import Columns, Layout
+from bigctl.data.target import CLASSES, TOKEN_CLASS, Target
 from bigctl.data.text.encoding import Texts
 
 SPLITS = ("train", "validation", "test")
@@ -22,7 +21,7 @@ class Features:
             int32 [length], `shape` being the largest; columns of texts are described in `buckets`) or "stream" (one
             long text, seen in windows of inputs int32 [block], see `windows`).
         shape: shape of one input.
-        classes: class names in label order; None for regression and for texts without labels.
+        classes: class names in label order, where each example has one class; else None.
         mean, std: statistics of the training split: per channel of images in [0, 1], or of the target in regression.
         encoder: how table columns become features, as JSON (see `encoder.TableEncoder`).
         feature_names: one name a feature, for tables.
@@ -30,6 +29,7 @@ class Features:
         tokenizer: what `tokenization.describe` says of the tokenizer; None for what is no text.
         pairs: whether each example is a pair of texts.
         columns: names of the columns of a table file that held the texts.
+        target: what is to be predicted; None for what follows from `classes`, which is filled in.
     """
 
     kind: str
@@ -43,13 +43,22 @@ class Features:
     tokenizer: dict[str, Any] | None = None
     pairs: bool = False
     columns: tuple[str, ...] = ()
+    target: Target = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.target is None:
+            table = self.kind == "table" and self.mean  # the statistics of other kinds are those of pixels
+            statistics = (self.mean[0], self.std[0]) if table else ()
+            object.__setattr__(self, "target", Target.usual(self.kind, self.classes, *statistics))
 
     @property
     def num_classes(self) -> int:
         return len(self.classes) if self.classes else 0
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """The target is left out where it follows from the rest."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "target"}
+        return values | ({"target": self.target.to_json()} if self.target.kind in (CLASSES, TOKEN_CLASS) else {})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Features:
@@ -57,6 +66,8 @@ class Features:
         for name in ("shape", "classes", "mean", "std", "feature_names", "image_size", "columns"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
+        if "target" in known:
+            known["target"] = Target.from_json(known["target"])
         return cls(**known)
 
 
@@ -75,20 +86,26 @@ class Dataset:
         path: the cache folder it lives in.
         texts: for text, split -> the texts themselves; of pairs, the first and the second ones; of one long text
             its documents.
+        layout: how examples become batches; None for texts that are not tokens yet.
     """
 
-    splits: dict[str, dict[str, np.ndarray]]
+    splits: dict[str, Columns]
     features: Features
     fingerprint: str
     info: dict[str, Any] = field(default_factory=dict)
     path: str = ""
     texts: dict[str, tuple[Texts, ...]] = field(default_factory=dict)
+    layout: Layout | None = None
+
+    @property
+    def batches(self) -> Layout:
+        """The layout, of data that has one."""
+        if self.layout is None:
+            raise ValueError("texts have no layout before they are tokens: prepare them with a tokenizer")
+        return self.layout
 
     def size(self, split: str) -> int:
         """Examples of a split; of one long text its windows, or without a tokenizer its documents."""
-        if self.features.kind != "stream":
-            return len(self.splits[split]["label"])
-        if not self.features.shape:
+        if self.layout is None:
             return len(self.texts[split][0])
-        tokens, block = len(self.splits[split]["inputs"]), self.features.shape[0]
-        return windows.count(tokens, block) if split == "train" else windows.in_order(tokens, block)
+        return self.layout.size(self.splits[split], training=split == "train")

@@ -5,6 +5,7 @@ Everything that is estimated is estimated on the training split alone.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -14,6 +15,7 @@ from bigctl.config import schema
 from bigctl.config.schema import Data
 from bigctl.data.dataset import SPLITS, Features
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.target import NUMBER
 from bigctl.data.text import encoding, tokenization
 from bigctl.data.text.encoding import Texts
 from bigctl.errors import DataError
@@ -46,7 +48,9 @@ def encode_examples(
         features = Features("table", (len(names),), decoded.classes, mean, std, encoder.to_json(), names)
     else:
         raise DataError(f"data of kind {decoded.kind!r} cannot be prepared")
-    kind = np.int32 if decoded.classes else np.float32
+    if decoded.target.kind != NUMBER:  # of which the features have the statistics already
+        features = dataclasses.replace(features, target=decoded.target)
+    kind = features.target.dtype
     arrays = {s: {"inputs": np.ascontiguousarray(inputs[s]), "label": labels[s].astype(kind)} for s in SPLITS}
     return features, arrays
 
@@ -66,7 +70,7 @@ def encode_texts(
         for number, name in enumerate(("text", "text_pair") if pairs else ("text",)):
             texts = Texts.of(columns[name].tolist())
             arrays[split] |= {f"text{number}": texts.content, f"text{number}_offsets": texts.offsets}
-        arrays[split]["label"] = columns["label"].astype(np.int32)
+        arrays[split]["label"] = columns["label"].astype(decoded.target.dtype)
     shape: tuple[int, ...] = ()
     described = None
     if tokenizer is not None:
@@ -93,6 +97,7 @@ def encode_texts(
         tokenizer=described,
         pairs=pairs,
         columns=tuple(names) if pairs else tuple(names[:1]),
+        target=decoded.target,
     )
     return features, arrays
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ import numpy as np
 from bigctl.config.schema import Data
 from bigctl.data import cache, catalog, encode, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
+from bigctl.data.layouts.windows import Windows
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.target import Target
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 from bigctl.files import disk_size
@@ -27,6 +30,7 @@ def prepare(
     rebuild: bool = False,
     tokenizer: tokenization.Spec | None = None,
     stored: Path | None = None,
+    batches: BatchOptions = NO_OPTIONS,
 ) -> Dataset:
     """The data set of a configuration, from the cache or newly decoded into it.
 
@@ -36,6 +40,7 @@ def prepare(
         rebuild: decode again even where a cache exists.
         tokenizer: how text becomes numbers; None leaves texts as they are.
         stored: the tokenizer.json that a run has made before, which is then used and none is made.
+        batches: what the experiment says about batches.
 
     Raises:
         DataError: if the data cannot be found, fetched, decoded or stored.
@@ -49,8 +54,8 @@ def prepare(
         if dataset is None:
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
-            _check_target(dataset.features.classes, regression)
-            return _in_windows(dataset, tokenizer)
+            _check_target(dataset.features.target, regression)
+            return _with_layout(dataset, batches)
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     if digest and tokenizer is not None:
@@ -59,7 +64,7 @@ def prepare(
     dataset = cache.read_dataset(folder)
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
-    return _in_windows(dataset, tokenizer)
+    return _with_layout(dataset, batches)
 
 
 def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokenization.Spec | None) -> None:
@@ -67,7 +72,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     decoded = catalog.reader(config).decode(config, regression)
     if config.deduplicate:
         decoded = _deduplicated(decoded)
-    _check_target(decoded.classes, regression)
+    _check_target(decoded.target, regression)
     if decoded.kind == "stream" and tokenizer is not None and not tokenizer.stream:
         raise DataError(
             "this is one long text, not texts that are examples",
@@ -91,23 +96,28 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     cache.write_dataset(folder, features, arrays, info, made.to_str(pretty=True) if made is not None else None)
 
 
-def _in_windows(dataset: Dataset, tokenizer: tokenization.Spec | None) -> Dataset:
-    """One long text as the windows that a model sees; the arrays on disk serve any length of them."""
-    if dataset.features.kind != "stream" or tokenizer is None or not tokenizer.block:
-        return dataset
+def _with_layout(dataset: Dataset, batches: BatchOptions) -> Dataset:
+    """The data as batches see it; the arrays on disk serve any length of windows."""
+    layout, features = choose_layout(dataset.features, dataset.splits, batches), dataset.features
+    if isinstance(layout, Windows):
+        _check_windows(dataset, layout.block)
+        features = dataclasses.replace(features, shape=(layout.block,))
+    return dataclasses.replace(dataset, features=features, layout=layout)
+
+
+def _check_windows(dataset: Dataset, block: int) -> None:
     for split, columns in dataset.splits.items():
-        length, least = len(columns["inputs"]), tokenizer.block + 1 if split == "train" else 2
+        length, least = len(columns["inputs"]), block + 1 if split == "train" else 2
         if length < least:
             raise DataError(
                 f"the {split} text has {length} tokens, {least} are needed for one window and its targets",
                 where=f"data.{split}",
                 hint="give more text, or a smaller recipe.block",
             )
-    return dataclasses.replace(dataset, features=dataclasses.replace(dataset.features, shape=(tokenizer.block,)))
 
 
-def _check_target(classes: Sequence[str] | None, regression: bool) -> None:
-    if regression and classes is not None:
+def _check_target(target: Target, regression: bool) -> None:
+    if regression and target.names:
         raise DataError(
             "model.head=regression needs a real-valued target, this data has classes",
             where="model.head",
@@ -153,18 +163,19 @@ def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any
     """What is found of texts that occur more than once, said on stderr where they cross splits."""
     from bigctl.data.text import duplicates
 
-    found = duplicates.report(by_split, decoded.classes)
+    found = duplicates.report(by_split, decoded.target)
     for note in found.get("notes", ()):
         print(f"data: {note}", file=sys.stderr)
     return {"duplicates": found}
 
 
 def _report_missing_classes(arrays: dict[str, Columns], features: Features) -> None:
-    if not features.classes:
+    target = features.target
+    if not target.names:
         return
-    counts = {split: np.bincount(arrays[split]["label"], minlength=features.num_classes) for split in SPLITS}
+    counts = {split: target.counts(arrays[split]["label"]) for split in SPLITS}
     for split in ("validation", "test"):
-        absent = [features.classes[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
+        absent = [target.names[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
         if absent:
             raise DataError(
                 f"class {absent[0]!r} is in the {split} split but not in the training split",

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.table_encoder import Numeric, TableEncoder
+from bigctl.data.target import CLASSES, NUMBER
 from bigctl.data.text.encoding import Texts
 
 Images = UInt8[np.ndarray, "n height width channels"]
@@ -37,8 +38,7 @@ class Column:
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Sizes, classes, features and statistics, JSON-serialisable."""
-    features = dataset.features
-    regression = features.classes is None and features.kind not in ("text", "stream")
+    features, target = dataset.features, dataset.features.target
     splits: dict[str, Any] = {}
     for split in SPLITS:
         if features.kind == "stream":
@@ -48,17 +48,19 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             continue
         labels = dataset.splits[split]["label"]
         splits[split] = {"examples": len(labels)}
-        if regression:
+        if target.kind == NUMBER:
             spread = {"min": labels.min(), "mean": labels.mean(dtype=np.float64), "max": labels.max()}
             splits[split]["target"] = {name: float(value) for name, value in spread.items()}
-        elif features.classes:
-            splits[split]["classes"] = np.bincount(labels, minlength=features.num_classes).tolist()
+        elif target.names:
+            splits[split]["classes"] = target.counts(labels).tolist()
+            if target.kind == CLASSES:
+                splits[split]["without_class"] = int((~labels.any(1)).sum())
         if features.kind == "text":
             splits[split] |= _lengths(dataset, split)
     return {
         "kind": features.kind,
         "splits": splits,
-        "classes": list(features.classes) if features.classes else None,
+        "classes": list(target.names) if target.names else None,
         "shape": list(features.shape),
         "feature_names": list(features.feature_names),
         "mean": list(features.mean),
@@ -101,8 +103,7 @@ def columns(dataset: Dataset, count: int = 5) -> list[Column]:
 
 def targets(dataset: Dataset, count: int = 5) -> list[str]:
     """The targets of the first training examples: class names, or numbers."""
-    labels, classes = dataset.splits["train"]["label"][:count].tolist(), dataset.features.classes
-    return [classes[label] if classes else f"{label:.4g}" for label in labels]
+    return [dataset.features.target.text(label) for label in dataset.splits["train"]["label"][:count]]
 
 
 # ------------------------------------------------------------------------------------------------------------- texts
@@ -111,9 +112,10 @@ def targets(dataset: Dataset, count: int = 5) -> list[str]:
 def _lengths(dataset: Dataset, split: str) -> dict[str, Any]:
     """How long the texts of a split are, those of a pair together; in tokens as they are after cutting."""
     found: dict[str, Any] = {"characters": _spread(sum(characters(texts) for texts in dataset.texts[split]))}
-    columns, count = dataset.splits[split], max(1, dataset.size(split))
-    if "offsets" in columns:
-        found["tokens"] = _spread(np.diff(columns["offsets"]))
+    lengths = dataset.layout.lengths(dataset.splits[split]) if dataset.layout is not None else None
+    if lengths is not None:
+        count = max(1, len(lengths))
+        found["tokens"] = _spread(lengths)
         found["cut"] = dataset.info["cut"][split] / count
         found["unknown"] = dataset.info["unknown_tokens"][split]
     return found
@@ -134,10 +136,10 @@ def _spread(lengths: Any) -> dict[str, float]:
 
 def first_texts(dataset: Dataset, *, classes: int = 10, each: int = 2) -> list[tuple[str, list[str]]]:
     """The first training texts of the first classes, as (class name, texts); pairs are joined by " | "."""
-    labels, known = dataset.splits["train"]["label"], dataset.features.classes
+    labels, target = dataset.splits["train"]["label"], dataset.features.target
     found = []
-    for number, name in enumerate((known or ("",))[:classes]):
-        rows = np.flatnonzero(labels == number)[:each].tolist()
+    for number, name in enumerate((target.names or ("",))[:classes]):
+        rows = target.rows(labels, number)[:each].tolist()
         found.append((name, [" | ".join(texts[row] for texts in dataset.texts["train"]) for row in rows]))
     return found
 
@@ -172,10 +174,10 @@ def _columns(c: str) -> int:
 
 def pick(dataset: Dataset, *, classes: int = 10, each: int = 8) -> list[tuple[str, Images]]:
     """Training images of the first classes, spread evenly over each, as (class name, uint8 [n, H, W, C])."""
-    split = dataset.splits["train"]
+    split, target = dataset.splits["train"], dataset.features.target
     picked = []
-    for number, name in enumerate((dataset.features.classes or ())[:classes]):
-        rows = np.flatnonzero(split["label"] == number)
+    for number, name in enumerate(target.names[:classes]):
+        rows = target.rows(split["label"], number)
         chosen = rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)]
         picked.append((name, np.asarray(split["inputs"][chosen])))
     return picked

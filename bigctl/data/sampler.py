@@ -47,18 +47,18 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
+class RowEvaluationPlan:
     """Every example exactly once, in order; the last batch is padded and masked."""
 
     num_examples: int
     batch_size: int
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pairs (indices int32 [batch_size], mask float32 [batch_size], 0 where an index only pads)."""
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, None]]:
+        """Triples (indices int32 [batch_size], mask float32 [batch_size], 0 where an index only pads, no length)."""
         for start in range(0, self.num_examples, self.batch_size):
             indices = np.arange(start, start + self.batch_size)
             mask = (indices < self.num_examples).astype(np.float32)
-            yield np.minimum(indices, self.num_examples - 1).astype(np.int32), mask
+            yield np.minimum(indices, self.num_examples - 1).astype(np.int32), mask, None
 
 
 def permutation(n: int, *keys: int) -> np.ndarray:

@@ -114,8 +114,8 @@ def _hold_out(
     kept, held = [], []
     purpose = SPLITS.index(split)
     for number, (name, rows) in enumerate(parts):
-        labels = source[name]["label"][rows]
-        groups = [labels == c for c in np.unique(labels)] if decoded.classes else [np.ones(len(rows), bool)]
+        strata = decoded.target.strata(source[name]["label"][rows])
+        groups = [strata == stratum for stratum in np.unique(strata)]
         chosen = np.zeros(len(rows), bool)
         for c, group in enumerate(groups):
             members = np.flatnonzero(group)

@@ -21,7 +21,7 @@ def report(config: Config) -> dict[str, Any]:
     from bigctl.engine.finish import count, devices
     from bigctl.parallel import mesh as meshes
     from bigctl.training import feed
-    from bigctl.training.checkpoints import store
+    from bigctl.training.checkpoints import arrays
 
     if config.train.compile_cache:
         experiments.use_compile_cache()
@@ -35,11 +35,11 @@ def report(config: Config) -> dict[str, Any]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared),
         experiment.task.example_shapes(config.train.batch_size),
     )
-    compiled = programs.step_sent.lower(state, examples, programs.numbers).compile()
+    compiled = programs.step_sent.lower(state, examples, programs.hparams).compile()
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}  # of the program of each device
     flops = cost["flops"] * programs.mesh.size if "flops" in cost else None
-    shardings = {name: str(leaf.sharding.spec) for name, leaf in store.flatten(state.params).items()}
+    shardings = {name: str(leaf.sharding.spec) for name, leaf in arrays.flatten(state.params).items()}
     per_device = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(state)
@@ -48,12 +48,12 @@ def report(config: Config) -> dict[str, Any]:
         "recipe": config.recipe.kind,
         "model": config.model.kind,
         "parameters": count(state.params),
-        "shapes": {name: list(leaf.shape) for name, leaf in store.flatten(state.params).items()},
+        "shapes": {name: list(leaf.shape) for name, leaf in arrays.flatten(state.params).items()},
         "sharding": shardings,
         "devices": devices(programs.mesh),
         "data": {split: dataset.size(split) for split in dataset.splits},
         "batch": {name: list(value.shape) for name, value in examples.items()},
-        "resident": feed.fits(columns, config),
+        "resident": feed.fits_on_device(columns, config),
         "steps": experiment.cadence.total,
         "state_bytes_per_device": per_device,
         "step_temporary_bytes": getattr(memory, "temp_size_in_bytes", None),

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from bigctl.cache_root import cache_root
 from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.target import CLASSES
 from bigctl.engine import resolve
 from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
@@ -22,10 +24,20 @@ from bigctl.parallel import partition
 from bigctl.runs import provenance
 from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
-from bigctl.training.step import Programs
+from bigctl.training.programs import Programs, compile_programs
 from bigctl.training.task import Task
 
 log = logging.getLogger("bigctl")
+
+
+class Shared(Protocol):
+    """What experiments of one process share: see `sweeps.packed`."""
+
+    def feed(self, experiment: Experiment) -> feeds.Feed | None:
+        """A feed in place of the experiment's own; None for its own."""
+
+    def evaluator(self, split: str, prefix: str) -> Evaluator:
+        """The evaluator of all of them."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +52,26 @@ class Experiment:
     metric: str
     mode: str
 
-    def feed(self) -> feeds.Feed:
-        """Where the batches of training come from."""
-        return feeds.make(self.programs, self.dataset.splits["train"], self.config)
+    shared: Shared | None = None
+    """What this experiment shares with others, and takes instead of its own."""
+
+    def feed(self, observe: feeds.Observer | None = None) -> feeds.Feed:
+        """Where the batches of training come from; `observe` is told what each step is given."""
+        layout, columns = self.dataset.batches, self.dataset.splits["train"]
+        if self.shared is not None and (feed := self.shared.feed(self)) is not None:
+            return feed
+        return feeds.make_feed(self.programs, layout, columns, self.config, observe)
 
     def evaluator(self, split: str, prefix: str) -> Evaluator:
         """How a split is scored; `prefix` is what its metrics' names begin with."""
-        edges = feeds.edges_of(self.dataset.splits["train"], self.config)
-        return Evaluator(self.programs, self.dataset.splits[split], self.config, prefix=prefix, edges=edges)
+        if self.shared is not None:
+            return self.shared.evaluator(split, prefix)
+        return Evaluator(self.programs, self.dataset.batches, self.dataset.splits[split], self.config, prefix=prefix)
+
+    def metric_names(self, prefix: str) -> list[str]:
+        """The numbers that an evaluation gives."""
+        extra = self.dataset.batches.extra_sums(self.dataset.splits["validation"])
+        return self.programs.metric_names(prefix, extra)
 
 
 def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -87,10 +111,11 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     meshes.check_model(mesh, config.model)
     task = make_task(config, dataset.features, dataset)
-    programs = Programs(config, task, mesh, when.total)
+    programs = compile_programs(config, task, mesh, when.total)
     _check_freeze(config, programs)
     metric = config.eval.metric or task.metric
-    known = programs.metric_names("val")
+    extra = dataset.batches.extra_sums(dataset.splits["validation"])
+    known = programs.metric_names("val", extra)
     if metric not in known:
         raise ConfigError(
             f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
@@ -114,7 +139,7 @@ def _check_freeze(config: schema.Config, programs: Programs) -> None:
 
 def rebuild(config: schema.Config, features: Features) -> Programs:
     """The programs of a trained run, from what it says of its data; the data itself is not touched."""
-    return Programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
+    return compile_programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
 
 
 def make_task(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Task:
@@ -124,8 +149,11 @@ def make_task(config: schema.Config, features: Features, dataset: Dataset | None
         ConfigError: if recipe, model and data do not fit each other.
     """
     counts = None
-    if dataset is not None and features.classes:
-        counts = np.bincount(dataset.splits["train"]["label"], minlength=features.num_classes)
+    if dataset is not None and features.target.names:
+        labels = dataset.splits["train"]["label"]
+        counts = features.target.counts(labels)
+        if features.target.kind == CLASSES:
+            counts = np.stack([len(labels) - counts, counts])
     return config.recipe.build(config, features, counts)
 
 

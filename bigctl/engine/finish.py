@@ -17,6 +17,7 @@ from bigctl.training import throughput
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.loop import Timings
 from bigctl.training.state import Progress, TrainState
+from bigctl.training.task import Task
 
 
 @dataclass
@@ -50,15 +51,16 @@ def write(
     if best and progress.best_step != progress.step and config.eval.test:  # else nothing is left to score
         state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
 
-    def score(split: str, prefix: str) -> dict[str, Any]:
+    def score(split: str, prefix: str, task: Task) -> dict[str, Any]:
         evaluator = experiment.evaluator(split, prefix)
-        return evaluator(experiment.programs.evaluation_weights(state), state.variables)
+        return evaluator(experiment.programs.evaluation_weights(state), state.variables, task)
 
     selected = (
-        progress.best_metrics if best else score("validation", "val")
+        progress.best_metrics if best else score("validation", "val", experiment.task)
     )  # those of another step would not be its own
     selected.pop("val/confusion", None)
-    test = score("test", "test") if config.eval.test else {}
+    task = experiment.task.decided({name: selected[f"val/{name}"] for name in experiment.task.carried})
+    test = score("test", "test", task) if config.eval.test else {}
     confusion = test.pop("test/confusion", None)
     metrics = {**selected, **test}
     timings = fitted.timings
@@ -71,13 +73,13 @@ def write(
         "step": progress.step,
         "epoch": progress.position / experiment.dataset.size("train"),
         "stopped": progress.stopped,
-        "skipped": int(fitted.state.guard.get("skipped", 0)),
+        "skipped": int(fitted.state.anomaly_state.get("skipped", 0)),
         "rewinds": progress.rewinds,
         "selected_step": progress.best_step if best else progress.step,
         "selected_by": experiment.metric,
         "metrics": metrics,
         "confusion": confusion,
-        "classes": list(experiment.dataset.features.classes or ()),
+        "classes": list(experiment.dataset.features.target.names),
         "parameters": count(state.params),
         "data": {
             "fingerprint": experiment.dataset.fingerprint,

@@ -8,6 +8,7 @@ from pathlib import Path
 from bigctl.config import schema
 from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
+from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError
 
@@ -28,8 +29,21 @@ def resolve(config: schema.Config) -> schema.Config:
 def prepare_data(config: schema.Config, stored: Path | None = None) -> Dataset:
     """The data of an experiment, texts as tokens; `stored` is the tokenizer.json that a run has already."""
     return prepare.prepare(
-        config.data, regression=config.is_regression, tokenizer=tokenizer_spec(config, stored), stored=stored
+        config.data,
+        regression=config.is_regression,
+        tokenizer=tokenizer_spec(config, stored),
+        stored=stored,
+        batches=batch_options(config),
     )
+
+
+def batch_options(config: schema.Config) -> BatchOptions:
+    """What an experiment says about batches of texts."""
+    options = BatchOptions(config.block or 0, config.train.batch_size)
+    bucketing = getattr(config.recipe, "bucketing", None)
+    if bucketing is None:
+        return options
+    return dataclasses.replace(options, shapes=bucketing.shapes, window=bucketing.window)
 
 
 def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> tokenization.Spec | None:
@@ -37,10 +51,6 @@ def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> tokeniz
     settings = config.tokenizer
     if settings is None:
         return None
-    return dataclasses.replace(_spec(config, settings, stored), block=config.block or 0)
-
-
-def _spec(config: schema.Config, settings: schema.StreamTokenizer, stored: Path | None) -> tokenization.Spec:
     if stored is not None and stored.is_file() and settings.type in ("pretrained", "file"):
         return tokenization.Spec(settings, stored)
     if settings.type != "pretrained" or config.model.init_from is None:

@@ -136,13 +136,14 @@ def _train(
 
     from bigctl.engine import experiment as experiments
     from bigctl.engine import finish
-    from bigctl.training.checkpoints.store import Checkpoints, shapes
+    from bigctl.training.checkpoints.arrays import shapes
+    from bigctl.training.checkpoints.store import Checkpoints
 
     if config.train.compile_cache:
         experiments.use_compile_cache()
     experiment = options.setup.build(config, dataset)
     if options.require:
-        names = experiment.programs.metric_names("val")
+        names = experiment.metric_names("val")
         tested = names if config.eval.test else ()
         gates.check_names(options.require, [*names, *(f"test/{name.removeprefix('val/')}" for name in tested)])
     if config.schedule.horizon is None:
@@ -286,7 +287,8 @@ def _fit(
 ) -> Any:
     from bigctl.engine import samples
     from bigctl.engine.finish import Fitted
-    from bigctl.training import divergence, throughput
+    from bigctl.training import rewind as rewinding
+    from bigctl.training import throughput
     from bigctl.training.loop import Hooks, Loop
     from bigctl.training.profile import Profiler
     from bigctl.training.tracking.writers import Console, JsonLines, TensorBoard
@@ -313,9 +315,11 @@ def _fit(
     sampler = samples.make(experiment, run.samples, console.say, resumed=resumed, leads=run.writes)
     kept: list[Any] = [*writers, *([sampler] if sampler is not None else [])]  # all that is cut back and closed
     flushed = [writer for writer in writers if isinstance(writer, JsonLines)]
+    observe = None
     if phases.begin() and run.writes:
-        kept.append(phases.Batches(experiment.programs, JsonLines(run.batches, step=resumed), step=resumed))
-        flushed.append(kept[-1].lines)
+        observe = phases.BatchDigests(JsonLines(run.batches, step=resumed), step=resumed)
+        kept.append(observe)
+        flushed.append(observe.lines)
 
     def flush() -> None:
         for stream in flushed:
@@ -331,7 +335,7 @@ def _fit(
 
     def rewind(progress: Any, bad: int) -> Any:
         abstract = experiment.programs.abstract_state
-        state, back = divergence.rewind(config.train.divergence, checkpoints, abstract, progress, bad)
+        state, back = rewinding.rewind(config.train.divergence, checkpoints, abstract, progress, bad)
         for writer in (*kept, *tracked):
             writer.cut(back.step)
         return state, back
@@ -339,7 +343,7 @@ def _fit(
     hooks.rewind = rewind
     if profiler is not None:
         hooks.before_dispatch = profiler.before_dispatch
-    feed = experiment.feed()
+    feed = experiment.feed(observe)
     loop = Loop(
         experiment.programs,
         feed,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigctl.data.dataset import Features
-from bigctl.data.layouts import ragged
-from bigctl.data.layouts.ragged import LengthEvaluationPlan
+from bigctl.data.layouts.ragged import LengthEvaluationPlan, Ragged
 from bigctl.data.text import encoding, tokenization
 from bigctl.errors import RunError
 from bigctl.runs.directory import RunDirectory
@@ -80,9 +79,8 @@ def text_batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Batches of some rows of a split, sorted by length: places in `rows` of those that are real, int [n], and the
     columns that a model takes, of one of two sizes and few lengths."""
-    lengths = ragged.lengths_of(columns)[rows]
-    edges = tuple(range(_MULTIPLE, longest, _MULTIPLE)) + (longest,)
-    plan = LengthEvaluationPlan(lengths, FEW if len(rows) <= FEW else BATCH, edges)
+    layout = Ragged((*range(_MULTIPLE, longest, _MULTIPLE), longest))
+    plan = LengthEvaluationPlan(layout.lengths(columns)[rows], FEW if len(rows) <= FEW else BATCH, layout.edges)
     columns = {name: columns[name] for name in ("inputs", "offsets", "segment_start")}
     for places, mask, length in plan.batches():
-        yield places[mask > 0], ragged.take(columns, rows[places], length)
+        yield places[mask > 0], layout.gather(columns, rows[places], length)

@@ -25,7 +25,8 @@ from bigctl.inference.text_batches import Text
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
 from bigctl.training.checkpoints.store import Checkpoints
-from bigctl.training.task import Batch, Record
+from bigctl.training.task import Batch, Judged, Record, Task
+from bigctl.training.tracking.writers import read_metrics
 
 BATCH = 256
 BLOCK = 1024
@@ -61,6 +62,7 @@ class TrainedRun:
     def __init__(self, run: RunDirectory, config: Config, features: Features, programs: Any, state: Any, step: int):
         self.run, self.config, self.features, self.step = run, config, features, step
         self._programs, self._state = programs, state
+        self._task: Task = programs.task.decided(_carried(run, step, programs.task.carried))
 
     @classmethod
     def load(cls, name: str, *, step: str | int = "best") -> TrainedRun:
@@ -89,7 +91,7 @@ class TrainedRun:
     @cached_property
     def model(self) -> Any:
         """The network itself, a flax `nnx.Module`."""
-        return self._programs.merge(self._weights, self._state.variables, self._programs.numbers)
+        return self._programs.merge(self._weights, self._state.variables)
 
     @property
     def params(self) -> Any:
@@ -124,13 +126,13 @@ class TrainedRun:
                 # pixels from 0 to 1 would be taken for black ones, and the answer would look like any other
                 raise ValueError(f"images are uint8, from 0 to 255; these are {inputs.dtype}")
             inputs = inputs.astype(np.uint8)
-        results = [np.empty((0, max(1, self.features.num_classes)), np.float32)]
+        results = []
         for start in range(0, len(inputs), BATCH):
             block = inputs[start : start + BATCH]
             padded = np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
             found = self._predict(self._weights, self._state.variables, {"inputs": padded})
             results.append(np.asarray(found)[: len(block)])
-        return np.concatenate(results)
+        return np.concatenate(results) if results else np.empty((0, self._outputs), np.float32)
 
     def _predict_texts(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
         """Class probabilities float32 [N, classes], and which texts were cut, bool [N]."""
@@ -146,10 +148,18 @@ class TrainedRun:
             (places, self._predict(self._weights, self._state.variables, batch))
             for places, batch in text_batches.text_batches(columns, rows, longest)
         ]
-        found = np.empty((len(rows), self.features.num_classes), np.float32)
+        found = np.empty((len(rows), self._outputs), np.float32)
         for places, values in given:
             found[places] = np.asarray(values)[: len(places)]
         return found
+
+    @property
+    def _outputs(self) -> int:
+        return max(1, len(self.features.target.names))
+
+    def judge(self, inputs: np.ndarray | Sequence[Text], labels: np.ndarray) -> list[Judged]:
+        """What the model says of some examples beside their labels. Raises as `predict` does."""
+        return self._task.judge(self.predict(inputs), labels)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -164,7 +174,7 @@ class TrainedRun:
             raise RunError(f"a run of recipe={kind} predicts no classes", where=str(self.run.path), hint=hint)
 
         def run(params: Any, variables: Any, batch: Batch) -> jax.Array:
-            return programs.task.predict(programs.merge(params, variables, programs.numbers), batch)
+            return programs.task.predict(programs.merge(params, variables), batch)
 
         return jax.jit(run)
 
@@ -195,7 +205,6 @@ class TrainedRun:
 
     def score(self, split: str = "test", *, errors: int = 0) -> Evaluation:
         """Metrics on a split of the run's own data, and so many of the worst errors. Raises as `evaluate` does."""
-        from bigctl.training import feed
         from bigctl.training.evaluation import Evaluator
 
         if self.features.tokenizer is not None:
@@ -208,16 +217,15 @@ class TrainedRun:
         if split not in dataset.splits:
             raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)
-        edges = feed.edges_of(dataset.splits["train"], self.config)
-        evaluator = Evaluator(self._programs, dataset.splits[split], self.config, prefix=prefix, edges=edges)
-        metrics = evaluator(self._weights, self._state.variables)
-        return Evaluation(metrics, self._worst(dataset, split, evaluator.examples, errors))
+        evaluator = Evaluator(self._programs, dataset.batches, dataset.splits[split], self.config, prefix=prefix)
+        found = evaluator.score(self._weights, self._state.variables, self._task)
+        return Evaluation(found.metrics, self._worst(dataset, split, found.examples, errors))
 
     def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[Record]:
         labels = dataset.splits[split].get("label")
         if labels is None or not count:
             return []
-        records = self._programs.task.errors(examples, labels, count)
+        records = self._task.errors(examples, labels, count)
         for record in records:
             texts = (each[record["row"]] for each in dataset.texts.get(split, ()))
             record |= dict(zip(("text", "text_pair"), texts, strict=False))
@@ -227,7 +235,7 @@ class TrainedRun:
         """One record a text: label and probability of each class; with `cut` where it was too long for the model."""
         probabilities, cut = self._predict_texts(texts)
         return [
-            {**self._programs.task.describe(values), **({"cut": True} if short else {})}
+            {**self._task.describe(values), **({"cut": True} if short else {})}
             for values, short in zip(probabilities, cut, strict=True)
         ]
 
@@ -250,7 +258,7 @@ class TrainedRun:
         table = self.features.kind == "table"
         for (file, number), values in zip(names, self._predict_arrays(np.concatenate(inputs)), strict=True):
             record: Record = {"file": file, "row": number} if table else {"file": file}
-            yield {**record, **self._programs.task.describe(values)}
+            yield {**record, **self._task.describe(values)}
 
     def _predict_text_files(self, files: Sequence[str | Path]) -> Iterator[Record]:
         contents = [(str(file), self._read_texts(Path(file))) for file in files]
@@ -286,8 +294,19 @@ class TrainedRun:
         return table.read_rows(file, table_encoder.TableEncoder.from_json(self.features.encoder))
 
 
+def _carried(run: RunDirectory, step: int, names: Sequence[str]) -> dict[str, float]:
+    """What the validation at a step, or the last one before it, found of some metrics."""
+    if not names:
+        return {}
+    before = [line for line in read_metrics(run.metrics) if line["step"] <= step]
+    found = {name: line[f"val/{name}"] for line in before for name in names if line.get(f"val/{name}") is not None}
+    if absent := [name for name in names if name not in found]:
+        log.warning("%s does not say the %s of step %d; it is taken for 0.5", run.metrics, absent[0], step)
+    return found
+
+
 def _on_one_device(config: Config) -> Config:
     """A trained model is used on one device, whatever mesh it was trained on."""
     import dataclasses
 
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1))
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **dict.fromkeys(config.mesh.axes, 1)))

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bigctl.config import schema
 from bigctl.errors import DataError
+from bigctl.models.architecture import BertArchitecture
 
 _MODULES = {
     "encoder/embeddings/token": "bert.embeddings.word_embeddings",
@@ -146,8 +146,8 @@ _REQUIRED = {
 """What must hold for a model to be the one here, and what holds where config.json does not say."""
 
 
-def architecture(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The keys of `schema.Bert` that a config.json decides.
+def read_architecture(config: Mapping[str, object], where: str) -> BertArchitecture:
+    """The architecture of the encoder that a config.json describes.
 
     Raises:
         DataError: if it lacks one of them, or describes another model than BERT (Devlin et al. 2019).
@@ -156,25 +156,24 @@ def architecture(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         found = config.get(name, default)
         if found != wanted:
             raise DataError(f"{name} is {found!r}; only {wanted!r} is supported", where=where, hint="choose a BERT")
-    result: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     for ours, theirs in _KEYS.items():
         value = config.get(theirs)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             found = "is missing" if theirs not in config else f"cannot be {value!r}"
             raise DataError(f"{theirs} {found}", where=where, hint="give the config.json that belongs to the weights")
-        result[ours] = value
+        sizes[ours] = value
     eps = config.get("layer_norm_eps", 1e-12)
     if isinstance(eps, bool) or not isinstance(eps, float | int) or not 0 <= eps < 1:
         raise DataError(f"layer_norm_eps cannot be {eps!r}", where=where)
-    return {**result, "eps": float(eps)}
+    return BertArchitecture(**sizes, eps=float(eps))
 
 
-def to_config(model: schema.Bert, *, vocab: int, pad: int) -> dict[str, Any]:
-    """What a config.json says of a model: the inverse of `architecture`, and the rates of dropout."""
+def to_config(model: BertArchitecture, *, pad: int) -> dict[str, Any]:
+    """What a config.json says of a model: the inverse of `read_architecture`, and the rates of dropout."""
     return {
         "model_type": "bert",
         **{theirs: getattr(model, ours) for ours, theirs in _KEYS.items()},
-        "vocab_size": vocab,
         "layer_norm_eps": model.eps,
         "hidden_act": "gelu",
         "position_embedding_type": "absolute",

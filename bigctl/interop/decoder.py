@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bigctl.config import schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop.tensors import Tensors
+from bigctl.models.architecture import GPT, LLAMA, DecoderArchitecture
 
-GPT, LLAMA = "gpt", "llama"
 MODEL_TYPES = {"gpt2": GPT, "llama": LLAMA}
 """What config.json calls the models that are known here."""
 
@@ -95,17 +94,17 @@ def place(parameter: str, model: str) -> Place:
     return Place(f"{module}.{last}", turned=leaf == "kernel")
 
 
-def parameters(model: schema.Decoder) -> list[str]:
-    """Paths of all parameters of a model as `transformers` has it."""
-    bias, gpt = bool(model.bias), model.kind == GPT
-    norm = ["scale", "bias"] if model.norm == "layer" else ["scale"]
+def parameter_names(kind: str, *, layers: int, bias: bool, tied: bool) -> list[str]:
+    """Paths of all parameters of a "gpt" or "llama" as `transformers` has them."""
+    gpt = kind == GPT
+    norm = ["scale", "bias"] if gpt else ["scale"]
     dense = ["kernel", "bias"] if gpt or bias else ["kernel"]
     names = ["token/embedding"] + (["position/embedding"] if gpt else [])
-    for i in range(model.layers or 0):
+    for i in range(layers):
         for module in _GPT_LAYER if gpt else _LLAMA_LAYER:
             names += [f"layers/{i}/{module}/{leaf}" for leaf in (norm if module.endswith("norm") else dense)]
     names += [f"final_norm/{leaf}" for leaf in norm]
-    return names if model.tied else [*names, "head/kernel"]
+    return names if tied else [*names, "head/kernel"]
 
 
 def plain_name(tensor: str, model: str) -> str:
@@ -120,30 +119,30 @@ def is_repetition(tensor: str, *, tied: bool) -> bool:
     return bool(buffers) or (tied and tensor.endswith("lm_head.weight"))
 
 
-def to_tensors(params: Mapping[str, np.ndarray], model: schema.Decoder, vocab: int) -> dict[str, np.ndarray]:
+def to_tensors(params: Mapping[str, np.ndarray], model: DecoderArchitecture) -> dict[str, np.ndarray]:
     """Parameters by path -> tensors as `transformers` names and lays them out, float32.
 
     What this model lacks and theirs has is filled in: biases of zeros, gains of ones. The padding is cut.
 
     Args:
         params: by path, all of a model that `exported_kind` gives a name to.
-        model: its architecture, whole.
-        vocab: rows of the embedding that are meant.
+        model: its architecture.
     """
-    target = exported_kind(model)
-    result: dict[str, list[np.ndarray] | np.ndarray] = {}
-    for name in parameters(_as(model, target)):
-        values = params.get(name)
-        if values is None:
-            values = _filler(name, params)
-        values = np.asarray(values, np.float32)
-        values = values[:vocab] if name == "token/embedding" else values[:, :vocab] if name == "head/kernel" else values
-        found = place(name, target)
+    kind = exported_kind(model)
+    whole: dict[str, np.ndarray] = {}
+    thirds: dict[str, list[np.ndarray]] = {}
+    for name in parameter_names(kind, layers=model.layers, bias=model.bias, tied=model.tied):
+        values = np.asarray(params[name] if name in params else _filler(name, params), np.float32)
+        if name == "token/embedding":
+            values = values[: model.vocab]
+        elif name == "head/kernel":
+            values = values[:, : model.vocab]
+        found = place(name, kind)
         if found.third is None:
-            result[found.tensor] = np.ascontiguousarray(values.T if found.turned else values)
+            whole[found.tensor] = np.ascontiguousarray(values.T if found.turned else values)
         else:
-            result.setdefault(found.tensor, []).append(values)  # type: ignore[union-attr]
-    return {n: np.concatenate(v, axis=-1) if isinstance(v, list) else v for n, v in result.items()}
+            thirds.setdefault(found.tensor, []).append(values)
+    return whole | {name: np.concatenate(parts, axis=-1) for name, parts in thirds.items()}
 
 
 def _filler(name: str, params: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -154,12 +153,7 @@ def _filler(name: str, params: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.zeros(params[f"{module}/kernel"].shape[1], np.float32)
 
 
-def _as(model: schema.Decoder, kind: str) -> Any:
-    cls = schema.Gpt if kind == GPT else schema.Llama
-    return cls(**{f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "kind"})
-
-
-def exported_kind(model: schema.Decoder) -> str:
+def exported_kind(model: DecoderArchitecture) -> str:
     """Which of "gpt" and "llama" of `transformers` computes what a model does.
 
     Raises:
@@ -167,7 +161,7 @@ def exported_kind(model: schema.Decoder) -> str:
     """
     if not model.qk_norm:
         if (model.position, model.norm) == ("learned", "layer") and model.activation != "swiglu":
-            if model.kv_heads in (None, model.heads):
+            if model.kv_heads == model.heads:
                 return GPT
         elif (model.position, model.norm, model.activation) == ("rope", "rms", "swiglu"):
             return LLAMA
@@ -196,8 +190,8 @@ class StoredTensors:
         self.file = self.tensors.file
         self.tied = tied
         names = {plain_name(name, kind): name for name in self.tensors.shapes}
-        model = (schema.Gpt if kind == GPT else schema.Llama)(layers=layers, bias=True, tied=tied).whole()
-        places = {path: place(path, kind) for path in parameters(model)}
+        paths = parameter_names(kind, layers=layers, bias=True, tied=tied)
+        places = {path: place(path, kind) for path in paths}
         self.places = {
             path: dataclasses.replace(found, tensor=names[found.tensor])
             for path, found in places.items()
@@ -208,7 +202,7 @@ class StoredTensors:
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: self.places[name].take(self.tensors.read(self.places[name].tensor)) for name in names}
 
-    def unused(self, taken: Mapping[str, Any]) -> list[str]:
+    def unused(self, taken: Iterable[str]) -> list[str]:
         used = {self.places[name].tensor for name in taken}
         return [n for n in self.tensors.shapes if n not in used and not is_repetition(n, tied=self.tied)]
 
@@ -245,8 +239,8 @@ _GPT_ACTIVATIONS = {
 _THEIR_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu2": "relu2"}
 
 
-def architecture(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """Kind of the model, and the keys of it that a config.json decides.
+def read_architecture(config: Mapping[str, object], where: str) -> tuple[str, DecoderArchitecture]:
+    """Kind of the model that a config.json describes, "gpt" or "llama", and its architecture.
 
     Raises:
         DataError: if it lacks one of them, or describes a model that is not the one here.
@@ -263,7 +257,7 @@ def architecture(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, 
     )
 
 
-def _gpt(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _gpt(config: Mapping[str, object], where: str) -> DecoderArchitecture:
     for name, allowed in _GPT_REQUIRED.items():
         _require(config, name, allowed, where)
     activation = config.get("activation_function", "gelu_new")
@@ -271,30 +265,26 @@ def _gpt(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise DataError(
             f"activation_function is {activation!r}", where=where, hint=f"known: {', '.join(_GPT_ACTIVATIONS)}"
         )
-    sizes = {ours: _size(config, theirs, where) for ours, theirs in _GPT_SIZES.items()}
+    sizes: dict[str, Any] = {ours: _size(config, theirs, where) for ours, theirs in _GPT_SIZES.items()}
     wide = 4 * sizes["width"] if config.get("n_inner") is None else _size(config, ("n_inner",), where)
     _divisible(sizes["width"], sizes["heads"], where)
-    return {
+    return DecoderArchitecture(
         **sizes,
-        "kv_heads": sizes["heads"],
-        "intermediate": wide,
-        "activation": _GPT_ACTIVATIONS[activation],
-        "bias": True,
-        "tied": config.get("tie_word_embeddings", True) is not False,
-        "eps": _number(config, "layer_norm_epsilon", 1e-5, where),
-        **_FIXED,
-        "position": "learned",
-        "norm": "layer",
-    }
+        kv_heads=sizes["heads"],
+        intermediate=wide,
+        position="learned",
+        norm="layer",
+        activation=_GPT_ACTIVATIONS[str(activation)],
+        bias=True,
+        tied=config.get("tie_word_embeddings", True) is not False,
+        eps=_number(config, "layer_norm_epsilon", 1e-5, where),
+    )
 
 
-_FIXED = {"norm_gain": True, "qk_norm": False}
-
-
-def _llama(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _llama(config: Mapping[str, object], where: str) -> DecoderArchitecture:
     _require(config, "hidden_act", ("silu", "swish"), where, default="silu")
     _require(config, "pretraining_tp", (1,), where)
-    sizes = {ours: _size(config, theirs, where) for ours, theirs in _LLAMA_SIZES.items()}
+    sizes: dict[str, Any] = {ours: _size(config, theirs, where) for ours, theirs in _LLAMA_SIZES.items()}
     groups = sizes["heads"]
     if config.get("num_key_value_heads") is not None:
         groups = _size(config, ("num_key_value_heads",), where)
@@ -308,37 +298,40 @@ def _llama(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise DataError(
             "attention_bias and mlp_bias differ", where=where, hint="only biases in all layers or none are supported"
         )
+    return DecoderArchitecture(
+        **sizes,
+        kv_heads=groups,
+        position="rope",
+        rope_theta=_rope_theta(config, where),
+        norm="rms",
+        activation="swiglu",
+        bias=bool(biases[0]),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        eps=_number(config, "rms_norm_eps", 1e-6, where),
+    )
+
+
+def _rope_theta(config: Mapping[str, object], where: str) -> float:
+    """The base of the wave lengths, where rope is not scaled."""
     rope = config.get("rope_parameters") or {}  # as transformers 5 writes it; before, rope_theta and rope_scaling
     scaling = config.get("rope_scaling") or rope
     kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, Mapping) else scaling
     if not isinstance(rope, Mapping) or kind != "default":
         raise DataError(f"rope of the type {kind!r} is not supported", where=where, hint="only the plain one is")
-    theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}
-    return {
-        **sizes,
-        "kv_heads": groups,
-        "rope_theta": _number(theta, "rope_theta", 10000.0, where, most=1e12),
-        "bias": bool(biases[0]),
-        "tied": bool(config.get("tie_word_embeddings", False)),
-        "eps": _number(config, "rms_norm_eps", 1e-6, where),
-        **_FIXED,
-        "position": "rope",
-        "norm": "rms",
-        "activation": "swiglu",
-    }
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    return _number({"rope_theta": theta}, "rope_theta", 10000.0, where, most=1e12)
 
 
-def to_config(model: schema.Decoder, *, vocab: int, special: Mapping[str, int]) -> dict[str, Any]:
-    """What a config.json says of a model: the inverse of `architecture`.
+def to_config(model: DecoderArchitecture, *, special: Mapping[str, int]) -> dict[str, Any]:
+    """What a config.json says of a model: the inverse of `read_architecture`.
 
     Args:
-        model: the architecture, whole.
-        vocab: rows of the embedding.
+        model: the architecture.
         special: numbers of "bos", "eos" and "pad", those that the tokenizer has.
     """
     kind = exported_kind(model)
     tokens = {f"{name}_token_id": special.get(name) for name in ("bos", "eos", "pad")}
-    shared = {**tokens, "vocab_size": vocab, "tie_word_embeddings": bool(model.tied), "dtype": "float32"}
+    shared = {**tokens, "vocab_size": model.vocab, "tie_word_embeddings": model.tied, "dtype": "float32"}
     if kind == GPT:
         return {
             "model_type": "gpt2",
@@ -346,7 +339,7 @@ def to_config(model: schema.Decoder, *, vocab: int, special: Mapping[str, int]) 
             **{names[0]: getattr(model, ours) for ours, names in _GPT_SIZES.items() if ours != "vocab"},
             "n_ctx": model.context,
             "n_inner": model.intermediate,
-            "activation_function": _THEIR_ACTIVATIONS[str(model.activation)],
+            "activation_function": _THEIR_ACTIVATIONS[model.activation],
             "layer_norm_epsilon": model.eps,
             **dict.fromkeys(("embd_pdrop", "resid_pdrop"), model.dropout),
             "attn_pdrop": 0.0,
@@ -360,19 +353,21 @@ def to_config(model: schema.Decoder, *, vocab: int, special: Mapping[str, int]) 
         "hidden_act": "silu",
         "rms_norm_eps": model.eps,
         "rope_theta": model.rope_theta,
-        "attention_bias": bool(model.bias),
-        "mlp_bias": bool(model.bias),
+        "attention_bias": model.bias,
+        "mlp_bias": model.bias,
         **shared,
     }
 
 
-def _require(config: Mapping[str, Any], name: str, allowed: tuple[Any, ...], where: str, default: Any = None) -> None:
+def _require(
+    config: Mapping[str, object], name: str, allowed: tuple[object, ...], where: str, default: object = None
+) -> None:
     found = config.get(name, allowed[0] if default is None else default)
     if found not in allowed:
         raise DataError(f"{name} is {found!r}; only {allowed[0]!r} is supported", where=where)
 
 
-def _size(config: Mapping[str, Any], names: tuple[str, ...], where: str) -> int:
+def _size(config: Mapping[str, object], names: tuple[str, ...], where: str) -> int:
     name = next((name for name in names if name in config), names[0])
     value = config.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -381,7 +376,7 @@ def _size(config: Mapping[str, Any], names: tuple[str, ...], where: str) -> int:
     return value
 
 
-def _number(config: Mapping[str, Any], name: str, default: float, where: str, most: float = 1.0) -> float:
+def _number(config: Mapping[str, object], name: str, default: float, where: str, most: float = 1.0) -> float:
     value = config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < most:
         raise DataError(f"{name} cannot be {value!r}", where=where)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ import numpy as np
 
 from bigctl.errors import DataError
 from bigctl.interop import vocabularies
-from bigctl.interop.llama2c import halves
+from bigctl.interop.llama2c import as_parameter
+from bigctl.models.architecture import DecoderArchitecture
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,7 +58,7 @@ class StoredGguf:
     Attributes:
         file: the file.
         metadata: what it says of itself.
-        architecture: keys of the model.
+        architecture: of the model.
         shapes: of its parameters, by path.
 
     Raises:
@@ -68,10 +69,9 @@ class StoredGguf:
         self.file = file
         reader = _Reader(file)
         self.metadata, self.tensors = reader.metadata, reader.tensors
-        self.architecture = _architecture(self.metadata, self.tensors, str(file))
-        self.depth = self.architecture["width"] // self.architecture["heads"]
+        self.architecture = _read_architecture(self.metadata, self.tensors, str(file))
         places = dict(_TOP)
-        for i in range(self.architecture["layers"]):
+        for i in range(self.architecture.layers):
             places |= {f"layers/{i}/{ours}": f"blk.{i}.{theirs}" for ours, theirs in _LAYER.items()}
         self.names = {ours: f"{name}.weight" for ours, name in places.items() if f"{name}.weight" in self.tensors}
         self.shapes = {
@@ -100,14 +100,9 @@ class StoredGguf:
                 where=str(self.file),
                 hint="take another quantisation, such as Q8_0 or Q4_K_M",
             ) from error
-        values = values.reshape(tensor.shape)
-        if not np.isfinite(values).all():
-            raise DataError(f"{name} holds values that are not finite", where=str(self.file), hint="fetch it again")
-        if name.endswith(("query/kernel", "key/kernel")):
-            values = halves(values, self.depth)
-        return values.T if name.endswith("/kernel") else values
+        return as_parameter(name, values.reshape(tensor.shape), self.architecture.depth, self.file)
 
-    def unused(self, taken: Mapping[str, Any]) -> list[str]:
+    def unused(self, taken: Iterable[str]) -> list[str]:
         used = {self.names[name] for name in taken}
         return [name for name in self.tensors if name not in used]
 
@@ -234,7 +229,7 @@ class _Reader:
         return DataError("is cut short or damaged", where=str(self.file), hint="fetch it again")
 
 
-def _architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> dict[str, Any]:
+def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> DecoderArchitecture:
     kind = metadata.get("general.architecture")
     if kind != "llama":
         raise DataError(f"holds a model of the kind {kind!r}", where=where, hint="only llama is supported")
@@ -263,16 +258,15 @@ def _architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], w
     depth = metadata.get("llama.attention.key_length", width // heads)
     if depth != width // heads or metadata.get("llama.rope.dimension_count", depth) != depth:
         raise DataError(f"has heads of {depth} features, not {width // heads}", where=where)
-    return {
+    eps = metadata.get("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    return DecoderArchitecture(
         **sizes,
-        "vocab": embedding.shape[0],
-        "position": "rope",
-        "rope_theta": float(metadata.get("llama.rope.freq_base", 10000.0)),
-        "norm": "rms",
-        "norm_gain": True,
-        "activation": "swiglu",
-        "bias": False,
-        "tied": "output.weight" not in tensors,
-        "qk_norm": False,
-        "eps": float(f"{metadata.get('llama.attention.layer_norm_rms_epsilon', 1e-5):.7g}"),  # as it was before float32
-    }
+        vocab=embedding.shape[0],
+        position="rope",
+        rope_theta=float(metadata.get("llama.rope.freq_base", 10000.0)),
+        norm="rms",
+        activation="swiglu",
+        bias=False,
+        tied="output.weight" not in tensors,
+        eps=float(f"{eps:.7g}"),  # as it was before float32
+    )

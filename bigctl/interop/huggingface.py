@@ -7,8 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,11 +17,13 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError, RunError
 from bigctl.interop import bert, decoder
 from bigctl.interop.tensors import WEIGHTS, read_json
-from bigctl.runs import generation_config
+from bigctl.models.architecture import (
+    BertArchitecture,
+    DecoderArchitecture,
+    bert_architecture,
+    decoder_architecture,
+)
 from bigctl.runs.generation_config import GenerationConfig
-
-if TYPE_CHECKING:
-    from bigctl.inference.trained import TrainedRun
 
 CODE = "modeling_bigctl.py"
 
@@ -33,7 +36,30 @@ _CLASSES = {
 }
 
 
-def export(trained: TrainedRun, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Export:
+    """What is exported of a trained model.
+
+    Attributes:
+        model: its configuration.
+        params: by path.
+        tokenizer: its tokenizer.json.
+        settings: what `data.tokenization.describe` says of that.
+        classes: class names in order; None for a model that predicts none.
+        generation_config: of a language model.
+        about: one line for the README: which run, which step.
+    """
+
+    model: schema.Model
+    params: Mapping[str, np.ndarray]
+    tokenizer: Path
+    settings: Mapping[str, Any]
+    classes: tuple[str, ...] | None = None
+    generation_config: GenerationConfig = GenerationConfig()
+    about: str = ""
+
+
+def export_model(trained: Export, folder: Path) -> Path:
     """Write a trained model as config.json, model.safetensors and tokenizer files; LoRA is merged into the layers.
 
     A decoder becomes a `GPT2LMHeadModel` or a `LlamaForCausalLM`, where one of them computes the same. Of BERT, a
@@ -43,34 +69,33 @@ def export(trained: TrainedRun, folder: Path) -> Path:
 
     Raises:
         ConfigError: if transformers has no such model, or the folder holds something already.
-        RunError: if the folder cannot be written, or the run has lost its tokenizer.
+        RunError: if the folder cannot be written.
     """
-    from bigctl.training.checkpoints.store import flatten
+    model, params = trained.model, trained.params
+    if model.implementation == schema.Decoder.implementation:
+        found = decoder_architecture(cast(schema.Decoder, model), len(_words(trained.tokenizer)))
+        return write_decoder(params, found, trained.tokenizer, trained.generation_config, folder, about=trained.about)
+    encoder = bert_architecture(cast(schema.Bert, model), len(params["encoder/embeddings/token/embedding"]))
+    if encoder.lora_rank:
+        params = bert.merge_lora(params, encoder.lora_alpha / encoder.lora_rank)
+    return write_bert(
+        params, encoder, trained.tokenizer, trained.settings, trained.classes, folder, about=trained.about
+    )
 
-    model = trained.config.model
-    if not isinstance(model, schema.Bert | schema.Decoder):
+
+def require_exportable(model: schema.Model, where: str) -> None:
+    """Raises ConfigError for a model that transformers has no class for, naming the run."""
+    if model.implementation not in (schema.Bert.implementation, schema.Decoder.implementation):
         raise ConfigError(
             f"transformers has no class for model={model.kind}; only bert, gpt and llama can be exported to it",
-            where=str(trained.run.path),
+            where=where,
             hint="bigctl.load(RUN).params gives the weights as arrays",
         )
-    tokenizer = trained.run.path / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise RunError("the run has lost its tokenizer.json", where=str(trained.run.path))
-    params = {name: np.asarray(values, np.float32) for name, values in flatten(trained.params).items()}
-    settings = dict(trained.features.tokenizer or {})
-    about = f"{trained.run.path.name}, step {trained.step}"
-    if isinstance(model, schema.Decoder):
-        found = generation_config.read_generation_config(trained.run, settings)
-        return write_decoder(params, model, tokenizer, found, folder, about=about)
-    if model.lora.rank:
-        params = bert.merge_lora(params, model.lora.alpha / model.lora.rank)
-    return write(params, model, tokenizer, settings, trained.features.classes, folder, about=about)
 
 
-def write(
+def write_bert(
     params: Mapping[str, np.ndarray],
-    model: schema.Bert,
+    model: BertArchitecture,
     tokenizer: Path,
     settings: Mapping[str, Any],
     classes: tuple[str, ...] | None,
@@ -82,7 +107,7 @@ def write(
 
     Args:
         params: by path, without LoRA; what they hold says which model it is.
-        model: the architecture, all of it given.
+        model: the architecture.
         tokenizer: its tokenizer.json.
         settings: what `data.tokenization.describe` says of it.
         classes: class names in order; None for a masked language model.
@@ -90,14 +115,13 @@ def write(
         about: one line for the README.
 
     Raises:
-        ConfigError, RunError: see `export`.
+        ConfigError, RunError: see `export_model`.
     """
     require_new(folder)
     described, words = read_json(tokenizer), _words(tokenizer)
     special = _special_tokens(words, settings)
-    vocab = len(params["encoder/embeddings/token/embedding"])
     config = {
-        **bert.to_config(model, vocab=vocab, pad=int(settings.get("pad", 0))),
+        **bert.to_config(model, pad=int(settings.get("pad", 0))),
         **_head(params, model, classes),
     }
     with _whole_or_nothing(folder) as partial:
@@ -114,7 +138,7 @@ def write(
 
 def write_decoder(
     params: Mapping[str, np.ndarray],
-    model: schema.Decoder,
+    model: DecoderArchitecture,
     tokenizer: Path,
     found: GenerationConfig,
     folder: Path,
@@ -124,16 +148,15 @@ def write_decoder(
     """Write a GPT-2 or a Llama as a folder for `transformers`: all of it, or nothing.
 
     Args:
-        params, tokenizer, folder, about: as for `write`.
-        model: the architecture, all sizes given.
+        params, tokenizer, folder, about: as for `write_bert`.
+        model: the architecture.
         found: what becomes of tokenizer_config.json and generation_config.json.
 
     Raises:
-        ConfigError, RunError: see `export`.
+        ConfigError, RunError: see `export_model`.
     """
     require_new(folder)
-    model, words = model.whole(), _words(tokenizer)
-    vocab = model.vocab or len(words)
+    words = _words(tokenizer)
     special = _special_tokens(words, found.special)
     named: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -144,9 +167,9 @@ def write_decoder(
     }
     if found.chat_template:
         named["chat_template"] = found.chat_template
-    config = decoder.to_config(model, vocab=vocab, special=found.special)
+    config = decoder.to_config(model, special=found.special)
     with _whole_or_nothing(folder) as partial:
-        _write_model(partial, config, decoder.to_tensors(params, model, vocab), tokenizer)
+        _write_model(partial, config, decoder.to_tensors(params, model), tokenizer)
         _write_json(partial / "tokenizer_config.json", named)
         _write_json(partial / "special_tokens_map.json", special)
         if len(found.ends) > 1:  # config.json names one
@@ -192,7 +215,7 @@ def require_new(folder: Path) -> None:
         raise ConfigError("exists already", where=str(folder), hint="give another --out, or remove it first")
 
 
-def _head(params: Mapping[str, Any], model: schema.Bert, classes: tuple[str, ...] | None) -> dict[str, Any]:
+def _head(params: Mapping[str, np.ndarray], model: BertArchitecture, classes: tuple[str, ...] | None) -> dict[str, Any]:
     """What config.json says of the part above the encoder."""
     if "decoder_bias" in params:
         return {"architectures": ["BertForMaskedLM"]}
@@ -233,7 +256,7 @@ def _tokenizer_config(described: Mapping[str, Any], settings: Mapping[str, Any])
     }
 
 
-def loading(config: Mapping[str, Any], folder: str) -> list[str]:
+def loading_lines(config: Mapping[str, Any], folder: str) -> list[str]:
     """Lines of Python that load an export."""
     name = _CLASSES.get(config["architectures"][0], "AutoModelForSequenceClassification")
     trust = ", trust_remote_code=True" if "auto_map" in config else ""
@@ -258,7 +281,7 @@ def _readme(config: Mapping[str, Any], settings: Mapping[str, Any], about: str) 
         "LlamaForCausalLM": "A language model in the form of Llama,",
     }
     kind = kinds.get(config["architectures"][0], "A BERT, classifier of texts,")
-    lines = [f"{kind} exported by bigctl from {about}.", "", "```python", *loading(config, "."), "```"]
+    lines = [f"{kind} exported by bigctl from {about}.", "", "```python", *loading_lines(config, "."), "```"]
     if "auto_map" in config:
         lines += ["", f"`{CODE}` beside the weights is the model's class; read it before you trust it."]
     if settings.get("truncate") == "head_tail":
@@ -266,5 +289,5 @@ def _readme(config: Mapping[str, Any], settings: Mapping[str, Any], about: str) 
     return "\n".join(lines) + "\n"
 
 
-def _write_json(file: Path, value: Any) -> None:
+def _write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bigctl.errors import DataError
 from bigctl.interop import vocabularies
+from bigctl.models.architecture import DecoderArchitecture
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +35,7 @@ class StoredLlama2c:
 
     Attributes:
         file: the file.
-        architecture: keys of the model.
+        architecture: of the model.
         shapes: of all parameters by path.
 
     Raises:
@@ -50,12 +51,11 @@ class StoredLlama2c:
             )
         width, wide, layers, heads, groups, vocab, context = sizes
         tied, vocab = vocab > 0, abs(vocab)
-        self.architecture: dict[str, Any] = {
-            "layers": layers, "width": width, "heads": heads, "kv_heads": groups, "intermediate": wide,
-            "context": context, "vocab": vocab, "position": "rope", "rope_theta": 10000.0, "norm": "rms",
-            "norm_gain": True, "activation": "swiglu", "bias": False, "tied": tied, "qk_norm": False, "eps": 1e-5,
-        }  # fmt: skip
-        self.depth = width // heads
+        self.architecture = DecoderArchitecture(
+            layers=layers, width=width, heads=heads, kv_heads=groups, intermediate=wide, context=context, vocab=vocab,
+            position="rope", norm="rms", activation="swiglu", bias=False, tied=tied, eps=1e-5,
+        )  # fmt: skip
+        self.depth = self.architecture.depth
         shared = groups * self.depth
         matrices = {
             "attention/query/kernel": (width, width), "attention/key/kernel": (shared, width),
@@ -90,14 +90,25 @@ class StoredLlama2c:
     def _read(self, name: str) -> np.ndarray:
         place, shape = self.stored[name]
         values = np.fromfile(self.file, "<f4", math.prod(shape), offset=place).reshape(shape).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise DataError(f"{name} holds values that are not finite", where=str(self.file), hint="fetch it again")
-        if name.endswith(("query/kernel", "key/kernel")):
-            values = halves(values, self.depth)
-        return values.T if name.endswith("/kernel") else values
+        return as_parameter(name, values, self.depth, self.file)
 
-    def unused(self, taken: Mapping[str, Any]) -> list[str]:
-        return [name for name in self.stored if name not in taken]
+    def unused(self, taken: Iterable[str]) -> list[str]:
+        used = set(taken)
+        return [name for name in self.stored if name not in used]
+
+
+def as_parameter(name: str, values: np.ndarray, depth: int, file: Path) -> np.ndarray:
+    """A tensor of llama2.c or llama.cpp, float32 as it is stored, in the layout here: kernels are [in, out], rope turns
+    features half a head apart.
+
+    Raises:
+        DataError: if it holds values that are not finite.
+    """
+    if not np.isfinite(values).all():
+        raise DataError(f"{name} holds values that are not finite", where=str(file), hint="fetch it again")
+    if name.endswith(("query/kernel", "key/kernel")):
+        values = halves(values, depth)
+    return values.T if name.endswith("/kernel") else values
 
 
 def halves(rows: np.ndarray, depth: int) -> np.ndarray:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -111,7 +111,7 @@ class Stored(Protocol):
 
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]: ...
 
-    def unused(self, taken: Mapping[str, Any]) -> list[str]: ...
+    def unused(self, taken: Iterable[str]) -> list[str]: ...
 
 
 def _stored(source: Source) -> Stored:
@@ -122,7 +122,7 @@ def _stored(source: Source) -> Stored:
     if source.format == "llama2c":
         return llama2c.StoredLlama2c(source.path)
     if source.model in DECODERS:
-        layers, tied = source.architecture["layers"], source.architecture["tied"]
+        layers, tied = int(source.architecture["layers"]), bool(source.architecture["tied"])
         return decoder.StoredTensors(source.path, source.model, layers, tied=tied)
     return _StoredFolder(source)
 
@@ -141,7 +141,7 @@ class _StoredFolder:
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: bert.turned(name, self.tensors.read(self.names[name])) for name in names}
 
-    def unused(self, taken: Mapping[str, Any]) -> list[str]:
+    def unused(self, taken: Iterable[str]) -> list[str]:
         used = {self.names[name] for name in taken}
         return [name for name in self.tensors.shapes if name not in used and not bert.is_repetition(name)]
 
@@ -170,10 +170,11 @@ class _StoredRun:
         layers = {name.rpartition("/")[0] for name in names}
         lora = [name for name in self.all if bert.is_lora(name) and name.rpartition("/")[0] in layers]
         wanted = [*names, *lora]
-        from bigctl.training.checkpoints.store import read_arrays
+        from bigctl.training.checkpoints.arrays import read_arrays
 
-        arrays = read_arrays(self.saved, [self.prefix + name for name in wanted])
+        arrays = read_arrays(self.saved.path, [self.prefix + name for name in wanted])
         return bert.merge_lora({name: arrays[self.prefix + name] for name in wanted}, self.scale)
 
-    def unused(self, taken: Mapping[str, Any]) -> list[str]:
-        return [name for name in self.shapes if name not in taken]
+    def unused(self, taken: Iterable[str]) -> list[str]:
+        used = set(taken)
+        return [name for name in self.shapes if name not in used]

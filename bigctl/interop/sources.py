@@ -17,6 +17,7 @@ from bigctl.data.sources import packaged
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
+from bigctl.models.architecture import GPT, LLAMA
 from bigctl.runs import directory, generation_config
 from bigctl.runs.generation_config import GenerationConfig
 
@@ -28,7 +29,7 @@ _HUB_FILES += ["tokenizer_config.json", "special_tokens_map.json", "generation_c
 _HUB_FILES += ["vocab.json", "merges.txt"]
 _FREE = {"bert": {"pool", "pooler", "lora"}, "lstm": {"pool"}, "mlp": {"head"}}
 """What a model may have otherwise than the run that it starts from, by kind."""
-DECODERS = (decoder.GPT, decoder.LLAMA)
+DECODERS = (GPT, LLAMA)
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
 
@@ -122,7 +123,7 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
         name=name,
         path=folder,
         model="bert",
-        architecture=bert.architecture(config, str(folder / "config.json")),
+        architecture=bert.read_architecture(config, str(folder / "config.json")).decided(),
         config=folder / "config.json",
         tokenizer=next((folder / f for f in ("tokenizer.json", "vocab.txt") if (folder / f).is_file()), None),
         lowercase=lowercase is not False,
@@ -132,7 +133,7 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
 
 def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any]) -> Source:
     """A GPT-2 or Llama of transformers."""
-    model, architecture = decoder.architecture(config, str(folder / "config.json"))
+    model, architecture = decoder.read_architecture(config, str(folder / "config.json"))
     settings, generation = (
         read_json(folder / file) if (folder / file).is_file() else {}
         for file in ("tokenizer_config.json", "generation_config.json")
@@ -148,7 +149,7 @@ def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any]) -> S
         name=name,
         path=folder,
         model=model,
-        architecture=architecture,
+        architecture=architecture.decided(),
         config=folder / "config.json",
         tokenizer=tokenizer if tokenizer.is_file() else _gpt2_tokenizer(folder),
         generation_config=GenerationConfig(
@@ -184,8 +185,8 @@ def _gguf(file: Path, kind: str, name: str) -> Source:
         kind=kind,
         name=name,
         path=file,
-        model=decoder.LLAMA,
-        architecture=stored.architecture,
+        model=LLAMA,
+        architecture=stored.architecture.decided(),
         config=file,
         tokenizer=vocabularies.store_tokenizer(stored.tokenizer()),
         format="gguf",
@@ -196,14 +197,14 @@ def _gguf(file: Path, kind: str, name: str) -> Source:
 def _llama2c(file: Path, name: str) -> Source:
     """A model of llama2.c; its tokenizer is the one tok*.bin, or tokenizer.bin, beside it."""
     stored = llama2c.StoredLlama2c(file)
-    size = stored.architecture["vocab"]
+    size = stored.architecture.vocab
     found = [file.parent / f for f in (f"tok{size}.bin", "tokenizer.bin") if (file.parent / f).is_file()]
     return Source(
         kind="folder",
         name=name,
         path=file,
-        model=decoder.LLAMA,
-        architecture=stored.architecture,
+        model=LLAMA,
+        architecture=stored.architecture.decided(),
         config=file,
         tokenizer=vocabularies.store_tokenizer(llama2c.read_tokenizer(found[0], size)) if found else None,
         format="llama2c",
@@ -220,13 +221,13 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
     model = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config)).model
     free = {"kind", "init_from", *_FREE.get(model.kind, ())}
     structural = [f.name for f in dataclasses.fields(model) if f.metadata.get("drift") == schema.STRUCTURAL]
-    whole = model.whole() if isinstance(model, schema.Decoder) else model
+    whole = model.with_defaults()
     architecture = {key: getattr(whole, key) for key in structural if key not in free}
     tokenizer = run.path / "tokenizer.json"
     features = run.record().get("data", {}).get("features", {})
     classes, words = features.get("classes"), features.get("tokenizer") or {}
-    if isinstance(model, schema.Decoder):  # the padded embedding does not tell
-        architecture["vocab"] = model.vocab or words.get("vocab_size")
+    if model.kind in DECODERS:  # the padded embedding does not tell
+        architecture["vocab"] = architecture["vocab"] or words.get("vocab_size")
     return Source(
         kind="run",
         name=name,

@@ -7,8 +7,6 @@ second text begins.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,30 +14,24 @@ from jaxtyping import Array, Float, Int
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.models.layers import QuickDropout, fold, matmul
-
-_ADAPTABLE = ("query", "key", "value", "output", "up", "down")
-_INIT = nnx.initializers.normal(0.02)
+from bigctl.models.architecture import BertArchitecture, bert_architecture
+from bigctl.models.layers import Dense, QuickDropout, Table, fold
 
 
-class Dense(nnx.Module):
-    """x @ kernel + bias; with a rank, plus x @ lora_a @ lora_b * alpha / rank (Hu et al. 2022).
+class AdaptedDense(Dense):
+    """A dense layer plus x @ lora_a @ lora_b * alpha / rank (Hu et al. 2022).
 
     `lora_b` starts as zeros, so that the start is the layer without it.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, rank: int = 0, alpha: float = 0.0, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_INIT(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
-        self.rank = rank
-        if rank:
-            self.lora_scale = alpha / rank
-            self.lora_a = nnx.Param(nnx.initializers.normal(1 / rank)(rngs.params(), (inputs, rank)))
-            self.lora_b = nnx.Param(jnp.zeros((rank, outputs)))
+    def __init__(self, inputs: int, outputs: int, *, rank: int, alpha: float, rngs: nnx.Rngs):
+        super().__init__(inputs, outputs, rngs=rngs)
+        self.lora_scale = alpha / rank
+        self.lora_a = nnx.Param(nnx.initializers.normal(1 / rank)(rngs.params(), (inputs, rank)))
+        self.lora_b = nnx.Param(jnp.zeros((rank, outputs)))
 
     def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
-        y = matmul(x, self.kernel[...]) + self.bias[...]
-        return y + (x @ self.lora_a[...]) @ self.lora_b[...] * self.lora_scale if self.rank else y
+        return super().__call__(x) + (x @ self.lora_a[...]) @ self.lora_b[...] * self.lora_scale
 
 
 class LayerNorm(nnx.Module):
@@ -57,22 +49,14 @@ class LayerNorm(nnx.Module):
         return normal.astype(x.dtype) * self.scale[...] + self.bias[...]
 
 
-class Table(nnx.Module):
-    """Rows of an embedding."""
-
-    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(_INIT(rngs.params(), (rows, width)))
-
-
 class Embeddings(nnx.Module):
     """Token + position + segment, normalised. Segment 1 is the second text."""
 
-    def __init__(self, config: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
-        width, positions = _given(config, "width"), _given(config, "positions")
-        self.token = Table(vocab_size, width, rngs=rngs)
-        self.position = Table(positions, width, rngs=rngs)
-        self.segment = Table(2, width, rngs=rngs)
-        self.norm = LayerNorm(width, config.eps)
+    def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
+        self.token = Table(config.vocab, config.width, rngs=rngs)
+        self.position = Table(config.positions, config.width, rngs=rngs)
+        self.segment = Table(2, config.width, rngs=rngs)
+        self.norm = LayerNorm(config.width, config.eps)
         self.dropout = QuickDropout(config.dropout)
 
     def __call__(
@@ -94,15 +78,8 @@ class Embeddings(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017) over the real tokens of each text."""
 
-    def __init__(self, config: schema.Bert, *, rngs: nnx.Rngs):
-        width = _given(config, "width")
-        self.heads = _given(config, "heads")
-        if width % self.heads:
-            raise ConfigError(
-                f"a width of {width} is not divisible by {self.heads} heads",
-                where="model.heads",
-                hint="choose model.width as a multiple of model.heads",
-            )
+    def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
+        width, self.heads = config.width, config.heads
         self.query, self.key, self.value, self.output = (
             _dense(config, name, width, width, rngs) for name in ("query", "key", "value", "output")
         )
@@ -124,8 +101,8 @@ class Attention(nnx.Module):
 class Layer(nnx.Module):
     """Attention, then the feed-forward part; each is added to its input, and the sum normalised."""
 
-    def __init__(self, config: schema.Bert, *, rngs: nnx.Rngs):
-        width, intermediate = _given(config, "width"), _given(config, "intermediate")
+    def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
+        width, intermediate = config.width, config.intermediate
         self.attention = Attention(config, rngs=rngs)
         self.attention_norm = LayerNorm(width, config.eps)
         self.up = _dense(config, "up", width, intermediate, rngs)
@@ -144,20 +121,9 @@ class Layer(nnx.Module):
 class Encoder(nnx.Module):
     """Embeddings and layers: token ids to one vector for each token."""
 
-    def __init__(self, config: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
-        if config.vocab is not None and config.vocab < vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {vocab_size} tokens, the embedding {config.vocab} rows",
-                where="model.vocab",
-                hint="use the tokenizer that belongs to the weights, or a larger model.vocab",
-            )
-        for name in config.lora.targets:
-            if name not in _ADAPTABLE:
-                raise ConfigError(
-                    f"no layer is called {name!r}", where="model.lora.targets", hint="known: " + ", ".join(_ADAPTABLE)
-                )
-        self.embeddings = Embeddings(config, config.vocab or vocab_size, rngs=rngs)
-        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(_given(config, "layers")))
+    def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))
 
     def __call__(
         self,
@@ -176,7 +142,7 @@ class BertClassifier(nnx.Module):
     """An encoder, one vector for each text, and a linear output.
 
     Args:
-        config: the architecture, all of it given by now.
+        given: the architecture, all sizes given by now.
         vocab_size: tokens of the tokenizer.
         outputs: number of logits.
 
@@ -187,9 +153,10 @@ class BertClassifier(nnx.Module):
 
     loops_on_cpu = False
 
-    def __init__(self, config: schema.Bert, vocab_size: int, outputs: int, *, rngs: nnx.Rngs):
-        width = _given(config, "width")
-        self.encoder = Encoder(config, vocab_size, rngs=rngs)
+    def __init__(self, given: schema.Bert, vocab_size: int, outputs: int, *, rngs: nnx.Rngs):
+        config = bert_architecture(given, vocab_size)
+        width = config.width
+        self.encoder = Encoder(config, rngs=rngs)
         self.pool = config.pool
         self.pooler = Dense(width, width, rngs=rngs) if config.pooler else None
         self.dropout = QuickDropout(config.dropout)
@@ -215,7 +182,7 @@ class BertMaskedLM(nnx.Module):
     """An encoder whose vectors say which token was there; the output weights are those of the token embedding.
 
     Args:
-        config: the architecture, all of it given by now.
+        given: the architecture, all sizes given by now.
         vocab_size: tokens of the tokenizer.
 
     Raises:
@@ -224,11 +191,11 @@ class BertMaskedLM(nnx.Module):
 
     loops_on_cpu = False
 
-    def __init__(self, config: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
-        width = _given(config, "width")
-        self.encoder = Encoder(config, vocab_size, rngs=rngs)
-        self.transform = Dense(width, width, rngs=rngs)
-        self.transform_norm = LayerNorm(width, config.eps)
+    def __init__(self, given: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
+        config = bert_architecture(given, vocab_size)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.transform = Dense(config.width, config.width, rngs=rngs)
+        self.transform_norm = LayerNorm(config.width, config.eps)
         self.decoder_bias = nnx.Param(jnp.zeros(len(self.encoder.embeddings.token.embedding[...])))
 
     def __call__(
@@ -254,19 +221,8 @@ def _mean(x: Float[Array, "batch length width"], lengths: Int[Array, " batch"]) 
     return (total / jnp.maximum(lengths, 1)[:, None]).astype(x.dtype)
 
 
-def _dense(config: schema.Bert, name: str, inputs: int, outputs: int, rngs: nnx.Rngs) -> Dense:
+def _dense(config: BertArchitecture, name: str, inputs: int, outputs: int, rngs: nnx.Rngs) -> Dense:
     """A layer of the encoder, with low-rank adaptation where its name is among the targets."""
-    rank = config.lora.rank if name in config.lora.targets else 0
-    return Dense(inputs, outputs, rank=rank, alpha=config.lora.alpha, rngs=rngs)
-
-
-def _given(config: schema.Bert, name: str) -> Any:
-    """A number of the architecture. Raises ConfigError where nothing has decided it."""
-    value = getattr(config, name)
-    if value is None:
-        raise ConfigError(
-            f"model.{name} is not given",
-            where=f"model.{name}",
-            hint="give it, or take an architecture from model.init_from, such as minilm",
-        )
-    return value
+    if config.lora_rank and name in config.lora_targets:
+        return AdaptedDense(inputs, outputs, rank=config.lora_rank, alpha=config.lora_alpha, rngs=rngs)
+    return Dense(inputs, outputs, rngs=rngs)

@@ -1,34 +1,30 @@
 """Decoders of text, GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023): each token sees those before it.
 
 Dimension names: batch, length (tokens in), width (of the residual stream), heads, groups (heads of keys and values),
-depth (width / heads), room (places in the cache), vocab (tokens, padded to a multiple of 128).
+depth (features of a head), room (places in the cache), vocab (tokens, padded to a multiple of 128).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.models.layers import QuickDropout, fold, matmul
+from bigctl.models.architecture import DecoderArchitecture, decoder_architecture
+from bigctl.models.attention import MASKED, cached_attention, causal_attention, rotated, write_to_cache
+from bigctl.models.layers import Dense, QuickDropout, Table, fold
 from bigctl.parallel import mesh as meshes
 
-MASKED = -1e30
-"""A score, or a logit, that counts for nothing; finite, so that it gives no NaN."""
-
 _STD = 0.02
-_FEW = 16  # texts
 _ONE_HOT = 1024  # tokens; the gradient of a smaller embedding is a product with one-hot rows
 
-Whole = Any
-"""A `schema.Decoder` of which nothing is null any more (but `vocab`)."""
 Cache = list[dict[str, Array]]
 """For each layer "key" and "value" [batch, groups, room, depth]."""
 
@@ -39,22 +35,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class Dense(nnx.Module):
-    """x @ kernel, + bias where there is one."""
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, std: float, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
-
-    def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
-        y = matmul(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...]
-
-
 class Norm(nnx.Module):
     """Layer normalisation (Ba et al. 2016), or by the root mean square alone (Zhang & Sennrich 2019); in float32."""
 
-    def __init__(self, config: Whole):
+    def __init__(self, config: DecoderArchitecture):
         self.centred, self.eps = config.norm == "layer", config.eps
         self.scale = nnx.Param(jnp.ones(config.width)) if config.norm_gain else None
         self.bias = nnx.Param(jnp.zeros(config.width)) if config.bias and self.centred else None
@@ -72,8 +56,8 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Causal self-attention; several heads may share their keys and values (Ainslie et al. 2023)."""
 
-    def __init__(self, config: Whole, *, rngs: nnx.Rngs):
-        self.heads, self.groups, self.depth = config.heads, config.kv_heads, config.width // config.heads
+    def __init__(self, config: DecoderArchitecture, *, rngs: nnx.Rngs):
+        self.heads, self.groups, self.depth = config.heads, config.kv_heads, config.depth
         self.theta = config.rope_theta if config.position == "rope" else None
         self.normalised, self.eps = config.qk_norm, config.eps
         width, shared, bias = config.width, self.groups * self.depth, config.bias
@@ -93,7 +77,7 @@ class Attention(nnx.Module):
         batch, length, _ = x.shape
         places = start[:, None] + jnp.arange(length)
         q, k, v = self._project(x, places)
-        cache = {name: _write(cache[name], new, start) for name, new in (("key", k), ("value", v))}
+        cache = {name: write_to_cache(cache[name], new, start) for name, new in (("key", k), ("value", v))}
         visible = jnp.arange(cache["key"].shape[2]) <= places[..., None]
         return self.output(cached_attention(q, cache["key"], cache["value"], visible).reshape(x.shape)), cache
 
@@ -113,7 +97,7 @@ class Attention(nnx.Module):
 class Layer(nnx.Module):
     """Attention, then the feed-forward part; each reads the normalised stream and adds to it."""
 
-    def __init__(self, config: Whole, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderArchitecture, *, rngs: nnx.Rngs):
         width, wide = config.width, config.intermediate
         self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
         self.attention = Attention(config, rngs=rngs)
@@ -138,19 +122,12 @@ class Layer(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
-class Table(nnx.Module):
-    """Rows of an embedding."""
-
-    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(_STD * jax.random.normal(rngs.params(), (rows, width)))
-
-
 class Head(nnx.Module):
     """The output's own weights."""
 
-    def __init__(self, config: Whole, vocab: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderArchitecture, *, rngs: nnx.Rngs):
         std = 0.0 if config.zero_init else _STD
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (config.width, vocab)))
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (config.width, config.padded_vocab)))
 
 
 class Decoder(nnx.Module):
@@ -173,18 +150,18 @@ class Decoder(nnx.Module):
     loops_on_cpu = True
 
     def __init__(self, given: schema.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
-        config = checked(given, vocab_size)
-        self.vocab_size: int = config.vocab or vocab_size
-        self.padded = -(-self.vocab_size // schema.VOCAB_MULTIPLE) * schema.VOCAB_MULTIPLE
-        self.context: int = config.context
+        config = decoder_architecture(given, vocab_size)
+        self.vocab_size, self.padded, self.context = config.vocab, config.padded_vocab, config.context
         self.remat, self.scan = config.remat, config.scan
-        self.groups, self.depth = config.kv_heads, config.width // config.heads
-        self.token = Table(self.padded, config.width, rngs=rngs)
-        self.position = Table(config.context, config.width, rngs=rngs) if config.position == "learned" else None
+        self.groups, self.depth = config.kv_heads, config.depth
+        self.token = Table(self.padded, config.width, std=_STD, rngs=rngs)
+        self.position = (
+            Table(config.context, config.width, std=_STD, rngs=rngs) if config.position == "learned" else None
+        )
         self.dropout = QuickDropout(config.dropout)
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))
         self.final_norm = Norm(config)
-        self.head = None if config.tied else Head(config, self.padded, rngs=rngs)
+        self.head = None if config.tied else Head(config, rngs=rngs)
 
     def __call__(
         self, tokens: Int[Array, "batch length"], *, key: Array | None = None
@@ -218,8 +195,8 @@ class Decoder(nnx.Module):
         stacked = None if keys[0] is None else jnp.stack(keys)  # type: ignore[arg-type]
         return jax.lax.scan(lambda x, inputs: (layer(inputs[0], x, inputs[1]), None), x, (states, stacked))[0]
 
-    def _rematerialised(self, structure: Any) -> Callable[[Any, Array, Array | None], Array]:
-        def layer(state: Any, x: Array, key: Array | None) -> Array:
+    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[[nnx.State, Array, Array | None], Array]:
+        def layer(state: nnx.State, x: Array, key: Array | None) -> Array:
             return nnx.merge(structure, state)(x, key)
 
         if self.remat == "none":
@@ -235,7 +212,7 @@ class Decoder(nnx.Module):
         """Logits of the next token, `MASKED` in the columns that only pad."""
         return masked_logits(hidden, self.head_kernel(), self.vocab_size)
 
-    def cache(self, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
         """An empty cache with room for texts of `length` tokens."""
         shape = (batch, self.groups, length, self.depth)
         return [{"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)} for _ in self.layers]
@@ -268,61 +245,6 @@ class Decoder(nnx.Module):
 def rms_norm(x: Float[Array, "*dims features"], eps: float) -> Float[Array, "*dims features"]:
     """x divided by the root of its mean square."""
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
-
-
-def rotated(
-    x: Float[Array, "batch length heads depth"], places: Int[Array, "*batch length"], theta: float
-) -> Float[Array, "batch length heads depth"]:
-    """Rotary positions (Su et al. 2021): feature i and i + depth / 2 are turned by place / theta^(2i / depth)."""
-    half = x.shape[-1] // 2
-    angles = places[..., None, None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def causal_attention(
-    q: Float[Array, "batch length heads depth"],
-    k: Float[Array, "batch length groups depth"],
-    v: Float[Array, "batch length groups depth"],
-) -> Float[Array, "batch length heads depth"]:
-    """softmax(q k^T / sqrt(depth)) v, each place over those up to itself."""
-    if jax.default_backend() != "cpu":
-        half = q.dtype in (jnp.bfloat16, jnp.float16) and jax.default_backend() == "gpu"
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn" if half else None)
-    places = jnp.arange(q.shape[1])
-    visible = places <= places[:, None]
-    return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
-
-
-def cached_attention(
-    q: Float[Array, "batch length heads depth"],
-    k: Float[Array, "batch groups room depth"],
-    v: Float[Array, "batch groups room depth"],
-    visible: Bool[Array, "*batch length room"],
-) -> Float[Array, "batch length heads depth"]:
-    """Attention over those places that each token may see; the softmax in float32."""
-    batch, length, heads, depth = q.shape
-    groups = k.shape[1]
-    q = q.reshape(batch, length, groups, heads // groups, depth)
-    scores = jnp.einsum("blghd,bgrd->bghlr", q, k).astype(jnp.float32) * depth**-0.5
-    scores = jnp.where(visible[..., None, None, :, :], scores, MASKED)
-    weights = jax.nn.softmax(scores).astype(q.dtype)
-    return jnp.einsum("bghlr,bgrd->blghd", weights, v).reshape(batch, length, heads, depth)
-
-
-def _write(
-    stored: Float[Array, "batch groups room depth"],
-    new: Float[Array, "batch length groups depth"],
-    start: Int[Array, " batch"],
-) -> Float[Array, "batch groups room depth"]:
-    """The cache with new entries from `start` on; of a few texts row by row, as a scatter is slow on CPU."""
-    rows = new.swapaxes(1, 2).astype(stored.dtype)
-    if len(rows) > _FEW:
-        return jax.vmap(lambda old, row, at: jax.lax.dynamic_update_slice(old, row, (0, at, 0)))(stored, rows, start)
-    for i in range(len(rows)):
-        stored = jax.lax.dynamic_update_slice(stored, rows[i : i + 1], (i, 0, start[i], 0))
-    return stored
 
 
 @jax.custom_vjp
@@ -360,43 +282,6 @@ def masked_logits(
     )
 
 
-def checked(given: schema.Decoder, vocab_size: int) -> Whole:
-    """The architecture with all numbers given. Raises ConfigError where one is missing, or two do not go together."""
-    for name in ("layers", "width", "heads", "context"):
-        if getattr(given, name) is None:
-            raise ConfigError(
-                f"model.{name} is not given",
-                where=f"model.{name}",
-                hint="give it, or take an architecture from model.init_from, such as smollm2",
-            )
-    config: Whole = given.whole()
-    if config.vocab is not None and config.vocab < vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {vocab_size} tokens, the embedding {config.vocab}",
-            where="model.vocab",
-            hint="use the tokenizer that belongs to the weights, or a larger model.vocab",
-        )
-    if config.width % config.heads:
-        raise ConfigError(
-            f"a width of {config.width} is not divisible by {config.heads} heads",
-            where="model.heads",
-            hint="choose model.width as a multiple of model.heads",
-        )
-    if config.heads % config.kv_heads:
-        raise ConfigError(
-            f"{config.heads} heads cannot be shared out over {config.kv_heads} heads of keys and values",
-            where="model.kv_heads",
-            hint="choose a divisor of model.heads",
-        )
-    if config.position == "rope" and config.width // config.heads % 2:
-        raise ConfigError(
-            f"heads of {config.width // config.heads} features cannot be rotated in pairs",
-            where="model.heads",
-            hint="choose model.width / model.heads as an even number, or model.position=learned",
-        )
-    return config
-
-
-def _residual_std(config: Whole) -> float:
+def _residual_std(config: DecoderArchitecture) -> float:
     """Of what is added to the stream, less the more often it is added to (Radford et al. 2019)."""
     return 0.0 if config.zero_init else _STD / math.sqrt(2 * config.layers)

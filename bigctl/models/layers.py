@@ -53,6 +53,25 @@ def _matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+class Dense(nnx.Module):
+    """x @ kernel, + bias where there is one; the kernel is drawn from a normal distribution."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, std: float = 0.02, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
+        y = matmul(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Table(nnx.Module):
+    """Rows of an embedding."""
+
+    def __init__(self, rows: int, width: int, *, std: float = 0.02, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(std * jax.random.normal(rngs.params(), (rows, width)))
+
+
 class Hyperparameter(nnx.Variable):
     """A number that the compiled step takes as an argument; `key` names its place in the configuration."""
 

@@ -1,16 +1,13 @@
-"""The devices as a mesh with named axes: `data` shares the batch, `fsdp` shares batch and parameters, `tensor` the
-parameters and the work of each layer on the same examples.
-
-`tensor` is the innermost axis, as its devices talk most: neighbours are joined best.
-"""
+"""The devices as a mesh with named axes, and what a program knows of the mesh that it is traced for."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -18,9 +15,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
+from bigctl.parallel.axes import BATCH_AXES, NAMES
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = AXES[:2]
+Tree = TypeVar("Tree")
 
 
 def make_mesh(config: schema.Mesh) -> Mesh:
@@ -29,8 +26,38 @@ def make_mesh(config: schema.Mesh) -> Mesh:
     Raises:
         ConfigError: if there are fewer devices than asked for, or they cannot be shared evenly.
     """
+    devices = _devices()
+    sizes = dict(config.axes)
+    rest = [name for name, size in sizes.items() if size == -1]
+    if rest:
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if len(devices) % fixed:
+            raise ConfigError(
+                f"{len(devices)} devices cannot be shared evenly by {fixed}", where="mesh", hint="choose a divisor"
+            )
+        sizes[rest[0]] = len(devices) // fixed
+    needed = math.prod(sizes.values())
+    if needed > len(devices):
+        raise ConfigError(
+            f"{_sizes_text(config.axes)} needs {needed} devices, there are {len(devices)}",
+            where="mesh",
+            hint="mesh=data uses all there are",
+        )
+    idle = {device.process_index for device in devices} - {device.process_index for device in devices[:needed]}
+    if idle:
+        raise ConfigError(
+            f"{_sizes_text(sizes)} leaves process {min(idle)} without a device",
+            where="mesh",
+            hint=f"mesh=data uses all {len(devices)} devices there are; or start fewer processes",
+        )
+    shape = tuple(sizes[name] for name in NAMES)
+    return jax.make_mesh(shape, NAMES, axis_types=(AxisType.Auto,) * len(NAMES), devices=devices[:needed])
+
+
+def _devices() -> list[jax.Device]:
+    """The devices of all processes. Raises ConfigError where there are none."""
     try:
-        devices = jax.devices()
+        return jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax asserts where JAX_PLATFORMS leaves it nothing
         asked = os.environ.get("JAX_PLATFORMS")
         text = str(error).strip().splitlines()
@@ -39,31 +66,10 @@ def make_mesh(config: schema.Mesh) -> Mesh:
             where=f"JAX_PLATFORMS={asked}" if asked else None,
             hint="unset it, or install for that device; `bigctl doctor` checks" if asked else "see `bigctl doctor`",
         ) from error
-    sizes = [config.axes[name] for name in AXES]
-    if -1 in sizes:
-        fixed = math.prod(size for size in sizes if size != -1)
-        if len(devices) % fixed:
-            raise ConfigError(
-                f"{len(devices)} devices cannot be shared evenly by {fixed}", where="mesh", hint="choose a divisor"
-            )
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    needed = math.prod(sizes)
-    if needed > len(devices):
-        raise ConfigError(
-            f"{' x '.join(f'mesh.{name}={size}' for name, size in config.axes.items())} needs {needed} devices, "
-            f"there are {len(devices)}",
-            where="mesh",
-            hint="mesh=data uses all there are",
-        )
-    idle = {device.process_index for device in devices} - {device.process_index for device in devices[:needed]}
-    if idle:
-        raise ConfigError(
-            f"{' x '.join(f'mesh.{name}={size}' for name, size in zip(AXES, sizes, strict=True))} leaves process "
-            f"{min(idle)} without a device",
-            where="mesh",
-            hint=f"mesh=data uses all {len(devices)} devices there are; or start fewer processes",
-        )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+
+
+def _sizes_text(sizes: dict[str, int]) -> str:
+    return " x ".join(f"mesh.{name}={size}" for name, size in sizes.items())
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
@@ -106,20 +112,57 @@ def put_batch(
     return batch
 
 
-def on_host(tree: Any) -> Any:
+def on_host(tree: Tree) -> Tree:
     """A tree of arrays on the host, whole, also where this process has only parts of them; called by all."""
     leaves = jax.tree.leaves(tree)
     if not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in leaves):
         tree = jax.jit(lambda tree: tree, out_shardings=replicated(leaves[0].sharding.mesh))(tree)
-    return jax.device_get(tree)
+    held: Tree = jax.device_get(tree)
+    return held
 
 
 # ------------------------------------------------------------------------------------------------ inside a program
 
 
-def used(mesh: Mesh) -> AbstractContextManager[Any]:
-    """What is traced in this context is for that mesh: `placed` and `shards_in_use` know it."""
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext()
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+_kernels: ContextVar[dict[str, str] | None] = ContextVar("kernels", default=None)
+
+
+@contextmanager
+def used(mesh: Mesh) -> Iterator[None]:
+    """What is traced in this context is for that mesh: `placed`, `shards_in_use` and `platform_in_use` know it."""
+    token = _platform.set(mesh.devices.flat[0].platform)
+    try:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext():
+            yield
+    finally:
+        _platform.reset(token)
+
+
+def platform_in_use() -> str | None:
+    """What the devices are that a program is traced for: "cpu", "gpu" or "tpu"; None outside of `used`.
+
+    Which kernel a layer uses follows from this, never from the machine that traces it: that may have other devices.
+    """
+    return _platform.get()
+
+
+@contextmanager
+def recorded_kernels() -> Iterator[dict[str, str]]:
+    """Kernels by what they compute, such as "attention", as the programs that are traced in this context use them."""
+    found: dict[str, str] = {}
+    token = _kernels.set(found)
+    try:
+        yield found
+    finally:
+        _kernels.reset(token)
+
+
+def record_kernel(purpose: str, kernel: str) -> None:
+    """Say which kernel is used, for `recorded_kernels`."""
+    found = _kernels.get()
+    if found is not None:
+        found[purpose] = kernel
 
 
 def placed(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -145,7 +188,7 @@ def shards_in_use() -> int:
 
 def _mesh_in_use() -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh if mesh.axis_names == AXES else None
+    return mesh if mesh.axis_names == NAMES else None
 
 
 # --------------------------------------------------------------------------------------------------------- checks
@@ -163,8 +206,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
 
 
 def check_model(mesh: Mesh, model: schema.Model) -> None:
-    """Raise ConfigError where the layers of a model cannot be shared out over the `tensor` axis."""
-    if mesh.shape["tensor"] == 1:
-        return
-    for where, message, hint in model.check_shared(mesh.shape["tensor"]):
-        raise ConfigError(message, where=where, hint=hint)
+    """Raise ConfigError where the layers of a model cannot be shared out over an axis."""
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in BATCH_AXES:
+            for where, message, hint in model.check_shared(str(axis), size):
+                raise ConfigError(message, where=where, hint=hint)

@@ -14,6 +14,7 @@ from bigctl.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from bigctl.data.dataset import Dataset
+    from bigctl.training.task import Judged
 
 LOOKED_AT = {"image": 1024, "table": 4096, "text": 64}
 """How many examples of the split are predicted to find the worst of: what takes seconds."""
@@ -83,24 +84,13 @@ def choose(run: RunDirectory, count: int) -> Examples:
         raise RunError("the data is not what the run was trained on", where=str(run.path))
     rows = np.arange(min(LOOKED_AT[features.kind], dataset.size("validation")))
     labels = np.asarray(dataset.splits["validation"]["label"][: len(rows)])
-    values = trained.predict(_inputs(dataset, rows))
-    if features.classes:
-        predicted = values.argmax(1)
-        loss = -np.log(np.maximum(values[rows, labels], 1e-12))
-        wrong = predicted != labels
-    else:
-        predicted, loss = values[:, 0], np.abs(values[:, 0] - labels)
-        wrong = np.zeros(len(rows), bool)
-    order = np.lexsort((rows if features.classes else -loss, np.where(wrong, -loss, 0.0), ~wrong))[:count]
+    judged = trained.judge(_inputs(dataset, rows), labels)
+    order = np.array(sorted(range(len(judged)), key=lambda row: _rank(judged[row]))[:count], int)
     columns, cells = _cells(dataset, order) if features.kind == "table" else ((), [()] * len(order))
     items = tuple(
         Example(
             row=int(row),
-            label=features.classes[int(labels[row])] if features.classes else f"{labels[row]:.4g}",
-            predicted=features.classes[int(predicted[row])] if features.classes else f"{predicted[row]:.4g}",
-            wrong=bool(wrong[row]),
-            probability=float(values[row].max()) if features.classes else None,
-            loss=float(loss[row]),
+            **vars(judged[row]),
             image=_picture(dataset.splits["validation"]["inputs"][row]) if features.kind == "image" else "",
             text="\n".join(texts[int(row)] for texts in dataset.texts.get("validation", ())),
             cells=own,
@@ -108,6 +98,12 @@ def choose(run: RunDirectory, count: int) -> Examples:
         for row, own in zip(order, cells, strict=True)
     )
     return Examples(features.kind, items, columns, len(rows), trained.step)
+
+
+def _rank(judged: Judged) -> tuple[bool, float]:
+    """Mistakes by loss, before the others in the order of the split; numbers, which are no mistakes, by loss."""
+    by_loss = judged.wrong or judged.probability is None
+    return (not judged.wrong, -judged.loss if by_loss else 0.0)
 
 
 def _inputs(dataset: Dataset, rows: np.ndarray) -> Any:

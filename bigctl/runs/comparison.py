@@ -89,7 +89,7 @@ def compare(expected: RunDirectory, found: RunDirectory) -> list[Comparison]:
 
 
 def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Iterator[Comparison]:
-    from bigctl.training.checkpoints.store import Saved, read_arrays  # with jax, which the rest here does without
+    from bigctl.training.checkpoints.arrays import read_arrays  # with jax, which the rest here does without
 
     name = f"{which} checkpoint"
     a, b = (_saved(run, which) for run in (expected, found))
@@ -102,7 +102,7 @@ def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Ite
         yield Comparison(name, difference=said)
         return
     yield compare_values(f"{name}: progress", a.meta, b.meta)
-    arrays_a, arrays_b = (read_arrays(saved, list(saved.meta["shapes"]), dtype=None) for saved in (a, b))
+    arrays_a, arrays_b = (read_arrays(saved.path, list(saved.meta["shapes"]), dtype=None) for saved in (a, b))
     parts = {_part(path) for path in (*arrays_a, *arrays_b)}
     for part in sorted(parts):
         sides = ({path: value for path, value in side.items() if _part(path) == part} for side in (arrays_a, arrays_b))

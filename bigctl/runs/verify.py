@@ -166,9 +166,9 @@ def _checkpoint(run: RunDirectory, step: int, report: Report, *, deep: bool) -> 
 
 def _load(folder: Path, meta: dict[str, Any]) -> int:
     """Load all arrays; gives their number. Raises RunError if one is not of the shape that meta.json says."""
-    from bigctl.training.checkpoints.store import Saved, read_arrays
+    from bigctl.training.checkpoints.arrays import read_arrays
 
-    arrays = read_arrays(Saved(folder, meta), list(meta["shapes"]))
+    arrays = read_arrays(folder, list(meta["shapes"]))
     for name, shape in meta["shapes"].items():
         if list(arrays[name].shape) != shape:
             raise RunError(f"{name} is {list(arrays[name].shape)} instead of {shape}", where=str(folder))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,82 +11,74 @@ import jax
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data.layouts import ragged
-from bigctl.data.layouts.windows import WindowEvaluationPlan, in_order
-from bigctl.data.sampler import EvaluationPlan
+from bigctl.data.layouts.layout import Columns, Layout
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
-from bigctl.training.step import Programs
+from bigctl.training.metrics import Sums
+from bigctl.training.programs import Programs
+from bigctl.training.state import Tree
+from bigctl.training.task import Task
 
-LARGEST_BATCH = 512
-LARGEST_TEXT_BATCH = 128
-LARGEST_WINDOWS = 2**14
-"""Tokens of a batch of windows."""
+
+@dataclass(frozen=True)
+class Scores:
+    """What came out.
+
+    Attributes:
+        metrics: by name, `val/accuracy` for one.
+        examples: values of each example by name, in the split's order.
+    """
+
+    metrics: dict[str, Any]
+    examples: dict[str, np.ndarray]
 
 
 class Evaluator:
-    """One split of a data set, ready to be scored again and again.
+    """One split of a data set, ready to be scored again and again, by trials that share it too.
 
     Args:
-        programs: the compiled programs.
+        programs: the compiled functions.
+        layout: how the split's examples become batches.
         columns: the split's arrays.
         config: the experiment.
         prefix: what metric names begin with: "val" or "test".
-        edges: the lengths that texts are padded to, those of training where it is known; None for what is no text.
-
-    Attributes:
-        examples: values of each example of the last evaluation, by name, in the split's order.
     """
 
-    def __init__(
-        self,
-        programs: Programs,
-        columns: feed.Columns,
-        config: schema.Config,
-        *,
-        prefix: str,
-        edges: tuple[int, ...] | None = None,
-    ):
-        self.programs, self.columns, self.prefix = programs, columns, prefix
-        self.examples: dict[str, np.ndarray] = {}
-        block = config.block
-        self.count = len(columns["label"]) if block is None else in_order(len(columns["inputs"]), block)
+    def __init__(self, programs: Programs, layout: Layout, columns: Columns, config: schema.Config, *, prefix: str):
+        self.programs, self.layout, self.columns, self.prefix = programs, layout, columns, prefix
+        self.count = layout.size(columns, training=False)
         shards = meshes.batch_shards(programs.mesh)
-        largest = LARGEST_BATCH if edges is None else LARGEST_TEXT_BATCH
-        if block is not None:
-            largest = max(1, LARGEST_WINDOWS // block)
-        size = config.eval.batch_size or min(self.count, largest)
-        size = -(-size // shards) * shards
-        self.plan: Any = EvaluationPlan(self.count, size)
-        if block is not None:
-            self.plan = WindowEvaluationPlan(len(columns["inputs"]), block, size)
-        elif edges is not None:
-            self.plan = ragged.LengthEvaluationPlan(ragged.lengths_of(columns), size, edges)
-        self.resident = feed.fits(columns, config)
-        self._arrays: dict[str, jax.Array] | None = None
+        self.plan = layout.evaluation_plan(columns, batch_size=config.eval.batch_size, shards=shards)
+        self.resident = feed.fits_on_device(columns, config)
+        self._arrays: Mapping[str, jax.Array] | None = None
 
-    def __call__(self, params: Any, variables: Any) -> dict[str, Any]:
-        """Metrics of these weights, named `prefix/...`."""
-        total: Any = None
-        each: list[tuple[np.ndarray, np.ndarray, Any]] = []
+    def __call__(self, params: Tree, variables: Tree, task: Task | None = None) -> dict[str, Any]:
+        """Metrics of these weights, named `prefix/...`; `task` where it is decided, see `Task.decided`."""
+        return self.score(params, variables, task).metrics
+
+    def score(self, params: Tree, variables: Tree, task: Task | None = None) -> Scores:
+        """Metrics of these weights, and values of each example."""
+        total: Sums | None = None
+        each: list[tuple[np.ndarray, np.ndarray, Sums]] = []
         for indices, mask, found in self._batches(params, variables):
             each.append((indices, mask, {name: found[name] for name in found if name.startswith(metrics.EACH)}))
             sums = {name: value for name, value in found.items() if not name.startswith(metrics.EACH)}
             total = sums if total is None else self.programs.add_sums(total, sums)
-        sums = {name: np.asarray(value) for name, value in jax.device_get(total).items()}
-        sums |= self._collected(each)
-        if "bytes" in self.columns:
-            sums[metrics.BYTES] = np.float64(self.columns["bytes"][0]) / len(self.columns["inputs"])
-        special = self.programs.task.metrics(sums)
-        return {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
+        sums = {name: np.asarray(value) for name, value in jax.device_get(total or {}).items()}
+        collected = self._collected(each)
+        sums |= {**collected, **self.layout.extra_sums(self.columns)}
+        special = (task or self.programs.task).metrics(sums)
+        named = {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
+        return Scores(named, {name.removeprefix(metrics.EACH): values for name, values in collected.items()})
 
-    def place(self) -> None:
-        """Bring the split onto the devices, if it fits and is not there yet."""
-        if self.resident and self._arrays is None:
-            self._arrays = feed.place(self.programs, self.columns)
+    def place(self) -> Mapping[str, jax.Array]:
+        """The split on the devices, brought there where it is not yet."""
+        if self._arrays is None:
+            self._arrays = feed.place_columns(self.programs.mesh, self.columns) if self.resident else {}
+        return self._arrays
 
-    def _collected(self, each: list[tuple[np.ndarray, np.ndarray, Any]]) -> dict[str, np.ndarray]:
-        """Values of each example, in the split's order; kept in `examples` without the prefix of their names."""
+    def _collected(self, each: list[tuple[np.ndarray, np.ndarray, Sums]]) -> dict[str, np.ndarray]:
+        """Values of each example, in the split's order."""
         found: dict[str, np.ndarray] = {}
         for indices, mask, values in each:
             real = mask > 0
@@ -92,19 +86,18 @@ class Evaluator:
                 if name not in found:
                     found[name] = np.zeros((self.count, *part.shape[1:]), part.dtype)
                 found[name][indices[real]] = part[real]
-        self.examples = {name.removeprefix(metrics.EACH): values for name, values in found.items()}
         return found
 
-    def _batches(self, params: Any, variables: Any) -> Any:
-        """Triples (indices, mask, what the program gives) of every batch."""
-        self.place()
-        where = meshes.batch_sharding(self.programs.mesh)
-        for indices, mask, *length in self.plan.batches():
+    def _batches(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
+        """Triples (indices, mask, sums) of every batch."""
+        programs, arrays = self.programs, self.place()
+        where = meshes.batch_sharding(programs.mesh)
+        for indices, mask, length in self.plan.batches():
             if self.resident:
-                found = self.programs.evaluate_resident(params, variables, self._arrays, indices, mask, *length)
-            else:
-                batch = meshes.put_batch(
-                    partial(feed.gather, self.columns, length=length[0] if length else None), indices, where
+                found = programs.evaluate_resident(
+                    params, variables, arrays, indices, mask, programs.hparams, self.layout, length
                 )
-                found = self.programs.evaluate_sent(params, variables, batch, meshes.put(mask, where))
+            else:
+                batch = meshes.put_batch(partial(self.layout.gather, self.columns, length=length), indices, where)
+                found = programs.evaluate_sent(params, variables, batch, meshes.put(mask, where), programs.hparams)
             yield indices, mask, found

@@ -6,23 +6,25 @@ import copy
 import queue
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from bigctl.config import schema
-from bigctl.data.layouts import ragged, windows
-from bigctl.data.layouts.ragged import LengthPlan
-from bigctl.data.layouts.windows import WindowPlan
-from bigctl.data.sampler import BatchPlan
+from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
+from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs
 from bigctl.training.state import TrainState
-from bigctl.training.step import LARGEST_LOOP, Programs
+from bigctl.training.task import Batch
 
-Columns = dict[str, np.ndarray]
+Observer = Callable[[Columns], None]
+"""Told, for each step that is dispatched and before it is, what the step is given: the columns of the batch, and of
+data on the devices its `indices`."""
 
 
 class Feed(Protocol):
@@ -39,61 +41,41 @@ class Feed(Protocol):
     def shape(self, position: int) -> int | None:
         """The length that the texts of the next batch are padded to, or of its windows; None for other examples."""
 
-    def program(self) -> Any:
+    def program(self) -> Compiled:
         """The compiled program in use, for its cost and its number of compilations."""
 
     def close(self) -> None: ...
 
 
-def make(programs: Programs, columns: Columns, config: schema.Config) -> Feed:
+def make_feed(
+    programs: Programs, layout: Layout, columns: Columns, config: schema.Config, observe: Observer | None = None
+) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
-    block, edges, plan = config.block, edges_of(columns, config), plan_of(columns, config)
-    if edges is not None and isinstance(plan, BatchPlan):
-        window = config.recipe.bucketing.window  # type: ignore[attr-defined]
-        batches: _Batches = LengthPlan(plan, ragged.lengths_of(columns), config.train.batch_size, edges, window)
-    else:
-        batches = Ahead(plan, config.train.batch_size, block)
-    if not fits(columns, config):
-        return SentFeed(programs, columns, batches, config)
-    arrays = place(programs, columns)
-    if edges is None and loops(programs, config):
-        return LoopFeed(programs, arrays, plan, config, block)
-    return ResidentFeed(programs, arrays, batches, config)
+    plan = training_plan(layout, columns, config)
+    if not fits_on_device(columns, config):
+        return SentFeed(programs, layout, columns, plan, config, observe)
+    arrays = place_columns(programs.mesh, columns)
+    if isinstance(plan, FixedPlan) and loops(programs.mesh, config):
+        return LoopFeed(programs, layout, arrays, plan, config, observe)
+    return ResidentFeed(programs, layout, arrays, plan, observe)
 
 
-def plan_of(columns: Columns, config: schema.Config) -> BatchPlan | WindowPlan:
-    """The order of the examples of a training split, or of its windows."""
-    frozen = config.train.batch_size if config.train.overfit_one_batch else 0
-    if config.block is not None:
-        return WindowPlan(len(columns["inputs"]), config.block, config.seed, frozen)
-    return BatchPlan(len(columns["label"]), config.seed, frozen)
+def training_plan(layout: Layout, columns: Columns, config: schema.Config) -> TrainingPlan:
+    """The batches of an experiment."""
+    train = config.train
+    return layout.training_plan(columns, batch_size=train.batch_size, seed=config.seed, frozen=train.overfit_one_batch)
 
 
-def edges_of(columns: Columns, config: schema.Config) -> tuple[int, ...] | None:
-    """The lengths that texts like those of a training split are padded to; None for what is no text."""
-    if "offsets" not in columns:
-        return None
-    shapes = config.recipe.bucketing.shapes  # type: ignore[attr-defined]
-    return ragged.edges(ragged.lengths_of(columns), config.train.batch_size, shapes)
-
-
-def gather(columns: Columns, indices: np.ndarray, length: int | None = None) -> Columns:
-    """A batch on the host: its texts padded to `length`, or windows of that length."""
-    if length is None:
-        return {name: values[indices] for name, values in columns.items()}
-    take = ragged.take if "offsets" in columns else windows.take
-    return take(columns, indices, length)
-
-
-def fits(columns: Columns, config: schema.Config) -> bool:
+def fits_on_device(columns: Columns, config: schema.Config) -> bool:
+    """Whether a split is kept on each device."""
     if any(len(values) >= 2**31 for values in columns.values()):  # which jax's int32 could not index
         return False
     return sum(values.nbytes for values in columns.values()) <= config.data.resident_mib * 2**20
 
 
-def place(programs: Programs, columns: Columns) -> dict[str, jax.Array]:
+def place_columns(mesh: Mesh, columns: Columns) -> Arrays:
     """Columns on every device of the mesh."""
-    where = meshes.replicated(programs.mesh)
+    where = meshes.replicated(mesh)
     return {name: meshes.put(_narrow(np.asarray(values)), where) for name, values in columns.items()}
 
 
@@ -102,65 +84,63 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int32) if values.dtype == np.int64 else values
 
 
-def loops(programs: Programs, config: schema.Config) -> bool:
+def loops(mesh: Mesh, config: schema.Config) -> bool:
     """Whether several steps go into one dispatch: wherever the model's code in a loop is as good as outside of one."""
     if config.train.steps_per_dispatch is not None:
         return config.train.steps_per_dispatch > 1
-    on_cpu = programs.mesh.devices.flat[0].platform == "cpu"
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return bool(getattr(config.model.implementing(), "loops_on_cpu", True)) if on_cpu else True
 
 
-class _Batches(Protocol):
-    """Which examples make up the batch at a position."""
+class _Resident:
+    """What both feeds on data on the devices have in common."""
 
-    def batch(self, position: int) -> tuple[np.ndarray, int | None]:
-        """Indices, or starts of windows, int [batch]; and the length that texts are padded to, or of the windows."""
-
-
-class Ahead:
-    """Indices at successive positions, out of blocks computed at once: a call to the plan costs what thousands of
-    indices do."""
-
-    def __init__(
-        self, plan: BatchPlan | WindowPlan, batch_size: int = 0, block: int | None = None, length: int = 2**14
-    ):
-        self.plan, self.batch_size, self.block, self.length = plan, batch_size, block, length
-        self._start, self._block = 0, np.empty(0, np.int32)
-
-    def __call__(self, position: int, count: int) -> np.ndarray:
-        offset = position - self._start
-        if not 0 <= offset <= len(self._block) - count:
-            self._start, self._block = position, self.plan.indices(position, max(count, self.length))
-            offset = 0
-        return self._block[offset : offset + count]
-
-    def batch(self, position: int) -> tuple[np.ndarray, int | None]:
-        return self(position, self.batch_size), self.block
-
-
-class ResidentFeed:
-    """One step a dispatch, on data that is on the devices; only indices travel."""
-
-    def __init__(self, programs: Programs, arrays: dict[str, jax.Array], batches: _Batches, config: schema.Config):
-        self.programs, self.arrays, self.batches = programs, arrays, batches
-        self.shapes = len(getattr(batches, "edges", (0,)))
+    def __init__(self, programs: Programs, layout: Layout, arrays: Arrays, observe: Observer | None):
+        self.programs, self.layout, self.arrays = programs, layout, arrays
         self.waited = 0.0
+        self._observe = observe
+        self._on_host: Columns = {}
 
-    def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
-        indices, length = self.batches.batch(position)
-        return self.programs.step_resident(state, self.arrays, indices, self.programs.numbers, length), 1
-
-    def shape(self, position: int) -> int | None:
-        return self.batches.batch(position)[1]
-
-    def program(self) -> Any:
-        return self.programs.step_resident
+    def _tell(self, indices: np.ndarray, length: int | None) -> None:
+        if self._observe is None:
+            return
+        if not self._on_host:
+            self._on_host = {name: np.asarray(values) for name, values in self.arrays.items()}
+        indices = np.asarray(indices)
+        self._observe({"indices": indices, **self.layout.gather(self._on_host, indices, length)})
 
     def close(self) -> None:
         pass
 
 
-class LoopFeed:
+class ResidentFeed(_Resident):
+    """One step a dispatch, on data that is on the devices; only indices travel."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        layout: Layout,
+        arrays: Arrays,
+        plan: TrainingPlan,
+        observe: Observer | None = None,
+    ):
+        super().__init__(programs, layout, arrays, observe)
+        self.plan, self.shapes = plan, len(plan.lengths)
+
+    def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
+        indices, length = self.plan.batch(position)
+        self._tell(indices, length)
+        programs = self.programs
+        return programs.step_resident(state, self.arrays, indices, programs.hparams, self.layout, length), 1
+
+    def shape(self, position: int) -> int | None:
+        return self.plan.batch(position)[1]
+
+    def program(self) -> Compiled:
+        return self.programs.step_resident
+
+
+class LoopFeed(_Resident):
     """Many steps a dispatch, about a second of them at most, on data that is on the devices."""
 
     shapes = 1
@@ -168,16 +148,16 @@ class LoopFeed:
     def __init__(
         self,
         programs: Programs,
-        arrays: dict[str, jax.Array],
-        plan: BatchPlan | WindowPlan,
+        layout: Layout,
+        arrays: Arrays,
+        plan: FixedPlan,
         config: schema.Config,
-        block: int | None = None,
+        observe: Observer | None = None,
     ):
-        self.programs, self.arrays, self.plan, self.block = programs, arrays, plan, block
+        super().__init__(programs, layout, arrays, observe)
+        self.plan = plan
         self.batch_size = config.train.batch_size
         self.largest = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP)
-        self.waited = 0.0
-        self._indices = Ahead(plan)
         self._length: int | None = config.train.steps_per_dispatch
         self._warm = False
 
@@ -186,13 +166,16 @@ class LoopFeed:
         # are grouped changes nothing in the result.
         count = min(limit, self.largest, self._length or 1)
         indices = np.zeros((LARGEST_LOOP, self.batch_size), np.int32)
-        indices[:count] = self._indices(position, count * self.batch_size).reshape(count, self.batch_size)
+        indices[:count] = self.plan.indices(position, count * self.batch_size).reshape(count, self.batch_size)
+        for each in indices[:count] if self._observe is not None else ():
+            self._tell(each, self.plan.length)
+        programs = self.programs
         timing = self._warm and self._length is None
         if timing:
             jax.block_until_ready(state)
         start = time.perf_counter()
-        state = self.programs.steps_resident(
-            state, self.arrays, indices, np.int32(count), self.programs.numbers, self.block
+        state = programs.steps_resident(
+            state, self.arrays, indices, np.int32(count), programs.hparams, self.layout, self.plan.length
         )
         if timing:
             jax.block_until_ready(state)
@@ -202,25 +185,32 @@ class LoopFeed:
         return state, count
 
     def shape(self, position: int) -> int | None:
-        return self.block
+        return self.plan.length
 
-    def program(self) -> Any:
+    def program(self) -> Compiled:
         return self.programs.steps_resident
-
-    def close(self) -> None:
-        pass
 
 
 class SentFeed:
     """One step a dispatch, on batches that a thread gathers from the memory-mapped arrays and sends ahead."""
 
-    def __init__(self, programs: Programs, columns: Columns, batches: _Batches, config: schema.Config, depth: int = 3):
-        self.programs, self.columns, self.batches = programs, columns, batches
-        self.shapes = len(getattr(batches, "edges", (0,)))
+    def __init__(
+        self,
+        programs: Programs,
+        layout: Layout,
+        columns: Columns,
+        plan: TrainingPlan,
+        config: schema.Config,
+        observe: Observer | None = None,
+        depth: int = 3,
+    ):
+        self.programs, self.layout, self.columns, self.plan = programs, layout, columns, plan
+        self.shapes = len(plan.lengths)
         self.batch_size = config.train.batch_size
         self.sharding = meshes.batch_sharding(programs.mesh)
         self.waited = 0.0
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
+        self._observe = observe
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._next: int | None = None
         self._thread: threading.Thread | None = None
@@ -234,10 +224,12 @@ class SentFeed:
         if isinstance(batch, BaseException):
             raise batch
         self._next = position + self.batch_size
-        return self.programs.step_sent(state, batch, self.programs.numbers), 1
+        if self._observe is not None:
+            self._observe({name: np.asarray(values) for name, values in batch.items()})
+        return self.programs.step_sent(state, batch, self.programs.hparams), 1
 
     def shape(self, position: int) -> int | None:
-        return self.batches.batch(position)[1] if self.shapes > 1 else None
+        return self.plan.batch(position)[1] if self.shapes > 1 else None
 
     def _restart(self, position: int) -> None:
         self.close()
@@ -248,10 +240,12 @@ class SentFeed:
 
     def _produce(self, position: int) -> None:
         try:
-            batches = copy.copy(self.batches)  # a cursor of this thread's own
+            plan = copy.copy(self.plan)  # a cursor of this thread's own
             while not self._stop.is_set():
-                indices, length = batches.batch(position)
-                batch = meshes.put_batch(partial(gather, self.columns, length=length), indices, self.sharding)
+                indices, length = plan.batch(position)
+                batch = meshes.put_batch(
+                    partial(self.layout.gather, self.columns, length=length), indices, self.sharding
+                )
                 position += self.batch_size
                 while not self._stop.is_set():
                     try:
@@ -262,7 +256,7 @@ class SentFeed:
         except BaseException as error:
             self._queue.put(error)
 
-    def program(self) -> Any:
+    def program(self) -> Compiled:
         return self.programs.step_sent
 
     def close(self) -> None:

@@ -20,12 +20,13 @@ from bigctl.config import schema
 from bigctl.config.cadence import Cadence
 from bigctl.errors import Diverged, TrainingFailed
 from bigctl.optim import schedules
-from bigctl.training import divergence, metrics, phases
+from bigctl.training import divergence, metrics, phases, rewind
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
+from bigctl.training.metrics import Sums
+from bigctl.training.programs import LARGEST_LOOP, Programs
 from bigctl.training.signals import StopRequest
 from bigctl.training.state import Progress, TrainState
-from bigctl.training.step import LARGEST_LOOP, Programs
 from bigctl.training.stopping import SharedStop
 from bigctl.training.throughput import Rates
 
@@ -56,8 +57,8 @@ class Timings:
 class _PendingLog:
     step: int
     position: int
-    sums: Any
-    bad_step: Any
+    sums: Sums
+    bad_step: jax.Array
     rewinds: int
     done: Future[float]
     besides: float
@@ -73,7 +74,7 @@ class Hooks:
         flush: metrics onto the disk, before a checkpoint counts on them.
         warn: a sentence for the user.
         sample: (state, step): show what the model can do so far.
-        rewind: (progress, bad step) -> the state of a checkpoint and its progress, see `divergence.rewind`; what was
+        rewind: (progress, bad step) -> the state of a checkpoint and its progress, see `rewind.rewind`; what was
             written since is taken back.
         before_dispatch: (step, state) -> how many steps the next dispatch may take at most.
     """
@@ -138,7 +139,7 @@ class Loop:
         batch_size = self.config.train.batch_size
         self._mark = (start, 0.0, progress.position)
         if self.rule.policy == "rewind" and not progress.anchors:
-            divergence.set_anchor(progress, best=self.config.checkpoint.best)
+            rewind.set_anchor(progress, best=self.config.checkpoint.best)
             if progress.step == 0:
                 state = self._save(state, progress)
         asked = self.stop.reached(0)
@@ -255,7 +256,7 @@ class Loop:
         self._check_finite(bad_step)
         start = time.perf_counter()
         if self.rule.policy == "rewind" and progress.step % self.cadence.save == 0:
-            divergence.set_anchor(progress, best=self.config.checkpoint.best)
+            rewind.set_anchor(progress, best=self.config.checkpoint.best)
         self.hooks.flush()
         self.hooks.save(state, progress)
         self.timings.checkpoint += time.perf_counter() - start
@@ -297,7 +298,7 @@ class Loop:
     def _epoch(self, position: int) -> float:
         return round(position / self.examples_per_epoch, 6)
 
-    def _compile_time(self, name: str) -> Any:
+    def _compile_time(self, name: str) -> _FirstCall:
         """The first call of a program compiles it; its time is no training time."""
         return _FirstCall(self, name)
 

@@ -15,8 +15,6 @@ import numpy as np
 
 Sums = dict[str, Any]
 
-BYTES = "bytes_per_token"
-"""Names, among the sums of an evaluation of one long text, the bytes in UTF-8 that a token of it stands for, []."""
 EACH = "each/"
 """Begins the names of what an evaluation gives of every example, float32 or int32 [batch], which is not added up."""
 

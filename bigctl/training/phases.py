@@ -1,4 +1,4 @@
-"""What a training process tells a rehearsal of crashes about itself: what it is doing now, and what it trained on.
+"""What a training process tells a crash test about itself: what it is doing now, and what it trained on.
 
 Off, and free, unless the variable BIGCTL_WITNESS names a file. That file then holds one line of fixed length: what goes
 on, whether a checkpoint is being saved besides, and the step. After SIGKILL it is as the process left it. And the run
@@ -11,12 +11,13 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from bigctl.training.tracking.writers import JsonLines
 
 VARIABLE = "BIGCTL_WITNESS"
 START, STEP, EVAL, SAVE, END = PHASES = ("start-up", "step", "eval", "save", "end")
@@ -100,22 +101,20 @@ def read(path: Path) -> Moment:
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
-class Batches:
-    """Notes in `lines` what every call of the training programs is given.
+class BatchDigests:
+    """An observer of a feed that notes in `lines` what every step is given.
 
     Args:
-        programs: a `training.step.Programs`, whose step programs are replaced by ones that take note.
-        lines: a `writers.JsonLines`.
+        lines: of `batches.jsonl`.
         step: updates done so far.
     """
 
-    def __init__(self, programs: Any, lines: Any, *, step: int):
+    def __init__(self, lines: JsonLines, *, step: int):
         self.lines, self.step = lines, step
-        self._host: tuple[Any, dict[str, np.ndarray]] = (None, {})
-        for name, note in (
-            ("step_resident", self._one), ("steps_resident", self._many), ("step_sent", self._sent),
-        ):  # fmt: skip
-            setattr(programs, name, _Noting(getattr(programs, name), note))
+
+    def __call__(self, given: Mapping[str, np.ndarray]) -> None:
+        self.step += 1
+        self.lines.write(self.step, {"sha256": digest(given)})
 
     def cut(self, step: int) -> None:
         self.step = step
@@ -124,44 +123,8 @@ class Batches:
     def close(self) -> None:
         self.lines.close()
 
-    def _one(self, arrays: Any, indices: Any, numbers: Any, length: int | None) -> None:
-        self._write(arrays, indices, length)
 
-    def _many(self, arrays: Any, indices: Any, count: Any, numbers: Any, length: int | None) -> None:
-        for each in np.asarray(indices)[: int(count)]:
-            self._write(arrays, each, length)
-
-    def _sent(self, batch: Any, numbers: Any) -> None:
-        self._note(digest({name: np.asarray(values) for name, values in batch.items()}))
-
-    def _write(self, arrays: Any, indices: Any, length: int | None) -> None:
-        from bigctl.training.feed import gather
-
-        if self._host[0] is not arrays:
-            self._host = (arrays, {name: np.asarray(values) for name, values in arrays.items()})
-        indices = np.asarray(indices)
-        self._note(digest({"indices": indices, **gather(self._host[1], indices, length)}))
-
-    def _note(self, found: str) -> None:
-        self.step += 1
-        self.lines.write(self.step, {"sha256": found})
-
-
-class _Noting:
-    """A compiled program that tells `note` its arguments, without the state, before it runs."""
-
-    def __init__(self, program: Any, note: Any):
-        self._program, self._note = program, note
-
-    def __call__(self, state: Any, *arguments: Any) -> Any:
-        self._note(*arguments)
-        return self._program(state, *arguments)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._program, name)
-
-
-def digest(columns: dict[str, np.ndarray]) -> str:
+def digest(columns: Mapping[str, np.ndarray]) -> str:
     """sha256 of named arrays: names, dtypes, shapes and every byte."""
     found = hashlib.sha256()
     for name, values in sorted(columns.items()):

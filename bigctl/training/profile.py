@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from bigctl.training.step import LARGEST_LOOP
+from bigctl.training.programs import LARGEST_LOOP
 
 STEPS = 20
 

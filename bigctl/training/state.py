@@ -25,7 +25,8 @@ class TrainState:
         ema: averaged weights, or an empty dict.
         sums: training metrics since the last log.
         bad_step: the first step that the host must act on, see `divergence`, or -1, int32 [].
-        guard: what the judgement of later steps depends on, see `divergence.new_guard`; often an empty dict.
+        anomaly_state: what the judgement of later steps depends on, see `divergence.new_anomaly_state`; often an empty
+            dict.
     """
 
     step: jax.Array
@@ -35,7 +36,7 @@ class TrainState:
     ema: Tree
     sums: Tree
     bad_step: jax.Array
-    guard: Tree
+    anomaly_state: Tree
 
 
 @dataclass

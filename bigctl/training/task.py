@@ -8,7 +8,8 @@ large and which small stands with the recipe's keys (`schema.Recipe.metrics`), w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -23,12 +24,32 @@ Record = dict[str, Any]
 """What is said of one example, JSON-serialisable."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A prediction beside what is true.
+
+    Attributes:
+        label, predicted: for people.
+        wrong: whether they differ; never where there is no right or wrong, as of numbers.
+        loss: by which mistakes are ranked.
+        probability: of what was predicted; None where there is none.
+    """
+
+    label: str
+    predicted: str
+    wrong: bool
+    loss: float
+    probability: float | None = None
+
+
 class Task:
     """One kind of experiment.
 
     Attributes:
         metric: what selects the best checkpoint unless `eval.metric` does, such as "val/accuracy".
         frozen: patterns of the paths of parameters that are not trained, besides those of `optimizer.freeze`.
+        carried: metrics of the validation split, without prefix, that belong to the weights they were measured with and
+            are handed to `decided` wherever these are used, such as a threshold.
         tokens_per_example: tokens in each example, where the speed of training is told in tokens; else None.
         sample_tokens: length of the text that the model writes now and then while it is trained; 0 for none [tokens].
         prompt: what such a text begins with; None for the first words of the validation text.
@@ -36,6 +57,7 @@ class Task:
 
     metric: str = "val/loss"
     frozen: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
     tokens_per_example: int | None = None
     sample_tokens: int = 0
     prompt: str | None = None
@@ -62,6 +84,13 @@ class Task:
 
     # These have defaults.
 
+    def decided(self, values: Mapping[str, float]) -> Self:
+        """The task for weights of which the `carried` metrics are known; by default itself.
+
+        Its `metrics`, `describe`, `judge` and `errors` are asked of the test split and of new examples.
+        """
+        return self
+
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         """What is reported of evaluation sums that are no plain means: numbers by name, without prefix.
 
@@ -77,6 +106,10 @@ class Task:
     def describe(self, prediction: np.ndarray) -> Record:
         """What `bigctl predict` prints of one example; by default the numbers that `predict` gave."""
         return {"prediction": np.asarray(prediction).tolist()}
+
+    def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
+        """What `predict` gave of some examples beside their labels, for reports; by default nothing."""
+        return []
 
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
         """The worst mistakes of an evaluation, at most `count`; by default none.

@@ -15,7 +15,8 @@ import bigctl as package
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.generation.options import GenerationOptions
-from bigctl.interop import huggingface, sources
+from bigctl.inference.export import export_run
+from bigctl.interop import sources
 from tests import topics
 from tests.conftest import SHARED_DATA, Cli
 
@@ -72,7 +73,7 @@ def failing(command: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.fixture(scope="module")
 def exported(command: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "hf"
-    return huggingface.export(package.load(command.folder / "runs" / "writer"), folder)
+    return export_run(package.load(command.folder / "runs" / "writer"), folder)
 
 
 def piped(command: Cli, data: bytes, *arguments: str) -> str:

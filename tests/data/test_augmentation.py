@@ -161,6 +161,8 @@ def test_evaluation_never_augments() -> None:
     for augment in (still, wild):
         built = experiment.build(bigctl.compose([*overrides, *augment]))
         state = built.programs.initialise()
-        evaluator = Evaluator(built.programs, built.dataset.splits["validation"], built.config, prefix="val")
+        evaluator = Evaluator(
+            built.programs, built.dataset.batches, built.dataset.splits["validation"], built.config, prefix="val"
+        )
         scores.append(evaluator(state.params, state.variables))
     assert scores[0] == scores[1]

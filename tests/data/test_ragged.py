@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigctl.data.dataset import Features
 from bigctl.data.layouts import ragged
-from bigctl.data.layouts.ragged import LengthEvaluationPlan, LengthPlan
+from bigctl.data.layouts.choose import BatchOptions, choose_layout
+from bigctl.data.layouts.ragged import NO_LABEL, LengthEvaluationPlan, LengthPlan, Ragged
 from bigctl.data.sampler import BatchPlan
 
 LENGTHS = {
@@ -27,7 +29,7 @@ def sizes(kind: str = "many", n: int = 300, seed: int = 0) -> np.ndarray:
 
 
 def plan(lengths: np.ndarray, batch: int = 16, *, shapes: int = 4, window: int = 8, seed: int = 3, frozen: int = 0):
-    edges = ragged.edges(lengths, batch, shapes)
+    edges = ragged.choose_edges(lengths, batch, shapes)
     return LengthPlan(BatchPlan(len(lengths), seed, frozen), lengths, batch, edges, window)
 
 
@@ -95,7 +97,7 @@ def test_windows_waste_hardly_more_than_sorting_the_whole_set():
         return sum(16 * made.batch(i * 16)[1] for i in range(250))
 
     for shapes in (1, 2, 4, 8):
-        edges = ragged.edges(lengths, 16, shapes)
+        edges = ragged.choose_edges(lengths, 16, shapes)
         sorted_whole = 16 * cost(lengths, 16, edges)
         assert tokens(64, shapes) <= 1.05 * sorted_whole
     assert tokens(64, 8) < tokens(64, 4) < tokens(64, 2) < 0.5 * tokens(64, 1)
@@ -155,7 +157,7 @@ def cost(lengths: np.ndarray, batch: int, edges: tuple[int, ...]) -> int:
 def test_no_other_lengths_leave_less_padding(seed, shapes):
     rng = np.random.default_rng(seed)
     lengths = rng.choice(rng.integers(3, 90, 8), 57)
-    found = ragged.edges(lengths, 4, shapes)
+    found = ragged.choose_edges(lengths, 4, shapes)
     assert list(found) == sorted(set(found)) and len(found) <= shapes and found[-1] == lengths.max()
     last = int(lengths.max())
     choices = sorted({min(-(-int(size) // 8) * 8, last) for size in lengths})
@@ -169,15 +171,15 @@ def test_no_other_lengths_leave_less_padding(seed, shapes):
 
 def test_lengths_to_pad_to_are_multiples_of_eight_and_the_longest():
     lengths = np.array([3, 4, 9, 10, 17, 30, 41, 42, 43, 43])
-    found = ragged.edges(lengths, 1, 100)
+    found = ragged.choose_edges(lengths, 1, 100)
     assert found == (8, 16, 24, 32, 43)  # 43 and not 48: a model may have 43 positions
 
 
 @pytest.mark.parametrize(("n", "batch"), [(1, 1), (1, 64), (7, 64), (100_000, 8)])
 def test_sets_of_any_size_have_lengths_to_pad_to(n, batch):
     lengths = sizes(n=n)
-    assert ragged.edges(lengths, batch, 4)[-1] == lengths.max()
-    assert ragged.edges(np.full(n, 17), batch, 4) == (17,)
+    assert ragged.choose_edges(lengths, batch, 4)[-1] == lengths.max()
+    assert ragged.choose_edges(np.full(n, 17), batch, 4) == (17,)
 
 
 # --- Batches as arrays ------------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def test_a_batch_is_what_a_plain_loop_makes_of_the_texts(xp, length):
         expected[row, : len(text)] = text
     kept = np.minimum(np.diff(given["offsets"])[indices], length)
     arrays = given if xp is np else jax.tree.map(lambda a: jnp.asarray(a.astype(np.int32)), given)
-    batch = ragged.take(arrays, indices, length, xp)
+    batch = Ragged((length,)).gather(arrays, indices, length, xp)
     assert {name: str(value.dtype) for name, value in batch.items()} == dict.fromkeys(
         ("inputs", "lengths", "segment_start", "label"), "int32"
     )
@@ -224,3 +226,26 @@ def test_texts_longer_than_any_of_training_are_scored_whole():
     made = LengthEvaluationPlan(lengths, 16, (8, 32))
     assert made.edges == (8, 32, int(lengths.max()))
     assert all(length >= lengths[indices].max() for indices, _, length in made.batches())
+
+
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+def test_a_column_of_one_value_a_token_is_gathered_as_the_tokens_are(xp):
+    given = {**columns(sizes(n=30)), "label": np.arange(sizes(n=30).sum(), dtype=np.int32)}
+    indices = np.array([29, 0, 7], np.int32)
+    layout = choose_layout(Features("text", (128,), None), {"train": given}, BatchOptions(batch_size=4))
+    assert isinstance(layout, Ragged) and layout.token_columns == ("inputs", "label")
+    arrays = {name: xp.asarray(values) for name, values in given.items()}
+    batch = layout.gather(arrays, indices, 40, xp)
+    for row, i in enumerate(indices):
+        start, end = given["offsets"][i : i + 2]
+        expected = np.full(40, NO_LABEL)
+        expected[: end - start] = given["label"][start:end][:40]
+        np.testing.assert_array_equal(batch["label"][row], expected)
+        assert np.array_equal(batch["label"][row] != NO_LABEL, np.arange(40) < batch["lengths"][row])
+
+
+def test_other_columns_have_a_row_an_example():
+    given = {**columns(sizes(n=30)), "label": np.eye(30, 4, dtype=np.uint8)}
+    layout = choose_layout(Features("text", (128,), None), {"train": given}, BatchOptions(batch_size=4))
+    assert layout is not None
+    np.testing.assert_array_equal(layout.gather(given, np.array([3, 1]), 8)["label"], given["label"][[3, 1]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bigctl.data.sampler import BatchPlan, EvaluationPlan, permutation
+from bigctl.data.sampler import BatchPlan, RowEvaluationPlan, permutation
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 1000])
@@ -75,9 +75,9 @@ def test_frozen_repeats_the_first_batch():
 
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 1), (7, 3), (9, 3), (2, 8), (1000, 256)])
 def test_evaluation_sees_every_example_exactly_once(n, batch_size):
-    batches = list(EvaluationPlan(n, batch_size).batches())
-    assert all(len(indices) == len(mask) == batch_size for indices, mask in batches)
-    indices, mask = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    batches = list(RowEvaluationPlan(n, batch_size).batches())
+    assert all(len(indices) == len(mask) == batch_size for indices, mask, _ in batches)
+    indices, mask = (np.concatenate(parts) for parts in list(zip(*batches, strict=True))[:2])
     assert indices[mask == 1].tolist() == list(range(n))
     assert mask.sum() == n and set(mask.tolist()) <= {0.0, 1.0}
     assert indices.dtype == np.int32 and mask.dtype == np.float32 and indices.max() < n

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from bigctl.config import schema
 from bigctl.data import cache, prepare, splits
 from bigctl.data.dataset import Dataset
+from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.sources import text_files
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.text import encoding, tokenization
@@ -41,7 +41,7 @@ def read(path: Path | str, **options: str) -> list[str]:
 
 def make(config: schema.TextFiles, type: str = "characters", block: int = 8, **settings: object) -> Dataset:
     spec = tokenization.spec(schema.StreamTokenizer(type=type, **settings))  # type: ignore[arg-type]
-    return prepare.prepare(config, tokenizer=replace(spec, block=block))
+    return prepare.prepare(config, tokenizer=spec, batches=BatchOptions(block=block))
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -255,7 +255,9 @@ def test_a_text_shorter_than_one_window_is_refused(tmp_path):
 def test_texts_of_a_table_can_be_learnt_to_write_too(tmp_path):
     rows = "\n".join(f"text number {i},{i % 2}" for i in range(60))
     config = schema.Csv(path=str(write(tmp_path, a_csv=f"text,y\n{rows}\n") / "a.csv"), text="text", label="y")
-    made = prepare.prepare(config, tokenizer=replace(tokenization.spec(schema.StreamTokenizer(type="bytes")), block=8))
+    made = prepare.prepare(
+        config, tokenizer=tokenization.spec(schema.StreamTokenizer(type="bytes")), batches=BatchOptions(block=8)
+    )
     documents = bytes(
         np.where(made.splits["train"]["inputs"] == 256, 10, made.splits["train"]["inputs"]).astype(np.uint8)
     )

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigctl.data.layouts import windows
-from bigctl.data.layouts.windows import NO_TARGET, WindowEvaluationPlan, WindowPlan
+from bigctl.data.layouts.windows import NO_TARGET, WindowEvaluationPlan, WindowPlan, Windows
 
 
 @pytest.mark.parametrize(("tokens", "block"), [(1000, 8), (1001, 8), (1007, 8), (65, 64), (127, 64), (128, 64), (9, 8)])
@@ -44,7 +43,7 @@ def test_one_batch_can_be_repeated_for_ever():
 @pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
 def test_targets_are_the_tokens_one_further_on(xp):
     tokens = np.random.default_rng(0).integers(0, 65000, 200).astype(np.uint16)
-    batch = windows.take({"inputs": xp.asarray(tokens)}, xp.asarray(np.array([0, 17, 190], np.int32)), 8, xp)
+    batch = Windows(8).gather({"inputs": xp.asarray(tokens)}, xp.asarray(np.array([0, 17, 190], np.int32)), 8, xp)
     for row, start in enumerate([0, 17, 190]):
         assert np.array_equal(batch["inputs"][row], tokens[start : start + 8])
         assert np.array_equal(batch["targets"][row], tokens[start + 1 : start + 9])
@@ -59,7 +58,7 @@ def test_an_evaluation_predicts_every_token_but_the_first_once(tokens, batch_siz
     seen, rows = [], 0
     for starts, mask, block in plan.batches():
         assert starts.shape == mask.shape == (batch_size,)
-        batch = windows.take({"inputs": text}, starts, block)
+        batch = Windows(8).gather({"inputs": text}, starts, block)
         real = (batch["targets"] != NO_TARGET) & (mask[:, None] > 0)
         assert np.array_equal(batch["inputs"][real] + 1, batch["targets"][real])
         seen += batch["targets"][real].tolist()

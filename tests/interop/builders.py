@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from bigctl.config import schema
 from bigctl.interop import bert
+from bigctl.models.architecture import BertArchitecture, bert_architecture
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "##s"]
 ARCHITECTURE = {"layers": 2, "width": 8, "heads": 2, "intermediate": 12, "positions": 16, "vocab": len(WORDS)}
@@ -17,6 +18,10 @@ ARCHITECTURE = {"layers": 2, "width": 8, "heads": 2, "intermediate": 12, "positi
 
 def model(**changes) -> schema.Bert:
     return schema.Bert(**{**ARCHITECTURE, "pooler": True, **changes})
+
+
+def architecture(**changes) -> BertArchitecture:
+    return bert_architecture(model(**changes), 0)
 
 
 def shapes(config: schema.Bert, outputs: int | None = 2) -> dict[str, tuple[int, ...]]:
@@ -60,7 +65,7 @@ def folder(path: Path, values: dict[str, np.ndarray] | None = None, **settings) 
     path.mkdir(parents=True, exist_ok=True)
     values = params(model()) if values is None else values
     save_file(bert.to_tensors(values), path / "model.safetensors", metadata={"format": "pt"})
-    config = {**bert.to_config(model(), vocab=len(WORDS), pad=0), **settings}
+    config = {**bert.to_config(architecture(), pad=0), **settings}
     (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     return path

@@ -58,9 +58,9 @@ def test_kernels_are_transposed_and_tables_are_not():
 def test_merged_lora_computes_what_the_layer_with_lora_computes():
     from flax import nnx
 
-    from bigctl.models.bert import Dense
+    from bigctl.models.bert import AdaptedDense
 
-    layer = Dense(6, 4, rank=3, alpha=12.0, rngs=nnx.Rngs(0))
+    layer = AdaptedDense(6, 4, rank=3, alpha=12.0, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     layer.lora_b[...] = rng.normal(size=(3, 4)).astype(np.float32)
     x = rng.normal(size=(5, 6)).astype(np.float32)
@@ -72,9 +72,9 @@ def test_merged_lora_computes_what_the_layer_with_lora_computes():
 
 
 def test_a_config_that_was_written_is_read_back():
-    config = bert.to_config(builders.model(eps=1e-6), vocab=99, pad=3)
+    config = bert.to_config(builders.architecture(eps=1e-6, vocab=99), pad=3)
     wanted = {**builders.ARCHITECTURE, "vocab": 99, "eps": 1e-6}
-    assert bert.architecture(config, "x") == wanted and config["pad_token_id"] == 3
+    assert bert.read_architecture(config, "x").decided() == wanted and config["pad_token_id"] == 3
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_config_that_was_written_is_read_back():
     ],
 )
 def test_a_config_of_another_model_is_refused_by_its_key(change, message):
-    config = {**bert.to_config(builders.model(), vocab=10, pad=0), **change}
+    config = {**bert.to_config(builders.architecture(), pad=0), **change}
     with pytest.raises(DataError, match="config.json") as caught:
-        bert.architecture(config, "config.json")
+        bert.read_architecture(config, "config.json")
     assert message in str(caught.value)
 
 

@@ -10,6 +10,7 @@ import pytest
 from bigctl.config import schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import decoder
+from bigctl.models.architecture import decoder_architecture
 from tests.parity import cases
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 10}
@@ -50,18 +51,20 @@ def test_masks_and_a_tied_output_say_nothing() -> None:
 
 
 def test_config_json_decides_the_architecture() -> None:
-    kind, gpt = decoder.architecture({**GPT2, "activation_function": "gelu", "layer_norm_epsilon": 1e-6}, "config.json")
-    assert kind == "gpt" and gpt["intermediate"] == 32 and gpt["kv_heads"] == 2 and gpt["tied"]
-    assert (gpt["activation"], gpt["eps"], gpt["bias"]) == ("gelu", 1e-6, True)
-    kind, llama = decoder.architecture({**LLAMA, "rope_theta": 5e5, "tie_word_embeddings": True}, "config.json")
-    assert kind == "llama" and llama["kv_heads"] == 2 and llama["rope_theta"] == 5e5 and llama["tied"]
+    kind, gpt = decoder.read_architecture(
+        {**GPT2, "activation_function": "gelu", "layer_norm_epsilon": 1e-6}, "config.json"
+    )
+    assert kind == "gpt" and gpt.intermediate == 32 and gpt.kv_heads == 2 and gpt.tied
+    assert (gpt.activation, gpt.eps, gpt.bias) == ("gelu", 1e-6, True)
+    kind, llama = decoder.read_architecture({**LLAMA, "rope_theta": 5e5, "tie_word_embeddings": True}, "config.json")
+    assert kind == "llama" and llama.kv_heads == 2 and llama.rope_theta == 5e5 and llama.tied
     assert (
-        decoder.architecture({**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "")[1][
-            "rope_theta"
-        ]
+        decoder.read_architecture({**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "")[
+            1
+        ].rope_theta
         == 7.0
     )
-    assert not decoder.architecture(LLAMA, "config.json")[1]["tied"]
+    assert not decoder.read_architecture(LLAMA, "config.json")[1].tied
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def test_config_json_decides_the_architecture() -> None:
 )
 def test_another_model_is_refused_in_one_line(config: dict, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
-        decoder.architecture(config, "folder/config.json")
+        decoder.read_architecture(config, "folder/config.json")
     line = str(caught.value)
     assert "\n" not in line and line.startswith("folder/config.json")
     assert all(word in line for word in words), line
@@ -102,19 +105,19 @@ def test_another_model_is_refused_in_one_line(config: dict, words: list[str]) ->
 )
 def test_config_json_of_an_export_says_what_the_model_is(model: schema.Decoder, tied: bool) -> None:
     model.tied = tied
-    whole = model.whole()
-    written = decoder.to_config(whole, vocab=10, special={"eos": 3})
-    kind, found = decoder.architecture(written, "config.json")
-    assert kind == model.kind and written["eos_token_id"] == 3 and found.pop("vocab") == 10
-    assert found == {name: getattr(whole, name) for name in found}
+    whole = decoder_architecture(model, 10)
+    written = decoder.to_config(whole, special={"eos": 3})
+    kind, found = decoder.read_architecture(written, "config.json")
+    assert kind == model.kind and written["eos_token_id"] == 3 and found.vocab == 10
+    assert found == whole
 
 
 def test_what_transformers_has_no_class_for_is_refused() -> None:
     sizes = {"layers": 1, "width": 8, "heads": 2, "context": 4}
     for odd in ({"qk_norm": True}, {"activation": "relu2", "position": "rope"}, {"kv_heads": 1}, {"norm": "rms"}):
         with pytest.raises(ConfigError, match="no class for a decoder with position="):
-            decoder.exported_kind(schema.Gpt(**sizes, **odd).whole())
-    assert decoder.exported_kind(schema.Gpt(**sizes, activation="relu2").whole()) == "gpt"
+            decoder.exported_kind(decoder_architecture(schema.Gpt(**sizes, **odd), 10))
+    assert decoder.exported_kind(decoder_architecture(schema.Gpt(**sizes, activation="relu2"), 10)) == "gpt"
 
 
 @pytest.mark.parametrize("name", cases.DECODER)

@@ -21,16 +21,18 @@ from safetensors.numpy import save_file
 from bigctl.config import compose, schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import decoder, llama2c, loading, sources, vocabularies
+from bigctl.models.architecture import decoder_architecture
 from bigctl.runs.generation_config import GenerationConfig
-from bigctl.training.checkpoints.store import Checkpoints, flatten
-from bigctl.training.checkpoints.store import shapes as shapes_of
+from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.checkpoints.arrays import shapes as shapes_of
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress
 from tests.conftest import SHARED_DATA
 
 WIDTH, WIDE, LAYERS, HEADS, GROUPS, VOCAB, CONTEXT = 32, 64, 2, 4, 2, 262, 16
 MODEL = schema.Llama(
     layers=LAYERS, width=WIDTH, heads=HEADS, kv_heads=GROUPS, intermediate=WIDE, context=CONTEXT, vocab=VOCAB
-).whole()
+).with_defaults()
 KERNELS = {
     "attention/query": (WIDTH, WIDTH), "attention/key": (WIDTH, WIDTH // 2), "attention/value": (WIDTH, WIDTH // 2),
     "attention/output": (WIDTH, WIDTH), "gate": (WIDTH, WIDE), "up": (WIDTH, WIDE), "down": (WIDE, WIDTH),
@@ -148,7 +150,8 @@ def test_a_model_of_llama2c_is_read_with_its_tokenizer(tmp_path: Path, tied: boo
     for name in (file, file.parent):
         source = sources.locate_source(str(name))
         assert (source.model, source.format, source.generation_config.special["bos"]) == ("llama", "llama2c", 1)
-        expected = {**decoder.architecture(decoder.to_config(MODEL, vocab=VOCAB, special={}), "")[1], "tied": tied}
+        written = decoder.read_architecture(decoder.to_config(decoder_architecture(MODEL, 0), special={}), "")[1]
+        expected = {**written.decided(), "tied": tied}
         assert source.architecture == expected
         assert_taken(source, params(tied))
     tokenizer = Tokenizer.from_file(str(source.tokenizer))

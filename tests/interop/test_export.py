@@ -1,4 +1,4 @@
-"""Promises of `bigctl.interop.huggingface`: an export is whole or not there, and holds what the run learned."""
+"""Promises of `bigctl.inference.export`: an export is whole or not there, and holds what the run learned."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from bigctl.cli import export as command
 from bigctl.config import schema
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, RunError
+from bigctl.inference.export import export_run
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface, loading, sources
+from bigctl.runs.directory import RunDirectory
 from tests.interop import builders
 
 CLASSES = ("bad", "good")
@@ -28,7 +30,7 @@ def trained(folder: Path, model: schema.Model, values: dict[str, np.ndarray], **
     tokenizer = tokenization.read(builders.tokenizer_json(folder))
     settings = schema.Tokenizer(type="file", max_length=12, **settings)
     features = SimpleNamespace(classes=CLASSES, tokenizer=tokenization.describe(tokenizer, settings, "0"))
-    run = SimpleNamespace(path=folder)
+    run = RunDirectory(folder)
     nested: dict = {}
     for name, leaf in values.items():
         node = nested
@@ -43,7 +45,7 @@ def trained(folder: Path, model: schema.Model, values: dict[str, np.ndarray], **
 def test_an_export_holds_the_run_and_can_be_started_from_again(tmp_path):
     model = builders.model()
     values = builders.params(model)
-    folder = huggingface.export(trained(tmp_path / "run", model, values), tmp_path / "out" / "here")
+    folder = export_run(trained(tmp_path / "run", model, values), tmp_path / "out" / "here")
     names = ["README.md", "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"]
     assert sorted(p.name for p in folder.iterdir()) == [*names, "tokenizer_config.json", "vocab.txt"]
     source = sources.locate_source(str(folder))
@@ -54,7 +56,7 @@ def test_an_export_holds_the_run_and_can_be_started_from_again(tmp_path):
 
 def test_the_tokenizer_goes_along_with_its_special_tokens_and_limits(tmp_path):
     run = trained(tmp_path / "run", builders.model(), builders.params(builders.model()), truncate="tail")
-    folder = huggingface.export(run, tmp_path / "out")
+    folder = export_run(run, tmp_path / "out")
     assert (folder / "vocab.txt").read_text().split() == builders.WORDS
     assert (folder / "tokenizer.json").read_bytes() == (tmp_path / "run" / "tokenizer.json").read_bytes()
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -76,7 +78,7 @@ def test_the_tokenizer_goes_along_with_its_special_tokens_and_limits(tmp_path):
 )
 def test_own_code_lies_beside_the_weights_only_where_transformers_has_no_class(tmp_path, changes, architecture, code):
     model = builders.model(**changes)
-    folder = huggingface.export(trained(tmp_path / "run", model, builders.params(model)), tmp_path / "out")
+    folder = export_run(trained(tmp_path / "run", model, builders.params(model)), tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == [architecture] and config["id2label"] == {"0": "bad", "1": "good"}
     assert config["label2id"] == {"bad": 0, "good": 1}
@@ -86,7 +88,7 @@ def test_own_code_lies_beside_the_weights_only_where_transformers_has_no_class(t
 
 def test_a_masked_language_model_is_named_so(tmp_path):
     values = builders.params(builders.model(), outputs=None)
-    folder = huggingface.export(trained(tmp_path / "run", builders.model(), values), tmp_path / "out")
+    folder = export_run(trained(tmp_path / "run", builders.model(), values), tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["BertForMaskedLM"] and "id2label" not in config
     taken, new, _ = loading.load_weights(
@@ -98,7 +100,7 @@ def test_a_masked_language_model_is_named_so(tmp_path):
 def test_lora_is_merged(tmp_path):
     model = builders.model(lora=schema.Lora(rank=2, alpha=6.0, targets=["down"]))
     values = builders.params(model)
-    folder = huggingface.export(trained(tmp_path / "run", model, values), tmp_path / "out")
+    folder = export_run(trained(tmp_path / "run", model, values), tmp_path / "out")
     taken, _, unused = loading.load_weights(sources.locate_source(str(folder)), builders.shapes(builders.model()))
     layer = "encoder/layers/0/down"
     expected = values[f"{layer}/kernel"] + 3 * values[f"{layer}/lora_a"] @ values[f"{layer}/lora_b"]
@@ -109,11 +111,11 @@ def test_lora_is_merged(tmp_path):
 def test_a_folder_that_holds_something_is_never_overwritten(tmp_path):
     run = trained(tmp_path / "run", builders.model(), builders.params(builders.model()))
     (tmp_path / "out").mkdir()
-    huggingface.export(run, tmp_path / "out")  # empty: fine
+    export_run(run, tmp_path / "out")  # empty: fine
     (tmp_path / "out" / "config.json").write_text("mine")
     for taken in (tmp_path / "out", tmp_path / "out" / "config.json"):
         with pytest.raises(ConfigError, match="exists already.*--out"):
-            huggingface.export(run, taken)
+            export_run(run, taken)
     assert (tmp_path / "out" / "config.json").read_text() == "mine"
 
 
@@ -125,14 +127,14 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(RunError, match="No space left on device"):
-        huggingface.export(run, tmp_path / "out")
+        export_run(run, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_lstm_is_refused_plainly(tmp_path):
     run = trained(tmp_path / "run", schema.Lstm(), {"head/kernel": np.ones((2, 2), np.float32)})
     with pytest.raises(ConfigError, match="no class for model=lstm"):
-        huggingface.export(run, tmp_path / "out")
+        export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -15,8 +15,8 @@ from bigctl.config import compose, schema
 from bigctl.data.sources import packaged
 from bigctl.errors import BigctlError, ConfigError, DataError, RunError
 from bigctl.interop import bert, loading, sources
+from bigctl.training.checkpoints.arrays import shapes as shapes_of
 from bigctl.training.checkpoints.store import Checkpoints
-from bigctl.training.checkpoints.store import shapes as shapes_of
 from bigctl.training.state import Progress
 from tests.interop import builders
 

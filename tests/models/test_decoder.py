@@ -14,6 +14,7 @@ from flax import nnx
 from bigctl.config import compose, schema
 from bigctl.errors import ConfigError
 from bigctl.models import decoder
+from bigctl.models.attention import rotated
 from bigctl.models.decoder import Decoder
 
 VOCAB = 65
@@ -126,11 +127,10 @@ def test_texts_of_a_batch_do_not_see_each_other_and_order_matters(name: str) -> 
 def test_rotated_vectors_tell_distances() -> None:
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
     products = [
-        float(jnp.sum(decoder.rotated(q, jnp.array([i]), 100.0) * decoder.rotated(k, jnp.array([i + 3]), 100.0)))
-        for i in (0, 1, 17)
+        float(jnp.sum(rotated(q, jnp.array([i]), 100.0) * rotated(k, jnp.array([i + 3]), 100.0))) for i in (0, 1, 17)
     ]
     np.testing.assert_allclose(products, products[0], rtol=1e-4)
-    other = float(jnp.sum(decoder.rotated(q, jnp.array([0]), 100.0) * decoder.rotated(k, jnp.array([4]), 100.0)))
+    other = float(jnp.sum(rotated(q, jnp.array([0]), 100.0) * rotated(k, jnp.array([4]), 100.0)))
     assert abs(other - products[0]) > 1e-2
 
 

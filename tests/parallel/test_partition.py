@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import bigctl
+from bigctl.config import schema
 from bigctl.engine import experiment
-from bigctl.parallel import partition
+from bigctl.parallel import axes, partition
 
 MIN_SHARD = 2**14
+FSDP = next(axis for axis in axes.AXES if axis.name == "fsdp")
 
 EXAMPLES = [
     # path, shape, expected on 8 shards
@@ -41,7 +45,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("path", "shape", "expected"), EXAMPLES)
 def test_spec_of_a_leaf(path: str, shape: tuple[int, ...], expected: P) -> None:
-    assert partition.spec(path, shape, 8, MIN_SHARD) == expected
+    assert partition.spec(path, shape, {"fsdp": 8}, MIN_SHARD) == expected
 
 
 TENSOR_EXAMPLES = [
@@ -72,25 +76,58 @@ TENSOR_EXAMPLES = [
 
 @pytest.mark.parametrize(("path", "shape", "expected"), TENSOR_EXAMPLES)
 def test_spec_of_a_leaf_with_a_tensor_axis(path: str, shape: tuple[int, ...], expected: P) -> None:
-    assert partition.spec(path, shape, 2, MIN_SHARD, tensor=4) == expected
+    assert partition.spec(path, shape, {"fsdp": 2, "tensor": 4}, MIN_SHARD) == expected
 
 
 @pytest.mark.parametrize(("path", "shape"), [(path, shape) for path, shape, _ in EXAMPLES])
 def test_one_shard_cuts_nothing(path: str, shape: tuple[int, ...]) -> None:
-    assert partition.spec(path, shape, 1, 0) == P()
+    assert partition.spec(path, shape, dict.fromkeys(axes.NAMES, 1), 0) == P()
 
 
-def test_the_first_rule_that_matches_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+STACKED_EXAMPLES = [
+    # path of a parameter of 12 layers at once, shape, expected: that of a single one behind the layers
+    ("params/layers/attention/query/kernel", (12, 256, 512), P(None, "fsdp", "tensor")),
+    ("params/layers/attention/output/kernel", (12, 512, 256), P(None, "tensor", "fsdp")),
+    ("opt_state/0/mu/layers/down/kernel", (12, 1024, 256), P(None, "tensor", "fsdp")),
+    ("params/layers/up/bias", (12, 1024), P(None, "tensor")),
+    ("params/layers/mlp_norm/scale", (12, 65536), P()),
+    ("params/layers/attention/key/kernel", (1024, 64, 64), P(None, None, "tensor")),  # one alone is small for fsdp
+    ("params/token/embedding", (50304, 256), P("tensor", "fsdp")),  # not stacked
+]
+
+
+@pytest.mark.parametrize(("path", "shape", "expected"), STACKED_EXAMPLES)
+def test_stacked_parameters_are_cut_as_single_ones_are(path: str, shape: tuple[int, ...], expected: P) -> None:
+    sizes = {"fsdp": 2, "tensor": 4}
+    assert partition.spec(path, shape, sizes, MIN_SHARD, stacked=[r"(^|/)layers/(?!\d)"]) == expected
+
+
+def test_the_first_rule_that_matches_decides() -> None:
     rows = (r"special/kernel$", lambda shape, shards: 0)
-    monkeypatch.setattr(partition, "RULES", [rows, *partition.RULES])
-    assert partition.spec("params/special/kernel", (64, 2048), 8, MIN_SHARD) == P("fsdp")
-    assert partition.spec("params/other/kernel", (64, 2048), 8, MIN_SHARD) == P(None, "fsdp")
+    fsdp = dataclasses.replace(FSDP, rules=(rows, *FSDP.rules))
+    assert partition.spec("params/special/kernel", (64, 2048), {"fsdp": 8}, MIN_SHARD, axes=[fsdp]) == P("fsdp")
+    assert partition.spec("params/other/kernel", (64, 2048), {"fsdp": 8}, MIN_SHARD, axes=[fsdp]) == P(None, "fsdp")
 
 
-def test_a_path_that_no_rule_places_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "RULES", [(r"bias$", partition.whole)])
+def test_a_path_that_no_rule_places_is_named() -> None:
+    fsdp = dataclasses.replace(FSDP, rules=((r"bias$", axes.whole),))
     with pytest.raises(ValueError, match="params/layers/0/kernel"):
-        partition.spec("params/layers/0/kernel", (1024, 1024), 8, MIN_SHARD)
+        partition.spec("params/layers/0/kernel", (1024, 1024), {"fsdp": 8}, MIN_SHARD, axes=[fsdp])
+
+
+def test_a_new_axis_is_one_entry_and_takes_its_own_dimension() -> None:
+    """Experts: the first dimension of their stacked matrices, further in than all other axes."""
+    experts = axes.Axis("expert", rules=((r"experts/", axes.first_dimension), (r".*", axes.whole)))
+    sizes = {"fsdp": 2, "expert": 4}
+    found = partition.spec("params/experts/kernel", (8, 256, 512), sizes, MIN_SHARD, axes=[*axes.AXES, experts])
+    assert found == P("expert", None, "fsdp")
+    assert partition.spec("params/layers/0/kernel", (256, 512), sizes, MIN_SHARD, axes=[*axes.AXES, experts]) == P(
+        None, "fsdp"
+    )
+
+
+def test_the_axes_are_those_of_the_configuration_in_its_order() -> None:
+    assert tuple(schema.Mesh().axes) == axes.NAMES
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adamw", "lion", "muon"])
@@ -99,7 +136,7 @@ def test_optimizer_state_and_averages_live_beside_their_parameters(optimizer: st
     config = bigctl.compose([*overrides, f"optimizer={optimizer}", "train.steps=1"])
     state = experiment.build(config).programs.abstract_state
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    specs = {partition.path_name(path): partition.spec(partition.path_name(path), leaf.shape, 8, MIN_SHARD)
+    specs = {partition.path_name(path): partition.spec(partition.path_name(path), leaf.shape, {"fsdp": 8}, MIN_SHARD)
              for path, leaf in leaves}  # fmt: skip
     shapes = {partition.path_name(path): leaf.shape for path, leaf in leaves}
     params = {name.removeprefix("params"): spec for name, spec in specs.items() if name.startswith("params/")}

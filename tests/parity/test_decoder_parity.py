@@ -14,9 +14,10 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.errors import DataError
 from bigctl.interop import decoder, huggingface, loading, sources, vocabularies
+from bigctl.models.architecture import decoder_architecture
 from bigctl.models.decoder import Decoder
 from bigctl.runs.generation_config import GenerationConfig
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
 from tests.parity import cases
 
 torch = pytest.importorskip("torch")
@@ -91,13 +92,14 @@ def test_what_is_written_back_is_what_was_read(name: str, tmp_path: Path) -> Non
     model = theirs(name)
     model.save_pretrained(tmp_path / "model")
     config, _, weights = read(tmp_path / "model")
-    tensors = decoder.to_tensors(weights, config, VOCAB)
+    found = decoder_architecture(config, VOCAB)
+    tensors = decoder.to_tensors(weights, found)
     stored = {n: p.detach().numpy() for n, p in model.named_parameters()}
     assert set(tensors) == set(stored)
     for path, values in stored.items():
         np.testing.assert_array_equal(tensors[path], values, err_msg=path)
-    again = decoder.architecture(decoder.to_config(config, vocab=VOCAB, special={}), "config.json")
-    assert again == decoder.architecture(model.config.to_dict(), "config.json")
+    again = decoder.read_architecture(decoder.to_config(found, special={}), "config.json")
+    assert again == decoder.read_architecture(model.config.to_dict(), "config.json")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama with shared keys and values"])
@@ -116,7 +118,7 @@ def test_an_export_is_loaded_by_transformers_and_gives_the_same_logits(name: str
     words = vocabularies.byte_level(["a", "b", "<end>"], [], special=["<end>"], split="gpt-2", where="")
     folder = huggingface.write_decoder(
         params,
-        config,
+        decoder_architecture(config, 3),
         vocabularies.store_tokenizer(words),
         GenerationConfig({"eos": 2}, (2, 1)),
         tmp_path / "out",
@@ -148,7 +150,7 @@ def test_smollm2_is_that_of_transformers(tmp_path: Path) -> None:
     assert (new, unused) == ([], [])
     folder = huggingface.write_decoder(
         weights,
-        config,
+        decoder_architecture(config, 0),
         source.tokenizer,
         source.generation_config,
         tmp_path / "out",

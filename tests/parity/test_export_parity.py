@@ -14,8 +14,9 @@ from bigctl.config import schema
 from bigctl.data.text import encoding, tokenization
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import bert, huggingface, loading, sources
+from bigctl.models.architecture import bert_architecture
 from bigctl.models.bert import BertClassifier, BertMaskedLM
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
 from tests.interop import builders
 
 torch = pytest.importorskip("torch")
@@ -79,7 +80,9 @@ def test_an_exported_classifier_gives_the_same_logits(tmp_path, pool, pooler, pa
     settings = schema.Tokenizer(type="file", max_length=14)
     tokenizer = tokenization.read(file)
     described = tokenization.describe(tokenizer, settings, "0")
-    folder = huggingface.write(values, config, file, described, CLASSES, tmp_path / "out", about="a test")
+    folder = huggingface.write_bert(
+        values, bert_architecture(config, 0), file, described, CLASSES, tmp_path / "out", about="a test"
+    )
     ours = np.asarray(model(*batch(tokenizer, settings, pairs)))
     trust = {} if pool == "cls" and pooler else {"trust_remote_code": True}
     others, read, _ = theirs(folder, "AutoModelForSequenceClassification", pairs, **trust)
@@ -98,7 +101,9 @@ def test_tokenizers_of_every_kind_are_loaded_and_give_the_same_logits(tmp_path, 
     values = random(model)
     described = tokenization.describe(tokenizer, settings, "0")
     file = tmp_path / "tokenizer.json"
-    folder = huggingface.write(values, config, file, described, CLASSES, tmp_path / "out", about="a test")
+    folder = huggingface.write_bert(
+        values, bert_architecture(config, 0), file, described, CLASSES, tmp_path / "out", about="a test"
+    )
     ours = np.asarray(model(*batch(tokenizer, settings)))
     others, _, given = theirs(folder, "AutoModelForSequenceClassification")
     assert np.array_equal(given["input_ids"].numpy(), batch(tokenizer, settings)[0])
@@ -113,7 +118,9 @@ def test_an_exported_masked_language_model_gives_the_same_logits(tmp_path):
     settings = schema.Tokenizer(type="file", max_length=14)
     tokenizer = tokenization.read(file)
     described = tokenization.describe(tokenizer, settings, "0")
-    folder = huggingface.write(values, config, file, described, None, tmp_path / "out", about="a test")
+    folder = huggingface.write_bert(
+        values, bert_architecture(config, 0), file, described, None, tmp_path / "out", about="a test"
+    )
     tokens, lengths, second = batch(tokenizer, settings)
     ours = np.asarray(model.logits(model(tokens, lengths, second)))
     others, _, _ = theirs(folder, "AutoModelForMaskedLM")

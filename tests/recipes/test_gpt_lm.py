@@ -48,7 +48,7 @@ def built(path: str, *overrides: str) -> Any:
 
 def plain_loss(experiment: Any, state: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Cross-entropy of each target from all logits, by optax."""
-    model = experiment.programs.merge(state.params, state.variables, experiment.programs.numbers)
+    model = experiment.programs.merge(state.params, state.variables, experiment.programs.hparams)
     logits = model.logits(model(jnp.asarray(inputs)))
     return np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(targets)))
 
@@ -69,7 +69,9 @@ def randomised(experiment: Any) -> Any:
 def test_the_validation_loss_is_that_of_every_token_but_the_first(path, batch_size, resident):
     experiment = built(path, f"eval.batch_size={batch_size}", f"data.resident_mib={int(resident)}")
     state, columns = randomised(experiment), experiment.dataset.splits["validation"]
-    found = Evaluator(experiment.programs, columns, experiment.config, prefix="val")(state.params, state.variables)
+    found = Evaluator(experiment.programs, experiment.dataset.batches, columns, experiment.config, prefix="val")(
+        state.params, state.variables
+    )
     tokens = np.asarray(columns["inputs"]).astype(np.int32)
     losses = []
     for start in range(0, len(tokens) - 1, 16):
@@ -87,7 +89,9 @@ def test_bits_per_byte_count_bytes_and_not_tokens(path):
     columns, info = experiment.dataset.splits["test"], experiment.dataset.info
     assert info["bytes"]["test"] > info["characters"]["test"] == info["tokens"]["test"]
     state = experiment.programs.initialise()  # whose output is zeros: all tokens are equally likely
-    found = Evaluator(experiment.programs, columns, experiment.config, prefix="test")(state.params, state.variables)
+    found = Evaluator(experiment.programs, experiment.dataset.batches, columns, experiment.config, prefix="test")(
+        state.params, state.variables
+    )
     vocabulary = experiment.dataset.features.tokenizer["vocab_size"]
     assert found["test/loss"] == pytest.approx(math.log(vocabulary), rel=1e-5)
     share = info["characters"]["test"] / info["bytes"]["test"]
@@ -101,10 +105,10 @@ def test_training_minimises_the_mean_over_targets_that_count(path):
     inputs, targets = rng.integers(0, 257, (2, 4, 16)).astype(np.int32)
     targets[2, 5:] = NO_TARGET
     mask = np.array([1, 1, 1, 0], np.float32)
-    model = experiment.programs.merge(state.params, state.variables, experiment.programs.numbers)
+    model = experiment.programs.merge(state.params, state.variables, experiment.programs.hparams)
     batch = {"inputs": inputs, "targets": targets, "mask": mask, "number": np.arange(4, dtype=np.int32)}
     batch = {name: jnp.asarray(values) for name, values in batch.items()}
-    sums = experiment.task.loss(model, batch, jax.random.key(0), jax.random.key(0), experiment.programs.numbers)
+    sums = experiment.task.loss(model, batch, jax.random.key(0), jax.random.key(0), experiment.programs.hparams)
     losses = plain_loss(experiment, state, inputs, np.maximum(targets, 0)) * (targets != NO_TARGET) * mask[:, None]
     assert float(sums["loss"][1]) == 2 * 16 + 5
     assert float(sums["loss"][0]) == pytest.approx(float(losses.sum()), rel=1e-5)
@@ -117,9 +121,9 @@ def test_z_loss_is_added_to_what_is_minimised_and_not_to_what_is_reported(path):
     batch = {"inputs": tokens[:, :-1], "targets": jnp.asarray(tokens[:, 1:]), "mask": jnp.ones(4)}
     found = {}
     for name, experiment in (("plain", plain), ("z", with_z)):
-        model = experiment.programs.merge(state.params, state.variables, experiment.programs.numbers)
+        model = experiment.programs.merge(state.params, state.variables, experiment.programs.hparams)
         key = jax.random.key(0)
-        found[name] = experiment.task.loss(model, batch, key, key, experiment.programs.numbers)
+        found[name] = experiment.task.loss(model, batch, key, key, experiment.programs.hparams)
         found[f"{name} evaluated"] = experiment.task.evaluate(model, batch)
     logits = model.logits(model(jnp.asarray(batch["inputs"])))
     squares = float(jnp.sum(jax.nn.logsumexp(logits, -1) ** 2))
@@ -132,7 +136,9 @@ def test_z_loss_is_added_to_what_is_minimised_and_not_to_what_is_reported(path):
 
 
 def trained(experiment: Any, kind: type, steps: int = 12) -> Any:
-    feed = feeds.make(experiment.programs, experiment.dataset.splits["train"], experiment.config)
+    feed = feeds.make_feed(
+        experiment.programs, experiment.dataset.batches, experiment.dataset.splits["train"], experiment.config
+    )
     assert type(feed) is kind
     state, done = experiment.programs.initialise(), 0
     while done < steps:
@@ -161,7 +167,9 @@ def test_where_a_run_is_cut_changes_no_bit(path):
     experiment = built(path, "model.dropout=0.1")
     states = []
     for limits in ([9], [4, 5], [1, 1, 7]):
-        feed = feeds.make(experiment.programs, experiment.dataset.splits["train"], experiment.config)
+        feed = feeds.make_feed(
+            experiment.programs, experiment.dataset.batches, experiment.dataset.splits["train"], experiment.config
+        )
         state, done = experiment.programs.initialise(), 0
         for limit in limits:
             feed._length = limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import random
@@ -285,10 +286,11 @@ def test_evaluation_counts_every_text_once_in_the_splits_order(built, size):
     columns = built.dataset.splits["train"]
     state = built.programs.initialise()
     made = built.config.__class__(**{**built.config.__dict__, "eval": schema.Eval(batch_size=size)})
-    evaluator = Evaluator(built.programs, columns, made, prefix="val", edges=(8,))  # texts of up to 16 tokens
-    found = evaluator(state.params, state.variables)
+    layout = dataclasses.replace(built.dataset.layout, edges=(8,))  # texts of up to 16 tokens
+    found = Evaluator(built.programs, layout, columns, made, prefix="val").score(state.params, state.variables)
+    examples, found = found.examples, found.metrics
     assert np.sum(found["val/confusion"]) == len(columns["label"])
-    model = built.programs.merge(state.params, state.variables, built.programs.numbers)
+    model = built.programs.merge(state.params, state.variables, built.programs.hparams)
     predict = jax.jit(lambda batch: built.task.predict(model, batch))
     for i in range(0, len(columns["label"]), 60):
         start, end = columns["offsets"][i : i + 2]
@@ -298,11 +300,9 @@ def test_evaluation_counts_every_text_once_in_the_splits_order(built, size):
             "segment_start": jnp.asarray(columns["segment_start"][i : i + 1]),
         }
         p = np.asarray(predict(one))[0]
-        assert (
-            evaluator.examples["predicted"][i] == p.argmax() and evaluator.examples["label"][i] == columns["label"][i]
-        )
-        assert evaluator.examples["loss"][i] == pytest.approx(-np.log(p[columns["label"][i]]), rel=1e-4)
-        assert evaluator.examples["score"][i] == pytest.approx(np.log(p[1] / p[0]), rel=1e-3, abs=1e-5)
+        assert examples["predicted"][i] == p.argmax() and examples["label"][i] == columns["label"][i]
+        assert examples["loss"][i] == pytest.approx(-np.log(p[columns["label"][i]]), rel=1e-4)
+        assert examples["score"][i] == pytest.approx(np.log(p[1] / p[0]), rel=1e-3, abs=1e-5)
 
 
 def test_a_validation_split_of_one_class_has_no_area_under_the_curve(tmp_path):
@@ -310,9 +310,9 @@ def test_a_validation_split_of_one_class_has_no_area_under_the_curve(tmp_path):
     write(tmp_path, rows=20, name="v.csv", one_class=True)
     made = experiment.build(bigctl.compose([*SMALL, *overrides, f"data.validation_path={tmp_path / 'v.csv'}"]))
     state = made.programs.initialise()
-    found = Evaluator(made.programs, made.dataset.splits["validation"], made.config, prefix="val", edges=(16,))(
-        state.params, state.variables
-    )
+    found = Evaluator(
+        made.programs, made.dataset.batches, made.dataset.splits["validation"], made.config, prefix="val"
+    )(state.params, state.variables)
     assert np.isnan(found["val/roc_auc"]) and np.isfinite(found["val/loss"]) and np.isfinite(found["val/f1"])
     from bigctl.files import plain
 

@@ -14,7 +14,8 @@ import pytest
 from bigctl.files import write_json
 from bigctl.runs import comparison
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.checkpoints.store import Checkpoints, shapes
+from bigctl.training.checkpoints.arrays import shapes
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress
 
 STATE = {

@@ -82,7 +82,7 @@ def test_a_seed_that_is_an_argument_initialises_the_same_weights_to_the_last_bit
     programs = experiment.build(BASE).programs
     for seed in (0, 7, 2**31 - 1):
         config = variation(seed=seed)
-        here = programs.like(config).initialise()
+        here = programs.with_config(config).initialise()
         alone = experiment.build(config).programs.initialise()
         assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), here, alone)))
 

@@ -12,8 +12,9 @@ import pytest
 
 from bigctl.errors import TrainingFailed
 from bigctl.training.checkpoints import async_checkpoints
+from bigctl.training.checkpoints.arrays import shapes
 from bigctl.training.checkpoints.async_checkpoints import QueuedCheckpoints
-from bigctl.training.checkpoints.store import Checkpoints, shapes
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress
 
 

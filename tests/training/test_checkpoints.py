@@ -18,7 +18,8 @@ import pytest
 
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.runs import manifest
-from bigctl.training.checkpoints.store import Checkpoints, Saved, read_arrays, shapes
+from bigctl.training.checkpoints.arrays import read_arrays, shapes
+from bigctl.training.checkpoints.store import Checkpoints, Saved
 from bigctl.training.state import Progress
 
 
@@ -30,7 +31,7 @@ def save(store: Checkpoints, *steps: int, best: int | None = None) -> None:
 
 
 def loaded(saved: Saved) -> float:
-    return float(read_arrays(saved, ["weights"])["weights"][0])
+    return float(read_arrays(saved.path, ["weights"])["weights"][0])
 
 
 def spoil(folder: Path, name: str = manifest.META) -> None:

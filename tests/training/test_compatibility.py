@@ -14,7 +14,8 @@ import bigctl
 from bigctl.config import compose as composing
 from bigctl.runs import verify
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.checkpoints.store import Checkpoints, read_arrays
+from bigctl.training.checkpoints.arrays import read_arrays
+from bigctl.training.checkpoints.store import Checkpoints
 
 FIXTURES = sorted((Path(__file__).resolve().parents[1] / "fixtures").glob("run_v*"))
 
@@ -30,7 +31,7 @@ def test_every_array_of_an_earlier_version_is_what_it_was(run: Path) -> None:
     assert [str(step) for step in store.steps()] == list(expected)
     for step, digests in expected.items():
         saved = store.find(int(step))
-        arrays = read_arrays(saved, list(saved.meta["shapes"]))
+        arrays = read_arrays(saved.path, list(saved.meta["shapes"]))
         assert {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()} == digests
     assert verify.verify(RunDirectory(run)).ok
 

@@ -25,7 +25,8 @@ from bigctl.engine import experiment, trainer
 from bigctl.errors import Diverged, Preempted, TrainingFailed
 from bigctl.training import divergence
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoints.store import Checkpoints, flatten
+from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.feed import ResidentFeed
 from tests.training.test_step import MLP, assert_same_bits, batch_of, built, start, step
 
@@ -45,11 +46,11 @@ def test_a_skipped_step_leaves_no_trace_but_its_count() -> None:
     for part in ("params", "opt_state", "variables", "ema", "sums"):
         assert_same_bits(getattr(before, part), getattr(after, part))
     assert int(after.step) == 2
-    assert {name: int(value) for name, value in after.guard.items()} == {"skipped": 1, "in_a_row": 1}
+    assert {name: int(value) for name, value in after.anomaly_state.items()} == {"skipped": 1, "in_a_row": 1}
     seen, state = [], after
     for batch in (good, bad, bad, bad, good):
         state = step(exp, state, batch)
-        seen.append((int(state.guard["skipped"]), int(state.guard["in_a_row"]), int(state.bad_step)))
+        seen.append((int(state.anomaly_state["skipped"]), int(state.anomaly_state["in_a_row"]), int(state.bad_step)))
     assert seen == [(1, 0, -1), (2, 1, -1), (3, 2, -1), (4, 3, 6), (4, 0, 6)]
     assert all(np.isfinite(leaf).all() for leaf in flatten(state.params).values())
 
@@ -74,7 +75,7 @@ def test_a_spike_stands_out_of_the_good_steps_before() -> None:
     losses[25] = math.nan
     losses[28] -= 1.5  # below is no spike
 
-    one, guard, kept, found, expected = one_step(rule), divergence.new_guard(rule), [], [], []
+    one, guard, kept, found, expected = one_step(rule), divergence.new_anomaly_state(rule), [], [], []
     for loss, norm in zip(losses.astype(np.float32), norms.astype(np.float32), strict=True):
         window = np.array(kept[-6:], np.float64).reshape(-1, 2)
         spike = len(kept) >= 3 and bool((np.array([loss, norm]) > window.mean(0) + 4 * window.std(0)).any())
@@ -90,14 +91,15 @@ def test_a_spike_stands_out_of_the_good_steps_before() -> None:
 
 def test_equal_losses_are_no_spikes() -> None:
     rule = Divergence(deviations=1.0, window=7)
-    one, guard, value = one_step(rule), divergence.new_guard(rule), np.float32(0.1)
+    one, guard, value = one_step(rule), divergence.new_anomaly_state(rule), np.float32(0.1)
     for _ in range(20):
         good, guard = one(guard, value, value)
         assert good
 
 
 def test_by_default_nothing_is_remembered() -> None:
-    assert built(*MLP).programs.abstract_state.guard == {}  # so that checkpoints from before there was a guard load
+    # So that checkpoints load that are older than the anomaly state.
+    assert built(*MLP).programs.abstract_state.anomaly_state == {}
 
 
 def test_skipping_in_one_dispatch_is_skipping_in_many() -> None:
@@ -107,14 +109,15 @@ def test_skipping_in_one_dispatch_is_skipping_in_many() -> None:
     columns["inputs"][[40, 300], 0] = math.nan
     for steps in (1, 12):
         config = dataclasses.replace(exp.config, train=dataclasses.replace(exp.config.train, steps_per_dispatch=steps))
-        feed = feeds.make(exp.programs, columns, config)
+        feed = feeds.make_feed(exp.programs, exp.dataset.batches, columns, config)
         state, done = start(exp), 0
         while done < 36:
             state, count = feed.advance(state, done * 32, 36 - done)
             done += count
         states.append(jax.device_get(state))
     assert_same_bits(*states)
-    assert int(states[0].guard["skipped"]) >= 2 and int(states[0].guard["good"]) + int(states[0].guard["skipped"]) == 36
+    counts = {name: int(states[0].anomaly_state[name]) for name in ("skipped", "good")}
+    assert counts["skipped"] >= 2 and sum(counts.values()) == 36
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs

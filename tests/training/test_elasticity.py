@@ -25,7 +25,7 @@ for name, mesh in meshes.items():
     config = bigctl.compose([*overrides, *mesh])
     exp = experiment.build(config)
     size, store = config.train.batch_size, Checkpoints(pathlib.Path(folder))
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], config)
     if name == "eight":
         state, progress = exp.programs.initialise(), Progress()
     else:

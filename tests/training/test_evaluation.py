@@ -18,8 +18,8 @@ from bigctl.engine import experiment
 from bigctl.engine.experiment import Experiment
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.metrics import means
+from bigctl.training.programs import Programs
 from bigctl.training.state import TrainState
-from bigctl.training.step import Programs
 
 DIGITS = (
     "recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[]", "model.dropout=0", "train.steps=1",
@@ -43,7 +43,9 @@ def state_of(exp: Experiment) -> TrainState:
 
 def score(exp: Experiment, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     state = state_of(exp)
-    return Evaluator(exp.programs, columns, exp.config, prefix="val")(state.params, state.variables)
+    return Evaluator(exp.programs, exp.dataset.batches, columns, exp.config, prefix="val")(
+        state.params, state.variables
+    )
 
 
 def first(columns: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
@@ -53,7 +55,7 @@ def first(columns: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
 def predictions(exp: Experiment, inputs: np.ndarray) -> np.ndarray:
     """All at once, without batches or masks."""
     state = state_of(exp)
-    model = exp.programs.merge(state.params, state.variables, exp.programs.numbers)
+    model = exp.programs.merge(state.params, state.variables, exp.programs.hparams)
     return np.asarray(exp.task.predict(model, {"inputs": jnp.asarray(inputs)}))
 
 
@@ -159,7 +161,9 @@ def test_sums_become_means_and_empty_ones_no_number() -> None:
 def test_scoring_again_gives_the_same_numbers_and_compiles_nothing_new() -> None:
     exp = built(*DIGITS)
     state = state_of(exp)
-    evaluator = Evaluator(exp.programs, first(exp.dataset.splits["test"], 50), exp.config, prefix="test")
+    evaluator = Evaluator(
+        exp.programs, exp.dataset.batches, first(exp.dataset.splits["test"], 50), exp.config, prefix="test"
+    )
     once = evaluator(state.params, state.variables)
     compiled = exp.programs.evaluate_resident._cache_size()
     assert evaluator(state.params, state.variables) == once

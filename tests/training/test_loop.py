@@ -251,13 +251,13 @@ def test_an_unknown_selection_metric_is_named_with_those_there_are() -> None:
 
 def test_a_log_line_is_the_mean_since_the_last_one() -> None:
     exp = built("optimizer.lr=0.01", "schedule=cosine", "schedule.warmup=3")
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state, means = state_of(exp), []
     for number in range(12):
         state, _ = feed.advance(state, number * 32, 1)
         state, sums, _ = exp.programs.take_sums(state)
         means.append({name: float(value[0]) / float(value[1]) for name, value in sums.items()})
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     feed.events = []  # type: ignore[attr-defined]
     loop, events = loop_of(exp, Cadence(total=12, log=5, evaluate=4, save=12), itertools.repeat(0.5), feed=feed)
     fit(exp, loop)
@@ -275,9 +275,9 @@ def test_a_log_line_is_the_mean_since_the_last_one() -> None:
 
 def test_averaged_weights_are_what_the_loop_evaluates() -> None:
     exp = built("train.ema=0.5", "optimizer.lr=0.1")
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     feed.events = []  # type: ignore[attr-defined]
-    evaluator = Evaluator(exp.programs, exp.dataset.splits["validation"], exp.config, prefix="val")
+    evaluator = Evaluator(exp.programs, exp.dataset.batches, exp.dataset.splits["validation"], exp.config, prefix="val")
     loop, events = loop_of(exp, Cadence(total=4, log=4, evaluate=4, save=4), lambda params: evaluator(params, {}),
                            feed=feed)  # fmt: skip
     state, _ = loop.fit(state_of(exp), Progress())
@@ -290,13 +290,13 @@ def test_averaged_weights_are_what_the_loop_evaluates() -> None:
 @pytest.mark.parametrize("cadence", [Cadence(20, 5, 20, 20), Cadence(20, 20, 20, 5)], ids=["at a log", "at a save"])
 def test_divergence_is_noticed_with_its_step_before_anything_is_saved(cadence: Cadence) -> None:
     exp = built("optimizer=sgd", "optimizer.lr=1e25")
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state, number = state_of(exp), 0
     while int(state.bad_step) < 0:
         state, _ = feed.advance(state, number * 32, 1)
         number += 1
     assert 1 <= number <= 5
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     feed.events = []  # type: ignore[attr-defined]
     loop, events = loop_of(exp, cadence, [0.5], feed=feed)
     with pytest.raises(Diverged, match=rf"not finite at step {number}\b"):

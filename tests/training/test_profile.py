@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import pytest
 
 import bigctl as api
+from bigctl.data.layouts.layout import FixedPlan
 from bigctl.data.sampler import BatchPlan
 from bigctl.engine import experiment
 from bigctl.training import feed as feeds
 from bigctl.training.loop import Cadence, Hooks, Loop
 from bigctl.training.profile import Profiler, slowest
+from bigctl.training.programs import LARGEST_LOOP
 from bigctl.training.signals import StopRequest
 from bigctl.training.state import Progress, TrainState
-from bigctl.training.step import LARGEST_LOOP
 from tests.conftest import Cli
 
 MLP = ["recipe=mlp_cls", "data=breast_cancer"]
@@ -101,19 +102,20 @@ class Irregular(feeds.ResidentFeed):
     """From the fourth step on every other batch is shorter: another shape, another program."""
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
-        indices, _ = self.batches.batch(position)
+        indices, _ = self.plan.batch(position)
         step = position // len(indices)
         indices = indices[: 16 if step > 3 and step % 2 else None]
-        return self.programs.step_resident(state, self.arrays, indices, self.programs.numbers), 1
+        programs = self.programs
+        return programs.step_resident(state, self.arrays, indices, programs.hparams, self.layout, None), 1
 
 
 @pytest.mark.parametrize("kind", [feeds.ResidentFeed, Irregular])
 def test_a_recompiled_step_is_reported_once(kind: type[feeds.ResidentFeed]) -> None:
     config = api.compose([*MLP, "mesh=single", "model.hidden=[4]", "train.steps=12", "checkpoint.best=false"])
     exp = experiment.build(config)
-    plan = BatchPlan(exp.dataset.size("train"), 0)
-    batches = feeds.Ahead(plan, config.train.batch_size)
-    feed = kind(exp.programs, feeds.place(exp.programs, exp.dataset.splits["train"]), batches, config)
+    plan = FixedPlan(BatchPlan(exp.dataset.size("train"), 0), config.train.batch_size)
+    arrays = feeds.place_columns(exp.programs.mesh, exp.dataset.splits["train"])
+    feed = kind(exp.programs, exp.dataset.batches, arrays, plan)
     warnings: list[str] = []
     hooks = Hooks(write=lambda *_: None, save=lambda *_: None, flush=lambda: None, warn=warnings.append)
     loop = Loop(

@@ -14,7 +14,8 @@ import pytest
 
 import bigctl
 from bigctl.engine import experiment
-from bigctl.training.checkpoints.store import Checkpoints, flatten
+from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.checkpoints.store import Checkpoints
 from tests.conftest import Cli
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
@@ -56,7 +57,7 @@ result = {}
 for name, mesh in meshes.items():
     config = bigctl.compose([*overrides, *mesh, "train.batch_size=64", "train.steps=10"])
     exp = experiment.build(config)
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], config)
     state, sums = exp.programs.initialise(), [np.zeros(2)]
     for number in range(10):
         state, _ = feed.advance(state, number * 64, 1)
@@ -109,7 +110,7 @@ config = bigctl.compose([*overrides, "mesh=fsdp"])
 exp = experiment.build(config)
 programs = exp.programs
 key = randomness.key(config.seed, randomness.PARAMETERS)
-make = jax.jit(programs._initial, out_shardings=programs.state_shardings).lower(key).compile()
+make = programs.make_state.lower(key).compile()
 plan = make.memory_analysis()
 state = programs.initialise()
 def bytes_on_first(tree):
@@ -118,7 +119,7 @@ def bytes_on_first(tree):
 def all_bytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 held = {"new": bytes_on_first((state.params, state.opt_state)), "all": all_bytes((state.params, state.opt_state))}
-feed = feeds.make(programs, exp.dataset.splits["train"], config)
+feed = feeds.make_feed(programs, exp.dataset.batches, exp.dataset.splits["train"], config)
 for number in range(3):
     state, _ = feed.advance(state, number * 64, 1)
 held["trained"] = bytes_on_first((state.params, state.opt_state))

@@ -15,13 +15,15 @@ import pytest
 from jax import lax
 
 import bigctl
+from bigctl.data.layouts.layout import FixedPlan
+from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
 from bigctl.engine import experiment
 from bigctl.engine.experiment import Experiment
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.programs import LARGEST_LOOP, Programs
 from bigctl.training.state import TrainState
-from bigctl.training.step import LARGEST_LOOP, Programs
 
 MLP = ("recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.batch_size=32", "schedule=constant")
 CNN = (
@@ -40,7 +42,7 @@ def built(*overrides: str) -> Experiment:
 @functools.cache
 def step_of(programs: Programs) -> Any:
     """The step on a batch with a mask, compiled, and without donation."""
-    return jax.jit(programs.train_step)
+    return jax.jit(programs.step.train)
 
 
 @functools.cache
@@ -65,7 +67,7 @@ def batch_of(exp: Experiment, indices: Any, mask: Any = None) -> dict[str, jax.A
 
 def step(exp: Experiment, state: TrainState, batch: Any, **numbers: float) -> TrainState:
     changed = {name.replace("__", "."): jnp.float32(value) for name, value in numbers.items()}
-    return step_of(exp.programs)(state, batch, {**exp.programs.numbers, **changed})
+    return step_of(exp.programs)(state, batch, {**exp.programs.hparams, **changed})
 
 
 def mean_of(state: TrainState, name: str) -> float:
@@ -232,8 +234,8 @@ def test_without_averaging_there_is_no_second_copy() -> None:
 
 def run_grouped(exp: Experiment, groups: list[int]) -> TrainState:
     """A loop feed whose dispatches are of these sizes."""
-    plan = BatchPlan(exp.dataset.size("train"), exp.config.seed)
-    feed = feeds.LoopFeed(exp.programs, arrays_of(exp), plan, exp.config)
+    plan = FixedPlan(BatchPlan(exp.dataset.size("train"), exp.config.seed), exp.config.train.batch_size)
+    feed = feeds.LoopFeed(exp.programs, Rows(), arrays_of(exp), plan, exp.config)
     feed._length = feed.largest
     state, done = start(exp), 0
     for size in groups:
@@ -245,7 +247,7 @@ def run_grouped(exp: Experiment, groups: list[int]) -> TrainState:
 
 
 def arrays_of(exp: Experiment) -> dict[str, jax.Array]:
-    return feeds.place(exp.programs, exp.dataset.splits["train"])
+    return feeds.place_columns(exp.programs.mesh, exp.dataset.splits["train"])
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,8 @@ def test_grouping_steps_into_dispatches_changes_no_bit(overrides: tuple[str, ...
 
 def test_a_dispatch_never_passes_the_limit_and_short_ones_come_first() -> None:
     exp = built(*MLP, "model.norm=batch", "train.ema=0.9")
-    feed = feeds.LoopFeed(exp.programs, arrays_of(exp), BatchPlan(exp.dataset.size("train"), 0), exp.config)
+    plan = FixedPlan(BatchPlan(exp.dataset.size("train"), 0), 32)
+    feed = feeds.LoopFeed(exp.programs, Rows(), arrays_of(exp), plan, exp.config)
     state, counts = start(exp), list[int]()
     for _ in range(4):
         state, count = feed.advance(state, sum(counts) * 32, 7)
@@ -277,11 +280,12 @@ NUMBERS = {"optimizer.lr": 0.05, "optimizer.weight_decay": 5.0, "model.dropout":
 def test_other_numbers_need_no_new_program() -> None:
     exp = built(*MLP, "model.norm=batch", "train.ema=0.9")
     programs, indices = exp.programs, np.arange(32, dtype=np.int32)
-    assert set(NUMBERS) <= set(programs.numbers)
-    results = [programs.step_resident(start(exp), arrays_of(exp), indices, programs.numbers).params]
+    assert set(NUMBERS) <= set(programs.hparams)
+    arrays = arrays_of(exp)
+    results = [programs.step_resident(start(exp), arrays, indices, programs.hparams, Rows(), None).params]
     for name, value in NUMBERS.items():
-        numbers = {**programs.numbers, name: jnp.float32(value)}
-        results.append(programs.step_resident(start(exp), arrays_of(exp), indices, numbers).params)
+        hparams = {**programs.hparams, name: jnp.float32(value)}
+        results.append(programs.step_resident(start(exp), arrays, indices, hparams, Rows(), None).params)
     assert programs.step_resident._cache_size() == 1
     kernels = [np.asarray(flatten(params)["layers/0/kernel"]).tobytes() for params in results]
     assert len(set(kernels)) == len(kernels)  # every one of them is really used
@@ -302,7 +306,12 @@ def test_every_feed_gives_the_same_parameters(overrides: tuple[str, ...]) -> Non
     for name, (kind, group, keys) in FEEDS.items():
         changed: Any = {group: dataclasses.replace(getattr(exp.config, group), **keys)}
         for attempt in ("first", "second"):
-            feed = feeds.make(exp.programs, exp.dataset.splits["train"], dataclasses.replace(exp.config, **changed))
+            feed = feeds.make_feed(
+                exp.programs,
+                exp.dataset.batches,
+                exp.dataset.splits["train"],
+                dataclasses.replace(exp.config, **changed),
+            )
             assert type(feed) is kind
             state, done = start(exp), 0
             while done < 20:
@@ -327,20 +336,20 @@ class Recorded:
     """Programs that only take note of the examples of each step."""
 
     def __init__(self, exp: Experiment):
-        self.mesh, self.numbers = exp.programs.mesh, exp.programs.numbers
+        self.mesh, self.hparams = exp.programs.mesh, exp.programs.hparams
         self.seen: list[list[int]] = []
 
-    def step_resident(self, state: Any, arrays: Any, indices: Any, numbers: Any, length: int | None = None) -> Any:
+    def step_resident(self, state: Any, arrays: Any, indices: Any, hparams: Any, layout: Any, length: Any) -> Any:
         self.seen.append(indices.tolist())
         return state
 
     def steps_resident(
-        self, state: Any, arrays: Any, indices: Any, count: int, numbers: Any, length: int | None = None
+        self, state: Any, arrays: Any, indices: Any, count: int, hparams: Any, layout: Any, length: Any
     ) -> Any:
         self.seen += indices[:count].tolist()
         return state
 
-    def step_sent(self, state: Any, batch: Any, numbers: Any) -> Any:
+    def step_sent(self, state: Any, batch: Any, hparams: Any) -> Any:
         self.seen.append(np.asarray(batch["label"]).tolist())
         return state
 
@@ -350,8 +359,8 @@ def sent_feed(columns: Any = None) -> tuple[Recorded, feeds.SentFeed, BatchPlan]
     plan = BatchPlan(100, 0)
     programs = Recorded(exp)
     columns = {"label": np.arange(100)} if columns is None else columns
-    batches = feeds.Ahead(plan, exp.config.train.batch_size)
-    return programs, feeds.SentFeed(programs, columns, batches, exp.config), plan  # type: ignore[arg-type]
+    batches = FixedPlan(plan, exp.config.train.batch_size)
+    return programs, feeds.SentFeed(programs, Rows(), columns, batches, exp.config), plan  # type: ignore[arg-type]
 
 
 def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
@@ -368,7 +377,8 @@ def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
 def test_resident_batches_follow_the_plan_through_blocks_and_jumps(kind: Any) -> None:
     exp = built(*MLP)
     programs, plan = Recorded(exp), BatchPlan(1000, 0)
-    feed = kind(programs, {}, plan if kind is feeds.LoopFeed else feeds.Ahead(plan, 32), exp.config)
+    options = (exp.config,) if kind is feeds.LoopFeed else ()
+    feed = kind(programs, Rows(), {}, FixedPlan(plan, 32), *options)
     feed._length = 9000
     starts = [0, *range(16_000, 17_600, 32), 64, 50_000]
     for position in starts:
@@ -377,6 +387,26 @@ def test_resident_batches_follow_the_plan_through_blocks_and_jumps(kind: Any) ->
         assert feed.advance(None, 70_000, 9000)[1] == LARGEST_LOOP
         starts += range(70_000, 70_000 + LARGEST_LOOP * 32, 32)
     assert programs.seen == [plan.indices(position, 32).tolist() for position in starts]
+
+
+@pytest.mark.parametrize("keys", [keys for _, *keys in FEEDS.values()], ids=FEEDS)
+def test_an_observer_is_told_what_each_step_is_given(keys: Any) -> None:
+    exp, (group, changed), told = built(*MLP), keys, list[Any]()
+    config = dataclasses.replace(exp.config, **{group: dataclasses.replace(getattr(exp.config, group), **changed)})
+    columns = exp.dataset.splits["train"]
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, columns, config, told.append)
+    state, done = start(exp), 0
+    while done < 4:
+        state, count = feed.advance(state, done * 32, 4 - done)
+        done += count
+    feed.close()
+    plan = BatchPlan(exp.dataset.size("train"), exp.config.seed)
+    assert len(told) == 4
+    for number, given in enumerate(told):
+        indices = plan.indices(number * 32, 32)
+        np.testing.assert_array_equal(given.get("indices", indices), indices)
+        np.testing.assert_array_equal(given["inputs"], columns["inputs"][indices])
+        np.testing.assert_array_equal(given["label"], columns["label"][indices])
 
 
 def test_closing_ends_the_thread_even_when_it_is_far_ahead() -> None:
@@ -393,9 +423,7 @@ def test_closing_ends_the_thread_even_when_it_is_far_ahead() -> None:
 
 def test_an_error_of_the_thread_reaches_the_caller() -> None:
     class Broken:
-        nbytes = 1
-
-        def __getitem__(self, indices: Any) -> Any:
+        def take(self, *given: Any, **options: Any) -> Any:
             raise OSError("the disk is gone")
 
     _, feed, _ = sent_feed({"label": Broken()})
@@ -427,7 +455,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_weights(overrides: tuple[st
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     batch = batch_of(half, np.arange(32))
-    program = str(jax.make_jaxpr(half.programs.train_step)(start(full), batch, half.programs.numbers))
+    program = str(jax.make_jaxpr(half.programs.step.train)(start(full), batch, half.programs.hparams))
     products = [line for line in program.splitlines() if "dot_general[" in line or "conv_general_dilated[" in line]
     assert products and all("bf16" in line.split("=")[0] for line in products), products
 
@@ -437,15 +465,15 @@ def test_bfloat16_computes_in_half_and_keeps_float32_weights(overrides: tuple[st
 
 def test_one_batch_can_be_learnt_by_heart() -> None:
     exp = built(*MLP, NO_DROPOUT, "train.overfit_one_batch=true", "optimizer.lr=0.03")
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state, done = start(exp), 0
     while done < 200:
         state, count = feed.advance(state, done * 32, 200 - done)
         done += count
     batch = batch_of(exp, BatchPlan(exp.dataset.size("train"), 0).indices(0, 32))
     sums = exp.programs.task.loss(
-        exp.programs.merge(state.params, state.variables, exp.programs.numbers),
-        batch, jax.random.key(0), jax.random.key(0), exp.programs.numbers,
+        exp.programs.merge(state.params, state.variables, exp.programs.hparams),
+        batch, jax.random.key(0), jax.random.key(0), exp.programs.hparams,
     )  # fmt: skip
     assert float(sums["loss"][0] / sums["loss"][1]) < 5e-3
     assert float(sums["accuracy"][0]) == 32

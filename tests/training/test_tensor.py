@@ -49,7 +49,7 @@ text = pathlib.Path(folder) / "text.txt"
 text.write_text("".join(f"{i} bottles of beer, {i * 7 % 10} of them cold.\\n" for i in range(200)))
 
 def losses(exp, state, steps):
-    feed, found = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config), []
+    feed, found = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config), []
     for number in steps:
         before = np.asarray(state.sums["loss"], np.float64)
         state, _ = feed.advance(state, number * 8, 1)
@@ -76,7 +76,8 @@ for key, overrides in runs.items():
         state = store.restore(stores[f"{model}/{resumed[key]}"].find("last"), exp.programs.abstract_state)
     state, last = losses(exp, state, range(3, 5))
     columns = exp.dataset.splits["validation"]
-    scored = Evaluator(exp.programs, columns, config, prefix="val")(exp.programs.evaluation_weights(state), {})
+    evaluator = Evaluator(exp.programs, exp.dataset.batches, columns, config, prefix="val")
+    scored = evaluator(exp.programs.evaluation_weights(state), {})
     result[key] = {"losses": [*first, *more, *last], "gradients": float(worst), "validation": scored["val/loss"],
                    "devices": exp.programs.mesh.size,
                    "cut": {n: v.sharding.shard_shape(v.shape) for n, v in flatten(state).items()}}

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 import bigctl
-from bigctl.data.layouts import ragged
 from bigctl.engine import experiment
 from bigctl.engine.experiment import Experiment
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoints.store import flatten
+from bigctl.training.checkpoints.arrays import flatten
 from tests.conftest import Cli
 from tests.training.test_sharding import _LOSSES, MESHES, on_eight_devices
 
@@ -67,7 +66,7 @@ def build(recipe: str, data: list[str], *overrides: str) -> Experiment:
 
 def fit(exp: Experiment, steps: int = 6, start: Any = None) -> tuple[Any, list[float]]:
     """The state after some steps, and their losses."""
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state, sums = exp.programs.initialise() if start is None else start, [np.zeros(2)]
     size = exp.config.train.batch_size
     try:
@@ -101,7 +100,7 @@ def test_batches_that_are_sent_train_as_resident_ones_do_to_the_last_bit(recipe,
 @pytest.mark.parametrize("more", [[], ["data.resident_mib=0"]], ids=["resident", "sent"])
 def test_one_program_a_shape_and_none_after_the_first_epoch(data, more):
     exp = build("lstm_cls", data, *more)
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state, used, compiled = exp.programs.initialise(), set(), []
     steps = -(-exp.dataset.size("train") // BATCH)
     try:
@@ -117,7 +116,7 @@ def test_one_program_a_shape_and_none_after_the_first_epoch(data, more):
 
 def test_one_shape_needs_one_program(data):
     exp = build("lstm_cls", data, "recipe.bucketing.shapes=1")
-    feed = feeds.make(exp.programs, exp.dataset.splits["train"], exp.config)
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state = exp.programs.initialise()
     for number in range(8):
         assert feed.shape(number * BATCH) in (None, 32)
@@ -130,8 +129,8 @@ def test_the_padding_that_is_told_is_that_of_the_batches(data, more):
     exp = build("lstm_cls", data, *more)
     columns = exp.dataset.splits["train"]
     state, _ = fit(exp, steps=5)
-    plan = feeds.make(exp.programs, columns, exp.config).batches  # type: ignore[attr-defined]
-    lengths, total, real = ragged.lengths_of(columns), 0, 0
+    plan = feeds.make_feed(exp.programs, exp.dataset.batches, columns, exp.config).plan  # type: ignore[attr-defined]
+    lengths, total, real = np.diff(columns["offsets"]), 0, 0
     for number in range(5):
         indices, length = plan.batch(number * BATCH)
         total, real = total + BATCH * length, real + lengths[indices].sum()

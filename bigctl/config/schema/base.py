@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -120,6 +120,8 @@ class Component(Checked):
     group: ClassVar[str] = ""
     implementation: ClassVar[str] = ""
     """"module:name" of the class or function that does what the component stands for; imported when it is built."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """Keys that need not be given where another one is."""
     kind: str
 
     def implementing(self) -> Any:

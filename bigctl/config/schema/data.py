@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -80,6 +80,16 @@ class ImageFolder(Images):
     validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
     test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+    labels_file: str | None = key(
+        None, "A csv, tsv or jsonl file that names the classes of each image, several or none, in place of folders.",
+        drift=STRUCTURAL,
+    )  # fmt: skip
+    labels: str = key("labels", "Its column with the classes.", drift=STRUCTURAL)
+    label_separator: str = key(";", "What stands between two classes; a JSON list needs none.", drift=STRUCTURAL)
+    file_name: str = key("file_name", "Its column with the image's path below data.path.", drift=STRUCTURAL)
+    split: str | None = key(
+        None, "Its column that says train, validation or test; null to make the splits by rule.", drift=STRUCTURAL
+    )
 
 
 @dataclass
@@ -92,6 +102,7 @@ class Idx(Data):
 class Table(Data):
     """Rows of a file; `label` names the target column."""
 
+    instead: ClassVar[Mapping[str, str]] = {"label": "labels"}
     kind: str = kind("???")
     path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "File with the validation rows.", drift=STRUCTURAL)
@@ -107,6 +118,12 @@ class Table(Data):
     quoting: bool = key(True, "Whether quotes may enclose a field; false where they are plain characters.",
                         drift=STRUCTURAL)  # fmt: skip
     drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
+    labels: str | None = key(
+        None, "In place of data.label: the column with all classes of a text, several or none.", drift=STRUCTURAL
+    )
+    label_separator: str = key(
+        ";", "What stands between two classes in data.labels; a JSON list needs none.", drift=STRUCTURAL
+    )
 
     def check(self, config: Config) -> Iterator[Problem]:
         yield from super().check(config)

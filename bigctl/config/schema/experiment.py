@@ -6,8 +6,8 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from bigctl.config.schema.base import (
     FREE,
@@ -26,24 +26,34 @@ from bigctl.config.schema.optimizers import Optimizer, Schedule
 from bigctl.config.schema.recipes import Recipe, StreamTokenizer
 
 
+def axis(default: int, doc: str, *, shares_batch: bool = False) -> Any:
+    """The size of one axis of the mesh; what it shards is in `parallel.axes`."""
+    return field(default=default, metadata={**key(default, doc, drift=FREE).metadata, "shares_batch": shares_batch})
+
+
 @dataclass
 class Mesh(Component):
     """How many devices along each axis; -1 takes all that are left."""
 
     group: ClassVar[str] = "mesh"
     kind: str = kind("mesh")
-    data: int = key(-1, "Devices that share the batch, each with all parameters.", drift=FREE)
-    fsdp: int = key(1, "Devices that share the batch and the parameters.", drift=FREE)
-    tensor: int = key(
-        1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary.", drift=FREE
+    data: int = axis(-1, "Devices that share the batch, each with all parameters.", shares_batch=True)
+    fsdp: int = axis(1, "Devices that share the batch and the parameters.", shares_batch=True)
+    tensor: int = axis(
+        1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary."
     )
     wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE)
     min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE, ge=0)
 
     @property
     def axes(self) -> dict[str, int]:
-        """Sizes by name, those that share the batch first."""
-        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        """Sizes by name, the outermost axis first."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if "shares_batch" in f.metadata}
+
+    @classmethod
+    def batch_axes(cls) -> tuple[str, ...]:
+        """The axes whose devices have different examples."""
+        return tuple(f.name for f in fields(cls) if f.metadata.get("shares_batch"))
 
     def check(self, config: Config) -> Iterator[Problem]:
         axes = self.axes
@@ -63,9 +73,10 @@ class Mesh(Component):
                 yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {fixed}", "choose a divisor"
                 return
             axes[rest[0]] = devices // fixed if devices is not None else 1
-        if self.tensor != 1:
-            yield from config.model.check_shared(axes["tensor"])
-        yield from _batch_problems(config.train, axes["data"] * axes["fsdp"])
+        for name, size in self.axes.items():
+            if size != 1 and name not in self.batch_axes():
+                yield from config.model.check_shared(name, axes[name])
+        yield from _batch_problems(config.train, math.prod(axes[name] for name in self.batch_axes()))
 
 
 def _batch_problems(train: Train, shards: int) -> Iterator[Problem]:

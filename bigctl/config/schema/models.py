@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bigctl.config.schema.base import STRUCTURAL, Checked, Component, Problem, key, kind
 
@@ -27,8 +27,9 @@ class Model(Component):
     stacked: ClassVar[tuple[str, ...]] = ()
     """Patterns of the paths of parameters that hold several in one: each pattern found stands for one leading axis, of
     layers or of experts, that is none of the single parameter's. Optimizers and weight decay look at the single one."""
-    shared: ClassVar[tuple[str, ...]] = ()
-    """The numbers that `mesh.tensor` must divide; empty for a model that has no rules for that axis."""
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The numbers that the size of an axis of the mesh must divide, by axis; an axis that shares out no batch, and is
+    not among them, is refused: it has no rules for this model."""
     kind: str = kind("???")
     init_from: str | None = key(
         None,
@@ -48,23 +49,22 @@ class Model(Component):
         network: nnx.Module = self.implementing()(self, *sizes, rngs=rngs)
         return network
 
-    def shared_sizes(self) -> dict[str, int | None]:
-        """The numbers named by `shared`, None where the weights of `init_from` decide."""
-        return {name: getattr(self, name) for name in self.shared}
+    def with_defaults(self) -> Self:
+        """The same model, with nulls replaced by what they stand for where nothing else decides."""
+        return self
 
-    def check_shared(self, tensor: int) -> Iterator[Problem]:
-        """Why the layers cannot be shared out over the `tensor` axis of that size."""
-        if not self.shared:
-            message = f"mesh.tensor is for models of attention layers, model={self.kind} has none"
-            yield "mesh.tensor", message, "mesh=fsdp shares the parameters of any model"
-        for name, size in self.shared_sizes().items():
-            if size is not None and size % tensor:
-                message = f"model.{name}={size} cannot be shared out over mesh.tensor={tensor} devices"
-                yield (
-                    f"model.{name}",
-                    message,
-                    "choose mesh.tensor as a divisor; mesh.data or mesh.fsdp take the others",
-                )
+    def check_shared(self, axis: str, size: int) -> Iterator[Problem]:
+        """Why the layers cannot be shared out over an axis of that size."""
+        if axis not in self.shared:
+            message = f"mesh.{axis} is for models of attention layers, model={self.kind} has none"
+            yield f"mesh.{axis}", message, "mesh=fsdp shares the parameters of any model"
+        whole = self.with_defaults()
+        for name in self.shared.get(axis, ()):
+            number: int | None = getattr(whole, name)
+            if number is not None and number % size:
+                message = f"model.{name}={number} cannot be shared out over mesh.{axis}={size} devices"
+                remedy = f"choose mesh.{axis} as a divisor; mesh.data or mesh.fsdp take the others"
+                yield f"model.{name}", message, remedy
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Bert(Model):
 
     implementation: ClassVar[str] = "bigctl.models.bert:BertClassifier"
     inputs: ClassVar[tuple[str, ...]] = ("texts", "masked texts")
-    shared: ClassVar[tuple[str, ...]] = ("heads", "intermediate")
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "intermediate")}
     kind: str = kind("bert")
     layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True, ge=1)
     width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True, ge=1)
@@ -185,11 +185,11 @@ def decided(doc: str, choices: tuple[str, ...] = (), *, ge: float | None = None,
 
 @dataclass
 class Decoder(Model):
-    """What writes text. What is null is as in the weights of `init_from`, without them as `whole` has it."""
+    """What writes text. What is null is as in the weights of `init_from`, without them as `with_defaults` has it."""
 
     implementation: ClassVar[str] = "bigctl.models.decoder:Decoder"
     inputs: ClassVar[tuple[str, ...]] = ("streams",)
-    shared: ClassVar[tuple[str, ...]] = ("heads", "kv_heads", "intermediate")
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "kv_heads", "intermediate")}
     usual: ClassVar[dict[str, Any]] = {}
     layers: int | None = decided("Decoder layers.", ge=1)
     width: int | None = decided("Width of the residual stream.", ge=1)
@@ -226,7 +226,7 @@ class Decoder(Model):
     )  # fmt: skip
     scan: bool = key(False, "Compile one layer and loop over it: large models compile sooner.")
 
-    def whole(self) -> Any:
+    def with_defaults(self) -> Self:
         """The same model, with every null that does not ask for a number replaced by what it stands for."""
         usual: dict[str, Any] = {"eps": 1e-5, **self.usual}
         usual |= {"kv_heads": self.heads, "rope_theta": 10000.0, "norm_gain": True, "tied": True, "qk_norm": False}
@@ -235,10 +235,6 @@ class Decoder(Model):
         if result.intermediate is None and result.width is not None:
             result.intermediate = -(-result.width // 3) * 8 if result.activation == "swiglu" else 4 * result.width
         return result
-
-    def shared_sizes(self) -> dict[str, int | None]:
-        whole = self.whole()
-        return {name: getattr(whole, name) for name in self.shared}
 
 
 @dataclass

@@ -64,7 +64,8 @@ class Recipe(Component):
         Args:
             config: the whole experiment.
             features: what the data holds.
-            class_counts: examples of each class in the training split, int64 [classes]; None where nothing is trained.
+            class_counts: examples of each class in the training split, int64 [classes]; where an example has several,
+                those without and with each, [2, classes]; None where nothing is trained.
         """
         task: Task = self.implementing()(config, features, class_counts)
         return task
@@ -135,7 +136,7 @@ def _misfit(recipe: Recipe, model: Model) -> tuple[str, str]:
 class Classification(Recipe):
     metrics: ClassVar[Mapping[str, str]] = dict.fromkeys(
         (
-            *("accuracy", "precision", "recall", "f1", "roc_auc"),
+            *("accuracy", "precision", "recall", "f1", "roc_auc", "macro_f1", "map"),
             *("binary_precision", "binary_recall", "binary_f1"),
         ),
         MAX,

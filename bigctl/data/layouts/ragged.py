@@ -7,16 +7,82 @@ lengths, so a few programs are compiled and no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
 
+from bigctl.data.layouts.layout import Columns, evaluation_batch_size
 from bigctl.data.sampler import BatchPlan, permutation
+
+LARGEST_BATCH = 128
+"""Texts of an evaluation batch."""
+
+NO_LABEL = -1
+"""Stands for the label of a place that holds no token."""
 
 _MULTIPLE = 8  # of which padded lengths are, for the sake of vector units
 _CUTS = 0x6C656E67  # keys the shuffle of a window's batches apart from the order of examples
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Examples of any number of tokens: all of them one after the other in `inputs` [T], `offsets` [N + 1] saying where
+    each begins.
+
+    Attributes:
+        edges: the lengths that batches of training are padded to, ascending.
+        window: training batches sorted by length among themselves, see `LengthPlan`.
+        token_columns: the columns [T] that are gathered as tokens are, `inputs` first; others have a row an example.
+    """
+
+    edges: tuple[int, ...]
+    window: int = 1
+    token_columns: tuple[str, ...] = ("inputs",)
+    kind: ClassVar[str] = "ragged"
+
+    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+        return len(columns["offsets"]) - 1
+
+    def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> LengthPlan:
+        stream = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
+        return LengthPlan(stream, self.lengths(columns), batch_size, self.edges, self.window)
+
+    def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> LengthEvaluationPlan:
+        count = self.size(columns, training=False)
+        size = evaluation_batch_size(count, batch_size, LARGEST_BATCH, shards)
+        return LengthEvaluationPlan(self.lengths(columns), size, self.edges)
+
+    def gather(
+        self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np
+    ) -> dict[str, Any]:
+        """As `Layout.gather`: columns of tokens are int32 [batch, length], beyond the end of a text 0 for `inputs` and
+        NO_LABEL for others; besides them `lengths` int32 [batch]."""
+        if length is None:
+            raise ValueError("texts are padded to a length, and none is given")
+        starts = columns["offsets"][indices]
+        lengths = xp.minimum(columns["offsets"][indices + 1] - starts, length).astype(xp.int32)
+        place = xp.arange(length)
+        real = place < lengths[:, None]
+        where = xp.minimum(starts[:, None] + place, len(columns["inputs"]) - 1)
+        batch = {"lengths": lengths}
+        for name, values in columns.items():
+            if name in self.token_columns:
+                padding = 0 if name == "inputs" else NO_LABEL
+                batch[name] = xp.where(real, values[where], padding).astype(xp.int32)
+            elif name == "segment_start":
+                batch[name] = xp.minimum(values[indices], length)
+            elif name != "offsets":
+                batch[name] = values[indices]
+        return batch
+
+    def lengths(self, columns: Columns) -> np.ndarray:
+        return np.diff(columns["offsets"])
+
+    def extra_sums(self, columns: Columns) -> Columns:
+        return {}
 
 
 @dataclass
@@ -25,14 +91,14 @@ class LengthPlan:
 
     Attributes:
         stream: the order of examples.
-        lengths: of every example, int [N].
+        sizes: tokens of every example, int [N].
         batch_size: examples a batch.
         edges: the lengths that batches are padded to, ascending.
         window: batches sorted among themselves, an epoch's at most; 1 leaves the stream's order.
     """
 
     stream: BatchPlan
-    lengths: np.ndarray
+    sizes: np.ndarray
     batch_size: int
     edges: tuple[int, ...]
     window: int
@@ -46,6 +112,10 @@ class LengthPlan:
         if self.stream.frozen:
             self.window = 1
 
+    @property
+    def lengths(self) -> tuple[int | None, ...]:
+        return self.edges
+
     def batch(self, position: int) -> tuple[np.ndarray, int]:
         """The batch at a position: indices int32 [batch_size], and the length that it is padded to."""
         size = self.window * self.batch_size
@@ -53,11 +123,11 @@ class LengthPlan:
         if number != self._number:
             self._number, self._batches = number, self._draw(number, size)
         indices = self._batches[offset // self.batch_size]
-        return indices, padded(int(self.lengths[indices].max()), self.edges)
+        return indices, padded(int(self.sizes[indices].max()), self.edges)
 
     def _draw(self, number: int, size: int) -> np.ndarray:
         indices = self.stream.indices(number * size, size)
-        order = np.argsort(self.lengths[indices], kind="stable")
+        order = np.argsort(self.sizes[indices], kind="stable")
         batches = indices[order].reshape(self.window, self.batch_size)
         return batches[permutation(self.window, self.stream.seed, _CUTS, number)]
 
@@ -85,17 +155,12 @@ class LengthEvaluationPlan:
             yield indices, mask, padded(int(self.lengths[found[-1]]), self.edges)
 
 
-def lengths_of(columns: dict[str, Any]) -> np.ndarray:
-    """Length of every text of a split, int64 [N]."""
-    return np.diff(columns["offsets"])
-
-
 def padded(length: int, edges: tuple[int, ...]) -> int:
     """The smallest of the lengths that programs are compiled for which holds a text of this length."""
     return edges[int(np.searchsorted(edges, length))]
 
 
-def edges(lengths: np.ndarray, batch_size: int, shapes: int) -> tuple[int, ...]:
+def choose_edges(lengths: np.ndarray, batch_size: int, shapes: int) -> tuple[int, ...]:
     """At most `shapes` lengths to pad batches to, which leave the least padding, ascending.
 
     Batches sorted by length over the whole split stand for those of the windows. The choice is exact: over the lengths
@@ -128,28 +193,3 @@ def edges(lengths: np.ndarray, batch_size: int, shapes: int) -> tuple[int, ...]:
         chosen.append(int(candidates[place]))
         place = int(choice[place])
     return tuple(sorted(chosen))
-
-
-def take(columns: dict[str, Any], indices: Any, length: int, xp: Any = np) -> dict[str, Any]:
-    """A batch of texts padded with 0: `inputs` int32 [batch, length], `lengths` and `segment_start`
-    int32 [batch], other columns.
-
-    Args:
-        columns: of a split of texts, as arrays of numpy or, with `xp=jax.numpy`, of jax.
-        indices: int32 [batch].
-        length: what texts are padded, or cut, to.
-    """
-    starts = columns["offsets"][indices]
-    lengths = xp.minimum(columns["offsets"][indices + 1] - starts, length).astype(xp.int32)
-    place = xp.arange(length)
-    where = xp.minimum(starts[:, None] + place, len(columns["inputs"]) - 1)
-    tokens = xp.where(place < lengths[:, None], columns["inputs"][where], 0).astype(xp.int32)
-    rest = {
-        name: values[indices] for name, values in columns.items() if name not in ("inputs", "offsets", "segment_start")
-    }
-    return {
-        "inputs": tokens,
-        "lengths": lengths,
-        "segment_start": xp.minimum(columns["segment_start"][indices], length),
-        **rest,
-    }

@@ -7,13 +7,21 @@ epoch and the cuts are never the same; evaluation predicts every token but the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
 
+from bigctl.data.layouts.layout import Columns, FixedPlan, evaluation_batch_size
 from bigctl.data.sampler import BatchPlan, mix
+
+LARGEST_BATCH = 2**14
+"""Tokens of an evaluation batch."""
+
+BYTES_PER_TOKEN = "bytes_per_token"
+"""Among the sums of an evaluation: the bytes in UTF-8 that a token of the split stands for, []."""
 
 NO_TARGET = -1
 """Stands for a target beyond the end of the text."""
@@ -29,6 +37,47 @@ def count(tokens: int, block: int) -> int:
 def in_order(tokens: int, block: int) -> int:
     """Windows of an evaluation, the last of which may reach beyond the end."""
     return -(-(tokens - 1) // block)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one long text: `inputs` are its tokens [T], `bytes` [1] its length in UTF-8; an index is a start.
+
+    Attributes:
+        block: length of a window [tokens].
+    """
+
+    block: int
+    kind: ClassVar[str] = "windows"
+
+    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+        return (count if training else in_order)(len(columns["inputs"]), self.block)
+
+    def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
+        order = WindowPlan(len(columns["inputs"]), self.block, seed, batch_size if frozen else 0)
+        return FixedPlan(order, batch_size, self.block)
+
+    def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> WindowEvaluationPlan:
+        largest = max(1, LARGEST_BATCH // self.block)
+        size = evaluation_batch_size(self.size(columns, training=False), batch_size, largest, shards)
+        return WindowEvaluationPlan(len(columns["inputs"]), self.block, size)
+
+    def gather(
+        self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np
+    ) -> dict[str, Any]:
+        """`inputs` and `targets`, int32 [batch, length]; beyond the end of the text targets are NO_TARGET, and inputs
+        repeat the last token."""
+        tokens = columns["inputs"]
+        last = len(tokens) - 1
+        places = indices[:, None] + xp.arange((length or self.block) + 1, dtype=indices.dtype)
+        found = tokens[xp.minimum(places, last)].astype(xp.int32)
+        return {"inputs": found[:, :-1], "targets": xp.where(places[:, 1:] > last, NO_TARGET, found[:, 1:])}
+
+    def lengths(self, columns: Columns) -> np.ndarray | None:
+        return None
+
+    def extra_sums(self, columns: Columns) -> Columns:
+        return {BYTES_PER_TOKEN: np.asarray(columns["bytes"][0] / len(columns["inputs"]), np.float64)}
 
 
 @dataclass(frozen=True)
@@ -84,24 +133,6 @@ class WindowEvaluationPlan:
             found = starts[first : first + self.batch_size]
             mask = (np.arange(self.batch_size) < len(found)).astype(np.float32)
             yield np.pad(found, (0, self.batch_size - len(found)), mode="edge"), mask, self.block
-
-
-def take(columns: dict[str, Any], starts: Any, block: int, xp: Any = np) -> dict[str, Any]:
-    """Windows of `columns["inputs"]`: `inputs` and `targets`, int32 [batch, block].
-
-    Args:
-        columns: of a split of one long text, as arrays of numpy or, with `xp=jax.numpy`, of jax.
-        starts: integers [batch].
-        block: length of a window.
-
-    Returns:
-        Beyond the end of the text targets are NO_TARGET, and inputs repeat the last token.
-    """
-    tokens = columns["inputs"]
-    last = len(tokens) - 1
-    places = starts[:, None] + xp.arange(block + 1, dtype=starts.dtype)
-    found = tokens[xp.minimum(places, last)].astype(xp.int32)
-    return {"inputs": found[:, :-1], "targets": xp.where(places[:, 1:] > last, NO_TARGET, found[:, 1:])}
 
 
 def _kind(tokens: int) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.data.target import Target
+
 Columns = dict[str, np.ndarray]
 """Named arrays of equal first dimension, one row an example."""
 
@@ -22,16 +24,20 @@ class Decoded:
             "text" (columns `text`, and `text_pair` for pairs, object arrays of str, and `label` int32 [N]); or "stream"
             (a column `document`, object array of str, of what is one long text, without labels).
         splits: the splits the source itself has, by their own names ("train", "test", ...), in the source's order.
-        classes: class names in label order, None for regression.
+        classes: class names in label order, where each example has one class; else None.
         info: facts worth showing a user (source, version, licence, files read), JSON-serialisable.
+        target: what is to be predicted; None for what follows from `classes`, which is filled in.
     """
 
     kind: str
     splits: dict[str, Columns]
     classes: tuple[str, ...] | None
     info: dict[str, Any] = field(default_factory=dict)
+    target: Target = None  # type: ignore[assignment]  # filled in below
 
     def __post_init__(self) -> None:
+        if self.target is None:
+            object.__setattr__(self, "target", Target.usual(self.kind, self.classes))
         for name, columns in self.splits.items():
             lengths = {column: len(values) for column, values in columns.items()}
             if len(set(lengths.values())) > 1:

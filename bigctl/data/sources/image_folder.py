@@ -104,7 +104,7 @@ def read_image_folder(
             )
 
     files = [file for by_class in listed.values() for class_files in by_class.values() for file in class_files]
-    images = _decode_all(files, image_size, channels)
+    images = decode_all(files, image_size, channels)
     splits: dict[str, Columns] = {}
     start = 0
     for split, by_class in listed.items():
@@ -145,7 +145,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted((entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)), key=_natural)
 
 
-def _is_image_name(file: Path) -> bool:
+def is_image_name(file: Path) -> bool:
     return not hidden(file.name) and file.suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -156,7 +156,7 @@ def _split_folders(path: Path, notes: list[str]) -> dict[str, Path]:
     for folder in folders:
         split = _SPLIT_FOLDERS.get(folder.name.lower())
         # A class may well be called "train": only folders of folders are splits.
-        if split is None or not _subfolders(folder) or any(_is_image_name(file) for file in folder.iterdir()):
+        if split is None or not _subfolders(folder) or any(is_image_name(file) for file in folder.iterdir()):
             continue
         if split in named:
             raise DataError(
@@ -174,7 +174,7 @@ def _split_folders(path: Path, notes: list[str]) -> dict[str, Path]:
             )
         return {"train": path}
     for folder in (folder for folder in folders if folder not in named.values()):
-        if any(_is_image_name(file) for file in walk(folder)):
+        if any(is_image_name(file) for file in walk(folder)):
             raise DataError(
                 f"{folder.name!r} has images but is neither a split made of class folders nor a class",
                 where=str(path),
@@ -187,7 +187,7 @@ def _split_folders(path: Path, notes: list[str]) -> dict[str, Path]:
 def _class_files(folder: Path, notes: list[str]) -> tuple[dict[str, list[Path]], int]:
     """The image files of each class folder, in label order, and the number of other files."""
     loose = [entry for entry in folder.iterdir() if entry.is_file()]
-    loose_images = sum(map(_is_image_name, loose))
+    loose_images = sum(map(is_image_name, loose))
     classes = _subfolders(folder)
     if not classes:
         what = f"{loose_images} images lie directly in it" if loose_images else "it holds no images"
@@ -202,7 +202,7 @@ def _class_files(folder: Path, notes: list[str]) -> tuple[dict[str, list[Path]],
     ignored = len(loose)
     for folder_of_class in classes:
         everything = list(walk(folder_of_class))
-        images = sorted(filter(_is_image_name, everything), key=_natural)
+        images = sorted(filter(is_image_name, everything), key=_natural)
         ignored += len(everything) - len(images)
         if not images:
             others = f"{len(everything)} other files" if everything else "no files at all"
@@ -225,7 +225,7 @@ def _check_shape(image_size: tuple[int, int] | None, channels: int | None) -> No
         raise DataError(f"images cannot have {channels} channels", where="data.channels", hint="1 is grey, 3 is RGB")
 
 
-def _decode_all(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
+def decode_all(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds."""
     headers = _each(len(files), lambda i: _header(files[i]))
     channels = channels or (1 if all(grey for _, grey in headers) else 3)

@@ -8,7 +8,7 @@ import difflib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def load(
     columns: Sequence[str] | None = None,
     quoting: bool = True,
     long_fields: bool = False,
+    lists: Container[str] = (),
 ) -> TextTable:
     """The columns that `keep` wants of a file, or of its content.
 
@@ -79,6 +80,7 @@ def load(
             is skipped all the same.
         quoting: whether quotes may enclose a field; otherwise they are characters like others.
         long_fields: allow fields of any length, where the default refuses more than csv's limit as an unclosed quote.
+        lists: columns of JSON lines whose values may be lists; they are given as JSON.
 
     Raises:
         DataError: the file is missing, malformed or empty.
@@ -91,7 +93,7 @@ def load(
     elif columns:
         raise DataError("every JSON line names its own columns", where="data.columns", hint="leave data.columns out")
     else:
-        table = _load_jsonl(text, name, keep)
+        table = _load_jsonl(text, name, keep, lists)
     if not table.lines:
         what = "there is a header but not a single row" if table.names else "there are no rows"
         raise DataError(what, where=name, hint="is it the right file?")
@@ -208,7 +210,7 @@ def _field_limit(characters: int | None) -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _load_jsonl(text: str, name: str, keep: Callable[[str], bool]) -> TextTable:
+def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Container[str]) -> TextTable:
     columns: dict[str, list[str]] = {}
     names: dict[str, None] = {}
     lines: list[int] = []
@@ -221,7 +223,10 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool]) -> TextTable:
                     columns[key] = [""] * len(lines)
                     absent |= {key: lines[0]} if lines else {}
         for key, values in columns.items():
-            values.append(_json_text(record.get(key), f"{name}:{number}:{key}"))
+            value = record.get(key)
+            if isinstance(value, list) and key in lists:
+                value = json.dumps(value, ensure_ascii=False)
+            values.append(_json_text(value, f"{name}:{number}:{key}"))
             if key not in record:
                 absent.setdefault(key, number)
         lines.append(number)

@@ -14,8 +14,10 @@ import numpy as np
 
 from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.read_table import SUFFIXES, TextTable, load, read_text
 from bigctl.data.sources.table import classify, split_files
+from bigctl.data.target import Target
 from bigctl.errors import DataError
 
 PLAIN_SUFFIXES = (".txt", ".text")
@@ -27,6 +29,8 @@ def read_texts(
     text: str,
     text_pair: str | None = None,
     label: str | None = None,
+    labels: str | None = None,
+    label_separator: str = ";",
     format: str = "csv",
     validation_path: Path | None = None,
     test_path: Path | None = None,
@@ -39,24 +43,26 @@ def read_texts(
         path: the training file, which alone decides the classes.
         text, text_pair: names of the columns with the text and, where pairs are classified, the second text.
         label: name of the target column; None for unlabelled text.
+        labels: name of the column with several classes a text, in place of `label`; `label_separator` is between them.
         format: "csv", "tsv" (quoting as in CSV) or "jsonl".
         validation_path, test_path: files for the splits "validation" and "test".
         columns, quoting: see `rows.load`.
 
     Returns:
         Decoded of kind "text": object [N] of str, and int32 [N] class numbers; classes sorted, as numbers where all are
-        integers. Of unlabelled text the classes are None and the labels 0.
+        integers. Of unlabelled text the classes are None and the labels 0; of several classes see `label_sets`.
 
     Raises:
         DataError: a file is missing or malformed, a column is missing, a text is empty, or a label cannot be used.
     """
-    wanted = {"data.text": text, "data.text_pair": text_pair, "data.label": label}
+    wanted = {"data.text": text, "data.text_pair": text_pair, "data.label": label, "data.labels": labels}
     named = [name for name in wanted.values() if name is not None]
     if len(set(named)) < len(named):
         keys = [key for key, name in wanted.items() if name is not None and named.count(name) > 1]
         raise DataError(f"{' and '.join(keys)} name the same column", where=keys[1], hint="name different ones")
+    reading: dict[str, Any] = {"columns": columns, "quoting": quoting, "long_fields": True}
     tables = {
-        split: load(file, format, set(named).__contains__, columns=columns, quoting=quoting, long_fields=True)
+        split: load(file, format, set(named).__contains__, **reading, lists=[labels] if labels else [])
         for split, file in split_files(path, validation_path, test_path).items()
     }
     pair = [text_pair] if text_pair else []
@@ -69,19 +75,23 @@ def read_texts(
             notes += _doubtful_quotes(table, [text, *pair])
         if label is not None:
             table.require(label, "target")
-    classes = None
-    if label is not None:
+    classes, target = None, Target.usual("text", None)
+    if labels is not None:
+        target, sets = read_label_sets(tables, labels, label_separator, notes)
+        splits = {split: {**arrays, "label": sets[split]} for split, arrays in splits.items()}
+    elif label is not None:
         classes, targets = classify(tables, label, quantities=f"is data.label={label} the right column?")
+        target = Target.usual("text", classes)
         splits = {split: {**arrays, "label": targets[split]} for split, arrays in splits.items()}
     info: dict[str, Any] = {
         "source": format,
         "files": {split: table.source for split, table in tables.items()},
         "rows": {split: len(table.lines) for split, table in tables.items()},
         "text": [text, *pair],
-        "target": label,
+        "target": labels or label,
         "notes": notes,
     }
-    return Decoded("text", splits, classes, info)
+    return Decoded("text", splits, classes, info, target)
 
 
 def read_for_prediction(

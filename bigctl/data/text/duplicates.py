@@ -6,17 +6,18 @@ import hashlib
 from typing import Any
 
 from bigctl.data.sources.decoded import Columns
+from bigctl.data.target import Target
 
 _EXAMPLES = 2
 _SHOWN = 80  # characters of an example
 
 
-def report(splits: dict[str, Columns], classes: tuple[str, ...] | None) -> dict[str, Any]:
+def report(splits: dict[str, Columns], target: Target) -> dict[str, Any]:
     """Which texts are there twice; two texts are the same if they differ in case and blanks at most.
 
     Args:
         splits: "train", "validation", "test" -> columns `text`, `text_pair` where there is one, and `label`.
-        classes: class names in label order; None for unlabelled text, where no two labels differ.
+        target: what their labels are.
 
     Returns:
         JSON-serialisable. "train": {"repeated": examples that repeat an earlier one, "other_label": those of them with
@@ -24,9 +25,9 @@ def report(splits: dict[str, Columns], classes: tuple[str, ...] | None) -> dict[
         "other_label": those of them whose label no such training example has, "examples": the first two of these, or
         else of those: {"text", "label", "train_label"}}. "notes": one sentence where texts cross splits, else none.
     """
-    train, labels = keys(splits["train"]), splits["train"]["label"].tolist()
-    first: dict[bytes, int] = {}
-    known: dict[bytes, set[int]] = {}
+    train, labels = keys(splits["train"]), [target.text(label) for label in splits["train"]["label"]]
+    first: dict[bytes, str] = {}
+    known: dict[bytes, set[str]] = {}
     repeated = other = 0
     for key, label in zip(train, labels, strict=True):
         if key in first:
@@ -39,11 +40,11 @@ def report(splits: dict[str, Columns], classes: tuple[str, ...] | None) -> dict[
         if split == "train":
             continue
         rows = [(row, key) for row, key in enumerate(keys(columns)) if key in first]
-        strange = [(row, key) for row, key in rows if int(columns["label"][row]) not in known[key]]
+        strange = [(row, key) for row, key in rows if target.text(columns["label"][row]) not in known[key]]
         found[split] = {
             "in_train": len(rows),
             "other_label": len(strange),
-            "examples": [_example(columns, row, first[key], classes) for row, key in (strange or rows)[:_EXAMPLES]],
+            "examples": [_example(columns, row, first[key], target) for row, key in (strange or rows)[:_EXAMPLES]],
         }
     return found | {"notes": _notes(found)}
 
@@ -76,9 +77,9 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _example(columns: Columns, row: int, train_label: int, classes: tuple[str, ...] | None) -> dict[str, str]:
+def _example(columns: Columns, row: int, train_label: str, target: Target) -> dict[str, str]:
     texts = [str(columns[name][row]) for name in ("text", "text_pair") if name in columns]
     shown = " | ".join(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..." for text in texts)
-    if classes is None:
+    if not target.names:
         return {"text": shown}
-    return {"text": shown, "label": classes[int(columns["label"][row])], "train_label": classes[train_label]}
+    return {"text": shown, "label": target.text(columns["label"][row]), "train_label": train_label}

@@ -46,13 +46,11 @@ class Spec:
         settings: the configuration.
         file: the tokenizer.json or vocab.txt in use, for one that is not made here.
         lowercase: whether a vocab.txt is for lower case.
-        block: length of the windows that one long text is seen in; nothing that its tokens depend on.
     """
 
     settings: schema.StreamTokenizer
     file: Path | None = None
     lowercase: bool = True
-    block: int = 0
 
     @property
     def stream(self) -> bool:

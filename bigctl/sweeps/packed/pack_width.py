@@ -123,8 +123,8 @@ def _cost(shared: TrialGroup, width: int, seconds: float) -> float:
 
     steps, programs = shared.steps(width), shared.experiment.programs
     config = shared.experiment.config
-    lane = programs.like(config)
-    numbers = {name: np.stack([np.asarray(value)] * width) for name, value in lane.numbers.items()}
+    lane = programs.with_config(config)
+    hparams = {name: np.stack([np.asarray(value)] * width) for name, value in lane.hparams.items()}
     states = tuple(lane.initialise() for _ in range(width))
 
     def draw(count: int) -> np.ndarray:
@@ -135,7 +135,7 @@ def _cost(shared: TrialGroup, width: int, seconds: float) -> float:
     while len(taken) < 4 or time.perf_counter() < until:
         start = time.perf_counter()
         try:
-            states, count = steps(states, draw, steps.largest, numbers)
+            states, count = steps(states, draw, steps.largest, hparams)
             jax.block_until_ready(states)
         except JaxRuntimeError as error:  # there is no memory for so many
             log.info("packed by %d: %s", width, str(error)[:200])

@@ -15,7 +15,7 @@ at the next event, with a checkpoint, as if it had been asked to stop.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 import sys
 import threading
@@ -38,6 +38,8 @@ from bigctl.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from bigctl.engine.experiment import Experiment
+    from bigctl.training.evaluation import Evaluator
+    from bigctl.training.feed import Feed
     from bigctl.training.packed.pack import Pack, PackedSteps
 
 TOGETHER, MEMORY = 32, 2**28
@@ -123,7 +125,7 @@ class Shared:
         self.dataset = resolve.prepare_data(resolve.resolve(config), RunDirectory(jobs[0].path).tokenizer)
         self.experiment: Experiment = experiments.build(resolve.resolve(config), self.dataset)
         self.surroundings = Setup().surroundings()
-        self._evaluators: dict[tuple[str, str], Any] = {}
+        self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._steps: dict[int, PackedSteps] = {}
         self._lock = threading.Lock()
 
@@ -145,28 +147,26 @@ class Shared:
         columns = built.dataset.splits["train"]
         with self._lock:
             if width not in self._steps:
-                self._steps[width] = PackedSteps(built.programs, columns, built.config, built.cadence, width=width)
+                layout = built.dataset.batches
+                self._steps[width] = PackedSteps(
+                    built.programs, layout, columns, built.config, built.cadence, width=width
+                )
             return self._steps[width]
 
-    def programs(self, config: Config) -> Any:
-        """Those of one trial."""
-        with self._lock:  # what the first one makes, all others copy
-            return self.experiment.programs.like(config)
-
-    def evaluator(self, split: str, prefix: str) -> Any:
-        """For one trial; the data is on the device once."""
+    def evaluator(self, split: str, prefix: str) -> Evaluator:
+        """For all trials; the data is on the device once."""
         with self._lock:
             if (split, prefix) not in self._evaluators:
                 self._evaluators[split, prefix] = self.experiment.evaluator(split, prefix)
                 self._evaluators[split, prefix].place()
-            return copy.copy(self._evaluators[split, prefix])
+            return self._evaluators[split, prefix]
 
     def refusal(self) -> str | None:
         """Why their data or this machine does not let them be packed, if it does not."""
         from bigctl.training.packed import pack
 
         built = self.experiment
-        return pack.refusal(built.programs, built.dataset.splits["train"], built.config)
+        return pack.refusal(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config)
 
 
 class _TrialSetup(Setup):
@@ -188,23 +188,24 @@ class _TrialSetup(Setup):
         return QueuedCheckpoints(own)
 
     def build(self, config: Config, dataset: Any) -> Experiment:
-        from bigctl.engine.experiment import Experiment
+        built = self.shared.experiment
+        programs = built.programs.with_config(config)
+        return dataclasses.replace(built, config=config, dataset=dataset, programs=programs, shared=self)
 
-        shared, pack, lane = self.shared, self.pack, self.lane
+    def feed(self, experiment: Experiment) -> Feed | None:
+        from bigctl.data.layouts.layout import FixedPlan
+        from bigctl.training import feed as feeds
+        from bigctl.training.packed.pack import PackedFeed
 
-        class Packed(Experiment):
-            def feed(self) -> Any:
-                from bigctl.training.packed.pack import PackedFeed
+        if self.pack is None:
+            return None
+        data = experiment.dataset
+        plan = feeds.training_plan(data.batches, data.splits["train"], experiment.config)
+        assert isinstance(plan, FixedPlan)  # as `pack.refusal` has seen
+        return PackedFeed(self.pack, self.lane, experiment.programs.hparams, plan)
 
-                if pack is None:
-                    return super().feed()
-                return PackedFeed(pack, lane, self.programs, dataset.splits["train"], config)
-
-            def evaluator(self, split: str, prefix: str) -> Any:
-                return shared.evaluator(split, prefix)
-
-        built = shared.experiment
-        return Packed(config, dataset, built.task, shared.programs(config), built.cadence, built.metric, built.mode)
+    def evaluator(self, split: str, prefix: str) -> Evaluator:
+        return self.shared.evaluator(split, prefix)
 
 
 # ------------------------------------------------------------------------------------------------------- training

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/<step>/` with `state/` (written by Orbax, asynchronously), `meta.json` (progress,
 metrics, what the state belongs to) and, written last, the manifests with the size and sha256 of every file (see
-`training.manifest`). They are made by a thread of its own, so that neither writing nor hashing holds up training. Only
+`runs.manifest`). They are made by a thread of its own, so that neither writing nor hashing holds up training. Only
 what still matches its manifest is loaded, or counts when older checkpoints are deleted.
 """
 
@@ -13,9 +13,7 @@ import contextvars
 import dataclasses
 import errno
 import logging
-import math
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,22 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
 from bigctl.parallel.distributed import SINGLE_PROCESS, SingleProcess
-from bigctl.parallel.partition import path_name
 from bigctl.runs import manifest
 from bigctl.training import phases
-from bigctl.training.state import Progress
+from bigctl.training.checkpoints import arrays
+from bigctl.training.state import Progress, TrainState
 
 log = logging.getLogger("bigctl.checkpoint")
 
 SCHEMA = 1
-_OVERHEAD = 2**18  # bytes besides the arrays: indices, metadata, manifest
 
 _BEGINNING = threading.Lock()
 """Held where a save begins: Orbax tells what belongs to it by a number of the process, which the next one raises. What
@@ -104,7 +97,7 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    def save(self, state: Any, progress: Progress, meta: dict[str, Any]) -> None:
+    def save(self, state: TrainState, progress: Progress, meta: dict[str, Any]) -> None:
         """Begin to save; returns once the state is copied off the devices' way.
 
         Raises:
@@ -113,14 +106,14 @@ class Checkpoints:
         self.wait()
         target = self._path(progress.step)
         content = {"schema": SCHEMA, "step": progress.step, "progress": progress.to_json(), **meta}
-        tree = flatten(state)
+        tree = arrays.flatten(state)
 
         def begin() -> bool:
             if manifest.committed(target):
                 return False  # the same step, saved before: by the same run it is the same state
             manifest.begin(target)
             write_json(target / manifest.META, content)
-            _require_space(target, tree)
+            arrays.require_space(target, tree)
             return True
 
         phases.saving(1)
@@ -129,7 +122,7 @@ class Checkpoints:
                 phases.saving(-1)
                 return
             with _BEGINNING:
-                self._orbax().save(target.resolve() / "state", args=_save_args(tree))
+                self._orbax().save(target.resolve() / "state", args=arrays.save_args(tree))
         except Exception as error:
             self._failure = self._failed(target, error)
             phases.saving(-1)
@@ -336,45 +329,15 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:09d}"
 
-    def restore(self, saved: Saved, abstract: Any) -> Any:
+    def restore(self, saved: Saved, abstract: TrainState) -> TrainState:
         """The state of a checkpoint, placed as `abstract` (ShapeDtypeStructs with shardings) says.
 
-        A guard of another `train.divergence` than it was saved with begins anew.
+        The anomaly state of another `train.divergence` than it was saved with begins anew.
 
         Raises:
             RunError: if its arrays do not fit.
         """
-        import orbax.checkpoint as ocp
-
-        wanted, shapes = flatten(abstract), saved.meta["shapes"]
-        anew = _guard(shapes) != _guard({name: list(leaf.shape) for name, leaf in wanted.items()})
-        guard = _guard(wanted) if anew else {}
-        if anew:
-            wanted, shapes = ({n: v for n, v in side.items() if n not in _guard(side)} for side in (wanted, shapes))
-        differing = [name for name, leaf in wanted.items() if shapes.get(name) != list(leaf.shape)]
-        if differing or len(shapes) != len(wanted):
-            name = differing[0] if differing else sorted(set(shapes) ^ set(wanted))[0]
-            here = list(wanted[name].shape) if name in wanted else "nothing"
-            raise RunError(
-                f"{name} is {shapes.get(name, 'missing')} in the checkpoint and {here} in this configuration",
-                where=str(saved.path),
-                hint="resume with the model and optimizer it was made with",
-            )
-        try:
-            arrays = self._orbax().restore(
-                saved.path.resolve() / "state",
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=anew,
-                ),
-            )
-        except Exception as error:
-            raise RunError(f"cannot be loaded: {error}", where=str(saved.path)) from error
-        for name, leaf in guard.items():
-            arrays[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-        leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
-        return jax.tree_util.tree_unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
+        return arrays.restore(self._orbax(), saved.path, saved.meta["shapes"], abstract)
 
     def clean(self, *, after: int | None = None) -> None:
         """Remove what interrupted saves have left behind. With `after`, the step that training goes on from, also set
@@ -405,48 +368,3 @@ def _named(error: RunError) -> str:
 def _plainly(reason: str) -> str:
     """The operating system's words inside of a sentence: `No space left on device`."""
     return "no space left on the device" if reason == os.strerror(errno.ENOSPC) else reason
-
-
-def _require_space(folder: Path, tree: dict[str, Any]) -> None:
-    """Raise OSError where the disk has no room for a state: better before the save than in the middle of it."""
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in tree.values())
-    if shutil.disk_usage(folder).free < size + _OVERHEAD:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def read_arrays(saved: Saved, names: Sequence[str], dtype: Any = np.float32) -> dict[str, np.ndarray]:
-    """Some arrays of a checkpoint by their paths, on the host, as `dtype`, or with None as they were saved.
-
-    Raises:
-        RunError: if they cannot be read.
-    """
-    import orbax.checkpoint as ocp
-
-    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
-    whole = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype))
-    arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=whole, partial_restore=True)
-    try:
-        return reader.restore(saved.path.resolve() / "state", args=arguments)
-    except Exception as error:
-        raise RunError(f"cannot be loaded: {error}", where=str(saved.path)) from error
-    finally:
-        reader.close()
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """A tree as {path joined by "/": leaf}: what is stored, free of the classes that it came in."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def shapes(tree: Any) -> dict[str, list[int]]:
-    return {name: list(np.shape(leaf)) for name, leaf in flatten(tree).items()}
-
-
-def _guard(flat: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flat.items() if name.startswith("guard/")}
-
-
-def _save_args(tree: dict[str, Any]) -> Any:
-    import orbax.checkpoint as ocp
-
-    return ocp.args.PyTreeSave(tree)

@@ -4,7 +4,7 @@ Each training keeps its own loop, with its own events, in a thread of its own. O
 loop's `advance` waits until all others of its pack want steps too, and gets its own part of the result. So whatever a
 loop does, a packed one does: early stopping, a step that is not finite, checkpoints, resuming.
 
-What is shared is the data, on the device once; what differs is the state, the order of examples, and the numbers, the
+What is shared is the data, on the device once; what differs is the state, the order of examples, and the hparams, the
 seed among them. Trainings of a pack may be at different steps.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,41 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.cadence import Cadence
+from bigctl.data.layouts.layout import Columns, FixedPlan, Layout
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
+from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs, step_on_resident
 from bigctl.training.state import TrainState
-from bigctl.training.step import LARGEST_LOOP, Numbers, Programs
+from bigctl.training.step import Hparams
+
+Draw = Callable[[int], np.ndarray]
+
+
+def compile_packed_steps(
+    programs: Programs, layout: Layout, length: int | None, *, width: int, looped: bool
+) -> Compiled:
+    """(states [width], arrays, indices [width, largest, batch], count, hparams [width] each) -> states: the first
+    `count` steps of all, or just the first where they are not `looped`."""
+    one_step = step_on_resident(programs.step)
+
+    def run(
+        states: tuple[TrainState, ...], arrays: Arrays, indices: jax.Array, count: jax.Array, hparams: Hparams
+    ) -> tuple[TrainState, ...]:
+        def one(state: TrainState, indices: jax.Array, hparams: Hparams) -> TrainState:
+            return one_step(state, arrays, indices, hparams, layout, length)
+
+        step = jax.vmap(one)
+        side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        if looped:
+            side_by_side = jax.lax.fori_loop(
+                0, count, lambda i, all_states: step(all_states, indices[:, i], hparams), side_by_side
+            )
+        else:
+            side_by_side = step(side_by_side, indices[:, 0], hparams)
+        return tuple(jax.tree.map(lambda leaf, lane=lane: leaf[lane], side_by_side) for lane in range(width))
+
+    placed = jax.tree.map(lambda leaf: leaf.sharding, programs.abstract_state)
+    return jax.jit(run, donate_argnums=0, out_shardings=(placed,) * width)
 
 
 class PackedSteps:
@@ -34,6 +65,7 @@ class PackedSteps:
 
     Args:
         programs: of any of the trainings.
+        layout: of the data.
         columns: the training split.
         config: of any of them.
         cadence: of all of them.
@@ -44,41 +76,30 @@ class PackedSteps:
     """
 
     def __init__(
-        self, programs: Programs, columns: feeds.Columns, config: schema.Config, cadence: Cadence, *, width: int
+        self,
+        programs: Programs,
+        layout: Layout,
+        columns: Columns,
+        config: schema.Config,
+        cadence: Cadence,
+        *,
+        width: int,
     ):
-        if (refused := refusal(programs, columns, config)) is not None:
+        if (refused := refusal(programs, layout, columns, config)) is not None:
             raise ConfigError(refused, where="packed trials", hint="train them one by one")
-        self.programs, self.width, self.block = programs, width, config.block
-        self.arrays = feeds.place(programs, columns)
-        self.looped = feeds.loops(programs, config)
+        self.width = width
+        (self.length,) = feeds.training_plan(layout, columns, config).lengths
+        self.arrays = feeds.place_columns(programs.mesh, columns)
+        looped = feeds.loops(programs.mesh, config)
         between = min(cadence.log, cadence.evaluate, cadence.save, cadence.total)
-        most = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP) if self.looped else 1
+        most = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP) if looped else 1
         self.largest = min(most, 1 << (between - 1).bit_length())
-        self._length: int | None = config.train.steps_per_dispatch if self.looped else 1
+        self._length: int | None = config.train.steps_per_dispatch if looped else 1
         self._warm = False
-        placed = (programs.state_shardings,) * width
-        self.program = jax.jit(self._steps, donate_argnums=0, out_shardings=placed)
-
-    def _steps(
-        self, states: tuple[TrainState, ...], arrays: Any, indices: jax.Array, count: jax.Array, numbers: Numbers
-    ) -> tuple[TrainState, ...]:
-        """The first `count` steps of all: indices int32 [width, largest, batch], numbers [width] each."""
-
-        def one(state: TrainState, indices: jax.Array, numbers: Numbers) -> TrainState:
-            return self.programs.train_step(state, self.programs.gather(arrays, indices, length=self.block), numbers)
-
-        step = jax.vmap(one)
-        side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        if self.looped:
-            side_by_side = jax.lax.fori_loop(
-                0, count, lambda i, all_states: step(all_states, indices[:, i], numbers), side_by_side
-            )
-        else:
-            side_by_side = step(side_by_side, indices[:, 0], numbers)
-        return tuple(jax.tree.map(lambda leaf, lane=lane: leaf[lane], side_by_side) for lane in range(self.width))
+        self.program = compile_packed_steps(programs, layout, self.length, width=width, looped=looped)
 
     def __call__(
-        self, states: tuple[TrainState, ...], draw: Any, limit: int, numbers: Numbers
+        self, states: tuple[TrainState, ...], draw: Draw, limit: int, hparams: Hparams
     ) -> tuple[tuple[TrainState, ...], int]:
         """Up to `limit` steps of all states, about a second of them at most; gives how many they were.
 
@@ -92,7 +113,7 @@ class PackedSteps:
         if timing:
             jax.block_until_ready(states)
         start = time.perf_counter()
-        states = self.program(states, self.arrays, indices, np.int32(count), numbers)
+        states = self.program(states, self.arrays, indices, np.int32(count), hparams)
         if timing:
             jax.block_until_ready(states)
             self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))
@@ -100,13 +121,13 @@ class PackedSteps:
         return states, count
 
 
-def refusal(programs: Programs, columns: feeds.Columns, config: schema.Config) -> str | None:
+def refusal(programs: Programs, layout: Layout, columns: Columns, config: schema.Config) -> str | None:
     """Why these trainings cannot be packed on this machine, if they cannot."""
     if programs.mesh.size > 1:
         return f"a pack trains on one device, mesh={config.mesh.kind} has {programs.mesh.size}"
-    if feeds.edges_of(columns, config) is not None:
+    if not isinstance(feeds.training_plan(layout, columns, config), FixedPlan):
         return "texts in batches of several lengths cannot be packed"
-    if not feeds.fits(columns, config):
+    if not feeds.fits_on_device(columns, config):
         return f"the training split is larger than data.resident_mib={config.data.resident_mib:g}"
     return None
 
@@ -137,7 +158,7 @@ class Pack:
         self._feeds: dict[int, PackedFeed] = {}
         self._living = set(range(lanes))
         self._turns: dict[int, _Turn] = {}
-        self._numbers: tuple[list[int], Numbers] = ([], {})
+        self._hparams: tuple[list[int], Hparams] = ([], {})
         self._idle: list[TrainState] = []  # in place of those that have ended
 
     def advance(self, feed: PackedFeed, turn: _Turn) -> tuple[TrainState, int]:
@@ -166,7 +187,7 @@ class Pack:
                 self._padded([turns[lane].state for lane in lanes]),
                 partial(self._draw, [(self._feeds[lane], turns[lane].position) for lane in lanes]),
                 min(turn.limit for turn in turns.values()),
-                self._numbers_of(lanes),
+                self._hparams_of(lanes),
             )
         except BaseException as error:  # each of them fails, and says so
             for turn in turns.values():
@@ -186,12 +207,12 @@ class Pack:
         drawn = [feed.draw(position, count) for feed, position in turns]
         return np.stack(drawn + drawn[:1] * (self.steps.width - len(drawn)))
 
-    def _numbers_of(self, lanes: list[int]) -> Numbers:
-        if self._numbers[0] != lanes:
-            each = [self._feeds[lane].numbers for lane in lanes]
+    def _hparams_of(self, lanes: list[int]) -> Hparams:
+        if self._hparams[0] != lanes:
+            each = [self._feeds[lane].hparams for lane in lanes]
             each += each[:1] * (self.steps.width - len(each))
-            self._numbers = (lanes, {name: np.stack([np.asarray(n[name]) for n in each]) for name in each[0]})
-        return self._numbers[1]
+            self._hparams = (lanes, {name: np.stack([np.asarray(n[name]) for n in each]) for name in each[0]})
+        return self._hparams[1]
 
 
 class PackedFeed:
@@ -200,9 +221,8 @@ class PackedFeed:
     Args:
         pack: which.
         lane: its number there.
-        programs: its own, for its numbers.
-        columns: the training split.
-        config: of this training.
+        hparams: its own.
+        plan: its batches.
 
     Attributes:
         waited: seconds spent waiting for the others.
@@ -210,15 +230,14 @@ class PackedFeed:
 
     shapes = 1
 
-    def __init__(self, pack: Pack, lane: int, programs: Programs, columns: feeds.Columns, config: schema.Config):
-        self.pack, self.lane, self.numbers = pack, lane, programs.numbers
-        self.batch_size = config.train.batch_size
+    def __init__(self, pack: Pack, lane: int, hparams: Hparams, plan: FixedPlan):
+        self.pack, self.lane, self.hparams, self.plan = pack, lane, hparams, plan
         self.waited = 0.0
-        self._indices = feeds.Ahead(feeds.plan_of(columns, config))
 
     def draw(self, position: int, count: int) -> np.ndarray:
         """Examples of `count` batches, int32 [count, batch]."""
-        return self._indices(position, count * self.batch_size).reshape(count, self.batch_size)
+        size = self.plan.batch_size
+        return self.plan.indices(position, count * size).reshape(count, size)
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         turn = _Turn(state, position, limit)
@@ -227,9 +246,9 @@ class PackedFeed:
         return result
 
     def shape(self, position: int) -> int | None:
-        return self.pack.steps.block
+        return self.pack.steps.length
 
-    def program(self) -> Any:
+    def program(self) -> Compiled:
         return self.pack.steps.program
 
     def close(self) -> None:

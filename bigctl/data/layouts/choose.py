@@ -1,0 +1,51 @@
+"""The one place that asks what kind of data it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigctl.data.dataset import Features
+from bigctl.data.layouts import ragged
+from bigctl.data.layouts.layout import Columns, Layout
+from bigctl.data.layouts.ragged import Ragged
+from bigctl.data.layouts.rows import Rows
+from bigctl.data.layouts.windows import Windows
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What an experiment says about batches of texts. Nothing that is stored depends on it.
+
+    Attributes:
+        block: length of the windows that one long text is seen in; 0 where no recipe asks for windows.
+        batch_size: examples a training batch.
+        shapes: how many lengths batches of texts are padded to.
+        window: training batches of texts that are sorted by length among themselves.
+    """
+
+    block: int = 0
+    batch_size: int = 1
+    shapes: int = 4
+    window: int = 64
+
+
+NO_OPTIONS = BatchOptions()
+
+
+def choose_layout(features: Features, splits: Mapping[str, Columns], options: BatchOptions) -> Layout | None:
+    """The layout of prepared data; None for texts that are not tokens yet."""
+    train = splits["train"]
+    if features.kind == "stream":
+        return Windows(options.block) if options.block and "inputs" in train else None
+    if "inputs" not in train:
+        return None
+    if "offsets" not in train:
+        return Rows()
+    tokens, examples = len(train["inputs"]), len(train["offsets"]) - 1
+    aligned = [name for name, values in train.items() if len(values) == tokens != examples and name != "inputs"]
+    token_columns = ("inputs", *(name for name in aligned if name != "offsets"))
+    edges = ragged.choose_edges(np.diff(train["offsets"]), options.batch_size, options.shapes)
+    return Ragged(edges, options.window, token_columns)

@@ -1,0 +1,113 @@
+"""What a layout is: how the examples of one shape family become batches.
+
+A layout is chosen once, when data is prepared (see `choose`), and kept on the `Dataset`. Whoever needs batches asks it
+and never what kind of data it is. Layouts are frozen and hashable, so a compiled program can take one as a static
+argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+"""Arrays of a split by name, or of a batch, on the host."""
+
+EvaluationBatch = tuple[np.ndarray, np.ndarray, int | None]
+"""Indices or starts [batch], mask float32 [batch] (0 where an index only pads), and the length."""
+
+
+class TrainingPlan(Protocol):
+    """Which examples make up the batch at a position: a pure function of (seed, position)."""
+
+    @property
+    def lengths(self) -> tuple[int | None, ...]:
+        """What batches are padded to, or the length of windows; (None,) for fixed shapes. One program each."""
+
+    def batch(self, position: int) -> tuple[np.ndarray, int | None]:
+        """Indices of examples, or starts of windows, int [batch]; and the length that they are gathered with."""
+
+
+class EvaluationPlan(Protocol):
+    """Every example of a split exactly once."""
+
+    def batches(self) -> Iterator[EvaluationBatch]: ...
+
+
+class Layout(Protocol):
+    """How examples become batches."""
+
+    kind: ClassVar[str]
+
+    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+        """Examples of a split, as training or as an evaluation counts them."""
+
+    def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> TrainingPlan:
+        """The batches of training; `frozen` repeats the first one for ever."""
+
+    def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> EvaluationPlan:
+        """The batches of an evaluation, of `batch_size` or else of the layout's own largest size, a multiple of
+        `shards`."""
+
+    def gather(self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np) -> Any:
+        """The batch of these indices: columns [batch, ...].
+
+        Args:
+            columns: of a split, as arrays of numpy or, with `xp=jax.numpy`, of jax.
+            indices: integers [batch], as a plan gives them.
+            length: as the plan gives it.
+        """
+
+    def lengths(self, columns: Columns) -> np.ndarray | None:
+        """Tokens of each example, int [N]; None where all examples have one shape."""
+
+    def extra_sums(self, columns: Columns) -> Columns:
+        """What an evaluation of this split has among its sums besides what the task computes."""
+
+
+class Order(Protocol):
+    """A stream of examples, or of windows, that has a pure function of the seed for an order."""
+
+    def indices(self, position: int, count: int) -> np.ndarray:
+        """Those at positions [position, position + count): int [count]."""
+
+
+class FixedPlan:
+    """A `TrainingPlan` whose batches all have one shape, so that several steps can go into one dispatch.
+
+    Indices come out of blocks computed at once: a call to the order costs what thousands of indices do.
+
+    Args:
+        order: of the examples.
+        batch_size: examples a batch.
+        length: of windows; None for examples of a fixed shape.
+        ahead: indices computed at once.
+    """
+
+    def __init__(self, order: Order, batch_size: int, length: int | None = None, ahead: int = 2**14):
+        self.order, self.batch_size, self.length, self.ahead = order, batch_size, length, ahead
+        self._start, self._block = 0, np.empty(0, np.int32)
+
+    @property
+    def lengths(self) -> tuple[int | None, ...]:
+        return (self.length,)
+
+    def batch(self, position: int) -> tuple[np.ndarray, int | None]:
+        return self.indices(position, self.batch_size), self.length
+
+    def indices(self, position: int, count: int) -> np.ndarray:
+        """Indices at positions [position, position + count): int [count]."""
+        offset = position - self._start
+        if not 0 <= offset <= len(self._block) - count:
+            self._start, self._block = position, self.order.indices(position, max(count, self.ahead))
+            offset = 0
+        return self._block[offset : offset + count]
+
+
+def evaluation_batch_size(count: int, batch_size: int | None, largest: int, shards: int) -> int:
+    """As asked for, else all examples up to `largest`; rounded up to a multiple of `shards`."""
+    return math.ceil((batch_size or min(count, largest)) / shards) * shards

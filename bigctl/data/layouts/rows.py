@@ -1,0 +1,45 @@
+"""Examples of one fixed shape: a row of every column each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bigctl.data.layouts.layout import Columns, FixedPlan, evaluation_batch_size
+from bigctl.data.sampler import BatchPlan, RowEvaluationPlan
+
+LARGEST_BATCH = 512
+"""Examples of an evaluation batch."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns [N, ...]; an index is a row."""
+
+    kind: ClassVar[str] = "rows"
+
+    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+        return len(next(iter(columns.values())))
+
+    def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
+        order = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
+        return FixedPlan(order, batch_size)
+
+    def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
+        count = self.size(columns, training=False)
+        return RowEvaluationPlan(count, evaluation_batch_size(count, batch_size, LARGEST_BATCH, shards))
+
+    def gather(
+        self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np
+    ) -> dict[str, Any]:
+        return {name: xp.take(values, indices, axis=0, mode="clip") for name, values in columns.items()}
+
+    def lengths(self, columns: Columns) -> np.ndarray | None:
+        return None
+
+    def extra_sums(self, columns: Columns) -> Columns:
+        return {}

@@ -1,0 +1,118 @@
+"""Images in one folder and a file of rows (csv, tsv, jsonl) that names the classes of each, several or none.
+
+The column `file_name`, with a path below the folder, is called as in Hugging Face's `metadata.csv`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from bigctl.data.paths import require_folder, some, walk
+from bigctl.data.sources import image_folder
+from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.label_sets import read_label_sets
+from bigctl.data.sources.read_table import SUFFIXES, TextTable, load
+from bigctl.errors import DataError
+
+_SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}
+
+
+def read_labelled_images(
+    path: Path,
+    labels_file: Path,
+    *,
+    labels: str = "labels",
+    separator: str = ";",
+    file_name: str = "file_name",
+    split: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+) -> Decoded:
+    """Read the images that a file of labels names.
+
+    Args:
+        path: the folder.
+        labels_file: one row an image.
+        labels, separator: its column with the classes, see `label_sets`.
+        file_name: its column with the path of the image below the folder.
+        split: its column that says "train", "validation" or "test"; None for one split, "train".
+        image_size, channels: as of `image_folder.read_image_folder`.
+
+    Returns:
+        Decoded images, uint8 [N, H, W, C], and labels, uint8 [N, classes], in the order of the rows.
+
+    Raises:
+        DataError: folder, file or a column is missing, an image is not there or named twice, or is none.
+    """
+    require_folder(path)
+    format = SUFFIXES.get(labels_file.suffix.lower())
+    if format is None:
+        known = ", ".join(SUFFIXES)
+        raise DataError(f"the suffix {labels_file.suffix!r} tells no format", where=str(labels_file), hint=known)
+    wanted = {file_name, labels} | ({split} if split else set())
+    table = load(labels_file, format, wanted.__contains__, lists=(labels,))
+    table.require(file_name, "file name")
+    files = [path / name for name in table.columns[file_name]]
+    _check_files(table, file_name, files, path)
+    rows = _rows(table, split)
+    notes = list(table.notes)
+    target, sets = read_label_sets({name: _part(table, own) for name, own in rows.items()}, labels, separator, notes)
+    order = [row for own in rows.values() for row in own]
+    images = image_folder.decode_all([files[row] for row in order], image_size, channels)
+    splits: dict[str, Columns] = {}
+    start = 0
+    for name, own in rows.items():
+        splits[name] = {"image": images[start : start + len(own)], "label": sets[name]}
+        start += len(own)
+    named = {file.resolve() for file in files}
+    ignored = sum(file.resolve() not in named for file in walk(path) if image_folder.is_image_name(file))
+    info: dict[str, Any] = {
+        "source": "image_folder",
+        "path": str(path),
+        "labels_file": str(labels_file),
+        "images": {name: len(own) for name, own in rows.items()},
+        "image_shape": list(images.shape[1:]),
+        "ignored_files": ignored,
+        "notes": notes,
+    }
+    return Decoded("image", splits, None, info, target)
+
+
+def _check_files(table: TextTable, column: str, files: list[Path], folder: Path) -> None:
+    absent = [row for row, file in enumerate(files) if not file.is_file()]
+    if absent:
+        more = f", and {len(absent) - 1} more are not" if len(absent) > 1 else ""
+        raise DataError(
+            f"{table.columns[column][absent[0]]!r} is not in the folder {folder}{more}",
+            where=table.at(absent[0], column),
+            hint="paths are those below data.path",
+        )
+    twice = [name for name, count in Counter(table.columns[column]).items() if count > 1]
+    if twice:
+        raise DataError(f"images are named twice: {some(twice)}", where=table.source, hint="keep one row for each")
+
+
+def _rows(table: TextTable, split: str | None) -> dict[str, list[int]]:
+    """The rows of each split."""
+    if split is None:
+        return {"train": list(range(len(table.lines)))}
+    table.require(split, "split")
+    found: dict[str, list[int]] = {}
+    for row, value in enumerate(table.columns[split]):
+        name = _SPLITS.get(value.lower(), value.lower())
+        if name not in ("train", "validation", "test"):
+            hint = "write train, validation or test"
+            raise DataError(f"{value!r} is no split", where=table.at(row, split), hint=hint)
+        found.setdefault(name, []).append(row)
+    if "train" not in found:
+        raise DataError("no row is of the training split", where=table.source, hint=f"write train into {split!r}")
+    return found
+
+
+def _part(table: TextTable, rows: list[int]) -> TextTable:
+    """Some rows of a table."""
+    columns = {name: [values[row] for row in rows] for name, values in table.columns.items()}
+    lines = [table.lines[row] for row in rows]
+    return TextTable(table.source, table.names, columns, lines, table.notes, table.header, table.absent)

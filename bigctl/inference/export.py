@@ -1,0 +1,39 @@
+"""A trained run as a folder that another library loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bigctl.errors import RunError
+from bigctl.inference.trained import TrainedRun
+from bigctl.interop import huggingface
+from bigctl.runs import generation_config
+from bigctl.training.checkpoints.arrays import flatten
+
+
+def export_run(trained: TrainedRun, folder: Path) -> Path:
+    """Write the model of a run for `transformers`, see `huggingface.export_model`.
+
+    Raises:
+        ConfigError: if transformers has no such model, or the folder holds something already.
+        RunError: if the folder cannot be written, or the run has lost its tokenizer.
+    """
+    run = trained.run
+    huggingface.require_exportable(trained.config.model, str(run.path))
+    if not run.tokenizer.is_file():
+        raise RunError("the run has lost its tokenizer.json", where=str(run.path))
+    settings = dict(trained.features.tokenizer or {})
+    return huggingface.export_model(
+        huggingface.Export(
+            model=trained.config.model,
+            params={name: np.asarray(values, np.float32) for name, values in flatten(trained.params).items()},
+            tokenizer=run.tokenizer,
+            settings=settings,
+            classes=trained.features.classes,
+            generation_config=generation_config.read_generation_config(run, settings),
+            about=f"{run.path.name}, step {trained.step}",
+        ),
+        folder,
+    )

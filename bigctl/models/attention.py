@@ -1,0 +1,92 @@
+"""Causal attention, its kernels, and rotary positions.
+
+Dimension names: batch, length (tokens in), heads, groups (heads of keys and values), depth (features of a head), room
+(places in the cache).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bigctl.parallel import mesh as meshes
+
+MASKED = -1e30
+"""A score, or a logit, that counts for nothing; finite, so that it gives no NaN."""
+
+_FEW = 16  # texts
+
+Kernel = Literal["einsum", "cudnn", "xla"]
+
+
+def causal_attention(
+    q: Float[Array, "batch length heads depth"],
+    k: Float[Array, "batch length groups depth"],
+    v: Float[Array, "batch length groups depth"],
+) -> Float[Array, "batch length heads depth"]:
+    """softmax(q k^T / sqrt(depth)) v, each place over those up to itself."""
+    kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
+    meshes.record_kernel("attention", kernel)
+    if kernel != "einsum":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
+    places = jnp.arange(q.shape[1])
+    visible = places <= places[:, None]
+    return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
+
+
+def attention_kernel(platform: str | None, dtype: jnp.dtype) -> Kernel:
+    """What computes causal attention: "cudnn" (fused, on GPUs in 16 bits), "xla" (what XLA makes of jax's own), or
+    "einsum" (`cached_attention`, the quickest on CPUs).
+
+    Args:
+        platform: of the devices that the program is for, from `mesh.platform_in_use`; None, outside of any mesh, takes
+            what runs everywhere.
+        dtype: of queries, keys and values.
+    """
+    if platform in (None, "cpu"):
+        return "einsum"
+    return "cudnn" if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) else "xla"
+
+
+def cached_attention(
+    q: Float[Array, "batch length heads depth"],
+    k: Float[Array, "batch groups room depth"],
+    v: Float[Array, "batch groups room depth"],
+    visible: Bool[Array, "*batch length room"],
+) -> Float[Array, "batch length heads depth"]:
+    """Attention over those places that each token may see; the softmax in float32."""
+    batch, length, heads, depth = q.shape
+    groups = k.shape[1]
+    q = q.reshape(batch, length, groups, heads // groups, depth)
+    scores = jnp.einsum("blghd,bgrd->bghlr", q, k).astype(jnp.float32) * depth**-0.5
+    scores = jnp.where(visible[..., None, None, :, :], scores, MASKED)
+    weights = jax.nn.softmax(scores).astype(q.dtype)
+    return jnp.einsum("bghlr,bgrd->blghd", weights, v).reshape(batch, length, heads, depth)
+
+
+def write_to_cache(
+    stored: Float[Array, "batch groups room depth"],
+    new: Float[Array, "batch length groups depth"],
+    start: Int[Array, " batch"],
+) -> Float[Array, "batch groups room depth"]:
+    """The cache with new entries from `start` on; of a few texts row by row, as a scatter is slow on CPU."""
+    rows = new.swapaxes(1, 2).astype(stored.dtype)
+    if len(rows) > _FEW:
+        return jax.vmap(lambda old, row, at: jax.lax.dynamic_update_slice(old, row, (0, at, 0)))(stored, rows, start)
+    for i in range(len(rows)):
+        stored = jax.lax.dynamic_update_slice(stored, rows[i : i + 1], (i, 0, start[i], 0))
+    return stored
+
+
+def rotated(
+    x: Float[Array, "batch length heads depth"], places: Int[Array, "*batch length"], theta: float
+) -> Float[Array, "batch length heads depth"]:
+    """Rotary positions (Su et al. 2021): feature i and i + depth / 2 are turned by place / theta^(2i / depth)."""
+    half = x.shape[-1] // 2
+    angles = places[..., None, None] * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,0 +1,247 @@
+"""The compiled functions of an experiment: initialise, train, take sums, evaluate.
+
+They are made once by `compile_programs` and never change. Trials that differ in hparams and seeds only share them, each
+with hparams of its own, see `Programs.with_config`. What they compute is in `step`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from bigctl import randomness
+from bigctl.config import schema
+from bigctl.data.layouts.layout import Layout
+from bigctl.parallel import mesh as meshes
+from bigctl.parallel import partition
+from bigctl.training import metrics
+from bigctl.training.metrics import Sums
+from bigctl.training.state import TrainState, Tree, zeros_like
+from bigctl.training.step import SEED, Hparams, Step, abstract_state, add_places, make_step, traced_hparams
+from bigctl.training.task import Batch, Task
+
+Arrays = Mapping[str, jax.Array]
+
+LARGEST_LOOP = 1024
+"""Steps a dispatch at most: the length of the index array that a looped program takes."""
+
+
+class Compiled(Protocol):
+    """What `jax.jit` gives: a function that is compiled when it is called, once for all arguments of one shape."""
+
+    def __call__(self, *arguments: Any) -> Any: ...
+
+    def lower(self, *arguments: Any) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Programs:
+    """The compiled functions of one experiment on one mesh, and the arguments that are its own.
+
+    Attributes:
+        step: what is computed, not compiled.
+        abstract_state: shapes, dtypes and placements of the state, as ShapeDtypeStructs.
+        hparams: numbers that enter as arguments; the seed among them where trials share the functions.
+        seed: of the initial parameters.
+        make_state: key -> a new state, in place on the mesh: no device ever holds more than its part.
+        step_sent: (state, batch columns, hparams) -> state: one step on a batch that the host sends.
+        step_resident: (state, arrays, indices [batch], hparams, layout, length) -> state: one step on data that is on
+            the devices.
+        steps_resident: (state, arrays, indices [LARGEST_LOOP, batch], count, hparams, layout, length) -> state: the
+            first `count` of these steps. The count is an argument of one program, so a run that is cut at any step runs
+            the same code as one that is not.
+        take_sums: state -> (state with empty sums, the sums, first bad step): what a log line needs, without waiting
+            for it. Among the sums is `skipped`, int32 [], the steps skipped so far, where steps may be.
+        evaluate_sent: (params, variables, batch columns, mask [batch], hparams) -> sums.
+        evaluate_resident: (params, variables, arrays, indices [batch], mask [batch], hparams, layout, length) -> sums.
+        add_sums: (sums, sums) -> sums.
+    """
+
+    step: Step
+    abstract_state: TrainState
+    hparams: Hparams
+    seed: int
+    make_state: Compiled
+    step_sent: Compiled
+    step_resident: Compiled
+    steps_resident: Compiled
+    take_sums: Compiled
+    evaluate_sent: Compiled
+    evaluate_resident: Compiled
+    add_sums: Compiled
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.step.mesh
+
+    @property
+    def task(self) -> Task:
+        return self.step.task
+
+    @property
+    def state_shardings(self) -> TrainState:
+        return jax.tree.map(lambda s: s.sharding, self.abstract_state)
+
+    def with_config(self, config: schema.Config) -> Programs:
+        """The same functions, compiled once for both, with the hparams and the seed of another configuration, which
+        must differ in nothing else."""
+        hparams = {**traced_hparams(config), SEED: jnp.asarray(np.int64(config.seed))}
+        return dataclasses.replace(self, hparams=hparams, seed=config.seed)
+
+    def initialise(self, weights: Mapping[str, np.ndarray] | None = None) -> TrainState:
+        """A new state.
+
+        Args:
+            weights: parameters by path that replace the initial ones, such as pretrained ones.
+        """
+        state: TrainState = self.make_state(randomness.key(self.seed, randomness.PARAMETERS))
+        if not weights:
+            return state
+
+        def replaced(path: Any, leaf: jax.Array) -> jax.Array:
+            given = weights.get(partition.path_name(path))
+            return leaf if given is None else meshes.put(given.astype(leaf.dtype), leaf.sharding)
+
+        params = jax.tree_util.tree_map_with_path(replaced, state.params)
+        ema = jax.tree.map(jnp.copy, params) if self.step.config.train.ema else state.ema
+        return dataclasses.replace(state, params=params, ema=ema)
+
+    def trained(self, params: Tree) -> Tree:
+        """Which leaves are trained."""
+        return self.step.trained(params)
+
+    def merge(self, params: Tree, variables: Tree, hparams: Hparams | None = None) -> nnx.Module:
+        """The model with these weights."""
+        return self.step.merge(params, variables, self.hparams if hparams is None else hparams)
+
+    def evaluation_weights(self, state: TrainState) -> Tree:
+        """The averaged weights where there are any."""
+        return state.ema if self.step.config.train.ema else state.params
+
+    def metric_names(self, prefix: str, extra: Mapping[str, np.ndarray] | None = None) -> list[str]:
+        """What an evaluation gives, found without computing one; `extra` is what the layout adds to sums."""
+        state = self.abstract_state
+        shapes = jax.eval_shape(self.step.evaluate, state.params, state.variables, self.step.batch_shapes, self.hparams)
+        sums = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}  # a confusion matrix, scores, ...
+        special = self.task.metrics({**sums, **(extra or {})})
+        scalars = {f"{prefix}/{name}" for name, value in special.items() if isinstance(value, float)}
+        return sorted({*metrics.means(sums, prefix), *scalars})
+
+
+def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int) -> Programs:
+    """The compiled functions of an experiment; each is traced and compiled when it is called first.
+
+    Args:
+        config: the experiment.
+        task: what the recipe adds, which builds the model and knows its loss.
+        mesh: the devices.
+        total_steps: length of training, for the schedule.
+    """
+    step, hparams = make_step(config, task, mesh, total_steps), traced_hparams(config)
+    abstract = abstract_state(step, hparams)
+    placed = jax.tree.map(lambda s: s.sharding, abstract)
+    train = partial(jax.jit, donate_argnums=0, out_shardings=placed, compiler_options=_compiler_options(step))
+    sums = partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    return Programs(
+        step=step,
+        abstract_state=abstract,
+        hparams=hparams,
+        seed=config.seed,
+        make_state=jax.jit(lambda key: step.initial(key, hparams), out_shardings=placed),
+        step_sent=train(step_on_sent(step)),
+        step_resident=train(step_on_resident(step), static_argnums=(4, 5)),
+        steps_resident=train(steps_on_resident(step), static_argnums=(5, 6)),
+        take_sums=jax.jit(_take_sums, donate_argnums=0, out_shardings=(placed, None, None)),
+        evaluate_sent=sums(_evaluation_of_sent(step)),
+        evaluate_resident=sums(_evaluation_of_resident(step), static_argnums=(6, 7)),
+        add_sums=jax.jit(metrics.add, donate_argnums=0),
+    )
+
+
+def gather_on_devices(
+    step: Step, layout: Layout, arrays: Arrays, indices: jax.Array, length: int | None, mask: jax.Array | None = None
+) -> Batch:
+    """A batch out of columns on the devices, split over them as batches are."""
+    batch = layout.gather(arrays, indices, length, jnp)
+    batch = jax.lax.with_sharding_constraint(batch, meshes.batch_sharding(step.mesh))
+    return add_places(batch, len(indices), mask)
+
+
+def step_on_sent(step: Step) -> Callable[..., TrainState]:
+    def run(state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
+        return step.train(state, add_places(batch, step.config.train.batch_size), hparams)
+
+    return run
+
+
+def step_on_resident(step: Step) -> Callable[..., TrainState]:
+    def run(
+        state: TrainState, arrays: Arrays, indices: jax.Array, hparams: Hparams, layout: Layout, length: int | None
+    ) -> TrainState:
+        return step.train(state, gather_on_devices(step, layout, arrays, indices, length), hparams)
+
+    return run
+
+
+def steps_on_resident(step: Step) -> Callable[..., TrainState]:
+    one = step_on_resident(step)
+
+    def run(
+        state: TrainState,
+        arrays: Arrays,
+        indices: jax.Array,
+        count: jax.Array,
+        hparams: Hparams,
+        layout: Layout,
+        length: int | None,
+    ) -> TrainState:
+        def body(i: jax.Array, state: TrainState) -> TrainState:
+            return one(state, arrays, indices[i], hparams, layout, length)
+
+        return jax.lax.fori_loop(0, count, body, state)
+
+    return run
+
+
+def _take_sums(state: TrainState) -> tuple[TrainState, Sums, jax.Array]:
+    skipped = {name: state.anomaly_state[name] + 0 for name in ("skipped",) if name in state.anomaly_state}
+    empty = dataclasses.replace(state, sums=zeros_like(state.sums))
+    return empty, {**state.sums, **skipped}, state.bad_step + 0
+
+
+def _evaluation_of_sent(step: Step) -> Callable[..., Sums]:
+    def run(params: Tree, variables: Tree, batch: Batch, mask: jax.Array, hparams: Hparams) -> Sums:
+        return step.evaluate(params, variables, add_places(batch, len(mask), mask), hparams)
+
+    return run
+
+
+def _evaluation_of_resident(step: Step) -> Callable[..., Sums]:
+    def run(
+        params: Tree,
+        variables: Tree,
+        arrays: Arrays,
+        indices: jax.Array,
+        mask: jax.Array,
+        hparams: Hparams,
+        layout: Layout,
+        length: int | None,
+    ) -> Sums:
+        batch = gather_on_devices(step, layout, arrays, indices, length, mask)
+        return step.evaluate(params, variables, batch, hparams)
+
+    return run
+
+
+def _compiler_options(step: Step) -> dict[str, bool] | None:
+    on_gpu = step.mesh.devices.flat[0].platform == "gpu"
+    return {"xla_gpu_deterministic_ops": True} if on_gpu and step.config.train.deterministic else None

@@ -1,0 +1,51 @@
+"""What one kind of target makes of a model's outputs: loss, metrics and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from bigctl.training.metrics import Sums
+from bigctl.training.task import Batch, Judged, Record
+
+
+class Head:
+    """What the heads share. Methods without a word of their own do as those of `Task` with the same name.
+
+    Attributes:
+        outputs: how many numbers the model gives for each example.
+        metric: what selects the best checkpoint.
+        carried: metrics of the validation split that predictions need, see `Task.carried`.
+    """
+
+    outputs: int
+    metric: str
+    carried: tuple[str, ...] = ()
+
+    def decided(self, values: Mapping[str, float]) -> Self:
+        return self
+
+    def loss(self, outputs: Float[Array, "batch outputs"], batch: Batch, hparams: Mapping[str, Any]) -> Sums:
+        raise NotImplementedError
+
+    def evaluate(self, outputs: Float[Array, "batch outputs"], batch: Batch) -> Sums:
+        raise NotImplementedError
+
+    def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
+        raise NotImplementedError
+
+    def predict(self, outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch values"]:
+        """Probabilities of classes, or values of the target."""
+        raise NotImplementedError
+
+    def describe(self, prediction: np.ndarray) -> Record:
+        raise NotImplementedError
+
+    def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
+        raise NotImplementedError
+
+    def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
+        return []
