@@ -221,7 +221,7 @@ def _folders() -> Iterator[Finding]:
 
 def _compile_cache() -> Iterator[Finding]:
     from bigctl.cache_root import cache_root
-    from bigctl.runs.listing import disk_size
+    from bigctl.files import disk_size
 
     folder = cache_root() / "compiled"
     if not folder.exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bigctl.cli import common, render
 from bigctl.errors import BigctlError, ConfigError
+from bigctl.files import disk_size
 from bigctl.runs import listing, removal
 from bigctl.runs.directory import ROOT, RunDirectory
 
@@ -93,7 +94,7 @@ def _rm(options: argparse.Namespace, names: list[str], root: Path) -> int:
     if options.status or options.older_than or options.keep_checkpoints:
         raise ConfigError("rm takes names only", hint="`bigctl runs prune` selects by status and age")
     runs = {run.path.resolve(): run for run in [removal.find(name, root) for name in names]}  # all, before any goes
-    return _take(options, {str(run.path): listing.disk_size(run.path) for run in runs.values()}, None)
+    return _take(options, {str(run.path): disk_size(run.path) for run in runs.values()}, None)
 
 
 def _prune(options: argparse.Namespace, filter_by: str, root: Path) -> int:
@@ -106,7 +107,7 @@ def _prune(options: argparse.Namespace, filter_by: str, root: Path) -> int:
     found = [r for r in _selected(options, filter_by, root, statuses=statuses) if r.status != "running"]
     runs = [RunDirectory(Path(row.path)) for row in found]
     if not keep:
-        return _take(options, {str(run.path): listing.disk_size(run.path) for run in runs}, None)
+        return _take(options, {str(run.path): disk_size(run.path) for run in runs}, None)
     sizes = {str(run.path): sum(c.bytes for c in removal.superfluous(run, keep)) for run in runs}
     return _take(options, {path: size for path, size in sizes.items() if size}, keep)
 

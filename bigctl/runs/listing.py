@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import BigctlError, RunError
+from bigctl.files import disk_size
 from bigctl.runs import directory, manifest
 from bigctl.runs.directory import RunDirectory
 
@@ -125,16 +126,6 @@ def checkpoints(run: RunDirectory, *, sizes: bool = True) -> list[Checkpoint]:
         return []
     folders = sorted((p for p in run.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     return [Checkpoint(p, int(p.name), disk_size(p) if sizes else 0, manifest.committed(p)) for p in folders]
-
-
-def disk_size(folder: Path) -> int:
-    """Bytes of all files below a folder; what vanishes meanwhile does not count."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total
 
 
 def _last_step(path: Path) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigctl.errors import RunError, RunHeld
+from bigctl.files import disk_size
 from bigctl.runs import listing, manifest
 from bigctl.runs.directory import RunDirectory
 
@@ -36,7 +37,7 @@ def remove(run: RunDirectory) -> int:
     """Delete a whole run; gives the bytes freed. Raises as `find` does."""
     _check_removable(run)
     with _locked(run):
-        freed = listing.disk_size(run.path)
+        freed = disk_size(run.path)
         shutil.rmtree(run.path.resolve())
     return freed
 

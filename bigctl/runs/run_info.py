@@ -7,6 +7,7 @@ from typing import Any
 
 from bigctl.config import schema
 from bigctl.errors import RunError
+from bigctl.files import disk_size
 from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory
 
@@ -50,7 +51,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
             {"step": c.step, "bytes": c.bytes, "committed": c.committed, "best": c.step == best, "last": c.step == last}
             for c in saved
         ],
-        "bytes": listing.disk_size(run.path),
+        "bytes": disk_size(run.path),
         "created": record.get("created"),
         "updated": record.get("updated"),
         "starts": record.get("starts") or [],

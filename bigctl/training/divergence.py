@@ -9,12 +9,11 @@ section 5.1) was brought past its spikes by hand: an earlier checkpoint, other b
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from bigctl.config.schema import Divergence
+from bigctl.training.state import Tree
 
 AnomalyState = dict[str, jax.Array]
 
@@ -85,12 +84,12 @@ def lost(rule: Divergence, anomaly_state: AnomalyState, good: jax.Array) -> jax.
     return anomaly_state["in_a_row"] > rule.limit if rule.policy == "skip" else ~good
 
 
-def choose(good: jax.Array, new: Any, old: Any) -> Any:
+def choose(good: jax.Array, new: Tree, old: Tree) -> Tree:
     """The new tree after a good step, the old one to the last bit after a bad one."""
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
-def all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Tree) -> jax.Array:
     """Whether every floating-point number of a tree is finite, bool []."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.bool_(True)

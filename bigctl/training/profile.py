@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from bigctl.training.programs import LARGEST_LOOP
+from bigctl.training.state import TrainState
 
 STEPS = 20
 
@@ -23,7 +24,7 @@ class Profiler:
         self._tracing = False
         self._done = False
 
-    def before_dispatch(self, step: int, state: Any) -> int:
+    def before_dispatch(self, step: int, state: TrainState) -> int:
         """Begin or end the trace where it is time; gives how many steps may follow before the next change.
 
         `state` is waited for then, so that just the steps in between are in the trace.

@@ -17,6 +17,12 @@ import numpy as np
 Columns = dict[str, np.ndarray]
 """Arrays of a split by name, or of a batch, on the host."""
 
+Arrays = Mapping[str, Any]
+"""Columns as arrays of numpy or of jax."""
+
+Indices = Any
+"""Integers [batch], an array of numpy or of jax."""
+
 EvaluationBatch = tuple[np.ndarray, np.ndarray, int | None]
 """Indices or starts [batch], mask float32 [batch] (0 where an index only pads), and the length."""
 
@@ -43,7 +49,7 @@ class Layout(Protocol):
 
     kind: ClassVar[str]
 
-    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+    def size(self, columns: Arrays, *, training: bool) -> int:
         """Examples of a split, as training or as an evaluation counts them."""
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> TrainingPlan:
@@ -53,7 +59,7 @@ class Layout(Protocol):
         """The batches of an evaluation, of `batch_size` or else of the layout's own largest size, a multiple of
         `shards`."""
 
-    def gather(self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np) -> Any:
+    def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """The batch of these indices: columns [batch, ...].
 
         Args:

@@ -7,14 +7,14 @@ lengths, so a few programs are compiled and no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bigctl.data.layouts.layout import Columns, evaluation_batch_size
+from bigctl.data.layouts.layout import Arrays, Columns, Indices, evaluation_batch_size
 from bigctl.data.sampler import BatchPlan, permutation
 
 LARGEST_BATCH = 128
@@ -43,7 +43,7 @@ class Ragged:
     token_columns: tuple[str, ...] = ("inputs",)
     kind: ClassVar[str] = "ragged"
 
-    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+    def size(self, columns: Arrays, *, training: bool) -> int:
         return len(columns["offsets"]) - 1
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> LengthPlan:
@@ -55,9 +55,7 @@ class Ragged:
         size = evaluation_batch_size(count, batch_size, LARGEST_BATCH, shards)
         return LengthEvaluationPlan(self.lengths(columns), size, self.edges)
 
-    def gather(
-        self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np
-    ) -> dict[str, Any]:
+    def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """As `Layout.gather`: columns of tokens are int32 [batch, length], beyond the end of a text 0 for `inputs` and
         NO_LABEL for others; besides them `lengths` int32 [batch]."""
         if length is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bigctl.data.layouts.layout import Columns, FixedPlan, evaluation_batch_size
+from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size
 from bigctl.data.sampler import BatchPlan, RowEvaluationPlan
 
 LARGEST_BATCH = 512
@@ -22,7 +21,7 @@ class Rows:
 
     kind: ClassVar[str] = "rows"
 
-    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+    def size(self, columns: Arrays, *, training: bool) -> int:
         return len(next(iter(columns.values())))
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
@@ -33,9 +32,7 @@ class Rows:
         count = self.size(columns, training=False)
         return RowEvaluationPlan(count, evaluation_batch_size(count, batch_size, LARGEST_BATCH, shards))
 
-    def gather(
-        self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np
-    ) -> dict[str, Any]:
+    def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         return {name: xp.take(values, indices, axis=0, mode="clip") for name, values in columns.items()}
 
     def lengths(self, columns: Columns) -> np.ndarray | None:

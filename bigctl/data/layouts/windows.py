@@ -7,14 +7,14 @@ epoch and the cuts are never the same; evaluation predicts every token but the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bigctl.data.layouts.layout import Columns, FixedPlan, evaluation_batch_size
+from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size
 from bigctl.data.sampler import BatchPlan, mix
 
 LARGEST_BATCH = 2**14
@@ -50,7 +50,7 @@ class Windows:
     block: int
     kind: ClassVar[str] = "windows"
 
-    def size(self, columns: Mapping[str, Any], *, training: bool) -> int:
+    def size(self, columns: Arrays, *, training: bool) -> int:
         return (count if training else in_order)(len(columns["inputs"]), self.block)
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
@@ -62,9 +62,7 @@ class Windows:
         size = evaluation_batch_size(self.size(columns, training=False), batch_size, largest, shards)
         return WindowEvaluationPlan(len(columns["inputs"]), self.block, size)
 
-    def gather(
-        self, columns: Mapping[str, Any], indices: Any, length: int | None, xp: ModuleType = np
-    ) -> dict[str, Any]:
+    def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """`inputs` and `targets`, int32 [batch, length]; beyond the end of the text targets are NO_TARGET, and inputs
         repeat the last token."""
         tokens = columns["inputs"]

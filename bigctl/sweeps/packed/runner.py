@@ -250,15 +250,7 @@ def train(
     ends: list[End] = []
 
     def one(job: Job, setup: _TrialSetup) -> None:
-        try:
-            if stop.exit_code is not None:
-                raise Preempted(f"stopped by {stop.reason} before it was started", exit_code=stop.exit_code)
-            end = End(job, _train(job, setup, TrialStop(stop, job.path), plugins))
-        except Exception as error:
-            end = End(job, error=error)
-        finally:
-            if setup.pack is not None:
-                setup.pack.leave(setup.lane)
+        end = _to_its_end(job, setup, stop, plugins)
         with ending:
             ends.append(end)
             ended(end)
@@ -272,6 +264,18 @@ def train(
     _each_in_a_thread(some, [(share,) for share in shares])
     order = {job.id: number for number, job in enumerate(jobs)}
     return sorted(ends, key=lambda end: order[end.job.id]), verdict
+
+
+def _to_its_end(job: Job, setup: _TrialSetup, stop: StopRequest, plugins: Sequence[str]) -> End:
+    try:
+        if stop.exit_code is not None:
+            raise Preempted(f"stopped by {stop.reason} before it was started", exit_code=stop.exit_code)
+        return End(job, _train(job, setup, TrialStop(stop, job.path), plugins))
+    except Exception as error:
+        return End(job, error=error)
+    finally:
+        if setup.pack is not None:
+            setup.pack.leave(setup.lane)
 
 
 def _train(job: Job, setup: Setup, stop: Any, plugins: Sequence[str]) -> dict[str, Any]:

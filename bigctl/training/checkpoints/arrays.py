@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import DTypeLike
 
 from bigctl.errors import RunError
 from bigctl.parallel.partition import path_name
@@ -75,7 +76,7 @@ def require_space(folder: Path, tree: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def read_arrays(path: Path, names: Sequence[str], dtype: Any = np.float32) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, names: Sequence[str], dtype: DTypeLike | None = np.float32) -> dict[str, np.ndarray]:
     """Some arrays of a checkpoint by their paths, on the host, as `dtype`, or with None as they were saved.
 
     Raises:

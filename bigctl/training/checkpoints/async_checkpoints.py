@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bigctl.training.checkpoints.store import Checkpoints
-from bigctl.training.state import Progress
+from bigctl.training.state import Progress, TrainState
 
 _WRITING = threading.Semaphore(4)
 _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -26,7 +26,7 @@ _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 @dataclass(frozen=True)
 class _Save:
-    state: Any
+    state: TrainState
     progress: Progress
     meta: dict[str, Any]
 
@@ -48,7 +48,7 @@ class QueuedCheckpoints:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def save(self, state: Any, progress: Progress, meta: dict[str, Any]) -> None:
+    def save(self, state: TrainState, progress: Progress, meta: dict[str, Any]) -> None:
         """Have it saved. Raises TrainingFailed if a save before it failed, unless `on_failure` is "warn"."""
         self._raise()
         kept = _copied(state)  # the next step takes the state itself

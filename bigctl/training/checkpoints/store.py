@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
@@ -28,6 +28,9 @@ from bigctl.runs import manifest
 from bigctl.training import phases
 from bigctl.training.checkpoints import arrays
 from bigctl.training.state import Progress, TrainState
+
+if TYPE_CHECKING:
+    from orbax.checkpoint import AsyncCheckpointer
 
 log = logging.getLogger("bigctl.checkpoint")
 
@@ -88,7 +91,7 @@ class Checkpoints:
         self.on_failure = on_failure if group.count == 1 else "stop"  # the others may be waiting in the middle of it
         self.group = group
         self.warn = warn
-        self._checkpointer: Any = None
+        self._checkpointer: AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
         self._failure: TrainingFailed | None = None
         self._good: dict[int, bool] = {}  # what this process knows of a step: it wrote or read every byte of it
@@ -168,7 +171,7 @@ class Checkpoints:
 
     def _commit(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:
         try:
-            self._checkpointer.wait_until_finished()
+            self._orbax().wait_until_finished()
             manifest.write(target, process=self.group.index, processes=self.group.count)
             self._saves += 1
             self.group.barrier(f"save {self._saves}")
@@ -236,7 +239,7 @@ class Checkpoints:
             hint=hint if "space" in reason else "mend that, then run the same command again",
         )
 
-    def _orbax(self) -> Any:
+    def _orbax(self) -> AsyncCheckpointer:
         if self._checkpointer is None:
             import orbax.checkpoint as ocp
 
