@@ -281,7 +281,7 @@ def _bigctl_results(folder: Path) -> dict[tuple[float, int], float]:
     from bigctl.sweeps import ledger
 
     found = {}
-    for state in ledger.read(folder / "sweep").states.values():
+    for state in ledger.read_study(folder / "sweep").states.values():
         if state.status == "complete" and state.trial.seed is not None:
             key = float(state.trial.point["optimizer.lr"]), state.trial.seed
             found[key] = state.metrics.get("val/accuracy", float("nan"))
@@ -291,7 +291,7 @@ def _bigctl_results(folder: Path) -> dict[tuple[float, int], float]:
 def _bigctl_failures(folder: Path) -> int:
     from bigctl.sweeps import ledger
 
-    states = ledger.read(folder / "sweep").states.values()
+    states = ledger.read_study(folder / "sweep").states.values()
     failed = [s for s in states if s.status == "failed" and float(s.trial.point["optimizer.lr"]) == TOO_HIGH]
     return sum(bool(s.message) for s in failed)
 

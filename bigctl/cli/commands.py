@@ -6,8 +6,8 @@ import importlib
 from types import ModuleType
 
 COMMANDS = {
-    "train": "train an experiment, or go on with one",
-    "resume": "go on with a run, by its own configuration",
+    "train": "train an experiment, or resume one",
+    "resume": "resume a run with its own configuration",
     "eval": "score a trained model on a split",
     "predict": "label files or texts with a trained model",
     "generate": "let a language model write text",
@@ -15,14 +15,14 @@ COMMANDS = {
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
     "show": "print the composed configuration and where each value comes from",
     "data": "look at a data set, prepare or clean its cache",
-    "sweep": "train every point of a search space, and say which is best",
+    "sweep": "train every point of a search space and rank them",
     "runs": "table of runs; remove or prune them",
     "info": "everything known about a run",
     "compare": "runs side by side; --assert-equal for CI",
     "report": "one HTML page about a run or a sweep",
     "ui": "show all runs in the browser of this machine, with live curves",
-    "verify": "check that a run's files are as they were written",
-    "verify-resume": "kill an experiment at random moments, compare with the undisturbed run",
+    "verify": "check that a run's files are intact",
+    "verify-resume": "kill an experiment at random moments, compare with an uninterrupted run",
     "doctor": "check the installation and the devices",
 }
 

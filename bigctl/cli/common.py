@@ -32,14 +32,14 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on stdout, also of an error, and nothing else there"
+        "--json", action="store_true", help="print exactly one JSON object on stdout, also for an error"
     )
 
 
 def add_gates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require", action="append", default=[], metavar="CONDITION",
-        help="exit with 4 unless a metric is as it must be, such as 'val/accuracy>=0.97'; may be given again",
+        help="exit with 4 unless a metric satisfies this, such as 'val/accuracy>=0.97'; may be given again",
     )  # fmt: skip
     parser.add_argument(
         "--junit", type=Path, metavar="FILE", help="write a JUnit report, with a test case for each gate"

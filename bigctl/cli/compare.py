@@ -1,4 +1,4 @@
-"""Runs side by side: which keys, packages and data differ, and what came of it; or whether their metrics are equal."""
+"""Compare runs: which keys, packages, data and results differ; or check that their metrics are equal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bigctl.runs import differences, directory
 from bigctl.runs.differences import ABSENT, NOT_FINITE, Side
 
 EXAMPLES = """\
-Differences are against the first run. Metrics of a complete run are those of its summary, of another one the last it
-has logged, marked with *. Those of perf/ measure time and are never held to be equal.
+Differences are relative to the first run. Metrics of a complete run are those of its summary; of any other run the
+last that it logged, marked with *. Metrics of perf/ measure time and are not compared for equality.
 
 examples:
   bigctl compare cnn_cls cnn_cls-1f3a
@@ -31,7 +31,7 @@ _LONGEST = 40
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or names under runs/; two or more")
-    parser.add_argument("--all", action="store_true", help="also what is equal in all of them")
+    parser.add_argument("--all", action="store_true", help="also show what is equal in all of them")
     parser.add_argument(
         "--metrics", action="append", default=[], metavar="PATTERN",
         help="only these, with * and ? as wildcards; may be given again",
@@ -80,7 +80,7 @@ def _chosen(side: Side, names: set[str]) -> dict[str, float | None]:
 
 
 def _judge(first: Side, other: Side, results: Sequence[Any]) -> None:
-    """The first differences of two runs, or that there are none."""
+    """Print the first differences of two runs, or that there are none."""
     wrong = [each for each in results if not each.equal]
     if not wrong:
         count = sum(each.count for each in results)
@@ -128,7 +128,7 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
 
 
 def _blocks(tables: Mapping[str, Mapping[str, Sequence[str]]], count: int) -> list[list[int]]:
-    """Which runs stand beside each other: on a terminal as many as fit, the first run always among them."""
+    """Which runs share a table: on a terminal as many as fit, always with the first run."""
     if not sys.stdout.isatty():
         return [list(range(count))]
     room = shutil.get_terminal_size((120, 24)).columns

@@ -87,7 +87,7 @@ def script(shell: str) -> str:
 
 
 def complete(words: Sequence[str]) -> int:
-    """Print the candidates for the last word. Never an error: it would land on the user's prompt."""
+    """Print the candidates for the last word. Never prints an error: it would appear on the user's prompt."""
     try:
         found = candidates(words)
     except Exception:
@@ -155,7 +155,7 @@ class _Line:
         return None
 
     def values(self, action: argparse.Action | None, word: str = "") -> Iterable[str]:
-        """What an argument can be: its choices, or by its metavar. Nothing where it names a file or is free text."""
+        """The possible values of an argument, by its choices or its metavar; none for a file or free text."""
         if action is None:
             return []
         if action.choices:

@@ -1,4 +1,4 @@
-"""Everything known about a run: what came out, what is on disk, and what it was made with."""
+"""Everything known about a run: its results, what is on disk, and what it was made with."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def text(known: dict[str, Any]) -> list[str]:
     if devices := known["devices"]:
         mesh = " x ".join(f"{axis} {n}" for axis, n in devices.get("mesh", {}).items())
         line("devices", f"{devices['count']} {devices['kind']}" + (f" ({mesh})" if mesh else ""))
-    if known["packages"]:  # written together with the code: without them the run did not come so far
+    if known["packages"]:  # recorded together with the code; missing if the run ended before
         code = known["code"]
         dirty = ", with uncommitted changes (diff in run.json)" if code.get("dirty") else ""
         line("code", f"commit {code['commit'][:12]}{dirty}" if code.get("commit") else "not in a git checkout")
@@ -90,9 +90,9 @@ def _why(known: dict[str, Any]) -> list[str]:
     if known["status"] == directory.RUNNING:
         return [f"  in use by {known['held_by']}"]
     if known["status"] == directory.PARTIAL:
-        lines.append("  it was killed" + (f"; to go on: {again}" if again else ""))
+        lines.append("  it was killed" + (f"; to resume: {again}" if again else ""))
     elif known["status"] == directory.PREEMPTED and again:
-        lines.append(f"  to go on: {again}")
+        lines.append(f"  to resume: {again}")
     if known["status"] in (directory.FAILED, directory.DIVERGED, directory.PARTIAL) and known["log"]:
         lines.append(f"  log: {known['log']}")
     return lines

@@ -1,4 +1,4 @@
-"""List what can be chosen (recipes, models, optimizers, schedules, data, meshes, experiments), or the runs made."""
+"""List what can be chosen (recipes, models, optimizers, schedules, data, meshes, experiments), or existing runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def options_of(roots: Sequence[Any], group: str) -> list[dict[str, str]]:
 
 
 def runs() -> list[dict[str, str]]:
-    """The runs under runs/, the latest first, with what became of each."""
+    """The runs under runs/ with their status, the latest first."""
     from bigctl.errors import RunError
     from bigctl.runs.directory import ROOT, RunDirectory
 

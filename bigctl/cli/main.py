@@ -12,7 +12,7 @@ from typing import NoReturn
 from bigctl.cli.commands import COMMANDS, load_command
 
 STARTED = time.monotonic()
-"""When the process was started, near enough: everything heavy is imported later [s]."""
+"""About when the process was started: everything heavy is imported later [s]."""
 MULTIRUN = {"-m", "--multirun"}
 """Hydra's own words for a sweep: `bigctl train -m ...` is `bigctl sweep ...`."""
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _usable_streams()
     try:
         return _dispatch(arguments)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:  # nobody reads our output any more, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usable_streams() -> None:
-    """Somewhere to write for whoever closed a stream (`2>&-`), and UTF-8 where the locale knows ASCII alone."""
+    """Replace a stream that was closed (`2>&-`) by /dev/null, and write UTF-8 where the locale is ASCII."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -105,7 +105,7 @@ def _unknown(command: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a flag as every other error is said, not below all flags that there are."""
+    """Reports a wrong flag like every other error, instead of printing the whole usage first."""
 
     def error(self, message: str) -> NoReturn:
         print(f"bigctl: {message.removeprefix('argument ')}", file=sys.stderr)
@@ -130,7 +130,7 @@ def _run(command: str, arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if getattr(options, "json", False):  # the one object that is promised, also of an end like this
+        if getattr(options, "json", False):  # --json promises one object, also for an error
             _print_ending(error, getattr(options, "run_dir", None) or getattr(options, "run", None))
         raise
 
@@ -147,7 +147,7 @@ def _print_ending(error: Exception, run: object) -> None:
 
 
 def _render(error: Exception) -> int:
-    """One line for what a user can mend. For what only we can, the traceback goes into a file."""
+    """One line for an error that the user can correct; for an unexpected one, the traceback goes into a file."""
     from bigctl.errors import BigctlError
 
     if isinstance(error, BigctlError):

@@ -1,4 +1,4 @@
-"""One HTML page about a run or a sweep, with all it needs inside: open it from disk, send it, print it."""
+"""Write one self-contained HTML page about a run or a sweep: open it from disk, send it, print it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN|SWEEP", help="a run directory, a sweep's, or a name under runs/ or sweeps/")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to; default: report.html in its folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file to write; default: report.html in its folder")
     parser.add_argument(
         "--samples", type=_count, default=16, metavar="N",
         help="validation examples to predict, the worst mistakes first; 0 for none; default: 16",
     )  # fmt: skip
     parser.add_argument(
         "--png", nargs="?", type=Path, const=Path(), metavar="FILE",
-        help="draw the main curves into a picture too, and print its line of Markdown; default: curves.png beside it",
+        help="also draw the main curves into an image and print a Markdown line for it; default: curves.png beside it",
     )  # fmt: skip
     common.add_json(parser)
 

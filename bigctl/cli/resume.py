@@ -1,4 +1,4 @@
-"""Go on with a run by its own config.yaml: from its last checkpoint, or from the beginning where it has none."""
+"""Resume a run with its own config.yaml: from its last checkpoint, or from the beginning if it has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table of the runs in a folder; remove runs, or prune those that nobody needs."""
+"""List the runs in a folder; remove some, or prune those that are not needed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="FILTER | rm RUN... | prune", help="which runs, or what to do")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder with the runs; default: runs")
     parser.add_argument("--status", metavar="STATUS,...", help="only runs of these statuses")
-    parser.add_argument("--older-than", metavar="AGE", help="only runs that last wrote so long ago, such as 12h or 7d")
+    parser.add_argument("--older-than", metavar="AGE", help="only runs not written to for this long, such as 12h or 7d")
     parser.add_argument(
         "--keep-checkpoints", choices=("last", "best", "none"),
         help="prune: keep complete runs, but drop all checkpoints except this one",
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace, filter_by: str, root: Path) -> int:
     if options.keep_checkpoints or options.dry_run or options.yes:
-        raise ConfigError("nothing is removed without a word for it", hint="`bigctl runs prune ...`")
+        raise ConfigError("these flags are for `runs rm` and `runs prune`", hint="`bigctl runs prune ...`")
     found = _selected(options, filter_by, root, statuses=None)
     if options.json:
         render.print_json({"root": str(root), "runs": [row.to_json() for row in found]})
@@ -113,7 +113,7 @@ def _prune(options: argparse.Namespace, filter_by: str, root: Path) -> int:
 
 
 def _take(options: argparse.Namespace, sizes: dict[str, int], keep: str | None) -> int:
-    """Say what goes, ask, remove it, and say what was freed. A run that is taken into use meanwhile is passed over."""
+    """Show what will be removed, ask, remove it, and report what was freed. A run taken into use meanwhile is kept."""
     what = f"all checkpoints but the {keep} of" if keep and keep != "none" else "the checkpoints of" if keep else ""
     for path, size in sizes.items():
         print(f"{what} {path}  {render.size(size)}".strip(), file=sys.stderr if options.json else sys.stdout)

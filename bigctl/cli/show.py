@@ -30,7 +30,7 @@ WIDEST = 48  # where comments start at the latest; longer lines push theirs to t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_overrides(parser)
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="this key, or all keys below it")
-    parser.add_argument("--docs", action="store_true", help="say what each key means and when it may change")
+    parser.add_argument("--docs", action="store_true", help="explain each key and whether a resumed run may change it")
     parser.add_argument("--diff", metavar="RUN", help="compare with the configuration of a run")
     parser.add_argument("--yaml", action="store_true", help="print plain YAML")
     common.add_json(parser)
@@ -168,5 +168,5 @@ def _diff(options: argparse.Namespace) -> int:
         cells = ([_scalar(side[c.key]) if c.key in side else "-" for side in values] for c in changes)
         table = [[c.key, *cell, c.drift] for c, cell in zip(changes, cells, strict=True)]
         render.print_table(["key", "in the run", "now", "drift"], table)
-        print("to go on with the run: free keys may differ, trajectory needs --allow-drift KEY, structural a new run")
+        print("to resume the run: free keys may differ, trajectory needs --allow-drift KEY, structural a new run")
     return 0

@@ -1,4 +1,4 @@
-"""Train a whole study: every point of a search space, each with every seed. The same command again finishes it."""
+"""Train every point of a search space with every seed. The same command continues an interrupted sweep."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--packed", default="no", choices=("auto", "yes", "no"),
-        help="train trials that differ in numbers alone as one program; auto measures whether that is faster",
+        help="train trials that differ only in numbers as one program; auto measures whether that is faster",
     )  # fmt: skip
     parser.add_argument("--slurm", metavar="KEY=VALUE,...", help="run trials as SLURM jobs, such as partition=gpu")
-    parser.add_argument("--retry-failed", action="store_true", help="give trials that failed before another try")
+    parser.add_argument("--retry-failed", action="store_true", help="start trials that failed before once more")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first trial that fails")
     parser.add_argument("--max-failures", type=int, metavar="N", help="stop when more than N trials have failed")
     parser.add_argument("--dry-run", action="store_true", help="compose and check every point; train nothing")
@@ -69,14 +69,17 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
     from bigctl.sweeps.execution.scheduler import SchedulerOptions
 
     path = sweep.choose_folder(plan, name=options.name, folder=options.sweep_dir)
-    options.run_dir = path  # an end with an error names it too
+    options.run_dir = path  # also named by errors
     packed = _packed(options.packed, plan, quiet=options.quiet)
     if options.dry_run:
         return _show(options, plan, points, path)
 
     executor = _executor(options, jobs, packed=packed != "no")
     trials = sweep.count_points(plan) * max(1, len(plan.space.seeds))
-    learns = plan.sweep.sampler not in ("grid", "random")  # from trials that have ended, so not all can begin at once
+    learns = plan.sweep.sampler not in (
+        "grid",
+        "random",
+    )  # from results, so they cannot all start at once
     scheduler = SchedulerOptions(
         fail_fast=options.fail_fast,
         max_failures=options.max_failures,
@@ -88,18 +91,18 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
     if options.json:
         render.print_json(board)
     else:
-        from bigctl.sweeps import leaderboard
+        from bigctl.sweeps.view.leaderboard_text import leaderboard_text
 
-        print(leaderboard.text(board))
+        print(leaderboard_text(board))
     return sweep.exit_code(board["status"])
 
 
 _LEARNING = 8
-"""Trials of a pack where the sampler learns from those before."""
+"""Trials of a pack where the sampler learns from earlier ones."""
 
 
 def _packed(asked: str, plan: Plan, *, quiet: bool) -> str:
-    """What is asked, or "no" where the trials are of several programs; which "yes" does not put up with."""
+    """What is asked; "no" where the trials need several programs, which is an error with "yes"."""
     if asked == "no":
         return asked
     from bigctl.errors import ConfigError
@@ -110,7 +113,7 @@ def _packed(asked: str, plan: Plan, *, quiet: bool) -> str:
     if refused is None:
         return asked
     if asked == "yes":
-        raise ConfigError(refused, where="--packed", hint="leave it out: then each trial has a process of its own")
+        raise ConfigError(refused, where="--packed", hint="without it, each trial has a process of its own")
     if not quiet:
         print(f"note: not packed, a process each: {refused}", file=sys.stderr)
     return "no"
@@ -127,7 +130,7 @@ def _executor(options: argparse.Namespace, jobs: int | None, *, packed: bool) ->
 
 
 _SUBMITTED = 16
-"""Jobs in the hands of SLURM at once, unless --jobs says otherwise."""
+"""Jobs submitted to SLURM at once, unless --jobs says otherwise."""
 
 
 def _jobs(text: str) -> int | None:
@@ -141,7 +144,7 @@ def _jobs(text: str) -> int | None:
 
 
 def _show(options: argparse.Namespace, plan: Plan, points: list[dict[str, str]] | None, path: Path) -> int:
-    """What would be trained."""
+    """Print what would be trained."""
     from bigctl.sweeps import sweep
     from bigctl.sweeps.trials import label
 

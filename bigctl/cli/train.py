@@ -1,4 +1,4 @@
-"""Train an experiment. The same command again goes on where it was stopped; a finished run is left as it is."""
+"""Train an experiment. The same command resumes it where it was stopped; a finished run is left unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--resume", choices=("auto", "never", "must"), default="auto",
-        help="auto goes on with a run that is there; never starts anew; must fails if there is none",
+        help="auto resumes an existing run; never starts a new one; must fails if there is none",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="compose, check and compile; report sizes; train nothing"

@@ -1,4 +1,4 @@
-"""Show all runs and sweeps in the browser of this machine; curves of a run that is being trained grow as it goes."""
+"""Show all runs and sweeps in the browser of this machine; curves of running experiments are live."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 EXAMPLES = """\
-Only this machine can reach it (127.0.0.1), and it only reads. Elsewhere: ssh -L 8765:127.0.0.1:8765 HOST
+Reachable from this machine only (127.0.0.1), and read-only. From elsewhere: ssh -L 8765:127.0.0.1:8765 HOST
 
 examples:
   bigctl ui                        http://127.0.0.1:8765/, or another port if that one is taken
@@ -47,6 +47,6 @@ def run(options: argparse.Namespace) -> int:
         try:
             print(f"http://{server.LOOPBACK}:{serving.server_address[1]}/  (Ctrl-C ends it)", flush=True)
             serving.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:  # how it is meant to end
+        except KeyboardInterrupt:  # the normal way to end it
             pass
     return 0

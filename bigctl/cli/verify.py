@@ -1,4 +1,4 @@
-"""Check that everything in a run is as it was written: every byte of its checkpoints, and its other files."""
+"""Check that a run is intact: every byte of its checkpoints, and its other files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ examples:
   bigctl verify runs/* --json
   bigctl verify cnn_cls --deep                     also load every array
 
-exit codes: 0 all is well, 1 something is damaged, 2 there is no such run
+exit codes: 0 intact, 1 something is damaged, 2 there is no such run
 """
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bigctl.runs import verify
 
-    runs = [_locate(name) for name in options.runs]  # all, before the reading begins
+    runs = [_locate(name) for name in options.runs]  # all, before any is read
     reports = []
     for found in runs:
         reports.append(verify.verify(found, deep=options.deep))
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _locate(name: str) -> RunDirectory:
-    """As any command finds a run; and one that has lost its run.json but not its checkpoints."""
+    """The run of that name; also one that has checkpoints but no run.json any more."""
     for path in (Path(name), directory.ROOT / name):
         if (path / "checkpoints").is_dir():
             return RunDirectory(path)
@@ -53,7 +53,7 @@ def _locate(name: str) -> RunDirectory:
 
 
 def text(report: Report) -> list[str]:
-    """A report for people: a line for the run, one a checkpoint, one for each thing that is wrong or noteworthy."""
+    """The report as text: a line for the run, for each checkpoint, and for each problem or note."""
     damaged = len(report.problems) + sum(bool(found.problem) for found in report.checkpoints)
     verdict = f"damaged in {damaged} place{'s' * (damaged > 1)}" if damaged else "all is well"
     lines = [f"{report.run}: {verdict}"]

@@ -1,4 +1,4 @@
-"""Rehearse crashes: a run that is killed again and again must end as the undisturbed one does, to the last bit."""
+"""Crash test: a run that is killed repeatedly must end bit-equal to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EXAMPLES = """\
 examples:
   bigctl verify-resume recipe=cnn_cls data=digits --steps 200
   bigctl verify-resume recipe=gpt_lm data=shakespeare --steps 100 checkpoint.every=20 --kills 20 --seed 7
-  bigctl verify-resume recipe=mlp_cls --report resume.json --keep rehearsal
+  bigctl verify-resume recipe=mlp_cls --report resume.json --keep crashes
 
-Training happens at least twice from beginning to end; give --steps, and a checkpoint every so many, to keep it short.
-exit codes: 0 not one bit differs, 1 a run was lost or something differs, 2 usage or configuration
+The whole training runs at least twice: keep it short with --steps and frequent checkpoints.
+exit codes: 0 bit-equal, 1 a run was lost or something differs, 2 usage or configuration
 """
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_overrides(parser)
     parser.add_argument("--steps", type=_positive, metavar="N", help="length of training; default: as configured")
     parser.add_argument("--kills", type=_positive, default=5, metavar="K", help="how many SIGKILLs; default: 5")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the moments of the kills; default: 0")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the moments of the kills; default: 0")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write every kill and every comparison as JSON")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs, in an empty or new folder")
     parser.add_argument("--quiet", action="store_true", help="no line for each kill on stderr")
@@ -44,7 +44,7 @@ def _positive(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     if options.steps is not None:
         options.overrides = [*options.overrides, f"train.steps={options.steps}"]
-    common.composed(options)  # what is wrong with it is said before anything starts
+    common.composed(options)  # errors in it are reported before anything starts
     if options.report is not None:
         _check_report(options.report)
     from bigctl.engine import crash_test
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(crash_test.text(result)))
         if not result.ok:
-            print(f"the runs are in {options.keep}" if options.keep else "--keep DIR keeps the runs, to be looked at")
+            print(f"the runs are in {options.keep}" if options.keep else "--keep DIR keeps the runs for inspection")
     return 0 if result.ok else 1
 
 
@@ -91,7 +91,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
     from bigctl.errors import ConfigError
 
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="bigctl-rehearsal-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix="bigctl-crash-test-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
         return
     try:

@@ -107,7 +107,7 @@ def _glance(folder: Path) -> dict[str, Any]:
     """A sweep in one row: how many trials are in which state, and the best value."""
     study = ledger.Study(folder)
     with contextlib.suppress(BigctlError):
-        study = ledger.read(folder)
+        study = ledger.read_study(folder)
     if not study.states:  # only its answer was kept
         with contextlib.suppress(BigctlError):
             board, _ = sweep.read(folder)

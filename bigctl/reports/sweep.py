@@ -107,12 +107,12 @@ def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     journal, written = folder / ledger.NAME, folder / BOARD
     if journal.exists() and _modified(journal) > _modified(written):
-        study = ledger.read(folder)
+        study = ledger.read_study(folder)
         if study.damaged:
             notes.append(f"{ledger.NAME}: {study.damaged} damaged lines are left out")
         from bigctl.sweeps import leaderboard
 
-        return leaderboard.build(study), notes
+        return leaderboard.build_leaderboard(study), notes
     try:
         board = json.loads(written.read_text(encoding="utf-8"))
         if not isinstance(board, dict):

@@ -1,4 +1,4 @@
-"""What each searched key does to the score: the means of its levels, and its share of the variance. Free of jax."""
+"""The effect of each searched key on the score: means of its levels, its share of the variance. Free of jax."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Tree(Protocol):
 
 
 BINS = 6
-"""At most so many levels of an interval, each with about as many points."""
+"""Most levels of an interval, each with about the same number of points."""
 FEWEST = 8
-"""Points that a forest needs at least; and two for each dimension."""
+"""Fewest points to fit a forest to; it also takes two for each dimension."""
 _TREES = 64
 
 

@@ -1,7 +1,7 @@
-"""From a study to its answer: points by rank, what each key does, the Pareto set, failures, and the winner.
+"""The leaderboard of a study: ranked points, the effect of each key, the Pareto set, failures, and the winner.
 
-Points are ranked by how many of the study's seeds are complete, then by the mean of the metric over them: a mean over
-one of three seeds, set against full ones, would favour luck. Free of jax.
+Points are ranked by how many of the study's seeds are complete, then by the mean of the metric over them: comparing a
+mean over one seed with means over three would favour luck. Free of jax.
 """
 
 from __future__ import annotations
@@ -22,21 +22,18 @@ from bigctl.config import schema
 from bigctl.files import plain, write_json, write_text
 from bigctl.sweeps.effects import Scored, effects
 from bigctl.sweeps.trials import COMPLETE, FAILED, Point, State, Study
-from bigctl.sweeps.view.leaderboard_text import text
-
-__all__ = ["build", "text", "write"]
 
 SCHEMA = 1
 JSON, CSV = "leaderboard.json", "leaderboard.csv"
 _SOURCES = ("--config-dir", "--plugin")
 
 
-def build(study: Study) -> dict[str, Any]:
-    """The leaderboard as JSON has it.
+def build_leaderboard(study: Study) -> dict[str, Any]:
+    """The leaderboard as a JSON object.
 
-    `points`, the best first: a point with a complete trial whose metric is missing or not finite, or without any
-    complete trial, has no rank and stands below, whatever its other seeds reached. `std` is the sample standard
-    deviation over seeds, None for one; `seconds` are those of all trials of the point. `winner` is the first of them.
+    `points` are sorted, the best first. A point without any complete trial, or with one whose metric is missing or not
+    finite, has no rank and comes last, whatever its other seeds reached. `std` is the sample standard deviation over
+    seeds, None for a single one; `seconds` is the sum over all trials of the point. `winner` is the first point.
     """
     points = _ranked(study)
     entries = [point.to_json() for point in points]
@@ -70,13 +67,13 @@ class _Point:
         point: searched keys and values.
         states: its trials by number.
         metric: of the study.
-        whole: how many of the study's seeds are complete.
+        complete_seeds: how many of the study's seeds are complete.
     """
 
     point: Point
     states: Sequence[State]
     metric: str
-    whole: int
+    complete_seeds: int
 
     @property
     def complete(self) -> list[State]:
@@ -88,14 +85,14 @@ class _Point:
 
     @property
     def sound(self) -> bool:
-        """Whether it can be ranked: something is complete, and the metric is finite in all that is."""
+        """Whether it can be ranked: some trial is complete, and the metric is finite in all that are."""
         return 0 < len(self.scores) == len(self.complete)
 
     def values(self, metric: str) -> list[float]:
         return [value for state in self.states if (value := state.score(metric)) is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """As in the leaderboard; the rank is filled in later."""
+        """Its entry in the leaderboard; the rank is filled in later."""
         names = dict.fromkeys(name for state in self.complete for name in state.metrics)
         return {
             "rank": None,
@@ -112,7 +109,7 @@ class _Point:
 
 
 def _ranked(study: Study) -> list[_Point]:
-    """The points, the best first; those that cannot be ranked behind, in the order they were proposed."""
+    """The points, the best first; those that cannot be ranked come last, in the order they were proposed."""
     groups: dict[tuple[tuple[str, str], ...], list[State]] = {}
     for state in sorted(study.states.values(), key=lambda state: state.trial.number):
         groups.setdefault(tuple(sorted(state.trial.point.items())), []).append(state)
@@ -131,7 +128,7 @@ def _ranked(study: Study) -> list[_Point]:
         if not each.sound:
             return (1, number)
         spread = _spread(each.scores)
-        return (0, -each.whole, sign * spread["mean"], spread["std"] or 0.0, number)
+        return (0, -each.complete_seeds, sign * spread["mean"], spread["std"] or 0.0, number)
 
     return sorted(points, key=order)
 
@@ -157,12 +154,12 @@ def _pareto(study: Study, points: Sequence[_Point]) -> dict[str, Any] | None:
         index: (signs[0] * statistics.fmean(point.scores), signs[1] * statistics.fmean(other))
         for index, point in enumerate(points)
         if point.sound
-        and point.whole == points[0].whole
+        and point.complete_seeds == points[0].complete_seeds
         and len(other := point.values(second)) == len(point.scores)
     }  # fmt: skip
     best: list[int] = []
     highest = -math.inf
-    # The first metric falls: a point is beaten unless its second is above all before it. Equal ones stand together.
+    # In order of the first metric: a point is dominated unless its second is above all before it. Equal points stay.
     for index in sorted(values, key=lambda i: (-values[i][0], -values[i][1], i)):
         if values[index][1] > highest or (best and values[index] == values[best[-1]]):
             best.append(index)
@@ -191,12 +188,12 @@ def _trial(study: Study, state: State) -> dict[str, Any]:
 
 
 def _failure(study: Study, state: State) -> dict[str, Any]:
-    message = " ".join(state.message.split()) or "it left no message"
+    message = " ".join(state.message.split()) or "no message was recorded"
     return {"id": state.trial.id, "label": state.trial.label, "message": message, "log": _log(study, state)}
 
 
 def _log(study: Study, state: State) -> str:
-    """The log of its run; where the run came to nothing, what its process printed."""
+    """The log of its run; if it has none, the output of its process."""
     log = study.run(state) / "log.txt"
     return str(_typed(study.path / state.log if state.log and not log.exists() else log))
 
@@ -216,9 +213,9 @@ def _winner(study: Study, point: _Point) -> dict[str, Any]:
 
 
 def command(study: Study, state: State) -> str:
-    """What to type to train a trial again as a run of its own, which scores the test split as any does.
+    """The command that trains a trial again as a run of its own, which scores the test split like any run.
 
-    The run's name has the trial's identity in it: it is that of no other run, and the same at every call.
+    The run's name contains the trial's identity, so that it is unique and always the same.
     """
     trial = state.trial
     given = [f"{key}={value}" for key, value in trial.point.items()]
@@ -230,7 +227,7 @@ def command(study: Study, state: State) -> str:
 
 
 def _sources(argv: Sequence[str]) -> list[str]:
-    """`--config-dir` and `--plugin` as the sweep was given them."""
+    """`--config-dir` and `--plugin` as they were given to the sweep."""
     found: list[str] = []
     for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word in _SOURCES:
@@ -251,7 +248,7 @@ def _axis(axis: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(path: Path) -> Path:
-    """A path as one would type it here."""
+    """A path relative to the working directory, where it is below it."""
     try:
         return path.relative_to(Path.cwd())
     except ValueError:
@@ -261,8 +258,8 @@ def _typed(path: Path) -> Path:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def write(study: Study, board: Mapping[str, Any]) -> None:
-    """`leaderboard.json` and `leaderboard.csv` into the sweep's folder, each whole or not at all.
+def write_leaderboard(study: Study, board: Mapping[str, Any]) -> None:
+    """Write `leaderboard.json` and `leaderboard.csv` into the sweep's folder, each atomically.
 
     Raises:
         OSError: if one cannot be written.

@@ -1,16 +1,16 @@
-"""The ledger of a sweep: `ledger.jsonl`, one event a line, only ever appended to, each on the disk before it counts.
+"""The ledger of a sweep: `ledger.jsonl`, one event a line, append-only, each on disk before it takes effect.
 
 Events, each with `event` and `time` [seconds since the epoch]:
 
     study   definition               at every start; the last one counts
     trial   id number overrides point seed run
     start   id attempt step place log
-                                     a process was started for it, which goes on from the step and prints into the log
+                                     a process was started for it, resuming from the step, with output in the log
     end     id status metrics step seconds message exit_code
-    again   id                       a failed one is to be tried again
+    again   id                       a failed trial is to be started again
     test    id metrics               the test split was scored
 
-What a line does not say, an older one does; a line that cannot be read is counted and passed over. Free of jax.
+Values that a line leaves out are those of earlier lines; unreadable lines are counted and skipped. Free of jax.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from bigctl.errors import RunError
 from bigctl.files import plain
-from bigctl.sweeps.trials import FAILED, RUNNING, STOPPED, WAITING, State, Study, Trial
+from bigctl.sweeps.trials import RUNNING, STOPPED, WAITING, State, Study, Trial
 
 NAME = "ledger.jsonl"
 SCHEMA = 1
@@ -34,7 +34,7 @@ class Ledger:
     """The ledger of the sweep in a folder, to append to. Only the process that holds the folder may do so.
 
     Attributes:
-        study: what it tells, kept up with every event.
+        study: what it records, updated with every event.
 
     Raises:
         RunError: if it cannot be read or written.
@@ -42,11 +42,11 @@ class Ledger:
 
     def __init__(self, folder: Path):
         self.path = folder / NAME
-        self.study = read(folder)
+        self.study = read_study(folder)
         try:
             self._stream = self.path.open("ab")
             if self._stream.tell() and not self._ends_whole():
-                self._stream.write(b"\n")  # a crash has cut the last line short: it stays, by itself
+                self._stream.write(b"\n")  # a crash has cut the last line short: the next event begins a new one
         except OSError as error:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.path)) from error
 
@@ -56,19 +56,19 @@ class Ledger:
             return stream.read(1) == b"\n"
 
     def append(self, event: str, **values: object) -> None:
-        """One event, onto the disk. Raises RunError if it cannot be written."""
+        """Write one event to disk. Raises RunError if it cannot be written."""
         line = plain({"event": event, "schema": SCHEMA, "time": round(time.time(), 3), **values})
         try:
             self._stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
-            hint = "make room and run the same command again: it goes on"
+            hint = "free some space and run the same command again to continue"
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.path), hint=hint) from error
         _apply(self.study, line)
 
     def clear(self) -> None:
-        """Forget a study of which nothing was ever trained."""
+        """Discard a study of which nothing was ever trained."""
         self._stream.truncate(0)
         self.study = Study(self.path.parent)
 
@@ -76,8 +76,8 @@ class Ledger:
         self._stream.close()
 
 
-def read(folder: Path) -> Study:
-    """A study as its ledger tells it; of one that has none yet, an empty one.
+def read_study(folder: Path) -> Study:
+    """The study that a ledger records; an empty one if there is no ledger yet.
 
     Raises:
         RunError: if the ledger is there and cannot be read.
@@ -125,7 +125,7 @@ def _apply(study: Study, line: dict[str, Any]) -> None:
         state.seconds += float(line.get("seconds") or 0.0)
 
 
-def unfinished(study: Study, *, retry_failed: bool = False) -> Iterator[State]:
-    """The trials that the same command has to take up again, in the order of their numbers."""
-    again = (WAITING, RUNNING, STOPPED, *((FAILED,) if retry_failed else ()))
-    yield from sorted((s for s in study.states.values() if s.status in again), key=lambda s: s.trial.number)
+def unfinished(study: Study) -> Iterator[State]:
+    """The trials that have not ended, in the order of their numbers."""
+    found = (s for s in study.states.values() if s.status in (WAITING, RUNNING, STOPPED))
+    yield from sorted(found, key=lambda s: s.trial.number)

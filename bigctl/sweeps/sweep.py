@@ -111,19 +111,19 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
                 scheduler.run()
             except BigctlError:
                 with contextlib.suppress(OSError):  # of the results so far
-                    leaderboard.write(book.study, leaderboard.build(book.study))
+                    leaderboard.write_leaderboard(book.study, leaderboard.build_leaderboard(book.study))
                 raise
-            board = leaderboard.build(book.study)
+            board = leaderboard.build_leaderboard(book.study)
             if (
                 not scheduler.halted
                 and board["winner"]
                 and score_test_split(book, board["winner"]["trials"], view, stop)
             ):
-                board = leaderboard.build(book.study)
+                board = leaderboard.build_leaderboard(book.study)
         finally:
             view.close()
         try:
-            leaderboard.write(book.study, board)
+            leaderboard.write_leaderboard(book.study, board)
         except OSError as error:
             where = str(path / "leaderboard.json")
             raise RunError(f"cannot be written: {error.strerror}", where=where) from error

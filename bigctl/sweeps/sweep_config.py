@@ -13,8 +13,8 @@ from bigctl.errors import ConfigError
 GROUP = "sweep"
 
 
-def split(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What is said of the search itself, and the rest."""
+def split_overrides(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(overrides of the search itself, all others)."""
     own: list[str] = []
     rest: list[str] = []
     for override in overrides:
@@ -23,8 +23,8 @@ def split(overrides: Iterable[str]) -> tuple[list[str], list[str]]:
     return own, rest
 
 
-def read(overrides: Iterable[str], roots: Sequence[presets.Root]) -> tuple[Sweep, dict[str, str]]:
-    """The settings, and where each that is set comes from.
+def read_sweep_config(overrides: Iterable[str], roots: Sequence[presets.Root]) -> tuple[Sweep, dict[str, str]]:
+    """The settings, and the origin of each that is set.
 
     Raises:
         ConfigError: for presets and keys that do not exist, and values of the wrong type.
@@ -110,8 +110,10 @@ def _merged(sweep: Sweep, values: Mapping[str, Any], where: str) -> Sweep:
     return sweep
 
 
-def check(sweep: Sweep, *, space_has_axes: bool, intervals: Sequence[str], origins: Mapping[str, str]) -> None:
-    """Settings that must fit each other. Raises ConfigError."""
+def check_sweep_config(
+    sweep: Sweep, *, space_has_axes: bool, intervals: Sequence[str], origins: Mapping[str, str]
+) -> None:
+    """Check that the settings fit each other. Raises ConfigError."""
 
     def wrong(name: str, message: str, hint: str) -> ConfigError:
         return ConfigError(message, where=origins.get(name, "command line"), hint=hint)
@@ -138,6 +140,6 @@ def check(sweep: Sweep, *, space_has_axes: bool, intervals: Sequence[str], origi
             raise wrong("trials", f"sweep.trials={sweep.trials} is not for a grid, which has its own number", hint)
     elif sweep.trials is None:
         raise wrong("sampler", f"sweep.sampler={sweep.sampler} does not end by itself", "add sweep.trials=N")
-    elif not space_has_axes:
+    elif not axes:
         hint = "give some key several values, such as optimizer.lr=1e-3,1e-2"
         raise wrong("sampler", f"sweep.sampler={sweep.sampler} has nothing to search", hint)

@@ -1,4 +1,4 @@
-"""The nouns of a sweep: a trial, what became of it, and the study of them all. Free of jax and of Hydra.
+"""The data types of a sweep: a trial, its state, and the study of all trials. Free of jax and of Hydra.
 
 A *point* is one setting of all search dimensions, {key: value as an override has it}. A *trial* trains one point with
 one seed: seeds are repeats of a point, never a dimension.
@@ -17,13 +17,13 @@ from bigctl.sweeps.search import space
 
 WAITING, RUNNING, COMPLETE, PRUNED, FAILED, STOPPED = "waiting", "running", "complete", "pruned", "failed", "stopped"
 ENDED = (COMPLETE, PRUNED, FAILED)
-"""Statuses that the same command leaves as they are; a stopped trial goes on, a failed one with --retry-failed."""
+"""Statuses that the same command leaves unchanged; a stopped trial is resumed, a failed one with --retry-failed."""
 
 Point = Mapping[str, str]
 
 
 def identity(overrides: Iterable[str]) -> str:
-    """Which trial it is: 12 hexadecimal digits of the SHA-256 of its sorted overrides."""
+    """The id of a trial: 12 hexadecimal digits of the SHA-256 of its sorted overrides."""
     return hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:12]
 
 
@@ -33,9 +33,9 @@ class Trial:
 
     Attributes:
         number: from 0 on, in the order of proposal.
-        overrides: all that `bigctl train` is given for it: the study's fixed ones, those of the point, the seed.
+        overrides: all that `bigctl train` is given: the study's fixed ones, those of the point, the seed.
         point: the searched keys and their values, as text.
-        seed: None where the study says nothing of seeds.
+        seed: None where the study sets no seeds.
     """
 
     number: int
@@ -54,7 +54,7 @@ class Trial:
 
 
 def trials_of(plan: space.Plan, number: int, point: Point) -> list[Trial]:
-    """The trainings of a point, one a seed.
+    """The trials of a point, one a seed.
 
     Args:
         plan: the sweep.
@@ -77,13 +77,12 @@ def label(point: Point) -> str:
 
 @dataclass
 class State:
-    """What has become of a trial.
+    """The state of a trial.
 
     Attributes:
-        metrics: those of its summary, flat, as far as they are finite; `val/...` of the selected step. Empty before
-            its end, and of a failed one.
-        step: the last step known of.
-        seconds: how long its processes have run, all attempts together.
+        metrics: the finite ones of its summary, flat; `val/...` of the selected step. Empty until it is complete.
+        step: the last known one.
+        seconds: how long its processes have run, over all attempts.
         message: why it failed or was pruned, one line.
         attempts: how often it was started.
         run, log: its run directory, and what its last process has printed, relative to the study's folder.
@@ -103,21 +102,21 @@ class State:
     place: str = ""
 
     def score(self, metric: str) -> float | None:
-        """A metric's value, if the trial is complete and it is finite: what has none is never ranked first."""
+        """A metric's value if the trial is complete and the value finite; None else."""
         value = self.metrics.get(metric) if self.status == COMPLETE else None
         return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass
 class Study:
-    """A sweep as its ledger tells it.
+    """A sweep as its ledger records it.
 
     Attributes:
         path: its folder.
         definition: what it was started with: `fixed` (overrides), `axes`, `seeds`, `sweep` (its settings), `metric`,
             `mode` ("max" or "min").
         states: by identity, in the order of proposal.
-        test: {identity: metrics of the test split} of what won.
+        test: {identity: metrics of the test split} of the winner's trials.
         damaged: lines of the ledger that could not be read.
     """
 
@@ -136,5 +135,5 @@ class Study:
         return str(self.definition.get("mode") or "max")
 
     def run(self, state: State) -> Path:
-        """Where a trial's run directory is."""
+        """The run directory of a trial."""
         return self.path / (state.run or f"trials/{state.trial.id}")

@@ -54,7 +54,7 @@ def test_killed_run_tells_how_to_go_on(bigctl: Cli, tiny: Path) -> None:
     (tiny / "summary.json").unlink()
     (tiny / "checkpoints" / "000000020" / manifest.MANIFEST).unlink()
     out = bigctl("info", "tiny").stdout
-    assert "partial, step 20 of 20" in out and "to go on: bigctl train recipe=mlp_cls" in out
+    assert "partial, step 20 of 20" in out and "to resume: bigctl train recipe=mlp_cls" in out
     facts = bigctl.json("info", "tiny")
     assert [(c["step"], c["committed"]) for c in facts["checkpoints"]] == [(10, True), (20, False)]
     assert facts["metrics"]["val/accuracy"] > 0.3  # from the checkpoint that is whole

@@ -17,6 +17,7 @@ import pytest
 
 from bigctl.sweeps import leaderboard, ledger
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, WAITING, State, Study, Trial
+from bigctl.sweeps.view.leaderboard_text import leaderboard_text
 
 FIXED = ("recipe=mlp_cls", "data=breast_cancer")
 
@@ -53,45 +54,45 @@ def ranks(board: dict[str, Any]) -> dict[str, int | None]:
 
 def test_points_are_ranked_by_their_mean_over_seeds_with_the_sample_standard_deviation() -> None:
     rows = [({"lr": "1"}, [0.5, 0.9]), ({"lr": "2"}, [0.71, 0.73]), ({"lr": "3"}, [0.8, 0.6])]
-    board = leaderboard.build(study_of(*rows))
+    board = leaderboard.build_leaderboard(study_of(*rows))
     assert ranks(board) == {"2": 1, "3": 2, "1": 3}  # 1 and 3 have the same mean: the steadier one is before
     assert board["points"][0]["mean"] == pytest.approx(0.72)
     assert board["points"][0]["std"] == pytest.approx(statistics.stdev([0.71, 0.73]))
     assert board["points"][0]["metrics"]["val/loss"]["mean"] == pytest.approx(0.28)
     assert (board["points"][0]["n"], board["points"][0]["seconds"]) == (2, 3.0)
-    low = leaderboard.build(study_of(*rows, metric="val/loss", mode="min"))
+    low = leaderboard.build_leaderboard(study_of(*rows, metric="val/loss", mode="min"))
     assert ranks(low) == {"2": 1, "3": 2, "1": 3}
-    single = leaderboard.build(study_of(({"lr": "1"}, [0.5]), ({"lr": "2"}, [0.5])))
+    single = leaderboard.build_leaderboard(study_of(({"lr": "1"}, [0.5]), ({"lr": "2"}, [0.5])))
     assert ranks(single) == {"1": 1, "2": 2} and single["points"][0]["std"] is None
 
 
 @pytest.mark.parametrize("bad", [{}, {"val/accuracy": math.nan}, {"val/accuracy": math.inf}, {"val/loss": 0.1}])
 def test_a_metric_that_is_missing_or_not_finite_is_never_ranked(bad: dict[str, float]) -> None:
-    board = leaderboard.build(
+    board = leaderboard.build_leaderboard(
         study_of(({"lr": "1"}, [bad, 0.99]), ({"lr": "2"}, [0.1, 0.2]), ({"lr": "3"}, [bad, bad]))
     )
     assert ranks(board) == {"2": 1, "1": None, "3": None}
     assert board["winner"]["point"] == {"lr": "2"} and board["points"][2]["mean"] is None
-    assert "missing or not finite" in leaderboard.text(board)
-    none = leaderboard.build(study_of(({"lr": "1"}, [bad])))
-    assert none["winner"] is None and "no point has a value of val/accuracy" in leaderboard.text(none)
+    assert "missing or not finite" in leaderboard_text(board)
+    none = leaderboard.build_leaderboard(study_of(({"lr": "1"}, [bad])))
+    assert none["winner"] is None and "no point has a value of val/accuracy" in leaderboard_text(none)
 
 
 def test_a_lucky_seed_does_not_win_over_points_with_all_their_seeds() -> None:
     rows = [({"lr": "1"}, [0.99, "out of memory"]), ({"lr": "2"}, [0.7, 0.8]), ({"lr": "3"}, [0.9, PRUNED])]
-    board = leaderboard.build(study_of(*rows, ({"lr": "4"}, [WAITING, WAITING])))
+    board = leaderboard.build_leaderboard(study_of(*rows, ({"lr": "4"}, [WAITING, WAITING])))
     assert ranks(board) == {"2": 1, "1": 2, "3": 3, "4": None}
     assert [point["n"] for point in board["points"]] == [2, 1, 1, 0]
     assert board["status"] == {"complete": 4, "failed": 1, "pruned": 1, "waiting": 2}
-    alone = leaderboard.build(study_of(rows[0]))  # no point has all: the best there is, and said so
-    assert alone["winner"]["n"] == 1 and "(1 of 2 seeds complete)" in leaderboard.text(alone)
+    alone = leaderboard.build_leaderboard(study_of(rows[0]))  # no point has all: the best there is, and said so
+    assert alone["winner"]["n"] == 1 and "(1 of 2 seeds complete)" in leaderboard_text(alone)
 
 
 def test_fewer_seeds_in_a_later_command_do_not_put_new_points_behind_old_ones() -> None:
     study = study_of(({"lr": "1"}, [0.5, 0.5, 0.5]), ({"lr": "2"}, [0.9, 0.9]))
-    assert ranks(leaderboard.build(study)) == {"1": 1, "2": 2}
+    assert ranks(leaderboard.build_leaderboard(study)) == {"1": 1, "2": 2}
     study.definition["seeds"] = [0, 1]
-    assert ranks(leaderboard.build(study)) == {"2": 1, "1": 2}
+    assert ranks(leaderboard.build_leaderboard(study)) == {"2": 1, "1": 2}
 
 
 def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -106,7 +107,7 @@ def test_the_pareto_set_is_what_no_other_point_dominates(seed: int) -> None:
         ({"lr": str(n)}, [{"val/accuracy": draw.randint(0, 6) / 8, "val/loss": draw.randint(0, 6) / 8}])
         for n in range(25)
     ]
-    board = leaderboard.build(study_of(*rows, sweep={"pareto": "val/loss"}))
+    board = leaderboard.build_leaderboard(study_of(*rows, sweep={"pareto": "val/loss"}))
     values = {p["point"]["lr"]: (p["mean"], p["metrics"]["val/loss"]["mean"]) for p in board["points"]}
     expected = {key for key, value in values.items() if not any(dominates(other, value) for other in values.values())}
     found = [board["points"][index]["point"]["lr"] for index in board["pareto"]["points"]]
@@ -117,18 +118,18 @@ def test_the_pareto_set_is_what_no_other_point_dominates(seed: int) -> None:
 def test_the_pareto_set_goes_by_the_mode_that_is_given_and_leaves_incomplete_points_out() -> None:
     a, b = {"val/accuracy": 0.9, "size": 1.0}, {"val/accuracy": 0.8, "size": 2.0}
     rows = [({"lr": "1"}, [a, a]), ({"lr": "2"}, [b, b]), ({"lr": "3"}, [{"val/accuracy": 0.7, "size": 9.0}, "killed"])]
-    large = leaderboard.build(study_of(*rows, sweep={"pareto": "size", "pareto_mode": "max"}))
-    small = leaderboard.build(study_of(*rows, sweep={"pareto": "size", "pareto_mode": "min"}))
-    assert leaderboard.build(study_of(*rows, sweep={"pareto": "size"}))["pareto"] is None  # nobody knows its direction
+    large = leaderboard.build_leaderboard(study_of(*rows, sweep={"pareto": "size", "pareto_mode": "max"}))
+    small = leaderboard.build_leaderboard(study_of(*rows, sweep={"pareto": "size", "pareto_mode": "min"}))
+    assert leaderboard.build_leaderboard(study_of(*rows, sweep={"pareto": "size"}))["pareto"] is None
     assert (large["pareto"]["points"], small["pareto"]["points"]) == ([0, 1], [0])
-    assert leaderboard.build(study_of(*rows))["pareto"] is None
+    assert leaderboard.build_leaderboard(study_of(*rows))["pareto"] is None
 
 
 def test_the_winners_command_is_what_a_shell_reads_back_and_its_name_is_its_own() -> None:
     rows = [({"lr": "1", "data.text": "'a b'"}, [0.2, 0.3]), ({"lr": "2", "data.text": "x$y"}, [0.9, 0.8])]
     argv = ["bigctl", "sweep", "lr=1,2", "--plugin", "my.module", "--config-dir=my presets"]
     study = study_of(*rows, path=Path("sweeps/my study"), argv=argv, fixed=[*FIXED, "eval.test=false"])
-    winner = leaderboard.build(study)["winner"]
+    winner = leaderboard.build_leaderboard(study)["winner"]
     words = shlex.split(winner["command"])
     assert words[:2] == ["bigctl", "train"] and words[-2] == "--name" and words[-1].startswith("my-study-")
     assert words[2:-2] == [
@@ -144,15 +145,15 @@ def test_the_winners_command_is_what_a_shell_reads_back_and_its_name_is_its_own(
     assert winner["test"] == {}
     for name, value in zip(winner["trials"], (0.5, 0.7), strict=True):
         study.test[name] = {"test/accuracy": value}
-    test = leaderboard.build(study)["winner"]["test"]["test/accuracy"]
+    test = leaderboard.build_leaderboard(study)["winner"]["test"]["test/accuracy"]
     assert test == {"mean": pytest.approx(0.6), "std": pytest.approx(statistics.stdev([0.5, 0.7])), "n": 2}
 
 
 def test_files_hold_the_board_and_one_row_a_point(tmp_path: Path) -> None:
     rows = [({"lr": "1", "name": 'a,"b'}, [0.5, 0.6]), ({"lr": "2", "name": "c"}, ["no memory", {}])]
     study = study_of(*rows, path=tmp_path)
-    board = leaderboard.build(study)
-    leaderboard.write(study, board)
+    board = leaderboard.build_leaderboard(study)
+    leaderboard.write_leaderboard(study, board)
     assert json.loads((tmp_path / "leaderboard.json").read_text()) == json.loads(json.dumps(board))
     found = list(csv.DictReader(io.StringIO((tmp_path / "leaderboard.csv").read_text())))
     assert list(found[0]) == ["rank", "lr", "name", "mean", "std", "n", "val/loss", "seconds"]
@@ -174,12 +175,12 @@ def test_failures_have_their_cause_and_a_log_that_is_there_and_the_same_cause_is
     for state in (first, last):  # the process of the second ended before it had a run directory
         state.log = f"logs/{state.trial.id}.log"
         (study.path / state.log).touch()
-    board = leaderboard.build(study)
+    board = leaderboard.build_leaderboard(study)
     logs = {failure["label"]: failure["log"] for failure in board["failures"]}
     assert logs["lr=0 seed=0"] == f"sweeps/demo/trials/{first.trial.id}/log.txt" and Path(logs["lr=0 seed=0"]).exists()
     assert logs["lr=7 seed=0"] == f"sweeps/demo/logs/{last.trial.id}.log" and Path(logs["lr=7 seed=0"]).exists()
     assert board["failures"][-1]["message"] == "two lines"
-    text = leaderboard.text(board)
+    text = leaderboard_text(board)
     assert text.count("not finite") == 1 and "5 trials failed: the loss is not finite at step 0" in text
     assert "and 2 more" in text and "1 trial failed: two lines" in text and "--retry-failed" in text
 
@@ -190,8 +191,8 @@ def test_the_text_fits_80_columns_whatever_is_searched() -> None:
         (dict(zip(keys, values, strict=True)), [random.Random(n).random(), 0.25])
         for n, values in enumerate(itertools.islice(itertools.product("ab", repeat=9), 14))
     ]
-    board = leaderboard.build(study_of(*rows, (dict.fromkeys(keys, "x" * 90), ["a cause " * 30, 0.5])))
-    lines = leaderboard.text(board).splitlines()
+    board = leaderboard.build_leaderboard(study_of(*rows, (dict.fromkeys(keys, "x" * 90), ["a cause " * 30, 0.5])))
+    lines = leaderboard_text(board).splitlines()
     free = [line for line in lines if not line.startswith("  ") and "failed:" not in line]
     assert max(map(len, free)) <= 80
     assert sum(" ± " in line and "points" not in line for line in lines) == 11  # ten rows, and the winner
@@ -199,33 +200,33 @@ def test_the_text_fits_80_columns_whatever_is_searched() -> None:
 
 
 def test_the_text_warns_where_seeds_differ_as_much_as_points() -> None:
-    noise = leaderboard.build(study_of(({"lr": "1"}, [0.1, 0.9]), ({"lr": "2"}, [0.2, 0.9])))
-    clear = leaderboard.build(study_of(({"lr": "1"}, [0.1, 0.11]), ({"lr": "2"}, [0.9, 0.91])))
-    assert "may be chance" in leaderboard.text(noise) and "may be chance" not in leaderboard.text(clear)
+    noise = leaderboard.build_leaderboard(study_of(({"lr": "1"}, [0.1, 0.9]), ({"lr": "2"}, [0.2, 0.9])))
+    clear = leaderboard.build_leaderboard(study_of(({"lr": "1"}, [0.1, 0.11]), ({"lr": "2"}, [0.9, 0.91])))
+    assert "may be chance" in leaderboard_text(noise) and "may be chance" not in leaderboard_text(clear)
 
 
 def test_the_text_says_what_each_key_does_the_strongest_first() -> None:
     rows = [({"m.width": w, "o.lr": r, "o.decay": d}, [int(r) + 0.4 * int(w) + 1e-6 * int(d)])
             for w in "12" for r in "123" for d in "12"]  # fmt: skip
-    lines = leaderboard.text(leaderboard.build(study_of(*rows))).splitlines()
+    lines = leaderboard_text(leaderboard.build_leaderboard(study_of(*rows))).splitlines()
     at = lines.index("o.lr explains 94 %: best 3 (3.6000), worst 1 (1.6000)")
     assert lines[at + 1] == "m.width explains 6 %: best 2 (2.8000), worst 1 (2.4000)"
     assert lines[at + 2] == "less than 1 %: o.decay"
-    holed = leaderboard.text(leaderboard.build(study_of(*rows[:-1])))
+    holed = leaderboard_text(leaderboard.build_leaderboard(study_of(*rows[:-1])))
     assert "o.lr: best 3" not in holed and "of 4)" in holed and "of 3)" in holed  # levels of unlike points
 
 
 def test_an_answer_is_given_at_any_time_of_a_sweeps_life(tmp_path: Path) -> None:
-    empty = leaderboard.build(ledger.read(tmp_path))
+    empty = leaderboard.build_leaderboard(ledger.read_study(tmp_path))
     assert (empty["points"], empty["winner"], empty["effects"]) == ([], None, [])
-    assert leaderboard.text(empty)
-    only_seeds = leaderboard.build(study_of(({}, [0.5, 0.6])))
+    assert leaderboard_text(empty)
+    only_seeds = leaderboard.build_leaderboard(study_of(({}, [0.5, 0.6])))
     assert only_seeds["winner"]["command"].endswith(f"seed=0 --name demo-{only_seeds['winner']['trials'][0][:6]}")
-    assert "winner: the only point" in leaderboard.text(only_seeds)
+    assert "winner: the only point" in leaderboard_text(only_seeds)
     begun = ledger.Ledger(tmp_path)
     begun.append("study", definition={"fixed": list(FIXED), "axes": [{"key": "lr", "values": ["1"]}], "metric": None})
     trial = Trial(0, (*FIXED, "lr=1"), {"lr": "1"})
     begun.append("trial", id=trial.id, number=0, overrides=trial.overrides, point=trial.point, seed=None, run="")
     begun.close()
-    waiting = leaderboard.build(ledger.read(tmp_path))
-    assert waiting["status"] == {"waiting": 1} and "no trial is complete" in leaderboard.text(waiting)
+    waiting = leaderboard.build_leaderboard(ledger.read_study(tmp_path))
+    assert waiting["status"] == {"waiting": 1} and "no trial is complete" in leaderboard_text(waiting)

@@ -40,7 +40,7 @@ def test_what_was_appended_is_read_back(tmp_path: Path) -> None:
     book.append("start", id=other, attempt=1, place="cores 1")
     book.append("study", definition={"metric": "val/loss", "mode": "min", "fixed": []})
     book.append("test", id=name, metrics={"test/loss": 0.6})
-    found = ledger.read(tmp_path)
+    found = ledger.read_study(tmp_path)
     assert found == book.study
     state = found.states[name]
     assert (state.status, state.attempts, state.seconds, state.step) == (COMPLETE, 2, 4.0, 20)
@@ -59,13 +59,13 @@ def test_a_line_cut_short_loses_itself_and_nothing_else(tmp_path: Path, cut: int
     book.close()
     text = book.path.read_bytes()
     book.path.write_bytes(text[:-cut])
-    found = ledger.read(tmp_path)
+    found = ledger.read_study(tmp_path)
     whole = cut == 1  # only the newline is missing
     assert found.states[first].status == COMPLETE and (found.states[second].status == COMPLETE) == whole
     assert found.damaged == (0 if whole else 1)
     again = Ledger(tmp_path)
     again.append("end", id=second, status=FAILED, message="no")
-    assert ledger.read(tmp_path).states[second].status == FAILED, "a line after a torn one stands by itself"
+    assert ledger.read_study(tmp_path).states[second].status == FAILED, "a line after a torn one stands by itself"
 
 
 def test_lines_that_make_no_sense_are_counted_and_passed_over(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_lines_that_make_no_sense_are_counted_and_passed_over(tmp_path: Path) ->
     book.close()
     with book.path.open("ab") as stream:
         stream.write(b'{"event": "end", "id": "nobody", "status": "complete"}\n\xff\xfe\n[1]\n{}\n"x"\n')
-    found = ledger.read(tmp_path)
+    found = ledger.read_study(tmp_path)
     assert found.damaged == 5 and found.states[name].status == WAITING
 
 
@@ -83,9 +83,8 @@ def test_failed_trials_are_taken_up_again_only_when_asked(tmp_path: Path) -> Non
     name = enter(book)
     book.append("end", id=name, status=FAILED, message="no memory", exit_code=-9)
     assert list(ledger.unfinished(book.study)) == []
-    assert [s.trial.id for s in ledger.unfinished(book.study, retry_failed=True)] == [name]
     book.append("again", id=name)
-    assert [s.trial.id for s in ledger.unfinished(ledger.read(tmp_path))] == [name]
+    assert [s.trial.id for s in ledger.unfinished(ledger.read_study(tmp_path))] == [name]
 
 
 def test_a_ledger_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def base() -> Composed:
 
 def plan(sampler: str, *overrides: str, trials: int | None = 40, seed: int = 0, zipped=(), **settings) -> space.Plan:
     """What `space.plan` makes of it, composed once for all tests."""
-    found = tuple(sweep_syntax.read(override, presets.roots()) for override in overrides)
+    found = tuple(sweep_syntax.parse_axis(override, presets.roots()) for override in overrides)
     sweep = Sweep(sampler=sampler, trials=trials, seed=seed, **settings)
     return space.Plan((), space.Space(found, tuple(zipped)), space.directed(sweep, base().config), base())
 

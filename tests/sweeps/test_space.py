@@ -23,7 +23,7 @@ def plan(*overrides: str, **options) -> space.Plan:
 
 
 def read(override: str, seed: int = 0) -> Axis | str:
-    return sweep_syntax.read(override, presets.roots(), seed=seed)
+    return sweep_syntax.parse_axis(override, presets.roots(), seed=seed)
 
 
 def values(override: str) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def test_results_that_the_ledger_lost_are_found_in_the_run_directories(command: 
     before = {p.name: json.loads((p / "run.json").read_text())["starts"] for p in (SWEEP / "trials").iterdir()}
     said = command(*STUDY, RATES, "seed=range(2)", code=3)
     assert "1 line of sweeps/s/ledger.jsonl cannot be read" in said and known
-    states = ledger.read(SWEEP).states
+    states = ledger.read_study(SWEEP).states
     assert Counter(state.status for state in states.values()) == {"complete": 2, "failed": 2}
     for name, state in states.items():
         if state.status == "complete":
@@ -131,7 +131,9 @@ def test_results_that_the_ledger_lost_are_found_in_the_run_directories(command: 
 def test_a_failed_trial_is_tried_again_only_when_asked(command: Command) -> None:
     before = starts()
     command(*STUDY, RATES, "seed=range(2)", "--retry-failed", "--fail-fast", "--jobs", "1", "--quiet", code=3)
-    failed = {name for name, state in ledger.read(SWEEP).states.items() if state.trial.point["optimizer.lr"] == "1e+30"}
+    failed = {
+        name for name, state in ledger.read_study(SWEEP).states.items() if state.trial.point["optimizer.lr"] == "1e+30"
+    }
     again = starts() - before
     assert set(again) < failed and again.total() == 1, "and --fail-fast leaves it at the first"
 
@@ -185,7 +187,7 @@ def test_two_sweeps_do_not_share_a_folder(command: Command) -> None:
             ["optimizer.lr=1,2", "model.dropout=0.1,0.2", "model.hidden=[4],[8]", "--packed", "yes"],
             "--packed: model.hidden differs: [4], [8]",
         ),
-        ([RATES, "sweep.metric=val/loss", "eval.metric=val/f1"], "eval.metric=val/f1 do not go together"),
+        ([RATES, "sweep.metric=val/loss", "eval.metric=val/f1"], "eval.metric=val/f1 contradict each other"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(command: Command, words: list[str], said: str) -> None:

@@ -1,7 +1,7 @@
 """One process a job on this machine, each pinned to its own device or cores before it starts.
 
-Jobs are sessions of their own: Ctrl-C reaches the sweep alone, which then asks them to save and leave; and where the
-sweep itself is killed they go on to their end, to be found there when it runs again.
+Jobs are sessions of their own: Ctrl-C reaches the sweep alone, which then asks them to save and exit. If the sweep
+itself is killed they continue to their end, and the next start of the sweep finds them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Protocol
 from bigctl.errors import ConfigError, TrainingFailed
 
 MEMORY_A_JOB = 2 * 2**30
-"""What `--jobs auto` reckons a job to need at least [bytes]."""
+"""What `--jobs auto` assumes a job needs at least [bytes]."""
 _affinity = threading.Lock()
 
 
@@ -33,7 +33,7 @@ class Job(Protocol):
         """Its exit code, negative for a signal; None while it runs or waits to run."""
 
     def terminate(self) -> None:
-        """Ask it to save and leave."""
+        """Ask it to save and exit."""
 
     def kill(self) -> None: ...
 
@@ -44,8 +44,8 @@ class Executor(Protocol):
     slots: int
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
-        """Run a command in a folder, if possible in none of the places to avoid; what it prints is added to the log.
-        Raises TrainingFailed if it cannot."""
+        """Run a command in a folder, if possible in none of the places to avoid; its output is appended to the log.
+        Raises TrainingFailed if it cannot be started."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Local:
         look: seam for tests: gives (cores, GPUs) of the machine.
 
     Raises:
-        ConfigError: for more jobs than can be.
+        ConfigError: for too many jobs.
     """
 
     def __init__(self, jobs: int | None = None, *, look: Callable[[], tuple[list[int], list[str]]] | None = None):
@@ -132,8 +132,8 @@ class _Process:
 
 @contextlib.contextmanager
 def pinned(cores: Sequence[int]):  # type: ignore[no-untyped-def]
-    """What this thread starts meanwhile runs on these cores alone: a process has the affinity of the thread that made
-    it. Where the system knows no affinity, nothing happens."""
+    """Processes that this thread starts meanwhile run on these cores alone: they inherit its affinity. Where the
+    system has no affinity, nothing happens."""
     if not cores or not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -147,8 +147,8 @@ def pinned(cores: Sequence[int]):  # type: ignore[no-untyped-def]
 
 
 def divide(jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
-    """The machine in equal parts: every job has the same number of cores, because results on one core and on two
-    differ in the last bits. GPUs are shared where there are fewer than jobs; cores then, too."""
+    """Divide the machine equally: every job has the same number of cores, because results on one core and on two differ
+    in the last bits. GPUs and cores are shared where there are fewer than jobs."""
     each = max(1, len(cores) // jobs)
     parts = [tuple(cores[(i * each + k) % len(cores)] for k in range(each)) if cores else () for i in range(jobs)]
     if not gpus:

@@ -1,8 +1,8 @@
-"""Trials as SLURM jobs, handed in through submitit. Free of jax.
+"""Trials as SLURM jobs, submitted through submitit. Free of jax.
 
-A job runs the very command of the trial on a node that sees the same folders. SIGTERM, and SIGUSR1 a minute before its
-time is over, are passed on: the trial saves and leaves with code 75, and the sweep hands it in again. SLURM itself
-starts no job twice (`--no-requeue`). Whether a job is still there is asked of `squeue`; accounting is not needed.
+A job runs the command of the trial on a node that sees the same folders. SIGTERM, and SIGUSR1 a minute before its time
+limit, are passed on: the trial saves and exits with code 75, and the sweep submits it again. SLURM itself does not
+requeue jobs (`--no-requeue`). Whether a job still exists is asked of `squeue`; accounting is not needed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ TEXTS = {
     )
 }  # fmt: skip
 MORE = ("reservation", "licenses", "nice", "clusters")
-"""What sbatch knows and submitit does not name."""
+"""Parameters of sbatch that submitit has no name for."""
 PARAMETERS = ("time", "mem", *NUMBERS, *TEXTS, *MORE)
 WARNING = 60
-"""How long before its time is over a job is told to save [s]."""
+"""How long before its time limit a job is told to save [s]."""
 LOOK, LAG = 10.0, 10.0
-"""Between two questions to the cluster; how long the end of a job may take to be seen in the shared folder [s]."""
+"""Time between two queries of the cluster; how long the end of a job may take to appear in the shared folder [s]."""
 _ENDS = {"TIMEOUT": 75, "PREEMPTED": 75, "NODE_FAIL": 75, "BOOT_FAIL": 75, "REVOKED": 75, "DEADLINE": 75,
          "CANCELLED": -signal.SIGTERM, "OUT_OF_MEMORY": -signal.SIGKILL}  # fmt: skip
 
@@ -61,7 +61,7 @@ def parse(text: str) -> dict[str, str]:
 
 
 def submission(parameters: Mapping[str, str]) -> dict[str, Any]:
-    """The parameters as submitit has them.
+    """The parameters by submitit's names.
 
     Raises:
         ConfigError: for one that does not exist, or is no number, time or size.
@@ -99,7 +99,7 @@ class Slurm:
 
     Args:
         parameters: of a job, by the names in PARAMETERS.
-        slots: how many jobs are handed in at once, those that wait in the queue among them.
+        slots: how many jobs are submitted at once, including those that wait in the queue.
 
     Raises:
         ConfigError: for parameters that do not exist, where submitit is not installed, or this is no cluster.
@@ -118,7 +118,7 @@ class Slurm:
         self._queue = Queue()
 
     def executor(self, folder: Path, name: str) -> SlurmExecutor:
-        """submitit's, which keeps scripts, pickles and the jobs' own output in a folder that all nodes see."""
+        """An executor of submitit, which keeps scripts, pickles and output in a folder that all nodes see."""
         from submitit.slurm.slurm import SlurmExecutor
 
         found = SlurmExecutor(folder=folder)
@@ -139,21 +139,21 @@ class Slurm:
             said = [line.strip() for line in str(error).splitlines() if line.strip()]
             hint = f"the parameters of {WHERE} may not fit this cluster"
             raise TrainingFailed(
-                f"sbatch takes no job: {said[-1] if said else error!r}", where=WHERE, hint=hint
+                f"sbatch rejects the job: {said[-1] if said else error!r}", where=WHERE, hint=hint
             ) from error
         return SlurmJob(job, self._queue)
 
 
 @dataclass
 class Queue:
-    """The user's jobs in SLURM's queue, asked for all at once and not too often."""
+    """The user's jobs in SLURM's queue, queried all at once and at most every few seconds."""
 
     states: dict[str, str] | None = None
     """{job: state}; None while the cluster does not answer."""
     _asked: float = field(default=float("-inf"))
 
     def state(self, job: str, *, now: bool = False) -> str | None:
-        """PENDING, RUNNING, ...; "" for a job that is not there any more, None where nobody knows."""
+        """PENDING, RUNNING, ...; "" for a job that no longer exists, None if unknown."""
         if now or time.monotonic() - self._asked >= LOOK:
             self._asked = time.monotonic()
             answer = _ask("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i %T")
@@ -163,20 +163,20 @@ class Queue:
 
 
 class SlurmJob:
-    """A job that was handed in."""
+    """A submitted job."""
 
     def __init__(self, job: SubmittedJob[int], queue: Queue):
         self._job, self._queue = job, queue
         self.place = f"slurm {job.job_id}"
         self._code: int | None = None
-        self._handed_in = time.monotonic()
+        self._submitted = time.monotonic()
         self._gone: float | None = None
         self._cancelled = False
 
     def poll(self) -> int | None:
         if self._code is None:
             self._code = self._result()
-        if self._code is None and time.monotonic() - self._handed_in > LAG:
+        if self._code is None and time.monotonic() - self._submitted > LAG:
             if self._queue.state(self._job.job_id) == "":
                 self._gone = self._gone or time.monotonic()
                 if time.monotonic() - self._gone >= LAG:
@@ -186,7 +186,7 @@ class SlurmJob:
         return self._code
 
     def _result(self) -> int | None:
-        """What the job has written of its end; None if there is nothing (yet)."""
+        """The exit code that the job has written; None if there is none (yet)."""
         if not self._job.paths.result_pickle.exists():
             return None
         from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -194,10 +194,10 @@ class SlurmJob:
         try:
             return int(self._job.result())
         except (FailedJobError, UncompletedJobError):
-            return 1  # why, is in its log
+            return 1  # the cause is in its log
 
     def _end(self) -> int:
-        """The exit code of a job that could not say it any more, by what accounting says, if there is any."""
+        """The exit code of a job that did not write it, from accounting if there is any."""
         answer = _ask(
             "sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={self._job.job_id}"
         )
@@ -205,7 +205,7 @@ class SlurmJob:
         return _ENDS.get(state[0].split(" ")[0].rstrip("+"), 1)
 
     def terminate(self) -> None:
-        """One that runs is asked to save and leave; one that waits is taken back."""
+        """Ask a running job to save and exit; cancel a waiting one."""
         if self._queue.state(self._job.job_id, now=True) in ("PENDING", "CONFIGURING"):
             self._cancelled = True
             _ask("scancel", self._job.job_id)
@@ -218,7 +218,7 @@ class SlurmJob:
 
 
 def _ask(*command: str) -> str | None:
-    """What a command of the cluster prints; None if it fails."""
+    """The output of a command of the cluster; None if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
@@ -228,8 +228,8 @@ def _ask(*command: str) -> str | None:
 
 @dataclass(frozen=True)
 class Command:
-    """What a node does: run a command in a folder, what it prints into a log; gives its exit code, negative for a
-    signal. Runs there, pickled."""
+    """Runs a command in a folder, with its output in a log; returns its exit code, negative for a signal. Pickled, and
+    executed on the node."""
 
     command: tuple[str, ...]
     folder: str

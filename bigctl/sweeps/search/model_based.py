@@ -35,13 +35,13 @@ class OptunaStudy(Protocol):
 
 
 RETRIES = 20
-"""How often a sampler that proposes a point for a second time is asked again before chance decides."""
+"""How often a sampler that proposes a known point is asked again before a random point is taken."""
 
 
 class Learner:
-    """A sampler that learns, and never proposes a point twice: it is asked again, then chance decides.
+    """A sampler that learns from results and never proposes a point twice: it is asked again, then chance decides.
 
-    Points of another space, which the sweep had before it was changed, teach it nothing.
+    Points outside of the space, from before the sweep was changed, are ignored.
     """
 
     def __init__(self, plan: Plan):
@@ -59,16 +59,16 @@ class Learner:
         return self.chance.draw(number, seen)
 
     def proposals(self, number: int, history: Sequence[Observation]) -> Iterator[Point]:
-        """One after another, the first one being meant; the history holds points of this space only."""
+        """Candidates, the best first; the history holds points of this space only."""
         raise NotImplementedError
 
 
 class Optuna(Learner):
     """TPE (Bergstra et al. 2011), a Gaussian process, or NSGA-II (Deb et al. 2002), as Optuna has them.
 
-    The history is told anew to a study in memory for each proposal, about 50 microseconds a point: nothing that Optuna
-    keeps in its trials can then differ between a study and its second run. Points that run are told as running (TPE
-    takes them for bad ones, the constant liar), pruned ones with their curve, failed ones as failed.
+    For each proposal the history is added to a new study in memory, about 50 microseconds a point, so that no state
+    kept by Optuna can differ between a study and its second run. Running points are added as such (TPE takes them for
+    bad ones, the constant liar), pruned ones with their curve, failed ones as failed.
     """
 
     def __init__(self, plan: Plan, modes: Sequence[str]):
@@ -111,7 +111,7 @@ class Optuna(Learner):
         values = [float(score) for score in scores if score is not None and math.isfinite(score)]
         status = observation.status
         if status == COMPLETE and len(values) < len(self.modes):
-            status = FAILED  # done without a number to compare: nothing can be learnt from it
+            status = FAILED  # complete without a value to compare
         ends = {COMPLETE: states.COMPLETE, PRUNED: states.PRUNED, FAILED: states.FAIL}
         running = dict.fromkeys((WAITING, RUNNING, STOPPED), states.RUNNING)
         curve = {int(step): float(value) for step, value in observation.curve.items() if math.isfinite(value)}
@@ -149,12 +149,12 @@ def population(trials: int) -> int:
 
 
 def _generations(samplers: ModuleType) -> Any:
-    """NSGA-II whose generations are the complete points in order, not what it once wrote into its own trials."""
+    """NSGA-II whose generations are the complete points in order, instead of what it stored in its own trials."""
 
     class Generations(samplers.NSGAIISampler):  # type: ignore[misc, name-defined]
         def __init__(self, seed: int, population_size: int):
             super().__init__(seed=seed, population_size=population_size)
-            # Its own generator of mutations begins with the very numbers that have just decided what mutates.
+            # By default, mutations are drawn from the same random numbers that decided what mutates.
             self._mutations = samplers.RandomSampler(seed=derived(seed, 1))
 
         def sample_independent(self, *arguments: object) -> object:
@@ -176,9 +176,9 @@ def _generations(samplers: ModuleType) -> Any:
 class CmaEs(Learner):
     """CMA-ES (Hansen & Ostermeier 2001) on the unit cube, from its middle; intervals only.
 
-    By the package that Optuna's own sampler wraps: that one keeps its state in the trials it has proposed itself, while
-    here the generations are the finished points in order. Pruned ones count with the last value of their curve. Where a
-    search has converged, the next begins at a random place.
+    Uses the package that Optuna's own sampler wraps: that one keeps its state in the trials that it proposed, while
+    here the generations are the finished points in order. Pruned points count with the last value of their curve.
+    After a search has converged, another begins at a random place.
     """
 
     def __init__(self, plan: Plan, mode: str):
@@ -215,7 +215,7 @@ class CmaEs(Learner):
         return [to_unit(axis, float(point[axis.key])) for (axis,) in self.dimensions]
 
     def _value(self, seen: Observation) -> float | None:
-        """What is to be small; None where nothing is known."""
+        """The value to minimise; None where it is unknown."""
         value = seen.score if seen.status == COMPLETE else None
         if seen.status == PRUNED and seen.curve:
             value = seen.curve[max(seen.curve)]

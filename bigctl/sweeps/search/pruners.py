@@ -1,7 +1,7 @@
-"""Which trials are hopeless: judged by their validation metric so far against that of the others.
+"""Pruners stop trials early whose validation metric falls behind that of the others.
 
-Progress is counted in evaluations, not in steps: trials of other batch sizes evaluate at other steps, but as often per
-epoch. A value that is not finite is worse than any other. A judgement is a function of the curves alone.
+Progress is counted in evaluations, not in steps: trials with other batch sizes evaluate at other steps, but as often
+per epoch. A value that is not finite is worse than any other. Decisions depend on the curves alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Curve = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Pruner:
-    """Judges nothing. What the others share.
+    """Prunes nothing; the base of the others.
 
     Attributes:
         mode: whether values should be "max" or "min".
@@ -41,7 +41,7 @@ class Pruner:
             others: of all other trials that have one, running ones too.
             number: of the trial; hyperband puts it into a bracket by this.
             numbers: those of the others; None if all are in the bracket of this trial.
-            judged: evaluations that have been judged before; None for all but the last.
+            judged: how many evaluations were judged before; None for all but the last.
         """
         steps = sorted(curve)
         own = [self._cost(curve[step]) for step in steps]
@@ -64,7 +64,7 @@ class Pruner:
     def _verdict(
         self, own: list[float], others: list[list[float]], number: int, numbers: Sequence[int] | None
     ) -> tuple[str, float, float] | None:
-        """What stops it, its cost and the one it had to reach."""
+        """(what stops it, its cost, the cost it had to reach); None if it continues."""
         return None
 
 
@@ -74,7 +74,7 @@ class Median(Pruner):
 
     Attributes:
         warmup_trials: with fewer others at that evaluation, nothing is stopped.
-        warmup_evaluations: these are not judged.
+        warmup_evaluations: so many first evaluations are not judged.
     """
 
     warmup_trials: int
@@ -95,13 +95,13 @@ class Median(Pruner):
 class Asha(Pruner):
     """Asynchronous successive halving (Li et al. 2018), the variant that stops trials and never waits for others.
 
-    A rung is at `first`, `first * reduction`, `first * reduction**2`, ... evaluations. Who comes to a rung goes on if
-    it is among the best 1/reduction of those that have been there, itself included; while they are fewer than that,
-    if it is the best.
+    A rung is at `first`, `first * reduction`, `first * reduction**2`, ... evaluations. A trial that reaches a rung
+    continues if it is among the best 1/reduction of those that reached it so far, itself included; if these are too
+    few for that, if it is the best.
 
     Attributes:
-        first: where the first rung is [evaluations].
-        reduction: one of so many goes on.
+        first: the first rung [evaluations].
+        reduction: one of so many continues.
     """
 
     first: int
@@ -127,10 +127,10 @@ class Asha(Pruner):
 
 @dataclass(frozen=True)
 class Hyperband(Asha):
-    """Several ASHAs whose first rungs lie ever further out (Li et al. 2017), each for a share of the trials.
+    """Several ASHAs with increasing first rungs (Li et al. 2017), each for a share of the trials.
 
-    So a trial that begins slowly has a chance in a later bracket. Trials are dealt to the brackets by their numbers, as
-    many to each as Hyperband gives it: ceil(brackets / (s + 1) * reduction**s), s going down to 0 at the last one.
+    So a trial that learns slowly at first has a chance in a later bracket. Trials are assigned to brackets by number,
+    as many to each as in Hyperband: ceil(brackets / (s + 1) * reduction**s), s going down to 0 at the last one.
 
     Attributes:
         brackets: how many.
@@ -139,7 +139,7 @@ class Hyperband(Asha):
     brackets: int
 
     def bracket(self, number: int) -> int:
-        """Where a trial belongs: 0 is the bracket with the earliest first rung."""
+        """The bracket of a trial: 0 is the one with the earliest first rung."""
         shares = self._shares()
         place = number % sum(shares)
         return next(b for b, dealt in enumerate(_deal(shares)) if place in dealt)
@@ -158,7 +158,7 @@ class Hyperband(Asha):
 
 
 def _deal(shares: Sequence[int]) -> list[set[int]]:
-    """Numbers from 0 to the sum of the shares, each to who is furthest behind its share: so all begin soon."""
+    """Deal the numbers below the sum of the shares, each to the bracket furthest behind its share: all begin soon."""
     dealt: list[set[int]] = [set() for _ in shares]
     for number in range(sum(shares)):
         behind = [share * (number + 1) / sum(shares) - len(got) for share, got in zip(shares, dealt, strict=True)]

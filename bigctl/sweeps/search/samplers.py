@@ -19,19 +19,19 @@ from bigctl.sweeps.search.sweep_syntax import Axis
 from bigctl.sweeps.trials import COMPLETE, Point
 
 LISTED = 100_000
-"""A space of choices with no more points than this is drawn from as a list, so that none comes twice."""
+"""A finite space of at most so many points is shuffled as a list, so that no point comes twice."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of a point that was proposed; its number is its place in the history.
+    """What is known of a proposed point; its number is its place in the history.
 
     Attributes:
         point: the searched keys and their values.
-        score: mean of the metric over its seeds; None where there is none yet, or none at all.
+        score: mean of the metric over its seeds; None where there is none (yet).
         second: the same of the second metric.
         status: waiting, running, stopped, complete, pruned or failed.
-        curve: {step: value of the metric} as far as it came.
+        curve: {step: value of the metric} so far.
     """
 
     point: Point
@@ -43,11 +43,11 @@ class Observation:
 
 class Sampler(Protocol):
     def ask(self, number: int, history: Sequence[Observation]) -> Point | None:
-        """The point of this number, given what became of those before; None where the space is used up."""
+        """The point of this number, given the results of those before; None if the space is exhausted."""
 
 
 class Grid:
-    """All points in order, but for those that have been: of a grid that was made larger, what is new."""
+    """All points in order, except those that were proposed before; of a grid that was extended, the new ones."""
 
     def __init__(self, plan: Plan):
         self.points = space.points(plan)
@@ -58,7 +58,7 @@ class Grid:
 
 
 class Random:
-    """Points drawn evenly from each axis, by its logarithm where it says so; of a finite space each one once."""
+    """Points drawn uniformly from each axis, log-uniformly where it says so; each point of a finite space once."""
 
     def __init__(self, plan: Plan):
         self.dimensions, self.seed = plan.space.dimensions, plan.sweep.seed
@@ -72,12 +72,12 @@ class Random:
         seen = [observation.point for observation in history]
         if number < len(self.order) and not self.uneven:
             point = self._numbered(self.order[number])
-            if point not in seen:  # it may be, where the space was another before
+            if point not in seen:  # it may be, if the space was changed
                 return point
         return self.draw(number, seen)
 
     def draw(self, number: int, seen: Sequence[Point]) -> Point | None:
-        """A point that has not been; None where all have."""
+        """A point that was not proposed before; None if all were."""
         known = {key_of(point) for point in seen if within(self.dimensions, point)}
         if len(known) >= self.size:
             return None
@@ -114,7 +114,7 @@ def size(dimension: tuple[Axis, ...]) -> float:
 
 
 def key_of(point: Point) -> tuple[tuple[str, str], ...]:
-    """What tells one point from another."""
+    """The identity of a point."""
     return tuple(sorted(point.items()))
 
 
@@ -137,7 +137,7 @@ def _has(dimension: tuple[Axis, ...], point: Point) -> bool:
 
 
 def draw(dimension: tuple[Axis, ...], rng: random.Random) -> dict[str, str]:
-    """One setting of a dimension by chance."""
+    """A random setting of a dimension."""
     axis = dimension[0]
     if axis.interval is None:
         return rng.choice(space.choices(dimension))
@@ -145,7 +145,7 @@ def draw(dimension: tuple[Axis, ...], rng: random.Random) -> dict[str, str]:
 
 
 def _ends(axis: Axis) -> tuple[float, float]:
-    """Where the unit interval begins and ends; whole numbers get half a step more, so that each has its share."""
+    """Ends of an interval on its search scale; half a step further out for whole numbers: all are equally likely."""
     assert axis.interval is not None
     low, high = axis.interval
     low, high = (low - 0.5, high + 0.5) if axis.integer else (low, high)

@@ -1,7 +1,7 @@
-"""What a sweep searches: axes of choices and intervals, some of them zipped, and seeds to repeat each point with.
+"""The search space of a sweep: axes of choices and intervals, some of them zipped, and seeds to repeat each point.
 
-A command line is cut in three: what belongs to the search itself (`sweep=PRESET`, `sweep.KEY=VALUE`), what has several
-values (the space), and the rest, which all trials share. Free of jax.
+The command line has three parts: settings of the search (`sweep=PRESET`, `sweep.KEY=VALUE`), keys with several values
+(the space), and the rest, which all trials share. Free of jax.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Space:
     Attributes:
         axes: in the order they were given.
         zipped: keys that take their values together, the first with the first and so on; each of equal length.
-        seeds: repeats of every point; empty where nothing is said of seeds.
+        seeds: repeats of every point; empty where none are given.
     """
 
     axes: tuple[Axis, ...]
@@ -45,7 +45,7 @@ class Space:
 
     @property
     def dimensions(self) -> tuple[tuple[Axis, ...], ...]:
-        """What varies by itself: an axis, or all that are zipped, where the first of them stands."""
+        """What varies independently: an axis, or all axes that are zipped, in the place of the first of them."""
         group = {key: keys for keys in self.zipped for key in keys}
         by_key = {axis.key: axis for axis in self.axes}
         keys = dict.fromkeys(group.get(axis.key, (axis.key,)) for axis in self.axes)
@@ -58,7 +58,7 @@ class Space:
 
 
 def choices(dimension: Sequence[Axis]) -> list[dict[str, str]]:
-    """All settings of one dimension of choices; of an interval, both ends."""
+    """All settings of a dimension of choices; both ends of an interval."""
     if (interval := dimension[0].interval) is not None:
         return [{dimension[0].key: dimension[0].text(end)} for end in interval]
     keys = [axis.key for axis in dimension]
@@ -70,7 +70,7 @@ class Plan:
     """A sweep, ready to be started.
 
     Attributes:
-        fixed: overrides that all trials share, sorted, each in its one spelling.
+        fixed: overrides that all trials share, sorted, in canonical spelling.
         space: what is searched.
         sweep: how.
         base: the composition of `fixed` and the first point with the first seed.
@@ -96,15 +96,17 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
     """
     load(plugins)
     roots = presets.roots(config_dirs)
-    own, rest = sweep_config.split(overrides)
-    sweep, origins = sweep_config.read(own, roots)
+    own, rest = sweep_config.split_overrides(overrides)
+    sweep, origins = sweep_config.read_sweep_config(own, roots)
     given = {_key(override): _key(override, whole=True) for override in rest}
     wanted = [(text, "command line") for text in given.values()]
     wanted += [(f"{key}={text}", origins["space"]) for key, text in sweep.space.items() if key not in given]
-    fixed, found, seeds = _sorted_out(wanted, roots, sweep.seed)
+    fixed, found, seeds = _classify(wanted, roots, sweep.seed)
     _reject_parts([*(_key(override) for override in fixed), *(axis.key for axis in found)])
     space = _zipped(found, sweep, seeds, where=origins.get("zip", "command line"))
-    sweep_config.check(sweep, space_has_axes=bool(found), intervals=[a.key for a in space.continuous], origins=origins)
+    sweep_config.check_sweep_config(
+        sweep, space_has_axes=bool(found), intervals=[a.key for a in space.continuous], origins=origins
+    )
     fixed += _selection(sweep, fixed, origins)
     if not found and len(seeds) < 2:
         hint = "give some key several values, such as optimizer.lr=1e-3,1e-2, or choose a preset: `bigctl ls sweeps`"
@@ -180,7 +182,7 @@ def _probes(plan: Plan) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def _at_place(place: str, point: Point | None = None) -> Iterator[None]:
-    """Errors inside say where they come from: from this place, or from the key and value of the point they name."""
+    """Give errors their place: this one, or the key and value of the point that they name."""
     try:
         yield
     except ConfigError as error:
@@ -213,13 +215,13 @@ def _key(override: str, *, whole: bool = False) -> str:
 
 
 def _selection(sweep: Sweep, fixed: Sequence[str], origins: Mapping[str, str]) -> list[str]:
-    """What ranks the trials also selects their checkpoints: a trial is judged by the weights that it keeps."""
+    """The metric that ranks trials also selects their checkpoints: a trial is ranked by the weights it keeps."""
     found = []
     for name in ("metric", "mode"):
         value, key = getattr(sweep, name), f"eval.{name}"
         given = next((override for override in fixed if override.startswith(f"{key}=")), None)
         if value is not None and given not in (None, f"{key}={value}"):
-            message = f"sweep.{name}={value} and {given} do not go together"
+            message = f"sweep.{name}={value} and {given} contradict each other"
             raise ConfigError(message, where=origins.get(name, "command line"), hint=f"leave out {key}")
         if value is not None and given is None:
             found.append(f"{key}={value}")
@@ -241,16 +243,16 @@ def directed(sweep: Sweep, config: Config) -> Sweep:
     return dataclasses.replace(sweep, mode=mode, pareto_mode=pareto_mode)
 
 
-def _sorted_out(
+def _classify(
     wanted: Iterable[tuple[str, str]], roots: Sequence[presets.Root], seed: int
 ) -> tuple[list[str], list[Axis], tuple[int, ...]]:
-    """Overrides with where they come from -> what is fixed, what is searched, and the seeds."""
+    """(override, origin) pairs -> fixed overrides, searched axes, and seeds."""
     fixed: list[str] = []
     found: list[Axis] = []
     seeds: tuple[int, ...] = ()
     for text, where in wanted:
         with _at_place(where):
-            axis = sweep_syntax.read(text, roots, seed=seed)
+            axis = sweep_syntax.parse_axis(text, roots, seed=seed)
             if _key(text) == "seed":
                 seeds = _seeds(axis, text)
             elif isinstance(axis, Axis):
@@ -263,7 +265,7 @@ def _sorted_out(
 
 
 def _reject_parts(keys: Sequence[str]) -> None:
-    """A key and a part of it: which of them wins would depend on their order, and a trial's overrides are sorted."""
+    """Reject a key given together with a part of it: which wins would depend on their order, and that is not kept."""
     for key in keys:
         above = next((other for other in keys if key.startswith(f"{other}.") and other not in schema.GROUPS), None)
         if above:
@@ -282,10 +284,10 @@ def _seeds(axis: Axis | str, text: str) -> tuple[int, ...]:
 
 
 def _reject(axis: Axis, roots: Sequence[presets.Root]) -> None:
-    """What can be no axis, and each value that is none of its group."""
+    """Reject keys that cannot be searched, and values that are not options of their group."""
     if axis.key == "eval.test":
         message = "trials do not score the test split, the winner does when the search is over"
-        raise ConfigError(message, where=axis.key, hint="take it out of the space")
+        raise ConfigError(message, where=axis.key, hint="remove it from the space")
     if axis.values:
         suggestions.reject_unknown([suggestions.spelling(f"{axis.key}={value}") for value in axis.values], roots)
     else:

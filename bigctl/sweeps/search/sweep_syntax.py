@@ -1,7 +1,7 @@
-"""Hydra's sweep syntax, one override at a time -> an axis of a search, or one value; in one spelling a value.
+"""Hydra's sweep syntax: one override -> an axis of a search, or one value, each value in its canonical spelling.
 
-Known are what Hydra's own parser knows: `a,b`, `choice()`, `range()`, `glob()`, `interval()`, `tag(log, interval())`,
-casts, `sort()` and `shuffle()`.
+Supported is what Hydra's own parser supports: `a,b`, `choice()`, `range()`, `glob()`, `interval()`,
+`tag(log, interval())`, casts, `sort()` and `shuffle()`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
 MOST_VALUES = 10_000
-"""More values than this on one axis are a slip of the pen."""
+"""More values than this on one axis are taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Axis:
         return spell(min(max(kept, self.low), self.high), whole=True)
 
 
-def read(override: str, roots: Sequence[presets.Root], *, seed: int = 0) -> Axis | str:
+def parse_axis(override: str, roots: Sequence[presets.Root], *, seed: int = 0) -> Axis | str:
     """An axis, or, of one value, the override itself in its one spelling.
 
     Args:
@@ -158,7 +158,7 @@ def _elements(parsed: Override, override: str) -> Iterator[object]:
     try:
         yield from parsed.sweep_iterator()
     except (HydraException, ValueError) as error:
-        raise ConfigError("is no range", where=override, hint="the step cannot be 0") from error
+        raise ConfigError("is not a range", where=override, hint="the step cannot be 0") from error
     finally:
         sweep.shuffle = shuffled
 
@@ -192,7 +192,7 @@ def _interval(key: str, override: str, found: IntervalSweep, hints: set[type], *
     log = "log" in found.tags
     if log and low <= 0:
         message = f"{spell(low, whole=True)} has no logarithm"
-        raise ConfigError(message, where=override, hint="begin above 0, or leave the tag away")
+        raise ConfigError(message, where=override, hint="begin above 0, or leave the tag out")
     if not integer and int in hints and float not in hints:
         if not (float(low).is_integer() and float(high).is_integer()):
             raise ConfigError(f"{key} takes whole numbers", where=override, hint="give whole ends")

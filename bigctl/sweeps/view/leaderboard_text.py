@@ -1,4 +1,4 @@
-"""A leaderboard in words, for the end of a sweep: readable at 80 columns. Free of jax."""
+"""The leaderboard as text, printed at the end of a sweep: at most 80 columns. Free of jax."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TOP = 10
 _EFFECTS, _LOGS, _LONGEST = 8, 3, 24
 
 
-def text(board: Mapping[str, Any]) -> str:
-    """The best points, what each key does, the Pareto set, failures, the winner, and the commands that come next."""
+def leaderboard_text(board: Mapping[str, Any]) -> str:
+    """The best points, the effect of each key, the Pareto set, failures, the winner, and likely next commands."""
     sections = (_head, _top, _effects, _pareto, _failures, _winner, _next)
     blocks = ["\n".join(section(board)) for section in sections]
     return printable("\n\n".join(block for block in blocks if block))
@@ -78,7 +78,7 @@ def _top(board: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _chance(board: Mapping[str, Any]) -> Iterator[str]:
-    """A warning where the order of the points may be that of their seeds."""
+    """A warning where the ranking may be due to the seeds."""
     ranked = [point for point in board["points"] if point["rank"]]
     spreads = [point["std"] for point in ranked if point["std"] is not None]
     if len(ranked) < 2 or not spreads:
@@ -87,7 +87,7 @@ def _chance(board: Mapping[str, Any]) -> Iterator[str]:
     if seeds >= points:
         yield from _wrapped(
             f"seeds differ as much as points do (standard deviation {number(seeds)} and {number(points)}): the order "
-            "may be chance, more seeds would tell"
+            "may be chance; add seeds to find out"
         )
 
 
@@ -119,7 +119,7 @@ def _wrapped(line: str, indent: str = "") -> list[str]:
     )  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------- what was learned
+# --------------------------------------------------------------------------------------------------- effects, winner
 
 
 def _effects(board: Mapping[str, Any]) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _effects(board: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _level(level: Mapping[str, Any], *, uneven: bool) -> str:
-    """A level and its mean, and of how many trials: where levels have lost some, they are means of unlike points."""
+    """A level, its mean, and if `uneven` over how many trials: levels that lost trials are not quite comparable."""
     return f"{_cut(level['value'])} ({number(level['mean'])}{' of ' + str(level['n']) if uneven else ''})"
 
 
@@ -161,7 +161,7 @@ def _pareto(board: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failures(board: Mapping[str, Any]) -> Iterator[str]:
-    """Causes, the most frequent first; those that differ in numbers only are one."""
+    """Causes, the most frequent first; messages that differ only in numbers are counted together."""
     causes: dict[str, list[Mapping[str, Any]]] = {}
     for failure in board["failures"]:
         causes.setdefault(re.sub(r"\d+", "#", failure["message"]), []).append(failure)
@@ -195,6 +195,6 @@ def _next(board: Mapping[str, Any]) -> Iterator[str]:
         yield "all curves and plots:"
         yield f"  bigctl report {board['sweep']}"
     if any(board["status"].get(name) for name in ("waiting", "running", "stopped")):
-        yield "not all trials have ended: run the same command again, it goes on"
+        yield "not all trials have ended: run the same command again to continue"
     elif board["failures"]:
-        yield "to try the failed ones again: the same command with --retry-failed"
+        yield "to start the failed ones again: the same command with --retry-failed"

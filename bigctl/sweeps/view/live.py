@@ -141,7 +141,7 @@ def ended(scene: Scene, state: State, best: State | None) -> str:
     if state.status == STOPPED:
         return line + (f", at step {state.step:,}" if state.step else "")
     if state.status != COMPLETE:
-        return f"{line}: {' '.join(state.message.split()) or 'for no reason it told'}"
+        return f"{line}: {' '.join(state.message.split()) or 'no message was recorded'}"
     score = state.score(scene.study.metric)
     line += f"  {scene.study.metric} {number(score)}  in {clock(state.seconds)}"
     if best is None:
