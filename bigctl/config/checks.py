@@ -38,7 +38,11 @@ def problems(config: Config, only: str = "") -> Iterator[Problem]:
             yield from key_problems(dotted, field, value)
     for prefix, node in _nodes(config):
         if isinstance(node, Checked) and prefix.startswith(only):
-            yield from node.check(config)
+            for found in node.check(config):
+                if not (isinstance(found, tuple) and len(found) == 3):
+                    where, given = schema.place_of(type(node)), type(found).__name__
+                    raise ConfigError(f"check() must yield (key, problem, remedy), not {given}", where=where)
+                yield found
 
 
 def key_problems(dotted: str, field: dataclasses.Field[Any], value: object) -> Iterator[Problem]:

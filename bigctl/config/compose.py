@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigctl.config import checks, presets, schema, suggestions
-from bigctl.config.plugins import load
+from bigctl.config.explain import explain
+from bigctl.config.plugins import blaming, load
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
 
@@ -58,7 +58,8 @@ def compose(
     node, origins = _hydra_compose(given, roots)
     _reject_extra_keys(node, schema.Config, origins)
     config, missing = _to_config(node, origins, partial=partial)
-    checks.check(config, origins, only="data." if partial else "")
+    with blaming(ConfigError):
+        checks.check(config, origins, only="data." if partial else "")
     return Composed(config, tuple(given), origins, tuple(missing))
 
 
@@ -69,12 +70,11 @@ def from_yaml(text: str, *, where: str) -> Config:
         ConfigError: if it is not one, or names components or keys that this version does not know.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     try:
         node = OmegaConf.create(text)
         base = OmegaConf.structured(Config)
-        for group in ("recipe", "model", "optimizer", "schedule", "data", "mesh"):
+        for group in _PLACEHOLDERS:
             name = OmegaConf.select(node, f"{group}.kind")
             if name is None:
                 raise ConfigError(f"{group} is missing", where=where)
@@ -88,20 +88,11 @@ def from_yaml(text: str, *, where: str) -> Config:
             base[group] = OmegaConf.structured(found)
         merged = OmegaConf.merge(base, node)
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"cannot be read: {suggestions.first_line(error)}",
-            where=where,
-            hint="bring the file back as bigctl wrote it",
-        ) from error
-    except Exception as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"cannot be read: {suggestions.first_line(error)}",
-            where=where,
-            hint="bring the file back as bigctl wrote it",
-        ) from error
+    except ConfigError:
+        raise
+    except Exception as error:  # of YAML, of OmegaConf, of whatever stands in the file
+        problem = f"cannot be read: {suggestions.first_line(error)}"
+        raise ConfigError(problem, where=where, hint="bring the file back as bigctl wrote it") from error
     assert isinstance(config, Config)
     return config
 
@@ -140,7 +131,7 @@ def merged(config: Config, overrides: Sequence[str]) -> Config:
             OmegaConf.update(node, name, override.value())
         changed = OmegaConf.to_object(node)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, given) from error
+        raise explain(error, given) from error
     assert isinstance(changed, Config)
     return changed
 
@@ -186,7 +177,7 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
             OmegaConf.resolve(node)
             origins = _origins(GlobalHydra.instance().config_loader(), overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, overrides) from error
+        raise explain(error, overrides) from error
     except UnicodeDecodeError as error:
         raise ConfigError("one of the presets chosen is not UTF-8 text", hint="save it as UTF-8") from error
     except YAMLError as error:
@@ -255,74 +246,6 @@ def _origins(loader: Any, overrides: Sequence[str]) -> dict[str, str]:
     return origins
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """Hydra's and OmegaConf's errors in the user's terms."""
-    cause: BaseException = error
-    while inner := cause.__cause__ or cause.__context__:  # the innermost that knows its key, or the last cause
-        if not getattr(inner, "full_key", None) and (not cause.__cause__ or getattr(cause, "full_key", None)):
-            break
-        cause = inner
-    full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
-    text = suggestions.first_line(cause)
-    file = re.match(r"In '(\w[\w/]*)'", str(error))
-    given = next((o for o in reversed(overrides) if full_key and o.lstrip("+~").split("=")[0] == full_key), None)
-    if "not in" in text and full_key or "not in struct" in text:
-        known = _siblings(full_key, cause)
-        parent = full_key.rpartition(".")[0]
-        guess = suggestions.did_you_mean(full_key.rsplit(".", 1)[-1], known, f"{parent}." if parent else "")
-        if not guess:
-            guess = _owners(full_key) or suggestions.did_you_mean(full_key, suggestions.all_keys())
-        options = ", ".join(known)
-        return ConfigError(
-            f"there is no key {full_key!r}{guess}",
-            where="command line" if given else f"{file[1]}.yaml" if file else None,
-            hint=f"{parent or 'it'} has: {options}" if options else None,
-        )
-    if full_key in _PLACEHOLDERS and "Missing mandatory value" in text:
-        return ConfigError(
-            f"no {full_key} is chosen", where="command line", hint=f"add {full_key}=NAME; see `bigctl ls {full_key}`"
-        )
-    place = "command line" if given else f"{file[1]}.yaml" if file else ""
-    where = ", ".join(filter(None, [place, given or full_key])) or None
-    return ConfigError(_plain(text), where=where, hint=_doc_of(full_key, cause))
-
-
-def _owners(full_key: str) -> str:
-    """Which components have a key that the chosen one has not."""
-    group, _, name = full_key.partition(".")
-    having = [cls for cls in schema.components() if cls.group == group and name in (k for k, _, _ in schema.walk(cls))]
-    return f"; it is a key of {group} {', '.join(schema._kind_of(cls) for cls in having)}" if having else ""
-
-
-def _plain(text: str) -> str:
-    """OmegaConf's sentence without its class names."""
-    text = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", r"'\1' is not a valid \2", text)
-    text = re.sub(r"\w+ \(DictConfig\) does not support deletion", "a key can be set but not removed", text)
-    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
-    return (
-        text.replace("a valid Integer", "a whole number")
-        .replace("a valid Float", "a number")
-        .replace("a valid Boolean", "true or false")
-    )
-
-
-def _siblings(full_key: str, cause: BaseException) -> list[str]:
-    object_type = getattr(cause, "object_type", None)
-    if object_type is not None and dataclasses.is_dataclass(object_type):
-        return [field.name for field in dataclasses.fields(object_type)]
-    return []
-
-
-def _doc_of(full_key: str, cause: BaseException) -> str | None:
-    object_type = getattr(cause, "object_type", None)
-    name = full_key.rsplit(".", 1)[-1]
-    if object_type is not None and dataclasses.is_dataclass(object_type):
-        for field in dataclasses.fields(object_type):
-            if field.name == name:
-                return str(field.metadata.get("doc"))
-    return None
-
-
 def _reject_extra_keys(node: Any, cls: type, origins: dict[str, str], prefix: str = "") -> None:
     """`+model.typo=3` slips past structured configs: hold the result against the schema once more."""
     from omegaconf import DictConfig, OmegaConf
@@ -383,7 +306,7 @@ def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Co
     try:
         config = OmegaConf.to_object(node) if not missing else OmegaConf.to_object(_fill_missing(node, missing))
     except OmegaConfBaseException as error:
-        raise _explain(error, ()) from error
+        raise explain(error, ()) from error
     assert isinstance(config, Config)
     return config, [*unchosen, *(dotted for dotted in missing if dotted.removesuffix(".kind") not in unchosen)]
 

@@ -46,17 +46,18 @@ def run(folder: Path, code: str) -> str:
 # --- What is composed -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", golden.recipes())
-def test_each_recipe_resolves_to_its_reviewed_configuration(recipe):
-    reviewed = golden.FOLDER / f"{recipe}.yaml"
-    assert golden.resolved(recipe) == reviewed.read_text(encoding="utf-8"), "if meant: python -m tests.golden"
+@pytest.mark.parametrize("name", golden.names())
+def test_each_recipe_and_model_resolves_to_its_reviewed_configuration(name):
+    reviewed = golden.FOLDER / f"{name}.yaml"
+    assert golden.resolved(name) == reviewed.read_text(encoding="utf-8"), "if meant: python -m tests.golden"
 
 
-def test_every_reviewed_configuration_has_its_recipe():
-    assert sorted(file.stem for file in golden.FOLDER.glob("*.yaml")) == golden.recipes() != []
+def test_every_reviewed_configuration_has_its_recipe_or_model():
+    kept = [str(file.relative_to(golden.FOLDER).with_suffix("")) for file in golden.FOLDER.glob("*/*.yaml")]
+    assert sorted(kept) == sorted(golden.names()) != []
 
 
-@pytest.mark.parametrize("recipe", golden.recipes())
+@pytest.mark.parametrize("recipe", golden.options("recipe"))
 def test_a_configuration_survives_its_yaml(recipe):
     changed = [
         "optimizer=sgd",
@@ -70,7 +71,7 @@ def test_a_configuration_survives_its_yaml(recipe):
         assert from_yaml(to_yaml(config), where="x") == config
 
 
-@pytest.mark.parametrize("recipe", golden.recipes())
+@pytest.mark.parametrize("recipe", golden.options("recipe"))
 def test_a_recipe_sets_no_keys_inside_a_group_it_chooses(recipe):
     # They would stay behind when another option of the group is chosen: `recipe=cnn_cls model=mlp`.
     preset = yaml.safe_load((CONF / "recipe" / f"{recipe}.yaml").read_text())

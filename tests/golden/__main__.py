@@ -1,6 +1,7 @@
-from tests.golden import FOLDER, recipes, resolved
+from tests.golden import FOLDER, names, resolved
 
-for file in FOLDER.glob("*.yaml"):
+for file in FOLDER.glob("*/*.yaml"):
     file.unlink()
-for recipe in recipes():
-    (FOLDER / f"{recipe}.yaml").write_text(resolved(recipe), encoding="utf-8")
+for name in names():
+    (FOLDER / name).parent.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.yaml").write_text(resolved(name), encoding="utf-8")

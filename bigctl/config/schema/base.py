@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -133,8 +134,15 @@ class Component(Checked):
 
     def incomplete(self, what: str) -> ConfigError:
         """The error for a component that lacks something: `what` completes "optimizer 'own' ..."."""
-        cls = type(self)
-        return ConfigError(f"{self.group} {self.kind!r} {what}", where=f"class {cls.__qualname__} of {cls.__module__}")
+        return ConfigError(f"{self.group} {self.kind!r} {what}", where=place_of(type(self)))
+
+
+def place_of(cls: type) -> str:
+    """Where a class is defined, for errors about classes of plugins."""
+    try:
+        return f"{inspect.getsourcefile(cls)}, line {inspect.getsourcelines(cls)[1]}, class {cls.__qualname__}"
+    except (OSError, TypeError):
+        return f"class {cls.__qualname__} of {cls.__module__}"
 
     @classmethod
     def require(cls, component: Component, by: str, hint: str | None = None) -> Self:

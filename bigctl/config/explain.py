@@ -1,0 +1,78 @@
+"""Hydra's and OmegaConf's errors in the user's terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from bigctl.config import schema, suggestions
+from bigctl.errors import ConfigError
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Hydra's and OmegaConf's errors in the user's terms."""
+    cause: BaseException = error
+    while inner := cause.__cause__ or cause.__context__:  # the innermost that knows its key, or the last cause
+        if not getattr(inner, "full_key", None) and (not cause.__cause__ or getattr(cause, "full_key", None)):
+            break
+        cause = inner
+    full_key = str(getattr(cause, "full_key", "") or getattr(error, "full_key", "") or "")
+    text = suggestions.first_line(cause)
+    file = re.match(r"In '(\w[\w/]*)'", str(error))
+    given = next((o for o in reversed(overrides) if full_key and o.lstrip("+~").split("=")[0] == full_key), None)
+    if "not in" in text and full_key or "not in struct" in text:
+        known = _siblings(full_key, cause)
+        parent = full_key.rpartition(".")[0]
+        guess = suggestions.did_you_mean(full_key.rsplit(".", 1)[-1], known, f"{parent}." if parent else "")
+        if not guess:
+            guess = _owners(full_key) or suggestions.did_you_mean(full_key, suggestions.all_keys())
+        options = ", ".join(known)
+        return ConfigError(
+            f"there is no key {full_key!r}{guess}",
+            where="command line" if given else f"{file[1]}.yaml" if file else None,
+            hint=f"{parent or 'it'} has: {options}" if options else None,
+        )
+    if full_key in schema.GROUPS and "Missing mandatory value" in text:
+        return ConfigError(
+            f"no {full_key} is chosen", where="command line", hint=f"add {full_key}=NAME; see `bigctl ls {full_key}`"
+        )
+    place = "command line" if given else f"{file[1]}.yaml" if file else ""
+    where = ", ".join(filter(None, [place, given or full_key])) or None
+    return ConfigError(_plain(text), where=where, hint=_doc_of(full_key, cause))
+
+
+def _owners(full_key: str) -> str:
+    """Which components have a key that the chosen one has not."""
+    group, _, name = full_key.partition(".")
+    having = [cls for cls in schema.components() if cls.group == group and name in (k for k, _, _ in schema.walk(cls))]
+    return f"; it is a key of {group} {', '.join(schema._kind_of(cls) for cls in having)}" if having else ""
+
+
+def _plain(text: str) -> str:
+    """OmegaConf's sentence without its class names."""
+    text = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", r"'\1' is not a valid \2", text)
+    text = re.sub(r"\w+ \(DictConfig\) does not support deletion", "a key can be set but not removed", text)
+    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
+    return (
+        text.replace("a valid Integer", "a whole number")
+        .replace("a valid Float", "a number")
+        .replace("a valid Boolean", "true or false")
+    )
+
+
+def _siblings(full_key: str, cause: BaseException) -> list[str]:
+    object_type = getattr(cause, "object_type", None)
+    if object_type is not None and dataclasses.is_dataclass(object_type):
+        return [field.name for field in dataclasses.fields(object_type)]
+    return []
+
+
+def _doc_of(full_key: str, cause: BaseException) -> str | None:
+    object_type = getattr(cause, "object_type", None)
+    name = full_key.rsplit(".", 1)[-1]
+    if object_type is not None and dataclasses.is_dataclass(object_type):
+        for field in dataclasses.fields(object_type):
+            if field.name == name:
+                return str(field.metadata.get("doc"))
+    return None
