@@ -37,7 +37,6 @@ PENDING: dict[str, set[str]] = {
         "bigctl.engine.trainer:_train",
     },
     "long files": {
-        "bigctl.config.compose",
         "bigctl.data.sources.tfds",
         "bigctl.engine.trainer",
     },

@@ -290,7 +290,9 @@ def test_a_plugin_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
     (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
     (tmp_path / "needy_plugin.py").write_text("import not_there_at_all\n")
     assert "--plugin: there is no module 'gone_plugin' to import" in refused(MLP, plugins=["gone_plugin"])
-    assert "'broken_plugin' failed to import: ZeroDivisionError" in refused(MLP, plugins=["broken_plugin"])
+    assert "'broken_plugin' failed to import in broken_plugin.py, line 1: ZeroDivisionError" in refused(
+        MLP, plugins=["broken_plugin"]
+    )
     message = refused(MLP, plugins=["needy_plugin"])
     assert "'needy_plugin' failed to import" in message and "not_there_at_all" in message
 

@@ -9,12 +9,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from bigctl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from bigctl.config.schema.experiment import Config
 
 MISSING: Any = "???"
 """OmegaConf's mark for a value that must be given."""
@@ -106,10 +103,29 @@ def kind(name: str) -> Any:
     return key(name, "Names the component; read-only, choose another by its group.", drift=STRUCTURAL)
 
 
+class Whole(Protocol):
+    """A whole configuration, `Config`, as the check of one of its parts sees it."""
+
+    @property
+    def recipe(self) -> Any: ...
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def train(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def block(self) -> int | None: ...
+
+
 class Checked:
     """A dataclass of keys that must fit each other, or fit those of another part of the experiment."""
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         """What cannot work, as (dotted key, what is wrong, what to do). What one key alone tells is not asked here:
         its bounds and choices stand beside it."""
         return iter(())

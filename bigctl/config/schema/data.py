@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Problem, key, kind
-
-if TYPE_CHECKING:
-    from bigctl.config.schema.experiment import Config
+from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Problem, Whole, key, kind
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Data(Component):
     )  # fmt: skip
     resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE, ge=0)
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         if self.test_fraction == 0 and config.block is None:  # where texts end, validation can stand for the test split
             yield "data.test_fraction", "data.test_fraction cannot be 0.0", "it must be between 0 and 1"
 
@@ -46,7 +43,7 @@ class Images(Data):
         None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL, ge=1
     )
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         if self.image_size is not None and len(self.image_size) != 2:
             yield "data.image_size", f"data.image_size cannot be {self.image_size}", "write [HEIGHT,WIDTH]"
@@ -125,7 +122,7 @@ class Table(Data):
         ";", "What stands between two classes in data.labels; a JSON list needs none.", drift=STRUCTURAL
     )
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         if config.tokenizer is not None and self.text is None:
             yield "data.text", "data.text is not given", "name the column with the text, data.text=COLUMN"

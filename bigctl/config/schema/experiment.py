@@ -16,6 +16,7 @@ from bigctl.config.schema.base import (
     Checked,
     Component,
     Problem,
+    Whole,
     cadence_problems,
     key,
     kind,
@@ -55,7 +56,7 @@ class Mesh(Component):
         """The axes whose devices have different examples."""
         return tuple(f.name for f in fields(cls) if f.metadata.get("shares_batch"))
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         axes = self.axes
         for name, size in axes.items():
             if size == 0 or size < -1:
@@ -165,7 +166,7 @@ class Train(Checked):
     )
     compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         if self.steps is None and self.epochs is None:
             yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
         if self.batch_size % self.accumulate:
@@ -183,7 +184,7 @@ class Eval(Checked):
     )
     test: bool = key(True, "Score the test split when training is over.", drift=FREE)
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from cadence_problems("eval.every", self.every)
 
 
@@ -196,7 +197,7 @@ class Checkpoint(Checked):
         "stop", "Whether a save that fails stops training, or is warned of.", drift=FREE, choices=("stop", "warn")
     )
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from cadence_problems("checkpoint.every", self.every)
 
 

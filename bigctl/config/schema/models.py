@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from bigctl.config.schema.base import STRUCTURAL, Checked, Component, Problem, key, kind
+from bigctl.config.schema.base import STRUCTURAL, Checked, Component, Problem, Whole, key, kind
 
 if TYPE_CHECKING:
     from flax import nnx
 
-    from bigctl.config.schema.experiment import Config
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")
 NORMS = ("none", "batch", "layer")
@@ -114,7 +113,7 @@ class Lora(Checked):
         ["query", "value"], "Which layers: query, key, value, output, up, down.", drift=STRUCTURAL, choices=LORA_TARGETS
     )
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         if not self.targets:
             yield "model.lora.targets", "model.lora.targets names no layer", f"some of: {', '.join(LORA_TARGETS)}"
 
@@ -147,7 +146,7 @@ class Bert(Model):
     attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True, off=0.0, ge=0, lt=1)
     lora: Lora = key(Lora, "Low-rank adaptation.")
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         if self.width and self.heads and self.width % self.heads:
             message = f"model.width={self.width} is not divisible by model.heads={self.heads}"
             yield "model.heads", message, "choose a divisor of the width"

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from bigctl.config.schema.base import STRUCTURAL, Component, Problem, key, kind
+from bigctl.config.schema.base import STRUCTURAL, Component, Problem, Whole, key, kind
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
     import optax
-
-    from bigctl.config.schema.experiment import Config
 
     Scalar: TypeAlias = float | np.ndarray | jax.Array
     Hparams: TypeAlias = Mapping[str, Scalar]
@@ -59,7 +57,7 @@ class Optimizer(Component):
         rule: Rule = self.implementing()(self, hparams, factor, stacked)
         return rule
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         for pattern in self.freeze:
             try:
                 re.compile(pattern)
@@ -156,7 +154,7 @@ class Schedule(Component):
         value: Scalar = older(progress, xp)
         return value
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         horizon = self.horizon or config.train.steps
         if horizon is not None and self.warmup > horizon:
             yield "schedule.warmup", *self.warmup_problem(horizon)

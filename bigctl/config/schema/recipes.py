@@ -5,18 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from bigctl.config.schema.base import FREE, STRUCTURAL, Checked, Component, Problem, cadence_problems, key, kind
+from bigctl.config.schema.base import FREE, STRUCTURAL, Checked, Component, Problem, Whole, cadence_problems, key, kind
 from bigctl.config.schema.models import Model
 from bigctl.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from bigctl.config.schema.experiment import Config
-    from bigctl.data.dataset import Features
-    from bigctl.training.task import Task
 
 MAX, MIN = "max", "min"
 
@@ -58,17 +51,16 @@ class Recipe(Component):
         tables = (vars(base).get("metrics", {}) for base in cls.__mro__)
         return next((table[name] for table in tables if name in table), None)
 
-    def build(self, config: Config, features: Features, class_counts: np.ndarray | None = None) -> Task:
-        """The task: model, loss and metrics of this experiment.
+    def build(self, config: Whole, *data: Any) -> Any:
+        """The `training.task.Task` of this experiment: its model, loss and metrics.
 
         Args:
             config: the whole experiment.
-            features: what the data holds.
-            class_counts: examples of each class in the training split, int64 [classes]; where an example has several,
-                those without and with each, [2, classes]; None where nothing is trained.
+            data: what it holds, as `data.dataset.Features`; and how many training examples each class has, int64
+                [classes]; where an example has several, those without and with each, [2, classes]; None where nothing
+                is trained.
         """
-        task: Task = self.implementing()(config, features, class_counts)
-        return task
+        return self.implementing()(config, *data)
 
     def window(self, model: Model) -> int | None:
         """Length of a training window of one long text [tokens]; None in recipes of examples."""
@@ -78,7 +70,7 @@ class Recipe(Component):
         """When samples of text are written, given the cadence of evaluations; None for a recipe that writes none."""
         return None
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         model = config.model
         if self.inputs and model.inputs and self.inputs not in model.inputs:
             yield "model.kind", *_misfit(self, model)
@@ -146,7 +138,7 @@ class Classification(Recipe):
         "none", "Weight of each class in the loss: none, balanced (inverse to its frequency), or a list of numbers."
     )
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         given = self.class_weights
         listed = isinstance(given, list) and all(isinstance(w, int | float) and 0 <= w < math.inf for w in given)
@@ -192,7 +184,7 @@ class StreamTokenizer(Checked):
     size: int = key(10000, "Largest vocabulary of a tokenizer made here [tokens].", drift=STRUCTURAL, ge=6)
     lowercase: bool = key(False, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         model, this = config.model, f"recipe.tokenizer.type={self.type}"
         if self.type == "pretrained" and model.init_from is None:
             yield (
@@ -238,7 +230,7 @@ class Tokenizer(StreamTokenizer):
         choices=TRUNCATIONS,
     )
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         positions = getattr(config.model, "positions", None)
         if positions and self.max_length > positions:
@@ -328,7 +320,7 @@ class GptLm(Recipe):
     def sample_cadence(self, evaluation: str) -> str | None:
         return (self.sample_every or evaluation) if self.sample_tokens else None
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         context = getattr(config.model, "context", None)
         if self.block and context and self.block > context:
