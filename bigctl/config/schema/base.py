@@ -152,14 +152,6 @@ class Component(Checked):
         """The error for a component that lacks something: `what` completes "optimizer 'own' ..."."""
         return ConfigError(f"{self.group} {self.kind!r} {what}", where=place_of(type(self)))
 
-
-def place_of(cls: type) -> str:
-    """Where a class is defined, for errors about classes of plugins."""
-    try:
-        return f"{inspect.getsourcefile(cls)}, line {inspect.getsourcelines(cls)[1]}, class {cls.__qualname__}"
-    except (OSError, TypeError):
-        return f"class {cls.__qualname__} of {cls.__module__}"
-
     @classmethod
     def require(cls, component: Component, by: str, hint: str | None = None) -> Self:
         """The component as one of this class, whose keys are then known to be there.
@@ -179,6 +171,14 @@ def place_of(cls: type) -> str:
                 hint=hint or f"derive {type(component).__name__} from bigctl.config.schema.{cls.__name__}",
             )
         return component
+
+
+def place_of(cls: type) -> str:
+    """Where a class is defined, for errors about classes of plugins."""
+    try:
+        return f"{inspect.getsourcefile(cls)}, line {inspect.getsourcelines(cls)[1]}, class {cls.__qualname__}"
+    except (OSError, TypeError):
+        return f"class {cls.__qualname__} of {cls.__module__}"
 
 
 def steps_of(cadence: str, *, steps_per_epoch: float) -> int:
