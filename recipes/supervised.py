@@ -15,11 +15,12 @@ from bigctl.recipes.classification import ClassHead
 from bigctl.recipes.head import Head
 from bigctl.recipes.multilabel import LabelsHead
 from bigctl.recipes.regression import NumberHead
+from bigctl.recipes.tagging import TagHead
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.target import CLASS, CLASSES, NUMBER
+from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch, Judged, Record, Task
@@ -101,6 +102,8 @@ def _head(features: Features, class_weights: Any, counts: np.ndarray | None, sig
         return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid)
     if target.kind == CLASSES:
         return LabelsHead(target, class_weights, counts)
+    if target.kind == TOKEN_CLASS:
+        return TagHead(target.names, class_weights, counts)
     if target.kind == NUMBER:
         return NumberHead(target.mean, target.std)
     raise ConfigError("the data says nothing that could be predicted", where="data", hint="name a column: data.label")

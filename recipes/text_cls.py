@@ -13,6 +13,7 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
+from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch
@@ -27,6 +28,12 @@ class TextCls(Supervised):
 
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
         self.vocabulary: int = require_text(features, config.recipe.kind)["vocab_size"]
+        if features.target.kind == TOKEN_CLASS:
+            raise ConfigError(
+                f"recipe={config.recipe.kind} needs a class a text, these have a tag a word",
+                where="data",
+                hint="use recipe=bert_tag or recipe=lstm_tag",
+            )
         if not features.target.names:
             raise ConfigError(
                 f"recipe={config.recipe.kind} needs texts with classes, these have none",

@@ -40,6 +40,7 @@ _KEPT = {"head": "beginning", "tail": "end", "head_tail": "beginning and the end
 _ELSEWHERE = (
     "duplicates",
     "cut",
+    "words_cut",
     "unknown_tokens",
     "documents",
     "characters",
@@ -203,8 +204,11 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
         ]
         if "without_class" in splits["train"]:  # an example may have several classes: the rows do not add up
             rows.append(["(none)", *(f"{part['without_class']:,}" for part in splits.values())])
-        rows.append(["total", *(f"{part['examples']:,}" for part in splits.values())])
-        render.print_table(("class", *splits), rows)
+        tags = facts["target"] == "token_class"
+        if tags:
+            rows.append(["all words", *(f"{sum(part['classes']):,}" for part in splits.values())])
+        rows.append(["sentences" if tags else "total", *(f"{part['examples']:,}" for part in splits.values())])
+        render.print_table(("tag" if tags else "class", *splits), rows)
         if (more := len(facts["classes"]) - MOST_ROWS) > 0:
             print(f"... and {more} more classes")
     elif facts["kind"] == "stream":
@@ -225,7 +229,8 @@ def _what(facts: dict[str, Any]) -> str:
     if facts["kind"] == "stream":
         return f"one long text in windows of {shape} tokens" if shape else "one long text"
     if facts["kind"] == "text":
-        return "pairs of texts" if facts["pairs"] else "texts"
+        single = "sentences with a tag a word" if facts["target"] == "token_class" else "texts"
+        return "pairs of texts" if facts["pairs"] else single
     return f"images {shape}, uint8" if facts["kind"] == "image" else f"rows of {shape} features"
 
 

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     if confusion is not None:
         render.print_confusion(confusion, classes)
     if errors:
-        print_errors(errors)
+        (print_tag_errors if "words" in errors[0] else print_errors)(errors)
     return common.exit_code(verdicts)
 
 
@@ -102,6 +102,21 @@ def print_errors(errors: list[dict[str, Any]]) -> None:
         what = one_line(" | ".join(texts), max(20, room)) if texts else f"row {error['row']}"
         probability = f"{error['probability']:.3f}  " if single else ""
         print(f"  {error['loss']:>7.3f}  {pair:<{wide}}  {probability}{what}")
+
+
+def print_tag_errors(errors: list[dict[str, Any]]) -> None:
+    """One sentence a line: its loss, the words with a wrong tag, and how it reads."""
+    import shutil
+
+    from bigctl.data.preview import one_line
+
+    print("worst sentences (loss, wrong words: true -> predicted tag, sentence)")
+    for error in errors:
+        rows = zip(error["words"], error["label"], error["predicted"], strict=True)
+        wrong = [f"{one_line(word, 20)}: {true} -> {said}" for word, true, said in rows if true != said]
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        room = max(20, shutil.get_terminal_size((120, 24)).columns - len(shown) - 13)
+        print(f"  {error['loss']:>7.3f}  {shown}  {one_line(error['text'], room)}")
 
 
 def _names(label: str | list[str]) -> str:

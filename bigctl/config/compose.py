@@ -294,8 +294,8 @@ def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Co
                 where=origins.get(f"{group}.kind", "command line"),
                 hint=f"choose another {group} with {group}=NAME",
             )
-        for name, other in cls.instead.items():
-            if child._get_node(name)._is_missing() and child.get(other) is not None:
+        for name, others in cls.instead.items():
+            if child._get_node(name)._is_missing() and any(child.get(other) is not None for other in others):
                 child[name] = None
     missing = sorted(OmegaConf.missing_keys(node))
     if missing and not partial:

@@ -9,12 +9,15 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigctl.cache_root import cache_root
 from bigctl.config import schema
 from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    from bigctl.data.sources.tagged import Sentences
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,17 @@ def _idx(config: schema.Idx, regression: bool) -> Decoded:
 
 
 def _table_identity(config: schema.Table) -> Any:
-    paths = (config.path, config.validation_path, config.test_path)
-    digests = [_digest(path) for path in paths]
-    if any(path and digest is None for path, digest in zip(paths, digests, strict=True)):
-        return None  # the reader says what is wrong
+    files = _file_digests(config)
     names = ["label", "text", "text_pair", "columns", "quoting", "drop"]
     names += ["labels", "label_separator"] if config.labels is not None else []
-    return {"files": digests, "format": config.kind} | {name: getattr(config, name) for name in names}
+    return files and {"files": files, "format": config.kind} | {name: getattr(config, name) for name in names}
+
+
+def _file_digests(config: schema.Table | schema.Conll) -> list[str | None] | None:
+    """Of the files of the splits; None where one is missing, which the reader has to say."""
+    paths = (config.path, config.validation_path, config.test_path)
+    digests = [_digest(path) for path in paths]
+    return None if any(path and digest is None for path, digest in zip(paths, digests, strict=True)) else digests
 
 
 def _digest(path: str | None) -> str | None:
@@ -179,6 +186,45 @@ def _table(config: schema.Table, regression: bool) -> Decoded:
     )
 
 
+def _jsonl_identity(config: schema.Jsonl) -> Any:
+    found = _table_identity(config)
+    if config.tokens is None or found is None:
+        return found
+    return found | {name: getattr(config, name) for name in ("tokens", "tags", "tag_names")}
+
+
+def _jsonl(config: schema.Jsonl, regression: bool) -> Decoded:
+    if config.tokens is None:
+        return _table(config, regression)
+    from bigctl.data.sources import tagged
+
+    tokens, tags, names = config.tokens, config.tags, config.tag_names
+    if tags is None:
+        raise DataError("data.tokens is set without data.tags", where="data.tags", hint="name the field with the tags")
+    return _tagged(config, lambda file: tagged.read_json_lines(file, tokens=tokens, tags=tags, names=names))
+
+
+def _conll_identity(config: schema.Conll) -> Any:
+    files = _file_digests(config)
+    return files and {"files": files, "tokens": config.tokens, "tags": config.tags, "columns": config.columns}
+
+
+def _conll(config: schema.Conll, regression: bool) -> Decoded:
+    from bigctl.data.sources import conll
+
+    tokens, tags, columns = config.tokens, config.tags, config.columns
+    return _tagged(config, lambda file: conll.read_conll(file, tokens=tokens, tags=tags, columns=columns))
+
+
+def _tagged(config: schema.Conll | schema.Jsonl, read: Callable[[Path], Sentences]) -> Decoded:
+    from bigctl.data.sources import table, tagged
+
+    paths = _optional(config.validation_path), _optional(config.test_path)
+    files = table.split_files(Path(config.path).expanduser(), *paths)
+    facts = {"source": config.kind, "target": config.tags}
+    return tagged.decode({split: read(file) for split, file in files.items()}, facts)
+
+
 def _documents_identity(config: schema.TextFiles) -> Any:
     from bigctl.data import paths
     from bigctl.data.sources import text_files
@@ -212,5 +258,6 @@ READERS: dict[str, Reader] = {
     "text": Reader(_documents_identity, _documents),
     "csv": Reader(_table_identity, _table),
     "tsv": Reader(_table_identity, _table),
-    "jsonl": Reader(_table_identity, _table),
+    "jsonl": Reader(_jsonl_identity, _jsonl),
+    "conll": Reader(_conll_identity, _conll),
 }

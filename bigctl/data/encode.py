@@ -16,7 +16,7 @@ from bigctl.config.schema import Data
 from bigctl.data.dataset import SPLITS, Features
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NUMBER
-from bigctl.data.text import encoding, tokenization
+from bigctl.data.text import encoding, tokenization, word_tokens, words
 from bigctl.data.text.encoding import Texts
 from bigctl.errors import DataError
 
@@ -70,7 +70,8 @@ def encode_texts(
         for number, name in enumerate(("text", "text_pair") if pairs else ("text",)):
             texts = Texts.of(columns[name].tolist())
             arrays[split] |= {f"text{number}": texts.content, f"text{number}_offsets": texts.offsets}
-        arrays[split]["label"] = columns["label"].astype(decoded.target.dtype)
+        labels = np.concatenate([*columns["tags"]]) if "tags" in columns else columns["label"]
+        arrays[split]["label"] = labels.astype(decoded.target.dtype)
     shape: tuple[int, ...] = ()
     described = None
     if tokenizer is not None:
@@ -80,8 +81,13 @@ def encode_texts(
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
         described = tokenization.describe(made, settings, digest)
         for split, columns in by_split.items():
-            other = columns["text_pair"].tolist() if pairs else None
-            encoded = encoding.encode(made, columns["text"].tolist(), other, settings.max_length, settings.truncate)
+            rows, rule = columns["text"].tolist(), (settings.max_length, settings.truncate)
+            if "tags" in columns:
+                found = word_tokens.encode_words(made, [words.of_joined(text) for text in rows], *rule)
+                encoded, arrays[split]["label"] = found.encoded, found.labels(columns["tags"])
+                info.setdefault("words_cut", {})[split] = int(found.lost.sum())
+            else:
+                encoded = encoding.encode(made, rows, columns["text_pair"].tolist() if pairs else None, *rule)
             arrays[split] |= {
                 "inputs": encoded.tokens,
                 "offsets": encoded.offsets,

@@ -17,7 +17,7 @@ from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.windows import Windows
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.target import Target
+from bigctl.data.target import NONE, TOKEN_CLASS, Target
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 from bigctl.files import disk_size
@@ -90,6 +90,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
         features, arrays = encode.encode_stream(by_split, config, tokenizer, made, info)
     elif decoded.kind == "text":
         features, arrays = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)
+        _report_cut_words(info, features)
     else:
         features, arrays = encode.encode_examples(decoded, by_split, config)
     _report_missing_classes(arrays, features)
@@ -163,7 +164,8 @@ def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any
     """What is found of texts that occur more than once, said on stderr where they cross splits."""
     from bigctl.data.text import duplicates
 
-    found = duplicates.report(by_split, decoded.target)
+    tagged = decoded.target.kind == TOKEN_CLASS  # equal sentences have equal tags, more or less
+    found = duplicates.report(by_split, Target(NONE) if tagged else decoded.target)
     for note in found.get("notes", ()):
         print(f"data: {note}", file=sys.stderr)
     return {"duplicates": found}
@@ -176,9 +178,20 @@ def _report_missing_classes(arrays: dict[str, Columns], features: Features) -> N
     counts = {split: target.counts(arrays[split]["label"]) for split in SPLITS}
     for split in ("validation", "test"):
         absent = [target.names[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
-        if absent:
+        if absent and target.kind == TOKEN_CLASS:  # a rare one, such as I-MISC, may be there once
+            print(f"data: the tag {absent[0]!r} is in the {split} split only, and is not learned", file=sys.stderr)
+        elif absent:
             raise DataError(
                 f"class {absent[0]!r} is in the {split} split but not in the training split",
                 where="data",
                 hint="add training examples of it, or choose other splits",
             )
+
+
+def _report_cut_words(info: dict[str, Any], features: Features) -> None:
+    """What of tagged sentences no model sees, said on stderr."""
+    words, sentences = sum(info.get("words_cut", {}).values()), sum(info.get("cut", {}).values())
+    if words and features.tokenizer is not None:
+        limit = f"recipe.tokenizer.max_length={features.tokenizer['max_length']}"
+        why = f"{sentences:,} sentences are longer than {limit} tokens" if sentences else "the tokenizer drops them"
+        print(f"data: {words:,} words are neither learned nor scored: {why}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.table_encoder import Numeric, TableEncoder
-from bigctl.data.target import CLASSES, NUMBER
+from bigctl.data.target import CLASSES, NUMBER, TOKEN_CLASS
+from bigctl.data.text import words
 from bigctl.data.text.encoding import Texts
 
 Images = UInt8[np.ndarray, "n height width channels"]
@@ -47,7 +49,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             splits[split] = {"examples": dataset.size(split), **found}
             continue
         labels = dataset.splits[split]["label"]
-        splits[split] = {"examples": len(labels)}
+        splits[split] = {"examples": dataset.size(split)}
         if target.kind == NUMBER:
             spread = {"min": labels.min(), "mean": labels.mean(dtype=np.float64), "max": labels.max()}
             splits[split]["target"] = {name: float(value) for name, value in spread.items()}
@@ -60,6 +62,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     return {
         "kind": features.kind,
         "splits": splits,
+        "target": target.kind,
         "classes": list(target.names) if target.names else None,
         "shape": list(features.shape),
         "feature_names": list(features.feature_names),
@@ -137,11 +140,33 @@ def _spread(lengths: Any) -> dict[str, float]:
 def first_texts(dataset: Dataset, *, classes: int = 10, each: int = 2) -> list[tuple[str, list[str]]]:
     """The first training texts of the first classes, as (class name, texts); pairs are joined by " | "."""
     labels, target = dataset.splits["train"]["label"], dataset.features.target
+    if target.kind == TOKEN_CLASS:
+        rows = range(min(classes, dataset.size("train")))
+        return [("", [tagged_text(dataset, "train", row) for row in rows])]
     found = []
     for number, name in enumerate((target.names or ("",))[:classes]):
         rows = target.rows(labels, number)[:each].tolist()
         found.append((name, [" | ".join(texts[row] for texts in dataset.texts["train"]) for row in rows]))
     return found
+
+
+def tagged_text(dataset: Dataset, split: str, row: int) -> str:
+    """A sentence with the tags of its words, but for O: "Ada/B-PER lives in Rome/B-LOC"."""
+    found, target = words.of_joined(dataset.texts[split][0][row]), dataset.features.target
+    names = [target.names[tag] for tag in word_tags(dataset, split, row).tolist()]
+    pairs = itertools.zip_longest(found, names, fillvalue="O")
+    return " ".join(word if tag == "O" else f"{word}/{tag}" for word, tag in pairs)
+
+
+def word_tags(dataset: Dataset, split: str, row: int) -> np.ndarray:
+    """The tags of a sentence's words, those that were cut left out, int [words]."""
+    labels = dataset.splits[split]["label"]
+    if "offsets" in dataset.splits[split]:
+        start, stop = dataset.splits[split]["offsets"][row : row + 2]
+        return np.asarray(labels[start:stop][labels[start:stop] >= 0])
+    texts = dataset.texts[split][0]  # without a tokenizer there is one label a word
+    before = sum(len(words.of_joined(texts[number])) for number in range(row))
+    return np.asarray(labels[before : before + len(words.of_joined(texts[row]))])
 
 
 def opening(dataset: Dataset, *, lines: int = 5, width: int = 100) -> list[str]:

@@ -16,7 +16,7 @@ from bigctl.cache_root import cache_root
 from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
 from bigctl.data.dataset import Dataset, Features
-from bigctl.data.target import CLASSES
+from bigctl.data.target import CLASS, CLASSES, TOKEN_CLASS
 from bigctl.engine import resolve
 from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
@@ -85,7 +85,8 @@ def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list
         partition.path_name(path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_flatten_with_path(experiment.programs.abstract_state.params)[0]
     }
-    classes = experiment.dataset.features.classes
+    target = experiment.dataset.features.target
+    classes = target.names if target.kind in (CLASS, TOKEN_CLASS) else None
     weights, new, unused = loading.load_weights(sources.locate_source(init_from), shapes, classes=classes)
     notes = [f"{len(weights)} of {len(shapes)} parameters from {init_from}"]
     notes += [f"newly initialised: {_few(new)}"] if new else []

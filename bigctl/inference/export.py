@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import RunError
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface
@@ -24,6 +25,8 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
     huggingface.require_exportable(trained.config.model, str(run.path))
     if not run.tokenizer.is_file():
         raise RunError("the run has lost its tokenizer.json", where=str(run.path))
+    target = trained.features.target
+    tags = target.kind == TOKEN_CLASS
     settings = dict(trained.features.tokenizer or {})
     return huggingface.export_model(
         huggingface.Export(
@@ -31,7 +34,8 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
             params={name: np.asarray(values, np.float32) for name, values in flatten(trained.params).items()},
             tokenizer=run.tokenizer,
             settings=settings,
-            classes=trained.features.classes,
+            classes=target.names if tags else trained.features.classes,
+            per_token=tags,
             generation_config=generation_config.read_generation_config(run, settings),
             about=f"{run.path.name}, step {trained.step}",
         ),

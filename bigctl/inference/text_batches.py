@@ -50,14 +50,15 @@ def encode_texts(
     """
     assert features.tokenizer is not None
     longest, rule = features.tokenizer["max_length"], features.tokenizer["truncate"]
-    pairs = [_checked(given, number, features.pairs) for number, given in enumerate(texts)]
+    pairs = [checked_parts(given, number, features.pairs) for number, given in enumerate(texts)]
 
     second = [pair[1] for pair in pairs] if features.pairs else None
     encoded = encoding.encode(tokenizer, [pair[0] for pair in pairs], second, longest, rule)
     return {"inputs": encoded.tokens, "offsets": encoded.offsets, "segment_start": encoded.segment_start}, encoded.cut
 
 
-def _checked(given: Any, number: int, pairs: bool) -> tuple[str, ...]:
+def checked_parts(given: Any, number: int, pairs: bool) -> tuple[str, ...]:
+    """A text, or both of a pair, without surrounding blanks. Raises ValueError as `encode_texts` does."""
     parts = (given,) if isinstance(given, str) else tuple(given)
     if len(parts) != 1 + pairs:
         what = "pairs of texts, (first, second)" if pairs else "single texts"

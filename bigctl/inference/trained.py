@@ -16,11 +16,12 @@ from bigctl.config import compose as composing
 from bigctl.config import plugins
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.target import TOKEN_CLASS
 from bigctl.engine import experiment, resolve
 from bigctl.errors import RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
-from bigctl.inference import text_batches
+from bigctl.inference import tagging, text_batches
 from bigctl.inference.text_batches import Text
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
@@ -102,17 +103,20 @@ class TrainedRun:
     def _weights(self) -> Any:
         return self._programs.evaluation_weights(self._state)
 
-    def predict(self, inputs: np.ndarray | Sequence[Text]) -> np.ndarray:
-        """Class probabilities float32 [N, classes], or target values float32 [N, 1].
+    def predict(self, inputs: np.ndarray | Sequence[Text]) -> Any:
+        """Class probabilities float32 [N, classes], or target values float32 [N, 1]; of a tagger each text's spans.
 
         Args:
             inputs: [N, *features.shape], uint8 for images, encoded float32 rows for tables (see `encode`); for texts a
-                list of N texts, or of N pairs (first, second) where the model was trained on pairs.
+                list of N texts, or of N pairs (first, second) where the model was trained on pairs; for a tagger each
+                may be a list of words too.
 
         Raises:
             ValueError: for what the model does not take, an empty text being of that kind.
             RunError: if the run's tokenizer is not there any more, or the run predicts no classes.
         """
+        if self._tags:
+            return [record["spans"] for record in self._tag(inputs)]
         if self.features.kind == "text":
             return self._predict_texts(inputs)[0]
         return self._predict_arrays(np.asarray(inputs))
@@ -157,8 +161,10 @@ class TrainedRun:
     def _outputs(self) -> int:
         return max(1, len(self.features.target.names))
 
-    def judge(self, inputs: np.ndarray | Sequence[Text], labels: np.ndarray) -> list[Judged]:
+    def judge(self, inputs: np.ndarray | Sequence[Text], labels: Any) -> list[Judged]:
         """What the model says of some examples beside their labels. Raises as `predict` does."""
+        if self._tags:
+            return tagging.judge(self._tag([tagging.of_joined(text) for text in inputs]), labels, self.features.target)
         return self._task.judge(self.predict(inputs), labels)
 
     @cached_property
@@ -226,18 +232,36 @@ class TrainedRun:
         if labels is None or not count:
             return []
         records = self._task.errors(examples, labels, count)
+        if self._tags:
+            tagging.add_tags(records, dataset, split, self._tag)
         for record in records:
             texts = (each[record["row"]] for each in dataset.texts.get(split, ()))
             record |= dict(zip(("text", "text_pair"), texts, strict=False))
         return records
 
     def label_texts(self, texts: Sequence[Text]) -> list[Record]:
-        """One record a text: label and probability of each class; with `cut` where it was too long for the model."""
+        """One record a text: label and probability of each class, or of a tagger what `tagging.tag` says of each; with
+        `cut` where it was too long for the model."""
+        if self._tags:
+            return self._tag(texts)
         probabilities, cut = self._predict_texts(texts)
         return [
             {**self._task.describe(values), **({"cut": True} if short else {})}
             for values, short in zip(probabilities, cut, strict=True)
         ]
+
+    @property
+    def _tags(self) -> bool:
+        return self.features.target.kind == TOKEN_CLASS
+
+    def _tag(self, sentences: Any) -> list[Record]:
+        if isinstance(sentences, str):
+            raise ValueError("one text is given; give a list of texts")
+
+        def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
+            return np.asarray(self._predict(self._weights, self._state.variables, batch))
+
+        return tagging.tag(self._tokenizer, self.features, sentences, predict, self._task.describe)
 
     def predict_files(self, files: Sequence[str | Path]) -> Iterator[Record]:
         """One record an image, a table row or a text: label and probability of each class, or the predicted value.
@@ -268,9 +292,11 @@ class TrainedRun:
                 for number, record in enumerate(self.label_texts(texts[start : start + BLOCK]), start):
                     yield {"file": file, "row": number, **record}
 
-    def _read_texts(self, file: Path) -> list[Text]:
+    def _read_texts(self, file: Path) -> Sequence[Any]:
         from bigctl.data.sources import text_table
 
+        if self._tags:
+            return tagging.read_sentences(file, self.config.data)
         names = self.features.columns or (("text", "text_pair") if self.features.pairs else ("text",))
         pairs = text_table.read_for_prediction(
             file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ _SPECIAL = {"pad": "pad_token", "unk": "unk_token", "cls": "cls_token", "sep": "
 _SPECIAL |= {"bos": "bos_token", "eos": "eos_token"}
 _CLASSES = {
     "BertForMaskedLM": "AutoModelForMaskedLM",
+    "BertForTokenClassification": "AutoModelForTokenClassification",
     "GPT2LMHeadModel": "AutoModelForCausalLM",
     "LlamaForCausalLM": "AutoModelForCausalLM",
 }
@@ -46,6 +48,7 @@ class Export:
         tokenizer: its tokenizer.json.
         settings: what `data.tokenization.describe` says of that.
         classes: class names in order; None for a model that predicts none.
+        per_token: whether each token has a class.
         generation_config: of a language model.
         about: one line for the README: which run, which step.
     """
@@ -55,6 +58,7 @@ class Export:
     tokenizer: Path
     settings: Mapping[str, Any]
     classes: tuple[str, ...] | None = None
+    per_token: bool = False
     generation_config: GenerationConfig = GenerationConfig()
     about: str = ""
 
@@ -63,9 +67,9 @@ def export_model(trained: Export, folder: Path) -> Path:
     """Write a trained model as config.json, model.safetensors and tokenizer files; LoRA is merged into the layers.
 
     A decoder becomes a `GPT2LMHeadModel` or a `LlamaForCausalLM`, where one of them computes the same. Of BERT, a
-    classifier with pooler on the first token is a `BertForSequenceClassification`, a masked language model a
-    `BertForMaskedLM`. No class of transformers has the other ways of pooling: beside those lies a small module of
-    their own, which is loaded with `trust_remote_code=True`.
+    classifier with pooler on the first token is a `BertForSequenceClassification`, a tagger a
+    `BertForTokenClassification`, a masked language model a `BertForMaskedLM`. No class of transformers has the other
+    ways of pooling: beside those lies a small module of their own, which is loaded with `trust_remote_code=True`.
 
     Raises:
         ConfigError: if transformers has no such model, or the folder holds something already.
@@ -76,6 +80,8 @@ def export_model(trained: Export, folder: Path) -> Path:
         found = decoder_architecture(cast(schema.Decoder, model), len(_words(trained.tokenizer)))
         return write_decoder(params, found, trained.tokenizer, trained.generation_config, folder, about=trained.about)
     encoder = bert_architecture(cast(schema.Bert, model), len(params["encoder/embeddings/token/embedding"]))
+    if trained.per_token:
+        encoder = dataclasses.replace(encoder, pool="none")
     if encoder.lora_rank:
         params = bert.merge_lora(params, encoder.lora_alpha / encoder.lora_rank)
     return write_bert(
@@ -220,11 +226,13 @@ def _head(params: Mapping[str, np.ndarray], model: BertArchitecture, classes: tu
     if "decoder_bias" in params:
         return {"architectures": ["BertForMaskedLM"]}
     names = classes or ()
-    labels = {
+    labels: dict[str, Any] = {
         "id2label": {str(number): name for number, name in enumerate(names)},
         "label2id": {name: number for number, name in enumerate(names)},
-        "problem_type": "single_label_classification",
     }
+    if model.pool == "none":
+        return {"architectures": ["BertForTokenClassification"], **labels}
+    labels["problem_type"] = "single_label_classification"
     if model.pooler and model.pool == "cls":
         return {"architectures": ["BertForSequenceClassification"], **labels}
     name = "BertForPooledClassification"

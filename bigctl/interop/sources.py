@@ -14,6 +14,7 @@ from typing import Any
 from bigctl.config import compose as composing
 from bigctl.config import schema
 from bigctl.data.sources import packaged
+from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
@@ -225,7 +226,8 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
     architecture = {key: getattr(whole, key) for key in structural if key not in free}
     tokenizer = run.path / "tokenizer.json"
     features = run.record().get("data", {}).get("features", {})
-    classes, words = features.get("classes"), features.get("tokenizer") or {}
+    words, target = features.get("tokenizer") or {}, features.get("target") or {}
+    classes = target["names"] if target.get("kind") == TOKEN_CLASS else features.get("classes")
     if model.kind in DECODERS:  # the padded embedding does not tell
         architecture["vocab"] = architecture["vocab"] or words.get("vocab_size")
     return Source(

@@ -145,6 +145,7 @@ class BertClassifier(nnx.Module):
         given: the architecture, all sizes given by now.
         vocab_size: tokens of the tokenizer.
         outputs: number of logits.
+        per_token: give logits for each token, and not for each text: nothing is pooled then.
 
     Raises:
         ConfigError: if the numbers of the architecture do not go together, or, when called, on texts that are longer
@@ -153,12 +154,12 @@ class BertClassifier(nnx.Module):
 
     loops_on_cpu = False
 
-    def __init__(self, given: schema.Bert, vocab_size: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, given: schema.Bert, vocab_size: int, outputs: int, *, per_token: bool = False, rngs: nnx.Rngs):
         config = bert_architecture(given, vocab_size)
         width = config.width
         self.encoder = Encoder(config, rngs=rngs)
-        self.pool = config.pool
-        self.pooler = Dense(width, width, rngs=rngs) if config.pooler else None
+        self.pool = "none" if per_token else config.pool
+        self.pooler = Dense(width, width, rngs=rngs) if config.pooler and not per_token else None
         self.dropout = QuickDropout(config.dropout)
         self.head = Dense(width, outputs, rngs=rngs)
 
@@ -170,8 +171,10 @@ class BertClassifier(nnx.Module):
         *,
         key: Array | None = None,
         mask: Array | None = None,
-    ) -> Float[Array, "batch outputs"]:
+    ) -> Float[Array, "batch *length outputs"]:
         x = self.encoder(tokens, lengths, segment_start, fold(key, 0))
+        if self.pool == "none":
+            return self.head(self.dropout(x, fold(key, 1)))
         pooled = x[:, 0] if self.pool == "cls" else _mean(x, lengths)
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(pooled))

@@ -148,14 +148,15 @@ class LstmClassifier(nnx.Module):
         config: widths, layers, directions, pool, dropout.
         vocab_size: rows of the embedding.
         outputs: number of logits.
+        per_token: give logits for each token, and not for each text: nothing is pooled then.
     """
 
     loops_on_cpu = False
 
-    def __init__(self, config: schema.Lstm, vocab_size: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: schema.Lstm, vocab_size: int, outputs: int, *, per_token: bool = False, rngs: nnx.Rngs):
         features = config.hidden * (2 if config.bidirectional else 1)
         widths = [config.embedding, *[features] * (config.layers - 1)]
-        self.pool = config.pool
+        self.pool = "none" if per_token else config.pool
         self.embedding = nnx.Embed(vocab_size, config.embedding, rngs=rngs)
         self.layers = nnx.List(Layer(width, config.hidden, config.bidirectional, rngs=rngs) for width in widths)
         self.dropout = QuickDropout(config.dropout)
@@ -169,11 +170,13 @@ class LstmClassifier(nnx.Module):
         *,
         key: Array | None = None,
         mask: Array | None = None,
-    ) -> Float[Array, "batch outputs"]:
+    ) -> Float[Array, "batch *length outputs"]:
         real = jnp.arange(tokens.shape[1])[:, None] < lengths
         states = self.embedding.embedding[...][tokens.T]
         for i, layer in enumerate(self.layers):
             states, last = layer(self.dropout(states, fold(key, i)), real)
+        if self.pool == "none":
+            return self.head(self.dropout(states.swapaxes(0, 1), fold(key, len(self.layers))))
         pooled = _pool(states, last, lengths, self.pool)
         return self.head(self.dropout(pooled, fold(key, len(self.layers))))
 

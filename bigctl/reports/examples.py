@@ -83,7 +83,7 @@ def choose(run: RunDirectory, count: int) -> Examples:
     if dataset.fingerprint != run.record()["data"]["fingerprint"]:
         raise RunError("the data is not what the run was trained on", where=str(run.path))
     rows = np.arange(min(LOOKED_AT[features.kind], dataset.size("validation")))
-    labels = np.asarray(dataset.splits["validation"]["label"][: len(rows)])
+    labels = _labels(dataset, rows)
     judged = trained.judge(_inputs(dataset, rows), labels)
     order = np.array(sorted(range(len(judged)), key=lambda row: _rank(judged[row]))[:count], int)
     columns, cells = _cells(dataset, order) if features.kind == "table" else ((), [()] * len(order))
@@ -104,6 +104,16 @@ def _rank(judged: Judged) -> tuple[bool, float]:
     """Mistakes by loss, before the others in the order of the split; numbers, which are no mistakes, by loss."""
     by_loss = judged.wrong or judged.probability is None
     return (not judged.wrong, -judged.loss if by_loss else 0.0)
+
+
+def _labels(dataset: Dataset, rows: np.ndarray) -> Any:
+    """Labels of some validation examples; of tagged sentences, for each the tags of its words."""
+    from bigctl.data import preview
+    from bigctl.data.target import TOKEN_CLASS
+
+    if dataset.features.target.kind != TOKEN_CLASS:
+        return np.asarray(dataset.splits["validation"]["label"][: len(rows)])
+    return [preview.word_tags(dataset, "validation", row) for row in rows.tolist()]
 
 
 def _inputs(dataset: Dataset, rows: np.ndarray) -> Any:

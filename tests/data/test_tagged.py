@@ -9,6 +9,7 @@ import pytest
 
 from bigctl.data.sources.conll import read_conll
 from bigctl.data.sources.tagged import Sentences, decode, read_json_lines
+from bigctl.data.target import Target
 from bigctl.errors import DataError
 
 NEWS = """-DOCSTART- -X- -X- O
@@ -150,11 +151,12 @@ def sentences(*rows: str) -> Sentences:
 
 def test_tags_are_those_of_the_training_file_with_O_first(tmp_path):
     decoded = decode({"train": sentences("Rome/B-LOC is/O", "B/I-PER"), "test": sentences("is/O")}, {"source": "conll"})
-    assert decoded.kind == "text" and decoded.classes == ("O", "B-LOC", "I-PER")
+    assert decoded.kind == "text" and decoded.classes is None
+    assert decoded.target == Target("token_class", ("O", "B-LOC", "I-PER"))
     assert decoded.splits["train"]["text"].tolist() == ["Rome is", "B"]
-    assert [row.tolist() for row in decoded.splits["train"]["label"]] == [[1, 0], [2]]
+    assert [row.tolist() for row in decoded.splits["train"]["tags"]] == [[1, 0], [2]]
     assert decoded.info["words"] == {"train": 3, "test": 1}
-    assert decode({"train": sentences("a/10 b/9")}, {}).classes == ("9", "10")
+    assert decode({"train": sentences("a/10 b/9")}, {}).target.names == ("9", "10")
 
 
 def test_unknown_and_useless_tags_are_refused():

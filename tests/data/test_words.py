@@ -7,6 +7,7 @@ import pytest
 
 from bigctl.config import schema
 from bigctl.data.text import tokenization, words
+from bigctl.data.text.word_tokens import encode_words
 
 TEXTS = ["The Unbelievable Merkel visited Reykjavik", "an ostrich , a café 北京 !", "x" * 30 + " y"]
 
@@ -46,7 +47,7 @@ def test_joined_words_can_be_told_apart_again():
 def test_every_word_has_one_first_token_whatever_the_tokenizer(kind, tmp_path):
     tokenizer = wordpiece(tmp_path) if kind == "wordpiece" else made(kind)
     rows = [[text[a:b] for a, b in words.split(text)] for text in TEXTS]
-    found = words.encode(tokenizer, rows, 512, "head")
+    found = encode_words(tokenizer, rows, 512, "head")
     for number, row in enumerate(rows):
         start, stop = found.encoded.offsets[number : number + 2]
         first = found.words[start:stop]
@@ -62,7 +63,7 @@ def test_tokens_are_those_that_transformers_gives_to_a_list_of_words(tmp_path):
     (tmp_path / "t.json").write_text(mine.to_str())
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "t.json"))
     rows = [["The", "Unbelievable", "Merkel"], ["visited", "Reykjavik", ",", "un-able"]]
-    found = words.encode(mine, rows, 64, "head")
+    found = encode_words(mine, rows, 64, "head")
     reference = theirs(rows, is_split_into_words=True)
     for number in range(2):
         start, stop = found.encoded.offsets[number : number + 2]
@@ -74,7 +75,7 @@ def test_tokens_are_those_that_transformers_gives_to_a_list_of_words(tmp_path):
 @pytest.mark.parametrize(("rule", "kept"), [("head", [0, 1, 2]), ("tail", [2, 3, 4]), ("head_tail", [2, 3, 4])])
 def test_what_is_cut_is_counted_and_the_rest_keeps_its_tags(rule, kept):
     sentence = ["The", "Unbelievable", "Merkel", "visited", "Reykjavik"]
-    found = words.encode(made("words"), [sentence], 5, rule)
+    found = encode_words(made("words"), [sentence], 5, rule)
     assert found.encoded.cut.tolist() == [True] and found.words[found.words >= 0].tolist() == kept
     assert found.lost.tolist() == [5 - len(kept)]
     labels = found.labels([np.array([5, 6, 7, 8, 9], np.int32)])
@@ -83,12 +84,12 @@ def test_what_is_cut_is_counted_and_the_rest_keeps_its_tags(rule, kept):
 
 
 def test_a_word_that_a_tokenizer_drops_is_counted_as_lost(tmp_path):
-    found = words.encode(wordpiece(tmp_path), [["the", "\x01", "merkel"]], 16, "head")
+    found = encode_words(wordpiece(tmp_path), [["the", "\x01", "merkel"]], 16, "head")
     assert found.words.tolist() == [-1, 0, 2, -1] and found.lost.tolist() == [1]
 
 
 def test_tags_of_several_sentences_stay_with_their_words():
     rows = [["a", "b"], ["c"], ["d", "e", "f"]]
-    found = words.encode(made("characters"), rows, 64, "head")
+    found = encode_words(made("characters"), rows, 64, "head")
     labels = found.labels([np.array([1, 2]), np.array([3]), np.array([4, 5, 6])])
     assert labels[labels >= 0].tolist() == [1, 2, 3, 4, 5, 6]

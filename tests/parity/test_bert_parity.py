@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,51 @@ def test_masked_language_model_is_that_of_transformers() -> None:
     from tests.parity import reference
 
     cases.assert_masked_lm_agrees(config(), reference.bert(config(), masked_lm=True, length=33, seed=1))
+
+
+def test_tagger_is_that_of_transformers(tmp_path: Path) -> None:
+    """`BertForTokenClassification`, saved and read as weights to start from: the same logits and the same loss."""
+    import torch
+    import transformers
+    from bigctl.recipes.tagging import TagHead
+    from flax import nnx
+
+    from bigctl.interop import loading, sources
+    from bigctl.models.bert import BertClassifier
+
+    tags = ("O", "B-PER", "I-PER", "B-LOC")
+    torch.manual_seed(0)
+    theirs = transformers.BertForTokenClassification(
+        transformers.BertConfig(
+            vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=50,
+            max_position_embeddings=40, id2label=dict(enumerate(tags)), label2id={t: n for n, t in enumerate(tags)},
+            initializer_range=0.3,
+        )
+    ).eval()  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    source = sources.locate_source(str(tmp_path))
+    bert = sources.fill_architecture(schema.Bert(init_from=str(tmp_path)), source)
+    assert isinstance(bert, schema.Bert)
+    structure, params, rest = nnx.split(BertClassifier(bert, 61, 4, per_token=True, rngs=cases._rngs()), nnx.Param, ...)
+    shapes = {name: value.shape for name, value in cases.flatten(nnx.to_pure_dict(params)).items()}
+    weights, new, unused = loading.load_weights(source, shapes, classes=tags)
+    assert not new and not unused
+    model = nnx.merge(structure, cases.nested(weights), rest)
+    draw = np.random.default_rng(0)
+    tokens, lengths = draw.integers(5, 61, (5, 17)), draw.integers(3, 18, 5)
+    real = np.arange(17) < lengths[:, None]
+    labels = np.where(real & (draw.random(real.shape) < 0.6), draw.integers(0, 4, real.shape), -1)
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.tensor(real).long(),
+            labels=torch.tensor(np.where(labels < 0, -100, labels)),
+        )
+    logits = model(tokens.astype(np.int32), lengths.astype(np.int32), lengths.astype(np.int32))
+    cases.assert_close("logits", np.asarray(logits)[real], expected.logits.numpy()[real])
+    batch = {"label": labels.astype(np.int32), "mask": np.ones(5, np.float32)}
+    total, count = np.asarray(TagHead(tags, "none", None).evaluate(logits, batch)["loss"])
+    assert total / count == pytest.approx(float(expected.loss), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [*cases.BERT, *cases.MASKED_LM])

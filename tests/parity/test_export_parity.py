@@ -69,6 +69,22 @@ def assert_equal(ours: np.ndarray, others: np.ndarray) -> None:
     assert np.abs(ours - others).max() <= TOLERANCE * np.abs(others).max()
 
 
+def test_an_exported_tagger_gives_the_same_logits_to_each_token(tmp_path):
+    config = builders.model()
+    model = BertClassifier(config, len(builders.WORDS), len(CLASSES), per_token=True, rngs=nnx.Rngs(0))
+    values, file = random(model), builders.tokenizer_json(tmp_path)
+    settings = schema.Tokenizer(type="file", max_length=14)
+    tokenizer = tokenization.read(file)
+    described = tokenization.describe(tokenizer, settings, "")
+    export = huggingface.Export(config, values, file, described, CLASSES, per_token=True)
+    logits, loaded, given = theirs(
+        huggingface.export_model(export, tmp_path / "out"), "AutoModelForTokenClassification"
+    )
+    real = given["attention_mask"].numpy().astype(bool)
+    assert loaded.id2label == dict(enumerate(CLASSES)) and loaded.architectures == ["BertForTokenClassification"]
+    assert_equal(np.asarray(model(*batch(tokenizer, settings)))[real], logits[real])
+
+
 @pytest.mark.parametrize("pairs", [None, PAIRS], ids=["single", "pairs"])
 @pytest.mark.parametrize("pooler", [True, False], ids=["pooler", "plain"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])

@@ -137,7 +137,7 @@ class Component(Checked):
     group: ClassVar[str] = ""
     implementation: ClassVar[str] = ""
     """"module:name" of the class or function that does what the component stands for; imported when it is built."""
-    instead: ClassVar[Mapping[str, str]] = {}
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Keys that need not be given where another one is."""
     kind: str
 

@@ -99,7 +99,7 @@ class Idx(Data):
 class Table(Data):
     """Rows of a file; `label` names the target column."""
 
-    instead: ClassVar[Mapping[str, str]] = {"label": "labels"}
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels",)}
     kind: str = kind("???")
     path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "File with the validation rows.", drift=STRUCTURAL)
@@ -124,7 +124,7 @@ class Table(Data):
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
-        if config.tokenizer is not None and self.text is None:
+        if config.tokenizer is not None and self.text is None and getattr(self, "tokens", None) is None:
             yield "data.text", "data.text is not given", "name the column with the text, data.text=COLUMN"
 
 
@@ -163,4 +163,21 @@ class Tsv(Table):
 
 @dataclass
 class Jsonl(Table):
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels", "tokens")}
     kind: str = kind("jsonl")
+    tokens: str | None = key(None, "The field with the words of a sentence, where each has a tag.", drift=STRUCTURAL)
+    tags: str | None = key(None, "The field with a tag for each of the words.", drift=STRUCTURAL)
+    tag_names: list[str] | None = key(None, "Names of tags that are written as numbers.", drift=STRUCTURAL)
+
+
+@dataclass
+class Conll(Data):
+    """Sentences with a tag a word: a word a line, blank lines between sentences."""
+
+    kind: str = kind("conll")
+    path: str = key(MISSING, "The file with the training sentences.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "File with the validation sentences.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "File with the test sentences.", drift=STRUCTURAL)
+    tokens: str = key("0", "The column with the words: 0 is the first, -1 the last; or a name.", drift=STRUCTURAL)
+    tags: str = key("-1", "The column with the tags, counted or named likewise.", drift=STRUCTURAL)
+    columns: list[str] | None = key(None, "Names of all columns, where the file says none.", drift=STRUCTURAL)

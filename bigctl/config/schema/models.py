@@ -37,15 +37,16 @@ class Model(Component):
         drift=STRUCTURAL,
     )
 
-    def build(self, *sizes: Any, rngs: nnx.Rngs) -> nnx.Module:
+    def build(self, *sizes: Any, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
         """The network, newly initialised.
 
         Args:
             sizes: what the recipe tells of the data: the shape of an example and the number of outputs; for texts the
                 size of the vocabulary and the number of outputs; for streams the size of the vocabulary.
             rngs: where the parameters come from.
+            options: `per_token=True` where texts are to have outputs for each token.
         """
-        network: nnx.Module = self.implementing()(self, *sizes, rngs=rngs)
+        network: nnx.Module = self.implementing()(self, *sizes, rngs=rngs, **options)
         return network
 
     def with_defaults(self) -> Self:

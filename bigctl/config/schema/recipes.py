@@ -269,6 +269,32 @@ class LstmCls(TextCls):
 
 
 @dataclass
+class TokenCls(Classification):
+    """A class for each word of a sentence: the names in it, parts of speech."""
+
+    implementation: ClassVar[str] = "bigctl.recipes.token_cls:TokenCls"
+    inputs: ClassVar[str] = "texts"
+    metrics: ClassVar[Mapping[str, str]] = dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), MAX)
+    tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
+    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
+
+    @classmethod
+    def direction(cls, metric: str) -> str | None:
+        """As of any recipe; there is a metric for each type of entity besides, such as val/entity_f1/PER."""
+        return MAX if "/entity_f1/" in metric else super().direction(metric)
+
+
+@dataclass
+class BertTag(TokenCls):
+    kind: str = kind("bert_tag")
+
+
+@dataclass
+class LstmTag(TokenCls):
+    kind: str = kind("lstm_tag")
+
+
+@dataclass
 class BertMlm(Recipe):
     """Masked language modelling (Devlin et al. 2019): labels are not used."""
 

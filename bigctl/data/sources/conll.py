@@ -17,6 +17,7 @@ from bigctl.data.sources.read_table import read_text, short
 from bigctl.data.sources.tagged import Sentences, require_words
 from bigctl.errors import DataError
 
+SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes", ".ner")
 CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 _BLANKS = " \t\r"  # others, such as no-break spaces, may be part of a word
 _SEPARATOR = re.compile(f"[{_BLANKS}]+")

@@ -158,6 +158,7 @@ def _known(name: str) -> tuple[str | list[str], Callable[[], Decoded]]:
         "r8": (topics[:2], _r8),
         "newsgroups20": (topics[2:], _newsgroups20),
         "bible_kjv": ([*KJV.files.values()], _bible_kjv),
+        "bible_names": ([*KJV.files.values()], _bible_names),
     }
     if name not in sets:
         raise DataError(f"there is no packaged set {name!r}", where="data.name", hint=f"one of: {', '.join(sets)}")
@@ -277,6 +278,15 @@ def _bible_kjv() -> Decoded:
         "licence": "in the public domain outside the United Kingdom; the package is MIT",
     }
     return Decoded("stream", {"train": {"document": document}}, None, info)
+
+
+def _bible_names() -> Decoded:
+    """The sentences of every fourth paragraph."""
+    from bigctl.data.sources import bible_names, tagged
+
+    found = _bible_kjv()
+    sentences = bible_names.tag_sentences(str(found.splits["train"]["document"][0]), every=4)
+    return tagged.decode({"train": sentences}, found.info | {"notes": ["the tags were made by rules, see the source"]})
 
 
 def _texts(

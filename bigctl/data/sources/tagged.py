@@ -14,6 +14,7 @@ import numpy as np
 from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.read_table import json_objects, json_type, read_text, short
+from bigctl.data.target import Target
 from bigctl.data.text import words as wording
 from bigctl.errors import DataError
 
@@ -51,7 +52,7 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
 
     Returns:
         Decoded of kind "text" with a target for each word: `text` object [N] of str, words joined by a space, and
-        `label` object [N] of int32 [words]. Tags are sorted, O before the others, numbers by size.
+        `tags` object [N] of int32 [words]. Tags are sorted, O before the others, numbers by size.
 
     Raises:
         DataError: a tag is not in the training file, or that has one tag only.
@@ -70,21 +71,21 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
     place = {name: number for number, name in enumerate(names)}
     splits: dict[str, Columns] = {}
     for split, found in by_split.items():
-        text, label = np.empty(len(found.words), object), np.empty(len(found.words), object)
-        for number, (words, tags) in enumerate(zip(found.words, found.tags, strict=True)):
+        text, tags = np.empty(len(found.words), object), np.empty(len(found.words), object)
+        for number, (words, row) in enumerate(zip(found.words, found.tags, strict=True)):
             text[number] = wording.join(words)[0]
             try:
-                label[number] = np.array([place[tag] for tag in tags], np.int32)
+                tags[number] = np.array([place[tag] for tag in row], np.int32)
             except KeyError:
                 raise _unknown(found, number, place) from None
-        splits[split] = {"text": text, "label": label}
+        splits[split] = {"text": text, "tags": tags, "label": np.zeros(len(text), np.int32)}
     facts = {
         **info,
         "files": {split: found.source for split, found in by_split.items()},
         "sentences": {split: len(found.words) for split, found in by_split.items()},
         "words": {split: sum(map(len, found.words)) for split, found in by_split.items()},
     }
-    return Decoded("text", splits, tuple(names), facts)
+    return Decoded("text", splits, None, facts, Target("token_class", tuple(names)))
 
 
 def _unknown(found: Sentences, sentence: int, known: Mapping[str, int]) -> DataError:
