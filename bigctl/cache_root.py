@@ -1,4 +1,4 @@
-"""Where data that is prepared, fetched or compiled once is kept between commands."""
+"""Where what can be made or fetched again is kept: prepared data, downloads, tokenizers, compiled programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """Where prepared data lives: $BIGCTL_CACHE_DIR, else bigctl/ in the user's cache folder."""
+    """$BIGCTL_CACHE_DIR, else bigctl/ in the user's cache folder. It need not exist."""
     own = os.environ.get("BIGCTL_CACHE_DIR")
     if own:
         return Path(own).expanduser()

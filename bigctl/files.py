@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
+
+from bigctl.formatting import plain
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,22 +42,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
-def printable(text: str) -> str:
-    """Text that a terminal can only show: control characters, such as the beginning of an escape sequence, become
-    U+FFFD; newlines and tabs stay."""
-    return text.translate(_CONTROL)
-
-
-_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def sha256(file: Path) -> str:
+    """Of the content of a file, in hexadecimal digits; a large file is read in parts. Raises OSError."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def disk_size(folder: Path) -> int:

@@ -97,8 +97,9 @@ def main() -> None:
     _bench.print_facts("bigctl", "jax", "transformers", "torch")
 
     import bigctl
-    from bigctl.data.sources import packaged
     from bigctl.engine import resolve
+    from bigctl.interop.sources import MINILM
+    from bigctl.packages import fetch_folder
 
     overrides = [
         "recipe=bert_cls", f"data={options.data}", f"train.batch_size={options.batch_size}",
@@ -116,7 +117,7 @@ def main() -> None:
         with open(file, "w") as stream:
             json.dump({"text": [texts[n] for n in range(size)], "label": labels}, stream)
         peer = {
-            "weights": str(packaged.fetch_folder(packaged.MINILM)), "texts": file, "steps": steps,
+            "weights": str(fetch_folder(MINILM)), "texts": file, "steps": steps,
             "max_length": options.max_length, "batch_size": options.batch_size, "warmup": round(0.1 * steps),
             "threads": _bench.cores(),
         }  # fmt: skip

@@ -17,7 +17,6 @@ import pytest
 
 PENDING: dict[str, set[str]] = {
     "upward imports": {
-        "bigctl.engine.dry_run -> bigctl.cli.render",
         "bigctl.runs.comparison -> bigctl.training.checkpoints.arrays",
         "bigctl.runs.comparison -> bigctl.training.checkpoints.store",
         "bigctl.runs.comparison -> bigctl.training.tracking.writers",

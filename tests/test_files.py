@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bigctl.files import printable
+from bigctl.formatting import printable
 
 
 def test_a_text_cannot_command_a_terminal() -> None:

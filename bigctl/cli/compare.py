@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigctl.cli import common, render
+from bigctl.formatting import number
 from bigctl.runs import differences, directory
 from bigctl.runs.differences import ABSENT, NOT_FINITE, Side
 
@@ -154,7 +155,7 @@ def _metrics(values: Sequence[Any], sides: Sequence[Side]) -> list[str]:
     """Numbers, and how far they are from that of the first run."""
     cells = []
     for i, (value, side) in enumerate(zip(values, sides, strict=True)):
-        cell = value if value == ABSENT else NOT_FINITE if value is None else _number(value)
+        cell = value if value == ABSENT else NOT_FINITE if value is None else number(value)
         cell += "" if side.final or value == ABSENT else " *"
         if i and all(isinstance(v, int | float) for v in (values[0], value)):
             cell += f" ({value - values[0]:+.2g})" if value != values[0] else " (=)"
@@ -170,7 +171,3 @@ def _times(values: Sequence[Any]) -> list[str]:
             cell += f" ({value / values[0]:.2f}x)"
         cells.append(cell)
     return cells
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"

@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bigctl.cache_root import cache_root
 from bigctl.cli import common, render
 from bigctl.errors import ConfigError
+from bigctl.files import disk_size
+from bigctl.formatting import age, size
 
 if TYPE_CHECKING:
     from bigctl.config.schema import Data, Tfds
@@ -124,7 +127,6 @@ def _configuration(options: argparse.Namespace) -> Wanted:
 
 def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     from bigctl.data import cache, prepare, preview
-    from bigctl.files import disk_size
 
     config = wanted.data
     folder = cache.cache_folder(config, **wanted.form)
@@ -195,7 +197,7 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
         print(f"{'duplicates':<12} {line}")
     print(f"{'fingerprint':<12} {facts['fingerprint']}")
     now = ", prepared just now" if facts["prepared_now"] else ""
-    print(f"{'on disk':<12} {render.size(facts['bytes'])} in {facts['path']}{now}")
+    print(f"{'on disk':<12} {size(facts['bytes'])} in {facts['path']}{now}")
     splits = facts["splits"]
     if facts["classes"]:
         rows = [
@@ -328,13 +330,13 @@ def _list(options: argparse.Namespace) -> int:
     rows = []
     for entry in known:
         on_disk = sum(c["bytes"] for c in entry["caches"])
-        rows.append((entry["name"], render.size(on_disk) if on_disk else "", entry["description"]))
+        rows.append((entry["name"], size(on_disk) if on_disk else "", entry["description"]))
     render.print_table(("data=", "prepared", ""), rows)
     if own:
         print("\nprepared from files or names of your own:")
-        table = [(p["label"], render.size(p["bytes"]), p["kind"], render.age(p["when"]), p["path"]) for p in own]
+        table = [(p["label"], size(p["bytes"]), p["kind"], age(p["when"]), p["path"]) for p in own]
         render.print_table(("label", "size", "kind", "age", "folder"), table)
-    print(f"\n{render.size(sum(p.bytes for p in found))} prepared; `bigctl data NAME` shows one")
+    print(f"\n{size(sum(p.bytes for p in found))} prepared; `bigctl data NAME` shows one")
     return 0
 
 
@@ -344,7 +346,6 @@ def _entry(found: Prepared) -> dict[str, Any]:
 
 def _clean(options: argparse.Namespace, wanted: Wanted) -> int:
     from bigctl.data import cache
-    from bigctl.files import disk_size
 
     plain = cache.cache_folder(wanted.data, regression=wanted.regression)
     tokens = cache.cache_folder(wanted.data, **wanted.form)
@@ -358,7 +359,7 @@ def _clean(options: argparse.Namespace, wanted: Wanted) -> int:
     if options.json:
         render.print_json({"path": str(tokens), "freed_bytes": freed, "removed": [str(folder) for folder in present]})
     elif present:
-        print(f"freed {render.size(freed)}: {', '.join(str(folder) for folder in present)}")
+        print(f"freed {size(freed)}: {', '.join(str(folder) for folder in present)}")
     else:
         print(f"nothing to remove: {tokens} is not there")
     return 0
@@ -370,12 +371,11 @@ def _forms(folder: Path) -> list[Path]:
 
 
 def _clean_all(options: argparse.Namespace) -> int:
-    from bigctl.cache_root import cache_root
     from bigctl.data import cache
 
     freed, folder = cache.clean_all(), cache_root() / "data"
     if options.json:
         render.print_json({"path": str(folder), "freed_bytes": freed})
     else:
-        print(f"freed {render.size(freed)} in {folder}")
+        print(f"freed {size(freed)} in {folder}")
     return 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.engine import device_check
 
@@ -148,12 +149,12 @@ def _devices(timeout: float) -> Iterator[Finding]:
     for device in seen.devices:
         kinds.setdefault((device["platform"], device["kind"]), []).append(device["memory"])
     for (name, kind), memories in kinds.items():
-        memory = f", {render.size(memories[0])} each" if memories[0] else ""
+        memory = f", {formatting.size(memories[0])} each" if memories[0] else ""
         yield Finding(OK, f"{len(memories)} {name} ({kind}){memory}")
     if "cpu" in {name for name, _ in kinds}:
         memory_total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        yield Finding(OK, f"host: {cores} cores, {render.size(memory_total)} memory")
+        yield Finding(OK, f"host: {cores} cores, {formatting.size(memory_total)} memory")
 
 
 def _steps(timeout: float) -> Iterator[Finding]:
@@ -215,7 +216,7 @@ def _folders() -> Iterator[Finding]:
         new = "" if folder.exists() else ", not there yet"
         level = OK if free >= LITTLE_SPACE else WARN
         yield Finding(
-            level, f"{name}: {folder} can be written{new}, {render.size(free)} free", hint if level == WARN else ""
+            level, f"{name}: {folder} can be written{new}, {formatting.size(free)} free", hint if level == WARN else ""
         )
 
 
@@ -236,4 +237,4 @@ def _compile_cache() -> Iterator[Finding]:
                 WARN, f"others can get at {private}; the next training makes it private", f"chmod 700 {private}"
             )
     programs = len(list(folder.glob("*/*-cache")))
-    yield Finding(OK, f"{programs} programs, {render.size(disk_size(folder))}, in {folder}")
+    yield Finding(OK, f"{programs} programs, {formatting.size(disk_size(folder))}, in {folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(f"{found.path}, step {trained.step:,} -> {folder} ({config['architectures'][0]})")
     for file in files:
-        print(f"  {file:<24} {render.size((folder / file).stat().st_size):>10}")
+        print(f"  {file:<24} {formatting.size((folder / file).stat().st_size):>10}")
     print("to load it:")
     for line in huggingface.loading_lines(config, str(folder)):
         print(f"  {line}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
-from bigctl.files import printable
+from bigctl.formatting import printable
 
 if TYPE_CHECKING:
     from bigctl.generation.generate import LanguageModel

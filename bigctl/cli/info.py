@@ -7,6 +7,7 @@ import shlex
 import time
 from typing import Any
 
+from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.errors import RunError
 from bigctl.runs import directory, run_info
@@ -58,10 +59,10 @@ def text(known: dict[str, Any]) -> list[str]:
     for name, value in sorted(known["metrics"].items()):
         if isinstance(value, (int, float)):
             line("", f"{name:<16} {value:.4f}")
-    line("on disk", render.size(known["bytes"]))
+    line("on disk", formatting.size(known["bytes"]))
     for saved in known["checkpoints"]:
         marks = [mark for mark in ("best", "last") if saved[mark]] if saved["committed"] else ["unfinished save"]
-        line("checkpoint", f"step {saved['step']:,}  {render.size(saved['bytes'])}  {', '.join(marks)}".rstrip())
+        line("checkpoint", f"step {saved['step']:,}  {formatting.size(saved['bytes'])}  {', '.join(marks)}".rstrip())
     for start in known["starts"]:
         line("started", f"{_date(start['time'])} from step {start['step']:,}: {shlex.join(start.get('argv') or [])}")
     line("overrides", shlex.join(known["overrides"]))

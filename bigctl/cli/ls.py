@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from bigctl import formatting
 from bigctl.cli import common, render
 
 EXAMPLES = """\
@@ -85,7 +86,7 @@ def runs() -> list[dict[str, str]]:
             status = RunDirectory(file.parent).status()
         except RunError:
             status = "unreadable"
-        text = f"{status}, {render.age(file.stat().st_mtime)} ago"
+        text = f"{status}, {formatting.age(file.stat().st_mtime)} ago"
         entries.append({"name": file.parent.name, "headline": text, "status": status, "origin": str(file.parent)})
     return entries
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_json(value: object) -> None:
-    from bigctl.files import plain
+    from bigctl.formatting import plain
 
     print(json.dumps(plain(value), indent=1, ensure_ascii=False, default=str))
 
@@ -27,24 +26,6 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in [list(header), *rows]:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         print(line if len(line) <= room else line[: room - 3] + "...")
-
-
-def age(timestamp: float) -> str:
-    """Seconds since then, in the largest unit that fits."""
-    seconds = max(0.0, time.time() - timestamp)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def size(count: float) -> str:
-    """Bytes, in the largest binary unit that fits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def print_passed(verdicts: Iterable[Verdict]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.errors import BigctlError, ConfigError
 from bigctl.files import disk_size
@@ -83,7 +84,7 @@ def _list(options: argparse.Namespace, filter_by: str, root: Path) -> int:
         best = f"{row.metric} {row.value:.4f}".strip() if row.value is not None else ""
         step = "" if row.step is None else f"{row.step:,}"
         note = row.message.splitlines()[0] if row.message and row.status != "complete" else ""
-        table.append((row.name, row.status, row.recipe, step, best, render.age(row.active), note))
+        table.append((row.name, row.status, row.recipe, step, best, formatting.age(row.active), note))
     render.print_table(("name", "status", "recipe", "step", "best", "age", ""), table)
     return 0
 
@@ -116,7 +117,7 @@ def _take(options: argparse.Namespace, sizes: dict[str, int], keep: str | None) 
     """Show what will be removed, ask, remove it, and report what was freed. A run taken into use meanwhile is kept."""
     what = f"all checkpoints but the {keep} of" if keep and keep != "none" else "the checkpoints of" if keep else ""
     for path, size in sizes.items():
-        print(f"{what} {path}  {render.size(size)}".strip(), file=sys.stderr if options.json else sys.stdout)
+        print(f"{what} {path}  {formatting.size(size)}".strip(), file=sys.stderr if options.json else sys.stdout)
     freed: dict[str, int] = {}
     if sizes and not options.dry_run:
         _confirm(options, len(sizes))
@@ -132,11 +133,11 @@ def _take(options: argparse.Namespace, sizes: dict[str, int], keep: str | None) 
         ]
         render.print_json({"runs": entries, "freed_bytes": sum(freed.values()), "dry_run": options.dry_run})
     elif options.dry_run:
-        print(f"would free {render.size(sum(sizes.values()))} in {len(sizes)} runs; nothing was removed")
+        print(f"would free {formatting.size(sum(sizes.values()))} in {len(sizes)} runs; nothing was removed")
     elif not sizes:
         print("nothing to remove; --status says which runs are meant, failed and diverged ones if not given")
     else:
-        print(f"freed {render.size(sum(freed.values()))} in {len(freed)} of {len(sizes)} runs")
+        print(f"freed {formatting.size(sum(freed.values()))} in {len(freed)} of {len(sizes)} runs")
     return 0 if options.dry_run or len(freed) == len(sizes) else 1
 
 

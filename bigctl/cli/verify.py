@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
@@ -58,7 +59,7 @@ def text(report: Report) -> list[str]:
     verdict = f"damaged in {damaged} place{'s' * (damaged > 1)}" if damaged else "all is well"
     lines = [f"{report.run}: {verdict}"]
     for found in report.checkpoints:
-        facts = f"{found.files} files, {render.size(found.bytes)}"
+        facts = f"{found.files} files, {formatting.size(found.bytes)}"
         facts += f", {found.arrays} arrays loaded" if found.arrays is not None else ""
         lines.append(f"  step {found.step:<9,} {'DAMAGED ' + found.problem if found.problem else 'ok  ' + facts}")
     lines += [f"  DAMAGED {problem}" for problem in report.problems]

@@ -28,7 +28,7 @@ from bigctl.data.sources.decoded import Columns
 from bigctl.data.text import tokenization
 from bigctl.data.text.encoding import Texts
 from bigctl.errors import DataError
-from bigctl.files import disk_size
+from bigctl.files import disk_size, sha256
 
 TOKENIZER = "tokenizer.json"
 
@@ -81,7 +81,7 @@ def write_dataset(
             for name, values in columns.items():
                 file = temporary / f"{split}.{on_disk.get(name, name)}.npy"
                 np.save(file, values, allow_pickle=False)
-                digests[file.name] = _digest(file)
+                digests[file.name] = sha256(file)
         if tokenizer is not None:
             (temporary / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         meta = {
@@ -113,12 +113,12 @@ def read_dataset(folder: Path) -> Dataset | None:
             return None
         by_split: dict[str, Columns] = {split: {} for split in SPLITS}
         for name, digest in meta["files"].items():
-            if _digest(folder / name) != digest:
+            if sha256(folder / name) != digest:
                 return None
             split, column, _ = name.split(".")
             by_split[split][_RENAMED.get(column, column)] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         features = Features.from_json(meta["features"])
-        if features.tokenizer and tokenization.sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
+        if features.tokenizer and sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
             return None
         texts = {split: _take_texts(columns) for split, columns in by_split.items()}
         return Dataset(by_split, features, meta["fingerprint"], meta["info"], str(folder), texts)
@@ -138,11 +138,6 @@ def _take_texts(columns: Columns) -> tuple[Texts, ...]:
 def _fingerprint(meta: dict[str, Any]) -> str:
     content = json.dumps([meta["features"], meta["files"]], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _cannot_store(folder: Path, error: OSError) -> DataError:

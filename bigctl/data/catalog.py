@@ -5,7 +5,6 @@ A reader is looked up by `kind`. Its identity says, without decoding anything, w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +142,7 @@ def _file_digests(config: schema.Table | schema.Conll) -> list[str | None] | Non
 def _digest(path: str | None) -> str | None:
     """The sha256 of a file; None where there is none."""
     file = _optional(path)
-    if file is None or not file.is_file():
-        return None
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return None if file is None or not file.is_file() else sha256(file)
 
 
 def _table(config: schema.Table, regression: bool) -> Decoded:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bigctl.errors import DataError
+from bigctl.files import sha256
 
 
 def fingerprint_folder(path: Path) -> str:
@@ -29,8 +30,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     """sha256 over the contents of some files, in the order given; their names do not matter."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(require_file(path), "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(require_file(path))))
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NONE, TOKEN_CLASS, Target
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
-from bigctl.files import disk_size
+from bigctl.files import disk_size, sha256
 
 
 def prepare(
@@ -46,7 +46,7 @@ def prepare(
         DataError: if the data cannot be found, fetched, decoded or stored.
     """
     folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
-    digest = tokenization.sha256(stored) if stored is not None and stored.is_file() else None
+    digest = sha256(stored) if stored is not None and stored.is_file() else None
     for place in (folder, folder.with_name(f"{folder.name}-{digest[:8]}") if digest else None):
         if rebuild or place is None or not place.is_dir():
             continue

@@ -64,7 +64,7 @@ def report(config: Config) -> dict[str, Any]:
 
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
-    from bigctl.cli.render import size
+    from bigctl.formatting import size
 
     lines = [f"{report['recipe']}: model {report['model']}, {report['parameters']:,} parameters"]
     width = max(len(name) for name in report["shapes"])

@@ -11,7 +11,7 @@ from bigctl.data.dataset import Dataset
 from bigctl.data.text import tokenization
 from bigctl.engine.experiment import Experiment
 from bigctl.errors import ConfigError
-from bigctl.files import printable
+from bigctl.formatting import printable
 from bigctl.parallel import mesh as meshes
 from bigctl.training.tracking.writers import JsonLines
 

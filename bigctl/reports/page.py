@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigctl.errors import ConfigError
-from bigctl.files import plain
+from bigctl.formatting import grouped, plain
 from bigctl.reports.plots import Figure
 
 if TYPE_CHECKING:
@@ -85,22 +85,11 @@ def _environment() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters.update(number=number, date=date, seconds=seconds, deviation=deviation)
+    found.filters.update(number=grouped, date=date, seconds=seconds, deviation=deviation)
     return found
 
 
 # ------------------------------------------------------------------------------------------------- what templates show
-
-
-def number(value: object) -> str:
-    """A number for people: thousands apart, four significant digits; "-" for none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "-" if value is None else str(value)
-    if not math.isfinite(value):
-        return "not finite"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4f}" if 0.01 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def seconds(value: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.errors import BigctlError
-from bigctl.files import printable
+from bigctl.formatting import grouped, printable
 from bigctl.reports import history, page, plots
 from bigctl.reports.examples import Examples
 from bigctl.runs import directory, listing, run_info
@@ -130,22 +130,22 @@ def _cards(known: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[s
     metrics, by = known.get("metrics") or {}, known.get("selected_by")
     cards = []
     if by and by in metrics:
-        cards.append((str(by), page.number(metrics[by]), f"selected at step {page.number(known['selected_step'])}"))
+        cards.append((str(by), grouped(metrics[by]), f"selected at step {grouped(known['selected_step'])}"))
     measure = str(by).partition("/")[2] if by else ""
     for name in dict.fromkeys((f"test/{measure}", "test/accuracy", "test/loss")):
         if name in metrics and len(cards) < 3:
-            cards.append((name, page.number(metrics[name]), "scored once, with the selected weights"))
+            cards.append((name, grouped(metrics[name]), "scored once, with the selected weights"))
     step, total = known.get("step"), known.get("total")
     if step is not None:
-        of = f"of {page.number(total)}" if total else ""
-        cards.append(("step", page.number(step), f"{of}, {known['stopped']}".strip(", ") if known["stopped"] else of))
+        of = f"of {grouped(total)}" if total else ""
+        cards.append(("step", grouped(step), f"{of}, {known['stopped']}".strip(", ") if known["stopped"] else of))
     wall = (summary.get("timings") or {}).get("wall")
     if isinstance(wall, int | float):
         rate = summary.get("tokens_per_s") or summary.get("examples_per_s")
         unit = "tokens/s" if summary.get("tokens_per_s") else "examples/s"
-        cards.append(("time", _duration(wall), f"{page.number(round(rate))} {unit}" if rate else ""))
+        cards.append(("time", _duration(wall), f"{grouped(round(rate))} {unit}" if rate else ""))
     if known.get("parameters"):
-        cards.append(("parameters", page.number(known["parameters"]), ""))
+        cards.append(("parameters", grouped(known["parameters"]), ""))
     return cards
 
 
@@ -296,13 +296,13 @@ def _around(known: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("machine", ", ".join(f"{n} {v}" for n, v in (known.get("machine") or {}).items() if v)))
     rows.append(("plugins", ", ".join(map(str, known.get("plugins") or []))))
     if data := known.get("data"):
-        sizes = ", ".join(f"{split} {page.number(n)}" for split, n in (data.get("sizes") or {}).items())
+        sizes = ", ".join(f"{split} {grouped(n)}" for split, n in (data.get("sizes") or {}).items())
         info = data.get("info") or {}
         about = "; ".join(str(info[key]) for key in ("title", "source", "licence") if info.get(key))
         rows.append(("data", f"{sizes}; fingerprint {str(data.get('fingerprint'))[:12]}"))
         rows.append(("", about))
     saved = [c for c in known.get("checkpoints") or [] if c["committed"]]
-    rows.append(("checkpoints", ", ".join(f"step {page.number(c['step'])}" for c in saved)))
+    rows.append(("checkpoints", ", ".join(f"step {grouped(c['step'])}" for c in saved)))
     return [(name, str(value)) for name, value in rows if value]
 
 

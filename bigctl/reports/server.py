@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from bigctl.errors import BigctlError
-from bigctl.files import plain
+from bigctl.formatting import plain
 from bigctl.reports import find, history, page, plots, run, sweep
 from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory

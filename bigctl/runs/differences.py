@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, RunError
+from bigctl.files import sha256
 from bigctl.runs import directory, listing, provenance
 from bigctl.runs.comparison import TIMED, Comparison, compare_curve
 from bigctl.runs.directory import RunDirectory
@@ -178,7 +178,7 @@ def _surroundings(run: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any
     diff = (record.get("code") or {}).get("diff")
     if facts["commit"] and diff:
         facts["commit"] += f" {provenance.digest(diff)}"
-    tokenizer = hashlib.sha256(run.tokenizer.read_bytes()).hexdigest()[:12] if run.tokenizer.exists() else None
+    tokenizer = sha256(run.tokenizer)[:12] if run.tokenizer.exists() else None
     data = str((record.get("data") or {}).get("fingerprint") or "")[:12] or None
     python = (record.get("machine") or {}).get("python")
     others = {name: v for name, v in (record.get("packages") or {}).items() if name not in facts}

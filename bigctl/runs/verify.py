@@ -6,7 +6,6 @@ Damage is what makes a file say something else than was written, or nothing. Wha
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from bigctl.config import compose as composing
 from bigctl.config import plugins
 from bigctl.errors import BigctlError, ConfigError, RunError
+from bigctl.files import sha256
 from bigctl.runs import directory, manifest
 from bigctl.runs.directory import RunDirectory
 
@@ -187,7 +187,7 @@ def _leftovers(run: RunDirectory) -> Iterator[str]:
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path)
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(path)) from error
 

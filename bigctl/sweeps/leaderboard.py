@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.config import schema
-from bigctl.files import plain, write_json, write_text
+from bigctl.files import write_json, write_text
+from bigctl.formatting import plain
 from bigctl.sweeps.effects import Scored, effects
 from bigctl.sweeps.trials import COMPLETE, FAILED, Point, State, Study
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import RunError
-from bigctl.files import plain
+from bigctl.formatting import plain
 from bigctl.sweeps.trials import RUNNING, STOPPED, WAITING, State, Study, Trial
 
 NAME = "ledger.jsonl"

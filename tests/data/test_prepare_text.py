@@ -18,6 +18,7 @@ from bigctl.data import cache, prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.text import encoding, tokenization
 from bigctl.errors import DataError
+from bigctl.files import sha256
 
 TOKENIZER = schema.Tokenizer(type="words", size=60, max_length=16)
 
@@ -218,7 +219,7 @@ def test_a_run_keeps_its_tokenizer_where_the_cache_holds_another(tmp_path, token
     tokenized.clear()
     made = make(config, stored=own)
     assert "trained" not in tokenized and made.path != usual.path
-    assert made.features.tokenizer["sha256"] == tokenization.sha256(own) != usual.features.tokenizer["sha256"]  # type: ignore[index]
+    assert made.features.tokenizer["sha256"] == sha256(own) != usual.features.tokenizer["sha256"]  # type: ignore[index]
     again = make(config, stored=own)
     assert same(made, again) and tokenized.count("encoded") == 3
     assert same(usual, make(config)) and tokenized.count("encoded") == 3  # both stay

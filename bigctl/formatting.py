@@ -1,0 +1,68 @@
+"""How values are shown to people and written as JSON."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+
+def printable(text: str) -> str:
+    """Text that a terminal can only show: control characters, such as the beginning of an escape sequence, become
+    U+FFFD; newlines and tabs stay."""
+    return text.translate(_CONTROL)
+
+
+_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float | None) -> str:
+    """A metric: four decimals, or three digits where these say more; "-" for none, or one that is not finite."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def grouped(value: object) -> str:
+    """A number with its thousands apart and at most four significant digits; "-" for none; other values as they are."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-" if value is None else str(value)
+    if not math.isfinite(value):
+        return "not finite"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def size(count: float) -> str:
+    """Bytes, in the largest binary unit that fits."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def clock(seconds: float) -> str:
+    """A length of time as 1:05, or 2:10:00."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def age(timestamp: float) -> str:
+    """How long ago that was, in the largest unit that fits."""
+    seconds = max(0.0, time.time() - timestamp)
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
