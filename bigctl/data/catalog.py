@@ -14,6 +14,7 @@ from bigctl.cache_root import cache_root
 from bigctl.config import schema
 from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
+from bigctl.files import sha256
 
 if TYPE_CHECKING:
     from bigctl.data.sources.tagged import Sentences
