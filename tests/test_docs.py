@@ -1,4 +1,4 @@
-"""Every command of the README is run as it stands there; trainings are only made shorter."""
+"""Every command of the README and of the pages below is run as it stands there; trainings are only made shorter."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ import pytest
 
 from tests.conftest import Cli
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/data.md", "docs/text.md", "docs/language_models.md", "docs/configuration.md")
 SHORT = ["train.steps=4", "train.epochs=1", "eval.every=2", "checkpoint.every=2"]
 SHORT_TEXTS = ["recipe.tokenizer.max_length=16", "recipe.bucketing.shapes=1"]
 
 
+def pages() -> str:
+    return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
+
+
 def blocks() -> list[tuple[str, str]]:
     """The fenced blocks: (language, text)."""
-    text = README.read_text(encoding="utf-8")
-    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```(\w*)\n(.*?)^```$", pages(), flags=re.DOTALL | re.MULTILINE)
 
 
 def commands() -> list[str]:
     lines = [line.split("  #")[0].strip() for kind, block in blocks() if not kind for line in block.splitlines()]
-    return [line for line in lines if line.startswith("bigctl ")]
+    return list(dict.fromkeys(line for line in lines if line.startswith("bigctl ")))
 
 
 def table_commands() -> list[str]:
-    rows = re.findall(r"^\|[^|]+\| `(recipe=[^`]+)` \|$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return [f"bigctl train {row}" for row in rows if "tfds" not in row]
+    rows = re.findall(r"^\|[^|]+\| `(recipe=[^`]+)` \|$", pages(), flags=re.MULTILINE)
+    return [f"bigctl train {row}" for row in dict.fromkeys(rows) if "tfds" not in row]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """A folder with what the README's commands expect to find, and a short run called cnn_cls."""
+    """A folder with what the commands expect to find, and a short run called cnn_cls."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("readme")
@@ -122,6 +126,12 @@ def test_the_python_example_works(workplace: Cli) -> None:
     before = "import numpy as np\nimages = np.zeros((3, 8, 8, 1), np.uint8)"
     script = f"{before}\n{code}\nassert probabilities.shape == (3, 10)"
     subprocess.run([sys.executable, "-c", script], cwd=workplace.folder, check=True)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_readme_has_commands() -> None:
