@@ -77,7 +77,7 @@ def judge(found: Iterable[Change], allowed: Iterable[str], *, where: str) -> lis
 
 # ------------------------------------------------------------------------------------------------------- surroundings
 
-REFUSE, WARN, NOTE = "refused", "warned of", "noted"
+REFUSE, WARN, NOTE = "refused", "warning", "noted"
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,21 @@ class Rule:
 
 SURROUNDINGS = (
     Rule("data", REFUSE, "fingerprint of the data", "The examples would be others."),
-    Rule("tokenizer", REFUSE, "sha256 of the tokenizer", "The same numbers would stand for other text."),
+    Rule("tokenizer", REFUSE, "sha256 of the tokenizer", "The same token ids would stand for other text."),
     Rule("bigctl", WARN, "major or minor version of bigctl", "What a key means may have changed."),
     Rule("jax", WARN, "version of jax", "Other programs may be traced, with other rounding."),
     Rule("jaxlib", WARN, "version of jaxlib", "XLA may order and fuse operations differently."),
-    Rule("device kind", WARN, "kind of device", "Its units round and add in an order of their own."),
+    Rule("device kind", WARN, "kind of device", "It rounds and adds in another order."),
     Rule(
         "mesh",
         WARN,
         "number of devices, or their arrangement in a mesh",
         "Sums over devices take another order.",
     ),
-    Rule("cores", WARN, "processor cores, on CPU", "XLA divides sums among its threads."),
+    Rule("cores", WARN, "processor cores, on CPU", "XLA splits sums among its threads."),
     Rule("CPU features", WARN, "instruction sets, on CPU", "Vectors of another width add in another order."),
     Rule("XLA_FLAGS", WARN, "the variable XLA_FLAGS", "Flags change what is compiled."),
-    Rule("commit", NOTE, "git commit of the working folder, or changes to it", "The code may be nothing to the run."),
+    Rule("commit", NOTE, "git commit of the working folder, or changes to it", "The change may not concern the run."),
     Rule("packages", NOTE, "versions of the other packages", "They do not decide the numbers of a compiled step."),
 )
 """The written rule; `docs/resume.md` shows it as it stands here."""

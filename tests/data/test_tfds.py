@@ -485,7 +485,7 @@ def test_stdout_stays_empty_and_tensorflow_unimported(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from bigctl.data import tfds
+from bigctl.data.sources import tfds
 assert "tensorflow_datasets" not in sys.modules
 for name in ("iris", "minst"):
     try:

@@ -262,7 +262,7 @@ def test_another_jaxlib_is_warned_of_and_recorded(command: Command) -> None:
     message = command("resume", "a", "train.steps=22", "--quiet")
     assert message.count("warning: jaxlib: 0.0.1 -> ") == 1 and "last bit" in message and "commit" not in message
     changed = record()["starts"][-1]["changed"]
-    assert any(text.startswith("jaxlib: 0.0.1 -> ") and text.endswith("(warned of)") for text in changed)
+    assert any(text.startswith("jaxlib: 0.0.1 -> ") and text.endswith("(warning)") for text in changed)
     assert record()["packages"]["jaxlib"] != "0.0.1"
 
 
