@@ -70,39 +70,13 @@ def read_image_folder(
     _check_shape(image_size, channels)
     notes: list[str] = []
     folders = _split_folders(require_folder(path), notes)
-    for split, folder in (("validation", validation_path), ("test", test_path)):
-        if folder is None:
-            continue
-        if split in folders:
-            raise DataError(
-                f"{split} images are given twice: by data.{split}_path and by the folder {folders[split].name!r}",
-                where=str(path),
-                hint=f"give data.path={folders['train']}, or leave data.{split}_path out",
-            )
-        if folder.resolve() == path.resolve():
-            raise DataError(f"data.{split}_path is the training folder itself", where=str(folder))
-        folders[split] = require_folder(folder)
-
+    _add_folders(folders, path, {"validation": validation_path, "test": test_path})
     listed: dict[str, dict[str, list[Path]]] = {}
     ignored = 0
     for split, folder in folders.items():
         listed[split], skipped = _class_files(folder, notes)
         ignored += skipped
-    classes = tuple(listed["train"])
-    if len(classes) == 1:
-        raise DataError(
-            f"there is only one class, {classes[0]!r}",
-            where=str(folders["train"]),
-            hint="a classifier needs at least two class folders",
-        )
-    for split, by_class in listed.items():
-        if unknown := [name for name in by_class if name not in classes]:
-            raise DataError(
-                f"class {unknown[0]!r} is not among the training classes {some(classes)}",
-                where=str(folders[split] / unknown[0]),
-                hint="rename the folder, or add the class to the training images",
-            )
-
+    classes = _classes(listed, folders)
     files = [file for by_class in listed.values() for class_files in by_class.values() for file in class_files]
     images = decode_all(files, image_size, channels)
     splits: dict[str, Columns] = {}
@@ -120,6 +94,41 @@ def read_image_folder(
         "notes": notes,
     }
     return Decoded("image", splits, classes, info)
+
+
+def _add_folders(folders: dict[str, Path], path: Path, given: dict[str, Path | None]) -> None:
+    """Add the folders of further splits that are given by a key of their own."""
+    for split, folder in given.items():
+        if folder is None:
+            continue
+        if split in folders:
+            raise DataError(
+                f"{split} images are given twice: by data.{split}_path and by the folder {folders[split].name!r}",
+                where=str(path),
+                hint=f"give data.path={folders['train']}, or leave data.{split}_path out",
+            )
+        if folder.resolve() == path.resolve():
+            raise DataError(f"data.{split}_path is the training folder itself", where=str(folder))
+        folders[split] = require_folder(folder)
+
+
+def _classes(listed: dict[str, dict[str, list[Path]]], folders: dict[str, Path]) -> tuple[str, ...]:
+    """The classes, which those of training decide."""
+    classes = tuple(listed["train"])
+    if len(classes) == 1:
+        raise DataError(
+            f"there is only one class, {classes[0]!r}",
+            where=str(folders["train"]),
+            hint="a classifier needs at least two class folders",
+        )
+    for split, by_class in listed.items():
+        if unknown := [name for name in by_class if name not in classes]:
+            raise DataError(
+                f"class {unknown[0]!r} is not among the training classes {some(classes)}",
+                where=str(folders[split] / unknown[0]),
+                hint="rename the folder, or add the class to the training images",
+            )
+    return classes
 
 
 def read_image(

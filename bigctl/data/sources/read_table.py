@@ -8,7 +8,7 @@ import difflib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,14 @@ class TextTable:
 def short(text: str, limit: int = 60) -> str:
     """A value as it is shown in a message; one taken for a name may be a whole text."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def file_facts(tables: Mapping[str, TextTable]) -> dict[str, Any]:
+    """Which files the splits are from, and how many rows they have, for the facts of a data set."""
+    return {
+        "files": {split: table.source for split, table in tables.items()},
+        "rows": {split: len(table.lines) for split, table in tables.items()},
+    }
 
 
 def load(

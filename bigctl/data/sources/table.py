@@ -16,7 +16,7 @@ import numpy as np
 
 from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.read_table import SUFFIXES, TextTable, load, short
+from bigctl.data.sources.read_table import SUFFIXES, TextTable, file_facts, load, short
 from bigctl.data.table_encoder import Categorical, TableEncoder
 from bigctl.errors import DataError
 
@@ -59,13 +59,41 @@ def read_table(
     Raises:
         DataError: the file is missing or malformed, a column is missing, a value does not fit its column or target.
     """
+    tables = {
+        split: load(file, format, lambda name: name not in drop or name == label, columns=columns, quoting=quoting)
+        for split, file in split_files(path, validation_path, test_path).items()
+    }
+    _check_columns(tables, label, drop, path)
+    notes = list(tables["train"].notes)
+    features = _infer(tables["train"], label, notes)
+    if not features:
+        why = f": {'; '.join(notes)}" if notes else ""
+        hint = "they must be numbers, or categories in which some rows agree"
+        raise DataError(f"no feature columns are left beside the target {label!r}{why}", where=str(path), hint=hint)
+    classes, targets = None, {split: _numeric(table, label) for split, table in tables.items()} if regression else {}
+    for split, target in targets.items():
+        _require_values(tables[split], label, np.flatnonzero(np.isnan(target)))
+    if not regression:
+        classes, targets = classify(tables, label)
+    splits = {
+        split: {**(features if split == "train" else _like_training(table, features)), "label": targets[split]}
+        for split, table in tables.items()
+    }
+    numeric = [name for name, values in features.items() if values.dtype != object]
+    info: dict[str, Any] = {
+        "source": format,
+        **file_facts(tables),
+        "target": label,
+        "numeric": numeric,
+        "categorical": [name for name in features if name not in numeric],
+    }
+    return Decoded("table", splits, classes, {**info, "notes": notes})
+
+
+def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str], path: Path) -> None:
+    """Raise DataError where the columns that are named do not exist, or one is in the way of the target's."""
     if label in drop:
         raise DataError(f"data.drop holds the target column {label!r}", where="data.drop", hint="drop other columns")
-    files = split_files(path, validation_path, test_path)
-    tables = {
-        split: load(file, format, lambda name: name not in drop, columns=columns, quoting=quoting)
-        for split, file in files.items()
-    }
     train = tables["train"]
     for table in tables.values():
         table.require(label, "target")
@@ -80,39 +108,16 @@ def read_table(
             hint="rename the column 'label', or leave it out with data.drop=[label]",
         )
 
-    notes = list(train.notes)
-    features = _infer(train, label, notes)
-    if not features:
+
+def _like_training(table: TextTable, features: Columns) -> Columns:
+    """The columns of another split, with the types that training decided."""
+    if absent := [name for name in features if name not in table.columns]:
         raise DataError(
-            f"no feature columns are left beside the target {label!r}" + (f": {'; '.join(notes)}" if notes else ""),
-            where=str(path),
-            hint="they must be numbers, or categories in which some rows agree",
+            f"feature column {absent[0]!r} of the training file is missing",
+            where=table.source,
+            hint=f"its columns are {some(table.names)}",
         )
-    classes, targets = None, {split: _numeric(table, label) for split, table in tables.items()} if regression else {}
-    for split, target in targets.items():
-        _require_values(tables[split], label, np.flatnonzero(np.isnan(target)))
-    if not regression:
-        classes, targets = classify(tables, label)
-    splits: dict[str, Columns] = {}
-    for split, table in tables.items():
-        if absent := [name for name in features if name not in table.columns]:
-            raise DataError(
-                f"feature column {absent[0]!r} of the training file is missing",
-                where=table.source,
-                hint=f"its columns are {some(table.names)}",
-            )
-        typed = features if split == "train" else _typed(table, {n: v.dtype == object for n, v in features.items()})
-        splits[split] = {**typed, "label": targets[split]}
-    info: dict[str, Any] = {
-        "source": format,
-        "files": {split: table.source for split, table in tables.items()},
-        "rows": {split: len(table.lines) for split, table in tables.items()},
-        "target": label,
-        "numeric": [name for name, values in features.items() if values.dtype != object],
-        "categorical": [name for name, values in features.items() if values.dtype == object],
-        "notes": notes,
-    }
-    return Decoded("table", splits, classes, info)
+    return _typed(table, {name: values.dtype == object for name, values in features.items()})
 
 
 def split_files(path: Path, validation_path: Path | None, test_path: Path | None) -> dict[str, Path]:

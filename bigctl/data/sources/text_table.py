@@ -15,7 +15,7 @@ import numpy as np
 from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
-from bigctl.data.sources.read_table import SUFFIXES, TextTable, load, read_text
+from bigctl.data.sources.read_table import SUFFIXES, TextTable, file_facts, load, read_text
 from bigctl.data.sources.table import classify, split_files
 from bigctl.data.target import Target
 from bigctl.errors import DataError
@@ -55,22 +55,19 @@ def read_texts(
     Raises:
         DataError: a file is missing or malformed, a column is missing, a text is empty, or a label cannot be used.
     """
-    wanted = {"data.text": text, "data.text_pair": text_pair, "data.label": label, "data.labels": labels}
-    named = [name for name in wanted.values() if name is not None]
-    if len(set(named)) < len(named):
-        keys = [key for key, name in wanted.items() if name is not None and named.count(name) > 1]
-        raise DataError(f"{' and '.join(keys)} name the same column", where=keys[1], hint="name different ones")
+    named = _distinct({"data.text": text, "data.text_pair": text_pair, "data.label": label, "data.labels": labels})
     reading: dict[str, Any] = {"columns": columns, "quoting": quoting, "long_fields": True}
     tables = {
-        split: load(file, format, set(named).__contains__, **reading, lists=[labels] if labels else [])
+        split: load(file, format, named.__contains__, **reading, lists=[labels] if labels else [])
         for split, file in split_files(path, validation_path, test_path).items()
     }
     pair = [text_pair] if text_pair else []
     notes = list(tables["train"].notes)
     splits: dict[str, Columns] = {}
+    roles = _roles(text, text_pair).items()
     for split, table in tables.items():
-        texts = {name: _texts(table, column) for name, column in _roles(text, text_pair).items()}
-        splits[split] = {**texts, "label": np.zeros(len(table.lines), np.int32)}
+        splits[split] = {name: _texts(table, column) for name, column in roles}
+        splits[split]["label"] = np.zeros(len(table.lines), np.int32)
         if format == "tsv" and quoting:
             notes += _doubtful_quotes(table, [text, *pair])
         if label is not None:
@@ -83,15 +80,17 @@ def read_texts(
         classes, targets = classify(tables, label, quantities=f"is data.label={label} the right column?")
         target = Target.usual("text", classes)
         splits = {split: {**arrays, "label": targets[split]} for split, arrays in splits.items()}
-    info: dict[str, Any] = {
-        "source": format,
-        "files": {split: table.source for split, table in tables.items()},
-        "rows": {split: len(table.lines) for split, table in tables.items()},
-        "text": [text, *pair],
-        "target": labels or label,
-        "notes": notes,
-    }
-    return Decoded("text", splits, classes, info, target)
+    info: dict[str, Any] = {"source": format, **file_facts(tables), "text": [text, *pair]}
+    return Decoded("text", splits, classes, {**info, "target": labels or label, "notes": notes}, target)
+
+
+def _distinct(wanted: dict[str, str | None]) -> set[str]:
+    """The columns that keys name. Raises DataError where two keys name the same one."""
+    named = [name for name in wanted.values() if name is not None]
+    if len(set(named)) < len(named):
+        keys = [key for key, name in wanted.items() if name is not None and named.count(name) > 1]
+        raise DataError(f"{' and '.join(keys)} name the same column", where=keys[1], hint="name different ones")
+    return set(named)
 
 
 def read_for_prediction(

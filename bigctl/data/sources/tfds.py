@@ -15,21 +15,17 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.tfds_features import Roles, find_roles, is_text
 from bigctl.data.sources.tfds_hooks import Files, explained, replaced, without_tensorflow
 from bigctl.errors import DataError
 
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_USABLE = (
-    "bigctl reads images and texts with one class label, tables of numbers and categories with one target, and texts "
-    "without labels"
-)
 
 
 def read(
@@ -76,9 +72,9 @@ def read(
             _resolve(dataset)
             with without_tensorflow(), files.hooked():
                 builder = tfds.builder(dataset, data_dir=os.fspath(data_dir))
-                layout = _layout(builder.info, text, text_pair)  # first: what cannot be used need not be downloaded
+                roles = find_roles(builder.info, text, text_pair)  # first: what cannot be used need not be downloaded
                 _prepare(builder, files)
-                return _decode(builder, layout, image_size)
+                return _decode(builder, roles, image_size)
         except DataError as error:
             raise DataError(error.message, where=dataset, hint=error.hint) from error.__cause__
         except Exception as error:
@@ -161,166 +157,46 @@ def _extract_dir(parent: Path) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------- decoding
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Which features are read: one image, or texts, or some inputs as paths into an example; and the target, which is
-    empty for texts without labels."""
-
-    image: str | None
-    inputs: dict[str, tuple[tuple[str, ...], Any]]
-    target: str
-    texts: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        if not self.target:
-            return "stream"
-        return "image" if self.image else "text" if self.texts else "table"
-
-
-def _layout(info: Any, text: str | None, text_pair: str | None) -> _Layout:
-    from tensorflow_datasets.core import features as f
-
-    def leaves(name: str, path: tuple[str, ...], feature: Any) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
-        if isinstance(feature, f.FeaturesDict):
-            for key, child in feature.items():
-                yield from leaves(key, (*path, key), child)
-        else:
-            yield name, (path, feature)
-
-    def scalar(feature: Any) -> bool:
-        return isinstance(feature, f.Tensor) and feature.shape == ()
-
-    top = dict(info.features.items()) if isinstance(info.features, f.FeaturesDict) else {}
-    unusable = DataError(
-        f"its features cannot be used: {', '.join(f'{k} ({type(v).__name__})' for k, v in top.items())}", hint=_USABLE
-    )
-    images = [key for key, feature in top.items() if isinstance(feature, f.Image)]
-    labels = [key for key, feature in top.items() if isinstance(feature, f.ClassLabel)]
-    alone = _unlabelled_text(info, text) if text_pair is None else None
-    if alone is not None:
-        return _Layout(None, {}, "", (alone,))
-    texts = _text_features(info, text, text_pair)
-    if texts:
-        named = [key for key in labels if info.supervised_keys and key == info.supervised_keys[1]] or labels
-        if len(named) != 1:
-            raise unusable
-        return _Layout(None, {}, named[0], texts)
-    if info.supervised_keys:
-        source, target = info.supervised_keys[:2]
-    elif len(labels) == 1 and len(images) <= 1:
-        target = labels[0]
-        source = images[0] if images else {key: key for key in top if key != target}
-    else:
-        raise unusable
-    if not isinstance(target, str) or not scalar(top.get(target)):
-        raise unusable
-
-    if isinstance(source, str) and source in images:
-        if target not in labels or top[source].np_dtype != np.uint8:
-            raise unusable
-        return _Layout(source, {}, target)
-
-    sources = {source: source} if isinstance(source, str) else source
-    if not isinstance(sources, dict) or not all(isinstance(key, str) and key in top for key in sources.values()):
-        raise unusable
-    pairs = [pair for name, key in sources.items() for pair in leaves(name, (key,), top[key])]
-    inputs = dict(pairs)
-    vector = (feature for _, feature in inputs.values() if not scalar(feature))
-    if (
-        len(inputs) < len(pairs)
-        or "label" in inputs
-        or not all(isinstance(v, f.Tensor) and len(v.shape) == 1 and v.shape[0] and not _is_text(v) for v in vector)
-        or any(isinstance(feature, f.Text) for _, feature in inputs.values())
-        or _is_text(top[target])
-    ):
-        raise unusable
-    return _Layout(None, inputs, target)
-
-
-def _unlabelled_text(info: Any, text: str | None) -> str | None:
-    """The one text, or the one that is named, of a set that holds nothing else."""
-    from tensorflow_datasets.core import features as f
-
-    top = dict(info.features.items()) if isinstance(info.features, f.FeaturesDict) else {}
-    if not top or not all(isinstance(feature, f.Text) for feature in top.values()):
-        return None
-    named = [text] if text in top else list(top) if text is None else []
-    return named[0] if len(named) == 1 else None
-
-
-def _text_features(info: Any, text: str | None, text_pair: str | None) -> tuple[str, ...]:
-    """The features with the text and, where wanted, the second one; () for what is no set of labelled texts."""
-    from tensorflow_datasets.core import features as f
-
-    top = dict(info.features.items()) if isinstance(info.features, f.FeaturesDict) else {}
-    known = [key for key, v in top.items() if isinstance(v, f.Tensor) and v.shape == () and _is_text(v)]
-    for role, name in (("text", text), ("text_pair", text_pair)):
-        if name is not None and name not in known:
-            found = f"its texts are {', '.join(known)}" if known else "it has none"
-            raise DataError(f"data.{role}={name} is no feature with text", hint=found)
-    text = text or _usual_text(info, [key for key in known if isinstance(top[key], f.Text) and key != text_pair])
-    if text is None and text_pair is not None:
-        raise DataError("data.text_pair is set without data.text", hint="set data.text=NAME")
-    if text is not None and text == text_pair:
-        raise DataError("data.text and data.text_pair name the same feature", hint="name different ones")
-    return tuple(name for name in (text, text_pair) if name is not None)
-
-
-def _usual_text(info: Any, texts: list[str]) -> str | None:
-    """The text that TFDS calls the input, or the only one beside a class label."""
-    from tensorflow_datasets.core import features as f
-
-    if info.supervised_keys:
-        source = info.supervised_keys[0]
-        return source if isinstance(source, str) and source in texts else None
-    kinds = [type(feature) for feature in info.features.values()] if texts else []
-    if f.Image in kinds or kinds.count(f.ClassLabel) != 1:
-        return None
-    if len(texts) > 1:
-        hint = "set data.text=NAME, and data.text_pair=NAME for pairs"
-        raise DataError(f"it has several texts: {', '.join(texts)}", hint=hint)
-    return texts[0]
-
-
-def _is_text(feature: Any) -> bool:
-    return feature.np_dtype == np.object_
-
-
-def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -> Decoded:
+def _decode(builder: Any, roles: Roles, image_size: tuple[int, int] | None) -> Decoded:
     from tensorflow_datasets.core import decode
 
     info = builder.info
-    target: Any = info.features[layout.target] if layout.target else None
+    target: Any = info.features[roles.target] if roles.target else None
     classes = tuple(target.names) if hasattr(target, "names") else None
     # TFDS decodes through PIL without converting: palette indices would pass for grey values, and a grey photo among
     # colour ones would come out in another shape. Hence the encoded bytes.
-    decoders = {layout.image: decode.SkipDecoding()} if layout.image else None
+    decoders = {roles.image: decode.SkipDecoding()} if roles.image else None
     splits: dict[str, Columns] = {}
     unlabelled, notes = [], []
-    for split in info.splits:
+    for split in map(str, info.splits):
         source = builder.as_data_source(split, decoders=decoders)
-        if layout.kind == "stream":
-            splits[str(split)] = _documents(source, layout.texts[0])
+        if roles.kind == "stream":
+            splits[split] = _documents(source, roles.texts[0])
             continue
-        if layout.image:
-            channels = info.features[layout.image].shape[-1] or 3
-            columns = _image_columns(source, layout.image, layout.target, _PIL_MODES[channels], image_size)
-        elif layout.texts:
-            columns = _text_columns(source, layout)
+        if roles.image:
+            channels = info.features[roles.image].shape[-1] or 3
+            columns = _image_columns(source, roles.image, roles.target, _PIL_MODES[channels], image_size)
+        elif roles.texts:
+            columns = _text_columns(source, roles)
             if empty := sum(not text for text in columns["text"]):
                 notes.append(f"{empty} texts of {split} are empty")
         else:
-            columns = _table_columns(source, layout)
+            columns = _table_columns(source, roles)
         labels = columns["label"].astype(np.float64 if classes is None else np.int32)
         missing = 0 if classes is None else np.count_nonzero(np.less(labels, 0))
         if missing and missing == len(labels):
-            unlabelled.append(str(split))
+            unlabelled.append(split)
         elif missing:
             raise DataError(f"{missing} of {len(labels)} examples of {split} have no label")
         else:
-            splits[str(split)] = columns | {"label": labels}
-    facts = {
+            splits[split] = columns | {"label": labels}
+    counts = {split: len(next(iter(columns.values()))) for split, columns in splits.items()}
+    found = {"examples": counts, "unlabelled": unlabelled, "notes": notes}
+    return Decoded(roles.kind, splits, classes, {**_facts(info), **found})
+
+
+def _facts(info: Any) -> dict[str, Any]:
+    return {
         "source": "tfds",
         "name": info.full_name,
         "version": str(info.version),
@@ -328,13 +204,9 @@ def _decode(builder: Any, layout: _Layout, image_size: tuple[int, int] | None) -
         "citation": info.citation or None,
         "homepage": info.homepage or None,
         "licence": info.redistribution_info.license or None,
-        "examples": {split: len(next(iter(columns.values()))) for split, columns in splits.items()},
-        "unlabelled": unlabelled,
-        "notes": notes,
         "download_bytes": int(info.download_size or 0),
         "prepared_bytes": int(info.dataset_size or 0),
     }
-    return Decoded(layout.kind, splits, classes, facts)
 
 
 def _examples(source: Any) -> Iterator[dict[str, Any]]:
@@ -372,31 +244,31 @@ def _documents(source: Any, name: str) -> Columns:
     return {"document": column}
 
 
-def _text_columns(source: Any, layout: _Layout) -> Columns:
-    columns: Columns = {role: np.empty(len(source), object) for role in ("text", "text_pair")[: len(layout.texts)]}
+def _text_columns(source: Any, roles: Roles) -> Columns:
+    columns: Columns = {role: np.empty(len(source), object) for role in ("text", "text_pair")[: len(roles.texts)]}
     labels = np.empty(len(source), np.int32)
     for i, example in enumerate(_examples(source)):
-        labels[i] = example[layout.target]
-        for role, name in zip(columns, layout.texts, strict=True):
+        labels[i] = example[roles.target]
+        for role, name in zip(columns, roles.texts, strict=True):
             columns[role][i] = example[name].decode("utf-8", "replace").strip()
     return columns | {"label": labels}
 
 
-def _table_columns(source: Any, layout: _Layout) -> Columns:
-    values: dict[str, list[Any]] = {name: [] for name in layout.inputs}
+def _table_columns(source: Any, roles: Roles) -> Columns:
+    values: dict[str, list[Any]] = {name: [] for name in roles.inputs}
     labels = []
     for example in _examples(source):
-        labels.append(example[layout.target])
-        for name, (path, _) in layout.inputs.items():
+        labels.append(example[roles.target])
+        for name, (path, _) in roles.inputs.items():
             value: Any = example
             for key in path:
                 value = value[key]
             values[name].append(value)
     columns: Columns = {}
-    for name, (_, feature) in layout.inputs.items():
+    for name, (_, feature) in roles.inputs.items():
         if hasattr(feature, "names"):
             columns[name] = np.array([feature.names[v] if v >= 0 else None for v in values[name]], object)
-        elif _is_text(feature):
+        elif is_text(feature):
             columns[name] = np.array([v.decode("utf-8", "replace") for v in values[name]], object)
         elif feature.shape:
             matrix = np.array(values[name], np.float64)
