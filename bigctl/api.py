@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
@@ -13,6 +13,7 @@ from bigctl.errors import ConfigError
 
 if TYPE_CHECKING:
     from bigctl.inference.trained import TrainedRun
+    from bigctl.runs.summary import Summary
 
 
 def compose(
@@ -33,16 +34,16 @@ def compose(
     return composing.compose(overrides, config_dirs=[Path(d) for d in config_dirs], plugins=plugins).config
 
 
-def train(config: Config, run_dir: str | Path, *, resume: str = "auto", quiet: bool = False) -> dict[str, Any]:
+def train(config: Config, run_dir: str | Path, *, resume: str = "auto", quiet: bool = False) -> Summary:
     """Train a configuration in a run directory; gives what `summary.json` holds. Resumes a run that is there.
 
     Raises:
         BigctlError: what went wrong; its `exit_code` is that of the command line.
     """
-    from bigctl.engine import trainer
+    from bigctl.engine.run import Options
+    from bigctl.engine.trainer import train
 
-    composed = Composed(config, (), {})
-    return trainer.train(composed, Path(run_dir), trainer.Options(resume=resume, quiet=quiet))
+    return train(Composed(config, (), {}), Path(run_dir), Options(resume=resume, quiet=quiet))
 
 
 def load(run: str | Path, *, step: str | int = "best") -> TrainedRun:

@@ -144,10 +144,11 @@ def cores() -> int:
 
 
 AT_FIRST_STEP = """
-from bigctl.runs import trainer
+from bigctl.engine import trainer
 def at_first_step(call):
-    fit = trainer._fit
-    def timed(*args, **options):
+    resolve = trainer._resolve
+    def timed(run):
+        resolved = resolve(run)
         import jax
         from bigctl.training import feed as feeds
         make = feeds.make_feed
@@ -162,8 +163,8 @@ def at_first_step(call):
             feed.advance = once
             return feed
         feeds.make_feed = first
-        return fit(*args, **options)
-    trainer._fit = timed
+        return resolved
+    trainer._resolve = timed
 """
 """Code for a process that trains: `at_first_step(call)` has `call()` made when the first step is done."""
 
@@ -209,11 +210,9 @@ def synthetic(kind: str, examples: int = 4000, shape: Sequence[int] = (28, 28, 1
 
 
 def experiment(overrides: Sequence[str], dataset: Any) -> Any:
-    """What `runs.experiment.build` gives for these overrides, with `dataset` instead of prepared files."""
-    from unittest import mock
-
+    """What `engine.experiment.build` gives for these overrides, with `dataset` instead of prepared files."""
     import bigctl
     from bigctl.engine import experiment as experiments
+    from bigctl.engine import resolve
 
-    with mock.patch.object(experiments.prepare, "prepare", lambda *_, **__: dataset):
-        return experiments.build(bigctl.compose(overrides))
+    return experiments.build_resolved(resolve.with_data(bigctl.compose(overrides), dataset))

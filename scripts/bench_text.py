@@ -106,7 +106,7 @@ def main() -> None:
         f"recipe.tokenizer.max_length={options.max_length}", "eval.every=1 epoch", "train.epochs=1",
     ]  # fmt: skip
     config = bigctl.compose(overrides)
-    dataset = resolve.prepare_data(resolve.resolve(config))
+    dataset = resolve.resolve(config).dataset
     size = dataset.size("train")
     steps = options.steps or round(size / options.batch_size)
     overrides += [f"train.steps={steps}", f"eval.every={steps}", f"checkpoint.every={steps}"]

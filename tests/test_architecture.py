@@ -31,16 +31,11 @@ PENDING: dict[str, set[str]] = {
         "bigctl.data.sources.image_folder:read_image_folder",
         "bigctl.data.sources.table:read_table",
         "bigctl.data.sources.text_table:read_texts",
-        "bigctl.engine.finish:write",
-        "bigctl.engine.trainer:_fit",
-        "bigctl.engine.trainer:_train",
     },
     "long files": {
         "bigctl.data.sources.tfds",
-        "bigctl.engine.trainer",
     },
     "isinstance(config": {
-        "bigctl.engine.trainer",
         "bigctl.interop.sources",
     },
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bigctl.cli import training
+
+if TYPE_CHECKING:
+    from bigctl.config.compose import Composed
+    from bigctl.runs.directory import RunDirectory
 
 EXAMPLES = """\
 examples:
@@ -27,15 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return training.run(options, _choose, resume="must")
+    with training.session(options) as session:
+        from bigctl.runs import directory
+
+        found = directory.locate(options.run)
+        composed = _compose(options, found)
+        how = session.options(found.path, resume="must")
+        from bigctl.engine import trainer
+
+        session.end(trainer.train(composed, found.path, how))
+    return session.exit_code
 
 
-def _choose(options: argparse.Namespace) -> tuple[Any, Path]:
+def _compose(options: argparse.Namespace, found: RunDirectory) -> Composed:
+    """The configuration of the run, with what is given anew; its plugins are loaded."""
     from bigctl.config import compose, plugins
     from bigctl.errors import RunError
-    from bigctl.runs import directory
 
-    found = directory.locate(options.run)
     record = found.record()
     needed = [str(name) for name in record.get("plugins") or []]
     lost = plugins.missing(needed)
@@ -50,4 +61,4 @@ def _choose(options: argparse.Namespace) -> tuple[Any, Path]:
     config = compose.from_yaml(found.read_config(), where=str(found.config))
     before = [str(override) for override in record.get("overrides") or []]
     changed = compose.change(config, options.overrides) if options.overrides else config
-    return compose.Composed(changed, (*before, *options.overrides), {}), found.path
+    return compose.Composed(changed, (*before, *options.overrides), {})

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bigctl.cli import common, render, training
 
@@ -55,15 +55,16 @@ def run(options: argparse.Namespace) -> int:
         else:
             print(dry_run.text(report))
         return 0
-    return training.run(options, _choose, resume=options.resume)
+    with training.session(options) as session:
+        from bigctl.runs import directory
 
+        composed, fresh = common.composed(options), options.resume == "never"
+        path = directory.choose(composed.overrides, name=options.name, run_dir=options.run_dir, fresh=fresh)
+        how = session.options(path, resume=options.resume)
+        from bigctl.engine import trainer
 
-def _choose(options: argparse.Namespace) -> tuple[Any, Path]:
-    from bigctl.runs import directory
-
-    composed = common.composed(options)
-    fresh = options.resume == "never"
-    return composed, directory.choose(composed.overrides, name=options.name, run_dir=options.run_dir, fresh=fresh)
+        session.end(trainer.train(composed, path, how))
+    return session.exit_code
 
 
 def _no_recipe(roots: Sequence[Root]) -> int:

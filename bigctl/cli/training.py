@@ -1,25 +1,26 @@
-"""What `train` and `resume` share: flags, the training itself, gates, reports for CI, and what is printed."""
+"""What `train` and `resume` share: flags, gates, reports for CI, and what is printed."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bigctl.cli import common, render
 
 if TYPE_CHECKING:
+    from bigctl.engine.run import Options
+    from bigctl.runs.gates import Verdict
+    from bigctl.runs.summary import Summary
     from bigctl.training.signals import StopRequest
-
-Choose = Callable[[argparse.Namespace], tuple[Any, Path]]
-"""Flags -> what to train (Composed) and where."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-drift", action="append", default=[], metavar="KEY", help="go on although this key differs"
+        "--allow-drift", action="append", default=[], metavar="KEY", help="resume although this key differs"
     )
     parser.add_argument("--profile", action="store_true", help="write a profiler trace and name the slow parts")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -27,60 +28,86 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     common.add_json(parser)
 
 
-def run(options: argparse.Namespace, choose: Choose, *, resume: str) -> int:
-    """Train, judge the gates, report; gives the exit code."""
+@contextlib.contextmanager
+def session(options: argparse.Namespace) -> Iterator[Session]:
+    """Around a training: a request to stop is orderly within, and its end is judged, reported and printed."""
     from bigctl.training.signals import StopRequest
 
-    with StopRequest() as stop:  # before all that takes time to import: from here on a stop is an orderly one
-        return _run(options, choose, stop, resume=resume)
+    with StopRequest() as stop:  # before all that takes time to import
+        opened = Session(options, stop)
+        try:
+            yield opened
+        except Exception as error:
+            opened.failed(error)
+            raise
+        opened.report()
 
 
-def _run(options: argparse.Namespace, choose: Choose, stop: StopRequest, *, resume: str) -> int:
-    from bigctl.parallel import distributed
-    from bigctl.runs import ci_report, gates
+class Session:
+    """One training as the command line sees it.
 
-    follows = distributed.is_follower()
-    if follows:
-        distributed.silence_process()
-    required = gates.parse(options.require)
-    reports = ci_report.Reports("train", required, None if follows else options.junit)
-    path: Path | None = None
-    try:
-        composed, path = choose(options)
-        options.run_dir = path  # an end with an error names it too
-        from bigctl.engine import trainer
+    Attributes:
+        exit_code: once it has been reported.
+    """
 
-        summary = trainer.train(
-            composed,
-            path,
-            trainer.Options(
-                resume=resume,
-                allow_drift=options.allow_drift,
-                quiet=options.quiet,
-                profile=options.profile,
-                plugins=options.plugin,
-                argv=options.argv,
-                began=options.began,
-                stop=stop,
-                require=required,
-            ),
+    exit_code = 1
+
+    def __init__(self, flags: argparse.Namespace, stop: StopRequest):
+        from bigctl.parallel import distributed
+        from bigctl.runs import ci_report, gates
+
+        self._flags, self._stop = flags, stop
+        self._path: Path | None = None
+        self._ended: tuple[Summary, list[Verdict]] | None = None
+        self._follows = distributed.is_follower()
+        if self._follows:
+            distributed.silence_process()
+        self._gates = gates.parse(flags.require)
+        self._reports = ci_report.Reports("train", self._gates, None if self._follows else flags.junit)
+
+    def options(self, path: Path, *, resume: str) -> Options:
+        """How to train there. From here on an end with an error names the folder too."""
+        from bigctl.engine.run import Options
+
+        flags = self._flags
+        flags.run_dir = self._path = path
+        return Options(
+            resume=resume,
+            allow_drift=flags.allow_drift,
+            quiet=flags.quiet,
+            profile=flags.profile,
+            plugins=flags.plugin,
+            argv=flags.argv,
+            began=flags.began,
+            stop=self._stop,
+            require=self._gates,
         )
-        verdicts = gates.judge(required, summary["metrics"])
-    except Exception as error:
-        if not follows:
-            reports.failed(error, run=path, seconds=time.monotonic() - options.began)
-        raise
-    if follows:
-        return common.exit_code(verdicts)
-    reports.ended(verdicts, summary, seconds=time.monotonic() - options.began)
-    if options.json:
-        render.print_json({**summary, "gates": [verdict.to_json() for verdict in verdicts]} if required else summary)
-    else:
-        print_summary(summary, verdicts)
-    return common.exit_code(verdicts)
+
+    def end(self, summary: Summary) -> None:
+        """Judge what came out. Raises ConfigError for a gate on an unknown metric."""
+        from bigctl.runs import gates
+
+        self._ended = summary, gates.judge(self._gates, summary["metrics"])
+
+    def failed(self, error: Exception) -> None:
+        if not self._follows:
+            self._reports.failed(error, run=self._path, seconds=time.monotonic() - self._flags.began)
+
+    def report(self) -> None:
+        if self._ended is None:
+            return
+        summary, verdicts = self._ended
+        if not self._follows:
+            self._reports.ended(verdicts, summary, seconds=time.monotonic() - self._flags.began)
+            if self._flags.json:
+                judged = {"gates": [verdict.to_json() for verdict in verdicts]} if self._gates else {}
+                render.print_json({**summary, **judged})
+            else:
+                print_summary(summary, verdicts)
+        self.exit_code = common.exit_code(verdicts)
 
 
-def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
+def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
     """What came out, and the three commands that are likely next."""
     metrics, run = summary["metrics"], summary["run"]
     if summary.get("already_complete"):
@@ -91,7 +118,8 @@ def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
         rate += f", {summary['tokens_per_s']:,.0f} tokens/s" if summary.get("tokens_per_s") else ""
         rate += f", MFU {summary['mfu']:.1%}" if summary.get("mfu") else ""
         print(f"{run}: {summary['step']:,} steps in {times['wall']:.1f} s{rate}")
-        other = times["wall"] - sum(seconds for name, seconds in times.items() if name != "wall")
+        known = times["train"] + times["compile"] + times["evaluate"] + times["checkpoint"] + times["data_wait"]
+        other = times["wall"] - known
         print(
             f"  time: train {times['train']:.1f} s, compile {times['compile']:.1f}, evaluate {times['evaluate']:.1f}, "
             f"checkpoint {times['checkpoint']:.1f}, data wait {times['data_wait']:.1f}, start-up and test {other:.1f}"
@@ -104,8 +132,8 @@ def print_summary(summary: dict[str, Any], verdicts: list[Any]) -> None:
 
     shown = {n: v for n, v in metrics.items() if isinstance(v, float) and n.split("/")[0] in ("val", "test")}
     render.print_metrics(shown)
-    if summary.get("confusion") and not summary.get("already_complete"):
-        render.print_confusion(summary["confusion"], summary["classes"])
+    if (confusion := summary.get("confusion")) and not summary.get("already_complete"):
+        render.print_confusion(confusion, summary["classes"])
     render.print_passed(verdicts)
     for line in summary.get("profile") or []:
         print(f"  slow: {line}")

@@ -17,14 +17,14 @@ def report(config: Config) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from bigctl.engine import compile_cache
     from bigctl.engine import experiment as experiments
-    from bigctl.engine.finish import count, devices
     from bigctl.parallel import mesh as meshes
     from bigctl.training import feed
     from bigctl.training.checkpoints import arrays
 
     if config.train.compile_cache:
-        experiments.use_compile_cache()
+        compile_cache.use_compile_cache()
     experiment = experiments.build(config)
     programs, dataset = experiment.programs, experiment.dataset
     state = programs.abstract_state
@@ -47,10 +47,10 @@ def report(config: Config) -> dict[str, Any]:
     return {
         "recipe": config.recipe.kind,
         "model": config.model.kind,
-        "parameters": count(state.params),
-        "shapes": {name: list(leaf.shape) for name, leaf in arrays.flatten(state.params).items()},
+        "parameters": experiment.parameter_count,
+        "shapes": {name: list(shape) for name, shape in experiment.parameter_shapes.items()},
         "sharding": shardings,
-        "devices": devices(programs.mesh),
+        "devices": experiment.devices,
         "data": {split: dataset.size(split) for split in dataset.splits},
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "resident": feed.fits_on_device(columns, config),

@@ -1,33 +1,34 @@
-"""Configuration -> everything that is needed to compute: mesh, data, task, programs."""
+"""Stage 3, build: from data and a resolved configuration to everything that computes. Nothing is computed yet."""
 
 from __future__ import annotations
 
-import logging
-import os
+import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from bigctl.cache_root import cache_root
-from bigctl.config import cadence, schema
+from bigctl.config import schema
 from bigctl.config.cadence import Cadence
+from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
-from bigctl.data.target import CLASS, CLASSES, TOKEN_CLASS
-from bigctl.engine import resolve
+from bigctl.data.target import CLASSES
+from bigctl.engine.resolve import Resolved, resolve
 from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
-from bigctl.parallel import partition
-from bigctl.runs import provenance
+from bigctl.parallel.partition import path_name
 from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.programs import Programs, compile_programs
+from bigctl.training.state import Tree
 from bigctl.training.task import Task
+from bigctl.training.throughput import Rates, rates
 
-log = logging.getLogger("bigctl")
+if TYPE_CHECKING:
+    from bigctl.interop.sources import Source
 
 
 class Shared(Protocol):
@@ -42,18 +43,25 @@ class Shared(Protocol):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment, built but not started."""
+    """One experiment, built but not started.
 
-    config: schema.Config
+    Attributes:
+        config, dataset, cadence, source: as resolved.
+        task: what the recipe adds.
+        programs: what is compiled.
+        metric: what selects the best checkpoint, and `mode` whether it should be large ("max") or small ("min").
+        shared: what this experiment shares with others, and takes instead of its own.
+    """
+
+    config: Config
     dataset: Dataset
     task: Task
     programs: Programs
     cadence: Cadence
     metric: str
     mode: str
-
+    source: Source | None = None
     shared: Shared | None = None
-    """What this experiment shares with others, and takes instead of its own."""
 
     def feed(self, observe: feeds.Observer | None = None) -> feeds.Feed:
         """Where the batches of training come from; `observe` is told what each step is given."""
@@ -73,48 +81,45 @@ class Experiment:
         extra = self.dataset.batches.extra_sums(self.dataset.splits["validation"])
         return self.programs.metric_names(prefix, extra)
 
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return shapes_by_path(self.programs.abstract_state.params)
 
-def initial_weights(experiment: Experiment) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Weights that training starts from, by parameter path, and what there is to say of them."""
-    init_from = experiment.config.model.init_from
-    if init_from is None:
-        return {}, []
-    from bigctl.interop import loading, sources
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained scalars."""
+        return sum(map(math.prod, self.parameter_shapes.values()))
 
-    shapes = {
-        partition.path_name(path): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(experiment.programs.abstract_state.params)[0]
-    }
-    target = experiment.dataset.features.target
-    classes = target.names if target.kind in (CLASS, TOKEN_CLASS) else None
-    weights, new, unused = loading.load_weights(sources.locate_source(init_from), shapes, classes=classes)
-    notes = [f"{len(weights)} of {len(shapes)} parameters from {init_from}"]
-    notes += [f"newly initialised: {_few(new)}"] if new else []
-    notes += [f"not used: {_few(unused)}"] if unused else []
-    return weights, notes
+    @property
+    def rates(self) -> Rates | None:
+        """How examples a second become tokens a second, for a language model."""
+        programs = self.programs
+        return rates(self.task, programs.abstract_state.params, programs.mesh, self.config.train.precision)
 
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    @property
+    def devices(self) -> dict[str, Any]:
+        return describe_mesh(self.programs.mesh)
 
 
-def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
-    """Build the programs; nothing is computed yet. The data is prepared if it is not given.
+def build(config: Config) -> Experiment:
+    """The experiment of a configuration that is no run.
 
     Raises:
         ConfigError, DataError: where configuration, data and devices do not fit each other.
     """
-    if dataset is None:
-        config = resolve.resolve(config)
-        dataset = resolve.prepare_data(config)
-    when = cadence.make(config, dataset.size("train"))
+    return build_resolved(resolve(config))
+
+
+def build_resolved(resolved: Resolved) -> Experiment:
+    """As `build`, for what is resolved already."""
+    config, dataset = resolved.config, resolved.dataset
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     meshes.check_model(mesh, config.model)
     task = make_task(config, dataset.features, dataset)
-    programs = compile_programs(config, task, mesh, when.total)
-    _check_freeze(config, programs)
+    programs = compile_programs(config, task, mesh, resolved.cadence.total)
     metric = config.eval.metric or task.metric
+    _check_freeze(config, programs)
     extra = dataset.batches.extra_sums(dataset.splits["validation"])
     known = programs.metric_names("val", extra)
     if metric not in known:
@@ -122,28 +127,26 @@ def build(config: schema.Config, dataset: Dataset | None = None) -> Experiment:
             f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
         )
     mode = config.eval.mode or schema.require_direction(config.recipe, metric, "eval.mode")
-    return Experiment(config, dataset, task, programs, when, metric, mode)
+    return Experiment(config, dataset, task, programs, resolved.cadence, metric, mode, resolved.source)
 
 
-def _check_freeze(config: schema.Config, programs: Programs) -> None:
-    names = [
-        partition.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(programs.abstract_state.params)[0]
-    ]
+def _check_freeze(config: Config, programs: Programs) -> None:
+    names = list(shapes_by_path(programs.abstract_state.params))
     for pattern in config.optimizer.freeze:
         if not any(re.search(pattern, name) for name in names):
             raise ConfigError(
-                f"no parameter's path has {pattern!r} in it", where="optimizer.freeze", hint=f"paths are {_few(names)}"
+                f"no parameter's path has {pattern!r} in it", where="optimizer.freeze", hint=f"paths are {few(names)}"
             )
     if not any(jax.tree.leaves(programs.trained(programs.abstract_state.params))):
         raise ConfigError("nothing is left to train", where="optimizer.freeze", hint="freeze less")
 
 
-def rebuild(config: schema.Config, features: Features) -> Programs:
+def rebuild(config: Config, features: Features) -> Programs:
     """The programs of a trained run, from what it says of its data; the data itself is not touched."""
     return compile_programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
 
 
-def make_task(config: schema.Config, features: Features, dataset: Dataset | None = None) -> Task:
+def make_task(config: Config, features: Features, dataset: Dataset | None = None) -> Task:
     """The recipe's task; `dataset` where classes are to be counted.
 
     Raises:
@@ -158,31 +161,17 @@ def make_task(config: schema.Config, features: Features, dataset: Dataset | None
     return config.recipe.build(config, features, counts)
 
 
-def use_compile_cache() -> Path | None:
-    """Keep compiled programs between starts, in a folder of this jaxlib and processor that only the user can write.
+def shapes_by_path(params: Tree) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
 
-    Whoever can write such a folder can run code as its reader, so one that others can write is not used.
-    """
-    import stat
 
-    import jaxlib
+def describe_mesh(mesh: Mesh) -> dict[str, Any]:
+    """What the mesh is made of, as JSON."""
+    devices = mesh.devices.flat
+    found = {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": mesh.size}
+    return {**found, "mesh": dict(mesh.shape), "processes": len({device.process_index for device in devices})}
 
-    host = provenance.digest(provenance.cpu() + os.environ.get("XLA_FLAGS", ""))
-    folder = cache_root() / "compiled" / f"jaxlib-{jaxlib.__version__}-{host}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for private in (folder.parent, folder):
-            found = private.stat()
-            if found.st_uid != os.getuid():
-                log.warning("compiled programs are not kept: %s belongs to another user", private)
-                return None
-            if stat.S_IMODE(found.st_mode) & 0o077:
-                private.chmod(0o700)
-    except OSError as error:
-        log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
-    return folder
+
+def few(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

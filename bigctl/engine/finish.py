@@ -1,28 +1,27 @@
-"""`summary.json`: what came out of a run."""
+"""Stage 6, finish: the test split is scored once, with the selected weights, and `summary.json` is written."""
 
 from __future__ import annotations
 
-import math
+import time
 from dataclasses import dataclass
-from typing import Any
-
-import jax
+from typing import Any, cast
 
 from bigctl.engine.experiment import Experiment
+from bigctl.engine.restore import Start
+from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_json
 from bigctl.runs import directory
-from bigctl.runs.directory import RunDirectory
-from bigctl.training import throughput
+from bigctl.runs.summary import Summary, Times
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.loop import Timings
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.task import Task
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fitted:
-    """How a fit ended: the state, the host's numbers, where the time went, and what a profile named slow."""
+    """How a fit ended: the state, the host's side of it, where the time went, and what a profile named slow."""
 
     state: TrainState
     progress: Progress
@@ -30,23 +29,14 @@ class Fitted:
     profile: list[str]
 
 
-def write(
-    run: RunDirectory, experiment: Experiment, checkpoints: Checkpoints, fitted: Fitted, *, resumed: int, seconds: float
-) -> dict[str, Any]:
-    """Score the test split once, with the selected weights, if `eval.test` says so; and write summary.json.
-
-    Args:
-        run: the run directory.
-        experiment: what was trained.
-        checkpoints: where the selected weights are.
-        fitted: how training ended.
-        resumed: the step this process began at.
-        seconds: how long it took.
+def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: Start, fitted: Fitted) -> Summary:
+    """Score the test split if `eval.test` says so, and write summary.json.
 
     Raises:
         TrainingFailed: if it cannot be written.
     """
-    config, progress, state = experiment.config, checkpoints.without_lost_best(fitted.progress), fitted.state
+    config, dataset, state = experiment.config, experiment.dataset, fitted.state
+    progress = checkpoints.without_lost_best(fitted.progress)
     best = config.checkpoint.best and progress.best_step is not None
     if best and progress.best_step != progress.step and config.eval.test:  # else nothing is left to score
         state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
@@ -55,68 +45,63 @@ def write(
         evaluator = experiment.evaluator(split, prefix)
         return evaluator(experiment.programs.evaluation_weights(state), state.variables, task)
 
-    selected = (
-        progress.best_metrics if best else score("validation", "val", experiment.task)
-    )  # those of another step would not be its own
+    # the scores of another step would not be those of the selected weights
+    selected = dict(progress.best_metrics) if best else score("validation", "val", experiment.task)
     selected.pop("val/confusion", None)
     task = experiment.task.decided({name: selected[f"val/{name}"] for name in experiment.task.carried})
     test = score("test", "test", task) if config.eval.test else {}
     confusion = test.pop("test/confusion", None)
-    metrics = {**selected, **test}
     timings = fitted.timings
-    examples = timings.steps * config.train.batch_size
-    summary: dict[str, Any] = {
+    rate = (
+        round(timings.steps * config.train.batch_size / timings.step, 1) if timings.step > 0 and timings.steps else None
+    )
+    summary: Summary = {
         "schema": directory.SCHEMA,
-        "run": str(run.path),
+        "run": str(run.directory.path),
         "recipe": config.recipe.kind,
         "status": directory.COMPLETE,
         "step": progress.step,
-        "epoch": progress.position / experiment.dataset.size("train"),
+        "epoch": progress.position / dataset.size("train"),
         "stopped": progress.stopped,
         "skipped": int(fitted.state.anomaly_state.get("skipped", 0)),
         "rewinds": progress.rewinds,
         "selected_step": progress.best_step if best else progress.step,
         "selected_by": experiment.metric,
-        "metrics": metrics,
+        "metrics": {**selected, **test},
         "confusion": confusion,
-        "classes": list(experiment.dataset.features.target.names),
-        "parameters": count(state.params),
-        "data": {
-            "fingerprint": experiment.dataset.fingerprint,
-            **{split: experiment.dataset.size(split) for split in experiment.dataset.splits},
-        },
-        "resumed_from": resumed,
-        "devices": devices(experiment.programs.mesh),
-        "timings": {
-            "wall": round(seconds, 3),
-            "train": round(timings.step, 3),
-            "compile": round(timings.compile, 3),
-            "data_wait": round(timings.data_wait, 3),
-            "evaluate": round(timings.evaluate, 3),
-            "checkpoint": round(timings.checkpoint, 3),
-        },
-        "examples_per_s": round(examples / timings.step, 1) if timings.step > 0 and timings.steps else None,
+        "classes": list(dataset.features.target.names),
+        "parameters": experiment.parameter_count,
+        "data": {"fingerprint": dataset.fingerprint, **{split: dataset.size(split) for split in dataset.splits}},
+        "resumed_from": start.step,
+        "devices": experiment.devices,
+        "timings": _times(timings, time.perf_counter() - run.clock),
+        "examples_per_s": rate,
         "profile": fitted.profile,
     }
-    rates = throughput.rates(experiment.task, state.params, experiment.programs.mesh, config.train.precision)
+    rates = experiment.rates
     if rates is not None:
-        measured = rates(timed) if (timed := summary["examples_per_s"]) else {}
-        summary |= {**measured, "flops_per_token": rates.flops_per_token}
-    try:
-        if run.writes:
-            write_json(run.summary_file, summary)
-    except OSError as error:
-        raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(run.summary_file)) from error
+        measured = rates(rate) if rate else {}
+        summary = cast(Summary, {**summary, **measured, "flops_per_token": rates.flops_per_token})
+    _write(run, summary)
     return summary
 
 
-def devices(mesh: Any) -> dict[str, Any]:
-    """What the mesh is made of, as JSON."""
-    first = mesh.devices.flat[0]
-    found = {"platform": first.platform, "kind": first.device_kind, "count": mesh.size, "mesh": dict(mesh.shape)}
-    return {**found, "processes": len({device.process_index for device in mesh.devices.flat})}
+def _times(timings: Timings, wall: float) -> Times:
+    return {
+        "wall": round(wall, 3),
+        "train": round(timings.step, 3),
+        "compile": round(timings.compile, 3),
+        "data_wait": round(timings.data_wait, 3),
+        "evaluate": round(timings.evaluate, 3),
+        "checkpoint": round(timings.checkpoint, 3),
+    }
 
 
-def count(params: Any) -> int:
-    """Number of trained scalars."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def _write(run: Run, summary: Summary) -> None:
+    if not run.directory.writes:
+        return
+    file = run.directory.summary_file
+    try:
+        write_json(file, summary)
+    except OSError as error:
+        raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(file)) from error

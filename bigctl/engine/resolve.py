@@ -1,43 +1,101 @@
-"""What a run starts from: the architecture that pretrained weights have, and its data. Free of jax."""
+"""Stage 2, resolve: what the data and the weights of `model.init_from` decide. Free of jax.
+
+Whatever is wrong with either is found here, before the seconds that jax takes to start. `init_from` is located, the
+data prepared and the cadence computed once a start; later stages take them from `Resolved`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bigctl.config import schema
+from bigctl.config import cadence
+from bigctl.config.cadence import Cadence
+from bigctl.config.schema import Config
 from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from bigctl.interop.sources import Source
 
-def resolve(config: schema.Config) -> schema.Config:
-    """The configuration with what `model.init_from` decides of the model's architecture.
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration without open ends.
+
+    Attributes:
+        config: the architecture is that of the pretrained weights, the schedule has its horizon.
+        source: what `model.init_from` names; None without one, and where a resumed run does not need it.
+        dataset: the data, prepared.
+        cadence: when things happen in training.
+    """
+
+    config: Config
+    source: Source | None
+    dataset: Dataset
+    cadence: Cadence
+
+
+def resolve(config: Config, stored: Path | None = None) -> Resolved:
+    """Resolve a configuration; `stored` is the tokenizer.json that a run has already.
 
     Raises:
-        ConfigError, DataError: where that cannot be found or read, or says otherwise.
+        ConfigError, DataError: where data or weights cannot be found or read, or do not fit the configuration.
     """
+    source = locate_weights(config)
+    config = with_architecture(config, source)
+    return with_data(config, prepare_data(config, stored, source), source)
+
+
+def locate_weights(config: Config) -> Source | None:
+    """What `model.init_from` names; what is on the hub is fetched."""
     if config.model.init_from is None:
+        return None
+    from bigctl.interop import sources
+
+    return sources.locate_source(config.model.init_from)
+
+
+def with_architecture(config: Config, source: Source | None) -> Config:
+    """The configuration with the architecture that its pretrained weights have."""
+    if source is None:
         return config
     from bigctl.interop import sources
 
-    return dataclasses.replace(config, model=sources.fill_architecture(config.model))
+    return dataclasses.replace(config, model=sources.fill_architecture(config.model, source))
 
 
-def prepare_data(config: schema.Config, stored: Path | None = None) -> Dataset:
-    """The data of an experiment, texts as tokens; `stored` is the tokenizer.json that a run has already."""
+def with_data(config: Config, dataset: Dataset, source: Source | None = None) -> Resolved:
+    """What these data decide: when things happen, and where the schedule ends."""
+    when = cadence.make(config, dataset.size("train"))
+    schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
+    return Resolved(dataclasses.replace(config, schedule=schedule), source, dataset, when)
+
+
+def prepare_data(config: Config, stored: Path | None = None, source: Source | None = None) -> Dataset:
+    """The data of an experiment, texts as tokens.
+
+    Args:
+        config: with its architecture.
+        stored: the tokenizer.json that a run has already.
+        source: what `model.init_from` names, if that has been located before.
+    """
+    tokenizer = tokenizer_spec(config, stored, source)
     return prepare.prepare(
         config.data,
         regression=config.is_regression,
-        tokenizer=tokenizer_spec(config, stored),
+        tokenizer=tokenizer,
         stored=stored,
         batches=batch_options(config),
     )
 
 
-def batch_options(config: schema.Config) -> BatchOptions:
+def batch_options(config: Config) -> BatchOptions:
     """What an experiment says about batches of texts."""
     options = BatchOptions(config.block or 0, config.train.batch_size)
     bucketing = getattr(config.recipe, "bucketing", None)
@@ -46,22 +104,21 @@ def batch_options(config: schema.Config) -> BatchOptions:
     return dataclasses.replace(options, shapes=bucketing.shapes, window=bucketing.window)
 
 
-def tokenizer_spec(config: schema.Config, stored: Path | None = None) -> tokenization.Spec | None:
-    """The tokenizer of an experiment's recipe, None without one; `stored` as for `prepare_data`."""
+def tokenizer_spec(
+    config: Config, stored: Path | None = None, source: Source | None = None
+) -> tokenization.Spec | None:
+    """The tokenizer of an experiment's recipe, None without one; arguments as for `prepare_data`."""
     settings = config.tokenizer
     if settings is None:
         return None
     if stored is not None and stored.is_file() and settings.type in ("pretrained", "file"):
         return tokenization.Spec(settings, stored)
-    if settings.type != "pretrained" or config.model.init_from is None:
-        return tokenization.spec(settings)
-    from bigctl.interop import sources
-
-    source = sources.locate_source(config.model.init_from)
-    if source.tokenizer is None:
-        raise ConfigError(
-            f"{config.model.init_from} has no tokenizer",
-            where="model.init_from",
-            hint="give recipe.tokenizer.type=file recipe.tokenizer.path=...",
-        )
-    return tokenization.spec(settings, (source.tokenizer, source.lowercase))
+    if settings.type == "pretrained" and (source := source or locate_weights(config)) is not None:
+        if source.tokenizer is None:
+            raise ConfigError(
+                f"{source.name} has no tokenizer",
+                where="model.init_from",
+                hint="give recipe.tokenizer.type=file recipe.tokenizer.path=...",
+            )
+        return tokenization.spec(settings, (source.tokenizer, source.lowercase))
+    return tokenization.spec(settings)

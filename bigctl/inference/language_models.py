@@ -92,7 +92,7 @@ def run_language_model(trained: TrainedRun) -> LanguageModel:
 def pretrained_language_model(source: Source) -> LanguageModel:
     """Raises DataError if the weights are of no language model, or have no tokenizer."""
     from bigctl.config import schema
-    from bigctl.engine import experiment
+    from bigctl.engine import compile_cache
     from bigctl.interop import sources
 
     kinds: dict[str, type[schema.Model]] = {"gpt": schema.Gpt, "llama": schema.Llama}
@@ -105,7 +105,7 @@ def pretrained_language_model(source: Source) -> LanguageModel:
     if source.tokenizer is None:
         file = f"tok{source.architecture['vocab']}.bin" if source.format == "llama2c" else "tokenizer.json"
         raise DataError("has no tokenizer", where=source.name, hint=f"put its {file} into the folder")
-    experiment.use_compile_cache()
+    compile_cache.use_compile_cache()
     tokenizer = tokenization.read(source.tokenizer, stream=True)
     config = sources.fill_architecture(kinds[source.model](init_from=source.name), source)
     model = _with_weights(config, source, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)

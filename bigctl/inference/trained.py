@@ -17,7 +17,7 @@ from bigctl.config import plugins
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import TOKEN_CLASS
-from bigctl.engine import experiment, resolve
+from bigctl.engine import compile_cache, experiment, resolve
 from bigctl.errors import RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
@@ -76,7 +76,7 @@ class TrainedRun:
             raise RunError("the run has not started training", where=str(run.path))
         features = Features.from_json(record["data"]["features"])
         if config.train.compile_cache:
-            experiment.use_compile_cache()
+            compile_cache.use_compile_cache()
         config = _on_one_device(config)
         programs = experiment.rebuild(config, features)
         checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)

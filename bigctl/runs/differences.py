@@ -173,7 +173,7 @@ def _put_default(found: dict[str, Any], key: str, field: dataclasses.Field[Any],
 
 def _surroundings(run: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.drift` has rules for, every package by itself, and which changes the code has."""
-    facts = provenance.facts(record)
+    facts = provenance.comparable(record)
     facts.pop("packages")
     diff = (record.get("code") or {}).get("diff")
     if facts["commit"] and diff:

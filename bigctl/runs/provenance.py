@@ -17,6 +17,11 @@ PACKAGES = ("bigctl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "hyd
 _LARGEST_DIFF = 200_000
 
 
+def made_with(folder: Path) -> dict[str, Any]:
+    """All of it, for run.json; `folder` is where code of the user's own is."""
+    return {"packages": packages(), "code": code(folder), "machine": machine()}
+
+
 def packages() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
@@ -60,7 +65,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def facts(record: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.drift` has rules for, from the fields of a run.json; None for what it does not say."""
     installed, machine, devices, code = (
         dict(record.get(part) or {}) for part in ("packages", "machine", "devices", "code")

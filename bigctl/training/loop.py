@@ -25,9 +25,8 @@ from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
 from bigctl.training.metrics import Sums
 from bigctl.training.programs import LARGEST_LOOP, Programs
-from bigctl.training.signals import StopRequest
+from bigctl.training.signals import Stop
 from bigctl.training.state import Progress, TrainState
-from bigctl.training.stopping import SharedStop
 from bigctl.training.throughput import Rates
 
 log = logging.getLogger("bigctl.train")
@@ -110,7 +109,7 @@ class Loop:
         cadence: Cadence,
         config: schema.Config,
         hooks: Hooks,
-        stop: StopRequest | SharedStop,
+        stop: Stop,
         *,
         metric: str,
         mode: str,

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Protocol
 
 TOGETHER = 0.2  # s; `timeout` and wrappers that pass signals on send one request twice, to the process and to its group
 REASONS = {
@@ -19,6 +20,31 @@ REASONS = {
 }
 URGENT = (signal.SIGTERM, signal.SIGINT)
 """A second one of these ends the process. The others announce an end: a SIGTERM that follows is the first request."""
+
+
+class Stop(Protocol):
+    """What training asks between two steps, and at its end."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """What to exit with, once asked to stop; None until then."""
+
+    @property
+    def reason(self) -> str:
+        """What asked, for people; empty while nothing did."""
+
+    def reached(self, steps: int) -> bool:
+        """Whether training ends here, so many steps after its start."""
+
+    def room(self, steps: int, limit: int) -> int:
+        """How many of the next `limit` steps may be taken."""
+
+
+class TimedStop(Stop, Protocol):
+    """A `Stop` that a time limit can be given to."""
+
+    def at(self, deadline: float, reason: str) -> None:
+        """Ask to stop at a time of `time.monotonic` [s], with exit code 75."""
 
 
 class StopRequest:

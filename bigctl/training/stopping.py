@@ -12,7 +12,7 @@ import json
 import threading
 
 from bigctl.parallel.distributed import POLL, ProcessGroup
-from bigctl.training.signals import StopRequest
+from bigctl.training.signals import Stop
 
 
 class SharedStop:
@@ -23,7 +23,7 @@ class SharedStop:
         exit_code: once all have agreed; None until then.
     """
 
-    def __init__(self, own: StopRequest, group: ProcessGroup):
+    def __init__(self, own: Stop, group: ProcessGroup):
         self.own, self.group = own, group
         self.reason = ""
         self.exit_code: int | None = None

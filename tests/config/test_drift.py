@@ -196,13 +196,13 @@ def test_facts_of_a_record_are_those_that_have_rules() -> None:
         "devices": {"platform": "cpu", "kind": "cpu", "count": 2, "mesh": {"data": 2, "fsdp": 1}},
         "code": {"commit": "0" * 40, "dirty": True},
     }
-    facts = provenance.facts(made)
+    facts = provenance.comparable(made)
     assert {*facts, "data", "tokenizer"} == {rule.name for rule in SURROUNDINGS}
     assert facts["bigctl"] == "1.2" and facts["mesh"] == "data 2 x fsdp 1" and facts["packages"] == "numpy 2.3"
     assert facts["cores"] >= 1 and facts["commit"] == "000000000000 and changes"
-    gpu = provenance.facts({**made, "devices": {"platform": "gpu"}})
+    gpu = provenance.comparable({**made, "devices": {"platform": "gpu"}})
     assert gpu["cores"] is gpu["CPU features"] is None  # nothing is computed there
-    assert set(provenance.facts({}).values()) == {None}
+    assert set(provenance.comparable({}).values()) == {None}
 
 
 def test_the_documentation_shows_the_rule() -> None:

@@ -283,14 +283,15 @@ import os, sys, time
 from pathlib import Path
 from bigctl.config import compose
 from bigctl.errors import RunHeld
-from bigctl.runs import trainer
+from bigctl.engine import trainer
+from bigctl.engine.run import Options
 composed = compose.compose(sys.argv[1:])
 start = time.monotonic() + 0.5
 for _ in range(20):
     if os.fork() == 0:
         time.sleep(max(0, start - time.monotonic()))
         try:
-            trainer.train(composed, Path("runs/a"), trainer.Options(quiet=True))
+            trainer.train(composed, Path("runs/a"), Options(quiet=True))
             told = "trained"
         except RunHeld as error:
             told = f"{error} {'jax' in sys.modules}"

@@ -19,6 +19,7 @@ import pytest
 from bigctl.config.compose import compose
 from bigctl.config.schema import Config
 from bigctl.engine import trainer
+from bigctl.engine.run import Options
 from bigctl.errors import BigctlError, ConfigError, Diverged, Preempted
 from bigctl.sweeps.packed import compatibility, pack_width, runner
 from bigctl.sweeps.packed.runner import Job
@@ -66,7 +67,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_first_20_steps_of_a_packed_trial_are_those_of_a_single_run(pack: Path, tmp_path: Path) -> None:
     for number, config in enumerate(variation(lr=lr, seed=seed) for lr in (1e-3, 1e-2) for seed in (0, 1)):
         single = tmp_path / str(number)
-        trainer.train(dataclasses.replace(COMPOSED, config=config), single, trainer.Options(quiet=True))
+        trainer.train(dataclasses.replace(COMPOSED, config=config), single, Options(quiet=True))
         here, there = losses(pack / str(number)), losses(single)
         assert list(here) == list(there) == list(range(1, 25))
         np.testing.assert_allclose([here[s] for s in range(1, 21)], [there[s] for s in range(1, 21)], rtol=1e-5)
@@ -94,7 +95,7 @@ def test_a_trial_that_diverges_fails_alone(pack: Path) -> None:
     assert record["status"] == "diverged" and "not finite at step" in record["message"]
     assert record["starts"][-1]["packed"] == {"trials": 6, "width": 6}
     with pytest.raises(Diverged):
-        trainer.train(jobs(pack, [variation(lr=1e30)] * 5)[4].composed, pack / "4", trainer.Options(quiet=True))
+        trainer.train(jobs(pack, [variation(lr=1e30)] * 5)[4].composed, pack / "4", Options(quiet=True))
 
 
 def test_what_cannot_be_packed_is_refused_by_name() -> None:
@@ -142,11 +143,11 @@ def test_a_stopped_trial_goes_on_by_itself_and_a_single_one_in_a_pack(pack: Path
     assert [end.to_json()["status"] for end in ends] == ["preempted"] * 2
     assert "stopped by a test at step 12 of 24; the checkpoint is saved" in ends[0].to_json()["message"]
     first, second = jobs(tmp_path, configs)
-    summary = trainer.train(first.composed, first.path, trainer.Options(quiet=True))
+    summary = trainer.train(first.composed, first.path, Options(quiet=True))
     assert summary["resumed_from"] == 12 and summary["step"] == 24
     other = Job("other", dataclasses.replace(COMPOSED, config=variation(lr=1e-2, seed=1)), tmp_path / "other")
     with pytest.raises(Preempted), StopAt(7) as stop:
-        trainer.train(other.composed, other.path, trainer.Options(quiet=True, stop=stop))
+        trainer.train(other.composed, other.path, Options(quiet=True, stop=stop))
     with StopRequest() as stop:
         ends, verdict = runner.train([second, other], stop=stop)
     assert (verdict.width, verdict.sentence) == (2, "2 trials packed by 2, as they began")

@@ -22,6 +22,7 @@ import bigctl
 from bigctl.config import compose
 from bigctl.config.schema import Divergence
 from bigctl.engine import experiment, trainer
+from bigctl.engine.run import Options
 from bigctl.errors import Diverged, Preempted, TrainingFailed
 from bigctl.training import divergence
 from bigctl.training import feed as feeds
@@ -149,7 +150,7 @@ def overrides(table: Path, *more: str) -> list[str]:
 
 
 def train(changed: Sequence[str], run: Path, allow: Sequence[str] = ()) -> dict[str, Any]:
-    return trainer.train(compose.compose(list(changed)), run, trainer.Options(quiet=True, allow_drift=allow))
+    return trainer.train(compose.compose(list(changed)), run, Options(quiet=True, allow_drift=allow))
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ _GO_ON = """
 import json, pathlib, sys
 import jax, numpy as np
 import bigctl
-from bigctl.runs import experiment
+from bigctl.engine import experiment
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoint import Checkpoints, shapes
 from bigctl.training.state import Progress

@@ -37,7 +37,8 @@ RECIPES = {
 
 _STATE_OF = """
 import sys, json, numpy as np
-from bigctl.runs import directory, experiment
+from bigctl.engine import experiment
+from bigctl.runs import directory
 from bigctl.config import compose
 from bigctl.training.checkpoint import Checkpoints, flatten
 run = directory.RunDirectory(directory.Path(sys.argv[1]))

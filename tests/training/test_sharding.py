@@ -50,7 +50,7 @@ _LOSSES = """
 import json, sys
 import jax, numpy as np
 import bigctl
-from bigctl.runs import experiment
+from bigctl.engine import experiment
 from bigctl.training import feed as feeds
 overrides, meshes = json.loads(sys.argv[1])
 result = {}
@@ -101,7 +101,7 @@ _MEMORY = """
 import json, pathlib, re, sys
 import jax, numpy as np
 import bigctl
-from bigctl.runs import experiment
+from bigctl.engine import experiment
 from bigctl.training import feed as feeds, randomness
 from bigctl.training.checkpoint import Checkpoints, flatten, shapes
 from bigctl.training.state import Progress

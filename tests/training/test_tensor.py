@@ -39,7 +39,7 @@ _TRAIN = """
 import json, pathlib, sys
 import jax, numpy as np
 import bigctl
-from bigctl.runs import dry_run, experiment
+from bigctl.engine import dry_run, experiment
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoint import Checkpoints, flatten, shapes
 from bigctl.training.evaluation import Evaluator

@@ -23,6 +23,7 @@ import pytest
 import bigctl
 from bigctl.config.compose import Composed, compose
 from bigctl.engine import trainer
+from bigctl.engine.run import Options
 from bigctl.errors import ConfigError
 from bigctl.runs.directory import RunDirectory
 from bigctl.training.tracking import trackers
@@ -44,7 +45,7 @@ def tracker(service: str, folder: Path, *, key: str = "0123abcd", known: bool = 
 def train(*overrides: str, path: Path) -> dict[str, Any]:
     composed = compose([*SMALL, *overrides])
     assert isinstance(composed, Composed)
-    return trainer.train(composed, path, trainer.Options(quiet=True))
+    return trainer.train(composed, path, Options(quiet=True))
 
 
 # ------------------------------------------------------------------------------- services that misbehave, by a stand-in

@@ -1,6 +1,6 @@
 """Packed trials: many small trainings in one process, side by side in one program where that pays.
 
-Each trial is trained by `runs.trainer` like any other run, in a thread of its own: lock, log, metrics, checkpoints,
+Each trial is trained by `engine.trainer` like any other run, in a thread of its own: lock, log, metrics, checkpoints,
 resuming, early stopping and failures are those of a single run. What the trials of one process share is what costs most
 of a small training: start-up, data, and compiled programs; and packs of `width` of them take their steps together (see
 `training.packed`).
@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
 from bigctl.engine import trainer
-from bigctl.engine.setup import Setup
+from bigctl.engine.run import Options, TrialParts
 from bigctl.errors import BigctlError, ConfigError, Preempted
-from bigctl.runs import directory
+from bigctl.runs import directory, provenance
 from bigctl.runs.directory import RunDirectory
+from bigctl.runs.summary import Summary
 from bigctl.sweeps.packed import compatibility
 from bigctl.sweeps.packed import pack_width as width_of
 from bigctl.sweeps.packed.pack_width import Verdict
@@ -38,6 +39,7 @@ from bigctl.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from bigctl.engine.experiment import Experiment
+    from bigctl.engine.resolve import Resolved
     from bigctl.training.evaluation import Evaluator
     from bigctl.training.feed import Feed
     from bigctl.training.packed.pack import Pack, PackedSteps
@@ -66,7 +68,7 @@ class End:
     """What became of a trial: its summary, or what ended it before it was complete."""
 
     job: Job
-    summary: dict[str, Any] | None = None
+    summary: Summary | None = None
     error: Exception | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -116,15 +118,15 @@ class Shared:
     """
 
     def __init__(self, jobs: Sequence[Job]):
+        from bigctl.engine import compile_cache, resolve
         from bigctl.engine import experiment as experiments
-        from bigctl.engine import resolve
 
         config = jobs[0].config
         if config.train.compile_cache:
-            experiments.use_compile_cache()
-        self.dataset = resolve.prepare_data(resolve.resolve(config), RunDirectory(jobs[0].path).tokenizer)
-        self.experiment: Experiment = experiments.build(resolve.resolve(config), self.dataset)
-        self.surroundings = Setup().surroundings()
+            compile_cache.use_compile_cache()
+        self.resolved = resolve.resolve(config, RunDirectory(jobs[0].path).tokenizer)
+        self.experiment = experiments.build_resolved(self.resolved)
+        self.made_with = provenance.made_with(Path.cwd())
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._steps: dict[int, PackedSteps] = {}
         self._lock = threading.Lock()
@@ -169,28 +171,16 @@ class Shared:
         return pack.refusal(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config)
 
 
-class _TrialSetup(Setup):
-    """How one trial of a group comes to its data and programs; without a pack it takes its steps by itself."""
+class _Trial:
+    """One trial of a group, which takes its data, programs and evaluators; without a pack its steps are its own."""
 
-    def __init__(self, shared: Shared, trials: int, width: int, pack: Pack | None, lane: int):
+    def __init__(self, shared: Shared, pack: Pack | None, lane: int):
         self.shared, self.pack, self.lane = shared, pack, lane
-        self.note = {"packed": {"trials": trials, "width": width}}
 
-    def data(self, config: Config, stored: Path) -> Any:
-        return self.shared.dataset
-
-    def surroundings(self) -> dict[str, Any]:
-        return self.shared.surroundings
-
-    def checkpoints(self, own: Any) -> Any:
-        from bigctl.training.checkpoints.async_checkpoints import QueuedCheckpoints
-
-        return QueuedCheckpoints(own)
-
-    def build(self, config: Config, dataset: Any) -> Experiment:
+    def build(self, resolved: Resolved) -> Experiment:
         built = self.shared.experiment
-        programs = built.programs.with_config(config)
-        return dataclasses.replace(built, config=config, dataset=dataset, programs=programs, shared=self)
+        programs = built.programs.with_config(resolved.config)
+        return dataclasses.replace(built, config=resolved.config, programs=programs, shared=self)
 
     def feed(self, experiment: Experiment) -> Feed | None:
         from bigctl.data.layouts.layout import FixedPlan
@@ -234,6 +224,7 @@ def train(
         ConfigError: where they cannot be packed. What ends single trials is in what comes back.
     """
     from bigctl.parallel import host_memory
+    from bigctl.training.checkpoints.async_checkpoints import queued
     from bigctl.training.packed.pack import Pack
 
     configs = [job.config for job in jobs]
@@ -248,9 +239,16 @@ def train(
     shares = _shares(jobs, width)
     room, ending = threading.Semaphore(shared.packs_at_once(width)), threading.Lock()
     ends: list[End] = []
+    note = {"packed": {"trials": len(jobs), "width": width}}
 
-    def one(job: Job, setup: _TrialSetup) -> None:
-        end = _to_its_end(job, setup, stop, plugins)
+    def one(job: Job, pack: Pack | None, lane: int) -> None:
+        trial = _Trial(shared, pack, lane)
+        parts = TrialParts(shared.resolved, shared.made_with, trial.build, queued, note)
+        try:
+            end = _to_its_end(job, parts, stop, plugins)
+        finally:
+            if pack is not None:
+                pack.leave(lane)
         with ending:
             ends.append(end)
             ended(end)
@@ -258,30 +256,22 @@ def train(
     def some(share: Sequence[Job]) -> None:
         with room:
             pack = Pack(shared.steps(width), len(share)) if width > 1 else None
-            setups = [_TrialSetup(shared, len(jobs), width, pack, lane) for lane in range(len(share))]
-            _each_in_a_thread(one, list(zip(share, setups, strict=True)))
+            _each_in_a_thread(one, [(job, pack, lane) for lane, job in enumerate(share)])
 
     _each_in_a_thread(some, [(share,) for share in shares])
     order = {job.id: number for number, job in enumerate(jobs)}
     return sorted(ends, key=lambda end: order[end.job.id]), verdict
 
 
-def _to_its_end(job: Job, setup: _TrialSetup, stop: StopRequest, plugins: Sequence[str]) -> End:
+def _to_its_end(job: Job, parts: TrialParts, stop: StopRequest, plugins: Sequence[str]) -> End:
     try:
         if stop.exit_code is not None:
             raise Preempted(f"stopped by {stop.reason} before it was started", exit_code=stop.exit_code)
-        return End(job, _train(job, setup, TrialStop(stop, job.path), plugins))
+        argv, own = ["train", *job.composed.overrides, "--run-dir", str(job.path)], TrialStop(stop, job.path)
+        options = Options(quiet=True, plugins=plugins, argv=argv, stop=own, shared=parts)
+        return End(job, trainer.train(job.composed, job.path, options))
     except Exception as error:
         return End(job, error=error)
-    finally:
-        if setup.pack is not None:
-            setup.pack.leave(setup.lane)
-
-
-def _train(job: Job, setup: Setup, stop: Any, plugins: Sequence[str]) -> dict[str, Any]:
-    argv = ["train", *job.composed.overrides, "--run-dir", str(job.path)]
-    options = trainer.Options(quiet=True, plugins=plugins, argv=argv, stop=stop, setup=setup)
-    return trainer.train(job.composed, job.path, options)
 
 
 def _each_in_a_thread(call: Any, arguments: Sequence[tuple[Any, ...]]) -> None:

@@ -12,7 +12,7 @@ import contextvars
 import copy
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,3 +92,8 @@ class QueuedCheckpoints:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+
+def queued(checkpoints: Checkpoints) -> Checkpoints:
+    """The same checkpoints, saved in the background."""
+    return cast(Checkpoints, QueuedCheckpoints(checkpoints))

@@ -1,0 +1,171 @@
+"""Stage 5, fit: the loop with all that listens to it: logs, trackers, samples, the profiler."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bigctl.engine import samples
+from bigctl.engine.experiment import Experiment
+from bigctl.engine.restore import Start
+from bigctl.engine.run import Run
+from bigctl.errors import Preempted
+from bigctl.training import phases
+from bigctl.training import rewind as rewinding
+from bigctl.training.checkpoints.arrays import shapes
+from bigctl.training.checkpoints.store import Checkpoints
+from bigctl.training.loop import Hooks, Loop
+from bigctl.training.profile import Profiler
+from bigctl.training.state import Progress, TrainState
+from bigctl.training.tracking.trackers import Tracker
+from bigctl.training.tracking.writers import Console, JsonLines, TensorBoard, Writer
+
+log = logging.getLogger("bigctl")
+
+
+@dataclass
+class Fitting:
+    """A loop that is ready to go; `profile` names what is slow once it has ended, if that was asked for."""
+
+    loop: Loop
+    profile: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def prepared(
+    run: Run, experiment: Experiment, checkpoints: Checkpoints, start: Start, tracked: Sequence[Tracker]
+) -> Iterator[Fitting]:
+    """The loop, with everything open that it writes to; an end without an error brings it all onto the disk."""
+    config, total = experiment.config, experiment.cadence.total
+    outputs = _Outputs(run, experiment, start, tracked)
+    first = min(start.step + 20, (start.step + total) // 2)  # past compiling and the first, untypical steps
+    profiler = Profiler(run.directory.path / "profile", start=first) if run.options.profile else None
+    meta = _checkpoint_meta(experiment)
+
+    def rewind(progress: Progress, bad_step: int) -> tuple[TrainState, Progress]:
+        abstract = experiment.programs.abstract_state
+        state, back = rewinding.rewind(config.train.divergence, checkpoints, abstract, progress, bad_step)
+        outputs.cut(back.step)
+        return state, back
+
+    hooks = Hooks(
+        write=outputs.write,
+        save=lambda state, progress: checkpoints.save(state, progress, meta),
+        flush=outputs.flush,
+        warn=log.warning,
+        sample=outputs.sampler,
+        rewind=rewind,
+    )
+    if profiler is not None:
+        hooks.before_dispatch = profiler.before_dispatch
+    feed = experiment.feed(outputs.observer)
+    loop = Loop(
+        experiment.programs,
+        feed,
+        experiment.evaluator("validation", "val"),
+        experiment.cadence,
+        config,
+        hooks,
+        run.stop,
+        metric=experiment.metric,
+        mode=experiment.mode,
+        examples_per_epoch=experiment.dataset.size("train"),
+        rates=experiment.rates,
+    )
+    fitting = Fitting(loop)
+    try:
+        yield fitting
+        outputs.flush()
+    finally:
+        feed.close()
+        fitting.profile = profiler.close() if profiler is not None else []
+        outputs.close()
+
+
+class _Outputs:
+    """All that a fit writes to, and that is cut back when training goes back."""
+
+    def __init__(self, run: Run, experiment: Experiment, start: Start, tracked: Sequence[Tracker]):
+        directory, step = run.directory, start.step
+        self.console = Console(experiment.cadence.total, quiet=run.options.quiet or not directory.writes)
+        self._writers: list[Writer] = [self.console]
+        self._streams: list[JsonLines] = []  # what checkpoints count on
+        if directory.writes:
+            if step and not directory.metrics.exists():
+                log.warning("%s is missing: what was logged up to step %d is lost", directory.metrics, step)
+            self._streams.append(JsonLines(directory.metrics, step=step))
+            self._writers += self._streams
+            if experiment.config.train.tensorboard:
+                self._writers.append(TensorBoard(directory.tensorboard, step=step))
+        for sentence in _announcement(run, experiment, step):
+            self.console.say(sentence)
+        self._tracked = tracked
+        self.sampler = samples.make(
+            experiment, directory.samples, self.console.say, resumed=step, leads=directory.writes
+        )
+        self._others: list[Any] = [self.sampler] if self.sampler is not None else []
+        self.observer: phases.BatchDigests | None = None
+        if phases.begin() and directory.writes:
+            self.observer = phases.BatchDigests(JsonLines(directory.batches, step=step), step=step)
+            self._streams.append(self.observer.lines)
+            self._others.append(self.observer)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        for writer in (*self._writers, *self._tracked):
+            writer.write(step, values)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
+
+    def cut(self, step: int) -> None:
+        """Take back what was written after a step."""
+        for output in (*self._writers, *self._others, *self._tracked):
+            output.cut(step)
+
+    def close(self) -> None:
+        for output in (*self._writers, *self._others):
+            output.close()
+
+
+def _checkpoint_meta(experiment: Experiment) -> dict[str, Any]:
+    """What a checkpoint says of the state in it, and of the data it belongs to."""
+    dataset = experiment.dataset
+    meta = {"shapes": shapes(experiment.programs.abstract_state), "data": dataset.fingerprint}
+    return {**meta, "tokenizer": dataset.features.tokenizer["sha256"]} if dataset.features.tokenizer else meta
+
+
+def _announcement(run: Run, experiment: Experiment, resumed: int) -> Iterator[str]:
+    config, devices = experiment.config, experiment.devices
+    examples, steps, batch_size = experiment.dataset.size("train"), experiment.cadence.total, config.train.batch_size
+    yield (
+        f"{run.directory.path}: {experiment.parameter_count:,} parameters, {examples:,} training examples, "
+        f"{steps:,} steps of {batch_size} on {devices['count']} {devices['kind']}"
+    )
+    if resumed:
+        yield f"resuming from step {resumed:,}"
+    if batch_size > examples:
+        yield f"note: a batch of {batch_size:,} repeats examples, there are only {examples:,}"
+    horizon = config.schedule.horizon or steps
+    if horizon < steps and getattr(config.schedule, "final", None) == 0:
+        yield (
+            f"note: the learning rate is 0 from step {horizon:,} on, where this run was to end at first: "
+            f"more steps change nothing; schedule.horizon={steps} --allow-drift schedule.horizon stretches the schedule"
+        )
+    if config.train.accumulate > 1 and getattr(config.model, "norm", "none") == "batch":
+        yield "note: batch normalisation sees each of the train.accumulate parts by itself, not the whole batch"
+
+
+def check_preempted(run: Run, experiment: Experiment, start: Start, progress: Progress) -> None:
+    """Raises Preempted where someone asked to stop before the end was reached."""
+    step, total, stop = progress.step, experiment.cadence.total, run.stop
+    if stop.exit_code is None or step >= total or progress.stopped:
+        return
+    kept = "the checkpoint is saved" if step else "before anything was trained"
+    hint = f"run the same command again to continue, or `bigctl resume {run.directory.path}`"
+    if step == start.step and "max_minutes" in stop.reason:
+        kept, hint = "no step was made in that time", "give it more: starting and compiling are counted too"
+    raise Preempted(f"stopped by {stop.reason} at step {step} of {total}; {kept}", exit_code=stop.exit_code, hint=hint)

@@ -1,0 +1,201 @@
+"""Stage 1, open: a run directory is locked and read, and it is decided how the run begins. Free of jax.
+
+docs/resume.md has the table of states; the four ways to begin are `run.Beginning`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from bigctl.config import cadence, drift, schema
+from bigctl.config import compose as composing
+from bigctl.config.compose import Composed
+from bigctl.config.schema import Config
+from bigctl.engine.run import Beginning, Options, Run
+from bigctl.errors import BigctlError, Diverged, Preempted, RunError
+from bigctl.parallel import distributed, host_memory
+from bigctl.parallel.distributed import ProcessGroup
+from bigctl.runs import directory, logs
+from bigctl.runs.directory import RunDirectory
+from bigctl.runs.summary import Summary
+from bigctl.training import phases
+from bigctl.training.signals import StopRequest
+from bigctl.training.stopping import SharedStop
+from bigctl.training.tracking import trackers
+
+log = logging.getLogger("bigctl")
+
+
+@contextlib.contextmanager
+def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
+    """Hold a run directory until training in it has ended; an error within is recorded there.
+
+    Raises:
+        RunHeld: if another process holds it.
+        BigctlError: if this configuration cannot be trained there.
+    """
+    began = time.monotonic() if options.began is None else options.began
+    listening = contextlib.nullcontext(options.stop) if options.stop is not None else StopRequest()
+    with listening as stop:  # before jax is imported: from here on a stop is an orderly one
+        if (minutes := composed.config.train.max_minutes) is not None:
+            stop.at(began + 60 * minutes, f"train.max_minutes={minutes:g}")
+        phases.begin()
+        host_memory.keep_memory()
+        group = distributed.join(composed.config.mesh.wait)
+        held = RunDirectory(path, writes=group.leads)
+        try:
+            found = group.first(lambda: _find(held, composed, options), pack=_Found.to_json, unpack=_Found.from_json)
+            shared = SharedStop(stop, group) if isinstance(group, ProcessGroup) else stop
+            run = Run(held, composed.overrides, options, group, shared, time.time(), time.perf_counter(), *found)
+            if run.beginning is Beginning.COMPLETE:
+                yield run
+                return
+            with logs.kept(held.log) if group.leads else contextlib.nullcontext():
+                try:
+                    _mark_running(run)
+                    yield run
+                except Exception as error:
+                    error = group.failed(error)
+                    _record_failure(held, error)
+                    raise error
+        except Exception as error:
+            group.failed(error)
+            raise
+        finally:
+            if not held.begun:
+                held.discard()  # it ended before anything began: a typo leaves no run behind
+            held.release()
+
+
+# ---------------------------------------------------------------------------------------------------- what is there
+
+
+class _Found(NamedTuple):
+    """What the first process found and decided; the others get it as JSON."""
+
+    config: Config
+    beginning: Beginning
+    changed: tuple[str, ...]
+    summary: Summary | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "config": composing.to_yaml(self.config)}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> _Found:
+        config = composing.from_yaml(found["config"], where="process 0")
+        return cls(config, Beginning(found["beginning"]), tuple(found["changed"]), found["summary"])
+
+
+def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
+    """Lock the run and decide how it begins.
+
+    Raises:
+        RunError, RunHeld, Diverged: if it cannot begin.
+    """
+    if options.resume == "must" and not run.exists:
+        raise RunError("there is no run to resume", where=str(run.path), hint="--resume auto starts one")
+    run.lock()
+    if not run.config.exists():
+        if run.checkpoints.exists():
+            raise RunError(
+                "is missing, so what the checkpoints belong to is not known",
+                where=str(run.config),
+                hint="restore it, or start a new run with another --name",
+            )
+        return _Found(composed.config, _without_checkpoint(run), ())
+    status, trained = run.status(), run.trained()
+    saved = composing.from_yaml(run.read_config(), where=str(run.config))
+    config = _keep_decided(saved, composed.config)
+    found = drift.changes(saved, config)
+    if status == directory.DIVERGED and all(change.drift == schema.FREE for change in found):
+        raise Diverged(
+            f"the run diverged: {run.record().get('message', '')}",
+            where=str(run.path),
+            hint="change the configuration (--allow-drift KEY), or use another --name",
+        )
+    if not trained and status != directory.COMPLETE:  # no state that another configuration could contradict
+        drift.judge([], options.allow_drift, where=str(run.path))
+        return _Found(composed.config, _without_checkpoint(run), tuple(map(str, found)))
+    changed = tuple(map(str, drift.judge(found, options.allow_drift, where=str(run.path))))
+    if status == directory.COMPLETE and (summary := _complete(run, config)) is not None:
+        return _Found(config, Beginning.COMPLETE, changed, summary)
+    if status == directory.COMPLETE and run.summary_file.exists() and not trained:
+        raise RunError(
+            "is complete, and its checkpoints are gone: there is nothing to resume from",
+            where=str(run.path),
+            hint="restore them, or start a new run with another --name",
+        )
+    return _Found(config, Beginning.RESUMED if trained else _without_checkpoint(run), changed)
+
+
+def _without_checkpoint(run: RunDirectory) -> Beginning:
+    return Beginning.RESTARTED if run.exists and run.record().get("starts") else Beginning.NEW
+
+
+def _keep_decided(saved: Config, config: Config) -> Config:
+    """The configuration with what the first start decided where it leaves that open: a run that is made longer keeps
+    the schedule it began with, one from pretrained weights their architecture."""
+    for part in dataclasses.fields(config):
+        old, new = getattr(saved, part.name), getattr(config, part.name)
+        if not dataclasses.is_dataclass(new) or isinstance(new, type) or type(old) is not type(new):
+            continue
+        decided: dict[str, Any] = {
+            field.name: getattr(old, field.name)
+            for field in dataclasses.fields(new)
+            if field.metadata.get("decided") and getattr(new, field.name) is None
+        }
+        if decided:
+            filled: dict[str, Any] = {part.name: dataclasses.replace(new, **decided)}
+            config = dataclasses.replace(config, **filled)
+    return config
+
+
+def _complete(run: RunDirectory, config: Config) -> Summary | None:
+    """The summary, where nothing is left to do: all steps are done, or training ended by its own rule."""
+    try:
+        summary = run.summary()
+        total = cadence.total_steps(config, int(summary["data"]["train"]))
+        if not summary["stopped"] and int(summary["step"]) < total:
+            return None
+    except (RunError, KeyError, TypeError, ValueError):
+        return None  # lost or damaged: resuming from the last checkpoint, at the end, writes it again
+    # the run may have been moved or copied since
+    return cast(Summary, {**summary, "run": str(run.path), "already_complete": True})
+
+
+# ------------------------------------------------------------------------------------------------ run.json says so
+
+
+def _mark_running(run: Run) -> None:
+    if run.group.leads:
+        trackers.check(run.config.train.trackers)
+    if run.beginning is Beginning.RESTARTED:
+        log.warning("%s holds no checkpoint: the run starts again from step 0", run.directory.path)
+    if not run.resumes and run.group.leads:
+        run.directory.tokenizer.unlink(missing_ok=True)  # it may be that of another configuration, or of other data
+    run.directory.update_record(
+        status=directory.RUNNING,
+        recipe=run.config.recipe.kind,
+        plugins=list(run.options.plugins),
+        message="",
+        exit_code=None,
+    )
+
+
+def _record_failure(run: RunDirectory, error: Exception) -> None:
+    """The error into run.json, its traceback into log.txt; nothing of this may hide the error itself."""
+    ended = {Preempted: directory.PREEMPTED, Diverged: directory.DIVERGED}
+    status = next((status for kind, status in ended.items() if isinstance(error, kind)), directory.FAILED)
+    code = error.exit_code if isinstance(error, BigctlError) else 1
+    with contextlib.suppress(Exception):
+        log.error("%s\n%s", error, traceback.format_exc())
+    with contextlib.suppress(Exception):
+        run.update_record(status=status, message=str(error)[:2000], exit_code=code)

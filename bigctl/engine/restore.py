@@ -1,0 +1,177 @@
+"""Stage 4, restore or initialise: the state that training starts from, on the mesh; and the record of the start."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.config import compose as composing
+from bigctl.config import drift
+from bigctl.config.schema import Config
+from bigctl.data import cache
+from bigctl.data.target import CLASS, TOKEN_CLASS
+from bigctl.engine.experiment import Experiment, few
+from bigctl.engine.run import Run
+from bigctl.errors import TrainingFailed
+from bigctl.files import write_text
+from bigctl.runs import generation_config, provenance
+from bigctl.training.checkpoints.store import Checkpoints, Saved
+from bigctl.training.state import Progress, TrainState
+
+log = logging.getLogger("bigctl")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts.
+
+    Attributes:
+        state: on the devices; the first step takes its memory.
+        progress: the host's side of it.
+        step: updates done before this start.
+        made_with: packages, code, machine and devices of this start.
+        differences: what of that is not as it was at the start before.
+    """
+
+    state: TrainState
+    progress: Progress
+    step: int
+    made_with: Mapping[str, Any]
+    differences: tuple[drift.Difference, ...] = ()
+
+
+@contextlib.contextmanager
+def checkpoints_of(run: Run, config: Config) -> Iterator[Checkpoints]:
+    """The checkpoints of a run; all saves are over when this ends."""
+    kept = config.checkpoint
+    own = Checkpoints(
+        run.directory.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure, group=run.group
+    )
+    checkpoints = own if run.options.shared is None else run.options.shared.checkpoints(own)
+    try:
+        yield checkpoints
+    finally:
+        with contextlib.suppress(TrainingFailed):
+            checkpoints.close()
+
+
+def restore(run: Run, experiment: Experiment, checkpoints: Checkpoints) -> Start:
+    """The state of the newest good checkpoint, or a new one where there is none; run.json notes the start.
+
+    Raises:
+        RunError: if no checkpoint can be read, or they do not belong to this configuration and data.
+    """
+    shared = run.options.shared
+    made_with = provenance.made_with(Path.cwd()) if shared is None else shared.made_with
+    made_with = {**made_with, "devices": experiment.devices}
+    _keep_tokenizer(run, experiment)
+    run.group.first(checkpoints.clean)  # what interrupted saves have left behind
+    start = _resumed(run, experiment, checkpoints, made_with) if run.resumes else _new(experiment, made_with)
+    _record_start(run, experiment, start)
+    return start
+
+
+def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:
+    return Start(experiment.programs.initialise(_pretrained(experiment)), Progress(), 0, made_with)
+
+
+def _pretrained(experiment: Experiment) -> dict[str, np.ndarray]:
+    """The parameters, by path, that do not start from random values."""
+    if experiment.source is None:
+        return {}
+    from bigctl.interop import loading
+
+    shapes, target = experiment.parameter_shapes, experiment.dataset.features.target
+    classes = target.names if target.kind in (CLASS, TOKEN_CLASS) else None
+    weights, new, unused = loading.load_weights(experiment.source, shapes, classes=classes)
+    notes = [f"{len(weights)} of {len(shapes)} parameters from {experiment.config.model.init_from}"]
+    notes += [f"newly initialised: {few(new)}"] if new else []
+    notes += [f"not used: {few(unused)}"] if unused else []
+    for note in notes:
+        log.info("model.init_from: %s", note)
+    return weights
+
+
+def _resumed(run: Run, experiment: Experiment, checkpoints: Checkpoints, made_with: Mapping[str, Any]) -> Start:
+    saved = checkpoints.find("last")
+    differences = run.group.first(
+        lambda: _judge_surroundings(run, experiment, saved, made_with), pack=lambda _: None, unpack=lambda _: []
+    )
+    checkpoints.clean(after=saved.step)
+    state = checkpoints.restore(saved, experiment.programs.abstract_state)
+    log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
+    progress = run.group.first(
+        lambda: checkpoints.without_lost_best(saved.progress), pack=Progress.to_json, unpack=Progress.from_json
+    )
+    run.directory.write_config(composing.to_yaml(experiment.config), run.overrides)
+    return Start(state, progress, saved.step, made_with, tuple(differences))
+
+
+def _judge_surroundings(
+    run: Run, experiment: Experiment, saved: Saved, made_with: Mapping[str, Any]
+) -> list[drift.Difference]:
+    """What is not as it was at the start before, warned of where that matters."""
+    before, now = provenance.comparable(run.directory.record()), provenance.comparable(made_with)
+    tokenizer = experiment.dataset.features.tokenizer or {}
+    differences = drift.judge_surroundings(
+        {**before, "data": saved.meta.get("data"), "tokenizer": saved.meta.get("tokenizer")},
+        {**now, "data": experiment.dataset.fingerprint, "tokenizer": tokenizer.get("sha256")},
+        where=str(run.directory.path),
+    )
+    for difference in differences:
+        log.info("%s", difference)
+    warned = [d.plain for d in differences if d.verdict == drift.WARN]
+    if warned:
+        log.warning(
+            "%s: the run continues, but may differ in the last bits from the one it would have been", "; ".join(warned)
+        )
+    return differences
+
+
+def _keep_tokenizer(run: Run, experiment: Experiment) -> None:
+    """The tokenizer belongs to the run: it is kept there, and used again rather than made again.
+
+    So is what the weights that came with it say about generation.
+    """
+    config, dataset, kept = experiment.config, experiment.dataset, run.directory.tokenizer
+    if not run.group.leads or not dataset.features.tokenizer or kept.exists():
+        return
+    from bigctl.interop import sources
+
+    given = config.tokenizer is not None and config.tokenizer.type == "pretrained"
+    if given and experiment.source is not None and experiment.source.model in sources.DECODERS:
+        generation_config.write_generation_config(run.directory, experiment.source.generation_config)
+    try:
+        write_text(kept, (Path(dataset.path) / cache.TOKENIZER).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(kept)) from error
+
+
+def _record_start(run: Run, experiment: Experiment, start: Start) -> None:
+    run.directory.begun = True
+    if not run.directory.writes:
+        return
+    dataset, options = experiment.dataset, run.options
+    note = {} if options.shared is None else options.shared.note
+    changed = [*run.changed, *map(str, start.differences)]
+    this = {"time": run.started, "step": start.step, "argv": list(options.argv), "changed": changed, **note}
+    run.directory.update_record(
+        data={
+            "fingerprint": dataset.fingerprint,
+            "features": dataset.features.to_json(),
+            "info": dataset.info,
+            "sizes": {split: dataset.size(split) for split in dataset.splits},
+        },
+        overrides=list(run.overrides),
+        **start.made_with,
+        parameters=experiment.parameter_count,
+        steps=experiment.cadence.total,
+        selection={"metric": experiment.metric, "mode": experiment.mode},
+        starts=[*run.directory.record().get("starts", []), this],
+    )

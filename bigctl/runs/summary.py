@@ -1,0 +1,50 @@
+"""What `summary.json` holds: the result of a finished run."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+
+class Times(TypedDict):
+    """Where the wall time of a start went [s]; `wall` is all of it."""
+
+    wall: float
+    train: float
+    compile: float
+    data_wait: float
+    evaluate: float
+    checkpoint: float
+
+
+class Summary(TypedDict):
+    """The result of a run.
+
+    `metrics` are flat, "val/accuracy" of the selected checkpoint and "test/accuracy"; `confusion` is that of the test
+    split, rows are true classes. `stopped` says why training ended early, and is empty where it did not.
+    """
+
+    schema: int
+    run: str
+    recipe: str
+    status: str
+    step: int
+    epoch: float
+    stopped: str
+    skipped: int
+    rewinds: int
+    selected_step: int | None
+    selected_by: str
+    metrics: dict[str, float | None]
+    confusion: list[list[int]] | None
+    classes: list[str]
+    parameters: int
+    data: dict[str, str | int]
+    resumed_from: int
+    devices: dict[str, object]
+    timings: Times
+    examples_per_s: float | None
+    profile: list[str]
+    tokens_per_s: NotRequired[float]
+    mfu: NotRequired[float]
+    flops_per_token: NotRequired[float]
+    already_complete: NotRequired[bool]
