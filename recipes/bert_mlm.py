@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from bigctl.recipes.text_cls import frozen, padding, require_text, text_shapes
+from bigctl.recipes.text_cls import padding, require_text, text_shapes
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -47,7 +47,7 @@ class BertMlm(Task):
         hint = "choose a BERT, such as model=bert_tiny"
         self.model = schema.Bert.require(config.model, by=f"recipe={config.recipe.kind}", hint=hint)
         self.features = features
-        self.frozen = frozen(config.model)
+        self.frozen = config.model.frozen()
         self.vocabulary: int = known["vocab_size"]
         self.mask_token: int = known["mask"]
         self.special = [known[name] for name in ("pad", "cls", "sep", "mask") if name in known]

@@ -41,7 +41,7 @@ class TextCls(Supervised):
                 hint="name the column with the classes: data.label=COLUMN, or data.labels=COLUMN for several a text",
             )
         super().__init__(config, features, class_counts)
-        self.frozen = frozen(config.model)
+        self.frozen = config.model.frozen()
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model_config.build(self.vocabulary, self.head.outputs, rngs=rngs)
@@ -68,12 +68,6 @@ def require_text(features: Features, recipe: str) -> dict[str, Any]:
             hint="name the column with the text, data.text=COLUMN; or choose a set of texts, see `bigctl ls data`",
         )
     return features.tokenizer
-
-
-def frozen(model: schema.Model) -> tuple[str, ...]:
-    """Patterns of what low-rank adaptation leaves as it is: all of the encoder but what it adds."""
-    lora = getattr(model, "lora", None)
-    return (r"^encoder/(?!.*/lora_[ab]$)",) if lora is not None and lora.rank else ()
 
 
 def text_shapes(features: Features, n: int) -> dict[str, jax.ShapeDtypeStruct]:

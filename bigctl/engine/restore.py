@@ -15,7 +15,6 @@ from bigctl.config import compose as composing
 from bigctl.config import drift
 from bigctl.config.schema import Config
 from bigctl.data import cache
-from bigctl.data.target import CLASS, TOKEN_CLASS
 from bigctl.engine.experiment import Experiment, few
 from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
@@ -88,7 +87,7 @@ def _pretrained(experiment: Experiment) -> dict[str, np.ndarray]:
     from bigctl.interop import loading
 
     shapes, target = experiment.parameter_shapes, experiment.dataset.features.target
-    classes = target.names if target.kind in (CLASS, TOKEN_CLASS) else None
+    classes = target.names or None
     weights, new, unused = loading.load_weights(experiment.source, shapes, classes=classes)
     notes = [f"{len(weights)} of {len(shapes)} parameters from {experiment.config.model.init_from}"]
     notes += [f"newly initialised: {few(new)}"] if new else []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigctl.data.target import TOKEN_CLASS
+from bigctl.data.target import CLASSES, TOKEN_CLASS
 from bigctl.errors import RunError
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface
@@ -34,8 +34,9 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
             params={name: np.asarray(values, np.float32) for name, values in flatten(trained.params).items()},
             tokenizer=run.tokenizer,
             settings=settings,
-            classes=target.names if tags else trained.features.classes,
+            classes=target.names or None,
             per_token=tags,
+            several=target.kind == CLASSES,
             generation_config=generation_config.read_generation_config(run, settings),
             about=f"{run.path.name}, step {trained.step}",
         ),

@@ -335,4 +335,5 @@ def _on_one_device(config: Config) -> Config:
     """A trained model is used on one device, whatever mesh it was trained on."""
     import dataclasses
 
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **dict.fromkeys(config.mesh.axes, 1)))
+    sizes: dict[str, Any] = dict.fromkeys(config.mesh.axes, 1)
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))

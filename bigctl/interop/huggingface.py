@@ -49,6 +49,7 @@ class Export:
         settings: what `data.tokenization.describe` says of that.
         classes: class names in order; None for a model that predicts none.
         per_token: whether each token has a class.
+        several: whether a text may have several of them.
         generation_config: of a language model.
         about: one line for the README: which run, which step.
     """
@@ -59,6 +60,7 @@ class Export:
     settings: Mapping[str, Any]
     classes: tuple[str, ...] | None = None
     per_token: bool = False
+    several: bool = False
     generation_config: GenerationConfig = GenerationConfig()
     about: str = ""
 
@@ -85,8 +87,9 @@ def export_model(trained: Export, folder: Path) -> Path:
     if encoder.lora_rank:
         params = bert.merge_lora(params, encoder.lora_alpha / encoder.lora_rank)
     return write_bert(
-        params, encoder, trained.tokenizer, trained.settings, trained.classes, folder, about=trained.about
-    )
+        params, encoder, trained.tokenizer, trained.settings, trained.classes, folder, about=trained.about,
+        several=trained.several,
+    )  # fmt: skip
 
 
 def require_exportable(model: schema.Model, where: str) -> None:
@@ -108,6 +111,7 @@ def write_bert(
     folder: Path,
     *,
     about: str,
+    several: bool = False,
 ) -> Path:
     """Write parameters as a folder for `transformers`: all of it, or nothing.
 
@@ -119,6 +123,7 @@ def write_bert(
         classes: class names in order; None for a masked language model.
         folder: a new one, or an empty one.
         about: one line for the README.
+        several: whether a text may have several classes.
 
     Raises:
         ConfigError, RunError: see `export_model`.
@@ -128,7 +133,7 @@ def write_bert(
     special = _special_tokens(words, settings)
     config = {
         **bert.to_config(model, pad=int(settings.get("pad", 0))),
-        **_head(params, model, classes),
+        **_head(params, model, classes, several),
     }
     with _whole_or_nothing(folder) as partial:
         _write_model(partial, config, bert.to_tensors(params), tokenizer)
@@ -221,7 +226,9 @@ def require_new(folder: Path) -> None:
         raise ConfigError("exists already", where=str(folder), hint="give another --out, or remove it first")
 
 
-def _head(params: Mapping[str, np.ndarray], model: BertArchitecture, classes: tuple[str, ...] | None) -> dict[str, Any]:
+def _head(
+    params: Mapping[str, np.ndarray], model: BertArchitecture, classes: tuple[str, ...] | None, several: bool
+) -> dict[str, Any]:
     """What config.json says of the part above the encoder."""
     if "decoder_bias" in params:
         return {"architectures": ["BertForMaskedLM"]}
@@ -232,7 +239,7 @@ def _head(params: Mapping[str, np.ndarray], model: BertArchitecture, classes: tu
     }
     if model.pool == "none":
         return {"architectures": ["BertForTokenClassification"], **labels}
-    labels["problem_type"] = "single_label_classification"
+    labels["problem_type"] = "multi_label_classification" if several else "single_label_classification"
     if model.pooler and model.pool == "cls":
         return {"architectures": ["BertForSequenceClassification"], **labels}
     name = "BertForPooledClassification"

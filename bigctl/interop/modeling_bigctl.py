@@ -29,7 +29,10 @@ class BertForPooledClassification(BertPreTrainedModel):
         if self.bert.pooler is not None:
             pooled = self.bert.pooler(pooled[:, None])  # it takes the first vector of each text
         logits = self.classifier(self.dropout(pooled))
-        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        several = self.config.problem_type == "multi_label_classification"
+        losses = torch.nn.functional
+        measure = losses.binary_cross_entropy_with_logits if several else losses.cross_entropy
+        loss = None if labels is None else measure(logits, labels)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -254,8 +254,8 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
     architecture = {key: getattr(whole, key) for key in structural if key not in free}
     tokenizer = run.path / "tokenizer.json"
     features = run.record().get("data", {}).get("features", {})
-    words, target = features.get("tokenizer") or {}, features.get("target") or {}
-    classes = target["names"] if target.get("kind") == TOKEN_CLASS else features.get("classes")
+    classes = features.get("classes") or (features.get("target") or {}).get("names")
+    words = features.get("tokenizer") or {}
     if model.kind in DECODERS:  # the padded embedding does not tell
         architecture["vocab"] = architecture["vocab"] or words.get("vocab_size")
     return Source(

@@ -152,8 +152,6 @@ class BertClassifier(nnx.Module):
             than the table of positions.
     """
 
-    loops_on_cpu = False
-
     def __init__(self, given: schema.Bert, vocab_size: int, outputs: int, *, per_token: bool = False, rngs: nnx.Rngs):
         config = bert_architecture(given, vocab_size)
         width = config.width
@@ -191,8 +189,6 @@ class BertMaskedLM(nnx.Module):
     Raises:
         ConfigError: as `BertClassifier` does.
     """
-
-    loops_on_cpu = False
 
     def __init__(self, given: schema.Bert, vocab_size: int, *, rngs: nnx.Rngs):
         config = bert_architecture(given, vocab_size)

@@ -25,8 +25,6 @@ class CNN(nnx.Module):
         ConfigError: if the images are too small for that many pools.
     """
 
-    loops_on_cpu = True
-
     def __init__(self, config: schema.Cnn, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs):
         padding = config.padding if config.padding != "auto" else "valid" if _fits(config, shape) else "same"
         self.activation = config.activation

@@ -147,8 +147,6 @@ class Decoder(nnx.Module):
             table of positions.
     """
 
-    loops_on_cpu = True
-
     def __init__(self, given: schema.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
         config = decoder_architecture(given, vocab_size)
         self.vocab_size, self.padded, self.context = config.vocab, config.padded_vocab, config.context

@@ -151,8 +151,6 @@ class LstmClassifier(nnx.Module):
         per_token: give logits for each token, and not for each text: nothing is pooled then.
     """
 
-    loops_on_cpu = False
-
     def __init__(self, config: schema.Lstm, vocab_size: int, outputs: int, *, per_token: bool = False, rngs: nnx.Rngs):
         features = config.hidden * (2 if config.bidirectional else 1)
         widths = [config.embedding, *[features] * (config.layers - 1)]

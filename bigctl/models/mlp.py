@@ -21,8 +21,6 @@ class MLP(nnx.Module):
         outputs: width of the output.
     """
 
-    loops_on_cpu = True
-
     def __init__(self, config: schema.Mlp, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs):
         widths = [math.prod(shape), *config.hidden]
         init = nnx.initializers.he_normal()

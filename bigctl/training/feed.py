@@ -89,7 +89,7 @@ def loops(mesh: Mesh, config: schema.Config) -> bool:
     if config.train.steps_per_dispatch is not None:
         return config.train.steps_per_dispatch > 1
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return bool(getattr(config.model.implementing(), "loops_on_cpu", True)) if on_cpu else True
+    return config.model.loops_on_cpu or not on_cpu
 
 
 class _Resident:

@@ -13,6 +13,7 @@ import pytest
 
 from bigctl.cli import export as command
 from bigctl.config import schema
+from bigctl.data.target import Target
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference.export import export_run
@@ -24,12 +25,14 @@ from tests.interop import builders
 CLASSES = ("bad", "good")
 
 
-def trained(folder: Path, model: schema.Model, values: dict[str, np.ndarray], **settings) -> TrainedRun:
+def trained(
+    folder: Path, model: schema.Model, values: dict[str, np.ndarray], kind: str = "class", **settings
+) -> TrainedRun:
     """As much of a trained run as an export looks at, with its tokenizer on disk."""
     folder.mkdir(parents=True)
     tokenizer = tokenization.read(builders.tokenizer_json(folder))
     settings = schema.Tokenizer(type="file", max_length=12, **settings)
-    features = SimpleNamespace(classes=CLASSES, tokenizer=tokenization.describe(tokenizer, settings, "0"))
+    features = SimpleNamespace(target=Target(kind, CLASSES), tokenizer=tokenization.describe(tokenizer, settings, "0"))
     run = RunDirectory(folder)
     nested: dict = {}
     for name, leaf in values.items():
@@ -52,6 +55,15 @@ def test_an_export_holds_the_run_and_can_be_started_from_again(tmp_path):
     assert source.classes == CLASSES and source.architecture == {**builders.ARCHITECTURE, "eps": 1e-12}
     taken, new, unused = loading.load_weights(source, builders.shapes(model), classes=CLASSES)
     assert not new and not unused and all(np.array_equal(taken[name], values[name]) for name in values)
+
+
+@pytest.mark.parametrize(("kind", "problem"), [("class", "single_label"), ("classes", "multi_label")])
+def test_an_export_says_whether_a_text_may_have_several_classes(tmp_path, kind, problem):
+    model = builders.model()
+    folder = export_run(trained(tmp_path / "run", model, builders.params(model), kind), tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem_type"] == f"{problem}_classification"
+    assert list(config["id2label"].values()) == list(CLASSES)
 
 
 def test_the_tokenizer_goes_along_with_its_special_tokens_and_limits(tmp_path):

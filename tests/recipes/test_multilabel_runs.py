@@ -66,6 +66,8 @@ def test_texts_are_learnt_and_scored_at_the_threshold_of_validation(folder: Path
     assert all(isinstance(error["label"], list) and error["label"] != error["predicted"] for error in scored["errors"])
     shown = Cli(folder)("eval", "texts", "--split", "train").stdout
     assert "train/macro_f1" in shown and "confusion" not in shown
+    Cli(folder)("report", "texts")
+    assert "love" in (folder / "runs" / "texts" / "report.html").read_text()
 
 
 def test_test_metrics_are_those_of_scikit_learn_on_the_predictions(folder: Path, trained: dict[str, Any]) -> None:

@@ -29,6 +29,8 @@ class Model(Component):
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The numbers that the size of an axis of the mesh must divide, by axis; an axis that shares out no batch, and is
     not among them, is refused: it has no rules for this model."""
+    loops_on_cpu: ClassVar[bool] = True
+    """Whether several steps in one dispatch are as quick on a CPU as single ones."""
     kind: str = kind("???")
     init_from: str | None = key(
         None,
@@ -36,6 +38,10 @@ class Model(Component):
         "minilm (bert) and smollm2 (llama) are packaged; for llama also a file of GGUF or llama2.c.",
         drift=STRUCTURAL,
     )
+
+    def frozen(self) -> tuple[str, ...]:
+        """Patterns of the paths of parameters that are not trained."""
+        return ()
 
     def build(self, *sizes: Any, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
         """The network, newly initialised.
@@ -124,6 +130,7 @@ class Bert(Model):
     """An encoder. Its architecture is given here, or null and read from the config.json of `init_from`."""
 
     implementation: ClassVar[str] = "bigctl.models.bert:BertClassifier"
+    loops_on_cpu: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ("texts", "masked texts")
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "intermediate")}
     kind: str = kind("bert")
@@ -147,6 +154,10 @@ class Bert(Model):
     attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True, off=0.0, ge=0, lt=1)
     lora: Lora = key(Lora, "Low-rank adaptation.")
 
+    def frozen(self) -> tuple[str, ...]:
+        """Of the encoder low-rank adaptation trains only what it adds."""
+        return (r"^encoder/(?!.*/lora_[ab]$)",) if self.lora.rank else ()
+
     def check(self, config: Whole) -> Iterator[Problem]:
         if self.width and self.heads and self.width % self.heads:
             message = f"model.width={self.width} is not divisible by model.heads={self.heads}"
@@ -156,6 +167,7 @@ class Bert(Model):
 @dataclass
 class Lstm(Model):
     implementation: ClassVar[str] = "bigctl.models.lstm:LstmClassifier"
+    loops_on_cpu: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ("texts",)
     kind: str = kind("lstm")
     embedding: int = key(128, "Width of the token embedding.", drift=STRUCTURAL, ge=1)
