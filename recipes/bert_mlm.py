@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +60,12 @@ class BertMlm(Task):
         return {**text_shapes(self.features, n), "label": jax.ShapeDtypeStruct((n,), jnp.int32)}
 
     def loss(
-        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
+        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
         keys = randomness.per_example(augment_key, batch["number"])
         return {**self._sums(model, batch, keys, key), "padding": padding(batch)}
 
-    def evaluate(self, model: Any, batch: Batch) -> Sums:
+    def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
         # Keyed by the text itself: whatever batch it is in, the same tokens are hidden.
         digest = jnp.sum(batch["inputs"] * (1 + jnp.arange(batch["inputs"].shape[1])), axis=1)
         keys = jax.vmap(lambda d: jax.random.fold_in(randomness.key(0, randomness.AUGMENTATION), d))(digest)
@@ -75,8 +75,8 @@ class BertMlm(Task):
         total, count = (float(v) for v in sums["loss"])
         return {"perplexity": math.exp(min(total / max(count, 1), 700))}
 
-    def _sums(self, model: Any, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> Sums:
-        tokens = batch["inputs"]
+    def _sums(self, model: nnx.Module, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> Sums:
+        model, tokens = cast(BertMaskedLM, model), batch["inputs"]
         hidden, chosen = self.hide(tokens, batch["lengths"], keys)
         chosen &= batch["mask"][:, None] > 0
         states = model(hidden, batch["lengths"], batch["segment_start"], key=dropout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,9 @@ from jaxtyping import Array, Float, Int
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import EACH, Sums, pair
 from bigctl.training.task import Batch, Judged, Record
+
+ClassWeights = str | Sequence[float] | None
+"""`recipe.class_weights`: none, balanced, or a number for each class."""
 
 
 class ClassHead(Head):
@@ -30,7 +33,7 @@ class ClassHead(Head):
     metric = "val/accuracy"
 
     def __init__(
-        self, classes: tuple[str, ...], class_weights: Any, counts: np.ndarray | None, *, sigmoid: bool = False
+        self, classes: tuple[str, ...], class_weights: ClassWeights, counts: np.ndarray | None, *, sigmoid: bool = False
     ):
         self.classes = classes
         self.outputs = 1 if sigmoid and len(classes) == 2 else len(classes)
@@ -94,7 +97,7 @@ def training_sums(
     labels: Int[Array, " batch"],
     mask: Float[Array, " batch"],
     *,
-    smoothing: Any = 0.0,
+    smoothing: float | jax.Array = 0.0,
     class_weights: Float[Array, " classes"] | None = None,
 ) -> Sums:
     """Cross-entropy and accuracy.
@@ -166,7 +169,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((ranks[place][positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def resolve_class_weights(setting: Any, counts: np.ndarray) -> jax.Array | None:
+def resolve_class_weights(setting: ClassWeights, counts: np.ndarray) -> jax.Array | None:
     """`recipe.class_weights` as numbers: None, inverse class frequency with mean 1 over examples, or as given."""
     if setting == "none" or setting is None:
         return None
@@ -177,4 +180,4 @@ def resolve_class_weights(setting: Any, counts: np.ndarray) -> jax.Array | None:
             f"recipe.class_weights has {len(setting)} numbers, the data has {len(counts)} classes",
             where="recipe.class_weights",
         )
-    return jnp.asarray(list(setting), jnp.float32)
+    return jnp.asarray([float(weight) for weight in setting], jnp.float32)

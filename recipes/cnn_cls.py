@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from bigctl.config import schema
 from bigctl.data import augmentation
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
-from bigctl.training.task import Batch
+from bigctl.training.task import Batch, Network
 
 
 class CnnCls(Supervised):
@@ -47,10 +45,9 @@ class CnnCls(Supervised):
         pictures = augmentation.augment(batch["inputs"], self.recipe.augment, key, batch["number"])
         return {**batch, "inputs": pictures}
 
-    def outputs(self, model: Any, batch: Batch, **options: Any) -> jax.Array:
+    def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
         standardised = standardise(batch["inputs"], self.features.mean, self.features.std).astype(self.dtype)
-        outputs: jax.Array = model(standardised, **options)
-        return outputs
+        return model(standardised, **options)
 
 
 def standardise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "batch h w c"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.layouts.windows import BYTES_PER_TOKEN, NO_TARGET
 from bigctl.errors import ConfigError
+from bigctl.models.decoder import Decoder
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch, Record, Task
 
@@ -50,7 +51,7 @@ class GptLm(Task):
         return {"inputs": window, "targets": window}
 
     def loss(
-        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
+        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
         found = self._sums(model, batch, key, hparams["recipe.z_loss"] if self.recipe.z_loss else 0.0)
         return {
@@ -58,7 +59,7 @@ class GptLm(Task):
             **({"cross_entropy": jnp.stack([found.cross_entropy, found.weight])} if self.recipe.z_loss else {}),
         }
 
-    def evaluate(self, model: Any, batch: Batch) -> Sums:
+    def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
         found = self._sums(model, batch, None, 0.0)
         return {"loss": jnp.stack([found.cross_entropy, found.weight])}
 
@@ -76,9 +77,12 @@ class GptLm(Task):
             return None
         return self.block * flops_per_token(shapes, layers=layers, width=width, block=self.block)
 
-    def _sums(self, model: Any, batch: Batch, key: jax.Array | None, z_loss: Any) -> lm_loss.LossSums:
+    def _sums(
+        self, model: nnx.Module, batch: Batch, key: jax.Array | None, z_loss: float | jax.Array
+    ) -> lm_loss.LossSums:
         targets = batch["targets"]
         weights = batch["mask"][:, None] * (targets != NO_TARGET)
+        model = cast(Decoder, model)
         hidden = model(batch["inputs"], key=key)
         kernel = model.head_kernel()
         chunk = self.recipe.loss_chunk

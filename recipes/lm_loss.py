@@ -40,7 +40,7 @@ def loss_sums(
     targets: Int[Array, "batch length"],
     weights: Float[Array, "batch length"],
     vocab_size: int,
-    z_loss: Any = 0.0,
+    z_loss: float | jax.Array = 0.0,
     chunk: int | None = None,
 ) -> LossSums:
     """Summed cross-entropy of `targets` under the logits hidden @ head_kernel; equal to the plain one, gradients too.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
-from bigctl.training.task import Batch
+from bigctl.training.task import Batch, Network
 
 
 class MlpCls(Supervised):
@@ -39,6 +37,5 @@ class MlpCls(Supervised):
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"inputs": jax.ShapeDtypeStruct((n, *self.features.shape), jnp.float32)}
 
-    def outputs(self, model: Any, batch: Batch, **options: Any) -> jax.Array:
-        outputs: jax.Array = model(batch["inputs"].astype(self.dtype), **options)
-        return outputs
+    def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
+        return model(batch["inputs"].astype(self.dtype), **options)

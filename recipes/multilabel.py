@@ -12,6 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigctl.recipes.classification import ClassWeights
 from bigctl.recipes.head import Head
 from jaxtyping import Array, Float, Int
 
@@ -38,7 +39,9 @@ class LabelsHead(Head):
     metric = "val/f1"
     carried = (THRESHOLD,)
 
-    def __init__(self, target: Target, class_weights: Any, counts: np.ndarray | None, threshold: float | None = None):
+    def __init__(
+        self, target: Target, class_weights: ClassWeights, counts: np.ndarray | None, threshold: float | None = None
+    ):
         self.target, self.threshold = target, threshold
         self.outputs = len(target.names)
         self.settings = (class_weights, counts)
@@ -126,9 +129,11 @@ def cross_entropy(
     return -(positive * truth * jax.nn.log_sigmoid(logits) + (1 - truth) * jax.nn.log_sigmoid(-logits))
 
 
-def positive_weights(setting: Any, counts: Int[np.ndarray, "2 classes"] | None, classes: int) -> jax.Array | None:
+def positive_weights(
+    setting: ClassWeights, counts: Int[np.ndarray, "2 classes"] | None, classes: int
+) -> jax.Array | None:
     """`recipe.class_weights` as weights of positives, float32 [classes]; None for equal ones."""
-    if setting in (None, "none"):
+    if setting is None or setting == "none":
         return None
     if setting == "balanced":
         without, having = np.ones((2, classes)) if counts is None else counts
@@ -138,7 +143,7 @@ def positive_weights(setting: Any, counts: Int[np.ndarray, "2 classes"] | None, 
             f"recipe.class_weights has {len(setting)} numbers, the data has {classes} classes",
             where="recipe.class_weights",
         )
-    return jnp.asarray(list(setting), jnp.float32)
+    return jnp.asarray([float(weight) for weight in setting], jnp.float32)
 
 
 def best_threshold(truth: np.ndarray, probability: np.ndarray) -> float:

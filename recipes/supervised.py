@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 import numpy as np
-from bigctl.recipes.classification import ClassHead
+from bigctl.recipes.classification import ClassHead, ClassWeights
 from bigctl.recipes.head import Head
 from bigctl.recipes.multilabel import LabelsHead
 from bigctl.recipes.regression import NumberHead
 from bigctl.recipes.tagging import TagHead
+from flax import nnx
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
@@ -23,7 +24,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch, Judged, Record, Task
+from bigctl.training.task import Batch, Judged, Network, Record, Task
 
 
 class Supervised(Task):
@@ -53,7 +54,7 @@ class Supervised(Task):
         """Columns of a batch of n examples, but for the target."""
         raise NotImplementedError
 
-    def outputs(self, model: Any, batch: Batch, **options: Any) -> Float[Array, "batch outputs"]:
+    def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> Float[Array, "batch outputs"]:
         """The model's outputs; `options` are `key` and `mask` where it is trained."""
         raise NotImplementedError
 
@@ -71,20 +72,20 @@ class Supervised(Task):
         return batch
 
     def loss(
-        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
+        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
-        outputs = self.outputs(model, self.augment(batch, augment_key), key=key, mask=batch["mask"])
+        outputs = self.outputs(cast(Network, model), self.augment(batch, augment_key), key=key, mask=batch["mask"])
         return self.head.loss(outputs, batch, hparams)
 
-    def evaluate(self, model: Any, batch: Batch) -> Sums:
-        return self.head.evaluate(self.outputs(model, batch), batch)
+    def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
+        return self.head.evaluate(self.outputs(cast(Network, model), batch), batch)
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         return self.head.metrics(sums)
 
-    def predict(self, model: Any, batch: Batch) -> jax.Array:
+    def predict(self, model: nnx.Module, batch: Batch) -> jax.Array:
         """Probabilities of the classes, float32 [batch, classes], or values of the target, float32 [batch, 1]."""
-        return self.head.predict(self.outputs(model, batch))
+        return self.head.predict(self.outputs(cast(Network, model), batch))
 
     def describe(self, prediction: np.ndarray) -> Record:
         return self.head.describe(prediction)
@@ -96,7 +97,7 @@ class Supervised(Task):
         return self.head.errors(examples, labels, count)
 
 
-def _head(features: Features, class_weights: Any, counts: np.ndarray | None, sigmoid: bool) -> Head:
+def _head(features: Features, class_weights: ClassWeights, counts: np.ndarray | None, sigmoid: bool) -> Head:
     target = features.target
     if target.kind == CLASS:
         return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid)

@@ -16,7 +16,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch
+from bigctl.training.task import Batch, Network
 
 
 class TextCls(Supervised):
@@ -49,12 +49,11 @@ class TextCls(Supervised):
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return text_shapes(self.features, n)
 
-    def outputs(self, model: Any, batch: Batch, **options: Any) -> jax.Array:
-        outputs: jax.Array = model(batch["inputs"], batch["lengths"], batch["segment_start"], **options)
-        return outputs
+    def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
+        return model(batch["inputs"], batch["lengths"], batch["segment_start"], **options)
 
     def loss(
-        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
+        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
         return {**super().loss(model, batch, key, augment_key, hparams), "padding": padding(batch)}
 

@@ -14,7 +14,6 @@ from typing import Any
 from bigctl import packages
 from bigctl.config import compose as composing
 from bigctl.config import schema
-from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal

@@ -7,7 +7,7 @@ large and which small stands with the recipe's keys (`schema.Recipe.metrics`), w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,6 +20,8 @@ from bigctl.training.metrics import Sums
 Batch = dict[str, jax.Array]
 """Columns of examples, all with the batch dimension first; `mask` float32 is 0 where an example only pads, `number`
 int32 is the example's place in the global batch."""
+Network = Callable[..., jax.Array]
+"""A model as a task calls it."""
 Record = dict[str, Any]
 """What is said of one example, JSON-serialisable."""
 
