@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from bigctl.recipes.supervised import Supervised
-from bigctl.recipes.text_cls import frozen, padding, require_text, text_shapes
+from bigctl.recipes.text_cls import padding, require_text, text_shapes
 from flax import nnx
 
 from bigctl.config import schema
@@ -16,7 +16,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch
+from bigctl.training.task import Batch, Network
 
 
 class TokenCls(Supervised):
@@ -37,7 +37,7 @@ class TokenCls(Supervised):
                 hint="data=conll data.path=FILE; or data=jsonl data.tokens=FIELD data.tags=FIELD",
             )
         super().__init__(config, features, class_counts)
-        self.frozen = frozen(config.model)
+        self.frozen = config.model.frozen()
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model_config.build(self.vocabulary, self.head.outputs, per_token=True, rngs=rngs)
@@ -48,11 +48,10 @@ class TokenCls(Supervised):
     def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {**self.inputs(n), "label": jax.ShapeDtypeStruct((n, *self.features.shape), self.features.target.dtype)}
 
-    def outputs(self, model: Any, batch: Batch, **options: Any) -> jax.Array:
-        outputs: jax.Array = model(batch["inputs"], batch["lengths"], batch["segment_start"], **options)
-        return outputs
+    def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
+        return model(batch["inputs"], batch["lengths"], batch["segment_start"], **options)
 
     def loss(
-        self, model: Any, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
+        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
         return {**super().loss(model, batch, key, augment_key, hparams), "padding": padding(batch)}

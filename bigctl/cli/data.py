@@ -93,7 +93,7 @@ class Wanted:
     data: Data
     regression: bool
     tokenizer: Spec | None
-    batches: dict[str, BatchOptions]
+    batches: BatchOptions | None
 
     @property
     def form(self) -> dict[str, Any]:
@@ -113,12 +113,12 @@ def _configuration(options: argparse.Namespace) -> Wanted:
         if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
             doc = field.metadata.get("doc", "")
             raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
-    tokenizer, batches = None, {}
+    tokenizer, batches = None, None
     if composed.config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
         from bigctl.engine import resolve
 
         tokenizer = resolve.tokenizer_spec(composed.config)
-        batches = {"batches": resolve.batch_options(composed.config)}
+        batches = resolve.batch_options(composed.config)
     return Wanted(data, composed.config.is_regression, tokenizer, batches)
 
 
@@ -133,7 +133,9 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     was_there = folder.is_dir()
     if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
         return _unprepared(options, cast("Tfds", config), folder)
-    dataset = prepare.prepare(config, rebuild=options.rebuild, **wanted.form, **wanted.batches)
+    dataset = prepare.prepare(
+        config, rebuild=options.rebuild, **wanted.form, batches=wanted.batches or prepare.NO_OPTIONS
+    )
     facts = {
         "prepared": True,
         **preview.describe(dataset),

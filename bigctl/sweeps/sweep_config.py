@@ -140,6 +140,6 @@ def check_sweep_config(
             raise wrong("trials", f"sweep.trials={sweep.trials} is not for a grid, which has its own number", hint)
     elif sweep.trials is None:
         raise wrong("sampler", f"sweep.sampler={sweep.sampler} does not end by itself", "add sweep.trials=N")
-    elif not axes:
+    elif not space_has_axes:
         hint = "give some key several values, such as optimizer.lr=1e-3,1e-2"
         raise wrong("sampler", f"sweep.sampler={sweep.sampler} has nothing to search", hint)
