@@ -23,10 +23,7 @@ PENDING: dict[str, set[str]] = {
         "bigctl.runs.differences -> bigctl.training.tracking.writers",
         "bigctl.runs.verify -> bigctl.training.checkpoints.arrays",
     },
-    "import circles": {
-        "bigctl.inference.language_models -> bigctl.inference.trained",
-        "bigctl.inference.trained -> bigctl.inference.language_models",
-    },
+    "import circles": set(),
     "long functions": {
         "bigctl.data.sources.image_folder:read_image_folder",
         "bigctl.data.sources.table:read_table",
@@ -35,9 +32,7 @@ PENDING: dict[str, set[str]] = {
     "long files": {
         "bigctl.data.sources.tfds",
     },
-    "isinstance(config": {
-        "bigctl.interop.sources",
-    },
+    "isinstance(config": set(),
 }
 """What is not mended yet: what is mended must be taken out here, and nothing may be added."""
 ANY_LINES = 177  # to come down to 61

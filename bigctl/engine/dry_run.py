@@ -51,6 +51,7 @@ def report(config: Config) -> dict[str, Any]:
         "shapes": {name: list(shape) for name, shape in experiment.parameter_shapes.items()},
         "sharding": shardings,
         "devices": experiment.devices,
+        "kernels": dict(programs.kernels),
         "data": {split: dataset.size(split) for split in dataset.splits},
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "resident": feed.fits_on_device(columns, config),
@@ -73,6 +74,8 @@ def text(report: dict[str, Any]) -> str:
     devices = report["devices"]
     mesh = " x ".join(f"{axis} {n}" for axis, n in devices["mesh"].items())
     lines.append(f"devices: {devices['count']} {devices['kind']} ({mesh})")
+    if report["kernels"]:
+        lines.append("kernels: " + ", ".join(f"{purpose} by {kernel}" for purpose, kernel in report["kernels"].items()))
     lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
     place = "kept on the device" if report["resident"] else "sent batch by batch"

@@ -141,9 +141,10 @@ def _checkpoint_meta(experiment: Experiment) -> dict[str, Any]:
 def _announcement(run: Run, experiment: Experiment, resumed: int) -> Iterator[str]:
     config, devices = experiment.config, experiment.devices
     examples, steps, batch_size = experiment.dataset.size("train"), experiment.cadence.total, config.train.batch_size
+    kernels = "".join(f", {purpose} by {kernel}" for purpose, kernel in experiment.programs.kernels.items())
     yield (
         f"{run.directory.path}: {experiment.parameter_count:,} parameters, {examples:,} training examples, "
-        f"{steps:,} steps of {batch_size} on {devices['count']} {devices['kind']}"
+        f"{steps:,} steps of {batch_size} on {devices['count']} {devices['kind']}{kernels}"
     )
     if resumed:
         yield f"resuming from step {resumed:,}"

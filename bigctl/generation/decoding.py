@@ -13,18 +13,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int
 
 from bigctl.generation import sampling
 from bigctl.generation.options import GenerationOptions
-from bigctl.generation.sampling import Numbers
+from bigctl.generation.sampling import RuleValues
 
+Cache = list[dict[str, Array]]
+"""Keys and values of each layer."""
+Writing = tuple[Array, Cache, Array, Array, Array, Array, Array]
+"""What the loop of `_decode` carries: steps taken, cache, tokens seen, last tokens, their places, who is done, the
+tokens written."""
 MOST_STEPS = 64
 """Tokens a dispatch at most."""
 
@@ -32,11 +38,24 @@ _SHORTEST = 16  # bucket of lengths
 _QUICK, _SLOW = 0.05, 0.2  # seconds of a dispatch: below, the next one may be longer; above, it is shorter
 
 
+class Network(Protocol):
+    """What writes text: a decoder as `models.decoder` has it, an `nnx.Module`."""
+
+    context: int
+    vocab_size: int
+
+    def cache(self, batch: int, length: int, dtype: DTypeLike = ...) -> Cache: ...
+
+    def extend(self, tokens: Array, cache: Cache, start: Array) -> tuple[Array, Cache]: ...
+
+    def logits(self, hidden: Array) -> Array: ...
+
+
 class Batch:
     """Rows of text that grow together; each ends by itself.
 
     Args:
-        model: a decoder: `cache`, `extend`, `logits`, `context` and `vocab_size` as `models.decoder` has them.
+        model: a decoder.
         prompts: tokens of each row, at least one and no more than the context.
         settings: how tokens are chosen, and how many.
         samples: numbers of the rows; the randomness of a row is a function of the seed, of its number, and of how many
@@ -52,7 +71,7 @@ class Batch:
 
     def __init__(
         self,
-        model: nnx.Module,
+        model: Network,
         prompts: Sequence[Sequence[int]],
         settings: GenerationOptions,
         *,
@@ -65,20 +84,21 @@ class Batch:
         self.finish: list[str | None] = [None] * len(self.tokens)
         self.written = 0
         self.most = settings.max_new_tokens
-        self.context = int(model.context)  # type: ignore[attr-defined]
-        self._model = nnx.split(model)
-        self._vocab = min(int(model.vocab_size), vocab or 2**31)  # type: ignore[attr-defined]
+        self.context = model.context
+        self._model: tuple[nnx.GraphDef[Network], nnx.State] = nnx.split(model)
+        self._vocab = min(model.vocab_size, vocab or 2**31)
         self._dtype = jax.tree.leaves(self._model[1])[0].dtype
         self._rows = _bucket(len(self.tokens), 1)
         self._length = min(self.context, _bucket(max(map(len, self.tokens)) + self.most, _SHORTEST))
         self._begin = [0] * len(self.tokens)  # where in a row's tokens its context begins
-        self._steps, self._cache = 1, None
+        self._steps = 1
+        self._cache: Cache | None = None
         self._end, self._never = tuple(end), tuple(never)
-        self._numbers = sampling.numbers_of(settings)
+        self._values = sampling.rule_values(settings)
         self._keys = sampling.row_keys(
             settings.seed, self._column(samples if samples is not None else range(len(prompts)))
         )
-        self._seen = self._tokens_seen() if "repetition_penalty" in self._numbers else jnp.zeros((self._rows, 0), bool)
+        self._seen = self._tokens_seen() if "repetition_penalty" in self._values else jnp.zeros((self._rows, 0), bool)
 
     @property
     def growing(self) -> list[int]:
@@ -102,7 +122,7 @@ class Batch:
             self._column([tokens[-1] for tokens in self.tokens]),
             self._column([min(self._place(row), self._length - 1) for row in range(len(self.tokens))]),
             jnp.asarray(done), self._keys, jnp.array(self._end, jnp.int32),
-            jnp.array(self._never, jnp.int32), self._numbers,
+            jnp.array(self._never, jnp.int32), self._values,
             jnp.int32(self.written), jnp.int32(steps),
         )  # fmt: skip
         new = np.asarray(chosen)[: int(count)]
@@ -171,7 +191,9 @@ def _bucket(count: int, least: int) -> int:
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
-def _prefill(graphdef: Any, params: Any, tokens: Int[Array, "batch n"], length: int, dtype: Any) -> Any:
+def _prefill(
+    graphdef: nnx.GraphDef[Network], params: nnx.State, tokens: Int[Array, "batch n"], length: int, dtype: DTypeLike
+) -> Cache:
     """A cache of a length that holds these tokens; what pads them is overwritten before anything looks at it."""
     model = nnx.merge(graphdef, params)
     cache = model.cache(len(tokens), length, dtype)
@@ -180,10 +202,10 @@ def _prefill(graphdef: Any, params: Any, tokens: Int[Array, "batch n"], length: 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
 def _decode(
-    graphdef: Any,
+    graphdef: nnx.GraphDef[Network],
     vocab: int,
-    params: Any,
-    cache: Any,
+    params: nnx.State,
+    cache: Cache,
     seen: Bool[Array, "batch vocab"],
     last: Int[Array, " batch"],
     places: Int[Array, " batch"],
@@ -191,10 +213,10 @@ def _decode(
     keys: Array,
     end: Int[Array, " ends"],
     never: Int[Array, " never"],
-    numbers: Numbers,
+    values: RuleValues,
     written: Int[Array, ""],
     steps: Int[Array, ""],
-) -> tuple[Int[Array, "most batch"], Int[Array, ""], Any, Array]:
+) -> tuple[Int[Array, "most batch"], Int[Array, ""], Cache, Array]:
     """Up to `steps` tokens of each row, until all rows are done.
 
     Returns:
@@ -203,16 +225,16 @@ def _decode(
     model = nnx.merge(graphdef, params)
     rows = jnp.arange(len(last))
 
-    def going_on(state: Any) -> Array:
+    def going_on(state: Writing) -> Array:
         step, _, _, _, _, done, _ = state
         return (step < steps) & ~done.all()
 
-    def write(state: Any) -> Any:
+    def write(state: Writing) -> Writing:
         step, cache, seen, last, places, done, chosen = state
         hidden, cache = model.extend(last[:, None], cache, places)
         logits = model.logits(hidden[:, 0])[:, :vocab].astype(jnp.float32)
         logits = logits.at[:, never].set(-jnp.inf) if len(never) else logits
-        token = sampling.choose(logits, seen, sampling.at(keys, written + step), numbers)
+        token = sampling.choose(logits, seen, sampling.at(keys, written + step), values)
         if seen.shape[1]:
             seen = seen.at[rows, token].set(True)
         chosen = chosen.at[step].set(token)

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flax import nnx
-
 from bigctl.errors import DataError, RunError
 from bigctl.generation import chat
-from bigctl.generation.decoding import Batch
+from bigctl.generation.decoding import Batch, Network
 from bigctl.generation.options import GenerationOptions
 from bigctl.generation.text_stream import TextStream
 
@@ -56,7 +54,7 @@ class LanguageModel:
     """A decoder with its tokenizer.
 
     Attributes:
-        model: see `decoding.Batch`.
+        model: the network.
         tokenizer: that it was trained with.
         end: tokens that end a text.
         start: tokens before every prompt.
@@ -66,7 +64,7 @@ class LanguageModel:
         step: of the checkpoint, for a run's.
     """
 
-    model: nnx.Module
+    model: Network
     tokenizer: Tokenizer
     end: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
@@ -139,7 +137,7 @@ class LanguageModel:
             raise DataError("the prompt is empty", where=self.name, hint="give the model something to go on from")
         text = self._chat(prompt) if settings.chat else prompt
         tokens = [*(() if settings.chat else self.start), *self._tokens(text)]
-        context = int(self.model.context)  # type: ignore[attr-defined]
+        context = self.model.context
         if len(tokens) <= context:
             return tokens
         if not settings.truncate:
@@ -194,13 +192,13 @@ def _code_points(text: str) -> str:
     return " ".join(f"U+{ord(character):04X}" for character in text[:3])
 
 
-def sample(
-    model: nnx.Module, tokenizer: Tokenizer, prompts: Sequence[str], *, end: Sequence[int] = (), **options: Any
+def sample_texts(
+    model: Network, tokenizer: Tokenizer, prompts: Sequence[str], *, end: Sequence[int] = (), **options: Any
 ) -> list[str]:
     """What a model writes after each prompt: of `num_samples` texts, those of the first prompt first.
 
     Args:
-        model: see `decoding.Batch`.
+        model: the network.
         tokenizer: that it is trained with.
         prompts: texts to go on from.
         end: tokens that end a text.

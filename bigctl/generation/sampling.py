@@ -14,38 +14,38 @@ from bigctl import randomness
 from bigctl.generation.options import GenerationOptions
 
 Logits = Float[Array, "batch vocab"]
-Numbers = dict[str, Array]
-"""The numbers of the rules in use, by name: an argument of the compiled program, so that others need no new one."""
+RuleValues = dict[str, Array]
+"""The values of the rules in use, by name: an argument of the compiled program, so that others need no new one."""
 
 
-def numbers_of(settings: GenerationOptions) -> Numbers:
+def rule_values(settings: GenerationOptions) -> RuleValues:
     return {name: jnp.float32(getattr(settings, name)) for name in settings.rules}
 
 
-def choose(logits: Logits, seen: Bool[Array, "batch vocab"], keys: Array, numbers: Numbers) -> Int[Array, " batch"]:
+def choose(logits: Logits, seen: Bool[Array, "batch vocab"], keys: Array, values: RuleValues) -> Int[Array, " batch"]:
     """The next token of each row.
 
     Args:
         logits: of the next token, float32.
         seen: which tokens the text has had; read under a repetition penalty only.
         keys: random keys [batch], one a row and a place; read unless the temperature is 0.
-        numbers: from `numbers_of`.
+        values: from `rule_values`.
     """
-    logits = filtered(logits, seen, numbers)
-    if "temperature" in numbers:  # the Gumbel-max trick: the argmax is a sample from the softmax
+    logits = filtered(logits, seen, values)
+    if "temperature" in values:  # the Gumbel-max trick: the argmax is a sample from the softmax
         logits += jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def filtered(logits: Logits, seen: Bool[Array, "batch vocab"], numbers: Numbers) -> Logits:
-    """Logits after the rules of which `numbers` has the number; -inf for tokens that are out."""
-    if "repetition_penalty" in numbers:
-        logits = repetition_penalty(logits, seen, numbers["repetition_penalty"])
-    if "temperature" in numbers:
-        logits = logits / numbers["temperature"]
+def filtered(logits: Logits, seen: Bool[Array, "batch vocab"], values: RuleValues) -> Logits:
+    """Logits after the rules of which `values` has the value; -inf for tokens that are out."""
+    if "repetition_penalty" in values:
+        logits = repetition_penalty(logits, seen, values["repetition_penalty"])
+    if "temperature" in values:
+        logits = logits / values["temperature"]
     for name, rule in (("top_k", top_k), ("top_p", top_p), ("min_p", min_p)):
-        if name in numbers:
-            logits = rule(logits, numbers[name])
+        if name in values:
+            logits = rule(logits, values[name])
     return logits
 
 

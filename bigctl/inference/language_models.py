@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bigctl.data.text import tokenization
-from bigctl.errors import DataError, RunError
+from bigctl.errors import DataError
 from bigctl.generation.generate import LanguageModel
-from bigctl.runs import directory, generation_config
+from bigctl.inference.run_text import require_language_model, template_tokens
+from bigctl.runs import directory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from bigctl.inference.trained import TrainedRun
+    from bigctl.config import schema
+    from bigctl.generation.decoding import Network
     from bigctl.interop.sources import Source
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
@@ -47,45 +49,6 @@ def load_language_model(name: str, *, step: str | int = "best") -> LanguageModel
         raise
 
 
-def require_language_model(run: directory.RunDirectory, record: dict[str, Any]) -> None:
-    """Raises RunError if a run has not started, or is one of another kind."""
-    if "data" not in record:
-        raise RunError("the run has not started training", where=str(run.path))
-    kind = record["data"]["features"]["kind"]
-    if kind != "stream":
-        raise RunError(
-            f"the run was trained on {kind}s and writes no text",
-            where=str(run.path),
-            hint="train a language model: bigctl train recipe=gpt_lm",
-        )
-
-
-def run_language_model(trained: TrainedRun) -> LanguageModel:
-    """The model of a run, with the chat template of the weights that it started from.
-
-    It reads a prompt as it read its training text: nothing is put before it, also where the weights that the run
-    started from had a token for the beginning of a text; a chat template may have one. A text ends with the end token
-    of the training's documents, or with one of those weights'.
-
-    Raises:
-        RunError: if the run is of another kind, or its tokenizer is not there any more.
-    """
-    from bigctl.inference.text_batches import run_tokenizer
-
-    require_language_model(trained.run, trained.run.record())
-    tokenizer = run_tokenizer(trained.run, trained.features)
-    found = generation_config.read_generation_config(trained.run, trained.features.tokenizer or {})
-    return LanguageModel(
-        trained.model,
-        tokenizer,
-        end=found.ends,
-        template=found.chat_template,
-        template_tokens=_names(tokenizer, found),
-        name=str(trained.run.path),
-        step=trained.step,
-    )
-
-
 # --------------------------------------------------------------------------------------------------- pretrained weights
 
 
@@ -115,12 +78,12 @@ def pretrained_language_model(source: Source) -> LanguageModel:
         end=source.generation_config.ends or _ends(tokenizer),
         start=_start(tokenizer),
         template=source.generation_config.chat_template,
-        template_tokens=_names(tokenizer, source.generation_config),
+        template_tokens=template_tokens(tokenizer, source.generation_config),
         name=source.name,
     )
 
 
-def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
+def _with_weights(config: schema.Model, source: Source, vocab_size: int) -> Network:
     """The model, of which nothing is initialised that the weights have."""
     import jax
     import jax.numpy as jnp
@@ -130,8 +93,8 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
     from bigctl.parallel import partition
 
     shapes = nnx.eval_shape(lambda: config.build(vocab_size, rngs=nnx.Rngs(0)))
-    graphdef, params, rest = nnx.split(shapes, nnx.Param, ...)  # type: ignore[misc]
-    params = nnx.to_pure_dict(params)
+    graphdef, found, rest = nnx.split(shapes, nnx.Param, ...)  # type: ignore[misc]
+    params = nnx.to_pure_dict(found)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     values, missing, _ = loading.load_weights(source, {partition.path_name(path): leaf.shape for path, leaf in leaves})
     if missing:
@@ -139,16 +102,10 @@ def _with_weights(config: Any, source: Source, vocab_size: int) -> Any:
             f"has no weights for {missing[0]}", where=source.name, hint="use weights of a whole language model"
         )
     filled = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(values[partition.path_name(path)]), params)
-    rest = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest
-    )  # dropout rates, which only training reads
-    return nnx.merge(graphdef, filled, rest)
-
-
-def _names(tokenizer: Tokenizer, found: generation_config.GenerationConfig) -> dict[str, str]:
-    """Special tokens by the names that chat templates have for them."""
-    names = {f"{kind}_token": tokenizer.id_to_token(number) for kind, number in found.special.items()}
-    return {name: token for name, token in names.items() if token is not None}
+    # What is left are dropout rates, which only training reads.
+    rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
+    network: Network = nnx.merge(graphdef, filled, rest)
+    return network
 
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from bigctl.errors import RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
 from bigctl.inference import tagging, text_batches
+from bigctl.inference.run_text import run_language_model
 from bigctl.inference.text_batches import Text
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
@@ -138,7 +139,7 @@ class TrainedRun:
             results.append(np.asarray(found)[: len(block)])
         return np.concatenate(results) if results else np.empty((0, self._outputs), np.float32)
 
-    def _predict_texts(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _predict_texts(self, texts: np.ndarray | Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
         """Class probabilities float32 [N, classes], and which texts were cut, bool [N]."""
         if isinstance(texts, str):
             raise ValueError("one text is given; give a list of texts")
@@ -187,9 +188,7 @@ class TrainedRun:
     @cached_property
     def language_model(self) -> LanguageModel:
         """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""
-        from bigctl.inference import language_models
-
-        return language_models.run_language_model(self)
+        return run_language_model(self.run, self.features, lambda: self.model, self.step)
 
     def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generation]:
         """What a language model writes after each prompt.

@@ -168,7 +168,8 @@ def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any]) -> S
     )
     said = {key: generation.get(f"{key}_token_id", config.get(f"{key}_token_id")) for key in _SPECIAL}
     ends = said["eos"] if isinstance(said["eos"], list) else [said["eos"]]
-    said["eos"] = config.get("eos_token_id") if isinstance(config.get("eos_token_id"), int) else ends[0]
+    named = config.get("eos_token_id")
+    said["eos"] = named if isinstance(named, int) else ends[0]
     template = folder / "chat_template.jinja"
     chat = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
     tokenizer = folder / "tokenizer.json"

@@ -8,7 +8,6 @@ their own for that reason, and no forward-mode ones.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ def conv2d(
     return _convolve(x, kernel, padding.upper())
 
 
-def _convolve(x: Array, kernel: Array, padding: Any) -> Array:
+def _convolve(x: Array, kernel: Array, padding: str | tuple[tuple[int, int], tuple[int, int]]) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
 
 

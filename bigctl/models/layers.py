@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,18 +129,18 @@ class Norm(nnx.Module):
     """Normalisation by name: "none", "batch" (Ioffe & Szegedy 2015) or "layer" (Ba et al. 2016)."""
 
     def __init__(self, kind: str, features: int, *, rngs: nnx.Rngs):
-        self.kind = kind
+        self.norm: nnx.BatchNorm | nnx.LayerNorm | None = None
         if kind == "batch":
-            self.norm: Any = nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
+            self.norm = nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
         elif kind == "layer":
             self.norm = nnx.LayerNorm(features, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch *dims features"], *, training: bool, mask: Array | None) -> Array:
-        if self.kind == "batch":
+        if isinstance(self.norm, nnx.BatchNorm):
             if mask is not None:
                 mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x.shape) > 0
             return self.norm(x, use_running_average=not training, mask=mask).astype(x.dtype)  # statistics are float32
-        return self.norm(x) if self.kind == "layer" else x
+        return x if self.norm is None else self.norm(x)
 
 
 class Conv(nnx.Module):

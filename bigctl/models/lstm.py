@@ -81,15 +81,15 @@ def _scan(projected: Array, kernel: Array, real: Array, keep: Callable[[Array, A
     return lax.scan(step, start, (projected, real))[1]
 
 
-def _recur_forward(projected: Array, kernel: Array, real: Array) -> tuple[Array, Any]:
+def _recur_forward(projected: Array, kernel: Array, real: Array) -> tuple[Array, tuple[Array, ...]]:
     states, cells, gates = _scan(projected, kernel, real, lambda *everything: everything)
     return states, (kernel, real, states, cells, gates)
 
 
-def _recur_backward(saved: Any, d_states: Array) -> tuple[Array, Array, None]:
+def _recur_backward(saved: tuple[Array, ...], d_states: Array) -> tuple[Array, Array, None]:
     kernel, real, states, cells, gates = saved
 
-    def step(carry: tuple[Array, Array], now: Any) -> tuple[tuple[Array, Array], Array]:
+    def step(carry: tuple[Array, Array], now: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         dh, dc = carry
         d_state, i_f_g_o, c, c_before, here = now
         i, f, g, o = jnp.split(i_f_g_o, 4, axis=-1)

@@ -52,6 +52,7 @@ class Programs:
         abstract_state: shapes, dtypes and placements of the state, as ShapeDtypeStructs.
         hparams: numbers that enter as arguments; the seed among them where trials share the functions.
         seed: of the initial parameters.
+        kernels: which kernel computes what there are several for, such as "attention", on the devices of this mesh.
         make_state: key -> a new state, in place on the mesh: no device ever holds more than its part.
         step_sent: (state, batch columns, hparams) -> state: one step on a batch that the host sends.
         step_resident: (state, arrays, indices [batch], hparams, layout, length) -> state: one step on data that is on
@@ -70,6 +71,7 @@ class Programs:
     abstract_state: TrainState
     hparams: Hparams
     seed: int
+    kernels: Mapping[str, str]
     make_state: Compiled
     step_sent: Compiled
     step_resident: Compiled
@@ -147,7 +149,8 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         total_steps: length of training, for the schedule.
     """
     step, hparams = make_step(config, task, mesh, total_steps), traced_hparams(config)
-    abstract = abstract_state(step, hparams)
+    with meshes.recorded_kernels() as kernels:
+        abstract = abstract_state(step, hparams)
     placed = jax.tree.map(lambda s: s.sharding, abstract)
     train = partial(jax.jit, donate_argnums=0, out_shardings=placed, compiler_options=_compiler_options(step))
     sums = partial(jax.jit, out_shardings=meshes.replicated(mesh))
@@ -156,6 +159,7 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         abstract_state=abstract,
         hparams=hparams,
         seed=config.seed,
+        kernels=kernels,
         make_state=jax.jit(lambda key: step.initial(key, hparams), out_shardings=placed),
         step_sent=train(step_on_sent(step)),
         step_resident=train(step_on_resident(step), static_argnums=(4, 5)),

@@ -18,7 +18,7 @@ from bigctl.data.text import tokenization
 from bigctl.errors import DataError, RunError
 from bigctl.generation import chat, decoding
 from bigctl.generation.decoding import Batch
-from bigctl.generation.generate import ROWS, LanguageModel, sample
+from bigctl.generation.generate import ROWS, LanguageModel, sample_texts
 from bigctl.generation.options import GenerationOptions
 from bigctl.generation.text_stream import TextStream
 from bigctl.models.decoder import Decoder
@@ -256,7 +256,7 @@ def test_stream_brings_text_before_all_is_written(poet: LanguageModel) -> None:
 
 
 def test_samples_in_training_are_texts(poet: LanguageModel) -> None:
-    found = sample(poet.model, poet.tokenizer, ["床", "月"], max_new_tokens=20, num_samples=2)
+    found = sample_texts(poet.model, poet.tokenizer, ["床", "月"], max_new_tokens=20, num_samples=2)
     expected = poet.generate(["床", "月"], GenerationOptions(max_new_tokens=20, num_samples=2))
     assert found == [g.text for g in expected] and all(found)
 

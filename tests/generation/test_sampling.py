@@ -64,11 +64,11 @@ def test_choice_has_the_odds_of_the_softmax() -> None:
     count = 20_000
     logits = jnp.tile(LOGITS, (count, 1))
     keys = sampling.row_keys(0, jnp.arange(count))
-    chosen = sampling.choose(logits, jnp.zeros((count, 0), bool), keys, sampling.numbers_of(settings))
+    chosen = sampling.choose(logits, jnp.zeros((count, 0), bool), keys, sampling.rule_values(settings))
     share = np.bincount(np.asarray(chosen), minlength=5) / count
     np.testing.assert_allclose(share, [4 / 9, 3 / 9, 2 / 9, 0, 0], atol=0.015)  # four standard deviations
     colder = dataclasses.replace(settings, temperature=0.5)
-    chosen = sampling.choose(logits, jnp.zeros((count, 0), bool), keys, sampling.numbers_of(colder))
+    chosen = sampling.choose(logits, jnp.zeros((count, 0), bool), keys, sampling.rule_values(colder))
     share = np.bincount(np.asarray(chosen), minlength=5) / count
     np.testing.assert_allclose(share, [16 / 29, 9 / 29, 4 / 29, 0, 0], atol=0.015)
 
@@ -77,7 +77,7 @@ def test_no_temperature_is_the_likeliest_token() -> None:
     settings = GenerationOptions(temperature=0, top_k=2, top_p=0.1, repetition_penalty=3.0)
     assert settings.rules == ("repetition_penalty",)
     logits = jnp.array([[1.0, 3.0, 2.0]])
-    numbers, keys = sampling.numbers_of(settings), sampling.row_keys(0, jnp.arange(1))
+    numbers, keys = sampling.rule_values(settings), sampling.row_keys(0, jnp.arange(1))
     assert int(sampling.choose(logits, jnp.array([[False, False, False]]), keys, numbers)[0]) == 1
     assert int(sampling.choose(logits, jnp.array([[False, True, False]]), keys, numbers)[0]) == 2
 
@@ -116,7 +116,7 @@ def test_value_out_of_range_is_named(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-6, 1e-3])
 def test_a_temperature_near_zero_takes_the_likeliest(temperature: float) -> None:
-    numbers = sampling.numbers_of(GenerationOptions(temperature=temperature))
+    numbers = sampling.rule_values(GenerationOptions(temperature=temperature))
     logits = jnp.array([[50.0, -3.0, 51.0, 0.0]])
     keys = sampling.row_keys(0, jnp.arange(1))
     assert sampling.choose(logits, jnp.zeros((1, 0), bool), keys, numbers).tolist() == [2]

@@ -55,7 +55,7 @@ def test_rules_are_those_of_transformers(options: dict[str, float]) -> None:
     np.put_along_axis(seen, tokens, True, axis=1)
     theirs = _processed(torch.tensor(logits), torch.tensor(tokens), options).numpy()
     settings = GenerationOptions(**options)  # type: ignore[arg-type]
-    ours = np.asarray(sampling.filtered(jnp.asarray(logits), jnp.asarray(seen), sampling.numbers_of(settings)))
+    ours = np.asarray(sampling.filtered(jnp.asarray(logits), jnp.asarray(seen), sampling.rule_values(settings)))
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     np.testing.assert_allclose(ours[np.isfinite(ours)], theirs[np.isfinite(theirs)], rtol=1e-6)
 
