@@ -239,6 +239,18 @@ def _documents(config: schema.TextFiles, regression: bool) -> Decoded:
     )
 
 
+def _parquet_identity(config: schema.Parquet) -> Any:
+    from bigctl.data.sources import parquet
+
+    return parquet.identity(config)
+
+
+def _parquet(config: schema.Parquet, regression: bool) -> Decoded:
+    from bigctl.data.sources import parquet
+
+    return parquet.decode(config, regression)
+
+
 def _optional(path: str | None) -> Path | None:
     return Path(path).expanduser() if path else None
 
@@ -257,4 +269,5 @@ READERS: dict[str, Reader] = {
     "tsv": Reader(_table_identity, _table),
     "jsonl": Reader(_jsonl_identity, _jsonl),
     "conll": Reader(_conll_identity, _conll),
+    "parquet": Reader(_parquet_identity, _parquet),
 }

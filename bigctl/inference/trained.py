@@ -278,9 +278,8 @@ class TrainedRun:
             inputs.append(rows)
         if not inputs:
             return
-        table = self.features.kind == "table"
         for (file, number), values in zip(names, self._predict_arrays(np.concatenate(inputs)), strict=True):
-            record: Record = {"file": file, "row": number} if table else {"file": file}
+            record: Record = {"file": file, "row": number} if self._holds_rows(file) else {"file": file}
             yield {**record, **self._task.describe(values)}
 
     def _predict_text_files(self, files: Sequence[str | Path]) -> Iterator[Record]:
@@ -306,11 +305,20 @@ class TrainedRun:
         )
         return [first if second is None else (first, second) for first, second in pairs]
 
+    def _holds_rows(self, file: str | Path) -> bool:
+        """Whether a file has several examples, each a row; an image file is one."""
+        from bigctl.data.sources import parquet
+
+        return self.features.kind == "table" or Path(file).suffix.lower() in parquet.SUFFIXES
+
     def _read(self, file: Path) -> np.ndarray:
         if self.features.kind == "image":
-            from bigctl.data.sources import image_folder
+            from bigctl.data.sources import image_folder, parquet
 
             height, width, channels = self.features.shape
+            if self._holds_rows(file):
+                column = getattr(self.config.data, "image", None) or "image"
+                return parquet.read_images(str(file), column, (height, width), channels)
             return image_folder.read_image(file, (height, width), channels)[None]
         from bigctl.data import table_encoder
         from bigctl.data.sources import table

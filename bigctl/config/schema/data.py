@@ -181,3 +181,29 @@ class Conll(Data):
     tokens: str = key("0", "The column with the words: 0 is the first, -1 the last; or a name.", drift=STRUCTURAL)
     tags: str = key("-1", "The column with the tags, counted or named likewise.", drift=STRUCTURAL)
     columns: list[str] | None = key(None, "Names of all columns, where the file says none.", drift=STRUCTURAL)
+
+
+@dataclass
+class Parquet(Table):
+    """Rows of Parquet files; each column has the type that it is stored with."""
+
+    kind: str = kind("parquet")
+    path: str = key(MISSING, "A file, a folder, or a pattern such as 'rows/*.parquet'.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    image: str | None = key(None, "The column with encoded images (PNG, JPEG, ...) to classify.", drift=STRUCTURAL)
+    image_size: list[int] | None = key(
+        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL
+    )
+    channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+
+    def check(self, config: Config) -> Iterator[Problem]:
+        yield from super().check(config)
+        if self.columns is not None:
+            yield "data.columns", "Parquet files name their columns", "leave data.columns out"
+        if self.text is not None and self.image is not None:
+            yield "data.image", "data.text and data.image are both given", "give one of them"
+        if self.text_pair is not None and self.text is None:
+            yield "data.text_pair", "data.text_pair is set without data.text", "set data.text=COLUMN"
+        if self.labels is not None and self.text is None and self.image is None:
+            yield "data.labels", "data.labels is for texts and images, not tables", "give data.label"

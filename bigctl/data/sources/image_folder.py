@@ -11,7 +11,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,17 +234,24 @@ def _check_shape(image_size: tuple[int, int] | None, channels: int | None) -> No
         raise DataError(f"images cannot have {channels} channels", where="data.channels", hint="1 is grey, 3 is RGB")
 
 
-def decode_all(files: list[Path], image_size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
-    """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds."""
-    headers = _each(len(files), lambda i: _header(files[i]))
+def decode_all(
+    files: Sequence[Path | bytes],
+    image_size: tuple[int, int] | None,
+    channels: int | None,
+    names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds. In place
+    of files there may be the content of such, with `names` for messages."""
+    names = [str(file) for file in files] if names is None else names
+    headers = _each(len(files), lambda i: _header(files[i], names[i]))
     channels = channels or (1 if all(grey for _, grey in headers) else 3)
     size = image_size or headers[0][0]
 
     def differs(i: int, found: tuple[int, ...]) -> DataError:
         return DataError(
-            f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {files[0]} is "
+            f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {names[0]} is "
             f"{size[0]}x{size[1]}",
-            where=str(files[i]),
+            where=names[i],
             hint=f"data.image_size=[{size[0]},{size[1]}] resizes them all",
         )
 
@@ -261,7 +268,7 @@ def decode_all(files: list[Path], image_size: tuple[int, int] | None, channels: 
         ) from None
 
     def decode(i: int) -> None:
-        with _opened(files[i]) as image:
+        with _opened(files[i], names[i]) as image:
             array = _to_array(image, image_size, channels)
         if array.shape != images.shape[1:]:  # an orientation stored after the pixels is not in the header
             raise differs(i, array.shape)
@@ -296,11 +303,11 @@ def _each(n: int, work: Callable[[int], T]) -> list[T]:
 
 
 @contextmanager
-def _opened(file: Path | bytes) -> Iterator[Image.Image]:
+def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
     """An open image; whatever goes wrong in it, then or while it is used, is a DataError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
-    where = "image data" if isinstance(file, bytes) else str(file)
+    where = name or ("image data" if isinstance(file, bytes) else str(file))
     limit = Image.MAX_IMAGE_PIXELS or 2**27
     hint = "replace or delete it"
     try:
@@ -323,9 +330,9 @@ def _opened(file: Path | bytes) -> Iterator[Image.Image]:
         raise DataError(f"the image cannot be decoded: {error}", where=where, hint=hint) from None
 
 
-def _header(file: Path) -> tuple[tuple[int, int], bool]:
+def _header(file: Path | bytes, name: str) -> tuple[tuple[int, int], bool]:
     """(height, width) as it will be seen, and whether it is grey, without decoding the pixels."""
-    with _opened(file) as image:
+    with _opened(file, name) as image:
         # Pillow would decode the whole PNG to look for an orientation behind the pixels.
         known = image.format != "PNG" or "exif" in image.info
         turned = known and _orientation(image) >= 5

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.data.paths import some
+from bigctl.data.sources import parquet
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.read_table import SUFFIXES, TextTable, file_facts, load, short
 from bigctl.data.table_encoder import Categorical, TableEncoder
@@ -136,7 +137,7 @@ def read_rows(source: Path | bytes, encoder: TableEncoder, format: str | None = 
     Args:
         source: a file, or the content of one.
         encoder: what the model was trained with.
-        format: "csv", "tsv" or "jsonl"; None goes by the file's suffix, for content by its first character.
+        format: "csv", "tsv", "jsonl" or "parquet"; None goes by the file's suffix, for content by its first character.
 
     Raises:
         DataError: the file is missing or malformed, lacks a feature column, or has text where numbers are due.
@@ -144,12 +145,13 @@ def read_rows(source: Path | bytes, encoder: TableEncoder, format: str | None = 
     if format is None and isinstance(source, bytes):
         format = "jsonl" if source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else "csv"
     elif format is None and isinstance(source, Path):
-        format = SUFFIXES.get(source.suffix.lower())
+        format = SUFFIXES.get(suffix := source.suffix.lower()) or ("parquet" if suffix in parquet.SUFFIXES else None)
         if format is None:
-            raise DataError(
-                f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {', '.join(SUFFIXES)}"
-            )
+            known = ", ".join([*SUFFIXES, *parquet.SUFFIXES])
+            raise DataError(f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {known}")
     kinds = {column.name: isinstance(column, Categorical) for column in encoder.columns}
+    if format == "parquet":
+        return encoder.encode(parquet.features(str(source), kinds))
     table = load(source, format or "", lambda name: name in kinds)
     if absent := [name for name in kinds if name not in table.columns]:
         raise DataError(

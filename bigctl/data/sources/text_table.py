@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.data.paths import some
+from bigctl.data.sources import parquet
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.read_table import SUFFIXES, TextTable, file_facts, load, read_text
@@ -104,8 +105,8 @@ def read_for_prediction(
     """Read texts to be classified; they need no labels, further columns are ignored.
 
     Args:
-        source: a csv, tsv or jsonl file, by its suffix; or a .txt file, or content (of stdin), with one text a line, a
-            pair being separated by a tab.
+        source: a csv, tsv, jsonl or Parquet file, by its suffix; or a .txt file, or content (of stdin), with one text a
+            line, a pair being separated by a tab.
         text, text_pair: names of the columns, as in training.
         columns, quoting: see `rows.load`.
 
@@ -117,11 +118,15 @@ def read_for_prediction(
     """
     if isinstance(source, bytes) or source.suffix.lower() in PLAIN_SUFFIXES:
         return _lines(source, text_pair is not None)
-    format = SUFFIXES.get(source.suffix.lower())
-    if format is None:
-        known = ", ".join([*SUFFIXES, *PLAIN_SUFFIXES])
-        raise DataError(f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {known}")
     roles = _roles(text, text_pair)
+    format = SUFFIXES.get(source.suffix.lower())
+    if source.suffix.lower() in parquet.SUFFIXES:
+        part = parquet.read(str(source), only=list(roles.values()))
+        found = [parquet.texts(part, column).tolist() for column in roles.values()]
+        return list(zip(found[0], found[1] if text_pair else [None] * len(found[0]), strict=True))
+    if format is None:
+        known = ", ".join([*SUFFIXES, *parquet.SUFFIXES, *PLAIN_SUFFIXES])
+        raise DataError(f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {known}")
     given = None if format == "jsonl" else columns
     table = load(source, format, set(roles.values()).__contains__, columns=given, quoting=quoting, long_fields=True)
     found = [_texts(table, column).tolist() for column in roles.values()]
