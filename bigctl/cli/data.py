@@ -34,6 +34,7 @@ examples:
   bigctl data recipe=cnn_cls
   bigctl data recipe=bert_cls                          texts, and as the tokens of this recipe
   bigctl data csv data.path=reviews.csv data.text=review data.label=stars
+  bigctl data conll data.path=train.conll              sentences with a tag a word
   bigctl data cifar10 --prepare                        download and decode it now
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all

@@ -21,6 +21,7 @@ examples:
   bigctl predict runs/mlp_cls new_rows.csv > labels.jsonl
   bigctl predict runs/bert_cls --text "a film to fall asleep over" --text "what a delight"
   bigctl predict runs/bert_cls reviews.csv             the text column is that of training
+  bigctl predict runs/bert_tag words.jsonl              spans of a tagger, words being those of the file
   cat reviews.txt | bigctl predict runs/bert_cls -     one text a line, labelled as they come
 """
 

@@ -54,7 +54,7 @@ def test_every_word_has_one_first_token_whatever_the_tokenizer(kind, tmp_path):
         assert first[first >= 0].tolist() == list(range(len(row)))
         assert first[0] == first[-1] == -1
     assert not found.lost.any() and not found.encoded.cut.any()
-    assert found.encoded.second.tolist() == np.diff(found.encoded.offsets).tolist()
+    assert found.encoded.segment_start.tolist() == np.diff(found.encoded.offsets).tolist()
 
 
 def test_tokens_are_those_that_transformers_gives_to_a_list_of_words(tmp_path):

@@ -27,7 +27,7 @@ BERT = ["recipe=bert_tag", "model=bert_tiny", "model.layers=1", "model.width=16"
 BERT += ["model.intermediate=32", "recipe.tokenizer.type=bpe", "recipe.tokenizer.size=300"]
 BERT += ["recipe.tokenizer.max_length=32"]
 LSTM = [*tagging.RECIPE, *tagging.MODEL]
-STEPS = ["train.batch_size=16", "train.steps=20", "schedule=constant", "train.tensorboard=false"]
+STEPS = ["train.batch_size=16", "train.steps=20", "schedule=constant", "train.log_every=5", "train.tensorboard=false"]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_batches_that_are_sent_and_resident_ones_train_alike_to_the_last_bit(rec
 def test_a_resumed_run_is_bit_equal(cli):
     cli("train", *LSTM, *tagging.DATA, *STEPS, "checkpoint.every=10", "--name", "whole")
     cli("train", *LSTM, *tagging.DATA, *STEPS, "checkpoint.every=10", "train.steps=10", "--name", "parts")
-    cli("train", "--resume", "parts", "train.steps=20")
+    cli("resume", "parts", "train.steps=20")
     whole, parts = (
         [json.loads(line) for line in (cli.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "parts")
