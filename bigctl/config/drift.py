@@ -21,8 +21,8 @@ class Change:
     """One key that differs between a run and what it is asked to go on as."""
 
     key: str
-    old: Any
-    new: Any
+    old: object
+    new: object
     drift: str
 
     def __str__(self) -> str:
@@ -117,8 +117,8 @@ class Difference:
     """Something besides the keys that is not as it was at the start before."""
 
     name: str
-    old: Any
-    new: Any
+    old: object
+    new: object
     verdict: str
 
     @property

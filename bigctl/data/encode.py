@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from bigctl.data.target import NUMBER
 from bigctl.data.text import encoding, tokenization, word_tokens, words
 from bigctl.data.text.encoding import Texts
 from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def encode_examples(
@@ -60,7 +63,7 @@ def encode_texts(
     by_split: dict[str, Columns],
     config: Data,
     tokenizer: tokenization.Spec | None,
-    made: Any,
+    made: Tokenizer | None,
     info: dict[str, Any],
 ) -> tuple[Features, dict[str, Columns]]:
     """Texts as they are, and as tokens where there is a tokenizer; notes what was cut into `info`."""
@@ -74,7 +77,7 @@ def encode_texts(
         arrays[split]["label"] = labels.astype(decoded.target.dtype)
     shape: tuple[int, ...] = ()
     described = None
-    if tokenizer is not None:
+    if tokenizer is not None and made is not None:
         settings = tokenizer.settings
         assert isinstance(settings, schema.Tokenizer)
         shape = (settings.max_length,)
@@ -84,7 +87,7 @@ def encode_texts(
             rows, rule = columns["text"].tolist(), (settings.max_length, settings.truncate)
             if "tags" in columns:
                 found = word_tokens.encode_words(made, [words.of_joined(text) for text in rows], *rule)
-                encoded, arrays[split]["label"] = found.encoded, found.labels(columns["tags"])
+                encoded, arrays[split]["label"] = found.encoded, found.labels(columns["tags"].tolist())
                 info.setdefault("words_cut", {})[split] = int(found.lost.sum())
             else:
                 encoded = encoding.encode(made, rows, columns["text_pair"].tolist() if pairs else None, *rule)
@@ -109,12 +112,16 @@ def encode_texts(
 
 
 def encode_stream(
-    by_split: dict[str, Columns], config: Data, tokenizer: tokenization.Spec | None, made: Any, info: dict[str, Any]
+    by_split: dict[str, Columns],
+    config: Data,
+    tokenizer: tokenization.Spec | None,
+    made: Tokenizer | None,
+    info: dict[str, Any],
 ) -> tuple[Features, dict[str, Columns]]:
     """Documents as they are, and as one run of tokens where there is a tokenizer; notes their sizes into `info`."""
     arrays: dict[str, Columns] = {}
     described = None
-    if tokenizer is not None:
+    if tokenizer is not None and made is not None:
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
         described = tokenization.describe(made, tokenizer.settings, digest)
     for split, columns in by_split.items():

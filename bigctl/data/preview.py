@@ -114,7 +114,9 @@ def targets(dataset: Dataset, count: int = 5) -> list[str]:
 
 def _lengths(dataset: Dataset, split: str) -> dict[str, Any]:
     """How long the texts of a split are, those of a pair together; in tokens as they are after cutting."""
-    found: dict[str, Any] = {"characters": _spread(sum(characters(texts) for texts in dataset.texts[split]))}
+    found: dict[str, Any] = {
+        "characters": _spread(np.sum([characters(texts) for texts in dataset.texts[split]], axis=0))
+    }
     lengths = dataset.layout.lengths(dataset.splits[split]) if dataset.layout is not None else None
     if lengths is not None:
         count = max(1, len(lengths))
@@ -130,7 +132,7 @@ def characters(texts: Texts) -> np.ndarray:
     return np.diff(begins[texts.offsets])
 
 
-def _spread(lengths: Any) -> dict[str, float]:
+def _spread(lengths: np.ndarray) -> dict[str, float]:
     if not len(lengths):
         return dict.fromkeys(("min", "median", "p95", "max"), 0)
     at = np.percentile(lengths, (0, 50, 95, 100), method="nearest")

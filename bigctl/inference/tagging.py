@@ -132,11 +132,7 @@ def judge(records: Sequence[Record], labels: Sequence[np.ndarray], target: Targe
         words = [word for word, tag in zip(of_joined(record["text"]), record["tags"], strict=True) if tag is not None]
         said, names = [tag for tag in record["tags"] if tag is not None], [target.names[tag] for tag in true]
         wrong = sum(one != other for one, other in zip(names, said, strict=True))
-        shown = [
-            " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True) if tag != "O") or "(none)"
-            for tags in (names, said)
-        ]
-        judged.append(Judged(*shown, wrong=wrong > 0, loss=float(wrong)))
+        judged.append(Judged(_shown(words, names), _shown(words, said), wrong=wrong > 0, loss=float(wrong)))
     return judged
 
 
@@ -167,3 +163,7 @@ def _placed(described: Record, numbers: np.ndarray, sentence: _Divided) -> Recor
     for number, tag in zip(numbers.tolist(), described["tags"], strict=True):
         tags[number] = tag
     return {"text": sentence.text, "tags": tags, "spans": spans}
+
+
+def _shown(words: list[str], tags: list[str]) -> str:
+    return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True) if tag != "O") or "(none)"

@@ -262,7 +262,7 @@ def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
-def _json_text(value: Any, where: str) -> str:
+def _json_text(value: object, where: str) -> str:
     """What the value would be in a CSV file, so that either format means the same."""
     if isinstance(value, str):
         return value.strip()
@@ -277,7 +277,7 @@ def _json_text(value: Any, where: str) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def json_type(value: Any) -> str:
+def json_type(value: object) -> str:
     """What a value of JSON is called in a message."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)

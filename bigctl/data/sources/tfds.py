@@ -15,8 +15,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +26,18 @@ from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.tfds_features import Roles, find_roles, is_text
 from bigctl.data.sources.tfds_hooks import Files, explained, replaced, without_tensorflow
 from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder, DatasetInfo
+
+
+class Examples(Protocol):
+    """A split of a prepared set, as `as_data_source` gives it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int], /) -> list[dict[str, Any]]: ...
+
 
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -115,7 +129,7 @@ def _close(word: str, known: Iterable[str]) -> str:
     return f"did you mean {', '.join(matches)}?" if matches else "see https://www.tensorflow.org/datasets/catalog"
 
 
-def _prepare(builder: Any, files: Files) -> None:
+def _prepare(builder: DatasetBuilder, files: Files) -> None:
     """Leaves complete array_record files of `builder` on disk."""
     from tensorflow_datasets.core.download import DownloadConfig
 
@@ -157,7 +171,7 @@ def _extract_dir(parent: Path) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------- decoding
 
 
-def _decode(builder: Any, roles: Roles, image_size: tuple[int, int] | None) -> Decoded:
+def _decode(builder: DatasetBuilder, roles: Roles, image_size: tuple[int, int] | None) -> Decoded:
     from tensorflow_datasets.core import decode
 
     info = builder.info
@@ -195,7 +209,7 @@ def _decode(builder: Any, roles: Roles, image_size: tuple[int, int] | None) -> D
     return Decoded(roles.kind, splits, classes, {**_facts(info), **found})
 
 
-def _facts(info: Any) -> dict[str, Any]:
+def _facts(info: DatasetInfo) -> dict[str, Any]:
     return {
         "source": "tfds",
         "name": info.full_name,
@@ -209,13 +223,13 @@ def _facts(info: Any) -> dict[str, Any]:
     }
 
 
-def _examples(source: Any) -> Iterator[dict[str, Any]]:
+def _examples(source: Examples) -> Iterator[dict[str, Any]]:
     """All examples of one split, in the order of the files; reading many at once is what makes array_record fast."""
     for start in range(0, len(source), 1024):
         yield from source.__getitems__(list(range(start, min(start + 1024, len(source)))))
 
 
-def _image_columns(source: Any, key: str, target: str, mode: str, image_size: tuple[int, int] | None) -> Columns:
+def _image_columns(source: Examples, key: str, target: str, mode: str, image_size: tuple[int, int] | None) -> Columns:
     from PIL import Image
 
     images = np.empty((0, 0, 0, len(mode)), np.uint8)
@@ -237,14 +251,14 @@ def _image_columns(source: Any, key: str, target: str, mode: str, image_size: tu
     return {"image": images, "label": labels}
 
 
-def _documents(source: Any, name: str) -> Columns:
+def _documents(source: Examples, name: str) -> Columns:
     column = np.empty(len(source), object)
     for i, example in enumerate(_examples(source)):
         column[i] = example[name].decode("utf-8", "replace")
     return {"document": column}
 
 
-def _text_columns(source: Any, roles: Roles) -> Columns:
+def _text_columns(source: Examples, roles: Roles) -> Columns:
     columns: Columns = {role: np.empty(len(source), object) for role in ("text", "text_pair")[: len(roles.texts)]}
     labels = np.empty(len(source), np.int32)
     for i, example in enumerate(_examples(source)):
@@ -254,16 +268,13 @@ def _text_columns(source: Any, roles: Roles) -> Columns:
     return columns | {"label": labels}
 
 
-def _table_columns(source: Any, roles: Roles) -> Columns:
+def _table_columns(source: Examples, roles: Roles) -> Columns:
     values: dict[str, list[Any]] = {name: [] for name in roles.inputs}
     labels = []
     for example in _examples(source):
         labels.append(example[roles.target])
         for name, (path, _) in roles.inputs.items():
-            value: Any = example
-            for key in path:
-                value = value[key]
-            values[name].append(value)
+            values[name].append(reduce(getitem, path, example))
     columns: Columns = {}
     for name, (_, feature) in roles.inputs.items():
         if hasattr(feature, "names"):

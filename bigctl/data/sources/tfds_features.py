@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bigctl.errors import DataError
 
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetInfo
+    from tensorflow_datasets.core.features import FeatureConnector
+
+Leaf = tuple[tuple[str, ...], "FeatureConnector"]
+"""Where a feature is in an example, and what it is."""
 _USABLE = (
     "bigctl reads images and texts with one class label, tables of numbers and categories with one target, and texts "
     "without labels"
@@ -33,17 +39,19 @@ class Roles:
         return "image" if self.image else "text" if self.texts else "table"
 
 
-def find_roles(info: Any, text: str | None, text_pair: str | None) -> Roles:
+def find_roles(info: DatasetInfo, text: str | None, text_pair: str | None) -> Roles:
     from tensorflow_datasets.core import features as f
 
-    def leaves(name: str, path: tuple[str, ...], feature: Any) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
+    def leaves(
+        name: str, path: tuple[str, ...], feature: FeatureConnector
+    ) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
         if isinstance(feature, f.FeaturesDict):
             for key, child in feature.items():
                 yield from leaves(key, (*path, key), child)
         else:
             yield name, (path, feature)
 
-    def scalar(feature: Any) -> bool:
+    def scalar(feature: FeatureConnector) -> bool:
         return isinstance(feature, f.Tensor) and feature.shape == ()
 
     top = dict(info.features.items()) if isinstance(info.features, f.FeaturesDict) else {}
@@ -93,7 +101,7 @@ def find_roles(info: Any, text: str | None, text_pair: str | None) -> Roles:
     return Roles(None, inputs, target)
 
 
-def _unlabelled_text(info: Any, text: str | None) -> str | None:
+def _unlabelled_text(info: DatasetInfo, text: str | None) -> str | None:
     """The one text, or the one that is named, of a set that holds nothing else."""
     from tensorflow_datasets.core import features as f
 
@@ -104,7 +112,7 @@ def _unlabelled_text(info: Any, text: str | None) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def _text_features(info: Any, text: str | None, text_pair: str | None) -> tuple[str, ...]:
+def _text_features(info: DatasetInfo, text: str | None, text_pair: str | None) -> tuple[str, ...]:
     """The features with the text and, where wanted, the second one; () for what is no set of labelled texts."""
     from tensorflow_datasets.core import features as f
 
@@ -122,7 +130,7 @@ def _text_features(info: Any, text: str | None, text_pair: str | None) -> tuple[
     return tuple(name for name in (text, text_pair) if name is not None)
 
 
-def _usual_text(info: Any, texts: list[str]) -> str | None:
+def _usual_text(info: DatasetInfo, texts: list[str]) -> str | None:
     """The text that TFDS calls the input, or the only one beside a class label."""
     from tensorflow_datasets.core import features as f
 
@@ -138,5 +146,5 @@ def _usual_text(info: Any, texts: list[str]) -> str | None:
     return texts[0]
 
 
-def is_text(feature: Any) -> bool:
+def is_text(feature: FeatureConnector) -> bool:
     return feature.np_dtype == np.object_
