@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from bigctl.data import cache
 from bigctl.data.dataset import Dataset
@@ -13,10 +13,15 @@ from bigctl.engine.experiment import Experiment
 from bigctl.errors import ConfigError
 from bigctl.formatting import printable
 from bigctl.parallel import mesh as meshes
+from bigctl.training.state import TrainState
 from bigctl.training.tracking.writers import JsonLines
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from bigctl.generation.decoding import Network
+    from bigctl.generation.generate import LanguageModel
+    from bigctl.generation.options import GenerationOptions
 
 _PROMPT = 16
 """Characters of the validation text that samples begin with, where no prompt is given; up to the end of a word."""
@@ -46,7 +51,7 @@ class Samples:
         self._check()
         self._lines = JsonLines(file, step=resumed) if leads else None
 
-    def __call__(self, state: Any, step: int) -> None:
+    def __call__(self, state: TrainState, step: int) -> None:
         """Write a sample with the weights of a state; the same weights and seed give the same text."""
         model = self._language_model(state)
         if self._lines is None:
@@ -66,7 +71,7 @@ class Samples:
         if self._lines is not None:
             self._lines.close()
 
-    def _language_model(self, state: Any) -> Any:
+    def _language_model(self, state: TrainState) -> LanguageModel:
         from bigctl.generation.generate import LanguageModel
 
         programs = self.experiment.programs
@@ -75,9 +80,9 @@ class Samples:
             weights, variables = meshes.on_host((weights, variables))
         model = programs.merge(weights, variables)
         end = tokenization.end(self.tokenizer)
-        return LanguageModel(model, self.tokenizer, end=() if end is None else (end,))
+        return LanguageModel(cast("Network", model), self.tokenizer, end=() if end is None else (end,))
 
-    def _settings(self) -> Any:
+    def _settings(self) -> GenerationOptions:
         from bigctl.generation.options import GenerationOptions
 
         tokens = self.experiment.task.sample_tokens

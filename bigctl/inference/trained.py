@@ -165,7 +165,9 @@ class TrainedRun:
     def judge(self, inputs: np.ndarray | Sequence[Text], labels: Any) -> list[Judged]:
         """What the model says of some examples beside their labels. Raises as `predict` does."""
         if self._tags:
-            return tagging.judge(self._tag([tagging.of_joined(text) for text in inputs]), labels, self.features.target)
+            return tagging.judge(
+                self._tag([tagging.of_joined(str(text)) for text in inputs]), labels, self.features.target
+            )
         return self._task.judge(self.predict(inputs), labels)
 
     @cached_property
