@@ -74,11 +74,22 @@ class Supervised(Task):
     def loss(
         self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
-        outputs = self.outputs(cast(Network, model), self.augment(batch, augment_key), key=key, mask=batch["mask"])
+        outputs = self._outputs(model, self.augment(batch, augment_key), key=key, mask=batch["mask"])
         return self.head.loss(outputs, batch, hparams)
 
+    def _outputs(self, model: nnx.Module, batch: Batch, **options: Any) -> Float[Array, "batch outputs"]:
+        """The outputs, held to the number that the head needs."""
+        outputs, count = self.outputs(cast(Network, model), batch, **options), len(batch["mask"])
+        shape, expected = jax.numpy.shape(outputs), (count, self.head.outputs)
+        if (*shape[:1], *shape[-1:]) != expected:
+            raise ConfigError(
+                f"model={self.model_config.kind} gave outputs {shape} where {expected} are needed",
+                where=schema.place_of(type(model)),
+            )
+        return outputs
+
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
-        return self.head.evaluate(self.outputs(cast(Network, model), batch), batch)
+        return self.head.evaluate(self._outputs(model, batch), batch)
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         return self.head.metrics(sums)

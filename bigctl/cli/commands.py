@@ -23,6 +23,7 @@ COMMANDS = {
     "ui": "show all runs in the browser of this machine, with live curves",
     "verify": "check that a run's files are intact",
     "verify-resume": "kill an experiment at random moments, compare with an uninterrupted run",
+    "new": "write a working recipe, model or data format of your own, with a test",
     "doctor": "check the installation and the devices",
 }
 

@@ -148,8 +148,10 @@ def _print_ending(error: Exception, run: object) -> None:
 
 def _render(error: Exception) -> int:
     """One line for an error that the user can correct; for an unexpected one, the traceback goes into a file."""
+    from bigctl.config import plugins
     from bigctl.errors import BigctlError
 
+    blamed = plugins.blamed(error)
     if isinstance(error, BigctlError):
         place = f"{error.where}: " if error.where else ""
         print(f"bigctl: {place}{error.message}", file=sys.stderr)
@@ -160,7 +162,8 @@ def _render(error: Exception) -> int:
     import traceback
 
     text = str(error).strip().splitlines()
-    print(f"bigctl: {type(error).__name__}: {text[0][:300] if text else ''}", file=sys.stderr)
+    said = f"{blamed.where}: {blamed.message}" if blamed else f"{type(error).__name__}: {text[0][:300] if text else ''}"
+    print(f"bigctl: {said}", file=sys.stderr)
     if os.environ.get("BIGCTL_TRACEBACK"):
         traceback.print_exc()
         return 1

@@ -34,15 +34,20 @@ class Reader:
 
 
 def reader(config: schema.Data) -> Reader:
-    """The reader of a configuration. Components of a plugin bring theirs as a `reader()` static method."""
+    """The reader of a configuration. Components of a plugin have methods `identity()` and `decode()`."""
     if config.kind in READERS:
         return READERS[config.kind]
-    own = getattr(type(config), "reader", None)
-    if own is None:
-        raise DataError(
-            f"nothing reads data of kind {config.kind!r}", hint="give the component a static method `reader`"
-        )
-    return own()
+    if older := getattr(type(config), "reader", None):  # as plugins for version 0.1 have it
+        made: Reader = older()
+        return made
+    return Reader(lambda own: own.identity(), _decode_own)
+
+
+def _decode_own(config: schema.Data, regression: bool) -> Decoded:
+    found = config.decode()
+    if not isinstance(found, Decoded):
+        raise config.incomplete(f"must decode to a bigctl.data.sources.decoded.Decoded, not {type(found).__name__}")
+    return found
 
 
 def _packaged_identity(config: schema.Packaged) -> Any:

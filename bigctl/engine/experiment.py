@@ -24,7 +24,7 @@ from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.programs import Programs, compile_programs
 from bigctl.training.state import Tree
-from bigctl.training.task import Task
+from bigctl.training.task import Task, require_task
 from bigctl.training.throughput import Rates, rates
 
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ def make_task(config: Config, features: Features, dataset: Dataset | None = None
         counts = features.target.counts(labels)
         if features.target.kind == CLASSES:
             counts = np.stack([len(labels) - counts, counts])
-    return config.recipe.build(config, features, counts)
+    task = require_task(config.recipe.build(config, features, counts), config.recipe)
+    task.own_metrics = tuple(metric() for metric in schema.Metric.chosen(config.eval.metrics))
+    return task
 
 
 def shapes_by_path(params: Tree) -> dict[str, tuple[int, ...]]:

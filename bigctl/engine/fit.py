@@ -20,7 +20,7 @@ from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.loop import Hooks, Loop
 from bigctl.training.profile import Profiler
 from bigctl.training.state import Progress, TrainState
-from bigctl.training.tracking.trackers import Tracker
+from bigctl.training.tracking.callbacks import Listener
 from bigctl.training.tracking.writers import Console, JsonLines, TensorBoard, Writer
 
 log = logging.getLogger("bigctl")
@@ -36,7 +36,7 @@ class Fitting:
 
 @contextlib.contextmanager
 def prepared(
-    run: Run, experiment: Experiment, checkpoints: Checkpoints, start: Start, tracked: Sequence[Tracker]
+    run: Run, experiment: Experiment, checkpoints: Checkpoints, start: Start, tracked: Sequence[Listener]
 ) -> Iterator[Fitting]:
     """The loop, with everything open that it writes to; an end without an error brings it all onto the disk."""
     config, total = experiment.config, experiment.cadence.total
@@ -51,9 +51,14 @@ def prepared(
         outputs.cut(back.step)
         return state, back
 
+    def save(state: TrainState, progress: Progress) -> None:
+        checkpoints.save(state, progress, meta)
+        for listener in tracked:
+            listener.saved(progress.step)
+
     hooks = Hooks(
         write=outputs.write,
-        save=lambda state, progress: checkpoints.save(state, progress, meta),
+        save=save,
         flush=outputs.flush,
         warn=log.warning,
         sample=outputs.sampler,
@@ -88,7 +93,7 @@ def prepared(
 class _Outputs:
     """All that a fit writes to, and that is cut back when training goes back."""
 
-    def __init__(self, run: Run, experiment: Experiment, start: Start, tracked: Sequence[Tracker]):
+    def __init__(self, run: Run, experiment: Experiment, start: Start, tracked: Sequence[Listener]):
         directory, step = run.directory, start.step
         self.console = Console(experiment.cadence.total, quiet=run.options.quiet or not directory.writes)
         self._writers: list[Writer] = [self.console]

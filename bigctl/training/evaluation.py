@@ -17,7 +17,7 @@ from bigctl.training import feed, metrics
 from bigctl.training.metrics import Sums
 from bigctl.training.programs import Programs
 from bigctl.training.state import Tree
-from bigctl.training.task import Task
+from bigctl.training.task import Task, special_metrics
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Evaluator:
         sums = {name: np.asarray(value) for name, value in jax.device_get(total or {}).items()}
         collected = self._collected(each)
         sums |= {**collected, **self.layout.extra_sums(self.columns)}
-        special = (task or self.programs.task).metrics(sums)
+        special = special_metrics(task or self.programs.task, sums)
         named = {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
         return Scores(named, {name.removeprefix(metrics.EACH): values for name, values in collected.items()})
 
@@ -85,7 +85,7 @@ class Evaluator:
             for name, part in jax.device_get(values).items():
                 if name not in found:
                     found[name] = np.zeros((self.count, *part.shape[1:]), part.dtype)
-                found[name][indices[real]] = part[real]
+                found[name][self.layout.rows(indices[real])] = part[real]
         return found
 
     def _batches(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:

@@ -27,7 +27,7 @@ from bigctl.training import metrics
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, zeros_like
 from bigctl.training.step import SEED, Hparams, Step, abstract_state, add_places, make_step, traced_hparams
-from bigctl.training.task import Batch, Task
+from bigctl.training.task import Batch, Task, special_metrics
 
 Arrays = Mapping[str, jax.Array]
 
@@ -134,7 +134,7 @@ class Programs:
         state = self.abstract_state
         shapes = jax.eval_shape(self.step.evaluate, state.params, state.variables, self.step.batch_shapes, self.hparams)
         sums = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}  # a confusion matrix, scores, ...
-        special = self.task.metrics({**sums, **(extra or {})})
+        special = special_metrics(self.task, {**sums, **(extra or {})})
         scalars = {f"{prefix}/{name}" for name, value in special.items() if isinstance(value, float)}
         return sorted({*metrics.means(sums, prefix), *scalars})
 

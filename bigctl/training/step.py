@@ -26,7 +26,7 @@ from bigctl.parallel import partition
 from bigctl.training import divergence, metrics
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, zeros_like
-from bigctl.training.task import Batch, Task
+from bigctl.training.task import Batch, Task, evaluation_sums, training_sums
 
 Hparams = dict[str, Any]
 """Numbers that enter a compiled function as arguments, by their configuration keys."""
@@ -147,7 +147,7 @@ class Step:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
             model = self.merge(params, variables, hparams)
             with meshes.used(self.mesh):
-                sums = self.task.loss(model, part, key, augmentation, hparams)
+                sums = training_sums(self.task, model, part, key, augmentation, hparams)
             return sums["loss"][0], (nnx.to_pure_dict(split_model(model)[3]), sums)
 
         gradient = jax.grad(loss, has_aux=True)
@@ -188,7 +188,7 @@ class Step:
     def evaluate(self, params: Tree, variables: Tree, batch: Batch, hparams: Hparams) -> Sums:
         """Evaluation sums of a batch."""
         with meshes.used(self.mesh):
-            return self.task.evaluate(self.merge(params, variables, hparams), batch)
+            return evaluation_sums(self.task, self.merge(params, variables, hparams), batch)
 
 
 def make_step(config: schema.Config, task: Task, mesh: Mesh, total_steps: int) -> Step:

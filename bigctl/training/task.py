@@ -15,7 +15,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from bigctl.training.metrics import Sums
+from bigctl.config import schema
+from bigctl.errors import ConfigError
+from bigctl.training.metrics import EACH, Sums
 
 Batch = dict[str, jax.Array]
 """Columns of examples, all with the batch dimension first; `mask` float32 is 0 where an example only pads, `number`
@@ -63,6 +65,8 @@ class Task:
     tokens_per_example: int | None = None
     sample_tokens: int = 0
     prompt: str | None = None
+    own_metrics: tuple[schema.Metric, ...] = ()
+    """Those of `eval.metrics`, which are computed besides."""
 
     # Every task defines these four.
 
@@ -131,3 +135,59 @@ class Task:
         By default None: not known, and no utilisation of the devices is told.
         """
         return None
+
+
+_OWN = f"{EACH}own/"
+
+
+def require_task(task: Task, recipe: schema.Recipe) -> Task:
+    """The task that a recipe built, if it is a whole one.
+
+    Raises:
+        ConfigError: naming what it lacks, and where its class is defined.
+    """
+    where = schema.place_of(type(task))
+    if not isinstance(task, Task):
+        raise ConfigError(f"recipe {recipe.kind!r} must build a bigctl.training.task.Task", where=where)
+    for name in ("build", "example_shapes", "loss", "evaluate"):
+        if getattr(type(task), name) is getattr(Task, name):
+            raise ConfigError(f"the task of recipe {recipe.kind!r} has no method `{name}`", where=where)
+    return task
+
+
+def training_sums(task: Task, *arguments: Any) -> Sums:
+    """`task.loss`, held to what it promises."""
+    return _with_loss(task, "loss", task.loss(*arguments))
+
+
+def evaluation_sums(task: Task, model: nnx.Module, batch: Batch) -> Sums:
+    """`task.evaluate`, held to what it promises, and the values of each example that `eval.metrics` need."""
+    sums, count = _with_loss(task, "evaluate", task.evaluate(model, batch)), len(batch["mask"])
+    for metric in task.own_metrics:
+        values = metric.measure(task, model, batch)
+        if not isinstance(values, jax.Array) or values.shape[:1] != (count,):
+            found = f"an array {values.shape}" if isinstance(values, jax.Array) else type(values).__name__
+            raise metric.incomplete(f"must give a value for each of the {count} examples of a batch, not {found}")
+        sums = {**sums, _OWN + metric.name: values}
+    return sums
+
+
+def _with_loss(task: Task, method: str, sums: Sums) -> Sums:
+    if not isinstance(sums, dict) or "loss" not in sums or jax.numpy.shape(sums["loss"]) != (2,):
+        raise ConfigError(
+            f"`{method}` must give sums by name, with the pair [sum, weight] of the loss as `loss`",
+            where=schema.place_of(type(task)),
+            hint="bigctl.training.metrics.pair makes such pairs of a value and a weight for each example",
+        )
+    return sums
+
+
+def special_metrics(task: Task, sums: Mapping[str, np.ndarray]) -> Record:
+    """`task.metrics`, and those of `eval.metrics`."""
+    found = dict(task.metrics(sums))
+    for metric in task.own_metrics:
+        value = metric.compute(sums[_OWN + metric.name])
+        if not np.isscalar(value) and np.shape(value) != ():
+            raise metric.incomplete(f"must compute one number, not {type(value).__name__}")
+        found[metric.name] = float(value)
+    return found

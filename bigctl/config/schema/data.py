@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Problem, Whole, key, kind
 
@@ -31,6 +31,15 @@ class Data(Component):
         drift=STRUCTURAL,
     )  # fmt: skip
     resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE, ge=0)
+
+    def identity(self) -> object:
+        """What the examples are, without decoding them: a value for JSON that changes whenever they would. The array
+        cache is kept by it."""
+        raise self.incomplete("has no method `identity()`")
+
+    def decode(self) -> Any:
+        """The examples, as `data.sources.decoded.Decoded`."""
+        raise self.incomplete("has no method `decode()`")
 
     def check(self, config: Whole) -> Iterator[Problem]:
         if self.test_fraction == 0 and config.block is None:  # where texts end, validation can stand for the test split

@@ -22,6 +22,7 @@ from bigctl.config.schema.base import (
     kind,
 )
 from bigctl.config.schema.data import Data
+from bigctl.config.schema.extensions import Callback, Metric
 from bigctl.config.schema.models import Model
 from bigctl.config.schema.optimizers import Optimizer, Schedule
 from bigctl.config.schema.recipes import Recipe, StreamTokenizer
@@ -164,9 +165,11 @@ class Train(Checked):
     tracker_project: str | None = key(
         None, "Project there; null for WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, else bigctl.", drift=FREE
     )
+    callbacks: list[str] = key([], "What of a plugin is told of evaluations, logs, saves and the end.", drift=FREE)
     compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
 
     def check(self, config: Whole) -> Iterator[Problem]:
+        yield from Callback.problems(self.callbacks)
         if self.steps is None and self.epochs is None:
             yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
         if self.batch_size % self.accumulate:
@@ -184,8 +187,14 @@ class Eval(Checked):
     )
     test: bool = key(True, "Score the test split when training is over.", drift=FREE)
 
+    metrics: list[str] = key([], "Metrics of a plugin that are computed besides the recipe's.", drift=FREE)
+
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from cadence_problems("eval.every", self.every)
+        yield from Metric.problems(self.metrics)
+        for metric in Metric.chosen(self.metrics):
+            if metric.direction not in ("max", "min"):
+                yield "eval.metrics", *metric.no_direction()
 
 
 @dataclass

@@ -53,6 +53,8 @@ class Model(Component):
             options: `per_token=True` where texts are to have outputs for each token.
         """
         network: nnx.Module = self.implementing()(self, *sizes, rngs=rngs, **options)
+        if not callable(network):
+            raise self.incomplete(f"must build a module that can be called, not {type(network).__name__}")
         return network
 
     def with_defaults(self) -> Self:

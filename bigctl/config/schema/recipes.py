@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bigctl.config.schema.base import FREE, STRUCTURAL, Checked, Component, Problem, Whole, cadence_problems, key, kind
+from bigctl.config.schema.extensions import Metric
 from bigctl.config.schema.models import Model
 from bigctl.errors import ConfigError
 
@@ -48,6 +49,9 @@ class Recipe(Component):
     def direction(cls, metric: str) -> str | None:
         """Whether a metric, such as val/loss, should be large ("max") or small ("min"); None where nothing says."""
         name = metric.partition("/")[2] or metric
+        own = Metric.known().get(name)
+        if own is not None:
+            return own.direction
         tables = (vars(base).get("metrics", {}) for base in cls.__mro__)
         return next((table[name] for table in tables if name in table), None)
 

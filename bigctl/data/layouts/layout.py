@@ -59,6 +59,9 @@ class Layout(Protocol):
         """The batches of an evaluation, of `batch_size` or else of the layout's own largest size, a multiple of
         `shards`."""
 
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The places, counted from 0, of the examples that an evaluation plan gives."""
+
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """The batch of these indices: columns [batch, ...].
 

@@ -55,6 +55,9 @@ class Ragged:
         size = evaluation_batch_size(count, batch_size, LARGEST_BATCH, shards)
         return LengthEvaluationPlan(self.lengths(columns), size, self.edges)
 
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return indices
+
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """As `Layout.gather`: columns of tokens are int32 [batch, length], beyond the end of a text 0 for `inputs` and
         NO_LABEL for others; besides them `lengths` int32 [batch]."""

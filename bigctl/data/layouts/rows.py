@@ -32,6 +32,9 @@ class Rows:
         count = self.size(columns, training=False)
         return RowEvaluationPlan(count, evaluation_batch_size(count, batch_size, LARGEST_BATCH, shards))
 
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return indices
+
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         return {name: xp.take(values, indices, axis=0, mode="clip") for name, values in columns.items()}
 

@@ -62,6 +62,9 @@ class Windows:
         size = evaluation_batch_size(self.size(columns, training=False), batch_size, largest, shards)
         return WindowEvaluationPlan(len(columns["inputs"]), self.block, size)
 
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        return indices // self.block
+
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """`inputs` and `targets`, int32 [batch, length]; beyond the end of the text targets are NO_TARGET, and inputs
         repeat the last token."""

@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config import schema
 from bigctl.errors import ConfigError, Preempted, RunError
 from bigctl.formatting import printable
+from bigctl.training.tracking import callbacks
+from bigctl.training.tracking.callbacks import Listener
 from bigctl.training.tracking.tracker_process import WAITING
 
 if TYPE_CHECKING:
@@ -52,8 +54,8 @@ def check(names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def tracking(run: RunDirectory, config: schema.Config) -> Iterator[list[Tracker]]:
-    """The trackers that a configuration asks for, until the run has ended in one way or another.
+def tracking(run: RunDirectory, config: schema.Config) -> Iterator[list[Listener]]:
+    """The trackers and callbacks that a configuration asks for, until the run has ended in one way or another.
 
     What they call the run is kept in its run.json, so that a resumed run goes on there too.
     """
@@ -61,7 +63,7 @@ def tracking(run: RunDirectory, config: schema.Config) -> Iterator[list[Tracker]
     trackers = [_start(name, run, config) for name in names]
     status, patience = "failed", PATIENCE
     try:
-        yield trackers
+        yield [*trackers, *(callbacks.chosen(run.path, config) if run.writes else [])]
         status = "complete"
     except Preempted:
         status, patience = "preempted", PATIENCE_PREEMPTED
@@ -134,6 +136,9 @@ class Tracker:
         values = {name: value for name, value in _numbers(metrics).items() if name.startswith("test/")}
         if values:
             self._send({"step": step, "time": round(time.time(), 3), "values": values, "result": True})
+
+    def saved(self, step: int) -> None:
+        """The services are told of metrics alone."""
 
     def cut(self, step: int) -> None:
         self._send({"cut": step})
