@@ -242,7 +242,7 @@ def _yes(count: int, of: int) -> str:
 
 def _bigctl_facts(folder: Path, spec: Spec) -> dict[str, str]:
     from bigctl.runs import manifest
-    from bigctl.training.tracking.writers import read_metrics
+    from bigctl.runs.metrics_file import read_metrics
 
     board = _leaderboard(folder)
     trials = [t for t in (folder / "sweep" / "trials").glob("*") if (t / "run.json").exists()]

@@ -62,7 +62,7 @@ def data(recipe: str, folder: Path) -> list[str]:
 
 
 class Campaign:
-    """One rehearsal for each part: a recipe and its share of the kills. Each job has a processor core of its own."""
+    """One crash test for each part: a recipe and its share of the kills. Each job has a processor core of its own."""
 
     def __init__(self, folder: Path, jobs: int):
         self.folder, self.stop = folder, threading.Event()
@@ -70,8 +70,8 @@ class Campaign:
         self._free = list(range(jobs))
         self._lock = threading.Lock()
 
-    def rehearse(self, part: tuple[str, int, int]) -> Any:
-        from bigctl.engine.crash_test import Rehearser
+    def test(self, part: tuple[str, int, int]) -> Any:
+        from bigctl.engine.crash_test import CrashTest
 
         recipe, seed, kills = part
         with self._lock:
@@ -86,7 +86,7 @@ class Campaign:
 
         try:
             arguments = [*RECIPES[recipe], *data(recipe, place)]
-            return Rehearser(arguments, place, kills=kills, seed=seed, say=say, stop=self.stop).run()
+            return CrashTest(arguments, place, kills=kills, seed=seed, say=say, stop=self.stop).run()
         except BaseException as error:
             self.stop.set()  # whatever it was, the others need not go on
             raise RuntimeError(f"{recipe}: {type(error).__name__}: {error}") from error
@@ -120,7 +120,7 @@ def main() -> int:
         campaign = Campaign(Path(folder), options.jobs)
         with ThreadPoolExecutor(options.jobs) as pool:
             try:
-                results = list(zip(parts, pool.map(campaign.rehearse, parts), strict=True))
+                results = list(zip(parts, pool.map(campaign.test, parts), strict=True))
             except KeyboardInterrupt:
                 for number in (signal.SIGINT, signal.SIGTERM):  # once is enough
                     signal.signal(number, signal.SIG_IGN)

@@ -123,13 +123,12 @@ def _environment(timeout: float) -> Iterator[Finding]:
     names = [n for n in sorted(os.environ) if n.startswith(("JAX_", "XLA_", "BIGCTL_", "CUDA_VISIBLE", "LIBTPU"))]
     yield Finding(OK, " ".join(f"{n}={os.environ[n]}" for n in names) or "no variables of jax, XLA or bigctl are set")
     flags = os.environ.get("XLA_FLAGS")
-    if flags and device_check.look(timeout).crashed:
-        reason = next(
-            (line for line in device_check.look(timeout).stderr if "XLA_FLAGS" in line and "reset" not in line), ""
-        )
+    if flags and device_check.check_devices(timeout).crashed:
+        said = device_check.check_devices(timeout).stderr
+        reason = next((line for line in said if "XLA_FLAGS" in line and "reset" not in line), "")
         yield Finding(FAIL, f"jax cannot start with XLA_FLAGS={flags}: {reason}".rstrip(": "), "unset XLA_FLAGS")
     wanted = os.environ.get("JAX_PLATFORMS")
-    if wanted and not device_check.look(timeout).devices:
+    if wanted and not device_check.check_devices(timeout).devices:
         yield Finding(
             FAIL,
             f"JAX_PLATFORMS={wanted} asks for what jax cannot start here",
@@ -141,7 +140,7 @@ def _environment(timeout: float) -> Iterator[Finding]:
 
 
 def _devices(timeout: float) -> Iterator[Finding]:
-    seen = device_check.look(timeout)
+    seen = device_check.check_devices(timeout)
     if not seen.devices:
         yield Finding(FAIL, f"jax cannot start: {seen.error}", "python -c 'import jax; print(jax.devices())'")
         return
@@ -158,7 +157,7 @@ def _devices(timeout: float) -> Iterator[Finding]:
 
 
 def _steps(timeout: float) -> Iterator[Finding]:
-    seen = device_check.look(timeout)
+    seen = device_check.check_devices(timeout)
     for step in seen.steps:
         if step["error"]:
             yield Finding(FAIL, f"{step['device']}: {step['error']}", "is another process using the device?")
@@ -184,7 +183,7 @@ def _gpu(timeout: float) -> Iterator[Finding]:
     gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     if listed.returncode or not gpus:
         yield Finding(WARN, f"nvidia-smi finds no GPU: {(listed.stderr or listed.stdout).strip()[:200]}")
-    elif any(d["platform"] in ("gpu", "cuda") for d in device_check.look(timeout).devices):
+    elif any(d["platform"] in ("gpu", "cuda") for d in device_check.check_devices(timeout).devices):
         yield Finding(OK, f"nvidia-smi finds {len(gpus)}, jax uses them")
     elif os.environ.get("JAX_PLATFORMS") == "cpu":
         yield Finding(WARN, f"nvidia-smi finds {len(gpus)} GPUs, JAX_PLATFORMS=cpu hides them", "unset JAX_PLATFORMS")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     found = directory.locate(options.run)
     try:
-        known = run_info.gather(found)
+        known = run_info.gather_run_info(found)
         lines = text(known)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"is not as bigctl writes it ({error!r})", where=str(found.record_file)) from error

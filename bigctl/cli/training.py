@@ -139,5 +139,5 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         print(f"  slow: {line}")
     print("next:")
     print(f"  bigctl eval {run}")
-    print(f"  {run_info.use(RunDirectory(Path(run)))}")
+    print(f"  {run_info.next_command(RunDirectory(Path(run)))}")
     print(f"  bigctl info {run}")

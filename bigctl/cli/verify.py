@@ -33,10 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bigctl.runs import verify
 
+    load = None
+    if options.deep:
+        from bigctl.engine.load_arrays import load_arrays as load
+
     runs = [_locate(name) for name in options.runs]  # all, before any is read
     reports = []
     for found in runs:
-        reports.append(verify.verify(found, deep=options.deep))
+        reports.append(verify.verify(found, load=load))
         if not options.json:
             print("\n".join(text(reports[-1])), flush=True)
     ok = all(report.ok for report in reports)

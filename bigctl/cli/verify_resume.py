@@ -54,16 +54,14 @@ def run(options: argparse.Namespace) -> int:
             print(line, file=sys.stderr, flush=True)
 
     with _folder(options.keep) as folder, _ended_by_sigterm():
-        rehearser = crash_test.Rehearser(
-            _train_arguments(options), folder, kills=options.kills, seed=options.seed, say=say
-        )
-        result = rehearser.run()
+        test = crash_test.CrashTest(_train_arguments(options), folder, kills=options.kills, seed=options.seed, say=say)
+        result = test.run()
     if options.report is not None:
-        crash_test.report(result, options.report)
+        crash_test.write_report(result, options.report)
     if options.json:
         render.print_json(result.to_json())
     else:
-        print("\n".join(crash_test.text(result)))
+        print("\n".join(crash_test.summary_lines(result)))
         if not result.ok:
             print(f"the runs are in {options.keep}" if options.keep else "--keep DIR keeps the runs for inspection")
     return 0 if result.ok else 1

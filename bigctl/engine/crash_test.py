@@ -1,6 +1,6 @@
-"""Rehearse crashes: train once undisturbed and again under SIGKILL at random moments, and compare the two bit for bit.
+"""Crash tests: train once undisturbed and again under SIGKILL at random moments, and compare the two bit for bit.
 
-Every start is a true child, `python -m bigctl train ...`, that says through `training.witness` what it is doing. A kill
+Every start is a true child, `python -m bigctl train ...`, that says through `training.phases` what it is doing. A kill
 has an aim: a phase to wait for, from a random step on, and then a random delay within the time that phase took in the
 undisturbed run; or it is aimed at nothing and has a random time. What it hit is what the child said last. A run that
 ends before all kills have happened is compared, and another one, from the beginning, takes the rest.
@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import ConfigError, TrainingFailed
+from bigctl.runs.comparison import Comparison
 from bigctl.runs.directory import RunDirectory
+from bigctl.runs.metrics_file import read_metrics
 from bigctl.training import phases
-from bigctl.training.tracking.writers import read_metrics
 
 SCHEMA = 1
 ANY = "any time"
-ALONE = ["train.trackers=[]"]
-"""What a rehearsal trains is nobody's result."""
+OWN = ["train.trackers=[]"]
+"""The runs of a crash test are nobody's result: no tracker hears of them."""
 AIMS = {phases.START: 4, phases.STEP: 3, phases.EVAL: 4, phases.SAVE: 4, phases.END: 1, ANY: 2}
 """What kills are aimed at, and how often."""
 _LOOK = 0.001
@@ -51,21 +52,21 @@ class Kill:
 
 
 @dataclass
-class Rehearsal:
+class CrashTestResult:
     """What came out, and the undisturbed run's measures.
 
     Attributes:
-        command: the command that was rehearsed, without the run directory.
+        command: the command that was tested, without the run directory.
         kills: every SIGKILL.
         runs: of each killed run, what was compared.
         lost: for each run that could not be finished, why.
-        notes: what makes the rehearsal worth less.
+        notes: what makes the test worth less.
         seconds: how long it all took.
     """
 
     command: list[str]
     kills: list[Kill] = field(default_factory=list)
-    runs: list[list[Any]] = field(default_factory=list)
+    runs: list[list[Comparison]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +74,7 @@ class Rehearsal:
     seconds: float = 0.0
 
     @property
-    def differences(self) -> list[Any]:
+    def differences(self) -> list[Comparison]:
         return [found for run in self.runs for found in run if not found.equal]
 
     @property
@@ -100,7 +101,7 @@ class Rehearsal:
         }
 
 
-class Rehearser:
+class CrashTest:
     """Trains and kills.
 
     Args:
@@ -110,7 +111,7 @@ class Rehearser:
         seed: of aims and delays.
         aims: phases to aim at and their weights.
         say: told what happens, one line at a time.
-        stop: once set, from another thread, ends the children and the rehearsal.
+        stop: once set, from another thread, ends the children and the test.
     """
 
     def __init__(
@@ -128,18 +129,19 @@ class Rehearser:
         self.aims = dict(AIMS if aims is None else aims)
         self.stop = stop or threading.Event()
         self.random = random.Random(seed)
-        self.result = Rehearsal(["bigctl", "train", *self.arguments])
+        self.result = CrashTestResult(["bigctl", "train", *self.arguments])
         self._long: dict[str, float] = {}
         self._end = 0
 
-    def run(self) -> Rehearsal:
+    def run(self) -> CrashTestResult:
         """All of it.
 
         Raises:
             ConfigError, TrainingFailed: if not even the undisturbed run comes to its end.
             KeyboardInterrupt: if stopped.
         """
-        from bigctl.runs import comparison, provenance
+        from bigctl.engine import same_run
+        from bigctl.runs import provenance
 
         clock = time.monotonic()
         result = self.result
@@ -153,7 +155,7 @@ class Rehearser:
             if killed is None:
                 break
             with _compare_one:
-                result.runs.append(comparison.compare(straight, killed))
+                result.runs.append(same_run.compare_runs(straight, killed))
             if len(result.kills) == before and number > 20 + 2 * self.count:
                 result.notes.append("the run is over too soon to be killed: give it more steps")
                 break
@@ -206,7 +208,7 @@ class Rehearser:
             return run
 
     def _start(self, run: RunDirectory) -> _Child:
-        return _Child(self.arguments, run, self.folder / f"{run.path.name}.witness")
+        return _Child(self.arguments, run, self.folder / f"{run.path.name}.phase")
 
     def _watch(self, child: _Child, spans: dict[str, list[float]] | None = None) -> None:
         """Wait for the end; gather how long each phase was."""
@@ -279,7 +281,7 @@ class _Child:
         told.unlink(missing_ok=True)
         self._errors = told.with_suffix(".stderr")
         environment = {name: value for name, value in os.environ.items() if name != "GITHUB_STEP_SUMMARY"}
-        command = [sys.executable, "-m", "bigctl", "train", *arguments, *ALONE, "--run-dir", str(run.path)]
+        command = [sys.executable, "-m", "bigctl", "train", *arguments, *OWN, "--run-dir", str(run.path)]
         command += ["--quiet", "--json"]
         self.began = time.monotonic()
         with self._errors.open("w") as errors:
@@ -303,7 +305,7 @@ class _Child:
         return self._process.poll() is None
 
     def moment(self) -> phases.Moment:
-        return phases.read(self.told)
+        return phases.read_phase(self.told)
 
     def kill(self) -> bool:
         """SIGKILL; whether that was what ended it."""
@@ -318,7 +320,7 @@ class _Child:
         return code, " ".join(line.strip() for line in said[-3:])[:600]
 
 
-def text(result: Rehearsal) -> list[str]:
+def summary_lines(result: CrashTestResult) -> list[str]:
     """A short summary for people."""
     hit = ", ".join(f"{result.phases[phase]} in {phase}" for phase in phases.PHASES if result.phases[phase])
     runs = f"{len(result.runs)} run{'s' * (len(result.runs) != 1)}"
@@ -333,7 +335,7 @@ def text(result: Rehearsal) -> list[str]:
     return [*lines, verdict]
 
 
-def report(result: Rehearsal, path: Path) -> None:
+def write_report(result: CrashTestResult, path: Path) -> None:
     """Write the JSON report. Raises ConfigError if it cannot be written."""
     from bigctl.files import write_json
 

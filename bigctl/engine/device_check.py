@@ -17,7 +17,7 @@ from typing import Any
 
 
 @dataclass
-class Seen:
+class DeviceReport:
     """What became known before the process ended.
 
     Attributes:
@@ -36,9 +36,9 @@ class Seen:
 
 
 @cache
-def look(timeout: float) -> Seen:
+def check_devices(timeout: float) -> DeviceReport:
     """Start jax elsewhere, list the devices and run a step on each; never raises for what is wrong with jax."""
-    seen = Seen()
+    seen = DeviceReport()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-P", "-m", "bigctl.engine.device_check"]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
@@ -53,8 +53,8 @@ def look(timeout: float) -> Seen:
         out.seek(0)
         err.seek(0)
         for line in out.read().splitlines():
-            if line.startswith('{"probe"'):
-                event = json.loads(line)["probe"]
+            if line.startswith('{"device"'):
+                event = json.loads(line)["device"]
                 seen.error = event.get("error", seen.error)
                 seen.devices += event.get("devices", [])
                 seen.steps += event.get("steps", [])
@@ -69,7 +69,7 @@ def main() -> None:
     """The other end: one line of JSON an event, so that what came before a crash is known."""
 
     def tell(**event: Any) -> None:
-        print(json.dumps({"probe": event}), flush=True)
+        print(json.dumps({"device": event}), flush=True)
 
     try:
         import jax

@@ -108,7 +108,7 @@ class _Outputs:
         for sentence in _announcement(run, experiment, step):
             self.console.say(sentence)
         self._tracked = tracked
-        self.sampler = samples.make(
+        self.sampler = samples.make_sampler(
             experiment, directory.samples, self.console.say, resumed=step, leads=directory.writes
         )
         self._others: list[Any] = [self.sampler] if self.sampler is not None else []

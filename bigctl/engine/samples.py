@@ -112,7 +112,7 @@ def opening(dataset: Dataset, tokenizer: Tokenizer) -> str:
     return (words.rsplit(" ", 1)[0] if " " in words else words) or "\n"
 
 
-def make(
+def make_sampler(
     experiment: Experiment, file: Path, say: Callable[[str], None], *, resumed: int, leads: bool = True
 ) -> Samples | None:
     """The samples of an experiment; None where it writes no text, or none are wanted."""

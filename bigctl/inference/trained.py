@@ -26,9 +26,9 @@ from bigctl.inference.run_text import run_language_model
 from bigctl.inference.text_batches import Text
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
+from bigctl.runs.metrics_file import read_metrics
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.task import Batch, Judged, Record, Task
-from bigctl.training.tracking.writers import read_metrics
 
 BATCH = 256
 BLOCK = 1024

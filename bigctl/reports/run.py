@@ -68,7 +68,7 @@ def write(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[str
         up: address and name of the page above it, likewise.
     """
     notes = _Notes()
-    known: dict[str, Any] = notes.attempt("run.json", lambda: run_info.gather(run), {})
+    known: dict[str, Any] = notes.attempt("run.json", lambda: run_info.gather_run_info(run), {})
     known = {"run": str(run.path), "status": listing.UNREADABLE, **known}
     status = known["status"]
     summary = notes.attempt("summary.json", run.summary, {}) if run.summary_file.exists() else {}
@@ -179,7 +179,7 @@ def _next(run: RunDirectory, known: Mapping[str, Any]) -> list[str]:
     """The commands that are likely next."""
     status, starts = known["status"], known.get("starts") or []
     if status == directory.COMPLETE:
-        return [run_info.use(run), f"bigctl eval {run.path}", f"bigctl info {run.path}"]
+        return [run_info.next_command(run), f"bigctl eval {run.path}", f"bigctl info {run.path}"]
     if status in (directory.PARTIAL, directory.PREEMPTED):
         return [f"bigctl resume {run.path}"]
     if status in (directory.FAILED, directory.DIVERGED):

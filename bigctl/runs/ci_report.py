@@ -19,7 +19,7 @@ STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandResult:
     """How a command ended.
 
     Attributes:
@@ -66,7 +66,7 @@ class Outcome:
 
 
 class Reports:
-    """Where the outcome of a command goes.
+    """Where the result of a command goes.
 
     Args:
         command: "train" or "eval".
@@ -89,31 +89,31 @@ class Reports:
             raise ConfigError("cannot be written", where=str(junit), hint="give --junit a file in a folder of yours")
 
     def ended(self, verdicts: Sequence[Verdict], summary: Mapping[str, Any], *, seconds: float) -> None:
-        self._write(Outcome(self.command, str(summary["run"]), seconds, verdicts, self.gates, summary))
+        self._write(CommandResult(self.command, str(summary["run"]), seconds, verdicts, self.gates, summary))
 
     def failed(self, error: Exception, *, run: Path | None, seconds: float) -> None:
         name = None if run is None else str(run)
-        self._write(Outcome(self.command, name, seconds, gates=self.gates, error=error))
+        self._write(CommandResult(self.command, name, seconds, gates=self.gates, error=error))
 
-    def _write(self, outcome: Outcome) -> None:
+    def _write(self, ended: CommandResult) -> None:
         """A report that cannot be written is no reason to fail: what it reports has happened."""
         if self.junit is not None:
             try:
-                write_text(self.junit, junit(outcome))
+                write_text(self.junit, junit(ended))
             except OSError as error:
                 print(f"warning: {self.junit}: cannot be written: {error.strerror}", file=sys.stderr)
         if page := os.environ.get(STEP_SUMMARY):
             try:
                 with Path(page).open("a", encoding="utf-8") as stream:
-                    stream.write(markdown(outcome))
+                    stream.write(markdown(ended))
             except OSError as error:
                 print(f"warning: ${STEP_SUMMARY}: {page}: cannot be written: {error.strerror}", file=sys.stderr)
 
 
-def junit(outcome: Outcome) -> str:
+def junit(ended: CommandResult) -> str:
     """The report as JUnit XML: one test case for the command, one for each gate. Preempted is skipped, not failed."""
-    suite = ElementTree.Element("testsuite", name="bigctl", time=f"{outcome.seconds:.3f}")
-    group = f"bigctl.{_printable(outcome.run or outcome.command)}"
+    suite = ElementTree.Element("testsuite", name="bigctl", time=f"{ended.seconds:.3f}")
+    group = f"bigctl.{_printable(ended.run or ended.command)}"
 
     def case(name: str, seconds: float = 0.0) -> ElementTree.Element:
         return ElementTree.SubElement(suite, "testcase", classname=group, name=name, time=f"{seconds:.3f}")
@@ -121,15 +121,15 @@ def junit(outcome: Outcome) -> str:
     def result(where: ElementTree.Element, kind: str, message: str) -> None:
         ElementTree.SubElement(where, kind, message=_printable(message)).text = _printable(message)
 
-    ran = case(outcome.command, outcome.seconds)
-    if isinstance(outcome.error, Preempted):
-        result(ran, "skipped", str(outcome.error))
-    elif outcome.error is not None:
-        result(ran, "failure" if isinstance(outcome.error, BigctlError) else "error", _said(outcome.error))
-    if outcome.error is not None:
-        for gate in outcome.gates:
+    ran = case(ended.command, ended.seconds)
+    if isinstance(ended.error, Preempted):
+        result(ran, "skipped", str(ended.error))
+    elif ended.error is not None:
+        result(ran, "failure" if isinstance(ended.error, BigctlError) else "error", _said(ended.error))
+    if ended.error is not None:
+        for gate in ended.gates:
             result(case(str(gate)), "skipped", "not judged: there is no result yet")
-    for verdict in outcome.verdicts:
+    for verdict in ended.verdicts:
         judged = case(str(verdict.gate))
         if not verdict.passed:
             result(judged, "failure", str(verdict))
@@ -142,26 +142,26 @@ def junit(outcome: Outcome) -> str:
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
 
 
-def markdown(outcome: Outcome) -> str:
+def markdown(ended: CommandResult) -> str:
     """The summary as Markdown: how it ended, metrics, gates, and the next command."""
-    title = f"bigctl {outcome.command}" + (f" {_code(outcome.run)}" if outcome.run else "")
-    lines = [f"### {title}: {outcome.headline}", ""]
-    if outcome.error is not None:
-        lines += [_plain(_said(outcome.error)), ""]
-    elif "step" in outcome.summary:
-        lines += [f"Step {outcome.summary['step']:,}, {outcome.seconds:.0f} s.", ""]
-    metrics = {name: value for name, value in (outcome.summary.get("metrics") or {}).items() if _is_number(value)}
+    title = f"bigctl {ended.command}" + (f" {_code(ended.run)}" if ended.run else "")
+    lines = [f"### {title}: {ended.headline}", ""]
+    if ended.error is not None:
+        lines += [_plain(_said(ended.error)), ""]
+    elif "step" in ended.summary:
+        lines += [f"Step {ended.summary['step']:,}, {ended.seconds:.0f} s.", ""]
+    metrics = {name: value for name, value in (ended.summary.get("metrics") or {}).items() if _is_number(value)}
     if metrics:
         lines += ["| metric | value |", "|---|---:|"]
         lines += [f"| {_plain(name)} | {value:.4f} |" for name, value in sorted(metrics.items())] + [""]
-    if outcome.verdicts:
+    if ended.verdicts:
         lines += ["| gate | value | |", "|---|---:|---|"]
-        for verdict in outcome.verdicts:
+        for verdict in ended.verdicts:
             value = "not finite" if verdict.value is None else f"{verdict.value:.6g}"
             lines.append(f"| {_code(str(verdict.gate))} | {value} | {'passed' if verdict.passed else '**missed**'} |")
         lines.append("")
-    if outcome.next:
-        lines += [f"Next: {_code(outcome.next)}", ""]
+    if ended.next:
+        lines += [f"Next: {_code(ended.next)}", ""]
     return "\n".join([*lines, ""])
 
 

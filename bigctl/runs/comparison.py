@@ -1,4 +1,4 @@
-"""Whether two runs are the same run, to the last bit: checkpoints, metrics, samples, batches, and what came out."""
+"""Arrays, lines and JSON compared to the last bit, each to its first difference."""
 
 from __future__ import annotations
 
@@ -11,25 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.errors import RunError
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.tracking.writers import read_metrics
+from bigctl.runs.metrics_file import read_metrics
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from bigctl.training.checkpoints.store import Saved
 
 TIMED = "perf/"
 """What the names of metrics begin with that measure time."""
 SUMMARY = ("metrics", "confusion", "step", "epoch", "stopped", "skipped", "rewinds", "selected_step", "parameters")
-"""What of a summary.json says nothing of time or place."""
-_PARTS = {
-    "params": "parameters",
-    "opt_state": "optimizer state",
-    "ema": "averaged weights",
-    "variables": "variables",
-    "sums": "metric sums",
-    "guard": "divergence guard",
-}
 
 
 @dataclass(frozen=True)
@@ -69,60 +59,7 @@ class Comparison:
         }
 
 
-def compare(expected: RunDirectory, found: RunDirectory) -> list[Comparison]:
-    """Everything that must be equal, each with its first difference."""
-    results: list[Comparison] = []
-    for which in ("last", "best"):
-        results += _checkpoints(which, expected, found)
-    files = {
-        "metrics.jsonl": (expected.metrics, found.metrics),
-        "samples.jsonl": (expected.samples, found.samples),
-        "batches.jsonl": (expected.batches, found.batches),
-    }
-    for what, (a, b) in files.items():
-        if a.exists() or b.exists():
-            results.append(compare_lines(what, lines(a), lines(b)))
-    return [*results, compare_values("summary.json", _summary(expected), _summary(found))]
-
-
-# ------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def _checkpoints(which: str, expected: RunDirectory, found: RunDirectory) -> Iterator[Comparison]:
-    from bigctl.training.checkpoints.arrays import read_arrays  # with jax, which the rest here does without
-
-    name = f"{which} checkpoint"
-    a, b = (_saved(run, which) for run in (expected, found))
-    if a is None and b is None:
-        return
-    if isinstance(a, RunError) or isinstance(b, RunError) or a is None or b is None:
-        said = "; ".join(
-            "there is none" if side is None else str(side) for side in (a, b) if not isinstance(side, Saved)
-        )
-        yield Comparison(name, difference=said)
-        return
-    yield compare_values(f"{name}: progress", a.meta, b.meta)
-    arrays_a, arrays_b = (read_arrays(saved.path, list(saved.meta["shapes"]), dtype=None) for saved in (a, b))
-    parts = {_part(path) for path in (*arrays_a, *arrays_b)}
-    for part in sorted(parts):
-        sides = ({path: value for path, value in side.items() if _part(path) == part} for side in (arrays_a, arrays_b))
-        yield compare_arrays(f"{name}: {part}", *sides)
-
-
-def _saved(run: RunDirectory, which: str) -> Saved | RunError | None:
-    from bigctl.training.checkpoints.store import Checkpoints
-
-    store = Checkpoints(run.checkpoints, warn=lambda text: None)
-    try:
-        if which == "best" and not store.has_best():
-            return None
-        return store.find(which)
-    except RunError as error:
-        return error
-
-
-def _part(path: str) -> str:
-    return _PARTS.get(path.split("/")[0], "counters")
+# ------------------------------------------------------------------------------------------------------------ arrays
 
 
 def compare_arrays(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> Comparison:
@@ -243,7 +180,8 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(item, f"{name}.{key}" if name else str(key))
 
 
-def _summary(run: RunDirectory) -> dict[str, Any]:
+def summary_of(run: RunDirectory) -> dict[str, Any]:
+    """What of a summary.json says nothing of time or place."""
     try:
         summary = run.summary()
     except RunError as error:

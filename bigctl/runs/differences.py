@@ -19,7 +19,7 @@ from bigctl.files import sha256
 from bigctl.runs import directory, listing, provenance
 from bigctl.runs.comparison import TIMED, Comparison, compare_curve
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.tracking.writers import read_metrics
+from bigctl.runs.metrics_file import read_metrics
 
 ABSENT = "-"
 """What stands for a value that a run does not have."""
@@ -173,16 +173,16 @@ def _put_default(found: dict[str, Any], key: str, field: dataclasses.Field[Any],
 
 def _surroundings(run: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.drift` has rules for, every package by itself, and which changes the code has."""
-    facts = provenance.comparable(record)
-    facts.pop("packages")
+    found = provenance.comparable(record)
+    found.pop("packages")
     diff = (record.get("code") or {}).get("diff")
-    if facts["commit"] and diff:
-        facts["commit"] += f" {provenance.digest(diff)}"
+    if found["commit"] and diff:
+        found["commit"] += f" {provenance.digest(diff)}"
     tokenizer = sha256(run.tokenizer)[:12] if run.tokenizer.exists() else None
     data = str((record.get("data") or {}).get("fingerprint") or "")[:12] or None
     python = (record.get("machine") or {}).get("python")
-    others = {name: v for name, v in (record.get("packages") or {}).items() if name not in facts}
-    return {"data": data, "tokenizer": tokenizer, **facts, "python": python, **others}
+    others = {name: v for name, v in (record.get("packages") or {}).items() if name not in found}
+    return {"data": data, "tokenizer": tokenizer, **found, "python": python, **others}
 
 
 # ---------------------------------------------------------------------------------------------------- what is different

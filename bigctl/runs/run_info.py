@@ -12,8 +12,8 @@ from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory
 
 
-def gather(run: RunDirectory) -> dict[str, Any]:
-    """Facts about a run in any state; what is missing, because it was killed early, is None or empty.
+def gather_run_info(run: RunDirectory) -> dict[str, Any]:
+    """What is known about a run in any state; what is missing, because it was killed early, is None or empty.
 
     Raises:
         RunError: if its run.json cannot be read.
@@ -89,7 +89,7 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def use(run: RunDirectory) -> str:
+def next_command(run: RunDirectory) -> str:
     """The command that uses what was trained, by what its data looks like. Raises RunError, KeyError without data."""
     record, path = run.record(), run.path
     features = record["data"]["features"]

@@ -1,4 +1,4 @@
-"""Whether everything in a run directory is as it was written. Free of jax unless the arrays are loaded too.
+"""Whether everything in a run directory is as it was written. Free of jax: `engine.load_arrays` reads the arrays too.
 
 Damage is what makes a file say something else than was written, or nothing. What a run that was killed leaves behind
 (a save that was cut off, half a last line of metrics) is no damage: the next start tidies it up. It is noted.
@@ -7,7 +7,7 @@ Damage is what makes a file say something else than was written, or nothing. Wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from bigctl.errors import BigctlError, ConfigError, RunError
 from bigctl.files import sha256
 from bigctl.runs import directory, manifest
 from bigctl.runs.directory import RunDirectory
+
+LoadArrays = Callable[[Path, Mapping[str, Any]], int]
 
 
 @dataclass
@@ -55,12 +57,12 @@ class Report:
         return {**asdict(self), "ok": self.ok}
 
 
-def verify(run: RunDirectory, *, deep: bool = False) -> Report:
+def verify(run: RunDirectory, *, load: LoadArrays | None = None) -> Report:
     """Read everything in a run directory; never raises for what is wrong in it.
 
     Args:
         run: in any state; the saves of a process that is using it are passed over.
-        deep: also load every array of every checkpoint, which takes jax.
+        load: loads every array of a checkpoint, given its folder and meta.json, and gives their number.
     """
     report = Report(str(run.path))
     record: dict[str, Any] = {}
@@ -72,7 +74,7 @@ def verify(run: RunDirectory, *, deep: bool = False) -> Report:
     for check in (_config, _metrics, _summary):
         check(run, record, begun, report)
     try:
-        found = [_checkpoint(run, step, report, deep=deep) for step in manifest.steps(run.checkpoints)]
+        found = [_checkpoint(run, step, report, load=load) for step in manifest.steps(run.checkpoints)]
         left = manifest.steps(run.checkpoints)  # a process that uses the run may have deleted one meanwhile
     except RunError as error:
         report.problems.append(_sentence(error))
@@ -147,7 +149,7 @@ def _summary(run: RunDirectory, record: dict[str, Any], begun: bool, report: Rep
             report.notes.append(f"the selected checkpoint, of step {selected}, is not on disk any more")
 
 
-def _checkpoint(run: RunDirectory, step: int, report: Report, *, deep: bool) -> Finding:
+def _checkpoint(run: RunDirectory, step: int, report: Report, *, load: LoadArrays | None) -> Finding:
     folder, found = run.checkpoints / f"{step:09d}", Finding(step)
     try:
         files = manifest.listed(folder)
@@ -155,24 +157,13 @@ def _checkpoint(run: RunDirectory, step: int, report: Report, *, deep: bool) -> 
         meta = manifest.verify(folder)
         if "tokenizer" in meta and _sha256(run.tokenizer) != meta["tokenizer"]:
             raise RunError(f"is not the one that step {step} was trained with", where=str(run.tokenizer))
-        if deep:
-            found.arrays = _load(folder, meta)
+        if load is not None:
+            found.arrays = load(folder, meta)
         for name in manifest.unlisted(folder, files):
             report.notes.append(f"{folder / name} does not belong to the checkpoint, and is never read")
     except RunError as error:
         found.problem = _sentence(error)
     return found
-
-
-def _load(folder: Path, meta: dict[str, Any]) -> int:
-    """Load all arrays; gives their number. Raises RunError if one is not of the shape that meta.json says."""
-    from bigctl.training.checkpoints.arrays import read_arrays
-
-    arrays = read_arrays(folder, list(meta["shapes"]))
-    for name, shape in meta["shapes"].items():
-        if list(arrays[name].shape) != shape:
-            raise RunError(f"{name} is {list(arrays[name].shape)} instead of {shape}", where=str(folder))
-    return len(arrays)
 
 
 def _leftovers(run: RunDirectory) -> Iterator[str]:

@@ -33,7 +33,7 @@ class Moment:
     step: int
 
 
-class _Witness:
+class _PhaseFile:
     """The file, and what is in it. Safe for the thread that commits checkpoints."""
 
     def __init__(self, path: str):
@@ -51,45 +51,45 @@ class _Witness:
             os.pwrite(self._file, line.encode(), 0)
 
 
-_witness: _Witness | None = None
+_file: _PhaseFile | None = None
 
 
 def begin() -> bool:
     """Open the file that BIGCTL_WITNESS names, if it does; whether anybody wants to know."""
-    global _witness
+    global _file
     path = os.environ.get(VARIABLE)
-    if path and _witness is None:
-        _witness = _Witness(path)
-    return _witness is not None
+    if path and _file is None:
+        _file = _PhaseFile(path)
+    return _file is not None
 
 
 def now(activity: str, step: int | None = None) -> None:
     """Say what begins."""
-    if _witness is not None:
-        _witness.change(activity, step=step)
+    if _file is not None:
+        _file.change(activity, step=step)
 
 
 @contextlib.contextmanager
 def during(activity: str) -> Iterator[None]:
     """Say what goes on within, and afterwards what went on before."""
-    if _witness is None:
+    if _file is None:
         yield
         return
-    before = _witness.activity
-    _witness.change(activity)
+    before = _file.activity
+    _file.change(activity)
     try:
         yield
     finally:
-        _witness.change(before)
+        _file.change(before)
 
 
 def saving(count: int) -> None:
     """One more (1) or one less (-1) checkpoint is being written."""
-    if _witness is not None:
-        _witness.change(saving=count)
+    if _file is not None:
+        _file.change(saving=count)
 
 
-def read(path: Path) -> Moment:
+def read_phase(path: Path) -> Moment:
     """What the process that writes to `path` is doing, or was when it ended. Before it says anything, it starts up."""
     try:
         activity, saving, step = path.read_text(encoding="ascii").split()

@@ -14,7 +14,7 @@ import pytest
 
 from bigctl.cli.main import main
 from bigctl.engine import crash_test
-from bigctl.engine.crash_test import Kill, Rehearsal
+from bigctl.engine.crash_test import CrashTestResult, Kill
 from bigctl.runs.comparison import Comparison
 from bigctl.training import phases
 from tests.conftest import Cli
@@ -35,18 +35,20 @@ def test_bad_usage_ends_with_2_before_anything_starts(tmp_path: Path, capsys: py
 
 
 def test_a_difference_or_a_lost_run_is_told_and_is_no_success() -> None:
-    result = Rehearsal(["bigctl"], kills=[Kill(1, "step", "save", 3, 1.5)], runs=[[Comparison("metrics.jsonl", 4)]])
-    assert result.ok and crash_test.text(result)[-1] == "not one bit differs"
+    result = CrashTestResult(
+        ["bigctl"], kills=[Kill(1, "step", "save", 3, 1.5)], runs=[[Comparison("metrics.jsonl", 4)]]
+    )
+    assert result.ok and crash_test.summary_lines(result)[-1] == "not one bit differs"
     assert result.to_json()["phases"] == {"start-up": 0, "step": 0, "eval": 0, "save": 1, "end": 0}
     result.runs.append([Comparison("last checkpoint: parameters", 4, "params/a differs", where="params/a")])
-    assert not result.ok and "params/a differs" in "\n".join(crash_test.text(result))
-    assert crash_test.text(Rehearsal(["bigctl"], lost=["exit code 1"]))[-1] == "the promise is broken"
+    assert not result.ok and "params/a differs" in "\n".join(crash_test.summary_lines(result))
+    assert crash_test.summary_lines(CrashTestResult(["bigctl"], lost=["exit code 1"]))[-1] == "the promise is broken"
 
 
 def test_a_process_says_what_it_does_and_save_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "witness"
-    assert phases.read(file) == phases.Moment(phases.START, 0)
-    monkeypatch.setattr(phases, "_witness", None)
+    file = tmp_path / "phase"
+    assert phases.read_phase(file) == phases.Moment(phases.START, 0)
+    monkeypatch.setattr(phases, "_file", None)
     monkeypatch.delenv(phases.VARIABLE, raising=False)
     assert not phases.begin()
     phases.now(phases.STEP, 3)
@@ -55,11 +57,11 @@ def test_a_process_says_what_it_does_and_save_wins(tmp_path: Path, monkeypatch: 
     assert phases.begin()
     phases.now(phases.STEP, 3)
     with phases.during(phases.EVAL):
-        assert phases.read(file) == phases.Moment(phases.EVAL, 3)
+        assert phases.read_phase(file) == phases.Moment(phases.EVAL, 3)
         phases.saving(1)
-        assert phases.read(file) == phases.Moment(phases.SAVE, 3)
+        assert phases.read_phase(file) == phases.Moment(phases.SAVE, 3)
     phases.saving(-1)
-    assert phases.read(file) == phases.Moment(phases.STEP, 3)
+    assert phases.read_phase(file) == phases.Moment(phases.STEP, 3)
 
 
 @pytest.mark.slow

@@ -286,7 +286,7 @@ def test_samples_begin_with_words_that_the_tokenizer_knows(tmp_path: Path):
         experiment = built(
             f"data.path={tmp_path}/train.txt", f"data.validation_path={file}", "recipe.tokenizer.type=characters"
         )
-        assert samples.make(experiment, tmp_path / "s.jsonl", print, resumed=0).prompt == prompt
+        assert samples.make_sampler(experiment, tmp_path / "s.jsonl", print, resumed=0).prompt == prompt
 
 
 def test_a_prompt_of_unknown_characters_is_refused_before_training(bigctl: Cli, path, error_line):

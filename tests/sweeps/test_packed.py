@@ -21,10 +21,10 @@ from bigctl.config.schema import Config
 from bigctl.engine import trainer
 from bigctl.engine.run import Options
 from bigctl.errors import BigctlError, ConfigError, Diverged, Preempted
+from bigctl.runs.metrics_file import read_metrics
 from bigctl.sweeps.packed import compatibility, pack_width, runner
 from bigctl.sweeps.packed.runner import Job
 from bigctl.training.signals import StopRequest
-from bigctl.training.tracking.writers import read_metrics
 
 TINY = (
     "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.epochs=null", "train.steps=24",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from bigctl.files import write_text
 from bigctl.formatting import plain
+from bigctl.runs.metrics_file import step_of_line
 
 log = logging.getLogger("bigctl.train")
 
@@ -35,10 +36,10 @@ class JsonLines:
     def _open(self, step: int) -> None:
         if self._path.exists():
             lines = self._path.read_bytes().split(b"\n")
-            damaged = sum(_step_of(line) == float("inf") for line in lines[:-1])  # a crash cuts the last one short
+            damaged = sum(step_of_line(line) == float("inf") for line in lines[:-1])  # a crash cuts the last one short
             if damaged:
                 log.warning("%s: %d damaged line%s left out", self._path, damaged, " is" if damaged == 1 else "s are")
-            write_text(self._path, "".join(f"{line.decode()}\n" for line in lines if _step_of(line) <= step))
+            write_text(self._path, "".join(f"{line.decode()}\n" for line in lines if step_of_line(line) <= step))
         self._stream = self._path.open("a", encoding="utf-8")
 
     def cut(self, step: int) -> None:
@@ -55,20 +56,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._stream.close()
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return int(json.loads(line.decode())["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # damaged, or cut short by a crash
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a `metrics.jsonl`."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if _step_of(line) < float("inf")]
 
 
 class TensorBoard:

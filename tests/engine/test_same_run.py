@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigctl.engine import same_run
 from bigctl.files import write_json
 from bigctl.runs import comparison
 from bigctl.runs.directory import RunDirectory
@@ -57,7 +58,7 @@ def other(made: Path, tmp_path: Path) -> Path:
 
 def found(made: Path, other: Path) -> list[comparison.Comparison]:
     """What differs."""
-    return [each for each in comparison.compare(RunDirectory(made), RunDirectory(other)) if not each.equal]
+    return [each for each in same_run.compare_runs(RunDirectory(made), RunDirectory(other)) if not each.equal]
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -70,7 +71,7 @@ def test_a_copy_is_equal_whatever_its_times_are(made: Path, other: Path) -> None
     edit(other / "metrics.jsonl", "7.0", "9.0")
     edit(other / "summary.json", "3.0", "4.0")
     assert found(made, other) == []
-    assert len(comparison.compare(RunDirectory(made), RunDirectory(other))) == 2 * 6 + 4
+    assert len(same_run.compare_runs(RunDirectory(made), RunDirectory(other))) == 2 * 6 + 4
 
 
 @pytest.mark.parametrize("path", ["params/kernel", "params/half", "opt_state/mu", "ema/kernel", "guard/skipped"])
