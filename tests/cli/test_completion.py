@@ -161,9 +161,11 @@ def with_bigctl() -> dict[str, str]:
             [
                 "recipe=bert_cls",
                 "recipe=bert_mlm",
+                "recipe=bert_tag",
                 "recipe=cnn_cls",
                 "recipe=gpt_lm",
                 "recipe=lstm_cls",
+                "recipe=lstm_tag",
                 "recipe=mlp_cls",
             ],
         ),

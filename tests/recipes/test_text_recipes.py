@@ -327,4 +327,4 @@ def test_more_classes_have_no_binary_scores(tmp_path):
 
 def test_two_classes_can_be_selected_by_the_area_under_the_curve(built):
     assert {"val/roc_auc", "val/binary_f1", "val/accuracy", "val/loss"} <= set(built.programs.metric_names("val"))
-    assert experiment.mode_of(built.config, "val/roc_auc") == "max"
+    assert schema.require_direction(built.config.recipe, "val/roc_auc", "eval.mode") == "max"
