@@ -15,15 +15,8 @@ from pathlib import Path
 
 import pytest
 
-PENDING: dict[str, set[str]] = {
-    "upward imports": set(),
-    "import circles": set(),
-    "long functions": set(),
-    "long files": set(),
-    "isinstance(config": set(),
-}
-"""What is not mended yet: what is mended must be taken out here, and nothing may be added."""
-ANY_LINES = 177  # to come down to 61
+ANY_LINES = 61
+"""How many lines may annotate something with ": Any"."""
 ROOT = Path(__file__).parents[1]
 GROUND = {"errors", "files", "cache_root", "packages", "formatting", "randomness"}
 TOP = {"cli", "api", "__main__", ""}
@@ -122,9 +115,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_shape_of_the_code(rule: str) -> None:
-    found = set(RULES[rule]())
-    assert not found - PENDING[rule], rule
-    assert not PENDING[rule] - found, f"{rule}: mended, take them out of PENDING"
+    assert not set(RULES[rule]()), rule
 
 
 def test_types_are_named() -> None:

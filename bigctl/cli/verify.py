@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigctl import formatting
 from bigctl.cli import common, render
@@ -33,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bigctl.runs import verify
 
-    load = None
+    load: Callable[[Path, Mapping[str, Any]], int] | None = None
     if options.deep:
-        from bigctl.engine.load_arrays import load_arrays as load
+        from bigctl.engine.load_arrays import load_arrays
+
+        load = load_arrays
 
     runs = [_locate(name) for name in options.runs]  # all, before any is read
     reports = []

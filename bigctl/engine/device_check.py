@@ -68,7 +68,7 @@ def check_devices(timeout: float) -> DeviceReport:
 def main() -> None:
     """The other end: one line of JSON an event, so that what came before a crash is known."""
 
-    def tell(**event: Any) -> None:
+    def tell(**event: object) -> None:
         print(json.dumps({"device": event}), flush=True)
 
     try:

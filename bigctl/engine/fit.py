@@ -119,8 +119,10 @@ class _Outputs:
             self._others.append(self.observer)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        for writer in (*self._writers, *self._tracked):
+        for writer in self._writers:
             writer.write(step, values)
+        for listener in self._tracked:
+            listener.write(step, values)
 
     def flush(self) -> None:
         for stream in self._streams:

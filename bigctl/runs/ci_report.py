@@ -169,7 +169,7 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, BigctlError) else f"{type(error).__name__}: {error}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -153,7 +153,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     broken = value is None or (isinstance(value, float) and not math.isfinite(value))
     return "not finite" if broken else json.dumps(value)[:80]
 

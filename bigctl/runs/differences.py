@@ -116,7 +116,7 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
     return curves
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 

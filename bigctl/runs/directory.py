@@ -126,7 +126,7 @@ class RunDirectory:
         """run.json. Raises RunError where there is none, or it cannot be read."""
         return _read(self.record_file, hint="`bigctl runs` lists the runs", damaged=_WITHOUT_RECORD)
 
-    def update_record(self, **values: Any) -> None:
+    def update_record(self, **values: object) -> None:
         """Change fields of run.json, atomically. Raises RunError if it cannot be written."""
         if not self.writes:
             return

@@ -206,7 +206,7 @@ class Parquet(Table):
     )
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
 
-    def check(self, config: Config) -> Iterator[Problem]:
+    def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         if self.columns is not None:
             yield "data.columns", "Parquet files name their columns", "leave data.columns out"

@@ -195,7 +195,7 @@ def main() -> None:
     for name, value in (("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")):
         os.environ.setdefault(name, value)
 
-    def tell(**told: Any) -> None:
+    def tell(**told: object) -> None:
         with contextlib.suppress(OSError):  # the run was killed
             said.write(json.dumps(told, default=str) + "\n")
 
