@@ -129,11 +129,11 @@ class Norm(nnx.Module):
     """Normalisation by name: "none", "batch" (Ioffe & Szegedy 2015) or "layer" (Ba et al. 2016)."""
 
     def __init__(self, kind: str, features: int, *, rngs: nnx.Rngs):
-        self.norm: nnx.BatchNorm | nnx.LayerNorm | None = None
-        if kind == "batch":
+        self.norm: nnx.BatchNorm | nnx.LayerNorm | None
+        if kind == "batch":  # assigned once: what begins as None could hold no module later
             self.norm = nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, rngs=rngs)
-        elif kind == "layer":
-            self.norm = nnx.LayerNorm(features, rngs=rngs)
+        else:
+            self.norm = nnx.LayerNorm(features, rngs=rngs) if kind == "layer" else None
 
     def __call__(self, x: Float[Array, "batch *dims features"], *, training: bool, mask: Array | None) -> Array:
         if isinstance(self.norm, nnx.BatchNorm):

@@ -260,7 +260,7 @@ def test_no_kill_makes_a_checkpoint_look_damaged(tmp_path: Path) -> None:
 
 _KILLS = """
 import collections, json, os, pathlib, random, signal, sys, time
-from bigctl.training import manifest
+from bigctl.runs import manifest
 
 def write(folder):
     manifest.begin(folder)

@@ -17,7 +17,8 @@ import jax, numpy as np
 import bigctl
 from bigctl.engine import experiment
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoint import Checkpoints, shapes
+from bigctl.training.checkpoints.arrays import shapes
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress
 overrides, folder, meshes = json.loads(sys.argv[1])
 result = {}

@@ -40,7 +40,8 @@ import sys, json, numpy as np
 from bigctl.engine import experiment
 from bigctl.runs import directory
 from bigctl.config import compose
-from bigctl.training.checkpoint import Checkpoints, flatten
+from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.checkpoints.store import Checkpoints
 run = directory.RunDirectory(directory.Path(sys.argv[1]))
 config = compose.from_yaml(run.config.read_text(), where="config")
 built = experiment.build(config)

@@ -102,8 +102,10 @@ import json, pathlib, re, sys
 import jax, numpy as np
 import bigctl
 from bigctl.engine import experiment
-from bigctl.training import feed as feeds, randomness
-from bigctl.training.checkpoint import Checkpoints, flatten, shapes
+from bigctl import randomness
+from bigctl.training import feed as feeds
+from bigctl.training.checkpoints.arrays import flatten, shapes
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress
 overrides, folder = json.loads(sys.argv[1])
 config = bigctl.compose([*overrides, "mesh=fsdp"])

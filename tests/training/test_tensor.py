@@ -41,7 +41,8 @@ import jax, numpy as np
 import bigctl
 from bigctl.engine import dry_run, experiment
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoint import Checkpoints, flatten, shapes
+from bigctl.training.checkpoints.arrays import flatten, shapes
+from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.state import Progress
 folder, runs, meshes, resumed = json.loads(sys.argv[1])
