@@ -17,6 +17,7 @@ from bigctl.config import plugins
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import TOKEN_CLASS
+from bigctl.data.text.words import of_joined
 from bigctl.engine import compile_cache, experiment, resolve
 from bigctl.errors import RunError
 from bigctl.generation.generate import Generation, LanguageModel
@@ -165,9 +166,7 @@ class TrainedRun:
     def judge(self, inputs: np.ndarray | Sequence[Text], labels: Any) -> list[Judged]:
         """What the model says of some examples beside their labels. Raises as `predict` does."""
         if self._tags:
-            return tagging.judge(
-                self._tag([tagging.of_joined(str(text)) for text in inputs]), labels, self.features.target
-            )
+            return tagging.judge(self._tag([of_joined(str(text)) for text in inputs]), labels, self.features.target)
         return self._task.judge(self.predict(inputs), labels)
 
     @cached_property
@@ -183,7 +182,8 @@ class TrainedRun:
             raise RunError(f"a run of recipe={kind} predicts no classes", where=str(self.run.path), hint=hint)
 
         def run(params: Any, variables: Any, batch: Batch) -> jax.Array:
-            return programs.task.predict(programs.merge(params, variables), batch)
+            found: jax.Array = programs.task.predict(programs.merge(params, variables), batch)
+            return found
 
         return jax.jit(run)
 
