@@ -244,8 +244,8 @@ class Own(schema.Model):
     """A component as a plugin has one."""
 
     kind: str = schema.kind("own")
-    sizes: list[int] = key([1], "Sizes.", ge=1)
-    inner: Inner = key(Inner, "More.")
+    sizes: list[int] = key([1], "Sizes of what is inside.", ge=1)
+    inner: Inner = key(Inner, "More of them.")
 
     def check(self, config: Config) -> Iterator[Problem]:
         if len(self.sizes) > config.train.batch_size:

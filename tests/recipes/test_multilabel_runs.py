@@ -136,7 +136,7 @@ def test_images_take_their_classes_from_a_file(folder: Path) -> None:
         (["recipe=lstm_cls", *TEXTS, "data.label=tags"], "stands in place of data.label"),
         (
             ["recipe=mlp_cls", "data=csv", "data.path=tags.csv", "data.labels=tags"],
-            "for texts and images, not for tables",
+            "for texts and images, not tables",
         ),
         (["recipe=lstm_cls", *TEXTS, "recipe.class_weights=[1,2]"], "has 2 numbers, the data has 3 classes"),
         (["recipe=lstm_cls", *TEXTS, "eval.metric=val/threshold"], "eval.mode=max or eval.mode=min"),
