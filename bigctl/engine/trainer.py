@@ -69,7 +69,8 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
 def _resolve(run: Run) -> Resolved:
     """What weights and data decide. A resumed run has its own copies of what it began with, and looks for no weights.
 
-    A run that begins writes its config.yaml here: from then on `bigctl resume` can take it up.
+    A run that begins writes its config.yaml before its data is prepared, which may take long: then `bigctl resume`
+    can take it up. What the data decides is added after.
     """
     config, stored, shared = run.config, run.directory.tokenizer, run.options.shared
     if shared is not None:
@@ -81,6 +82,7 @@ def _resolve(run: Run) -> Resolved:
         source = resolve.locate_weights(config) if not run.resumes or lacks_tokenizer else None
     if not run.resumes:
         config = resolve.with_architecture(config, source)
+        run.directory.write_config(composing.to_yaml(config), run.overrides)
     if shared is not None:
         dataset = shared.resolved.dataset
     else:
