@@ -46,16 +46,17 @@ def train(config: Config, run_dir: str | Path, *, resume: str = "auto", quiet: b
     return train(Composed(config, (), {}), Path(run_dir), Options(resume=resume, quiet=quiet))
 
 
-def load(run: str | Path, *, step: str | int = "best") -> TrainedRun:
+def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = ()) -> TrainedRun:
     """The model of a run, with `predict`, which takes arrays or a list of texts, and `evaluate`.
 
     Args:
         run: a run directory, or a name under runs/.
         step: "best", "last" or a number.
+        plugins: modules with components of your own that the run was made with.
 
     Raises:
-        RunError: if there is no such run or checkpoint.
+        RunError: if there is no such run or checkpoint, or it needs plugins that are not given.
     """
     from bigctl.inference.trained import TrainedRun
 
-    return TrainedRun.load(str(run), step=step)
+    return TrainedRun.load(str(run), step=step, plugins=plugins)

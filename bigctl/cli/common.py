@@ -30,6 +30,13 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_plugins(parser: argparse.ArgumentParser) -> None:
+    """Modules for a run that was made with plugins: the run alone does not get them imported."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE", help="module with components that the run needs"
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print exactly one JSON object on stdout, also for an error"

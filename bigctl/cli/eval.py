@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--errors", type=_count, default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
     )
+    common.add_run_plugins(parser)
     common.add_gates(parser)
     common.add_json(parser)
 
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         from bigctl.inference.trained import TrainedRun
 
-        trained = TrainedRun.load(str(found.path), step=step)
+        trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
         evaluation = trained.score(options.split, errors=options.errors)
         metrics, errors = dict(evaluation.metrics), evaluation.errors
         prefix = {"validation": "val"}.get(options.split, options.split)

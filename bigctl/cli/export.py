@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("hf",), required=True, help="hf: Hugging Face transformers")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: RUN/hf")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
+    common.add_run_plugins(parser)
     common.add_json(parser)
 
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.inference.trained import TrainedRun
     from bigctl.interop.tensors import read_json
 
-    trained = TrainedRun.load(str(found.path), step=step)
+    trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
     export_run(trained, folder)
     config = read_json(folder / "config.json")
     files = sorted(file.name for file in folder.iterdir())

@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truncate", action="store_true", help="of a prompt longer than the context use the end")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     parser.add_argument("--step", default="best", help="checkpoint of a run: best, last, or a step; default: best")
+    common.add_run_plugins(parser)
     common.add_json(parser)
 
 
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     from bigctl.inference import language_models
 
-    model = language_models.load_language_model(options.model, step=step)
+    model = language_models.load_language_model(options.model, step=step, plugins=options.plugin)
     if options.json:
         _print_json(options, model, settings, [prompt for block in (first, *blocks) for prompt in block])
         return 0

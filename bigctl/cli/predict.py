@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bigctl.cli import common
 from bigctl.cli.eval import step_argument
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the second text, for a run on pairs; one to each --text",
     )  # fmt: skip
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
+    common.add_run_plugins(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             _require_file(file)
     from bigctl.inference.trained import TrainedRun
 
-    trained = TrainedRun.load(str(found.path), step=step)
+    trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
     if texts:
         _print(_labelled(trained, texts))
     files = [file for file in options.files if file != "-"]

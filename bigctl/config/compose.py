@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import checks, presets, schema, suggestions
+from bigctl.config import checks, presets, saved, schema, suggestions
 from bigctl.config.explain import explain
 from bigctl.config.plugins import blaming, load
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
+
+
+class UnknownComponent(ConfigError):
+    """A saved configuration has a component of a plugin that is not imported."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,25 @@ class Composed:
 
 
 def compose(
-    overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins: Sequence[str] = (), partial: bool = False
+    overrides: Sequence[str],
+    *,
+    config_dirs: Sequence[Path] = (),
+    plugins: Sequence[str] | None = (),
+    partial: bool = False,
 ) -> Composed:
     """Compose and validate an experiment.
 
     Args:
         overrides: Hydra overrides: `group=option`, `key=value`, `~key`.
         config_dirs: folders with presets of the user's own, which shadow the packaged ones.
-        plugins: modules to import first; they define components.
+        plugins: modules to import first; they define components. None to import none, not even what is installed.
         partial: allow what is missing and check the data alone, for commands that need a part only.
 
     Raises:
         ConfigError: for anything that is wrong, before anything is started.
     """
-    load(plugins)
+    if plugins is not None:
+        load(plugins)
     roots = presets.roots(config_dirs)
     given = [suggestions.spelling(override) for override in overrides]
     suggestions.reject_unknown(given, roots)
@@ -67,21 +76,23 @@ def from_yaml(text: str, *, where: str) -> Config:
     """Read back a configuration that `to_yaml` wrote.
 
     Raises:
-        ConfigError: if it is not one, or names components or keys that this version does not know.
+        ConfigError: if it is not one, or names keys that this version does not know.
+        UnknownComponent: if it names components that are not known here.
     """
     from omegaconf import OmegaConf
 
+    values = saved.values(text, where=where)
     try:
-        node = OmegaConf.create(text)
+        node = OmegaConf.create(values)
         base = OmegaConf.structured(Config)
         for group in _PLACEHOLDERS:
             name = OmegaConf.select(node, f"{group}.kind")
             if name is None:
                 raise ConfigError(f"{group} is missing", where=where)
-            found = schema.component(group, name)
+            found = schema.component(group, str(name))
             if found is None:
-                raise ConfigError(
-                    f"{group} {name!r} is not known here",
+                raise UnknownComponent(
+                    f"{group} {str(name)[:100]!r} is not known here",
                     where=where,
                     hint="give the --plugin that the run was made with",
                 )

@@ -1,48 +1,87 @@
 """Components of the user's own: modules that are imported before anything is composed.
 
-An error in one is told as an error of ours is: in one line, with the plugin's file and line.
+Which modules these are is said by the command line and by what is installed, never by a run directory: whoever can
+write one could run code as everyone who looks at it. An error in a plugin is told as an error of ours is: in one line,
+with the plugin's file and line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
+import importlib.abc
 import inspect
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from bigctl.errors import BigctlError, ConfigError
+from bigctl.errors import BigctlError, ConfigError, RunError
+from bigctl.formatting import printable
 
 _loaded: dict[str, ModuleType] = {}
 
 
 def load(names: Sequence[str]) -> list[str]:
     """Import plugin modules, named or installed under the entry point `bigctl.plugins`; gives their names."""
+    wanted = installed()
+    for name in wanted:
+        _import(name)
+    for name in names:
+        with _folder_importable(name):
+            _import(name)
+    return list(dict.fromkeys([*wanted, *names]))
+
+
+def load_for_run(recorded: object, given: Sequence[str] | None, *, where: str) -> list[str]:
+    """Import what is given for a run that was made with plugins; gives the names of all that it has now.
+
+    Args:
+        recorded: `plugins` of its run.json. Such a name alone is never imported.
+        given: those that the user names: the same, or others that stand for them; None to import nothing at all.
+        where: the run.
+
+    Raises:
+        RunError: if one of the run's plugins is neither given nor installed nor imported already.
+    """
+    needed = [str(name) for name in recorded] if isinstance(recorded, list) else []
+    there = {*(load(given) if given is not None else ()), *(name for name in needed if name in sys.modules)}
+    lacking = [name for name in needed if name not in there]
+    if lacking and set(given or ()) <= set(needed):
+        names = printable(", ".join(lacking))[:200]
+        hint = f"if you trust {'it' if len(lacking) == 1 else 'them'}, add {' '.join(f'--plugin {n}' for n in lacking)}"
+        raise RunError(
+            f"was made with plugins that are not imported because a run says so: {names}",
+            where=where,
+            hint=printable(hint)[:200],
+        )
+    return list(dict.fromkeys([*(name for name in needed if name in there), *(given or ())]))
+
+
+def installed() -> list[str]:
+    """Plugin modules of installed packages."""
     from importlib.metadata import entry_points
 
-    installed = [entry.value for entry in entry_points(group="bigctl.plugins")]
-    wanted = list(dict.fromkeys([*installed, *names]))
-    for name in wanted:
-        try:
-            with _cwd_importable():
-                _loaded[name] = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                raise ConfigError(
-                    f"there is no module {name!r} to import",
-                    where="--plugin",
-                    hint="install the package or run from the folder that holds it",
-                ) from error
-            raise _failed_import(name, error, str(error)) from error
-        except (Exception, SystemExit) as error:
-            raise _failed_import(name, error, repr(error)) from error
-    return wanted
+    return list(dict.fromkeys(entry.value for entry in entry_points(group="bigctl.plugins")))
+
+
+def _import(name: str) -> None:
+    try:
+        _loaded[name] = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ConfigError(
+                f"there is no module {name!r} to import",
+                where="--plugin",
+                hint="install the package or run from the folder that holds it",
+            ) from error
+        raise _failed_import(name, error, str(error)) from error
+    except (Exception, SystemExit) as error:
+        raise _failed_import(name, error, repr(error)) from error
 
 
 def _failed_import(name: str, error: BaseException, text: str) -> ConfigError:
@@ -51,12 +90,6 @@ def _failed_import(name: str, error: BaseException, text: str) -> ConfigError:
     if isinstance(error, SyntaxError) and error.filename:
         place = f" in {_place(error.filename, error.lineno)}"
     return ConfigError(f"plugin {name!r} failed to import{place}: {text}", where="--plugin")
-
-
-def missing(names: Sequence[str]) -> list[str]:
-    """Those of the modules that are not there to be imported."""
-    with _cwd_importable():
-        return [name for name in names if importlib.util.find_spec(name.split(".")[0]) is None]
 
 
 def blamed(error: Exception, kind: type[BigctlError] = BigctlError) -> BigctlError | None:
@@ -129,10 +162,26 @@ def _place(filename: str, line: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _cwd_importable() -> Iterator[None]:
+def _folder_importable(name: str) -> Iterator[None]:
+    """A module of the working folder can be imported by its name, and can import others of that folder. These come last
+    in `sys.path`: a file that is called as a module of Python's, or of an installed package, is not run for it."""
     here = os.getcwd()
-    sys.path.insert(0, here)
+    sys.meta_path.insert(0, finder := _InFolder(here, name.partition(".")[0]))
+    sys.path.append(here)
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.meta_path.remove(finder)
+        if here in sys.path:  # the last one: Python itself may have put the folder first
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
+
+
+class _InFolder(importlib.abc.MetaPathFinder):
+    """Finds one module in one folder, and nothing else."""
+
+    def __init__(self, folder: str, module: str):
+        self._folder, self._module = folder, module
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name, [self._folder]) if name == self._module else None
+        return found if found is not None and found.loader is not None else None

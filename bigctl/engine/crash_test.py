@@ -281,7 +281,7 @@ class _Child:
         told.unlink(missing_ok=True)
         self._errors = told.with_suffix(".stderr")
         environment = {name: value for name, value in os.environ.items() if name != "GITHUB_STEP_SUMMARY"}
-        command = [sys.executable, "-m", "bigctl", "train", *arguments, *OWN, "--run-dir", str(run.path)]
+        command = [sys.executable, "-P", "-m", "bigctl", "train", *arguments, *OWN, "--run-dir", str(run.path)]
         command += ["--quiet", "--json"]
         self.began = time.monotonic()
         with self._errors.open("w") as errors:

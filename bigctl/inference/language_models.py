@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,13 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
 """What the end of an answer is called, beside the names of the end of a document in `tokenization.END`."""
 
 
-def load_language_model(name: str, *, step: str | int = "best") -> LanguageModel:
+def load_language_model(name: str, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LanguageModel:
     """The language model of a run, else that of pretrained weights.
 
     Args:
         name: a run directory or a name under runs/, or what `model.init_from` takes.
         step: checkpoint of a run: "best", "last" or a number.
+        plugins: modules with components of the run.
 
     Raises:
         RunError: if the run is of another kind, or has no such checkpoint.
@@ -38,7 +40,7 @@ def load_language_model(name: str, *, step: str | int = "best") -> LanguageModel
         require_language_model(run, run.record())
         from bigctl.inference.trained import TrainedRun
 
-        return TrainedRun.load(str(run.path), step=step).language_model
+        return TrainedRun.load(str(run.path), step=step, plugins=plugins).language_model
     from bigctl.interop import sources
 
     try:

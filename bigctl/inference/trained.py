@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from bigctl.config import compose as composing
-from bigctl.config import plugins
+from bigctl.config import plugins as loading
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import TOKEN_CLASS
@@ -68,11 +68,20 @@ class TrainedRun:
         self._task: Task = programs.task.decided(_carried(run, step, programs.task.carried))
 
     @classmethod
-    def load(cls, name: str, *, step: str | int = "best") -> TrainedRun:
-        """Raises RunError if there is no such run or checkpoint, or it is damaged."""
+    def load(cls, name: str, *, step: str | int = "best", plugins: Sequence[str] | None = ()) -> TrainedRun:
+        """The model of a run.
+
+        Args:
+            name: a run directory, or a name under runs/.
+            step: "best", "last" or a number.
+            plugins: modules with its components; None to import none, not even what is installed.
+
+        Raises:
+            RunError: if there is no such run or checkpoint, it is damaged, or needs plugins that are not given.
+        """
         run = directory.locate(name)
         record = run.record()
-        plugins.load(record.get("plugins", []))
+        loading.load_for_run(record.get("plugins"), plugins, where=str(run.path))
         config = composing.from_yaml(run.read_config(), where=str(run.config))
         if "data" not in record:
             raise RunError("the run has not started training", where=str(run.path))

@@ -77,7 +77,7 @@ def choose(run: RunDirectory, count: int) -> Examples:
     from bigctl.errors import RunError
     from bigctl.inference.trained import TrainedRun
 
-    trained = TrainedRun.load(str(run.path))
+    trained = TrainedRun.load(str(run.path), plugins=None)  # to look at a run is not to run its code
     features = trained.features
     dataset = resolve.prepare_data(trained.config, run.tokenizer)
     if dataset.fingerprint != run.record()["data"]["fingerprint"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from bigctl.runs.directory import RunDirectory
 
 LOG_LINES = 40
 MOST_TEXTS = 12
+_LONGEST_OVERRIDES = 20_000
+_REACHES_OUT = re.compile(r"\$\{|^[+~]*(hydra\b|\w+(@[^=]*)?=.*/)")
+"""In an override: a reference to the environment, Hydra's own settings, an option outside of its group's folder."""
 _DAMAGE = (BigctlError, OSError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 
 
@@ -193,15 +197,12 @@ def _next(run: RunDirectory, known: Mapping[str, Any]) -> list[str]:
 
 def _settings(run: RunDirectory, known: Mapping[str, Any]) -> list[Setting]:
     """All keys of the configuration, those that differ from what the recipe says by itself first."""
-    import yaml
+    from bigctl.config import saved
 
-    try:
-        tree = yaml.safe_load(run.read_config())
-    except yaml.YAMLError as error:
-        raise ValueError("is not YAML") from error
+    tree = saved.values(run.read_config(), where=str(run.config))
     values = {key: page.scalar(value) for key, value in _leaves(tree)}
-    defaults = _composed([f"recipe={known.get('recipe')}"], known)[0]
-    own, origins = _composed([str(o) for o in known.get("overrides") or []], known)
+    defaults = _composed([f"recipe={known.get('recipe')}"])[0]
+    own, origins = _composed([str(o) for o in known.get("overrides") or []])
     agrees = sum(own.get(key) == value for key, value in values.items()) > len(values) / 2
     found = [
         Setting(key, value, defaults.get(key, "" if defaults else None), origins.get(key, "") if agrees else "")
@@ -218,13 +219,16 @@ def _leaves(tree: object, prefix: str = "") -> list[tuple[str, object]]:
     ]
 
 
-def _composed(overrides: list[str], known: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """What some overrides give here and now, and where from; nothing if they give nothing any more."""
+def _composed(overrides: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What some overrides give here and now, and where from; nothing if they give nothing any more, or would read more
+    than presets: they stand in a run that anybody may have written."""
     from bigctl.config import compose, schema
 
+    if sum(map(len, overrides)) > _LONGEST_OVERRIDES or any(map(_REACHES_OUT.search, overrides)):
+        return {}, {}
     try:
-        found = compose.compose(overrides, plugins=[str(p) for p in known.get("plugins") or []], partial=True)
-    except (BigctlError, ImportError):
+        found = compose.compose(overrides, plugins=None, partial=True)
+    except Exception:  # whatever Hydra makes of texts that it never wrote
         return {}, {}
     values = {key: page.scalar(value) for key, _, value in schema.walk_config(found.config)}
     return values, {key: "default" if origin == "schema" else origin for key, origin in found.origins.items()}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bigctl.config import schema
+from bigctl.config import saved, schema
 from bigctl.errors import ConfigError, RunError
 from bigctl.files import sha256
 from bigctl.runs import directory, listing, provenance
@@ -130,15 +130,10 @@ def _times(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> di
 
 
 def _config(run: RunDirectory, notes: list[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
     try:
-        found = OmegaConf.to_container(OmegaConf.create(run.read_config()), resolve=False)
-    except Exception as error:  # whatever a YAML parser makes of a damaged file
-        notes.append(str(error) if isinstance(error, RunError) else f"{run.config}: cannot be read")
-        return {}
-    if not isinstance(found, dict):
-        notes.append(f"{run.config}: is no configuration")
+        found = saved.values(run.read_config(), where=str(run.config))
+    except (RunError, ConfigError) as error:
+        notes.append(str(error))
         return {}
     flat = dict(_flat(found))
     return {**{key: value for key, value in _defaults(flat).items() if key not in flat}, **flat}

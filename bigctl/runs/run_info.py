@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import schema
-from bigctl.errors import RunError
+from bigctl.config import saved, schema
+from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size
 from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory
@@ -75,10 +75,10 @@ def _total(run: RunDirectory, sizes: dict[str, int], notes: list[str]) -> int | 
     if not run.config.exists() or "train" not in sizes:
         return None
     try:
-        config: Any = OmegaConf.load(run.config)
+        config: Any = OmegaConf.create(saved.values(run.read_config(), where=str(run.config)))
         return total_steps(config, int(sizes["train"]))
     except Exception as error:  # whatever a YAML parser makes of a damaged file
-        notes.append(f"{run.config}: cannot be read ({type(error).__name__})")
+        notes.append(str(error) if isinstance(error, BigctlError) else f"{run.config}: is not as bigctl writes it")
         return None
 
 

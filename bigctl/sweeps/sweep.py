@@ -117,7 +117,7 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
             if (
                 not scheduler.halted
                 and board["winner"]
-                and score_test_split(book, board["winner"]["trials"], view, stop)
+                and score_test_split(book, board["winner"]["trials"], view, stop, plan.plugins)
             ):
                 board = leaderboard.build_leaderboard(book.study)
         finally:
@@ -180,7 +180,9 @@ def _reject_another_study(study: Study, definition: dict[str, Any]) -> None:
         raise ConfigError(f"is another study: it searches {', '.join(keys[0])}", where=str(study.path), hint=hint)
 
 
-def score_test_split(book: Ledger, ids: Sequence[str], view: LiveView, stop: StopRequest) -> bool:
+def score_test_split(
+    book: Ledger, ids: Sequence[str], view: LiveView, stop: StopRequest, plugins: Sequence[str] = ()
+) -> bool:
     """Score the test split with the winner's trials, each only once; whether anything was scored."""
     scored = False
     missing = [name for name in ids if name not in book.study.test]
@@ -192,6 +194,7 @@ def score_test_split(book: Ledger, ids: Sequence[str], view: LiveView, stop: Sto
         state = book.study.states[name]
         run = book.study.run(state)
         command = [sys.executable, "-P", "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
+        command += [word for module in plugins for word in ("--plugin", module)]
         for _ in range(_TRIES):
             done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
             if done.returncode >= 0:  # and was not killed

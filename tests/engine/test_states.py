@@ -124,9 +124,9 @@ def test_resume_refuses_what_train_refuses(command: Command, override: str, mess
     assert message in command("resume", "a", override, code=2)
 
 
-def test_resume_names_the_plugins_that_are_missing(command: Command) -> None:
+def test_resume_names_the_plugins_that_are_not_given(command: Command) -> None:
     alter(RUN / "run.json", plugins=["gone_plugin.models"])
-    assert "not installed here: gone_plugin.models" in command("resume", "a", code=2)
+    assert "--plugin gone_plugin.models" in command("resume", "a", code=2)
     Path("stand_in_plugin.py").write_text("")
     assert command("resume", "a", "--plugin", "stand_in_plugin", "--json")["already_complete"]
 

@@ -11,9 +11,11 @@ import difflib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,7 +123,7 @@ class Slurm:
         """An executor of submitit, which keeps scripts, pickles and output in a folder that all nodes see."""
         from submitit.slurm.slurm import SlurmExecutor
 
-        found = SlurmExecutor(folder=folder)
+        found = SlurmExecutor(folder=folder, python=f"{shlex.quote(sys.executable)} -P")
         try:
             found.update_parameters(job_name=name, **self.parameters)
         except ValueError as error:
