@@ -50,7 +50,7 @@ def cache_folder(config: Data, *, regression: bool = False, tokenizer: tokenizat
     """
     rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
     rule += [config.validation_fraction, config.test_fraction, config.deduplicate]
-    identity = [_FORMAT, config.kind, catalog.reader(config).identity(config), rule, regression]
+    identity = [_FORMAT, config.kind, catalog.source(config).identity(config), rule, regression]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     name = getattr(config, "name", None) or getattr(config, "dataset", None) or Path(getattr(config, "path", "")).stem
     label = "".join(c if c.isalnum() or c in "-_." else "_" for c in str(name))[:40]

@@ -34,6 +34,33 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def optional(path: str | None) -> Path | None:
+    """The path that a key gives, if it gives one; ~ is the home."""
+    return Path(path).expanduser() if path else None
+
+
+def file_digest(path: str | None) -> str | None:
+    """The sha256 of a file; None where there is none."""
+    file = optional(path)
+    return None if file is None or not file.is_file() else sha256(file)
+
+
+def split_digests(*paths: str | None) -> list[str | None] | None:
+    """Of the files of the splits; None where one that is given is missing, which the source has to say."""
+    digests = [file_digest(path) for path in paths]
+    return None if any(path and digest is None for path, digest in zip(paths, digests, strict=True)) else digests
+
+
+def split_files(path: Path, validation_path: Path | None, test_path: Path | None) -> dict[str, Path]:
+    """The files that are given, by split; DataError if one is given twice."""
+    paths = {"train": path, "validation": validation_path, "test": test_path}
+    found = {split: file for split, file in paths.items() if file is not None}
+    for split, file in found.items():
+        if split != "train" and file.resolve() == path.resolve():
+            raise DataError(f"data.{split}_path is the training file itself", where=str(file))
+    return found
+
+
 def require_file(path: Path) -> Path:
     """`path` if it is a file; otherwise a DataError that names similar files beside it."""
     if path.is_dir():

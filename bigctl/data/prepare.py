@@ -69,7 +69,7 @@ def prepare(
 
 def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokenization.Spec | None) -> None:
     """Decode, split and encode a source into a cache folder."""
-    decoded = catalog.reader(config).decode(config, regression)
+    decoded = catalog.decode(config, regression)
     if config.deduplicate:
         decoded = _deduplicated(decoded)
     _check_target(decoded.target, regression)

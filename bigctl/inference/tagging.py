@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bigctl.config import schema
 from bigctl.data import preview
 from bigctl.data.dataset import Dataset, Features
-from bigctl.data.sources import conll, tagged, text_table
-from bigctl.data.sources.read_table import SUFFIXES
-from bigctl.data.sources.text_table import PLAIN_SUFFIXES
 from bigctl.data.target import Target
 from bigctl.data.text import words as wording
 from bigctl.data.text.word_tokens import encode_words
 from bigctl.data.text.words import of_joined
-from bigctl.errors import DataError
 from bigctl.inference import text_batches
 from bigctl.training.task import Judged, Record
 
@@ -83,33 +77,6 @@ def tag(
             record = _placed(describe(value[known]), first[known], divided[row])
             records[row] = {**record, **({"cut": True} if encoded.cut[row] else {})}
     return records
-
-
-def read_sentences(file: Path, data: schema.Data) -> list[Sentence]:
-    """The sentences of a file: a text a line of a .txt file, else words, divided as in the training data.
-
-    Args:
-        file: .txt, .jsonl, or a CoNLL file (.conll, .conllu, .iob, ...).
-        data: of the training, which says what the field or the column of the words is.
-
-    Raises:
-        DataError: the file is missing or malformed, or its suffix tells no format.
-    """
-    suffix = file.suffix.lower()
-    if suffix in PLAIN_SUFFIXES:
-        return [text for text, _ in text_table.read_for_prediction(file, text="text")]
-    tokens: str | None = getattr(data, "tokens", None)
-    if SUFFIXES.get(suffix) == "jsonl":
-        field = tokens if tokens and data.kind == "jsonl" else "tokens"
-        return [*tagged.read_json_lines(file, tokens=field, tags=None).words]
-    if suffix not in conll.SUFFIXES:
-        known = ", ".join([*PLAIN_SUFFIXES, ".jsonl", *conll.SUFFIXES])
-        raise DataError(f"the suffix {file.suffix!r} tells no format", where=str(file), hint=f"use {known}")
-    if data.kind != "conll" or tokens is None:
-        return [*conll.read_conll(file, tags=None).words]
-    numbered = tokens.lstrip("-").isdecimal()  # then the file may have other columns besides than that of training
-    columns = None if numbered else getattr(data, "columns", None)
-    return [*conll.read_conll(file, tokens=tokens, tags=None, columns=columns).words]
 
 
 def add_tags(

@@ -15,6 +15,7 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
 from bigctl.config.schema import Config
+from bigctl.data import catalog
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.data.text.words import of_joined
@@ -279,63 +280,19 @@ class TrainedRun:
         Raises:
             DataError: for the first file that cannot be read, naming it; nothing has been predicted then.
         """
-        if self.features.kind == "text":
-            yield from self._predict_text_files(files)
+        data = self.config.data
+        contents = [(str(file), catalog.read_for_prediction(Path(file), data, self.features)) for file in files]
+        if self.features.kind != "text":
+            names = [(file, n, found.rows) for file, found in contents for n in range(len(found.inputs))]
+            values = self._predict_arrays(np.concatenate([found.inputs for _, found in contents])) if contents else ()
+            for (file, number, rows), value in zip(names, values, strict=True):
+                yield {"file": file, **({"row": number} if rows else {}), **self._task.describe(value)}
             return
-        inputs, names = [], []
-        for file in files:
-            rows = self._read(Path(file))
-            names += [(str(file), number) for number in range(len(rows))]
-            inputs.append(rows)
-        if not inputs:
-            return
-        for (file, number), values in zip(names, self._predict_arrays(np.concatenate(inputs)), strict=True):
-            record: Record = {"file": file, "row": number} if self._holds_rows(file) else {"file": file}
-            yield {**record, **self._task.describe(values)}
-
-    def _predict_text_files(self, files: Sequence[str | Path]) -> Iterator[Record]:
-        contents = [(str(file), self._read_texts(Path(file))) for file in files]
         _ = self._tokenizer
-        for file, texts in contents:
-            for start in range(0, len(texts), BLOCK):
-                for number, record in enumerate(self.label_texts(texts[start : start + BLOCK]), start):
+        for file, found in contents:
+            for start in range(0, len(found.inputs), BLOCK):
+                for number, record in enumerate(self.label_texts(found.inputs[start : start + BLOCK]), start):
                     yield {"file": file, "row": number, **record}
-
-    def _read_texts(self, file: Path) -> Sequence[Any]:
-        from bigctl.data.sources import text_table
-
-        if self._tags:
-            return tagging.read_sentences(file, self.config.data)
-        names = self.features.columns or (("text", "text_pair") if self.features.pairs else ("text",))
-        pairs = text_table.read_for_prediction(
-            file,
-            text=names[0],
-            text_pair=names[1] if self.features.pairs else None,
-            columns=getattr(self.config.data, "columns", None),
-            quoting=getattr(self.config.data, "quoting", True),
-        )
-        return [first if second is None else (first, second) for first, second in pairs]
-
-    def _holds_rows(self, file: str | Path) -> bool:
-        """Whether a file has several examples, each a row; an image file is one."""
-        from bigctl.data.sources import parquet
-
-        return self.features.kind == "table" or Path(file).suffix.lower() in parquet.SUFFIXES
-
-    def _read(self, file: Path) -> np.ndarray:
-        if self.features.kind == "image":
-            from bigctl.data.sources import image_folder, parquet
-
-            height, width, channels = self.features.shape
-            if self._holds_rows(file):
-                column = getattr(self.config.data, "image", None) or "image"
-                return parquet.read_images(str(file), column, (height, width), channels)
-            return image_folder.read_image(file, (height, width), channels)[None]
-        from bigctl.data import table_encoder
-        from bigctl.data.sources import table
-
-        assert self.features.encoder is not None
-        return table.read_rows(file, table_encoder.TableEncoder.from_json(self.features.encoder))
 
 
 def _carried(run: RunDirectory, step: int, names: Sequence[str]) -> dict[str, float]:

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from bigctl.config import schema
-from bigctl.data import prepare
-from bigctl.data.sources import parquet, table, text_table
+from bigctl.data import catalog, prepare
+from bigctl.data.dataset import Features
+from bigctl.data.sources import parquet
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.errors import DataError
@@ -183,7 +184,9 @@ def test_images_are_bytes_in_a_column(tmp_path: Path, nested: bool) -> None:
     assert train["image"].shape == (4, 6, 4, 1) and train["image"][:, 0, 0, 0].tolist() == [0, 50, 100, 150]
     assert train["label"].tolist() == [0, 0, 1, 1]
     assert decode(file, image="photo", image_size=[2, 2], channels=3).splits["train"]["image"].shape == (4, 2, 2, 3)
-    assert parquet.read_images(str(file), "photo", (6, 4), 1).tolist() == train["image"].tolist()
+    features = Features("image", (6, 4, 1), ("dark", "light"))
+    again = catalog.read_for_prediction(file, config(file, image="photo"), features)
+    assert np.asarray(again.inputs).tolist() == train["image"].tolist() and again.rows
 
 
 def test_a_damaged_image_is_named_by_its_row(tmp_path: Path) -> None:
@@ -200,7 +203,8 @@ def test_texts_and_several_classes(tmp_path: Path) -> None:
     assert decoded.kind == "text" and decoded.splits["train"]["text"].tolist() == rows["body"]
     sets = decode(file, text="body", label=None, labels="tags")
     assert sets.target.names == ("a", "b") and sets.splits["train"]["label"].tolist() == [[1, 1], [0, 0], [0, 1]]
-    assert text_table.read_for_prediction(file, text="body") == [(text, None) for text in rows["body"]]
+    features = Features("text", (8,), ("p", "q"), columns=("body",))
+    assert catalog.read_for_prediction(file, schema.Csv(path="old.csv"), features).inputs == rows["body"]
     file = write(tmp_path / "b.parquet", {"body": ["one", None], "y": ["p", "q"]})
     assert refused("the text is empty", file, text="body").where == f"{file}:row 2:body"
 
@@ -213,10 +217,12 @@ def test_rows_to_be_predicted_are_encoded_as_csv_is(tmp_path: Path) -> None:
         name: values for name, values in decode(file, regression=True).splits["train"].items() if name != "label"
     }
     encoder = TableEncoder.fit(columns)
-    np.testing.assert_array_equal(table.read_rows(file, encoder), table.read_rows(tmp_path / "rows.csv", encoder))
+    features = Features("table", (1,), None, encoder=encoder.to_json())
+    found = [catalog.read_for_prediction(path, config(file), features) for path in (file, tmp_path / "rows.csv")]
+    np.testing.assert_array_equal(*[np.asarray(each.inputs) for each in found])
     short = write(tmp_path / "short.parquet", {"area": [1.0]})
     with pytest.raises(DataError, match="needs the feature columns"):
-        table.read_rows(short, encoder)
+        catalog.read_for_prediction(short, config(file), features)
 
 
 def test_other_rows_are_another_identity(tmp_path: Path) -> None:

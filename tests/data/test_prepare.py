@@ -32,18 +32,13 @@ def cache_dir(tmp_path, monkeypatch) -> Path:
 def decoded(monkeypatch) -> list[str]:
     """The kinds of data that were decoded since."""
     done: list[str] = []
-    real = catalog.reader
+    real = catalog.decode
 
-    def counting(config):
-        reader = real(config)
+    def counting(config, regression=False):
+        done.append(config.kind)
+        return real(config, regression)
 
-        def decode(*given):
-            done.append(config.kind)
-            return reader.decode(*given)
-
-        return replace(reader, decode=decode)
-
-    monkeypatch.setattr(catalog, "reader", counting)
+    monkeypatch.setattr(catalog, "decode", counting)
     return done
 
 
@@ -110,7 +105,7 @@ def test_a_class_that_training_lacks_is_refused(monkeypatch, split):
     label = np.array([0] * 10 + [1] * 10, np.int32)
     found = Decoded("table", {"train": {"x": np.arange(20.0), "label": label}}, ("common", "rare"))
     reader = catalog.Reader(lambda config: "own", lambda config, regression: found)
-    monkeypatch.setitem(catalog.READERS, "packaged", reader)
+    monkeypatch.setattr(catalog, "source", lambda config: reader)
     keys: dict[str, Any] = {"train": "train[:9]", split: "train[9:]"}
     config = Packaged(name="own", **keys)
     with pytest.raises(DataError, match=f"class 'rare' is in the {split} split but not in the training split"):

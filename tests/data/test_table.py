@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigctl.data.sources.table import read_rows, read_table
+from bigctl.config import schema
+from bigctl.data import catalog
+from bigctl.data.dataset import Features
+from bigctl.data.sources.table import read_table, rows_of
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.errors import DataError
 
@@ -256,27 +259,29 @@ def people(tmp_path):
     return tmp_path, features(decoded), TableEncoder.fit(features(decoded))
 
 
+def read(file: Path, encoder: TableEncoder, kind: type[schema.Data] = schema.Csv, **keys) -> np.ndarray:
+    features = Features("table", (1,), ("a", "b"), encoder=encoder.to_json())
+    return np.asarray(catalog.read_for_prediction(file, kind(**keys), features).inputs)
+
+
 def test_prediction_encodes_as_training(people):
     folder, train, encoder = people
     expected = encoder.encode(train)
-    assert np.array_equal(read_rows(folder / "t.csv", encoder), expected)
+    assert np.array_equal(read(folder / "t.csv", encoder), expected)
     bare = "city,note,age\nRome,hi,31\nBonn,,\nRome,,45\n,,28.5\n"
-    assert np.array_equal(read_rows(write(folder, bare, "bare.csv"), encoder), expected)
-    assert np.array_equal(read_rows(write(folder, bare.replace(",", "\t"), "bare.tsv"), encoder), expected)
-    assert np.array_equal(read_rows(bare.encode(), encoder), expected)
+    assert np.array_equal(read(write(folder, bare, "bare.csv"), encoder), expected)
+    assert np.array_equal(read(write(folder, bare.replace(",", "\t"), "bare.tsv"), encoder), expected)
     lines = '{"age": 31, "city": "Rome", "more": []}\n{"city": "Bonn"}\n{"age": 45, "city": "Rome"}\n{"age": 28.5}\n'
-    assert np.array_equal(read_rows(write(folder, lines, "bare.jsonl"), encoder), expected)
-    assert np.array_equal(read_rows(write(folder, lines, "bare.txt"), encoder, "jsonl"), expected)
-    assert np.array_equal(read_rows(lines.encode(), encoder), expected)
+    assert np.array_equal(read(write(folder, lines, "bare.jsonl"), encoder), expected)
+    assert np.array_equal(read(write(folder, lines, "bare.txt"), encoder, schema.Jsonl, path="old.txt"), expected)
+    assert np.array_equal(rows_of(lines.encode(), "jsonl", encoder), expected)
 
 
 def test_prediction_names_what_is_wrong(people):
     folder, _, encoder = people
-    error = str(
-        refused("needs the feature columns age, city", read_rows, write(folder, "x,y\n1,2\n", "x.csv"), encoder)
-    )
+    error = str(refused("needs the feature columns age, city", read, write(folder, "x,y\n1,2\n", "x.csv"), encoder))
     assert "x, y" in error
-    refused("input:2:age: 'old' is not a number", read_rows, b"age,city\nold,Rome\n", encoder)
-    refused("'.txt' tells no format", read_rows, write(folder, "x", "x.txt"), encoder)
-    refused("no such file", read_rows, folder / "gone.csv", encoder)
-    refused("not a single row", read_rows, b"age,city\n", encoder)
+    refused("input:2:age: 'old' is not a number", rows_of, b"age,city\nold,Rome\n", "csv", encoder)
+    refused("'.txt' tells no format", read, write(folder, "x", "x.txt"), encoder)
+    refused("no such file", read, folder / "gone.csv", encoder)
+    refused("not a single row", rows_of, b"age,city\n", "csv", encoder)

@@ -12,8 +12,10 @@ import pytest
 
 from bigctl.config import schema
 from bigctl.data import catalog
+from bigctl.data.dataset import Features
 from bigctl.data.sources.table import read_table
-from bigctl.data.sources.text_table import read_for_prediction, read_texts
+from bigctl.data.sources.text_files import texts_by_line
+from bigctl.data.sources.text_table import read_texts
 from bigctl.errors import DataError
 from tests.conftest import SHARED_DATA
 
@@ -236,40 +238,50 @@ def test_columns_have_one_role_each(tmp_path):
 # --- Prediction -------------------------------------------------------------------------------------------------------
 
 
+def read(file: Path, text: str = "text", pair: str | None = None, kind: type[schema.Data] = schema.Csv, **keys):
+    """The texts of a file, by a run that was trained on data of a kind."""
+    features = Features("text", (8,), ("a", "b"), pairs=pair is not None, columns=(text, pair) if pair else (text,))
+    return catalog.read_for_prediction(file, kind(**keys), features).inputs
+
+
 def test_texts_to_predict_need_no_labels(tmp_path):
-    expected = [("Good, really", None), ("NA", None), ("null", None)]
-    assert read_for_prediction(write(tmp_path, REVIEWS), text="text") == expected
-    tabbed = write(tmp_path, "text\nGood, really\nNA\nnull\n", "t.tsv")
-    assert read_for_prediction(tabbed, text="text") == expected
-    lines = write(tmp_path, "".join(json.dumps({"text": text}) + "\n" for text, _ in expected), "t.jsonl")
-    assert read_for_prediction(lines, text="text", columns=["label", "text"]) == expected
+    expected = ["Good, really", "NA", "null"]
+    assert read(write(tmp_path, REVIEWS)) == expected
+    assert read(write(tmp_path, "text\nGood, really\nNA\nnull\n", "t.tsv")) == expected
+    lines = write(tmp_path, "".join(json.dumps({"text": text}) + "\n" for text in expected), "t.jsonl")
+    assert read(lines, columns=["label", "text"]) == expected
     plain = write(tmp_path, "Good, really\r\nNA\nnull", "t.txt")
-    assert read_for_prediction(plain, text="text") == expected == read_for_prediction(plain.read_bytes(), text="text")
+    assert read(plain) == expected == read(plain, kind=schema.Packaged) == texts_by_line(plain.read_bytes(), False)
 
 
 def test_pairs_to_predict_come_in_columns_or_with_a_tab(tmp_path):
-    names = {"text": "a", "text_pair": "b"}
-    assert read_for_prediction(write(tmp_path, "b,a\nv,u\n"), **names) == [("u", "v")]
-    assert read_for_prediction(b"u\tv\n", **names) == [("u", "v")]
-    refused("input:2: 1 texts where the model takes two", read_for_prediction, b"u\tv\nw\n", **names)
-    refused("no text column 'b'", read_for_prediction, write(tmp_path, "a\nu\n"), **names)
+    assert read(write(tmp_path, "b,a\nv,u\n"), "a", "b") == [("u", "v")]
+    assert read(write(tmp_path, "u\tv\n", "t.txt"), "a", "b") == [("u", "v")]
+    refused("t.txt:2: 1 texts where the model takes two", read, write(tmp_path, "u\tv\nw\n", "t.txt"), "a", "b")
+    refused("no text column 'b'", read, write(tmp_path, "a\nu\n"), "a", "b")
 
 
 def test_files_to_predict_may_lack_the_header_as_in_training(tmp_path):
-    options = {"text": "text", "columns": ["label", "text"], "quoting": False}
+    options = {"columns": ["label", "text"], "quoting": False}
     file = write(tmp_path, 'ham\tone "two"\nspam\tthree\n', "t.tsv")
-    assert read_for_prediction(file, **options) == [('one "two"', None), ("three", None)]
-    assert read_for_prediction(write(tmp_path, "text\nonly texts\n", "u.tsv"), **options) == [("only texts", None)]
+    assert read(file, **options) == ['one "two"', "three"]
+    assert read(write(tmp_path, "text\nonly texts\n", "u.tsv"), **options) == ["only texts"]
+
+
+def test_a_file_with_the_suffix_of_the_training_file_is_read_as_that_was(tmp_path):
+    file = write(tmp_path, "text\tn\nu, v\t1\n", "new.dat")
+    assert read(file, kind=schema.Tsv, path="old.dat") == ["u, v"]
+    refused("'.dat' tells no format", read, file, kind=schema.Tsv, path="old.tsv")
 
 
 def test_prediction_names_what_is_wrong(tmp_path):
-    refused("input:2: the text is empty", read_for_prediction, b"u\n\nv\n", text="text")
-    refused("input:2: the text is empty", read_for_prediction, b"u\tv\n\n", text="a", text_pair="b")
-    refused("input: the file is empty", read_for_prediction, b"", text="text")
-    refused("input:1: byte 0xff", read_for_prediction, b"\xff\xfa\n", text="text")
-    refused(":3:text: the text is empty", read_for_prediction, write(tmp_path, "text,n\nu,1\n,2\n"), text="text")
-    refused("'.doc' tells no format.*\\.txt", read_for_prediction, write(tmp_path, "u", "t.doc"), text="text")
-    refused("no such file", read_for_prediction, tmp_path / "gone.txt", text="text")
+    refused("t.txt:2: the text is empty", read, write(tmp_path, "u\n\nv\n", "t.txt"))
+    refused("t.txt:2: the text is empty", read, write(tmp_path, "u\tv\n\n", "t.txt"), "a", "b")
+    refused("input: the file is empty", texts_by_line, b"", False)
+    refused("input:1: byte 0xff", texts_by_line, b"\xff\xfa\n", False)
+    refused(":3:text: the text is empty", read, write(tmp_path, "text,n\nu,1\n,2\n"))
+    refused("'.doc' tells no format.*\\.txt", read, write(tmp_path, "u", "t.doc"))
+    refused("no such file", read, tmp_path / "gone.txt")
 
 
 # --- In a configuration -----------------------------------------------------------------------------------------------
@@ -278,11 +290,11 @@ def test_prediction_names_what_is_wrong(tmp_path):
 def test_data_text_makes_a_table_text(tmp_path):
     file = str(write(tmp_path, REVIEWS))
     config = schema.Csv(path=file, label="mood")
-    assert catalog.reader(config).decode(config, False).kind == "table"
+    assert catalog.decode(config).kind == "table"
     config.text = "text"
-    assert catalog.reader(config).decode(config, False).kind == "text"
+    assert catalog.decode(config).kind == "text"
     second = schema.Csv(path=file, label="mood", text_pair="text")
-    refused("data.text_pair is set without data.text", catalog.reader(second).decode, second, False)
+    refused("data.text_pair is set without data.text", catalog.decode, second)
 
 
 def test_every_choice_of_columns_has_a_cache_of_its_own(tmp_path):
@@ -291,5 +303,5 @@ def test_every_choice_of_columns_has_a_cache_of_its_own(tmp_path):
     options += [{"quoting": False}, {"text": "text", "drop": ["stars"]}]
     configs = [schema.Csv(path=file, label="mood", **chosen) for chosen in options]
     configs.append(schema.Csv(path=file, label="stars"))
-    found = {json.dumps(catalog.reader(config).identity(config)) for config in configs}
+    found = {json.dumps(catalog.source(config).identity(config)) for config in configs}
     assert len(found) == len(configs)

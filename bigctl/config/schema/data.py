@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,12 @@ class Data(Component):
     """Where examples come from, and which of them are for training, selection and the final score."""
 
     group: ClassVar[str] = "data"
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Of the files of this kind, lower case: by them `predict` knows how to read one."""
+    predicts: ClassVar[tuple[str, ...]] = ()
+    """What such files can hold of examples to be predicted: "table", "text", "words", "image"."""
+    by_content: ClassVar[tuple[str, ...]] = ()
+    """What of these is known by its content, whatever the suffix."""
     kind: str = kind("???")
     split_seed: int = key(
         0, "Seed of the splits that are made by rule; separate from `seed`.", drift=STRUCTURAL, ge=0, le=2**32 - 1
@@ -32,13 +39,19 @@ class Data(Component):
     )  # fmt: skip
     resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE, ge=0)
 
+    def implementing(self) -> Any:
+        """What reads the data: the module that `implementation` names, or an object in it ("module:name")."""
+        module, _, name = self.implementation.partition(":")
+        found = importlib.import_module(module)
+        return getattr(found, name) if name else found
+
     def identity(self) -> object:
-        """What the examples are, without decoding them: a value for JSON that changes whenever they would. The array
-        cache is kept by it."""
+        """What the examples are, without decoding them, of a kind that names no `implementation`: a value for JSON that
+        changes whenever they would. The array cache is kept by it."""
         raise self.incomplete("has no method `identity()`")
 
     def decode(self) -> Any:
-        """The examples, as `data.sources.decoded.Decoded`."""
+        """The examples, as `data.sources.decoded.Decoded`, likewise."""
         raise self.incomplete("has no method `decode()`")
 
     def check(self, config: Whole) -> Iterator[Problem]:
@@ -62,12 +75,14 @@ class Images(Data):
 class Packaged(Data):
     """A set that is shipped inside a Python package."""
 
+    implementation: ClassVar[str] = "bigctl.data.sources.packaged"
     kind: str = kind("packaged")
     name: str = key(MISSING, "Which packaged set.", drift=STRUCTURAL)
 
 
 @dataclass
 class Tfds(Images):
+    implementation: ClassVar[str] = "bigctl.data.sources.tfds"
     kind: str = kind("tfds")
     dataset: str = key(
         MISSING, "Name in the TensorFlow Datasets registry, such as mnist or mnist:3.0.1.", drift=STRUCTURAL
@@ -79,6 +94,10 @@ class Tfds(Images):
 
 @dataclass
 class ImageFolder(Images):
+    implementation: ClassVar[str] = "bigctl.data.sources.image_folder"
+    suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+    predicts: ClassVar[tuple[str, ...]] = ("image",)
+    by_content: ClassVar[tuple[str, ...]] = ("image",)
     kind: str = kind("image_folder")
     path: str = key(
         MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
@@ -100,6 +119,7 @@ class ImageFolder(Images):
 
 @dataclass
 class Idx(Data):
+    implementation: ClassVar[str] = "bigctl.data.sources.idx"
     kind: str = kind("idx")
     path: str = key(MISSING, "Folder with MNIST-style idx files, gzipped or not.", drift=STRUCTURAL)
 
@@ -108,6 +128,8 @@ class Idx(Data):
 class Table(Data):
     """Rows of a file; `label` names the target column."""
 
+    implementation: ClassVar[str] = "bigctl.data.sources.delimited"
+    predicts: ClassVar[tuple[str, ...]] = ("table", "text")
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels",)}
     kind: str = kind("???")
     path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
@@ -144,6 +166,9 @@ class TextFiles(Data):
     Splits are made by place: the beginning of the text is for training, its end for validation and test.
     """
 
+    implementation: ClassVar[str] = "bigctl.data.sources.text_files"
+    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text")
+    predicts: ClassVar[tuple[str, ...]] = ("text", "words")
     kind: str = kind("text")
     path: str = key(MISSING, "A file, a folder, or a pattern such as 'books/**/*.txt'.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
@@ -162,16 +187,21 @@ class TextFiles(Data):
 
 @dataclass
 class Csv(Table):
+    suffixes: ClassVar[tuple[str, ...]] = (".csv",)
     kind: str = kind("csv")
 
 
 @dataclass
 class Tsv(Table):
+    suffixes: ClassVar[tuple[str, ...]] = (".tsv", ".tab")
     kind: str = kind("tsv")
 
 
 @dataclass
 class Jsonl(Table):
+    implementation: ClassVar[str] = "bigctl.data.sources.json_lines"
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
+    predicts: ClassVar[tuple[str, ...]] = ("table", "text", "words")
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels", "tokens")}
     kind: str = kind("jsonl")
     tokens: str | None = key(None, "The field with the words of a sentence, where each has a tag.", drift=STRUCTURAL)
@@ -183,6 +213,9 @@ class Jsonl(Table):
 class Conll(Data):
     """Sentences with a tag a word: a word a line, blank lines between sentences."""
 
+    implementation: ClassVar[str] = "bigctl.data.sources.conll"
+    suffixes: ClassVar[tuple[str, ...]] = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes", ".ner")
+    predicts: ClassVar[tuple[str, ...]] = ("words",)
     kind: str = kind("conll")
     path: str = key(MISSING, "The file with the training sentences.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "File with the validation sentences.", drift=STRUCTURAL)
@@ -196,6 +229,9 @@ class Conll(Data):
 class Parquet(Table):
     """Rows of Parquet files; each column has the type that it is stored with."""
 
+    implementation: ClassVar[str] = "bigctl.data.sources.parquet"
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
+    predicts: ClassVar[tuple[str, ...]] = ("table", "text", "image")
     kind: str = kind("parquet")
     path: str = key(MISSING, "A file, a folder, or a pattern such as 'rows/*.parquet'.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)

@@ -11,19 +11,45 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bigctl.data.paths import some
+from bigctl.config import schema
+from bigctl.data.dataset import Features
+from bigctl.data.paths import optional, some, split_digests, split_files
+from bigctl.data.sources import tagged
+from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.read_table import read_text, short
 from bigctl.data.sources.tagged import Sentences, require_words
+from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 
-SUFFIXES = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes", ".ner")
 CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 _BLANKS = " \t\r"  # others, such as no-break spaces, may be part of a word
 _SEPARATOR = re.compile(f"[{_BLANKS}]+")
 _DOCUMENT = "-DOCSTART-"
 _NAMES = re.compile(r"#\s*global\.columns\s*=\s*(.+)")
 _PLAIN_ID = re.compile(r"\d+")  # not 3-4, words that are written as one, nor 8.1, one that is not written
+
+
+def identity(config: schema.Conll) -> Any:
+    """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
+    files = split_digests(config.path, config.validation_path, config.test_path)
+    return files and {"files": files, "tokens": config.tokens, "tags": config.tags, "columns": config.columns}
+
+
+def decode(config: schema.Conll, regression: bool) -> Decoded:
+    """The sentences of files. Raises DataError."""
+    files = split_files(Path(config.path).expanduser(), optional(config.validation_path), optional(config.test_path))
+    keys = {"tokens": config.tokens, "tags": config.tags, "columns": config.columns}
+    found = {split: read_conll(file, **keys) for split, file in files.items()}
+    return tagged.decode(found, {"source": config.kind, "target": config.tags})
+
+
+def read_for_prediction(path: Path, config: schema.Conll, features: Features) -> Unlabelled:
+    """The sentences of a file, words as they are divided there. Raises DataError."""
+    numbered = config.tokens.lstrip("-").isdecimal()  # then the file may have other columns than that of the training
+    columns = None if numbered else config.columns
+    return Unlabelled(read_conll(path, tokens=config.tokens, tags=None, columns=columns).words)
 
 
 def read_conll(

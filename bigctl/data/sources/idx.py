@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.config import schema
 from bigctl.data.paths import fingerprint_files, require_folder, some
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.errors import DataError
@@ -20,6 +21,16 @@ _IDX_NAME = re.compile(r"(?P<prefix>.*?)(?P<split>train|t10k|test)-(?P<what>imag
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 # Only a damaged file has more classes than this, and the list of class names should not be what breaks.
 _MAX_CLASSES = 65536
+
+
+def identity(config: schema.Idx) -> str:
+    """What the decoded arrays depend on: the content of the files."""
+    return fingerprint_idx(Path(config.path).expanduser())
+
+
+def decode(config: schema.Idx, regression: bool) -> Decoded:
+    """See `read_idx`."""
+    return read_idx(Path(config.path).expanduser())
 
 
 def read_idx(path: Path) -> Decoded:

@@ -1,45 +1,69 @@
-"""A user's own images, one folder a class (`image_folder`).
-
-How a picture becomes numbers, in training and in prediction alike: the EXIF orientation is applied; transparency is
-composited over black, because the colour below transparent pixels is arbitrary; 16-bit grey is scaled to 8 bits;
-palettes are looked up; of an animation the first frame is taken; resizing is bilinear and antialiased.
-"""
+"""A user's own images (`image_folder`): one folder a class, or one folder and a file of labels."""
 
 from __future__ import annotations
 
-import io
-import math
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from bigctl.data.paths import hidden, require_folder, similar, some, walk
+from bigctl.config import schema
+from bigctl.data.dataset import Features
+from bigctl.data.paths import file_digest, fingerprint_folder, hidden, optional, require_folder, some, walk
+from bigctl.data.sources import labelled_images
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.image_decoding import IMAGE_SUFFIXES, check_shape, decode_all, is_image_name, read_image
+from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-T = TypeVar("T")
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# Enough files a task that queueing costs nothing, few enough that a hundred pictures keep every core busy.
-_FILES_A_TASK = 16
 
 
-# --- Image folders ----------------------------------------------------------------------------------------------------
+def identity(config: schema.ImageFolder) -> Any:
+    """What the decoded arrays depend on: names, sizes and times of the files, and the keys that say what is in them."""
+    paths = [config.path, config.validation_path, config.test_path]
+    prints = [fingerprint_folder(Path(p).expanduser()) if p else None for p in paths]
+    found = {"files": prints, "image_size": config.image_size, "channels": config.channels}
+    if config.labels_file is None:
+        return found
+    names = ("labels", "label_separator", "file_name", "split")
+    labelled = {"labels_file": file_digest(config.labels_file)} | {name: getattr(config, name) for name in names}
+    return found | labelled
+
+
+def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
+    """The images below a folder, with the classes that sub-folders or a file of labels say. Raises DataError."""
+    size = (config.image_size[0], config.image_size[1]) if config.image_size else None
+    folder = Path(config.path).expanduser()
+    if config.labels_file is None:
+        validation, test = optional(config.validation_path), optional(config.test_path)
+        return read_image_folder(
+            folder, validation_path=validation, test_path=test, image_size=size, channels=config.channels
+        )
+    if config.validation_path or config.test_path:
+        hint = "name the splits in a column of the file, data.split=COLUMN"
+        raise DataError("data.labels_file is for one folder of images", where="data.labels_file", hint=hint)
+    return labelled_images.read_labelled_images(
+        folder,
+        Path(config.labels_file).expanduser(),
+        labels=config.labels,
+        separator=config.label_separator,
+        file_name=config.file_name,
+        split=config.split,
+        image_size=size,
+        channels=config.channels,
+    )
+
+
+def read_for_prediction(path: Path, config: schema.Data, features: Features) -> Unlabelled:
+    """One picture, resized to what the model takes. Raises DataError."""
+    height, width, channels = features.shape
+    return Unlabelled(read_image(path, (height, width), channels)[None], rows=False)
 
 
 def read_image_folder(
@@ -67,7 +91,7 @@ def read_image_folder(
     Raises:
         DataError: a path is not such a folder, a class is empty or unknown to train, a file is not a readable image.
     """
-    _check_shape(image_size, channels)
+    check_shape(image_size, channels)
     notes: list[str] = []
     folders = _split_folders(require_folder(path), notes)
     _add_folders(folders, path, {"validation": validation_path, "test": test_path})
@@ -131,19 +155,6 @@ def _classes(listed: dict[str, dict[str, list[Path]]], folders: dict[str, Path])
     return classes
 
 
-def read_image(
-    file: Path | bytes, image_size: tuple[int, int] | None = None, channels: int | None = None
-) -> np.ndarray:
-    """Decode one image, a file or its content, exactly as `read_image_folder` does: uint8 [H, W, C].
-
-    Raises:
-        DataError: it is missing, not an image, damaged, or too large.
-    """
-    _check_shape(image_size, channels)
-    with _opened(file) as image:
-        return _to_array(image, image_size, channels or (1 if _is_grey(image) else 3))
-
-
 def _natural(path: Path) -> tuple[list[str | int], str]:
     # The split alternates text and digits, so that like is always compared with like.
     parts: list[str | int] = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
@@ -152,10 +163,6 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted((entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)), key=_natural)
-
-
-def is_image_name(file: Path) -> bool:
-    return not hidden(file.name) and file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _split_folders(path: Path, notes: list[str]) -> dict[str, Path]:
@@ -222,159 +229,3 @@ def _class_files(folder: Path, notes: list[str]) -> tuple[dict[str, list[Path]],
             )
         found[folder_of_class.name] = images
     return found, ignored
-
-
-# --- Decoding ---------------------------------------------------------------------------------------------------------
-
-
-def _check_shape(image_size: tuple[int, int] | None, channels: int | None) -> None:
-    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-        raise DataError(f"{list(image_size)} is no image size", where="data.image_size", hint="give [HEIGHT,WIDTH]")
-    if channels not in (None, 1, 3):
-        raise DataError(f"images cannot have {channels} channels", where="data.channels", hint="1 is grey, 3 is RGB")
-
-
-def decode_all(
-    files: Sequence[Path | bytes],
-    image_size: tuple[int, int] | None,
-    channels: int | None,
-    names: Sequence[str] | None = None,
-) -> np.ndarray:
-    """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds. In place
-    of files there may be the content of such, with `names` for messages."""
-    names = [str(file) for file in files] if names is None else names
-    headers = _each(len(files), lambda i: _header(files[i], names[i]))
-    channels = channels or (1 if all(grey for _, grey in headers) else 3)
-    size = image_size or headers[0][0]
-
-    def differs(i: int, found: tuple[int, ...]) -> DataError:
-        return DataError(
-            f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {names[0]} is "
-            f"{size[0]}x{size[1]}",
-            where=names[i],
-            hint=f"data.image_size=[{size[0]},{size[1]}] resizes them all",
-        )
-
-    if image_size is None:
-        for i, (found, _) in enumerate(headers):
-            if found != size:
-                raise differs(i, found)
-    try:
-        images = np.empty((len(files), *size, channels), np.uint8)
-    except MemoryError:
-        gib = len(files) * math.prod(size) * channels / 2**30
-        raise DataError(
-            f"{len(files)} decoded images need {gib:.1f} GiB of memory", hint="give a smaller data.image_size"
-        ) from None
-
-    def decode(i: int) -> None:
-        with _opened(files[i], names[i]) as image:
-            array = _to_array(image, image_size, channels)
-        if array.shape != images.shape[1:]:  # an orientation stored after the pixels is not in the header
-            raise differs(i, array.shape)
-        images[i] = array
-
-    _each(len(files), decode)
-    return images
-
-
-def _each(n: int, work: Callable[[int], T]) -> list[T]:
-    """`work(0) ... work(n - 1)` on threads, in order. All DataErrors are met before the first of them is raised."""
-
-    def part(start: int) -> list[T | DataError]:
-        results: list[T | DataError] = []
-        for i in range(start, min(start + _FILES_A_TASK, n)):
-            try:
-                results.append(work(i))
-            except DataError as error:
-                results.append(error)
-        return results
-
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        results = [result for done in pool.map(part, range(0, n, _FILES_A_TASK)) for result in done]
-    errors = [result for result in results if isinstance(result, DataError)]
-    if len(errors) > 1:
-        first, others = errors[0], some([str(error.where) for error in errors[1:]], 3)
-        message = f"{first.message}; {len(errors) - 1} more files cannot be used: {others}"
-        raise DataError(message, where=first.where, hint=first.hint)
-    if errors:
-        raise errors[0]
-    return [result for result in results if not isinstance(result, DataError)]
-
-
-@contextmanager
-def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
-    """An open image; whatever goes wrong in it, then or while it is used, is a DataError that names the file."""
-    from PIL import Image, UnidentifiedImageError
-
-    where = name or ("image data" if isinstance(file, bytes) else str(file))
-    limit = Image.MAX_IMAGE_PIXELS or 2**27
-    hint = "replace or delete it"
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
-            if image.width * image.height > limit:
-                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
-            yield image
-    except DataError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"image is too large, above {limit} pixels: {error}", where=where, hint=hint) from None
-    except FileNotFoundError:
-        raise DataError("no such file", where=where, hint=similar(Path(where))) from None
-    except UnidentifiedImageError:
-        empty = not (file if isinstance(file, bytes) else file.stat().st_size)
-        what = "the file is empty" if empty else f"its content is none of {', '.join(_FORMATS)}"
-        raise DataError(f"this is not an image: {what}", where=where, hint=hint) from None
-    # Decoders meet damaged files with whatever exception comes first: struct.error, IndexError, SyntaxError, ...
-    except Exception as error:
-        raise DataError(f"the image cannot be decoded: {error}", where=where, hint=hint) from None
-
-
-def _header(file: Path | bytes, name: str) -> tuple[tuple[int, int], bool]:
-    """(height, width) as it will be seen, and whether it is grey, without decoding the pixels."""
-    with _opened(file, name) as image:
-        # Pillow would decode the whole PNG to look for an orientation behind the pixels.
-        known = image.format != "PNG" or "exif" in image.info
-        turned = known and _orientation(image) >= 5
-        return ((image.width, image.height) if turned else (image.height, image.width)), _is_grey(image)
-
-
-def _is_grey(image: Image.Image) -> bool:
-    if image.mode == "P":
-        palette = np.asarray(image.getpalette("RGB") or [0, 0, 1]).reshape(-1, 3)
-        return bool((palette == palette[:, :1]).all())
-    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; of 5 to 8 height and width are swapped."""
-    try:
-        value = image.getexif().get(0x0112, 1)
-        return value if isinstance(value, int) and 1 <= value <= 8 else 1
-    except Exception:  # a broken tag is no reason to refuse a sound picture
-        return 1
-
-
-def _to_array(image: Image.Image, image_size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """uint8 [H, W, C] of an open image; see the top of this file for the rules."""
-    from PIL import Image
-
-    image.load()
-    orientation = _orientation(image)
-    if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
-    turn = Image.Transpose
-    turns = (
-        turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_270, turn.TRANSVERSE,
-        turn.ROTATE_90,
-    )  # fmt: skip
-    if orientation > 1:
-        image = image.transpose(turns[orientation - 2])
-    if image_size is not None and image.size != (image_size[1], image_size[0]):
-        image = image.resize((image_size[1], image_size[0]), Image.Resampling.BILINEAR)
-    return np.array(image).reshape(image.height, image.width, channels)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.data.paths import require_folder, some, walk
-from bigctl.data.sources import image_folder
+from bigctl.data.sources import image_decoding
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.read_table import SUFFIXES, TextTable, load
@@ -60,14 +60,14 @@ def read_labelled_images(
     notes = list(table.notes)
     target, sets = read_label_sets({name: _part(table, own) for name, own in rows.items()}, labels, separator, notes)
     order = [row for own in rows.values() for row in own]
-    images = image_folder.decode_all([files[row] for row in order], image_size, channels)
+    images = image_decoding.decode_all([files[row] for row in order], image_size, channels)
     splits: dict[str, Columns] = {}
     start = 0
     for name, own in rows.items():
         splits[name] = {"image": images[start : start + len(own)], "label": sets[name]}
         start += len(own)
     named = {file.resolve() for file in files}
-    ignored = sum(file.resolve() not in named for file in walk(path) if image_folder.is_image_name(file))
+    ignored = sum(file.resolve() not in named for file in walk(path) if image_decoding.is_image_name(file))
     info: dict[str, Any] = {
         "source": "image_folder",
         "path": str(path),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.config import schema
 from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.text import duplicates
@@ -65,9 +66,14 @@ def read(name: str) -> Decoded:
     return _known(name)[1]()
 
 
-def identity(name: str) -> Any:
+def identity(config: schema.Packaged) -> Any:
     """What the decoded arrays of a packaged set depend on."""
-    return [name, _known(name)[0]]
+    return [config.name, _known(config.name)[0]]
+
+
+def decode(config: schema.Packaged, regression: bool) -> Decoded:
+    """See `read`."""
+    return read(config.name)
 
 
 def _known(name: str) -> tuple[str | list[str], Callable[[], Decoded]]:

@@ -6,10 +6,8 @@ missing, and so is NaN; nothing else is: the string "NA" is a category. Strings 
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,50 +15,29 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data import paths
-from bigctl.data.sources import image_folder, text_files
+from bigctl.data.dataset import Features
+from bigctl.data.sources import image_decoding
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
+from bigctl.data.sources.parquet_files import Part, matching, read
 from bigctl.data.sources.read_table import TextTable, short
+from bigctl.data.sources.unlabelled import Unlabelled
+from bigctl.data.table_encoder import Categorical, TableEncoder
 from bigctl.data.target import Target
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".parquet", ".pq")
 NUMBER, CATEGORY = "a number", "a category"
 MAX_CLASSES = 1000
 _FEW = 20  # values that a target may have however few the rows are
 
 
-@dataclass(frozen=True)
-class Part:
-    """The rows of one split: those of all its files, one after the other."""
-
-    source: str
-    table: pa.Table
-    starts: tuple[int, ...]
-    files: tuple[Path, ...]
-
-    def at(self, row: int, column: str) -> str:
-        """Where a value is: the file, the row in it from 1, and the column."""
-        file = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return f"{self.files[file]}:row {row - self.starts[file] + 1}:{column}"
-
-    def column(self, name: str, what: str) -> pa.ChunkedArray:
-        """Raises DataError with the likeliest name where there is none of this name."""
-        names = self.table.column_names
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
-            hint = (f"did you mean {close[0]!r}? " if close else "") + f"the columns are {paths.some(names)}"
-            raise DataError(f"there is no {what} column {name!r}", where=self.source, hint=hint)
-        return self.table.column(name)
-
-
 def identity(config: schema.Parquet) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
     given = [config.path, config.validation_path, config.test_path]
-    prints = [paths.fingerprint_files(_files(path)) if path else None for path in given]
+    prints = [paths.fingerprint_files(matching(path)) if path else None for path in given]
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
     return {"files": prints} | {name: getattr(config, name) for name in names}
 
@@ -100,67 +77,25 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
     return Decoded(kind, splits, target.names if target.kind == "class" else None, info, target)
 
 
-# ------------------------------------------------------------------------------------------------------- reading files
-
-
-def read(path: str, *, only: Sequence[str] | None = None, drop: Sequence[str] = ()) -> Part:
-    """The rows of a file, of all Parquet files in a folder, or of those that match a pattern, in order of their names.
-
-    Args:
-        path: what is given.
-        only: the columns that are wanted, where they are there; None for all.
-        drop: columns to leave out.
-
-    Raises:
-        DataError: a file is missing, damaged, or has other columns than the first; there are no rows.
-    """
-    import pyarrow as pa
-
-    files, tables = _files(path), []
-    for file in files:
-        table = _read_file(file, only)
-        for name in drop if file is files[0] else ():
-            Part(str(file), table, (0,), (file,)).column(name, "data.drop")
-        tables.append(table.drop_columns([name for name in drop if name in table.column_names]))
-        other = sorted(set(tables[-1].column_names) ^ set(tables[0].column_names))
-        if other:
-            raise DataError(
-                f"the column {other[0]!r} is not in all files", where=str(file), hint=f"{files[0]} has other columns"
-            )
-    starts = np.cumsum([0, *(table.num_rows for table in tables)])
-    if not starts[-1]:
-        raise DataError("there are no rows", where=path, hint="is it the right file?")
-    try:
-        whole = pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the files store a column differently: {error}", where=path, hint="write it alike") from None
-    return Part(path, whole, tuple(starts[:-1].tolist()), tuple(files))
-
-
-def _files(path: str) -> list[Path]:
-    found = text_files.matching(path)
-    if len(found) == 1 and Path(path).expanduser() == found[0]:
-        return found
-    named = [file for file in found if file.suffix.lower() in SUFFIXES]
-    if not named:
-        raise DataError(f"none of {len(found)} files there ends in .parquet", where=path, hint="give a pattern")
-    return named
-
-
-def _read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise DataError(f"duplicate column names: {paths.some(twice)}", where=str(file), hint="rename them")
-            return opened.read(columns=None if only is None else [name for name in names if name in only])
-    except (pa.ArrowException, OSError) as error:
-        what = str(error).strip().splitlines()[0][:200]
-        raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None
+def read_for_prediction(path: Path, config: schema.Parquet, features: Features) -> Unlabelled:
+    """The rows of a file: of a table, of texts, or of images in the column of the training. Raises DataError."""
+    if features.kind == "image":
+        name = config.image or "image"
+        height, width, channels = features.shape
+        contents, names = encoded_images(read(str(path), only=[name]), name)
+        return Unlabelled(image_decoding.decode_all(contents, (height, width), channels, names))
+    if features.kind == "text":
+        columns = features.columns or (("text", "text_pair") if features.pairs else ("text",))
+        part = read(str(path), only=columns)
+        found = [texts(part, name).tolist() for name in columns]
+        return Unlabelled(list(zip(*found, strict=True)) if features.pairs else found[0])
+    encoder = TableEncoder.from_json(features.encoder or {})
+    kinds = {column.name: CATEGORY if isinstance(column, Categorical) else NUMBER for column in encoder.columns}
+    part = read(str(path), only=[*kinds])
+    if absent := [name for name in kinds if name not in part.table.column_names]:
+        what = f"the model needs the feature columns {paths.some(absent)}, which are missing"
+        raise DataError(what, where=str(path))
+    return Unlabelled(encoder.encode({name: typed(part, name, kind) for name, kind in kinds.items()}))
 
 
 # ---------------------------------------------------------------------------------------------------- stored -> columns
@@ -270,14 +205,6 @@ def _useful(train: Part, label: str, notes: list[str]) -> Iterator[tuple[str, st
             yield name, kind
 
 
-def features(path: str, categorical: Mapping[str, bool]) -> Columns:
-    """The columns that a model needs of rows to be predicted, by their names and whether they are categories."""
-    part = read(path, only=[*categorical])
-    if absent := [name for name in categorical if name not in part.table.column_names]:
-        raise DataError(f"the model needs the feature columns {paths.some(absent)}, which are missing", where=path)
-    return {name: typed(part, name, CATEGORY if it_is else NUMBER) for name, it_is in categorical.items()}
-
-
 # ----------------------------------------------------------------------------------------------------- texts and images
 
 
@@ -310,18 +237,12 @@ def encoded_images(part: Part, name: str) -> tuple[list[bytes], list[str]]:
     return contents, [part.at(row, name) for row in range(len(contents))]
 
 
-def read_images(path: str, name: str, size: tuple[int, int], channels: int) -> np.ndarray:
-    """The images of a file to be predicted, uint8 [N, *size, channels]."""
-    contents, names = encoded_images(read(path, only=[name]), name)
-    return image_folder.decode_all(contents, size, channels, names)
-
-
 def _images(parts: Mapping[str, Part], config: schema.Parquet) -> dict[str, Columns]:
     """uint8 [N, H, W, C] by split; whether they are grey is a matter of all of them."""
     found = [encoded_images(part, config.image or "") for part in parts.values()]
     size = (config.image_size[0], config.image_size[1]) if config.image_size else None
     contents, names = ([each for one in found for each in one[place]] for place in (0, 1))
-    decoded = image_folder.decode_all(contents, size, config.channels, names)  # type: ignore[arg-type]
+    decoded = image_decoding.decode_all(contents, size, config.channels, names)  # type: ignore[arg-type]
     ends = np.cumsum([len(one[0]) for one in found])[:-1]
     return {split: {"image": own} for split, own in zip(parts, np.split(decoded, ends), strict=True)}
 

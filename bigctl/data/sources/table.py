@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bigctl.data.paths import some
-from bigctl.data.sources import parquet
+from bigctl.data.paths import some, split_files
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.read_table import SUFFIXES, TextTable, file_facts, load, short
+from bigctl.data.sources.read_table import TextTable, file_facts, load, short
 from bigctl.data.table_encoder import Categorical, TableEncoder
 from bigctl.errors import DataError
 
@@ -121,38 +120,27 @@ def _like_training(table: TextTable, features: Columns) -> Columns:
     return _typed(table, {name: values.dtype == object for name, values in features.items()})
 
 
-def split_files(path: Path, validation_path: Path | None, test_path: Path | None) -> dict[str, Path]:
-    """The files that are given, by split; DataError if one is given twice."""
-    paths = {"train": path, "validation": validation_path, "test": test_path}
-    found = {split: file for split, file in paths.items() if file is not None}
-    for split, file in found.items():
-        if split != "train" and file.resolve() == path.resolve():
-            raise DataError(f"data.{split}_path is the training file itself", where=str(file))
-    return found
-
-
-def read_rows(source: Path | bytes, encoder: TableEncoder, format: str | None = None) -> np.ndarray:
+def rows_of(
+    source: Path | bytes,
+    format: str,
+    encoder: TableEncoder,
+    *,
+    columns: Sequence[str] | None = None,
+    quoting: bool = True,
+) -> np.ndarray:
     """Read a table for prediction into the encoder's float32 [N, D]; it needs no target, further columns are ignored.
 
     Args:
         source: a file, or the content of one.
+        format: "csv", "tsv" or "jsonl".
         encoder: what the model was trained with.
-        format: "csv", "tsv", "jsonl" or "parquet"; None goes by the file's suffix, for content by its first character.
+        columns, quoting: see `read_table.load`.
 
     Raises:
         DataError: the file is missing or malformed, lacks a feature column, or has text where numbers are due.
     """
-    if format is None and isinstance(source, bytes):
-        format = "jsonl" if source.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else "csv"
-    elif format is None and isinstance(source, Path):
-        format = SUFFIXES.get(suffix := source.suffix.lower()) or ("parquet" if suffix in parquet.SUFFIXES else None)
-        if format is None:
-            known = ", ".join([*SUFFIXES, *parquet.SUFFIXES])
-            raise DataError(f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {known}")
     kinds = {column.name: isinstance(column, Categorical) for column in encoder.columns}
-    if format == "parquet":
-        return encoder.encode(parquet.features(str(source), kinds))
-    table = load(source, format or "", lambda name: name in kinds)
+    table = load(source, format, lambda name: name in kinds, columns=columns, quoting=quoting)
     if absent := [name for name in kinds if name not in table.columns]:
         raise DataError(
             f"the model needs the feature columns {some(absent)}, which are missing",

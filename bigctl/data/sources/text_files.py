@@ -6,17 +6,40 @@ Nothing is stripped or normalised of plain files. A file is a document, and so i
 from __future__ import annotations
 
 import glob
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bigctl.config import schema
 from bigctl.data import paths
+from bigctl.data.dataset import Features
 from bigctl.data.sources import read_table
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 
 _JSON = tuple(suffix for suffix, format in read_table.SUFFIXES.items() if format == "jsonl")
+
+
+def identity(config: schema.TextFiles) -> dict[str, Any]:
+    """What the documents depend on: the content of the files, and the keys that say what is in them."""
+    where = [config.path, config.validation_path, config.test_path]
+    prints = [paths.fingerprint_files(matching(path)) if path else None for path in where]
+    return {"files": prints, "field": config.field, "boundaries": config.boundaries}
+
+
+def decode(config: schema.TextFiles, regression: bool) -> Decoded:
+    """See `read_documents`."""
+    return read_documents(
+        config.path, field=config.field, validation_path=config.validation_path, test_path=config.test_path
+    )
+
+
+def read_for_prediction(path: Path, config: schema.Data, features: Features) -> Unlabelled:
+    """One text a line; of pairs a tab is between the two. Raises DataError."""
+    return Unlabelled(texts_by_line(path, features.pairs))
 
 
 def read_documents(
@@ -108,3 +131,21 @@ def _objects(file: Path, field: str | None) -> list[str]:
         hint = 'every line needs it; null or "" is a document that is left out'
         raise DataError(f"there is no field {field!r}", where=f"{file}:{table.absent[field]}", hint=hint)
     return table.columns[field]
+
+
+def texts_by_line(source: Path | bytes, pairs: bool) -> list[str | tuple[str, str]]:
+    """The texts of a file, or of its content, one a line; with `pairs` two with a tab between. Raises DataError."""
+    text, name = read_table.read_text(source)
+    found: list[str | tuple[str, str]] = []
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        fields = [field.strip() for field in (line.split("\t") if pairs else [line])]
+        if pairs and line.strip() and len(fields) != 2:
+            raise DataError(
+                f"{len(fields)} texts where the model takes two",
+                where=f"{name}:{number}",
+                hint="write them with one tab between, or give a csv, tsv or jsonl file",
+            )
+        if not all(fields):
+            raise DataError("the text is empty", where=f"{name}:{number}", hint="write one text a line")
+        found.append((fields[0], fields[1]) if pairs else fields[0])
+    return found

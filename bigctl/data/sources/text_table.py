@@ -5,23 +5,19 @@ Surrounding blanks are dropped. Unlike in a table, 'NA' or 'null' as a text are 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bigctl.data.paths import some
-from bigctl.data.sources import parquet
+from bigctl.data.paths import some, split_files
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
-from bigctl.data.sources.read_table import SUFFIXES, TextTable, file_facts, load, read_text
-from bigctl.data.sources.table import classify, split_files
+from bigctl.data.sources.read_table import TextTable, file_facts, load
+from bigctl.data.sources.table import classify
 from bigctl.data.target import Target
 from bigctl.errors import DataError
-
-PLAIN_SUFFIXES = (".txt", ".text")
 
 
 def read_texts(
@@ -94,43 +90,30 @@ def _distinct(wanted: dict[str, str | None]) -> set[str]:
     return set(named)
 
 
-def read_for_prediction(
+def texts_of(
     source: Path | bytes,
+    format: str,
     *,
     text: str,
     text_pair: str | None = None,
     columns: Sequence[str] | None = None,
     quoting: bool = True,
-) -> list[tuple[str, str | None]]:
-    """Read texts to be classified; they need no labels, further columns are ignored.
+) -> list[str | tuple[str, str]]:
+    """Read texts to be classified, or pairs of them; they need no labels, further columns are ignored.
 
     Args:
-        source: a csv, tsv, jsonl or Parquet file, by its suffix; or a .txt file, or content (of stdin), with one text a
-            line, a pair being separated by a tab.
+        source: a file, or the content of one.
+        format: "csv", "tsv" or "jsonl".
         text, text_pair: names of the columns, as in training.
-        columns, quoting: see `rows.load`.
-
-    Returns:
-        Pairs (text, second text), the latter None without `text_pair`.
+        columns, quoting: see `read_table.load`.
 
     Raises:
         DataError: the file is missing or malformed, lacks a column, or a text is empty.
     """
-    if isinstance(source, bytes) or source.suffix.lower() in PLAIN_SUFFIXES:
-        return _lines(source, text_pair is not None)
     roles = _roles(text, text_pair)
-    format = SUFFIXES.get(source.suffix.lower())
-    if source.suffix.lower() in parquet.SUFFIXES:
-        part = parquet.read(str(source), only=list(roles.values()))
-        found = [parquet.texts(part, column).tolist() for column in roles.values()]
-        return list(zip(found[0], found[1] if text_pair else [None] * len(found[0]), strict=True))
-    if format is None:
-        known = ", ".join([*SUFFIXES, *parquet.SUFFIXES, *PLAIN_SUFFIXES])
-        raise DataError(f"the suffix {source.suffix!r} tells no format", where=str(source), hint=f"use {known}")
-    given = None if format == "jsonl" else columns
-    table = load(source, format, set(roles.values()).__contains__, columns=given, quoting=quoting, long_fields=True)
+    table = load(source, format, set(roles.values()).__contains__, columns=columns, quoting=quoting, long_fields=True)
     found = [_texts(table, column).tolist() for column in roles.values()]
-    return list(zip(found[0], found[1] if text_pair else [None] * len(found[0]), strict=True))
+    return list(zip(*found, strict=True)) if text_pair else found[0]
 
 
 def _roles(text: str, text_pair: str | None) -> dict[str, str]:
@@ -168,20 +151,3 @@ def _doubtful_quotes(table: TextTable, columns: list[str]) -> list[str]:
     lines = some([str(table.lines[row]) for row in sorted(set(rows))])
     hint = "if quotes are plain characters, set data.quoting=false"
     return [f"{table.source}: quotes enclose line ends and tabs in the texts on line {lines}; {hint}"]
-
-
-def _lines(source: Path | bytes, pairs: bool) -> list[tuple[str, str | None]]:
-    text, name = read_text(source)
-    found: list[tuple[str, str | None]] = []
-    for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        fields = [field.strip() for field in (line.split("\t") if pairs else [line])]
-        if pairs and line.strip() and len(fields) != 2:
-            raise DataError(
-                f"{len(fields)} texts where the model takes two",
-                where=f"{name}:{number}",
-                hint="write them with one tab between, or give a csv, tsv or jsonl file",
-            )
-        if not all(fields):
-            raise DataError("the text is empty", where=f"{name}:{number}", hint="write one text a line")
-        found.append((fields[0], fields[1] if pairs else None))
-    return found

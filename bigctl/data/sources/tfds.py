@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from bigctl.cache_root import cache_root
+from bigctl.config import schema
+from bigctl.data.paths import optional
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.tfds_features import Roles, find_roles, is_text
 from bigctl.data.sources.tfds_hooks import Files, explained, replaced, without_tensorflow
@@ -40,6 +43,24 @@ class Examples(Protocol):
 
 
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def identity(config: schema.Tfds) -> dict[str, Any]:
+    """What the decoded arrays depend on; a name stands for a version of the data."""
+    texts = [config.text, config.text_pair]
+    return {"dataset": config.dataset, "image_size": config.image_size, "texts": texts}
+
+
+def decode(config: schema.Tfds, regression: bool) -> Decoded:
+    """See `read`; what is prepared is kept below the cache's root."""
+    return read(
+        config.dataset,
+        data_dir=cache_root() / "tfds",
+        manual_dir=optional(config.manual_dir),
+        image_size=(config.image_size[0], config.image_size[1]) if config.image_size else None,
+        text=config.text,
+        text_pair=config.text_pair,
+    )
 
 
 def read(

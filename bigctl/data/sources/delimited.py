@@ -1,0 +1,77 @@
+"""Tables and texts in files of rows (`csv`, `tsv`); `jsonl` goes the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bigctl.config import schema
+from bigctl.data.dataset import Features
+from bigctl.data.paths import optional, split_digests
+from bigctl.data.sources import table, text_table
+from bigctl.data.sources.decoded import Decoded
+from bigctl.data.sources.unlabelled import Unlabelled
+from bigctl.data.table_encoder import TableEncoder
+from bigctl.errors import DataError
+
+
+def identity(config: schema.Table) -> Any:
+    """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
+    files = split_digests(config.path, config.validation_path, config.test_path)
+    names = ["label", "text", "text_pair", "columns", "quoting", "drop"]
+    names += ["labels", "label_separator"] if config.labels is not None else []
+    return files and {"files": files, "format": config.kind} | {name: getattr(config, name) for name in names}
+
+
+def decode(config: schema.Table, regression: bool) -> Decoded:
+    """The rows of files as examples: of a table, or with `data.text` of texts. Raises DataError."""
+    if config.text_pair is not None and config.text is None:
+        raise DataError("data.text_pair is set without data.text", where="data.text_pair", hint="set data.text=COLUMN")
+    if config.labels is not None and (config.label or config.text is None):
+        problem = "stands in place of data.label" if config.label else "is for texts and images, not tables"
+        raise DataError(f"data.labels {problem}", where="data.labels", hint="give either, or data.text=COLUMN")
+    if config.text is not None:
+        return text_table.read_texts(
+            Path(config.path).expanduser(),
+            text=config.text,
+            text_pair=config.text_pair,
+            label=config.label or None,
+            labels=config.labels,
+            label_separator=config.label_separator,
+            format=config.kind,
+            validation_path=optional(config.validation_path),
+            test_path=optional(config.test_path),
+            columns=config.columns,
+            quoting=config.quoting,
+        )
+    if not config.label:
+        raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")
+    return table.read_table(
+        Path(config.path).expanduser(),
+        label=config.label,
+        format=config.kind,
+        validation_path=optional(config.validation_path),
+        test_path=optional(config.test_path),
+        regression=regression,
+        drop=config.drop,
+        columns=config.columns,
+        quoting=config.quoting,
+    )
+
+
+def read_for_prediction(path: Path, config: schema.Table, features: Features) -> Unlabelled:
+    """The rows of a file, read as those of the training were. Raises DataError."""
+    if features.kind == "table":
+        return Unlabelled(table_rows(path, config, features))
+    text, *second = features.columns or (("text", "text_pair") if features.pairs else ("text",))
+    pair = second[0] if features.pairs else None
+    found = text_table.texts_of(
+        path, config.kind, text=text, text_pair=pair, columns=config.columns, quoting=config.quoting
+    )
+    return Unlabelled(found)
+
+
+def table_rows(source: Path | bytes, config: schema.Table, features: Features) -> Any:
+    """float32 [N, D] of a file, or of its content."""
+    encoder = TableEncoder.from_json(features.encoder or {})
+    return table.rows_of(source, config.kind, encoder, columns=config.columns, quoting=config.quoting)

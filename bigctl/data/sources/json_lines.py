@@ -1,0 +1,43 @@
+"""JSON lines (`jsonl`): tables and texts as csv has them, or sentences whose words have tags."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from bigctl.config import schema
+from bigctl.data.dataset import Features
+from bigctl.data.paths import optional, split_files
+from bigctl.data.sources import delimited, tagged
+from bigctl.data.sources.decoded import Decoded
+from bigctl.data.sources.unlabelled import Unlabelled, what_is_predicted
+from bigctl.errors import DataError
+
+
+def identity(config: schema.Jsonl) -> Any:
+    """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
+    found = delimited.identity(config)
+    if config.tokens is None or found is None:
+        return found
+    return found | {name: getattr(config, name) for name in ("tokens", "tags", "tag_names")}
+
+
+def decode(config: schema.Jsonl, regression: bool) -> Decoded:
+    """The objects of files as examples: with `data.tokens` sentences, else as of csv. Raises DataError."""
+    if config.tokens is None:
+        return delimited.decode(config, regression)
+    tokens, tags, names = config.tokens, config.tags, config.tag_names
+    if tags is None:
+        raise DataError("data.tokens is set without data.tags", where="data.tags", hint="name the field with the tags")
+    given = optional(config.validation_path), optional(config.test_path)
+    files = split_files(Path(config.path).expanduser(), *given)
+    found = {s: tagged.read_json_lines(file, tokens=tokens, tags=tags, names=names) for s, file in files.items()}
+    return tagged.decode(found, {"source": config.kind, "target": tags})
+
+
+def read_for_prediction(path: Path, config: schema.Jsonl, features: Features) -> Unlabelled:
+    """The objects of a file. Raises DataError."""
+    if what_is_predicted(features) == "words":
+        return Unlabelled(tagged.read_json_lines(path, tokens=config.tokens or "tokens", tags=None).words)
+    return delimited.read_for_prediction(path, dataclasses.replace(config, columns=None), features)

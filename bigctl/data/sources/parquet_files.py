@@ -1,0 +1,105 @@
+"""Parquet files as one table: those of a folder or a pattern one after the other, and where each of its values is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bigctl.data import paths
+from bigctl.data.sources import text_files
+from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one split: those of all its files, one after the other."""
+
+    source: str
+    table: pa.Table
+    starts: tuple[int, ...]
+    files: tuple[Path, ...]
+
+    def at(self, row: int, column: str) -> str:
+        """Where a value is: the file, the row in it from 1, and the column."""
+        file = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return f"{self.files[file]}:row {row - self.starts[file] + 1}:{column}"
+
+    def column(self, name: str, what: str) -> pa.ChunkedArray:
+        """Raises DataError with the likeliest name where there is none of this name."""
+        names = self.table.column_names
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.lower() == name.lower()]
+            hint = (f"did you mean {close[0]!r}? " if close else "") + f"the columns are {paths.some(names)}"
+            raise DataError(f"there is no {what} column {name!r}", where=self.source, hint=hint)
+        return self.table.column(name)
+
+
+def read(path: str, *, only: Sequence[str] | None = None, drop: Sequence[str] = ()) -> Part:
+    """The rows of a file, of all Parquet files in a folder, or of those that match a pattern, in order of their names.
+
+    Args:
+        path: what is given.
+        only: the columns that are wanted, where they are there; None for all.
+        drop: columns to leave out.
+
+    Raises:
+        DataError: a file is missing, damaged, or has other columns than the first; there are no rows.
+    """
+    import pyarrow as pa
+
+    files, tables = matching(path), []
+    for file in files:
+        table = _read_file(file, only)
+        for name in drop if file is files[0] else ():
+            Part(str(file), table, (0,), (file,)).column(name, "data.drop")
+        tables.append(table.drop_columns([name for name in drop if name in table.column_names]))
+        other = sorted(set(tables[-1].column_names) ^ set(tables[0].column_names))
+        if other:
+            raise DataError(
+                f"the column {other[0]!r} is not in all files", where=str(file), hint=f"{files[0]} has other columns"
+            )
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])
+    if not starts[-1]:
+        raise DataError("there are no rows", where=path, hint="is it the right file?")
+    try:
+        whole = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the files store a column differently: {error}", where=path, hint="write it alike") from None
+    return Part(path, whole, tuple(starts[:-1].tolist()), tuple(files))
+
+
+def matching(path: str) -> list[Path]:
+    """The Parquet files that a path means. Raises DataError where there are none."""
+    found = text_files.matching(path)
+    if len(found) == 1 and Path(path).expanduser() == found[0]:
+        return found
+    named = [file for file in found if file.suffix.lower() in SUFFIXES]
+    if not named:
+        raise DataError(f"none of {len(found)} files there ends in .parquet", where=path, hint="give a pattern")
+    return named
+
+
+def _read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as opened:
+            names = opened.schema_arrow.names
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise DataError(f"duplicate column names: {paths.some(twice)}", where=str(file), hint="rename them")
+            return opened.read(columns=None if only is None else [name for name in names if name in only])
+    except (pa.ArrowException, OSError) as error:
+        what = str(error).strip().splitlines()[0][:200]
+        raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None
