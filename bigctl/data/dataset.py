@@ -29,6 +29,7 @@ class Features:
         tokenizer: what `tokenization.describe` says of the tokenizer; None for what is no text.
         pairs: whether each example is a pair of texts.
         columns: names of the columns of a table file that held the texts.
+        origin: of a number to be predicted, see `Target`.
         target: what is to be predicted; None for what follows from `classes`, which is filled in.
     """
 
@@ -43,12 +44,13 @@ class Features:
     tokenizer: dict[str, Any] | None = None
     pairs: bool = False
     columns: tuple[str, ...] = ()
+    origin: float = 0.0
     target: Target = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.target is None:
             table = self.kind == "table" and self.mean  # the statistics of other kinds are those of pixels
-            statistics = (self.mean[0], self.std[0]) if table else ()
+            statistics = (self.mean[0], self.std[0], self.origin) if table else ()
             object.__setattr__(self, "target", Target.usual(self.kind, self.classes, *statistics))
 
     @property
@@ -57,7 +59,8 @@ class Features:
 
     def to_json(self) -> dict[str, Any]:
         """The target is left out where it follows from the rest."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "target"}
+        optional = {"target"} if self.origin else {"target", "origin"}  # the fingerprint of other data stays as it was
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in optional}
         return values | ({"target": self.target.to_json()} if self.target.kind in (CLASSES, TOKEN_CLASS) else {})
 
     @classmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +45,12 @@ def encode_examples(
         plain = {s: {name: v for name, v in columns.items() if name != "label"} for s, columns in by_split.items()}
         encoder = TableEncoder.fit(plain["train"])
         inputs = {split: encoder.encode(columns) for split, columns in plain.items()}
+        origin = 0.0
         if decoded.classes is None:
-            target = labels["train"].astype(np.float64)
-            mean, std = (float(target.mean()),), (float(target.std()) or 1.0,)
+            mean, std, origin = number_statistics(labels["train"])
+            labels = {split: _stored(values, origin) for split, values in labels.items()}
         names = tuple(encoder.feature_names)
-        features = Features("table", (len(names),), decoded.classes, mean, std, encoder.to_json(), names)
+        features = Features("table", (len(names),), decoded.classes, mean, std, encoder.to_json(), names, origin=origin)
     else:
         raise DataError(f"data of kind {decoded.kind!r} cannot be prepared")
     if decoded.target.kind != NUMBER:  # of which the features have the statistics already
@@ -56,6 +58,32 @@ def encode_examples(
     kind = features.target.dtype
     arrays = {s: {"inputs": np.ascontiguousarray(inputs[s]), "label": labels[s].astype(kind)} for s in SPLITS}
     return features, arrays
+
+
+_COARSE = 1e-4
+"""Steps of float32, as shares of the target's standard deviation, above which numbers are stored less an origin."""
+
+
+def number_statistics(target: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Mean and standard deviation of the training targets, and the origin that they are stored from: their mean where
+    float32 is too coarse for their spread, as for dates in seconds; else 0.
+
+    Raises:
+        DataError: if they are too large or too close to 0 for float32.
+    """
+    target = target.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(target.mean()), float(target.std())
+        step = float(np.abs(target).max()) * 2.0**-23
+    origin = mean if step > _COARSE * std and (target != target.astype(np.float32)).any() else 0.0
+    if not math.isfinite(std) or not 1e-15 < (std or 1.0) < 1e15:
+        what = f"the target's numbers have a standard deviation of {std:.3g}, which is no size for training"
+        raise DataError(what, where="data.label", hint="rescale them")
+    return (mean,), (std or 1.0,), origin
+
+
+def _stored(values: np.ndarray, origin: float) -> np.ndarray:
+    return values.astype(np.float64) - origin if origin else values
 
 
 def encode_texts(

@@ -51,6 +51,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         labels = dataset.splits[split]["label"]
         splits[split] = {"examples": dataset.size(split)}
         if target.kind == NUMBER:
+            labels = target.restored(labels)
             spread = {"min": labels.min(), "mean": labels.mean(dtype=np.float64), "max": labels.max()}
             splits[split]["target"] = {name: float(value) for name, value in spread.items()}
         elif target.names:

@@ -21,12 +21,14 @@ class Target:
             for none) or "none" (int32 [N], all 0).
         names: of the classes, in label order.
         mean, std: of a number in the training split.
+        origin: what is subtracted from a number to store it, in float64, where float32 would be too coarse for it.
     """
 
     kind: str
     names: tuple[str, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+    origin: float = 0.0
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -37,6 +39,10 @@ class Target:
     def label_shape(self) -> tuple[int, ...]:
         """Of the label of one example."""
         return (len(self.names),) if self.kind == CLASSES else ()
+
+    def restored(self, values: np.ndarray) -> np.ndarray:
+        """Stored numbers, or predicted ones, in the unit of the data: float64 where they have an origin."""
+        return values.astype(np.float64) + self.origin if self.origin else values
 
     def counts(self, labels: np.ndarray) -> np.ndarray:
         """How many examples, or tokens, have each class, int64 [names]."""
@@ -68,7 +74,7 @@ class Target:
         if self.kind == CLASSES:
             return ", ".join(self.names[number] for number in np.flatnonzero(label)) or "(none)"
         if self.kind == NUMBER:
-            return f"{label:.4g}"
+            return f"{self.restored(np.asarray(label)):.{12 if self.origin else 4}g}"
         return self.names[int(label)] if self.names else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -79,8 +85,10 @@ class Target:
         return cls(values["kind"], tuple(values["names"]))
 
     @classmethod
-    def usual(cls, kind: str, classes: tuple[str, ...] | None, mean: float = 0.0, std: float = 1.0) -> Target:
+    def usual(
+        cls, kind: str, classes: tuple[str, ...] | None, mean: float = 0.0, std: float = 1.0, origin: float = 0.0
+    ) -> Target:
         """The target of data of a kind ("image", "table", "text" or "stream") that says nothing but its classes."""
         if classes:
             return cls(CLASS, classes)
-        return cls(NONE) if kind in ("text", "stream") else cls(NUMBER, (), mean, std)
+        return cls(NONE) if kind in ("text", "stream") else cls(NUMBER, (), mean - origin, std, origin)

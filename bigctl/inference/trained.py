@@ -116,7 +116,7 @@ class TrainedRun:
         return self._programs.evaluation_weights(self._state)
 
     def predict(self, inputs: np.ndarray | Sequence[Text]) -> Any:
-        """Class probabilities float32 [N, classes], or target values float32 [N, 1]; of a tagger each text's spans.
+        """Class probabilities float32 [N, classes], or target values [N, 1]; of a tagger each text's spans.
 
         Args:
             inputs: [N, *features.shape], uint8 for images, encoded float32 rows for tables (see `encode`); for texts a
@@ -148,7 +148,8 @@ class TrainedRun:
             padded = np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
             found = self._predict(self._weights, self._state.variables, {"inputs": padded})
             results.append(np.asarray(found)[: len(block)])
-        return np.concatenate(results) if results else np.empty((0, self._outputs), np.float32)
+        found = np.concatenate(results) if results else np.empty((0, self._outputs), np.float32)
+        return self.features.target.restored(found)
 
     def _predict_texts(self, texts: np.ndarray | Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
         """Class probabilities float32 [N, classes], and which texts were cut, bool [N]."""
@@ -177,7 +178,7 @@ class TrainedRun:
         """What the model says of some examples beside their labels. Raises as `predict` does."""
         if self._tags:
             return tagging.judge(self._tag([of_joined(str(text)) for text in inputs]), labels, self.features.target)
-        return self._task.judge(self.predict(inputs), labels)
+        return self._task.judge(self.predict(inputs), self.features.target.restored(np.asarray(labels)))
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -290,8 +291,9 @@ class TrainedRun:
             return
         _ = self._tokenizer
         for file, found in contents:
-            for start in range(0, len(found.inputs), BLOCK):
-                for number, record in enumerate(self.label_texts(found.inputs[start : start + BLOCK]), start):
+            texts = [*found.inputs]
+            for start in range(0, len(texts), BLOCK):
+                for number, record in enumerate(self.label_texts(texts[start : start + BLOCK]), start):
                     yield {"file": file, "row": number, **record}
 
 

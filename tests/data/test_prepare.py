@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from bigctl.config.schema import Csv, ImageFolder, Packaged
-from bigctl.data import cache, catalog, encode, prepare
+from bigctl.data import cache, catalog, encode, prepare, preview
+from bigctl.data.dataset import Features
 from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
 
@@ -98,6 +99,28 @@ def test_regression_targets_keep_their_unit_and_have_statistics(tmp_path):
     assert made.features.classes is None and target.dtype == np.float32
     assert made.features.mean[0] == pytest.approx(target.mean(), abs=1e-5)
     assert made.features.std[0] == pytest.approx(target.std(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("base", "spread", "coarse"), [(5.4e6, 0.2, True), (1.7e9, 30.0, True), (5.0, 0.2, False)])
+def test_targets_of_large_size_and_small_spread_keep_their_digits(tmp_path, base, spread, coarse):
+    values = [base + spread * np.sin(7 * row) for row in range(80)]
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{row},{value:.4f}\n" for row, value in enumerate(values)))
+    made = prepare.prepare(Csv(path=str(tmp_path / "t.csv"), label="y"), regression=True)
+    target, stored = made.features.target, made.splits["train"]["label"]
+    rows = made.splits["train"]["inputs"][:, 0] * made.features.encoder["columns"][0]["std"]
+    rows = np.rint(rows + made.features.encoder["columns"][0]["mean"]).astype(int)
+    assert np.abs(target.restored(stored) - np.array(values)[rows]).max() < 2e-4 + 1e-6 * spread
+    assert bool(target.origin) == coarse and stored.dtype == np.float32
+    assert abs((stored - target.mean) / target.std).mean() == pytest.approx(2**0.5 * 2 / np.pi, rel=0.1)
+    assert Features.from_json(json.loads(json.dumps(made.features.to_json()))) == made.features
+    assert ("origin" in made.features.to_json()) == coarse
+    assert abs(preview.describe(made)["splits"]["train"]["target"]["mean"] - base) < spread
+
+
+def test_targets_that_float32_cannot_hold_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{row},{row}e200\n" for row in range(80)))
+    with pytest.raises(DataError, match="the target's numbers have a standard deviation of"):
+        prepare.prepare(Csv(path=str(tmp_path / "t.csv"), label="y"), regression=True)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -40,8 +40,10 @@ def identity(config: schema.Conll) -> Any:
 def decode(config: schema.Conll, regression: bool) -> Decoded:
     """The sentences of files. Raises DataError."""
     files = split_files(Path(config.path).expanduser(), optional(config.validation_path), optional(config.test_path))
-    keys = {"tokens": config.tokens, "tags": config.tags, "columns": config.columns}
-    found = {split: read_conll(file, **keys) for split, file in files.items()}
+    found = {
+        split: read_conll(file, tokens=config.tokens, tags=config.tags, columns=config.columns)
+        for split, file in files.items()
+    }
     return tagged.decode(found, {"source": config.kind, "target": config.tags})
 
 
