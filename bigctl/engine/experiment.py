@@ -18,6 +18,7 @@ from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import CLASSES
 from bigctl.engine.resolve import Resolved, resolve
 from bigctl.errors import ConfigError
+from bigctl.optim import masks
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
 from bigctl.training import feed as feeds
@@ -120,6 +121,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     programs = compile_programs(config, task, mesh, resolved.cadence.total)
     metric = config.eval.metric or task.metric
     _check_freeze(config, programs)
+    _check_layer_decay(config, programs)
     extra = dataset.batches.extra_sums(dataset.splits["validation"])
     known = programs.metric_names("val", extra)
     if metric not in known:
@@ -139,6 +141,24 @@ def _check_freeze(config: Config, programs: Programs) -> None:
             )
     if not any(jax.tree.leaves(programs.trained(programs.abstract_state.params))):
         raise ConfigError("nothing is left to train", where="optimizer.freeze", hint="freeze less")
+
+
+_TOP = re.compile(r"(head|pooler|transform|transform_norm|decoder_bias|final_norm)(/|$)")
+
+
+def _check_layer_decay(config: Config, programs: Programs) -> None:
+    """Of a model that does not tell its layers, every parameter must be known to be in one or above them all."""
+    if config.optimizer.layer_decay == 1 or config.model.levels:
+        return
+    found = masks.depths(programs.abstract_state.params)
+    unplaced = [name for name, depth in found.items() if depth is None and not _TOP.match(name)]
+    if unplaced or all(depth is None for depth in found.values()):
+        raise ConfigError(
+            f"model={config.model.kind} does not tell which layers are below which"
+            + (f": {few(unplaced)} may be anywhere" if unplaced else ""),
+            where="optimizer.layer_decay",
+            hint="set optimizer.layer_decay=1, or give the model's dataclass `levels`, as bigctl.config.schema.Cnn has",
+        )
 
 
 def rebuild(config: Config, features: Features) -> Programs:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Path = tuple[Any, ...]
 """Of a leaf, as jax gives it: the keys from the root."""
 
+USUAL_LEVELS = (r"(?:^|/)(?:embeddings?|token|position)/", r"(?:^|/)layers/(\d+)/")
+"""Levels of a model that does not tell its own: embeddings, and numbered layers on top of them."""
+
 
 def trained(params: PyTree, frozen: Sequence[str]) -> PyTree[bool]:
     """Which leaves are trained, as a tree of bool: those whose path no pattern is found in.
@@ -40,30 +43,52 @@ def decays(params: PyTree, stacked: Sequence[str] = ()) -> PyTree[bool]:
     return jax.tree_util.tree_map_with_path(lambda p, leaf: leaf.ndim - stacked_axes(p, stacked) >= 2, params)
 
 
-def by_layer(decay: Scalar, everything: PyTree | None = None) -> optax.GradientTransformation:
-    """Layer-wise learning-rate decay (Clark et al. 2020): the top is trained at the full rate, each layer below it at
-    `decay` times that of the one above, embeddings at the bottom.
+def by_layer(
+    decay: Scalar, everything: PyTree | None = None, levels: Sequence[str] = USUAL_LEVELS
+) -> optax.GradientTransformation:
+    """Layer-wise learning-rate decay (Clark et al. 2020): what is above all layers is trained at the full rate, each
+    layer at `decay` times the rate of what is above it.
 
-    `everything` is a tree of all parameters, frozen ones too, which count as layers; None for what is updated.
+    Args:
+        decay: a float or traced scalar.
+        everything: a tree of all parameters, frozen ones too, which count as layers; None for what is updated.
+        levels: the model's patterns of layers from the bottom up, see `schema.Model.levels`.
     """
 
     def scale(updates: PyTree, params: PyTree | None = None) -> PyTree:
-        whole = updates if everything is None else everything
-        names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(whole)[0]]
-        top = 1 + max((number for number in map(_layer, names) if number is not None), default=-1) + 1
+        below = depths(updates if everything is None else everything, levels)
 
         def apply(path: Path, update: jax.Array) -> jax.Array:
-            number = _layer(path_name(path))
-            return update if number is None else update * decay ** (top - number - 1)
+            depth = below[path_name(path)]
+            return update if depth is None else update * decay**depth
 
         return jax.tree_util.tree_map_with_path(apply, updates)
 
     return optax.stateless(scale)
 
 
-def _layer(path: str) -> int | None:
-    """The layer that a parameter belongs to: -1 for embeddings, None for what is above all layers."""
-    match = re.search(r"(^|/)layers/(\d+)/", path)
-    if match:
-        return int(match[2])
-    return -1 if re.search(r"(^|/)(embeddings?|token|position)/", path) else None
+def depths(params: PyTree, levels: Sequence[str] = USUAL_LEVELS) -> dict[str, int | None]:
+    """By path, how far each parameter is below the top of the model: 1 in the highest layer, None above all layers."""
+    names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    places = {name: _place(name, levels) for name in names}
+    tops: list[int | None] = [
+        max((place[1] for place in places.values() if place and place[0] == level), default=None)
+        for level in range(len(levels))
+    ]
+    found: dict[str, int | None] = {}
+    for name, place in places.items():
+        if place is None:
+            found[name] = None
+            continue
+        level, number = place
+        above = sum(top + 1 for top in tops[level + 1 :] if top is not None)
+        found[name] = above + (tops[level] or 0) - number + 1
+    return found
+
+
+def _place(path: str, levels: Sequence[str]) -> tuple[int, int] | None:
+    """Which of the levels a parameter belongs to, the topmost that fits, and the number of its layer there."""
+    for level in reversed(range(len(levels))):
+        if match := re.search(levels[level], path):
+            return level, int(match[1]) if match.re.groups else 0
+    return None

@@ -6,15 +6,17 @@ no new program. Its state has the same structure whatever those numbers are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
 from bigctl.config import schema
-from bigctl.optim.masks import by_layer, decays
+from bigctl.optim.masks import USUAL_LEVELS, by_layer, decays
 
 if TYPE_CHECKING:
     from bigctl.config.schema.optimizers import Hparams, Scalar
@@ -29,6 +31,7 @@ def update_rule(
     *,
     trained: PyTree[bool] | None = None,
     stacked: tuple[str, ...] = (),
+    levels: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """The optimizer as one optax transformation.
 
@@ -39,16 +42,21 @@ def update_rule(
         trained: which leaves are trained, as `masks.trained` gives it; None for all. The others have no state.
         stacked: the model's patterns of parameters that hold several in one, see `schema.Model.stacked`.
 
+        levels: the model's patterns of layers, see `schema.Model.levels`.
+
     Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay on
-    the leaves that `masks.decays` names, the learning rate), what `layer_decay` leaves of the update.
+    the leaves that `masks.decays` names, the learning rate), what `layer_decay` leaves of the update. What is off keeps
+    its place as an identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
     """
-    clip = (optax.clip_by_global_norm(hparams["optimizer.clip"]),) if config.clip is not None else ()
+    clip = optax.clip_by_global_norm(hparams["optimizer.clip"]) if config.clip is not None else optax.identity()
     built = config.build(hparams, factor, stacked) if stacked else config.build(hparams, factor)
     rule = (built,) if isinstance(built, optax.GradientTransformation) else built
     if not isinstance(rule, tuple) or not all(isinstance(part, optax.GradientTransformation) for part in rule):
         raise config.incomplete(f"must build an optax.GradientTransformation, not {type(built).__name__}")
-    slower = (by_layer(hparams["optimizer.layer_decay"], trained),) if config.layer_decay != 1 else ()
-    whole = optax.chain(*clip, *rule, *slower)
+    slower = optax.identity()
+    if config.layer_decay != 1:
+        slower = by_layer(hparams["optimizer.layer_decay"], trained, levels or USUAL_LEVELS)
+    whole = optax.chain(clip, *rule, slower)
     return whole if trained is None or all(jax.tree.leaves(trained)) else optax.masked(whole, trained)
 
 
@@ -64,7 +72,26 @@ def sgd(config: schema.Sgd, hparams: Hparams, factor: Scalar, stacked: tuple[str
 
 
 def adagrad(config: schema.Adagrad, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
-    return optax.scale_by_rss(config.initial_accumulator, config.eps), *decay_and_rate(hparams, factor, stacked)
+    return scale_by_root(config.initial_accumulator, config.eps), *decay_and_rate(hparams, factor, stacked)
+
+
+def scale_by_root(initial_accumulator: float, eps: float) -> optax.GradientTransformation:
+    """g / (sqrt(sum of g^2) + eps), as torch has it (Duchi et al. 2011); optax adds eps inside of the root.
+
+    The sum begins at `initial_accumulator`; its place in the state is that of `optax.scale_by_rss`.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByRssState:
+        return optax.ScaleByRssState(sum_of_squares=optax.tree.full_like(params, initial_accumulator))
+
+    def update(
+        updates: PyTree, state: optax.ScaleByRssState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.ScaleByRssState]:
+        sums = jax.tree.map(lambda g, total: jnp.square(g) + total, updates, state.sum_of_squares)
+        scaled = jax.tree.map(lambda g, total: g / (jnp.sqrt(total) + eps), updates, sums)
+        return scaled, optax.ScaleByRssState(sum_of_squares=sums)
+
+    return optax.GradientTransformation(init, update)
 
 
 def adam(config: schema.Adam, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:

@@ -118,8 +118,10 @@ class Step:
         )
 
     def _rule(self, params: Tree, hparams: Hparams, factor: Any = 1.0) -> optax.GradientTransformation:
-        optimizer, stacked = self.config.optimizer, self.config.model.stacked
-        return optimizers.update_rule(optimizer, hparams, factor, trained=self.trained(params), stacked=stacked)
+        optimizer, model, trained = self.config.optimizer, self.config.model, self.trained(params)
+        return optimizers.update_rule(
+            optimizer, hparams, factor, trained=trained, stacked=model.stacked, levels=model.levels
+        )
 
     def trained(self, params: Tree) -> Tree:
         """Which leaves are trained: all but those that `optimizer.freeze` or the model leaves as they are."""

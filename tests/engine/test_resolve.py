@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 import bigctl
+from bigctl.config import schema
 from bigctl.data import cache
 from bigctl.data.text import tokenization
-from bigctl.engine import resolve
-from bigctl.errors import DataError
+from bigctl.engine import experiment, resolve
+from bigctl.errors import ConfigError, DataError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "Good", "一"]
 
@@ -79,3 +83,20 @@ def test_made_tokenizers_are_asked_for_by_what_is_configured(given):
     config = bigctl.compose([*given[:-2], "recipe.tokenizer.type=bpe", "recipe.tokenizer.size=300"])
     spec = resolve.tokenizer_spec(config)
     assert spec is not None and spec.file is None and spec == tokenization.spec(config.recipe.tokenizer)  # type: ignore[attr-defined]
+
+
+def test_layer_decay_is_refused_for_a_model_whose_layers_are_not_known() -> None:
+    class Strange(schema.Model):
+        kind = "strange"
+
+    def checked(**params: Any) -> None:
+        config = SimpleNamespace(optimizer=schema.AdamW(layer_decay=0.5), model=Strange())
+        programs = SimpleNamespace(abstract_state=SimpleNamespace(params=params))
+        experiment._check_layer_decay(cast(Any, config), cast(Any, programs))
+
+    leaf, top = {"kernel": np.ones(1)}, {"head": {"kernel": np.ones(1)}}
+    checked(embedding=leaf, layers={"0": leaf, "1": leaf}, **top)
+    with pytest.raises(ConfigError, match="strange does not tell which layers are below which: convs/kernel may"):
+        checked(convs=leaf, layers={"0": leaf}, **top)
+    with pytest.raises(ConfigError, match="strange does not tell"):
+        checked(**top)

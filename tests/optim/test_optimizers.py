@@ -72,7 +72,7 @@ RULES = {
     "sgd": (schema.Sgd(momentum=0.0), optax.sgd(0.1)),
     "momentum": (schema.Sgd(lr=0.05), optax.sgd(0.05, momentum=0.9)),
     "nesterov": (schema.Sgd(momentum=0.8, nesterov=True), optax.sgd(0.1, momentum=0.8, nesterov=True)),
-    "adagrad": (schema.Adagrad(), optax.adagrad(1e-2, initial_accumulator_value=0.1, eps=1e-7)),
+    "adagrad": (schema.Adagrad(), optax.adagrad(1e-2, initial_accumulator_value=0.1, eps=1e-14)),
     "lion": (schema.Lion(weight_decay=0.3), optax.lion(1e-4, 0.9, 0.99, weight_decay=0.3, mask=mask)),
 }  # fmt: skip
 
@@ -105,6 +105,26 @@ def test_weight_decay_shrinks_matrices_and_kernels_and_no_vectors(config):
         np.testing.assert_allclose(after[layer]["kernel"], PARAMS[layer]["kernel"] * (1 - config.lr * 0.5), rtol=1e-5)
     assert np.array_equal(after["dense"]["bias"], PARAMS["dense"]["bias"])
     assert np.array_equal(after["scale"], PARAMS["scale"])
+
+
+@pytest.mark.parametrize("gradient", [0.0, 1e-2, 1e-5, 1e-9])
+def test_eps_of_adagrad_is_added_to_the_denominator_as_in_torch(gradient):
+    config = schema.Adagrad(lr=1.0, initial_accumulator=0.0, eps=1e-7)
+    rule, params = optimizers.update_rule(config, numbers(config)), {"bias": np.zeros(1, np.float32)}
+    updates, _ = rule.update({"bias": np.array([gradient], np.float32)}, rule.init(params), params)
+    assert float(updates["bias"][0]) == pytest.approx(-gradient / (gradient + 1e-7), rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [schema.Sgd(), schema.Adagrad(), schema.AdamW(), schema.Lion(), schema.Muon()])
+def test_what_is_turned_on_or_off_leaves_the_state_of_the_others_in_its_place(config):
+    plain = {path_name(p) for p, _ in jax.tree_util.tree_flatten_with_path(state_of(config))[0]}
+    for keys in ({"clip": 1.0}, {"layer_decay": 0.5}, {"clip": 1.0, "layer_decay": 0.5}):
+        with_more = state_of(schema.dataclasses.replace(config, **keys))
+        assert {path_name(p) for p, _ in jax.tree_util.tree_flatten_with_path(with_more)[0]} == plain
+
+
+def state_of(config: schema.Optimizer) -> Any:
+    return optimizers.update_rule(config, numbers(config)).init(PARAMS)
 
 
 def test_the_schedule_multiplies_the_rate():
@@ -435,3 +455,44 @@ def test_the_decay_of_layers_is_a_number_like_others():
     first, second = step(numbers(config)), step({**numbers(config), "optimizer.layer_decay": np.float32(0.5)})
     token = lambda updates: float(updates["encoder"]["embeddings"]["token"]["embedding"][0, 0])  # noqa: E731
     assert step._cache_size() == 1 and token(first) / token(second) == pytest.approx((0.9 / 0.5) ** 12, rel=1e-4)  # type: ignore[attr-defined]
+
+
+CNN = [
+    "convs/0/kernel",
+    "convs/0/norm/norm/scale",
+    "convs/1/kernel",
+    "layers/0/kernel",
+    "norms/0/norm/scale",
+    "head/bias",
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "paths", "expected"),
+    [
+        (schema.Cnn(), CNN, [3, 3, 2, 1, 1, None]),
+        (schema.Mlp(), ["layers/0/kernel", "norms/0/norm/bias", "layers/1/bias", "head/kernel"], [2, 2, 1, None]),
+        (schema.Lstm(), ["embedding/embedding", "layers/0/forward/bias", "head/kernel"], [2, 1, None]),
+        (
+            schema.Bert(),
+            ["encoder/embeddings/token/embedding", "encoder/layers/0/up/kernel", "encoder/layers/1/up/bias",
+             "pooler/kernel", "decoder_bias"],
+            [3, 2, 1, None, None],
+        ),
+        (
+            schema.Gpt(),
+            ["token/embedding", "position/embedding", "layers/0/up/kernel", "layers/10/up/kernel", "final_norm/scale"],
+            [12, 12, 11, 1, None],
+        ),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)  # fmt: skip
+def test_each_model_tells_which_layers_are_below_which(model, paths, expected):
+    tree: dict[str, Any] = {}
+    for path in paths:
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = np.ones(1)
+    assert masks.depths(tree, model.levels) == dict(zip(paths, expected, strict=True))

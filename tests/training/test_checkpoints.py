@@ -318,3 +318,46 @@ def _script(name: str) -> Any:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# --- Optimizers whose parts are turned on and off ---------------------------------------------------------------------
+
+
+def kept(store: Checkpoints, optimizer: Any, wanted: Any) -> Any:
+    """The state of one optimizer, saved, and restored as that of another."""
+    state = {"params": jnp.arange(3.0), "opt_state": optimizer}
+    store.save(state, Progress(step=1), {"shapes": shapes(state), "data": "none"})  # type: ignore[arg-type]
+    store.wait(last=True)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        {"params": state["params"], "opt_state": wanted},
+    )
+    restored = store.restore(store.find("last"), abstract)  # type: ignore[arg-type]
+    return restored["opt_state"]  # type: ignore[index]
+
+
+OFF: tuple[()] = ()
+MOMENTS = {"count": jnp.int32(7), "mu": jnp.array([1.0, 2.0, 3.0])}
+
+
+@pytest.mark.parametrize("inner", [lambda chain: chain, lambda chain: {"inner_state": chain}], ids=["all", "frozen"])
+@pytest.mark.parametrize("before", [(MOMENTS, OFF), (OFF, MOMENTS, OFF)], ids=["older", "clipped"])
+def test_state_of_an_optimizer_is_found_with_and_without_a_place_for_clipping(store, before, inner) -> None:
+    zeros = jax.tree.map(jnp.zeros_like, MOMENTS)
+    found = kept(store, inner(before), inner((OFF, zeros, OFF, OFF)))
+    assert jax.tree.map(lambda leaf: leaf.tolist(), found) == inner(
+        (OFF, {"count": 7, "mu": [1.0, 2.0, 3.0]}, OFF, OFF)
+    )
+
+
+def test_momentum_that_is_turned_on_begins_with_zeros_and_can_be_turned_off(store: Checkpoints) -> None:
+    trace = {"trace": {"kernel": jnp.array([4.0, 5.0])}}
+    on = kept(store, (OFF, OFF), (OFF, trace, OFF))
+    assert on[1]["trace"]["kernel"].tolist() == [0.0, 0.0]
+    other = Checkpoints(store.folder.with_name("others"))
+    assert jax.tree.leaves(kept(other, (trace, OFF), (OFF, OFF, OFF))) == []
+
+
+def test_state_of_another_optimizer_is_refused(store: Checkpoints) -> None:
+    with pytest.raises(RunError, match=r"opt_state/1/nu is missing in the checkpoint"):
+        kept(store, (OFF, MOMENTS), (OFF, {**MOMENTS, "nu": MOMENTS["mu"]}))

@@ -26,6 +26,9 @@ class Model(Component):
     stacked: ClassVar[tuple[str, ...]] = ()
     """Patterns of the paths of parameters that hold several in one: each pattern found stands for one leading axis, of
     layers or of experts, that is none of the single parameter's. Optimizers and weight decay look at the single one."""
+    levels: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the paths of parameters from the bottom of the network up, for `optimizer.layer_decay`; the group of
+    a pattern is the layer's number. What none fits is above them all. Empty: not told, layers/0/ and the like count."""
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The numbers that the size of an axis of the mesh must divide, by axis; an axis that shares out no batch, and is
     not among them, is refused: it has no rules for this model."""
@@ -79,6 +82,7 @@ class Model(Component):
 class Mlp(Model):
     implementation: ClassVar[str] = "bigctl.models.mlp:MLP"
     inputs: ClassVar[tuple[str, ...]] = ("tables", "images")
+    levels: ClassVar[tuple[str, ...]] = (r"^(?:layers|norms)/(\d+)/",)
     kind: str = kind("mlp")
     hidden: list[int] = key([64, 32], "Width of each hidden layer.", drift=STRUCTURAL, ge=1)
     activation: str = key("relu", "Non-linearity after each hidden layer.", choices=ACTIVATIONS)
@@ -91,6 +95,7 @@ class Mlp(Model):
 class Cnn(Model):
     implementation: ClassVar[str] = "bigctl.models.cnn:CNN"
     inputs: ClassVar[tuple[str, ...]] = ("images",)
+    levels: ClassVar[tuple[str, ...]] = (r"^convs/(\d+)/", r"^(?:layers|norms)/(\d+)/")
     kind: str = kind("cnn")
     channels: list[int] = key([32, 64], "Output channels of each convolution.", drift=STRUCTURAL, ge=1)
     kernel_size: int = key(3, "Side of the square kernels [pixels].", drift=STRUCTURAL, ge=1)
@@ -135,6 +140,7 @@ class Bert(Model):
     loops_on_cpu: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ("texts", "masked texts")
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "intermediate")}
+    levels: ClassVar[tuple[str, ...]] = (r"^encoder/embeddings/", r"^encoder/layers/(\d+)/")
     kind: str = kind("bert")
     layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True, ge=1)
     width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True, ge=1)
@@ -171,6 +177,7 @@ class Lstm(Model):
     implementation: ClassVar[str] = "bigctl.models.lstm:LstmClassifier"
     loops_on_cpu: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ("texts",)
+    levels: ClassVar[tuple[str, ...]] = (r"^embedding/", r"^layers/(\d+)/")
     kind: str = kind("lstm")
     embedding: int = key(128, "Width of the token embedding.", drift=STRUCTURAL, ge=1)
     hidden: int = key(128, "Width of the state, in each direction.", drift=STRUCTURAL, ge=1)
@@ -204,6 +211,7 @@ class Decoder(Model):
     implementation: ClassVar[str] = "bigctl.models.decoder:Decoder"
     inputs: ClassVar[tuple[str, ...]] = ("streams",)
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "kv_heads", "intermediate")}
+    levels: ClassVar[tuple[str, ...]] = (r"^(?:token|position)/", r"^layers/(\d+)/")
     usual: ClassVar[dict[str, Any]] = {}
     layers: int | None = decided("Decoder layers.", ge=1)
     width: int | None = decided("Width of the residual stream.", ge=1)

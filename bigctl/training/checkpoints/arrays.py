@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,39 +35,67 @@ def restore(
 ) -> TrainState:
     """The state in a checkpoint's folder, of arrays of these shapes, placed as `abstract` says.
 
+    A momentum that has been turned on since begins with zeros, one that has been turned off is left out.
+
     Raises:
         RunError: if its arrays do not fit.
     """
     import orbax.checkpoint as ocp
 
     wanted = flatten(abstract)
-    anew = _anomaly_state(shapes) != _anomaly_state({name: list(leaf.shape) for name, leaf in wanted.items()})
-    fresh = _anomaly_state(wanted) if anew else {}
-    if anew:
-        wanted, shapes = ({n: v for n, v in side.items() if n not in _anomaly_state(side)} for side in (wanted, shapes))
-    differing = [name for name, leaf in wanted.items() if shapes.get(name) != list(leaf.shape)]
-    if differing or len(shapes) != len(wanted):
-        name = differing[0] if differing else sorted(set(shapes) ^ set(wanted))[0]
-        here = list(wanted[name].shape) if name in wanted else "nothing"
+    places = _places(shapes, wanted)
+    here = {name: list(leaf.shape) for name, leaf in wanted.items()}
+    anew = _anomaly_state(shapes) != _anomaly_state(here)
+    fresh = {name for name in wanted if _is_momentum(name) and places[name] not in shapes}
+    fresh |= {name for name in _anomaly_state(wanted) if anew}
+    names = {name: place for name, place in places.items() if name not in fresh}
+    unused = set(shapes) - set(names.values())
+    left = {name for name in unused if _is_momentum(name)} | {name for name in _anomaly_state(shapes) if anew}
+    differing = [name for name, place in names.items() if shapes.get(place) != here[name]]
+    if differing or unused - left:
+        name = differing[0] if differing else sorted(unused - left)[0]
         raise RunError(
-            f"{name} is {shapes.get(name, 'missing')} in the checkpoint and {here} in this configuration",
+            f"{name} is {shapes.get(places.get(name, name), 'missing')} in the checkpoint and "
+            f"{here.get(name, 'nothing')} in this configuration",
             where=str(path),
             hint="resume with the model and optimizer it was made with",
         )
+    item = {place: wanted[name] for name, place in names.items()}
     try:
         arrays = checkpointer.restore(
             path.resolve() / "state",
             args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=anew,
+                item=item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=bool(left),
             ),
         )
     except Exception as error:
         raise RunError(f"cannot be loaded: {error}", where=str(path)) from error
-    for name, leaf in fresh.items():
-        arrays[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in flatten(abstract)])
+    found = {name: arrays[place] for name, place in names.items()}
+    for name in fresh:
+        leaf = wanted[name]
+        found[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in wanted])
+
+
+def _is_momentum(name: str) -> bool:
+    """Whether this is state of `optax.trace`, which begins with zeros."""
+    return name.startswith("opt_state/") and "/trace/" in name
+
+
+def _places(stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """Where in a checkpoint each of the wanted arrays is.
+
+    In older ones an optimizer without clipping has no place for it: what follows stands one place earlier in the chain.
+    """
+    stored, wanted = set(stored), list(wanted)
+    as_now = {name: name for name in wanted}
+    earlier = {name: _CHAINED.sub(lambda match: f"{match[1]}{int(match[2]) - 1}/", name) for name in wanted}
+    return max((as_now, earlier), key=lambda places: len(stored & set(places.values())))
+
+
+_CHAINED = re.compile(r"^(opt_state/(?:inner_state/)?)(\d+)/")
 
 
 def require_space(folder: Path, tree: dict[str, Any]) -> None:
