@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import checks, presets, saved, schema, suggestions
+from bigctl.config import checks, lengths, presets, saved, schema, suggestions
 from bigctl.config.explain import explain
 from bigctl.config.plugins import blaming, load
 from bigctl.config.schema import Config
@@ -67,6 +67,7 @@ def compose(
     node, origins = _hydra_compose(given, roots)
     _reject_extra_keys(node, schema.Config, origins)
     config, missing = _to_config(node, origins, partial=partial)
+    config = lengths.settle(config, origins)
     with blaming(ConfigError):
         checks.check(config, origins, only="data." if partial else "")
     return Composed(config, tuple(given), origins, tuple(missing))
@@ -114,9 +115,9 @@ def change(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: for a key that it does not have, and for what does not fit.
     """
-    changed = merged(config, overrides)
-    given = [suggestions.quoted(override) for override in overrides]
-    checks.check(changed, dict.fromkeys((o.partition("=")[0] for o in given), "command line"))
+    origins = dict.fromkeys((override.partition("=")[0].lstrip("+") for override in overrides), lengths.TYPED)
+    changed = lengths.settle(merged(config, overrides), origins)
+    checks.check(changed, origins)
     return changed
 
 

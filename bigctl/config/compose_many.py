@@ -11,7 +11,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigctl.config import checks, presets, schema, suggestions
+from bigctl.config import checks, lengths, presets, schema, suggestions
 from bigctl.config.compose import Composed, compose, merged
 from bigctl.config.plugins import load
 from bigctl.config.schema import Config
@@ -57,8 +57,13 @@ class ManyComposer:
         config = copy.deepcopy(base.config)
         for override in changed:
             _put(config, override.partition("=")[0], self._value(structure, override))
+        config = lengths.settle(config, base.origins)
         checks.check(config, base.origins | {override.partition("=")[0]: override for override in changed})
         return Composed(config, spelled, base.origins)
+
+    def reuse(self, composed: Composed) -> None:
+        """Make others of what was composed elsewhere."""
+        self._bases[tuple(map(self._structure, composed.overrides))] = composed
 
     def _whole(self, overrides: Sequence[str]) -> Composed:
         return compose(overrides, config_dirs=self._config_dirs, plugins=self._plugins)

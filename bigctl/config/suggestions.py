@@ -21,30 +21,60 @@ def spelling(override: str) -> str:
 
 
 def quoted(override: str) -> str:
-    """Quote what Hydra cannot read but can only be text: `data.train=train[:90%]`, a path with spaces or umlauts."""
+    """Quote what is text by its key: what Hydra cannot read, as `data.train=train[:90%]` or a path with spaces or
+    umlauts, and what it would write otherwise than it was typed, as the folder `1.10` or the column `2024_01`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     key, _, value = override.partition("=")
+    if value[:1] == "[" and key in text_keys(many=True):
+        return f"{key}={_quoted_list(value)}"
     if key not in text_keys() or value[:1] in ("", '"', "'"):
         return override
     try:
-        if not OverridesParser.create().parse_override(override).is_sweep_override():
+        parsed = OverridesParser.create().parse_override(override)
+        if not parsed.is_sweep_override() and not _is_rewritten(parsed.value(), value):
             return override
     except HydraException:
         pass
-    escaped = value.replace('"', '\\"')
-    return f'{key}="{escaped}"'
+    return f"{key}={in_quotes(value)}"
 
 
-def text_keys() -> set[str]:
-    """Keys that hold free text."""
+def in_quotes(text: str) -> str:
+    escaped = text.replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _is_rewritten(value: object, text: str) -> bool:
+    """Whether a number or truth value would become another text than the one it was read from."""
+    return isinstance(value, int | float) and str(value) != text
+
+
+def _quoted_list(value: str) -> str:
+    """A list of texts, with those elements in quotes that look like numbers and would be rewritten."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        found = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        return value
+    pieces = [piece.strip() for piece in value[1:-1].split(",")]
+    if not isinstance(found, list) or len(found) != len(pieces):  # commas inside of quotes or lists
+        return value
+    each = (in_quotes(p) if _is_rewritten(v, p) else p for v, p in zip(found, pieces, strict=True))
+    return f"[{','.join(each)}]"
+
+
+def text_keys(*, many: bool = False) -> set[str]:
+    """Keys that hold free text; with `many` those that hold a list of texts."""
+    wanted = (list[str], list[str] | None) if many else (str, str | None)
     found = [(f"{cls.group}.", schema.walk(cls)) for cls in schema.components()]
     return {
         f"{group}{dotted}"
         for group, keys in [("", schema.walk(Config)), *found]
         for dotted, field, hint in keys
-        if hint in (str, str | None) and not field.metadata.get("choices")
+        if hint in wanted and not field.metadata.get("choices")
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bigctl.config import presets, schema, suggestions
-from bigctl.config.compose import compose, from_yaml, to_yaml
+from bigctl.config.compose import change, compose, from_yaml, to_yaml
 from bigctl.errors import ConfigError
 from tests import golden
 
@@ -271,7 +271,7 @@ def test_a_plugin_brings_a_component(tmp_path):
     write(tmp_path / "presets", model__tiny="# Tiny.\ndefaults: [_tiny, _self_]\n")
     code = """
 from pathlib import Path
-from bigctl.config.compose import compose, from_yaml, to_yaml
+from bigctl.config.compose import change, compose, from_yaml, to_yaml
 own = {"config_dirs": [Path("presets")], "plugins": ["tiny_plugin"]}
 composed = compose(["recipe=mlp_cls", "model=tiny", "model.width=5"], **own)
 assert from_yaml(to_yaml(composed.config), where="x") == composed.config
@@ -330,3 +330,51 @@ def test_keys_are_complete_for_suggestions():
         keys
     )
     assert keys == sorted(set(keys)) and "train.early_stop" not in keys
+
+
+# --- What is typed is what happens ------------------------------------------------------------------------------------
+
+LONG = ["recipe=gpt_lm", "data=text", "data.path=b.txt"]
+
+
+def length(config: schema.Config) -> tuple[int | None, float | None]:
+    return config.train.steps, config.train.epochs
+
+
+def test_typed_epochs_win_over_steps_of_a_preset():
+    assert compose(LONG).config.train.steps == 2000
+    assert length(compose([*LONG, "train.epochs=1"]).config) == (None, 1.0)
+    assert length(compose([*LONG, "train={epochs: 3}"]).config) == (None, 3.0)
+    assert length(compose([*LONG, "train.epochs=1", "train.steps=null"]).config) == (None, 1.0)
+    assert compose([MLP, "train.steps=20"]).config.train.steps == 20  # which has epochs of its own
+
+
+def test_two_typed_lengths_are_refused():
+    assert "two lengths" in refused(MLP, "train.steps=20", "train.epochs=2")
+    config = compose([MLP]).config
+    with pytest.raises(ConfigError, match="two lengths"):
+        change(config, ["train.steps=20", "train.epochs=2"])
+
+
+def test_an_experiment_of_epochs_wins_over_the_recipes_steps(tmp_path):
+    write(tmp_path, experiment__short="# @package _global_\ntrain:\n  epochs: 2\n")
+    assert length(compose([*LONG, "experiment=short"], config_dirs=[tmp_path]).config) == (None, 2.0)
+
+
+def test_a_run_of_steps_is_made_longer_by_epochs():
+    config = compose([MLP, "train.steps=20"]).config
+    assert length(change(config, ["train.epochs=100"])) == (None, 100.0)
+    assert change(config, ["train.steps=40"]).train.steps == 40
+
+
+@pytest.mark.parametrize("text", ["1.10", "1e5", "2024_01_05", "007", "true", "1_0", "-1.50", "nan", "1.0e2"])
+def test_text_that_looks_like_a_number_stays_as_it_was_typed(text):
+    found = compose(["recipe=mlp_cls", "data=csv", f"data.path={text}", f"data.label={text}", f"data.drop=[{text},b]"])
+    assert (found.config.data.path, found.config.data.label, found.config.data.drop) == (text, text, [text, "b"])
+    assert from_yaml(to_yaml(found.config), where="test").data == found.config.data
+    assert change(found.config, [f"data.path={text}x", f"data.label={text}"]).data.label == text
+    assert compose(found.overrides).config == found.config
+
+
+def test_numbers_that_text_is_made_of_anyway_keep_their_spelling():
+    assert compose([MLP, "eval.every=500", "data.test=x"]).overrides[1] == "eval.every=500"

@@ -44,3 +44,10 @@ def test_a_wrong_number_among_right_ones_is_told() -> None:
         compose_many.compose_all(points)
     with pytest.raises(ConfigError, match="seed"):
         compose_many.compose_all([[*MLP, f"seed={value}"] for value in ("1", "0.5", "2")])
+
+
+def test_a_length_is_settled_in_each() -> None:
+    found = compose_many.compose_all([["recipe=mlp_cls", "train.steps=9", f"optimizer.lr={lr}"] for lr in (1, 2)])
+    assert [each.config.train.steps for each in found] == [9, 9]
+    with pytest.raises(ConfigError, match="two lengths"):
+        compose_many.compose_all([["recipe=mlp_cls", "train.epochs=1", f"train.steps={n}"] for n in ("null", "2")])

@@ -86,11 +86,8 @@ def test_made_tokenizers_are_asked_for_by_what_is_configured(given):
 
 
 def test_layer_decay_is_refused_for_a_model_whose_layers_are_not_known() -> None:
-    class Strange(schema.Model):
-        kind = "strange"
-
     def checked(**params: Any) -> None:
-        config = SimpleNamespace(optimizer=schema.AdamW(layer_decay=0.5), model=Strange())
+        config = SimpleNamespace(optimizer=schema.AdamW(layer_decay=0.5), model=schema.Model(kind="strange"))
         programs = SimpleNamespace(abstract_state=SimpleNamespace(params=params))
         experiment._check_layer_decay(cast(Any, config), cast(Any, programs))
 

@@ -53,6 +53,9 @@ def values(override: str) -> tuple[str, ...]:
         ("data.train=train[:50%],train[:90%]", ('"train[:50%]"', '"train[:90%]"')),
         ("data.path='a, b.csv',c d.csv", ('"a, b.csv"', "c d.csv")),
         ("model.init_from='1e-3',x", ('"1e-3"', "x")),
+        ("data.path=1.10,1.1,a", ('"1.10"', "1.1", "a")),
+        ("data.label=choice(2024_01,true)", ('"2024_01"', '"true"')),
+        ("eval.every=100,20", ("100", "20")),
     ],
 )
 def test_choices_are_read_as_hydra_reads_them_each_in_one_spelling(override, expected):

@@ -8,6 +8,7 @@ read-only `kind`; the class that implements it is named here, in code, as a lazy
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
@@ -44,9 +45,14 @@ def _kind_of(cls: type) -> str:
     return str(next(f.default for f in dataclasses.fields(cls) if f.name == "kind"))
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     """All keys of a dataclass as (dotted key, field, type), nested ones below their parents."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         dotted = f"{prefix}{field.name}"
         yield dotted, field, hints[field.name]

@@ -134,7 +134,7 @@ class Divergence:
 
 @dataclass
 class Train(Checked):
-    steps: int | None = key(None, "Length of training; wins over epochs [steps].", drift=FREE, gt=0)
+    steps: int | None = key(None, "Length of training; wins over epochs of a preset [steps].", drift=FREE, gt=0)
     epochs: float | None = key(None, "Length of training [passes over the training split].", drift=FREE, gt=0)
     max_minutes: float | None = key(
         None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE, gt=0

@@ -6,12 +6,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from bigctl.config.schema.experiment import Config
+from bigctl.errors import ConfigError
 from bigctl.sweeps.execution.monitor import Monitors
 from bigctl.sweeps.ledger import Ledger, unfinished
 from bigctl.sweeps.search.choose import make_sampler
 from bigctl.sweeps.search.samplers import Observation, Sampler, key_of
-from bigctl.sweeps.search.space import Plan
+from bigctl.sweeps.search.space import Composable, Plan
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, Point, State, Study, Trial, trials_of
+
+MOST_REFUSED = 200
+"""Points in a row that cannot be composed, after which a sampler is taken to have no others."""
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Proposals:
     monitors: Monitors
     _samplers: dict[str | None, Sampler] = field(default_factory=dict)
     _exhausted: bool = False
+    _composable: Composable | None = None
 
     @property
     def study(self) -> Study:
@@ -60,11 +65,36 @@ class Proposals:
             self._exhausted = True
         if self._exhausted:
             return False
-        point = self._sampler().ask(len(observations), observations)
+        point = self._ask(observations)
         if point is None or not self.enter(point):
             self._exhausted = True
             return False
         return True
+
+    def _ask(self, observations: list[Observation]) -> Point | None:
+        """What the sampler proposes; a point that cannot be composed is proposed anew. None if the space is exhausted.
+
+        What was refused depends on the number of the point and the history alone, as proposals do.
+
+        Raises:
+            ConfigError: if the first point cannot be found: none of those drawn can be trained.
+        """
+        sampler = self._sampler()
+        if self.plan.sweep.sampler == "grid":  # all of it was checked before anything was started
+            return sampler.ask(len(observations), observations)
+        self._composable = self._composable or Composable(self.plan)
+        refused: list[Observation] = []
+        problem: ConfigError | None = None
+        while len(refused) < MOST_REFUSED:
+            point = sampler.ask(len(observations), [*observations, *refused])
+            if point is None or (problem := self._composable.problem(point)) is None:
+                break
+            refused.append(Observation(point, status=FAILED))
+        else:
+            point = None
+        if point is None and problem is not None and not observations:
+            raise problem
+        return point
 
     def enter(self, point: Point) -> bool:
         """Add the trials of a point that the ledger does not have; whether there were any. A trial without a seed was

@@ -156,6 +156,23 @@ def check_points(plan: Plan, points: Iterable[Point] | None = None) -> None:
         pass
 
 
+class Composable:
+    """Tells of single points whether they can be composed, as a sampler proposes them."""
+
+    def __init__(self, plan: Plan):
+        self._plan, self._composer = plan, ManyComposer(plan.config_dirs, plan.plugins)
+        self._composer.reuse(plan.base)
+
+    def problem(self, point: Point) -> ConfigError | None:
+        """Why a point cannot be trained, naming its values; None for one that can."""
+        try:
+            with _at_place(_label(point), point):
+                self._composer.compose(_overrides(self._plan.fixed, point, self._plan.space.seeds))
+        except ConfigError as error:
+            return error
+        return None
+
+
 def variants(plan: Plan) -> list[Config]:
     """Configurations in which every choice, and both ends of every interval, occur at least once."""
     return list(_configs(plan, _probes(plan)))

@@ -72,8 +72,12 @@ def parse_axis(override: str, roots: Sequence[presets.Root], *, seed: int = 0) -
     from hydra.errors import HydraException
 
     key, _, text = override.partition("=")
+    if key in suggestions.text_keys(many=True):
+        override = suggestions.quoted(override)
     try:
         parsed = OverridesParser.create().parse_override(override)
+        if key in suggestions.text_keys():
+            parsed = _as_typed(parsed, key, text)
     except HydraException as error:
         if key in suggestions.text_keys() and (pieces := _pieces(text)):
             texts = tuple(_quoted_piece(key, piece) for piece in pieces)
@@ -216,6 +220,18 @@ def _pieces(text: str) -> list[str]:
     inner = match[1] if (match := re.fullmatch(r"choice\((.*)\)", text)) else text
     pieces = re.findall(r"""(?:\[[^\]]*\]|\([^)]*\)|"(?:\\.|[^"])*"|'(?:\\.|[^'])*'|[^,])+""", inner)
     return [piece.strip() for piece in pieces]
+
+
+def _as_typed(parsed: Override, key: str, text: str) -> Override:
+    """The override of a text key, with those choices in quotes that Hydra would take for numbers and rewrite."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if not parsed.is_sweep_override():
+        return OverridesParser.create().parse_override(suggestions.quoted(f"{key}={text}"))
+    if not parsed.is_choice_sweep() or re.match(r"\w+\(", text) and not text.startswith("choice("):
+        return parsed
+    texts = ",".join(_quoted_piece(key, piece) for piece in _pieces(text))
+    return OverridesParser.create().parse_override(f"{key}=choice({texts})" if "(" in text[:7] else f"{key}={texts}")
 
 
 def _quoted_piece(key: str, piece: str) -> str:
