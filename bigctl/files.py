@@ -11,11 +11,13 @@ from pathlib import Path
 from bigctl.formatting import plain
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically and durably."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Replace a file atomically and durably; a private one can be read by its owner alone, at any moment."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
+        temporary.unlink(missing_ok=True)  # of an earlier process of that number, perhaps readable by others
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(temporary, flags, 0o600 if private else 0o666), "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -37,8 +39,8 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n", private=private)
 
 
 def sha256(file: Path) -> str:

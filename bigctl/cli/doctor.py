@@ -111,7 +111,7 @@ def _code() -> Iterator[Finding]:
     where = Path(bigctl.__file__).resolve().parents[1]
     kind = "checkout" if (where / "pyproject.toml").exists() else "installed"
     yield Finding(OK, f"bigctl is {kind} in {where}")
-    code = provenance.code(Path.cwd())
+    code = provenance.code(Path.cwd(), diff=False)
     if code:
         dirty = "with uncommitted changes" if code["dirty"] else "clean"
         yield Finding(OK, f"runs started here record commit {code['commit'][:12]}, {dirty}")

@@ -67,13 +67,17 @@ def restore(run: Run, experiment: Experiment, checkpoints: Checkpoints) -> Start
         RunError: if no checkpoint can be read, or they do not belong to this configuration and data.
     """
     shared = run.options.shared
-    made_with = provenance.made_with(Path.cwd()) if shared is None else shared.made_with
+    made_with = _made_with(experiment.config) if shared is None else shared.made_with
     made_with = {**made_with, "devices": experiment.devices}
     _keep_tokenizer(run, experiment)
     run.group.first(checkpoints.clean)  # what interrupted saves have left behind
     start = _resumed(run, experiment, checkpoints, made_with) if run.resumes else _new(experiment, made_with)
     _record_start(run, experiment, start)
     return start
+
+
+def _made_with(config: Config) -> dict[str, Any]:
+    return provenance.made_with(Path.cwd(), diff=config.train.keep_diff)
 
 
 def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:

@@ -127,12 +127,21 @@ class RunDirectory:
         return _read(self.record_file, hint="`bigctl runs` lists the runs", damaged=_WITHOUT_RECORD)
 
     def update_record(self, **values: object) -> None:
-        """Change fields of run.json, atomically. Raises RunError if it cannot be written."""
+        """Change fields of run.json, atomically. Raises RunError if it cannot be written.
+
+        Where it holds uncommitted code, only its owner can read it, and the log, whose tracebacks quote that code.
+        """
         if not self.writes:
             return
         record = self.record() if self.exists else {"schema": SCHEMA, "created": time.time()}
+        record |= {**values, "updated": time.time()}
+        code = record.get("code")
+        private = isinstance(code, dict) and bool(code.get("diff"))
         try:
-            write_json(self.record_file, {**record, **values, "updated": time.time()})
+            write_json(self.record_file, record, private=private)
+            if private:
+                with contextlib.suppress(FileNotFoundError):
+                    self.log.chmod(0o600)
         except OSError as error:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.record_file)) from error
 

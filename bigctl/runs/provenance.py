@@ -8,18 +8,33 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bigctl.runs.redaction import without_secrets
+
 PACKAGES = ("bigctl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "hydra-core", "omegaconf", "numpy")
 _LARGEST_DIFF = 200_000
+"""Of what is kept [characters]."""
+_OUTPUT = ("runs", "sweeps")
+_OWN_FORM = (
+    "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short", "--ignore-submodules=dirty",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
+"""A diff as git itself makes it, whatever is configured."""
 
 
-def made_with(folder: Path) -> dict[str, Any]:
-    """All of it, for run.json; `folder` is where code of the user's own is."""
-    return {"packages": packages(), "code": code(folder), "machine": machine()}
+def made_with(folder: Path, *, diff: bool = True) -> dict[str, Any]:
+    """All of it, for run.json.
+
+    Args:
+        folder: where code of the user's own is.
+        diff: whether to keep what is not committed.
+    """
+    return {"packages": packages(), "code": code(folder, diff=diff), "machine": machine()}
 
 
 def packages() -> dict[str, str]:
@@ -32,14 +47,24 @@ def packages() -> dict[str, str]:
     return found
 
 
-def code(folder: Path) -> dict[str, Any]:
-    """Commit and uncommitted changes of the git checkout that `folder` is in; empty outside of one."""
-    commit = _git(folder, "rev-parse", "HEAD")
+def code(folder: Path, *, diff: bool = True) -> dict[str, Any]:
+    """Commit and uncommitted changes of the git checkout that `folder` is in; empty outside of one.
+
+    Files that git does not know of are changes too, but for the folders of runs and sweeps. Secrets are cut out.
+    """
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return {}
-    diff = _git(folder, "diff", "HEAD") or ""
-    cut = len(diff) > _LARGEST_DIFF
-    return {"commit": commit.strip(), "dirty": bool(diff), "diff": diff[:_LARGEST_DIFF], "diff_cut": cut}
+    own = (f":(exclude){name}" for name in _OUTPUT)
+    changes = _git(folder, "status", "--porcelain", "--ignore-submodules=dirty", "--", ":/", *own)
+    if changes is None:  # more files than can be looked through in time
+        changes = _git(folder, "status", "--porcelain", "--ignore-submodules=dirty", "--untracked-files=no")
+    found = {"commit": commit.strip(), "dirty": bool(changes)}
+    if not diff:
+        return found
+    text = _git(folder, "diff", *_OWN_FORM, "HEAD") or ""
+    kept = without_secrets(text)
+    return {**found, "diff": kept[:_LARGEST_DIFF], "diff_cut": len(kept) > _LARGEST_DIFF}
 
 
 def machine() -> dict[str, Any]:
@@ -93,10 +118,18 @@ def _arrangement(mesh: Mapping[str, int], processes: int) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says, as far as it is kept; None if it fails or takes too long.
+
+    A checkout may come from anywhere, and its configuration can name programs: none of them is run, no index written.
+    """
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        with tempfile.TemporaryFile() as said:
+            subprocess.run(
+                [*command, "-C", str(folder), *arguments],
+                check=True, timeout=10, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            said.seek(0)
+            return said.read(4 * _LARGEST_DIFF).decode("utf-8", "replace")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout if done.returncode == 0 else None

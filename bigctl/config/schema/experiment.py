@@ -167,6 +167,9 @@ class Train(Checked):
     )
     callbacks: list[str] = key([], "What of a plugin is told of evaluations, logs, saves and the end.", drift=FREE)
     compile_cache: bool = key(True, "Keep compiled programs between starts.", drift=FREE)
+    keep_diff: bool = key(
+        True, "Keep uncommitted changes of the code in run.json, without what looks like a secret.", drift=FREE
+    )
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from Callback.problems(self.callbacks)

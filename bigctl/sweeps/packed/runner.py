@@ -126,7 +126,7 @@ class Shared:
             compile_cache.use_compile_cache()
         self.resolved = resolve.resolve(config, RunDirectory(jobs[0].path).tokenizer)
         self.experiment = experiments.build_resolved(self.resolved)
-        self.made_with = provenance.made_with(Path.cwd())
+        self.made_with = provenance.made_with(Path.cwd(), diff=config.train.keep_diff)
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._steps: dict[int, PackedSteps] = {}
         self._lock = threading.Lock()
