@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
+from bigctl.data.sources.content import suffix_of
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.unlabelled import Unlabelled, what_is_predicted
 from bigctl.errors import DataError
@@ -86,9 +87,9 @@ def read_for_prediction(path: Path, config: schema.Data, features: Features) -> 
 
 def _candidates(path: Path, config: schema.Data, what: str) -> Iterator[schema.Data]:
     """Configurations by which the file may be read, the likeliest first."""
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     trained = str(getattr(config, "path", None) or "")
-    if what in config.predicts and suffix in (*config.suffixes, Path(trained).suffix.lower()):
+    if what in config.predicts and suffix in (*config.suffixes, suffix_of(trained)):
         yield config
     for cls in _kinds():
         if what in cls.predicts and suffix in cls.suffixes:

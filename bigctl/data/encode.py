@@ -43,7 +43,7 @@ def encode_examples(
         from bigctl.data.table_encoder import TableEncoder
 
         plain = {s: {name: v for name, v in columns.items() if name != "label"} for s, columns in by_split.items()}
-        encoder = TableEncoder.fit(plain["train"])
+        encoder = TableEncoder.fit(plain["train"], decoded.styles)
         inputs = {split: encoder.encode(columns) for split, columns in plain.items()}
         origin = 0.0
         if decoded.classes is None:

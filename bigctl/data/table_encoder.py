@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from bigctl.data.number_style import NumberStyle
 from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns
+from bigctl.data.sources.text_rows import short
 from bigctl.errors import DataError
 
 MAX_CATEGORIES = 64
@@ -25,23 +27,24 @@ class Numeric:
     mean: float
     std: float
     missing: bool
+    style: NumberStyle | None = None  # how files write them; None for as programs do
 
     @property
     def features(self) -> list[str]:
         return [self.name, f"{self.name}=missing"] if self.missing else [self.name]
 
     @classmethod
-    def fit(cls, name: str, values: np.ndarray) -> Numeric:
+    def fit(cls, name: str, values: np.ndarray, style: NumberStyle | None = None) -> Numeric:
         known = values[~np.isnan(values)]
         if not known.size:
-            return cls(name, 0.0, 1.0, False)
+            return cls(name, 0.0, 1.0, False, style)
         # The mean of equal numbers may be off by a rounding, which a std of almost 0 would blow up.
         constant = known.min() == known.max()
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = (float(known[0]), 1.0) if constant else (float(known.mean()), float(known.std()))
         if not math.isfinite(mean) or not math.isfinite(std):
             raise DataError(f"the numbers in column {name!r} are too large to be standardised", hint="rescale them")
-        return cls(name, mean, std or 1.0, known.size < values.size)
+        return cls(name, mean, std or 1.0, known.size < values.size, style)
 
     def encode(self, values: np.ndarray, out: np.ndarray) -> None:
         missing = np.isnan(values)
@@ -94,8 +97,9 @@ class TableEncoder:
         self.columns = tuple(columns)
 
     @classmethod
-    def fit(cls, columns: Columns) -> TableEncoder:
-        """Learn means, deviations and categories from training columns, which must not include the target."""
+    def fit(cls, columns: Columns, styles: Mapping[str, NumberStyle] | None = None) -> TableEncoder:
+        """Learn means, deviations and categories from training columns, which must not include the target; `styles`
+        are those of the columns whose numbers are not written as programs do."""
         if "label" in columns:
             raise ValueError("the target must not be encoded as a feature")
         fitted: list[Numeric | Categorical] = []
@@ -103,7 +107,7 @@ class TableEncoder:
             if values.dtype.kind in "OUT":
                 fitted.append(Categorical.fit(name, values))
             else:
-                fitted.append(Numeric.fit(name, values.astype(np.float64)))
+                fitted.append(Numeric.fit(name, values.astype(np.float64), (styles or {}).get(name)))
         return cls(fitted)
 
     @property
@@ -129,9 +133,26 @@ class TableEncoder:
             start += width
         return matrix
 
+    def unseen(self, columns: Columns, source: str) -> list[str]:
+        """Notes on values of `source` that the training split did not hold."""
+        notes = []
+        for column in self.columns:
+            if isinstance(column, Categorical) and not column.other:
+                new = Counter(v for v in columns[column.name].tolist() if v is not None and v not in column.categories)
+                if new:
+                    known = some([repr(short(value)) for value in new], 3)
+                    what = f"{new.total()} values of {column.name!r} are not among those of the training"
+                    notes.append(f"{source}: {what}: {known}")
+        return notes
+
     def to_json(self) -> dict[str, Any]:
         """What `from_json` needs to build the same encoder, of JSON types only."""
-        return {"version": 1, "columns": [{"kind": _KINDS[type(column)], **asdict(column)} for column in self.columns]}
+        columns = [{"kind": _KINDS[type(column)], **asdict(column)} for column in self.columns]
+        for column, entry in zip(self.columns, columns, strict=True):
+            style = entry.pop("style", None)
+            if style is not None and isinstance(column, Numeric) and column.style is not None:
+                entry["style"] = column.style.to_json()
+        return {"version": 1, "columns": columns}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TableEncoder:
@@ -143,7 +164,8 @@ class TableEncoder:
             for entry in data["columns"]:
                 name, missing = str(entry["name"]), bool(entry["missing"])
                 if entry["kind"] == "numeric":
-                    columns.append(Numeric(name, float(entry["mean"]), float(entry["std"]), missing))
+                    style = NumberStyle.from_json(entry["style"]) if "style" in entry else None
+                    columns.append(Numeric(name, float(entry["mean"]), float(entry["std"]), missing, style))
                 elif entry["kind"] == "categorical":
                     columns.append(Categorical(name, tuple(entry["categories"]), bool(entry["other"]), missing))
                 else:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from bigctl.config import schema
 from bigctl.data import catalog
 from bigctl.data.dataset import Features
+from bigctl.data.sources.read_table import Dialect
 from bigctl.data.sources.table import read_table, rows_of
+from bigctl.data.sources.text_table import read_texts
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.errors import DataError
 
@@ -170,10 +174,13 @@ def test_a_missing_file_is_named_with_its_likes(tmp_path):
         ("a,y\n1,0\n1\n", ":3: 1 fields, where the header has 2"),
         (b"a,y\n1,0\ncaf\xe9,1\n", ":3: byte 0xe9 is not UTF-8"),
         (b"\xef\xbb\xbfa,y\n\xff,0\n", ":2: byte 0xff is not UTF-8"),
-        ("a,y\n".encode("utf-16"), "UTF-16"),
+        (
+            "a,y\n1,0\n".encode("utf-16-le"),
+            ":1: there is a NUL byte .it looks like UTF-16: set data.encoding=utf-16-le",
+        ),
         (b"a,y\n1,\0\n", ":2: there is a NUL byte"),
         ('a,y\nu,0\n"v,1\nw,0\n', ":3: a quote is opened and never closed"),
-        ('a,y\nu,0\n"' + "v,1\n" * 50_000, ":3: a field has more than .* is a quote opened"),
+        ('a,y\nu,0\n"' + "v,1\n" * 50_000, ":3: a quote is opened and never closed"),
         ('a,y\n"u"v,0\n', ":2: malformed quotes"),
         ("a,y\n1,0\n2,0\n", "only one class, '0'"),
         ("a,y\n1,0\n2,\n3,NA\n4,1\n", "2 rows have no value in the target column 'y': line 3, 4"),
@@ -202,7 +209,7 @@ def test_bad_tables_are_refused_with_their_place(tmp_path, content, message):
         ("null\n", ":1: this is null, not an object"),
         ('{"a": [1], "y": 0}\n{"a": 2, "y": 1}\n', ":1:a: the value is a list"),
         ('{"a": 1, "y": 0}\n{"a": Infinity, "y": 1}\n', ":2:a: the value 'inf' is infinite"),
-        ("[" * 100_000 + "\n", ":1: invalid JSON"),
+        ("[" * 100_000 + "\n", "t.csv: invalid JSON"),
     ],
 )
 def test_bad_json_lines_are_refused_with_their_place(tmp_path, content, message):
@@ -274,14 +281,96 @@ def test_prediction_encodes_as_training(people):
     lines = '{"age": 31, "city": "Rome", "more": []}\n{"city": "Bonn"}\n{"age": 45, "city": "Rome"}\n{"age": 28.5}\n'
     assert np.array_equal(read(write(folder, lines, "bare.jsonl"), encoder), expected)
     assert np.array_equal(read(write(folder, lines, "bare.txt"), encoder, schema.Jsonl, path="old.txt"), expected)
-    assert np.array_equal(rows_of(lines.encode(), "jsonl", encoder), expected)
+    assert np.array_equal(rows_of(lines.encode(), "jsonl", encoder)[0], expected)
 
 
 def test_prediction_names_what_is_wrong(people):
     folder, _, encoder = people
     error = str(refused("needs the feature columns age, city", read, write(folder, "x,y\n1,2\n", "x.csv"), encoder))
     assert "x, y" in error
-    refused("input:2:age: 'old' is not a number", rows_of, b"age,city\nold,Rome\n", "csv", encoder)
+    bad = rows_of(b"age,city\n3,Rome\nold,Rome\n", "csv", encoder)[1]
+    assert "input:3:age: 'old' is not a number" in str(bad[1]) and [*bad] == [1]
     refused("'.txt' tells no format", read, write(folder, "x", "x.txt"), encoder)
     refused("no such file", read, folder / "gone.csv", encoder)
     refused("not a single row", rows_of, b"age,city\n", "csv", encoder)
+
+
+# --- Headers, quotes and codes ----------------------------------------------------------------------------------------
+
+
+def test_a_first_row_of_numbers_is_an_example_unless_it_is_the_header(tmp_path):
+    rows = "".join(f"{n % 3},{n % 4},{n % 2}\n" for n in range(60))
+    dialect = Dialect(["0", "1", "2"])
+    for first, count in (("2,0,1\n", 61), ("0,1,2\n", 60), ("1,1,0\n", 61)):
+        decoded = read_table(write(tmp_path, first + rows), label="2", dialect=dialect)
+        assert len(decoded.splits["train"]["label"]) == count and decoded.classes == ("0", "1")
+
+
+def test_a_header_that_data_columns_replaces_is_no_example(tmp_path):
+    rows = "".join(f"{('ham', 'spam')[n % 2]},message number {n}\n" for n in range(60))
+    file = write(tmp_path, "Category,Message\n" + rows)
+    decoded = read_texts(file, text="text", label="label", dialect=Dialect(["label", "text"]))
+    assert decoded.classes == ("ham", "spam") and len(decoded.splits["train"]["label"]) == 60
+    assert "line 1 (Category, Message) names columns" in decoded.info["notes"][0]
+    decoded = read_texts(write(tmp_path, rows), text="text", label="label", dialect=Dialect(["label", "text"]))
+    assert len(decoded.splits["train"]["label"]) == 60
+
+
+def test_a_quote_after_a_blank_encloses_a_field(tmp_path):
+    rows = "".join(f'{n % 7}, "{n % 5}.5", "{("neg", "pos")[n % 2]}"\n' for n in range(40))
+    decoded = read_table(write(tmp_path, "a, b, y\n" + rows), label="y")
+    assert decoded.classes == ("neg", "pos") and decoded.info["numeric"] == ["a", "b"]
+    decoded = read_texts(write(tmp_path, 'y, text\nneg, "one, two"\npos, three\n'), text="text", label="y")
+    assert decoded.splits["train"]["text"].tolist() == ["one, two", "three"]
+    decoded = read_texts(write(tmp_path, 'y,text\nneg, "so" good\npos, b\n'), text="text", label="y")
+    assert decoded.splits["train"]["text"].tolist() == ['"so" good', "b"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ("010 10 0010 7", ("0010", "010", "10", "7")),
+        ("1E1 10 2E3 2000", ("10", "1E1", "2000", "2E3")),
+        ("1 １ 2 ２", ("1", "2", "１", "２")),
+        ("2 10 1.0 1", ("1", "2", "10")),
+        ("-1 1", ("-1", "1")),
+    ],
+)
+def test_labels_that_are_codes_stay_apart(tmp_path, labels, classes):
+    text = "text,y\n" + "".join(f"report {n} of {label},{label}\n" for n in range(9) for label in labels.split())
+    assert read_texts(write(tmp_path, text), text="text", label="y").classes == classes
+
+
+def test_what_spreadsheets_write_besides_is_understood(tmp_path):
+    rows = "".join(f"{n % 7},{n % 5},{n % 2}\n" for n in range(30))
+    for content in (
+        f"sep=,\na,b,y\n{rows}", f"# exported\na,b,y\n{rows}", f"a,b,y\n{rows},,\n,,\n",
+        "a,b,y\n" + rows.replace("\n", ",\n"), "sep=;\n" + f"a,b,y\n{rows}".replace(",", ";"),
+    ):  # fmt: skip
+        decoded = read_table(write(tmp_path, content), label="y")
+        assert len(decoded.splits["train"]["label"]) == 30 and decoded.info["numeric"] == ["a", "b"]
+    hint = refused("no target column 'y'", read_table, write(tmp_path, f"a,b,y\n{rows}".replace(",", ";")), label="y")
+    assert "set data.separator=';'" in str(hint)
+
+
+def test_packed_files_are_read_as_they_are(tmp_path):
+    content = PEOPLE.encode()
+    expected = read_table(write(tmp_path, content), label="y").splits["train"]
+    with pa.OSFile(str(tmp_path / "t.csv.zst"), "wb") as raw, pa.CompressedOutputStream(raw, "zstd") as stream:
+        stream.write(content)
+    for file in (write(tmp_path, gzip.compress(content), "t.csv.gz"), tmp_path / "t.csv.zst"):
+        found = read_table(file, label="y").splits["train"]
+        assert all(np.array_equal(found[name], expected[name], equal_nan=name == "age") for name in expected)
+    refused("packed, and damaged", read_table, write(tmp_path, gzip.compress(content)[:-9], "t.csv.gz"), label="y")
+
+
+def test_a_json_list_and_inner_objects_are_rows(tmp_path):
+    records = [{"id": {"age": n % 5}, "y": "ab"[n % 2]} for n in range(30)]
+    as_list = read_table(write(tmp_path, json.dumps(records, indent=1), "t.json"), label="y", format="jsonl")
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    as_lines = read_table(write(tmp_path, lines, "t.jsonl"), label="y", format="jsonl")
+    assert (
+        as_list.splits["train"]["id.age"].tolist()
+        == as_lines.splits["train"]["id.age"].tolist()
+        == [n % 5 for n in range(30)]
+    )

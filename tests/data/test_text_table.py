@@ -13,6 +13,7 @@ import pytest
 from bigctl.config import schema
 from bigctl.data import catalog
 from bigctl.data.dataset import Features
+from bigctl.data.sources.read_table import Dialect
 from bigctl.data.sources.table import read_table
 from bigctl.data.sources.text_files import texts_by_line
 from bigctl.data.sources.text_table import read_texts
@@ -93,15 +94,17 @@ def test_byte_order_marks_and_other_line_ends_change_nothing(tmp_path, mark):
 
 def test_a_file_without_header_takes_the_names_given(tmp_path):
     content = 'ham\tis it "late"\nspam\t"free\nham\tok\n'
-    options = {"text": "text", "label": "kind", "format": "tsv", "quoting": False}
-    decoded = read_texts(write(tmp_path, content), columns=["kind", "text"], **options)
+    options = {"text": "text", "label": "kind", "format": "tsv"}
+    decoded = read_texts(write(tmp_path, content), dialect=Dialect(["kind", "text"], quoting=False), **options)
     assert decoded.splits["train"]["text"].tolist() == ['is it "late"', '"free', "ok"]
-    named = read_texts(write(tmp_path, f"kind\ttext\n{content}"), columns=["kind", "text"], **options)
+    named = read_texts(
+        write(tmp_path, f"kind\ttext\n{content}"), dialect=Dialect(["kind", "text"], quoting=False), **options
+    )
     assert named.splits["train"]["text"].tolist() == decoded.splits["train"]["text"].tolist()
 
 
 def test_a_table_without_header_takes_the_names_given(tmp_path):
-    decoded = read_table(write(tmp_path, '1,"u\n2,"u\n4,"v\n'), label="b", columns=["a", "b"], quoting=False)
+    decoded = read_table(write(tmp_path, '1,"u\n2,"u\n4,"v\n'), label="b", dialect=Dialect(["a", "b"], quoting=False))
     assert decoded.splits["train"]["a"].tolist() == [1, 2, 4] and decoded.classes == ('"u', '"v')
 
 
@@ -127,14 +130,18 @@ def test_rows_lost_between_plain_quotes_are_noted(tmp_path):
     decoded = read_texts(write(tmp_path, content), text="text", label="y", format="tsv")
     assert len(decoded.splits["train"]["text"]) == 3
     assert any("line 3" in note and "data.quoting=false" in note for note in decoded.info["notes"])
-    assert not read_texts(write(tmp_path, content), text="text", label="y", format="tsv", quoting=False).info["notes"]
+    assert not read_texts(
+        write(tmp_path, content), text="text", label="y", format="tsv", dialect=Dialect(quoting=False)
+    ).info["notes"]
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs the shared data")
 def test_sst2_and_sms_spam_are_read_as_they_come():
     folder = SHARED_DATA / "sst2"
     options = {"validation_path": folder / "dev.tsv", "test_path": folder / "test.tsv", "format": "tsv"}
-    sst2 = read_texts(folder / "train.tsv", text="text", label="label", columns=["text", "label"], **options)
+    sst2 = read_texts(
+        folder / "train.tsv", text="text", label="label", dialect=Dialect(["text", "label"], quoting=False), **options
+    )
     assert {split: len(columns["text"]) for split, columns in sst2.splits.items()} == {
         "train": 6920,
         "validation": 872,
@@ -142,9 +149,9 @@ def test_sst2_and_sms_spam_are_read_as_they_come():
     }
     assert sst2.classes == ("0", "1") and sst2.splits["test"]["label"].sum() == 909
     file, names = SHARED_DATA / "sms_spam" / "sms.tsv", {"text": "text", "label": "label", "format": "tsv"}
-    error = refused(r"malformed quotes: '\\t' expected", read_texts, file, columns=["label", "text"], **names)
+    error = refused(r"malformed quotes: '\\t' expected", read_texts, file, dialect=Dialect(["label", "text"]), **names)
     assert "data.quoting=false" in str(error.hint)
-    sms = read_texts(file, columns=["label", "text"], quoting=False, **names)
+    sms = read_texts(file, dialect=Dialect(["label", "text"], quoting=False), **names)
     assert len(sms.splits["train"]["text"]) == 5574 and sms.classes == ("ham", "spam")
 
 
@@ -170,7 +177,7 @@ def test_sst2_and_sms_spam_are_read_as_they_come():
             "a film,0\nb film,1\n",
             r"no text column 'text'.*the first line must name.*all 2 with data\.columns=\[\.\.\.\]",
         ),
-        ("text\ty\nu\t0\n", "no text column 'text'.*separated by '\\\\t'.*data=tsv"),
+        ("text\ty\nu\t0\n", "no text column 'text'.*separated by '\\\\t'.*data.separator='tab'"),
         ("text,y\n", "a header but not a single row"),
         ("", "the file is empty"),
     ],
@@ -206,13 +213,15 @@ def test_long_values_are_shortened_in_messages(tmp_path):
 
 def test_names_given_must_fit_the_file(tmp_path):
     file = write(tmp_path, "u,0\nv,1,2\n")
-    refused(":2: 3 fields, where data.columns names 2", read_texts, file, text="t", label="y", columns=["t", "y"])
+    refused(
+        ":2: 3 fields, where data.columns names 2", read_texts, file, text="t", label="y", dialect=Dialect(["t", "y"])
+    )
     even = write(tmp_path, "u,0\nv,1\n", "even.csv")
-    refused("data.columns: duplicate column names: t", read_texts, even, text="t", columns=["t", "t"])
-    error = refused("no text column 'text'", read_texts, even, text="text", columns=["body", "y"])
+    refused("data.columns: duplicate column names: t", read_texts, even, text="t", dialect=Dialect(["t", "t"]))
+    error = refused("no text column 'text'", read_texts, even, text="text", dialect=Dialect(["body", "y"]))
     assert "body, y" in str(error.hint)
     lines = write(tmp_path, '{"t": "u"}\n', "t.jsonl")
-    refused("names its own columns", read_texts, lines, text="t", format="jsonl", columns=["t"])
+    refused("names its own columns", read_texts, lines, text="t", format="jsonl", dialect=Dialect(["t"]))
 
 
 @pytest.mark.parametrize("split", ["validation_path", "test_path"])
@@ -240,8 +249,13 @@ def test_columns_have_one_role_each(tmp_path):
 
 def read(file: Path, text: str = "text", pair: str | None = None, kind: type[schema.Data] = schema.Csv, **keys):
     """The texts of a file, by a run that was trained on data of a kind."""
+    return read_all(file, text, pair, kind, **keys).inputs
+
+
+def read_all(file: Path, text: str = "text", pair: str | None = None, kind: type[schema.Data] = schema.Csv, **keys):
+    """The same with all that is said of the file."""
     features = Features("text", (8,), ("a", "b"), pairs=pair is not None, columns=(text, pair) if pair else (text,))
-    return catalog.read_for_prediction(file, kind(**keys), features).inputs
+    return catalog.read_for_prediction(file, kind(**keys), features)
 
 
 def test_texts_to_predict_need_no_labels(tmp_path):
@@ -279,7 +293,11 @@ def test_prediction_names_what_is_wrong(tmp_path):
     refused("t.txt:2: the text is empty", read, write(tmp_path, "u\tv\n\n", "t.txt"), "a", "b")
     refused("input: the file is empty", texts_by_line, b"", False)
     refused("input:1: byte 0xff", texts_by_line, b"\xff\xfa\n", False)
-    refused(":3:text: the text is empty", read, write(tmp_path, "text,n\nu,1\n,2\n"))
+    bad = read_all(write(tmp_path, "text,n\nu,1\n,2\nv\n")).errors
+    assert {row: str(error).split("t.csv")[1].split(" (")[0] for row, error in bad.items()} == {
+        1: ":3:text: the text is empty",
+        2: ":4: 1 fields, where the header has 2",
+    }
     refused("'.doc' tells no format.*\\.txt", read, write(tmp_path, "u", "t.doc"))
     refused("no such file", read, tmp_path / "gone.txt")
 

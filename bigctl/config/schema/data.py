@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -124,6 +125,13 @@ class Idx(Data):
     path: str = key(MISSING, "Folder with MNIST-style idx files, gzipped or not.", drift=STRUCTURAL)
 
 
+def _is_codec(name: str) -> bool:
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except LookupError:
+        return False
+
+
 @dataclass
 class Table(Data):
     """Rows of a file; `label` names the target column."""
@@ -146,6 +154,20 @@ class Table(Data):
     quoting: bool = key(True, "Whether quotes may enclose a field; false where they are plain characters.",
                         drift=STRUCTURAL)  # fmt: skip
     drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
+    separator: str | None = key(
+        None, "What stands between two fields, or `tab`; null for that of the format.", drift=STRUCTURAL
+    )
+    decimal: str | None = key(
+        None, "The mark before decimals; null to tell it from the values.", drift=STRUCTURAL, choices=(".", ",")
+    )
+    encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
+    missing: list[str] = key([], "What stands for a missing value besides NA, null, ? and the like.", drift=STRUCTURAL)
+    categorical: list[str] = key([], "Columns that are categories though they look like numbers.", drift=STRUCTURAL)
+    numeric: list[str] = key([], "Columns that are numbers though they look like codes.", drift=STRUCTURAL)
+    on_bad: str = key(
+        "stop", "What a row that cannot be read does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
+        choices=("stop", "skip"),
+    )  # fmt: skip
     labels: str | None = key(
         None, "In place of data.label: the column with all classes of a text, several or none.", drift=STRUCTURAL
     )
@@ -155,6 +177,11 @@ class Table(Data):
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
+        separator = self.separator or ","
+        if separator not in ("tab", "\\t") and (len(separator) != 1 or separator in '\r\n"' or separator.isalnum()):
+            yield "data.separator", f"data.separator cannot be {separator!r}", "give one character, or tab"
+        if self.encoding is not None and not _is_codec(self.encoding):
+            yield "data.encoding", f"there is no encoding {self.encoding!r}", "such as latin-1, cp1252 or utf-16"
         if config.tokenizer is not None and self.text is None and getattr(self, "tokens", None) is None:
             yield "data.text", "data.text is not given", "name the column with the text, data.text=COLUMN"
 
@@ -200,7 +227,7 @@ class Tsv(Table):
 @dataclass
 class Jsonl(Table):
     implementation: ClassVar[str] = "bigctl.data.sources.json_lines"
-    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
     predicts: ClassVar[tuple[str, ...]] = ("table", "text", "words")
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels", "tokens")}
     kind: str = kind("jsonl")

@@ -17,9 +17,10 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.paths import optional, some, split_digests, split_files
 from bigctl.data.sources import tagged
+from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import Decoded
-from bigctl.data.sources.read_table import read_text, short
 from bigctl.data.sources.tagged import Sentences, require_words
+from bigctl.data.sources.text_rows import short
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from bigctl.data.number_style import NumberStyle
 from bigctl.data.target import Target
 
 Columns = dict[str, np.ndarray]
@@ -26,6 +28,7 @@ class Decoded:
         splits: the splits the source itself has, by their own names ("train", "test", ...), in the source's order.
         classes: class names in label order, where each example has one class; else None.
         info: facts worth showing a user (source, version, licence, files read), JSON-serialisable.
+        styles: of table columns whose numbers are not written as programs do.
         target: what is to be predicted; None for what follows from `classes`, which is filled in.
     """
 
@@ -34,6 +37,7 @@ class Decoded:
     classes: tuple[str, ...] | None
     info: dict[str, Any] = field(default_factory=dict)
     target: Target = None  # type: ignore[assignment]  # filled in below
+    styles: Mapping[str, NumberStyle] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.target is None:

@@ -10,9 +10,13 @@ from bigctl.data.dataset import Features
 from bigctl.data.paths import optional, split_digests
 from bigctl.data.sources import table, text_table
 from bigctl.data.sources.decoded import Decoded
+from bigctl.data.sources.read_table import Dialect
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.errors import DataError
+
+_READING = 2
+"""Raise it whenever equal files are read otherwise."""
 
 
 def identity(config: schema.Table) -> Any:
@@ -20,7 +24,10 @@ def identity(config: schema.Table) -> Any:
     files = split_digests(config.path, config.validation_path, config.test_path)
     names = ["label", "text", "text_pair", "columns", "quoting", "drop"]
     names += ["labels", "label_separator"] if config.labels is not None else []
-    return files and {"files": files, "format": config.kind} | {name: getattr(config, name) for name in names}
+    given = {name: getattr(config, name) for name in names}
+    later = ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "on_bad")
+    given |= {name: getattr(config, name) for name in later if getattr(config, name) not in (None, [], "stop")}
+    return files and {"files": files, "format": config.kind, "reading": _READING} | given
 
 
 def decode(config: schema.Table, regression: bool) -> Decoded:
@@ -41,8 +48,7 @@ def decode(config: schema.Table, regression: bool) -> Decoded:
             format=config.kind,
             validation_path=optional(config.validation_path),
             test_path=optional(config.test_path),
-            columns=config.columns,
-            quoting=config.quoting,
+            dialect=Dialect.of(config),
         )
     if not config.label:
         raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")
@@ -54,24 +60,19 @@ def decode(config: schema.Table, regression: bool) -> Decoded:
         test_path=optional(config.test_path),
         regression=regression,
         drop=config.drop,
-        columns=config.columns,
-        quoting=config.quoting,
+        dialect=Dialect.of(config),
+        cells=table.Cells.of(config),
     )
 
 
-def read_for_prediction(path: Path, config: schema.Table, features: Features) -> Unlabelled:
-    """The rows of a file, read as those of the training were. Raises DataError."""
+def read_for_prediction(path: Path | bytes, config: schema.Table, features: Features) -> Unlabelled:
+    """The rows of a file, or of its content, read as those of the training were. Raises DataError."""
+    dialect = Dialect.of(config)
     if features.kind == "table":
-        return Unlabelled(table_rows(path, config, features))
+        encoder = TableEncoder.from_json(features.encoder or {})
+        rows, bad, notes = table.rows_of(path, config.kind, encoder, dialect=dialect, cells=table.Cells.of(config))
+        return Unlabelled(rows, errors=bad, notes=tuple(notes))
     text, *second = features.columns or (("text", "text_pair") if features.pairs else ("text",))
     pair = second[0] if features.pairs else None
-    found = text_table.texts_of(
-        path, config.kind, text=text, text_pair=pair, columns=config.columns, quoting=config.quoting
-    )
-    return Unlabelled(found)
-
-
-def table_rows(source: Path | bytes, config: schema.Table, features: Features) -> Any:
-    """float32 [N, D] of a file, or of its content."""
-    encoder = TableEncoder.from_json(features.encoder or {})
-    return table.rows_of(source, config.kind, encoder, columns=config.columns, quoting=config.quoting)
+    found, bad = text_table.texts_of(path, config.kind, text=text, text_pair=pair, dialect=dialect)
+    return Unlabelled(found, errors=bad)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bigctl.data.paths import some
-from bigctl.data.sources.read_table import TextTable, short
+from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.target import CLASSES, Target
 from bigctl.errors import DataError
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from bigctl.data.paths import require_folder, some, walk
 from bigctl.data.sources import image_decoding
+from bigctl.data.sources.content import suffix_of
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
-from bigctl.data.sources.read_table import SUFFIXES, TextTable, load
+from bigctl.data.sources.read_table import SUFFIXES, load
+from bigctl.data.sources.text_rows import TextTable
 from bigctl.errors import DataError
 
 _SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -47,7 +49,7 @@ def read_labelled_images(
         DataError: folder, file or a column is missing, an image is not there or named twice, or is none.
     """
     require_folder(path)
-    format = SUFFIXES.get(labels_file.suffix.lower())
+    format = SUFFIXES.get(suffix_of(labels_file))
     if format is None:
         known = ", ".join(SUFFIXES)
         raise DataError(f"the suffix {labels_file.suffix!r} tells no format", where=str(labels_file), hint=known)

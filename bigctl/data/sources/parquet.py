@@ -7,6 +7,7 @@ missing, and so is NaN; nothing else is: the string "NA" is a category. Strings 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,9 @@ from bigctl.data.sources import image_decoding
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.parquet_files import Part, matching, read
-from bigctl.data.sources.read_table import TextTable, short
+from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.sources.unlabelled import Unlabelled
-from bigctl.data.table_encoder import Categorical, TableEncoder
+from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder
 from bigctl.data.target import Target
 from bigctl.errors import DataError
 
@@ -90,12 +91,27 @@ def read_for_prediction(path: Path, config: schema.Parquet, features: Features) 
         found = [texts(part, name).tolist() for name in columns]
         return Unlabelled(list(zip(*found, strict=True)) if features.pairs else found[0])
     encoder = TableEncoder.from_json(features.encoder or {})
-    kinds = {column.name: CATEGORY if isinstance(column, Categorical) else NUMBER for column in encoder.columns}
-    part = read(str(path), only=[*kinds])
-    if absent := [name for name in kinds if name not in part.table.column_names]:
+    sources = {c.name: c.style.of or c.name if isinstance(c, Numeric) and c.style else c.name for c in encoder.columns}
+    part = read(str(path), only=[*sources.values()])
+    if absent := [name for name in dict.fromkeys(sources.values()) if name not in part.table.column_names]:
         what = f"the model needs the feature columns {paths.some(absent)}, which are missing"
         raise DataError(what, where=str(path))
-    return Unlabelled(encoder.encode({name: typed(part, name, kind) for name, kind in kinds.items()}))
+    rows = {column.name: _as_trained(part, sources[column.name], column) for column in encoder.columns}
+    return Unlabelled(encoder.encode(rows), notes=tuple(encoder.unseen(rows, str(path))))
+
+
+def _as_trained(part: Part, name: str, column: Numeric | Categorical) -> np.ndarray:
+    """A column for what a model was trained on; numbers and dates that were read of text may be stored as such."""
+    if isinstance(column, Categorical):
+        return typed(part, name, CATEGORY)
+    stored, style = part.column(name, "feature").type, column.style
+    if style is None or (kind_of(stored) == NUMBER and not style.date):
+        return typed(part, name, NUMBER)
+    found = [math.nan if value is None else style.parse(value) for value in categories(part, name).tolist()]
+    for row, value in enumerate(found):
+        if value is None:
+            raise DataError(f"this is none of the training's {style}", where=part.at(row, name))
+    return np.array(found, np.float64)
 
 
 # ---------------------------------------------------------------------------------------------------- stored -> columns

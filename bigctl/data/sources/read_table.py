@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import difflib
-import io
+import dataclasses
 import json
-from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.data.paths import require_file, some
+from bigctl.config import schema
+from bigctl.data.sources.content import read_text
+from bigctl.data.sources.delimited_rows import load_delimited
+from bigctl.data.sources.text_rows import TextTable
 from bigctl.errors import DataError
 
 FORMATS = ("csv", "tsv", "jsonl")
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """The rows of one file as strings."""
-
-    source: str
-    names: tuple[str, ...]  # of all columns
-    columns: dict[str, list[str]]  # those that were asked for, blanks stripped
-    lines: list[int]  # where each row starts, from 1
-    notes: list[str]
-    header: bool = False  # whether the first line names the columns
-    absent: dict[str, int] = field(default_factory=dict)  # of JSON lines: the first one that lacks a column
-
-    def at(self, row: int, column: str) -> str:
-        return f"{self.source}:{self.lines[row]}:{column}"
-
-    def require(self, column: str, what: str) -> None:
-        """Raises a DataError that names the likeliest mistake, where a column that was asked for is not there."""
-        if column in self.columns:
-            return
-        hint = self.close(column)
-        if len(self.names) == 1 and (found := [mark for mark in ";\t,|" if mark in self.names[0]]):
-            hint = f"the fields seem to be separated by {found[0]!r}: convert the file, or choose data=csv or data=tsv"
-        elif self.header and not hint.startswith("did you mean"):
-            hint = (
-                f"the first line must name the columns; or name all {len(self.names)} with data.columns=[...]; {hint}"
-            )
-        raise DataError(f"there is no {what} column {column!r}", where=self.source, hint=hint)
-
-    def close(self, name: str) -> str:
-        """A hint for a name that is no column."""
-        close = difflib.get_close_matches(name, self.names, n=1) or [n for n in self.names if n.lower() == name.lower()]
-        found = some([short(n) for n in self.names])
-        return (f"did you mean {close[0]!r}? " if close else "") + f"the columns are {found}"
-
-
-def short(text: str, limit: int = 60) -> str:
-    """A value as it is shown in a message; one taken for a name may be a whole text."""
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+_DEPTH = 8
+"""Objects within objects whose values are columns of their own."""
 
 
 def file_facts(tables: Mapping[str, TextTable]) -> dict[str, Any]:
@@ -68,154 +29,85 @@ def file_facts(tables: Mapping[str, TextTable]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """How files are written, as keys of the data say.
+
+    Attributes:
+        columns: names of all columns, for a csv or tsv file whose first line does not name them; a first line that does
+            is skipped all the same.
+        quoting: whether quotes may enclose a field; otherwise they are characters like others.
+        separator: what stands between fields; None for that of the format.
+        encoding: of the text; None for UTF-8.
+        skip_bad: whether rows that cannot be read are left out, with a note, where the default refuses the file.
+    """
+
+    columns: Sequence[str] | None = None
+    quoting: bool = True
+    separator: str | None = None
+    encoding: str | None = None
+    skip_bad: bool = False
+
+    @classmethod
+    def of(cls, config: schema.Table) -> Dialect:
+        separator = {"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator)
+        return cls(config.columns, config.quoting, separator, config.encoding, config.on_bad == "skip")
+
+
+PLAIN = Dialect()
+
+
 def load(
     source: Path | bytes,
     format: str,
     keep: Callable[[str], bool],
     *,
-    columns: Sequence[str] | None = None,
-    quoting: bool = True,
-    long_fields: bool = False,
+    dialect: Dialect = PLAIN,
     lists: Container[str] = (),
+    collect: bool = False,
 ) -> TextTable:
     """The columns that `keep` wants of a file, or of its content.
 
     Args:
         source: a file, or the content of one.
-        format: "csv", "tsv" (quoting as in CSV) or "jsonl".
-        keep: which columns, by name.
-        columns: names of all columns, for a csv or tsv file whose first line does not name them; a first line that does
-            is skipped all the same.
-        quoting: whether quotes may enclose a field; otherwise they are characters like others.
-        long_fields: allow fields of any length, where the default refuses more than csv's limit as an unclosed quote.
+        format: "csv", "tsv" (quoting as in CSV) or "jsonl" (or one JSON list of objects).
+        keep: which columns, by name; those of objects within objects have names such as "user.age".
+        dialect: how it is written.
         lists: columns of JSON lines whose values may be lists; they are given as JSON.
+        collect: keep rows that cannot be read, as empty ones, and say in `bad` what is wrong with each.
 
     Raises:
         DataError: the file is missing, malformed or empty.
     """
     if format not in FORMATS:
         raise DataError(f"there is no table format {format!r}", hint=f"one of {', '.join(FORMATS)}")
-    text, name = read_text(source)
+    text, name = read_text(source, dialect.encoding)
     if format != "jsonl":
-        table = _load_csv(text, name, format, keep, columns, quoting, long_fields)
-    elif columns:
+        table = load_delimited(text, name, "\t" if format == "tsv" else ",", keep, dialect, all_rows=collect)
+    elif dialect.columns:
         raise DataError("every JSON line names its own columns", where="data.columns", hint="leave data.columns out")
     else:
         table = _load_jsonl(text, name, keep, lists)
+    if table.bad and not collect:
+        table = without_bad(table, dialect.skip_bad)
     if not table.lines:
         what = "there is a header but not a single row" if table.names else "there are no rows"
         raise DataError(what, where=name, hint="is it the right file?")
     return table
 
 
-def read_text(source: Path | bytes) -> tuple[str, str]:
-    """The text of a UTF-8 file, or of its content, and what to call it in messages; DataError if it is none."""
-    name = "input" if isinstance(source, bytes) else str(source)
-    try:
-        data = source if isinstance(source, bytes) else require_file(source).read_bytes()
-    except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=name) from None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError("the file is UTF-16", where=name, hint="save it as UTF-8")
-    if (nul := data.find(b"\0")) >= 0:
-        raise DataError("there is a NUL byte", where=f"{name}:{_line(data, nul)}", hint="is this a text file?")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # Positions are counted after a byte order mark, which is on the first line anyhow.
-        raise DataError(
-            f"byte 0x{error.object[error.start]:02x} is not UTF-8",
-            where=f"{name}:{_line(error.object, error.start)}",
-            hint="save the file as UTF-8",
-        ) from None
-    if not text.strip():
-        raise DataError("the file is empty", where=name, hint="is it the right file?")
-    return text, name
-
-
-def _line(data: bytes, position: int) -> int:
-    before = data[:position]
-    return 1 + (before.count(b"\n") or before.count(b"\r"))
-
-
-def _load_csv(
-    text: str,
-    name: str,
-    format: str,
-    keep: Callable[[str], bool],
-    names_given: Sequence[str] | None,
-    quoting: bool,
-    long_fields: bool,
-) -> TextTable:
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter="\t" if format == "tsv" else ",",
-        quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
-        strict=True,
-    )
-    header: list[str] | None = None
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    line = 1
-    try:
-        with _field_limit(len(text) + 1 if long_fields else None):
-            for row in reader:
-                if header is None and row:
-                    fields = [field.strip() for field in row]
-                    is_header = names_given is None or set(fields) <= set(names_given)
-                    header = fields if names_given is None or is_header else list(names_given)
-                    if is_header:
-                        row = []
-                if not row:
-                    pass  # a blank line, or the header
-                elif len(row) != len(header or ()):
-                    raise _uneven(len(row), len(header or ()), names_given is not None, f"{name}:{line}")
-                else:
-                    rows.append(row)
-                    lines.append(line)
-                line = reader.line_num + 1
-    except csv.Error as error:
-        if "unexpected end of data" in str(error):
-            what = "a quote is opened and never closed"
-        elif "field larger" in str(error):  # as is the rest of a large file behind such a quote
-            what = f"a field has more than {csv.field_size_limit()} characters; is a quote opened and never closed?"
-        else:
-            what = f"malformed quotes: {error}".replace("\t", "\\t")
-        raise DataError(
-            what,
-            where=f"{name}:{line}",
-            hint='a quote in a quoted field is written twice: ""; if quotes are plain characters, data.quoting=false',
-        ) from None
-    names = [field for field in header or () if field]
-    if duplicates := [field for field, count in Counter(names).items() if count > 1]:
-        where = "data.columns" if names_given else f"{name}:1"
-        raise DataError(f"duplicate column names: {some(duplicates)}", where=where, hint="rename them")
-    columns = {
-        field: [value.strip() for value in values]
-        for field, values in zip(header or (), zip(*rows, strict=True), strict=False)
-        if field and keep(field)
-    }
-    # pandas writes its index like this; as a feature it would give away the order of the rows.
-    notes = [f"column {i} has no name and is left out" for i, field in enumerate(header or (), 1) if not field]
-    return TextTable(name, tuple(names), columns, lines, notes, header=names_given is None)
-
-
-def _uneven(found: int, expected: int, names_given: bool, where: str) -> DataError:
-    if names_given:
-        return DataError(f"{found} fields, where data.columns names {expected}", where=where, hint="name every column")
-    hint = "quote fields that contain the separator" if found > expected else "is the row cut off?"
-    return DataError(f"{found} fields, where the header has {expected}", where=where, hint=hint)
-
-
-@contextlib.contextmanager
-def _field_limit(characters: int | None) -> Iterator[None]:
-    """Sets csv's limit, which is one for the whole process, and puts the old one back."""
-    before = csv.field_size_limit()
-    try:
-        csv.field_size_limit(max(before, characters or 0))
-        yield
-    finally:
-        csv.field_size_limit(before)
+def without_bad(table: TextTable, skip: bool) -> TextTable:
+    """The table without its bad rows, with a note; or the error that the first of them is."""
+    first = min(table.bad)
+    if not skip:
+        raise table.bad[first]
+    count = len(table.bad)
+    which = "1 row is" if count == 1 else f"{count} rows are"
+    note = f"{which} left out, the first with this: {table.bad[first]}"
+    kept = [row for row in range(len(table.lines)) if row not in table.bad]
+    columns = {name: [values[row] for row in kept] for name, values in table.columns.items()}
+    lines = [table.lines[row] for row in kept]
+    return dataclasses.replace(table, columns=columns, lines=lines, notes=[*table.notes, note], bad={})
 
 
 def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Container[str]) -> TextTable:
@@ -223,7 +115,11 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
     names: dict[str, None] = {}
     lines: list[int] = []
     absent: dict[str, int] = {}
-    for number, record in json_objects(text, name):
+    bad: dict[int, DataError] = {}
+    for number, found in _records(text, name):
+        record = {} if isinstance(found, DataError) else _flat(found)
+        if isinstance(found, DataError):
+            bad[len(lines)] = found
         for key in record:
             if key not in names:
                 names[key] = None
@@ -234,15 +130,51 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
             value = record.get(key)
             if isinstance(value, list) and key in lists:
                 value = json.dumps(value, ensure_ascii=False)
-            values.append(_json_text(value, f"{name}:{number}:{key}"))
+            try:
+                values.append(_json_text(value, f"{name}:{number}:{key}"))
+            except DataError as error:
+                values.append("")
+                bad.setdefault(len(lines), error)
             if key not in record:
                 absent.setdefault(key, number)
         lines.append(number)
-    return TextTable(name, tuple(names), columns, lines, [], absent=absent)
+    return TextTable(name, tuple(names), columns, lines, [], absent=absent, bad=bad)
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
+    """A record whose inner objects are spread: {"user": {"age": 3}} has a column "user.age"."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict) and value and depth < _DEPTH:
+            flat |= _flat(value, f"{prefix}{key}.", depth + 1)
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _records(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects of JSON lines, or of one JSON list, each with its place from 1; errors in place of what is none."""
+    if not text.lstrip().startswith("["):
+        yield from _lines_of_json(text, name)
+        return
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"invalid JSON: {what}", where=name, hint="a list of objects, or an object a line") from None
+    for number, value in enumerate(values, 1):
+        yield number, value if isinstance(value, dict) else _no_object(value, f"{name}:{number}")
 
 
 def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of JSON lines, each with its line from 1; DataError where a line is none. `name` is the file's."""
+    for number, found in _records(text, name):
+        if isinstance(found, DataError):
+            raise found
+        yield number, found
+
+
+def _lines_of_json(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -250,16 +182,15 @@ def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             what = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(
-                f"invalid JSON: {what}", where=f"{name}:{number}", hint="every line must be one JSON object"
-            ) from None
-        if not isinstance(record, dict):
-            raise DataError(
-                f"this is {json_type(record)}, not an object",
-                where=f"{name}:{number}",
-                hint='every line must be an object such as {"age": 42, "city": "Rome"}',
-            )
-        yield number, record
+            hint = "every line must be one JSON object"
+            yield number, DataError(f"invalid JSON: {what}", where=f"{name}:{number}", hint=hint)
+            continue
+        yield number, record if isinstance(record, dict) else _no_object(record, f"{name}:{number}")
+
+
+def _no_object(value: object, where: str) -> DataError:
+    hint = 'every line must be an object such as {"age": 42, "city": "Rome"}'
+    return DataError(f"this is {json_type(value)}, not an object", where=where, hint=hint)
 
 
 def _json_text(value: object, where: str) -> str:

@@ -2,27 +2,39 @@
 
 What a cell means, in training and in prediction alike: surrounding blanks are dropped; '', NA, N/A, nan, null, none and
 ?, in any case, are missing; true and false, in any case, are the numbers 1 and 0. A column is numeric if all its values
-in the training file are numbers, else categorical; the other files are held to that.
+in the training file are numbers, written in one way, and none is a code such as 02134; dates are four numbers; all else
+is categorical. The other files are held to that.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bigctl.data.number_style import BOOLEAN, MISSING, NumberStyle, find_style, number
 from bigctl.data.paths import some, split_files
+from bigctl.data.sources.cells import (
+    CATEGORY,
+    USUAL,
+    Cells,
+    Kinds,
+    infer_columns,
+    numeric_column,
+    said_of,
+    typed_columns,
+)
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.read_table import TextTable, file_facts, load, short
+from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load
+from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.table_encoder import Categorical, TableEncoder
 from bigctl.errors import DataError
 
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 _MISSING_HINT = "empty, NA, N/A, nan, null, none and ? count as missing; fill these in or remove the rows"
-_BOOLEAN = frozenset({"true", "false"})
+_CANONICAL = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
 MAX_CLASSES = 1000
 # A target of few rows may well have as many values as a third of them, and still be classes.
 _MIN_CLASSES_TO_DOUBT = 20
@@ -37,8 +49,8 @@ def read_table(
     test_path: Path | None = None,
     regression: bool = False,
     drop: Sequence[str] = (),
-    columns: Sequence[str] | None = None,
-    quoting: bool = True,
+    dialect: Dialect = PLAIN,
+    cells: Cells = USUAL,
 ) -> Decoded:
     """Read a table with a header row (or JSON objects) into one typed column per feature, and the target `label`.
 
@@ -50,7 +62,7 @@ def read_table(
         regression: keep the target as float64 instead of class numbers.
         drop: columns to leave out. Left out by themselves, with a line in `info["notes"]`, are columns without a name,
             without any value, and categorical columns in which no two rows agree (names, identifiers, free text).
-        columns, quoting: see `rows.load`.
+        dialect, cells: how the files are written, and what their cells mean.
 
     Returns:
         Decoded of kind "table": float64 [N] with NaN, or object [N] of str with None, per feature; `label` int32 [N]
@@ -60,26 +72,26 @@ def read_table(
         DataError: the file is missing or malformed, a column is missing, a value does not fit its column or target.
     """
     tables = {
-        split: load(file, format, lambda name: name not in drop or name == label, columns=columns, quoting=quoting)
+        split: load(file, format, lambda name: name not in drop or name == label, dialect=dialect)
         for split, file in split_files(path, validation_path, test_path).items()
     }
     _check_columns(tables, label, drop, path)
     notes = list(tables["train"].notes)
-    features = _infer(tables["train"], label, notes)
+    _check_named(tables["train"], cells)
+    kinds, features = infer_columns(tables["train"], label, cells, notes, regression)
     if not features:
         why = f": {'; '.join(notes)}" if notes else ""
         hint = "they must be numbers, or categories in which some rows agree"
         raise DataError(f"no feature columns are left beside the target {label!r}{why}", where=str(path), hint=hint)
-    classes, targets = None, {split: _numeric(table, label) for split, table in tables.items()} if regression else {}
-    for split, target in targets.items():
-        _require_values(tables[split], label, np.flatnonzero(np.isnan(target)))
+    classes, targets = None, _target_numbers(tables, label, cells, notes) if regression else {}
     if not regression:
         classes, targets = classify(tables, label)
     splits = {
-        split: {**(features if split == "train" else _like_training(table, features)), "label": targets[split]}
+        split: {**(features if split == "train" else _like_training(table, kinds, cells)), "label": targets[split]}
         for split, table in tables.items()
     }
-    numeric = [name for name, values in features.items() if values.dtype != object]
+    numeric = [name for name, kind in kinds.items() if kind != CATEGORY]
+    styles = {name: kind for name, kind in kinds.items() if isinstance(kind, NumberStyle)}
     info: dict[str, Any] = {
         "source": format,
         **file_facts(tables),
@@ -87,7 +99,33 @@ def read_table(
         "numeric": numeric,
         "categorical": [name for name in features if name not in numeric],
     }
-    return Decoded("table", splits, classes, {**info, "notes": notes})
+    return Decoded("table", splits, classes, {**info, "notes": notes}, styles=styles)
+
+
+def _check_named(train: TextTable, cells: Cells) -> None:
+    for key, names in (("data.categorical", cells.categorical), ("data.numeric", cells.numeric)):
+        for name in names:
+            if name not in train.names:
+                raise DataError(f"{key} names {name!r}, which is no column", where=key, hint=train.close(name))
+    if both := [name for name in cells.categorical if name in cells.numeric]:
+        raise DataError(f"{both[0]!r} is in data.categorical and in data.numeric", where="data.numeric", hint="choose")
+
+
+def _target_numbers(tables: dict[str, TextTable], label: str, cells: Cells, notes: list[str]) -> dict[str, np.ndarray]:
+    """The target as numbers, float64 [N] by split, written as in the training file."""
+    train = tables["train"]
+    distinct = {text for text in set(train.columns[label]) if not cells.misses(text)}
+    style = None
+    if cells.decimal not in (None, ".") or any(number(text) is None for text in distinct):
+        style = find_style(distinct, cells.decimal)
+        if style is not None and style.missing:  # rows without a target are refused, by the usual name
+            style = None
+        elif style is not None and style != NumberStyle(decimal=cells.decimal or "."):
+            notes.append(said_of(label, style, distinct, train))
+    targets = {split: numeric_column(table, label, style, cells) for split, table in tables.items()}
+    for split, target in targets.items():
+        _require_values(tables[split], label, np.flatnonzero(np.isnan(target)))
+    return targets
 
 
 def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str], path: Path) -> None:
@@ -109,15 +147,20 @@ def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str]
         )
 
 
-def _like_training(table: TextTable, features: Columns) -> Columns:
+def _sources(kinds: Kinds) -> list[str]:
+    """The columns of a file that features come from, each once."""
+    return list(dict.fromkeys(k.of or name if isinstance(k, NumberStyle) else name for name, k in kinds.items()))
+
+
+def _like_training(table: TextTable, kinds: Kinds, cells: Cells) -> Columns:
     """The columns of another split, with the types that training decided."""
-    if absent := [name for name in features if name not in table.columns]:
+    if absent := [name for name in _sources(kinds) if name not in table.columns]:
         raise DataError(
             f"feature column {absent[0]!r} of the training file is missing",
             where=table.source,
             hint=f"its columns are {some(table.names)}",
         )
-    return _typed(table, {name: values.dtype == object for name, values in features.items()})
+    return typed_columns(table, kinds, cells)
 
 
 def rows_of(
@@ -125,122 +168,39 @@ def rows_of(
     format: str,
     encoder: TableEncoder,
     *,
-    columns: Sequence[str] | None = None,
-    quoting: bool = True,
-) -> np.ndarray:
-    """Read a table for prediction into the encoder's float32 [N, D]; it needs no target, further columns are ignored.
+    dialect: Dialect = PLAIN,
+    cells: Cells = USUAL,
+) -> tuple[np.ndarray, dict[int, DataError], list[str]]:
+    """Read a table for prediction; it needs no target, further columns are ignored.
 
     Args:
         source: a file, or the content of one.
         format: "csv", "tsv" or "jsonl".
         encoder: what the model was trained with.
-        columns, quoting: see `read_table.load`.
+        dialect, cells: those of the training.
+
+    Returns:
+        float32 [N, D], what is wrong with some of the rows by their number, and notes.
 
     Raises:
-        DataError: the file is missing or malformed, lacks a feature column, or has text where numbers are due.
+        DataError: the file is missing or malformed, or lacks a feature column.
     """
-    kinds = {column.name: isinstance(column, Categorical) for column in encoder.columns}
-    table = load(source, format, lambda name: name in kinds, columns=columns, quoting=quoting)
-    if absent := [name for name in kinds if name not in table.columns]:
+    kinds: Kinds = {c.name: CATEGORY if isinstance(c, Categorical) else c.style for c in encoder.columns}
+    needed = _sources(kinds)
+    table = load(source, format, needed.__contains__, dialect=dialect, collect=True)
+    if absent := [name for name in needed if name not in table.columns]:
         raise DataError(
             f"the model needs the feature columns {some(absent)}, which are missing",
             where=table.source,
             hint=f"the columns found are {some(table.names)}",
         )
-    return encoder.encode(_typed(table, kinds))
-
-
-# --- Strings to columns -----------------------------------------------------------------------------------------------
-
-
-def _number(text: str) -> float | None:
-    """The number in a cell, NaN if it is missing, None if it is neither."""
-    folded = text.lower()
-    if folded in _MISSING:
-        return math.nan
-    if folded in _BOOLEAN:
-        return float(folded == "true")
-    if "_" in text:  # Python reads 1_000 as a number, no one else does
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _numbers(texts: list[str]) -> tuple[np.ndarray, list[int]]:
-    """float64 [N], NaN where a value is missing or no number, and the rows of the latter."""
-    try:
-        values = np.array([float(text) for text in texts])
-        if not any("_" in text for text in texts):
-            return values, []
-    except ValueError:
-        pass
-    known = {text: _number(text) for text in set(texts)}
-    found = [known[text] for text in texts]
-    bad = [row for row, number in enumerate(found) if number is None]
-    return np.array([math.nan if number is None else number for number in found]), bad
-
-
-def _numeric(table: TextTable, name: str) -> np.ndarray:
-    values, bad = _numbers(table.columns[name])
-    if bad:
-        raise DataError(
-            f"{table.columns[name][bad[0]]!r} is not a number, and the column is numeric" + _more(len(bad)),
-            where=table.at(bad[0], name),
-            hint="correct the value, or leave it empty if it is unknown",
-        )
-    return _finite(table, name, values)
-
-
-def _finite(table: TextTable, name: str, values: np.ndarray) -> np.ndarray:
-    if (rows := np.flatnonzero(np.isinf(values))).size:
-        row = int(rows[0])
-        raise DataError(
-            f"the value {table.columns[name][row]!r} is infinite" + _more(len(rows)),
-            where=table.at(row, name),
-            hint="give a finite number, or leave it empty if it is unknown",
-        )
-    return values
-
-
-def _categorical(texts: list[str]) -> np.ndarray:
-    missing = {text for text in set(texts) if text.lower() in _MISSING}
-    return np.array([None if text in missing else text for text in texts], dtype=object)
-
-
-def _typed(table: TextTable, categorical: dict[str, bool]) -> Columns:
-    return {
-        name: _categorical(table.columns[name]) if is_categorical else _numeric(table, name)
-        for name, is_categorical in categorical.items()
-    }
-
-
-def _infer(train: TextTable, label: str, notes: list[str]) -> Columns:
-    """The training columns that are of use, each with the type that fits all its values."""
-    features: Columns = {}
-    for name, texts in train.columns.items():
-        if name == label:
-            continue
-        numbers, bad = _numbers(texts)
-        if not bad:
-            if np.isnan(numbers).all():
-                notes.append(f"column {name!r} has no values and is left out")
-            else:
-                features[name] = _finite(train, name, numbers)
-            continue
-        values = _categorical(texts)
-        if None not in (distinct := set(values)) and len(distinct) == len(values):
-            notes.append(f"column {name!r} is different in every row, like a name or an identifier, and is left out")
-            continue
-        features[name] = values
-        # A stray word turns thousands of numbers into categories; the user should hear of it.
-        if len(bad) <= 0.1 * sum(value is not None for value in values):
-            notes.append(
-                f"column {name!r} is categorical only because {len(bad)} of its values are not numbers, "
-                f"the first {texts[bad[0]]!r} on line {train.lines[bad[0]]}"
-            )
-    return features
+    bad = dict(table.bad)
+    columns = typed_columns(table, kinds, cells, bad)
+    empty = sum(
+        row not in bad and not any(table.columns[name][row] for name in needed) for row in range(len(table.lines))
+    )
+    notes = [f"{table.source}: {empty} rows have no value in any column of the model"] if empty else []
+    return encoder.encode(columns), bad, notes + encoder.unseen(columns, table.source)
 
 
 # --- The target -------------------------------------------------------------------------------------------------------
@@ -260,7 +220,7 @@ def classify(
         DataError: labels are missing, or not of a training class; there is one class only, or the target is none.
     """
     for table in tables.values():
-        _require_values(table, label, [i for i, v in enumerate(table.columns[label]) if v.lower() in _MISSING])
+        _require_values(table, label, [i for i, v in enumerate(table.columns[label]) if v.lower() in MISSING])
     train = tables["train"]
     distinct = set(train.columns[label])
     integers = {text: _integer(text) for text in distinct}
@@ -294,18 +254,17 @@ def classify(
 
 
 def _integer(text: str) -> int | None:
-    try:
-        return int(text) if "_" not in text else None
-    except ValueError:
-        number = _number(text) if text.lower() not in _BOOLEAN else None
-        return int(number) if number is not None and number.is_integer() else None
+    """A whole number as programs write it; 007, 1E3 and digits of other scripts are names."""
+    match = _CANONICAL.fullmatch(text)
+    return int(match[1]) * (-1 if text.startswith("-") else 1) if match else None
 
 
 def _doubt_classes(train: TextTable, label: str, distinct: set[str], by_number: bool, quantities: str) -> None:
     """Refuse a target that is a quantity, or hardly the column the user meant."""
-    numeric = by_number or all(_number(text) is not None and text.lower() not in _BOOLEAN for text in distinct)
+    values = {text: number(text) for text in distinct if text.lower() not in BOOLEAN}
+    numeric = by_number or (len(values) == len(distinct) and None not in values.values())
     rows = len(train.lines)
-    if numeric and not by_number and (fractions := [text for text in distinct if _integer(text) is None]):
+    if numeric and (fractions := [text for text, value in values.items() if value is not None and value % 1]):
         what = f"holds fractions such as {min(fractions)}"
     elif len(distinct) > MAX_CLASSES or (numeric and len(distinct) > max(rows / 3, _MIN_CLASSES_TO_DOUBT)):
         what = f"has {len(distinct)} different values in {rows} rows"
@@ -326,7 +285,3 @@ def _require_values(table: TextTable, label: str, rows: Sequence[int] | np.ndarr
             where=table.source,
             hint=_MISSING_HINT,
         )
-
-
-def _more(count: int) -> str:
-    return f"; {count - 1} more like it" if count > 1 else ""

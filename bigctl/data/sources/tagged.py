@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from bigctl.data.paths import some
+from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.read_table import json_objects, json_type, read_text, short
+from bigctl.data.sources.read_table import json_objects, json_type
+from bigctl.data.sources.text_rows import short
 from bigctl.data.target import Target
 from bigctl.data.text import words as wording
 from bigctl.errors import DataError

@@ -15,7 +15,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data import paths
 from bigctl.data.dataset import Features
-from bigctl.data.sources import read_table
+from bigctl.data.sources import content, read_table
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
@@ -110,7 +110,7 @@ def _read(files: list[Path], field: str | None, where: str) -> tuple[list[str], 
         elif len(files) > 1 and file.stat().st_size == 0:
             found.append("")
         else:
-            found.append(read_table.read_text(file)[0])
+            found.append(content.read_text(file)[0])
     if field is not None and not any(file.suffix.lower() in _JSON for file in files):
         hint = "leave it out; or name the files .jsonl"
         raise DataError(f"data.field={field} is set, and no file holds JSON lines", where=where, hint=hint)
@@ -135,7 +135,7 @@ def _objects(file: Path, field: str | None) -> list[str]:
 
 def texts_by_line(source: Path | bytes, pairs: bool) -> list[str | tuple[str, str]]:
     """The texts of a file, or of its content, one a line; with `pairs` two with a tab between. Raises DataError."""
-    text, name = read_table.read_text(source)
+    text, name = content.read_text(source)
     found: list[str | tuple[str, str]] = []
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         fields = [field.strip() for field in (line.split("\t") if pairs else [line])]

@@ -5,7 +5,6 @@ Surrounding blanks are dropped. Unlike in a table, 'NA' or 'null' as a text are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import numpy as np
 from bigctl.data.paths import some, split_files
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
-from bigctl.data.sources.read_table import TextTable, file_facts, load
+from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load
 from bigctl.data.sources.table import classify
+from bigctl.data.sources.text_rows import TextTable
 from bigctl.data.target import Target
 from bigctl.errors import DataError
 
@@ -31,8 +31,7 @@ def read_texts(
     format: str = "csv",
     validation_path: Path | None = None,
     test_path: Path | None = None,
-    columns: Sequence[str] | None = None,
-    quoting: bool = True,
+    dialect: Dialect = PLAIN,
 ) -> Decoded:
     """Read the texts of a file with a header row, or of JSON objects, and their labels.
 
@@ -43,7 +42,7 @@ def read_texts(
         labels: name of the column with several classes a text, in place of `label`; `label_separator` is between them.
         format: "csv", "tsv" (quoting as in CSV) or "jsonl".
         validation_path, test_path: files for the splits "validation" and "test".
-        columns, quoting: see `rows.load`.
+        dialect: how the files are written.
 
     Returns:
         Decoded of kind "text": object [N] of str, and int32 [N] class numbers; classes sorted, as numbers where all are
@@ -53,9 +52,8 @@ def read_texts(
         DataError: a file is missing or malformed, a column is missing, a text is empty, or a label cannot be used.
     """
     named = _distinct({"data.text": text, "data.text_pair": text_pair, "data.label": label, "data.labels": labels})
-    reading: dict[str, Any] = {"columns": columns, "quoting": quoting, "long_fields": True}
     tables = {
-        split: load(file, format, named.__contains__, **reading, lists=[labels] if labels else [])
+        split: load(file, format, named.__contains__, dialect=dialect, lists=[labels] if labels else [])
         for split, file in split_files(path, validation_path, test_path).items()
     }
     pair = [text_pair] if text_pair else []
@@ -65,7 +63,7 @@ def read_texts(
     for split, table in tables.items():
         splits[split] = {name: _texts(table, column) for name, column in roles}
         splits[split]["label"] = np.zeros(len(table.lines), np.int32)
-        if format == "tsv" and quoting:
+        if format == "tsv" and dialect.quoting:
             notes += _doubtful_quotes(table, [text, *pair])
         if label is not None:
             table.require(label, "target")
@@ -96,46 +94,52 @@ def texts_of(
     *,
     text: str,
     text_pair: str | None = None,
-    columns: Sequence[str] | None = None,
-    quoting: bool = True,
-) -> list[str | tuple[str, str]]:
-    """Read texts to be classified, or pairs of them; they need no labels, further columns are ignored.
+    dialect: Dialect = PLAIN,
+) -> tuple[list[str | tuple[str, str]], dict[int, DataError]]:
+    """Read texts to be classified, or pairs of them, and what is wrong with some, by their row; they need no labels,
+    further columns are ignored.
 
     Args:
         source: a file, or the content of one.
         format: "csv", "tsv" or "jsonl".
         text, text_pair: names of the columns, as in training.
-        columns, quoting: see `read_table.load`.
+        dialect: that of the training.
 
     Raises:
         DataError: the file is missing or malformed, lacks a column, or a text is empty.
     """
     roles = _roles(text, text_pair)
-    table = load(source, format, set(roles.values()).__contains__, columns=columns, quoting=quoting, long_fields=True)
-    found = [_texts(table, column).tolist() for column in roles.values()]
-    return list(zip(*found, strict=True)) if text_pair else found[0]
+    table = load(source, format, set(roles.values()).__contains__, dialect=dialect, collect=True)
+    bad = dict(table.bad)
+    found = [_texts(table, column, bad).tolist() for column in roles.values()]
+    return (list(zip(*found, strict=True)) if text_pair else found[0]), bad
 
 
 def _roles(text: str, text_pair: str | None) -> dict[str, str]:
     return {"text": text, "text_pair": text_pair} if text_pair else {"text": text}
 
 
-def _texts(table: TextTable, column: str) -> np.ndarray:
-    """A column of texts, object [N] of str."""
+def _texts(table: TextTable, column: str, bad: dict[int, DataError] | None = None) -> np.ndarray:
+    """A column of texts, object [N] of str. Raises DataError for one that cannot be used, or notes it in `bad`."""
     table.require(column, "text")
     values = table.columns[column]
-    if empty := [row for row, value in enumerate(values) if not value]:
-        count = "the text is empty" if len(empty) == 1 else f"{len(empty)} texts are empty, the first of them here"
-        raise DataError(count, where=table.at(empty[0], column), hint="write the text, or remove the row")
+    empty = [row for row, value in enumerate(values) if not value]
+    half: list[int] = []
     try:
         "".join(values).encode()
     except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
-        row = next(row for row, value in enumerate(values) if any("\ud800" <= c <= "\udfff" for c in value))
-        raise DataError(
-            "the text has half of a character (a lone surrogate)",
-            where=table.at(row, column),
-            hint="was it cut inside an emoji? write whole characters",
-        ) from None
+        half = [row for row, value in enumerate(values) if any("\ud800" <= c <= "\udfff" for c in value)]
+    for rows, what, hint in (
+        (empty, "the text is empty", "write the text, or remove the row"),
+        (half, "the text has half of a character (a lone surrogate)", "was it cut inside an emoji?"),
+    ):
+        for row in rows if bad is not None else rows[:1]:
+            many = rows is empty and len(rows) > 1 and bad is None
+            said = f"{len(rows)} texts are empty, the first of them here" if many else what
+            error = DataError(said, where=table.at(row, column), hint=hint)
+            if bad is None:
+                raise error
+            bad.setdefault(row, error)
     found = np.empty(len(values), object)
     found[:] = values
     return found

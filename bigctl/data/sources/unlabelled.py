@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.data.target import TOKEN_CLASS
+from bigctl.errors import DataError
 
 Inputs = np.ndarray | Sequence[Any]
 
@@ -24,10 +25,14 @@ class Unlabelled:
         inputs: uint8 [N, H, W, C] of images, float32 [N, D] of table rows; of texts a list of N texts or of pairs, and
             of sentences a list of texts or of lists of words.
         rows: whether there may be several in a file, so that each has a number.
+        errors: what is wrong with some of them, by their number; their inputs are placeholders.
+        notes: what the user should hear of.
     """
 
     inputs: Inputs
     rows: bool = True
+    errors: Mapping[int, DataError] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def encoded(columns: Columns, features: Features) -> Unlabelled:

@@ -1,0 +1,223 @@
+"""Cells of a table -> columns of numbers and categories, by what the training file holds."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigctl.config import schema
+from bigctl.data.number_style import (
+    DATE_PARTS,
+    MISSING,
+    NumberStyle,
+    find_dates,
+    find_style,
+    has_times,
+    is_ambiguous,
+    is_code,
+    number,
+)
+from bigctl.data.paths import some
+from bigctl.data.sources.decoded import Columns
+from bigctl.data.sources.text_rows import TextTable, short
+from bigctl.errors import DataError
+
+_FEW = 20
+"""Rows that there must be before a column is said to number them."""
+_IDENTIFIER = re.compile(r"(.*[_ ])?(id|ids|index|idx|no|no\.|nr|nr\.|number|row|rownum|key)|unnamed.*|[a-z]+id|#")
+CATEGORY = "category"
+Kinds = dict[str, "NumberStyle | str | None"]
+"""Of each feature: CATEGORY, or how its numbers are written, None for as programs write them."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What cells mean, as keys of the data say.
+
+    Attributes:
+        decimal: the mark before decimals; None to tell it from the values.
+        missing: what stands for a missing value besides the usual, lower case.
+        categorical, numeric: columns that are categories, or numbers, whatever they look like.
+    """
+
+    decimal: str | None = None
+    missing: frozenset[str] = frozenset()
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: schema.Table) -> Cells:
+        missing = frozenset(text.strip().lower() for text in config.missing)
+        return cls(config.decimal, missing, tuple(config.categorical), tuple(config.numeric))
+
+    def misses(self, text: str) -> bool:
+        """Whether a cell says that the value is missing."""
+        folded = text.lower()
+        return folded in MISSING or folded in self.missing
+
+
+USUAL = Cells()
+
+
+def _numbers(texts: list[str], style: NumberStyle | None, cells: Cells) -> tuple[np.ndarray, list[int]]:
+    """float64 [N], NaN where a value is missing or no number, and the rows of the latter."""
+    if style is None:
+        try:
+            values = np.array([float(text) for text in texts])
+            if not any("_" in text for text in texts) and not cells.missing:
+                return values, []
+        except ValueError:
+            pass
+    parse = number if style is None else style.parse
+    known = {text: math.nan if text.lower() in cells.missing else parse(text) for text in set(texts)}
+    found = [known[text] for text in texts]
+    bad = [row for row, value in enumerate(found) if value is None]
+    return np.array([math.nan if value is None else value for value in found]), bad
+
+
+def numeric_column(
+    table: TextTable, name: str, style: NumberStyle | None, cells: Cells, bad: dict[int, DataError] | None = None
+) -> np.ndarray:
+    """A column of numbers. Raises DataError for what is none, or notes it in `bad` by its row."""
+    texts = table.columns[style.of if style is not None and style.of else name]
+    values, wrong = _numbers(texts, style, cells)
+    infinite = np.flatnonzero(np.isinf(values)).tolist()
+    unknown = "or leave it empty if it is unknown"
+    for rows, before, what, hint in (
+        (wrong, "", "is not a number, and the column is numeric", f"correct the value, {unknown}"),
+        (infinite, "the value ", "is infinite", f"give a finite number, {unknown}"),
+    ):
+        for row in rows if bad is not None else rows[:1]:
+            more = f"; {len(rows) - 1} more like it" if len(rows) > 1 and bad is None else ""
+            error = DataError(f"{before}{short(texts[row])!r} {what}{more}", where=table.at(row, name), hint=hint)
+            if bad is None:
+                raise error
+            bad.setdefault(row, error)
+            values[row] = math.nan
+    return values
+
+
+def _categorical(texts: list[str], cells: Cells) -> np.ndarray:
+    missing = {text for text in set(texts) if cells.misses(text)}
+    return np.array([None if text in missing else text for text in texts], dtype=object)
+
+
+def typed_columns(table: TextTable, kinds: Kinds, cells: Cells, bad: dict[int, DataError] | None = None) -> Columns:
+    """Columns of the kinds that training decided: "category", or how numbers are written, None for as programs do."""
+    found: Columns = {}
+    for name, kind in kinds.items():
+        if isinstance(kind, str):
+            found[name] = _categorical(table.columns[name], cells)
+        else:
+            found[name] = numeric_column(table, name, kind, cells, bad)
+    return found
+
+
+def infer_columns(
+    train: TextTable, label: str, cells: Cells, notes: list[str], regression: bool
+) -> tuple[Kinds, Columns]:
+    """The training columns that are of use, each with the kind that fits all its values."""
+    kinds: Kinds = {}
+    features: Columns = {}
+    for name, texts in train.columns.items():
+        if name == label:
+            continue
+        distinct = {text for text in set(texts) if not cells.misses(text)}
+        if not distinct:
+            notes.append(f"column {name!r} has no values and is left out")
+            continue
+        found = _kinds(name, distinct, cells, train, notes)
+        values = typed_columns(train, found, cells)
+        if found == {name: CATEGORY} and name not in cells.categorical:
+            column = values[name]
+            if None not in (different := set(column)) and len(different) == len(column):
+                what = "different in every row, like a name or an identifier, and is left out"
+                notes.append(f"column {name!r} is {what}")
+                continue
+        if found == {name: CATEGORY}:
+            notes += _stray_words(train, name, cells)
+        kinds |= found
+        features |= values
+    for name in _counters(train, label, kinds, features, cells, regression, notes):
+        del kinds[name], features[name]
+    return kinds, features
+
+
+def _counters(
+    train: TextTable, label: str, kinds: Kinds, features: Columns, cells: Cells, regression: bool, notes: list[str]
+) -> list[str]:
+    """Columns that number the rows and tell nothing but their order, where others are left: they are of no use for new
+    rows, and in a file sorted by class they give the class away."""
+    counting = []
+    for name, values in features.items():
+        rows = len(values)
+        if kinds[name] is None and rows >= _FEW and np.array_equal(values - values[0], np.arange(rows)):
+            counting.append(name)
+    labels = train.columns[label]
+    changes = sum(one != other for one, other in zip(labels, labels[1:], strict=False))
+    in_order = not regression and changes == len(set(labels)) - 1
+    found = []
+    for name in counting:
+        if name in cells.numeric or len(counting) == len(features):
+            continue
+        if in_order or _IDENTIFIER.fullmatch(name.lower()):
+            notes.append(f"column {name!r} numbers the rows and is left out; data.numeric=[{name}] keeps it")
+            found.append(name)
+        else:
+            notes.append(f"column {name!r} numbers the rows; data.drop=[{name}] leaves it out")
+    return found
+
+
+def _kinds(name: str, distinct: set[str], cells: Cells, train: TextTable, notes: list[str]) -> Kinds:
+    """What a column of these values is; the parts of a date are several columns."""
+    if name in cells.categorical:
+        return {name: CATEGORY}
+    codes = sorted(text for text in distinct if is_code(text)) if name not in cells.numeric else []
+    plain = cells.decimal in (None, ".") and all(number(text) is not None for text in distinct)
+    if plain and not codes:
+        return {name: None}
+    if codes:
+        if plain:
+            hint = f"data.numeric=[{name}] reads numbers"
+            notes.append(f"column {name!r} is read as categories, for codes such as {codes[0]}; {hint}")
+        return {name: CATEGORY}
+    if style := find_style(distinct, cells.decimal):
+        if style != NumberStyle(decimal=cells.decimal or "."):
+            notes.append(said_of(name, style, distinct, train))
+        return {name: style}
+    order = find_dates(distinct)
+    if order == "?":
+        notes.append(f"column {name!r} holds dates, of which it cannot be told what is the day and what the month")
+    elif order is not None:
+        parts = (*DATE_PARTS, *(("hour",) if has_times(distinct) else ()))
+        notes.append(f"column {name!r} is read as dates, {order}: {', '.join(parts)}")
+        return {f"{name}.{part}": NumberStyle(of=name, date=order, part=part) for part in parts}
+    return {name: CATEGORY}
+
+
+def said_of(name: str, style: NumberStyle, distinct: set[str], train: TextTable) -> str:
+    """The note on numbers that are not written as programs do."""
+    said = f"column {name!r} is read as {style}"
+    if style.missing:
+        count = sum(text.lower() in style.missing for text in train.columns[name])
+        marks = some([repr(mark) for mark in style.missing])
+        said += f"; {marks} {'is' if len(style.missing) == 1 else 'are'} taken for missing, in {count} rows"
+    if is_ambiguous(style, distinct):
+        said += f"; data.decimal='{style.group}' takes {style.group!r} for the decimal mark"
+    return f"{said}; data.categorical=[{name}] leaves it as it is"
+
+
+def _stray_words(train: TextTable, name: str, cells: Cells) -> list[str]:
+    """A note where a few words turn a column of numbers into categories; the user should hear of it."""
+    texts = train.columns[name]
+    _, bad = _numbers(texts, None, cells)
+    values = sum(not cells.misses(text) for text in texts)
+    if 2 * len(bad) > values or name in cells.categorical or not bad or any(map(is_code, set(texts))):
+        return []
+    return [
+        f"column {name!r} is categorical only because {len(bad)} of its values are not numbers, "
+        f"the first {short(texts[bad[0]])!r} on line {train.lines[bad[0]]}; data.missing=[...] says what is missing"
+    ]

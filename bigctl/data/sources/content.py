@@ -1,0 +1,95 @@
+"""The content of text files: unpacked where it is compressed, and decoded."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from pathlib import Path
+
+from bigctl.data.paths import require_file
+from bigctl.errors import DataError
+
+COMPRESSED = (".gz", ".zst")
+"""Suffixes that stand behind another one; what is packed is known by its content."""
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_MOST = 2**34
+"""Largest content that is unpacked [bytes]."""
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def suffix_of(path: Path | str) -> str:
+    """The suffix that tells the format, lower case: of `rows.csv.gz` it is .csv."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+
+
+def read_text(source: Path | bytes, encoding: str | None = None) -> tuple[str, str]:
+    """The text of a file, or of its content, and what to call it in messages.
+
+    Args:
+        source: a file, packed with gzip or Zstandard or not, or the content of one.
+        encoding: of the text; None for UTF-8.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or is not in this encoding.
+    """
+    name = "input" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else require_file(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror}", where=name) from None
+    text = _decoded(_unpacked(data, name), name, encoding)
+    if not text.strip():
+        raise DataError("the file is empty", where=name, hint="is it the right file?")
+    return text, name
+
+
+def _unpacked(data: bytes, name: str) -> bytes:
+    try:
+        if data.startswith(_GZIP):
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+                found = stream.read(_MOST + 1)
+        elif data.startswith(_ZSTD):
+            import pyarrow as pa
+
+            with pa.input_stream(pa.py_buffer(data), compression="zstd") as stream:
+                found = stream.read(_MOST + 1)
+        else:
+            return data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"the file is packed, and damaged: {error}", where=name, hint="pack it again") from None
+    if len(found) > _MOST:
+        raise DataError(f"the file unpacks to more than {_MOST // 2**30} GiB", where=name, hint="split it into parts")
+    return bytes(found)
+
+
+def _decoded(data: bytes, name: str, encoding: str | None) -> str:
+    marked = next((found for mark, found in _MARKS if data.startswith(mark)), None)
+    codec = encoding or marked or "utf-8-sig"
+    if codec.lower().replace("_", "-") in ("utf-8", "utf8"):
+        codec = "utf-8-sig"
+    if not codecs.lookup(codec).name.startswith(("utf-16", "utf-32")) and (nul := data.find(b"\0")) >= 0:
+        half = data[:4096].count(b"\0") * 5 > 2 * len(data[:4096])
+        hint = "it looks like UTF-16: set data.encoding=utf-16-le" if half else "is this a text file?"
+        raise DataError("there is a NUL byte", where=f"{name}:{line_at(data, nul)}", hint=hint)
+    try:
+        return data.decode(codec).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        # Positions are counted after a byte order mark, which is on the first line anyhow.
+        what = f"byte 0x{error.object[error.start]:02x} is not {encoding or 'UTF-8'}"
+        hint = "set data.encoding, such as latin-1, or save the file as UTF-8"
+        raise DataError(what, where=f"{name}:{line_at(error.object, error.start)}", hint=hint) from None
+
+
+def line_at(data: bytes, position: int) -> int:
+    """The line of a place in a file, from 1."""
+    before = data[:position]
+    return 1 + (before.count(b"\n") or before.count(b"\r"))
