@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class BigctlError(Exception):
     """A failure that can be explained in one line.
@@ -65,3 +67,18 @@ class Preempted(BigctlError):
     def __init__(self, message: str, *, exit_code: int, **details: str | None):
         super().__init__(message, **details)
         self.exit_code = exit_code
+
+
+def explained(error: Exception) -> BigctlError | None:
+    """An error in one line, where it is one of ours or says that memory has run out; None for any other."""
+    if isinstance(error, BigctlError):
+        return error
+    text = " ".join(str(error).split())
+    of_device = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and re.search(_NO_MEMORY, text)
+    if isinstance(error, MemoryError) or of_device:
+        hint = "a smaller model, a smaller train.batch_size, train.accumulate, or smaller images and texts take less"
+        return BigctlError(f"there is not enough memory: {text[:200] or 'none is left'}", hint=hint)
+    return None
+
+
+_NO_MEMORY = r"RESOURCE_EXHAUSTED|[Oo]ut of memory"

@@ -6,14 +6,21 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 
 from bigctl.formatting import plain
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside a file or folder that is to get its own once it is whole; no other process, here or on another
+    machine that shares the disk, and no other thread takes the same."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Replace a file atomically and durably; a private one can be read by its owner alone, at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         temporary.unlink(missing_ok=True)  # of an earlier process of that number, perhaps readable by others
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL

@@ -137,9 +137,9 @@ def _run(command: str, arguments: list[str]) -> int:
 
 def _print_ending(error: Exception, run: object) -> None:
     from bigctl.cli import render
-    from bigctl.errors import BigctlError, Diverged, Preempted, RunHeld
+    from bigctl.errors import BigctlError, Diverged, Preempted, RunHeld, explained
 
-    known = error if isinstance(error, BigctlError) else BigctlError(f"{type(error).__name__}: {error}")
+    known = explained(error) or BigctlError(f"{type(error).__name__}: {error}")
     named = {Preempted: "preempted", Diverged: "diverged", RunHeld: "held"}
     status = named.get(type(known), "refused" if known.exit_code == 2 else "failed")
     ending = {"status": status, "exit_code": known.exit_code, "run": run if run is None else str(run)}
@@ -149,15 +149,15 @@ def _print_ending(error: Exception, run: object) -> None:
 def _render(error: Exception) -> int:
     """One line for an error that the user can correct; for an unexpected one, the traceback goes into a file."""
     from bigctl.config import plugins
-    from bigctl.errors import BigctlError
+    from bigctl.errors import explained
 
     blamed = plugins.blamed(error)
-    if isinstance(error, BigctlError):
-        place = f"{error.where}: " if error.where else ""
-        print(f"bigctl: {place}{error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"        {error.hint}", file=sys.stderr)
-        return error.exit_code
+    if (known := explained(error)) is not None:
+        place = f"{known.where}: " if known.where else ""
+        print(f"bigctl: {place}{known.message}", file=sys.stderr)
+        if known.hint:
+            print(f"        {known.hint}", file=sys.stderr)
+        return known.exit_code
     import tempfile
     import traceback
 

@@ -17,6 +17,12 @@ from bigctl.errors import ConfigError
 
 Origins = Mapping[str, str]
 
+LARGEST = 2**31
+"""Whole numbers are smaller where nothing beside a key says otherwise: steps, examples, tokens and sizes of arrays are
+counted in int32 on the devices."""
+LONGEST_LIST = 1000
+"""Numbers in a list: widths of layers, and the like."""
+
 
 def check(config: Config, origins: Origins, *, only: str = "") -> None:
     """Raise ConfigError for the first thing that cannot work, naming the key, its origin and the remedy.
@@ -48,7 +54,14 @@ def problems(config: Config, only: str = "") -> Iterator[Problem]:
 def key_problems(dotted: str, field: dataclasses.Field[Any], value: object) -> Iterator[Problem]:
     """Whether a value, or each one of a list, is among the choices and within the bounds of its key."""
     choices, bounds = field.metadata.get("choices"), field.metadata.get("bounds")
+    if bounds is not None and isinstance(value, list) and len(value) > LONGEST_LIST:
+        yield dotted, f"{dotted} has {len(value):,} numbers", f"at most {LONGEST_LIST:,}"
+        return
     for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, int) and abs(each) >= LARGEST and getattr(bounds, "le", None) is None:
+            digits = str(each) if abs(each) < 10**30 else "a number of more than 30 digits"
+            yield dotted, f"{dotted} cannot be {digits}", f"it must be below 2^31{_or_null(field)}"
+            continue
         if choices and each is not None and each not in choices:
             some = "some" if isinstance(value, list) else "one"
             yield dotted, f"{dotted} cannot be {each!r}", f"{some} of: {', '.join(map(str, choices))}"

@@ -123,29 +123,47 @@ def change(config: Config, overrides: Sequence[str]) -> Config:
 
 def merged(config: Config, overrides: Sequence[str]) -> Config:
     """The same without asking whether the keys fit each other: their names and types alone are checked."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    given = [suggestions.quoted(override) for override in overrides]
-    node = OmegaConf.structured(config)
-    OmegaConf.set_struct(node, True)
-    try:
-        for override in OverridesParser.create().parse_overrides(given):
-            name = str(override.key_or_group)
-            if name in schema.GROUPS or name.startswith("experiment") or override.is_sweep_override():
-                raise ConfigError(
-                    f"{override.input_line} does not change one key",
-                    where="command line",
-                    hint="a run keeps its components; `bigctl train` starts another",
-                )
-            OmegaConf.update(node, name, override.value())
-        changed = OmegaConf.to_object(node)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error, given) from error
+    node = as_node(config)
+    for override in overrides:
+        put(node, override)
+    changed = OmegaConf.to_object(node)
     assert isinstance(changed, Config)
     return changed
+
+
+def as_node(config: Config) -> Any:
+    """A configuration as OmegaConf has it, which converts what is put into it and takes no new keys."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.structured(config)
+    OmegaConf.set_struct(node, True)
+    return node
+
+
+def put(node: Any, override: str) -> object:
+    """Set one key of what `as_node` gave; gives the value as the key's type has it. Raises ConfigError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import Container, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    given = suggestions.quoted(override)
+    try:
+        parsed = OverridesParser.create().parse_override(given)
+        name = str(parsed.key_or_group)
+        if name in schema.GROUPS or name.startswith("experiment") or parsed.is_sweep_override():
+            raise ConfigError(
+                f"{parsed.input_line} does not change one key",
+                where="command line",
+                hint="a run keeps its components; `bigctl train` starts another",
+            )
+        OmegaConf.update(node, name, parsed.value())
+        found = OmegaConf.select(node, name)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, [given]) from error
+    return OmegaConf.to_object(found) if isinstance(found, Container) else found
 
 
 def to_yaml(config: Config) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bigctl.config import checks, lengths, presets, schema, suggestions
-from bigctl.config.compose import Composed, compose, merged
+from bigctl.config.compose import Composed, as_node, compose, put
 from bigctl.config.plugins import load
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
@@ -34,6 +35,7 @@ class ManyComposer:
         self._refers = any(_refers(path.read_text(encoding="utf-8", errors="replace")) for path in _own(roots))
         self._refers |= any(_refers(str(f.default)) for cls in schema.components() for _, f, _ in schema.walk(cls))
         self._bases: dict[tuple[str, ...], Composed] = {}
+        self._nodes: dict[tuple[str, ...], Any] = {}
         self._values: dict[tuple[tuple[str, ...], str], object] = {}
         self._spelled: dict[str, str] = {}
 
@@ -81,12 +83,13 @@ class ManyComposer:
 
     def _value(self, structure: tuple[str, ...], override: str) -> object:
         if (structure, override) not in self._values:
+            if structure not in self._nodes:
+                self._nodes[structure] = as_node(self._bases[structure].config)
             try:
-                config = merged(self._bases[structure].config, [override])
+                self._values[structure, override] = put(self._nodes[structure], override)
             except ConfigError as error:
                 error.where = override
                 raise
-            self._values[structure, override] = _get(config, override.partition("=")[0])
         return copy.copy(self._values[structure, override])
 
 

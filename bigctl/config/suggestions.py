@@ -29,7 +29,7 @@ def quoted(override: str) -> str:
     key, _, value = override.partition("=")
     if value[:1] == "[" and key in text_keys(many=True):
         return f"{key}={_quoted_list(value)}"
-    if key not in text_keys() or value[:1] in ("", '"', "'"):
+    if value[:1] in ("", '"', "'") or key not in text_keys():
         return override
     try:
         parsed = OverridesParser.create().parse_override(override)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -28,7 +27,7 @@ from bigctl.data.sources.decoded import Columns
 from bigctl.data.text import tokenization
 from bigctl.data.text.encoding import Texts
 from bigctl.errors import DataError
-from bigctl.files import disk_size, sha256
+from bigctl.files import disk_size, sha256, temporary_name
 
 TOKENIZER = "tokenizer.json"
 
@@ -69,8 +68,7 @@ def write_dataset(
     """Raises DataError where there is no room for it, or the folder cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.parent / f".{folder.name}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = temporary_name(folder)
         temporary.mkdir()
     except OSError as error:
         raise _cannot_store(folder, error) from error

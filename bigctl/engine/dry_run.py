@@ -15,9 +15,8 @@ def report(config: Config) -> dict[str, Any]:
         BigctlError: for whatever would keep the training from starting.
     """
     import jax
-    import numpy as np
 
-    from bigctl.engine import compile_cache
+    from bigctl.engine import compile_cache, device_memory
     from bigctl.engine import experiment as experiments
     from bigctl.parallel import mesh as meshes
     from bigctl.training import feed
@@ -40,10 +39,6 @@ def report(config: Config) -> dict[str, Any]:
     cost = compiled.cost_analysis() or {}  # of the program of each device
     flops = cost["flops"] * programs.mesh.size if "flops" in cost else None
     shardings = {name: str(leaf.sharding.spec) for name, leaf in arrays.flatten(state.params).items()}
-    per_device = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        for leaf in jax.tree.leaves(state)
-    )
     return {
         "recipe": config.recipe.kind,
         "model": config.model.kind,
@@ -56,7 +51,7 @@ def report(config: Config) -> dict[str, Any]:
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "resident": feed.fits_on_device(columns, config),
         "steps": experiment.cadence.total,
-        "state_bytes_per_device": per_device,
+        "state_bytes_per_device": device_memory.bytes_per_device(state),
         "step_temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
         "flops_per_step": flops,
         "flops_per_example": math.nan if flops is None else flops / config.train.batch_size,

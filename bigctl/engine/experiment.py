@@ -16,9 +16,10 @@ from bigctl.config.cadence import Cadence
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import CLASSES
+from bigctl.engine import device_memory
 from bigctl.engine.resolve import Resolved, resolve
 from bigctl.errors import ConfigError
-from bigctl.optim import masks
+from bigctl.optim import masks, patterns
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
 from bigctl.training import feed as feeds
@@ -118,6 +119,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     meshes.check_model(mesh, config.model)
     task = make_task(config, dataset.features, dataset)
+    device_memory.require_batches(config, task)
     programs = compile_programs(config, task, mesh, resolved.cadence.total)
     metric = config.eval.metric or task.metric
     _check_freeze(config, programs)
@@ -135,7 +137,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
 def _check_freeze(config: Config, programs: Programs) -> None:
     names = list(shapes_by_path(programs.abstract_state.params))
     for pattern in config.optimizer.freeze:
-        if not any(re.search(pattern, name) for name in names):
+        if not any(patterns.found_in(pattern, tuple(names))):
             raise ConfigError(
                 f"no parameter's path has {pattern!r} in it", where="optimizer.freeze", hint=f"paths are {few(names)}"
             )

@@ -6,6 +6,7 @@ As in llama2.c, rope turns neighbouring features there (see `llama2c.halves`).
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
@@ -45,11 +46,12 @@ _LAYER = {
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor is: its shape as numpy has it, its kind of numbers, and its place in the file."""
+    """Where a tensor is: its shape as numpy has it, its kind of numbers, and its place in the file [bytes]."""
 
     shape: tuple[int, ...]
     kind: int
     offset: int
+    end: int = 0
 
 
 class StoredGguf:
@@ -108,32 +110,48 @@ class StoredGguf:
 
     @property
     def special(self) -> dict[str, int]:
-        """Numbers of the tokens "bos", "eos", "unk" and "pad", those that the file names."""
+        """Numbers of the tokens "bos", "eos", "unk" and "pad", those that the file names and has."""
         long = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
         found = {ours: self.metadata.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in long.items()}
-        return {name: number for name, number in found.items() if isinstance(number, int)}
+        return {name: int(number) for name, number in found.items() if number is not None and self._is_token(number)}
 
     @property
     def ends(self) -> tuple[int, ...]:
         """Numbers of the tokens that end a text, or a turn in a conversation."""
         names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-        return tuple(dict.fromkeys(self.metadata[n] for n in names if isinstance(self.metadata.get(n), int)))
+        return tuple(dict.fromkeys(self.metadata[n] for n in names if self._is_token(self.metadata.get(n))))
+
+    def _is_token(self, number: object) -> bool:
+        return type(number) is int and 0 <= number < self.architecture.vocab
+
+    def _listed(self, name: str, kind: type, length: int | None = None) -> list[Any]:
+        """A list of the tokenizer's, empty where there is none. Raises DataError if it holds something else."""
+        found = self.metadata.get(f"tokenizer.ggml.{name}") or []
+        if not isinstance(found, list) or not all(type(each) is kind for each in found):
+            raise DataError(f"tokenizer.ggml.{name} is no list of {kind.__name__}", where=str(self.file))
+        if found and length not in (None, len(found)):
+            message = f"tokenizer.ggml.{name} has {len(found)} entries for {length} tokens"
+            raise DataError(message, where=str(self.file), hint="fetch it again")
+        return found
 
     def tokenizer(self) -> Tokenizer:
         """Raises DataError if it has none, or one of a kind that is not supported."""
         where, data = str(self.file), self.metadata
-        kind, tokens = data.get("tokenizer.ggml.model"), data.get("tokenizer.ggml.tokens")
+        kind, tokens = data.get("tokenizer.ggml.model"), self._listed("tokens", str)
         if not tokens:
             raise DataError("holds no tokenizer", where=where, hint="give recipe.tokenizer.type=file and its path")
-        kinds = data.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
-        special = [token for token, kind in zip(tokens, kinds, strict=False) if kind in (_UNKNOWN, _CONTROL)]
+        if len(tokens) > self.architecture.vocab:
+            message = f"has {len(tokens)} tokens, and {self.architecture.vocab} rows in the embedding"
+            raise DataError(message, where=where, hint="it is damaged: fetch it again")
+        kinds = self._listed("token_type", int, len(tokens)) or [_NORMAL] * len(tokens)
+        special = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)]
         if kind == "gpt2":
-            merges = [tuple(merge.split(" ", 1)) for merge in data.get("tokenizer.ggml.merges") or []]
+            merges = [tuple(merge.split(" ", 1)) for merge in self._listed("merges", str)]
             split = data.get("tokenizer.ggml.pre", "default")
-            found = vocabularies.byte_level(tokens, merges, special=special, split=split, where=where)  # type: ignore[arg-type]
+            found = vocabularies.byte_level(tokens, merges, special=special, split=split, where=where)
             begins = data.get("tokenizer.ggml.add_bos_token", split == "llama-bpe")
         elif kind == "llama":
-            scores = data.get("tokenizer.ggml.scores") or [-float(i) for i in range(len(tokens))]
+            scores = self._listed("scores", float, len(tokens)) or [-float(i) for i in range(len(tokens))]
             unknown = tokens[self.special.get("unk", 0)]
             special = [unknown, *(token for token in special if token != unknown)]
             prefix = data.get("tokenizer.ggml.add_space_prefix", True)
@@ -172,17 +190,22 @@ class _Reader:
         raw: dict[str, _Tensor] = {}
         for _ in range(tensors):
             name, rank = self._string(), self._number("I")
-            if rank > 4:
+            if rank > 4 or name in raw:
                 raise self._damaged()
             shape = tuple(self._number("Q") for _ in range(rank))[::-1]
             raw[name] = _Tensor(shape, self._number("I"), self._number("Q"))
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise self._damaged()
+        if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
+            raise DataError(f"general.alignment cannot be {alignment!r}", where=str(self.file), hint="fetch it again")
         start = -(-self.stream.tell() // alignment) * alignment
-        self.tensors = {name: self._placed(name, tensor, start) for name, tensor in raw.items()}
+        self.tensors = {name: self._placed(name, tensor, start, alignment) for name, tensor in raw.items()}
+        places = sorted((tensor.offset, tensor.end, name) for name, tensor in self.tensors.items())
+        for (_, end, name), (begin, _, other) in itertools.pairwise(places):
+            if begin < end:
+                message = f"{other} begins at byte {begin:,}, where {name} goes on to {end:,}"
+                raise DataError(message, where=str(self.file), hint="it is damaged: fetch it again")
 
-    def _placed(self, name: str, tensor: _Tensor, start: int) -> _Tensor:
+    def _placed(self, name: str, tensor: _Tensor, start: int, alignment: int) -> _Tensor:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         if tensor.kind not in list(GGMLQuantizationType):
@@ -190,6 +213,9 @@ class _Reader:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
         if not tensor.shape or 0 in tensor.shape or tensor.shape[-1] % block:
             raise self._damaged()
+        if tensor.offset % alignment:
+            message = f"{name} begins {tensor.offset:,} bytes after the header, no multiple of {alignment}"
+            raise DataError(message, where=str(self.file), hint="it is damaged: fetch it again")
         end = start + tensor.offset + math.prod(tensor.shape) // block * size
         if end > self.size:
             raise DataError(
@@ -197,7 +223,7 @@ class _Reader:
                 where=str(self.file),
                 hint="fetch it again",
             )
-        return _Tensor(tensor.shape, tensor.kind, start + tensor.offset)
+        return _Tensor(tensor.shape, tensor.kind, start + tensor.offset, end)
 
     def _take(self, size: int) -> bytes:
         if size > self.size - self.stream.tell():
@@ -221,7 +247,8 @@ class _Reader:
         if inner in _NUMBERS:
             code = _NUMBERS[inner]
             return list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize("<" + code))))
-        if count > self.size:
+        smallest = 8 if inner == _STRING else 12  # a length; a kind and a length
+        if count * smallest > self.size - self.stream.tell():
             raise self._damaged()
         return [self._value(inner, depth + 1) for _ in range(count)]
 
@@ -251,22 +278,34 @@ def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tenso
     for ours, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise DataError(f"does not say the number of {ours}: {size!r}", where=where)
-    embedding = tensors.get("token_embd.weight")
+    if sizes["layers"] > len(tensors):  # before anything is made for each of them
+        message = f"says that it has {sizes['layers']:,} layers, and holds {len(tensors):,} tensors"
+        raise DataError(message, where=where, hint="it is damaged: fetch it again")
+    embedding, wide = tensors.get("token_embd.weight"), tensors.get("blk.0.ffn_gate.weight")
     width, heads = sizes["width"], sizes["heads"]
-    if embedding is None or len(embedding.shape) != 2 or width % heads or heads % sizes["kv_heads"]:
+    fits = embedding is not None and len(embedding.shape) == 2 and embedding.shape[1] == width
+    fits = fits and (wide is None or wide.shape == (sizes["intermediate"], width))
+    if embedding is None or not fits or width % heads or heads % sizes["kv_heads"]:
         raise DataError("holds sizes that do not go together", where=where, hint="fetch it again")
     depth = metadata.get("llama.attention.key_length", width // heads)
     if depth != width // heads or metadata.get("llama.rope.dimension_count", depth) != depth:
         raise DataError(f"has heads of {depth} features, not {width // heads}", where=where)
-    eps = metadata.get("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    eps = _number(metadata, "llama.attention.layer_norm_rms_epsilon", 1e-5, 1.0, where)
     return DecoderArchitecture(
         **sizes,
         vocab=embedding.shape[0],
         position="rope",
-        rope_theta=float(metadata.get("llama.rope.freq_base", 10000.0)),
+        rope_theta=_number(metadata, "llama.rope.freq_base", 10000.0, 1e12, where),
         norm="rms",
         activation="swiglu",
         bias=False,
         tied="output.weight" not in tensors,
         eps=float(f"{eps:.7g}"),  # as it was before float32
     )
+
+
+def _number(metadata: Mapping[str, Any], name: str, default: float, most: float, where: str) -> float:
+    value = metadata.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < most:
+        raise DataError(f"{name} cannot be {value!r}", where=where, hint="fetch it again")
+    return float(value)

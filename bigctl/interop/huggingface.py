@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, RunError
+from bigctl.files import temporary_name
 from bigctl.interop import bert, decoder
 from bigctl.interop.tensors import WEIGHTS, read_json
 from bigctl.models.architecture import (
@@ -192,7 +192,7 @@ def write_decoder(
 @contextmanager
 def _whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name once all is there. Raises RunError if it cannot be written."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    partial = temporary_name(folder)
     try:
         partial.mkdir(parents=True)
         yield partial

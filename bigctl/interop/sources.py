@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bigctl import packages
+from bigctl.config import checks, schema
 from bigctl.config import compose as composing
-from bigctl.config import schema
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
@@ -140,10 +140,11 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
         models = [file for file in sorted(folder.glob("*.bin")) if llama2c.read_header(file) is not None]
         if len(models) == 1:
             return _llama2c(models[0], name)
-    Tensors(folder)
-    config = read_json(folder / "config.json")
+    tensors, config = Tensors(folder), read_json(folder / "config.json")
     if config.get("model_type") not in ("bert", None):
-        return _decoder(folder, kind, name, config)
+        return _decoder(folder, kind, name, config, tensors)
+    architecture = bert.read_architecture(config, str(folder / "config.json"))
+    tensors.require_layers(architecture.layers, folder / "config.json")
     settings = folder / "tokenizer_config.json"
     lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
     return Source(
@@ -151,7 +152,7 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
         name=name,
         path=folder,
         model="bert",
-        architecture=bert.read_architecture(config, str(folder / "config.json")).decided(),
+        architecture=architecture.decided(),
         config=folder / "config.json",
         tokenizer=next((folder / f for f in ("tokenizer.json", "vocab.txt") if (folder / f).is_file()), None),
         lowercase=lowercase is not False,
@@ -159,9 +160,10 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
     )
 
 
-def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any]) -> Source:
+def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any], tensors: Tensors) -> Source:
     """A GPT-2 or Llama of transformers."""
     model, architecture = decoder.read_architecture(config, str(folder / "config.json"))
+    tensors.require_layers(architecture.layers, folder / "config.json")
     settings, generation = (
         read_json(folder / file) if (folder / file).is_file() else {}
         for file in ("tokenizer_config.json", "generation_config.json")
@@ -344,4 +346,8 @@ def fill_architecture(model: schema.Model, source: Source | None = None) -> sche
                     f"choose model={model.kind}, which has its sizes from them" if key in open_keys else "other weights"
                 ),
             )
-    return dataclasses.replace(model, **filled)
+    model = dataclasses.replace(model, **filled)
+    for field in dataclasses.fields(model):  # what a file says is held to the bounds of what a user types
+        for _, message, hint in checks.key_problems(f"model.{field.name}", field, getattr(model, field.name)):
+            raise DataError(message, where=str(source.config), hint=hint)
+    return model

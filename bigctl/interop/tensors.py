@@ -41,6 +41,13 @@ class Tensors:
                     self.shapes[name] = tuple(piece.get_shape())
                     self._homes[name], self._kinds[name] = shard, piece.get_dtype()
 
+    def require_layers(self, count: int, config: Path) -> None:
+        """Raises DataError where a config.json speaks of more layers than there are tensors, before anything is made
+        for each of them."""
+        if count > len(self.shapes):
+            message = f"says that there are {count:,} layers; {self.file.name} holds {len(self.shapes):,} tensors"
+            raise DataError(message, where=str(config), hint="give the config.json that belongs to the weights")
+
     def read(self, name: str) -> np.ndarray:
         """One tensor as float32. Raises DataError if it holds no finite floating-point numbers."""
         shard, kind = self._homes[name], self._kinds[name]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigctl.errors import DataError
+from bigctl.files import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +21,8 @@ _LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 _DIGITS = ("smollm", "starcoder", "refact", "codeshell", "command-r")
+LONGEST = 1000
+"""Characters of a token at most. Real ones have some dozens; what is done with one takes time quadratic in them."""
 SPLITS = ("default", "gpt-2", "llama-bpe", *_DIGITS)
 """How texts are cut into words before merging, by the names that GGUF files have for it."""
 
@@ -45,7 +48,7 @@ def byte_level(
         raise DataError(
             f"a tokenizer of the kind {split!r} is not supported", where=where, hint=f"known: {', '.join(SPLITS)}"
         )
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    vocabulary = _numbered(tokens, where)
     try:
         tokenizer = Tokenizer(models.BPE(vocabulary, list(merges), ignore_merges=split == "llama-bpe"))
     except Exception as error:  # the library raises nothing more telling
@@ -74,9 +77,7 @@ def sentence_piece(
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    if len(vocabulary) < len(pieces):
-        raise DataError("a token is listed twice", where=where, hint="fetch the file again")
+    vocabulary = _numbered(pieces, where)
     merges = []
     for piece in sorted(set(vocabulary) - set(special), key=lambda p: (-scores[vocabulary[p]], vocabulary[p])):
         if not re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
@@ -94,6 +95,18 @@ def sentence_piece(
     )
     tokenizer.add_special_tokens(list(special))
     return tokenizer
+
+
+def _numbered(tokens: Sequence[str], where: str) -> dict[str, int]:
+    """Tokens and their numbers. Raises DataError where one is listed twice, empty or far too long."""
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    if len(vocabulary) < len(tokens):
+        raise DataError("a token is listed twice", where=where, hint="fetch the file again")
+    for token, number in vocabulary.items():
+        if len(token) > LONGEST:
+            message = f"token {number} has {len(token):,} characters, and none has more than {LONGEST:,}"
+            raise DataError(message, where=where, hint="is it damaged? fetch the file again")
+    return vocabulary
 
 
 def begin_with(tokenizer: Tokenizer, token: str) -> None:
@@ -115,9 +128,7 @@ def store_tokenizer(tokenizer: Tokenizer) -> Path:
     try:
         if not file.is_file() or file.read_text(encoding="utf-8") != content:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".tmp")
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(file)
+            write_text(file, content)
     except OSError as error:
         raise DataError(
             f"cannot store the tokenizer: {error.strerror}",

@@ -10,6 +10,7 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from bigctl.optim.patterns import found_in
 from bigctl.parallel.partition import path_name
 
 if TYPE_CHECKING:
@@ -28,9 +29,13 @@ def trained(params: PyTree, frozen: Sequence[str]) -> PyTree[bool]:
     Args:
         params: the parameters, or their shapes.
         frozen: regular expressions, searched for in paths such as "encoder/layers/0/up/kernel".
+
+    Raises:
+        ConfigError: for a pattern that takes too long to search for.
     """
-    patterns = [re.compile(pattern) for pattern in frozen]
-    return jax.tree_util.tree_map_with_path(lambda p, _: not any(r.search(path_name(p)) for r in patterns), params)
+    names = tuple(path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+    kept = {name for pattern in frozen for name, found in zip(names, found_in(pattern, names), strict=True) if found}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) not in kept, params)
 
 
 def stacked_axes(path: Path, stacked: Sequence[str]) -> int:

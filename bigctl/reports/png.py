@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigctl.errors import ConfigError
+from bigctl.files import temporary_name
 from bigctl.reports import history, sweep
 from bigctl.reports.plots import PALETTE, SPLITS
 from bigctl.reports.studies import NAMED
@@ -82,7 +83,7 @@ def _finish(axis: Axes, name: str) -> None:
 
 def _save(figure: Figure, out: Path) -> None:
     """Atomically, as every file of a run."""
-    temporary = out.with_name(f".{out.name}.tmp")
+    temporary = temporary_name(out)
     try:
         figure.savefig(temporary, format="png")
         temporary.replace(out)

@@ -357,3 +357,22 @@ def test_numbers_of_texts_out_of_range_are_refused(dotted, values):
 @pytest.mark.parametrize("rate", [0.0, 1.0, NAN])
 def test_a_mask_rate_is_a_share(rate):
     refused(of_texts(recipe=schema.BertMlm(mask_rate=rate)), "recipe.mask_rate cannot be", "between 0 and 1")
+
+
+def test_whole_numbers_that_cannot_be_counted_are_refused():
+    refused(config(train__batch_size=10**12), "train.batch_size cannot be 1000000000000", "below 2^31")
+    refused(config(schedule__horizon=2**63), "schedule.horizon cannot be 9223372036854775808")
+    refused(config(model__hidden=[10**14]), "model.hidden cannot be 100000000000000")
+    refused(config(train__steps=10**5000), "train.steps cannot be a number of more than 30 digits")
+    refused(config(model__hidden=[1] * 1001), "model.hidden has 1,001 numbers", "at most 1,000")
+    check(config(seed=2**32 - 1, train__batch_size=2**20), {})
+
+
+@pytest.mark.parametrize("model", [schema.Bert, schema.Lstm, schema.Gpt, schema.Llama])
+def test_layers_by_the_million_are_refused(model):
+    refused(config(model=model(layers=10**6)), "model.layers cannot be 1000000")
+
+
+@pytest.mark.parametrize("pattern", ["(" * 5000, "a{99999999999999999999}", "["])
+def test_a_pattern_that_is_none_is_refused(pattern):
+    refused(config(optimizer__freeze=[pattern]), "is no regular expression")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bigctl import memory
 from bigctl.data.sources.idx import fingerprint_idx, read_idx
 from bigctl.errors import DataError
 
@@ -153,3 +155,22 @@ def test_the_fingerprint_follows_the_content_of_the_set_that_is_read(tmp_path):
     write_idx(tmp_path, name="emnist-letters-{}-{}-idx{}-ubyte", n=7)
     assert fingerprint_idx(letters) != first
     refused("no such directory", fingerprint_idx, tmp_path / "emnist")
+
+
+def test_no_more_is_unpacked_than_the_header_tells(tmp_path):
+    write_idx(tmp_path)
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    bomb = idx_bytes(np.zeros((6, 4, 5), np.uint8)) + bytes(2**27)
+    images.write_bytes(gzip.compress(bomb, 1))
+    tracemalloc.start()
+    refused("longer than it says: shape \\[6, 4, 5\\] needs 120 bytes, more follow", read_idx, tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    write_idx(tmp_path)
+    header = bytes([0, 0, 8, 3]) + struct.pack(">3I", 6, 2**20, 2**20)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header))
+    monkeypatch.setattr(memory, "limit", lambda: 2**34)
+    refused("6144.0 GiB of memory, and there are 16.0 GiB", read_idx, tmp_path)

@@ -14,6 +14,7 @@ import pytest
 from bigctl.config import schema
 from bigctl.data import catalog
 from bigctl.data.dataset import Features
+from bigctl.data.sources import content as packed
 from bigctl.data.sources.read_table import Dialect
 from bigctl.data.sources.table import read_table, rows_of
 from bigctl.data.sources.text_table import read_texts
@@ -374,3 +375,18 @@ def test_a_json_list_and_inner_objects_are_rows(tmp_path):
         == as_lines.splits["train"]["id.age"].tolist()
         == [n % 5 for n in range(30)]
     )
+
+
+def test_a_key_of_its_own_in_every_line_is_refused_before_the_table_is_made(tmp_path):
+    lines = "\n".join(json.dumps({f"k{number}": number, "y": number % 2}) for number in range(20_000))
+    start = time.perf_counter()
+    error = refused("most of them are missing in most lines", read_table, write(tmp_path, lines, "t.jsonl"), label="y",
+                    format="jsonl")  # fmt: skip
+    assert "a key is the name of a column" in str(error.hint) and time.perf_counter() - start < 5
+
+
+def test_a_packed_file_that_unpacks_without_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "_MOST", 2**20)
+    bomb = gzip.compress(b"a,y\n" + b"1,0\n" * 2**20, 9)
+    error = refused("the file unpacks to more than", read_table, write(tmp_path, bomb, "t.csv.gz"), label="y")
+    assert error.hint == "split it into parts"

@@ -310,6 +310,23 @@ def test_template_makes_a_conversation() -> None:
 @pytest.mark.parametrize(
     "template",
     [
+        "{{ 'x' * 10000000000 }}",
+        "{{ 'x'.ljust(10000000000) }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(x=['a']) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_template_without_an_end_is_one_error_and_the_next_is_rendered(template: str) -> None:
+    messages = [{"role": "user", "content": "Hello?"}]
+    with pytest.raises(DataError, match="chat template of the model fails: it (takes more than|calls itself)"):
+        chat.render(template, messages)
+    assert chat.render("{{ messages[0].content }}", messages) == "Hello?"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
         "{% for %}",
         "{{ raise_exception('roles must alternate') }}",
         "{{ messages[3].content }}",

@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,52 @@ def test_a_gguf_file_of_something_else_is_refused(tmp_path: Path) -> None:
         write_gguf(tmp_path / "scaled.gguf", params(), llama__rope__scaling__type="yarn"), "llama.rope.scaling.type"
     )
     refused(tmp_path, "GGUF files", "give one")
+
+
+def test_more_layers_than_the_file_has_tensors_are_refused_at_once(tmp_path: Path) -> None:
+    content = write_gguf(tmp_path / "whole.gguf", params()).read_bytes()
+    key = b"llama.block_count" + struct.pack("<I", 4)
+    assert content.count(key) == 1
+    place = content.index(key) + len(key)
+    (tmp_path / "odd.gguf").write_bytes(content[:place] + struct.pack("<I", 2**32 - 1) + content[place + 4 :])
+    refused(tmp_path / "odd.gguf", "says that it has 4,294,967,295 layers, and holds 20 tensors")
+
+
+def tensor_place(content: bytes, name: str) -> int:
+    """Where the header keeps the offset of a tensor, a matrix."""
+    return content.index(name.encode()) + len(name) + 4 + 2 * 8 + 4
+
+
+def test_tensors_of_a_gguf_file_are_aligned_and_do_not_overlap(tmp_path: Path) -> None:
+    content = bytearray(write_gguf(tmp_path / "whole.gguf", params()).read_bytes())
+    place = tensor_place(content, "blk.1.ffn_up.weight")
+    (offset,) = struct.unpack_from("<Q", content, place)
+    struct.pack_into("<Q", content, place, offset + 4)
+    (tmp_path / "odd.gguf").write_bytes(content)
+    refused(
+        tmp_path / "odd.gguf", f"blk.1.ffn_up.weight begins {offset + 4:,} bytes after the header", "multiple of 32"
+    )
+    struct.pack_into("<Q", content, place, offset - 32)
+    (tmp_path / "odd.gguf").write_bytes(content)
+    refused(tmp_path / "odd.gguf", "blk.1.ffn_up.weight begins at byte", "goes on to")
+
+
+def test_a_token_as_long_as_no_token_is_refused_at_once(tmp_path: Path) -> None:
+    for make in (
+        lambda pieces: vocabularies.sentence_piece(pieces, [0.0] * 2, special=["<unk>"], where="x.gguf"),
+        lambda pieces: vocabularies.byte_level(pieces, [], special=[], split="gpt-2", where="x.gguf"),
+    ):
+        with pytest.raises(DataError, match="token 1 has 120,000 characters"):
+            make(["<unk>", "a" * 120_000])
+
+
+def test_a_tokenizer_is_stored_by_many_at_once(tmp_path: Path) -> None:
+    made = vocabularies.byte_level(["a", "b"], [], special=[], split="gpt-2", where="x.gguf")
+    with ThreadPoolExecutor(8) as pool:
+        files = set(pool.map(lambda _: vocabularies.store_tokenizer(made), range(32)))
+    (file,) = files
+    assert file.read_text(encoding="utf-8") == made.to_str(pretty=True)
+    assert [found.name for found in file.parent.iterdir()] == [file.name]
 
 
 def test_damaged_files_of_llama2c_are_refused(tmp_path: Path) -> None:

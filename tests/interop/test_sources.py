@@ -355,3 +355,10 @@ def test_a_damaged_or_missing_checkpoint_is_named(here):
     refused(RunError, file.name, action=action)
     (path / "checkpoints").rename(path / "gone")
     refused(RunError, "there is no checkpoint", action=action)
+
+
+@pytest.mark.parametrize(("model_type", "act"), [("bert", "gelu"), ("llama", "silu")])
+def test_more_layers_than_tensors_are_refused_at_once(here, model_type, act):
+    path = builders.folder(here / "odd", num_hidden_layers=10**9, model_type=model_type, hidden_act=act)
+    words = ("config.json", "1,000,000,000 layers", "model.safetensors holds")
+    refused(DataError, *words, action=lambda: sources.locate_source(str(path)))

@@ -278,3 +278,14 @@ def test_bad_input_is_one_line_with_its_remedy(overrides, said):
 def test_a_single_run_knows_no_sweep(override):
     with pytest.raises(ConfigError, match="is of a sweep, not of one run.*`bigctl sweep` takes it"):
         compose([*BASE, override])
+
+
+def test_three_axes_of_a_thousand_values_are_refused_at_once() -> None:
+    def axis(key: str, low: float) -> str:
+        return f"{key}={','.join(f'{low + n * 1e-6:.6f}' for n in range(1000))}"
+
+    start = time.perf_counter()
+    with pytest.raises(ConfigError, match="the grid has 1,000,000,000 points"):
+        axes = [axis("optimizer.lr", 0.001), axis("model.dropout", 0.1), axis("optimizer.weight_decay", 0.01)]
+        space.plan(["recipe=mlp_cls", *axes])
+    assert time.perf_counter() - start < 20

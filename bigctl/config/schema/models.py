@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")
 NORMS = ("none", "batch", "layer")
 HEADS = ("classification", "regression")
+MOST_LAYERS = 1024
+"""Far more than any model has; each of them is made by itself, which takes time before anything is computed."""
 
 
 @dataclass
@@ -142,7 +144,7 @@ class Bert(Model):
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "intermediate")}
     levels: ClassVar[tuple[str, ...]] = (r"^encoder/embeddings/", r"^encoder/layers/(\d+)/")
     kind: str = kind("bert")
-    layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True, ge=1)
+    layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True, ge=1, le=MOST_LAYERS)
     width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True, ge=1)
     heads: int | None = key(None, "Attention heads.", drift=STRUCTURAL, decided=True, ge=1)
     intermediate: int | None = key(None, "Width inside the feed-forward part.", drift=STRUCTURAL, decided=True, ge=1)
@@ -181,7 +183,7 @@ class Lstm(Model):
     kind: str = kind("lstm")
     embedding: int = key(128, "Width of the token embedding.", drift=STRUCTURAL, ge=1)
     hidden: int = key(128, "Width of the state, in each direction.", drift=STRUCTURAL, ge=1)
-    layers: int = key(1, "Layers on top of each other.", drift=STRUCTURAL, ge=1)
+    layers: int = key(1, "Layers on top of each other.", drift=STRUCTURAL, ge=1, le=MOST_LAYERS)
     bidirectional: bool = key(True, "Read the text in both directions.", drift=STRUCTURAL)
     pool: str = key(
         "max", "What stands for the text: the last state, or the mean or maximum of all.", drift=STRUCTURAL,
@@ -199,9 +201,16 @@ VOCAB_MULTIPLE = 128
 """A decoder's vocabulary is padded to a multiple of this: of matrix units, and of the devices that share it."""
 
 
-def decided(doc: str, choices: tuple[str, ...] = (), *, ge: float | None = None, gt: float | None = None) -> Any:
+def decided(
+    doc: str,
+    choices: tuple[str, ...] = (),
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+) -> Any:
     """A key of an architecture that the weights of `init_from` decide where it is null."""
-    return key(None, doc, drift=STRUCTURAL, choices=choices, decided=True, ge=ge, gt=gt)
+    return key(None, doc, drift=STRUCTURAL, choices=choices, decided=True, ge=ge, gt=gt, le=le)
 
 
 @dataclass
@@ -213,7 +222,7 @@ class Decoder(Model):
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "kv_heads", "intermediate")}
     levels: ClassVar[tuple[str, ...]] = (r"^(?:token|position)/", r"^layers/(\d+)/")
     usual: ClassVar[dict[str, Any]] = {}
-    layers: int | None = decided("Decoder layers.", ge=1)
+    layers: int | None = decided("Decoder layers.", ge=1, le=MOST_LAYERS)
     width: int | None = decided("Width of the residual stream.", ge=1)
     heads: int | None = decided("Attention heads.", ge=1)
     kv_heads: int | None = decided(

@@ -61,7 +61,7 @@ class Optimizer(Component):
         for pattern in self.freeze:
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 message = f"{pattern!r} is no regular expression: {error}"
                 yield "optimizer.freeze", message, "a plain part of a path will do, such as embeddings"
 

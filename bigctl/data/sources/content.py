@@ -8,14 +8,16 @@ import io
 import zlib
 from pathlib import Path
 
+from bigctl import memory
 from bigctl.data.paths import require_file
 from bigctl.errors import DataError
+from bigctl.formatting import size
 
 COMPRESSED = (".gz", ".zst")
 """Suffixes that stand behind another one; what is packed is known by its content."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_MOST = 2**34
-"""Largest content that is unpacked [bytes]."""
+_MOST, _MOST_A_BYTE = 2**28, 200
+"""What is unpacked at most: so many bytes of any file, and so many more for each byte of it. No text packs as small."""
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -53,21 +55,22 @@ def read_text(source: Path | bytes, encoding: str | None = None) -> tuple[str, s
 
 
 def _unpacked(data: bytes, name: str) -> bytes:
+    most = min(_MOST + _MOST_A_BYTE * len(data), memory.limit() // 4)  # it becomes text, and columns of that
     try:
         if data.startswith(_GZIP):
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-                found = stream.read(_MOST + 1)
+                found = stream.read(most + 1)
         elif data.startswith(_ZSTD):
             import pyarrow as pa
 
             with pa.input_stream(pa.py_buffer(data), compression="zstd") as stream:
-                found = stream.read(_MOST + 1)
+                found = stream.read(most + 1)
         else:
             return data
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"the file is packed, and damaged: {error}", where=name, hint="pack it again") from None
-    if len(found) > _MOST:
-        raise DataError(f"the file unpacks to more than {_MOST // 2**30} GiB", where=name, hint="split it into parts")
+    if len(found) > most:
+        raise DataError(f"the file unpacks to more than {size(most)}", where=name, hint="split it into parts")
     return bytes(found)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
+from bigctl import memory
 from bigctl.config import schema
 from bigctl.data.paths import fingerprint_files, require_folder, some
 from bigctl.data.sources.decoded import Columns, Decoded
@@ -79,6 +82,15 @@ def fingerprint_idx(path: Path) -> str:
 
 def _idx_split(image_file: Path, label_file: Path, highest: int) -> Columns:
     """The columns of one split, its labels from 0 to at most `highest`."""
+    counts = {file: _idx_header(file)[0][0] for file in (image_file, label_file)}
+    if not counts[image_file]:
+        raise DataError("there are no pixels, not one image", where=str(image_file))
+    if counts[image_file] != counts[label_file]:  # before the content of either is unpacked
+        raise DataError(
+            f"{counts[label_file]} labels for the {counts[image_file]} images of {image_file.name}",
+            where=str(label_file),
+            hint="are the files from one download?",
+        )
     images, labels = _idx_array(image_file), _idx_array(label_file)
     if images.dtype != np.uint8 or not (images.ndim == 3 or images.ndim == 4 and images.shape[3] in (1, 3)):
         raise DataError(
@@ -94,12 +106,6 @@ def _idx_split(image_file: Path, label_file: Path, highest: int) -> Columns:
         )
     if not images.size:
         raise DataError(f"there are no pixels, shape {list(images.shape)}", where=str(image_file))
-    if len(images) != len(labels):
-        raise DataError(
-            f"{len(labels)} labels for the {len(images)} images of {image_file.name}",
-            where=str(label_file),
-            hint="are the files from one download?",
-        )
     if (outside := (labels < 0) | (labels > highest)).any():
         example = int(outside.argmax())
         raise DataError(
@@ -147,34 +153,51 @@ def _find_idx(path: Path) -> dict[tuple[str, str], Path]:
     return files
 
 
+_DAMAGED = "download the file again"
+
+
 def _idx_array(file: Path) -> np.ndarray:
-    """The array in one IDX file, gzipped or not, whatever its name says."""
-    hint = "download the file again"
+    """The array in one IDX file, gzipped or not, whatever its name says; no more is unpacked than its header tells."""
+    shape, dtype = _idx_header(file)
+    start, expected = 4 + 4 * len(shape), math.prod(shape) * dtype.itemsize
+    memory.require(expected, f"what has the shape {list(shape)}", where=str(file))
+    with _opened(file) as stream:
+        stream.seek(start)
+        data = stream.read(expected + 1)
+    if len(data) != expected:
+        what = "truncated" if len(data) < expected else "longer than it says"
+        raise DataError(
+            f"the file is {what}: shape {list(shape)} needs {expected} bytes, "
+            f"{'more' if len(data) > expected else len(data)} follow the header",
+            where=str(file),
+            hint=_DAMAGED,
+        )
+    return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _idx_header(file: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array in a file."""
+    with _opened(file) as stream:
+        data = stream.read(4)
+        if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or not data[3]:
+            found = data[:4].hex(" ") or "nothing"
+            message = f"this is not an IDX file: it starts with {found}, not 00 00 TYPE DIMENSIONS"
+            raise DataError(message, where=str(file), hint=_DAMAGED)
+        sizes = stream.read(4 * data[3])
+    if len(sizes) < 4 * data[3]:
+        raise DataError("the file is truncated within its header", where=str(file), hint=_DAMAGED)
+    return struct.unpack(f">{data[3]}I", sizes), np.dtype(_IDX_TYPES[data[2]])
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    """The content of a file, unpacked as it is read; DataError for what goes wrong meanwhile."""
     try:
         with open(file, "rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
         with gzip.open(file, "rb") if packed else open(file, "rb") as stream:
-            data = stream.read()
+            yield cast(IO[bytes], stream)
     except EOFError:
-        raise DataError("the gzip file is truncated", where=str(file), hint=hint) from None
+        raise DataError("the gzip file is truncated", where=str(file), hint=_DAMAGED) from None
     except (OSError, zlib.error) as error:
-        raise DataError(f"the file cannot be read: {error}", where=str(file), hint=hint) from None
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or not data[3]:
-        found = data[:4].hex(" ") or "nothing"
-        raise DataError(
-            f"this is not an IDX file: it starts with {found}, not 00 00 TYPE DIMENSIONS", where=str(file), hint=hint
-        )
-    start = 4 + 4 * data[3]
-    if len(data) < start:
-        raise DataError("the file is truncated within its header", where=str(file), hint=hint)
-    shape = struct.unpack(f">{data[3]}I", data[4:start])
-    dtype = np.dtype(_IDX_TYPES[data[2]])
-    expected = math.prod(shape) * dtype.itemsize
-    if len(data) - start != expected:
-        what = "truncated" if len(data) - start < expected else "longer than it says"
-        raise DataError(
-            f"the file is {what}: shape {list(shape)} needs {expected} bytes, {len(data) - start} follow the header",
-            where=str(file),
-            hint=hint,
-        )
-    return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+        raise DataError(f"the file cannot be read: {error}", where=str(file), hint=_DAMAGED) from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bigctl import memory
 from bigctl.data import paths
 from bigctl.data.sources import text_files
 from bigctl.errors import DataError
@@ -99,7 +100,9 @@ def _read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise DataError(f"duplicate column names: {paths.some(twice)}", where=str(file), hint="rename them")
-            return opened.read(columns=None if only is None else [name for name in names if name in only])
+            wanted, rows = [name for name in names if only is None or name in only], opened.metadata.num_rows
+            memory.require(8 * rows * len(wanted), f"{rows:,} rows", where=str(file))  # equal ones take none in a file
+            return opened.read(columns=None if only is None else wanted)
     except (pa.ArrowException, OSError) as error:
-        what = str(error).strip().splitlines()[0][:200]
+        what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None

@@ -20,6 +20,10 @@ SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".nd
 _DEPTH = 8
 """Objects within objects whose values are columns of their own."""
 
+EMPTY_CELLS, EMPTY_CELLS_A_CHARACTER = 1_000_000, 8
+"""Cells that a table of JSON lines may have: any number in a small file, and so many for each character of a large one.
+A table that is full has less than one for five characters."""
+
 
 def file_facts(tables: Mapping[str, TextTable]) -> dict[str, Any]:
     """Which files the splits are from, and how many rows they have, for the facts of a data set."""
@@ -115,6 +119,7 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
     names: dict[str, None] = {}
     lines: list[int] = []
     absent: dict[str, int] = {}
+    most = EMPTY_CELLS + EMPTY_CELLS_A_CHARACTER * len(text)
     bad: dict[int, DataError] = {}
     for number, found in _records(text, name):
         record = {} if isinstance(found, DataError) else _flat(found)
@@ -126,6 +131,12 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
                 if keep(key):
                     columns[key] = [""] * len(lines)
                     absent |= {key: lines[0]} if lines else {}
+        if len(columns) * len(lines) > most:
+            raise DataError(
+                f"there are {len(columns):,} keys by now, and most of them are missing in most lines",
+                where=f"{name}:{number}",
+                hint="a key is the name of a column: what differs from line to line is a value",
+            )
         for key, values in columns.items():
             value = record.get(key)
             if isinstance(value, list) and key in lists:

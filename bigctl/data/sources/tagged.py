@@ -154,7 +154,7 @@ def _tags(record: dict[str, Any], field: str, names: Sequence[str] | None, words
     if names is None:
         return row
     for tag in row:
-        if not tag.isdecimal() or int(tag) >= len(names):
+        if not tag.isdecimal() or len(tag) > 9 or int(tag) >= len(names):
             hint = f"data.tag_names names the numbers 0 to {len(names) - 1}"
             raise DataError(f"the tag {short(tag)!r} is none of them", where=where, hint=hint)
     return [names[int(tag)] for tag in row]

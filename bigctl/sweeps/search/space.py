@@ -305,8 +305,9 @@ def _reject(axis: Axis, roots: Sequence[presets.Root]) -> None:
     if axis.key == "eval.test":
         message = "trials do not score the test split, the winner does when the search is over"
         raise ConfigError(message, where=axis.key, hint="remove it from the space")
-    if axis.values:
-        suggestions.reject_unknown([suggestions.spelling(f"{axis.key}={value}") for value in axis.values], roots)
+    if axis.values:  # of a key its name is looked up once: the values have been read, and composing judges them
+        values = axis.values if axis.key in presets.groups(roots) else axis.values[:1]
+        suggestions.reject_unknown([suggestions.spelling(f"{axis.key}={value}") for value in values], roots)
     else:
         suggestions.reject_unknown([f"{axis.key}=0"], roots)
 
