@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from bigctl.config.schema import Config, steps_of
 from bigctl.errors import ConfigError
@@ -27,14 +29,22 @@ class Cadence:
         return step % every == 0 or step == self.total
 
 
-def make(config: Config, examples: int) -> Cadence:
-    """The cadence of a training split of so many examples.
+@dataclass(frozen=True)
+class Done:
+    """What a run that is resumed has done: updates, and the training examples that they were made of."""
+
+    steps: int
+    examples: int
+
+
+def make(config: Config, examples: int, done: Done | None = None) -> Cadence:
+    """The cadence of a training split of so many examples, and of what is left of it.
 
     Raises:
         ConfigError: where the schedule does not fit the length of training.
     """
     per_epoch = examples / config.train.batch_size
-    total = total_steps(config, examples)
+    total = total_steps(config, examples, done)
     if total >= 2**31:  # steps are counted in int32
         raise ConfigError(f"training cannot be {total:,} steps long", where="train", hint="fewer than 2^31")
     horizon = config.schedule.horizon or total
@@ -51,8 +61,12 @@ def make(config: Config, examples: int) -> Cadence:
     )
 
 
-def total_steps(config: Config, examples: int) -> int:
-    """Length of training [steps]."""
+def total_steps(config: Config, examples: int, done: Done | None = None) -> int:
+    """Length of training [steps]; what is done counts by the examples that it took, whatever the batches were."""
     if config.train.steps:
         return config.train.steps
-    return max(1, round((config.train.epochs or 1) * examples / config.train.batch_size))
+    epochs, batch_size = config.train.epochs or 1, config.train.batch_size
+    if done is None or done.examples == done.steps * batch_size:
+        return max(1, round(epochs * examples / batch_size))
+    left = (Fraction(epochs) * examples - done.examples) / batch_size
+    return max(1, done.steps + max(0, math.floor(left + Fraction(1, 2))))

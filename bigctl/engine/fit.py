@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bigctl.engine import samples
+from bigctl.engine import restore, samples
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
@@ -49,7 +49,7 @@ def prepared(
         abstract = experiment.programs.abstract_state
         state, back = rewinding.rewind(config.train.divergence, checkpoints, abstract, progress, bad_step)
         outputs.cut(back.step)
-        return state, back
+        return state, restore.judged_as_now(run, experiment, checkpoints, back)[0]
 
     def save(state: TrainState, progress: Progress) -> None:
         checkpoints.save(state, progress, meta)
@@ -105,7 +105,7 @@ class _Outputs:
             self._writers += self._streams
             if experiment.config.train.tensorboard:
                 self._writers.append(TensorBoard(directory.tensorboard, step=step))
-        for sentence in _announcement(run, experiment, step):
+        for sentence in _announcement(run, experiment, step, start.notes):
             self.console.say(sentence)
         self._tracked = tracked
         self.sampler = samples.make_sampler(
@@ -145,7 +145,7 @@ def _checkpoint_meta(experiment: Experiment) -> dict[str, Any]:
     return {**meta, "tokenizer": dataset.features.tokenizer["sha256"]} if dataset.features.tokenizer else meta
 
 
-def _announcement(run: Run, experiment: Experiment, resumed: int) -> Iterator[str]:
+def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequence[str]) -> Iterator[str]:
     config, devices = experiment.config, experiment.devices
     examples, steps, batch_size = experiment.dataset.size("train"), experiment.cadence.total, config.train.batch_size
     kernels = "".join(f", {purpose} by {kernel}" for purpose, kernel in experiment.programs.kernels.items())
@@ -155,6 +155,7 @@ def _announcement(run: Run, experiment: Experiment, resumed: int) -> Iterator[st
     )
     if resumed:
         yield f"resuming from step {resumed:,}"
+    yield from notes
     if batch_size > examples:
         yield f"note: a batch of {batch_size:,} repeats examples, there are only {examples:,}"
     horizon = config.schedule.horizon or steps

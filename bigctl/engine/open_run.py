@@ -18,6 +18,7 @@ from bigctl.config import cadence, drift, schema
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
+from bigctl.engine import so_far
 from bigctl.engine.run import Beginning, Options, Run
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError
 from bigctl.parallel import distributed, host_memory
@@ -84,14 +85,17 @@ class _Found(NamedTuple):
     beginning: Beginning
     changed: tuple[str, ...]
     summary: Summary | None = None
+    done: cadence.Done | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "config": composing.to_yaml(self.config)}
+        done = None if self.done is None else dataclasses.asdict(self.done)
+        return {**self._asdict(), "config": composing.to_yaml(self.config), "done": done}
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> _Found:
         config = composing.from_yaml(found["config"], where="process 0")
-        return cls(config, Beginning(found["beginning"]), tuple(found["changed"]), found["summary"])
+        done = None if found["done"] is None else cadence.Done(**found["done"])
+        return cls(config, Beginning(found["beginning"]), tuple(found["changed"]), found["summary"], done)
 
 
 def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
@@ -125,7 +129,8 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
         drift.judge([], options.allow_drift, where=str(run.path))
         return _Found(composed.config, _without_checkpoint(run), tuple(map(str, found)))
     changed = tuple(map(str, drift.judge(found, options.allow_drift, where=str(run.path))))
-    if status == directory.COMPLETE and (summary := _complete(run, config)) is not None:
+    done = so_far.done(run, saved, config) if trained else None
+    if status == directory.COMPLETE and (summary := _complete(run, saved, config, done)) is not None:
         return _Found(config, Beginning.COMPLETE, changed, summary)
     if status == directory.COMPLETE and run.summary_file.exists() and not trained:
         raise RunError(
@@ -133,7 +138,7 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
             where=str(run.path),
             hint="restore them, or start a new run with another --name",
         )
-    return _Found(config, Beginning.RESUMED if trained else _without_checkpoint(run), changed)
+    return _Found(config, Beginning.RESUMED if trained else _without_checkpoint(run), changed, done=done)
 
 
 def _without_checkpoint(run: RunDirectory) -> Beginning:
@@ -158,15 +163,27 @@ def _keep_decided(saved: Config, config: Config) -> Config:
     return config
 
 
-def _complete(run: RunDirectory, config: Config) -> Summary | None:
-    """The summary, where nothing is left to do: all steps are done, or training ended by its own rule."""
+def _complete(run: RunDirectory, saved: Config, config: Config, done: cadence.Done | None) -> Summary | None:
+    """The summary, where nothing is left to do: all steps are done, or training ended by its own rule.
+
+    Raises:
+        RunError: if training is to be longer, and would end by that rule all the same.
+    """
+    longer = (saved.train.steps, saved.train.epochs) != (config.train.steps, config.train.epochs)
     try:
         summary = run.summary()
-        total = cadence.total_steps(config, int(summary["data"]["train"]))
-        if not summary["stopped"] and int(summary["step"]) < total:
-            return None
+        left = cadence.total_steps(config, int(summary["data"]["train"]), done) - int(summary["step"])
+        stopped = summary["stopped"] and so_far.stopped(run, config, str(summary["stopped"]))
     except (RunError, KeyError, TypeError, ValueError):
         return None  # lost or damaged: resuming from the last checkpoint, at the end, writes it again
+    if left > 0 and not stopped:
+        return None
+    if left > 0 and longer:
+        raise RunError(
+            f"training ended before its length: {stopped}; to make it longer changes nothing",
+            where=str(run.path),
+            hint="add train.early_stop.patience=null --allow-drift train.early_stop.patience (or another target)",
+        )
     # the run may have been moved or copied since
     return cast(Summary, {**summary, "run": str(run.path), "already_complete": True})
 

@@ -15,11 +15,14 @@ from bigctl.config import compose as composing
 from bigctl.config import drift
 from bigctl.config.schema import Config
 from bigctl.data import cache
+from bigctl.engine import selection
 from bigctl.engine.experiment import Experiment, few
 from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_text
 from bigctl.runs import generation_config, provenance
+from bigctl.runs.metrics_file import read_metrics
+from bigctl.training import early_stop
 from bigctl.training.checkpoints.store import Checkpoints, Saved
 from bigctl.training.state import Progress, TrainState
 
@@ -36,6 +39,7 @@ class Start:
         step: updates done before this start.
         made_with: packages, code, machine and devices of this start.
         differences: what of that is not as it was at the start before.
+        notes: what the user is told of it.
     """
 
     state: TrainState
@@ -43,6 +47,7 @@ class Start:
     step: int
     made_with: Mapping[str, Any]
     differences: tuple[drift.Difference, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -109,11 +114,33 @@ def _resumed(run: Run, experiment: Experiment, checkpoints: Checkpoints, made_wi
     checkpoints.clean(after=saved.step)
     state = checkpoints.restore(saved, experiment.programs.abstract_state)
     log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
-    progress = run.group.first(
-        lambda: checkpoints.without_lost_best(saved.progress), pack=Progress.to_json, unpack=Progress.from_json
+    progress, note = run.group.first(
+        lambda: judged_as_now(run, experiment, checkpoints, checkpoints.without_lost_best(saved.progress)),
+        pack=lambda found: [found[0].to_json(), found[1]],
+        unpack=lambda found: (Progress.from_json(found[0]), found[1]),
     )
     run.directory.write_config(composing.to_yaml(experiment.config), run.overrides)
-    return Start(state, progress, saved.step, made_with, tuple(differences))
+    return Start(state, progress, saved.step, made_with, tuple(differences), (note,) if note else ())
+
+
+def judged_as_now(
+    run: Run, experiment: Experiment, checkpoints: Checkpoints, progress: Progress
+) -> tuple[Progress, str]:
+    """Progress by what selects and stops this start, and what to say of it."""
+    rule = experiment.config.train.early_stop
+    progress, note = selection.carried_over(
+        progress,
+        experiment.metric,
+        experiment.mode,
+        before=run.directory.record().get("selection") or {},
+        lines=lambda: read_metrics(run.directory.metrics),
+        kept=checkpoints.steps(),
+        min_delta=rule.min_delta,
+    )
+    if progress.stopped:
+        why, best, stale = progress.stopped, progress.best, progress.stale
+        progress.stopped = early_stop.still(rule, experiment.metric, experiment.mode, why, best, stale)
+    return progress, note
 
 
 def _judge_surroundings(

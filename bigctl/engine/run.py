@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from bigctl.config.cadence import Done
 from bigctl.config.schema import Config
 from bigctl.parallel.distributed import SingleProcess
 from bigctl.runs.directory import RunDirectory
@@ -96,6 +97,7 @@ class Run:
         beginning: what was found in the directory.
         changed: what differs from the configuration of the start before.
         summary: of a complete run.
+        done: of a run that is resumed, what its newest checkpoint tells.
     """
 
     directory: RunDirectory
@@ -109,6 +111,7 @@ class Run:
     beginning: Beginning
     changed: tuple[str, ...]
     summary: Summary | None
+    done: Done | None = None
 
     @property
     def resumes(self) -> bool:

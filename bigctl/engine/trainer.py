@@ -90,7 +90,7 @@ def _resolve(run: Run) -> Resolved:
     if run.group.first(lambda: dataset.fingerprint) != dataset.fingerprint:
         hint = "all processes must see the same files"
         raise DataError(f"process {run.group.index} finds other data than process 0", where="data", hint=hint)
-    resolved = resolve.with_data(config, dataset, source)
+    resolved = resolve.with_data(config, dataset, source, run.done)
     if not run.resumes:
         run.directory.write_config(composing.to_yaml(resolved.config), run.overrides)
     return resolved

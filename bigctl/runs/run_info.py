@@ -41,7 +41,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
         "recipe": record.get("recipe"),
         "parameters": record.get("parameters"),
         "step": row.step,
-        "total": _total(run, data.get("sizes") or {}, notes),
+        "total": _total(run, record, data.get("sizes") or {}, notes),
         "stopped": summary.get("stopped") or progress.get("stopped") or "",
         "selected_step": selected,
         "selected_by": row.metric or None,
@@ -66,14 +66,17 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def _total(run: RunDirectory, sizes: dict[str, int], notes: list[str]) -> int | None:
-    """The length of training [steps]; read leniently, because the components of a plugin need not be known here."""
+def _total(run: RunDirectory, record: dict[str, Any], sizes: dict[str, int], notes: list[str]) -> int | None:
+    """The length of training [steps], as the last start knew it, else by the configuration; read leniently, because the
+    components of a plugin need not be known here."""
     from omegaconf import OmegaConf
 
     from bigctl.config.cadence import total_steps
 
     if not run.config.exists() or "train" not in sizes:
         return None
+    if isinstance(steps := record.get("steps"), int):
+        return steps
     try:
         config: Any = OmegaConf.create(saved.values(run.read_config(), where=str(run.config)))
         return total_steps(config, int(sizes["train"]))

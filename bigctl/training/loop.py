@@ -7,6 +7,7 @@ changes: a checkpoint holds what was logged and selected before it, so a run res
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from bigctl.config import schema
 from bigctl.config.cadence import Cadence
 from bigctl.errors import Diverged, TrainingFailed
 from bigctl.optim import schedules
-from bigctl.training import divergence, metrics, phases, rewind
+from bigctl.training import divergence, early_stop, metrics, phases, rewind
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
 from bigctl.training.metrics import Sums
@@ -124,7 +125,7 @@ class Loop:
         self._pending: _PendingLog | None = None
         self._mark = (0.0, 0.0, 0)
         self._compiled: set[str] = set()
-        self._warned = False
+        self._warned = self._warned_of_value = False
         self._clock = ThreadPoolExecutor(1, thread_name_prefix="clock")
 
     def fit(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -195,12 +196,15 @@ class Loop:
             raise TrainingFailed(
                 f"there is no metric {self.metric!r}", where="eval.metric", hint=f"one of: {', '.join(sorted(scalars))}"
             )
-        stop = self.config.train.early_stop
-        improved = progress.record(scalars[self.metric], self.mode, stop.min_delta, scalars)
-        if stop.patience is not None and progress.stale >= stop.patience:
-            progress.stopped = f"no better {self.metric} in {progress.stale} evaluations"
-        if stop.target is not None and _reached(scalars[self.metric], stop.target, self.mode):
-            progress.stopped = f"{self.metric} reached {stop.target:g}"
+        stop, value = self.config.train.early_stop, scalars[self.metric]
+        improved = progress.record(value, self.mode, stop.min_delta, scalars)
+        progress.stopped = early_stop.reason(stop, self.metric, self.mode, value, progress.stale)
+        if not math.isfinite(value) and not self._warned_of_value:
+            self._warned_of_value = True
+            self.hooks.warn(
+                f"{self.metric} is {value} at step {progress.step}: it selects no checkpoint while it is no number; "
+                "eval.metric names another"
+            )
         self.hooks.write(progress.step, {"epoch": self._epoch(progress.position), **scalars})
         self.timings.evaluate += time.perf_counter() - start - (self.timings.compile - before)
         return improved and self.config.checkpoint.best
@@ -254,6 +258,7 @@ class Loop:
             return state  # asked to stop between two events: the next start gets here again, and rewinds at its event
         self._check_finite(bad_step)
         start = time.perf_counter()
+        progress.metric, progress.mode = self.metric, self.mode
         if self.rule.policy == "rewind" and progress.step % self.cadence.save == 0:
             rewind.set_anchor(progress, best=self.config.checkpoint.best)
         self.hooks.flush()
@@ -325,7 +330,3 @@ class _FirstCall:
 def _time_when_ready(array: jax.Array) -> float:
     array.block_until_ready()
     return time.perf_counter()
-
-
-def _reached(value: float, target: float, mode: str) -> bool:
-    return value >= target if mode == "max" else value <= target

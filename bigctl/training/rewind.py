@@ -53,6 +53,7 @@ def rewind(
     state = checkpoints.restore(saved, abstract)
     checkpoints.clean(after=saved.step)  # they are of a past that will not have been
     back = saved.progress
+    back.passed_over += progress.position - back.position
     back.position, back.rewinds, back.rewound = progress.position, progress.rewinds + 1, progress.rewound + 1
     back.anchors = progress.anchors if saved.step == anchor else [saved.step]
     return state, back

@@ -52,6 +52,8 @@ class Progress:
         rewinds: how often training went back to a checkpoint after a bad step.
         rewound: how often to the present one.
         anchors: the step of the checkpoint to rewind to, and that of the best one by then: neither may be deleted.
+        passed_over: training examples of `position` that no kept step was made of, because of rewinds.
+        metric, mode: what `best` is of, and whether it should be large ("max") or small ("min"); empty if not told.
     """
 
     step: int = 0
@@ -64,6 +66,9 @@ class Progress:
     rewinds: int = 0
     rewound: int = 0
     anchors: list[int] = field(default_factory=list)
+    passed_over: int = 0
+    metric: str = ""
+    mode: str = ""
 
     def record(self, value: float, mode: str, min_delta: float, metrics: dict[str, float]) -> bool:
         """Take note of an evaluation; whether it is the best so far. A value that is not a number never is.
