@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bigctl.cli import common
 from bigctl.cli.eval import step_argument
+from bigctl.formatting import plain
 
 if TYPE_CHECKING:
     from bigctl.inference.text_batches import Text
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   bigctl predict runs/cnn_cls photo.png other.jpg
+  bigctl predict runs/cnn_cls photos/ 'scans/*.png'      a folder, a pattern
   bigctl predict runs/mlp_cls new_rows.csv > labels.jsonl
+  cat rows.csv | bigctl predict runs/mlp_cls -
   bigctl predict runs/bert_cls --text "a film to fall asleep over" --text "what a delight"
   bigctl predict runs/bert_cls reviews.csv             the text column is that of training
   bigctl predict runs/bert_tag words.jsonl              spans of a tagger, words being those of the file
@@ -31,12 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
     parser.add_argument(
         "files", nargs="*", metavar="FILE",
-        help="images; csv, tsv or jsonl tables; of texts also .txt, or - for standard input, with one text a line",
+        help="images, tables (csv, tsv, jsonl, ...), texts (also .txt); a folder, a pattern, or - for standard input, "
+        "of texts one a line",
     )  # fmt: skip
     parser.add_argument("--text", action="append", default=[], metavar="STR", help="a text; may be given repeatedly")
     parser.add_argument(
         "--text-pair", action="append", default=[], metavar="STR",
         help="the second text, for a run on pairs; one to each --text",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="stop at the first file or row that cannot be read; by default it is a record with an error",
     )  # fmt: skip
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_run_plugins(parser)
@@ -62,20 +71,20 @@ def run(options: argparse.Namespace) -> int:
             options.files = [_standard_input(options.run)]
     else:
         _require_files(options, features["kind"])
-    for file in options.files:
-        if file != "-":
-            _require_file(file)
+    named = _named(options.files, features, str(found.path))
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
+    answers = _Answers()
     if texts:
-        _print(_labelled(trained, texts))
-    files = [file for file in options.files if file != "-"]
-    if files:
-        _print(trained.predict_files(files))
-    if "-" in options.files:
-        _stream(trained)
-    return 0
+        answers.show(_labelled(trained, texts))
+    if named:
+        answers.show(trained.predict_files(named, strict=options.strict))
+    if "-" in options.files and features["kind"] == "text":
+        _stream(trained, answers, options.strict)
+    elif "-" in options.files:
+        answers.show(trained.predict_files([_all_of_stdin()], strict=options.strict))
+    return answers.end()
 
 
 # ----------------------------------------------------------------------------------------------- what is to be labelled
@@ -127,17 +136,40 @@ def _require_files(options: argparse.Namespace, kind: str) -> None:
             raise ConfigError(f"the run was trained on {what}, not on texts", where=flag, hint=example)
     if not options.files:
         raise ConfigError("no file is given", hint=example)
-    if "-" in options.files:
-        raise ConfigError("only texts are read from standard input", where="-", hint=example)
 
 
-def _require_file(file: str) -> None:
+def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
+    """The files that are given: themselves, those of a folder that can be predicted, or those that match a pattern."""
+    from bigctl.data import catalog
+    from bigctl.data.dataset import Features
+    from bigctl.data.sources import content, text_files
     from bigctl.errors import DataError
 
-    if Path(file).is_dir():
-        raise DataError("is a folder, not a file", where=file, hint=f"name its files: {file.rstrip('/')}/*")
-    if not Path(file).is_file():
-        raise DataError("there is no such file", where=file)
+    found: list[str] = []
+    for name in given:
+        if name == "-":
+            continue
+        if not Path(name).exists() and not glob.has_magic(name):
+            raise DataError("there is no such file", where=name)
+        files = [*map(str, text_files.matching(name))]
+        if Path(name).is_dir():
+            known = set(catalog.suffixes(Features.from_json(features)))
+            readable = [file for file in files if content.suffix_of(file) in known]
+            if not readable:
+                raise DataError(f"none of its {len(files)} files can be predicted", where=name, hint=", ".join(known))
+            if len(readable) < len(files):
+                print(f"{name}: {len(files) - len(readable)} files of other kinds are left out", file=sys.stderr)
+            files = readable
+        found += files
+    return found
+
+
+def _all_of_stdin() -> bytes:
+    from bigctl.errors import DataError
+
+    if sys.stdin is None:
+        raise DataError("is closed", where="stdin")
+    return sys.stdin.buffer.read()
 
 
 # ---------------------------------------------------------------------------------------------------------- the answers
@@ -149,21 +181,39 @@ def _labelled(trained: TrainedRun, texts: list[Text]) -> Iterable[dict[str, Any]
         yield {"text": first, **({"text_pair": second[0]} if second else {}), **record}
 
 
-def _stream(trained: TrainedRun) -> None:
+def _stream(trained: TrainedRun, answers: _Answers, strict: bool) -> None:
     """Texts on standard input, answered as they arrive."""
     from bigctl.errors import DataError
     from bigctl.inference import read_lines
-    from bigctl.inference.trained import BLOCK
+    from bigctl.inference.file_records import BLOCK
 
     if sys.stdin is None:
         raise DataError("is closed", where="stdin")
     stream = cast(read_lines.Stream, sys.stdin.buffer)
-    for block in read_lines.text_blocks(stream, pairs=trained.features.pairs):
+    read = read_lines.text_blocks if strict else read_lines.checked_blocks
+    for block in read(stream, pairs=trained.features.pairs):
         for start in range(0, len(block), BLOCK):
-            _print(_labelled(trained, block[start : start + BLOCK]))
+            part = block[start : start + BLOCK]
+            good = iter([*_labelled(trained, [text for text in part if not isinstance(text, DataError)])])
+            answers.show({"error": str(text)} if isinstance(text, DataError) else next(good) for text in part)
 
 
-def _print(records: Iterable[dict[str, Any]]) -> None:
-    for record in records:
-        print(json.dumps(record, ensure_ascii=False))
-    sys.stdout.flush()
+class _Answers:
+    """Prints records, and counts those that are errors."""
+
+    def __init__(self) -> None:
+        self.count, self.errors = 0, 0
+
+    def show(self, records: Iterable[dict[str, Any]]) -> None:
+        for record in records:
+            self.count += 1
+            self.errors += "error" in record
+            print(json.dumps(plain(record), ensure_ascii=False, allow_nan=False))
+        sys.stdout.flush()
+
+    def end(self) -> int:
+        """The exit code: that of an error where nothing could be predicted."""
+        if self.errors:
+            what = f"{self.errors:,} of {self.count:,} could not be predicted; each says why"
+            print(f"warning: {what}", file=sys.stderr)
+        return 2 if self.count and self.errors == self.count else 0

@@ -64,12 +64,13 @@ def decode(config: schema.Data, regression: bool = False) -> Decoded:
 # ---------------------------------------------------------------------------------------------------------- prediction
 
 
-def read_for_prediction(path: Path, config: schema.Data, features: Features) -> Unlabelled:
+def read_for_prediction(path: Path | bytes, config: schema.Data, features: Features) -> Unlabelled:
     """The examples of a file that is to be predicted; it needs no labels, further columns are ignored.
 
     Args:
         path: a file of the format, or with the suffix, of the training data, or of any other kind that tells itself by
-            its suffix. Keys that say how to read are those of the training wherever that other kind has them.
+            its suffix; or the content of a file. Keys that say how to read are those of the training wherever that
+            other kind has them.
         config: the data that the model was trained on.
         features: what that data looked like.
 
@@ -81,12 +82,27 @@ def read_for_prediction(path: Path, config: schema.Data, features: Features) -> 
         reads = getattr(source(reading), "read_for_prediction", None)
         if reads is not None:
             return cast(Unlabelled, reads(path, reading, features))
-    known = ", ".join(suffix for cls in _kinds() if what in cls.predicts for suffix in cls.suffixes)
+    if isinstance(path, bytes):
+        raise DataError(f"this run predicts no {what} from standard input", where="stdin", hint="name a file")
+    known = ", ".join(suffixes(features))
     raise DataError(f"the suffix {path.suffix!r} tells no format", where=str(path), hint=f"use {known}")
 
 
-def _candidates(path: Path, config: schema.Data, what: str) -> Iterator[schema.Data]:
+def suffixes(features: Features) -> list[str]:
+    """Of the files that can be predicted."""
+    what = what_is_predicted(features)
+    return [suffix for cls in _kinds() if what in cls.predicts for suffix in cls.suffixes]
+
+
+def _candidates(path: Path | bytes, config: schema.Data, what: str) -> Iterator[schema.Data]:
     """Configurations by which the file may be read, the likeliest first."""
+    if isinstance(path, bytes):
+        begin = path[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        kinds = [cls for cls in _kinds() if cls.streamed and what in cls.predicts]
+        yield from (_like(config, cls) for cls in kinds if begin in cls.begins)
+        yield from (_like(config, cls) for cls in kinds if isinstance(config, cls))
+        yield from (_like(config, cls) for cls in kinds)
+        return
     suffix = suffix_of(path)
     trained = str(getattr(config, "path", None) or "")
     if what in config.predicts and suffix in (*config.suffixes, suffix_of(trained)):

@@ -66,6 +66,9 @@ def require_file(path: Path) -> Path:
     if path.is_dir():
         raise DataError("this is a directory, not a file", where=str(path), hint="give the path of one file")
     if not path.is_file():
+        if path.exists():
+            hint = "write it into a file: data is read more than once"
+            raise DataError("this is a pipe or a device, not a file", where=str(path), hint=hint)
         raise DataError("no such file", where=str(path), hint=similar(path))
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -18,7 +19,24 @@ class Stream(Protocol):
 
 
 def text_blocks(stream: Stream, *, pairs: bool, name: str = "stdin") -> Iterator[list[Text]]:
-    """The texts of a stream; each block is what one reading brought.
+    """The texts of a stream, as `checked_blocks` gives them, up to the first line that is wrong.
+
+    Raises:
+        DataError: for an empty stream, and a line that is empty or no text, naming it; those before have been given.
+    """
+    for block in checked_blocks(stream, pairs=pairs, name=name):
+        good = list(itertools.takewhile(lambda each: not isinstance(each, DataError), block))
+        if len(good) < len(block):
+            if good:
+                yield [each for each in good if not isinstance(each, DataError)]
+            wrong = block[len(good)]
+            assert isinstance(wrong, DataError)
+            raise wrong
+        yield [each for each in good if not isinstance(each, DataError)]
+
+
+def checked_blocks(stream: Stream, *, pairs: bool, name: str = "stdin") -> Iterator[list[Text | DataError]]:
+    """The texts of a stream, or what is wrong with a line; each block is what one reading brought.
 
     Args:
         stream: UTF-8, one text a line; surrounding blanks are dropped.
@@ -26,7 +44,7 @@ def text_blocks(stream: Stream, *, pairs: bool, name: str = "stdin") -> Iterator
         name: what to call the stream in messages.
 
     Raises:
-        DataError: for an empty stream, and a line that is empty or no text, naming it; those before have been given.
+        DataError: for an empty stream, or a line without end.
     """
     line, rest = 1, bytearray()
     while chunk := stream.read1(_CHUNK):
@@ -38,26 +56,23 @@ def text_blocks(stream: Stream, *, pairs: bool, name: str = "stdin") -> Iterator
                     f"the line is longer than {_LONGEST // 2**20} MiB", where=f"{name}:{line}", hint="one text a line"
                 )
             continue
-        yield from _texts(bytes(rest) + chunk[: end - 1], line, pairs, name)
+        yield _texts(bytes(rest) + chunk[: end - 1], line, pairs, name)
         line += 1 + chunk.count(b"\n", 0, end - 1)
         rest = bytearray(chunk[end:])
     if rest:
-        yield from _texts(bytes(rest), line, pairs, name)
+        yield _texts(bytes(rest), line, pairs, name)
     elif line == 1:
         raise DataError("there is no text", where=name, hint="write one text a line")
 
 
-def _texts(data: bytes, line: int, pairs: bool, name: str) -> Iterator[list[Text]]:
-    """One block; where a line is wrong, the lines before it, and then the error."""
-    found: list[Text] = []
-    try:
-        for number, content in enumerate(data.split(b"\n"), line):
+def _texts(data: bytes, line: int, pairs: bool, name: str) -> list[Text | DataError]:
+    found: list[Text | DataError] = []
+    for number, content in enumerate(data.split(b"\n"), line):
+        try:
             found.append(_text(content, pairs, f"{name}:{number}", "utf-8-sig" if number == 1 else "utf-8"))
-    except DataError:
-        if found:
-            yield found
-        raise
-    yield found
+        except DataError as error:
+            found.append(error)
+    return found
 
 
 def _text(content: bytes, pairs: bool, where: str, encoding: str) -> Text:

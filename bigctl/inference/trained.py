@@ -15,7 +15,6 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
 from bigctl.config.schema import Config
-from bigctl.data import catalog
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.data.text.words import of_joined
@@ -23,7 +22,7 @@ from bigctl.engine import compile_cache, experiment, resolve
 from bigctl.errors import RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
-from bigctl.inference import tagging, text_batches
+from bigctl.inference import file_records, tagging, text_batches
 from bigctl.inference.run_text import run_language_model
 from bigctl.inference.text_batches import Text
 from bigctl.runs import directory
@@ -33,9 +32,6 @@ from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.task import Batch, Judged, Record, Task
 
 BATCH = 256
-BLOCK = 1024
-"""Texts labelled at once; what is held of a long list of them at a time."""
-
 log = logging.getLogger("bigctl")
 
 
@@ -251,6 +247,17 @@ class TrainedRun:
             record |= dict(zip(("text", "text_pair"), texts, strict=False))
         return records
 
+    def describe_all(self, inputs: np.ndarray | Sequence[Any]) -> list[Record]:
+        """One record an example: what `predict` says of it, in words; `error` where the model's answer is no number."""
+        if self.features.kind == "text":
+            return self.label_texts(list(inputs))
+        return [self._described(values) for values in self._predict_arrays(np.asarray(inputs))]
+
+    def _described(self, values: np.ndarray) -> Record:
+        if not np.isfinite(values).all():
+            return {"error": "the model's answer is not a finite number: are the values far outside of the training's?"}
+        return self._task.describe(values)
+
     def label_texts(self, texts: Sequence[Text]) -> list[Record]:
         """One record a text: label and probability of each class, or of a tagger what `tagging.tag` says of each; with
         `cut` where it was too long for the model."""
@@ -258,7 +265,7 @@ class TrainedRun:
             return self._tag(texts)
         probabilities, cut = self._predict_texts(texts)
         return [
-            {**self._task.describe(values), **({"cut": True} if short else {})}
+            {**self._described(values), **({"cut": True} if short else {})}
             for values, short in zip(probabilities, cut, strict=True)
         ]
 
@@ -275,26 +282,18 @@ class TrainedRun:
 
         return tagging.tag(self._tokenizer, self.features, sentences, predict, self._task.describe)
 
-    def predict_files(self, files: Sequence[str | Path]) -> Iterator[Record]:
-        """One record an image, a table row or a text: label and probability of each class, or the predicted value.
+    def predict_files(self, files: Sequence[str | Path | bytes], *, strict: bool = False) -> Iterator[Record]:
+        """One record an image, a table row or a text: label and probability of each class, or the predicted value; or
+        `error`, for a file or a row that cannot be read.
+
+        Args:
+            files: by name, or their contents.
+            strict: raise for the first that cannot be read, before anything is predicted.
 
         Raises:
-            DataError: for the first file that cannot be read, naming it; nothing has been predicted then.
+            DataError: for a file that cannot be read, if `strict`.
         """
-        data = self.config.data
-        contents = [(str(file), catalog.read_for_prediction(Path(file), data, self.features)) for file in files]
-        if self.features.kind != "text":
-            names = [(file, n, found.rows) for file, found in contents for n in range(len(found.inputs))]
-            values = self._predict_arrays(np.concatenate([found.inputs for _, found in contents])) if contents else ()
-            for (file, number, rows), value in zip(names, values, strict=True):
-                yield {"file": file, **({"row": number} if rows else {}), **self._task.describe(value)}
-            return
-        _ = self._tokenizer
-        for file, found in contents:
-            texts = [*found.inputs]
-            for start in range(0, len(texts), BLOCK):
-                for number, record in enumerate(self.label_texts(texts[start : start + BLOCK]), start):
-                    yield {"file": file, "row": number, **record}
+        return file_records.predict_files(self, files, strict=strict)
 
 
 def _carried(run: RunDirectory, step: int, names: Sequence[str]) -> dict[str, float]:

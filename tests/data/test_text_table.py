@@ -265,13 +265,14 @@ def test_texts_to_predict_need_no_labels(tmp_path):
     lines = write(tmp_path, "".join(json.dumps({"text": text}) + "\n" for text in expected), "t.jsonl")
     assert read(lines, columns=["label", "text"]) == expected
     plain = write(tmp_path, "Good, really\r\nNA\nnull", "t.txt")
-    assert read(plain) == expected == read(plain, kind=schema.Packaged) == texts_by_line(plain.read_bytes(), False)
+    assert read(plain) == expected == read(plain, kind=schema.Packaged) == texts_by_line(plain.read_bytes(), False)[0]
 
 
 def test_pairs_to_predict_come_in_columns_or_with_a_tab(tmp_path):
     assert read(write(tmp_path, "b,a\nv,u\n"), "a", "b") == [("u", "v")]
     assert read(write(tmp_path, "u\tv\n", "t.txt"), "a", "b") == [("u", "v")]
-    refused("t.txt:2: 1 texts where the model takes two", read, write(tmp_path, "u\tv\nw\n", "t.txt"), "a", "b")
+    bad = read_all(write(tmp_path, "u\tv\nw\n", "t.txt"), "a", "b").errors
+    assert [*bad] == [1] and "t.txt:2: 1 texts where the model takes two" in str(bad[1])
     refused("no text column 'b'", read, write(tmp_path, "a\nu\n"), "a", "b")
 
 
@@ -289,8 +290,9 @@ def test_a_file_with_the_suffix_of_the_training_file_is_read_as_that_was(tmp_pat
 
 
 def test_prediction_names_what_is_wrong(tmp_path):
-    refused("t.txt:2: the text is empty", read, write(tmp_path, "u\n\nv\n", "t.txt"))
-    refused("t.txt:2: the text is empty", read, write(tmp_path, "u\tv\n\n", "t.txt"), "a", "b")
+    for content, names in (("u\n\nv\n", ()), ("u\tv\n\n", ("a", "b"))):
+        bad = read_all(write(tmp_path, content, "t.txt"), *names).errors
+        assert [*bad] == [1] and "t.txt:2: the text is empty" in str(bad[1])
     refused("input: the file is empty", texts_by_line, b"", False)
     refused("input:1: byte 0xff", texts_by_line, b"\xff\xfa\n", False)
     bad = read_all(write(tmp_path, "text,n\nu,1\n,2\nv\n")).errors

@@ -22,6 +22,10 @@ class Data(Component):
     """What such files can hold of examples to be predicted: "table", "text", "words", "image"."""
     by_content: ClassVar[tuple[str, ...]] = ()
     """What of these is known by its content, whatever the suffix."""
+    streamed: ClassVar[bool] = False
+    """Whether `read_for_prediction` takes the content of a file in place of its path."""
+    begins: ClassVar[tuple[bytes, ...]] = ()
+    """Characters that only such content begins with."""
     kind: str = kind("???")
     split_seed: int = key(
         0, "Seed of the splits that are made by rule; separate from `seed`.", drift=STRUCTURAL, ge=0, le=2**32 - 1
@@ -99,6 +103,7 @@ class ImageFolder(Images):
     suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
     predicts: ClassVar[tuple[str, ...]] = ("image",)
     by_content: ClassVar[tuple[str, ...]] = ("image",)
+    streamed: ClassVar[bool] = True
     kind: str = kind("image_folder")
     path: str = key(
         MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
@@ -138,6 +143,7 @@ class Table(Data):
 
     implementation: ClassVar[str] = "bigctl.data.sources.delimited"
     predicts: ClassVar[tuple[str, ...]] = ("table", "text")
+    streamed: ClassVar[bool] = True
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels",)}
     kind: str = kind("???")
     path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
@@ -229,6 +235,7 @@ class Jsonl(Table):
     implementation: ClassVar[str] = "bigctl.data.sources.json_lines"
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
     predicts: ClassVar[tuple[str, ...]] = ("table", "text", "words")
+    begins: ClassVar[tuple[bytes, ...]] = (b"{", b"[")
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels", "tokens")}
     kind: str = kind("jsonl")
     tokens: str | None = key(None, "The field with the words of a sentence, where each has a tag.", drift=STRUCTURAL)
@@ -258,6 +265,7 @@ class Parquet(Table):
 
     implementation: ClassVar[str] = "bigctl.data.sources.parquet"
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
+    streamed: ClassVar[bool] = False
     predicts: ClassVar[tuple[str, ...]] = ("table", "text", "image")
     kind: str = kind("parquet")
     path: str = key(MISSING, "A file, a folder, or a pattern such as 'rows/*.parquet'.", drift=STRUCTURAL)

@@ -60,7 +60,7 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
     )
 
 
-def read_for_prediction(path: Path, config: schema.Data, features: Features) -> Unlabelled:
+def read_for_prediction(path: Path | bytes, config: schema.Data, features: Features) -> Unlabelled:
     """One picture, resized to what the model takes. Raises DataError."""
     height, width, channels = features.shape
     return Unlabelled(read_image(path, (height, width), channels)[None], rows=False)

@@ -36,7 +36,7 @@ def decode(config: schema.Jsonl, regression: bool) -> Decoded:
     return tagged.decode(found, {"source": config.kind, "target": tags})
 
 
-def read_for_prediction(path: Path, config: schema.Jsonl, features: Features) -> Unlabelled:
+def read_for_prediction(path: Path | bytes, config: schema.Jsonl, features: Features) -> Unlabelled:
     """The objects of a file. Raises DataError."""
     if what_is_predicted(features) == "words":
         return Unlabelled(tagged.read_json_lines(path, tokens=config.tokens or "tokens", tags=None).words)

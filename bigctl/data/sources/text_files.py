@@ -39,7 +39,8 @@ def decode(config: schema.TextFiles, regression: bool) -> Decoded:
 
 def read_for_prediction(path: Path, config: schema.Data, features: Features) -> Unlabelled:
     """One text a line; of pairs a tab is between the two. Raises DataError."""
-    return Unlabelled(texts_by_line(path, features.pairs))
+    found, bad = texts_by_line(path, features.pairs)
+    return Unlabelled(found, errors=bad)
 
 
 def read_documents(
@@ -87,11 +88,17 @@ def matching(path: str) -> list[Path]:
             raise DataError("the folder holds no files", where=path, hint="give a file, a folder, or a pattern")
         return sorted(found)
     if glob.has_magic(path):
-        found = [file for file in map(Path, glob.glob(str(given), recursive=True)) if file.is_file()]
+        found = [file for file in map(Path, glob.glob(_pattern(given), recursive=True)) if file.is_file()]
         if not found:
             raise DataError("no file matches", where=path, hint="quote a pattern on the command line; ** spans folders")
         return sorted(found)
     return [paths.require_file(given)]
+
+
+def _pattern(given: Path) -> str:
+    """A pattern in which the folder that is there has its own name, though it may hold brackets."""
+    folder = next((parent for parent in given.parents if parent.is_dir()), Path())
+    return str(Path(glob.escape(str(folder)), given.relative_to(folder)))
 
 
 def as_column(documents: list[str]) -> np.ndarray:
@@ -133,19 +140,21 @@ def _objects(file: Path, field: str | None) -> list[str]:
     return table.columns[field]
 
 
-def texts_by_line(source: Path | bytes, pairs: bool) -> list[str | tuple[str, str]]:
-    """The texts of a file, or of its content, one a line; with `pairs` two with a tab between. Raises DataError."""
-    text, name = content.read_text(source)
+def texts_by_line(
+    source: Path | bytes, pairs: bool, encoding: str | None = None
+) -> tuple[list[str | tuple[str, str]], dict[int, DataError]]:
+    """The texts of a file, or of its content, one a line; with `pairs` two with a tab between. And what is wrong with
+    some of them, by their place. Raises DataError for the whole."""
+    text, name = content.read_text(source, encoding)
     found: list[str | tuple[str, str]] = []
+    bad: dict[int, DataError] = {}
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         fields = [field.strip() for field in (line.split("\t") if pairs else [line])]
+        where = f"{name}:{number}"
         if pairs and line.strip() and len(fields) != 2:
-            raise DataError(
-                f"{len(fields)} texts where the model takes two",
-                where=f"{name}:{number}",
-                hint="write them with one tab between, or give a csv, tsv or jsonl file",
-            )
-        if not all(fields):
-            raise DataError("the text is empty", where=f"{name}:{number}", hint="write one text a line")
-        found.append((fields[0], fields[1]) if pairs else fields[0])
-    return found
+            hint = "write them with one tab between, or give a csv, tsv or jsonl file"
+            bad[len(found)] = DataError(f"{len(fields)} texts where the model takes two", where=where, hint=hint)
+        elif not all(fields):
+            bad[len(found)] = DataError("the text is empty", where=where, hint="write one text a line")
+        found.append((fields[0], fields[-1]) if pairs else fields[0])
+    return found, bad

@@ -35,6 +35,13 @@ class Unlabelled:
     notes: tuple[str, ...] = ()
 
 
+def take(parts: Sequence[tuple[Unlabelled, Sequence[int]]]) -> np.ndarray | list[Any]:
+    """Some examples of each of several files, together."""
+    if all(isinstance(found.inputs, np.ndarray) for found, _ in parts):
+        return np.concatenate([np.asarray(found.inputs)[list(rows)] for found, rows in parts])
+    return [found.inputs[row] for found, rows in parts for row in rows]
+
+
 def encoded(columns: Columns, features: Features) -> Unlabelled:
     """Rows of a table, given as typed columns; further ones are ignored. Raises DataError where one is missing."""
     return Unlabelled(TableEncoder.from_json(features.encoder or {}).encode(columns))

@@ -1,0 +1,107 @@
+"""Files to be predicted -> records, one an example, with what is wrong in place of a label where one cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bigctl.config.schema import Config
+from bigctl.data import catalog
+from bigctl.data.dataset import Features
+from bigctl.data.sources.unlabelled import Unlabelled, take
+from bigctl.errors import DataError
+from bigctl.training.task import Record
+
+BLOCK = 1024
+"""Examples predicted at once; what is held of a long list of them at a time."""
+STDIN = "stdin"
+
+log = logging.getLogger("bigctl")
+
+
+class Describes(Protocol):
+    """Of a `TrainedRun`, what is needed here."""
+
+    config: Config
+    features: Features
+
+    def describe_all(self, inputs: np.ndarray | Sequence[Any]) -> list[Record]: ...
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    found: Unlabelled | DataError
+
+    @property
+    def count(self) -> int:
+        return 1 if isinstance(self.found, DataError) else len(self.found.inputs)
+
+
+def predict_files(trained: Describes, files: Sequence[str | Path | bytes], *, strict: bool = False) -> Iterator[Record]:
+    """See `TrainedRun.predict_files`."""
+    read = (_read(trained, file, strict) for file in files)
+    # Small files, such as pictures, are predicted together; what is wrong with any is known first if it is an error.
+    for block in _blocks([*read] if strict else read):
+        yield from _records(trained, block)
+
+
+def _read(trained: Describes, file: str | Path | bytes, strict: bool) -> _File:
+    name = STDIN if isinstance(file, bytes) else str(file)
+    source = file if isinstance(file, bytes) else Path(file)
+    try:
+        found = catalog.read_for_prediction(source, trained.config.data, trained.features)
+    except DataError as error:
+        if strict:
+            raise
+        return _File(name, error)
+    if strict and found.errors:
+        raise found.errors[min(found.errors)]
+    for note in found.notes:
+        log.warning("%s", note)
+    return _File(name, found)
+
+
+def _blocks(files: Iterable[_File]) -> Iterator[list[_File]]:
+    """Files with about so many examples together as are predicted at once."""
+    block: list[_File] = []
+    for file in files:
+        block.append(file)
+        if sum(each.count for each in block) >= BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _records(trained: Describes, files: Sequence[_File]) -> Iterator[Record]:
+    good = [
+        (place, row)
+        for place, file in enumerate(files)
+        if isinstance(file.found, Unlabelled)
+        for row in range(file.count)
+        if row not in file.found.errors
+    ]
+    known: dict[tuple[int, int], Record] = {}
+    for start in range(0, len(good), BLOCK):
+        part = good[start : start + BLOCK]
+        known |= dict(zip(part, trained.describe_all(_inputs(files, part)), strict=True))
+    for place, file in enumerate(files):
+        if isinstance(file.found, DataError):
+            yield {"file": file.name, "error": str(file.found)}
+            continue
+        for row in range(file.count):
+            where: Record = {"file": file.name, **({"row": row} if file.found.rows else {})}
+            yield {**where, **(known.get((place, row)) or {"error": str(file.found.errors[row])})}
+
+
+def _inputs(files: Sequence[_File], places: Sequence[tuple[int, int]]) -> np.ndarray | list[Any]:
+    rows: dict[int, list[int]] = {}
+    for place, row in places:
+        rows.setdefault(place, []).append(row)
+    return take([(files[place].found, own) for place, own in rows.items()])  # type: ignore[misc]  # none is an error
