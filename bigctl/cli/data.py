@@ -127,7 +127,7 @@ def _configuration(options: argparse.Namespace) -> Wanted:
 
 
 def _show(options: argparse.Namespace, wanted: Wanted) -> int:
-    from bigctl.data import cache, prepare, preview
+    from bigctl.data import cache, notes, prepare, preview
 
     config = wanted.data
     folder = cache.cache_folder(config, **wanted.form)
@@ -140,6 +140,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     facts = {
         "prepared": True,
         **preview.describe(dataset),
+        "notes": notes.notes_of(dataset),
         "bytes": disk_size(folder),
         "prepared_now": options.rebuild or not was_there,
     }
@@ -183,7 +184,7 @@ def _unprepared(options: argparse.Namespace, config: Tfds, folder: Path) -> int:
 
 def print_facts(facts: dict[str, Any], source: str) -> None:
     """What a data set holds, one fact a line."""
-    for name, value in facts["info"].items():
+    for name, value in (facts["info"] | {"notes": facts.get("notes") or []}).items():
         if name not in _ELSEWHERE:
             for item in _items(value):
                 print(f"{name:<12} {item}")

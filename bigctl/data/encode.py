@@ -171,15 +171,19 @@ def encode_stream(
     return Features("stream", (), None, tokenizer=described), arrays
 
 
+_PIXELS = 2**22
+"""Values of pictures that are counted at once."""
+
+
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 [N, H, W, C] as numbers in [0, 1], by blocks of images."""
-    total = np.zeros(images.shape[-1], np.int64)
-    squares = np.zeros(images.shape[-1], np.int64)
-    count = images.size // images.shape[-1]
-    for start in range(0, len(images), 4096):
-        block = images[start : start + 4096].astype(np.int64)
-        total += block.sum((0, 1, 2))
-        squares += np.square(block).sum((0, 1, 2))
+    channels, values = images.shape[-1], np.arange(256, dtype=np.int64)
+    counts = np.zeros((channels, 256), np.int64)
+    step = max(1, _PIXELS // max(1, math.prod(images.shape[1:])))
+    for start in range(0, len(images), step):
+        for channel in range(channels):
+            counts[channel] += np.bincount(images[start : start + step, ..., channel].ravel(), minlength=256)
+    total, squares, count = counts @ values, counts @ np.square(values), images.size // channels
     # In whole numbers, so that the variance of a constant channel is exactly 0 and not a rounding to divide by.
     variances = [(q * count - t * t) / count**2 for t, q in zip(total.tolist(), squares.tolist(), strict=True)]
     return tuple((total / count / 255.0).tolist()), tuple(v**0.5 / 255.0 or 1.0 for v in variances)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, encode, splits
+from bigctl.data import cache, catalog, encode, notes, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.windows import Windows
@@ -90,10 +90,10 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
         features, arrays = encode.encode_stream(by_split, config, tokenizer, made, info)
     elif decoded.kind == "text":
         features, arrays = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)
-        _report_cut_words(info, features)
     else:
         features, arrays = encode.encode_examples(decoded, by_split, config)
-    _report_missing_classes(arrays, features)
+    found = [*info.get("notes", ()), *_refuse_missing_classes(arrays, features), *notes.on_arrays(arrays, features)]
+    info |= {"notes": found} if found or "notes" in info else {}
     cache.write_dataset(folder, features, arrays, info, made.to_str(pretty=True) if made is not None else None)
 
 
@@ -161,37 +161,27 @@ def _deduplicated(decoded: Decoded) -> Decoded:
 
 
 def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any]:
-    """What is found of texts that occur more than once, said on stderr where they cross splits."""
+    """What is found of texts that occur more than once."""
     from bigctl.data.text import duplicates
 
     tagged = decoded.target.kind == TOKEN_CLASS  # equal sentences have equal tags, more or less
-    found = duplicates.report(by_split, Target(NONE) if tagged else decoded.target)
-    for note in found.get("notes", ()):
-        print(f"data: {note}", file=sys.stderr)
-    return {"duplicates": found}
+    return {"duplicates": duplicates.report(by_split, Target(NONE) if tagged else decoded.target)}
 
 
-def _report_missing_classes(arrays: dict[str, Columns], features: Features) -> None:
-    target = features.target
+def _refuse_missing_classes(arrays: dict[str, Columns], features: Features) -> list[str]:
+    """Notes on tags, or a DataError for classes, that the training split does not hold and another one does."""
+    target, found = features.target, list[str]()
     if not target.names:
-        return
+        return found
     counts = {split: target.counts(arrays[split]["label"]) for split in SPLITS}
     for split in ("validation", "test"):
         absent = [target.names[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
         if absent and target.kind == TOKEN_CLASS:  # a rare one, such as I-MISC, may be there once
-            print(f"data: the tag {absent[0]!r} is in the {split} split only, and is not learned", file=sys.stderr)
+            found.append(f"the tag {absent[0]!r} is in the {split} split only, and is not learned")
         elif absent:
             raise DataError(
                 f"class {absent[0]!r} is in the {split} split but not in the training split",
                 where="data",
                 hint="add training examples of it, or choose other splits",
             )
-
-
-def _report_cut_words(info: dict[str, Any], features: Features) -> None:
-    """What of tagged sentences no model sees, said on stderr."""
-    words, sentences = sum(info.get("words_cut", {}).values()), sum(info.get("cut", {}).values())
-    if words and features.tokenizer is not None:
-        limit = f"recipe.tokenizer.max_length={features.tokenizer['max_length']}"
-        why = f"{sentences:,} sentences are longer than {limit} tokens" if sentences else "the tokenizer drops them"
-        print(f"data: {words:,} words are neither learned nor scored: {why}", file=sys.stderr)
+    return found

@@ -59,8 +59,24 @@ def make(decoded: Decoded, config: Data) -> dict[str, Columns]:
     result = {split: _gather(source, picked[split]) for split in SPLITS}
     for split, columns in result.items():
         if _length(columns) == 0:
-            raise DataError(f"the {split} split is empty", where=f"data.{split}", hint="take a larger part")
+            raise _empty(split, wanted[split] is None, result, config, decoded)
     return result
+
+
+def _empty(split: str, by_rule: bool, made: dict[str, Columns], config: Data, decoded: Decoded) -> DataError:
+    """The error for a split without examples: the part that was named, or the share of a few, is too small."""
+    if not by_rule or split == "train":
+        return DataError(f"the {split} split is empty", where=f"data.{split}", hint="take a larger part")
+    sizes = np.unique(decoded.target.strata(made["train"]["label"]), return_counts=True)[1].tolist()
+    share = getattr(config, f"{split}_fraction")
+    larger = next((f for f in (0.2, 0.25, 0.34, 0.5) if f > share and any(round(f * size) for size in sizes)), 0.5)
+    few = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else str(sizes[0])
+    of = f"{few} in each class are" if decoded.target.names else f"{few} are"
+    return DataError(
+        f"the {split} split is empty: it takes {share:g} of the examples, and only {of} left",
+        where=f"data.{split}_fraction",
+        hint=f"data.{split}_fraction={larger:g} holds some out; or give more, or a file of its own: data.{split}_path",
+    )
 
 
 def _length(columns: Columns) -> int:
@@ -129,6 +145,8 @@ def _hold_out(
 def _gather(source: dict[str, Columns], parts: list[tuple[str, np.ndarray]]) -> Columns:
     names = [name for name, _ in parts]
     columns = source[names[0]].keys()
+    if len(parts) == 1:  # joining would be a second copy
+        return {c: source[names[0]][c][parts[0][1]] for c in columns}
     return {c: np.concatenate([source[name][c][rows] for name, rows in parts]) for c in columns}
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from bigctl.config.schema import Config
+from bigctl.data import notes
 
 
 def report(config: Config) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def report(config: Config) -> dict[str, Any]:
         "devices": experiment.devices,
         "kernels": dict(programs.kernels),
         "data": {split: dataset.size(split) for split in dataset.splits},
+        "notes": notes.notes_of(dataset),
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "resident": feed.fits_on_device(columns, config),
         "steps": experiment.cadence.total,
@@ -72,6 +74,7 @@ def text(report: dict[str, Any]) -> str:
     if report["kernels"]:
         lines.append("kernels: " + ", ".join(f"{purpose} by {kernel}" for purpose, kernel in report["kernels"].items()))
     lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
+    lines += [f"note: {note}" for note in report["notes"]]
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
     place = "kept on the device" if report["resident"] else "sent batch by batch"
     lines.append(f"batch: {batch}; training split {place}")

@@ -15,6 +15,7 @@ from bigctl.config import compose as composing
 from bigctl.config import drift
 from bigctl.config.schema import Config
 from bigctl.data import cache
+from bigctl.data.notes import notes_of
 from bigctl.engine import selection
 from bigctl.engine.experiment import Experiment, few
 from bigctl.engine.run import Run
@@ -196,6 +197,7 @@ def _record_start(run: Run, experiment: Experiment, start: Start) -> None:
             "fingerprint": dataset.fingerprint,
             "features": dataset.features.to_json(),
             "info": dataset.info,
+            "notes": notes_of(dataset),
             "sizes": {split: dataset.size(split) for split in dataset.splits},
         },
         overrides=list(run.overrides),

@@ -6,11 +6,13 @@ Start reading at `train`: its six stages are one function each, in the file of t
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
+from bigctl.data import notes
 from bigctl.engine import open_run, resolve
 from bigctl.engine.resolve import Resolved
 from bigctl.engine.run import Options, Run
@@ -22,6 +24,8 @@ from bigctl.training.tracking import trackers
 
 if TYPE_CHECKING:
     from bigctl.engine.experiment import Experiment
+
+log = logging.getLogger("bigctl")
 
 
 def train(composed: Composed, path: Path, options: Options) -> Summary:
@@ -90,6 +94,8 @@ def _resolve(run: Run) -> Resolved:
     if run.group.first(lambda: dataset.fingerprint) != dataset.fingerprint:
         hint = "all processes must see the same files"
         raise DataError(f"process {run.group.index} finds other data than process 0", where="data", hint=hint)
+    for note in notes.notes_of(dataset) if run.group.index == 0 else ():
+        log.warning("data: %s", note)
     resolved = resolve.with_data(config, dataset, source, run.done)
     if not run.resumes:
         run.directory.write_config(composing.to_yaml(resolved.config), run.overrides)

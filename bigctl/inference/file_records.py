@@ -90,7 +90,9 @@ def _records(trained: Describes, files: Sequence[_File]) -> Iterator[Record]:
     known: dict[tuple[int, int], Record] = {}
     for start in range(0, len(good), BLOCK):
         part = good[start : start + BLOCK]
-        known |= dict(zip(part, trained.describe_all(_inputs(files, part)), strict=True))
+        inputs = _inputs(files, part)
+        _warn_of_inverted(trained.features, inputs)
+        known |= dict(zip(part, trained.describe_all(inputs), strict=True))
     for place, file in enumerate(files):
         if isinstance(file.found, DataError):
             yield {"file": file.name, "error": str(file.found)}
@@ -105,3 +107,13 @@ def _inputs(files: Sequence[_File], places: Sequence[tuple[int, int]]) -> np.nda
     for place, row in places:
         rows.setdefault(place, []).append(row)
     return take([(files[place].found, own) for place, own in rows.items()])  # type: ignore[misc]  # none is an error
+
+
+def _warn_of_inverted(features: Features, inputs: np.ndarray | list[Any]) -> None:
+    """Says where pictures are as light as those of the training are dark, or the other way round."""
+    if features.kind != "image" or not isinstance(inputs, np.ndarray) or not features.mean:
+        return
+    trained, found = float(np.mean(features.mean)), float(inputs.mean(dtype=np.float64)) / 255
+    if abs(trained - 0.5) > 0.2 and abs(found - (1 - trained)) < 0.5 * abs(found - trained):
+        one, other = ("dark on light", "light on dark") if found > trained else ("light on dark", "dark on light")
+        log.warning("the pictures look %s, and those of the training %s: invert them if so", one, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from bigctl.data.dataset import Features
 from bigctl.data.layouts.ragged import LengthEvaluationPlan, Ragged
+from bigctl.data.notes import unknown_share
 from bigctl.data.text import encoding, tokenization
 from bigctl.errors import RunError
 from bigctl.files import sha256
@@ -21,6 +23,11 @@ BATCH, FEW = 64, 16
 """Texts a batch, and where there are no more than so few of them."""
 
 _MULTIPLE = 32  # of which padded lengths are: few programs to compile, little padding
+
+_STRANGE = 0.5
+"""Share of unknown tokens above which it is told."""
+
+log = logging.getLogger("bigctl")
 
 Text = str | tuple[str, str]
 """A text, or a pair of them."""
@@ -55,6 +62,10 @@ def encode_texts(
 
     second = [pair[1] for pair in pairs] if features.pairs else None
     encoded = encoding.encode(tokenizer, [pair[0] for pair in pairs], second, longest, rule)
+    share = unknown_share(encoded.unknown, len(encoded.tokens), len(texts), features.pairs)
+    if share > _STRANGE:
+        what = "of the tokens are unknown ([UNK]) to the run's tokenizer: it was made for other texts"
+        log.warning("%.0f%% %s", 100 * share, what)
     return {"inputs": encoded.tokens, "offsets": encoded.offsets, "segment_start": encoded.segment_start}, encoded.cut
 
 

@@ -31,6 +31,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
     if selected is not None and not any(c.committed and c.step == selected for c in saved):
         notes.append(f"the selected checkpoint, of step {selected}, is not on disk any more")
     data = record.get("data") or {}
+    told = data.get("notes") or (data.get("info") or {}).get("notes") or []  # older runs keep them in the facts alone
     return {
         "run": str(run.path),
         "status": status,
@@ -62,7 +63,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
         "packages": record.get("packages") or {},
         "plugins": record.get("plugins") or [],
         "machine": record.get("machine") or {},
-        "notes": notes,
+        "notes": [*notes, *(f"data: {note}" for note in told)],
     }
 
 

@@ -1,0 +1,120 @@
+"""What a user should hear of data: what was left out or read otherwise than it looks, and what will mislead a model.
+
+What is found when data is prepared is kept with it, so that notes are the same whether it was prepared just now or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from bigctl.data.dataset import Dataset, Features
+from bigctl.data.paths import some
+from bigctl.data.sources.decoded import Columns
+from bigctl.data.sources.text_rows import short
+from bigctl.data.target import CLASS, TOKEN_CLASS, Target
+
+_UNKNOWN = 0.1
+"""Share of unknown tokens above which it is told."""
+_FEW = 0.02
+"""Share of the rows of a table below which equal ones are chance."""
+
+
+def notes_of(dataset: Dataset) -> list[str]:
+    """All notes on prepared data, a sentence each."""
+    info = dataset.info
+    found = [str(note) for note in info.get("notes") or ()]
+    found += [str(note) for note in (info.get("duplicates") or {}).get("notes", ())]
+    if info.get("ignored_files"):
+        found.append(f"{info['ignored_files']:,} files are no images by their suffix, and are left out")
+    return [*found, *_unknown_tokens(dataset), *_cut_words(dataset)]
+
+
+# ------------------------------------------------------------------------------------------------ found when preparing
+
+
+def on_arrays(arrays: dict[str, Columns], features: Features) -> list[str]:
+    """Notes on examples as a model sees them: classes missing from a split, copies across splits, blank pictures."""
+    found = _missing_classes(arrays, features.target)
+    if features.kind in ("image", "table"):
+        found += _copies({split: columns["inputs"] for split, columns in arrays.items()}, features.kind)
+    if features.kind == "image":
+        found += _blank(arrays)
+    return found
+
+
+def _missing_classes(arrays: dict[str, Columns], target: Target) -> list[str]:
+    if target.kind != CLASS:
+        return []
+    known = target.counts(arrays["train"]["label"]) > 0
+    found = []
+    for split in ("validation", "test"):
+        absent = np.flatnonzero(known & (target.counts(arrays[split]["label"]) == 0))
+        if absent.size:
+            names = some([repr(short(target.names[number])) for number in absent.tolist()], 5)
+            what = (
+                "has no example of the class" if absent.size == 1 else f"lacks {absent.size} of {len(known)} classes:"
+            )
+            found.append(f"the {split} split {what} {names}")
+    return found
+
+
+def _copies(inputs: dict[str, np.ndarray], kind: str) -> list[str]:
+    train = set(_keys(inputs["train"]))
+    what = "pictures" if kind == "image" else "rows"
+    found = []
+    for split in ("validation", "test"):
+        copies, size = sum(key in train for key in _keys(inputs[split])), len(inputs[split])
+        if copies > (_FEW * size if kind == "table" else 0):
+            found.append(f"{copies:,} of {size:,} {split} {what} are also in the training split")
+    return found
+
+
+def _keys(inputs: np.ndarray) -> list[bytes]:
+    return [hashlib.blake2b(np.ascontiguousarray(each).tobytes(), digest_size=16).digest() for each in inputs]
+
+
+def _blank(arrays: dict[str, Columns]) -> list[str]:
+    blank = size = 0
+    for columns in arrays.values():
+        for picture in columns["inputs"]:
+            blank += bool((picture == picture[0, 0]).all())
+        size += len(columns["inputs"])
+    if not blank:
+        return []
+    hint = "transparent pixels are laid over black, on which black ones cannot be seen"
+    return [f"{blank:,} of {size:,} pictures are of one colour throughout; {hint}"]
+
+
+# ------------------------------------------------------------------------------------------------------- told by facts
+
+
+def unknown_share(unknown: float, tokens: int, texts: int, pairs: bool) -> float:
+    """Of tokens that are words, how many are unknown; `unknown` is the share of all, special ones among them."""
+    words = tokens - texts * (3 if pairs else 2)
+    return unknown * tokens / words if words > 0 else 0.0
+
+
+def _unknown_tokens(dataset: Dataset) -> list[str]:
+    shares: dict[str, Any] = dataset.info.get("unknown_tokens") or {}
+    features, found = dataset.features, []
+    for split, share in shares.items():
+        if features.kind == "text" and "offsets" in dataset.splits[split]:
+            offsets = dataset.splits[split]["offsets"]
+            share = unknown_share(float(share), int(offsets[-1]), len(offsets) - 1, features.pairs)
+        if share > _UNKNOWN:
+            hint = "is this tokenizer, and its vocabulary, made for such texts?"
+            found.append(f"{share:.0%} of the tokens of the {split} split are unknown ([UNK]) to the tokenizer; {hint}")
+    return found
+
+
+def _cut_words(dataset: Dataset) -> list[str]:
+    info, features = dataset.info, dataset.features
+    words, sentences = sum((info.get("words_cut") or {}).values()), sum((info.get("cut") or {}).values())
+    if features.target.kind != TOKEN_CLASS or not words or features.tokenizer is None:
+        return []
+    limit = f"recipe.tokenizer.max_length={features.tokenizer['max_length']}"
+    why = f"{sentences:,} sentences are longer than {limit} tokens" if sentences else "the tokenizer drops them"
+    return [f"{words:,} words are neither learned nor scored: {why}"]
