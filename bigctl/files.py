@@ -1,15 +1,21 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Files that are either the old ones or the new ones, never half of each, and files that others may have put there."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import stat
 from pathlib import Path
+from typing import IO
 
 from bigctl.formatting import plain
+
+LARGEST = 1 << 30
+"""What is read of a file at once [bytes]."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -22,7 +28,6 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Replace a file atomically and durably; a private one can be read by its owner alone, at any moment."""
     temporary = temporary_name(path)
     try:
-        temporary.unlink(missing_ok=True)  # of an earlier process of that number, perhaps readable by others
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with open(os.open(temporary, flags, 0o600 if private else 0o666), "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -64,3 +69,40 @@ def disk_size(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(parent, name)).st_size
     return total
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file in a folder that anybody may have filled: never what a link leads to, and never a pipe or
+    a device, which could block for ever. Raises OSError, whose text says what is there."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from error
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads, a socket
+            raise OSError(errno.ENXIO, "it is no regular file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, *, start: int = 0, most: int = LARGEST) -> bytes:
+    """The content of such a file from some byte on; negative for that many before its end.
+
+    Raises:
+        OSError: if it cannot be read, is no regular file, or holds more than `most` bytes there.
+    """
+    with open(open_regular(path), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        stream.seek(max(0, size + start if start < 0 else start))
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
+    return content
+
+
+def append_regular(path: Path) -> IO[bytes]:
+    """A stream to write at the end of such a file, which is made if need be. Raises OSError as `open_regular` does."""
+    return open(open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bigctl import files
 from bigctl.cli import common, render
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _diff(options: argparse.Namespace) -> int:
 
     found = directory.locate(options.diff)
     if not options.overrides and found.overrides.is_file():
-        options.overrides = found.overrides.read_text(encoding="utf-8").splitlines()
+        options.overrides = files.read_regular(found.overrides).decode(errors="replace").splitlines()
     now = common.composed(options).config
     then = compose.from_yaml(found.read_config(), where=str(found.config))
     values = [{key: value for key, _, value in schema.walk_config(side)} for side in (then, now)]

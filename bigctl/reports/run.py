@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from bigctl.errors import BigctlError
+from bigctl.files import read_regular
 from bigctl.formatting import grouped, printable
 from bigctl.reports import history, page, plots
 from bigctl.reports.examples import Examples
-from bigctl.runs import directory, listing, run_info
+from bigctl.runs import directory, listing, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
 
 LOG_LINES = 40
@@ -259,14 +259,14 @@ def _texts(path: Path) -> list[dict[str, Any]]:
     """What a language model wrote while it was trained, the last first; of many some, evenly."""
     found = []
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path).split(b"\n")
     except OSError:
         return []
     for line in lines:
         try:
-            value = json.loads(line)
+            value = untrusted.mapping(line, {"step": untrusted.COUNT, "prompt": str, "text": str})
             found.append({"step": int(value["step"]), "prompt": str(value["prompt"]), "text": str(value["text"])})
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError):
             continue
     chosen = np.unique(np.linspace(0, max(0, len(found) - 1), min(len(found), MOST_TEXTS)).astype(int))
     return [found[index] for index in reversed(chosen.tolist())]
@@ -275,9 +275,7 @@ def _texts(path: Path) -> list[dict[str, Any]]:
 def _log(path: Path) -> list[str]:
     """The last lines of the log."""
     try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - 65536))
-            content = stream.read().decode(errors="replace")
+        content = read_regular(path, start=-65536).decode(errors="replace")
     except OSError:
         return []
     return [printable(line)[:500] for line in content.splitlines()[-LOG_LINES:]]

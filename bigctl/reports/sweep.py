@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,23 @@ from bigctl.errors import RunError
 from bigctl.reports import history, page, plots, studies
 from bigctl.reports.history import Curve
 from bigctl.reports.studies import Dot
+from bigctl.runs import untrusted
 from bigctl.sweeps import ledger
 from bigctl.sweeps.trials import label
 
 BOARD = "leaderboard.json"
 SPREAD = 6
 """Metrics that the leaderboard has columns for, besides the one that ranks."""
+_REMEDY = "remove it: it is made again from the ledger"
+_SPREAD = {"mean": float, "std": float, "n": untrusted.COUNT}
+_POINT = {**_SPREAD, "rank": untrusted.COUNT, "point": {str: str}, "seconds": float, "metrics": {str: _SPREAD}}
+_SHAPE: untrusted.Shape = {
+    "sweep": str, "metric": str, "mode": str, "status": {str: untrusted.COUNT}, "seeds": [int], "axes": [ledger.AXIS],
+    "points": [{**_POINT, "trials": [str]}],
+    "trials": [{**ledger.EVENT, "metrics": untrusted.NUMBERS}],
+    "winner": {**_POINT, "trials": [str], "command": str},
+}  # fmt: skip
+"""Of the leaderboard, as far as it is shown as more than text."""
 
 
 def write(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[str, str] | None = None) -> str:
@@ -38,8 +48,8 @@ def write(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[
     try:
         return _page(folder, board, notes, link, up)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, UndefinedError) as error:
-        where, hint = str(folder / BOARD), "remove it: it is made again from the ledger"
-        raise RunError(f"is not as bigctl writes it ({error!r})", where=where, hint=hint) from error
+        said = f"is not as bigctl writes it ({type(error).__name__})"
+        raise RunError(said, where=str(folder / BOARD), hint=_REMEDY) from error
 
 
 def _page(
@@ -114,11 +124,11 @@ def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
         return leaderboard.build_leaderboard(study), notes
     try:
-        board = json.loads(written.read_text(encoding="utf-8"))
-        if not isinstance(board, dict):
-            raise ValueError("is not a JSON object")
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot be read ({type(error).__name__})", where=str(written)) from error
+        board = untrusted.read(written, _SHAPE)
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=str(written)) from error
+    except ValueError as error:
+        raise RunError(f"is not as bigctl writes it: {error}", where=str(written), hint=_REMEDY) from error
     return board, notes
 
 

@@ -19,7 +19,7 @@ from bigctl.files import sha256
 from bigctl.runs import directory, listing, provenance
 from bigctl.runs.comparison import TIMED, Comparison, compare_curve
 from bigctl.runs.directory import RunDirectory
-from bigctl.runs.metrics_file import read_metrics
+from bigctl.runs.metrics_file import read_counted
 
 ABSENT = "-"
 """What stands for a value that a run does not have."""
@@ -89,8 +89,7 @@ def _side(run: RunDirectory, name: str) -> Side:
         summary = {}
         notes.append(str(error))
     try:
-        lines = read_metrics(run.metrics)
-        damaged = sum(map(bool, run.metrics.read_bytes().split(b"\n"))) - len(lines) if run.metrics.exists() else 0
+        lines, damaged = read_counted(run.metrics)
         config = _config(run, notes)
         curves = _curves(lines)
         evaluated = [line["step"] for line in lines if any(name.startswith("val/") for name in line)]

@@ -13,13 +13,14 @@ import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigctl.errors import RunError, RunHeld
-from bigctl.files import write_json, write_text
-from bigctl.runs import manifest
+from bigctl.errors import BigctlError, RunError, RunHeld
+from bigctl.files import open_regular, read_regular, write_json, write_text
+from bigctl.formatting import printable
+from bigctl.runs import manifest, untrusted
 
 SCHEMA = 1
 ROOT = Path("runs")
@@ -70,14 +71,16 @@ class RunDirectory:
                 raise RunError("is a file", where=str(self.path), hint="choose another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
             strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
-            if strangers and not self.record_file.exists() and not (self.path / ".lock").exists():
+            if strangers and not is_run(self.path):
+                if self.exists:
+                    self.record()  # says how it is damaged
                 raise RunError(
                     f"is not empty and holds no run ({strangers[0]})",
                     where=str(self.path),
                     hint="choose another --run-dir",
                 )
             stream = take_lock(self.path / ".lock")
-        except RunHeld:
+        except BigctlError:
             raise
         except OSError as error:
             raise RunError(
@@ -93,7 +96,7 @@ class RunDirectory:
     def held(self) -> bool:
         """Whether some process holds the lock at this moment."""
         try:
-            with (self.path / ".lock").open() as stream:
+            with open(open_regular(self.path / ".lock"), "rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who only look do not see each other
             return False
         except BlockingIOError:
@@ -124,7 +127,8 @@ class RunDirectory:
 
     def record(self) -> dict[str, Any]:
         """run.json. Raises RunError where there is none, or it cannot be read."""
-        return _read(self.record_file, hint="`bigctl runs` lists the runs", damaged=_WITHOUT_RECORD)
+        hint = "`bigctl runs` lists the runs"
+        return _read(self.record_file, untrusted.RECORD, hint=hint, damaged=_WITHOUT_RECORD)
 
     def update_record(self, **values: object) -> None:
         """Change fields of run.json, atomically. Raises RunError if it cannot be written.
@@ -145,11 +149,14 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.record_file)) from error
 
-    def status(self) -> str:
-        """What became of the run. One marked running that no process holds was killed: partial."""
-        if not self.exists:
+    def status(self, record: Mapping[str, Any] | None = None) -> str:
+        """What became of the run; `record` is its run.json, if that is read already. One marked running that no process
+        holds was killed: partial."""
+        if record is None:
+            record = self.record() if self.exists else {}
+        if not record:
             return NEW
-        status = str(self.record().get("status", PARTIAL))
+        status = str(record.get("status") or PARTIAL)
         return PARTIAL if status == RUNNING and not self.held() else status
 
     def trained(self) -> bool:
@@ -157,15 +164,16 @@ class RunDirectory:
         return bool(manifest.steps(self.checkpoints))
 
     def summary(self) -> dict[str, Any]:
-        return _read(self.summary_file)
+        """summary.json. Raises RunError where there is none, or it cannot be read."""
+        return _read(self.summary_file, untrusted.SUMMARY)
 
     def read_config(self) -> str:
         """config.yaml. Raises RunError if it cannot be read."""
         try:
-            return self.config.read_text(encoding="utf-8")
+            return read_regular(self.config).decode()
         except (OSError, ValueError) as error:
             hint = "bring it back, or start a new run with another --name"
-            raise RunError(f"cannot be read ({type(error).__name__})", where=str(self.config), hint=hint) from error
+            raise RunError(f"cannot be read{_why(error)}", where=str(self.config), hint=hint) from error
 
     def write_config(self, text: str, overrides: Sequence[str]) -> None:
         """The configuration, whole and as it was asked for. Raises RunError if it cannot be written."""
@@ -196,12 +204,13 @@ def take_lock(path: Path, *, tries: int = 5) -> Any:
         RunHeld: if another process keeps it, saying which.
     """
     for _ in range(tries):
-        stream = path.open("a+", encoding="utf-8")
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        stream = os.fdopen(descriptor, "a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            holder = stream.read().strip() or "another process"
+            holder = printable(stream.read(200)).strip() or "another process"
             stream.close()
             time.sleep(0.02)
             continue
@@ -213,16 +222,48 @@ def take_lock(path: Path, *, tries: int = 5) -> Any:
     raise RunHeld(f"is in use by {holder}", where=str(path.parent), hint="wait for it, or give another --name")
 
 
-def _read(path: Path, *, hint: str | None = None, damaged: str | None = None) -> dict[str, Any]:
+def _read(path: Path, shape: untrusted.Shape, *, hint: str | None = None, damaged: str | None = None) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return untrusted.read(path, shape)
     except FileNotFoundError as error:
         raise RunError("does not exist", where=str(path), hint=hint) from error
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot be read ({type(error).__name__})", where=str(path), hint=damaged) from error
-    if not isinstance(value, dict):
-        raise RunError("is not a JSON object", where=str(path), hint=damaged)
-    return value
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"cannot be read{_why(error)}", where=str(path), hint=damaged) from error
+    except ValueError as error:
+        raise RunError(f"is not as bigctl writes it: {error}", where=str(path), hint=damaged) from error
+
+
+def _why(error: OSError | ValueError) -> str:
+    """What keeps a file from being read, to follow a sentence."""
+    return f": {error.strerror}" if isinstance(error, OSError) else f" ({type(error).__name__})"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, and not something else that has a `.lock` or a `run.json`.
+
+    What makes one are the fields `schema` and `status` of its run.json; where that is damaged or not there, a `.lock`
+    that bigctl has signed. Raises OSError if the folder cannot be read.
+    """
+    run = RunDirectory(folder)
+    if run.exists:
+        try:
+            return is_record(run.record())
+        except RunError:
+            pass
+    return signed(folder)
+
+
+def is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a run.json is one that bigctl wrote."""
+    return "schema" in record and "status" in record
+
+
+def signed(folder: Path) -> bool:
+    """Whether bigctl has signed the `.lock` in a folder."""
+    try:
+        return bool(re.match(rb"process \d+ on ", read_regular(folder / ".lock", most=4096)))
+    except OSError:
+        return False
 
 
 def choose(overrides: Sequence[str], *, name: str | None, run_dir: Path | None, fresh: bool) -> Path:
@@ -270,7 +311,7 @@ def locate(run: str) -> RunDirectory:
     """
     for path in (Path(run), ROOT / run):
         if (path / "run.json").is_file():
-            return RunDirectory(path)
+            return _with_record(RunDirectory(path))
         if (path / "config.yaml").is_file():
             hint = "repeat the command that began the run: what it takes to go on is in the other files"
             raise RunError("is missing", where=str(path / "run.json"), hint=hint)
@@ -279,7 +320,19 @@ def locate(run: str) -> RunDirectory:
             raise RunError("is a sweep, not a run", where=str(path), hint=hint)
     import difflib
 
-    known = [p.parent.name for p in ROOT.glob("*/run.json")]
+    known = [p.parent.name for p in ROOT.glob("*/run.json") if p.is_file()]
     close = difflib.get_close_matches(Path(run).name, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`bigctl runs` lists the runs"
     raise RunError("there is no such run", where=run, hint=hint)
+
+
+def _with_record(run: RunDirectory) -> RunDirectory:
+    """The run, unless its run.json can be read and is somebody else's."""
+    try:
+        ours = is_record(run.record())
+    except RunError:
+        ours = True  # a damaged one, which whatever reads it names
+    if not ours:
+        hint = "`bigctl runs` lists the runs"
+        raise RunError("is not of bigctl: it has no schema and status", where=str(run.record_file), hint=hint)
+    return run

@@ -5,13 +5,13 @@ None of it is in a tokenizer.json. A run keeps it beside its own, as `generation
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
+from bigctl.runs import untrusted
 from bigctl.runs.directory import RunDirectory
 
 
@@ -53,7 +53,7 @@ def read_generation_config(run: RunDirectory, tokenizer: Mapping[str, Any]) -> G
     if not run.generation.is_file():
         return GenerationConfig(special, ends)
     try:
-        kept = json.loads(run.generation.read_text(encoding="utf-8"))
+        kept = untrusted.read(run.generation, {"special": {str: int}, "ends": [int], "chat_template": str})
         theirs = {str(name): int(number) for name, number in kept["special"].items()}
         template = kept["chat_template"]
         ends = tuple(dict.fromkeys([*map(int, kept["ends"]), *ends]))

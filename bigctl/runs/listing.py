@@ -6,15 +6,15 @@ A run may have been killed at any moment, be written to right now, or be damaged
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bigctl.errors import BigctlError, RunError
-from bigctl.files import disk_size
-from bigctl.runs import directory, manifest
+from bigctl.files import disk_size, read_regular
+from bigctl.formatting import printable
+from bigctl.runs import directory, manifest, untrusted
 from bigctl.runs.directory import RunDirectory
 
 UNREADABLE = "unreadable"
@@ -23,6 +23,7 @@ STATUSES = (
     directory.DIVERGED, directory.NEW, UNREADABLE,
 )  # fmt: skip
 _TAIL = 1 << 16
+_SOMEBODY = "another process"
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,28 @@ def rows(root: Path) -> list[Row]:
         folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir()] if root.exists() else []
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(root)) from error
-    found = [row(RunDirectory(folder)) for folder in folders if not folder.name.startswith(".") and maybe_run(folder)]
-    return sorted(found, key=lambda r: (-r.active, r.name))
+    found = [_listed(RunDirectory(folder)) for folder in folders if not folder.name.startswith(".")]
+    return sorted(filter(None, found), key=lambda r: (-r.active, r.name))
 
 
-def row(run: RunDirectory) -> Row:
-    """One run, as far as it can be read; never raises for what is wrong with it."""
+def _listed(run: RunDirectory) -> Row | None:
+    """The row of a folder, read once; None for what is no run, see `maybe_run`."""
+    try:
+        record = run.record() if run.exists else None
+    except RunError:
+        return row(run)
+    if record is None:
+        return row(run) if maybe_run(run.path) else None
+    return row(run, record) if directory.is_record(record) else None
+
+
+def row(run: RunDirectory, record: dict[str, Any] | None = None) -> Row:
+    """One run, as far as it can be read; never raises for what is wrong with it. `record` is its run.json, if read."""
     name = run.path.name
     try:
-        record = run.record() if run.exists else {}
-        status = run.status()
+        if record is None:
+            record = run.record() if run.exists else {}
+        status = run.status(record)
         best = _summed_up(run) if status == directory.COMPLETE else None
         step, metric, value = best or _so_far(run)
         active = max(_modified(run.metrics), float(record.get("updated") or _modified(run.path)))
@@ -85,7 +98,7 @@ def row(run: RunDirectory) -> Row:
             name, str(run.path), status, active, str(record.get("recipe", "")), step, metric, value, overrides,
             str(record.get("message") or ""),
         )  # fmt: skip
-    except (BigctlError, OSError, ValueError, TypeError, AttributeError) as error:
+    except (BigctlError, OSError) as error:
         return Row(name, str(run.path), UNREADABLE, _modified(run.path), message=str(error))
 
 
@@ -93,29 +106,25 @@ def _summed_up(run: RunDirectory) -> tuple[int, str, float | None] | None:
     try:
         summary = run.summary()
         metric = str(summary.get("selected_by", ""))
-        return int(summary["step"]), metric, _number(summary["metrics"].get(metric))
-    except (BigctlError, KeyError, ValueError, TypeError, AttributeError):
+        return int(summary["step"]), metric, summary["metrics"].get(metric)
+    except (BigctlError, KeyError, TypeError, AttributeError):
         return None  # the checkpoints tell too
 
 
 def _so_far(run: RunDirectory) -> tuple[int | None, str, float | None]:
     """(step, metric, its best value) of a run that has no summary, from its last metrics and its newest checkpoint."""
     progress = newest_progress(run)
-    best = _number(progress.get("best"))
+    best = progress.get("best")
     metric = next((n for n, v in (progress.get("best_metrics") or {}).items() if best is not None and v == best), "")
     steps = [s for s in (progress.get("step"), _last_step(run.metrics)) if s is not None]
     return max(steps, default=None), metric, best
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def newest_progress(run: RunDirectory) -> dict[str, Any]:
     """What the newest checkpoint whose meta.json is whole says of the training's progress; empty if there is none."""
     for saved in reversed(checkpoints(run, sizes=False)):
         if saved.committed:
-            with contextlib.suppress(RunError, KeyError):
+            with contextlib.suppress(RunError, KeyError, TypeError):
                 return dict(manifest.meta(saved.path)["progress"])
     return {}
 
@@ -124,17 +133,16 @@ def checkpoints(run: RunDirectory, *, sizes: bool = True) -> list[Checkpoint]:
     """The checkpoints on disk by step, unfinished saves among them; sizes [bytes] are 0 if not asked for."""
     if not run.checkpoints.is_dir():
         return []
-    folders = sorted((p for p in run.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    folders = sorted((p for p in run.checkpoints.iterdir() if manifest.is_step(p.name)), key=lambda p: int(p.name))
     return [Checkpoint(p, int(p.name), disk_size(p) if sizes else 0, manifest.committed(p)) for p in folders]
 
 
 def _last_step(path: Path) -> int | None:
     """The step of the last whole line of metrics.jsonl."""
-    with contextlib.suppress(OSError), path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - _TAIL))
-        for line in reversed(stream.read().splitlines()):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                return int(json.loads(line)["step"])
+    with contextlib.suppress(OSError):
+        for values in map(untrusted.metrics_line, reversed(read_regular(path, start=-_TAIL).split(b"\n"))):
+            if values is not None:
+                return int(values["step"])
     return None
 
 
@@ -147,19 +155,29 @@ def _modified(path: Path) -> float:
 
 def holder(run: RunDirectory) -> str:
     """Which process holds the run, as it wrote into the lock."""
-    with contextlib.suppress(OSError, ValueError):
-        return (run.path / ".lock").read_text(encoding="utf-8").strip() or "another process"
-    return "another process"
+    with contextlib.suppress(OSError):
+        text = read_regular(run.path / ".lock", most=4096).decode(errors="replace")
+        return printable(text[:200]).strip() or _SOMEBODY
+    return _SOMEBODY
 
 
 def maybe_run(folder: Path) -> bool:
-    """Whether to list a folder: it has a run.json, was killed before it had one, or does not let us see."""
+    """Whether to list a folder: it has a record of a run or a damaged one, was killed before it had one, or cannot be
+    seen into. A `.lock` or a `run.json` of somebody else's does not make a run."""
     try:
         names = {entry.name for entry in os.scandir(folder)}
     except OSError:
         return True
-    return "run.json" in names or only_begun(names)
+    if "run.json" not in names:
+        return only_begun(folder, names)
+    run = RunDirectory(folder)
+    try:
+        return directory.is_record(run.record())
+    except RunError:
+        return run.exists  # to be listed as damaged
 
 
-def only_begun(names: set[str]) -> bool:
-    return ".lock" in names and all(name == ".lock" or name.startswith(".run.json.") for name in names)
+def only_begun(folder: Path, names: set[str]) -> bool:
+    """Whether a run was killed there before it had a record."""
+    ours = all(name in (".lock", "log.txt") or name.startswith(".run.json.") for name in names)
+    return ours and directory.signed(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import io
 import json
 import logging
 import sys
@@ -11,13 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigctl.errors import RunError
+from bigctl.files import append_regular
 
 _run: contextvars.ContextVar[Path | None] = contextvars.ContextVar("run", default=None)
 """Whose log.txt is kept in this context; other threads than those that a run has started know of none."""
 
 
 class _LogFile(logging.FileHandler):
-    """log.txt, which must not fail a run or fill its terminal when the disk is full."""
+    """log.txt, which must not fail a run or fill its terminal when the disk is full, nor write elsewhere."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(append_regular(Path(self.baseFilename)), encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -37,7 +42,7 @@ def kept(path: Path) -> Iterator[None]:
     each keeps what is logged in its own context."""
     root = logging.getLogger()
     try:
-        handler = _LogFile(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -26,6 +26,7 @@ from typing import Any
 
 from bigctl.errors import RunError
 from bigctl.files import sync_folder, write_json
+from bigctl.runs import untrusted
 
 SCHEMA = 2
 """Of a manifest. 1, which had `schema` and `files` only, is read as that of a single process."""
@@ -104,10 +105,15 @@ def steps(checkpoints: Path) -> list[int]:
         RunError: if the folder cannot be read.
     """
     try:
-        folders = [p for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.is_dir() else []
+        folders = [p for p in checkpoints.iterdir() if is_step(p.name)] if checkpoints.is_dir() else []
         return sorted(int(folder.name) for folder in folders if not interrupted(folder))
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(error.filename or checkpoints)) from error
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder of checkpoints/ is called as a checkpoint is: by its step, in nine digits or more."""
+    return bool(re.fullmatch(r"[0-9]{9}|[1-9][0-9]{9,14}", name))
 
 
 def interrupted(folder: Path) -> bool:
@@ -180,7 +186,7 @@ def _read(folder: Path, process: int) -> tuple[dict[str, tuple[int, str]], int]:
     """(files, number of processes) of one manifest."""
     path = folder / file_name(process)
     try:
-        content = json.loads(_bytes(path))
+        content = untrusted.mapping(_bytes(path))
         own = content.pop("sha256", None)
         if content.keys() == {"schema", "files"} and content["schema"] == 1 and own is None:
             content = {**content, "process": 0, "processes": 1}
@@ -208,9 +214,12 @@ def _meta(folder: Path, files: dict[str, tuple[int, str]]) -> dict[str, Any]:
         raise RunError("is not in the manifest", where=str(path))
     content = _bytes(path)
     _compare(path, len(content), hashlib.sha256(content).hexdigest(), *files[META])
-    values = json.loads(content)
-    if values["step"] != int(folder.name):
-        raise RunError(f"is that of step {values['step']}", where=str(path), hint="the folder has been renamed")
+    try:
+        values = untrusted.mapping(content, untrusted.META)
+    except ValueError as error:
+        raise RunError(f"is not as bigctl writes it: {error}", where=str(path)) from error
+    if values.get("step") != int(folder.name):
+        raise RunError(f"is that of step {values.get('step')}", where=str(path), hint="the folder has been renamed")
     return values
 
 
@@ -235,9 +244,13 @@ def _compare(path: Path, found: int, actual: str, size: int, digest: str) -> Non
 def _bytes(path: Path) -> bytes:
     try:
         _regular(path)
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(untrusted.LARGEST + 1)
     except OSError as error:
         raise _unreadable(path, error) from error
+    if len(content) > untrusted.LARGEST:
+        raise RunError(f"is larger than {untrusted.LARGEST >> 20} MiB", where=str(path))
+    return content
 
 
 def _regular(path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from bigctl.errors import RunError, RunHeld
 from bigctl.files import disk_size
-from bigctl.runs import listing, manifest
+from bigctl.formatting import printable
+from bigctl.runs import directory, listing, manifest
 from bigctl.runs.directory import RunDirectory
 
 
@@ -25,6 +27,7 @@ def find(name: str, root: Path) -> RunDirectory:
         if path.is_dir():
             run = RunDirectory(path)
             _check_removable(run)
+            _reject_strangers(run)
             return run
     import difflib
 
@@ -37,6 +40,7 @@ def remove(run: RunDirectory) -> int:
     """Delete a whole run; gives the bytes freed. Raises as `find` does."""
     _check_removable(run)
     with _locked(run):
+        _reject_strangers(run)
         freed = disk_size(run.path)
         shutil.rmtree(run.path.resolve())
     return freed
@@ -73,10 +77,28 @@ def drop_checkpoints(run: RunDirectory, keep: str) -> int:
 def _check_removable(run: RunDirectory) -> None:
     if run.path.is_symlink():
         raise RunError("is a link", where=str(run.path), hint=f"name the folder itself: {run.path.resolve()}")
-    if not _surely_run(run.path):
+    if not _surely_run(run):
         raise RunError("is not a run; nothing was removed", where=str(run.path), hint="`bigctl runs` lists the runs")
     if run.held():
         raise RunHeld(f"is in use by {listing.holder(run)}", where=str(run.path), hint="stop it first")
+
+
+def _surely_run(run: RunDirectory) -> bool:
+    try:
+        names = {entry.name for entry in os.scandir(run.path)}
+        return directory.is_run(run.path) if "run.json" in names else listing.only_begun(run.path, names)
+    except OSError:
+        return False
+
+
+def _reject_strangers(run: RunDirectory) -> None:
+    """Raises RunError where a run's folder holds what bigctl did not write: then it stays as a whole."""
+    if found := next(strangers(run.path), None):
+        raise RunError(
+            f"holds what bigctl did not write: {printable(found)}; nothing was removed",
+            where=str(run.path),
+            hint="move that elsewhere first",
+        )
 
 
 @contextlib.contextmanager
@@ -90,11 +112,46 @@ def _locked(run: RunDirectory) -> Iterator[None]:
         run.release()
 
 
-def _surely_run(folder: Path) -> bool:
-    """Whether a folder is a run by its record or its lock, and not a project of the user's that has a run.json."""
-    names = {entry.name for entry in os.scandir(folder)} if os.access(folder, os.R_OK | os.X_OK) else set()
-    if "run.json" not in names or ".lock" in names:
-        return "run.json" in names or listing.only_begun(names)
-    with contextlib.suppress(RunError):
-        return {"schema", "status"} <= RunDirectory(folder).record().keys()
-    return False
+# ----------------------------------------------------------------------------------------------------------- strangers
+
+_WRITTEN = re.compile(
+    r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
+    r"|report\.html|curves\.png"
+)
+_FOLDERS = {
+    "checkpoints": re.compile(
+        r"\d{9,}(\.aside|\.removed)?(/(state[^/]*(/.*)?|meta\.json|manifest-\d+\.json|unfinished))?"
+    ),
+    "tensorboard": re.compile(r"events\.out\.tfevents\..*"),
+    "profile": re.compile(r"plugins(/.*)?"),
+    "hf": re.compile(
+        r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt|vocab\.txt"
+        r"|model[\w.-]*\.safetensors(\.index\.json)?|\w+\.py|chat_template\.jinja|README\.md"
+    ),
+}
+"""What is written into each folder of a run."""
+
+
+def strangers(folder: Path) -> Iterator[str]:
+    """Names in a run's folder that bigctl does not write; a link is one of them, whatever it is called."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        inside = _FOLDERS.get(entry.name)
+        if inside is not None and entry.is_dir(follow_symlinks=False):
+            yield from _strangers_inside(Path(entry.path), inside)
+        elif not (entry.is_file(follow_symlinks=False) and _WRITTEN.fullmatch(_final(entry.name))):
+            yield entry.name
+
+
+def _strangers_inside(folder: Path, written: re.Pattern[str]) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        for name in sorted((*folders, *files)):
+            path = Path(parent, name)
+            known = written.fullmatch(path.relative_to(folder).with_name(_final(name)).as_posix())
+            if path.is_symlink() or not known:
+                yield path.relative_to(folder.parent).as_posix()
+
+
+def _final(name: str) -> str:
+    """What a file is called once it is whole: `.run.json.123-ab.tmp` becomes run.json."""
+    found = re.fullmatch(r"\.(.+)\.\d+(-[0-9a-f]+)?\.tmp", name)
+    return found[1] if found else name

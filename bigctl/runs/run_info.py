@@ -7,7 +7,7 @@ from typing import Any
 
 from bigctl.config import saved, schema
 from bigctl.errors import BigctlError, RunError
-from bigctl.files import disk_size
+from bigctl.files import disk_size, read_regular
 from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory
 
@@ -88,7 +88,7 @@ def _total(run: RunDirectory, record: dict[str, Any], sizes: dict[str, int], not
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").split("\n")[:-1]
+        return read_regular(path).decode().split("\n")[:-1]
     except (OSError, ValueError):
         return []
 

@@ -6,7 +6,6 @@ Damage is what makes a file say something else than was written, or nothing. Wha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 from bigctl.config import compose as composing
 from bigctl.errors import BigctlError, RunError
-from bigctl.files import sha256
-from bigctl.runs import directory, manifest
+from bigctl.files import read_regular, sha256
+from bigctl.runs import directory, manifest, untrusted
 from bigctl.runs.directory import RunDirectory
 
 LoadArrays = Callable[[Path, Mapping[str, Any]], int]
@@ -67,7 +66,7 @@ def verify(run: RunDirectory, *, load: LoadArrays | None = None) -> Report:
     record: dict[str, Any] = {}
     try:
         record, report.status = run.record(), run.status()
-    except (RunError, AttributeError) as error:
+    except RunError as error:
         report.problems.append(_sentence(error))
     begun = bool(record.get("starts")) or not record
     for check in (_config, _metrics, _summary):
@@ -105,16 +104,16 @@ def _metrics(run: RunDirectory, record: dict[str, Any], begun: bool, report: Rep
         return
     last = 0
     try:
-        lines = run.metrics.read_bytes().split(b"\n")
+        lines = read_regular(run.metrics).split(b"\n")
     except OSError as error:
         report.problems.append(f"{run.metrics} cannot be read: {error.strerror}")
         return
     for number, line in enumerate(lines[:-1], start=1):
-        try:
-            step = int(json.loads(line, parse_constant=_no_number)["step"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        values = untrusted.metrics_line(line)
+        if values is None:
             report.problems.append(f"{run.metrics} line {number} is no line of metrics")
             return
+        step = values["step"]
         if step < last:
             report.problems.append(f"{run.metrics} line {number} is of step {step}, after step {last}")
             return
@@ -125,20 +124,17 @@ def _metrics(run: RunDirectory, record: dict[str, Any], begun: bool, report: Rep
         report.notes.append(f"{run.metrics} ends in half a line, which the next start drops")
 
 
-def _no_number(token: str) -> None:
-    raise ValueError(token)  # written as null, always
-
-
 def _summary(run: RunDirectory, record: dict[str, Any], begun: bool, report: Report) -> None:
     if report.status != directory.COMPLETE:
         return
     try:
         summary = run.summary()
         selected, known = summary["selected_step"], manifest.steps(run.checkpoints)
-        summary["metrics"].items()
+        if selected is None or summary.get("metrics") is None:
+            raise KeyError
     except RunError as error:
         report.problems.append(_sentence(error))
-    except (KeyError, AttributeError):
+    except KeyError:
         report.problems.append(f"{run.summary_file} is not as bigctl writes it")
     else:
         if selected not in known:
@@ -164,7 +160,7 @@ def _checkpoint(run: RunDirectory, step: int, report: Report, *, load: LoadArray
 
 def _leftovers(run: RunDirectory) -> Iterator[str]:
     for folder in sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []:
-        if folder.name.isdigit() and manifest.interrupted(folder):
+        if manifest.is_step(folder.name) and manifest.interrupted(folder):
             yield f"{folder} is a save under way, or cut off: then the next start removes it"
         elif folder.name.endswith(manifest.REMOVED):
             yield f"{folder} is half removed; the next start removes the rest"

@@ -23,11 +23,26 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import RunError
+from bigctl.files import append_regular, read_regular
 from bigctl.formatting import plain
+from bigctl.runs import untrusted
 from bigctl.sweeps.trials import RUNNING, STOPPED, WAITING, State, Study, Trial
 
 NAME = "ledger.jsonl"
 SCHEMA = 1
+AXIS: untrusted.Shape = {
+    "key": str, "values": [str], "low": float, "high": float, "log": bool, "integer": bool,
+}  # fmt: skip
+EVENT: untrusted.Shape = {
+    "event": str, "time": untrusted.TIME, "id": str, "number": untrusted.COUNT, "overrides": [str],
+    "point": {str: str}, "seed": int, "run": str, "attempt": untrusted.COUNT, "step": untrusted.COUNT, "place": str,
+    "log": str, "status": str, "metrics": untrusted.NUMBERS, "seconds": float, "message": str, "exit_code": int,
+    "definition": {
+        "name": str, "recipe": str, "fixed": [str], "axes": [AXIS], "zipped": [[str]], "seeds": [int], "metric": str,
+        "mode": str, "argv": [str], "sweep": {str: object},
+    },
+}  # fmt: skip
+"""Of a line."""
 
 
 class Ledger:
@@ -44,16 +59,14 @@ class Ledger:
         self.path = folder / NAME
         self.study = read_study(folder)
         try:
-            self._stream = self.path.open("ab")
+            self._stream = append_regular(self.path)
             if self._stream.tell() and not self._ends_whole():
                 self._stream.write(b"\n")  # a crash has cut the last line short: the next event begins a new one
         except OSError as error:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.path)) from error
 
     def _ends_whole(self) -> bool:
-        with self.path.open("rb") as stream:
-            stream.seek(-1, os.SEEK_END)
-            return stream.read(1) == b"\n"
+        return read_regular(self.path, start=-1) == b"\n"
 
     def append(self, event: str, **values: object) -> None:
         """Write one event to disk. Raises RunError if it cannot be written."""
@@ -84,15 +97,15 @@ def read_study(folder: Path) -> Study:
     """
     study = Study(folder)
     try:
-        lines = (folder / NAME).read_bytes().split(b"\n")
+        lines = read_regular(folder / NAME).split(b"\n")
     except FileNotFoundError:
         return study
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(folder / NAME)) from error
     for line in filter(None, lines):
         try:
-            _apply(study, json.loads(line.decode()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            _apply(study, untrusted.mapping(line, EVENT))
+        except (ValueError, KeyError, TypeError):
             study.damaged += 1
     return study
 

@@ -32,7 +32,7 @@ def runs(bigctl: Cli, trained: Path) -> Path:  # noqa: F811
     (root / "ancient" / "metrics.jsonl").unlink()
     (root / "damaged" / "run.json").write_text('{"status": ')
     (root / "begun").mkdir()
-    (root / "begun" / ".lock").touch()
+    (root / "begun" / ".lock").write_text("process 1 on here")
     (root / "notes").mkdir()
     (root / "notes" / "todo.txt").write_text("keep me")
     return root

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bigctl.errors import ConfigError, TrainingFailed
+from bigctl.files import append_regular
 
 MEMORY_A_JOB = 2 * 2**30
 """What `--jobs auto` assumes a job needs at least [bytes]."""
@@ -105,7 +106,7 @@ class _Process:
     def __init__(self, command: Sequence[str], slot: Slot, folder: Path, log: Path, left: Callable[[], None]):
         self.place = slot.place
         self._left: Callable[[], None] | None = left
-        with log.open("ab") as stream, pinned(slot.cores):
+        with append_regular(log) as stream, pinned(slot.cores):
             self._process = subprocess.Popen(
                 list(command), cwd=folder, env=slot.environment(), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,

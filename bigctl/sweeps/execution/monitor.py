@@ -6,7 +6,6 @@ Files may be cut short at any moment, and the directory may be gone: monitoring 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import BigctlError
+from bigctl.files import read_regular
 from bigctl.runs import directory, listing
 from bigctl.runs.directory import RunDirectory
+from bigctl.runs.untrusted import metrics_lines
 from bigctl.sweeps.trials import COMPLETE, FAILED, STOPPED, State, Study
 
 PRUNE = "prune"
@@ -46,22 +47,20 @@ class RunMonitor:
                 return False
             if size < self._offset:  # a resumed run has cut back what came after its checkpoint
                 self.curves, self.step, self._offset = {}, None, 0
-            with file.open("rb") as stream:
-                stream.seek(self._offset)
-                text = stream.read(size - self._offset)
+            text = read_regular(file, start=self._offset)
         except OSError:
             return False
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
-        for line in whole.splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._take(json.loads(line))
+        for line in metrics_lines(whole):
+            if line is not None:
+                self._take(line)
         return bool(whole)
 
     def _take(self, line: dict[str, Any]) -> None:
         self.step = int(line["step"])
         for name, value in line.items():
-            if name.startswith(("train/", "val/")) and (value is None or isinstance(value, (int, float))):
+            if name.startswith(("train/", "val/")):
                 self.curves.setdefault(name, {})[self.step] = math.nan if value is None else float(value)
 
     @property
@@ -118,14 +117,14 @@ def read_end(run: Path) -> RunEnd:
         status = held.status()
         if status == directory.COMPLETE:
             summary = held.summary()
-            metrics = {k: float(v) for k, v in summary["metrics"].items() if isinstance(v, (int, float))}
+            metrics = {k: float(v) for k, v in summary["metrics"].items() if v is not None}
             return RunEnd(
                 COMPLETE, metrics, int(summary["step"]), selected_by=str(summary.get("selected_by") or ""),
                 seconds=float(summary["timings"]["wall"]),
             )  # fmt: skip
         if status in (directory.FAILED, directory.DIVERGED):
             return RunEnd(FAILED, step=last_checkpoint(run), message=str(held.record().get("message") or status))
-    except (BigctlError, KeyError, TypeError, ValueError) as error:
+    except (BigctlError, KeyError, TypeError, AttributeError) as error:
         if (run / "summary.json").exists():
             return RunEnd(FAILED, message=f"what it has written cannot be read: {error}")
     return RunEnd(STOPPED, step=last_checkpoint(run))
@@ -142,9 +141,9 @@ def exit_cause(code: int, log: Path) -> str:
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return f"killed by {name}" + (", perhaps out of memory" if code == -signal.SIGKILL else "")
-    with contextlib.suppress(OSError), log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - 20_000))
-        lines = [line.rstrip() for line in stream.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    with contextlib.suppress(OSError):
+        text = read_regular(log, start=-20_000).decode("utf-8", "replace")
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
         for number in reversed(range(len(lines))):
             if lines[number].startswith("bigctl: "):  # the error, and in the next line the hint
                 said = lines[number].removeprefix("bigctl: ")

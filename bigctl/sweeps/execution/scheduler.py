@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bigctl.errors import ConfigError, Preempted, TrainingFailed
+from bigctl.runs import untrusted
 from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps import ledger as ledgers
 from bigctl.sweeps.execution import monitor, trial_commands
@@ -269,7 +269,7 @@ class Scheduler:
         if not running.own or self.options.pack_mode != "auto" or self.options.packed == 1:
             return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(trial_commands.verdict(running.log.with_suffix(".json")).read_text(encoding="utf-8"))
+            found = untrusted.read(trial_commands.verdict(running.log.with_suffix(".json")))
             for group in found["groups"][running.reported :]:
                 running.reported += 1
                 self.view.say(str(group["sentence"]))

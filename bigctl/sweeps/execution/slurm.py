@@ -24,6 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bigctl.errors import ConfigError, TrainingFailed
+from bigctl.files import append_regular
 
 if TYPE_CHECKING:
     from submitit.core.core import Job as SubmittedJob
@@ -239,7 +240,7 @@ class Command:
 
     def __call__(self) -> int:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SUBMITIT_")}
-        with open(self.log, "ab") as stream:
+        with append_regular(Path(self.log)) as stream:
             process = subprocess.Popen(
                 self.command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream,
                 stderr=subprocess.STDOUT,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_json
+from bigctl.runs import untrusted
 from bigctl.sweeps.trials import Trial
 
 UNTESTED = "eval.test=false"
@@ -58,7 +58,7 @@ def pack(
 def ends(job: Path) -> dict[str, str]:
     """{identity: cause} of the trials that failed in the process of a pack, as far as it could record them."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        found = json.loads(job.with_suffix(".ends.json").read_text(encoding="utf-8"))["trials"]
+        found = untrusted.read(job.with_suffix(".ends.json"))["trials"]
         return {name: str(end["message"]) for name, end in found.items() if end["status"] == "failed"}
     return {}
 

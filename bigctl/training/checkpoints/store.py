@@ -348,7 +348,7 @@ class Checkpoints:
         if not self.folder.is_dir() or not self.group.leads:
             return
         for folder in sorted(self.folder.iterdir()):
-            step = int(folder.name) if folder.name.isdigit() else None
+            step = int(folder.name) if manifest.is_step(folder.name) else None
             try:
                 if folder.name.endswith(manifest.REMOVED) or (step is not None and manifest.interrupted(folder)):
                     log.info("removing %s, which was cut off", folder)

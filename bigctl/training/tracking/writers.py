@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -11,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from bigctl.files import write_text
+from bigctl.errors import TrainingFailed
+from bigctl.files import append_regular, read_regular, write_text
 from bigctl.formatting import plain
 from bigctl.runs.metrics_file import step_of_line
 
@@ -34,13 +36,19 @@ class JsonLines:
         self._open(step)
 
     def _open(self, step: int) -> None:
-        if self._path.exists():
-            lines = self._path.read_bytes().split(b"\n")
+        try:
+            self._continue(step)
+        except OSError as error:
+            raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(self._path)) from error
+
+    def _continue(self, step: int) -> None:
+        if os.path.lexists(self._path):
+            lines = read_regular(self._path).split(b"\n")
             damaged = sum(step_of_line(line) == float("inf") for line in lines[:-1])  # a crash cuts the last one short
             if damaged:
                 log.warning("%s: %d damaged line%s left out", self._path, damaged, " is" if damaged == 1 else "s are")
             write_text(self._path, "".join(f"{line.decode()}\n" for line in lines if step_of_line(line) <= step))
-        self._stream = self._path.open("a", encoding="utf-8")
+        self._stream = io.TextIOWrapper(append_regular(self._path), encoding="utf-8")
 
     def cut(self, step: int) -> None:
         self._stream.close()

@@ -1,0 +1,185 @@
+"""JSON of runs and sweeps, read without trust: a run may be damaged, half written, or made by somebody to do harm.
+
+What comes out of here is bounded and has the types that bigctl writes: numbers are finite and fit into 64 bits, texts
+are UTF-8, nothing is nested deeper than `DEEPEST`, and every field that a shape names is of its type, or absent. All
+that reads such files (listings, pages, comparison, sweeps, resuming) reads them here. Free of jax.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigctl.files import read_regular
+
+LARGEST = 64 << 20
+"""Of a file that is one value [bytes]."""
+DEEPEST = 32
+_INT64 = 2**63
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number within bounds."""
+
+    low: float
+    high: float
+    whole: bool = True
+
+
+COUNT = Number(0, 2**53)
+TIME = Number(0, 2.5e11, whole=False)
+"""Seconds since the epoch, up to the year 9892."""
+NUMBERS: dict[Any, Any] = {str: float}
+
+Shape = Any
+"""What a value must be: `str`, `int`, `bool`, `float` (any number), a `Number`; `object` for anything; `[shape]` for a
+list; `{str: shape}` for a mapping; `{"name": shape, ...}` for one of which these fields are known. Null fits all."""
+
+RECORD: Shape = {
+    "schema": COUNT, "created": TIME, "updated": TIME, "status": str, "recipe": str, "message": str, "exit_code": int,
+    "plugins": [str], "overrides": [str], "parameters": COUNT, "steps": COUNT,
+    "starts": [{"time": TIME, "step": COUNT, "argv": [str], "changed": [str]}],
+    "data": {
+        "fingerprint": str, "sizes": {str: COUNT}, "info": {str: object},
+        "features": {"kind": str, "shape": [COUNT], "target": {"kind": str, "names": [str]}},
+    },
+    "packages": {str: str}, "machine": {str: object},
+    "code": {"commit": str, "dirty": bool, "diff": str, "diff_cut": bool},
+    "devices": {"count": COUNT, "kind": str, "platform": str, "processes": COUNT, "mesh": {str: COUNT}},
+    "selection": {"metric": str, "mode": str},
+}  # fmt: skip
+"""Of run.json."""
+SUMMARY: Shape = {
+    "schema": COUNT, "run": str, "recipe": str, "status": str, "step": COUNT, "epoch": float, "stopped": str,
+    "skipped": COUNT, "rewinds": COUNT, "selected_step": COUNT, "selected_by": str, "metrics": NUMBERS,
+    "confusion": [[float]], "classes": [str], "parameters": COUNT, "data": {str: object}, "resumed_from": COUNT,
+    "devices": RECORD["devices"], "timings": NUMBERS, "examples_per_s": float, "profile": [str], "tokens_per_s": float,
+    "mfu": float, "flops_per_token": float,
+}  # fmt: skip
+"""Of summary.json."""
+META: Shape = {
+    "step": COUNT,
+    "progress": {
+        "step": COUNT, "best": float, "best_step": COUNT, "best_metrics": {str: object}, "stopped": str,
+    },
+}  # fmt: skip
+"""Of meta.json of a checkpoint, as far as it is shown."""
+
+
+def parse(text: bytes | str) -> Any:
+    """The value of a JSON text. Raises ValueError if it is none, or not one that bigctl writes."""
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_int64)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    opening = (b"[", b"{", b"\\u") if isinstance(text, bytes) else ("[", "{", "\\u")
+    lists, mappings, escapes = (text.count(mark) for mark in opening)  # type: ignore[arg-type]
+    if lists + mappings > DEEPEST and _deeper(value, DEEPEST):
+        raise ValueError("it is nested too deep")
+    return _with_whole_texts(value) if escapes else value
+
+
+def mapping(text: bytes | str, shape: Shape = None) -> dict[str, Any]:
+    """A JSON object of a shape. Raises ValueError, whose text says what is wrong."""
+    value = parse(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    if shape is not None and (problem := misfit(value, shape)):
+        raise ValueError(problem)
+    return value
+
+
+def read(path: Path, shape: Shape = None) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises OSError, and ValueError whose text says what is wrong."""
+    return mapping(read_regular(path, most=LARGEST), shape)
+
+
+def metrics_line(line: bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`: its step and its numbers, null for those that were not finite; None if it is none."""
+    try:
+        values = mapping(line, {"step": COUNT})
+    except ValueError:
+        return None
+    if values.get("step") is None:
+        return None
+    return {name: value for name, value in values.items() if value is None or not _no_number(value)}
+
+
+def metrics_lines(content: bytes) -> Iterator[dict[str, Any] | None]:
+    """All lines of a `metrics.jsonl`, None for those that are damaged; empty ones are left out."""
+    return (metrics_line(line) for line in content.split(b"\n") if line)
+
+
+def misfit(value: object, shape: Shape, name: str = "") -> str:
+    """What does not fit a shape, in a sentence; empty if all does."""
+    if value is None or shape is object:
+        return ""
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{name} is not a list"
+        return _first(misfit(item, shape[0], f"{name}[{place}]") for place, item in enumerate(value))
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return f"{name} is not a mapping"
+        every, known = shape.get(str), f"{name}." if name else ""
+        fields = value if every is not None else shape.keys() & value.keys()
+        return _first(misfit(value[key], shape.get(key, every), f"{known}{key}") for key in sorted(fields))
+    if isinstance(shape, Number):
+        if _no_number(value) or (shape.whole and not isinstance(value, int)):
+            return f"{name} is not a {'whole ' * shape.whole}number"
+        assert isinstance(value, int | float)
+        return "" if shape.low <= value <= shape.high else f"{name} is out of bounds"
+    if shape is float or shape is int:
+        return f"{name} is not a number" if _no_number(value) or (shape is int and isinstance(value, float)) else ""
+    return "" if isinstance(value, shape) else f"{name} is not {'a text' if shape is str else 'true or false'}"
+
+
+def _first(problems: Iterator[str]) -> str:
+    return next(filter(None, problems), "")
+
+
+def _no_number(value: object) -> bool:
+    return isinstance(value, bool) or not isinstance(value, int | float)
+
+
+def _refuse(token: str) -> None:
+    raise ValueError(f"{token} stands in it, which is written as null")
+
+
+def _finite(token: str) -> float:
+    value = float(token)
+    if not math.isfinite(value):
+        raise ValueError("a number in it is too large")
+    return value
+
+
+def _int64(token: str) -> int:
+    if len(token) > 20 or not -_INT64 <= (value := int(token)) < _INT64:
+        raise ValueError("a number in it is too large")
+    return value
+
+
+def _deeper(value: object, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels + 1):
+        inner = (item for each in level for item in (each.values() if isinstance(each, dict) else each))  # type: ignore[attr-defined]
+        level = [item for item in inner if isinstance(item, list | dict)]
+        if not level:
+            return False
+    return True
+
+
+def _with_whole_texts(value: Any) -> Any:
+    """Half of a surrogate pair, which `\\u` can write and no file can hold, becomes U+FFFD."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_with_whole_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {_with_whole_texts(name): _with_whole_texts(item) for name, item in value.items()}
+    return value
