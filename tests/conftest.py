@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forked
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -44,6 +47,11 @@ def _memory() -> Iterator[None]:
         gc.collect()
 
 
+@functools.cache
+def _forked() -> forked.Server:
+    return forked.Server()
+
+
 class Cli:
     """The installed command, run as a user would, in a folder of its own."""
 
@@ -51,19 +59,24 @@ class Cli:
         self.folder = folder
 
     def __call__(self, *arguments: str, code: int | None = 0, env: dict[str, str] | None = None, timeout: float = 300):
-        done = subprocess.run(
-            self.command(*arguments),
+        done = self._run(self.command(*arguments), {**os.environ, **(env or {})}, timeout)
+        if code is not None:
+            assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def _run(self, command: list[str], environment: dict[str, str], timeout: float):
+        if forked.fits(environment):
+            return _forked().run(command, self.folder, environment, timeout)
+        return subprocess.run(
+            command,
             cwd=self.folder,
-            env={**os.environ, **(env or {})},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
         )
-        if code is not None:
-            assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
 
     def json(self, *arguments: str, **options: Any) -> Any:
         return json.loads(self(*arguments, "--json", **options).stdout)

@@ -1,0 +1,183 @@
+"""Commands in processes of their own without importing jax for each: one process has imported everything and is forked.
+
+A child is what `bigctl ...` is in a fresh process, from the first line of `main` on: its own working directory,
+environment, streams, memory, signals and exit code. What acts while Python starts is not seen (`PYTHON*`, `JAX_*`), so
+a command with such an environment is run in the plain way, as are all those that a test starts by itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+AT_START = ("PYTHON", "JAX_", "XLA_", "TF_", "OMP_", "LC_", "LANG", "HOME", "XDG_")
+"""Variables that begin so are read while something is imported."""
+IMPORTED = (
+    "bigctl.api", "bigctl.cli.train", "bigctl.cli.training", "bigctl.engine.trainer", "bigctl.engine.experiment",
+    "bigctl.inference.trained", "bigctl.recipes.text_cls", "bigctl.recipes.gpt_lm", "bigctl.reports.run",
+    "bigctl.sweeps.sweep", "bigctl.engine.dry_run", "hydra._internal.config_loader_impl", "orbax.checkpoint",
+    "rich.live", "tensorboardX", "plotly.graph_objects", "jinja2", "xml.etree.ElementTree",
+)  # fmt: skip
+"""What most commands import; what is not found is left to the command."""
+
+
+class Server:
+    """Forks a child for each command; ends with the process that made it."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="bigctl-forked-")
+        address = str(Path(self._folder.name) / "socket")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())], pass_fds=[listener.fileno()], cwd="/"
+            )
+        self._address = address
+        atexit.register(self.close)
+
+    def run(self, command: list[str], folder: Path, environment: dict[str, str], timeout: float):
+        """As `subprocess.run` with captured text and no stdin."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, socket.socket(socket.AF_UNIX) as line:
+            line.connect(self._address)
+            line.settimeout(timeout)
+            request = json.dumps({"command": command, "folder": str(folder), "environment": environment})
+            socket.send_fds(line, [len(request).to_bytes(8, "big")], [out.fileno(), err.fileno()])
+            line.sendall(request.encode())
+            pid = int.from_bytes(line.recv(8), "big")
+            try:
+                answer = line.recv(8)
+            except TimeoutError:
+                os.kill(pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(command, timeout, *map(_text, (out, err))) from None
+            assert answer, "the process that is forked for each command has ended"
+            code = int.from_bytes(answer, "big", signed=True)
+            return subprocess.CompletedProcess(command, code, *map(_text, (out, err)))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def _text(file) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "backslashreplace").replace("\r\n", "\n")
+
+
+def fits(environment: dict[str, str]) -> bool:
+    """Whether a process would start as this one has."""
+    return _at_start(environment) == _FOUND
+
+
+def _at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(AT_START)}
+
+
+_FOUND = _at_start(os.environ)
+
+
+# --- The process that is forked ---------------------------------------------------------------------------------------
+
+
+def serve(listener: socket.socket) -> None:
+    """Returns in the children only, each ready to run its command."""
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                line, _address = listener.accept()
+                request, descriptors = _request(line)
+                pid = os.fork()
+                if pid == 0:
+                    selector.close()
+                    listener.close()
+                    line.close()
+                    return _become(request, descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                line.sendall(pid.to_bytes(8, "big"))
+                selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, line))
+            else:
+                pid, line = key.data
+                selector.unregister(key.fileobj)
+                os.close(key.fd)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with contextlib.suppress(OSError):  # a test that did not wait
+                    line.sendall(code.to_bytes(8, "big", signed=True))
+                line.close()
+
+
+def _request(line: socket.socket):
+    length, descriptors, _, _ = socket.recv_fds(line, 8, 2)
+    wanted, text = int.from_bytes(length, "big"), b""
+    while len(text) < wanted:
+        text += line.recv(wanted - len(text))
+    return json.loads(text), descriptors
+
+
+def _become(request, descriptors) -> None:
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    for number, descriptor in enumerate(descriptors, 1):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv = request["command"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+
+
+def _command() -> int:
+    from bigctl.cli import main
+
+    main.STARTED = time.monotonic()
+    return main.main()
+
+
+def _end_of(command: Callable[[], int]) -> int:
+    """What Python does when a program ends, but for freeing what it holds."""
+    try:
+        code = command()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = 120
+    return code
+
+
+if __name__ == "__main__":
+    import gc
+    import importlib
+    import logging
+
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    logging.root.handlers.clear()  # orbax brings one where no command has set up its own
+    gc.freeze()
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(_end_of(_command))  # taking so much apart would cost as much again as the fork
