@@ -207,7 +207,7 @@ def keys(roots: Sequence[presets.Root], line: Sequence[str]) -> dict[str, tuple[
     for dotted, field, hint in schema.walk(schema.Config):
         if isinstance(hint, type) and issubclass(hint, schema.Component):
             only = presets.component(roots, dotted, chosen[dotted]) if dotted in chosen else None
-            for cls in [only] if only else [c for c in schema.components() if c.group == dotted]:
+            for cls in [only] if only else [c for c in schema.components() if c.group_name == dotted]:
                 found.update({key: (field, hint) for key, field, hint in schema.walk(cls, f"{dotted}.")})
         elif "." not in dotted or dotted.split(".")[0] not in schema.GROUPS:
             found[dotted] = (field, hint)

@@ -69,7 +69,7 @@ def options_of(roots: Sequence[Any], group: str) -> list[dict[str, str]]:
     for cls in schema.components():  # of a plugin, and not yet to be chosen
         name = schema._kind_of(cls)
         ours = cls.__module__.startswith(schema.__name__)
-        if cls.group == group and not ours and name not in presets.files(roots, group):
+        if cls.group_name == group and not ours and name not in presets.files(roots, group):
             text = f"needs a preset: {group}/{name}.yaml with `defaults: [_{name}, _self_]`"
             entries.append({"name": name, "headline": text, "origin": cls.__module__})
     return entries

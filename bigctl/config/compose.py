@@ -196,7 +196,7 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
     store = ConfigStore.instance()
     store.store(name="_config", node=Config)
     for cls in schema.components():
-        store.store(group=cls.group, name=f"_{schema._kind_of(cls)}", node=cls)
+        store.store(group=cls.group_name, name=f"_{schema._kind_of(cls)}", node=cls)
 
     plugins = Plugins.instance()
     plugins.register(UserPresets)
@@ -342,7 +342,7 @@ def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Co
 
 
 def _kinds(group: str) -> list[str]:
-    return sorted(schema._kind_of(cls) for cls in schema.components() if cls.group == group)
+    return sorted(schema._kind_of(cls) for cls in schema.components() if cls.group_name == group)
 
 
 _PLACEHOLDERS: dict[str, type] = {

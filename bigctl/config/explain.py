@@ -45,7 +45,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
 def _owners(full_key: str) -> str:
     """Which components have a key that the chosen one has not."""
     group, _, name = full_key.partition(".")
-    having = [cls for cls in schema.components() if cls.group == group and name in (k for k, _, _ in schema.walk(cls))]
+    having = [
+        cls for cls in schema.components() if cls.group_name == group and name in (k for k, _, _ in schema.walk(cls))
+    ]
     return f"; it is a key of {group} {', '.join(schema._kind_of(cls) for cls in having)}" if having else ""
 
 

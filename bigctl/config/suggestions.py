@@ -69,7 +69,7 @@ def _quoted_list(value: str) -> str:
 def text_keys(*, many: bool = False) -> set[str]:
     """Keys that hold free text; with `many` those that hold a list of texts."""
     wanted = (list[str], list[str] | None) if many else (str, str | None)
-    found = [(f"{cls.group}.", schema.walk(cls)) for cls in schema.components()]
+    found = [(f"{cls.group_name}.", schema.walk(cls)) for cls in schema.components()]
     return {
         f"{group}{dotted}"
         for group, keys in [("", schema.walk(Config)), *found]
@@ -132,7 +132,9 @@ def all_keys() -> list[str]:
     keys = [dotted for dotted, _, hint in schema.walk(Config) if not dataclasses.is_dataclass(hint)]
     for cls in schema.components():
         keys += [
-            f"{cls.group}.{dotted}" for dotted, field, hint in schema.walk(cls) if not dataclasses.is_dataclass(hint)
+            f"{cls.group_name}.{dotted}"
+            for dotted, field, hint in schema.walk(cls)
+            if not dataclasses.is_dataclass(hint)
         ]
     return sorted(set(keys))
 

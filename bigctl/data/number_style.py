@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -197,6 +197,18 @@ def _part(found: datetime, part: str) -> float:
     if part == "hour":
         return found.hour + found.minute / 60
     return float(getattr(found, part))
+
+
+def moments(texts: Sequence[str]) -> list[float] | None:
+    """Values in order of time: numbers as they are, dates in seconds; None where some are neither."""
+    found = [number(text) for text in texts]
+    if all(value is not None and math.isfinite(value) for value in found):
+        return [value for value in found if value is not None]
+    order = find_dates(set(texts))
+    if order in (None, "?"):
+        return None
+    dates = [_date(text, str(order)) for text in texts]
+    return None if None in dates else [date.replace(tzinfo=UTC).timestamp() for date in dates if date is not None]
 
 
 def has_times(texts: Iterable[str]) -> bool:

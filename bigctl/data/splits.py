@@ -16,7 +16,7 @@ import numpy as np
 from bigctl.config.schema import Data
 from bigctl.data.dataset import SPLITS
 from bigctl.data.sampler import permutation
-from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded
 from bigctl.errors import DataError
 
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "text": "train"}
@@ -58,6 +58,8 @@ def make(decoded: Decoded, config: Data) -> dict[str, Columns]:
             )
     result = {split: _gather(source, picked[split]) for split in SPLITS}
     for split, columns in result.items():
+        columns.pop(GROUP, None)
+        columns.pop(TIME, None)
         if _length(columns) == 0:
             raise _empty(split, wanted[split] is None, result, config, decoded)
     return result
@@ -127,6 +129,8 @@ def _hold_out(
     decoded: Decoded,
 ) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, np.ndarray]]]:
     """Move a stratified share of `parts` into a split of its own; rows keep their order."""
+    if any(role in source[name] for name, _ in parts for role in (GROUP, TIME)):
+        return _hold_out_whole(parts, source, fraction, seed, SPLITS.index(split))
     kept, held = [], []
     purpose = SPLITS.index(split)
     for number, (name, rows) in enumerate(parts):
@@ -137,6 +141,27 @@ def _hold_out(
             members = np.flatnonzero(group)
             count = round(fraction * len(members)) or int(len(members) > 2)
             chosen[members[permutation(len(members), seed, purpose, number, c)[:count]]] = True
+        kept.append((name, rows[~chosen]))
+        held.append((name, rows[chosen]))
+    return kept, held
+
+
+def _hold_out_whole(
+    parts: list[tuple[str, np.ndarray]], source: dict[str, Columns], fraction: float, seed: int, purpose: int
+) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, np.ndarray]]]:
+    """The same by whole groups, drawn at random until they are enough, or by time: the latest rows, those of one
+    moment together. A share that would be none, or all, is one group or moment."""
+    kept, held = [], []
+    for number, (name, rows) in enumerate(parts):
+        columns = source[name]
+        values, place = np.unique(columns[GROUP if GROUP in columns else TIME][rows], return_inverse=True)
+        order = np.arange(len(values))[::-1]
+        if GROUP in columns:
+            order = permutation(len(values), seed, purpose, number, 0)
+        sizes = np.bincount(place, minlength=len(values))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        taken = order[(before + sizes[order] / 2 <= fraction * len(rows)) | (before == 0)]
+        chosen = np.isin(place, taken[: max(0, len(values) - 1)])
         kept.append((name, rows[~chosen]))
         held.append((name, rows[chosen]))
     return kept, held

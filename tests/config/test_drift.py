@@ -61,10 +61,10 @@ def test_a_traced_number_is_a_number():
 
 
 def test_every_component_has_a_kind_of_its_own():
-    kinds = [(component.group, schema._kind_of(component)) for component in schema.components()]
+    kinds = [(component.group_name, schema._kind_of(component)) for component in schema.components()]
     assert len(set(kinds)) == len(kinds) > 10
     for component in schema.components():
-        assert schema.component(component.group, schema._kind_of(component)) is component
+        assert schema.component(component.group_name, schema._kind_of(component)) is component
         assert "kind" in get_type_hints(component)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bigctl.config.schema import Packaged
-from bigctl.data import splits
+from bigctl.config.schema import Csv, Packaged
+from bigctl.data import catalog, splits
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.errors import DataError
 
@@ -165,3 +165,34 @@ def test_split_seed_changes_what_is_held_out_and_nothing_else_does():
 
 def test_the_test_split_does_not_depend_on_the_validation_fraction():
     assert make(source(train=400))["test"] == make(source(train=400), validation_fraction=0.4)["test"]
+
+
+# --- Groups and time --------------------------------------------------------------------------------------------------
+
+
+def by_column(tmp_path, **keys):
+    """A table of 40 patients with three visits each, one a day; the number of each row is its feature."""
+    rows = [f"{n},p{n // 3},2024-{1 + n // 28:02}-{1 + n % 28:02},{n * 7 % 2}" for n in range(120)]
+    order = [rows[n * 37 % 120] for n in range(120)]
+    (tmp_path / "t.csv").write_text("n,patient,day,y\n" + "\n".join(order) + "\n")
+    config = Csv(path=str(tmp_path / "t.csv"), label="y", drop=["day"], **keys)
+    made = splits.make(catalog.decode(config), config)
+    names = {name for columns in made.values() for name in columns}
+    assert names == {"n", "label"} | (set() if "group" in keys else {"patient"})
+    return {split: sorted(int(value) for value in columns["n"]) for split, columns in made.items()}
+
+
+def test_examples_of_one_group_stay_together(tmp_path):
+    made = by_column(tmp_path, group="patient")
+    groups = {split: {n // 3 for n in rows} for split, rows in made.items()}
+    assert not groups["train"] & groups["test"] and not groups["validation"] & (groups["train"] | groups["test"])
+    assert [len(made[split]) for split in ("train", "validation", "test")] == [96, 12, 12]
+    assert by_column(tmp_path, group="patient") == made != by_column(tmp_path, group="patient", split_seed=1)
+
+
+def test_the_latest_examples_are_held_out(tmp_path):
+    made = by_column(tmp_path, time="day")
+    assert made["train"][-1] < made["validation"][0] <= made["validation"][-1] < made["test"][0]
+    assert made["test"] == [*range(108, 120)] and sum(map(len, made.values())) == 120
+    with pytest.raises(DataError, match="the column 'patient' is not in order of time"):
+        by_column(tmp_path, time="patient")

@@ -33,12 +33,12 @@ def components() -> list[type[Component]]:
             yield subclass
             yield from below(subclass)
 
-    return [c for c in below(Component) if c.group and dataclasses.is_dataclass(c) and _kind_of(c) != MISSING]
+    return [c for c in below(Component) if c.group_name and dataclasses.is_dataclass(c) and _kind_of(c) != MISSING]
 
 
 def component(group: str, name: str) -> type[Component] | None:
     """The dataclass of one component, or None where nothing has that name."""
-    return next((c for c in components() if c.group == group and _kind_of(c) == name), None)
+    return next((c for c in components() if c.group_name == group and _kind_of(c) == name), None)
 
 
 def _kind_of(cls: type) -> str:

@@ -134,7 +134,7 @@ class Checked:
 class Component(Checked):
     """Something chosen by name from a group: `model=cnn` picks the dataclass whose `kind` is "cnn"."""
 
-    group: ClassVar[str] = ""
+    group_name: ClassVar[str] = ""
     implementation: ClassVar[str] = ""
     """"module:name" of the class or function that does what the component stands for; imported when it is built."""
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -150,7 +150,7 @@ class Component(Checked):
 
     def incomplete(self, what: str) -> ConfigError:
         """The error for a component that lacks something: `what` completes "optimizer 'own' ..."."""
-        return ConfigError(f"{self.group} {self.kind!r} {what}", where=place_of(type(self)))
+        return ConfigError(f"{self.group_name} {self.kind!r} {what}", where=place_of(type(self)))
 
     @classmethod
     def require(cls, component: Component, by: str, hint: str | None = None) -> Self:
@@ -166,8 +166,8 @@ class Component(Checked):
         """
         if not isinstance(component, cls):
             raise ConfigError(
-                f"{by} does not work with {component.group}={component.kind}, which lacks keys that it reads",
-                where=component.group,
+                f"{by} does not work with {component.group_name}={component.kind}, which lacks keys that it reads",
+                where=component.group_name,
                 hint=hint or f"derive {type(component).__name__} from bigctl.config.schema.{cls.__name__}",
             )
         return component

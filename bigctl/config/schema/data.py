@@ -15,7 +15,7 @@ from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Prob
 class Data(Component):
     """Where examples come from, and which of them are for training, selection and the final score."""
 
-    group: ClassVar[str] = "data"
+    group_name: ClassVar[str] = "data"
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Of the files of this kind, lower case: by them `predict` knows how to read one."""
     predicts: ClassVar[tuple[str, ...]] = ()
@@ -170,6 +170,12 @@ class Table(Data):
     missing: list[str] = key([], "What stands for a missing value besides NA, null, ? and the like.", drift=STRUCTURAL)
     categorical: list[str] = key([], "Columns that are categories though they look like numbers.", drift=STRUCTURAL)
     numeric: list[str] = key([], "Columns that are numbers though they look like codes.", drift=STRUCTURAL)
+    group: str | None = key(
+        None, "A column, such as a patient: splits made by rule keep rows of one value together.", drift=STRUCTURAL
+    )
+    time: str | None = key(
+        None, "A column of dates or numbers: splits made by rule hold out the latest rows.", drift=STRUCTURAL
+    )
     on_bad: str = key(
         "stop", "What a row that cannot be read does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
         choices=("stop", "skip"),
@@ -183,6 +189,8 @@ class Table(Data):
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
+        if self.group is not None and self.time is not None:
+            yield "data.time", "data.group and data.time are both given", "give one of them"
         separator = self.separator or ","
         if separator not in ("tab", "\\t") and (len(separator) != 1 or separator in '\r\n"' or separator.isalnum()):
             yield "data.separator", f"data.separator cannot be {separator!r}", "give one character, or tab"

@@ -37,7 +37,7 @@ def axis(default: int, doc: str, *, shares_batch: bool = False) -> Any:
 class Mesh(Component):
     """How many devices along each axis; -1 takes all that are left."""
 
-    group: ClassVar[str] = "mesh"
+    group_name: ClassVar[str] = "mesh"
     kind: str = kind("mesh")
     data: int = axis(-1, "Devices that share the batch, each with all parameters.", shares_batch=True)
     fsdp: int = axis(1, "Devices that share the batch and the parameters.", shares_batch=True)

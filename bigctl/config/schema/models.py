@@ -22,7 +22,7 @@ MOST_LAYERS = 1024
 
 @dataclass
 class Model(Component):
-    group: ClassVar[str] = "model"
+    group_name: ClassVar[str] = "model"
     inputs: ClassVar[tuple[str, ...]] = ()
     """Kinds of input that it takes, as recipes name them; empty: not told, and never refused for that."""
     stacked: ClassVar[tuple[str, ...]] = ()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Optimizer(Component):
     """An update rule. Clipping, layer-wise decay and what is frozen are the same for all, and added around it."""
 
-    group: ClassVar[str] = "optimizer"
+    group_name: ClassVar[str] = "optimizer"
     kind: str = kind("???")
     lr: float = key(1e-3, "Peak learning rate.", traced=True, gt=0)
     weight_decay: float = key(
@@ -132,7 +132,7 @@ class Muon(Optimizer):
 class Schedule(Component):
     """The learning rate over the course of training, as a multiple of `optimizer.lr`."""
 
-    group: ClassVar[str] = "schedule"
+    group_name: ClassVar[str] = "schedule"
     kind: str = kind("???")
     warmup: float = key(0.0, "Linear warmup from zero [steps; below 1: fraction of the horizon].", ge=0)
     horizon: int | None = key(

@@ -30,7 +30,7 @@ class Augment:
 class Recipe(Component):
     """What is trained, and how its loss and metrics are made."""
 
-    group: ClassVar[str] = "recipe"
+    group_name: ClassVar[str] = "recipe"
     inputs: ClassVar[str] = ""
     """What it trains on: images, tables, texts, masked texts or streams; models say what they take. Empty: not told."""
     metrics: ClassVar[Mapping[str, str]] = {

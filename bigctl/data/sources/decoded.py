@@ -13,6 +13,9 @@ from bigctl.data.target import Target
 
 Columns = dict[str, np.ndarray]
 """Named arrays of equal first dimension, one row an example."""
+GROUP, TIME = "<group>", "<time>"
+"""Columns that only the splits look at: examples of one group (object [N]) stay together, later ones (float64 [N]) are
+held out."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def identity(config: schema.Table) -> Any:
     names = ["label", "text", "text_pair", "columns", "quoting", "drop"]
     names += ["labels", "label_separator"] if config.labels is not None else []
     given = {name: getattr(config, name) for name in names}
-    later = ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "on_bad")
+    later = ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "on_bad", "group", "time")
     given |= {name: getattr(config, name) for name in later if getattr(config, name) not in (None, [], "stop")}
     return files and {"files": files, "format": config.kind, "reading": _READING} | given
 
@@ -49,6 +49,8 @@ def decode(config: schema.Table, regression: bool) -> Decoded:
             validation_path=optional(config.validation_path),
             test_path=optional(config.test_path),
             dialect=Dialect.of(config),
+            group=config.group,
+            time=config.time,
         )
     if not config.label:
         raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")
@@ -62,6 +64,8 @@ def decode(config: schema.Table, regression: bool) -> Decoded:
         drop=config.drop,
         dialect=Dialect.of(config),
         cells=table.Cells.of(config),
+        group=config.group,
+        time=config.time,
     )
 
 

@@ -18,7 +18,7 @@ from bigctl.config import schema
 from bigctl.data import paths
 from bigctl.data.dataset import Features
 from bigctl.data.sources import image_decoding
-from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.parquet_files import Part, matching, read
 from bigctl.data.sources.text_rows import TextTable, short
@@ -40,7 +40,8 @@ def identity(config: schema.Parquet) -> Any:
     given = [config.path, config.validation_path, config.test_path]
     prints = [paths.fingerprint_files(matching(path)) if path else None for path in given]
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
-    return {"files": prints} | {name: getattr(config, name) for name in names}
+    found = {"files": prints} | {name: getattr(config, name) for name in names}
+    return found | {name: getattr(config, name) for name in ("group", "time") if getattr(config, name) is not None}
 
 
 def decode(config: schema.Parquet, regression: bool) -> Decoded:
@@ -50,7 +51,7 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
         DataError: there is no such file, or it is damaged; a column is missing, or of a type that cannot be used.
     """
     given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
-    roles = [config.text, config.text_pair, config.image, config.label, config.labels]
+    roles = [config.text, config.text_pair, config.image, config.label, config.labels, config.group, config.time]
     only = None if config.text is None and config.image is None else [name for name in roles if name]
     parts = {
         split: read(path, only=only, drop=config.drop if only is None else ()) for split, path in given.items() if path
@@ -74,7 +75,10 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
     }
     if kind == "text":
         info["text"] = [name for name in (config.text, config.text_pair) if name]
-    splits = {split: {**columns, "label": labels[split]} for split, columns in inputs.items()}
+    splits = {
+        split: {**columns, "label": labels[split], **_split_columns(parts[split], config)}
+        for split, columns in inputs.items()
+    }
     return Decoded(kind, splits, target.names if target.kind == "class" else None, info, target)
 
 
@@ -193,19 +197,31 @@ def _table_features(parts: Mapping[str, Part], config: schema.Parquet, notes: li
             where=train.source,
             hint="rename the column 'label', or leave it out with data.drop=[label]",
         )
-    kinds = dict(_useful(train, label, notes))
+    kinds = dict(_useful(train, label, config.group, notes))
     if not kinds:
         raise DataError(f"no feature columns are left beside {label!r}: {'; '.join(notes)}", where=train.source)
     return {split: {name: typed(part, name, kind) for name, kind in kinds.items()} for split, part in parts.items()}
 
 
-def _useful(train: Part, label: str, notes: list[str]) -> Iterator[tuple[str, str]]:
+def _split_columns(part: Part, config: schema.Parquet) -> Columns:
+    """The columns by which splits are made."""
+    found: Columns = {}
+    if config.group is not None:
+        found[GROUP] = np.array([str(value) for value in categories(part, config.group)], object)
+    if config.time is not None:
+        found[TIME] = typed(part, config.time, NUMBER)
+        if np.isnan(found[TIME]).any():
+            raise DataError(f"some rows have no {config.time!r}", where=part.source, hint="fill it in, or remove them")
+    return found
+
+
+def _useful(train: Part, label: str, group: str | None, notes: list[str]) -> Iterator[tuple[str, str]]:
     """(name, kind) of each training column that can tell anything."""
     import pyarrow.types as types
 
     for name in train.table.column_names:
         column, kind = train.table.column(name), kind_of(train.table.schema.field(name).type)
-        if name == label:
+        if name in (label, group):
             continue
         if types.is_null(column.type) or column.null_count == len(column):
             notes.append(f"column {name!r} has no values and is left out")

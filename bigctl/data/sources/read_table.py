@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigctl.config import schema
+from bigctl.data.number_style import moments
 from bigctl.data.sources.content import read_text
+from bigctl.data.sources.decoded import GROUP, TIME, Columns
 from bigctl.data.sources.delimited_rows import load_delimited
 from bigctl.data.sources.text_rows import TextTable
 from bigctl.errors import DataError
@@ -23,6 +27,23 @@ _DEPTH = 8
 EMPTY_CELLS, EMPTY_CELLS_A_CHARACTER = 1_000_000, 8
 """Cells that a table of JSON lines may have: any number in a small file, and so many for each character of a large one.
 A table that is full has less than one for five characters."""
+
+
+def split_columns(table: TextTable, group: str | None, time: str | None) -> Columns:
+    """The columns by which splits are made. Raises DataError where one is missing, or is no time."""
+    found: Columns = {}
+    for name, role in ((group, GROUP), (time, TIME)):
+        if name is not None:
+            table.require(name, role.strip("<>"))
+    if group is not None:
+        found[GROUP] = np.array(table.columns[group], object)
+    if time is not None:
+        values = moments(table.columns[time])
+        if values is None:
+            hint = "write numbers, or dates such as 2024-03-31 in every row"
+            raise DataError(f"the column {time!r} is not in order of time", where=table.source, hint=hint)
+        found[TIME] = np.array(values)
+    return found
 
 
 def file_facts(tables: Mapping[str, TextTable]) -> dict[str, Any]:
@@ -138,7 +159,12 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
                 hint="a key is the name of a column: what differs from line to line is a value",
             )
         for key, values in columns.items():
+            if key not in record:
+                absent.setdefault(key, number)
             value = record.get(key)
+            if value is None:
+                values.append("")
+                continue
             if isinstance(value, list) and key in lists:
                 value = json.dumps(value, ensure_ascii=False)
             try:
@@ -146,8 +172,6 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
             except DataError as error:
                 values.append("")
                 bad.setdefault(len(lines), error)
-            if key not in record:
-                absent.setdefault(key, number)
         lines.append(number)
     return TextTable(name, tuple(names), columns, lines, [], absent=absent, bad=bad)
 

@@ -8,6 +8,7 @@ is categorical. The other files are held to that.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from bigctl.data.sources.cells import (
     typed_columns,
 )
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load
+from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load, split_columns
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.table_encoder import Categorical, TableEncoder
 from bigctl.errors import DataError
@@ -51,6 +52,8 @@ def read_table(
     drop: Sequence[str] = (),
     dialect: Dialect = PLAIN,
     cells: Cells = USUAL,
+    group: str | None = None,
+    time: str | None = None,
 ) -> Decoded:
     """Read a table with a header row (or JSON objects) into one typed column per feature, and the target `label`.
 
@@ -63,6 +66,7 @@ def read_table(
         drop: columns to leave out. Left out by themselves, with a line in `info["notes"]`, are columns without a name,
             without any value, and categorical columns in which no two rows agree (names, identifiers, free text).
         dialect, cells: how the files are written, and what their cells mean.
+        group, time: columns by which splits are made; that of groups is no feature.
 
     Returns:
         Decoded of kind "table": float64 [N] with NaN, or object [N] of str with None, per feature; `label` int32 [N]
@@ -71,14 +75,18 @@ def read_table(
     Raises:
         DataError: the file is missing or malformed, a column is missing, a value does not fit its column or target.
     """
+    kept = {label, group, time}
     tables = {
-        split: load(file, format, lambda name: name not in drop or name == label, dialect=dialect)
+        split: load(file, format, lambda name: name not in drop or name in kept, dialect=dialect)
         for split, file in split_files(path, validation_path, test_path).items()
     }
     _check_columns(tables, label, drop, path)
     notes = list(tables["train"].notes)
     _check_named(tables["train"], cells)
-    kinds, features = infer_columns(tables["train"], label, cells, notes, regression)
+    made = {split: split_columns(table, group, time) for split, table in tables.items()}
+    out = {group} | ({time} if time in drop else set())
+    seen = {name: values for name, values in tables["train"].columns.items() if name not in out}
+    kinds, features = infer_columns(dataclasses.replace(tables["train"], columns=seen), label, cells, notes, regression)
     if not features:
         why = f": {'; '.join(notes)}" if notes else ""
         hint = "they must be numbers, or categories in which some rows agree"
@@ -87,7 +95,11 @@ def read_table(
     if not regression:
         classes, targets = classify(tables, label)
     splits = {
-        split: {**(features if split == "train" else _like_training(table, kinds, cells)), "label": targets[split]}
+        split: {
+            **(features if split == "train" else _like_training(table, kinds, cells)),
+            "label": targets[split],
+            **made[split],
+        }
         for split, table in tables.items()
     }
     numeric = [name for name, kind in kinds.items() if kind != CATEGORY]

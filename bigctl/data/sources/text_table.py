@@ -13,7 +13,7 @@ import numpy as np
 from bigctl.data.paths import some, split_files
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
-from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load
+from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load, split_columns
 from bigctl.data.sources.table import classify
 from bigctl.data.sources.text_rows import TextTable
 from bigctl.data.target import Target
@@ -32,6 +32,8 @@ def read_texts(
     validation_path: Path | None = None,
     test_path: Path | None = None,
     dialect: Dialect = PLAIN,
+    group: str | None = None,
+    time: str | None = None,
 ) -> Decoded:
     """Read the texts of a file with a header row, or of JSON objects, and their labels.
 
@@ -43,6 +45,7 @@ def read_texts(
         format: "csv", "tsv" (quoting as in CSV) or "jsonl".
         validation_path, test_path: files for the splits "validation" and "test".
         dialect: how the files are written.
+        group, time: columns by which splits are made.
 
     Returns:
         Decoded of kind "text": object [N] of str, and int32 [N] class numbers; classes sorted, as numbers where all are
@@ -52,6 +55,7 @@ def read_texts(
         DataError: a file is missing or malformed, a column is missing, a text is empty, or a label cannot be used.
     """
     named = _distinct({"data.text": text, "data.text_pair": text_pair, "data.label": label, "data.labels": labels})
+    named |= {name for name in (group, time) if name is not None}
     tables = {
         split: load(file, format, named.__contains__, dialect=dialect, lists=[labels] if labels else [])
         for split, file in split_files(path, validation_path, test_path).items()
@@ -63,6 +67,7 @@ def read_texts(
     for split, table in tables.items():
         splits[split] = {name: _texts(table, column) for name, column in roles}
         splits[split]["label"] = np.zeros(len(table.lines), np.int32)
+        splits[split] |= split_columns(table, group, time)
         if format == "tsv" and dialect.quoting:
             notes += _doubtful_quotes(table, [text, *pair])
         if label is not None:

@@ -206,7 +206,7 @@ def _interval(key: str, override: str, found: IntervalSweep, hints: set[type], *
 
 def _hints(key: str) -> set[type]:
     """The types that a key takes, None apart; of one that several components have, all of theirs."""
-    places: list[tuple[str, type]] = [("", Config), *((f"{cls.group}.", cls) for cls in schema.components())]
+    places: list[tuple[str, type]] = [("", Config), *((f"{cls.group_name}.", cls) for cls in schema.components())]
     hints = [hint for prefix, cls in places for dotted, _, hint in schema.walk(cls) if f"{prefix}{dotted}" == key]
     return {member for hint in hints for member in (get_args(hint) or (hint,)) if member is not type(None)}
 
