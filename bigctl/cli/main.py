@@ -46,13 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usable_streams() -> None:
-    """Replace a stream that was closed (`2>&-`) by /dev/null, and write UTF-8 where the locale is ASCII."""
+    """Replace a stream that was closed (`2>&-`) by /dev/null, write UTF-8 where the locale is ASCII, and escape what
+    cannot be written, such as a file's name that is not UTF-8."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the life of the process
         elif str(getattr(stream, "encoding", "")).lower() in ("ascii", "us-ascii", "ansi_x3.4-1968"):
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> int:

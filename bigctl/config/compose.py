@@ -62,6 +62,8 @@ def compose(
     if plugins is not None:
         load(plugins)
     roots = presets.roots(config_dirs)
+    for override in overrides:
+        _require_text(override)
     given = [suggestions.spelling(override) for override in overrides]
     suggestions.reject_unknown(given, roots)
     node, origins = _hydra_compose(given, roots)
@@ -71,6 +73,15 @@ def compose(
     with blaming(ConfigError):
         checks.check(config, origins, only="data." if partial else "")
     return Composed(config, tuple(given), origins, tuple(missing))
+
+
+def _require_text(override: str) -> None:
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        key = override.partition("=")[0].encode("ascii", "backslashreplace").decode()
+        hint = "a path in another encoding needs another name, or a link to it: ln -s PATH NAME"
+        raise ConfigError("the value is not UTF-8", where=key, hint=hint) from None
 
 
 def from_yaml(text: str, *, where: str) -> Config:

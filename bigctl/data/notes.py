@@ -67,7 +67,7 @@ def _copies(inputs: dict[str, np.ndarray], kind: str) -> list[str]:
     found = []
     for split in ("validation", "test"):
         copies, size = sum(key in train for key in _keys(inputs[split])), len(inputs[split])
-        if copies > (_FEW * size if kind == "table" else 0):
+        if copies > (max(2, _FEW * size) if kind == "table" else 0):
             found.append(f"{copies:,} of {size:,} {split} {what} are also in the training split")
     return found
 

@@ -22,7 +22,8 @@ def fingerprint_folder(path: Path) -> str:
         except OSError as error:
             hint = "replace or delete it"
             raise DataError(f"cannot be read: {error.strerror}", where=str(file), hint=hint) from error
-        digest.update(f"{file.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        line = f"{file.relative_to(root).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(os.fsencode(line))  # a name may be in another encoding
     return digest.hexdigest()
 
 

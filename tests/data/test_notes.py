@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from PIL import Image
 
 from bigctl.config import schema
+from bigctl.config.compose import compose
 from bigctl.data.encode import channel_statistics
 from bigctl.data.notes import notes_of, unknown_share
 from bigctl.data.prepare import prepare
-from bigctl.errors import DataError
+from bigctl.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +98,26 @@ def test_statistics_of_pictures_take_little_memory_and_are_exact() -> None:
     assert peak < 80 * 2**20  # eight bytes a value would be 66 MB of pictures, twice
     np.testing.assert_allclose(mean, (images / 255.0).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, (images / 255.0).std((0, 1, 2)), rtol=1e-9)
+
+
+def test_pictures_that_cannot_be_used_are_left_out_on_request(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "p", 9, lambda label, n: np.full((4, 4), 9 * n + (label == "a") + 1, np.uint8))
+    (folder / "a" / "3.png").write_text("no picture")
+    broken = (folder / "b" / "4.png").read_bytes()
+    (folder / "b" / "4.png").write_bytes(broken[:50])
+    with pytest.raises(DataError, match="not an image"):
+        prepare(schema.ImageFolder(path=str(folder)))
+    made = prepare(schema.ImageFolder(path=str(folder), on_bad="skip"))
+    assert any(note.startswith("2 files are left out") for note in notes_of(made))
+    found = {
+        (int(x[0, 0, 0]), int(y)) for s in made.splits.values() for x, y in zip(s["inputs"], s["label"], strict=True)
+    }
+    assert found == {(9 * n + 2, 0) for n in range(9) if n != 3} | {(9 * n + 1, 1) for n in range(9) if n != 4}
+
+
+def test_names_of_pictures_may_be_in_another_encoding(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "p", 8, lambda label, n: np.full((4, 4), 9 * n + (label == "a"), np.uint8))
+    os.rename(folder / "a" / "0.png", os.fsencode(folder / "a") + "/照片.png".encode("gbk"))
+    assert sum(prepare(schema.ImageFolder(path=str(folder))).size(s) for s in ("train", "validation", "test")) == 16
+    with pytest.raises(ConfigError, match="data.path: the value is not UTF-8"):
+        compose([os.fsdecode(b"data.path=\xca\xfd.csv")])

@@ -111,6 +111,10 @@ class ImageFolder(Images):
     validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
     test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+    on_bad: str = key(
+        "stop", "What a file that is no picture does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
+        choices=("stop", "skip"),
+    )  # fmt: skip
     labels_file: str | None = key(
         None, "A csv, tsv or jsonl file that names the classes of each image, several or none, in place of folders.",
         drift=STRUCTURAL,

@@ -61,67 +61,96 @@ def decode_all(
     image_size: tuple[int, int] | None,
     channels: int | None,
     names: Sequence[str] | None = None,
+    bad: dict[int, DataError] | None = None,
 ) -> np.ndarray:
-    """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds. In place
-    of files there may be the content of such, with `names` for messages."""
+    """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds.
+
+    Args:
+        files: paths, or the contents of files, with `names` for messages.
+        image_size, channels: as of `read_image_folder`.
+        bad: where it is given, files that cannot be used are left out and named here by their place.
+
+    Raises:
+        DataError: for a file that cannot be used, without `bad`; or if none can.
+    """
     names = [str(file) for file in files] if names is None else names
-    headers = _each(len(files), lambda i: _header(files[i], names[i]))
-    channels = channels or (1 if all(grey for _, grey in headers) else 3)
-    size = image_size or headers[0][0]
+    wrong: dict[int, DataError] = {}
+    headers = _each(range(len(files)), lambda i: _header(files[i], names[i]), wrong)
+    _refuse(wrong, bad, len(files))
+    channels = channels or (1 if all(grey for _, grey in headers.values()) else 3)
+    model = next(iter(headers))
+    size = image_size or headers[model][0]
 
     def differs(i: int, found: tuple[int, ...]) -> DataError:
         return DataError(
-            f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {names[0]} is "
+            f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {names[model]} is "
             f"{size[0]}x{size[1]}",
             where=names[i],
             hint=f"data.image_size=[{size[0]},{size[1]}] resizes them all",
         )
 
     if image_size is None:
-        for i, (found, _) in enumerate(headers):
+        for i, (found, _) in headers.items():
             if found != size:
                 raise differs(i, found)
     try:
-        images = np.empty((len(files), *size, channels), np.uint8)
+        images = np.empty((len(headers), *size, channels), np.uint8)
     except MemoryError:
-        gib = len(files) * math.prod(size) * channels / 2**30
+        gib = len(headers) * math.prod(size) * channels / 2**30
         raise DataError(
-            f"{len(files)} decoded images need {gib:.1f} GiB of memory", hint="give a smaller data.image_size"
+            f"{len(headers)} decoded images need {gib:.1f} GiB of memory", hint="give a smaller data.image_size"
         ) from None
+    place = {i: row for row, i in enumerate(headers)}
 
     def decode(i: int) -> None:
         with _opened(files[i], names[i]) as image:
             array = _to_array(image, image_size, channels)
         if array.shape != images.shape[1:]:  # an orientation stored after the pixels is not in the header
             raise differs(i, array.shape)
-        images[i] = array
+        images[place[i]] = array
 
-    _each(len(files), decode)
-    return images
+    decoded = _each([*headers], decode, wrong)
+    _refuse(wrong, bad, len(files))
+    return images if len(decoded) == len(headers) else images[[place[i] for i in decoded]]
 
 
-def _each(n: int, work: Callable[[int], T]) -> list[T]:
-    """`work(0) ... work(n - 1)` on threads, in order. All DataErrors are met before the first of them is raised."""
+def _refuse(wrong: dict[int, DataError], bad: dict[int, DataError] | None, count: int) -> None:
+    """Raise what is wrong with some files, or note it in `bad`."""
+    if bad is not None and len(wrong) < count:
+        bad |= wrong
+    elif wrong:
+        first, *others = (wrong[i] for i in sorted(wrong))
+        if not others:
+            raise first
+        shown = some([str(error.where) for error in others], 3)
+        message = f"{first.message}; {len(others)} more files cannot be used: {shown}"
+        raise DataError(message, where=first.where, hint=first.hint)
 
-    def part(start: int) -> list[T | DataError]:
-        results: list[T | DataError] = []
-        for i in range(start, min(start + _FILES_A_TASK, n)):
+
+def _each(places: Sequence[int], work: Callable[[int], T], wrong: dict[int, DataError]) -> dict[int, T]:
+    """`work` of each place, on threads, in order; errors go to `wrong`."""
+
+    def part(start: int) -> list[tuple[int, T | DataError]]:
+        results: list[tuple[int, T | DataError]] = []
+        for i in places[start : start + _FILES_A_TASK]:
             try:
-                results.append(work(i))
+                results.append((i, work(i)))
             except DataError as error:
-                results.append(error)
+                results.append((i, error))
         return results
 
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        results = [result for done in pool.map(part, range(0, n, _FILES_A_TASK)) for result in done]
-    errors = [result for result in results if isinstance(result, DataError)]
-    if len(errors) > 1:
-        first, others = errors[0], some([str(error.where) for error in errors[1:]], 3)
-        message = f"{first.message}; {len(errors) - 1} more files cannot be used: {others}"
-        raise DataError(message, where=first.where, hint=first.hint)
-    if errors:
-        raise errors[0]
-    return [result for result in results if not isinstance(result, DataError)]
+        results = [result for done in pool.map(part, range(0, len(places), _FILES_A_TASK)) for result in done]
+    wrong |= {i: result for i, result in results if isinstance(result, DataError)}
+    return {i: result for i, result in results if not isinstance(result, DataError)}
+
+
+def left_out(bad: dict[int, DataError]) -> list[str]:
+    """The note on files that cannot be used."""
+    if not bad:
+        return []
+    which = "1 file is" if len(bad) == 1 else f"{len(bad)} files are"
+    return [f"{which} left out, the first with this: {bad[min(bad)]}"]
 
 
 @contextmanager

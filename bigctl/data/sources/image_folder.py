@@ -13,7 +13,14 @@ from bigctl.data.dataset import Features
 from bigctl.data.paths import file_digest, fingerprint_folder, hidden, optional, require_folder, some, walk
 from bigctl.data.sources import labelled_images
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.image_decoding import IMAGE_SUFFIXES, check_shape, decode_all, is_image_name, read_image
+from bigctl.data.sources.image_decoding import (
+    IMAGE_SUFFIXES,
+    check_shape,
+    decode_all,
+    is_image_name,
+    left_out,
+    read_image,
+)
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 
@@ -28,7 +35,8 @@ def identity(config: schema.ImageFolder) -> Any:
     """What the decoded arrays depend on: names, sizes and times of the files, and the keys that say what is in them."""
     paths = [config.path, config.validation_path, config.test_path]
     prints = [fingerprint_folder(Path(p).expanduser()) if p else None for p in paths]
-    found = {"files": prints, "image_size": config.image_size, "channels": config.channels}
+    sizes = {"image_size": config.image_size, "channels": config.channels}
+    found = {"files": prints, **sizes, **({} if config.on_bad == "stop" else {"on_bad": config.on_bad})}
     if config.labels_file is None:
         return found
     names = ("labels", "label_separator", "file_name", "split")
@@ -43,7 +51,12 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
     if config.labels_file is None:
         validation, test = optional(config.validation_path), optional(config.test_path)
         return read_image_folder(
-            folder, validation_path=validation, test_path=test, image_size=size, channels=config.channels
+            folder,
+            validation_path=validation,
+            test_path=test,
+            image_size=size,
+            channels=config.channels,
+            skip_bad=config.on_bad == "skip",
         )
     if config.validation_path or config.test_path:
         hint = "name the splits in a column of the file, data.split=COLUMN"
@@ -57,6 +70,7 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
         split=config.split,
         image_size=size,
         channels=config.channels,
+        skip_bad=config.on_bad == "skip",
     )
 
 
@@ -73,6 +87,7 @@ def read_image_folder(
     test_path: Path | None = None,
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
+    skip_bad: bool = False,
 ) -> Decoded:
     """Decode a folder with one sub-folder a class; images may lie at any depth below it.
 
@@ -83,6 +98,7 @@ def read_image_folder(
         path: the folder.
         validation_path, test_path: folders of the same shape for the splits "validation" and "test".
         image_size: (height, width) to resize to; None demands that all images have one size.
+        skip_bad: leave out files that cannot be used, with a note.
         channels: 1 or 3; None means 1 if every file is stored as grey, else 3.
 
     Returns:
@@ -102,13 +118,17 @@ def read_image_folder(
         ignored += skipped
     classes = _classes(listed, folders)
     files = [file for by_class in listed.values() for class_files in by_class.values() for file in class_files]
-    images = decode_all(files, image_size, channels)
+    bad: dict[int, DataError] = {}
+    images = decode_all(files, image_size, channels, bad=bad if skip_bad else None)
+    notes += left_out(bad)
     splits: dict[str, Columns] = {}
-    start = 0
+    start = row = 0
     for split, by_class in listed.items():
         labels = np.repeat([classes.index(name) for name in by_class], [len(found) for found in by_class.values()])
-        splits[split] = {"image": images[start : start + len(labels)], "label": labels.astype(np.int32)}
+        good = np.array([start + number not in bad for number in range(len(labels))], bool)
         start += len(labels)
+        splits[split] = {"image": images[row : row + good.sum()], "label": labels[good].astype(np.int32)}
+        row += int(good.sum())
     info: dict[str, Any] = {
         "source": "image_folder",
         "path": str(path),

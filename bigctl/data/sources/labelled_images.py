@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigctl.data.paths import require_folder, some, walk
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.content import suffix_of
@@ -31,6 +33,7 @@ def read_labelled_images(
     split: str | None = None,
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
+    skip_bad: bool = False,
 ) -> Decoded:
     """Read the images that a file of labels names.
 
@@ -40,7 +43,7 @@ def read_labelled_images(
         labels, separator: its column with the classes, see `label_sets`.
         file_name: its column with the path of the image below the folder.
         split: its column that says "train", "validation" or "test"; None for one split, "train".
-        image_size, channels: as of `image_folder.read_image_folder`.
+        image_size, channels, skip_bad: as of `image_folder.read_image_folder`.
 
     Returns:
         Decoded images, uint8 [N, H, W, C], and labels, uint8 [N, classes], in the order of the rows.
@@ -62,19 +65,24 @@ def read_labelled_images(
     notes = list(table.notes)
     target, sets = read_label_sets({name: _part(table, own) for name, own in rows.items()}, labels, separator, notes)
     order = [row for own in rows.values() for row in own]
-    images = image_decoding.decode_all([files[row] for row in order], image_size, channels)
+    bad: dict[int, DataError] = {}
+    paths = [files[row] for row in order]
+    images = image_decoding.decode_all(paths, image_size, channels, bad=bad if skip_bad else None)
+    notes += image_decoding.left_out(bad)
     splits: dict[str, Columns] = {}
-    start = 0
+    start = first = 0
     for name, own in rows.items():
-        splits[name] = {"image": images[start : start + len(own)], "label": sets[name]}
+        good = np.array([start + number not in bad for number in range(len(own))], bool)
         start += len(own)
+        splits[name] = {"image": images[first : first + good.sum()], "label": sets[name][good]}
+        first += int(good.sum())
     named = {file.resolve() for file in files}
     ignored = sum(file.resolve() not in named for file in walk(path) if image_decoding.is_image_name(file))
     info: dict[str, Any] = {
         "source": "image_folder",
         "path": str(path),
         "labels_file": str(labels_file),
-        "images": {name: len(own) for name, own in rows.items()},
+        "images": {name: len(columns["label"]) for name, columns in splits.items()},
         "image_shape": list(images.shape[1:]),
         "ignored_files": ignored,
         "notes": notes,
