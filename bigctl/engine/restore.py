@@ -7,9 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from bigctl.config import compose as composing
 from bigctl.config import drift
@@ -17,7 +15,7 @@ from bigctl.config.schema import Config
 from bigctl.data import cache
 from bigctl.data.notes import notes_of
 from bigctl.engine import selection
-from bigctl.engine.experiment import Experiment, few
+from bigctl.engine.experiment import Experiment, shapes_by_path
 from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_text
@@ -26,6 +24,9 @@ from bigctl.runs.metrics_file import read_metrics
 from bigctl.training import early_stop
 from bigctl.training.checkpoints.store import Checkpoints, Saved
 from bigctl.training.state import Progress, TrainState
+
+if TYPE_CHECKING:
+    from bigctl.interop import transfer
 
 log = logging.getLogger("bigctl")
 
@@ -87,24 +88,24 @@ def _made_with(config: Config) -> dict[str, Any]:
 
 
 def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:
-    return Start(experiment.programs.initialise(_pretrained(experiment)), Progress(), 0, made_with)
-
-
-def _pretrained(experiment: Experiment) -> dict[str, np.ndarray]:
-    """The parameters, by path, that do not start from random values."""
     if experiment.source is None:
-        return {}
-    from bigctl.interop import loading
+        return Start(experiment.programs.initialise(), Progress(), 0, made_with)
+    from bigctl.interop import transfer
 
-    shapes, target = experiment.parameter_shapes, experiment.dataset.features.target
-    classes = target.names or None
-    weights, new, unused = loading.load_weights(experiment.source, shapes, classes=classes)
-    notes = [f"{len(weights)} of {len(shapes)} parameters from {experiment.config.model.init_from}"]
-    notes += [f"newly initialised: {few(new)}"] if new else []
-    notes += [f"not used: {few(unused)}"] if unused else []
-    for note in notes:
-        log.info("model.init_from: %s", note)
-    return weights
+    taken = transfer.take_over(experiment.source, _starting(experiment))
+    for line in taken.said:
+        log.info("%s", line)
+    state = experiment.programs.initialise(taken.params, taken.variables)
+    return Start(state, Progress(), 0, made_with, notes=taken.said)
+
+
+def _starting(experiment: Experiment) -> transfer.Start:
+    """What a model that starts from other weights is, and is trained on."""
+    from bigctl.interop import transfer
+
+    dataset, variables = experiment.dataset, shapes_by_path(experiment.programs.abstract_state.variables)
+    tokenizer = Path(dataset.path) / cache.TOKENIZER if dataset.features.tokenizer else None
+    return transfer.Start(experiment.config, dataset.features, experiment.parameter_shapes, variables, tokenizer)
 
 
 def _resumed(run: Run, experiment: Experiment, checkpoints: Checkpoints, made_with: Mapping[str, Any]) -> Start:

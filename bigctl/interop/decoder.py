@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.errors import ConfigError, DataError
+from bigctl.interop import rope
 from bigctl.interop.tensors import Tensors
 from bigctl.models.architecture import GPT, LLAMA, DecoderArchitecture
 
@@ -311,14 +312,22 @@ def _llama(config: Mapping[str, object], where: str) -> DecoderArchitecture:
     )
 
 
+_ROPE_KEYS = ("rope_theta", "rope_type", "type", "original_max_position_embeddings", "rope_parameters", "rope_scaling")
+
+
 def _rope_theta(config: Mapping[str, object], where: str) -> float:
     """The base of the wave lengths, where rope is not scaled."""
-    rope = config.get("rope_parameters") or {}  # as transformers 5 writes it; before, rope_theta and rope_scaling
-    scaling = config.get("rope_scaling") or rope
+    parameters = config.get("rope_parameters") or {}  # as transformers 5 writes it; before, rope_theta and rope_scaling
+    scaling = config.get("rope_scaling") or parameters
     kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, Mapping) else scaling
-    if not isinstance(rope, Mapping) or kind != "default":
+    if not isinstance(parameters, Mapping) or kind not in ("default", None):
         raise DataError(f"rope of the type {kind!r} is not supported", where=where, hint="only the plain one is")
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    beside = {name: value for name, value in config.items() if re.search("rope|rotary", name)}
+    strange = rope.unknown_setting({**parameters, **scaling}, _ROPE_KEYS) or rope.unknown_setting(beside, _ROPE_KEYS)
+    if strange is not None:
+        message = f"rope with the setting {strange!r} is not supported"
+        raise DataError(message, where=where, hint="only the plain one is")
+    theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
     return _number({"rope_theta": theta}, "rope_theta", 10000.0, where, most=1e12)
 
 

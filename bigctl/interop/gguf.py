@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigctl.errors import DataError
-from bigctl.interop import vocabularies
+from bigctl.interop import rope, vocabularies
 from bigctl.interop.llama2c import as_parameter
 from bigctl.models.architecture import DecoderArchitecture
 
@@ -256,15 +255,21 @@ class _Reader:
         return DataError("is cut short or damaged", where=str(self.file), hint="fetch it again")
 
 
+_ROPE = tuple(
+    f"llama.rope.{name}"
+    for name in ("dimension_count", "freq_base", "scaling.original_context_length", "scaling.finetuned")
+)
+
+
 def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> DecoderArchitecture:
     kind = metadata.get("general.architecture")
     if kind != "llama":
         raise DataError(f"holds a model of the kind {kind!r}", where=where, hint="only llama is supported")
-    scaled = next((k for k in metadata if re.match(r"llama\.rope\.scaling\.(type|factor)", k)), None)
+    scaled = rope.unknown_setting({k: v for k, v in metadata.items() if k.startswith("llama.rope.")}, _ROPE)
     strange = next(
         (name for name in tensors if name.endswith(".bias") or "rope_freqs" in name or "_exps" in name), None
     )
-    if metadata.get("llama.expert_count") or strange or (scaled and metadata[scaled] not in ("none", 1.0)):
+    if metadata.get("llama.expert_count") or strange or scaled:
         what = strange or scaled or "llama.expert_count"
         raise DataError(
             f"holds a Llama of another make: it has {what}", where=where, hint="only plain ones are supported"

@@ -44,16 +44,22 @@ def load_weights(
         DataError: if a parameter of the model's body is missing in the source or has another shape there, naming the
             first three; if the vocabulary does not fit; or if a file is damaged.
     """
-    stored = _stored(source)
     writes = source.model in DECODERS
     same_head = writes or (classes is not None and source.classes == tuple(classes))
+    return load_stored(stored_of(source), shapes, writes=writes, head=same_head)
+
+
+def load_stored(
+    stored: Stored, shapes: Shapes, *, writes: bool, head: bool
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """The same of what is open already; `head` says whether the head is taken over, `writes` that all of it must be."""
     taken = {}
     for name, shape in shapes.items():
         found = stored.shapes.get(name)
         fits = found == tuple(shape) or (
             found is not None and (_can_be_cut(name, found, shape) or _can_be_padded(name, found, tuple(shape)))
         )
-        if fits and not bert.is_lora(name) and (same_head or not name.startswith("head/")):
+        if fits and not bert.is_lora(name) and (head or not name.startswith("head/")):
             taken[name] = shape
     body = {n: tuple(s) for n, s in shapes.items() if n not in taken and (writes or not _NEW.fullmatch(n))}
     _require_body(body, stored)
@@ -114,7 +120,7 @@ class Stored(Protocol):
     def unused(self, taken: Iterable[str]) -> list[str]: ...
 
 
-def _stored(source: Source) -> Stored:
+def stored_of(source: Source) -> Stored:
     if source.format == "run":
         return _StoredRun(source)
     if source.format == "gguf":
@@ -125,6 +131,11 @@ def _stored(source: Source) -> Stored:
         layers, tied = int(source.architecture["layers"]), bool(source.architecture["tied"])
         return decoder.StoredTensors(source.path, source.model, layers, tied=tied)
     return _StoredFolder(source)
+
+
+def read_variables(stored: Stored, shapes: Shapes) -> dict[str, np.ndarray]:
+    """What the model of a run updates by itself, such as batch statistics, by path, where it has the same shape."""
+    return stored.read_variables(shapes) if isinstance(stored, _StoredRun) else {}
 
 
 class _StoredFolder:
@@ -174,6 +185,14 @@ class _StoredRun:
 
         arrays = read_arrays(self.saved.path, [self.prefix + name for name in wanted])
         return bert.merge_lora({name: arrays[self.prefix + name] for name in wanted}, self.scale)
+
+    def read_variables(self, wanted: Shapes) -> dict[str, np.ndarray]:
+        from bigctl.training.checkpoints.arrays import read_arrays
+
+        shapes = self.saved.meta["shapes"]
+        names = [name for name, shape in wanted.items() if shapes.get(f"variables/{name}") == list(shape)]
+        arrays = read_arrays(self.saved.path, [f"variables/{name}" for name in names], dtype=None) if names else {}
+        return {name: arrays[f"variables/{name}"] for name in names}
 
     def unused(self, taken: Iterable[str]) -> list[str]:
         used = set(taken)

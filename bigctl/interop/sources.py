@@ -14,8 +14,11 @@ from typing import Any
 from bigctl import packages
 from bigctl.config import checks, schema
 from bigctl.config import compose as composing
+from bigctl.data.dataset import Features
+from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS, Target
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
+from bigctl.interop.heads import Head
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
 from bigctl.models.architecture import GPT, LLAMA
 from bigctl.packages import Wheel
@@ -77,6 +80,8 @@ class Source:
         classes: names of the classes that its head was trained on, in order, where they are known.
         format: what the weights are in: "safetensors", "gguf", "llama2c", or "run".
         generation_config: of writing, for a language model.
+        head: what its head was trained for, where it has one and that is known.
+        features: of the data that a run was trained on.
     """
 
     kind: str
@@ -90,6 +95,8 @@ class Source:
     classes: tuple[str, ...] | None = None
     format: str = "safetensors"
     generation_config: GenerationConfig = GenerationConfig()
+    head: Head | None = None
+    features: Features | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- to find them
@@ -157,6 +164,7 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
         tokenizer=next((folder / f for f in ("tokenizer.json", "vocab.txt") if (folder / f).is_file()), None),
         lowercase=lowercase is not False,
         classes=bert.class_names(config),
+        head=_bert_head(config),
     )
 
 
@@ -249,13 +257,15 @@ def _llama2c(file: Path, name: str) -> Source:
 def _run(run: directory.RunDirectory, name: str) -> Source:
     if not run.config.is_file():
         raise DataError("the run has no config.yaml", where=str(run.path), hint="has it started training?")
-    model = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config)).model
+    config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+    model = config.model
     free = {"kind", "init_from", *_FREE.get(model.kind, ())}
     structural = [f.name for f in dataclasses.fields(model) if f.metadata.get("drift") == schema.STRUCTURAL]
     whole = model.with_defaults()
     architecture = {key: getattr(whole, key) for key in structural if key not in free}
     tokenizer = run.path / "tokenizer.json"
     features = run.record().get("data", {}).get("features", {})
+    known = Features.from_json(features) if "kind" in features and "shape" in features else None
     classes = features.get("classes") or (features.get("target") or {}).get("names")
     words = features.get("tokenizer") or {}
     if model.kind in DECODERS:  # the padded embedding does not tell
@@ -271,7 +281,29 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
         generation_config=generation_config.read_generation_config(run, words),
         tokenizer=tokenizer if tokenizer.is_file() else None,
         classes=tuple(classes) if classes else None,
+        head=None if known is None else _head_of(config, known.target),
+        features=known,
     )
+
+
+def _head_of(config: schema.Config, target: Target) -> Head:
+    reads = config.model.with_defaults().head_input(per_token=target.kind == TOKEN_CLASS)
+    return Head(target, reads, getattr(config.data, "label", None))
+
+
+def _bert_head(config: Mapping[str, Any]) -> Head | None:
+    """What the head of a Hugging Face BERT was trained for; None where config.json does not tell."""
+    architecture = str((config.get("architectures") or [""])[0])
+    names = bert.class_names(config) or ()
+    if architecture.endswith("ForTokenClassification"):
+        return Head(Target(TOKEN_CLASS, names), schema.Bert().head_input(per_token=True))
+    pool, pooler = config.get("bigctl_pool"), config.get("bigctl_pooler")
+    if pool is None and not architecture.endswith("ForSequenceClassification"):
+        return None
+    kinds = {"multi_label_classification": CLASSES, "regression": NUMBER}
+    target = Target(kinds.get(str(config.get("problem_type")), CLASS), names)
+    read = schema.Bert(pool=str(pool or "cls"), pooler=bool(pool is None or pooler))
+    return Head(target, read.head_input(per_token=False))
 
 
 def _from_hub(name: str) -> Path:

@@ -99,21 +99,20 @@ class Programs:
         hparams = {**traced_hparams(config), SEED: jnp.asarray(np.int64(config.seed))}
         return dataclasses.replace(self, hparams=hparams, seed=config.seed)
 
-    def initialise(self, weights: Mapping[str, np.ndarray] | None = None) -> TrainState:
+    def initialise(
+        self, weights: Mapping[str, np.ndarray] | None = None, variables: Mapping[str, np.ndarray] | None = None
+    ) -> TrainState:
         """A new state.
 
         Args:
             weights: parameters by path that replace the initial ones, such as pretrained ones.
+            variables: the same of what the model updates by itself.
         """
         state: TrainState = self.make_state(randomness.key(self.seed, randomness.PARAMETERS))
         if not weights:
             return state
-
-        def replaced(path: Any, leaf: jax.Array) -> jax.Array:
-            given = weights.get(partition.path_name(path))
-            return leaf if given is None else meshes.put(given.astype(leaf.dtype), leaf.sharding)
-
-        params = jax.tree_util.tree_map_with_path(replaced, state.params)
+        state = dataclasses.replace(state, variables=_replaced(state.variables, variables or {}))
+        params = _replaced(state.params, weights)
         ema = jax.tree.map(jnp.copy, params) if self.step.config.train.ema else state.ema
         return dataclasses.replace(state, params=params, ema=ema)
 
@@ -249,3 +248,13 @@ def _evaluation_of_resident(step: Step) -> Callable[..., Sums]:
 def _compiler_options(step: Step) -> dict[str, bool] | None:
     on_gpu = step.mesh.devices.flat[0].platform == "gpu"
     return {"xla_gpu_deterministic_ops": True} if on_gpu and step.config.train.deterministic else None
+
+
+def _replaced(tree: Tree, given: Mapping[str, np.ndarray]) -> Tree:
+    """The tree with the leaves that are given by their paths."""
+
+    def put(path: Any, leaf: jax.Array) -> jax.Array:
+        values = given.get(partition.path_name(path))
+        return leaf if values is None else meshes.put(values.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(put, tree)

@@ -109,7 +109,7 @@ def write_gguf(file: Path, values: dict[str, np.ndarray], quantised: Any = None,
     writer.add_eos_token_id(2)
     writer.add_chat_template("{{ messages }}")
     for name, value in metadata.items():
-        writer.add_string(name.replace("__", "."), value)
+        (writer.add_float32 if isinstance(value, float) else writer.add_string)(name.replace("__", "."), value)
     names = {"token/embedding": "token_embd", "final_norm/scale": "output_norm", "head/kernel": "output"}
     theirs = {
         "attention_norm": "attn_norm", "attention/query": "attn_q", "attention/key": "attn_k",
@@ -270,6 +270,8 @@ def test_a_gguf_file_of_something_else_is_refused(tmp_path: Path) -> None:
     refused(
         write_gguf(tmp_path / "scaled.gguf", params(), llama__rope__scaling__type="yarn"), "llama.rope.scaling.type"
     )
+    refused(write_gguf(tmp_path / "linear.gguf", params(), llama__rope__scale_linear=4.0), "llama.rope.scale_linear")
+    sources.locate_source(str(write_gguf(tmp_path / "plain.gguf", params(), llama__rope__scale_linear=1.0)))
     refused(tmp_path, "GGUF files", "give one")
 
 

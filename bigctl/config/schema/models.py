@@ -62,6 +62,15 @@ class Model(Component):
             raise self.incomplete(f"must build a module that can be called, not {type(network).__name__}")
         return network
 
+    def input_layer(self) -> str:
+        """Path of the linear layer that the features of a table enter, `kernel` [features, ...] and `bias`; empty where
+        there is none: then `init_from` takes tables of the same columns only."""
+        return ""
+
+    def head_input(self, *, per_token: bool) -> str:
+        """What stands for an example before the head; a head is not taken over by a model that has it otherwise."""
+        return "each token" if per_token else ""
+
     def with_defaults(self) -> Self:
         """The same model, with nulls replaced by what they stand for where nothing else decides."""
         return self
@@ -91,6 +100,9 @@ class Mlp(Model):
     norm: str = key("none", "Normalisation before each activation.", drift=STRUCTURAL, choices=NORMS)
     dropout: float = key(0.5, "Dropout after each hidden layer.", traced=True, off=0.0, ge=0, lt=1)
     head: str = key("classification", "What the last layer predicts.", drift=STRUCTURAL, choices=HEADS)
+
+    def input_layer(self) -> str:
+        return "layers/0" if self.hidden else "head"
 
 
 @dataclass
@@ -164,6 +176,12 @@ class Bert(Model):
     attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True, off=0.0, ge=0, lt=1)
     lora: Lora = key(Lora, "Low-rank adaptation.")
 
+    def head_input(self, *, per_token: bool) -> str:
+        if per_token:
+            return "each token"
+        named = {"cls": "the first token", "mean": "the mean of the tokens"}[self.pool]
+        return f"{named} behind the pooler (model.pooler)" if self.pooler else named
+
     def frozen(self) -> tuple[str, ...]:
         """Of the encoder low-rank adaptation trains only what it adds."""
         return (r"^encoder/(?!.*/lora_[ab]$)",) if self.lora.rank else ()
@@ -191,6 +209,9 @@ class Lstm(Model):
     )  # fmt: skip
     dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True, off=0.0,
                          ge=0, lt=1)  # fmt: skip
+
+    def head_input(self, *, per_token: bool) -> str:
+        return "each token" if per_token else f"the {self.pool} of the states"
 
 
 POSITIONS = ("learned", "rope")
