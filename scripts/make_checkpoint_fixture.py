@@ -51,7 +51,7 @@ def main() -> None:
         for step in store.steps():
             note = run / "checkpoints" / f"{step:09d}" / "state" / "commit_success.txt"
             note.write_text("the path that stood here was of another machine\n")
-            manifest.write(note.parents[1])
+            manifest.write_manifest(note.parents[1])
             saved = store.find(step)
             arrays = read_arrays(saved.path, list(saved.meta["shapes"]))
             digests[step] = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}

@@ -71,7 +71,7 @@ def test_a_plugin_that_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_more_steps_than_can_be_counted() -> None:
     made = compose(["recipe=mlp_cls", "train.epochs=1e12"]).config
     with pytest.raises(ConfigError, match="steps long"):
-        cadence.make(made, 400)
+        cadence.resolve_cadence(made, 400)
 
 
 def test_regression_on_classes_is_refused() -> None:

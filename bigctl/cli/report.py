@@ -48,9 +48,9 @@ def run(options: argparse.Namespace) -> int:
     if picture is not None:
         png.require()
     if found.sweep:
-        text = sweep.write(found.path, link=lambda trial: os.path.relpath(trial, out.absolute().parent) + "/")
+        text = sweep.sweep_page(found.path, link=lambda trial: os.path.relpath(trial, out.absolute().parent) + "/")
     else:
-        text = run.write(found.run, samples=options.samples)
+        text = run.run_page(found.run, samples=options.samples)
     try:
         write_text(out, text)
         if picture is not None:

@@ -37,7 +37,7 @@ class Done:
     examples: int
 
 
-def make(config: Config, examples: int, done: Done | None = None) -> Cadence:
+def resolve_cadence(config: Config, examples: int, done: Done | None = None) -> Cadence:
     """The cadence of a training split of so many examples, and of what is left of it.
 
     Raises:

@@ -79,13 +79,15 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
             where="data",
             hint="recipe=gpt_lm learns to write it; data=csv data.text=COLUMN holds texts",
         )
-    by_split = splits.cut(decoded, config) if decoded.kind == "stream" else splits.make(decoded, config)
+    by_split = (
+        splits.split_stream(decoded, config) if decoded.kind == "stream" else splits.split_examples(decoded, config)
+    )
     info, made = dict(decoded.info), None
     one_text = decoded.kind == "stream" or (decoded.kind == "text" and tokenizer is not None and tokenizer.stream)
     if decoded.kind == "text" and not one_text:
         info |= _duplicates(by_split, decoded)
     if tokenizer is not None and (one_text or decoded.kind == "text"):
-        made = tokenization.make(tokenizer, iter(_training_texts(by_split["train"])))
+        made = tokenization.build_tokenizer(tokenizer, iter(_training_texts(by_split["train"])))
     if one_text:
         features, arrays = encode.encode_stream(by_split, config, tokenizer, made, info)
     elif decoded.kind == "text":

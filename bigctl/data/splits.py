@@ -25,7 +25,7 @@ Span = tuple[str, int, int]
 _TERM = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
 
 
-def make(decoded: Decoded, config: Data) -> dict[str, Columns]:
+def split_examples(decoded: Decoded, config: Data) -> dict[str, Columns]:
     """The three splits every data set has.
 
     Splits named in the configuration are taken as written (`train[:90%]+extra`). A split the source lacks is held out
@@ -178,7 +178,7 @@ def _gather(source: dict[str, Columns], parts: list[tuple[str, np.ndarray]]) -> 
 # ------------------------------------------------------------------------------------------------------ one long text
 
 
-def cut(decoded: Decoded, config: Data) -> dict[str, Columns]:
+def split_stream(decoded: Decoded, config: Data) -> dict[str, Columns]:
     """The three splits of one long text, in places that count its characters, documents one after the other.
 
     Splits named in the configuration are taken as written. What the source lacks is held out at the end of the training

@@ -74,7 +74,7 @@ def with_data(
     config: Config, dataset: Dataset, source: Source | None = None, done: cadence.Done | None = None
 ) -> Resolved:
     """What these data decide: when things happen, and where the schedule ends; `done` of a run that is resumed."""
-    when = cadence.make(config, dataset.size("train"), done)
+    when = cadence.resolve_cadence(config, dataset.size("train"), done)
     schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
     return Resolved(dataclasses.replace(config, schedule=schedule), source, dataset, when)
 

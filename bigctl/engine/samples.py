@@ -46,7 +46,7 @@ class Samples:
     ):
         self.experiment, self.say = experiment, say
         self.seed = experiment.config.seed
-        self.tokenizer = tokenization.read(Path(experiment.dataset.path) / cache.TOKENIZER, stream=True)
+        self.tokenizer = tokenization.load_tokenizer(Path(experiment.dataset.path) / cache.TOKENIZER, stream=True)
         self.prompt = experiment.task.prompt or opening(experiment.dataset, self.tokenizer)
         self._check()
         self._lines = JsonLines(file, step=resumed) if leads else None

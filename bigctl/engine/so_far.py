@@ -18,7 +18,7 @@ def progress(run: RunDirectory, *, whole: bool = False) -> dict[str, Any]:
     for step in reversed(manifest.steps(run.checkpoints)):
         folder = run.checkpoints / f"{step:09d}"
         try:
-            return dict((manifest.verify if whole else manifest.meta)(folder)["progress"])
+            return dict((manifest.verify_checkpoint if whole else manifest.read_meta)(folder)["progress"])
         except (RunError, KeyError, TypeError, ValueError):
             continue
     return {}

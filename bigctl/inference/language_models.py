@@ -71,7 +71,7 @@ def pretrained_language_model(source: Source) -> LanguageModel:
         file = f"tok{source.architecture['vocab']}.bin" if source.format == "llama2c" else "tokenizer.json"
         raise DataError("has no tokenizer", where=source.name, hint=f"put its {file} into the folder")
     compile_cache.use_compile_cache()
-    tokenizer = tokenization.read(source.tokenizer, stream=True)
+    tokenizer = tokenization.load_tokenizer(source.tokenizer, stream=True)
     config = sources.fill_architecture(kinds[source.model](init_from=source.name), source)
     model = _with_weights(config, source, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1)
     return LanguageModel(

@@ -45,7 +45,7 @@ def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer:
         raise RunError("is missing, and texts cannot be encoded without it", where=str(run.tokenizer), hint=hint)
     if sha256(run.tokenizer) != features.tokenizer["sha256"]:
         raise RunError("is not the tokenizer that the run was trained with", where=str(run.tokenizer), hint=hint)
-    return tokenization.read(run.tokenizer, stream=features.kind == "stream")
+    return tokenization.load_tokenizer(run.tokenizer, stream=features.kind == "stream")
 
 
 def encode_texts(

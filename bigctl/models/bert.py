@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.architecture import BertArchitecture, bert_architecture
-from bigctl.models.layers import Dense, QuickDropout, Table, fold
+from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 
 
 class AdaptedDense(Dense):
@@ -53,9 +53,9 @@ class Embeddings(nnx.Module):
     """Token + position + segment, normalised. Segment 1 is the second text."""
 
     def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
-        self.token = Table(config.vocab, config.width, rngs=rngs)
-        self.position = Table(config.positions, config.width, rngs=rngs)
-        self.segment = Table(2, config.width, rngs=rngs)
+        self.token = Embedding(config.vocab, config.width, rngs=rngs)
+        self.position = Embedding(config.positions, config.width, rngs=rngs)
+        self.segment = Embedding(2, config.width, rngs=rngs)
         self.norm = LayerNorm(config.width, config.eps)
         self.dropout = QuickDropout(config.dropout)
 

@@ -19,7 +19,7 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.architecture import DecoderArchitecture, decoder_architecture
 from bigctl.models.attention import MASKED, cached_attention, causal_attention, rotated, write_to_cache
-from bigctl.models.layers import Dense, QuickDropout, Table, fold
+from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
 
 _STD = 0.02
@@ -152,9 +152,9 @@ class Decoder(nnx.Module):
         self.vocab_size, self.padded, self.context = config.vocab, config.padded_vocab, config.context
         self.remat, self.scan = config.remat, config.scan
         self.groups, self.depth = config.kv_heads, config.depth
-        self.token = Table(self.padded, config.width, std=_STD, rngs=rngs)
+        self.token = Embedding(self.padded, config.width, std=_STD, rngs=rngs)
         self.position = (
-            Table(config.context, config.width, std=_STD, rngs=rngs) if config.position == "learned" else None
+            Embedding(config.context, config.width, std=_STD, rngs=rngs) if config.position == "learned" else None
         )
         self.dropout = QuickDropout(config.dropout)
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))

@@ -64,7 +64,7 @@ class Dense(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
-class Table(nnx.Module):
+class Embedding(nnx.Module):
     """Rows of an embedding."""
 
     def __init__(self, rows: int, width: int, *, std: float = 0.02, rngs: nnx.Rngs):

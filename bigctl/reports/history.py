@@ -40,7 +40,7 @@ class History:
     damaged: int = 0
 
 
-def read(path: Path, *, start: int = 0) -> History:
+def read_history(path: Path, *, start: int = 0) -> History:
     """The curves in a `metrics.jsonl` from some byte on; a line that is torn or damaged is passed over.
 
     A last line without its end is left for the next time: it may be under way.

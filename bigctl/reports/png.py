@@ -30,7 +30,7 @@ def require() -> None:
 
 def of_run(folder: Path, out: Path) -> None:
     """Loss and, where there is one, a second measure, each on all its splits, into a PNG."""
-    curves = history.read(folder / "metrics.jsonl").curves
+    curves = history.read_history(folder / "metrics.jsonl").curves
     measures = dict.fromkeys(name.partition("/")[2] for name in curves if name.startswith("val/"))
     second = next((m for m in ("accuracy", "perplexity", "mae", *measures) if m in measures and m != "loss"), None)
     panels = [m for m in ("loss", second) if m]
@@ -47,7 +47,7 @@ def of_run(folder: Path, out: Path) -> None:
 
 def of_sweep(folder: Path, out: Path) -> None:
     """The sweep's metric over the steps of all trials, the best ones in colour, into a PNG."""
-    board, _ = sweep.read(folder)
+    board, _ = sweep.read_study(folder)
     metric, best = str(board.get("metric")), -1.0 if board.get("mode") == "max" else 1.0
     trials = [sweep.as_trial(folder, trial, metric) for trial in board.get("trials") or []]
     trials.sort(key=lambda trial: (trial["dot"].value is None, best * (trial["dot"].value or 0.0)))

@@ -62,7 +62,7 @@ class _Notes:
             return otherwise
 
 
-def write(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[str, str] | None = None) -> str:
+def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[str, str] | None = None) -> str:
     """The page of a run as text.
 
     Args:
@@ -76,7 +76,7 @@ def write(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[str
     known = {"run": str(run.path), "status": listing.UNREADABLE, **known}
     status = known["status"]
     summary = notes.attempt("summary.json", run.summary, {}) if run.summary_file.exists() else {}
-    past = history.read(run.metrics)
+    past = history.read_history(run.metrics)
     if past.damaged:
         lines = "1 line" if past.damaged == 1 else f"{past.damaged} lines"
         notes.found.append(f"metrics.jsonl: {lines} cannot be read and are left out")

@@ -74,10 +74,10 @@ class Site:
         here = "/" + "/".join(quote(part) for part in parts)
         if find.is_sweep(found):
             trials = f"{here}/trials/"
-            return "text/html", sweep.write(found, link=lambda run: trials + quote(run.name), up=("/", "All runs"))
+            return "text/html", sweep.sweep_page(found, link=lambda run: trials + quote(run.name), up=("/", "All runs"))
         live = f"{here}/new" if listing.row(RunDirectory(found)).status == directory.RUNNING else ""
         up = ("/", "All runs") if len(parts) == 2 else (here.rsplit("/", 2)[0], parts[1])
-        return "text/html", run.write(RunDirectory(found), samples=0, live=live, up=up)
+        return "text/html", run.run_page(RunDirectory(found), samples=0, live=live, up=up)
 
     def _folder(self, parts: list[str]) -> Path:
         """The folder of a run or a sweep, inside of those that are served."""
@@ -110,7 +110,7 @@ def _glance(folder: Path) -> dict[str, Any]:
         study = ledger.read_study(folder)
     if not study.states:  # only its answer was kept
         with contextlib.suppress(BigctlError):
-            board, _ = sweep.read(folder)
+            board, _ = sweep.read_study(folder)
             best = (board.get("winner") or {}).get("mean")
             return {"name": folder.name, "status": board.get("status"), "metric": board.get("metric"), "best": best}
     scores = [score for state in study.states.values() if (score := state.score(study.metric)) is not None]
@@ -125,7 +125,7 @@ def new_points(found: RunDirectory, start: int) -> dict[str, Any]:
     size = found.metrics.stat().st_size if found.metrics.exists() else 0
     if size < start:
         return {"status": status, "next": 0, "reload": True, "curves": {}}
-    past = history.read(found.metrics, start=start)
+    past = history.read_history(found.metrics, start=start)
     curves = {
         name: {"x": plots.numbers(curve.steps), "y": plots.numbers(curve.values)} for name, curve in past.curves.items()
     }

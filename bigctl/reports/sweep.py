@@ -33,7 +33,7 @@ _SHAPE: untrusted.Shape = {
 """Of the leaderboard, as far as it is shown as more than text."""
 
 
-def write(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[str, str] | None = None) -> str:
+def sweep_page(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[str, str] | None = None) -> str:
     """The page of a sweep as text.
 
     Args:
@@ -44,7 +44,7 @@ def write(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[
     Raises:
         RunError: if neither leaderboard nor ledger can be read, or the former is not as bigctl writes it.
     """
-    board, notes = read(folder)
+    board, notes = read_study(folder)
     try:
         return _page(folder, board, notes, link, up)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, UndefinedError) as error:
@@ -108,7 +108,7 @@ def _page(
     )
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[str]]:
+def read_study(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The leaderboard of a sweep, made from its ledger where that says more; and what could not be read.
 
     Raises:

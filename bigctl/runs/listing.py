@@ -125,7 +125,7 @@ def newest_progress(run: RunDirectory) -> dict[str, Any]:
     for saved in reversed(checkpoints(run, sizes=False)):
         if saved.committed:
             with contextlib.suppress(RunError, KeyError, TypeError):
-                return dict(manifest.meta(saved.path)["progress"])
+                return dict(manifest.read_meta(saved.path)["progress"])
     return {}
 
 

@@ -58,7 +58,7 @@ def begin(folder: Path) -> None:
     (folder / UNFINISHED).touch()
 
 
-def write(folder: Path, *, process: int = 0, processes: int = 1) -> None:
+def write_manifest(folder: Path, *, process: int = 0, processes: int = 1) -> None:
     """Commit what a process has written: its files onto the disk, then its manifest. Raises OSError."""
     files = {
         name: list(_digest(folder / name, sync=True)) for name in _names(folder) if _owner(name, processes) == process
@@ -136,7 +136,7 @@ def committed(folder: Path) -> bool:
     return all((folder / file_name(p)).is_file() for p in range(1, processes))
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
     """Read every file of a checkpoint and compare; gives its meta.json.
 
     Raises:
@@ -152,7 +152,7 @@ def verify(folder: Path) -> dict[str, Any]:
     return content
 
 
-def meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
     """meta.json alone, verified. Raises RunError as `verify` does."""
     return _meta(folder, listed(folder))
 

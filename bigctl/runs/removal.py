@@ -67,7 +67,7 @@ def drop_checkpoints(run: RunDirectory, keep: str) -> int:
         dropped = superfluous(run, keep)
         for saved in listing.checkpoints(run, sizes=False):
             if saved.committed and saved.step not in [c.step for c in dropped]:
-                manifest.verify(saved.path)
+                manifest.verify_checkpoint(saved.path)
         for saved in dropped:
             manifest.remove(saved.path)
             freed += saved.bytes

@@ -146,7 +146,7 @@ def _checkpoint(run: RunDirectory, step: int, report: Report, *, load: LoadArray
     try:
         files = manifest.listed(folder)
         found.files, found.bytes = len(files), sum(size for size, _ in files.values())
-        meta = manifest.verify(folder)
+        meta = manifest.verify_checkpoint(folder)
         if "tokenizer" in meta and _sha256(run.tokenizer) != meta["tokenizer"]:
             raise RunError(f"is not the one that step {step} was trained with", where=str(run.tokenizer))
         if load is not None:

@@ -36,7 +36,7 @@ def made(kind: str, texts: list[str] = DOCUMENTS, **options: Any) -> Any:
 def wordpiece(folder: Path, words: list[str] = VOCABULARY, **options: Any) -> Any:
     file = folder / "vocab.txt"
     file.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-    return tokenization.read(file, **options)
+    return tokenization.load_tokenizer(file, **options)
 
 
 def numbered(count: int = 60) -> Any:
@@ -63,7 +63,7 @@ def test_the_same_texts_give_the_same_bytes(kind, tmp_path):
     assert stored != made(kind, many[:-1] + ["zebra " * 50], size=600).to_str(pretty=True)
     file = tmp_path / "tokenizer.json"
     file.write_text(stored, encoding="utf-8")
-    again = tokenization.read(file)
+    again = tokenization.load_tokenizer(file)
     assert again.to_str(pretty=True) == stored  # read for a resumed run, it is the one that was stored
     sentence = "The mouse, 好天 zebra 😀!"
     assert tokens(again, sentence) == tokens(made(kind, many, size=600), sentence)
@@ -157,12 +157,12 @@ def test_long_runs_change_nothing_for_other_texts():
 def test_a_vocabulary_numbers_its_lines(tmp_path, end):
     file = tmp_path / "vocab.txt"
     file.write_bytes(end.join([*VOCABULARY, ""]).encode())
-    tokenizer = tokenization.read(file)
+    tokenizer = tokenization.load_tokenizer(file)
     assert tokenizer.get_vocab_size() == len(VOCABULARY)
     ids = tokens(tokenizer, "The cats, unbelievable CAFÉ.")
     assert ids == [CLS, 5, 6, 8, UNK, 14, 15, 16, 13, 9, SEP]
     file.write_bytes(b"\xef\xbb\xbf" + end.join(VOCABULARY).encode())  # as some editors save it
-    assert tokens(tokenization.read(file), "The cats, unbelievable CAFÉ.") == ids
+    assert tokens(tokenization.load_tokenizer(file), "The cats, unbelievable CAFÉ.") == ids
 
 
 def test_a_vocabulary_with_case_tells_it_apart(tmp_path):
@@ -176,7 +176,7 @@ def test_a_tokenizer_file_gives_the_tokens_of_its_vocabulary(tmp_path):
     (tmp_path / "tokenizer.json").write_text(direct.to_str(), encoding="utf-8")
     direct.no_truncation()
     direct.no_padding()
-    stored = tokenization.read(tmp_path / "tokenizer.json")
+    stored = tokenization.load_tokenizer(tmp_path / "tokenizer.json")
     for document in (*DOCUMENTS, "unbelievable cats"):
         assert tokens(stored, document) == tokens(direct, document)
         assert tokens(stored, document) == stored.encode(document).ids  # as another library frames it
@@ -201,7 +201,7 @@ def test_a_tokenizer_file_gives_the_tokens_of_its_vocabulary(tmp_path):
 def test_a_file_that_cannot_serve_is_refused_by_name(tmp_path, name, content, match):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=match) as caught:
-        tokenization.read(tmp_path / name)
+        tokenization.load_tokenizer(tmp_path / name)
     assert name in str(caught.value.where) and caught.value.hint and "\n" not in str(caught.value)
 
 
@@ -210,7 +210,7 @@ def test_a_tokenizer_file_whose_unknown_words_have_no_token_is_refused(tmp_path)
     content["model"]["unk_token"] = "<other>"
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="lacks <other>"):
-        tokenization.read(tmp_path / "tokenizer.json")
+        tokenization.load_tokenizer(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(

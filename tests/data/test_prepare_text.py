@@ -72,7 +72,7 @@ def same(a: Dataset, b: Dataset) -> bool:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_tokens_and_texts_are_those_of_the_file(tmp_path, pairs):
     made = make(table(tmp_path, pairs=pairs))
-    tokenizer = tokenization.read(stored(made))
+    tokenizer = tokenization.load_tokenizer(stored(made))
     assert made.features.kind == "text" and made.features.pairs is pairs and made.features.classes == ("u", "v", "w")
     assert made.features.shape == (16,) and sum(made.size(s) for s in made.splits) == 120
     seen = set()
@@ -95,7 +95,7 @@ def test_the_tokenizer_is_made_of_the_training_texts_alone(tmp_path):
     (tmp_path / "other.csv").write_text("text,y\n" + "zebra zebra zebra zebra,u\n" * 40)
     config = replace(table(tmp_path), validation_path=str(tmp_path / "other.csv"))
     made = make(config)
-    vocabulary = tokenization.read(stored(made)).get_vocab()
+    vocabulary = tokenization.load_tokenizer(stored(made)).get_vocab()
     assert "zebra" not in vocabulary and "w1" in vocabulary
     words = "".join(made.texts["train"][0][i] + " " for i in range(made.size("train"))).split()
     assert set(vocabulary) - {name for names in tokenization.SPECIAL.values() for name in names} <= set(words)

@@ -24,7 +24,7 @@ def source(classes: tuple[str, ...] | None = ("a", "b", "c", "d"), **lengths: in
 
 def make(decoded: Decoded, **keys) -> dict[str, list[int]]:
     """The example numbers of each split."""
-    made = splits.make(decoded, Packaged(name="x", **keys))
+    made = splits.split_examples(decoded, Packaged(name="x", **keys))
     assert list(made) == ["train", "validation", "test"]
     return {name: split["x"].astype(int).tolist() for name, split in made.items()}
 
@@ -133,7 +133,7 @@ def test_held_out_classes_are_in_proportion():
     label = np.repeat([0, 1, 2], [800, 150, 50]).astype(np.int32)
     np.random.default_rng(0).shuffle(label)
     decoded = Decoded("table", {"train": {"x": np.arange(1000.0), "label": label}}, ("a", "b", "c"))
-    made = splits.make(decoded, Packaged(name="x", test_fraction=0.2, validation_fraction=0.1))
+    made = splits.split_examples(decoded, Packaged(name="x", test_fraction=0.2, validation_fraction=0.1))
     assert np.bincount(made["test"]["label"]).tolist() == [160, 30, 10]
     assert np.bincount(made["validation"]["label"]).tolist() == [64, 12, 4]
     for split in made.values():  # a row keeps its own label
@@ -143,14 +143,14 @@ def test_held_out_classes_are_in_proportion():
 def test_a_class_of_a_few_examples_is_in_every_split():
     label = np.array([0] * 100 + [1] * 5, np.int32)
     decoded = Decoded("table", {"train": {"x": np.arange(105.0), "label": label}}, ("a", "b"))
-    made = splits.make(decoded, Packaged(name="x"))
+    made = splits.split_examples(decoded, Packaged(name="x"))
     assert {split: int((made[split]["label"] == 1).sum()) for split in made} == {"train": 3, "validation": 1, "test": 1}
 
 
 def test_real_targets_are_held_out_without_classes():
     targets = np.linspace(0, 1, 200)  # no two are equal: by class, nothing could be held out
     decoded = Decoded("table", {"train": {"x": np.arange(200.0), "label": targets}}, None)
-    made = splits.make(decoded, Packaged(name="x", test_fraction=0.2, validation_fraction=0.25))
+    made = splits.split_examples(decoded, Packaged(name="x", test_fraction=0.2, validation_fraction=0.25))
     assert {name: len(split["x"]) for name, split in made.items()} == {"train": 120, "validation": 40, "test": 40}
     assert 0.3 < made["test"]["label"].mean() < 0.7
 
@@ -176,7 +176,7 @@ def by_column(tmp_path, **keys):
     order = [rows[n * 37 % 120] for n in range(120)]
     (tmp_path / "t.csv").write_text("n,patient,day,y\n" + "\n".join(order) + "\n")
     config = Csv(path=str(tmp_path / "t.csv"), label="y", drop=["day"], **keys)
-    made = splits.make(catalog.decode(config), config)
+    made = splits.split_examples(catalog.decode(config), config)
     names = {name for columns in made.values() for name in columns}
     assert names == {"n", "label"} | (set() if "group" in keys else {"patient"})
     return {split: sorted(int(value) for value in columns["n"]) for split, columns in made.items()}

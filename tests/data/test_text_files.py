@@ -126,7 +126,7 @@ def test_paths_that_mean_nothing_are_explained(tmp_path):
 
 def cut(texts: list[str], **options: object) -> dict[str, list[str]]:
     decoded = Decoded("stream", {"train": {"document": text_files.as_column(texts)}}, None)
-    found = splits.cut(decoded, schema.TextFiles(path="", **options))  # type: ignore[arg-type]
+    found = splits.split_stream(decoded, schema.TextFiles(path="", **options))  # type: ignore[arg-type]
     return {split: columns["document"].tolist() for split, columns in found.items()}
 
 
@@ -182,7 +182,7 @@ def test_files_of_their_own_are_splits_of_their_own(tmp_path):
 def test_tokens_give_the_text_back(tmp_path, type, content):
     config = schema.TextFiles(path=str(write(tmp_path, a_txt=content) / "a.txt"))
     made = make(config, type, size=300)
-    tokenizer = tokenization.read(Path(made.path) / cache.TOKENIZER, stream=True)
+    tokenizer = tokenization.load_tokenizer(Path(made.path) / cache.TOKENIZER, stream=True)
     whole = "".join(tokenizer.decode(made.splits[split]["inputs"].tolist()) for split in made.splits)
     assert whole == content
     for split, columns in made.splits.items():

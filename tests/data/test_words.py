@@ -19,7 +19,7 @@ def made(kind: str, **options) -> object:
 def wordpiece(folder) -> object:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "un", "##believ", "##able", "merkel", "visited", ","]
     (folder / "vocab.txt").write_text("\n".join([*pieces, "re", "##ykja", "##vik", "an"]))
-    return tokenization.read(folder / "vocab.txt")
+    return tokenization.load_tokenizer(folder / "vocab.txt")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,6 @@ def tokenizer_json(path: Path) -> Path:
 
     (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     file = path / "tokenizer.json"
-    tokenization.read(path / "vocab.txt").save(str(file))
+    tokenization.load_tokenizer(path / "vocab.txt").save(str(file))
     (path / "vocab.txt").unlink()
     return file

@@ -30,7 +30,7 @@ def trained(
 ) -> TrainedRun:
     """As much of a trained run as an export looks at, with its tokenizer on disk."""
     folder.mkdir(parents=True)
-    tokenizer = tokenization.read(builders.tokenizer_json(folder))
+    tokenizer = tokenization.load_tokenizer(builders.tokenizer_json(folder))
     settings = schema.Tokenizer(type="file", max_length=12, **settings)
     features = SimpleNamespace(target=Target(kind, CLASSES), tokenizer=tokenization.describe(tokenizer, settings, "0"))
     run = RunDirectory(folder)

@@ -74,7 +74,7 @@ def test_an_exported_tagger_gives_the_same_logits_to_each_token(tmp_path):
     model = BertClassifier(config, len(builders.WORDS), len(CLASSES), per_token=True, rngs=nnx.Rngs(0))
     values, file = random(model), builders.tokenizer_json(tmp_path)
     settings = schema.Tokenizer(type="file", max_length=14)
-    tokenizer = tokenization.read(file)
+    tokenizer = tokenization.load_tokenizer(file)
     described = tokenization.describe(tokenizer, settings, "")
     export = huggingface.Export(config, values, file, described, CLASSES, per_token=True)
     logits, loaded, given = theirs(
@@ -94,7 +94,7 @@ def test_an_exported_classifier_gives_the_same_logits(tmp_path, pool, pooler, pa
     values = bert.merge_lora(random(model), 3.0 / 2)
     file = builders.tokenizer_json(tmp_path)
     settings = schema.Tokenizer(type="file", max_length=14)
-    tokenizer = tokenization.read(file)
+    tokenizer = tokenization.load_tokenizer(file)
     described = tokenization.describe(tokenizer, settings, "0")
     folder = huggingface.write_bert(
         values, bert_architecture(config, 0), file, described, CLASSES, tmp_path / "out", about="a test"
@@ -132,7 +132,7 @@ def test_an_exported_masked_language_model_gives_the_same_logits(tmp_path):
     values = random(model)
     file = builders.tokenizer_json(tmp_path)
     settings = schema.Tokenizer(type="file", max_length=14)
-    tokenizer = tokenization.read(file)
+    tokenizer = tokenization.load_tokenizer(file)
     described = tokenization.describe(tokenizer, settings, "0")
     folder = huggingface.write_bert(
         values, bert_architecture(config, 0), file, described, None, tmp_path / "out", about="a test"
@@ -220,7 +220,7 @@ def test_what_the_command_trains_and_exports_gives_the_same_logits(bigctl, revie
     bigctl("train", *changes, *data, *SMALL, *SHORT, "--name", "first")
     report = bigctl.json("export", "first", "--format", "hf", "--out", "out")
     trained = TrainedRun.load(str(bigctl.folder / "runs" / "first"))
-    tokenizer = tokenization.read(trained.run.path / "tokenizer.json")
+    tokenizer = tokenization.load_tokenizer(trained.run.path / "tokenizer.json")
     tokens, lengths, second = batch(tokenizer, trained.config.recipe.tokenizer)
     ours, real = trained.model(tokens, lengths, second), slice(None)
     masked = report["class"] == "BertForMaskedLM"

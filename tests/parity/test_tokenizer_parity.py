@@ -32,7 +32,7 @@ def vocabulary(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_a_vocabulary_gives_the_ids_of_bert_tokenizer(vocabulary: Path, lowercase: bool) -> None:
     theirs = transformers.BertTokenizer(str(vocabulary), do_lower_case=lowercase)
-    ours = tokenization.read(vocabulary, lowercase=lowercase)
+    ours = tokenization.load_tokenizer(vocabulary, lowercase=lowercase)
     assert len(theirs) == ours.get_vocab_size() == len(set(WORDS))
     together = encoding.encode(ours, TEXTS, None, 512, "head")
     for number, document in enumerate(TEXTS):
@@ -43,14 +43,14 @@ def test_a_vocabulary_gives_the_ids_of_bert_tokenizer(vocabulary: Path, lowercas
 def test_a_tokenizer_that_transformers_saved_gives_its_ids(vocabulary: Path, tmp_path: Path) -> None:
     theirs = transformers.BertTokenizer(str(vocabulary), do_lower_case=True)
     theirs.save_pretrained(tmp_path / "saved")
-    ours = tokenization.read(tmp_path / "saved" / "tokenizer.json")
+    ours = tokenization.load_tokenizer(tmp_path / "saved" / "tokenizer.json")
     for document in TEXTS:
         assert encoding.encode(ours, [document], None, 512, "head").tokens.tolist() == theirs(document)["input_ids"]
 
 
 def test_pairs_are_cut_and_parted_as_by_longest_first(vocabulary: Path) -> None:
     theirs = transformers.BertTokenizer(str(vocabulary), do_lower_case=True)
-    ours = tokenization.read(vocabulary)
+    ours = tokenization.load_tokenizer(vocabulary)
     for first in range(1, 12):
         for other in range(1, 12):
             for length in (4, 5, 8, 9, 12, 30):

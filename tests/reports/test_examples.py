@@ -33,7 +33,7 @@ def test_images_are_the_worst_mistakes_and_then_others(tmp_path: Path) -> None:
         assert (int(item.label), int(item.predicted)) == (split["label"][item.row], guesses[item.row])
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(item.image.partition(",")[2]))))
         assert (picture == split["inputs"][item.row][..., 0]).all()
-    page = run.write(RunDirectory(tmp_path / "digits"), samples=5)
+    page = run.run_page(RunDirectory(tmp_path / "digits"), samples=5)
     assert page.count('<img src="data:image/png;base64,') == 5
 
 
@@ -48,5 +48,5 @@ def test_texts_are_shown_with_what_is_said_of_them(
     truth = dict(topics.rows())
     assert all(truth[item.text] == item.label for item in found.items)
     monkeypatch.chdir("..")  # the data is not where the run says: the page is about the rest
-    page = run.write(RunDirectory(Path("topics") / folder))
+    page = run.run_page(RunDirectory(Path("topics") / folder))
     assert "sample predictions: " in page and "Learning curves" in page

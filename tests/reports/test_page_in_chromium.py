@@ -32,8 +32,8 @@ def browser() -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The pages of a run and of a sweep."""
     folder = tmp_path_factory.mktemp("pages")
-    texts = {"run": run.write(RunDirectory(folders.run(folder / "digits")), samples=0)}
-    texts["sweep"] = sweep.write(folders.study.make(folder / "lr", points=10, seeds=2, length=60))
+    texts = {"run": run.run_page(RunDirectory(folders.run(folder / "digits")), samples=0)}
+    texts["sweep"] = sweep.sweep_page(folders.study.make(folder / "lr", points=10, seeds=2, length=60))
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
@@ -152,7 +152,7 @@ def test_everything_is_on_paper_in_light_colours(opened: Callable[..., Any], pag
 def test_hundred_long_trials_are_one_small_page_with_every_curve(
     opened: Callable[..., Any], pages: dict[str, Path], tmp_path: Path
 ) -> None:
-    text = sweep.write(folders.study.make(tmp_path / "lr", points=50, seeds=2, length=10_000))
+    text = sweep.sweep_page(folders.study.make(tmp_path / "lr", points=50, seeds=2, length=10_000))
     assert len(text.encode()) < 15e6
     pages["long"] = tmp_path / "long.html"
     pages["long"].write_text(text, encoding="utf-8")

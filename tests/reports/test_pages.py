@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 
 def of_run(folder: Path) -> Page:
-    return Page(run.write(RunDirectory(folder), samples=0))
+    return Page(run.run_page(RunDirectory(folder), samples=0))
 
 
 def test_page_has_every_metric_every_key_and_one_place_for_each_plot(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_texts_cannot_break_out_of_the_page(tmp_path: Path) -> None:
 
 
 def test_page_names_no_address_outside_of_itself(tmp_path: Path) -> None:
-    text = run.write(RunDirectory(folders.run(tmp_path / "digits")), samples=0)
+    text = run.run_page(RunDirectory(folders.run(tmp_path / "digits")), samples=0)
     assert all(address.startswith(("#", "data:")) for address in Page(text).addresses)
     policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0]
     assert "default-src &#39;none&#39;" in policy and "connect-src &#39;none&#39;" in policy
@@ -111,14 +111,14 @@ def test_failed_run_shows_why_and_the_end_of_its_log(tmp_path: Path) -> None:
 
 def test_torn_and_damaged_lines_are_left_out(tmp_path: Path) -> None:
     file = folders.run(tmp_path / "digits") / "metrics.jsonl"
-    whole = history.read(file)
+    whole = history.read_history(file)
     file.write_bytes(b'not json\n{"step": 1e999}\n[1]\n' + file.read_bytes() + b'{"step": 61, "train/loss": 0.')
-    found = history.read(file)
+    found = history.read_history(file)
     assert found.damaged == 3 and (found.curves["train/loss"].steps == whole.curves["train/loss"].steps).all()
     one = history.read_one(file, "train/loss")
     assert (one.steps == found.curves["train/loss"].steps).all()
     np.testing.assert_array_equal(one.values, found.curves["train/loss"].values)
-    later = history.read(file, start=found.end)
+    later = history.read_history(file, start=found.end)
     assert not later.curves and later.end == found.end, "half a line waits for its end"
 
 
@@ -146,7 +146,7 @@ def test_confusion_of_few_and_many_classes(tmp_path: Path, count: int) -> None:
 
 def test_sweep_page_has_the_whole_answer(tmp_path: Path) -> None:
     folder = folders.study.make(tmp_path / "lr", points=6, seeds=2, length=30)
-    text = sweep.write(folder)
+    text = sweep.sweep_page(folder)
     page = Page(text)
     assert {"parallel-0", "curves-0", "curves-1", "slice-0", "slice-1", "slice-2", "importance-0", "pareto-0"} == set(
         page.figures
@@ -166,7 +166,7 @@ def test_sweep_page_does_without_any_part_of_the_leaderboard(tmp_path: Path, key
     del board[key]
     (folder / "leaderboard.json").write_text(json.dumps(board))
     shutil.rmtree(folder / "trials" / "000000000000")
-    assert "Trials" in Page(sweep.write(folder)).seen
+    assert "Trials" in Page(sweep.sweep_page(folder)).seen
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_sweep_page_does_without_any_part_of_the_leaderboard(tmp_path: Path, key
 def test_damaged_leaderboard_is_one_clear_line_or_an_empty_page(tmp_path: Path, content: str) -> None:
     (tmp_path / "leaderboard.json").write_text(content)
     if content == "{}":
-        assert "No point has a finite" in Page(sweep.write(tmp_path)).seen
+        assert "No point has a finite" in Page(sweep.sweep_page(tmp_path)).seen
         return
     with pytest.raises(RunError, match="leaderboard.json"):
-        sweep.write(tmp_path)
+        sweep.sweep_page(tmp_path)
 
 
 def test_trials_without_a_value_are_in_no_plot_of_parameters() -> None:

@@ -23,7 +23,7 @@ from bigctl.engine.run import Options
 from bigctl.errors import BigctlError, ConfigError, Diverged, Preempted
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.sweeps.packed import compatibility, pack_width, runner
-from bigctl.sweeps.packed.runner import Job
+from bigctl.sweeps.packed.runner import PackedTrial
 from bigctl.training.signals import StopRequest
 
 TINY = (
@@ -41,12 +41,12 @@ def variation(**values: Any) -> Config:
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **values))
 
 
-def jobs(folder: Path, configs: list[Config]) -> list[Job]:
+def jobs(folder: Path, configs: list[Config]) -> list[PackedTrial]:
     described = [dataclasses.replace(COMPOSED, config=config) for config in configs]
-    return [Job(str(number), each, folder / str(number)) for number, each in enumerate(described)]
+    return [PackedTrial(str(number), each, folder / str(number)) for number, each in enumerate(described)]
 
 
-def train(folder: Path, configs: list[Config], mode: str = "yes") -> list[runner.End]:
+def train(folder: Path, configs: list[Config], mode: str = "yes") -> list[runner.TrialOutcome]:
     with StopRequest() as stop:
         return runner.train(jobs(folder, configs), stop=stop, mode=mode)[0]
 
@@ -145,7 +145,7 @@ def test_a_stopped_trial_goes_on_by_itself_and_a_single_one_in_a_pack(pack: Path
     first, second = jobs(tmp_path, configs)
     summary = trainer.train(first.composed, first.path, Options(quiet=True))
     assert summary["resumed_from"] == 12 and summary["step"] == 24
-    other = Job("other", dataclasses.replace(COMPOSED, config=variation(lr=1e-2, seed=1)), tmp_path / "other")
+    other = PackedTrial("other", dataclasses.replace(COMPOSED, config=variation(lr=1e-2, seed=1)), tmp_path / "other")
     with pytest.raises(Preempted), StopAt(7) as stop:
         trainer.train(other.composed, other.path, Options(quiet=True, stop=stop))
     with StopRequest() as stop:
@@ -225,7 +225,7 @@ def test_bad_jobs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_measuring_chooses_and_says_why() -> None:
-    shared = runner.Shared([Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
+    shared = runner.TrialGroup([PackedTrial("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
     verdict = pack_width.measure(shared, 4, seconds=0.02)
     assert verdict.costs.keys() == {1, 4}
     assert verdict.width == (4 if verdict.costs[4] < 0.9 * verdict.costs[1] else 1)
@@ -233,5 +233,7 @@ def test_measuring_chooses_and_says_why() -> None:
 
 
 def test_the_error_of_a_trial_reaches_its_end() -> None:
-    end = runner.End(Job("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere")), error=BigctlError("no"))
+    end = runner.TrialOutcome(
+        PackedTrial("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere")), error=BigctlError("no")
+    )
     assert end.to_json() == {"status": "failed", "message": "no", "exit_code": 1}

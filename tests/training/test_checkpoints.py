@@ -184,21 +184,21 @@ def two_processes(folder: Path) -> Path:
 
 def test_a_checkpoint_of_two_processes_needs_both_manifests(tmp_path: Path) -> None:
     folder = two_processes(tmp_path / "000000005")
-    manifest.write(folder, process=0, processes=2)
+    manifest.write_manifest(folder, process=0, processes=2)
     manifest.settle(folder)
     assert manifest.interrupted(folder) and not manifest.steps(tmp_path)
-    manifest.write(folder, process=1, processes=2)
+    manifest.write_manifest(folder, process=1, processes=2)
     manifest.settle(folder)
     assert not (folder / manifest.UNFINISHED).exists() and manifest.steps(tmp_path) == [5]
-    assert manifest.verify(folder) == {"step": 5}
+    assert manifest.verify_checkpoint(folder) == {"step": 5}
     own = json.loads((folder / "manifest-1.json").read_text())["files"]
     assert list(own) == ["state/ocdbt.process_1/d/b"]
     spoil(folder, "state/ocdbt.process_1/d/b")
     with pytest.raises(RunError, match="process_1/d/b: has changed"):
-        manifest.verify(folder)
+        manifest.verify_checkpoint(folder)
     (folder / "manifest-1.json").unlink()
     with pytest.raises(RunError, match="manifest-1.json: is missing"):
-        manifest.verify(folder)
+        manifest.verify_checkpoint(folder)
     assert manifest.steps(tmp_path) == [5]  # it was a checkpoint once: no save that was cut off
 
 
@@ -218,7 +218,7 @@ def test_names_are_on_the_disk_before_the_manifest_and_its_own_after_it(
         order.append((os.readlink(f"/proc/self/fd/{descriptor}"), (folder / manifest.MANIFEST).exists()))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     before = {path for path, committed in order if not committed}
     assert {
         str(path) for path in (folder / "state/d/array", folder / "state/d", folder / "state", folder, tmp_path)
@@ -228,15 +228,15 @@ def test_names_are_on_the_disk_before_the_manifest_and_its_own_after_it(
 
 def test_a_manifest_of_the_first_schema_is_read(tmp_path: Path) -> None:
     folder = two_processes(tmp_path / "000000005")
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     content = json.loads((folder / manifest.MANIFEST).read_text())
     (folder / manifest.MANIFEST).write_text(json.dumps({"schema": 1, "files": content["files"]}))
-    assert manifest.verify(folder) == {"step": 5}
+    assert manifest.verify_checkpoint(folder) == {"step": 5}
 
 
 def test_a_changed_byte_of_a_manifest_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     folder = two_processes(tmp_path / "000000005")
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     expected, content = manifest.listed(folder), (folder / manifest.MANIFEST).read_bytes()
     noticed = 0
     for place in range(0, len(content), 3):
@@ -268,7 +268,7 @@ def write(folder):
     for i in range(20):
         (folder / "state" / str(i)).mkdir(parents=True)
         (folder / "state" / str(i) / "data").write_bytes(os.urandom(50_000))
-    manifest.write(folder)
+    manifest.write_manifest(folder)
     manifest.settle(folder)
 
 os.fsync = lambda file: None  # a kill, unlike a power cut, needs none; without it, all phases are equally likely
@@ -287,7 +287,7 @@ for attempt in range(40):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     for step in manifest.steps(folder):
-        manifest.verify(folder / f"{step:09d}")
+        manifest.verify_checkpoint(folder / f"{step:09d}")
         counts["whole"] += 1
     for left in folder.iterdir() if folder.exists() else []:
         counts["removed"] += left.name.endswith(manifest.REMOVED)

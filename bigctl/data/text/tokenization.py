@@ -79,7 +79,7 @@ class Spec:
         if self.file is None:
             return {**settings, "type": self.settings.type}
         fixed = {name: settings[name] for name in ("max_length", "truncate") if name in settings}
-        tokenizer = read(self.file, lowercase=self.lowercase, stream=self.stream)
+        tokenizer = load_tokenizer(self.file, lowercase=self.lowercase, stream=self.stream)
         as_stored = tokenizer.to_str(pretty=True)  # a run's own copy is the same one
         return {**fixed, "file": hashlib.sha256(as_stored.encode()).hexdigest()}
 
@@ -118,16 +118,16 @@ def spec(settings: schema.StreamTokenizer, given: tuple[Path, bool] | None = Non
 # --------------------------------------------------------------------------------------------------------- tokenizers
 
 
-def make(spec: Spec, texts: Iterable[str]) -> Tokenizer:
+def build_tokenizer(spec: Spec, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer of a specification: read from its file, or made from the training texts."""
     if spec.file is not None:
-        return read(spec.file, lowercase=spec.lowercase, stream=spec.stream)
+        return load_tokenizer(spec.file, lowercase=spec.lowercase, stream=spec.stream)
     if spec.settings.type == "gpt2":
         return gpt2()
     return train(spec.settings, texts)
 
 
-def read(file: Path, *, lowercase: bool = True, stream: bool = False) -> Tokenizer:
+def load_tokenizer(file: Path, *, lowercase: bool = True, stream: bool = False) -> Tokenizer:
     """A tokenizer.json, or the vocab.txt of a WordPiece tokenizer.
 
     Args:

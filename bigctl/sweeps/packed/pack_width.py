@@ -25,7 +25,7 @@ log = logging.getLogger("bigctl")
 
 
 class TrialGroup(Protocol):
-    """What the trials of a process share: `runner.Shared`."""
+    """What the trials of a process share: `runner.TrialGroup`."""
 
     experiment: Experiment
 

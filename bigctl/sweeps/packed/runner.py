@@ -51,7 +51,7 @@ PRUNE = "prune"
 
 
 @dataclass(frozen=True)
-class Job:
+class PackedTrial:
     """A trial to train: which, what, and where."""
 
     id: str
@@ -64,10 +64,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class End:
+class TrialOutcome:
     """What became of a trial: its summary, or what ended it before it was complete."""
 
-    job: Job
+    job: PackedTrial
     summary: Summary | None = None
     error: Exception | None = None
 
@@ -110,14 +110,14 @@ class TrialStop:
 # --------------------------------------------------------------------------------------------------- what is shared
 
 
-class Shared:
+class TrialGroup:
     """What all trials of a group have in common: data, programs, evaluators. All of it is made here, once.
 
     Args:
         jobs: the group; what they share is made from the first.
     """
 
-    def __init__(self, jobs: Sequence[Job]):
+    def __init__(self, jobs: Sequence[PackedTrial]):
         from bigctl.engine import compile_cache, resolve
         from bigctl.engine import experiment as experiments
 
@@ -174,7 +174,7 @@ class Shared:
 class _Trial:
     """One trial of a group, which takes its data, programs and evaluators; without a pack its steps are its own."""
 
-    def __init__(self, shared: Shared, pack: Pack | None, lane: int):
+    def __init__(self, shared: TrialGroup, pack: Pack | None, lane: int):
         self.shared, self.pack, self.lane = shared, pack, lane
 
     def build(self, resolved: Resolved) -> Experiment:
@@ -202,14 +202,14 @@ class _Trial:
 
 
 def train(
-    jobs: Sequence[Job],
+    jobs: Sequence[PackedTrial],
     *,
     stop: StopRequest,
     mode: str = "auto",
     plugins: Sequence[str] = (),
     decided: Callable[[Verdict], None] = lambda verdict: None,
-    ended: Callable[[End], None] = lambda end: None,
-) -> tuple[list[End], Verdict]:
+    ended: Callable[[TrialOutcome], None] = lambda end: None,
+) -> tuple[list[TrialOutcome], Verdict]:
     """Train trials that are alike but for numbers and seeds, to their ends.
 
     Args:
@@ -232,16 +232,16 @@ def train(
     if refused is not None:
         raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
     host_memory.keep_memory()
-    shared = Shared(jobs)
+    shared = TrialGroup(jobs)
     verdict = width_of.decide(shared, [job.path for job in jobs], mode)
     decided(verdict)
     width = verdict.width
     shares = _shares(jobs, width)
     room, ending = threading.Semaphore(shared.packs_at_once(width)), threading.Lock()
-    ends: list[End] = []
+    ends: list[TrialOutcome] = []
     note = {"packed": {"trials": len(jobs), "width": width}}
 
-    def one(job: Job, pack: Pack | None, lane: int) -> None:
+    def one(job: PackedTrial, pack: Pack | None, lane: int) -> None:
         trial = _Trial(shared, pack, lane)
         parts = TrialParts(shared.resolved, shared.made_with, trial.build, queued, note)
         try:
@@ -253,7 +253,7 @@ def train(
             ends.append(end)
             ended(end)
 
-    def some(share: Sequence[Job]) -> None:
+    def some(share: Sequence[PackedTrial]) -> None:
         with room:
             pack = Pack(shared.steps(width), len(share)) if width > 1 else None
             _each_in_a_thread(one, [(job, pack, lane) for lane, job in enumerate(share)])
@@ -263,15 +263,15 @@ def train(
     return sorted(ends, key=lambda end: order[end.job.id]), verdict
 
 
-def _to_its_end(job: Job, parts: TrialParts, stop: StopRequest, plugins: Sequence[str]) -> End:
+def _to_its_end(job: PackedTrial, parts: TrialParts, stop: StopRequest, plugins: Sequence[str]) -> TrialOutcome:
     try:
         if stop.exit_code is not None:
             raise Preempted(f"stopped by {stop.reason} before it was started", exit_code=stop.exit_code)
         argv, own = ["train", *job.composed.overrides, "--run-dir", str(job.path)], TrialStop(stop, job.path)
         options = Options(quiet=True, plugins=plugins, argv=argv, stop=own, shared=parts)
-        return End(job, trainer.train(job.composed, job.path, options))
+        return TrialOutcome(job, trainer.train(job.composed, job.path, options))
     except Exception as error:
-        return End(job, error=error)
+        return TrialOutcome(job, error=error)
 
 
 def _each_in_a_thread(call: Any, arguments: Sequence[tuple[Any, ...]]) -> None:
@@ -283,7 +283,7 @@ def _each_in_a_thread(call: Any, arguments: Sequence[tuple[Any, ...]]) -> None:
             thread.join(0.2)  # in slices, for signals
 
 
-def _shares(jobs: Sequence[Job], width: int) -> list[Sequence[Job]]:
+def _shares(jobs: Sequence[PackedTrial], width: int) -> list[Sequence[PackedTrial]]:
     """The packs, as equal in size as can be."""
     count = -(-len(jobs) // width)
     bounds = [len(jobs) * number // count for number in range(count + 1)]
@@ -325,13 +325,13 @@ def _main(path: Path, stop: StopRequest) -> int:
         verdicts.append(verdict.to_json())
         write_json(path.with_suffix(".verdict.json"), {"groups": verdicts})
 
-    def ended(end: End) -> None:
+    def ended(end: TrialOutcome) -> None:
         if not content.get("quiet"):
             print(f"{end.job.path}: {end.error or 'complete'}", file=sys.stderr, flush=True)
 
     composed = compose_all([given for _, given, _ in trials], config_dirs=dirs, plugins=plugins)
-    jobs = [Job(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
-    ends: list[End] = []
+    jobs = [PackedTrial(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
+    ends: list[TrialOutcome] = []
     verdicts: list[dict[str, Any]] = []
     for group in compatibility.groups(jobs, lambda job: job.config):
         mode = content.get("mode", "auto")
@@ -339,7 +339,7 @@ def _main(path: Path, stop: StopRequest) -> int:
             ends += train(group, stop=stop, mode=mode, plugins=plugins, decided=decided, ended=ended)[0]
         except Exception as error:  # of data that is missing, say: other groups may have other data
             for job in group:
-                ends.append(End(job, error=error))
+                ends.append(TrialOutcome(job, error=error))
                 ended(ends[-1])
     write_json(path.with_suffix(".ends.json"), {"trials": {end.job.id: end.to_json() for end in ends}})
     return stop.exit_code or 0

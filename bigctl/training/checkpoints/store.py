@@ -172,7 +172,7 @@ class Checkpoints:
     def _commit(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:
         try:
             self._orbax().wait_until_finished()
-            manifest.write(target, process=self.group.index, processes=self.group.count)
+            manifest.write_manifest(target, process=self.group.index, processes=self.group.count)
             self._saves += 1
             self.group.barrier(f"save {self._saves}")
             if self.group.leads:
@@ -211,7 +211,7 @@ class Checkpoints:
     def _is_good(self, step: int) -> bool:
         if step not in self._good:
             try:
-                manifest.verify(self._path(step))
+                manifest.verify_checkpoint(self._path(step))
                 self._good[step] = True
             except RunError as error:
                 self._good[step] = False
@@ -266,7 +266,7 @@ class Checkpoints:
         return self.group.first(
             lambda: self._find(which),
             pack=lambda saved: saved.step,
-            unpack=lambda step: Saved(self._path(step), manifest.meta(self._path(step))),
+            unpack=lambda step: Saved(self._path(step), manifest.read_meta(self._path(step))),
         )
 
     def _find(self, which: str | int) -> Saved:
@@ -280,7 +280,7 @@ class Checkpoints:
         problems = []
         for step in wanted:
             try:
-                content = manifest.verify(self._path(step))
+                content = manifest.verify_checkpoint(self._path(step))
             except RunError as error:
                 self._good[step] = False
                 problems.append(error)
@@ -316,7 +316,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                best = manifest.meta(self._path(step))["progress"]["best_step"]
+                best = manifest.read_meta(self._path(step))["progress"]["best_step"]
             except RunError as error:
                 self._tell(error, "; the checkpoint before it tells which is the best")
                 continue
