@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "conf" / "config.yaml").exists() and (_checkout / "recipes").is_dir():
-    __path__.append(str(_checkout))  # a checkout keeps conf/ and recipes/ beside this package, a wheel inside it
+_checkout = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+if os.path.exists(os.path.join(_checkout, "conf", "config.yaml")) and os.path.isdir(os.path.join(_checkout, "recipes")):
+    __path__.append(_checkout)  # a checkout keeps conf/ and recipes/ beside this package, a wheel inside it
 
 if TYPE_CHECKING:
     from bigctl.api import compose, load, train

@@ -18,6 +18,11 @@ LARGEST = 1 << 30
 """What is read of a file at once [bytes]."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` as the home folder; as it is where there is none, as for a user without a name in a container."""
+    return Path(os.path.expanduser(path))
+
+
 def temporary_name(path: Path) -> Path:
     """A name beside a file or folder that is to get its own once it is whole; no other process, here or on another
     machine that shares the disk, and no other thread takes the same."""
@@ -25,11 +30,13 @@ def temporary_name(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Replace a file atomically and durably; a private one can be read by its owner alone, at any moment."""
+    """Replace a file atomically and durably. Halves of characters, as in names that are not UTF-8, become `\\udcff`,
+    which means the same in JSON. A private one can be read by its owner alone, at any moment."""
     temporary = temporary_name(path)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with open(os.open(temporary, flags, 0o600 if private else 0o666), "w", encoding="utf-8") as stream:
+        opened = os.open(temporary, flags, 0o600 if private else 0o666)
+        with open(opened, "w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

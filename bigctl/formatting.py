@@ -7,15 +7,6 @@ import time
 from typing import Any
 
 
-def printable(text: str) -> str:
-    """Text that a terminal can only show: control characters, such as the beginning of an escape sequence, become
-    U+FFFD; newlines and tabs stay."""
-    return text.translate(_CONTROL)
-
-
-_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
 def plain(value: Any) -> Any:
     """A value as JSON has it: numbers that are not finite become null."""
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ import pytest
 ANY_LINES = 61
 """How many lines may annotate something with ": Any"."""
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "files", "cache_root", "packages", "formatting", "memory", "randomness"}
+GROUND = {"errors", "files", "cache_root", "packages", "formatting", "memory", "randomness", "terminal"}
 TOP = {"cli", "api", "__main__", ""}
 ROOMS = """reports sweeps inference engine recipes interop generation training runs optim models parallel data config"""
 FLOORS = [TOP, *({room} for room in ROOMS.split()), GROUND]

@@ -17,6 +17,7 @@ from typing import Any
 
 from bigctl.cli.commands import COMMANDS, load_command
 from bigctl.config import presets, schema
+from bigctl.files import expanded
 
 SCRIPTS = {
     "bash": r"""
@@ -179,7 +180,7 @@ class _Line:
         return []
 
     def roots(self) -> list[presets.Root]:
-        return presets.roots([Path(folder).expanduser() for folder in self.flags.get("config_dir", [])])
+        return presets.roots([expanded(folder) for folder in self.flags.get("config_dir", [])])
 
 
 def overrides(roots: Sequence[presets.Root], line: Sequence[str], word: str, *, sweeps: bool = False) -> Iterator[str]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bigctl import terminal
 from bigctl.cache_root import cache_root
 from bigctl.cli import common, render
 from bigctl.errors import ConfigError
@@ -166,7 +167,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     elif dataset.features.kind == "image" and _truecolor():
         room = shutil.get_terminal_size().columns // 17  # pictures of 16 columns and a gap
         picked = [images[0] for _, images in preview.pick(dataset, each=1) if len(images)]
-        print("\n".join(preview.blocks(picked[:room], side=16)) if room else "")
+        print("\n".join(preview.blocks(picked[:room], side=16)) if room else "", file=terminal.unescaped(sys.stdout))
     if sheet is not None:
         print(f"contact sheet: {sheet}")
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
-from bigctl.formatting import printable
+from bigctl.terminal import unescaped
 
 if TYPE_CHECKING:
     from bigctl.generation.generate import LanguageModel
@@ -185,7 +185,7 @@ def _print(model: LanguageModel, settings: GenerationOptions, prompts: list[str]
 
     They are numbered after the `before` prompts that there were; None for a single text, which needs no number.
     """
-    shown = printable if sys.stdout.isatty() else str
+    out = sys.stdout if sys.stdout.isatty() else unescaped(sys.stdout)  # a file gets the text as it is
     rows = iter([(prompt, sample) for prompt in range(len(prompts)) for sample in range(settings.num_samples)])
     row, begun = next(rows, None), False
     waiting: dict[tuple[int, int], str] = {}
@@ -198,8 +198,8 @@ def _print(model: LanguageModel, settings: GenerationOptions, prompts: list[str]
             if not begun and before is not None:
                 print(f"--- prompt {before + row[0] + 1}, sample {row[1] + 1}")
             if not begun and not settings.chat:
-                print(shown(prompts[row[0]]), end="")
-            print(shown(waiting.pop(row)), end="", flush=True)
+                print(prompts[row[0]], end="", file=out)
+            print(waiting.pop(row), end="", flush=True, file=out)
             begun = row not in done
             if begun:
                 break

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from bigctl import cli, terminal
 from bigctl.cli.commands import COMMANDS, load_command
 
 STARTED = time.monotonic()
@@ -32,30 +35,31 @@ exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 some trials of a sweep f
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives its exit code. Errors become one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _usable_streams()
+    with terminal.escaped_streams():
+        try:
+            code = _ended(arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # nobody reads our output any more, as after `| head`
+            terminal.discard_output()
+            return 0
+        except KeyboardInterrupt:
+            print("bigctl: interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            with contextlib.suppress(OSError):  # of standard error, which then cannot be told of anything
+                return _render(error)
+            return 1
+
+
+def _ended(arguments: list[str]) -> int:
+    """The exit code of a command, also where argparse ends it, as `--help` does."""
     try:
         return _dispatch(arguments)
-    except BrokenPipeError:  # nobody reads our output any more, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("bigctl: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return _render(error)
-
-
-def _usable_streams() -> None:
-    """Replace a stream that was closed (`2>&-`) by /dev/null, write UTF-8 where the locale is ASCII, and escape what
-    cannot be written, such as a file's name that is not UTF-8."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the life of the process
-        elif str(getattr(stream, "encoding", "")).lower() in ("ascii", "us-ascii", "ansi_x3.4-1968"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -126,8 +130,11 @@ def _run(command: str, arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    _require_readable([] if command in ("predict", "generate") else arguments)  # texts and files, written nowhere
     options = parser.parse_intermixed_args(arguments)
     options.argv, options.began = ["bigctl", command, *arguments], STARTED
+    if cli.INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return int(module.run(options))
     except BrokenPipeError:
@@ -136,6 +143,24 @@ def _run(command: str, arguments: list[str]) -> int:
         if getattr(options, "json", False):  # --json promises one object, also for an error
             _print_ending(error, getattr(options, "run_dir", None) or getattr(options, "run", None))
         raise
+
+
+def _require_readable(arguments: Sequence[str]) -> None:
+    """Raises ConfigError where a name could not be written down: configurations and records are UTF-8. Values of keys
+    are judged when they are composed, which names the key."""
+    from bigctl.errors import ConfigError
+
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        hint = "cd to one that is there, or make it anew"
+        raise ConfigError("the working folder does not exist any more", hint=hint) from None
+    for text, what in (
+        (folder, "the name of the working folder"),
+        *((text, "an argument") for text in arguments if "=" not in text),
+    ):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ConfigError(f"{what} is not UTF-8", where=text, hint="rename the file or folder: convmv does it")
 
 
 def _print_ending(error: Exception, run: object) -> None:
@@ -155,11 +180,15 @@ def _render(error: Exception) -> int:
     from bigctl.errors import explained
 
     blamed = plugins.blamed(error)
+    if isinstance(error, OSError) and error.filename in terminal.NAMES.values():
+        terminal.discard_output()
+        print(f"bigctl: {error.filename} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     if (known := explained(error)) is not None:
         place = f"{known.where}: " if known.where else ""
-        print(f"bigctl: {place}{known.message}", file=sys.stderr)
+        print(f"bigctl: {terminal.one_line(place + known.message)}", file=sys.stderr)
         if known.hint:
-            print(f"        {known.hint}", file=sys.stderr)
+            print(f"        {terminal.one_line(known.hint)}", file=sys.stderr)
         return known.exit_code
     import tempfile
     import traceback
@@ -170,8 +199,14 @@ def _render(error: Exception) -> int:
     if os.environ.get("BIGCTL_TRACEBACK"):
         traceback.print_exc()
         return 1
-    with tempfile.NamedTemporaryFile("w", prefix="bigctl-", suffix=".log", delete=False) as stream:
-        traceback.print_exc(file=stream)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="bigctl-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as stream:
+            traceback.print_exc(file=stream)
+    except OSError:  # no folder for temporary files can be written
+        print("        with BIGCTL_TRACEBACK=1 the traceback is shown here", file=sys.stderr)
+        return 1
     print(f"        traceback in {stream.name}; with BIGCTL_TRACEBACK=1 it is shown here", file=sys.stderr)
     return 1
 

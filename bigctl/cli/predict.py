@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bigctl.cli import common
+from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
-from bigctl.formatting import plain
 
 if TYPE_CHECKING:
     from bigctl.inference.text_batches import Text
@@ -208,7 +206,7 @@ class _Answers:
         for record in records:
             self.count += 1
             self.errors += "error" in record
-            print(json.dumps(plain(record), ensure_ascii=False, allow_nan=False))
+            print(render.json_text(record))
         sys.stdout.flush()
 
     def end(self) -> int:

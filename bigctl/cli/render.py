@@ -8,19 +8,28 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from bigctl import terminal
+
 if TYPE_CHECKING:
     from bigctl.runs.gates import Verdict
 
 
 def print_json(value: object) -> None:
+    print(json_text(value, indent=1))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON that standard output can write and a terminal can only show."""
     from bigctl.formatting import plain
 
-    print(json.dumps(plain(value), indent=1, ensure_ascii=False, default=str))
+    ascii_only = not terminal.writes_unicode(sys.stdout)
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=ascii_only, default=str)
+    return terminal.json_escaped(text)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns of text; lines that do not fit the terminal are cut."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    rows = [[terminal.one_line(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
     room = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
     for row in [list(header), *rows]:
@@ -43,6 +52,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 def print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 20) -> None:
     """The whole matrix for up to `most` classes, else the pairs that are confused most often."""
+    classes = [terminal.one_line(name) for name in classes]
     if len(classes) <= most:
         width = max(len(str(n)) for row in confusion for n in row)
         width = max(width, *(len(c[:12]) for c in classes))

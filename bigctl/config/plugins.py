@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bigctl.errors import BigctlError, ConfigError, RunError
-from bigctl.formatting import printable
+from bigctl.terminal import escaped
 
 _loaded: dict[str, ModuleType] = {}
 
@@ -52,12 +52,12 @@ def load_for_run(recorded: object, given: Sequence[str] | None, *, where: str) -
     there = {*(load(given) if given is not None else ()), *(name for name in needed if name in sys.modules)}
     lacking = [name for name in needed if name not in there]
     if lacking and set(given or ()) <= set(needed):
-        names = printable(", ".join(lacking))[:200]
+        names = escaped(", ".join(lacking))[:200]
         hint = f"if you trust {'it' if len(lacking) == 1 else 'them'}, add {' '.join(f'--plugin {n}' for n in lacking)}"
         raise RunError(
             f"was made with plugins that are not imported because a run says so: {names}",
             where=where,
-            hint=printable(hint)[:200],
+            hint=escaped(hint)[:200],
         )
     return list(dict.fromkeys([*(name for name in needed if name in there), *(given or ())]))
 

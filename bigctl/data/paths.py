@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bigctl.errors import DataError
-from bigctl.files import sha256
+from bigctl.files import expanded, sha256
 
 
 def fingerprint_folder(path: Path) -> str:
@@ -37,7 +37,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
 
 def optional(path: str | None) -> Path | None:
     """The path that a key gives, if it gives one; ~ is the home."""
-    return Path(path).expanduser() if path else None
+    return expanded(path) if path else None
 
 
 def file_digest(path: str | None) -> str | None:

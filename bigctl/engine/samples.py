@@ -11,8 +11,8 @@ from bigctl.data.dataset import Dataset
 from bigctl.data.text import tokenization
 from bigctl.engine.experiment import Experiment
 from bigctl.errors import ConfigError
-from bigctl.formatting import printable
 from bigctl.parallel import mesh as meshes
+from bigctl.terminal import escaped
 from bigctl.training.state import TrainState
 from bigctl.training.tracking.writers import JsonLines
 
@@ -59,7 +59,7 @@ class Samples:
         written = model.generate([self.prompt], self._settings())[0].text
         self._lines.write(step, {"prompt": self.prompt, "text": written})
         self._lines.flush()
-        shown = "\n".join(f"  {line}" for line in printable(f"{self.prompt}{written}").strip().split("\n"))
+        shown = "\n".join(f"  {line}" for line in escaped(f"{self.prompt}{written}").strip().split("\n"))
         self.say(f"sample at step {step:,}:\n{shown}")
 
     def cut(self, step: int) -> None:

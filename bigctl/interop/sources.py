@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl import packages
+from bigctl import packages, terminal
 from bigctl.config import checks, schema
 from bigctl.config import compose as composing
 from bigctl.data.dataset import Features
@@ -326,7 +326,8 @@ def _from_hub(name: str) -> Path:
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
     try:
-        return Path(huggingface_hub.snapshot_download(repository, **wanted))
+        with terminal.drawing():
+            return Path(huggingface_hub.snapshot_download(repository, **wanted))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise DataError(
             "there is no such model on the Hugging Face hub, and no such folder or run here; or it is not public",

@@ -13,11 +13,12 @@ import numpy as np
 
 from bigctl.errors import BigctlError
 from bigctl.files import read_regular
-from bigctl.formatting import grouped, printable
+from bigctl.formatting import grouped
 from bigctl.reports import history, page, plots
 from bigctl.reports.examples import Examples
 from bigctl.runs import directory, listing, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
+from bigctl.terminal import escaped
 
 LOG_LINES = 40
 MOST_TEXTS = 12
@@ -278,7 +279,7 @@ def _log(path: Path) -> list[str]:
         content = read_regular(path, start=-65536).decode(errors="replace")
     except OSError:
         return []
-    return [printable(line)[:500] for line in content.splitlines()[-LOG_LINES:]]
+    return [escaped(line)[:500] for line in content.splitlines()[-LOG_LINES:]]
 
 
 # -------------------------------------------------------------------------------------------------------- surroundings

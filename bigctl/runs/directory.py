@@ -19,8 +19,8 @@ from typing import Any
 
 from bigctl.errors import BigctlError, RunError, RunHeld
 from bigctl.files import open_regular, read_regular, write_json, write_text
-from bigctl.formatting import printable
 from bigctl.runs import manifest, untrusted
+from bigctl.terminal import escaped
 
 SCHEMA = 1
 ROOT = Path("runs")
@@ -210,7 +210,7 @@ def take_lock(path: Path, *, tries: int = 5) -> Any:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            holder = printable(stream.read(200)).strip() or "another process"
+            holder = escaped(stream.read(200)).strip() or "another process"
             stream.close()
             time.sleep(0.02)
             continue

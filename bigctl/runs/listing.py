@@ -13,9 +13,9 @@ from typing import Any
 
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size, read_regular
-from bigctl.formatting import printable
 from bigctl.runs import directory, manifest, untrusted
 from bigctl.runs.directory import RunDirectory
+from bigctl.terminal import escaped
 
 UNREADABLE = "unreadable"
 STATUSES = (
@@ -157,7 +157,7 @@ def holder(run: RunDirectory) -> str:
     """Which process holds the run, as it wrote into the lock."""
     with contextlib.suppress(OSError):
         text = read_regular(run.path / ".lock", most=4096).decode(errors="replace")
-        return printable(text[:200]).strip() or _SOMEBODY
+        return escaped(text[:200]).strip() or _SOMEBODY
     return _SOMEBODY
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from bigctl.errors import RunError, RunHeld
 from bigctl.files import disk_size
-from bigctl.formatting import printable
 from bigctl.runs import directory, listing, manifest
 from bigctl.runs.directory import RunDirectory
+from bigctl.terminal import escaped
 
 
 def find(name: str, root: Path) -> RunDirectory:
@@ -95,7 +95,7 @@ def _reject_strangers(run: RunDirectory) -> None:
     """Raises RunError where a run's folder holds what bigctl did not write: then it stays as a whole."""
     if found := next(strangers(run.path), None):
         raise RunError(
-            f"holds what bigctl did not write: {printable(found)}; nothing was removed",
+            f"holds what bigctl did not write: {escaped(found)}; nothing was removed",
             where=str(run.path),
             hint="move that elsewhere first",
         )

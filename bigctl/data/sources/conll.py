@@ -23,6 +23,7 @@ from bigctl.data.sources.tagged import Sentences, require_words
 from bigctl.data.sources.text_rows import short
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
+from bigctl.files import expanded
 
 CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 _BLANKS = " \t\r"  # others, such as no-break spaces, may be part of a word
@@ -40,7 +41,7 @@ def identity(config: schema.Conll) -> Any:
 
 def decode(config: schema.Conll, regression: bool) -> Decoded:
     """The sentences of files. Raises DataError."""
-    files = split_files(Path(config.path).expanduser(), optional(config.validation_path), optional(config.test_path))
+    files = split_files(expanded(config.path), optional(config.validation_path), optional(config.test_path))
     found = {
         split: read_conll(file, tokens=config.tokens, tags=config.tags, columns=config.columns)
         for split, file in files.items()

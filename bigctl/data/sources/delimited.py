@@ -14,6 +14,7 @@ from bigctl.data.sources.read_table import Dialect
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.errors import DataError
+from bigctl.files import expanded
 
 _READING = 2
 """Raise it whenever equal files are read otherwise."""
@@ -39,7 +40,7 @@ def decode(config: schema.Table, regression: bool) -> Decoded:
         raise DataError(f"data.labels {problem}", where="data.labels", hint="give either, or data.text=COLUMN")
     if config.text is not None:
         return text_table.read_texts(
-            Path(config.path).expanduser(),
+            expanded(config.path),
             text=config.text,
             text_pair=config.text_pair,
             label=config.label or None,
@@ -55,7 +56,7 @@ def decode(config: schema.Table, regression: bool) -> Decoded:
     if not config.label:
         raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")
     return table.read_table(
-        Path(config.path).expanduser(),
+        expanded(config.path),
         label=config.label,
         format=config.kind,
         validation_path=optional(config.validation_path),

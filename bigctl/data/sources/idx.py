@@ -19,6 +19,7 @@ from bigctl.config import schema
 from bigctl.data.paths import fingerprint_files, require_folder, some
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.errors import DataError
+from bigctl.files import expanded
 
 _IDX_NAME = re.compile(r"(?P<prefix>.*?)(?P<split>train|t10k|test)-(?P<what>images|labels)[-.]idx\d-[a-z]+(\.gz)?")
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -28,12 +29,12 @@ _MAX_CLASSES = 65536
 
 def identity(config: schema.Idx) -> str:
     """What the decoded arrays depend on: the content of the files."""
-    return fingerprint_idx(Path(config.path).expanduser())
+    return fingerprint_idx(expanded(config.path))
 
 
 def decode(config: schema.Idx, regression: bool) -> Decoded:
     """See `read_idx`."""
-    return read_idx(Path(config.path).expanduser())
+    return read_idx(expanded(config.path))
 
 
 def read_idx(path: Path) -> Decoded:

@@ -23,6 +23,7 @@ from bigctl.data.sources.image_decoding import (
 )
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
+from bigctl.files import expanded
 
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -34,7 +35,7 @@ _SPLIT_FOLDERS = {
 def identity(config: schema.ImageFolder) -> Any:
     """What the decoded arrays depend on: names, sizes and times of the files, and the keys that say what is in them."""
     paths = [config.path, config.validation_path, config.test_path]
-    prints = [fingerprint_folder(Path(p).expanduser()) if p else None for p in paths]
+    prints = [fingerprint_folder(expanded(p)) if p else None for p in paths]
     sizes = {"image_size": config.image_size, "channels": config.channels}
     found = {"files": prints, **sizes, **({} if config.on_bad == "stop" else {"on_bad": config.on_bad})}
     if config.labels_file is None:
@@ -47,7 +48,7 @@ def identity(config: schema.ImageFolder) -> Any:
 def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
     """The images below a folder, with the classes that sub-folders or a file of labels say. Raises DataError."""
     size = (config.image_size[0], config.image_size[1]) if config.image_size else None
-    folder = Path(config.path).expanduser()
+    folder = expanded(config.path)
     if config.labels_file is None:
         validation, test = optional(config.validation_path), optional(config.test_path)
         return read_image_folder(
@@ -63,7 +64,7 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
         raise DataError("data.labels_file is for one folder of images", where="data.labels_file", hint=hint)
     return labelled_images.read_labelled_images(
         folder,
-        Path(config.labels_file).expanduser(),
+        expanded(config.labels_file),
         labels=config.labels,
         separator=config.label_separator,
         file_name=config.file_name,
@@ -237,6 +238,9 @@ def _class_files(folder: Path, notes: list[str]) -> tuple[dict[str, list[Path]],
     found: dict[str, list[Path]] = {}
     ignored = len(loose)
     for folder_of_class in classes:
+        if any("\ud800" <= character <= "\udfff" for character in folder_of_class.name):
+            hint = "rename it: its name is that of a class"
+            raise DataError("the name of the folder is not UTF-8", where=str(folder_of_class), hint=hint)
         everything = list(walk(folder_of_class))
         images = sorted(filter(is_image_name, everything), key=_natural)
         ignored += len(everything) - len(images)

@@ -13,6 +13,7 @@ from bigctl.data.sources import delimited, tagged
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.unlabelled import Unlabelled, what_is_predicted
 from bigctl.errors import DataError
+from bigctl.files import expanded
 
 
 def identity(config: schema.Jsonl) -> Any:
@@ -31,7 +32,7 @@ def decode(config: schema.Jsonl, regression: bool) -> Decoded:
     if tags is None:
         raise DataError("data.tokens is set without data.tags", where="data.tags", hint="name the field with the tags")
     given = optional(config.validation_path), optional(config.test_path)
-    files = split_files(Path(config.path).expanduser(), *given)
+    files = split_files(expanded(config.path), *given)
     found = {s: tagged.read_json_lines(file, tokens=tokens, tags=tags, names=names) for s, file in files.items()}
     return tagged.decode(found, {"source": config.kind, "target": tags})
 

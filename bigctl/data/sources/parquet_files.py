@@ -14,6 +14,7 @@ from bigctl import memory
 from bigctl.data import paths
 from bigctl.data.sources import text_files
 from bigctl.errors import DataError
+from bigctl.files import expanded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +83,7 @@ def read(path: str, *, only: Sequence[str] | None = None, drop: Sequence[str] = 
 def matching(path: str) -> list[Path]:
     """The Parquet files that a path means. Raises DataError where there are none."""
     found = text_files.matching(path)
-    if len(found) == 1 and Path(path).expanduser() == found[0]:
+    if len(found) == 1 and expanded(path) == found[0]:
         return found
     named = [file for file in found if file.suffix.lower() in SUFFIXES]
     if not named:

@@ -19,6 +19,7 @@ from bigctl.data.sources import content, read_table
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
+from bigctl.files import expanded
 
 _JSON = tuple(suffix for suffix, format in read_table.SUFFIXES.items() if format == "jsonl")
 
@@ -79,7 +80,7 @@ def matching(path: str) -> list[Path]:
     Raises:
         DataError: if there are none.
     """
-    given = Path(path).expanduser()
+    given = expanded(path)
     if given.is_file():
         return [given]
     if given.is_dir():

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bigctl import terminal
 from bigctl.errors import DataError
 
 _TIMEOUTS = (0.9, 60.0)  # seconds to connect (tried twice, so that no network shows within two) and between reads
@@ -67,6 +68,7 @@ class Files:
             replaced(downloader, MAX_RETRIES=1, _open_url=patient),
             replaced(downloader._Downloader, download=start),
             replaced(tqdm_utils, _active=sys.stderr.isatty()),
+            terminal.drawing(),
             errors_only("absl"),
             errors_only("urllib3"),
         ):

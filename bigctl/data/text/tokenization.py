@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
 from bigctl.errors import DataError
+from bigctl.files import expanded
 from bigctl.packages import Wheel, fetch_folder
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def spec(settings: schema.StreamTokenizer, given: tuple[Path, bool] | None = Non
             hint="give model.init_from, or recipe.tokenizer.type=words, bpe, characters, or file with its path",
         )
     if settings.type == "file":
-        file = Path(settings.path or "").expanduser()
+        file = expanded(settings.path or "")
         if not settings.path or not file.is_file():
             raise DataError(
                 f"there is no file {settings.path!r}" if settings.path else "no file is given",

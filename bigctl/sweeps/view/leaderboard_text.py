@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bigctl.formatting import number, printable
+from bigctl.formatting import number
 from bigctl.sweeps.trials import label
+from bigctl.terminal import escaped
 
 WIDTH = 80
 TOP = 10
@@ -21,7 +22,7 @@ def leaderboard_text(board: Mapping[str, Any]) -> str:
     """The best points, the effect of each key, the Pareto set, failures, the winner, and likely next commands."""
     sections = (_head, _top, _effects, _pareto, _failures, _winner, _next)
     blocks = ["\n".join(section(board)) for section in sections]
-    return printable("\n\n".join(block for block in blocks if block))
+    return escaped("\n\n".join(block for block in blocks if block))
 
 
 def _mean(spread: Mapping[str, Any]) -> str:

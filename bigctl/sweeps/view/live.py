@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from bigctl.formatting import clock, number, printable
+from bigctl.formatting import clock, number
 from bigctl.sweeps.trials import COMPLETE, ENDED, STOPPED, WAITING, State, Study
 from bigctl.sweeps.view.scene import Scene, TrialProgress
 from bigctl.sweeps.view.table_view import Frame
+from bigctl.terminal import escape, escaped, unescaped
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -49,8 +50,10 @@ class LiveView:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
+            console = Console(file=unescaped(sys.stderr))
+            self._live = Live(console=console, auto_refresh=False, redirect_stdout=False)
             self._live.start()
+            escape("stderr")
 
     def update(self, study: Study, progress: Mapping[str, TrialProgress], *, planned: int = 0) -> None:
         """Show the sweep as it is now. May be called often: the table is redrawn every half second.
@@ -91,7 +94,7 @@ class LiveView:
             self._print(text)
             return
         try:
-            self._live.console.print(printable(text), markup=False, highlight=False)
+            self._live.console.print(escaped(text), markup=False, highlight=False)
         except OSError:
             self.quiet = True
 
@@ -108,7 +111,7 @@ class LiveView:
 
     def _print(self, line: str) -> None:
         try:
-            print(printable(line), file=sys.stderr, flush=True)
+            print(escaped(line), file=sys.stderr, flush=True)
         except OSError:  # nobody reads stderr any more, as after `2>&1 | head`: no reason to stop the sweep
             self.quiet = True
 

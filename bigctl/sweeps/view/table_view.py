@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bigctl.formatting import clock, number, printable
+from bigctl.formatting import clock, number
 from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, RUNNING, STOPPED, WAITING, State
 from bigctl.sweeps.view.scene import Scene
+from bigctl.terminal import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -98,7 +99,7 @@ def _cells(scene: Scene, state: State, blocks: str) -> dict[str, str]:
     return {
         "#": str(state.trial.number),
         "status": scene.status(state),
-        "parameters": printable(state.trial.label),
+        "parameters": escaped(state.trial.label),
         "curve": sparkline(progress.curve, _SPARK, blocks),
         "value": ("* " if state is scene.best else "") + (number(score) if score is not None else ""),
         "done": f"{progress.share:.0%}" if running and progress.total_steps else "",
@@ -108,7 +109,7 @@ def _cells(scene: Scene, state: State, blocks: str) -> dict[str, str]:
 
 
 def _short(message: str) -> str:
-    line = printable(" ".join(message.split()))
+    line = escaped(" ".join(message.split()))
     return line if len(line) <= _CAUSE else line[: _CAUSE - 3].rstrip() + "..."
 
 

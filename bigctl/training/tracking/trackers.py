@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, Preempted, RunError
-from bigctl.formatting import printable
+from bigctl.terminal import escaped
 from bigctl.training.tracking import callbacks
 from bigctl.training.tracking.callbacks import Listener
 from bigctl.training.tracking.tracker_process import WAITING
@@ -263,4 +263,4 @@ def without_secrets(text: str) -> str:
     for name, value in os.environ.items():
         if _SECRET.search(name) and len(value) >= 6:
             text = text.replace(value, "***")
-    return printable(re.sub(r"//[^/@\s]+@", "//***@", text))[:500]
+    return escaped(re.sub(r"//[^/@\s]+@", "//***@", text))[:500]

@@ -16,6 +16,7 @@ from bigctl.errors import TrainingFailed
 from bigctl.files import append_regular, read_regular, write_text
 from bigctl.formatting import plain
 from bigctl.runs.metrics_file import step_of_line
+from bigctl.terminal import escape, escaped, unescaped
 
 log = logging.getLogger("bigctl.train")
 
@@ -55,12 +56,28 @@ class JsonLines:
         self._open(step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
+        if not os.fstat(self._stream.fileno()).st_nlink:
+            raise self._gone()
         self._stream.write(json.dumps(plain({"step": step, **values})) + "\n")
 
     def flush(self) -> None:
-        """Onto the disk: whatever a checkpoint has counted must not be lost."""
+        """Onto the disk: whatever a checkpoint has counted must not be lost.
+
+        Raises:
+            TrainingFailed: if the file is not there any more, as where somebody has removed or moved the run.
+        """
+        try:
+            there = os.path.samestat(os.fstat(self._stream.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise self._gone()
         self._stream.flush()
         os.fsync(self._stream.fileno())
+
+    def _gone(self) -> TrainingFailed:
+        message = "has been removed or moved while the run was trained, and perhaps the whole run with it"
+        return TrainingFailed(message, where=str(self._path), hint="nothing more is written there; begin the run anew")
 
     def close(self) -> None:
         self._stream.close()
@@ -125,8 +142,9 @@ class Console:
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
-        progress = Progress(*columns, console=Terminal(stderr=True), refresh_per_second=4)
-        progress.start()
+        progress = Progress(*columns, console=Terminal(file=unescaped(sys.stderr)), refresh_per_second=4)
+        progress.start()  # which puts itself before standard error: what others print comes above the line
+        escape("stderr")
         self._task = progress.add_task("train", total=self.total, numbers="compiling ...")
         return progress
 
@@ -151,7 +169,7 @@ class Console:
         if self.quiet:
             return
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False)
+            self._progress.console.print(escaped(text), markup=False, highlight=False)
         else:
             self._tell(text)
 
