@@ -43,7 +43,7 @@ _HEADERS = {
 }
 
 
-class _Missing(Exception):
+class Missing(Exception):
     """There is nothing at this address."""
 
 
@@ -59,7 +59,7 @@ class Site:
     sweeps: Path
 
     def answer(self, address: str) -> tuple[str, str]:
-        """(content type, content) of a path with its query. Raises _Missing, or BigctlError for damaged files."""
+        """(content type, content) of a path with its query. Raises Missing, or BigctlError for damaged files."""
         split = urlsplit(address)
         parts = [unquote(part) for part in split.path.strip("/").split("/") if part]
         if not parts:
@@ -68,7 +68,7 @@ class Site:
             found = self._folder(parts[:-1])
             start = parse_qs(split.query).get("from", ["0"])[0]
             if find.is_sweep(found) or not start.isdecimal() or len(start) > 18:
-                raise _Missing
+                raise Missing
             return "application/json", json.dumps(new_points(RunDirectory(found), int(start)))
         found = self._folder(parts)
         here = "/" + "/".join(quote(part) for part in parts)
@@ -84,15 +84,15 @@ class Site:
         roots = {"runs": self.runs, "sweeps": self.sweeps}
         named = len(parts) == 2 or (len(parts) == 4 and parts[0] == "sweeps" and parts[2] == "trials")
         if not named or parts[0] not in roots or not all(_NAME.fullmatch(part) for part in parts):
-            raise _Missing
+            raise Missing
         root = roots[parts[0]].resolve()
         folder = root.joinpath(*parts[1:]).resolve()
         if not folder.is_relative_to(root) or folder == root or not folder.is_dir():
-            raise _Missing
+            raise Missing
         if not (find.is_sweep(folder) if parts[0] == "sweeps" and len(parts) == 2 else listing.maybe_run(folder)):
-            raise _Missing
+            raise Missing
         if any(file.is_file() and not file.resolve().is_relative_to(root) for file in folder.iterdir()):
-            raise _Missing  # a log that is a link to somebody's secrets
+            raise Missing  # a log that is a link to somebody's secrets
         return folder
 
     def _index(self) -> str:
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "this server is for 127.0.0.1 only\n")
         try:
             kind, text = self.pages.answer(self.path)
-        except _Missing:
+        except Missing:
             return self._send(HTTPStatus.NOT_FOUND, "text/plain", "there is no such page\n")
         except BigctlError as error:
             return self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", f"{error}\n")

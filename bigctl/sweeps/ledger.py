@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from bigctl.sweeps.trials import RUNNING, STOPPED, WAITING, State, Study, Trial
 
 NAME = "ledger.jsonl"
 SCHEMA = 1
+_LARGEST = 1e150
 AXIS: untrusted.Shape = {
     "key": str, "values": [str], "low": float, "high": float, "log": bool, "integer": bool,
 }  # fmt: skip
@@ -113,6 +114,10 @@ def read_study(folder: Path) -> Study:
 def _apply(study: Study, line: dict[str, Any]) -> None:
     event = line["event"]
     if event == "study":
+        for axis in line["definition"].get("axes") or ():
+            low, least = axis.get("low"), 0 if axis.get("log") else -_LARGEST
+            if low is not None and not least < low <= axis["high"]:
+                raise ValueError("an axis without extent, or with a logarithm of what has none")
         study.definition = dict(line["definition"])
         return
     name = str(line["id"])
@@ -121,7 +126,7 @@ def _apply(study: Study, line: dict[str, Any]) -> None:
         study.states.setdefault(name, State(trial, run=str(line.get("run", ""))))
         return
     if event == "test":
-        study.test[name] = dict(line["metrics"])
+        study.test[name] = _usable(line["metrics"])
         return
     state = study.states[name]
     if event == "start":
@@ -132,10 +137,15 @@ def _apply(study: Study, line: dict[str, Any]) -> None:
         state.status = WAITING
     elif event == "end":
         state.status = str(line["status"])
-        state.metrics = {key: value for key, value in dict(line.get("metrics") or {}).items() if value is not None}
+        state.metrics = _usable(line.get("metrics"))
         state.step, state.message = line.get("step"), str(line.get("message") or "")
         state.exit_code = line.get("exit_code")
         state.seconds += float(line.get("seconds") or 0.0)
+
+
+def _usable(metrics: Mapping[str, float | None] | None) -> dict[str, float]:
+    """Metrics that can be averaged: finite, and not so large that their squares are not."""
+    return {name: value for name, value in (metrics or {}).items() if value is not None and abs(value) <= _LARGEST}
 
 
 def unfinished(study: Study) -> Iterator[State]:
