@@ -100,7 +100,7 @@ def _candidates(path: Path | bytes, config: schema.Data, what: str) -> Iterator[
         begin = path[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         kinds = [cls for cls in _kinds() if cls.streamed and what in cls.predicts]
         yield from (_like(config, cls) for cls in kinds if begin in cls.begins)
-        yield from (_like(config, cls) for cls in kinds if isinstance(config, cls))
+        yield from (config for cls in kinds if type(config) is cls)
         yield from (_like(config, cls) for cls in kinds)
         return
     suffix = suffix_of(path)

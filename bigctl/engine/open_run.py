@@ -50,6 +50,7 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
         phases.begin()
         host_memory.keep_memory()
         group = distributed.join(composed.config.mesh.wait)
+        _require_text(path)
         held = RunDirectory(path, writes=group.leads)
         try:
             found = group.first(lambda: _find(held, composed, options), pack=_Found.to_json, unpack=_Found.from_json)
@@ -73,6 +74,15 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
             if not held.begun:
                 held.discard()  # it ended before anything began: a typo leaves no run behind
             held.release()
+
+
+def _require_text(path: Path) -> None:
+    """Raises RunError for a path that is not UTF-8: libraries that write checkpoints would fail after the training."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        hint = "rename the folder, or give another one: --run-dir DIR"
+        raise RunError("the path of the run directory is not UTF-8", where=str(path), hint=hint) from None
 
 
 # ---------------------------------------------------------------------------------------------------- what is there

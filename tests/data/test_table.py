@@ -350,6 +350,8 @@ def test_what_spreadsheets_write_besides_is_understood(tmp_path):
     ):  # fmt: skip
         decoded = read_table(write(tmp_path, content), label="y")
         assert len(decoded.splits["train"]["label"]) == 30 and decoded.info["numeric"] == ["a", "b"]
+    excel = "\ufeffa;b;y\n" + rows.replace(",", ";").replace(";", ",5;", 1)
+    assert "set data.separator=';'" in str(refused(":2: 2 fields", read_table, write(tmp_path, excel), label="y"))
     hint = refused("no target column 'y'", read_table, write(tmp_path, f"a,b,y\n{rows}".replace(",", ";")), label="y")
     assert "set data.separator=';'" in str(hint)
 

@@ -59,7 +59,7 @@ def load_delimited(
     bad = {}
     for place, row in enumerate(rows):
         if len(row) != len(header):
-            bad[place] = _uneven(len(row), len(header), given is not None, f"{name}:{lines[place]}")
+            bad[place] = _uneven(row, header, given is not None, f"{name}:{lines[place]}")
             rows[place] = [""] * len(header)
     columns = {
         field: [value.strip() for value in values]
@@ -196,8 +196,12 @@ def _without_empty(
     return rows, lines
 
 
-def _uneven(found: int, expected: int, names_given: bool, where: str) -> DataError:
+def _uneven(row: Sequence[str], header: Sequence[str], names_given: bool, where: str) -> DataError:
+    found, expected = len(row), len(header)
     if names_given:
         return DataError(f"{found} fields, where data.columns names {expected}", where=where, hint="name every column")
     hint = "quote fields that contain the separator" if found > expected else "is the row cut off?"
+    if expected == 1 and (marks := [mark for mark in ";\t|" if mark in header[0]]):
+        named = "tab" if marks[0] == "\t" else marks[0]
+        hint = f"the fields seem to be separated by {marks[0]!r}: set data.separator='{named}'"
     return DataError(f"{found} fields, where the header has {expected}", where=where, hint=hint)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from bigctl.data.paths import hidden, similar, some
+from bigctl.data.sources.decoded import Columns
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
@@ -143,6 +144,18 @@ def _each(places: Sequence[int], work: Callable[[int], T], wrong: dict[int, Data
         results = [result for done in pool.map(part, range(0, len(places), _FILES_A_TASK)) for result in done]
     wrong |= {i: result for i, result in results if isinstance(result, DataError)}
     return {i: result for i, result in results if not isinstance(result, DataError)}
+
+
+def by_split(images: np.ndarray, labels: Mapping[str, np.ndarray], bad: Mapping[int, DataError]) -> dict[str, Columns]:
+    """The splits of images that were decoded one after the other; `labels` are of all files, `images` lack the bad."""
+    splits: dict[str, Columns] = {}
+    start = row = 0
+    for split, own in labels.items():
+        good = np.array([start + number not in bad for number in range(len(own))], bool)
+        start, end = start + len(own), row + int(good.sum())
+        splits[split] = {"image": images[row:end], "label": own[good]}
+        row = end
+    return splits
 
 
 def left_out(bad: dict[int, DataError]) -> list[str]:

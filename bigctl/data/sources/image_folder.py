@@ -12,9 +12,10 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.paths import file_digest, fingerprint_folder, hidden, optional, require_folder, some, walk
 from bigctl.data.sources import labelled_images
-from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.image_decoding import (
     IMAGE_SUFFIXES,
+    by_split,
     check_shape,
     decode_all,
     is_image_name,
@@ -122,14 +123,11 @@ def read_image_folder(
     bad: dict[int, DataError] = {}
     images = decode_all(files, image_size, channels, bad=bad if skip_bad else None)
     notes += left_out(bad)
-    splits: dict[str, Columns] = {}
-    start = row = 0
-    for split, by_class in listed.items():
-        labels = np.repeat([classes.index(name) for name in by_class], [len(found) for found in by_class.values()])
-        good = np.array([start + number not in bad for number in range(len(labels))], bool)
-        start += len(labels)
-        splits[split] = {"image": images[row : row + good.sum()], "label": labels[good].astype(np.int32)}
-        row += int(good.sum())
+    labels = {
+        split: np.repeat([classes.index(name) for name in own], [len(found) for found in own.values()]).astype(np.int32)
+        for split, own in listed.items()
+    }
+    splits = by_split(images, labels, bad)
     info: dict[str, Any] = {
         "source": "image_folder",
         "path": str(path),

@@ -9,12 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bigctl.data.paths import require_folder, some, walk
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.content import suffix_of
-from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.read_table import SUFFIXES, load
 from bigctl.data.sources.text_rows import TextTable
@@ -69,13 +67,7 @@ def read_labelled_images(
     paths = [files[row] for row in order]
     images = image_decoding.decode_all(paths, image_size, channels, bad=bad if skip_bad else None)
     notes += image_decoding.left_out(bad)
-    splits: dict[str, Columns] = {}
-    start = first = 0
-    for name, own in rows.items():
-        good = np.array([start + number not in bad for number in range(len(own))], bool)
-        start += len(own)
-        splits[name] = {"image": images[first : first + good.sum()], "label": sets[name][good]}
-        first += int(good.sum())
+    splits = image_decoding.by_split(images, {name: sets[name] for name in rows}, bad)
     named = {file.resolve() for file in files}
     ignored = sum(file.resolve() not in named for file in walk(path) if image_decoding.is_image_name(file))
     info: dict[str, Any] = {

@@ -146,25 +146,14 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
         record = {} if isinstance(found, DataError) else _flat(found)
         if isinstance(found, DataError):
             bad[len(lines)] = found
-        for key in record:
+        for key, value in record.items():
             if key not in names:
                 names[key] = None
                 if keep(key):
-                    columns[key] = [""] * len(lines)
-                    absent |= {key: lines[0]} if lines else {}
-        if len(columns) * len(lines) > most:
-            raise DataError(
-                f"there are {len(columns):,} keys by now, and most of them are missing in most lines",
-                where=f"{name}:{number}",
-                hint="a key is the name of a column: what differs from line to line is a value",
-            )
-        for key, values in columns.items():
-            if key not in record:
-                absent.setdefault(key, number)
-            value = record.get(key)
-            if value is None:
-                values.append("")
+                    columns[key] = []
+            if (values := columns.get(key)) is None:
                 continue
+            _fill(key, values, lines, absent)
             if isinstance(value, list) and key in lists:
                 value = json.dumps(value, ensure_ascii=False)
             try:
@@ -172,8 +161,23 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
             except DataError as error:
                 values.append("")
                 bad.setdefault(len(lines), error)
+        if len(columns) * len(lines) > most:
+            raise DataError(
+                f"there are {len(columns):,} keys by now, and most of them are missing in most lines",
+                where=f"{name}:{number}",
+                hint="a key is the name of a column: what differs from line to line is a value",
+            )
         lines.append(number)
+    for key, values in columns.items():
+        _fill(key, values, lines, absent)
     return TextTable(name, tuple(names), columns, lines, [], absent=absent, bad=bad)
+
+
+def _fill(key: str, values: list[str], lines: Sequence[int], absent: dict[str, int]) -> None:
+    """Empty values for the lines so far that lack a key."""
+    if len(values) < len(lines):
+        absent.setdefault(key, lines[len(values)])
+        values.extend([""] * (len(lines) - len(values)))
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:

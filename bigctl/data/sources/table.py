@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,7 @@ def read_table(
         format: "csv", "tsv" (quoting as in CSV) or "jsonl".
         validation_path, test_path: files for the splits "validation" and "test"; their further columns are ignored.
         regression: keep the target as float64 instead of class numbers.
-        drop: columns to leave out. Left out by themselves, with a line in `info["notes"]`, are columns without a name,
-            without any value, and categorical columns in which no two rows agree (names, identifiers, free text).
+        drop: columns to leave out; those of no use are left out by themselves, with a line in `info["notes"]`.
         dialect, cells: how the files are written, and what their cells mean.
         group, time: columns by which splits are made; that of groups is no feature.
 
@@ -73,45 +72,45 @@ def read_table(
         class numbers, classes sorted (as numbers where all are integers), or float64 [N].
 
     Raises:
-        DataError: the file is missing or malformed, a column is missing, a value does not fit its column or target.
+        DataError: a file is missing or malformed, a column is missing, a value does not fit its column or target.
     """
     kept = {label, group, time}
     tables = {
         split: load(file, format, lambda name: name not in drop or name in kept, dialect=dialect)
         for split, file in split_files(path, validation_path, test_path).items()
     }
-    _check_columns(tables, label, drop, path)
+    _check_columns(tables, label, drop, cells, path)
     notes = list(tables["train"].notes)
-    _check_named(tables["train"], cells)
-    made = {split: split_columns(table, group, time) for split, table in tables.items()}
-    out = {group} | ({time} if time in drop else set())
-    seen = {name: values for name, values in tables["train"].columns.items() if name not in out}
-    kinds, features = infer_columns(dataclasses.replace(tables["train"], columns=seen), label, cells, notes, regression)
+    seen = _without(tables["train"], {group} | ({time} if time in drop else set()))
+    kinds, features = infer_columns(seen, label, cells, notes, regression)
     if not features:
-        why = f": {'; '.join(notes)}" if notes else ""
-        hint = "they must be numbers, or categories in which some rows agree"
-        raise DataError(f"no feature columns are left beside the target {label!r}{why}", where=str(path), hint=hint)
-    classes, targets = None, _target_numbers(tables, label, cells, notes) if regression else {}
-    if not regression:
-        classes, targets = classify(tables, label)
-    splits = {
-        split: {
-            **(features if split == "train" else _like_training(table, kinds, cells)),
-            "label": targets[split],
-            **made[split],
-        }
-        for split, table in tables.items()
-    }
-    numeric = [name for name, kind in kinds.items() if kind != CATEGORY]
+        raise _no_features(label, notes, path)
+    numbers = _target_numbers(tables, label, cells, notes) if regression else None
+    classes, targets = (None, numbers) if numbers is not None else classify(tables, label)
+    splits = {}
+    for split, table in tables.items():
+        own = features if split == "train" else _like_training(table, kinds, cells)
+        splits[split] = {**own, "label": targets[split], **split_columns(table, group, time)}
     styles = {name: kind for name, kind in kinds.items() if isinstance(kind, NumberStyle)}
     info: dict[str, Any] = {
         "source": format,
         **file_facts(tables),
         "target": label,
-        "numeric": numeric,
-        "categorical": [name for name in features if name not in numeric],
+        "numeric": [name for name, kind in kinds.items() if kind != CATEGORY],
+        "categorical": [name for name, kind in kinds.items() if kind == CATEGORY],
+        "notes": notes,
     }
-    return Decoded("table", splits, classes, {**info, "notes": notes}, styles=styles)
+    return Decoded("table", splits, classes, info, styles=styles)
+
+
+def _without(table: TextTable, names: Container[str | None]) -> TextTable:
+    return dataclasses.replace(table, columns={n: values for n, values in table.columns.items() if n not in names})
+
+
+def _no_features(label: str, notes: Sequence[str], path: Path) -> DataError:
+    why = f": {'; '.join(notes)}" if notes else ""
+    hint = "they must be numbers, or categories in which some rows agree"
+    return DataError(f"no feature columns are left beside the target {label!r}{why}", where=str(path), hint=hint)
 
 
 def _check_named(train: TextTable, cells: Cells) -> None:
@@ -140,7 +139,7 @@ def _target_numbers(tables: dict[str, TextTable], label: str, cells: Cells, note
     return targets
 
 
-def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str], path: Path) -> None:
+def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str], cells: Cells, path: Path) -> None:
     """Raise DataError where the columns that are named do not exist, or one is in the way of the target's."""
     if label in drop:
         raise DataError(f"data.drop holds the target column {label!r}", where="data.drop", hint="drop other columns")
@@ -151,6 +150,7 @@ def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str]
         if name not in train.names:
             hint = train.close(name)
             raise DataError(f"data.drop names {name!r}, which is no column", where=str(path), hint=hint)
+    _check_named(train, cells)
     if label != "label" and "label" in train.columns:
         raise DataError(
             f"the feature column 'label' is in the way, because the target {label!r} is stored under that name",

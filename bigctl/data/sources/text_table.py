@@ -6,7 +6,6 @@ Surrounding blanks are dropped. Unlike in a table, 'NA' or 'null' as a text are 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -60,28 +59,26 @@ def read_texts(
         split: load(file, format, named.__contains__, dialect=dialect, lists=[labels] if labels else [])
         for split, file in split_files(path, validation_path, test_path).items()
     }
-    pair = [text_pair] if text_pair else []
-    notes = list(tables["train"].notes)
+    columns, notes = [text, *([text_pair] if text_pair else [])], list(tables["train"].notes)
     splits: dict[str, Columns] = {}
-    roles = _roles(text, text_pair).items()
     for split, table in tables.items():
-        splits[split] = {name: _texts(table, column) for name, column in roles}
-        splits[split]["label"] = np.zeros(len(table.lines), np.int32)
+        splits[split] = {name: _texts(table, column) for name, column in _roles(text, text_pair).items()}
         splits[split] |= split_columns(table, group, time)
         if format == "tsv" and dialect.quoting:
-            notes += _doubtful_quotes(table, [text, *pair])
+            notes += _doubtful_quotes(table, columns)
         if label is not None:
             table.require(label, "target")
-    classes, target = None, Target.usual("text", None)
+    target = Target.usual("text", None)
     if labels is not None:
-        target, sets = read_label_sets(tables, labels, label_separator, notes)
-        splits = {split: {**arrays, "label": sets[split]} for split, arrays in splits.items()}
+        target, found = read_label_sets(tables, labels, label_separator, notes)
     elif label is not None:
-        classes, targets = classify(tables, label, quantities=f"is data.label={label} the right column?")
-        target = Target.usual("text", classes)
-        splits = {split: {**arrays, "label": targets[split]} for split, arrays in splits.items()}
-    info: dict[str, Any] = {"source": format, **file_facts(tables), "text": [text, *pair]}
-    return Decoded("text", splits, classes, {**info, "target": labels or label, "notes": notes}, target)
+        known, found = classify(tables, label, quantities=f"is data.label={label} the right column?")
+        target = Target.usual("text", known)
+    else:
+        found = {split: np.zeros(len(each.lines), np.int32) for split, each in tables.items()}
+    splits = {split: {**columns, "label": found[split]} for split, columns in splits.items()}
+    info = {"source": format, **file_facts(tables), "text": columns, "target": labels or label, "notes": notes}
+    return Decoded("text", splits, target.names if label is not None else None, info, target)
 
 
 def _distinct(wanted: dict[str, str | None]) -> set[str]:
