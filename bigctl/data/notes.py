@@ -84,7 +84,7 @@ def _blank(arrays: dict[str, Columns]) -> list[str]:
         size += len(columns["inputs"])
     if not blank:
         return []
-    hint = "transparent pixels are laid over black, on which black ones cannot be seen"
+    hint = "what is black on transparent needs data.background=white to be seen"
     return [f"{blank:,} of {size:,} pictures are of one colour throughout; {hint}"]
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bigctl.config import schema
 from bigctl.config.compose import compose
+from bigctl.data.catalog import read_for_prediction
 from bigctl.data.encode import channel_statistics
 from bigctl.data.notes import notes_of, unknown_share
 from bigctl.data.prepare import prepare
@@ -57,8 +58,16 @@ def test_pictures_that_show_nothing_are_counted(tmp_path: Path) -> None:
         pixels[number % 8 :, : 8 if label == "a" else 3, 3] = 255
         return pixels
 
-    found = twice(schema.ImageFolder(path=str(pictures(tmp_path / "icons", 10, icon))))
+    folder = pictures(tmp_path / "icons", 10, icon)
+    found = twice(schema.ImageFolder(path=str(folder)))
     assert any(note.startswith("20 of 20 pictures are of one colour throughout") for note in found)
+    config = schema.ImageFolder(path=str(folder), background="white")
+    made = prepare(config)
+    assert not any("of one colour" in note for note in notes_of(made))
+    again = read_for_prediction(folder / "a" / "3.png", config, made.features).inputs
+    expected = np.full((16, 16), 255)
+    expected[3:, :8] = 0
+    assert np.array_equal(np.asarray(again)[0, ..., 0], expected)
 
 
 def test_a_split_that_lacks_classes_says_so(tmp_path: Path) -> None:

@@ -111,6 +111,9 @@ class ImageFolder(Images):
     validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
     test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+    background: str = key(
+        "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
+    )
     on_bad: str = key(
         "stop", "What a file that is no picture does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
         choices=("stop", "skip"),
@@ -288,6 +291,9 @@ class Parquet(Table):
         None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL
     )
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+    background: str = key(
+        "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
+    )
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)

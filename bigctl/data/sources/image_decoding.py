@@ -1,8 +1,8 @@
 """How a picture becomes numbers, in training and in prediction alike.
 
-The EXIF orientation is applied; transparency is composited over black, because the colour below transparent pixels is
-arbitrary; 16-bit grey is scaled to 8 bits; palettes are looked up; of an animation the first frame is taken; resizing
-is bilinear and antialiased.
+The EXIF orientation is applied; transparency is laid over black, or white where that is asked for, because the colour
+below transparent pixels is arbitrary; 16-bit grey is scaled to 8 bits; palettes are looked up; of an animation the
+first frame is taken; resizing is bilinear and antialiased.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def is_image_name(file: Path) -> bool:
 
 
 def read_image(
-    file: Path | bytes, image_size: tuple[int, int] | None = None, channels: int | None = None
+    file: Path | bytes,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    background: str = "black",
 ) -> np.ndarray:
     """Decode one image, a file or its content, exactly as `decode_all` does: uint8 [H, W, C].
 
@@ -47,7 +50,7 @@ def read_image(
     """
     check_shape(image_size, channels)
     with _opened(file) as image:
-        return _to_array(image, image_size, channels or (1 if _is_grey(image) else 3))
+        return _to_array(image, image_size, channels or (1 if _is_grey(image) else 3), background)
 
 
 def check_shape(image_size: tuple[int, int] | None, channels: int | None) -> None:
@@ -63,12 +66,14 @@ def decode_all(
     channels: int | None,
     names: Sequence[str] | None = None,
     bad: dict[int, DataError] | None = None,
+    background: str = "black",
 ) -> np.ndarray:
     """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds.
 
     Args:
         files: paths, or the contents of files, with `names` for messages.
         image_size, channels: as of `read_image_folder`.
+        background: "black" or "white", below what is transparent.
         bad: where it is given, files that cannot be used are left out and named here by their place.
 
     Raises:
@@ -105,7 +110,7 @@ def decode_all(
 
     def decode(i: int) -> None:
         with _opened(files[i], names[i]) as image:
-            array = _to_array(image, image_size, channels)
+            array = _to_array(image, image_size, channels, background)
         if array.shape != images.shape[1:]:  # an orientation stored after the pixels is not in the header
             raise differs(i, array.shape)
         images[place[i]] = array
@@ -219,7 +224,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_array(image: Image.Image, image_size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def _to_array(image: Image.Image, image_size: tuple[int, int] | None, channels: int, background: str) -> np.ndarray:
     """uint8 [H, W, C] of an open image; see the top of this file for the rules."""
     from PIL import Image
 
@@ -229,8 +234,8 @@ def _to_array(image: Image.Image, image_size: tuple[int, int] | None, channels: 
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image.convert("RGBA"))
+        below = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(below, image.convert("RGBA"))
     image = image.convert("L" if channels == 1 else "RGB")
     turn = Image.Transpose
     turns = (

@@ -38,7 +38,9 @@ def identity(config: schema.ImageFolder) -> Any:
     paths = [config.path, config.validation_path, config.test_path]
     prints = [fingerprint_folder(expanded(p)) if p else None for p in paths]
     sizes = {"image_size": config.image_size, "channels": config.channels}
-    found = {"files": prints, **sizes, **({} if config.on_bad == "stop" else {"on_bad": config.on_bad})}
+    later = {"on_bad": "stop", "background": "black"}
+    given = {name: getattr(config, name) for name, usual in later.items() if getattr(config, name) != usual}
+    found = {"files": prints, **sizes, **given}
     if config.labels_file is None:
         return found
     names = ("labels", "label_separator", "file_name", "split")
@@ -59,6 +61,7 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
             image_size=size,
             channels=config.channels,
             skip_bad=config.on_bad == "skip",
+            background=config.background,
         )
     if config.validation_path or config.test_path:
         hint = "name the splits in a column of the file, data.split=COLUMN"
@@ -73,13 +76,15 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
         image_size=size,
         channels=config.channels,
         skip_bad=config.on_bad == "skip",
+        background=config.background,
     )
 
 
 def read_for_prediction(path: Path | bytes, config: schema.Data, features: Features) -> Unlabelled:
     """One picture, resized to what the model takes. Raises DataError."""
     height, width, channels = features.shape
-    return Unlabelled(read_image(path, (height, width), channels)[None], rows=False)
+    background = getattr(config, "background", "black")
+    return Unlabelled(read_image(path, (height, width), channels, background)[None], rows=False)
 
 
 def read_image_folder(
@@ -90,6 +95,7 @@ def read_image_folder(
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
     skip_bad: bool = False,
+    background: str = "black",
 ) -> Decoded:
     """Decode a folder with one sub-folder a class; images may lie at any depth below it.
 
@@ -100,6 +106,7 @@ def read_image_folder(
         path: the folder.
         validation_path, test_path: folders of the same shape for the splits "validation" and "test".
         image_size: (height, width) to resize to; None demands that all images have one size.
+        background: "black" or "white", below what is transparent.
         skip_bad: leave out files that cannot be used, with a note.
         channels: 1 or 3; None means 1 if every file is stored as grey, else 3.
 
@@ -121,7 +128,7 @@ def read_image_folder(
     classes = _classes(listed, folders)
     files = [file for by_class in listed.values() for class_files in by_class.values() for file in class_files]
     bad: dict[int, DataError] = {}
-    images = decode_all(files, image_size, channels, bad=bad if skip_bad else None)
+    images = decode_all(files, image_size, channels, bad=bad if skip_bad else None, background=background)
     notes += left_out(bad)
     labels = {
         split: np.repeat([classes.index(name) for name in own], [len(found) for found in own.values()]).astype(np.int32)

@@ -32,6 +32,7 @@ def read_labelled_images(
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
     skip_bad: bool = False,
+    background: str = "black",
 ) -> Decoded:
     """Read the images that a file of labels names.
 
@@ -41,7 +42,7 @@ def read_labelled_images(
         labels, separator: its column with the classes, see `label_sets`.
         file_name: its column with the path of the image below the folder.
         split: its column that says "train", "validation" or "test"; None for one split, "train".
-        image_size, channels, skip_bad: as of `image_folder.read_image_folder`.
+        image_size, channels, skip_bad, background: as of `image_folder.read_image_folder`.
 
     Returns:
         Decoded images, uint8 [N, H, W, C], and labels, uint8 [N, classes], in the order of the rows.
@@ -63,23 +64,27 @@ def read_labelled_images(
     notes = list(table.notes)
     target, sets = read_label_sets({name: _part(table, own) for name, own in rows.items()}, labels, separator, notes)
     order = [row for own in rows.values() for row in own]
-    bad: dict[int, DataError] = {}
-    paths = [files[row] for row in order]
-    images = image_decoding.decode_all(paths, image_size, channels, bad=bad if skip_bad else None)
+    bad, paths = dict[int, DataError](), [files[row] for row in order]
+    given = bad if skip_bad else None
+    images = image_decoding.decode_all(paths, image_size, channels, bad=given, background=background)
     notes += image_decoding.left_out(bad)
     splits = image_decoding.by_split(images, {name: sets[name] for name in rows}, bad)
-    named = {file.resolve() for file in files}
-    ignored = sum(file.resolve() not in named for file in walk(path) if image_decoding.is_image_name(file))
     info: dict[str, Any] = {
         "source": "image_folder",
         "path": str(path),
         "labels_file": str(labels_file),
         "images": {name: len(columns["label"]) for name, columns in splits.items()},
         "image_shape": list(images.shape[1:]),
-        "ignored_files": ignored,
+        "ignored_files": _not_named(files, path),
         "notes": notes,
     }
     return Decoded("image", splits, None, info, target)
+
+
+def _not_named(files: list[Path], folder: Path) -> int:
+    """Pictures in the folder that no row names."""
+    named = {file.resolve() for file in files}
+    return sum(file.resolve() not in named for file in walk(folder) if image_decoding.is_image_name(file))
 
 
 def _check_files(table: TextTable, column: str, files: list[Path], folder: Path) -> None:

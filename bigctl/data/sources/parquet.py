@@ -41,6 +41,7 @@ def identity(config: schema.Parquet) -> Any:
     prints = [paths.fingerprint_files(matching(path)) if path else None for path in given]
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
     found = {"files": prints} | {name: getattr(config, name) for name in names}
+    found |= {"background": config.background} if config.background != "black" else {}
     return found | {name: getattr(config, name) for name in ("group", "time") if getattr(config, name) is not None}
 
 
@@ -88,7 +89,8 @@ def read_for_prediction(path: Path, config: schema.Parquet, features: Features) 
         name = config.image or "image"
         height, width, channels = features.shape
         contents, names = encoded_images(read(str(path), only=[name]), name)
-        return Unlabelled(image_decoding.decode_all(contents, (height, width), channels, names))
+        size, below = (height, width), config.background
+        return Unlabelled(image_decoding.decode_all(contents, size, channels, names, background=below))
     if features.kind == "text":
         columns = features.columns or (("text", "text_pair") if features.pairs else ("text",))
         part = read(str(path), only=columns)
@@ -273,8 +275,9 @@ def _images(parts: Mapping[str, Part], config: schema.Parquet) -> dict[str, Colu
     """uint8 [N, H, W, C] by split; whether they are grey is a matter of all of them."""
     found = [encoded_images(part, config.image or "") for part in parts.values()]
     size = (config.image_size[0], config.image_size[1]) if config.image_size else None
-    contents, names = ([each for one in found for each in one[place]] for place in (0, 1))
-    decoded = image_decoding.decode_all(contents, size, config.channels, names)  # type: ignore[arg-type]
+    contents = [content for own, _ in found for content in own]
+    names = [name for _, own in found for name in own]
+    decoded = image_decoding.decode_all(contents, size, config.channels, names, background=config.background)
     ends = np.cumsum([len(one[0]) for one in found])[:-1]
     return {split: {"image": own} for split, own in zip(parts, np.split(decoded, ends), strict=True)}
 
