@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 EXAMPLES = """\
-Reachable from this machine only (127.0.0.1), and read-only. From elsewhere: ssh -L 8765:127.0.0.1:8765 HOST
+Reachable from this machine only (127.0.0.1), by the address that is printed, which has a token in it, and read-only.
+From elsewhere: ssh -L 8765:127.0.0.1:8765 HOST
 
 examples:
-  bigctl ui                        http://127.0.0.1:8765/, or another port if that one is taken
+  bigctl ui                        http://127.0.0.1:8765/?token=..., or another port if that one is taken
   bigctl ui --port 0 --root /data/runs
 """
 PORT = 8765
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         serving = server.listen(site, 0)
     with serving:
         try:
-            print(f"http://{server.LOOPBACK}:{serving.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+            print(f"{serving.address}  (Ctrl-C ends it)", flush=True)
             serving.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:  # the normal way to end it
             pass

@@ -19,19 +19,22 @@ log = logging.getLogger("bigctl")
 def use_compile_cache() -> Path | None:
     """Keep compiled programs in a folder of this jaxlib and processor that only the user can write.
 
-    Whoever can write such a folder can run code as its reader, so one that others can write is not used.
+    Whoever can write such a folder, or put another in place of one above it, can run code as its reader: where that is
+    so anywhere below the root of the cache, or at the root itself, nothing is kept.
     """
     host = provenance.digest(provenance.cpu() + os.environ.get("XLA_FLAGS", ""))
     folder = cache_root() / "compiled" / f"jaxlib-{jaxlib_version.__version__}-{host}"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.parents[1].mkdir(parents=True, exist_ok=True)
         for private in (folder.parent, folder):
-            found = private.stat()
-            if found.st_uid != os.getuid():
-                log.warning("compiled programs are not kept: %s belongs to another user", private)
+            private.mkdir(exist_ok=True, mode=0o700)
+        if problem := _problem(folder.parents[1].resolve()):
+            log.warning("compiled programs are not kept: %s %s", folder.parents[1], problem)
+            return None
+        for private in (folder.parent, folder):
+            if problem := _problem(private, private=True):
+                log.warning("compiled programs are not kept: %s %s", private, problem)
                 return None
-            if stat.S_IMODE(found.st_mode) & 0o077:
-                private.chmod(0o700)
     except OSError as error:
         log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
         return None
@@ -40,3 +43,23 @@ def use_compile_cache() -> Path | None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
     return folder
+
+
+def _problem(folder: Path, *, private: bool = False) -> str:
+    """Who else could put something there; empty if nobody can. A private folder of ours is closed to all others."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "is a link, or no folder"
+    if private:
+        if found.st_uid != os.getuid():
+            return "belongs to another user"
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            folder.chmod(0o700)
+        return ""
+    if found.st_uid not in (os.getuid(), 0):
+        return "belongs to another user"
+    if found.st_mode & stat.S_ISVTX:  # as in /tmp: what is in it can be replaced by its owner alone
+        return ""
+    own_group = found.st_gid == os.getuid()  # the group that many systems give each user for itself
+    others = found.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP)
+    return "can be written by other users" if others else ""

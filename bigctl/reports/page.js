@@ -175,6 +175,15 @@
 
   // -------------------------------------------------------------------------------------------------------- live
 
+  // The token of `bigctl ui` has become a cookie: it need not stay in the address, which people send around.
+  if (/[?&]token=/.test(location.search)) {
+    try {
+      history.replaceState(null, "", location.pathname);
+    } catch {
+      // a page on disk: nothing to hide
+    }
+  }
+
   // New points since the last byte that was read; a metric that is new, or lines that were taken back, need a new page.
   async function follow(address, from) {
     let found;

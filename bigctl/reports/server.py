@@ -6,20 +6,25 @@
     /sweeps/NAME/trials/ID         that of one of its trials
     any of a run + /new?from=N     its points since byte N of metrics.jsonl, as JSON
 
-Files are only ever read, by these addresses alone: every part of one is a plain name, and what it leads to must lie
-in the folder that is served, links followed. A request whose Host is not this very server is refused: a name that
-someone else's DNS points here would otherwise read along.
+Files are only ever read, by these addresses alone: every part of one is a plain name, and what it leads to, and all
+that lies in it, must lie in the folder that is served, links followed. A request whose Host is not this very server is
+refused: a name that someone else's DNS points here would otherwise read along. So is one without the token in the
+address that the command prints, in its query or, from the second page on, in a cookie: other users of the machine can
+reach its ports too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import secrets
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,9 +42,11 @@ _NAME = re.compile(r"\w[\w.=,+-]*")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
 }
 
 
@@ -91,16 +98,30 @@ class Site:
             raise Missing
         if not (find.is_sweep(folder) if parts[0] == "sweeps" and len(parts) == 2 else listing.maybe_run(folder)):
             raise Missing
-        if any(file.is_file() and not file.resolve().is_relative_to(root) for file in folder.iterdir()):
-            raise Missing  # a log that is a link to somebody's secrets
+        if _leads_out(folder, root):
+            raise Missing
         return folder
 
     def _index(self) -> str:
-        rows = [row for row in listing.rows(self.runs) if _NAME.fullmatch(row.name)]
-        folders = sorted(path for path in self.sweeps.glob("*") if _NAME.fullmatch(path.name) and find.is_sweep(path))
+        runs, sweeps = self.runs.resolve(), self.sweeps.resolve()
+        rows = listing.rows(self.runs, only=lambda folder: _served(folder, runs))
+        folders = sorted(path for path in self.sweeps.glob("*") if _served(path, sweeps) and find.is_sweep(path))
         return page.render(
             "index.html", {}, runs=rows, sweeps=[_glance(folder) for folder in folders], root=str(self.runs)
         )
+
+
+def _served(folder: Path, root: Path) -> bool:
+    """Whether a folder has a page, if it is a run or a sweep."""
+    inside = folder.is_dir() and folder.resolve().is_relative_to(root)
+    return bool(_NAME.fullmatch(folder.name)) and inside and not _leads_out(folder, root)
+
+
+def _leads_out(folder: Path, root: Path) -> bool:
+    """Whether something in a folder of a run or a sweep, its log or a trial, is a link out of what is served."""
+    inner = (folder, folder / "checkpoints", folder / "trials")
+    entries = (Path(entry) for each in inner if each.is_dir() for entry in os.scandir(each))
+    return any(entry.is_symlink() and not entry.resolve().is_relative_to(root) for entry in entries)
 
 
 def _glance(folder: Path) -> dict[str, Any]:
@@ -132,46 +153,96 @@ def new_points(found: RunDirectory, start: int) -> dict[str, Any]:
     return {"status": status, "next": max(past.end, start), "reload": False, "curves": plain(curves)}
 
 
-def listen(site: Site, port: int) -> ThreadingHTTPServer:
-    """A server on the loopback interface; 0 for any free port. Raises OSError if the port is taken."""
+class Server(ThreadingHTTPServer):
+    """Serves pages to those who know its token."""
+
+    token = ""
+
+    @property
+    def address(self) -> str:
+        """Where a browser begins. Who has it can read all pages."""
+        return f"http://{LOOPBACK}:{self.server_address[1]}/?token={self.token}"
+
+
+def listen(site: Site, port: int) -> Server:
+    """A server on the loopback interface; 0 for any free port.
+
+    Raises:
+        OSError: if the port is taken.
+    """
 
     class Handler(_Handler):
         pages = site
+        token = secrets.token_hex(16)
 
-    return ThreadingHTTPServer((LOOPBACK, port), Handler)
+    serving = Server((LOOPBACK, port), Handler)
+    serving.token = Handler.token
+    return serving
 
 
 class _Handler(BaseHTTPRequestHandler):
     pages: Site
+    token: str
     timeout = 30
     server_version, sys_version = "bigctl", ""
+    _cookie = ""
 
     def do_GET(self) -> None:
+        self._send(*self._answer())
+
+    do_HEAD = do_GET
+
+    def _answer(self) -> tuple[HTTPStatus, str, str]:
+        """(status, content type, content) of what is asked for."""
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
-            return self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "this server is for 127.0.0.1 only\n")
+            return HTTPStatus.MISDIRECTED_REQUEST, "text/plain", "this server is for 127.0.0.1 only\n"
+        if not self._knows_token(port):
+            return HTTPStatus.FORBIDDEN, "text/plain", "open the address that `bigctl ui` has printed, with its token\n"
         try:
-            kind, text = self.pages.answer(self.path)
+            return HTTPStatus.OK, *self.pages.answer(self.path)
         except Missing:
-            return self._send(HTTPStatus.NOT_FOUND, "text/plain", "there is no such page\n")
+            return HTTPStatus.NOT_FOUND, "text/plain", "there is no such page\n"
         except BigctlError as error:
-            return self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", f"{error}\n")
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", f"{error}\n"
         except Exception as error:  # a run may change or vanish while it is read; the server goes on
             said = f"this page cannot be made: {type(error).__name__}\n"
-            return self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", said)
-        self._send(HTTPStatus.OK, kind, text)
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", said
+
+    def _knows_token(self, port: int) -> bool:
+        """Whether the token is in the address, which is then answered with the cookie, or in the cookie. Cookies are
+        those of a host, whatever its port: each server has one of its own name."""
+        name = f"bigctl-{port}"
+        with contextlib.suppress(CookieError):
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(name)
+            if cookie is not None and secrets.compare_digest(cookie.value.encode(), self.token.encode()):
+                return True
+        given = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+        known = secrets.compare_digest(given.encode(errors="replace"), self.token.encode())
+        if known:
+            self._cookie = f"{name}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+        return known
 
     def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
-        content = text.encode()
+        content = text.encode(errors="replace")
         try:
             self.send_response(status)
-            headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content)), **_HEADERS}
-            for name, value in headers.items():
-                self.send_header(name, value)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
         except OSError:  # the browser has gone
             self.close_connection = True
+
+    def end_headers(self) -> None:
+        """The same for every answer, also for those to requests that are not understood."""
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        if self._cookie:
+            self.send_header("Set-Cookie", self._cookie)
+            self._cookie = ""
+        super().end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:
         if arguments and str(arguments[1:2]).startswith("('5"):

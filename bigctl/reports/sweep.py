@@ -144,7 +144,8 @@ def as_trial(folder: Path, trial: Mapping[str, Any], metric: str) -> dict[str, A
     seed, value = trial.get("seed"), metrics.get(metric)
     name = label(point) + (f" seed={seed}" if seed is not None else "")
     counted = trial.get("status") == "complete" and value is not None and np.isfinite(value)
-    places = (folder / "trials" / str(trial.get("id")), folder / str(trial.get("run")), Path(str(trial.get("run"))))
+    places = [folder / "trials" / str(trial.get("id")), folder / str(trial.get("run")), Path(str(trial.get("run")))]
+    places = [place for place in places if place.resolve().is_relative_to(folder.resolve())] or [folder / "trials"]
     return {
         **{key: trial.get(key) for key in ("number", "status", "seed", "step", "seconds", "message")},
         "id": str(trial.get("id")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,18 @@ class Row:
         return asdict(self)
 
 
-def rows(root: Path) -> list[Row]:
-    """All runs in a folder, the latest active first. Raises RunError where the folder itself cannot be read."""
+def rows(root: Path, *, only: Callable[[Path], bool] = lambda folder: True) -> list[Row]:
+    """All runs in a folder, the latest active first. Raises RunError where the folder itself cannot be read.
+
+    Args:
+        root: the folder; it need not be there.
+        only: which of the folders in it are looked into.
+    """
     try:
         folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir()] if root.exists() else []
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(root)) from error
-    found = [_listed(RunDirectory(folder)) for folder in folders if not folder.name.startswith(".")]
+    found = [_listed(RunDirectory(f)) for f in folders if not f.name.startswith(".") and only(f)]
     return sorted(filter(None, found), key=lambda r: (-r.active, r.name))
 
 

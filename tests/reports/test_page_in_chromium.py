@@ -183,7 +183,7 @@ def test_curves_of_a_running_run_grow(browser: Any, tmp_path: Path) -> None:
     points = "document.getElementById('curve-0').data[0].x.length"
     with (folder / ".lock").open("w") as lock, (folder / "metrics.jsonl").open("a") as stream:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        page.goto(f"http://127.0.0.1:{serving.server_address[1]}/runs/live")
+        page.goto(serving.address.replace("/?", "/runs/live?"))
         page.wait_for_selector("#curve-0 .main-svg")
         before = page.evaluate(points)
         stream.write('{"step": 61, "train/loss": 0.5}\n')

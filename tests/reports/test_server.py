@@ -6,7 +6,9 @@ import fcntl
 import http.client
 import json
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -25,17 +27,26 @@ class Client:
         self.folder = folder
         self.serving = server.listen(server.Site(folder / "runs", folder / "sweeps"), 0)
         self.port = self.serving.server_address[1]
+        self.token = self.serving.address.partition("?")[2]
         threading.Thread(target=self.serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def __call__(self, address: str, *, host: str | None = None, method: str = "GET") -> tuple[int, str]:
+        answer, text = self.answer(address, host=host, method=method, cookie=f"bigctl-{self.port}={self.token[6:]}")
+        return answer.status, text
+
+    def answer(
+        self, address: str, *, host: str | None = None, method: str = "GET", cookie: str = ""
+    ) -> tuple[http.client.HTTPResponse, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         connection.putrequest(method, address, skip_host=True)
         connection.putheader("Host", host or f"127.0.0.1:{self.port}")
+        if cookie:
+            connection.putheader("Cookie", cookie)
         connection.endheaders()
         answer = connection.getresponse()
         text = answer.read().decode()
         connection.close()
-        return answer.status, text
+        return answer, text
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +100,73 @@ def test_names_that_someone_else_points_here_are_refused(client: Client, host: s
     assert client("/", host=f"localhost:{client.port}")[0] == 200
 
 
+def test_only_who_has_the_printed_address_sees_pages(client: Client) -> None:
+    for address, cookie in (
+        ("/", ""), ("/runs/digits", ""), ("/?token=", ""), ("/?token=%ff", ""), ("/?token=" + "0" * 32, ""),
+        ("/runs/digits/new?from=0", ""), ("/", f"bigctl-{client.port}={'0' * 32}"),
+        ("/", "bigctl-1=" + client.token[6:]),
+        ("/", "=;;\x01"),
+    ):  # fmt: skip
+        answer, text = client.answer(address, cookie=cookie)
+        assert answer.status == 403 and "digits" not in text and answer.getheader("Set-Cookie") is None
+    answer, text = client.answer(f"/?{client.token}")
+    assert answer.status == 200 and "/runs/digits" in text
+    cookie = str(answer.getheader("Set-Cookie"))
+    assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
+    answer, text = client.answer("/runs/digits", cookie=cookie.partition(";")[0])
+    assert answer.status == 200 and client.token[6:] not in text
+
+
+@pytest.mark.parametrize("address", ["/", "/runs/digits", "/runs/nothing", "/runs/digits/new?from=0"])
+def test_head_tells_what_get_would(client: Client, address: str) -> None:
+    cookie = f"bigctl-{client.port}={client.token[6:]}"
+    got, text = client.answer(address, cookie=cookie)
+    told, nothing = client.answer(address, method="HEAD", cookie=cookie)
+    assert nothing == "" and told.status == got.status
+    assert told.getheader("Content-Length") == got.getheader("Content-Length") == str(len(text.encode()))
+
+
+@pytest.mark.parametrize(
+    ("method", "address"), [("GET", "/"), ("GET", "/no"), ("GET", "/?x"), ("POST", "/"), ("B AD", "/")]
+)
+def test_every_answer_has_the_headers_that_protect_it(client: Client, method: str, address: str) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+        connection.sendall(
+            f"{method} {address} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nConnection: close\r\n\r\n".encode()
+        )
+        head = b"".join(iter(lambda: connection.recv(65536), b"")).decode().partition("\r\n\r\n")[0].lower()
+    for name in ("cache-control: no-store", "x-content-type-options: nosniff", "x-frame-options: deny",
+                 "referrer-policy: no-referrer", "content-security-policy: frame-ancestors 'none'"):  # fmt: skip
+        assert head.count(name) == 1, head
+
+
+def test_what_leads_out_of_the_folder_is_neither_listed_nor_shown(client: Client) -> None:
+    status, index = client("/")
+    assert status == 200 and "digits" in index and "way_out" not in index and "leaky" not in index
+    away = client.folder / "runs" / "linked"
+    folders.run(away)
+    (away / "checkpoints").symlink_to(client.folder / "secret")
+    trial = client.folder / "sweeps" / "lr" / "trials"
+    board = client.folder / "sweeps" / "lr" / "leaderboard.json"
+    text = board.read_text()
+    try:
+        assert client("/runs/linked")[0] == 404 and "linked" not in client("/")[1]
+        assert "/sweeps/lr" in client("/")[1]
+        (trial / "out").symlink_to(client.folder / "secret")
+        assert client("/sweeps/lr")[0] == 404 and "/sweeps/lr" not in client("/")[1]
+        (trial / "out").unlink()
+        (client.folder / "secret" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 0.123454321}\n' * 3)
+        found = json.loads(text)
+        for each in found["trials"]:
+            each["id"], each["run"] = "gone", str(client.folder / "secret")
+        board.write_text(json.dumps(found))
+        status, page = client("/sweeps/lr")
+        assert status == 200 and "0.123454321" not in page
+    finally:
+        board.write_text(text)
+        shutil.rmtree(away)
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_pages_are_only_read(client: Client, method: str) -> None:
     assert client("/", method=method)[0] in (405, 501)
@@ -130,9 +208,9 @@ def test_command_prints_its_address_and_ends_quietly(bigctl: Cli) -> None:
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    port = int(re.findall(r"http://127.0.0.1:(\d+)/", line)[0])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("GET", "/")
+    port, query = re.findall(r"http://127.0.0.1:(\d+)/(\?token=[0-9a-f]{32}) ", line)[0]
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
+    connection.request("GET", f"/{query}")
     assert "no runs here yet" in connection.getresponse().read().decode()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
