@@ -320,7 +320,7 @@ def _rope_theta(config: Mapping[str, object], where: str) -> float:
     parameters = config.get("rope_parameters") or {}  # as transformers 5 writes it; before, rope_theta and rope_scaling
     scaling = config.get("rope_scaling") or parameters
     kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, Mapping) else scaling
-    if not isinstance(parameters, Mapping) or kind not in ("default", None):
+    if not isinstance(parameters, Mapping) or not isinstance(scaling, Mapping) or kind not in ("default", None):
         raise DataError(f"rope of the type {kind!r} is not supported", where=where, hint="only the plain one is")
     beside = {name: value for name, value in config.items() if re.search("rope|rotary", name)}
     strange = rope.unknown_setting({**parameters, **scaling}, _ROPE_KEYS) or rope.unknown_setting(beside, _ROPE_KEYS)
