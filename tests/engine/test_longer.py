@@ -90,6 +90,13 @@ def test_a_target_that_was_reached_stays_reached() -> None:
     assert not early_stop.still(schema.EarlyStop(target=0.95), "val/f1", "max", "val/f1 reached 0.9", 0.91, 1)
 
 
+def test_clipping_is_added_to_a_run_that_is_resumed_and_taken_away(command: Command) -> None:
+    allowed = [f for key in ("optimizer.clip", "train.early_stop.patience") for f in ("--allow-drift", key)]
+    on = command("resume", "a", "train.steps=5", "optimizer.clip=1", "train.early_stop.patience=null", *allowed)
+    off = command("resume", "a", "train.steps=6", "optimizer.clip=null", *allowed)
+    assert (on["resumed_from"], on["step"], off["resumed_from"], off["step"]) == (4, 5, 5, 6)
+
+
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
 
