@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def compose(
         load(plugins)
     roots = presets.roots(config_dirs)
     for override in overrides:
-        _require_text(override)
+        require_text(override)
     given = [suggestions.spelling(override) for override in overrides]
     suggestions.reject_unknown(given, roots)
     node, origins = _hydra_compose(given, roots)
@@ -75,13 +76,17 @@ def compose(
     return Composed(config, tuple(given), origins, tuple(missing))
 
 
-def _require_text(override: str) -> None:
+def require_text(override: str) -> None:
+    """Raises ConfigError for what could not be written down, or read as a number."""
     try:
         override.encode()
     except UnicodeEncodeError:
         key = override.partition("=")[0].encode("ascii", "backslashreplace").decode()
         hint = "a path in another encoding needs another name, or a link to it: ln -s PATH NAME"
         raise ConfigError("the value is not UTF-8", where=key, hint=hint) from None
+    if re.search(r"\d{4000}", override):  # which Python does not read as a number
+        key = override.partition("=")[0][:100]
+        raise ConfigError("the value has thousands of digits", where=key, hint="give a number of fewer digits")
 
 
 def from_yaml(text: str, *, where: str) -> Config:
@@ -160,6 +165,7 @@ def put(node: Any, override: str) -> object:
     from omegaconf import Container, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    require_text(override)
     given = suggestions.quoted(override)
     try:
         parsed = OverridesParser.create().parse_override(given)

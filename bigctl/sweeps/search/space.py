@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigctl.config import presets, schema, suggestions
-from bigctl.config.compose import Composed, compose
+from bigctl.config.compose import Composed, compose, require_text
 from bigctl.config.compose_many import ManyComposer
 from bigctl.config.plugins import load
 from bigctl.config.schema import Config, Sweep
@@ -95,6 +95,8 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
         ConfigError: for what cannot be read or searched.
     """
     load(plugins)
+    for override in overrides:
+        require_text(override)
     roots = presets.roots(config_dirs)
     own, rest = sweep_config.split_overrides(overrides)
     sweep, origins = sweep_config.read_sweep_config(own, roots)
