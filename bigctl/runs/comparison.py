@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.errors import RunError
 from bigctl.runs.directory import RunDirectory
-from bigctl.runs.metrics_file import read_metrics
+from bigctl.runs.metrics_file import read_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """All lines of a file of JSON objects, without what measures time."""
-    return [{name: value for name, value in line.items() if not name.startswith(TIMED)} for line in read_metrics(path)]
+    return [{name: value for name, value in line.items() if not name.startswith(TIMED)} for line in read_lines(path)]
 
 
 def compare_lines(what: str, expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> Comparison:

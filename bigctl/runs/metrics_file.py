@@ -11,11 +11,17 @@ from bigctl.runs import untrusted
 
 def step_of_line(line: bytes) -> float:
     """The step of a line; infinity for one that is damaged, or cut short by a crash."""
+    found = untrusted.step_line(line)
+    return float("inf") if found is None else found["step"]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines with everything on them; none if there is no file. Raises OSError if it cannot be read."""
     try:
-        step = untrusted.mapping(line, {"step": untrusted.COUNT}).get("step")
-    except ValueError:
-        return float("inf")
-    return float("inf") if step is None else step
+        content = read_regular(path)
+    except FileNotFoundError:
+        return []
+    return [line for line in map(untrusted.step_line, content.split(b"\n")) if line is not None]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

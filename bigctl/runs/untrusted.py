@@ -99,13 +99,18 @@ def read(path: Path, shape: Shape = None) -> dict[str, Any]:
     return mapping(read_regular(path, most=LARGEST), shape)
 
 
-def metrics_line(line: bytes) -> dict[str, Any] | None:
-    """A line of `metrics.jsonl`: its step and its numbers, null for those that were not finite; None if it is none."""
+def step_line(line: bytes) -> dict[str, Any] | None:
+    """A line of a file that has an object with its step on each; None if it is none."""
     try:
         values = mapping(line, {"step": COUNT})
     except ValueError:
         return None
-    if values.get("step") is None:
+    return None if values.get("step") is None else values
+
+
+def metrics_line(line: bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`: its step and its numbers, null for those that were not finite; None if it is none."""
+    if (values := step_line(line)) is None:
         return None
     return {name: value for name, value in values.items() if value is None or not _no_number(value)}
 
