@@ -18,7 +18,8 @@ from bigctl.runs.directory import ROOT, RunDirectory
 
 EXAMPLES = """\
 A FILTER is part of a run's name, recipe or overrides, with * and ? as wildcards.
-prune takes failed and diverged runs unless --status says otherwise; a run in use is never taken.
+prune takes failed and diverged runs unless --status says otherwise; a run in use is never taken, nor one
+whose folder holds what bigctl did not write.
 
 examples:
   bigctl runs                                            all runs, the latest first

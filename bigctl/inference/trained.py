@@ -82,7 +82,11 @@ class TrainedRun:
         config = composing.from_yaml(run.read_config(), where=str(run.config))
         if "data" not in record:
             raise RunError("the run has not started training", where=str(run.path))
-        features = Features.from_json(record["data"]["features"])
+        try:
+            features = Features.from_json(record["data"]["features"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            said = f"is not as bigctl writes it: data.features ({type(error).__name__})"
+            raise RunError(said, where=str(run.record_file)) from error
         if config.train.compile_cache:
             compile_cache.use_compile_cache()
         config = _on_one_device(config)

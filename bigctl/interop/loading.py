@@ -164,7 +164,7 @@ class _StoredRun:
         from bigctl.training.checkpoints.store import Checkpoints
 
         run = directory.RunDirectory(source.path)
-        config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+        config = composing.from_yaml(run.read_config(), where=str(run.config))
         checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
         self.saved = checkpoints.find("best" if checkpoints.has_best() else "last")
         self.file = self.saved.path

@@ -257,7 +257,7 @@ def _llama2c(file: Path, name: str) -> Source:
 def _run(run: directory.RunDirectory, name: str) -> Source:
     if not run.config.is_file():
         raise DataError("the run has no config.yaml", where=str(run.path), hint="has it started training?")
-    config = composing.from_yaml(run.config.read_text(encoding="utf-8"), where=str(run.config))
+    config = composing.from_yaml(run.read_config(), where=str(run.config))
     model = config.model
     free = {"kind", "init_from", *_FREE.get(model.kind, ())}
     structural = [f.name for f in dataclasses.fields(model) if f.metadata.get("drift") == schema.STRUCTURAL]

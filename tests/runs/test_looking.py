@@ -175,6 +175,14 @@ def test_no_command_follows_what_a_configuration_refers_to(name: str, sent: Path
         assert command[0] in ("runs", "report") or HOSTILE[name][1][6:] in text, (command, text)
 
 
+def test_a_record_whose_features_are_not_as_written_ends_in_one_line(sent: Path, said: Any) -> None:
+    record = json.loads(Path("runs/other/run.json").read_text())
+    record["data"]["features"] = {"kind": "table", "encoder": [1]}
+    Path("runs/other/run.json").write_text(json.dumps(record))
+    code, out = said("eval", "other")
+    assert code == 2 and "data.features" in out and "traceback" not in out
+
+
 def test_code_is_not_named_by_a_key_of_a_configuration(sent: Path, said: Any) -> None:
     text = (RUN / "config.yaml").read_text()
     (RUN / "config.yaml").write_text(text.replace("kind: mlp\n", "kind: mlp\n  implementation: sent_plugin:Net\n"))
