@@ -101,10 +101,10 @@ def test_slices_hand_the_run_on_until_the_gate_judges_it(tmp_path: Path) -> None
     assert code == 75 and f"resuming from step {step:,}" in printed, printed  # not done yet: no verdict
     step = runner.checkpoint()
 
-    short = f"{EXPERIMENT} train.steps={step + 10} train.max_minutes=5"
+    short = f"{EXPERIMENT} train.steps={step + 100} train.max_minutes=5"
     code, printed = runner.job("train", slice=2, EXPERIMENT=short)
     assert code == 0 and f"resuming from step {step:,}" in printed, printed
-    assert runner.checkpoint() == step + 10
+    assert runner.checkpoint() == step + 100
     code, printed = runner.job("train", slice=3, EXPERIMENT=short)
     assert code == 0 and "nothing to do" in printed, printed
     code, printed = runner.job("gate", EXPERIMENT=short, REQUIRE="val/accuracy>=0.5")
