@@ -160,22 +160,21 @@ def as_node(config: Config) -> Any:
 
 def put(node: Any, override: str) -> object:
     """Set one key of what `as_node` gave; gives the value as the key's type has it. Raises ConfigError."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import Container, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     require_text(override)
     given = suggestions.quoted(override)
+    parsed = suggestions.parse(given)
+    name = str(parsed.key_or_group)
+    if name in schema.GROUPS or name.startswith("experiment") or parsed.is_sweep_override():
+        raise ConfigError(
+            f"{parsed.input_line} does not change one key",
+            where="command line",
+            hint="a run keeps its components; `bigctl train` starts another",
+        )
     try:
-        parsed = OverridesParser.create().parse_override(given)
-        name = str(parsed.key_or_group)
-        if name in schema.GROUPS or name.startswith("experiment") or parsed.is_sweep_override():
-            raise ConfigError(
-                f"{parsed.input_line} does not change one key",
-                where="command line",
-                hint="a run keeps its components; `bigctl train` starts another",
-            )
         OmegaConf.update(node, name, parsed.value())
         found = OmegaConf.select(node, name)
     except (HydraException, OmegaConfBaseException) as error:

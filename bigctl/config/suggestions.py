@@ -6,10 +6,14 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bigctl.config import presets, schema
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 
 def spelling(override: str) -> str:
@@ -78,19 +82,24 @@ def text_keys(*, many: bool = False) -> set[str]:
     }
 
 
-def reject_unknown(overrides: Sequence[str], roots: Sequence[presets.Root]) -> None:
-    """Every kind of typo that can be seen without composing, each with its remedy."""
+def parse(text: str) -> Override:
+    """An override as Hydra reads it. Raises ConfigError where it cannot be read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        hint = "write key=value; quote a value with spaces, commas or brackets: 'key=\"a b\"'"
+        raise ConfigError(f"cannot read {text!r}: {first_line(error)}", where="command line", hint=hint) from error
+
+
+def reject_unknown(overrides: Sequence[str], roots: Sequence[presets.Root]) -> None:
+    """Every kind of typo that can be seen without composing, each with its remedy."""
     groups = presets.groups(roots)
     top = [field.name for field in dataclasses.fields(Config)]
     for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            hint = "write key=value; quote a value with spaces, commas or brackets: 'key=\"a b\"'"
-            raise ConfigError(f"cannot read {text!r}: {first_line(error)}", where="command line", hint=hint) from error
+        override = parse(text)
         name = override.key_or_group
         first = name.split(".")[0].split("/")[0].split("@")[0]
         if first == "hydra":
