@@ -29,9 +29,8 @@ def test_bad_usage_ends_with_2_before_anything_starts(tmp_path: Path, capsys: py
     assert main(["verify-resume", *TINY, "--report", str(tmp_path)]) == 2
     errors = capsys.readouterr().err
     assert "mlp_cls" in errors and "is not empty" in errors and "is a folder" in errors
-    with pytest.raises(SystemExit) as ended:
-        main(["verify-resume", *TINY, "--kills", "0"])
-    assert ended.value.code == 2
+    assert main(["verify-resume", *TINY, "--kills", "0"]) == 2
+    assert "'0' is no count" in capsys.readouterr().err
 
 
 def test_a_difference_or_a_lost_run_is_told_and_is_no_success() -> None:

@@ -153,8 +153,8 @@ def test_an_lstm_is_refused_plainly(tmp_path):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_command_says_where_the_export_is_and_how_to_load_it(tmp_path, monkeypatch, capsys, as_json):
     run = trained(tmp_path / "run", builders.model(), builders.params(builders.model()))
-    (tmp_path / "run" / "run.json").write_text("{}")
-    monkeypatch.setattr(TrainedRun, "load", classmethod(lambda cls, name, *, step: run))
+    (tmp_path / "run" / "run.json").write_text('{"schema": 1, "status": "complete"}')
+    monkeypatch.setattr(TrainedRun, "load", classmethod(lambda cls, name, *, step, plugins: run))
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     arguments = [str(tmp_path / "run"), "--format", "hf"]
