@@ -211,9 +211,9 @@ def test_recipe_and_data_must_fit(folder):
     refused("data.tags", *LSTM, "data=jsonl", "data.path=train.jsonl", "data.tokens=tokens")
 
 
-def test_what_is_cut_is_said(folder, capsys):
-    experiment.build(package.compose([*LSTM, *tagging.DATA, *STEPS, "recipe.tokenizer.max_length=6"]))
-    assert "words are neither learned nor scored" in capsys.readouterr().err
+def test_what_is_cut_is_said(cli):
+    done = cli("train", *LSTM, *tagging.DATA, *STEPS, "recipe.tokenizer.max_length=6", "--dry-run")
+    assert "words are neither learned nor scored" in done.stdout + done.stderr
 
 
 def test_json_lines_train_as_conll_files_do(folder):
