@@ -176,7 +176,7 @@ def test_two_sweeps_do_not_share_a_folder(command: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([RATES, "train.epochs=3"], "is another study: train.epochs=3 differs"),
+        ([RATES, "train.batch_size=16"], "is another study: train.batch_size=16 differs"),
         (["optimizer.weight_decay=0,1"], "is another study: it searches optimizer.lr"),
         ([RATES, "train.steps=1,2", "--packed", "yes"], "--packed: train.steps differs: 1, 2"),
         ([RATES, "--jobs", "none"], "--jobs: 'none' is no number of jobs"),
