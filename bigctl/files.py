@@ -113,3 +113,8 @@ def read_regular(path: Path, *, start: int = 0, most: int = LARGEST) -> bytes:
 def append_regular(path: Path) -> IO[bytes]:
     """A stream to write at the end of such a file, which is made if need be. Raises OSError as `open_regular` does."""
     return open(open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads through all links; links that lead in a circle stay, where `resolve()` raises RuntimeError."""
+    return Path(os.path.realpath(path))

@@ -167,7 +167,7 @@ def test_what_is_no_image_for_the_model(bigctl: Cli) -> None:
     with pytest.raises(ValueError, match="one of: train, validation, test"):
         model.evaluate("val")
     (bigctl.folder / "d").mkdir()
-    assert "is a folder" in bigctl("predict", "c", "d", code=2).stderr
+    assert "the folder holds no files" in bigctl("predict", "c", "d", code=2).stderr
 
 
 def test_checkpoints_whose_configuration_is_lost_are_neither_used_nor_touched(bigctl: Cli) -> None:

@@ -31,6 +31,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from bigctl.errors import BigctlError
+from bigctl.files import real_path
 from bigctl.formatting import plain
 from bigctl.reports import find, history, page, plots, run, sweep
 from bigctl.runs import directory, listing
@@ -92,8 +93,8 @@ class Site:
         named = len(parts) == 2 or (len(parts) == 4 and parts[0] == "sweeps" and parts[2] == "trials")
         if not named or parts[0] not in roots or not all(_NAME.fullmatch(part) for part in parts):
             raise Missing
-        root = roots[parts[0]].resolve()
-        folder = root.joinpath(*parts[1:]).resolve()
+        root = real_path(roots[parts[0]])
+        folder = real_path(root.joinpath(*parts[1:]))
         if not folder.is_relative_to(root) or folder == root or not folder.is_dir():
             raise Missing
         if not (find.is_sweep(folder) if parts[0] == "sweeps" and len(parts) == 2 else listing.maybe_run(folder)):
@@ -103,7 +104,7 @@ class Site:
         return folder
 
     def _index(self) -> str:
-        runs, sweeps = self.runs.resolve(), self.sweeps.resolve()
+        runs, sweeps = real_path(self.runs), real_path(self.sweeps)
         rows = listing.rows(self.runs, only=lambda folder: _served(folder, runs))
         folders = sorted(path for path in self.sweeps.glob("*") if _served(path, sweeps) and find.is_sweep(path))
         return page.render(
@@ -113,7 +114,7 @@ class Site:
 
 def _served(folder: Path, root: Path) -> bool:
     """Whether a folder has a page, if it is a run or a sweep."""
-    inside = folder.is_dir() and folder.resolve().is_relative_to(root)
+    inside = folder.is_dir() and real_path(folder).is_relative_to(root)
     return bool(_NAME.fullmatch(folder.name)) and inside and not _leads_out(folder, root)
 
 
@@ -121,7 +122,7 @@ def _leads_out(folder: Path, root: Path) -> bool:
     """Whether something in a folder of a run or a sweep, its log or a trial, is a link out of what is served."""
     inner = (folder, folder / "checkpoints", folder / "trials")
     entries = (Path(entry) for each in inner if each.is_dir() for entry in os.scandir(each))
-    return any(entry.is_symlink() and not entry.resolve().is_relative_to(root) for entry in entries)
+    return any(entry.is_symlink() and not real_path(entry).is_relative_to(root) for entry in entries)
 
 
 def _glance(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import UndefinedError
 
 from bigctl.errors import RunError
+from bigctl.files import real_path
 from bigctl.reports import history, page, plots, studies
 from bigctl.reports.history import Curve
 from bigctl.reports.studies import Dot
@@ -145,7 +146,7 @@ def as_trial(folder: Path, trial: Mapping[str, Any], metric: str) -> dict[str, A
     name = label(point) + (f" seed={seed}" if seed is not None else "")
     counted = trial.get("status") == "complete" and value is not None and np.isfinite(value)
     places = [folder / "trials" / str(trial.get("id")), folder / str(trial.get("run")), Path(str(trial.get("run")))]
-    places = [place for place in places if place.resolve().is_relative_to(folder.resolve())] or [folder / "trials"]
+    places = [place for place in places if real_path(place).is_relative_to(real_path(folder))] or [folder / "trials"]
     return {
         **{key: trial.get(key) for key in ("number", "status", "seed", "step", "seconds", "message")},
         "id": str(trial.get("id")),
