@@ -17,6 +17,8 @@ import pytest
 
 from tests import forked
 
+CHANGED_FILES = int(os.environ.get("BIGCTL_TEST_CHANGED_FILES", 10_000))
+"""How many changed files each slow property test reads; `.ci/run` takes fewer."""
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

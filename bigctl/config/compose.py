@@ -174,6 +174,7 @@ def put(node: Any, override: str) -> object:
             where="command line",
             hint="a run keeps its components; `bigctl train` starts another",
         )
+    suggestions.reject_inside(name)
     try:
         OmegaConf.update(node, name, parsed.value())
         found = OmegaConf.select(node, name)

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from bigctl.config import presets, schema
@@ -126,6 +127,15 @@ def reject_unknown(overrides: Sequence[str], roots: Sequence[presets.Root]) -> N
             raise ConfigError(
                 f"there is no key {name!r}{guess}", where="command line", hint="`bigctl show` lists the keys"
             )
+        reject_inside(name)
+
+
+def reject_inside(name: str) -> None:
+    """Refuse the key of a key that has none, as of a list."""
+    places = list(accumulate(name.split("."), "{}.{}".format))[1:-1]
+    if places and (value := next(iter({*places} & {*all_keys()}), "")):
+        hint = f"{value} is one value, or a list in brackets"
+        raise ConfigError(f"there is no key {name!r}", where="command line", hint=hint)
 
 
 def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:

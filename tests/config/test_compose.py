@@ -162,6 +162,7 @@ def test_composing_imports_no_jax(tmp_path):
         ("model.activation=rel", ["model.activation cannot be 'rel'", "relu, gelu"]),
         ("model.hidden=[1", ["cannot read 'model.hidden=[1'", "quote"]),
         ("nonsense", ["cannot read 'nonsense'", "key=value"]),
+        ("model.hidden.first=1", ["there is no key 'model.hidden.first'", "model.hidden is one value, or a list"]),
         ("optimizer.lr=1e-3,1e-2", ["optimizer.lr=1e-3,1e-2", "names several values"]),
         ("optimizer=adam,sgd", ["optimizer=adam,sgd", "names several values"]),
         ("optimizer.lr=range(1,3)", ["optimizer.lr=range(1,3)", "names several values"]),

@@ -118,6 +118,7 @@ def test_complete_without_checkpoints_is_not_trained_anew(command: Command) -> N
         ("train.steps=many", "not a whole number"),
         ("train.steps=1,2", "does not change one key"),
         ("nonsense", "nonsense"),
+        ("model.hidden.first=1", "there is no key"),
     ],
 )
 def test_resume_refuses_what_train_refuses(command: Command, override: str, message: str) -> None:
