@@ -249,7 +249,7 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(tmp_path: Path) -> 
     runs = [RunDirectory(p) for p in (tmp_path / SWEEP / "trials").iterdir()]
     assert [run.status() for run in runs] == ["preempted"] * 2 and all(run.trained() for run in runs)
     steps = {run.path.name: max(int(p.name) for p in run.checkpoints.iterdir() if p.name.isdigit()) for run in runs}
-    board = json.loads(bigctl(*words, "--jobs", "2", "--json").stdout)
+    board = json.loads(bigctl(*words, "--jobs", "2", "--json", timeout=900).stdout)
     assert board["status"] == {"complete": 2} and starts(tmp_path / SWEEP).total() == 4
     for run in runs:
         assert [start["step"] for start in run.record()["starts"]] == [0, steps[run.path.name]]
