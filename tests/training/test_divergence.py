@@ -29,7 +29,7 @@ from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.feed import ResidentFeed
-from tests.training.test_step import MLP, assert_same_bits, batch_of, built, start, step
+from tests.training.steps import MLP, assert_same_bits, batch_of, built, start, step
 
 # ------------------------------------------------------------------------------------------------- on the devices
 

@@ -1,10 +1,8 @@
-"""One training step is the plain one that anybody would write down, however its batch is cut, sent or grouped."""
+"""One training step is the plain one that anybody would write down, however its batch is cut."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import threading
 from typing import Any
 
 import jax
@@ -14,80 +12,24 @@ import optax
 import pytest
 from jax import lax
 
-import bigctl
-from bigctl.data.layouts.layout import FixedPlan
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
-from bigctl.engine import experiment
-from bigctl.engine.experiment import Experiment
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten
-from bigctl.training.programs import LARGEST_LOOP, Programs
-from bigctl.training.state import TrainState
-
-MLP = ("recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.batch_size=32", "schedule=constant")
-CNN = (
-    "recipe=cnn_cls", "data=digits", "model.channels=[3]", "model.hidden=[6]", "train.batch_size=32",
-    "schedule=constant",
-)  # fmt: skip
-STILL = ("recipe.augment.rotate=0", "recipe.augment.scale=0", "recipe.augment.shift=0")
-NO_DROPOUT = "model.dropout=0"
-
-
-@functools.cache
-def built(*overrides: str) -> Experiment:
-    return experiment.build(bigctl.compose([*overrides, "mesh=single", "train.steps=100"]))
-
-
-@functools.cache
-def step_of(programs: Programs) -> Any:
-    """The step on a batch with a mask, compiled, and without donation."""
-    return jax.jit(programs.step.train)
-
-
-@functools.cache
-def start_of(programs: Programs) -> Any:
-    return jax.device_get(programs.initialise())
-
-
-def start(exp: Experiment) -> TrainState:
-    """A new state that may be donated; compiled once an experiment."""
-    return jax.device_put(jax.tree.map(np.array, start_of(exp.programs)), exp.programs.state_shardings, may_alias=False)
-
-
-def batch_of(exp: Experiment, indices: Any, mask: Any = None) -> dict[str, jax.Array]:
-    columns = exp.dataset.splits["train"]
-    n = len(indices)
-    return {
-        **{name: jnp.asarray(values[indices]) for name, values in columns.items()},
-        "mask": jnp.ones(n) if mask is None else jnp.asarray(mask, jnp.float32),
-        "number": jnp.arange(n, dtype=jnp.int32),
-    }
-
-
-def step(exp: Experiment, state: TrainState, batch: Any, **numbers: float) -> TrainState:
-    changed = {name.replace("__", "."): jnp.float32(value) for name, value in numbers.items()}
-    return step_of(exp.programs)(state, batch, {**exp.programs.hparams, **changed})
-
-
-def mean_of(state: TrainState, name: str) -> float:
-    total, weight = np.asarray(state.sums[name], np.float64)
-    return float(total / weight)
-
-
-def assert_close(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    a, b = flatten(a), flatten(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol, err_msg=name)
-
-
-def assert_same_bits(a: Any, b: Any) -> None:
-    a, b = flatten(a), flatten(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
-
+from tests.training.steps import (
+    CNN,
+    MLP,
+    NO_DROPOUT,
+    STILL,
+    arrays_of,
+    assert_close,
+    assert_same_bits,
+    batch_of,
+    built,
+    mean_of,
+    start,
+    step,
+)
 
 # ------------------------------------------------------------------------------------------------- the plain step
 
@@ -229,49 +171,7 @@ def test_without_averaging_there_is_no_second_copy() -> None:
     assert exp.programs.evaluation_weights(state) is state.params
 
 
-# ------------------------------------------------------------------------------------------ dispatches and programs
-
-
-def run_grouped(exp: Experiment, groups: list[int]) -> TrainState:
-    """A loop feed whose dispatches are of these sizes."""
-    plan = FixedPlan(BatchPlan(exp.dataset.size("train"), exp.config.seed), exp.config.train.batch_size)
-    feed = feeds.LoopFeed(exp.programs, Rows(), arrays_of(exp), plan, exp.config)
-    feed._length = feed.largest
-    state, done = start(exp), 0
-    for size in groups:
-        state, count = feed.advance(state, done * exp.config.train.batch_size, size)
-        assert count == size
-        done += count
-    assert int(state.step) == done
-    return state
-
-
-def arrays_of(exp: Experiment) -> dict[str, jax.Array]:
-    return feeds.place_columns(exp.programs.mesh, exp.dataset.splits["train"])
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [(*MLP, "model.norm=batch", "train.ema=0.9"), (*CNN, "model.dropout=0.3", "train.accumulate=2")],
-    ids=["mlp", "cnn"],
-)
-def test_grouping_steps_into_dispatches_changes_no_bit(overrides: tuple[str, ...]) -> None:
-    exp = built(*overrides)
-    one_by_one = run_grouped(exp, [1] * 15)
-    for groups in ([15], [2] * 7 + [1], [3] * 5, [5] * 3, [1, 13, 1], [4, 11]):
-        assert_same_bits(run_grouped(exp, groups), one_by_one)
-    assert exp.programs.steps_resident._cache_size() == 1
-
-
-def test_a_dispatch_never_passes_the_limit_and_short_ones_come_first() -> None:
-    exp = built(*MLP, "model.norm=batch", "train.ema=0.9")
-    plan = FixedPlan(BatchPlan(exp.dataset.size("train"), 0), 32)
-    feed = feeds.LoopFeed(exp.programs, Rows(), arrays_of(exp), plan, exp.config)
-    state, counts = start(exp), list[int]()
-    for _ in range(4):
-        state, count = feed.advance(state, sum(counts) * 32, 7)
-        counts.append(count)
-    assert counts[:2] == [1, 1] and max(counts) <= 7
+# ------------------------------------------------------------------------------------------------- programs
 
 
 NUMBERS = {"optimizer.lr": 0.05, "optimizer.weight_decay": 5.0, "model.dropout": 0.9, "recipe.label_smoothing": 0.4}
@@ -289,148 +189,6 @@ def test_other_numbers_need_no_new_program() -> None:
     assert programs.step_resident._cache_size() == 1
     kernels = [np.asarray(flatten(params)["layers/0/kernel"]).tobytes() for params in results]
     assert len(set(kernels)) == len(kernels)  # every one of them is really used
-
-
-FEEDS = {
-    "resident": (feeds.ResidentFeed, "train", {"steps_per_dispatch": 1}),
-    "loop": (feeds.LoopFeed, "train", {"steps_per_dispatch": 6}),
-    "sent": (feeds.SentFeed, "data", {"resident_mib": 0}),
-}
-
-
-@pytest.mark.parametrize("overrides", [MLP, CNN], ids=["mlp", "cnn"])
-def test_every_feed_gives_the_same_parameters(overrides: tuple[str, ...]) -> None:
-    """Dropout and augmentation included. Each feed has a program of its own, so XLA may round differently between
-    them, by the last bits; within one program there is no difference at all."""
-    states, exp = {}, built(*overrides)
-    for name, (kind, group, keys) in FEEDS.items():
-        changed: Any = {group: dataclasses.replace(getattr(exp.config, group), **keys)}
-        for attempt in ("first", "second"):
-            feed = feeds.make_feed(
-                exp.programs,
-                exp.dataset.batches,
-                exp.dataset.splits["train"],
-                dataclasses.replace(exp.config, **changed),
-            )
-            assert type(feed) is kind
-            state, done = start(exp), 0
-            while done < 20:
-                state, count = feed.advance(state, done * 32, 20 - done)
-                done += count
-            feed.close()
-            states[name, attempt] = state
-        assert_same_bits(states[name, "first"], states[name, "second"])
-        assert feed.program()._cache_size() == 1
-    for name in ("loop", "sent"):
-        assert_close(states[name, "first"].params, states["resident", "first"].params, rtol=1e-4, atol=1e-5)
-
-
-# ----------------------------------------------------------------------------------------- which examples, and when
-
-
-def prefetchers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-class Recorded:
-    """Programs that only take note of the examples of each step."""
-
-    def __init__(self, exp: Experiment):
-        self.mesh, self.hparams = exp.programs.mesh, exp.programs.hparams
-        self.seen: list[list[int]] = []
-
-    def step_resident(self, state: Any, arrays: Any, indices: Any, hparams: Any, layout: Any, length: Any) -> Any:
-        self.seen.append(indices.tolist())
-        return state
-
-    def steps_resident(
-        self, state: Any, arrays: Any, indices: Any, count: int, hparams: Any, layout: Any, length: Any
-    ) -> Any:
-        self.seen += indices[:count].tolist()
-        return state
-
-    def step_sent(self, state: Any, batch: Any, hparams: Any) -> Any:
-        self.seen.append(np.asarray(batch["label"]).tolist())
-        return state
-
-
-def sent_feed(columns: Any = None) -> tuple[Recorded, feeds.SentFeed, BatchPlan]:
-    exp = built(*MLP)
-    plan = BatchPlan(100, 0)
-    programs = Recorded(exp)
-    columns = {"label": np.arange(100)} if columns is None else columns
-    batches = FixedPlan(plan, exp.config.train.batch_size)
-    return programs, feeds.SentFeed(programs, Rows(), columns, batches, exp.config), plan  # type: ignore[arg-type]
-
-
-def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
-    programs, feed, plan = sent_feed()
-    positions = [0, 32, 64, 640, 672, 0]
-    for position in positions:
-        feed.advance(None, position, 5)  # type: ignore[arg-type]
-    feed.close()
-    assert programs.seen == [plan.indices(position, 32).tolist() for position in positions]
-    assert feed.waited > 0
-
-
-@pytest.mark.parametrize("kind", [feeds.ResidentFeed, feeds.LoopFeed])
-def test_resident_batches_follow_the_plan_through_blocks_and_jumps(kind: Any) -> None:
-    exp = built(*MLP)
-    programs, plan = Recorded(exp), BatchPlan(1000, 0)
-    options = (exp.config,) if kind is feeds.LoopFeed else ()
-    feed = kind(programs, Rows(), {}, FixedPlan(plan, 32), *options)
-    feed._length = 9000
-    starts = [0, *range(16_000, 17_600, 32), 64, 50_000]
-    for position in starts:
-        assert feed.advance(None, position, 1)[1] == 1
-    if kind is feeds.LoopFeed:
-        assert feed.advance(None, 70_000, 9000)[1] == LARGEST_LOOP
-        starts += range(70_000, 70_000 + LARGEST_LOOP * 32, 32)
-    assert programs.seen == [plan.indices(position, 32).tolist() for position in starts]
-
-
-@pytest.mark.parametrize("keys", [keys for _, *keys in FEEDS.values()], ids=FEEDS)
-def test_an_observer_is_told_what_each_step_is_given(keys: Any) -> None:
-    exp, (group, changed), told = built(*MLP), keys, list[Any]()
-    config = dataclasses.replace(exp.config, **{group: dataclasses.replace(getattr(exp.config, group), **changed)})
-    columns = exp.dataset.splits["train"]
-    feed = feeds.make_feed(exp.programs, exp.dataset.batches, columns, config, told.append)
-    state, done = start(exp), 0
-    while done < 4:
-        state, count = feed.advance(state, done * 32, 4 - done)
-        done += count
-    feed.close()
-    plan = BatchPlan(exp.dataset.size("train"), exp.config.seed)
-    assert len(told) == 4
-    for number, given in enumerate(told):
-        indices = plan.indices(number * 32, 32)
-        np.testing.assert_array_equal(given.get("indices", indices), indices)
-        np.testing.assert_array_equal(given["inputs"], columns["inputs"][indices])
-        np.testing.assert_array_equal(given["label"], columns["label"][indices])
-
-
-def test_closing_ends_the_thread_even_when_it_is_far_ahead() -> None:
-    before = prefetchers()
-    _, feed, _ = sent_feed()
-    feed.advance(None, 0, 1)  # type: ignore[arg-type]
-    assert len(prefetchers()) == len(before) + 1
-    while not feed._queue.full():  # it now waits for room
-        pass
-    feed.close()
-    assert prefetchers() == before
-    feed.close()  # twice does no harm
-
-
-def test_an_error_of_the_thread_reaches_the_caller() -> None:
-    class Broken:
-        def take(self, *given: Any, **options: Any) -> Any:
-            raise OSError("the disk is gone")
-
-    _, feed, _ = sent_feed({"label": Broken()})
-    with pytest.raises(OSError, match="the disk is gone"):
-        feed.advance(None, 0, 1)  # type: ignore[arg-type]
-    feed.close()
-    assert not prefetchers()
 
 
 # -------------------------------------------------------------------------------------------------------- precision
