@@ -70,11 +70,13 @@ def _read(trained: Describes, file: str | Path | bytes, strict: bool) -> _File:
 def _blocks(files: Iterable[_File]) -> Iterator[list[_File]]:
     """Files with about so many examples together as are predicted at once."""
     block: list[_File] = []
+    held = 0
     for file in files:
         block.append(file)
-        if sum(each.count for each in block) >= BLOCK:
+        held += file.count
+        if held >= BLOCK:
             yield block
-            block = []
+            block, held = [], 0
     if block:
         yield block
 

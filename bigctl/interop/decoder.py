@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import rope
+from bigctl.interop import settings
 from bigctl.interop.tensors import Tensors
 from bigctl.models.architecture import GPT, LLAMA, DecoderArchitecture
 
@@ -278,7 +278,7 @@ def _gpt(config: Mapping[str, object], where: str) -> DecoderArchitecture:
         activation=_GPT_ACTIVATIONS[str(activation)],
         bias=True,
         tied=config.get("tie_word_embeddings", True) is not False,
-        eps=_number(config, "layer_norm_epsilon", 1e-5, where),
+        eps=settings.number(config, "layer_norm_epsilon", 1e-5, where),
     )
 
 
@@ -308,7 +308,7 @@ def _llama(config: Mapping[str, object], where: str) -> DecoderArchitecture:
         activation="swiglu",
         bias=bool(biases[0]),
         tied=bool(config.get("tie_word_embeddings", False)),
-        eps=_number(config, "rms_norm_eps", 1e-6, where),
+        eps=settings.number(config, "rms_norm_eps", 1e-6, where),
     )
 
 
@@ -323,12 +323,13 @@ def _rope_theta(config: Mapping[str, object], where: str) -> float:
     if not isinstance(parameters, Mapping) or not isinstance(scaling, Mapping) or kind not in ("default", None):
         raise DataError(f"rope of the type {kind!r} is not supported", where=where, hint="only the plain one is")
     beside = {name: value for name, value in config.items() if re.search("rope|rotary", name)}
-    strange = rope.unknown_setting({**parameters, **scaling}, _ROPE_KEYS) or rope.unknown_setting(beside, _ROPE_KEYS)
+    given = ({**parameters, **scaling}, beside)
+    strange = next(filter(None, (settings.unknown_rope_setting(each, _ROPE_KEYS) for each in given)), None)
     if strange is not None:
         message = f"rope with the setting {strange!r} is not supported"
         raise DataError(message, where=where, hint="only the plain one is")
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
-    return _number({"rope_theta": theta}, "rope_theta", 10000.0, where, most=1e12)
+    return settings.number({"rope_theta": theta}, "rope_theta", 10000.0, where, most=1e12)
 
 
 def to_config(model: DecoderArchitecture, *, special: Mapping[str, int]) -> dict[str, Any]:
@@ -383,13 +384,6 @@ def _size(config: Mapping[str, object], names: tuple[str, ...], where: str) -> i
         found = "is missing" if name not in config else f"cannot be {value!r}"
         raise DataError(f"{name} {found}", where=where, hint="give the config.json that belongs to the weights")
     return value
-
-
-def _number(config: Mapping[str, object], name: str, default: float, where: str, most: float = 1.0) -> float:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < most:
-        raise DataError(f"{name} cannot be {value!r}", where=where)
-    return float(value)
 
 
 def _divisible(width: int, heads: int, where: str) -> None:

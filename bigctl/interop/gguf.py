@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigctl.errors import DataError
-from bigctl.interop import rope, vocabularies
+from bigctl.interop import settings, vocabularies
 from bigctl.interop.llama2c import as_parameter
 from bigctl.models.architecture import DecoderArchitecture
 
@@ -255,6 +255,7 @@ class _Reader:
         return DataError("is cut short or damaged", where=str(self.file), hint="fetch it again")
 
 
+_AGAIN = "fetch it again"
 _ROPE = tuple(
     f"llama.rope.{name}"
     for name in ("dimension_count", "freq_base", "scaling.original_context_length", "scaling.finetuned")
@@ -265,7 +266,7 @@ def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tenso
     kind = metadata.get("general.architecture")
     if kind != "llama":
         raise DataError(f"holds a model of the kind {kind!r}", where=where, hint="only llama is supported")
-    scaled = rope.unknown_setting({k: v for k, v in metadata.items() if k.startswith("llama.rope.")}, _ROPE)
+    scaled = settings.unknown_rope_setting({k: v for k, v in metadata.items() if k.startswith("llama.rope.")}, _ROPE)
     strange = next(
         (name for name in tensors if name.endswith(".bias") or "rope_freqs" in name or "_exps" in name), None
     )
@@ -295,22 +296,15 @@ def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tenso
     depth = metadata.get("llama.attention.key_length", width // heads)
     if depth != width // heads or metadata.get("llama.rope.dimension_count", depth) != depth:
         raise DataError(f"has heads of {depth} features, not {width // heads}", where=where)
-    eps = _number(metadata, "llama.attention.layer_norm_rms_epsilon", 1e-5, 1.0, where)
+    eps = settings.number(metadata, "llama.attention.layer_norm_rms_epsilon", 1e-5, where, hint=_AGAIN)
     return DecoderArchitecture(
         **sizes,
         vocab=embedding.shape[0],
         position="rope",
-        rope_theta=_number(metadata, "llama.rope.freq_base", 10000.0, 1e12, where),
+        rope_theta=settings.number(metadata, "llama.rope.freq_base", 10000.0, where, most=1e12, hint=_AGAIN),
         norm="rms",
         activation="swiglu",
         bias=False,
         tied="output.weight" not in tensors,
         eps=float(f"{eps:.7g}"),  # as it was before float32
     )
-
-
-def _number(metadata: Mapping[str, Any], name: str, default: float, most: float, where: str) -> float:
-    value = metadata.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < most:
-        raise DataError(f"{name} cannot be {value!r}", where=where, hint="fetch it again")
-    return float(value)

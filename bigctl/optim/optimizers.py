@@ -41,7 +41,6 @@ def update_rule(
         factor: the schedule's present multiple of the learning rate.
         trained: which leaves are trained, as `masks.trained` gives it; None for all. The others have no state.
         stacked: the model's patterns of parameters that hold several in one, see `schema.Model.stacked`.
-
         levels: the model's patterns of layers, see `schema.Model.levels`.
 
     Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay on

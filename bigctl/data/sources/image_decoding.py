@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from bigctl.config import schema
 from bigctl.data.paths import hidden, similar, some
 from bigctl.data.sources.decoded import Columns
 from bigctl.errors import DataError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+IMAGE_SUFFIXES = frozenset(schema.ImageFolder.suffixes)
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 # Enough files a task that queueing costs nothing, few enough that a hundred pictures keep every core busy.
 _FILES_A_TASK = 16

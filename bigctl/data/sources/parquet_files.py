@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigctl import memory
+from bigctl.config.schema import Parquet
 from bigctl.data import paths
 from bigctl.data.sources import text_files
 from bigctl.errors import DataError
@@ -18,8 +19,6 @@ from bigctl.files import expanded
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SUFFIXES = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def matching(path: str) -> list[Path]:
     found = text_files.matching(path)
     if len(found) == 1 and expanded(path) == found[0]:
         return found
-    named = [file for file in found if file.suffix.lower() in SUFFIXES]
+    named = [file for file in found if file.suffix.lower() in Parquet.suffixes]
     if not named:
         raise DataError(f"none of {len(found)} files there ends in .parquet", where=path, hint="give a pattern")
     return named

@@ -20,7 +20,7 @@ from bigctl.data.sources.text_rows import TextTable
 from bigctl.errors import DataError
 
 FORMATS = ("csv", "tsv", "jsonl")
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+SUFFIXES = {suffix: cls.kind for cls in (schema.Csv, schema.Tsv, schema.Jsonl) for suffix in cls.suffixes}
 _DEPTH = 8
 """Objects within objects whose values are columns of their own."""
 
