@@ -32,8 +32,8 @@ from _sweep_peers import HIDDEN, TOO_HIGH, Spec, yes
 
 EXAMPLES = """\
 examples:
-  python scripts/benchpeers.py
-  python scripts/benchpeers.py --lrs 2 --epochs 5 --only sweep optuna
+  python scripts/bench_sweep_peers.py
+  python scripts/bench_sweep_peers.py --lrs 2 --epochs 5 --only sweep optuna
 """
 
 
