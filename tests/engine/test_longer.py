@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import json
 import math
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from bigctl.engine import selection, so_far
 from bigctl.runs.directory import RunDirectory
 from bigctl.training import early_stop
 from bigctl.training.state import Progress
+from tests.beside import Command, commands
 
-Command = Callable[..., Any]
 SMALL = ["model.hidden=[4]", "train.tensorboard=false", "schedule=constant", "--quiet", "--name", "a"]
 RUN = Path("runs/a")
 
@@ -43,17 +41,12 @@ def command(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Run a command beside a copy of that run; gives its summary, or what it says where it fails."""
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    run = commands(stopped, tmp_path, monkeypatch, capsys)
 
-    def run(*arguments: str, code: int = 0) -> Any:
-        capsys.readouterr()
-        found = main([*arguments, "--json", "--quiet"])
-        out, err = capsys.readouterr()
-        assert found == code, err
-        return json.loads(out) if code == 0 else err
+    def run_or_fail(*arguments: str, code: int = 0) -> Any:
+        return run(*arguments, "--quiet", *(["--json"] if code == 0 else []), code=code)
 
-    return run
+    return run_or_fail
 
 
 # --- stopped early ----------------------------------------------------------------------------------------------------

@@ -12,20 +12,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bigctl.cli.main import main
+from tests.beside import Command, commands
 from tests.conftest import Cli
 
 RECIPE = ["recipe=mlp_cls", "model.hidden=[4]", "train.tensorboard=false"]
 TRAIN = ["train", *RECIPE, "--name", "a", "--quiet"]
 RUN = Path("runs/a")
-
-Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +41,7 @@ def command(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Run a command beside a copy of that run; gives its stderr, or with --json its result."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, code: int = 0) -> Any:
-        capsys.readouterr()
-        found = main(list(arguments))
-        out, err = capsys.readouterr()
-        assert found == code, err
-        assert "Traceback" not in err
-        return json.loads(out) if "--json" in arguments else err
-
-    return run
+    return commands(trained, tmp_path, monkeypatch, capsys)
 
 
 def record() -> dict[str, Any]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 from bigctl.cli.main import main
 from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps import ledger
+from tests.beside import Command, commands
 from tests.conftest import Cli
 
 STUDY = [
@@ -27,8 +27,6 @@ STUDY = [
 ]  # fmt: skip
 RATES = "optimizer.lr=1e-2,1e30"  # one that learns, one that diverges
 SWEEP = Path("sweeps/s")
-
-Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +42,7 @@ def command(
     swept: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Run a command beside a copy of that sweep; gives its stderr, or with --json its result."""
-    shutil.copytree(swept[0], tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, code: int = 0) -> Any:
-        capsys.readouterr()
-        found = main(list(arguments))
-        out, err = capsys.readouterr()
-        assert found == code, err
-        assert "Traceback" not in err
-        return json.loads(out) if "--json" in arguments else err
-
-    return run
+    return commands(swept[0], tmp_path, monkeypatch, capsys)
 
 
 def events(folder: Path = SWEEP) -> list[dict[str, Any]]:
