@@ -7,6 +7,11 @@ import time
 from typing import Any
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python has the bytes of a name that is not as halves of characters."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def plain(value: Any) -> Any:
     """A value as JSON has it: numbers that are not finite become null."""
     if isinstance(value, dict):

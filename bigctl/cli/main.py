@@ -149,6 +149,7 @@ def _require_readable(arguments: Sequence[str]) -> None:
     """Raises ConfigError where a name could not be written down: configurations and records are UTF-8. Values of keys
     are judged when they are composed, which names the key."""
     from bigctl.errors import ConfigError
+    from bigctl.formatting import is_utf8
 
     try:
         folder = os.getcwd()
@@ -159,7 +160,7 @@ def _require_readable(arguments: Sequence[str]) -> None:
         (folder, "the name of the working folder"),
         *((text, "an argument") for text in arguments if "=" not in text),
     ):
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_utf8(text):
             raise ConfigError(f"{what} is not UTF-8", where=text, hint="rename the file or folder: convmv does it")
 
 

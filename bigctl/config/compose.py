@@ -18,6 +18,7 @@ from bigctl.config.explain import explain
 from bigctl.config.plugins import blaming, load
 from bigctl.config.schema import Config
 from bigctl.errors import ConfigError
+from bigctl.formatting import is_utf8
 
 
 class UnknownComponent(ConfigError):
@@ -78,12 +79,10 @@ def compose(
 
 def require_text(override: str) -> None:
     """Raises ConfigError for what could not be written down, or read as a number."""
-    try:
-        override.encode()
-    except UnicodeEncodeError:
+    if not is_utf8(override):
         key = override.partition("=")[0].encode("ascii", "backslashreplace").decode()
         hint = "a path in another encoding needs another name, or a link to it: ln -s PATH NAME"
-        raise ConfigError("the value is not UTF-8", where=key, hint=hint) from None
+        raise ConfigError("the value is not UTF-8", where=key, hint=hint)
     if re.search(r"\d{4000}", override):  # which Python does not read as a number
         key = override.partition("=")[0][:100]
         raise ConfigError("the value has thousands of digits", where=key, hint="give a number of fewer digits")

@@ -21,6 +21,7 @@ from bigctl.config.schema import Config
 from bigctl.engine import so_far
 from bigctl.engine.run import Beginning, Options, Run
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError
+from bigctl.formatting import is_utf8
 from bigctl.parallel import distributed, host_memory
 from bigctl.parallel.distributed import ProcessGroup
 from bigctl.runs import directory, logs
@@ -78,11 +79,9 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
 
 def _require_text(path: Path) -> None:
     """Raises RunError for a path that is not UTF-8: libraries that write checkpoints would fail after the training."""
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:
+    if not is_utf8(str(path.absolute())):
         hint = "rename the folder, or give another one: --run-dir DIR"
-        raise RunError("the path of the run directory is not UTF-8", where=str(path), hint=hint) from None
+        raise RunError("the path of the run directory is not UTF-8", where=str(path), hint=hint)
 
 
 # ---------------------------------------------------------------------------------------------------- what is there
