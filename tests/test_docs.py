@@ -15,7 +15,14 @@ import pytest
 from tests.conftest import Cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/text.md", "docs/language_models.md", "docs/configuration.md")
+PAGES = (
+    "README.md",
+    "docs/data.md",
+    "docs/text.md",
+    "docs/tagging.md",
+    "docs/language_models.md",
+    "docs/configuration.md",
+)
 SHORT = ["train.steps=4", "eval.every=2", "checkpoint.every=2"]
 SHORT_TEXTS = ["recipe.tokenizer.max_length=16", "recipe.bucketing.shapes=1"]
 
@@ -83,6 +90,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         (folder / f"{name}.txt").write_text("".join(f"It was night {n}, and the sea was calm.\n" for n in range(300)))
     lines = [json.dumps({"story": f"Once there were {n} cats and {n * n} mice."}) for n in range(300)]
     (folder / "stories.jsonl").write_text("\n".join(lines))
+    sentence = [("Ruth", "B-PER"), ("saw", "O"), ("seven", "B-NUM"), ("ships", "O")]
+    conll = "".join(f"{word}\t{tag}\n" for word, tag in sentence) + "\n"
+    (folder / "train.conll").write_text(conll * 60)
+    (folder / "test.conll").write_text(conll * 20)
+    tagged = json.dumps({"tokens": [word for word, _ in sentence], "ner_tags": [tag for _, tag in sentence]})
+    (folder / "train.jsonl").write_text(f"{tagged}\n" * 60)
     (folder / "prompts.txt").write_text("It was\nthe sea\n")
     cli = Cli(folder)
     own = ["recipe=gpt_lm", "data=text", "data.path=book.txt"]
@@ -91,6 +104,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         ("llama", [*own, "model=llama_tiny", "recipe.block=64"]),
         ("cnn_cls", ["recipe=cnn_cls"]),
         ("bert_cls", ["recipe=bert_cls", *SHORT_TEXTS]),
+        ("bert_tag", ["recipe=bert_tag", "data=conll", "data.path=train.conll", *SHORT_TEXTS]),
         ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SHORT_TEXTS]),
     ):
         done = cli("train", *overrides, *SHORT, "--name", name, code=None)

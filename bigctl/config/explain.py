@@ -54,7 +54,6 @@ def _owners(full_key: str) -> str:
 def _plain(text: str) -> str:
     """OmegaConf's sentence without its class names."""
     text = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", r"'\1' is not a valid \2", text)
-    text = re.sub(r"\w+ \(DictConfig\) does not support deletion", "a key can be set but not removed", text)
     text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
     return (
         text.replace("a valid Integer", "a whole number")

@@ -113,6 +113,9 @@ def reject_unknown(overrides: Sequence[str], roots: Sequence[presets.Root]) -> N
         if override.is_sweep_override():
             hint = "give one value a run; `bigctl sweep` tries several"
             raise ConfigError(f"{text!r} names several values", where="command line", hint=hint)
+        if override.is_delete() and first in top:
+            hint = f"give another value: {name}=VALUE"
+            raise ConfigError("a key can be set but not removed", where=f"command line, {text}", hint=hint)
         if name in groups:
             value = str(override.value())
             options = presets.options(roots, name)

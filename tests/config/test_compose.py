@@ -169,7 +169,10 @@ def test_composing_imports_no_jax(tmp_path):
         ("hydra.run.dir=x", ["hydra.run.dir=x", "Hydra itself"]),
         ("model.kind=cnn", ["model.kind is read-only", "model=NAME"]),
         ("experiment=gone", ["no experiment named 'gone'"]),
-        ("~model.hidden", ["model.hidden"]),
+        *(
+            (removed, [removed, "can be set but not removed"])
+            for removed in ("~model.hidden", "~model.nothing", "~optimizer", "~model=mlp", "~train", "~seed")
+        ),
         ("optimizer=null", ["no optimizer named"]),
         ("seed=${train.batch_sise}", ["train.batch_sise", "not found"]),
         ("seed=${oc.env:NOT_SET_ANYWHERE}", ["NOT_SET_ANYWHERE", "not found"]),
@@ -193,6 +196,10 @@ def test_a_mistake_is_answered_with_its_key_and_the_remedy(override, said):
 )
 def test_what_must_be_given_is_asked_for(overrides, said):
     assert said in refused(*overrides)
+
+
+def test_a_key_of_what_is_not_chosen_is_not_removed():
+    assert "can be set but not removed" in refused("~model.positions")
 
 
 def test_a_part_may_be_composed_alone():
