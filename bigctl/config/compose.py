@@ -191,6 +191,14 @@ def to_yaml(config: Config) -> str:
 # ----------------------------------------------------------------------------------------------------------- compose
 
 
+_stored: dict[tuple[str | None, str], type] = {}
+"""What Hydra's store has by now: (group, name) -> dataclass."""
+
+
+def _schemas() -> list[tuple[str, str, type]]:
+    return [(f"_{schema._kind_of(cls)}", cls.group_name, cls) for cls in schema.components()]
+
+
 def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> tuple[Any, dict[str, str]]:
     import hydra
     from hydra.core.config_store import ConfigStore
@@ -210,9 +218,10 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
                 search_path.prepend(provider=root.label, path=f"file://{root.path}")
 
     store = ConfigStore.instance()
-    store.store(name="_config", node=Config)
-    for cls in schema.components():
-        store.store(group=cls.group_name, name=f"_{schema._kind_of(cls)}", node=cls)
+    for name, group, node in [("_config", None, Config), *_schemas()]:
+        if _stored.get((group, name)) is not node:  # converting one takes milliseconds
+            store.store(group=group, name=name, node=node)
+            _stored[group, name] = node
 
     plugins = Plugins.instance()
     plugins.register(UserPresets)
