@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from bigctl.runs.redaction import without_secrets
 PACKAGES = ("bigctl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "hydra-core", "omegaconf", "numpy")
 _LARGEST_DIFF = 200_000
 """Of what is kept [characters]."""
+_LARGEST_SAID = 4 * _LARGEST_DIFF
+"""Of what is read of git's answers [bytes]."""
 _OUTPUT = ("runs", "sweeps")
 _OWN_FORM = (
     "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short", "--ignore-submodules=dirty",
@@ -52,17 +54,18 @@ def code(folder: Path, *, diff: bool = True) -> dict[str, Any]:
 
     Files that git does not know of are changes too, but for the folders of runs and sweeps. Secrets are cut out.
     """
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    git = _Git(folder)
+    commit = git("rev-parse", "--verify", "HEAD")
     if commit is None:
         return {}
     own = (f":(exclude){name}" for name in _OUTPUT)
-    changes = _git(folder, "status", "--porcelain", "--ignore-submodules=dirty", "--", ":/", *own)
+    changes = git("status", "--porcelain", "--ignore-submodules=dirty", "--", ":/", *own)
     if changes is None:  # more files than can be looked through in time
-        changes = _git(folder, "status", "--porcelain", "--ignore-submodules=dirty", "--untracked-files=no")
+        changes = git("status", "--porcelain", "--ignore-submodules=dirty", "--untracked-files=no")
     found = {"commit": commit.strip(), "dirty": bool(changes)}
     if not diff:
         return found
-    text = _git(folder, "diff", *_OWN_FORM, "HEAD") or ""
+    text = git("diff", *_OWN_FORM, "HEAD") or ""
     kept = without_secrets(text)
     return {**found, "diff": kept[:_LARGEST_DIFF], "diff_cut": len(kept) > _LARGEST_DIFF}
 
@@ -117,19 +120,51 @@ def _arrangement(mesh: Mapping[str, int], processes: int) -> str:
     return f"{text} in {processes} processes" if processes > 1 else text
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, as far as it is kept; None if it fails or takes too long.
+_NOTHING = "BIGCTL_NOTHING"
+"""An environment variable that is empty."""
+_OFFLINE = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", _NOTHING: ""}
+"""Objects that a checkout has left on a server git would fetch, by programs that the checkout names."""
 
-    A checkout may come from anywhere, and its configuration can name programs: none of them is run, no index written.
+
+class _Git:
+    """Asks git about a folder.
+
+    A checkout may come from anywhere, and its configuration can name programs: none of them is run, no index written,
+    nothing fetched. So a file that a filter changes, as Git LFS does, is compared as it lies on disk where git cannot
+    tell by its size and time that it is the same.
     """
-    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
-    try:
-        with tempfile.TemporaryFile() as said:
-            subprocess.run(
-                [*command, "-C", str(folder), *arguments],
-                check=True, timeout=10, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            said.seek(0)
-            return said.read(4 * _LARGEST_DIFF).decode("utf-8", "replace")
-    except (OSError, subprocess.SubprocessError):
-        return None
+
+    def __init__(self, folder: Path):
+        safe = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+        self._command = ["git", "--no-optional-locks", *safe, "-C", str(folder)]
+        configured = self._output("config", "--list", "--name-only", "-z")
+        self._known = configured is not None and len(configured) < _LARGEST_SAID
+        if configured is not None:
+            self._command += _without_filters(os.fsdecode(configured).split("\0"))
+
+    def __call__(self, *arguments: str) -> str | None:
+        """What git says, as far as it is kept; None if it fails or takes too long."""
+        said = self._output(*arguments) if self._known else None
+        return None if said is None else said.decode("utf-8", "replace")
+
+    def _output(self, *arguments: str) -> bytes | None:
+        try:
+            with tempfile.TemporaryFile() as said:
+                subprocess.run(
+                    [*self._command, *arguments],
+                    check=True, timeout=10, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL,
+                    env=os.environ | _OFFLINE,
+                )  # fmt: skip
+                said.seek(0)
+                return said.read(_LARGEST_SAID)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            return None
+
+
+def _without_filters(names: list[str]) -> Iterator[str]:
+    """Options of git by which no filter has a program; `names` are those of all that is configured."""
+    for name in sorted({name.rpartition(".")[0] for name in names if name.startswith("filter.")} - {"filter"}):
+        # What follows -c git cuts at the first =, which may be part of the name.
+        set_to, value = ("--config-env", _NOTHING) if "=" in name else ("-c", "")
+        for variable in ("clean", "smudge", "process", "required"):
+            yield from (set_to, f"{name}.{variable}={value}")

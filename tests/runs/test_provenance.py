@@ -9,6 +9,7 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,9 +57,7 @@ def test_bytes_that_are_not_utf8_are_kept_with_replacement(checkout: Path) -> No
 
 
 def test_nothing_that_a_checkout_configures_is_run(checkout: Path) -> None:
-    program = checkout.parent / "program.sh"
-    program.write_text(f"#!/bin/sh\ntouch {checkout.parent}/ran\necho changed\n")
-    program.chmod(0o755)
+    program = program_of(checkout, "echo changed")
     (checkout / ".git" / "hooks" / "post-index-change").write_text(program.read_text())
     (checkout / ".git" / "hooks" / "post-index-change").chmod(0o755)
     for name in ("core.fsmonitor", "diff.external", "diff.mine.command", "diff.mine.textconv", "core.pager"):
@@ -72,6 +71,51 @@ def test_nothing_that_a_checkout_configures_is_run(checkout: Path) -> None:
     assert (
         found["dirty"] and found["diff"].startswith("diff --git a/code.py b/code.py\n") and "\x1b" not in found["diff"]
     )
+
+
+def program_of(checkout: Path, text: str = "cat") -> Path:
+    """A program beside a checkout that leaves a file `ran` there."""
+    program = checkout.parent / "program.sh"
+    program.write_text(f"#!/bin/sh\ntouch {checkout.parent}/ran\n{text}\n")
+    program.chmod(0o755)
+    return program
+
+
+def asked(checkout: Path) -> dict[str, Any]:
+    """What is found of a checkout in which git by itself would run a program; it is not run."""
+    ran = checkout.parent / "ran"
+    subprocess.run(["git", "-C", str(checkout), "diff", "HEAD"], capture_output=True)
+    assert ran.exists()
+    ran.unlink()
+    found = provenance.code(checkout)
+    assert not ran.exists()
+    return found
+
+
+@pytest.mark.parametrize("name", ["mine", "a.b=c"])
+@pytest.mark.parametrize("variable", ["clean", "process"])
+def test_no_filter_is_run(checkout: Path, name: str, variable: str) -> None:
+    with (checkout / ".git" / "config").open("a") as stream:
+        stream.write(f'[filter "{name}"]\n{variable} = {program_of(checkout)}\nrequired = true\n')
+    (checkout / ".git" / "info" / "attributes").write_text(f"*.py filter={name}\n")
+    (checkout / "code.py").write_bytes(b"x = 2\n")
+    found = asked(checkout)
+    assert found["dirty"] and found["diff"].endswith("\n-x = 1\n+x = 2\n")
+
+
+def test_what_a_partial_clone_lacks_is_not_fetched(checkout: Path) -> None:
+    lacking = subprocess.check_output(["git", "-C", str(checkout), "rev-parse", "HEAD:code.py"], text=True)
+    (checkout / ".git" / "objects" / lacking[:2] / lacking[2:].strip()).unlink()
+    git(checkout.parent, "init", "-q", "--bare", "server")
+    for key, value in {
+        "core.repositoryformatversion": "1", "extensions.partialClone": "origin", "remote.origin.promisor": "true",
+        "remote.origin.url": str(checkout.parent / "server"),
+        "remote.origin.uploadpack": str(program_of(checkout, "exit 1")),
+    }.items():  # fmt: skip
+        git(checkout, "config", key, value)
+    (checkout / "code.py").write_bytes(b"x = 2\n")
+    found = asked(checkout)
+    assert found["dirty"] and found["diff"] == ""
 
 
 def test_the_diff_is_left_out_where_asked(checkout: Path) -> None:
