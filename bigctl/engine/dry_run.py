@@ -17,7 +17,7 @@ def report(config: Config) -> dict[str, Any]:
     """
     import jax
 
-    from bigctl.engine import compile_cache, device_memory
+    from bigctl.engine import compile_cache, device_memory, restore
     from bigctl.engine import experiment as experiments
     from bigctl.parallel import mesh as meshes
     from bigctl.training import feed
@@ -28,6 +28,7 @@ def report(config: Config) -> dict[str, Any]:
     experiment = experiments.build(config)
     programs, dataset = experiment.programs, experiment.dataset
     state = programs.abstract_state
+    taken = restore.taken_over(experiment)
     config = experiment.config
     columns = dataset.splits["train"]
     shared = meshes.batch_sharding(programs.mesh)
@@ -50,6 +51,7 @@ def report(config: Config) -> dict[str, Any]:
         "kernels": dict(programs.kernels),
         "data": {split: dataset.size(split) for split in dataset.splits},
         "notes": notes.notes_of(dataset),
+        "init_from": None if taken is None else list(taken.said),
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "resident": feed.fits_on_device(columns, config),
         "steps": experiment.cadence.total,
@@ -75,6 +77,7 @@ def text(report: dict[str, Any]) -> str:
         lines.append("kernels: " + ", ".join(f"{purpose} by {kernel}" for purpose, kernel in report["kernels"].items()))
     lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
     lines += [f"note: {note}" for note in report["notes"]]
+    lines += report["init_from"] or []
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
     place = "kept on the device" if report["resident"] else "sent batch by batch"
     lines.append(f"batch: {batch}; training split {place}")

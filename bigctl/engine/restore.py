@@ -88,24 +88,25 @@ def _made_with(config: Config) -> dict[str, Any]:
 
 
 def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:
-    if experiment.source is None:
+    taken = taken_over(experiment)
+    if taken is None:
         return Start(experiment.programs.initialise(), Progress(), 0, made_with)
-    from bigctl.interop import transfer
-
-    taken = transfer.take_over(experiment.source, _starting(experiment))
     for line in taken.said:
         log.info("%s", line)
     state = experiment.programs.initialise(taken.params, taken.variables)
     return Start(state, Progress(), 0, made_with, notes=taken.said)
 
 
-def _starting(experiment: Experiment) -> transfer.Start:
-    """What a model that starts from other weights is, and is trained on."""
+def taken_over(experiment: Experiment) -> transfer.Transfer | None:
+    """What the model takes over from the weights that it starts from; None without such. Raises DataError."""
+    if experiment.source is None:
+        return None
     from bigctl.interop import transfer
 
     dataset, variables = experiment.dataset, shapes_by_path(experiment.programs.abstract_state.variables)
     tokenizer = Path(dataset.path) / cache.TOKENIZER if dataset.features.tokenizer else None
-    return transfer.Start(experiment.config, dataset.features, experiment.parameter_shapes, variables, tokenizer)
+    start = transfer.Start(experiment.config, dataset.features, experiment.parameter_shapes, variables, tokenizer)
+    return transfer.take_over(experiment.source, start)
 
 
 def _resumed(run: Run, experiment: Experiment, checkpoints: Checkpoints, made_with: Mapping[str, Any]) -> Start:
@@ -193,6 +194,7 @@ def _record_start(run: Run, experiment: Experiment, start: Start) -> None:
     note = {} if options.shared is None else options.shared.note
     changed = [*run.changed, *map(str, start.differences)]
     this = {"time": run.started, "step": start.step, "argv": list(options.argv), "changed": changed, **note}
+    this |= {"notes": list(start.notes)} if start.notes else {}
     run.directory.update_record(
         data={
             "fingerprint": dataset.fingerprint,

@@ -187,7 +187,7 @@ def write(file: str, names: list[str], rows: list[list[object]]) -> None:
         csv.writer(stream).writerows([names, *rows])
 
 
-def test_a_table_model_goes_on_with_columns_in_another_order(train: Train) -> None:
+def test_a_table_model_goes_on_with_columns_in_another_order(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     draw = random.Random(0)
     rows: list[list[object]] = []
     for _ in range(200):
@@ -200,7 +200,17 @@ def test_a_table_model_goes_on_with_columns_in_another_order(train: Train) -> No
     after, said = train("t", *data, "data.path=two.csv", "model.init_from=s", *NOTHING)
     assert before["val/accuracy"] > 0.8
     assert after["val/loss"] == pytest.approx(before["val/loss"], rel=1e-4)
-    assert "model.init_from: 4 of 4 parameters from s" in said and "columns are matched by name" in said
+    told = ["model.init_from: 4 of 4 parameters from s", "model.init_from: columns are matched by name"]
+    assert [line for line in said.splitlines() if line.startswith("model.init_from: ")] == told
+    # a dry run tells the same before, and a quiet run keeps it
+    again = ["train", *SMALL, *data, "data.path=two.csv", "model.init_from=s", *NOTHING, "train.tensorboard=false"]
+    assert main([*again, "--dry-run"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("model.init_from")] == told
+    assert main([*again, "--dry-run", "--json"]) == 0 and json.loads(capsys.readouterr().out)["init_from"] == told
+    assert main([*again, "--quiet", "--name", "q"]) == 0 and "init_from" not in capsys.readouterr().err
+    assert main(["info", "q"]) == 0
+    assert [line.strip() for line in capsys.readouterr().out.splitlines() if "model.init_from: " in line] == told
+    assert json.loads(Path("runs/q/run.json").read_text())["starts"][0]["notes"] == told
 
 
 def test_a_regression_goes_on_where_it_was_in_its_own_unit(train: Train) -> None:
