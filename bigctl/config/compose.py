@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import checks, lengths, presets, saved, schema, suggestions
+from bigctl.config import checks, lengths, preset_text, presets, saved, schema, suggestions
 from bigctl.config.explain import explain
 from bigctl.config.plugins import blaming, load
 from bigctl.config.schema import Config
@@ -230,7 +230,8 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
         with hydra.initialize_config_dir(str(roots[-1].path), version_base="1.3"):
             node = hydra.compose("config", overrides=list(overrides))
             OmegaConf.resolve(node)
-            origins = _origins(GlobalHydra.instance().config_loader(), overrides)
+            origins, written = _origins(GlobalHydra.instance().config_loader(), overrides)
+            _keep_written(node, written)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
     except UnicodeDecodeError as error:
@@ -249,8 +250,22 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
     return node, origins
 
 
-def _origins(loader: Any, overrides: Sequence[str]) -> dict[str, str]:
-    """Dotted key -> the last file of the defaults list that set it, or "command line", or "schema"."""
+def _keep_written(node: Any, written: dict[str, preset_text.Written]) -> None:
+    """Put what stands in presets for keys of text in place of what YAML made of it."""
+    from omegaconf import OmegaConf
+
+    if not written:
+        return
+    keys = suggestions.text_keys(choices=True) | suggestions.text_keys(many=True, choices=True)
+    for dotted in keys & {*written}:
+        text, value = written[dotted], OmegaConf.select(node, dotted)
+        if value is not None and value != text and isinstance(value, str) == isinstance(text, str):
+            OmegaConf.update(node, dotted, text)
+
+
+def _origins(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, preset_text.Written]]:
+    """Dotted key -> the last file of the defaults list that set it, or "command line", or "schema"; and of those set in
+    a file of the user's own what stands there."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
@@ -258,6 +273,7 @@ def _origins(loader: Any, overrides: Sequence[str]) -> dict[str, str]:
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     computed = loader.compute_defaults_list("config", list(overrides), RunMode.RUN)
     origins: dict[str, str] = {}
+    written: dict[str, preset_text.Written] = {}
 
     def mark(values: Any, prefix: str, origin: str) -> None:
         for name in values:
@@ -267,6 +283,7 @@ def _origins(loader: Any, overrides: Sequence[str]) -> dict[str, str]:
                 mark(child, dotted, origin)
             else:
                 origins[dotted] = origin
+                written.pop(dotted, None)
 
     def place(path: str, provider: str) -> str:
         if path.rsplit("/", 1)[-1].startswith("_"):
@@ -285,6 +302,10 @@ def _origins(loader: Any, overrides: Sequence[str]) -> dict[str, str]:
         with contextlib.suppress(Exception):
             if isinstance(loaded.config, DictConfig):
                 mark(loaded.config, default.package or "", places[path])
+        if loaded.path.startswith("file://") and loaded.provider != "main":
+            prefix = f"{default.package}." if default.package else ""
+            texts = preset_text.written(Path(loaded.path.removeprefix("file://"), f"{path}.yaml"))
+            written |= {f"{prefix}{name}": text for name, text in texts.items()}
     for field in dataclasses.fields(Config):  # a component's kind is the schema's: more telling is who chose it
         if origins.get(f"{field.name}.kind") == "schema":
             choice = computed.overrides.override_metadata.get(field.name)
@@ -298,7 +319,8 @@ def _origins(loader: Any, overrides: Sequence[str]) -> dict[str, str]:
             mark(OmegaConf.create(value), dotted, "command line")
         elif override.key_or_group not in schema.GROUPS:
             origins[dotted] = "command line"
-    return origins
+            written.pop(dotted, None)
+    return origins, written
 
 
 def _reject_extra_keys(node: Any, cls: type, origins: dict[str, str], prefix: str = "") -> None:

@@ -71,15 +71,15 @@ def _quoted_list(value: str) -> str:
     return f"[{','.join(each)}]"
 
 
-def text_keys(*, many: bool = False) -> set[str]:
-    """Keys that hold free text; with `many` those that hold a list of texts."""
+def text_keys(*, many: bool = False, choices: bool = False) -> set[str]:
+    """Keys that hold free text, or with `choices` one of a few; with `many` those that hold a list of texts."""
     wanted = (list[str], list[str] | None) if many else (str, str | None)
     found = [(f"{cls.group_name}.", schema.walk(cls)) for cls in schema.components()]
     return {
         f"{group}{dotted}"
         for group, keys in [("", schema.walk(Config)), *found]
         for dotted, field, hint in keys
-        if hint in wanted and not field.metadata.get("choices")
+        if hint in wanted and (choices or not field.metadata.get("choices"))
     }
 
 

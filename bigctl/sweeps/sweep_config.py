@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bigctl.config import presets, suggestions
+from bigctl.config import preset_text, presets, suggestions
 from bigctl.config.schema import Sweep
 from bigctl.errors import ConfigError
 
@@ -80,7 +80,9 @@ def _preset(option: str, roots: Sequence[presets.Root], base: Sweep, origins: di
         base = _preset(extends, roots, base, origins, depth + 1)
     node = {str(name): value for name, value in node.items() if name != "defaults"}
     if isinstance(node.get("space"), dict):
-        node["space"] = {**base.space, **node["space"]}
+        texts = preset_text.written(path)
+        own = {name: texts.get(f"space.{name}", value) for name, value in node["space"].items()}
+        node["space"] = {**base.space, **own}
     origins.update(dict.fromkeys(node, where))
     return _merged(base, node, where)
 

@@ -384,5 +384,32 @@ def test_text_that_looks_like_a_number_stays_as_it_was_typed(text):
     assert compose(found.overrides).config == found.config
 
 
+def test_text_in_a_preset_is_what_is_written_there(tmp_path):
+    write(
+        tmp_path,
+        data__mine="""# Mine.
+defaults: [csv, _self_]
+path: 1.10
+label: no
+drop: [yes, 1_0, "2.0", 2020-01-01]
+group: ~
+validation_path: 2020
+""",
+        experiment__other="""# @package _global_
+defaults: [{override /recipe: mlp_cls}, {override /data: mine}]
+data: {label: 1e3, test_path: 0x1F}
+eval: {every: 500}
+""",
+    )
+    own = {"config_dirs": [tmp_path]}
+    found = compose([MLP, "data=mine"], **own).config.data
+    assert (found.path, found.label, found.group, found.validation_path) == ("1.10", "no", None, "2020")
+    assert found.drop == ["yes", "1_0", "2.0", "2020-01-01"]
+    config = compose(["experiment=other", "data.path=2_0"], **own).config
+    assert (config.data.path, config.data.label, config.data.test_path) == ("2_0", "1e3", "0x1F")
+    assert config.data.drop == found.drop and config.eval.every == "500"
+    assert from_yaml(to_yaml(config), where="test") == config
+
+
 def test_numbers_that_text_is_made_of_anyway_keep_their_spelling():
     assert compose([MLP, "eval.every=500", "data.test=x"]).overrides[1] == "eval.every=500"
