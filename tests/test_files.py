@@ -7,15 +7,17 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from bigctl import terminal
+from bigctl import cli, terminal
 from bigctl.cache_root import cache_root
 from bigctl.cli import main, render
 from bigctl.config import schema
@@ -109,6 +111,36 @@ def test_ctrl_c_at_the_start_is_one_line() -> None:
     program = f"import sys; sys.argv[0] = '/usr/bin/bigctl'; {script}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "bigctl: interrupted\n")
+
+
+def test_ctrl_c_in_the_middle_of_anything_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def run(options: object) -> int:
+        monkeypatch.setattr(cli.INTERRUPTS, "came", True)
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr("bigctl.cli.ls.run", run)
+    assert main.main(["ls", "models"]) == 130
+    assert capsys.readouterr().err == "bigctl: interrupted\n"
+    monkeypatch.setattr("bigctl.cli.info.run", run)
+    assert main.main(["info", "a", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 130
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "bigctl", "train", "recipe=mlp_cls", "train.steps=100000", "--name", "r"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "runs" / "r" / "run.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "") and time.monotonic() - began < 5
+    assert err == "bigctl: stopped by Ctrl-C while starting; nothing was trained\n"
+    assert not (tmp_path / "runs" / "r").exists()
 
 
 def test_metrics_of_a_run_that_was_removed_or_moved_are_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,6 +53,16 @@ def add_gates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--junit", type=Path, metavar="FILE", help="write a JUnit report, with a test case for each gate"
     )
+
+
+def say_interrupted(options: argparse.Namespace) -> None:
+    """What a command says that is ended on the spot, by a thread beside the one that works: past the streams that the
+    latter may be writing to."""
+    said = "stopped by Ctrl-C while starting; nothing was trained"
+    os.write(2, f"bigctl: {said}\n".encode())
+    if options.json:
+        ending = {"status": "preempted", "exit_code": 130, "run": None, "message": said, "where": None, "hint": None}
+        os.write(1, json.dumps(ending).encode() + b"\n")
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:

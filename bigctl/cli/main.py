@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("bigctl: interrupted", file=sys.stderr)
             return 130
         except Exception as error:
+            if cli.INTERRUPTS.came:
+                print("bigctl: interrupted", file=sys.stderr)
+                return 130
             with contextlib.suppress(OSError):  # of standard error, which then cannot be told of anything
                 return _render(error)
             return 1
@@ -134,12 +136,12 @@ def _run(command: str, arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     options.argv, options.began = ["bigctl", command, *arguments], STARTED
     if cli.INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        cli.INTERRUPTS.listen()
     try:
         return int(module.run(options))
     except BrokenPipeError:
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if getattr(options, "json", False):  # --json promises one object, also for an error
             _print_ending(error, getattr(options, "run_dir", None) or getattr(options, "run", None))
         raise
@@ -164,10 +166,12 @@ def _require_readable(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{what} is not UTF-8", where=text, hint="rename the file or folder: convmv does it")
 
 
-def _print_ending(error: Exception, run: object) -> None:
+def _print_ending(error: BaseException, run: object) -> None:
     from bigctl.cli import render
     from bigctl.errors import BigctlError, Diverged, Preempted, RunHeld, explained
 
+    if cli.INTERRUPTS.came or not isinstance(error, Exception):
+        error = Preempted("interrupted", exit_code=130)
     known = explained(error) or BigctlError(f"{type(error).__name__}: {error}")
     named = {Preempted: "preempted", Diverged: "diverged", RunHeld: "held"}
     status = named.get(type(known), "refused" if known.exit_code == 2 else "failed")

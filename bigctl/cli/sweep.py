@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from bigctl.training.signals import StopRequest
 
-    with StopRequest() as stop:
+    with StopRequest(lambda: common.say_interrupted(options)) as stop:
         return _run(options, stop)
 
 
@@ -87,6 +87,7 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
         packed=1 if packed == "no" else max(2, min(_LEARNING, trials) if learns else -(-trials // executor.slots)),
         pack_mode=packed,
     )
+    stop.orderly()
     board = sweep.run(plan, path, executor, stop, sweep.SweepOptions(scheduler, argv=options.argv, quiet=options.quiet))
     if options.json:
         render.print_json(board)

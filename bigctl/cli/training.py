@@ -33,7 +33,7 @@ def session(options: argparse.Namespace) -> Iterator[Session]:
     """Around a training: a request to stop is orderly within, and its end is judged, reported and printed."""
     from bigctl.training.signals import StopRequest
 
-    with StopRequest() as stop:  # before all that takes time to import
+    with StopRequest(lambda: common.say_interrupted(options)) as stop:  # before all that takes time to import
         opened = Session(options, stop)
         try:
             yield opened

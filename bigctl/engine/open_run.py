@@ -53,6 +53,10 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
         group = distributed.join(composed.config.mesh.wait)
         _require_text(path)
         held = RunDirectory(path, writes=group.leads)
+        if isinstance(group, ProcessGroup):
+            stop.orderly()  # the others are told
+        elif isinstance(stop, StopRequest):
+            stop.closing = lambda: _left_early(held)
         try:
             found = group.first(lambda: _find(held, composed, options), pack=_Found.to_json, unpack=_Found.from_json)
             shared = SharedStop(stop, group) if isinstance(group, ProcessGroup) else stop
@@ -214,6 +218,14 @@ def _mark_running(run: Run) -> None:
         message="",
         exit_code=None,
     )
+
+
+def _left_early(run: RunDirectory) -> None:
+    """What a start leaves that was ended before it trained anything: nothing, or the run as it was."""
+    if not run.begun:
+        run.discard()
+    elif run.holds and run.record().get("status") == directory.RUNNING:
+        run.update_record(status=directory.PREEMPTED, message="stopped by Ctrl-C while starting", exit_code=130)
 
 
 def _record_failure(run: RunDirectory, error: Exception) -> None:

@@ -56,6 +56,8 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
             # 5. Fit: evaluations, logs and saves happen in here.
             with trackers.tracking(run.directory, resolved.config) as tracked:
                 with fit.prepared(run, experiment, checkpoints, start, tracked) as fitting:
+                    if options.stop is not None:
+                        options.stop.orderly()
                     state, progress = fitting.loop.fit(start.state, start.progress)
                 checkpoints.wait(last=True)
                 phases.now(phases.END)

@@ -93,6 +93,11 @@ class RunDirectory:
         self._lock = stream
         self.begun = self.config.exists() or self.exists
 
+    @property
+    def holds(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._lock is not None
+
     def held(self) -> bool:
         """Whether some process holds the lock at this moment."""
         try:

@@ -1,4 +1,5 @@
-"""Asked to stop, by a signal or a time limit: end the step, save, and exit. A second signal exits at once."""
+"""Asked to stop, by a signal or a time limit: end the step, save, and exit. A second signal exits at once, and so does
+Ctrl-C while a command only starts."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import signal
 import stat
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Protocol
 
@@ -46,16 +48,26 @@ class TimedStop(Stop, Protocol):
     def at(self, deadline: float, reason: str) -> None:
         """Ask to stop at a time of `time.monotonic` [s], with exit code 75."""
 
+    def orderly(self) -> None:
+        """From here on there is something to save: also Ctrl-C is a request."""
+
 
 class StopRequest:
     """While entered, the first signal is noted in `exit_code` (Ctrl-C 130, others 75), a second ends the process.
 
+    Args:
+        leave: what a command says that is ended by Ctrl-C while it starts, as long as it imports and prepares data.
+            None where Ctrl-C is a request from the beginning, as in a process that is not ours to end.
+
     Attributes:
         reason: what asked, for people; empty while nothing did.
+        closing: what is to be done before such an end, by whatever is open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[], None] | None = None) -> None:
         self.reason = ""
+        self.closing: Callable[[], None] | None = None
+        self._leave = leave
         self._exit_code: int | None = None
         self._deadline: tuple[float, str] | None = None
         self._wakeup: tuple[int, int] | None = None
@@ -84,12 +96,16 @@ class StopRequest:
         """Ask to stop at a time of `time.monotonic` [s], with exit code 75."""
         self._deadline = (deadline, reason)
 
+    def orderly(self) -> None:
+        """From here on there is something to save: also Ctrl-C is a request."""
+        self._leave = None
+
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
             self._wakeup = (signal.set_wakeup_fd(writer, warn_on_full_buffer=False), writer)
-            threading.Thread(target=_leave_at_the_second, args=(reader,), name="signals", daemon=True).start()
+            threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
             for number in REASONS:
                 if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                     continue  # under nohup
@@ -107,23 +123,30 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             _leave_dead_terminal()
+        while number == signal.SIGINT and self._leave is not None:  # the thread ends the process
+            time.sleep(0.01)
         if self.exit_code is None:
             self.reason = REASONS[signal.Signals(number)]
             self.exit_code = 130 if number == signal.SIGINT else 75
 
-
-def _leave_at_the_second(reader: int) -> None:
-    """End the process at the second urgent signal. Handlers wait while the main thread compiles or computes; this
-    thread reads the numbers of signals as they arrive."""
-    first: float | None = None
-    with open(reader, "rb", buffering=0) as stream:
-        while number := stream.read(1):
-            now = time.monotonic()
-            if number[0] not in URGENT:
-                continue
-            if first is not None and now - first >= TOGETHER:
-                os._exit(130 if number[0] == signal.SIGINT else 143)
-            first = now if first is None else first
+    def _watch(self, reader: int) -> None:
+        """End the process at the second urgent signal, or at Ctrl-C while it starts. Handlers wait while the main
+        thread compiles or computes; this thread reads the numbers of signals as they arrive."""
+        first: float | None = None
+        with open(reader, "rb", buffering=0) as stream:
+            while number := stream.read(1):
+                now = time.monotonic()
+                if number[0] not in URGENT:
+                    continue
+                if number[0] == signal.SIGINT and (leave := self._leave) is not None:
+                    for each in (leave, self.closing):
+                        with contextlib.suppress(Exception):
+                            if each is not None:
+                                each()
+                    os._exit(130)
+                if first is not None and now - first >= TOGETHER:
+                    os._exit(130 if number[0] == signal.SIGINT else 143)
+                first = now if first is None else first
 
 
 def _leave_dead_terminal() -> None:

@@ -48,6 +48,24 @@ def test_the_second_request_leaves_at_once(number: int, code: int, left: list[in
     assert left == [code]
 
 
+def test_ctrl_c_while_a_command_starts_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    def leave(code: int) -> None:
+        done.append(code)
+        stop.orderly()  # the process would be gone
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with StopRequest(lambda: done.append("said")) as stop:
+        stop.closing = lambda: done.append("closed")
+        send(signal.SIGINT)
+        assert done == ["said", "closed", 130]
+    with StopRequest(lambda: done.append("said")) as stop:
+        stop.orderly()
+        send(signal.SIGINT)
+        assert stop.exit_code == 130 and done == ["said", "closed", 130]
+
+
 def test_a_warning_of_the_batch_system_is_not_the_first_request(left: list[int]) -> None:
     with StopRequest() as stop:
         send(signal.SIGUSR1, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM)

@@ -106,6 +106,9 @@ class TrialStop:
     def at(self, deadline: float, reason: str) -> None:
         self._process.at(deadline, reason)
 
+    def orderly(self) -> None:
+        self._process.orderly()
+
 
 # --------------------------------------------------------------------------------------------------- what is shared
 
