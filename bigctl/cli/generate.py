@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "files", nargs="*", metavar="FILE", default=[],
-        help="prompts: a text file or - for standard input, one a line; .jsonl with the key prompt",
+        help="prompts: a text file or - for standard input, one a line; .jsonl with the key prompt; in the encoding of "
+        "the run's texts",
     )  # fmt: skip
     parser.add_argument("--prompt", action="append", default=[], metavar="STR", help="may be given repeatedly")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default: 200")
@@ -132,6 +133,7 @@ def _prompts(options: argparse.Namespace) -> Iterator[list[str]]:
     """Prompts in the order of the command line, those of standard input as they arrive."""
     from bigctl.errors import ConfigError, DataError
     from bigctl.inference import read_lines
+    from bigctl.runs import run_info
 
     if not all(options.prompt):
         raise ConfigError("the prompt is empty", where="--prompt", hint="give the model something to go on from")
@@ -141,34 +143,31 @@ def _prompts(options: argparse.Namespace) -> Iterator[list[str]]:
             raise DataError(what, where=file, hint='FILE holds prompts; a prompt itself: --prompt "..."')
     if options.prompt:
         yield list(options.prompt)
+    encoding = run_info.encoding_of(options.model) if options.files else None
     for file in options.files:
         if file == "-":
             if sys.stdin is None:
                 raise DataError("is closed", where="stdin")
-            yield from cast(
-                Iterator[list[str]], read_lines.text_blocks(cast(read_lines.Stream, sys.stdin.buffer), pairs=False)
-            )
+            stdin = cast(read_lines.Stream, sys.stdin.buffer)
+            yield from cast(Iterator[list[str]], read_lines.text_blocks(stdin, pairs=False, encoding=encoding))
         elif file.endswith(".jsonl"):
-            yield _from_jsonl(Path(file))
+            yield _from_jsonl(Path(file), encoding)
         else:
             with Path(file).open("rb") as stream:
-                blocks = read_lines.text_blocks(cast(read_lines.Stream, stream), pairs=False, name=file)
+                named = cast(read_lines.Stream, stream)
+                blocks = read_lines.text_blocks(named, pairs=False, name=file, encoding=encoding)
                 yield [cast(str, text) for block in blocks for text in block]
 
 
-def _from_jsonl(file: Path) -> list[str]:
-    import json
-
+def _from_jsonl(file: Path, encoding: str | None) -> list[str]:
+    from bigctl.data.sources import content, read_table
     from bigctl.errors import DataError
 
     found = []
     hint = 'each line is an object like {"prompt": "In the beginning"}'
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"is not JSON: {error}", where=f"{file}:{number}", hint=hint) from None
-        prompt = value.get("prompt") if isinstance(value, dict) else None
+    text, name = content.read_text(file, encoding)
+    for number, value in read_table.json_objects(text, name):
+        prompt = value.get("prompt")
         if not isinstance(prompt, str) or not prompt:
             raise DataError("there is no prompt", where=f"{file}:{number}", hint=hint)
         found.append(prompt)

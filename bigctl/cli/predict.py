@@ -189,7 +189,8 @@ def _stream(trained: TrainedRun, answers: _Answers, strict: bool) -> None:
         raise DataError("is closed", where="stdin")
     stream = cast(read_lines.Stream, sys.stdin.buffer)
     read = read_lines.text_blocks if strict else read_lines.checked_blocks
-    for block in read(stream, pairs=trained.features.pairs):
+    encoding = getattr(trained.config.data, "encoding", None)
+    for block in read(stream, pairs=trained.features.pairs, encoding=encoding):
         for start in range(0, len(block), BLOCK):
             part = block[start : start + BLOCK]
             good = iter([*_labelled(trained, [text for text in part if not isinstance(text, DataError)])])

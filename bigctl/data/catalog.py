@@ -119,10 +119,15 @@ def _kinds() -> list[type[schema.Data]]:
     return [cls for cls in schema.components() if issubclass(cls, schema.Data)]
 
 
+_ALIKE = {"encoding", "background"}
+"""Keys that mean the same in all kinds that have them."""
+
+
 def _like(trained: schema.Data, cls: type[schema.Data]) -> schema.Data:
-    """Data of another kind, with the keys that both have from a kind that they derive from."""
+    """Data of another kind, with the keys that both have from a kind that they derive from, or that are alike."""
     if type(trained) is cls:
         return trained
     shared = [base for base in cls.__mro__ if dataclasses.is_dataclass(base) and isinstance(trained, base)]
     names = {field.name for base in shared for field in dataclasses.fields(base)} - {"kind"}
+    names |= {name for name in _ALIKE if hasattr(trained, name) and name in cls.__dataclass_fields__}
     return cls(**{name: getattr(trained, name) for name in names})

@@ -93,6 +93,16 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
+def encoding_of(name: str) -> str | None:
+    """Of the texts that a run was trained on; None for UTF-8, and where there is no such run."""
+    if not any((path / "run.json").is_file() for path in (Path(name), directory.ROOT / name)):
+        return None
+    run = directory.locate(name)
+    data = saved.values(run.read_config(), where=str(run.config)).get("data")
+    encoding = data.get("encoding") if isinstance(data, dict) else None
+    return encoding if isinstance(encoding, str) and schema.is_encoding(encoding) else None
+
+
 def next_command(run: RunDirectory) -> str:
     """The command that uses what was trained, by what its data looks like. Raises RunError, KeyError without data."""
     record, path = run.record(), run.path

@@ -18,9 +18,10 @@ from PIL import Image
 from bigctl.config import schema
 from bigctl.data import catalog, prepare
 from bigctl.data.dataset import Features
+from bigctl.data.number_style import NumberStyle
 from bigctl.data.sources import parquet
-from bigctl.data.sources.decoded import Decoded
-from bigctl.data.table_encoder import TableEncoder
+from bigctl.data.sources.decoded import GROUP, Decoded
+from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder
 from bigctl.errors import DataError
 from tests.conftest import Cli
 
@@ -223,6 +224,46 @@ def test_rows_to_be_predicted_are_encoded_as_csv_is(tmp_path: Path) -> None:
     short = write(tmp_path / "short.parquet", {"area": [1.0]})
     with pytest.raises(DataError, match="needs the feature columns"):
         catalog.read_for_prediction(short, config(file), features)
+
+
+def test_a_row_that_cannot_be_used_is_an_error_of_its_own(tmp_path: Path) -> None:
+    inf, broken = float("inf"), pa.array([b"ok", b"\xff", b"ok", b"ok", None]).cast(pa.string(), safe=False)
+    rows = {"x": [1.0, 2.0, inf, -inf, None], "part": pa.array(["a", "b", "a", "a", None])}
+    file = write(tmp_path / "a.parquet", rows)
+    encoder = TableEncoder([Numeric("x", 0.0, 1.0, True), Categorical("part", ("a", "b"), False, False)])
+    features = Features("table", (4,), None, encoder=encoder.to_json())
+    found = catalog.read_for_prediction(file, config(file), features)
+    assert sorted(found.errors) == [2, 3] and found.errors[2].where == f"{file}:row 3:x"
+    assert np.asarray(found.inputs)[1].tolist() == [2, 0, 0, 1]
+    assert found.notes == (f"{file}: 1 rows have no value in any column of the model",)
+    styled = TableEncoder([Numeric("x", 0.0, 1.0, False, NumberStyle(decimal=","))])
+    file = write(tmp_path / "b.parquet", {"x": ["1,5", "old", None]})
+    found = catalog.read_for_prediction(file, config(file), Features("table", (1,), None, encoder=styled.to_json()))
+    assert list(found.errors) == [1] and np.asarray(found.inputs)[0] == 1.5
+
+    file = write(tmp_path / "c.parquet", {"body": broken})
+    features = Features("text", (8,), ("p", "q"), columns=("body",))
+    found = catalog.read_for_prediction(file, config(file), features)
+    assert sorted(found.errors) == [1, 4] and [found.inputs[row] for row in (0, 2, 3)] == ["ok"] * 3
+    assert "the string is not UTF-8" in str(found.errors[1]) and "the text is empty" in str(found.errors[4])
+
+    file = write(tmp_path / "d.parquet", {"photo": [png(9), b"no image", None, png(7, size=(4, 4))]})
+    found = catalog.read_for_prediction(file, config(file, image="photo"), Features("image", (6, 4, 1), ("p", "q")))
+    assert sorted(found.errors) == [1, 2] and np.asarray(found.inputs)[[0, 3], 0, 0, 0].tolist() == [9, 7]
+
+
+def test_rows_that_cannot_be_used_are_left_out_where_asked(tmp_path: Path) -> None:
+    column = [png(1), b"no image", png(3), None]
+    file = write(tmp_path / "a.parquet", {"photo": column, "y": ["a", "a", "b", "b"], "who": ["m", "n", "o", "p"]})
+    found = decode(file, image="photo", on_bad="skip", group="who")
+    assert found.splits["train"]["image"][:, 0, 0, 0].tolist() == [1, 3]
+    assert found.splits["train"]["label"].tolist() == [0, 1] and found.splits["train"][GROUP].tolist() == ["m", "o"]
+    assert found.info["notes"] == [
+        f"2 rows are left out, the first with this: {refused('no image', file, image='photo')}"
+    ]
+    other = write(tmp_path / "b.parquet", {"x": [1.0, float("inf"), 3.0, 4.0], "y": ["a", "b"] * 2})
+    assert decode(other, on_bad="skip").splits["train"]["x"].tolist() == [1, 3, 4]
+    assert parquet.identity(config(file)) != parquet.identity(config(file, on_bad="skip"))
 
 
 def test_other_rows_are_another_identity(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bigctl.config import schema
+from bigctl.data.sources import conll, json_lines
 from bigctl.data.sources.conll import read_conll
 from bigctl.data.sources.tagged import Sentences, decode, read_json_lines
 from bigctl.data.target import Target
@@ -132,6 +134,38 @@ def test_json_lines_hold_words_and_tags_as_names_or_as_numbers_of_names(tmp_path
 def test_what_is_wrong_with_json_lines_is_said_with_its_line(tmp_path, record, match):
     file = lines(tmp_path, {"w": ["a"], "t": ["O"]}, record)
     refused(match, read_json_lines, file, tokens="w", tags="t")
+
+
+def test_files_are_read_in_their_encoding(tmp_path):
+    plain = tmp_path / "a.conll"
+    plain.write_bytes("\xc9t\xe9 O\nParis B-LOC\n".encode("latin-1"))
+    assert read_conll(plain, "latin-1").words == [["\xc9t\xe9", "Paris"]]
+    refused("a.conll:1: byte 0xc9 is not UTF-8, at offset 0", read_conll, plain)
+    rows = tmp_path / "a.jsonl"
+    rows.write_bytes('{"w": ["\xe9"], "t": ["O"]}\n'.encode("cp1252"))
+    assert read_json_lines(rows, "cp1252", tokens="w", tags="t").words == [["\xe9"]]
+    keys = {"path": str(plain), "encoding": "latin-1"}
+    assert conll.identity(schema.Conll(**keys)) != conll.identity(schema.Conll(path=str(plain)))
+    assert "encoding" not in conll.identity(schema.Conll(path=str(plain)))
+
+
+def test_sentences_that_cannot_be_read_are_noted_or_left_out(tmp_path):
+    file = lines(
+        tmp_path, {"w": ["a"], "t": ["O"]}, {"w": "b"}, {"w": ["c", "d"], "t": ["O"]}, {"w": ["e"], "t": ["X"]}
+    )
+    bad: dict = {}
+    found = read_json_lines(file, tokens="w", tags=None, bad=bad)
+    assert list(bad) == [1] and found.words[2:] == [["c", "d"], ["e"]] and "not a list" in str(bad[1])
+    keys = {"path": str(file), "label": None, "tokens": "w", "tags": "t"}
+    refused("not a list", json_lines.decode, schema.Jsonl(**keys), False)
+    decoded = json_lines.decode(schema.Jsonl(**keys, on_bad="skip"), False)
+    assert decoded.splits["train"]["text"].tolist() == ["a", "e"]
+    assert decoded.info["notes"][0].startswith("2 sentences are left out, the first with this: ")
+    bad.clear()
+    plain = write(tmp_path, "in O\nRome B-LOC\n\nbad line here\nnot O\n\nhere O\n")
+    found = read_conll(plain, tags=None, bad=bad)
+    assert list(bad) == [1] and (found.words[0], found.words[2]) == (["in", "Rome"], ["here"])
+    assert bad[1].where == f"{plain}:4"
 
 
 def test_a_number_without_a_name_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -90,6 +91,29 @@ def test_a_json_line_without_a_text_is_named(tmp_path, lines, where, message):
     with pytest.raises(DataError, match=message) as caught:
         read(file, field="text")
     assert str(caught.value.where).endswith(where)
+
+
+def test_text_is_read_in_its_encoding(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes("\xfcber\nStra\xdfe".encode("latin-1"))
+    assert read(file, encoding="latin-1") == ["\xfcber\nStra\xdfe"]
+    rows = tmp_path / "b.jsonl"
+    rows.write_bytes('{"text": "\xe9t\xe9"}\n'.encode("utf-16"))
+    assert read(rows, field="text", encoding="utf-16") == ["\xe9t\xe9"]
+    with gzip.open(tmp_path / "c.jsonl.gz", "wb") as stream:
+        stream.write(b'{"text": "packed"}\n')
+    assert read(tmp_path / "c.jsonl.gz", field="text") == ["packed"]
+    for given, name in ((None, "UTF-8"), ("ascii", "ascii")):
+        with pytest.raises(DataError, match=f"a.txt:1: byte 0xfc is not {name}, at offset 0"):
+            text_files.read_documents(str(file), encoding=given)
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfab\n\xff")
+    with pytest.raises(DataError, match="marked.txt:2: byte 0xff is not UTF-8, at offset 6"):
+        read(tmp_path / "marked.txt")
+    with pytest.raises(DataError, match="there is no encoding 'rot13'"):
+        read(file, encoding="rot13")
+    identity = text_files.identity(schema.TextFiles(path=str(file)))
+    assert "encoding" not in identity
+    assert identity != text_files.identity(schema.TextFiles(path=str(file), encoding="latin-1"))
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,19 @@ def test_a_bad_row_is_a_record_and_not_the_end(tmp_path: Path, caplog: pytest.Lo
         next(predict_files(trained, [file], strict=True))
 
 
+def test_text_of_another_kind_of_file_is_in_the_encoding_of_the_training(tmp_path: Path) -> None:
+    trained = Echo(schema.Csv(path="old.csv", text="t", encoding="latin-1"), Features("text", (8,), ("a", "b")))
+    (tmp_path / "new.txt").write_bytes("d\xe9j\xe0 vu\n\n".encode("latin-1"))
+    found = list(predict_files(trained, [tmp_path / "new.txt"]))
+    assert found[0]["said"] == "d\xe9j\xe0 vu" and "the text is empty" in found[1]["error"]
+
+
+def test_a_picture_is_laid_over_the_background_of_the_training(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    trained = Echo(schema.Parquet(path="old.parquet", background="white"), Features("image", (2, 2, 1), ("a", "b")))
+    assert np.min(next(predict_files(trained, [tmp_path / "clear.png"]))["said"]) == 255
+
+
 def test_rows_come_by_standard_input_too() -> None:
     trained = Echo(schema.Tsv(path="old.tsv"), TABLE)
     for content in (b"x\tpart\n3\t\n", b'{"x": 3, "part": ""}\n', b'[{"x": 3, "part": null}]'):

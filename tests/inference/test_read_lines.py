@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bigctl.errors import DataError
-from bigctl.inference.read_lines import text_blocks
+from bigctl.inference.read_lines import checked_blocks, text_blocks
 
 
 class Pieces:
@@ -57,7 +57,7 @@ def test_pairs_are_parted_by_a_tab() -> None:
         (b"", False, "stdin", "no text"),
         (b"a\n\nb\n", False, "stdin:2", "empty"),
         (b"a\nb\n \t\n", False, "stdin:3", "empty"),
-        (b"a\nb\xe9d\n", False, "stdin:2", "byte 0xe9 is not UTF-8"),
+        (b"a\nb\xe9d\n", False, "stdin:2", "byte 0xe9 is not UTF-8, at offset 3"),
         (b"\xff\xfea\0", False, "stdin:1", "not UTF-8"),
         (b"a\n\0\n", False, "stdin:2", "NUL"),
         (b"a\tb\nc\n", True, "stdin:2", "1 texts where the model takes two"),
@@ -72,6 +72,22 @@ def test_wrong_line_is_named_after_those_before_it(data: bytes, pairs: bool, whe
                 given += block
         assert error.value.where == where
         assert len(given) == (int(where.partition(":")[2]) - 1 if ":" in where else 0)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-32-be", "cp037"])
+def test_lines_are_read_in_their_encoding(encoding: str) -> None:
+    data = "\xe9t\xe9\r\n zwei W\xf6rter\nend".encode(encoding)
+    for size in (1, 3, 2**16):
+        pieces = Pieces(data[at : at + size] for at in range(0, len(data), size))
+        found = [text for block in text_blocks(pieces, pairs=False, encoding=encoding) for text in block]
+        assert found == ["\xe9t\xe9", "zwei W\xf6rter", "end"]
+
+
+def test_a_line_of_another_encoding_is_named() -> None:
+    good, bad = list(checked_blocks(io.BytesIO(b"ok\n\xe9\nok"), pairs=False, encoding="ascii"))[0][:2]
+    assert good == "ok" and str(bad).startswith("stdin:2: byte 0xe9 is not ascii, at offset 3")
+    with pytest.raises(DataError, match="stdin: is not utf-16-le, near offset 0: truncated data"):
+        list(text_blocks(io.BytesIO(b"a\0b"), pairs=False, encoding="utf-16-le"))
 
 
 def test_endless_line_is_refused() -> None:

@@ -11,6 +11,19 @@ from typing import Any, ClassVar
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Problem, Whole, key, kind
 
 
+def is_encoding(name: str) -> bool:
+    """Whether it is the name of an encoding of text, such as latin-1."""
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError):  # of a name with a NUL
+        return False
+
+
+def _check_encoding(name: str | None) -> Iterator[Problem]:
+    if name is not None and not is_encoding(name):
+        yield "data.encoding", f"there is no encoding {name!r}", "such as latin-1, cp1252 or utf-16"
+
+
 @dataclass
 class Data(Component):
     """Where examples come from, and which of them are for training, selection and the final score."""
@@ -125,9 +138,14 @@ class ImageFolder(Images):
     labels: str = key("labels", "Its column with the classes.", drift=STRUCTURAL)
     label_separator: str = key(";", "What stands between two classes; a JSON list needs none.", drift=STRUCTURAL)
     file_name: str = key("file_name", "Its column with the image's path below data.path.", drift=STRUCTURAL)
+    encoding: str | None = key(None, "Its encoding, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     split: str | None = key(
         None, "Its column that says train, validation or test; null to make the splits by rule.", drift=STRUCTURAL
     )
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        yield from super().check(config)
+        yield from _check_encoding(self.encoding)
 
 
 @dataclass
@@ -135,13 +153,6 @@ class Idx(Data):
     implementation: ClassVar[str] = "bigctl.data.sources.idx"
     kind: str = kind("idx")
     path: str = key(MISSING, "Folder with MNIST-style idx files, gzipped or not.", drift=STRUCTURAL)
-
-
-def _is_codec(name: str) -> bool:
-    try:
-        return codecs.lookup(name)._is_text_encoding
-    except LookupError:
-        return False
 
 
 @dataclass
@@ -201,8 +212,7 @@ class Table(Data):
         separator = self.separator or ","
         if separator not in ("tab", "\\t") and (len(separator) != 1 or separator in '\r\n"' or separator.isalnum()):
             yield "data.separator", f"data.separator cannot be {separator!r}", "give one character, or tab"
-        if self.encoding is not None and not _is_codec(self.encoding):
-            yield "data.encoding", f"there is no encoding {self.encoding!r}", "such as latin-1, cp1252 or utf-16"
+        yield from _check_encoding(self.encoding)
         if config.tokenizer is not None and self.text is None and getattr(self, "tokens", None) is None:
             yield "data.text", "data.text is not given", "name the column with the text, data.text=COLUMN"
 
@@ -222,6 +232,7 @@ class TextFiles(Data):
     validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
     test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
     field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
+    encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
     validation_fraction: float = key(
         0.05, "Share held out at the end of the text where there is no validation split.", drift=STRUCTURAL,
@@ -231,6 +242,10 @@ class TextFiles(Data):
         0.05, "Share held out after that; 0 to have the validation text stand for the test split.", drift=STRUCTURAL,
         ge=0, lt=1,
     )  # fmt: skip
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        yield from super().check(config)
+        yield from _check_encoding(self.encoding)
 
 
 @dataclass
@@ -257,6 +272,12 @@ class Jsonl(Table):
     tags: str | None = key(None, "The field with a tag for each of the words.", drift=STRUCTURAL)
     tag_names: list[str] | None = key(None, "Names of tags that are written as numbers.", drift=STRUCTURAL)
 
+    def check(self, config: Whole) -> Iterator[Problem]:
+        yield from super().check(config)
+        for name, given in (("separator", self.separator is not None), ("quoting", not self.quoting)):
+            if given:
+                yield f"data.{name}", f"data.{name} is for csv and tsv", "leave it out"
+
 
 @dataclass
 class Conll(Data):
@@ -272,6 +293,11 @@ class Conll(Data):
     tokens: str = key("0", "The column with the words: 0 is the first, -1 the last; or a name.", drift=STRUCTURAL)
     tags: str = key("-1", "The column with the tags, counted or named likewise.", drift=STRUCTURAL)
     columns: list[str] | None = key(None, "Names of all columns, where the file says none.", drift=STRUCTURAL)
+    encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        yield from super().check(config)
+        yield from _check_encoding(self.encoding)
 
 
 @dataclass
@@ -299,6 +325,11 @@ class Parquet(Table):
         yield from super().check(config)
         if self.columns is not None:
             yield "data.columns", "Parquet files name their columns", "leave data.columns out"
+        for name in ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "quoting"):
+            if getattr(self, name) in (None, [], True):
+                continue
+            what = f"data.{name} is for files of text; Parquet files store what is a number, a text or missing"
+            yield f"data.{name}", what, "leave it out"
         if self.text is not None and self.image is not None:
             yield "data.image", "data.text and data.image are both given", "give one of them"
         if self.text_pair is not None and self.text is None:

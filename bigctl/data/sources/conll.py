@@ -36,14 +36,15 @@ _PLAIN_ID = re.compile(r"\d+")  # not 3-4, words that are written as one, nor 8.
 def identity(config: schema.Conll) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
     files = split_digests(config.path, config.validation_path, config.test_path)
-    return files and {"files": files, "tokens": config.tokens, "tags": config.tags, "columns": config.columns}
+    found = files and {"files": files, "tokens": config.tokens, "tags": config.tags, "columns": config.columns}
+    return found and found | ({"encoding": config.encoding} if config.encoding is not None else {})
 
 
 def decode(config: schema.Conll, regression: bool) -> Decoded:
     """The sentences of files. Raises DataError."""
     files = split_files(expanded(config.path), optional(config.validation_path), optional(config.test_path))
     found = {
-        split: read_conll(file, tokens=config.tokens, tags=config.tags, columns=config.columns)
+        split: read_conll(file, config.encoding, tokens=config.tokens, tags=config.tags, columns=config.columns)
         for split, file in files.items()
     }
     return tagged.decode(found, {"source": config.kind, "target": config.tags})
@@ -53,24 +54,34 @@ def read_for_prediction(path: Path, config: schema.Conll, features: Features) ->
     """The sentences of a file, words as they are divided there. Raises DataError."""
     numbered = config.tokens.lstrip("-").isdecimal()  # then the file may have other columns than that of the training
     columns = None if numbered else config.columns
-    return Unlabelled(read_conll(path, tokens=config.tokens, tags=None, columns=columns).words)
+    bad: dict[int, DataError] = {}
+    found = read_conll(path, config.encoding, tokens=config.tokens, tags=None, columns=columns, bad=bad)
+    return Unlabelled(found.words, errors=bad)
 
 
 def read_conll(
-    source: Path | bytes, *, tokens: str = "0", tags: str | None = "-1", columns: Sequence[str] | None = None
+    source: Path | bytes,
+    encoding: str | None = None,
+    *,
+    tokens: str = "0",
+    tags: str | None = "-1",
+    columns: Sequence[str] | None = None,
+    bad: dict[int, DataError] | None = None,
 ) -> Sentences:
     """The sentences of a CoNLL file.
 
     Args:
         source: the file, or its content.
+        encoding: of the text; None for UTF-8.
         tokens, tags: the columns with the words and with their tags: a number, 0 being the first and -1 the last, or a
             name. Without `tags` none are read.
         columns: names of all columns.
+        bad: where it is given, sentences with a line that cannot be read lack its word, and here is what is wrong.
 
     Raises:
-        DataError: the file is missing, empty or no UTF-8, or a line lacks columns that others have.
+        DataError: the file is missing, empty or not in this encoding, or a line lacks columns that others have.
     """
-    text, name = read_text(source)
+    text, name = read_text(source, encoding)
     lines = text.replace("\r\n", "\n").split("\n")
     mark, width = _form(lines, name)
     names = list(columns or _header(lines) or (CONLLU if name.endswith(".conllu") else ()))
@@ -91,23 +102,34 @@ def read_conll(
         fields = _fields(line, mark)
         if line.startswith("#") and _is_comment(fields, mark, width, open_sentence):
             continue
-        if len(fields) != width:
-            hint = f"the first line of words has {width}, separated by {'tabs' if mark else 'blanks'}"
-            raise DataError(f"{len(fields)} columns", where=f"{name}:{number}", hint=hint)
-        if identity is not None and not _PLAIN_ID.fullmatch(fields[identity]):
+        wrong = _wrong(fields, width, mark, f"{name}:{number}")
+        if wrong is not None and bad is None:
+            raise wrong
+        if wrong is None and identity is not None and not _PLAIN_ID.fullmatch(fields[identity]):
             continue
         if not open_sentence:
             found.words.append([])
             found.tags.append([])
             found.lines.append(number)
             open_sentence = True
+        if wrong is not None and bad is not None:
+            bad.setdefault(len(found.words) - 1, wrong)
+            continue
         found.words[-1].append(fields[first].strip())
         if second is not None:
             tag = fields[second].strip()
             if not tag:
                 raise DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
             found.tags[-1].append(tag)
-    return require_words(found)
+    return require_words(found, bad)
+
+
+def _wrong(fields: Sequence[str], width: int, mark: str | None, where: str) -> DataError | None:
+    """What is wrong with a line of words."""
+    if len(fields) == width:
+        return None
+    hint = f"the first line of words has {width}, separated by {'tabs' if mark else 'blanks'}"
+    return DataError(f"{len(fields)} columns", where=where, hint=hint)
 
 
 def _form(lines: Sequence[str], name: str) -> tuple[str | None, int]:

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 from bigctl import memory
+from bigctl.config import schema
 from bigctl.data.paths import require_file
 from bigctl.errors import DataError
 from bigctl.formatting import size
@@ -41,7 +42,8 @@ def read_text(source: Path | bytes, encoding: str | None = None) -> tuple[str, s
         encoding: of the text; None for UTF-8.
 
     Raises:
-        DataError: the file cannot be read, is empty, or is not in this encoding.
+        DataError: the file cannot be read, is empty, or is not in this encoding; then it names the first byte, counted
+            from 0, in what a packed file holds.
     """
     name = "input" if isinstance(source, bytes) else str(source)
     try:
@@ -79,17 +81,34 @@ def _decoded(data: bytes, name: str, encoding: str | None) -> str:
     codec = encoding or marked or "utf-8-sig"
     if codec.lower().replace("_", "-") in ("utf-8", "utf8"):
         codec = "utf-8-sig"
+    require_encoding(codec)
     if not codecs.lookup(codec).name.startswith(("utf-16", "utf-32")) and (nul := data.find(b"\0")) >= 0:
         half = data[:4096].count(b"\0") * 5 > 2 * len(data[:4096])
         hint = "it looks like UTF-16: set data.encoding=utf-16-le" if half else "is this a text file?"
         raise DataError("there is a NUL byte", where=f"{name}:{line_at(data, nul)}", hint=hint)
     try:
         return data.decode(codec).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        # Positions are counted after a byte order mark, which is on the first line anyhow.
-        what = f"byte 0x{error.object[error.start]:02x} is not {encoding or 'UTF-8'}"
-        hint = "set data.encoding, such as latin-1, or save the file as UTF-8"
-        raise DataError(what, where=f"{name}:{line_at(error.object, error.start)}", hint=hint) from None
+    except UnicodeError as error:
+        raise undecodable(error, encoding, name, data) from None
+
+
+def require_encoding(encoding: str) -> None:
+    """Raises DataError where there is no such encoding of text."""
+    if not schema.is_encoding(encoding):
+        hint = "such as latin-1, cp1252 or utf-16"
+        raise DataError(f"there is no encoding {encoding!r}", where="data.encoding", hint=hint)
+
+
+def undecodable(error: UnicodeError, encoding: str | None, name: str, data: bytes) -> DataError:
+    """What is wrong with a text that is not in its encoding, None for UTF-8; `data` is the whole of it."""
+    known = encoding or "UTF-8"
+    hint = f"data.encoding={encoding} says so: give that of the file, or convert it, for example with iconv"
+    hint = hint if encoding else "set data.encoding, such as latin-1, or save the file as UTF-8"
+    if not isinstance(error, UnicodeDecodeError):
+        return DataError(f"is not {known}: {error}", where=name, hint=hint)
+    start = error.start + len(data) - len(error.object)  # which lacks the byte order mark
+    what = f"byte 0x{data[start]:02x} is not {known}, at offset {start}"
+    return DataError(what, where=f"{name}:{line_at(data, start)}", hint=hint)
 
 
 def line_at(data: bytes, position: int) -> int:

@@ -121,6 +121,20 @@ def decode_all(
     return images if len(decoded) == len(headers) else images[[place[i] for i in decoded]]
 
 
+def decode_each(
+    files: Sequence[bytes], size: tuple[int, int], channels: int, names: Sequence[str], background: str
+) -> tuple[np.ndarray, dict[int, DataError]]:
+    """All files as one uint8 [N, H, W, C], black where one cannot be used; and what is wrong with these, by place."""
+    images, wrong = np.zeros((len(files), *size, channels), np.uint8), dict[int, DataError]()
+
+    def decode(i: int) -> None:
+        with _opened(files[i], names[i]) as image:
+            images[i] = _to_array(image, size, channels, background)
+
+    _each(range(len(files)), decode, wrong)
+    return images, wrong
+
+
 def _refuse(wrong: dict[int, DataError], bad: dict[int, DataError] | None, count: int) -> None:
     """Raise what is wrong with some files, or note it in `bad`."""
     if bad is not None and len(wrong) < count:

@@ -45,6 +45,7 @@ def identity(config: schema.ImageFolder) -> Any:
         return found
     names = ("labels", "label_separator", "file_name", "split")
     labelled = {"labels_file": file_digest(config.labels_file)} | {name: getattr(config, name) for name in names}
+    labelled |= {"encoding": config.encoding} if config.encoding is not None else {}
     return found | labelled
 
 
@@ -77,6 +78,7 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
         channels=config.channels,
         skip_bad=config.on_bad == "skip",
         background=config.background,
+        encoding=config.encoding,
     )
 
 

@@ -33,12 +33,23 @@ def decode(config: schema.Jsonl, regression: bool) -> Decoded:
         raise DataError("data.tokens is set without data.tags", where="data.tags", hint="name the field with the tags")
     given = optional(config.validation_path), optional(config.test_path)
     files = split_files(expanded(config.path), *given)
-    found = {s: tagged.read_json_lines(file, tokens=tokens, tags=tags, names=names) for s, file in files.items()}
-    return tagged.decode(found, {"source": config.kind, "target": tags})
+    skips = config.on_bad == "skip"
+    bad: dict[str, dict[int, DataError]] = {split: {} for split in files}
+    found = {
+        split: tagged.read_json_lines(
+            file, config.encoding, tokens=tokens, tags=tags, names=names, bad=bad[split] if skips else None
+        )
+        for split, file in files.items()
+    }
+    notes = [note for split, sentences in found.items() for note in tagged.left_out(sentences, bad[split])]
+    return tagged.decode(found, {"source": config.kind, "target": tags, "notes": notes})
 
 
 def read_for_prediction(path: Path | bytes, config: schema.Jsonl, features: Features) -> Unlabelled:
     """The objects of a file. Raises DataError."""
     if what_is_predicted(features) == "words":
-        return Unlabelled(tagged.read_json_lines(path, tokens=config.tokens or "tokens", tags=None).words)
+        bad: dict[int, DataError] = {}
+        tokens = config.tokens or "tokens"
+        found = tagged.read_json_lines(path, config.encoding, tokens=tokens, tags=None, bad=bad)
+        return Unlabelled(found.words, errors=bad)
     return delimited.read_for_prediction(path, dataclasses.replace(config, columns=None), features)

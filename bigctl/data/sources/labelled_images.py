@@ -14,7 +14,7 @@ from bigctl.data.sources import image_decoding
 from bigctl.data.sources.content import suffix_of
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.label_sets import read_label_sets
-from bigctl.data.sources.read_table import SUFFIXES, load
+from bigctl.data.sources.read_table import SUFFIXES, Dialect, load
 from bigctl.data.sources.text_rows import TextTable
 from bigctl.errors import DataError
 
@@ -33,6 +33,7 @@ def read_labelled_images(
     channels: int | None = None,
     skip_bad: bool = False,
     background: str = "black",
+    encoding: str | None = None,
 ) -> Decoded:
     """Read the images that a file of labels names.
 
@@ -42,6 +43,7 @@ def read_labelled_images(
         labels, separator: its column with the classes, see `label_sets`.
         file_name: its column with the path of the image below the folder.
         split: its column that says "train", "validation" or "test"; None for one split, "train".
+        encoding: of the file of labels; None for UTF-8.
         image_size, channels, skip_bad, background: as of `image_folder.read_image_folder`.
 
     Returns:
@@ -56,7 +58,7 @@ def read_labelled_images(
         known = ", ".join(SUFFIXES)
         raise DataError(f"the suffix {labels_file.suffix!r} tells no format", where=str(labels_file), hint=known)
     wanted = {file_name, labels} | ({split} if split else set())
-    table = load(labels_file, format, wanted.__contains__, lists=(labels,))
+    table = load(labels_file, format, wanted.__contains__, dialect=Dialect(encoding=encoding), lists=(labels,))
     table.require(file_name, "file name")
     files = [path / name for name in table.columns[file_name]]
     _check_files(table, file_name, files, path)

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,18 @@ from bigctl.data.dataset import Features
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
+from bigctl.data.sources.parquet_columns import (
+    CATEGORY,
+    NUMBER,
+    Bad,
+    categories,
+    encoded_images,
+    kind_of,
+    name_of,
+    texts,
+    typed,
+    values_of,
+)
 from bigctl.data.sources.parquet_files import Part, matching, read
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.sources.unlabelled import Unlabelled
@@ -27,10 +39,6 @@ from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder
 from bigctl.data.target import Target
 from bigctl.errors import DataError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-NUMBER, CATEGORY = "a number", "a category"
 MAX_CLASSES = 1000
 _FEW = 20  # values that a target may have however few the rows are
 
@@ -41,7 +49,8 @@ def identity(config: schema.Parquet) -> Any:
     prints = [paths.fingerprint_files(matching(path)) if path else None for path in given]
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
     found = {"files": prints} | {name: getattr(config, name) for name in names}
-    found |= {"background": config.background} if config.background != "black" else {}
+    later = {"background": "black", "on_bad": "stop"}
+    found |= {name: getattr(config, name) for name, usual in later.items() if getattr(config, name) != usual}
     return found | {name: getattr(config, name) for name in ("group", "time") if getattr(config, name) is not None}
 
 
@@ -58,11 +67,12 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
         split: read(path, only=only, drop=config.drop if only is None else ()) for split, path in given.items() if path
     }
     notes: list[str] = []
+    bad: dict[str, Bad | None] = {split: {} if config.on_bad == "skip" else None for split in parts}
     if only is not None:
         kind = "text" if config.text is not None else "image"
-        inputs = _texts(parts, config) if kind == "text" else _images(parts, config)
+        inputs = _texts(parts, config, bad) if kind == "text" else _images(parts, config, bad)
     else:
-        kind, inputs = "table", _table_features(parts, config, notes)
+        kind, inputs = "table", _table_features(parts, config, notes, bad)
     target, labels = _targets(parts, config, kind, regression, notes)
     info: dict[str, Any] = {
         "source": "parquet",
@@ -80,113 +90,70 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
         split: {**columns, "label": labels[split], **_split_columns(parts[split], config)}
         for split, columns in inputs.items()
     }
+    splits = {split: _without(columns, bad[split] or {}, notes) for split, columns in splits.items()}
     return Decoded(kind, splits, target.names if target.kind == "class" else None, info, target)
+
+
+def _without(columns: Columns, bad: Bad, notes: list[str]) -> Columns:
+    """The columns of a split without its bad rows, with a note. Raises DataError where no others are left."""
+    if not bad:
+        return columns
+    kept = np.array([row not in bad for row in range(len(columns["label"]))], bool)
+    first = bad[min(bad)]
+    if not kept.any():
+        raise first
+    notes.append(f"{'1 row is' if len(bad) == 1 else f'{len(bad)} rows are'} left out, the first with this: {first}")
+    return {name: values[kept] for name, values in columns.items()}
 
 
 def read_for_prediction(path: Path, config: schema.Parquet, features: Features) -> Unlabelled:
     """The rows of a file: of a table, of texts, or of images in the column of the training. Raises DataError."""
+    bad: dict[int, DataError] = {}
     if features.kind == "image":
         name = config.image or "image"
         height, width, channels = features.shape
-        contents, names = encoded_images(read(str(path), only=[name]), name)
-        size, below = (height, width), config.background
-        return Unlabelled(image_decoding.decode_all(contents, size, channels, names, background=below))
+        contents, names = encoded_images(read(str(path), only=[name]), name, bad)
+        images, wrong = image_decoding.decode_each(contents, (height, width), channels, names, config.background)
+        return Unlabelled(images, errors=wrong | bad)
     if features.kind == "text":
         columns = features.columns or (("text", "text_pair") if features.pairs else ("text",))
         part = read(str(path), only=columns)
-        found = [texts(part, name).tolist() for name in columns]
-        return Unlabelled(list(zip(*found, strict=True)) if features.pairs else found[0])
+        found = [texts(part, name, bad).tolist() for name in columns]
+        return Unlabelled(list(zip(*found, strict=True)) if features.pairs else found[0], errors=bad)
     encoder = TableEncoder.from_json(features.encoder or {})
     sources = {c.name: c.style.of or c.name if isinstance(c, Numeric) and c.style else c.name for c in encoder.columns}
     part = read(str(path), only=[*sources.values()])
     if absent := [name for name in dict.fromkeys(sources.values()) if name not in part.table.column_names]:
         what = f"the model needs the feature columns {paths.some(absent)}, which are missing"
         raise DataError(what, where=str(path))
-    rows = {column.name: _as_trained(part, sources[column.name], column) for column in encoder.columns}
-    return Unlabelled(encoder.encode(rows), notes=tuple(encoder.unseen(rows, str(path))))
+    rows = {column.name: _as_trained(part, sources[column.name], column, bad) for column in encoder.columns}
+    known = np.array([np.not_equal(own, None) if own.dtype == object else ~np.isnan(own) for own in rows.values()])
+    empty = sum(row not in bad for row in np.flatnonzero(~known.any(axis=0)).tolist())
+    notes = [f"{path}: {empty} rows have no value in any column of the model"] if empty else []
+    return Unlabelled(encoder.encode(rows), errors=bad, notes=(*notes, *encoder.unseen(rows, str(path))))
 
 
-def _as_trained(part: Part, name: str, column: Numeric | Categorical) -> np.ndarray:
+def _as_trained(part: Part, name: str, column: Numeric | Categorical, bad: dict[int, DataError]) -> np.ndarray:
     """A column for what a model was trained on; numbers and dates that were read of text may be stored as such."""
     if isinstance(column, Categorical):
-        return typed(part, name, CATEGORY)
+        return typed(part, name, CATEGORY, bad)
     stored, style = part.column(name, "feature").type, column.style
     if style is None or (kind_of(stored) == NUMBER and not style.date):
-        return typed(part, name, NUMBER)
-    found = [math.nan if value is None else style.parse(value) for value in categories(part, name).tolist()]
+        return typed(part, name, NUMBER, bad)
+    found = [math.nan if value is None else style.parse(value) for value in categories(part, name, bad).tolist()]
     for row, value in enumerate(found):
-        if value is None:
-            raise DataError(f"this is none of the training's {style}", where=part.at(row, name))
-    return np.array(found, np.float64)
+        if value is None or math.isinf(value):
+            what = f"this is none of the training's {style}" if value is None else "the value is infinite"
+            bad.setdefault(row, DataError(what, where=part.at(row, name)))
+    return np.array([math.nan if value is None or math.isinf(value) else value for value in found], np.float64)
 
 
-# ---------------------------------------------------------------------------------------------------- stored -> columns
+# ----------------------------------------------------------------------------------------------------------- the inputs
 
 
-def kind_of(stored: pa.DataType) -> str | None:
-    """NUMBER or CATEGORY, as at the top of this file; None for what is no column of a table."""
-    import pyarrow.types as types
-
-    if types.is_dictionary(stored):
-        return CATEGORY
-    if types.is_string(stored) or types.is_large_string(stored):
-        return CATEGORY
-    numeric = types.is_integer(stored) or types.is_floating(stored) or types.is_decimal(stored)
-    return NUMBER if numeric or types.is_boolean(stored) or types.is_temporal(stored) else None
-
-
-def numbers(part: Part, name: str) -> np.ndarray:
-    """A column of numbers, float64 [N] with NaN for null. Raises DataError for infinite ones."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    column, stored = part.column(name, "feature"), part.table.schema.field(name).type
-    scale = 1.0
-    if types.is_date(stored):
-        column = column.cast(pa.date32()).cast(pa.int32())
-    elif types.is_timestamp(stored) or types.is_time(stored) or types.is_duration(stored):
-        scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[stored.unit]
-        column = column.cast(pa.int32() if types.is_time32(stored) else pa.int64())
-    if types.is_boolean(stored):
-        column = column.cast(pa.int8())
-    values = column.cast(pa.float64(), safe=False).to_numpy() / scale
-    if (rows := np.flatnonzero(np.isinf(values))).size:
-        raise DataError(
-            "the value is infinite" + (f", and {len(rows) - 1} more are" if len(rows) > 1 else ""),
-            where=part.at(int(rows[0]), name),
-            hint="store a finite number, or null if it is unknown",
-        )
-    return np.asarray(values, np.float64)
-
-
-def categories(part: Part, name: str) -> np.ndarray:
-    """A column of categories, object [N] of str with None for null."""
-    values = np.empty(part.table.num_rows, object)
-    values[:] = [None if value is None else _name(value) for value in _values(part, name)]
-    return values
-
-
-def _values(part: Part, name: str) -> list[Any]:
-    try:
-        return part.column(name, "feature").to_pylist()
-    except UnicodeDecodeError:
-        raise DataError("a string is not UTF-8", where=f"{part.source}:{name}", hint="write it anew") from None
-
-
-def _name(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def typed(part: Part, name: str, kind: str) -> np.ndarray:
-    """A column as the training files have it. Raises DataError where it is stored as something else."""
-    stored = part.column(name, "feature").type
-    if kind_of(stored) != kind and part.column(name, "feature").null_count < part.table.num_rows:
-        was = f"{stored}, where it was {kind} in training"
-        raise DataError(f"the column {name!r} is {was}", where=part.source, hint="store it as the training files do")
-    return numbers(part, name) if kind == NUMBER else categories(part, name)
-
-
-def _table_features(parts: Mapping[str, Part], config: schema.Parquet, notes: list[str]) -> dict[str, Columns]:
+def _table_features(
+    parts: Mapping[str, Part], config: schema.Parquet, notes: list[str], bad: Mapping[str, Bad | None]
+) -> dict[str, Columns]:
     """The columns of use, by split; those of the training files alone decide which these are."""
     train, label = parts["train"], config.label
     if not label:
@@ -202,7 +169,10 @@ def _table_features(parts: Mapping[str, Part], config: schema.Parquet, notes: li
     kinds = dict(_useful(train, label, config.group, notes))
     if not kinds:
         raise DataError(f"no feature columns are left beside {label!r}: {'; '.join(notes)}", where=train.source)
-    return {split: {name: typed(part, name, kind) for name, kind in kinds.items()} for split, part in parts.items()}
+    return {
+        split: {name: typed(part, name, kind, bad[split]) for name, kind in kinds.items()}
+        for split, part in parts.items()
+    }
 
 
 def _split_columns(part: Part, config: schema.Parquet) -> Columns:
@@ -239,52 +209,34 @@ def _useful(train: Part, label: str, group: str | None, notes: list[str]) -> Ite
             yield name, kind
 
 
-# ----------------------------------------------------------------------------------------------------- texts and images
-
-
-def texts(part: Part, name: str) -> np.ndarray:
-    """A column of texts, object [N] of str; none may be null or empty."""
-    stored = part.column(name, "text").type
-    if kind_of(stored) != CATEGORY:
-        raise DataError(f"the column {name!r} is {stored}, not of strings", where=part.source, hint="name another")
-    found = np.empty(part.table.num_rows, object)
-    for row, value in enumerate(_values(part, name)):
-        if value is None or not str(value).strip():
-            raise DataError("the text is empty", where=part.at(row, name), hint="write the text, or remove the row")
-        found[row] = str(value)
-    return found
-
-
-def encoded_images(part: Part, name: str) -> tuple[list[bytes], list[str]]:
-    """A column of images as they are stored, in PNG, JPEG or the like, and what to call each of them."""
-    import pyarrow.types as types
-
-    column = part.column(name, "image")
-    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:  # as Hugging Face writes images
-        column = column.combine_chunks().field("bytes")
-    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
-        raise DataError(f"the column {name!r} is {column.type}, not of bytes", where=part.source, hint="name another")
-    contents = column.to_pylist()
-    for row, content in enumerate(contents):
-        if content is None:
-            raise DataError("there is no image", where=part.at(row, name), hint="store one, or remove the row")
-    return contents, [part.at(row, name) for row in range(len(contents))]
-
-
-def _images(parts: Mapping[str, Part], config: schema.Parquet) -> dict[str, Columns]:
+def _images(parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, Bad | None]) -> dict[str, Columns]:
     """uint8 [N, H, W, C] by split; whether they are grey is a matter of all of them."""
-    found = [encoded_images(part, config.image or "") for part in parts.values()]
+    found = {split: encoded_images(part, config.image or "", bad[split]) for split, part in parts.items()}
     size = (config.image_size[0], config.image_size[1]) if config.image_size else None
-    contents = [content for own, _ in found for content in own]
-    names = [name for _, own in found for name in own]
-    decoded = image_decoding.decode_all(contents, size, config.channels, names, background=config.background)
-    ends = np.cumsum([len(one[0]) for one in found])[:-1]
-    return {split: {"image": own} for split, own in zip(parts, np.split(decoded, ends), strict=True)}
+    contents = [content for own, _ in found.values() for content in own]
+    names = [name for _, own in found.values() for name in own]
+    wrong: Bad | None = None if None in bad.values() else {}
+    decoded = image_decoding.decode_all(contents, size, config.channels, names, wrong, config.background)
+    if wrong:
+        whole = np.zeros((len(contents), *decoded.shape[1:]), np.uint8)
+        whole[[place for place in range(len(contents)) if place not in wrong]] = decoded
+        decoded = whole
+    splits: dict[str, Columns] = {}
+    start = 0
+    for split, (own, _) in found.items():
+        end = start + len(own)
+        splits[split] = {"image": decoded[start:end]}
+        if (noted := bad[split]) is not None:
+            noted |= {place - start: error for place, error in (wrong or {}).items() if start <= place < end} | noted
+        start = end
+    return splits
 
 
-def _texts(parts: Mapping[str, Part], config: schema.Parquet) -> dict[str, Columns]:
+def _texts(parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, Bad | None]) -> dict[str, Columns]:
     roles = {role: name for role, name in (("text", config.text), ("text_pair", config.text_pair)) if name}
-    return {split: {role: texts(part, name) for role, name in roles.items()} for split, part in parts.items()}
+    return {
+        split: {role: texts(part, name, bad[split]) for role, name in roles.items()} for split, part in parts.items()
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------- the target
@@ -314,7 +266,7 @@ def _targets(
     place = {name: number for number, name in enumerate(classes)}
     labels = {}
     for split, part in parts.items():
-        names = [_name(value) for value in _values(part, config.label)]
+        names = [name_of(value) for value in values_of(part, config.label)]
         if unknown := [row for row, name in enumerate(names) if name not in place]:
             known = paths.some([short(name) for name in classes])
             raise DataError(
@@ -335,7 +287,7 @@ def _classes(train: Part, label: str) -> tuple[str, ...]:
     if not whole and kind_of(stored) != CATEGORY:
         hint = "to predict a number use model.head=regression; classes are stored as integers or strings"
         raise DataError(f"the target column {label!r} is {stored}, which is no class", where=train.source, hint=hint)
-    distinct = set(_values(train, label))
+    distinct = set(values_of(train, label))
     if len(distinct) > MAX_CLASSES or (whole and len(distinct) > max(train.table.num_rows / 3, _FEW)):
         what = f"has {len(distinct)} different values in {train.table.num_rows} rows"
         hint = "to predict a number use model.head=regression" if whole else "is it the right column?"
@@ -344,7 +296,7 @@ def _classes(train: Part, label: str) -> tuple[str, ...]:
         )
     if len(distinct) == 1:
         raise DataError(f"the target column {label!r} has only one class", where=train.source, hint="two are needed")
-    return tuple(_name(value) for value in (sorted(distinct) if whole else sorted(distinct, key=_name)))
+    return tuple(name_of(value) for value in (sorted(distinct) if whole else sorted(distinct, key=_name)))
 
 
 def _lists(part: Part, name: str) -> TextTable:

@@ -142,7 +142,7 @@ def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Contai
     absent: dict[str, int] = {}
     most = EMPTY_CELLS + EMPTY_CELLS_A_CHARACTER * len(text)
     bad: dict[int, DataError] = {}
-    for number, found in _records(text, name):
+    for number, found in json_records(text, name):
         record = {} if isinstance(found, DataError) else _flat(found)
         if isinstance(found, DataError):
             bad[len(lines)] = found
@@ -191,7 +191,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[s
     return flat
 
 
-def _records(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+def json_records(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     """The objects of JSON lines, or of one JSON list, each with its place from 1; errors in place of what is none."""
     if not text.lstrip().startswith("["):
         yield from _lines_of_json(text, name)
@@ -207,7 +207,7 @@ def _records(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataE
 
 def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of JSON lines, each with its line from 1; DataError where a line is none. `name` is the file's."""
-    for number, found in _records(text, name):
+    for number, found in json_records(text, name):
         if isinstance(found, DataError):
             raise found
         yield number, found

@@ -14,7 +14,7 @@ import numpy as np
 from bigctl.data.paths import some
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.read_table import json_objects, json_type
+from bigctl.data.sources.read_table import json_records, json_type
 from bigctl.data.sources.text_rows import short
 from bigctl.data.target import Target
 from bigctl.data.text import words as wording
@@ -101,50 +101,91 @@ def _unknown(found: Sentences, sentence: int, known: Mapping[str, int]) -> DataE
     )
 
 
-def require_words(found: Sentences) -> Sentences:
-    """Raises DataError where there is no sentence, or a word is empty or cannot be written as UTF-8."""
+def require_words(found: Sentences, bad: dict[int, DataError] | None = None) -> Sentences:
+    """Raises DataError where there is no sentence, or a word is empty or cannot be written as UTF-8; the latter two are
+    noted in `bad` instead, where that is given."""
     if not found.words:
         raise DataError("there is no sentence", where=found.source, hint="is it the right file?")
     for number, row in enumerate(found.words):
-        if not all(row) or any(word.isspace() for word in row):
-            word = next(n for n, word in enumerate(row) if not word.strip())
-            raise DataError(f"word {word + 1} of the sentence is empty", where=found.at(number, word))
-        try:
-            "".join(row).encode()
-        except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
-            what = "a word has half of a character (a lone surrogate)"
-            raise DataError(what, where=found.at(number, 0), hint="was it cut inside an emoji?") from None
+        if (error := _problem(found, number, row)) is None:
+            continue
+        if bad is None:
+            raise error
+        bad.setdefault(number, error)
     return found
+
+
+def left_out(found: Sentences, bad: Mapping[int, DataError]) -> list[str]:
+    """Takes bad sentences out, and gives the note on them. Raises DataError where no others are left."""
+    if not bad:
+        return []
+    first = bad[min(bad)]
+    kept = [number for number in range(len(found.words)) if number not in bad]
+    if not kept:
+        raise first
+    found.words, found.lines = [found.words[number] for number in kept], [found.lines[number] for number in kept]
+    found.tags = [found.tags[number] for number in kept]
+    which = "1 sentence is" if len(bad) == 1 else f"{len(bad)} sentences are"
+    return [f"{which} left out, the first with this: {first}"]
+
+
+def _problem(found: Sentences, number: int, row: Sequence[str]) -> DataError | None:
+    if not all(row) or any(word.isspace() for word in row):
+        word = next(n for n, word in enumerate(row) if not word.strip())
+        return DataError(f"word {word + 1} of the sentence is empty", where=found.at(number, word))
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
+        what = "a word has half of a character (a lone surrogate)"
+        return DataError(what, where=found.at(number, 0), hint="was it cut inside an emoji?")
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------- JSON lines
 
 
 def read_json_lines(
-    source: Path | bytes, *, tokens: str, tags: str | None, names: Sequence[str] | None = None
+    source: Path | bytes,
+    encoding: str | None = None,
+    *,
+    tokens: str,
+    tags: str | None,
+    names: Sequence[str] | None = None,
+    bad: dict[int, DataError] | None = None,
 ) -> Sentences:
     """Sentences of a file with one JSON object a line, such as {"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}.
 
     Args:
         source: the file, or its content.
+        encoding: of the text; None for UTF-8.
         tokens, tags: the fields with the words and with their tags; without `tags` none are read.
         names: of tags that are written as numbers, in their order.
+        bad: where it is given, sentences that cannot be read are empty ones, and here is what is wrong with each.
 
     Raises:
         DataError: the file is missing or malformed, a field is missing or no list, or words and tags differ in number.
     """
-    text, name = read_text(source)
+    text, name = read_text(source, encoding)
     found = Sentences(name)
-    for number, record in json_objects(text, name):
+    for number, record in json_records(text, name):
         where = f"{name}:{number}"
-        row = list(_strings(record, tokens, "data.tokens", where))
-        if not row:
-            raise DataError(f"the sentence has no words: {tokens!r} is empty", where=where, hint="remove the line")
+        row, own = list[str](), list[str]()
+        try:
+            if isinstance(record, DataError):
+                raise record
+            row = list(_strings(record, tokens, "data.tokens", where))
+            if not row:
+                raise DataError(f"the sentence has no words: {tokens!r} is empty", where=where, hint="remove the line")
+            if tags is not None:
+                own = _tags(record, tags, names, len(row), where)
+        except DataError as error:
+            if bad is None:
+                raise
+            bad[len(found.words)] = error
         found.words.append(row)
         found.lines.append(number)
-        if tags is not None:
-            found.tags.append(_tags(record, tags, names, len(row), where))
-    return require_words(found)
+        found.tags += [own] if tags is not None else []
+    return require_words(found, bad)
 
 
 def _tags(record: dict[str, Any], field: str, names: Sequence[str] | None, words: int, where: str) -> list[str]:

@@ -28,24 +28,34 @@ def identity(config: schema.TextFiles) -> dict[str, Any]:
     """What the documents depend on: the content of the files, and the keys that say what is in them."""
     where = [config.path, config.validation_path, config.test_path]
     prints = [paths.fingerprint_files(matching(path)) if path else None for path in where]
-    return {"files": prints, "field": config.field, "boundaries": config.boundaries}
+    found = {"files": prints, "field": config.field, "boundaries": config.boundaries}
+    return found | ({"encoding": config.encoding} if config.encoding is not None else {})
 
 
 def decode(config: schema.TextFiles, regression: bool) -> Decoded:
     """See `read_documents`."""
     return read_documents(
-        config.path, field=config.field, validation_path=config.validation_path, test_path=config.test_path
+        config.path,
+        field=config.field,
+        validation_path=config.validation_path,
+        test_path=config.test_path,
+        encoding=config.encoding,
     )
 
 
-def read_for_prediction(path: Path, config: schema.Data, features: Features) -> Unlabelled:
+def read_for_prediction(path: Path, config: schema.TextFiles, features: Features) -> Unlabelled:
     """One text a line; of pairs a tab is between the two. Raises DataError."""
-    found, bad = texts_by_line(path, features.pairs)
+    found, bad = texts_by_line(path, features.pairs, config.encoding)
     return Unlabelled(found, errors=bad)
 
 
 def read_documents(
-    path: str, *, field: str | None = None, validation_path: str | None = None, test_path: str | None = None
+    path: str,
+    *,
+    field: str | None = None,
+    validation_path: str | None = None,
+    test_path: str | None = None,
+    encoding: str | None = None,
 ) -> Decoded:
     """Read all documents below the given paths, in the order of the files' names.
 
@@ -53,12 +63,13 @@ def read_documents(
         path: a file, a folder (all visible files in it), or a pattern such as "books/**/*.txt".
         field: the field of JSON objects that holds the text, for .jsonl files.
         validation_path, test_path: the same for the splits "validation" and "test".
+        encoding: of the files; None for UTF-8.
 
     Returns:
         Decoded of kind "stream": a column `document`, object [N] of str, a split.
 
     Raises:
-        DataError: there is no such file, or one is no UTF-8 text, or a line lacks the field.
+        DataError: there is no such file, or one is no text in this encoding, or a line lacks the field.
     """
     given = {"train": path, "validation": validation_path, "test": test_path}
     splits: dict[str, Columns] = {}
@@ -67,7 +78,7 @@ def read_documents(
     for split, where in given.items():
         if where is not None:
             files = matching(where)
-            documents, empty = _read(files, field, where)
+            documents, empty = _read(files, field, where, encoding)
             splits[split] = {"document": as_column(documents)}
             found[split] = [str(file) for file in files[:20]] + ([f"and {len(files) - 20} more"] * (len(files) > 20))
             notes += [f"{empty} empty documents of {split} are left out"] if empty else []
@@ -109,17 +120,17 @@ def as_column(documents: list[str]) -> np.ndarray:
     return column
 
 
-def _read(files: list[Path], field: str | None, where: str) -> tuple[list[str], int]:
+def _read(files: list[Path], field: str | None, where: str, encoding: str | None) -> tuple[list[str], int]:
     """All documents of some files, and how many empty ones were left out."""
     found: list[str] = []
     for file in files:
-        if file.suffix.lower() in _JSON:
-            found += _objects(file, field)
+        if content.suffix_of(file) in _JSON:
+            found += _objects(file, field, encoding)
         elif len(files) > 1 and file.stat().st_size == 0:
             found.append("")
         else:
-            found.append(content.read_text(file)[0])
-    if field is not None and not any(file.suffix.lower() in _JSON for file in files):
+            found.append(content.read_text(file, encoding)[0])
+    if field is not None and not any(content.suffix_of(file) in _JSON for file in files):
         hint = "leave it out; or name the files .jsonl"
         raise DataError(f"data.field={field} is set, and no file holds JSON lines", where=where, hint=hint)
     documents = [document for document in found if document.strip()]
@@ -128,12 +139,13 @@ def _read(files: list[Path], field: str | None, where: str) -> tuple[list[str], 
     return documents, len(found) - len(documents)
 
 
-def _objects(file: Path, field: str | None) -> list[str]:
+def _objects(file: Path, field: str | None, encoding: str | None) -> list[str]:
+    dialect = read_table.Dialect(encoding=encoding)
     if field is None:
-        names = read_table.load(file, "jsonl", lambda name: False).names
+        names = read_table.load(file, "jsonl", lambda name: False, dialect=dialect).names
         hint = f"set data.field=NAME; the fields are {paths.some(list(names))}"
         raise DataError("which field holds the text is not said", where=str(file), hint=hint)
-    table = read_table.load(file, "jsonl", {field}.__contains__)
+    table = read_table.load(file, "jsonl", {field}.__contains__, dialect=dialect)
     table.require(field, "text")
     if field in table.absent:
         hint = 'every line needs it; null or "" is a document that is left out'

@@ -1,0 +1,130 @@
+"""Columns of Parquet files by the type that they are stored with: numbers, categories, texts, images.
+
+A value that cannot be used is an error that names its row. Where `bad` is given, it is noted there by its row instead,
+and the value is a placeholder.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigctl.data.sources.parquet_files import Part
+from bigctl.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NUMBER, CATEGORY = "a number", "a category"
+Bad = dict[int, DataError]
+
+
+def _refuse(bad: Bad | None, part: Part, row: int, name: str, what: str, hint: str) -> None:
+    """Raises DataError for a value, or notes it."""
+    error = DataError(what, where=part.at(row, name), hint=hint)
+    if bad is None:
+        raise error
+    bad.setdefault(row, error)
+
+
+def kind_of(stored: pa.DataType) -> str | None:
+    """NUMBER or CATEGORY, see the table in docs/parquet.md; None for what is no column of a table."""
+    import pyarrow.types as types
+
+    if types.is_dictionary(stored):
+        return CATEGORY
+    if types.is_string(stored) or types.is_large_string(stored):
+        return CATEGORY
+    numeric = types.is_integer(stored) or types.is_floating(stored) or types.is_decimal(stored)
+    return NUMBER if numeric or types.is_boolean(stored) or types.is_temporal(stored) else None
+
+
+def numbers(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
+    """A column of numbers, float64 [N] with NaN for null; none may be infinite."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    column, stored = part.column(name, "feature"), part.table.schema.field(name).type
+    scale = 1.0
+    if types.is_date(stored):
+        column = column.cast(pa.date32()).cast(pa.int32())
+    elif types.is_timestamp(stored) or types.is_time(stored) or types.is_duration(stored):
+        scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[stored.unit]
+        column = column.cast(pa.int32() if types.is_time32(stored) else pa.int64())
+    if types.is_boolean(stored):
+        column = column.cast(pa.int8())
+    values = column.cast(pa.float64(), safe=False).to_numpy() / scale
+    rows = np.flatnonzero(np.isinf(values)).tolist()
+    for row in rows if bad is not None else rows[:1]:
+        more = f", and {len(rows) - 1} more are" if len(rows) > 1 and bad is None else ""
+        hint = "store a finite number, or null if it is unknown"
+        _refuse(bad, part, row, name, f"the value is infinite{more}", hint)
+    return np.where(np.isinf(values), math.nan, np.asarray(values, np.float64))
+
+
+def categories(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
+    """A column of categories, object [N] of str with None for null."""
+    values = np.empty(part.table.num_rows, object)
+    values[:] = [None if value is None else name_of(value) for value in values_of(part, name, bad)]
+    return values
+
+
+def values_of(part: Part, name: str, bad: Bad | None = None) -> list[Any]:
+    """The values of a column; strings must be UTF-8."""
+    column = part.column(name, "feature")
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        found: list[Any] = []
+    for row, value in enumerate(column):
+        try:
+            found.append(value.as_py())
+        except UnicodeDecodeError:
+            _refuse(bad, part, row, name, "the string is not UTF-8", "write it anew")
+            found.append(None)
+    return found
+
+
+def name_of(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def typed(part: Part, name: str, kind: str, bad: Bad | None = None) -> np.ndarray:
+    """A column as the training files have it. Raises DataError where it is stored as something else."""
+    stored = part.column(name, "feature").type
+    if kind_of(stored) != kind and part.column(name, "feature").null_count < part.table.num_rows:
+        was = f"{stored}, where it was {kind} in training"
+        raise DataError(f"the column {name!r} is {was}", where=part.source, hint="store it as the training files do")
+    return numbers(part, name, bad) if kind == NUMBER else categories(part, name, bad)
+
+
+def texts(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
+    """A column of texts, object [N] of str; none may be null or empty."""
+    stored = part.column(name, "text").type
+    if kind_of(stored) != CATEGORY:
+        raise DataError(f"the column {name!r} is {stored}, not of strings", where=part.source, hint="name another")
+    found = np.empty(part.table.num_rows, object)
+    for row, value in enumerate(values_of(part, name, bad)):
+        found[row] = "" if value is None else str(value)
+        if not found[row].strip():
+            _refuse(bad, part, row, name, "the text is empty", "write the text, or remove the row")
+    return found
+
+
+def encoded_images(part: Part, name: str, bad: Bad | None = None) -> tuple[list[bytes], list[str]]:
+    """A column of images as they are stored, in PNG, JPEG or the like, and what to call each; none may be missing."""
+    import pyarrow.types as types
+
+    column = part.column(name, "image")
+    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:  # as Hugging Face writes images
+        column = column.combine_chunks().field("bytes")
+    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
+        raise DataError(f"the column {name!r} is {column.type}, not of bytes", where=part.source, hint="name another")
+    contents = column.to_pylist()
+    for row, content in enumerate(contents):
+        if content is None:
+            _refuse(bad, part, row, name, "there is no image", "store one, or remove the row")
+            contents[row] = b""
+    return contents, [part.at(row, name) for row in range(len(contents))]
