@@ -13,11 +13,13 @@ def is_utf8(text: str) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: numbers that are not finite become null."""
+    """A value as JSON has it: numbers that are not finite become null, arrays lists."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if callable(convert := getattr(value, "tolist", None)):  # of numpy and jax, scalars too
+        return plain(convert())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -231,7 +231,7 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
             node = hydra.compose("config", overrides=list(overrides))
             OmegaConf.resolve(node)
             origins, written = _origins(GlobalHydra.instance().config_loader(), overrides)
-            _keep_written(node, written)
+            preset_text.keep(node, written)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
     except UnicodeDecodeError as error:
@@ -248,19 +248,6 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
                 registered.remove(UserPresets)
     OmegaConf.set_struct(node, True)
     return node, origins
-
-
-def _keep_written(node: Any, written: dict[str, preset_text.Written]) -> None:
-    """Put what stands in presets for keys of text in place of what YAML made of it."""
-    from omegaconf import OmegaConf
-
-    if not written:
-        return
-    keys = suggestions.text_keys(choices=True) | suggestions.text_keys(many=True, choices=True)
-    for dotted in keys & {*written}:
-        text, value = written[dotted], OmegaConf.select(node, dotted)
-        if value is not None and value != text and isinstance(value, str) == isinstance(text, str):
-            OmegaConf.update(node, dotted, text)
 
 
 def _origins(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, preset_text.Written]]:

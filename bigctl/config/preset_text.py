@@ -6,11 +6,15 @@ and mean another folder or column than the one that was written.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigctl.config import suggestions
+
 if TYPE_CHECKING:
     import yaml
+    from omegaconf import DictConfig
 
 Written = str | list[str]
 _NULL = ("", "~", "null", "Null", "NULL")
@@ -29,6 +33,19 @@ def written(file: Path) -> dict[str, Written]:
     if isinstance(root, yaml.MappingNode):
         _walk(root, "", found, 0)
     return found
+
+
+def keep(node: DictConfig, written: Mapping[str, Written]) -> None:
+    """Put what stands in presets for keys of text in place of what YAML made of it."""
+    from omegaconf import OmegaConf
+
+    if not written:
+        return
+    keys = suggestions.text_keys(choices=True) | suggestions.text_keys(many=True, choices=True)
+    for dotted in keys & {*written}:
+        text, value = written[dotted], OmegaConf.select(node, dotted)
+        if value is not None and value != text and isinstance(value, str) == isinstance(text, str):
+            OmegaConf.update(node, dotted, text)
 
 
 def _walk(node: yaml.MappingNode, prefix: str, found: dict[str, Written], depth: int) -> None:

@@ -135,6 +135,11 @@ def _fit_columns(values: dict[str, np.ndarray], matched: Match, layer: str) -> l
         return []
     kernel, bias = values[f"{layer}/kernel"].astype(np.float64), values.get(f"{layer}/bias")
     values[f"{layer}/kernel"] = (matched.matrix @ kernel).astype(np.float32)
+    if bias is None and matched.shift.any():
+        hint = f"give {layer} a bias, or train on data that was standardised likewise"
+        raise DataError(
+            "numbers have other means here, and the first layer has no bias to say so", where=layer, hint=hint
+        )
     if bias is not None:
         values[f"{layer}/bias"] = (bias.astype(np.float64) + matched.shift @ kernel).astype(np.float32)
     said = "columns are matched by name"

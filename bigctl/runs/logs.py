@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bigctl.errors import RunError
 from bigctl.files import append_regular
+from bigctl.terminal import escaped
 
 _run: contextvars.ContextVar[Path | None] = contextvars.ContextVar("run", default=None)
 """Whose log.txt is kept in this context; other threads than those that a run has started know of none."""
@@ -26,6 +27,13 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+class _Escaped(logging.Formatter):
+    """Lines that a terminal can only show: who reads a log often sends it there."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
 
 
 class _Warnings(logging.Handler):
@@ -45,7 +53,7 @@ def kept(path: Path) -> Iterator[None]:
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror}", where=str(path)) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Escaped("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.INFO)
     warnings = _Warnings(logging.WARNING)
     warnings.addFilter(lambda record: record.levelno == logging.WARNING)  # errors end the command and are told by it

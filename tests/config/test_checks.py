@@ -134,6 +134,26 @@ def test_keys_that_do_not_fit_each_other_are_refused(changed, message, hint):
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (schema.Jsonl(path="x", label="y", separator=";"), "data.separator is for csv and tsv"),
+        (schema.Jsonl(path="x", label=None, tokens="w", tags="t", group="who"), "data.group is not for sentences"),
+        (schema.Parquet(path="x", label="y", missing=["-"]), "data.missing is for files of text"),
+        (schema.Parquet(path="x", label="y", quoting=False), "data.quoting is for files of text"),
+        (schema.Parquet(path="x", label="y", image="i", image_size=[5]), r"data.image_size cannot be \[5\]"),
+        (schema.Parquet(path="x", label="y", image="i", image_size=[5, 0]), "data.image_size cannot be 0"),
+        (schema.ImageFolder(path="x", split="part"), "data.split is of a file of labels"),
+        (schema.ImageFolder(path="x", labels_file="f.csv", encoding="latin-9999"), "no encoding 'latin-9999'"),
+        (schema.Conll(path="x", encoding="rot13"), "no encoding 'rot13'"),
+        (schema.TextFiles(path="x", encoding="a\0b"), "no encoding"),
+    ],
+)
+def test_keys_that_a_kind_of_data_has_no_use_for_are_refused(data, message):
+    with pytest.raises(ConfigError, match=message):
+        check(config(data=data), {}, only="data.")
+
+
+@pytest.mark.parametrize(
     "changed",
     [
         {"train__steps": None, "train__epochs": 0.5},

@@ -113,10 +113,11 @@ def test_a_file_names_the_classes_of_images(tmp_path: Path) -> None:
     assert found.splits["train"]["image"][:, 0, 0, 0].tolist() == [30, 10]
     assert found.splits["train"]["label"].tolist() == [[1, 1], [0, 1]]
     assert found.splits["validation"]["label"].tolist() == [[0, 0]]
-    file.write_bytes("file_name,labels\n0.png,\xe4\nsub/1.png,b\n".encode("latin-1"))
-    assert read_labelled_images(folder, file, encoding="latin-1").target.names == ("b", "\xe4")
-    with pytest.raises(DataError, match="labels.csv:2: byte 0xe4 is not UTF-8, at offset 23"):
-        read_labelled_images(folder, file)
+    other = tmp_path / "other.csv"
+    other.write_bytes("file_name,labels\n0.png,\xe4\nsub/1.png,b\n".encode("latin-1"))
+    assert read_labelled_images(folder, other, encoding="latin-1").target.names == ("b", "\xe4")
+    with pytest.raises(DataError, match="other.csv:2: byte 0xe4 is not UTF-8, at offset 23"):
+        read_labelled_images(folder, other)
     assert found.info["ignored_files"] == 2
     assert list(read_labelled_images(folder, file).splits) == ["train"]
 

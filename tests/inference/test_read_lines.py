@@ -86,7 +86,7 @@ def test_lines_are_read_in_their_encoding(encoding: str) -> None:
 def test_a_line_of_another_encoding_is_named() -> None:
     good, bad = list(checked_blocks(io.BytesIO(b"ok\n\xe9\nok"), pairs=False, encoding="ascii"))[0][:2]
     assert good == "ok" and str(bad).startswith("stdin:2: byte 0xe9 is not ascii, at offset 3")
-    with pytest.raises(DataError, match="stdin: is not utf-16-le, near offset 0: truncated data"):
+    with pytest.raises(DataError, match="stdin: is not utf-16-le, near offset 3: truncated data"):
         list(text_blocks(io.BytesIO(b"a\0b"), pairs=False, encoding="utf-16-le"))
 
 

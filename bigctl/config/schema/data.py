@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,11 @@ def is_encoding(name: str) -> bool:
 def _check_encoding(name: str | None) -> Iterator[Problem]:
     if name is not None and not is_encoding(name):
         yield "data.encoding", f"there is no encoding {name!r}", "such as latin-1, cp1252 or utf-16"
+
+
+def _check_image_size(image_size: list[int] | None) -> Iterator[Problem]:
+    if image_size is not None and len(image_size) != 2:
+        yield "data.image_size", f"data.image_size cannot be {image_size}", "write [HEIGHT,WIDTH]"
 
 
 @dataclass
@@ -63,6 +69,14 @@ class Data(Component):
         found = importlib.import_module(module)
         return getattr(found, name) if name else found
 
+    def unused(self, names: Iterable[str], why: str) -> Iterator[Problem]:
+        """The problem that keys are set which change nothing here."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            if value not in (None, "", [], MISSING) and value != usual[name]:
+                yield f"data.{name}", f"data.{name} {why}", "leave it out"
+
     def identity(self) -> object:
         """What the examples are, without decoding them, of a kind that names no `implementation`: a value for JSON that
         changes whenever they would. The array cache is kept by it."""
@@ -85,8 +99,7 @@ class Images(Data):
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
-        if self.image_size is not None and len(self.image_size) != 2:
-            yield "data.image_size", f"data.image_size cannot be {self.image_size}", "write [HEIGHT,WIDTH]"
+        yield from _check_image_size(self.image_size)
 
 
 @dataclass
@@ -146,6 +159,9 @@ class ImageFolder(Images):
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         yield from _check_encoding(self.encoding)
+        if self.labels_file is None:
+            names = ("labels", "label_separator", "file_name", "encoding", "split")
+            yield from self.unused(names, "is of a file of labels, data.labels_file")
 
 
 @dataclass
@@ -274,9 +290,10 @@ class Jsonl(Table):
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
-        for name, given in (("separator", self.separator is not None), ("quoting", not self.quoting)):
-            if given:
-                yield f"data.{name}", f"data.{name} is for csv and tsv", "leave it out"
+        yield from self.unused(("separator", "quoting"), "is for csv and tsv")
+        if self.tokens is not None:
+            names = ("label", "text", "text_pair", "labels", "drop", "decimal", "missing", "categorical", "numeric")
+            yield from self.unused((*names, "group", "time"), "is not for sentences, which data.tokens names")
 
 
 @dataclass
@@ -314,7 +331,7 @@ class Parquet(Table):
     test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
     image: str | None = key(None, "The column with encoded images (PNG, JPEG, ...) to classify.", drift=STRUCTURAL)
     image_size: list[int] | None = key(
-        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL
+        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL, ge=1
     )
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
     background: str = key(
@@ -325,11 +342,9 @@ class Parquet(Table):
         yield from super().check(config)
         if self.columns is not None:
             yield "data.columns", "Parquet files name their columns", "leave data.columns out"
-        for name in ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "quoting"):
-            if getattr(self, name) in (None, [], True):
-                continue
-            what = f"data.{name} is for files of text; Parquet files store what is a number, a text or missing"
-            yield f"data.{name}", what, "leave it out"
+        names = ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "quoting")
+        yield from self.unused(names, "is for files of text; Parquet files store what is a number, a text or missing")
+        yield from _check_image_size(self.image_size)
         if self.text is not None and self.image is not None:
             yield "data.image", "data.text and data.image are both given", "give one of them"
         if self.text_pair is not None and self.text is None:

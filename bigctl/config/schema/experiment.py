@@ -44,7 +44,7 @@ class Mesh(Component):
     tensor: int = axis(
         1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary."
     )
-    wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE)
+    wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE, ge=1)
     min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE, ge=0)
 
     @property

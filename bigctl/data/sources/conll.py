@@ -84,10 +84,7 @@ def read_conll(
     text, name = read_text(source, encoding)
     lines = text.replace("\r\n", "\n").split("\n")
     mark, width = _form(lines, name)
-    names = list(columns or _header(lines) or (CONLLU if name.endswith(".conllu") else ()))
-    if names and len(names) != width:
-        where = "data.columns" if columns else name
-        raise DataError(f"{len(names)} names of columns, and {width} columns", where=where, hint="name every column")
+    names = _names(columns, lines, width, name)
     first = _column(tokens, names, width, "data.tokens", name)
     second = None if tags is None else _column(tags, names, width, "data.tags", name)
     if first == second:
@@ -122,6 +119,15 @@ def read_conll(
                 raise DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
             found.tags[-1].append(tag)
     return require_words(found, bad)
+
+
+def _names(columns: Sequence[str] | None, lines: Sequence[str], width: int, name: str) -> list[str]:
+    """The names of all columns, as far as they are said."""
+    names = list(columns or _header(lines) or (CONLLU if name.endswith(".conllu") else ()))
+    if names and len(names) != width:
+        where = "data.columns" if columns else name
+        raise DataError(f"{len(names)} names of columns, and {width} columns", where=where, hint="name every column")
+    return names
 
 
 def _wrong(fields: Sequence[str], width: int, mark: str | None, where: str) -> DataError | None:

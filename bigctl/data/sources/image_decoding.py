@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from bigctl import memory
 from bigctl.config import schema
 from bigctl.data.paths import hidden, similar, some
 from bigctl.data.sources.decoded import Columns
@@ -100,6 +101,8 @@ def decode_all(
         for i, (found, _) in headers.items():
             if found != size:
                 raise differs(i, found)
+    what = f"{len(headers)} images of {size[0]}x{size[1]}"
+    memory.require(len(headers) * math.prod(size) * channels, what, where=names[model])
     try:
         images = np.empty((len(headers), *size, channels), np.uint8)
     except MemoryError:

@@ -127,8 +127,8 @@ def read_for_prediction(path: Path, config: schema.Parquet, features: Features) 
         what = f"the model needs the feature columns {paths.some(absent)}, which are missing"
         raise DataError(what, where=str(path))
     rows = {column.name: _as_trained(part, sources[column.name], column, bad) for column in encoder.columns}
-    known = np.array([np.not_equal(own, None) if own.dtype == object else ~np.isnan(own) for own in rows.values()])
-    empty = sum(row not in bad for row in np.flatnonzero(~known.any(axis=0)).tolist())
+    missing = [[v is None for v in own.tolist()] if own.dtype == object else np.isnan(own) for own in rows.values()]
+    empty = sum(row not in bad for row in np.flatnonzero(np.all(missing, axis=0)).tolist())
     notes = [f"{path}: {empty} rows have no value in any column of the model"] if empty else []
     return Unlabelled(encoder.encode(rows), errors=bad, notes=(*notes, *encoder.unseen(rows, str(path))))
 
@@ -296,7 +296,7 @@ def _classes(train: Part, label: str) -> tuple[str, ...]:
         )
     if len(distinct) == 1:
         raise DataError(f"the target column {label!r} has only one class", where=train.source, hint="two are needed")
-    return tuple(name_of(value) for value in (sorted(distinct) if whole else sorted(distinct, key=_name)))
+    return tuple(name_of(value) for value in (sorted(distinct) if whole else sorted(distinct, key=name_of)))
 
 
 def _lists(part: Part, name: str) -> TextTable:
