@@ -162,7 +162,7 @@ def test_the_command_line_wins_over_the_space_of_a_preset(tmp_path):
     assert "train.epochs=3" in found.fixed
     assert plan("sweep.trials=9", "sweep=mine", **dirs).sweep.trials == 9
     (tmp_path / "sweep" / "mine.yaml").write_text("# Mine.\nspace:\n  data.train: 1_0\n  seed: 1,2\n")
-    assert "data.train=1_0" in plan("sweep=mine", **dirs).fixed
+    assert 'data.train="1_0"' in plan("sweep=mine", **dirs).fixed
     (tmp_path / "sweep" / "mine.yaml").write_text("# Mine.\nspace:\n  optimizer.lrr: 1,2\n")
     with pytest.raises(ConfigError, match=r"mine.yaml: there is no key 'optimizer.lrr'; did you mean optimizer.lr"):
         plan("sweep=mine", **dirs)
