@@ -49,6 +49,19 @@ def _memory() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs of the quick set, but for those of commands, are compiled with few optimizations: in half the time."""
+    quick = request.config.option.markexpr == "not slow" and not request.node.get_closest_marker("optimized")
+    if not quick or "jax" not in sys.modules:
+        yield
+        return
+    config = sys.modules["jax"].config
+    config.update("jax_disable_most_optimizations", True)
+    yield
+    config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def _forked() -> forked.Server:
     return forked.Server()

@@ -12,6 +12,8 @@ from bigctl.config import schema
 from bigctl.errors import DataError
 from tests.parity import cases
 
+pytestmark = pytest.mark.optimized
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

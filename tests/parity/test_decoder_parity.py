@@ -20,6 +20,8 @@ from bigctl.runs.generation_config import GenerationConfig
 from bigctl.training.checkpoints.arrays import flatten
 from tests.parity import cases
 
+pytestmark = pytest.mark.optimized
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

@@ -19,6 +19,8 @@ from bigctl.models.bert import BertClassifier, BertMaskedLM
 from bigctl.training.checkpoints.arrays import flatten
 from tests.interop import builders
 
+pytestmark = pytest.mark.optimized
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

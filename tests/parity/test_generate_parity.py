@@ -18,6 +18,8 @@ from bigctl.interop import decoder as layout
 from bigctl.models.decoder import Decoder
 from bigctl.parallel import partition
 
+pytestmark = pytest.mark.optimized
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

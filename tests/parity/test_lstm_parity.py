@@ -7,6 +7,8 @@ import pytest
 from bigctl.config import schema
 from tests.parity import cases
 
+pytestmark = pytest.mark.optimized
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

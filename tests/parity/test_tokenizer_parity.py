@@ -9,6 +9,8 @@ import pytest
 
 from bigctl.data.text import encoding, tokenization
 
+pytestmark = pytest.mark.optimized
+
 transformers = pytest.importorskip("transformers")
 
 WORDS = [

@@ -31,6 +31,8 @@ from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.feed import ResidentFeed
 from tests.training.steps import MLP, assert_same_bits, batch_of, built, start, step
 
+pytestmark = pytest.mark.optimized
+
 # ------------------------------------------------------------------------------------------------- on the devices
 
 

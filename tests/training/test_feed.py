@@ -18,6 +18,8 @@ from bigctl.training.programs import LARGEST_LOOP
 from bigctl.training.state import TrainState
 from tests.training.steps import CNN, MLP, arrays_of, assert_close, assert_same_bits, built, start
 
+pytestmark = pytest.mark.optimized
+
 # ------------------------------------------------------------------------------------------ dispatches and programs
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,7 +25,11 @@ EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS
 def on_eight_devices(script: str, *arguments: str, flags: str = "") -> Any:
     """Run a script on 8 simulated devices, with further flags of XLA; gives the JSON it prints last."""
     checkout = str(Path(__file__).parents[2])  # a script may import from tests, wherever the test has gone
-    environment = {**os.environ, **EIGHT, "XLA_FLAGS": f"{EIGHT['XLA_FLAGS']} {flags}", "PYTHONPATH": checkout}
+    quick = "1" if jax.config.read("jax_disable_most_optimizations") else "0"
+    environment = {
+        **os.environ, **EIGHT, "XLA_FLAGS": f"{EIGHT['XLA_FLAGS']} {flags}", "PYTHONPATH": checkout,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": quick,
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=500
     )

@@ -31,6 +31,8 @@ from tests.training.steps import (
     step,
 )
 
+pytestmark = pytest.mark.optimized
+
 # ------------------------------------------------------------------------------------------------- the plain step
 
 
