@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 Written = str | list[str]
+_DEEPEST, _MOST = 16, 10_000
 _NULL = ("", "~", "null", "Null", "NULL")
 
 
@@ -54,7 +55,7 @@ def _walk(node: yaml.MappingNode, prefix: str, found: dict[str, Written], depth:
     for name, value in node.value:
         dotted = f"{prefix}{name.value}"
         if isinstance(value, yaml.MappingNode):
-            if depth < 16:  # an alias may lead back to where it stands
+            if depth < _DEEPEST and len(found) < _MOST:  # an alias may lead back to where it stands
                 _walk(value, f"{dotted}.", found, depth + 1)
         elif isinstance(value, yaml.SequenceNode):
             texts = [_text(each) for each in value.value]

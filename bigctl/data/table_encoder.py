@@ -48,7 +48,8 @@ class Numeric:
 
     def encode(self, values: np.ndarray, out: np.ndarray) -> None:
         missing = np.isnan(values)
-        out[:, 0] = np.where(missing, 0.0, (values - self.mean) / self.std)
+        with np.errstate(over="ignore"):  # infinite: the answer is none, and says so
+            out[:, 0] = np.where(missing, 0.0, (values - self.mean) / self.std)
         if self.missing:
             out[:, 1] = missing
 

@@ -252,6 +252,23 @@ def test_a_row_that_cannot_be_used_is_an_error_of_its_own(tmp_path: Path) -> Non
     assert sorted(found.errors) == [1, 2] and np.asarray(found.inputs)[[0, 3], 0, 0, 0].tolist() == [9, 7]
 
 
+def test_columns_that_python_has_no_values_for_are_told_or_told_apart(tmp_path: Path) -> None:
+    times = pa.array([1, 2, 2**60], pa.timestamp("ns"))  # finer than a microsecond
+    rows = {
+        "x": [1.0, 2.0, 3.0],
+        "y": ["a", "b", "a"],
+        "when": times,
+        "body": pa.array(["p", "q", "r"], pa.string_view()),
+    }
+    file = write(tmp_path / "a.parquet", rows)
+    assert len(set(decode(file, group="when").splits["train"][GROUP])) == 3
+    assert decode(file, text="body").splits["train"]["text"].tolist() == ["p", "q", "r"]
+    refused("'when' is timestamp", file, text="body", label=None, labels="when")
+    broken = pa.array([[b"\xff"], [b"a"], [b"a"]]).cast(pa.list_(pa.string()), safe=False)
+    other = write(tmp_path / "b.parquet", {"body": ["p", "q", "r"], "tags": broken})
+    refused("row 1:tags: the string is not UTF-8", other, text="body", label=None, labels="tags")
+
+
 def test_rows_that_cannot_be_used_are_left_out_where_asked(tmp_path: Path) -> None:
     column = [png(1), b"no image", png(3), None]
     file = write(tmp_path / "a.parquet", {"photo": column, "y": ["a", "a", "b", "b"], "who": ["m", "n", "o", "p"]})

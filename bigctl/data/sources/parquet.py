@@ -301,6 +301,14 @@ def _classes(train: Part, label: str) -> tuple[str, ...]:
 
 def _lists(part: Part, name: str) -> TextTable:
     """A column of lists, or of strings with a separator, as `read_label_sets` takes it."""
-    values = part.column(name, "label")
-    cells = ["" if v is None else json.dumps(v) if isinstance(v, list) else str(v) for v in values.to_pylist()]
+    import pyarrow.types as types
+
+    stored = part.column(name, "label").type
+    several = types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
+    single = not several and kind_of(stored) == NUMBER and not types.is_temporal(stored)
+    if not single and kind_of(stored.value_type if several else stored) != CATEGORY:
+        hint = "classes of an example are a list of strings, or a string with a separator"
+        raise DataError(f"the column {name!r} is {stored}", where=part.source, hint=hint)
+    values = values_of(part, name)
+    cells = ["" if v is None else json.dumps(v) if isinstance(v, list) else str(v) for v in values]
     return TextTable(part.source, tuple(part.table.column_names), {name: cells}, list(range(1, len(cells) + 1)), [])

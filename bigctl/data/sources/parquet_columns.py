@@ -78,6 +78,14 @@ def values_of(part: Part, name: str, bad: Bad | None = None) -> list[Any]:
         return column.to_pylist()
     except UnicodeDecodeError:
         found: list[Any] = []
+    except (ValueError, OverflowError):  # of times that Python has no value for
+        import pyarrow as pa
+        import pyarrow.types as types
+
+        if not types.is_temporal(column.type):
+            hint = "name another column"
+            raise DataError(f"{column.type} is more than can be told apart", where=part.source, hint=hint) from None
+        return column.cast(pa.int64() if column.type.bit_width == 64 else pa.int32()).to_pylist()
     for row, value in enumerate(column):
         try:
             found.append(value.as_py())

@@ -90,6 +90,15 @@ def matching(path: str) -> list[Path]:
     return named
 
 
+def _without_views(table: pa.Table) -> pa.Table:
+    """The table with strings and bytes stored in the usual way, for which everything is there."""
+    import pyarrow as pa
+
+    views = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
+    fields = [field.with_type(views.get(str(field.type), field.type)) for field in table.schema]
+    return table if fields == list(table.schema) else table.cast(pa.schema(fields))
+
+
 def _read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -102,7 +111,7 @@ def _read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
                 raise DataError(f"duplicate column names: {paths.some(twice)}", where=str(file), hint="rename them")
             wanted, rows = [name for name in names if only is None or name in only], opened.metadata.num_rows
             memory.require(8 * rows * len(wanted), f"{rows:,} rows", where=str(file))  # equal ones take none in a file
-            return opened.read(columns=None if only is None else wanted)
+            return _without_views(opened.read(columns=None if only is None else wanted))
     except (pa.ArrowException, OSError) as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None
