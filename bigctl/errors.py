@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 
@@ -78,7 +80,11 @@ def explained(error: Exception) -> BigctlError | None:
     if isinstance(error, MemoryError) or of_device:
         hint = "a smaller model, a smaller train.batch_size, train.accumulate, or smaller images and texts take less"
         return BigctlError(f"there is not enough memory: {text[:200] or 'none is left'}", hint=hint)
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.errno in _OF_A_FILE:
+        return BigctlError(f"cannot be read or written: {error.strerror}", where=os.fsdecode(error.filename))
     return None
 
 
+_OF_A_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ELOOP)
+"""What can be wrong with a file, or with the place where it is; all else may be a fault of ours."""
 _NO_MEMORY = r"RESOURCE_EXHAUSTED|[Oo]ut of memory"

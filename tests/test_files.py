@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from bigctl.cache_root import cache_root
 from bigctl.cli import main, render
 from bigctl.config import schema
 from bigctl.data import catalog
-from bigctl.errors import DataError, TrainingFailed
+from bigctl.errors import DataError, TrainingFailed, explained
 from bigctl.files import expanded, write_json
 from bigctl.training.tracking.writers import JsonLines
 
@@ -104,6 +105,33 @@ def test_a_working_folder_that_is_gone_is_named(
     (tmp_path / "gone").rmdir()
     assert main.main(["ls", "models"]) == 2
     assert capsys.readouterr().err.startswith("bigctl: the working folder does not exist any more\n")
+
+
+def test_what_cannot_be_read_or_waited_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("x,y\n1,a\n2,b\n")
+    table = schema.Csv(path=str(file), label="y")
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as context:
+        context.setattr("bigctl.data.paths.sha256", broken)
+        with pytest.raises(DataError, match="rows.csv: the file cannot be read: Input/output error"):
+            catalog.source(table).identity(table)
+    with monkeypatch.context() as context:
+        context.setattr("bigctl.memory.limit", lambda: 4)
+        with pytest.raises(DataError, match="rows.csv: the file needs"):
+            catalog.source(table).identity(table)
+    for kind in "ab":
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "photos" / kind / "1.png")
+    os.mkfifo(tmp_path / "photos" / "a" / "2.png")
+    with pytest.raises(DataError, match=r"2.png: this is no file, but a pipe"):
+        catalog.decode(schema.ImageFolder(path=str(tmp_path / "photos")))
+    found = explained(PermissionError(errno.EACCES, "Permission denied", "/a/b"))
+    assert str(found) == "/a/b: cannot be read or written: Permission denied"
+    assert explained(FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/b")) is None
 
 
 def test_ctrl_c_at_the_start_is_one_line() -> None:

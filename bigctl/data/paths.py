@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from bigctl import memory
 from bigctl.errors import DataError
 from bigctl.files import expanded, sha256
 
@@ -31,8 +32,17 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     """sha256 over the contents of some files, in the order given; their names do not matter."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(bytes.fromhex(sha256(require_file(path))))
+        digest.update(bytes.fromhex(_digest(require_file(path))))
     return digest.hexdigest()
+
+
+def _digest(file: Path) -> str:
+    """The sha256 of a file that is then read as a whole. Raises DataError where it cannot be."""
+    try:
+        memory.require(file.stat().st_size, "the file", where=str(file))
+        return sha256(file)
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror}", where=str(file)) from error
 
 
 def optional(path: str | None) -> Path | None:
@@ -43,7 +53,7 @@ def optional(path: str | None) -> Path | None:
 def file_digest(path: str | None) -> str | None:
     """The sha256 of a file; None where there is none."""
     file = optional(path)
-    return None if file is None or not file.is_file() else sha256(file)
+    return None if file is None or not file.is_file() else _digest(file)
 
 
 def split_digests(*paths: str | None) -> list[str | None] | None:

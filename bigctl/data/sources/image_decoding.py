@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -198,6 +199,8 @@ def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image
     limit = Image.MAX_IMAGE_PIXELS or 2**27
     hint = "replace or delete it"
     try:
+        if not isinstance(file, bytes) and not stat.S_ISREG(file.stat().st_mode):
+            raise DataError("this is no file, but a pipe or the like", where=where, hint=hint)
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
             if image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
