@@ -218,10 +218,10 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
                 search_path.prepend(provider=root.label, path=f"file://{root.path}")
 
     store = ConfigStore.instance()
-    for name, group, node in [("_config", None, Config), *_schemas()]:
-        if _stored.get((group, name)) is not node:  # converting one takes milliseconds
-            store.store(group=group, name=name, node=node)
-            _stored[group, name] = node
+    for name, group, schema_of in [("_config", None, Config), *_schemas()]:
+        if _stored.get((group, name)) is not schema_of:  # converting one takes milliseconds
+            store.store(group=group, name=name, node=schema_of)
+            _stored[group, name] = schema_of
 
     plugins = Plugins.instance()
     plugins.register(UserPresets)
