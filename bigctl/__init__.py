@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["BigctlError", "__version__", "compose", "load", "train"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name in ("compose", "load", "train"):  # late, so that `import bigctl` stays instant
         from bigctl import api

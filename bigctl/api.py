@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
-from bigctl.config.schema import Config
+from bigctl.config.schema import Config, Data, Memory
 from bigctl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bigctl.inference.trained import TrainedRun
+    from matplotlib.figure import Figure
+
+    from bigctl.data.sources.frames import Examples
+    from bigctl.reports.loaded import LoadedRun, Page
     from bigctl.runs.summary import Summary
+    from bigctl.training.tracking.callbacks import Listener
 
 
 def compose(
@@ -34,8 +42,73 @@ def compose(
     return composing.compose(overrides, config_dirs=[Path(d) for d in config_dirs], plugins=plugins).config
 
 
-def train(config: Config, run_dir: str | Path, *, resume: str = "auto", quiet: bool = False) -> Summary:
-    """Train a configuration in a run directory; gives what `summary.json` holds. Resumes a run that is there.
+class Finished(dict[str, Any]):
+    """The result of a training: what `summary.json` holds, and the run itself, which is loaded once it is asked for.
+
+    `finished["metrics"]` is of the summary; `predict`, `evaluate`, `classes`, `history`, `plot` and `report` are those
+    of the run that `load` gives.
+    """
+
+    def __init__(self, summary: Summary, plugins: Sequence[str] = ()):
+        super().__init__(summary)
+        self._plugins = tuple(plugins)
+
+    @cached_property
+    def trained(self) -> LoadedRun:
+        """The run with its selected weights."""
+        return load(self["run"], plugins=self._plugins)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.trained.classes
+
+    @property
+    def history(self) -> Any:
+        """Metrics by step: a DataFrame where pandas is installed, else a list of dicts."""
+        return self.trained.history
+
+    def predict(self, inputs: Examples) -> Any:
+        return self.trained.predict(inputs)
+
+    def describe(self, inputs: Examples) -> Any:
+        return self.trained.describe(inputs)
+
+    def evaluate(self, split: str = "test") -> dict[str, Any]:
+        return self.trained.evaluate(split)
+
+    def plot(self) -> Figure:
+        return self.trained.plot()
+
+    def report(self, *, samples: int = 16) -> Page:
+        return self.trained.report(samples=samples)
+
+    def __repr__(self) -> str:
+        names = [name for name in self["metrics"] if name.startswith("test/")] or [*self["metrics"]]
+        first = ("test/accuracy", "test/loss", *names)
+        shown = [name for name in dict.fromkeys(first) if self["metrics"].get(name) is not None][:3]
+        told = ", ".join(f"{name} {self['metrics'][name]:.4g}" for name in shown)
+        return f"<bigctl run {self['run']}: {self['recipe']}, step {self['step']:,}{f'; {told}' if told else ''}>"
+
+
+def train(
+    config: Config | Sequence[str],
+    run_dir: str | Path | None = None,
+    *,
+    data: object = None,
+    resume: str = "auto",
+    quiet: bool = False,
+) -> Finished:
+    """Train a configuration in a run directory; resumes a run that is there. A notebook shows the curves meanwhile.
+
+    Args:
+        config: what `compose` gives, or overrides as on the command line.
+        run_dir: the folder of the run; by default one under runs/ that is named after the configuration and the data.
+        data: examples to train on, in place of the configuration's: a frame whose column `data.label` is the target, or
+            a pair (inputs, labels) of a frame or an array [N, features], of images (an array or pictures of Pillow) or
+            of texts; or (train, validation) of such. Splits that are not given are made by rule, as for a file. A run
+            that is resumed does with the copy in the cache, or must be given the same again.
+        resume: "auto", "never", or "must" if a run is to be there.
+        quiet: no progress.
 
     Raises:
         BigctlError: what went wrong; its `exit_code` is that of the command line.
@@ -43,11 +116,55 @@ def train(config: Config, run_dir: str | Path, *, resume: str = "auto", quiet: b
     from bigctl.engine.run import Options
     from bigctl.engine.trainer import train
 
-    return train(Composed(config, (), {}), Path(run_dir), Options(resume=resume, quiet=quiet))
+    whole = _composed(config, ["data=memory"] if data is not None else [])
+    with contextlib.ExitStack() as while_held:
+        if data is not None:
+            whole = dataclasses.replace(whole, data=while_held.enter_context(_held(data, whole)))
+        path = _folder(whole, resume) if run_dir is None else Path(run_dir)
+        follow = None if quiet else _follower(path)
+        options = Options(resume=resume, quiet=quiet or follow is not None, follow=follow)
+        return Finished(train(Composed(whole, (), {}), path, options))
 
 
-def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = ()) -> TrainedRun:
-    """The model of a run, with `predict`, which takes arrays or a list of texts, and `evaluate`.
+def _composed(given: Config | Sequence[str], first: list[str]) -> Config:
+    if isinstance(given, Config):
+        return given
+    return compose(given if isinstance(given, str) else [*first, *given])
+
+
+def _held(data: object, whole: Config) -> contextlib.AbstractContextManager[Data]:
+    """The examples that Python gives, for the time of the training, and the data that stands for them."""
+    from bigctl.data.sources import memory
+
+    own = whole.data if isinstance(whole.data, Memory) else Memory(**_rules(whole))
+    return memory.held(memory.read(data, own, texts=whole.tokenizer is not None and whole.block is None))
+
+
+def _rules(config: Config) -> dict[str, Any]:
+    """How splits are made, as the data that is replaced says."""
+    shared = {field.name for field in dataclasses.fields(Data)} - {"kind", "train", "validation", "test"}
+    return {name: getattr(config.data, name) for name in shared}
+
+
+def _folder(config: Config, resume: str) -> Path:
+    """Where a run goes that is given no folder: the same configuration and data find it again."""
+    from bigctl.runs import directory
+
+    text = composing.to_yaml(config)
+    return directory.choose([f"recipe={config.recipe.kind}", text], name=None, run_dir=None, fresh=resume == "never")
+
+
+def _follower(path: Path) -> Callable[[int], Listener] | None:
+    """What shows the training in a notebook; None elsewhere."""
+    if "IPython" not in sys.modules:
+        return None
+    from bigctl.reports import inline
+
+    return (lambda total: inline.Progress(total, path.name)) if inline.in_notebook() else None
+
+
+def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LoadedRun:
+    """The model of a run, with `predict`, `evaluate`, `classes`, `history`, `plot` and `report`.
 
     Args:
         run: a run directory, or a name under runs/.
@@ -57,6 +174,6 @@ def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = 
     Raises:
         RunError: if there is no such run or checkpoint, or it needs plugins that are not given.
     """
-    from bigctl.inference.trained import TrainedRun
+    from bigctl.reports.loaded import LoadedRun
 
-    return TrainedRun.load(str(run), step=step, plugins=plugins)
+    return LoadedRun.load(str(run), step=step, plugins=plugins)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bigctl.recipes import curves
 from bigctl.recipes.head import Head
 from jaxtyping import Array, Float, Int
 
@@ -16,6 +18,7 @@ from bigctl.errors import ConfigError
 from bigctl.training.metrics import EACH, Sums, pair
 from bigctl.training.task import Batch, Judged, Record
 
+THRESHOLD = "threshold"
 ClassWeights = str | Sequence[float] | None
 """`recipe.class_weights`: none, balanced, or a number for each class."""
 
@@ -28,16 +31,44 @@ class ClassHead(Head):
         class_weights: `recipe.class_weights`.
         counts: training examples of each class; None where nothing is trained.
         sigmoid: whether two classes are told apart by one output, the log-odds of the second.
+        positive: of two classes the one that binary metrics are about; None for the second.
+
+    Attributes:
+        cut: the least probability of the positive class at which it is predicted; None to predict the likelier class.
+
+    Raises:
+        ConfigError: if there is no such class, or there are not two.
     """
+
+    cut: float | None = None
 
     metric = "val/accuracy"
 
     def __init__(
-        self, classes: tuple[str, ...], class_weights: ClassWeights, counts: np.ndarray | None, *, sigmoid: bool = False
+        self,
+        classes: tuple[str, ...],
+        class_weights: ClassWeights,
+        counts: np.ndarray | None,
+        *,
+        sigmoid: bool = False,
+        positive: str | None = None,
     ):
+        if positive is not None and (len(classes) != 2 or positive not in classes):
+            what = f"{positive!r} is none of the classes" if len(classes) == 2 else f"there are {len(classes)} classes"
+            hint = f"one of: {', '.join(classes)}" if len(classes) == 2 else "of two classes one is the positive"
+            raise ConfigError(what, where="data.positive", hint=hint)
+        self._positive = 1 if positive is None else classes.index(positive)
+        self.positive_class = classes[self._positive] if len(classes) == 2 else None
         self.classes = classes
         self.outputs = 1 if sigmoid and len(classes) == 2 else len(classes)
         self.class_weights = resolve_class_weights(class_weights, np.ones(len(classes)) if counts is None else counts)
+
+    def decided(self, values: Mapping[str, float]) -> Self:
+        if THRESHOLD not in values or len(self.classes) != 2:
+            return self
+        other = copy.copy(self)
+        other.cut = values[THRESHOLD]
+        return other
 
     def loss(self, outputs: Float[Array, "batch outputs"], batch: Batch, hparams: Mapping[str, Any]) -> Sums:
         return training_sums(
@@ -52,24 +83,40 @@ class ClassHead(Head):
         return evaluation_sums(class_logits(outputs), batch["label"], batch["mask"])
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
-        return classification_metrics(sums)
+        return classification_metrics(sums, positive=self._positive, cut=self.cut)
 
     def predict(self, outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch classes"]:
         return jax.nn.softmax(class_logits(outputs))
 
     def describe(self, prediction: np.ndarray) -> Record:
         probabilities = {name: round(float(p), 6) for name, p in zip(self.classes, prediction, strict=True)}
-        best = self.classes[int(np.argmax(prediction))]
+        best = self.classes[int(self._chosen(prediction[None])[0])]
         return {"label": best, "probability": probabilities[best], "probabilities": probabilities}
 
     def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
         loss = -np.log(np.maximum(predictions[np.arange(len(labels)), labels], 1e-12))
+        chosen = self._chosen(predictions).tolist()
         return [
             Judged(self.classes[int(label)], self.classes[best], best != label, float(each), float(values[best]))
-            for values, label, each, best in zip(predictions, labels, loss, predictions.argmax(1).tolist(), strict=True)
+            for values, label, each, best in zip(predictions, labels, loss, chosen, strict=True)
         ]
 
+    def _chosen(self, predictions: np.ndarray) -> np.ndarray:
+        """The class that is predicted of each example, by probabilities [N, classes]."""
+        if self.cut is None:
+            return predictions.argmax(1)
+        return np.where(predictions[:, self._positive] >= self.cut, self._positive, 1 - self._positive)
+
+    def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:
+        if self.positive_class is None:
+            return curves.described(examples["probability"], examples["predicted"] == labels)
+        scores = positive_scores(examples["score"], self._positive)
+        truth = labels == self._positive
+        return curves.described(sigmoid(scores), truth, scores=scores, positive=self.positive_class)
+
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
+        if self.cut is not None:
+            examples = {**examples, **predicted_at(examples["score"], self._positive, self.cut)}
         wrong = np.flatnonzero(examples["predicted"] != labels)
         rows = wrong[np.argsort(-examples["loss"][wrong], kind="stable")][:count]
         return [
@@ -134,13 +181,38 @@ def evaluation_sums(
     return {"loss": pair(losses, mask), "accuracy": pair(predicted == labels, mask), "confusion": confusion, **each}
 
 
-def classification_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def positive_scores(scores: np.ndarray, positive: int) -> np.ndarray:
+    """Log-odds of the positive class, float64 [N], of those of the second one."""
+    return np.asarray(scores, np.float64) * (1 if positive == 1 else -1)
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of log-odds."""
+    return np.asarray(np.exp(-np.logaddexp(0, -scores)))
+
+
+def predicted_at(scores: np.ndarray, positive: int, cut: float) -> dict[str, np.ndarray]:
+    """The class that is predicted of each example at a threshold of the positive one, and its probability."""
+    probability = sigmoid(positive_scores(scores, positive))
+    found = np.where(probability >= cut, positive, 1 - positive)
+    return {"predicted": found, "probability": np.where(found == positive, probability, 1 - probability)}
+
+
+def classification_metrics(
+    sums: Mapping[str, np.ndarray], *, positive: int = 1, cut: float | None = None
+) -> dict[str, Any]:
     """Macro precision, recall and F1 as scikit-learn defines them with `zero_division=0`, and the matrix itself.
 
     The mean is over the classes that occur, as a true label or as a prediction. Of two classes there are besides
-    precision, recall and F1 of the second one, and the area under the ROC curve.
+    precision, recall and F1 of the positive one, and the area under the ROC curve; at a threshold `cut` of its
+    probability also the accuracy, as all that is counted is counted there.
     """
     confusion = np.asarray(sums["confusion"], np.float64)
+    if cut is not None:
+        labels = np.asarray(sums[f"{EACH}label"])
+        found = predicted_at(sums[f"{EACH}score"], positive, cut)["predicted"]
+        confusion = np.zeros((2, 2))
+        np.add.at(confusion, (labels, found), 1)
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     occurs = (true + predicted) > 0
     precision = hits / np.maximum(predicted, 1)
@@ -148,8 +220,10 @@ def classification_metrics(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
     f1 = 2 * hits / np.maximum(true + predicted, 1)
     values = {"precision": precision, "recall": recall, "f1": f1}
     result: dict[str, Any] = {name: float(value[occurs].mean()) for name, value in values.items()}
+    if cut is not None:
+        result |= {"accuracy": float(hits.sum() / max(confusion.sum(), 1)), THRESHOLD: cut}
     if len(confusion) == 2:
-        result |= {f"binary_{name}": float(value[1]) for name, value in values.items()}
+        result |= {f"binary_{name}": float(value[positive]) for name, value in values.items()}
         result["roc_auc"] = roc_auc(sums[f"{EACH}score"], sums[f"{EACH}label"])
     result["confusion"] = confusion.astype(int).tolist()
     return result

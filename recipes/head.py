@@ -24,6 +24,8 @@ class Head:
     outputs: int
     metric: str
     carried: tuple[str, ...] = ()
+    positive_class: str | None = None
+    """Of two classes, the one that binary metrics are about."""
 
     def decided(self, values: Mapping[str, float]) -> Self:
         return self
@@ -46,6 +48,9 @@ class Head:
 
     def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
         raise NotImplementedError
+
+    def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:
+        return {}
 
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
         return []

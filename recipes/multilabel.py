@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bigctl.recipes.classification import ClassWeights
+from bigctl.recipes.classification import THRESHOLD, ClassWeights
 from bigctl.recipes.head import Head
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +21,6 @@ from bigctl.errors import ConfigError
 from bigctl.training.metrics import EACH, Sums, pair
 from bigctl.training.task import Batch, Judged, Record
 
-THRESHOLD = "threshold"
 _UNDECIDED = 0.5
 
 

@@ -47,7 +47,7 @@ class Supervised(Task):
         recipe = schema.Classification.require(config.recipe, by=type(self).__name__)
         self.model_config = config.model
         self.features = features
-        self.head = _head(features, recipe.class_weights, class_counts, sigmoid)
+        self.head = _head(features, recipe.class_weights, class_counts, sigmoid, config.data.positive)
         self.metric, self.carried = self.head.metric, self.head.carried
 
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -104,14 +104,26 @@ class Supervised(Task):
     def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
         return self.head.judge(predictions, labels)
 
+    @property
+    def positive(self) -> str | None:
+        return self.head.positive_class
+
+    def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:
+        return self.head.curves(examples, labels)
+
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
         return self.head.errors(examples, labels, count)
 
 
-def _head(features: Features, class_weights: ClassWeights, counts: np.ndarray | None, sigmoid: bool) -> Head:
+def _head(
+    features: Features, class_weights: ClassWeights, counts: np.ndarray | None, sigmoid: bool, positive: str | None
+) -> Head:
     target = features.target
     if target.kind == CLASS:
-        return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid)
+        return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid, positive=positive)
+    if positive is not None:
+        hint = "leave data.positive out"
+        raise ConfigError("only of two classes, one an example, is one the positive", where="data.positive", hint=hint)
     if target.kind == CLASSES:
         return LabelsHead(target, class_weights, counts)
     if target.kind == TOKEN_CLASS:

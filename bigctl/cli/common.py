@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bigctl.config.compose import Composed
+    from bigctl.inference.trained import TrainedRun
     from bigctl.runs.gates import Verdict
 
 
@@ -37,6 +38,25 @@ def add_run_plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="MODULE", help="module with components that the run needs"
     )
+
+
+def add_threshold(parser: argparse.ArgumentParser, *, objectives: bool = False) -> None:
+    choose = "; or f1, accuracy, balanced_accuracy, 'precision>=P', 'recall>=R' to choose it on validation and keep it"
+    parser.add_argument(
+        "--threshold", metavar="T",
+        help="of two classes, the probability from which on the positive one is predicted: a number, none, or a file "
+        f"threshold.json{choose if objectives else ''}; default: that which is kept with the run",
+    )  # fmt: skip
+
+
+def with_threshold(trained: TrainedRun, wanted: str | None) -> TrainedRun:
+    """The model with the threshold that is asked for. Raises ConfigError where that cannot be used."""
+    from bigctl.inference import threshold
+
+    if wanted is None:
+        return trained
+    found = threshold.parse(wanted)
+    return trained.choose_threshold(found) if isinstance(found, str) else trained.with_threshold(found)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

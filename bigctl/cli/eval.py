@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import Any
 
+from bigctl import terminal
 from bigctl.cli import common, render
 
 EXAMPLES = """\
@@ -13,6 +14,8 @@ examples:
   bigctl eval runs/cnn_cls
   bigctl eval cnn_cls --step last --split validation
   bigctl eval bert_cls --errors 50                  list more of the worst errors
+  bigctl eval mlp_cls --threshold f1                 of two classes: chosen on validation, and kept with the run
+  bigctl eval mlp_cls --threshold 'recall>=0.9'
   bigctl eval cnn_cls --json
   bigctl eval cnn_cls --require 'test/accuracy>=0.97' --junit report.xml
 """
@@ -25,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--errors", type=_count, default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
     )
+    common.add_threshold(parser, objectives=True)
     common.add_run_plugins(parser)
     common.add_gates(parser)
     common.add_json(parser)
@@ -56,9 +60,14 @@ def run(options: argparse.Namespace) -> int:
     reports = ci_report.Reports("eval", required, options.junit)
     found = directory.locate(options.run)
     try:
+        import numpy as np
+
+        from bigctl.inference.threshold import describe
         from bigctl.inference.trained import TrainedRun
+        from bigctl.reports import plots
 
         trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
+        trained = common.with_threshold(trained, options.threshold)
         evaluation = trained.score(options.split, errors=options.errors)
         metrics, errors = dict(evaluation.metrics), evaluation.errors
         prefix = {"validation": "val"}.get(options.split, options.split)
@@ -68,15 +77,24 @@ def run(options: argparse.Namespace) -> int:
         reports.failed(error, run=found.path, seconds=time.monotonic() - options.began)
         raise
     scored = {"run": str(found.path), "step": trained.step, "split": options.split, "metrics": metrics}
+    positive = trained.positive
+    each = plots.per_class(np.asarray(confusion), trained.classes) if confusion is not None else []
     reports.ended(verdicts, scored, seconds=time.monotonic() - options.began)
     classes = list(trained.features.target.names)
     if options.json:
         judged = {"gates": [verdict.to_json() for verdict in verdicts]} if required else {}
-        render.print_json({**scored, "confusion": confusion, "classes": classes, "errors": errors, **judged})
+        about = {"confusion": confusion, "classes": classes, "per_class": each, "positive": positive}
+        render.print_json({**scored, **about, "errors": errors, **judged})
         return common.exit_code(verdicts)
     print(f"{found.path}, step {trained.step:,}, {options.split} split")
     render.print_metrics(metrics)
     render.print_passed(verdicts)
+    if positive is not None:
+        print(f"positive class: {terminal.one_line(positive)}")
+    if trained.threshold is not None:
+        print(terminal.one_line(describe(trained.threshold)))
+    if each:
+        print_classes(each)
     if confusion is not None:
         render.print_confusion(confusion, classes)
     if errors:
@@ -84,8 +102,20 @@ def run(options: argparse.Namespace) -> int:
     return common.exit_code(verdicts)
 
 
+def print_classes(each: list[dict[str, Any]], most: int = 20) -> None:
+    """Precision, recall and F1 of each class; of many classes those with the lowest F1."""
+    if len(each) > most:
+        print(f"the {most} classes with the lowest F1")
+        each = sorted(each, key=lambda row: row["f1"] or 0.0)[:most]
+    numbers = ("precision", "recall", "f1")
+    cells = [[f"{row[name]:.4f}" if row[name] is not None else "-" for name in numbers] for row in each]
+    rows = [[row["name"], str(row["count"]), *own] for row, own in zip(each, cells, strict=True)]
+    render.print_table(["class", "examples", "precision", "recall", "F1"], rows)
+
+
 def print_errors(errors: list[dict[str, Any]]) -> None:
-    """One error a line: loss, classes, probability of the wrong one, and the text, or else the row in the split.
+    """One error a line: loss, classes, probability of the wrong one, the file or line it comes from (or the row in the
+    split), and the text.
 
     Where an example has several classes they are lists, and no one probability belongs to them.
     """
@@ -100,7 +130,8 @@ def print_errors(errors: list[dict[str, Any]]) -> None:
     room = shutil.get_terminal_size((120, 24)).columns - wide - 20
     for error, pair in zip(errors, pairs, strict=True):
         texts = [error[name] for name in ("text", "text_pair") if name in error]
-        what = one_line(" | ".join(texts), max(20, room)) if texts else f"row {error['row']}"
+        place = str(error.get("origin") or f"row {error['row']}")
+        what = one_line("  ".join([place, " | ".join(texts)] if texts else [place]), max(20, room))
         probability = f"{error['probability']:.3f}  " if single else ""
         print(f"  {error['loss']:>7.3f}  {pair:<{wide}}  {probability}{what}")
 
@@ -117,7 +148,8 @@ def print_tag_errors(errors: list[dict[str, Any]]) -> None:
         wrong = [f"{one_line(word, 20)}: {true} -> {said}" for word, true, said in rows if true != said]
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         room = max(20, shutil.get_terminal_size((120, 24)).columns - len(shown) - 13)
-        print(f"  {error['loss']:>7.3f}  {shown}  {one_line(error['text'], room)}")
+        place = f"{error['origin']}  " if error.get("origin") else ""
+        print(f"  {error['loss']:>7.3f}  {shown}  {one_line(place + error['text'], room)}")
 
 
 def _names(label: str | list[str]) -> str:

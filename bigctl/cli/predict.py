@@ -1,4 +1,4 @@
-"""Label files or texts with a trained model: JSON lines on stdout, one an image, a table row or a text."""
+"""Label files or texts with a trained model: JSON lines, one an image, a table row or a text, or a table (--out)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ examples:
   bigctl predict runs/cnn_cls photo.png other.jpg
   bigctl predict runs/cnn_cls photos/ 'scans/*.png'      a folder, a pattern
   bigctl predict runs/mlp_cls new_rows.csv > labels.jsonl
+  bigctl predict runs/mlp_cls new_rows.csv --out preds.csv        or .parquet, .jsonl; a column `id` is kept
+  bigctl predict runs/mlp_cls new_rows.csv --out preds.parquet --id customer --top-k 3
+  bigctl predict runs/cnn_cls photos/ --embeddings --out vectors.parquet
   cat rows.csv | bigctl predict runs/mlp_cls -
   bigctl predict runs/bert_cls --text "a film to fall asleep over" --text "what a delight"
   bigctl predict runs/bert_cls reviews.csv             the text column is that of training
@@ -45,12 +48,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true",
         help="stop at the first file or row that cannot be read; by default it is a record with an error",
     )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="write a table, .csv, .tsv, .parquet or .jsonl, in the order of the input",
+    )  # fmt: skip
+    parser.add_argument(
+        "--id", metavar="COLUMN",
+        help="column of the input that every answer keeps; default: with --out a column `id`, where there is one",
+    )  # fmt: skip
+    parser.add_argument("--top-k", type=_top, metavar="K", help="give the K likeliest classes, the likeliest first")
+    parser.add_argument("--embeddings", action="store_true", help="give what the last layer reads of each example too")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
+    common.add_threshold(parser)
     common.add_run_plugins(parser)
+
+
+def _top(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of classes; give 1 or more")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
+    if options.out is not None:
+        _check_out(options.out, options.files)
     from bigctl.errors import RunError
     from bigctl.runs import directory
 
@@ -73,16 +95,33 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
-    answers = _Answers()
+    trained = common.with_threshold(trained, options.threshold)
+    trained = trained.with_details(top=options.top_k, embeddings=options.embeddings)
+    answers = _Answers() if options.out is None else _Table(options.out, ranked=options.top_k is not None)
+    ids = [options.id] if options.id else ["id", "ID", "Id"] if options.out is not None else []
     if texts:
         answers.show(_labelled(trained, texts))
     if named:
-        answers.show(trained.predict_files(named, strict=options.strict))
+        answers.show(trained.predict_files(named, strict=options.strict, ids=ids, require=bool(options.id)))
     if "-" in options.files and features["kind"] == "text":
         _stream(trained, answers, options.strict)
     elif "-" in options.files:
-        answers.show(trained.predict_files([_all_of_stdin()], strict=options.strict))
+        piped = [_all_of_stdin()]
+        answers.show(trained.predict_files(piped, strict=options.strict, ids=ids, require=bool(options.id)))
     return answers.end()
+
+
+def _check_out(out: Path, files: list[str]) -> None:
+    """Raises ConfigError for a file that cannot be meant, before the model is loaded."""
+    from bigctl.errors import ConfigError
+    from bigctl.inference.prediction_file import require_format
+
+    require_format(out)
+    if out.exists() and any(Path(name).exists() and out.samefile(name) for name in files):
+        raise ConfigError("is one of the files to predict", where=str(out), hint="choose another --out FILE")
+    if not out.absolute().parent.is_dir():
+        hint = "make it, or choose another --out FILE"
+        raise ConfigError("there is no such folder", where=str(out.absolute().parent), hint=hint)
 
 
 # ----------------------------------------------------------------------------------------------- what is to be labelled
@@ -212,7 +251,32 @@ class _Answers:
 
     def end(self) -> int:
         """The exit code: that of an error where nothing could be predicted."""
+        self.finish()
         if self.errors:
             what = f"{self.errors:,} of {self.count:,} could not be predicted; each says why"
             print(f"warning: {what}", file=sys.stderr)
         return 2 if self.count and self.errors == self.count else 0
+
+    def finish(self) -> None:
+        """All records are there."""
+
+
+class _Table(_Answers):
+    """Writes records to a file, once all are there."""
+
+    def __init__(self, out: Path, *, ranked: bool):
+        super().__init__()
+        self._out, self._ranked = out, ranked
+        self._records: list[dict[str, Any]] = []
+
+    def show(self, records: Iterable[dict[str, Any]]) -> None:
+        for record in records:
+            self.count += 1
+            self.errors += "error" in record
+            self._records.append(record)
+
+    def finish(self) -> None:
+        from bigctl.inference.prediction_file import write_predictions
+
+        write_predictions(self._out, self._records, ranked=self._ranked)
+        print(f"{self._out}: {self.count:,} predictions")

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,19 @@ def cache_folder(config: Data, *, regression: bool = False, tokenizer: tokenizat
 
 
 def write_dataset(
-    folder: Path, features: Features, arrays: dict[str, Columns], info: dict[str, Any], tokenizer: str | None = None
+    folder: Path,
+    features: Features,
+    arrays: dict[str, Columns],
+    info: dict[str, Any],
+    tokenizer: str | None = None,
+    *,
+    keep: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Raises DataError where there is no room for it, or the folder cannot be written."""
+    """Write a prepared data set; `keep` puts files beside it that are no part of it.
+
+    Raises:
+        DataError: where there is no room for it, or the folder cannot be written.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(folder)
@@ -91,6 +101,7 @@ def write_dataset(
         }
         meta["fingerprint"] = _fingerprint(meta)
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+        keep(temporary)
         with _exclusive(folder.parent / ".lock"):
             present = read_dataset(folder)
             # Another process may have been quicker, and be reading what it made: equal data stays where it is.

@@ -88,6 +88,17 @@ def read_for_prediction(path: Path | bytes, config: schema.Data, features: Featu
     raise DataError(f"the suffix {path.suffix!r} tells no format", where=str(path), hint=f"use {known}")
 
 
+def read_column(path: Path | bytes, config: schema.Data, features: Features, name: str) -> list[Any] | None:
+    """The values of a column of a file that is predicted, row for row; None where its format has no columns, or it has
+    none of this name. Raises DataError."""
+    for reading in _candidates(path, config, what_is_predicted(features)):
+        found = source(reading)
+        if hasattr(found, "read_for_prediction"):
+            reads = getattr(found, "read_column", None)
+            return None if reads is None else cast("list[Any] | None", reads(path, reading, name))
+    return None
+
+
 def suffixes(features: Features) -> list[str]:
     """Of the files that can be predicted."""
     what = what_is_predicted(features)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, encode, notes, splits
+from bigctl.data import cache, catalog, encode, notes, origins, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.windows import Windows
@@ -70,6 +70,7 @@ def prepare(
 def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokenization.Spec | None) -> None:
     """Decode, split and encode a source into a cache folder."""
     decoded = catalog.decode(config, regression)
+    decoded = dataclasses.replace(decoded, splits=origins.with_origins(decoded))
     if config.deduplicate:
         decoded = _deduplicated(decoded)
     _check_target(decoded.target, regression)
@@ -82,7 +83,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     by_split = (
         splits.split_stream(decoded, config) if decoded.kind == "stream" else splits.split_examples(decoded, config)
     )
-    info, made = dict(decoded.info), None
+    places, info, made = origins.taken(by_split), dict(decoded.info), None
     one_text = decoded.kind == "stream" or (decoded.kind == "text" and tokenizer is not None and tokenizer.stream)
     if decoded.kind == "text" and not one_text:
         info |= _duplicates(by_split, decoded)
@@ -96,7 +97,10 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
         features, arrays = encode.encode_examples(decoded, by_split, config)
     found = [*info.get("notes", ()), *_refuse_missing_classes(arrays, features), *notes.on_arrays(arrays, features)]
     info |= {"notes": found} if found or "notes" in info else {}
-    cache.write_dataset(folder, features, arrays, info, made.to_str(pretty=True) if made is not None else None)
+    text = made.to_str(pretty=True) if made is not None else None
+    cache.write_dataset(
+        folder, features, arrays, info, text, keep=lambda at: origins.write(at, decoded.origins, places)
+    )
 
 
 def _with_layout(dataset: Dataset, batches: BatchOptions) -> Dataset:

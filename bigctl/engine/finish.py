@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
+
+import numpy as np
 
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
@@ -12,11 +14,15 @@ from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_json
 from bigctl.runs import directory
-from bigctl.runs.summary import Summary, Times
+from bigctl.runs.summary import FollowedUp, Summary, Times
 from bigctl.training.checkpoints.store import Checkpoints
+from bigctl.training.evaluation import Scores
 from bigctl.training.loop import Timings
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.task import Task
+
+MISTAKES = 24
+"""The worst ones on the test split that summary.json names."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,18 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
     if best and progress.best_step != progress.step and config.eval.test:  # else nothing is left to score
         state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
 
-    def score(split: str, prefix: str, task: Task) -> dict[str, Any]:
+    def score(split: str, prefix: str, task: Task) -> Scores:
         evaluator = experiment.evaluator(split, prefix)
-        return evaluator(experiment.programs.evaluation_weights(state), state.variables, task)
+        return evaluator.score(experiment.programs.evaluation_weights(state), state.variables, task)
 
     # the scores of another step would not be those of the selected weights
-    selected = dict(progress.best_metrics) if best else score("validation", "val", experiment.task)
+    selected = dict(progress.best_metrics if best else score("validation", "val", experiment.task).metrics)
     selected.pop("val/confusion", None)
     task = experiment.task.decided({name: selected[f"val/{name}"] for name in experiment.task.carried})
-    test = score("test", "test", task) if config.eval.test else {}
+    tested = score("test", "test", task) if config.eval.test else Scores({}, {})
+    test = dict(tested.metrics)
     confusion = test.pop("test/confusion", None)
+    followed = _followed_up(task, tested, dataset.splits["test"].get("label"))
     timings = fitted.timings
     rate = (
         round(timings.steps * config.train.batch_size / timings.step, 1) if timings.step > 0 and timings.steps else None
@@ -69,6 +77,9 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         "selected_by": experiment.metric,
         "metrics": {**selected, **test},
         "confusion": confusion,
+        "positive": task.positive,
+        "curves": followed["curves"],
+        "mistakes": followed["mistakes"],
         "classes": list(dataset.features.target.names),
         "parameters": experiment.parameter_count,
         "data": {"fingerprint": dataset.fingerprint, **{split: dataset.size(split) for split in dataset.splits}},
@@ -84,6 +95,14 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         summary = cast(Summary, {**summary, **measured, "flops_per_token": rates.flops_per_token})
     _write(run, summary)
     return summary
+
+
+def _followed_up(task: Task, tested: Scores, labels: np.ndarray | None) -> FollowedUp:
+    """Curves of the test split, and its worst mistakes; nothing where it was not scored, or has no labels."""
+    if not tested.examples or labels is None or len(labels) != len(next(iter(tested.examples.values()))):
+        return {"curves": {}, "mistakes": []}
+    labels = np.asarray(labels)
+    return {"curves": task.curves(tested.examples, labels), "mistakes": task.errors(tested.examples, labels, MISTAKES)}
 
 
 def _times(timings: Timings, wall: float) -> Times:

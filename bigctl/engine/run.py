@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bigctl.engine.experiment import Experiment
     from bigctl.engine.resolve import Resolved
     from bigctl.training.checkpoints.store import Checkpoints
+    from bigctl.training.tracking.callbacks import Listener
 
 
 class Beginning(StrEnum):
@@ -68,6 +69,7 @@ class Options:
         stop: an entered one, which listens already.
         require: gates on metrics, whose names are checked before anything is trained.
         shared: what a packed trial shares with others.
+        follow: makes what is told of the events of training besides, given its length [steps].
     """
 
     resume: str = "auto"
@@ -80,6 +82,7 @@ class Options:
     stop: TimedStop | None = None
     require: Sequence[Gate] = ()
     shared: TrialParts | None = None
+    follow: Callable[[int], Listener] | None = None
 
 
 @dataclass(frozen=True)

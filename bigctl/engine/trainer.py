@@ -55,6 +55,8 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
 
             # 5. Fit: evaluations, logs and saves happen in here.
             with trackers.tracking(run.directory, resolved.config) as tracked:
+                if run.options.follow is not None and run.directory.writes:
+                    tracked.append(run.options.follow(resolved.cadence.total))
                 with fit.prepared(run, experiment, checkpoints, start, tracked) as fitting:
                     if options.stop is not None:
                         options.stop.orderly()

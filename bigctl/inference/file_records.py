@@ -34,24 +34,43 @@ class Describes(Protocol):
 
 
 @dataclass(frozen=True)
+class Ids:
+    """Which column of a file names its rows: the first of these that it has.
+
+    Attributes:
+        required: whether a file with rows must have one of them.
+    """
+
+    names: tuple[str, ...] = ()
+    required: bool = True
+
+
+@dataclass(frozen=True)
 class _File:
     name: str
     found: Unlabelled | DataError
+    ids: tuple[str, list[Any]] | None = None
 
     @property
     def count(self) -> int:
         return 1 if isinstance(self.found, DataError) else len(self.found.inputs)
 
 
-def predict_files(trained: Describes, files: Sequence[str | Path | bytes], *, strict: bool = False) -> Iterator[Record]:
+def predict_files(
+    trained: Describes,
+    files: Sequence[str | Path | bytes],
+    *,
+    strict: bool = False,
+    ids: Ids = Ids(),
+) -> Iterator[Record]:
     """See `TrainedRun.predict_files`."""
-    read = (_read(trained, file, strict) for file in files)
+    read = (_read(trained, file, strict, ids) for file in files)
     # Small files, such as pictures, are predicted together; what is wrong with any is known first if it is an error.
     for block in _blocks([*read] if strict else read):
         yield from _records(trained, block)
 
 
-def _read(trained: Describes, file: str | Path | bytes, strict: bool) -> _File:
+def _read(trained: Describes, file: str | Path | bytes, strict: bool, ids: Ids) -> _File:
     name = STDIN if isinstance(file, bytes) else str(file)
     source = file if isinstance(file, bytes) else Path(file)
     try:
@@ -64,7 +83,17 @@ def _read(trained: Describes, file: str | Path | bytes, strict: bool) -> _File:
         raise found.errors[min(found.errors)]
     for note in found.notes:
         log.warning("%s", note)
-    return _File(name, found)
+    return _File(name, found, _ids(trained, source, name, ids) if found.rows else None)
+
+
+def _ids(trained: Describes, source: Path | bytes, name: str, ids: Ids) -> tuple[str, list[Any]] | None:
+    """The column that names the rows. Raises DataError where a file has rows and no such column, if it must."""
+    for column in ids.names:
+        if (found := catalog.read_column(source, trained.config.data, trained.features, column)) is not None:
+            return column, found
+    if ids.names and ids.required:
+        raise DataError(f"there is no column {ids.names[0]!r}", where=name, hint="--id names the column that is kept")
+    return None
 
 
 def _blocks(files: Iterable[_File]) -> Iterator[list[_File]]:
@@ -101,6 +130,8 @@ def _records(trained: Describes, files: Sequence[_File]) -> Iterator[Record]:
             continue
         for row in range(file.count):
             where: Record = {"file": file.name, **({"row": row} if file.found.rows else {})}
+            if file.ids is not None:
+                where = {file.ids[0]: file.ids[1][row], **where}
             yield {**where, **(known.get((place, row)) or {"error": str(file.found.errors[row])})}
 
 
@@ -119,3 +150,11 @@ def _warn_of_inverted(features: Features, inputs: np.ndarray | list[Any]) -> Non
     if abs(trained - 0.5) > 0.2 and abs(found - (1 - trained)) < 0.5 * abs(found - trained):
         one, other = ("dark on light", "light on dark") if found > trained else ("light on dark", "dark on light")
         log.warning("the pictures look %s, and those of the training %s: invert them if so", one, other)
+
+
+def shortened(record: Record, top: int) -> Record:
+    """A record with the likeliest classes alone, the first of them first."""
+    if "probabilities" not in record:
+        return record
+    order = sorted(record["probabilities"].items(), key=lambda pair: -pair[1])[:top]
+    return {**record, "probabilities": dict(order)}

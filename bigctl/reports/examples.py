@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bigctl.data import origins
 from bigctl.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Example:
         image: as a data URI.
         text: the text, or both of a pair.
         cells: of a table, the values in the order of `Examples.columns`.
+        origin: the file, and the line in it, if known.
     """
 
     row: int
@@ -46,6 +49,7 @@ class Example:
     image: str = ""
     text: str = ""
     cells: tuple[str, ...] = ()
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Examples:
         items: the mistakes by loss, then the others in the order of the split.
         columns: names of the columns of a table.
         looked_at: how many examples of the split were predicted.
+        split: which they are of.
         step: of the weights.
     """
 
@@ -65,6 +70,7 @@ class Examples:
     columns: tuple[str, ...]
     looked_at: int
     step: int
+    split: str = "validation"
 
 
 def choose(run: RunDirectory, count: int) -> Examples:
@@ -86,18 +92,64 @@ def choose(run: RunDirectory, count: int) -> Examples:
     labels = _labels(dataset, rows)
     judged = trained.judge(_inputs(dataset, rows), labels)
     order = np.array(sorted(range(len(judged)), key=lambda row: _rank(judged[row]))[:count], int)
-    columns, cells = _cells(dataset, order) if features.kind == "table" else ((), [()] * len(order))
+    columns, items = _items(dataset, "validation", [(int(row), vars(judged[row])) for row in order])
+    return Examples(features.kind, items, columns, len(rows), trained.step)
+
+
+def mistakes(run: RunDirectory, records: Sequence[Mapping[str, Any]], step: int, count: int) -> Examples | None:
+    """The worst mistakes on the test split, as the end of the training has named them; the model is not asked.
+
+    Args:
+        run: whose data is still there.
+        records: `mistakes` of its summary.
+        step: of the weights that made them.
+        count: how many to show.
+
+    Raises:
+        BigctlError: if the data is not there any more, or is not what it was.
+    """
+    from bigctl.config import compose
+    from bigctl.engine import resolve
+    from bigctl.errors import RunError
+
+    config = compose.from_yaml(run.read_config(), where=str(run.config))
+    dataset = resolve.prepare_data(config, run.tokenizer)
+    if dataset.fingerprint != run.record()["data"]["fingerprint"]:
+        raise RunError("the data is not what the run was trained on", where=str(run.path))
+    shown = [
+        (int(record["row"]), {
+            "label": _names(record["label"]), "predicted": _names(record["predicted"]), "wrong": True,
+            "probability": record.get("probability"), "loss": float(record["loss"]),
+        })
+        for record in records[:count] if 0 <= int(record["row"]) < dataset.size("test")
+    ]  # fmt: skip
+    columns, items = _items(dataset, "test", shown)
+    return Examples(dataset.features.kind, items, columns, dataset.size("test"), step, "test") if items else None
+
+
+def _names(label: object) -> str:
+    return ", ".join(map(str, label)) or "(none)" if isinstance(label, list) else str(label)
+
+
+def _items(
+    dataset: Dataset, split: str, judged: Sequence[tuple[int, Mapping[str, Any]]]
+) -> tuple[tuple[str, ...], tuple[Example, ...]]:
+    """Examples of a split by their rows, with what is said of each; and names of the columns of a table."""
+    kind, rows = dataset.features.kind, [row for row, _ in judged]
+    columns, cells = _cells(dataset, split, np.array(rows, int)) if kind == "table" and rows else ((), [()] * len(rows))
+    places = origins.read(dataset.path, split, rows)
     items = tuple(
         Example(
-            row=int(row),
-            **vars(judged[row]),
-            image=_picture(dataset.splits["validation"]["inputs"][row]) if features.kind == "image" else "",
-            text="\n".join(texts[int(row)] for texts in dataset.texts.get("validation", ())),
+            row=row,
+            **said,
+            image=_picture(dataset.splits[split]["inputs"][row]) if kind == "image" else "",
+            text="\n".join(texts[row] for texts in dataset.texts.get(split, ())),
             cells=own,
+            origin=place or "",
         )
-        for row, own in zip(order, cells, strict=True)
+        for (row, said), own, place in zip(judged, cells, places, strict=True)
     )
-    return Examples(features.kind, items, columns, len(rows), trained.step)
+    return columns, items
 
 
 def _rank(judged: Judged) -> tuple[bool, float]:
@@ -136,10 +188,10 @@ def _picture(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _cells(dataset: Dataset, rows: np.ndarray) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Names of a table's columns, and the values of some validation rows as they were in its file."""
+def _cells(dataset: Dataset, split: str, rows: np.ndarray) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Names of a table's columns, and the values of some rows of a split as they were in its file."""
     from bigctl.data import preview
 
-    picked = {"inputs": np.asarray(dataset.splits["validation"]["inputs"])[rows]}
+    picked = {"inputs": np.asarray(dataset.splits[split]["inputs"])[rows]}
     found = preview.columns(dataclasses.replace(dataset, splits={"train": picked}), len(rows))
     return tuple(c.name for c in found), list(zip(*(c.samples for c in found), strict=True))

@@ -243,7 +243,7 @@ def _confused(matrix: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall and count of each class, and what it is taken for most often."""
+    """Precision, recall, F1 and count of each class, and what it is taken for most often."""
     rows = []
     for k, name in enumerate(classes):
         true, predicted, hits = int(matrix[k].sum()), int(matrix[:, k].sum()), int(matrix[k, k])
@@ -251,7 +251,7 @@ def per_class(matrix: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]
         others[k] = 0
         rows.append({
             "name": name, "count": true, "precision": hits / predicted if predicted else None,
-            "recall": hits / true if true else None,
+            "recall": hits / true if true else None, "f1": 2 * hits / (true + predicted) if true + predicted else None,
             "taken_for": f"{classes[int(others.argmax())]} ({int(others.max())})" if others.max() > 0 else "",
         })  # fmt: skip
     return rows

@@ -22,14 +22,19 @@ _SIZE = 3.2
 """Inches: the height of a panel, a third less than its width."""
 
 
-def require() -> None:
+def require(where: str = "--png") -> None:
     """Raises ConfigError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("matplotlib is not installed", where="--png", hint="pip install 'bigctl[report]'")
+        raise ConfigError("matplotlib is not installed", where=where, hint="pip install 'bigctl[report]'")
 
 
 def of_run(folder: Path, out: Path) -> None:
-    """Loss and, where there is one, a second measure, each on all its splits, into a PNG."""
+    """The curves of a run into a PNG."""
+    _save(figure_of_run(folder), out)
+
+
+def figure_of_run(folder: Path) -> Figure:
+    """Loss and, where there is one, a second measure, each on all its splits."""
     curves = history.read_history(folder / "metrics.jsonl").curves
     measures = dict.fromkeys(name.partition("/")[2] for name in curves if name.startswith("val/"))
     second = next((m for m in ("accuracy", "perplexity", "mae", *measures) if m in measures and m != "loss"), None)
@@ -42,7 +47,7 @@ def of_run(folder: Path, out: Path) -> None:
                     curve.steps, curve.values, label=split, color=colour, marker="." if len(curve.steps) < 60 else ""
                 )
         _finish(axis, measure)
-    _save(figure, out)
+    return figure
 
 
 def of_sweep(folder: Path, out: Path) -> None:

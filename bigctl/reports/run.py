@@ -14,7 +14,7 @@ import numpy as np
 from bigctl.errors import BigctlError
 from bigctl.files import read_regular
 from bigctl.formatting import grouped
-from bigctl.reports import history, page, plots
+from bigctl.reports import history, page, plots, quality
 from bigctl.reports.examples import Examples
 from bigctl.runs import directory, listing, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
@@ -91,6 +91,7 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
     matrix, classes = notes.attempt("summary.json: confusion", lambda: _matrix(summary), (None, []))
     confusion = _named(figures, "confusion", [plots.confusion(matrix, classes)] if matrix is not None else [])
     examples = _examples(run, status, samples, known, notes)
+    followed = notes.attempt("summary.json: curves", lambda: quality.figures(summary.get("curves") or {}), [])
     return page.render(
         "run.html",
         figures,
@@ -112,6 +113,8 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
         confusion=confusion,
         classes=plots.per_class(matrix, classes) if matrix is not None else [],
         examples=examples,
+        mistakes=_mistakes(run, samples, summary, notes),
+        quality=_named(figures, "quality", followed),
         texts=_texts(run.samples),
         around=notes.attempt("run.json", lambda: _around(known), []),
         starts=notes.attempt("run.json", lambda: _starts(known), []),
@@ -253,6 +256,20 @@ def _examples(run: RunDirectory, status: str, count: int, known: Mapping[str, An
         return examples.choose(run, count)
     except Exception as error:  # weights, data, plugins: whatever is gone, the page is about the rest
         notes.found.append(f"sample predictions: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        return None
+
+
+def _mistakes(run: RunDirectory, count: int, summary: Mapping[str, Any], notes: _Notes) -> Examples | None:
+    """The worst mistakes on the test split, where the end of training has named some and the data is still there."""
+    if count <= 0 or not summary.get("mistakes"):
+        return None
+    from bigctl.reports import examples
+
+    step = int(summary.get("selected_step") or summary.get("step") or 0)
+    try:
+        return examples.mistakes(run, summary["mistakes"], step, count)
+    except Exception as error:  # data that is gone, or a plugin's: the page is about the rest
+        notes.found.append(f"test mistakes: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
         return None
 
 

@@ -48,6 +48,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer.json"
         self.generation = path / "generation.json"
+        self.threshold = path / "threshold.json"
         self.samples = path / "samples.jsonl"
         self.batches = path / "batches.jsonl"
         self.log = path / "log.txt"

@@ -115,7 +115,7 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- strangers
 
 _WRITTEN = re.compile(
-    r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
+    r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
     r"|report\.html|curves\.png"
 )
 _FOLDERS = {

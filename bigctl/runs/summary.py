@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Times(TypedDict):
@@ -16,11 +16,22 @@ class Times(TypedDict):
     checkpoint: float
 
 
+class FollowedUp(TypedDict):
+    """What the scores of the test split are looked at with.
+
+    `curves` are those of `recipes.curves.described`; `mistakes` the worst ones, with their `row` in the split.
+    """
+
+    curves: dict[str, Any]
+    mistakes: list[dict[str, Any]]
+
+
 class Summary(TypedDict):
     """The result of a run.
 
     `metrics` are flat, "val/accuracy" of the selected checkpoint and "test/accuracy"; `confusion` is that of the test
-    split, rows are true classes. `stopped` says why training ended early, and is empty where it did not.
+    split, rows are true classes; `positive` is the class of binary metrics. `stopped` says why training ended early,
+    and is empty where it did not.
     """
 
     schema: int
@@ -36,6 +47,9 @@ class Summary(TypedDict):
     selected_by: str
     metrics: dict[str, float | None]
     confusion: list[list[int]] | None
+    positive: NotRequired[str | None]
+    curves: NotRequired[dict[str, Any]]
+    mistakes: NotRequired[list[dict[str, Any]]]
     classes: list[str]
     parameters: int
     data: dict[str, str | int]

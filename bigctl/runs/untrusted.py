@@ -59,7 +59,7 @@ SUMMARY: Shape = {
     "skipped": COUNT, "rewinds": COUNT, "selected_step": COUNT, "selected_by": str, "metrics": NUMBERS,
     "confusion": [[float]], "classes": [str], "parameters": COUNT, "data": {str: object}, "resumed_from": COUNT,
     "devices": RECORD["devices"], "timings": NUMBERS, "examples_per_s": float, "profile": [str], "tokens_per_s": float,
-    "mfu": float, "flops_per_token": float,
+    "mfu": float, "flops_per_token": float, "positive": str, "curves": {str: object}, "mistakes": [{str: object}],
 }  # fmt: skip
 """Of summary.json."""
 META: Shape = {

@@ -117,6 +117,18 @@ class Task:
         """What `predict` gave of some examples beside their labels, for reports; by default nothing."""
         return []
 
+    @property
+    def positive(self) -> str | None:
+        """Of two classes, the one that binary metrics are about; by default none is."""
+        return None
+
+    def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:
+        """Curves of an evaluation for reports, as `recipes.curves.described` has them; by default none.
+
+        Arguments are those of `errors`.
+        """
+        return {}
+
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
         """The worst mistakes of an evaluation, at most `count`; by default none.
 

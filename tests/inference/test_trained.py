@@ -53,7 +53,6 @@ def test_text_that_just_fits_is_not_called_cut(trained: TrainedRun) -> None:
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ("one text", "list of texts"),
         (["fine", " \n"], "the text at 1 is empty"),
         ([("a", "b")], "takes single texts"),
         ([("a", 3)[1:]], "int at 0 is no text"),

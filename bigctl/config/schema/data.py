@@ -57,6 +57,9 @@ class Data(Component):
         gt=0, lt=1,
     )  # fmt: skip
     test_fraction: float = key(0.1, "Share held out where the source has no test split.", drift=STRUCTURAL, ge=0, lt=1)
+    positive: str | None = key(
+        None, "Of two classes the one that binary metrics and a threshold are about; null for the second by name."
+    )
     deduplicate: bool = key(
         False, "Keep each text once: copies are dropped, from training before they are from the test split.",
         drift=STRUCTURAL,
@@ -162,6 +165,47 @@ class ImageFolder(Images):
         if self.labels_file is None:
             names = ("labels", "label_separator", "file_name", "encoding", "split")
             yield from self.unused(names, "is of a file of labels, data.labels_file")
+
+
+@dataclass
+class Memory(Images):
+    """What is given from Python: a frame, arrays, texts or pictures, as `bigctl.train(config, data=...)` takes them."""
+
+    implementation: ClassVar[str] = "bigctl.data.sources.memory"
+    kind: str = kind("memory")
+    digest: str | None = key(
+        None, "What the data is known by; bigctl.train fills it in.", drift=STRUCTURAL, decided=True
+    )
+    label: str | None = key("label", "The target column; null for texts without one.", drift=STRUCTURAL)
+    text: str | None = key(
+        None, "The column with the text to classify; without one the columns are a table.", drift=STRUCTURAL
+    )
+    text_pair: str | None = key(None, "The column with a second text, where pairs are classified.", drift=STRUCTURAL)
+    labels: str | None = key(
+        None, "In place of data.label: the column with all classes of an example, several or none.", drift=STRUCTURAL
+    )
+    label_separator: str = key(
+        ";", "What stands between two classes in data.labels; a list needs none.", drift=STRUCTURAL
+    )
+    drop: list[str] = key([], "Columns to leave out.", drift=STRUCTURAL)
+    group: str | None = key(
+        None, "A column, such as a patient: splits made by rule keep rows of one value together.", drift=STRUCTURAL
+    )
+    time: str | None = key(
+        None, "A column of dates or numbers: splits made by rule hold out the latest rows.", drift=STRUCTURAL
+    )
+    channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the pictures.", drift=STRUCTURAL)
+    background: str = key(
+        "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
+    )
+    unnamed: bool = key(
+        False, "Whether the columns have no names but x0, x1, ...; bigctl.train fills it in.", drift=STRUCTURAL
+    )
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        yield from super().check(config)
+        if self.group is not None and self.time is not None:
+            yield "data.time", "data.group and data.time are both given", "give one of them"
 
 
 @dataclass

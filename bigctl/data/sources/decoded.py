@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +17,42 @@ Columns = dict[str, np.ndarray]
 GROUP, TIME = "<group>", "<time>"
 """Columns that only the splits look at: examples of one group (object [N]) stay together, later ones (float64 [N]) are
 held out."""
+
+
+ORIGIN = "<origin>"
+"""A column that says where each example comes from, int64 [N], see `Origins`."""
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the examples of each split come from.
+
+    Attributes:
+        sources: names of files.
+        places: split -> int64 [N], which of the files times 2**32, plus the line or row in it from 1 on, or 0 where the
+            file is one example.
+        unit: "line" or "row".
+    """
+
+    sources: Sequence[str]
+    places: Mapping[str, np.ndarray]
+    unit: str = "line"
+
+    BITS: ClassVar[int] = 32
+    MOST: ClassVar[int] = 2**32 - 1
+
+    @classmethod
+    def of_lines(cls, lines: Mapping[str, tuple[str, Sequence[int]]]) -> Origins:
+        """Of rows of one file a split: its name, and the line that each row begins on."""
+        places: dict[str, np.ndarray] = {}
+        for number, (split, (_, own)) in enumerate(lines.items()):
+            places[split] = np.asarray(own, np.int64) + (number << cls.BITS)
+        return cls([Path(name).name for name, _ in lines.values()], places)
+
+    @staticmethod
+    def said(unit: str, source: str, number: int) -> str:
+        """A place in words: photos/3.jpg, table.csv:17, table.parquet:row 3."""
+        return source if not number else f"{source}:{number}" if unit == "line" else f"{source}:{unit} {number}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +70,7 @@ class Decoded:
         info: facts worth showing a user (source, version, licence, files read), JSON-serialisable.
         styles: of table columns whose numbers are not written as programs do.
         target: what is to be predicted; None for what follows from `classes`, which is filled in.
+        origins: where the examples come from, if that is known.
     """
 
     kind: str
@@ -41,6 +79,7 @@ class Decoded:
     info: dict[str, Any] = field(default_factory=dict)
     target: Target = None  # type: ignore[assignment]  # filled in below
     styles: Mapping[str, NumberStyle] = field(default_factory=dict)
+    origins: Origins | None = None
 
     def __post_init__(self) -> None:
         if self.target is None:

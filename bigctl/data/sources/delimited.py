@@ -8,7 +8,7 @@ from typing import Any
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.paths import optional, split_digests
-from bigctl.data.sources import table, text_table
+from bigctl.data.sources import read_table, table, text_table
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.read_table import Dialect
 from bigctl.data.sources.unlabelled import Unlabelled
@@ -81,3 +81,10 @@ def read_for_prediction(path: Path | bytes, config: schema.Table, features: Feat
     pair = second[0] if features.pairs else None
     found, bad = text_table.texts_of(path, config.kind, text=text, text_pair=pair, dialect=dialect)
     return Unlabelled(found, errors=bad)
+
+
+def read_column(path: Path | bytes, config: schema.Table, name: str) -> list[Any] | None:
+    """The values of a column, row for row as `read_for_prediction` has them; None where there is no such column. Where
+    all of them are whole numbers as programs write them, they are numbers. Raises DataError."""
+    table_ = read_table.load(path, config.kind, lambda column: column == name, dialect=Dialect.of(config), collect=True)
+    return table.whole_numbers(table_.columns[name]) if name in table_.columns else None

@@ -11,18 +11,19 @@ import io
 import math
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import numpy as np
 
 from bigctl import memory
 from bigctl.config import schema
 from bigctl.data.paths import hidden, similar, some
-from bigctl.data.sources.decoded import Columns
+from bigctl.data.sources.decoded import Columns, Origins
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,6 +55,33 @@ def read_image(
     check_shape(image_size, channels)
     with _opened(file) as image:
         return _to_array(image, image_size, channels or (1 if _is_grey(image) else 3), background)
+
+
+def is_picture(value: object) -> TypeGuard[Image.Image]:
+    """Whether something is an image of Pillow, which is imported only where somebody else has."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def read_pictures(
+    pictures: Sequence[Image.Image],
+    image_size: tuple[int, int] | None,
+    channels: int | None,
+    background: str = "black",
+) -> np.ndarray:
+    """Images of Pillow as if they were files: uint8 [N, H, W, C]. Raises DataError as `decode_all` does."""
+    check_shape(image_size, channels)
+    channels = channels or (1 if all(map(_is_grey, pictures)) else 3)
+    arrays = [_to_array(picture, image_size, channels, background) for picture in pictures]
+    for number, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            height, width = arrays[0].shape[:2]
+            raise DataError(
+                f"images differ in size: number {number} is {array.shape[0]}x{array.shape[1]} (height x width), "
+                f"number 0 is {height}x{width}",
+                hint=f"data.image_size=[{height},{width}] resizes them all",
+            )
+    return np.stack(arrays) if arrays else np.empty((0, *(image_size or (0, 0)), channels), np.uint8)
 
 
 def check_shape(image_size: tuple[int, int] | None, channels: int | None) -> None:
@@ -180,6 +208,17 @@ def by_split(images: np.ndarray, labels: Mapping[str, np.ndarray], bad: Mapping[
         splits[split] = {"image": images[row:end], "label": own[good]}
         row = end
     return splits
+
+
+def origins(names: Mapping[str, Sequence[str]], bad: Mapping[int, DataError]) -> Origins:
+    """The files of each split that were not bad, counted over all splits as by `by_split`."""
+    places: dict[str, np.ndarray] = {}
+    start = 0
+    for split, own in names.items():
+        good = [number for number in range(start, start + len(own)) if number not in bad]
+        places[split] = np.array(good, np.int64) << Origins.BITS
+        start += len(own)
+    return Origins([name for own in names.values() for name in own], places)
 
 
 def left_out(bad: dict[int, DataError]) -> list[str]:

@@ -11,8 +11,8 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.paths import file_digest, fingerprint_folder, hidden, optional, require_folder, some, walk
-from bigctl.data.sources import labelled_images
-from bigctl.data.sources.decoded import Decoded
+from bigctl.data.sources import image_decoding, labelled_images
+from bigctl.data.sources.decoded import Decoded, Origins
 from bigctl.data.sources.image_decoding import (
     IMAGE_SUFFIXES,
     by_split,
@@ -145,7 +145,19 @@ def read_image_folder(
         "ignored_files": ignored,
         "notes": notes,
     }
-    return Decoded("image", splits, classes, info)
+    return Decoded("image", splits, classes, info, origins=_origins(path, folders, listed, bad))
+
+
+def _origins(
+    path: Path, folders: dict[str, Path], listed: dict[str, dict[str, list[Path]]], bad: dict[int, DataError]
+) -> Origins:
+    """The path of each image below the folder that is given."""
+    roots = {split: path if folder.parent == path else folder for split, folder in folders.items()}
+    names = {
+        split: [str(file.relative_to(roots[split])) for own in by_class.values() for file in own]
+        for split, by_class in listed.items()
+    }
+    return image_decoding.origins(names, bad)
 
 
 def _add_folders(folders: dict[str, Path], path: Path, given: dict[str, Path | None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from bigctl.data.paths import require_folder, some, walk
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.content import suffix_of
-from bigctl.data.sources.decoded import Decoded
+from bigctl.data.sources.decoded import Decoded, Origins
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.read_table import SUFFIXES, Dialect, load
 from bigctl.data.sources.text_rows import TextTable
@@ -80,7 +80,11 @@ def read_labelled_images(
         "ignored_files": _not_named(files, path),
         "notes": notes,
     }
-    return Decoded("image", splits, None, info, target)
+    return Decoded("image", splits, None, info, target, origins=_origins(table.columns[file_name], rows, bad))
+
+
+def _origins(files: list[str], rows: dict[str, list[int]], bad: dict[int, DataError]) -> Origins:
+    return image_decoding.origins({name: [files[row] for row in own] for name, own in rows.items()}, bad)
 
 
 def _not_named(files: list[Path], folder: Path) -> int:

@@ -6,6 +6,7 @@ missing, and so is NaN; nothing else is: the string "NA" is a category. Strings 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from bigctl.config import schema
 from bigctl.data import paths
 from bigctl.data.dataset import Features
 from bigctl.data.sources import image_decoding
-from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded
+from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded, Origins
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.parquet_columns import (
     CATEGORY,
@@ -66,16 +67,28 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
     parts = {
         split: read(path, only=only, drop=config.drop if only is None else ()) for split, path in given.items() if path
     }
+    found = decode_parts(parts, config, regression)
+    return dataclasses.replace(found, info={"source": "parquet", **found.info})
+
+
+def decode_parts(
+    parts: Mapping[str, Part], config: schema.Parquet, regression: bool, images: dict[str, Columns] | None = None
+) -> Decoded:
+    """The rows of each split as examples; `images` are those of the rows where they are decoded already.
+
+    Raises:
+        DataError: a column is missing, or of a type that cannot be used.
+    """
     notes: list[str] = []
     bad: dict[str, Bad | None] = {split: {} if config.on_bad == "skip" else None for split in parts}
-    if only is not None:
-        kind = "text" if config.text is not None else "image"
-        inputs = _texts(parts, config, bad) if kind == "text" else _images(parts, config, bad)
+    if config.text is not None:
+        kind, inputs = "text", _texts(parts, config, bad)
+    elif images is not None or config.image is not None:
+        kind, inputs = "image", images if images is not None else _images(parts, config, bad)
     else:
         kind, inputs = "table", _table_features(parts, config, notes, bad)
     target, labels = _targets(parts, config, kind, regression, notes)
     info: dict[str, Any] = {
-        "source": "parquet",
         "files": {split: part.source for split, part in parts.items()},
         "rows": {split: part.table.num_rows for split, part in parts.items()},
         "target": config.labels or config.label,
@@ -90,8 +103,21 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
         split: {**columns, "label": labels[split], **_split_columns(parts[split], config)}
         for split, columns in inputs.items()
     }
+    origins = _origins(parts, bad)
     splits = {split: _without(columns, bad[split] or {}, notes) for split, columns in splits.items()}
-    return Decoded(kind, splits, target.names if target.kind == "class" else None, info, target)
+    return Decoded(kind, splits, target.names if target.kind == "class" else None, info, target, origins=origins)
+
+
+def _origins(parts: Mapping[str, Part], bad: Mapping[str, Bad | None]) -> Origins:
+    """The file of each row that is not bad, and its number there."""
+    names: list[str] = []
+    places = {}
+    for split, part in parts.items():
+        rows = np.array([row for row in range(part.table.num_rows) if row not in (bad[split] or {})], np.int64)
+        file = np.searchsorted(part.starts, rows, side="right") - 1
+        places[split] = (file + len(names) << Origins.BITS) + rows - np.asarray(part.starts)[file] + 1
+        names += [own.name for own in part.files]
+    return Origins(names, places, "row")
 
 
 def _without(columns: Columns, bad: Bad, notes: list[str]) -> Columns:
@@ -108,29 +134,51 @@ def _without(columns: Columns, bad: Bad, notes: list[str]) -> Columns:
 
 def read_for_prediction(path: Path, config: schema.Parquet, features: Features) -> Unlabelled:
     """The rows of a file: of a table, of texts, or of images in the column of the training. Raises DataError."""
-    bad: dict[int, DataError] = {}
     if features.kind == "image":
+        bad: dict[int, DataError] = {}
         name = config.image or "image"
         height, width, channels = features.shape
         contents, names = encoded_images(read(str(path), only=[name]), name, bad)
         images, wrong = image_decoding.decode_each(contents, (height, width), channels, names, config.background)
         return Unlabelled(images, errors=wrong | bad)
+    return rows_to_predict(read(str(path), only=sources_of(features)), features)
+
+
+def read_column(path: Path, config: schema.Parquet, name: str) -> list[Any] | None:
+    """The values of a column as they are stored; None where there is no such column. Raises DataError."""
+    table = read(str(path)).table
+    return table.column(name).to_pylist() if name in table.column_names else None
+
+
+def sources_of(features: Features) -> list[str]:
+    """The columns that a model of texts or of tables needs."""
     if features.kind == "text":
-        columns = features.columns or (("text", "text_pair") if features.pairs else ("text",))
-        part = read(str(path), only=columns)
-        found = [texts(part, name, bad).tolist() for name in columns]
+        return list(features.columns or (("text", "text_pair") if features.pairs else ("text",)))
+    encoder = TableEncoder.from_json(features.encoder or {})
+    return list(dict.fromkeys(_source(column) for column in encoder.columns))
+
+
+def _source(column: Numeric | Categorical) -> str:
+    """The column of a file that one of the model comes from."""
+    style = column.style if isinstance(column, Numeric) else None
+    return style.of or column.name if style else column.name
+
+
+def rows_to_predict(part: Part, features: Features) -> Unlabelled:
+    """Rows as a model of texts or of tables takes them; further columns are ignored. Raises DataError."""
+    bad: dict[int, DataError] = {}
+    if features.kind == "text":
+        found = [texts(part, name, bad).tolist() for name in sources_of(features)]
         return Unlabelled(list(zip(*found, strict=True)) if features.pairs else found[0], errors=bad)
     encoder = TableEncoder.from_json(features.encoder or {})
-    sources = {c.name: c.style.of or c.name if isinstance(c, Numeric) and c.style else c.name for c in encoder.columns}
-    part = read(str(path), only=[*sources.values()])
-    if absent := [name for name in dict.fromkeys(sources.values()) if name not in part.table.column_names]:
+    if absent := [name for name in sources_of(features) if name not in part.table.column_names]:
         what = f"the model needs the feature columns {paths.some(absent)}, which are missing"
-        raise DataError(what, where=str(path))
-    rows = {column.name: _as_trained(part, sources[column.name], column, bad) for column in encoder.columns}
+        raise DataError(what, where=part.source)
+    rows = {column.name: _as_trained(part, _source(column), column, bad) for column in encoder.columns}
     missing = [[v is None for v in own.tolist()] if own.dtype == object else np.isnan(own) for own in rows.values()]
     empty = sum(row not in bad for row in np.flatnonzero(np.all(missing, axis=0)).tolist())
-    notes = [f"{path}: {empty} rows have no value in any column of the model"] if empty else []
-    return Unlabelled(encoder.encode(rows), errors=bad, notes=(*notes, *encoder.unseen(rows, str(path))))
+    notes = [f"{part.source}: {empty} rows have no value in any column of the model"] if empty else []
+    return Unlabelled(encoder.encode(rows), errors=bad, notes=(*notes, *encoder.unseen(rows, part.source)))
 
 
 def _as_trained(part: Part, name: str, column: Numeric | Categorical, bad: dict[int, DataError]) -> np.ndarray:

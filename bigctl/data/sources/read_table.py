@@ -14,7 +14,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data.number_style import moments
 from bigctl.data.sources.content import read_text
-from bigctl.data.sources.decoded import GROUP, TIME, Columns
+from bigctl.data.sources.decoded import GROUP, TIME, Columns, Origins
 from bigctl.data.sources.delimited_rows import load_delimited
 from bigctl.data.sources.text_rows import TextTable
 from bigctl.errors import DataError
@@ -47,11 +47,17 @@ def split_columns(table: TextTable, group: str | None, time: str | None) -> Colu
 
 
 def file_facts(tables: Mapping[str, TextTable]) -> dict[str, Any]:
-    """Which files the splits are from, and how many rows they have, for the facts of a data set."""
+    """Which files the splits are from, how many rows they have and which columns, for the facts of a data set."""
     return {
+        "columns": list(tables["train"].names),
         "files": {split: table.source for split, table in tables.items()},
         "rows": {split: len(table.lines) for split, table in tables.items()},
     }
+
+
+def file_origins(tables: Mapping[str, TextTable]) -> Origins:
+    """The file and the line that each row begins on."""
+    return Origins.of_lines({split: (table.source, table.lines) for split, table in tables.items()})
 
 
 @dataclass(frozen=True)

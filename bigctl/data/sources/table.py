@@ -29,7 +29,7 @@ from bigctl.data.sources.cells import (
     typed_columns,
 )
 from bigctl.data.sources.decoded import Columns, Decoded
-from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load, split_columns
+from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, file_origins, load, split_columns
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.table_encoder import Categorical, TableEncoder
 from bigctl.errors import DataError
@@ -100,7 +100,7 @@ def read_table(
         "categorical": [name for name, kind in kinds.items() if kind == CATEGORY],
         "notes": notes,
     }
-    return Decoded("table", splits, classes, info, styles=styles)
+    return Decoded("table", splits, classes, info, styles=styles, origins=file_origins(tables))
 
 
 def _without(table: TextTable, names: Container[str | None]) -> TextTable:
@@ -269,6 +269,12 @@ def _integer(text: str) -> int | None:
     """A whole number as programs write it; 007, 1E3 and digits of other scripts are names."""
     match = _CANONICAL.fullmatch(text)
     return int(match[1]) * (-1 if text.startswith("-") else 1) if match else None
+
+
+def whole_numbers(texts: Sequence[str]) -> list[Any]:
+    """Texts as whole numbers where all of them are such, as programs write them; else as they are."""
+    found = [_integer(text) if "." not in text else None for text in texts]
+    return list(texts) if None in found else found
 
 
 def _doubt_classes(train: TextTable, label: str, distinct: set[str], by_number: bool, quantities: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bigctl.data.paths import some
 from bigctl.data.sources.content import read_text
-from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.decoded import Columns, Decoded, Origins
 from bigctl.data.sources.read_table import json_records, json_type
 from bigctl.data.sources.text_rows import short
 from bigctl.data.target import Target
@@ -87,7 +87,8 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
         "sentences": {split: len(found.words) for split, found in by_split.items()},
         "words": {split: sum(map(len, found.words)) for split, found in by_split.items()},
     }
-    return Decoded("text", splits, None, facts, Target("token_class", tuple(names)))
+    origins = Origins.of_lines({split: (found.source, found.lines) for split, found in by_split.items()})
+    return Decoded("text", splits, None, facts, Target("token_class", tuple(names)), origins=origins)
 
 
 def _unknown(found: Sentences, sentence: int, known: Mapping[str, int]) -> DataError:

@@ -12,7 +12,7 @@ import numpy as np
 from bigctl.data.paths import some, split_files
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
-from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, load, split_columns
+from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, file_origins, load, split_columns
 from bigctl.data.sources.table import classify
 from bigctl.data.sources.text_rows import TextTable
 from bigctl.data.target import Target
@@ -78,7 +78,7 @@ def read_texts(
         found = {split: np.zeros(len(each.lines), np.int32) for split, each in tables.items()}
     splits = {split: {**columns, "label": found[split]} for split, columns in splits.items()}
     info = {"source": format, **file_facts(tables), "text": columns, "target": labels or label, "notes": notes}
-    return Decoded("text", splits, target.names if label is not None else None, info, target)
+    return Decoded("text", splits, target.names if label else None, info, target, origins=file_origins(tables))
 
 
 def _distinct(wanted: dict[str, str | None]) -> set[str]:

@@ -1,0 +1,51 @@
+"""Where each example of a data set comes from: a file, and the line or row in it.
+
+It is kept beside the arrays of a prepared data set and belongs to nothing that a model sees: data that was prepared
+before has none, and is the same data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bigctl.data.sources.decoded import ORIGIN, Columns, Decoded, Origins
+
+_FILE = "origins.npz"
+
+
+def with_origins(decoded: Decoded) -> dict[str, Columns]:
+    """The splits of a source, with a column that says where each example is from, if that is known."""
+    if decoded.origins is None:
+        return decoded.splits
+    places = decoded.origins.places
+    return {split: {**columns, ORIGIN: places[split]} for split, columns in decoded.splits.items()}
+
+
+def taken(by_split: Mapping[str, Columns]) -> dict[str, np.ndarray]:
+    """That column, removed from each split; nothing where there is none."""
+    found = {split: columns.pop(ORIGIN, None) for split, columns in by_split.items()}
+    return {split: places for split, places in found.items() if places is not None}
+
+
+def write(folder: Path, origins: Origins | None, places: Mapping[str, np.ndarray]) -> None:
+    """Keep where the examples of each split are from, in the folder of a prepared data set. Raises OSError."""
+    if origins is None or not places:
+        return
+    named = json.dumps([origins.unit, list(origins.sources)]).encode()
+    np.savez_compressed(folder / _FILE, sources=np.frombuffer(named, np.uint8), **places)  # type: ignore[arg-type]
+
+
+def read(folder: str | Path, split: str, rows: Sequence[int]) -> list[str | None]:
+    """Where some examples of a prepared split are from, in words; None where that is not known."""
+    try:
+        with np.load(Path(folder) / _FILE, allow_pickle=False) as stored:
+            unit, sources = json.loads(stored["sources"].tobytes())
+            places = stored[split][list(rows)]
+        pairs = [(str(sources[place >> Origins.BITS]), place & Origins.MOST) for place in places.tolist()]
+        return [Origins.said(str(unit), *pair) for pair in pairs]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return [None] * len(rows)

@@ -1,0 +1,96 @@
+"""A trained model asked about examples, batch by batch: what it predicts of each, and what its last layer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bigctl.data.dataset import Features
+from bigctl.inference import text_batches
+from bigctl.inference.text_batches import Text
+from bigctl.training.programs import Programs
+from bigctl.training.state import TrainState, Tree
+from bigctl.training.task import Batch
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BATCH = 256
+Compiled = Callable[[Any], Any]
+"""A batch -> one row an example."""
+
+
+class _Nothing(nnx.Module):
+    """Stands where a head was, and gives on what that would read."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class Forward:
+    """The compiled functions of a model with its weights."""
+
+    def __init__(self, programs: Programs, state: TrainState, features: Features):
+        self._programs, self._state, self._features = programs, state, features
+
+    @cached_property
+    def predict(self) -> Compiled:
+        """What the task predicts, [batch, outputs]."""
+        return self._compiled(lambda model, batch: self._programs.task.predict(model, batch))
+
+    @cached_property
+    def embed(self) -> Compiled:
+        """What the model's `head` reads, float32 [batch, width]."""
+
+        def headless(model: nnx.Module, batch: Batch) -> jax.Array:
+            model.head = _Nothing()  # type: ignore[attr-defined]
+            found: jax.Array = self._programs.task.outputs(model, batch)  # type: ignore[attr-defined]
+            return found.astype(jnp.float32).reshape(len(found), -1)
+
+        return self._compiled(headless)
+
+    def _compiled(self, run: Callable[[nnx.Module, Batch], jax.Array]) -> Compiled:
+        programs, state = self._programs, self._state
+
+        @jax.jit
+        def compiled(params: Tree, variables: Tree, batch: Batch) -> jax.Array:
+            return run(programs.merge(params, variables), batch)
+
+        return lambda batch: compiled(programs.evaluation_weights(state), state.variables, batch)
+
+    def arrays(self, inputs: np.ndarray, run: Compiled) -> np.ndarray:
+        """One row for each of [N, *features.shape]. Raises ValueError for what is of another shape or type."""
+        shape = tuple(self._features.shape)
+        if inputs.shape[1:] != shape:
+            raise ValueError(f"inputs have shape {inputs.shape[1:]}, the model takes {shape}")
+        if self._features.kind == "image" and inputs.dtype != np.uint8:
+            whole = np.issubdtype(inputs.dtype, np.integer) and inputs.size
+            if inputs.size and not (whole and inputs.min() >= 0 and inputs.max() <= 255):
+                # pixels from 0 to 1 would be taken for black ones, and the answer would look like any other
+                raise ValueError(f"images are uint8, from 0 to 255; these are {inputs.dtype}")
+            inputs = inputs.astype(np.uint8)
+        results = []
+        for start in range(0, len(inputs), BATCH):
+            block = inputs[start : start + BATCH]
+            padded = np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
+            results.append(np.asarray(run({"inputs": padded}))[: len(block)])
+        return np.concatenate(results) if results else np.empty((0, 0), np.float32)
+
+    def texts(
+        self, texts: np.ndarray | Sequence[Text], run: Compiled, tokenizer: Tokenizer
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One row for each of N texts, and which of them were cut, bool [N]. Raises ValueError for what is none."""
+        columns, cut = text_batches.encode_texts(tokenizer, list(texts), self._features)
+        longest = int(self._features.shape[0])
+        batches = text_batches.text_batches(columns, np.arange(len(cut)), longest)
+        given = [(places, run(batch)) for places, batch in batches]
+        found = np.empty((len(cut), given[0][1].shape[-1] if given else 0), np.float32)
+        for places, values in given:
+            found[places] = np.asarray(values)[: len(places)]
+        return found, cut

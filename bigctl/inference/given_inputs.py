@@ -1,0 +1,154 @@
+"""What Python gives to be predicted -> what the model takes: frames, arrays, pictures, paths and texts, one or many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigctl.config import schema
+from bigctl.data import catalog
+from bigctl.data.dataset import Features
+from bigctl.data.paths import some
+from bigctl.data.sources import frames, image_decoding, memory, parquet
+from bigctl.data.sources.frames import Examples
+from bigctl.data.sources.unlabelled import Unlabelled
+from bigctl.data.target import TOKEN_CLASS
+from bigctl.errors import DataError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Examples as the model takes them, and whether one alone was given, in no list."""
+
+    inputs: Examples
+    single: bool = False
+
+
+def read(given: Examples, features: Features, config: schema.Data, columns: frozenset[str] | None) -> Asked:
+    """The examples that are given.
+
+    Args:
+        given: see `TrainedRun.predict`.
+        features: of the data that the model was trained on.
+        config: how that data was read.
+        columns: what columns that data had; None where that is not known.
+
+    Raises:
+        ValueError: for a form that the model does not take, saying which it does.
+        DataError: for a file that cannot be read, and for columns that do not fit.
+    """
+    if isinstance(given, Path) or (isinstance(given, str) and features.kind in ("image", "table")):
+        return _file(Path(given), features, config)
+    if features.kind == "text":
+        return _texts(given, features)
+    return _table(given, features, config, columns) if features.kind == "table" else _images(given, features, config)
+
+
+def _file(path: Path, features: Features, config: schema.Data) -> Asked:
+    found = catalog.read_for_prediction(path, config, features)
+    return Asked(_sound(found), single=not found.rows)
+
+
+def _sound(found: Unlabelled) -> Any:
+    """The inputs, of which none may be bad."""
+    if found.errors:
+        raise found.errors[min(found.errors)]
+    return found.inputs
+
+
+# ---------------------------------------------------------------------------------------------------------------- texts
+
+
+def _texts(given: Examples, features: Features) -> Asked:
+    if isinstance(given, str):
+        if features.pairs:
+            raise ValueError("the model takes pairs of texts: (first, second)")
+        return Asked([given], single=True)
+    if features.pairs and isinstance(given, tuple) and len(given) == 2 and frames.is_texts(given):
+        return Asked([given], single=True)
+    if frames.is_frame(given):
+        part = frames.part_of(frames.table_of(given, "the frame"), "the frame")
+        if features.target.kind == TOKEN_CLASS:
+            raise ValueError("a tagger takes texts or lists of words: give a column, frame['text']")
+        return Asked(_sound(parquet.rows_to_predict(part, features)))
+    return Asked(list(given))
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def _table(given: Examples, features: Features, config: schema.Data, columns: frozenset[str] | None) -> Asked:
+    unnamed = bool(getattr(config, "unnamed", False))
+    if isinstance(given, Mapping) and given and all(np.ndim(value) == 0 for value in given.values()):
+        return Asked(_rows({name: [value] for name, value in given.items()}, features, config, columns), single=True)
+    if isinstance(given, Sequence) and given and all(isinstance(row, Mapping) for row in given):
+        names = dict.fromkeys(name for row in given for name in row)
+        given = {name: [row.get(name) for row in given] for name in names}
+    if frames.is_frame(given):
+        return Asked(_rows(given, features, config, columns))
+    array = np.asarray(given)
+    if array.ndim == 1 and array.size:
+        raise ValueError(f"one row of {len(array)} values is given; add a batch dimension: row[None]")
+    if unnamed and array.ndim == 2:
+        return Asked(_rows(memory.unnamed(array), features, config, columns))
+    if array.dtype.kind not in "biuf":
+        raise ValueError("an array of a table has no names for its columns; give a frame")
+    return Asked(array)
+
+
+def _rows(given: Examples, features: Features, config: schema.Data, columns: frozenset[str] | None) -> np.ndarray:
+    """The rows of a frame, encoded. Raises DataError for columns that are missing, unknown or of another type."""
+    part = frames.part_of(frames.table_of(given, "the frame"), "the frame")
+    needed = parquet.sources_of(features)
+    for name in needed:
+        part.column(name, "feature")
+    if columns is not None:
+        roles = [getattr(config, role, None) for role in ("label", "labels", "group", "time")]
+        known = {*needed, *columns, *(getattr(config, "drop", None) or ()), *(name for name in roles if name)}
+        if unknown := [name for name in part.table.column_names if name not in known]:
+            hint = f"leave it out; the model's columns are {some(needed)}"
+            raise DataError(f"the column {unknown[0]!r} is none of the training's", where=part.source, hint=hint)
+    return np.asarray(_sound(parquet.rows_to_predict(part, features)))
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def _images(given: Examples, features: Features, config: schema.Data) -> Asked:
+    if image_decoding.is_picture(given):
+        return Asked(_pictures([given], features, config), single=True)
+    if isinstance(given, list | tuple) and given and any(_is_one(item) for item in given):
+        wrong = next((item for item in given if not _is_one(item)), None)
+        if wrong is not None:
+            raise ValueError(f"pictures, paths and arrays are not mixed; {type(wrong).__name__} is among others")
+        return Asked(np.concatenate([_one(item, features, config) for item in given]))
+    array, shape = np.asarray(given), tuple(features.shape)
+    if array.shape == shape:
+        raise ValueError(f"one image of shape {shape} is given; add a batch dimension: image[None]")
+    if shape[-1] == 1 and array.shape == shape[:2]:
+        raise ValueError(
+            f"one image of shape {array.shape} is given; add a batch dimension and channels: image[None, :, :, None]"
+        )
+    grey = array.ndim == 3 and shape[-1] == 1 and array.shape[1:] == shape[:2]
+    return Asked(array[..., None] if grey else array)
+
+
+def _is_one(item: object) -> bool:
+    return isinstance(item, str | Path) or image_decoding.is_picture(item)
+
+
+def _one(item: Examples, features: Features, config: schema.Data) -> np.ndarray:
+    if isinstance(item, str | Path):
+        return np.asarray(_sound(catalog.read_for_prediction(Path(item), config, features)))
+    return _pictures([item], features, config)
+
+
+def _pictures(pictures: Sequence[Any], features: Features, config: schema.Data) -> np.ndarray:
+    """Images of Pillow as those of files: resized to what the model takes."""
+    height, width, channels = features.shape
+    below = str(getattr(config, "background", "black"))
+    return image_decoding.read_pictures(pictures, (height, width), channels, below)

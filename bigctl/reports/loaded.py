@@ -1,0 +1,89 @@
+"""A trained run as Python sees it: the model, and how its training went."""
+
+from __future__ import annotations
+
+import html
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigctl.errors import RunError
+from bigctl.files import write_text
+from bigctl.inference.trained import TrainedRun
+from bigctl.reports import png, run
+from bigctl.runs.metrics_file import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class LoadedRun(TrainedRun):
+    """A `TrainedRun` with its curves and its page."""
+
+    @property
+    def history(self) -> Any:
+        """The lines of metrics.jsonl in the order of the steps: a DataFrame where pandas is installed, else dicts."""
+        return history(self.run.metrics)
+
+    def plot(self) -> Figure:
+        """The main curves, drawn by matplotlib. Raises ConfigError where that is not installed."""
+        return plot(self.run.path)
+
+    def report(self, *, samples: int = 16) -> Page:
+        """The page that `bigctl report` writes; a notebook shows it. `samples` are the examples that it predicts."""
+        return Page(run.run_page(self.run, samples=samples), self.run.path)
+
+
+def history(path: Path) -> Any:
+    """Metrics by step, see `LoadedRun.history`."""
+    lines = read_metrics(path)
+    try:
+        import pandas
+    except ImportError:
+        return lines
+    return pandas.DataFrame(lines)
+
+
+def plot(folder: Path) -> Figure:
+    """See `LoadedRun.plot`."""
+    png.require("plot")
+    figure = png.figure_of_run(folder)
+
+    def as_png() -> bytes:
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+        return stream.getvalue()
+
+    figure._repr_png_ = as_png  # type: ignore[attr-defined]  # a notebook shows it, whatever its backend
+    return figure
+
+
+class Page:
+    """A page as text, which a notebook shows in a frame.
+
+    Attributes:
+        text: the whole HTML.
+    """
+
+    height = 720
+    """Of the frame in a notebook [pixels]."""
+
+    def __init__(self, text: str, folder: Path):
+        self.text, self._folder = text, folder
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write it to a file, report.html in the run's folder by default. Raises RunError if that fails."""
+        out = self._folder / "report.html" if path is None else Path(path)
+        try:
+            write_text(out, self.text)
+        except OSError as error:
+            raise RunError(f"cannot be written: {error.strerror}", where=str(out)) from error
+        return out
+
+    def _repr_html_(self) -> str:
+        content = html.escape(self.text, quote=True)
+        style = f"width:100%;height:{self.height}px;border:1px solid #8884"
+        return f'<iframe srcdoc="{content}" style="{style}" sandbox="allow-scripts" title="report"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"<report of {self._folder}: {len(self.text):,} characters of HTML; save() writes it>"

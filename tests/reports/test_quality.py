@@ -1,0 +1,43 @@
+"""The page of a run shows what its scores and probabilities are worth, and its worst mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from bigctl.recipes import curves
+
+import bigctl
+from bigctl.reports import quality
+from bigctl.runs.directory import RunDirectory
+from tests import small
+
+
+def test_each_curve_has_a_sentence_with_its_numbers() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random(400) < 0.25
+    scores = truth * 2 + rng.normal(0, 1, 400)
+    told = curves.described(1 / (1 + np.exp(-scores)), truth, scores=scores, positive="<yes>")
+    roc, pairs, reliability = quality.figures(json.loads(json.dumps(told)))
+    area = float(np.trapezoid(*reversed(curves.roc(scores, truth))))
+    found = re.search(r"the area under it is ([0-9.]+)", roc.caption)
+    assert found and float(found[1]) == pytest.approx(area, abs=2e-3)
+    assert f"{truth.mean():.0%} of the examples" in pairs.caption
+    assert "Reliability" in reliability.caption and "&lt;yes&gt;" in json.dumps(reliability.to_json())
+    assert quality.figures({}) == []
+
+
+def test_the_page_shows_the_worst_mistakes_on_the_test_split(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = small.trained(tmp_path_factory)
+    run = RunDirectory(folder / "runs" / "small")
+    named = run.summary()["mistakes"]
+    assert named and run.summary()["positive"] == "small"
+    lines = (folder / "rows.csv").read_text().splitlines()
+    text = bigctl.load(run.path).report(samples=16).text
+    section = text[text.index('id="mistakes"') : text.index('id="samples"')]
+    rows = re.findall(r"<tr[^>]*><td[^>]*>rows\.csv:(\d+)</td><td>(\w+)</td>", section)
+    assert len(rows) == len(named)
+    assert all(lines[int(line) - 1].endswith(f",{label}") for line, label in rows)
+    assert "ROC curve" in text and "positive class small" in text
