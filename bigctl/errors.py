@@ -85,6 +85,9 @@ def explained(error: Exception) -> BigctlError | None:
     return None
 
 
-_OF_A_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ELOOP)
+_OF_A_FILE = (
+    errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ELOOP,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 """What can be wrong with a file, or with the place where it is; all else may be a fault of ours."""
 _NO_MEMORY = r"RESOURCE_EXHAUSTED|[Oo]ut of memory"

@@ -131,6 +131,7 @@ def test_what_cannot_be_read_or_waited_for_is_named(tmp_path: Path, monkeypatch:
         catalog.decode(schema.ImageFolder(path=str(tmp_path / "photos")))
     found = explained(PermissionError(errno.EACCES, "Permission denied", "/a/b"))
     assert str(found) == "/a/b: cannot be read or written: Permission denied"
+    assert explained(OSError(errno.ENAMETOOLONG, "File name too long", b"/a")) is not None
     assert explained(FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/b")) is None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from bigctl.data.paths import some
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS, Target
 
 _WHAT = {
@@ -75,8 +76,8 @@ def converted(
         found[path] = columns
     new, dropped = [n for n in names if n not in place], [n for n in known if n not in names]
     said = ["outputs put in order by the names of the labels"]
-    said += [f"new: {', '.join(new)}"] if new else []
-    said += [f"dropped: {', '.join(dropped)}"] if dropped else []
+    said += [f"new: {some(new)}"] if new else []
+    said += [f"dropped: {some(dropped)}"] if dropped else []
     return found, "; ".join(said)
 
 

@@ -19,6 +19,7 @@ from bigctl.interop.columns import Match
 from bigctl.interop.heads import Head
 from bigctl.interop.loading import Shapes, Stored
 from bigctl.interop.sources import DECODERS, Source
+from bigctl.terminal import one_line
 
 HEAD = "head/"
 
@@ -95,7 +96,7 @@ def take_over(source: Source, start: Start) -> Transfer:
         because = f" ({why_not})" if why_not and any(name.startswith(HEAD) for name in new) else ""
         said.append(f"newly initialised: {_few(new)}{because}")
     said += [f"not used: {_few(unused)}"] if unused else []
-    return Transfer(values, variables, tuple(f"model.init_from: {line}" for line in said))
+    return Transfer(values, variables, tuple(one_line(f"model.init_from: {line}") for line in said))
 
 
 # ---------------------------------------------------------------------------------------------------------- the inputs
