@@ -133,7 +133,8 @@ def _fit(setting: Setting, folder: Path, *, tensorboard: bool) -> Callable[[], f
     from bigctl.training.loop import Cadence, Hooks, Loop
     from bigctl.training.signals import StopRequest
     from bigctl.training.state import Progress
-    from bigctl.training.tracking.writers import Console, JsonLines, TensorBoard
+    from bigctl.training.tracking.console import Console
+    from bigctl.training.tracking.writers import JsonLines, TensorBoard
 
     built = setting.built
     lines = JsonLines(folder / "metrics.jsonl", step=0)

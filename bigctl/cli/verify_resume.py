@@ -16,12 +16,16 @@ from bigctl.cli import common, render
 EXAMPLES = """\
 examples:
   bigctl verify-resume recipe=cnn_cls data=digits --steps 200
-  bigctl verify-resume recipe=gpt_lm data=shakespeare --steps 100 checkpoint.every=20 --kills 20 --seed 7
+  bigctl verify-resume recipe=gpt_lm --steps 100 checkpoint.every=20 --kills 20 --seed 7
   bigctl verify-resume recipe=mlp_cls --report resume.json --keep crashes
 
 The whole training runs at least twice: keep it short with --steps and frequent checkpoints.
 exit codes: 0 bit-equal, 1 a run was lost or something differs, 2 usage or configuration
 """
+
+
+OFTEN = "checkpoint.every=1 epoch"
+"""By time there would be no checkpoint in so short a training, and kills would test starting anew alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +48,8 @@ def _positive(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     if options.steps is not None:
         options.overrides = [*options.overrides, f"train.steps={options.steps}"]
-    common.composed(options)  # errors in it are reported before anything starts
+    if common.composed(options).config.checkpoint.every is None:  # errors in it are reported before anything starts
+        options.overrides = [*options.overrides, OFTEN]
     if options.report is not None:
         _check_report(options.report)
     from bigctl.engine import crash_test

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigctl.config import schema
+from bigctl.config.cadence import REWINDING
 from bigctl.config.schema import Config
 from bigctl.config.suggestions import all_keys
 from bigctl.errors import RunError
-
-REWINDING = ("checkpoint.every", "train.log_every")
-"""Free keys that decide, where the policy is to rewind, what is gone back to and which batches are left out."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,15 @@ def changes(old: Config, new: Config) -> list[Change]:
         drift = field.metadata.get("drift", schema.TRAJECTORY)
         if dotted in REWINDING and old.train.divergence.policy == new.train.divergence.policy == "rewind":
             drift = schema.TRAJECTORY
+            values = [REWINDING[dotted] if value is None else str(value) for value in values]
         if values[0] != values[1]:
             found.append(Change(dotted, values[0], values[1], drift))
     return found
+
+
+def undecided(found: Change) -> bool:
+    """Whether the new side leaves the value of a key to the start of the run, which then keeps what it had."""
+    return found.new is None and found.key in schema.decided_keys()
 
 
 def judge(found: Iterable[Change], allowed: Iterable[str], *, where: str) -> list[Change]:

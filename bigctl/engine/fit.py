@@ -16,12 +16,14 @@ from bigctl.errors import Preempted
 from bigctl.training import phases
 from bigctl.training import rewind as rewinding
 from bigctl.training.checkpoints.arrays import shapes
+from bigctl.training.checkpoints.by_time import TimedSaves
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.loop import Hooks, Loop
 from bigctl.training.profile import Profiler
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.tracking.callbacks import Listener
-from bigctl.training.tracking.writers import Console, JsonLines, TensorBoard, Writer
+from bigctl.training.tracking.console import Console
+from bigctl.training.tracking.writers import JsonLines, TensorBoard, Writer
 
 log = logging.getLogger("bigctl")
 
@@ -56,14 +58,21 @@ def prepared(
         for listener in tracked:
             listener.saved(progress.step)
 
+    saves = TimedSaves(checkpoints, save)
     hooks = Hooks(
         write=outputs.write,
-        save=save,
+        save=saves.save,
+        due=saves.due,
+        hold=saves.hold,
         flush=outputs.flush,
         warn=log.warning,
         sample=outputs.sampler,
         rewind=rewind,
+        doing=outputs.console.doing,
+        stepped=outputs.console.stepped,
+        evaluated=outputs.console.evaluated,
     )
+    run.stop.listen(outputs.console.stopping)
     if profiler is not None:
         hooks.before_dispatch = profiler.before_dispatch
     feed = experiment.feed(outputs.observer)
@@ -95,7 +104,12 @@ class _Outputs:
 
     def __init__(self, run: Run, experiment: Experiment, start: Start, tracked: Sequence[Listener]):
         directory, step = run.directory, start.step
-        self.console = Console(experiment.cadence.total, quiet=run.options.quiet or not directory.writes)
+        self.console = Console(
+            experiment.cadence.total,
+            step=step,
+            metric=experiment.metric,
+            quiet=run.options.quiet or not directory.writes,
+        )
         self._writers: list[Writer] = [self.console]
         self._streams: list[JsonLines] = []  # what checkpoints count on
         if directory.writes:

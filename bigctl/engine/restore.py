@@ -22,6 +22,8 @@ from bigctl.files import write_text
 from bigctl.runs import generation_config, provenance
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.training import early_stop
+from bigctl.training.checkpoints import by_time
+from bigctl.training.checkpoints.async_checkpoints import queued
 from bigctl.training.checkpoints.store import Checkpoints, Saved
 from bigctl.training.state import Progress, TrainState
 
@@ -53,13 +55,20 @@ class Start:
 
 
 @contextlib.contextmanager
-def checkpoints_of(run: Run, config: Config) -> Iterator[Checkpoints]:
+def checkpoints_of(run: Run, experiment: Experiment) -> Iterator[Checkpoints]:
     """The checkpoints of a run; all saves are over when this ends."""
-    kept = config.checkpoint
+    kept = experiment.config.checkpoint
     own = Checkpoints(
         run.directory.checkpoints, keep=kept.keep, best=kept.best, on_failure=kept.on_failure, group=run.group
     )
-    checkpoints = own if run.options.shared is None else run.options.shared.checkpoints(own)
+    own.prepare()
+    by_itself = experiment.cadence.save is None and run.group.count == 1
+    if run.options.shared is not None:
+        checkpoints = run.options.shared.checkpoints(own)
+    elif by_itself and by_time.is_small(experiment.programs.abstract_state):
+        checkpoints = queued(own)  # the best and what follows it are written one after the other, and nothing waits
+    else:
+        checkpoints = own
     try:
         yield checkpoints
     finally:

@@ -50,7 +50,7 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
         experiment = _build(run, resolved)
 
         # 4. Restore the newest good checkpoint, or initialise; run.json says that training has begun.
-        with restore.checkpoints_of(run, resolved.config) as checkpoints:
+        with restore.checkpoints_of(run, experiment) as checkpoints:
             start = restore.restore(run, experiment, checkpoints)
 
             # 5. Fit: evaluations, logs and saves happen in here.

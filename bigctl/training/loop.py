@@ -6,10 +6,11 @@ changes: a checkpoint holds what was logged and selected before it, so a run res
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,9 +75,14 @@ class Hooks:
         flush: metrics onto the disk, before a checkpoint counts on them.
         warn: a sentence for the user.
         sample: (state, step): show what the model can do so far.
+        due: without a cadence of checkpoints, whether the time for one has come; asked where something else happens.
+        hold: then keep the best so far, to be saved with the next checkpoint; False if it must be saved now.
         rewind: (progress, bad step) -> the state of a checkpoint and its progress, see `rewind.rewind`; what was
             written since is taken back.
         before_dispatch: (step, state) -> how many steps the next dispatch may take at most.
+        doing: what goes on from here on, such as "compiling"; empty for steps.
+        stepped: the number of updates that are dispatched by now.
+        evaluated: an evaluation was written; what is best by now stands in the progress.
     """
 
     write: Callable[[int, dict[str, Any]], None]
@@ -84,8 +90,13 @@ class Hooks:
     flush: Callable[[], None]
     warn: Callable[[str], None]
     sample: Callable[[TrainState, int], None] | None = None
+    due: Callable[[], bool] = field(default=lambda: False)
+    hold: Callable[[TrainState, Progress], bool] = field(default=lambda state, progress: False)
     rewind: Callable[[Progress, int], tuple[TrainState, Progress]] | None = None
     before_dispatch: Callable[[int, TrainState], int] = field(default=lambda step, state: LARGEST_LOOP)
+    doing: Callable[[str], None] = field(default=lambda what: None)
+    stepped: Callable[[int], None] = field(default=lambda step: None)
+    evaluated: Callable[[Progress], None] = field(default=lambda progress: None)
 
 
 class Loop:
@@ -126,6 +137,7 @@ class Loop:
         self._mark = (0.0, 0.0, 0)
         self._compiled: set[str] = set()
         self._warned = self._warned_of_value = False
+        self._activity = ""
         self._clock = ThreadPoolExecutor(1, thread_name_prefix="clock")
 
     def fit(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -155,23 +167,27 @@ class Loop:
             progress.position += count * batch_size
             self.timings.steps += count
             phases.now(phases.STEP, progress.step)
+            self.hooks.stepped(progress.step)
+            self._flush_ready_log()
 
             if self._must_rewind(state, progress.step):
                 state, progress = self._rewind(state, progress)
                 continue
             step, improved = progress.step, False
-            if self.cadence.due(self.cadence.evaluate, step):
+            evaluates, logs = self.cadence.due(self.cadence.evaluate, step), self.cadence.due(self.cadence.log, step)
+            if evaluates:
                 self._flush_log()
                 with phases.during(phases.EVAL):
                     improved = self._evaluate(state, progress)
             if self.cadence.sample and self.cadence.due(self.cadence.sample, step):
                 with phases.during(phases.EVAL):
                     self._sample(state, step)
-            if self.cadence.due(self.cadence.log, step) or progress.stopped:
+            if logs or progress.stopped:
                 self._flush_log()
                 state = self._begin_log(state, progress)
             asked = self.stop.reached(self.timings.steps)  # once a step: what is asked after this is saved a step later
-            if asked or progress.stopped or self.cadence.due(self.cadence.save, step) or improved:
+            saves = asked or bool(progress.stopped) or self.cadence.due(self.cadence.save, step)
+            if saves or self._saves_now(state, progress, event=evaluates or logs, improved=improved):
                 self._flush_log()
                 state = self._save(state, progress)
             self.timings.data_wait = self.feed.waited - waited
@@ -189,7 +205,7 @@ class Loop:
         jax.block_until_ready(state.step)  # training time is not evaluation time
         start = time.perf_counter()
         before = self.timings.compile
-        with self._compile_time("evaluate"):
+        with self._doing("evaluating"), self._compile_time("evaluate"):
             found = self.evaluator(self.programs.evaluation_weights(state), state.variables)
         scalars = {name: value for name, value in found.items() if isinstance(value, (int, float))}
         if self.metric not in scalars:
@@ -206,6 +222,7 @@ class Loop:
                 "eval.metric names another"
             )
         self.hooks.write(progress.step, {"epoch": self._epoch(progress.position), **scalars})
+        self.hooks.evaluated(progress)
         self.timings.evaluate += time.perf_counter() - start - (self.timings.compile - before)
         return improved and self.config.checkpoint.best
 
@@ -214,7 +231,8 @@ class Loop:
             return
         jax.block_until_ready(state.step)
         start = time.perf_counter()
-        self.hooks.sample(state, step)
+        with self._doing("writing a sample"):
+            self.hooks.sample(state, step)
         self.timings.evaluate += time.perf_counter() - start
 
     def _begin_log(self, state: TrainState, progress: Progress) -> TrainState:
@@ -229,6 +247,11 @@ class Loop:
             progress.step, progress.position, sums, bad_step, progress.rewinds, done, self.timings.besides
         )
         return state
+
+    def _flush_ready_log(self) -> None:
+        """Write the last log line, if nothing has to be waited for; what is wrong with it is said at the next event."""
+        if self._pending is not None and self._pending.done.done() and int(self._pending.bad_step) < 0:
+            self._flush_log()
 
     def _flush_log(self) -> None:
         pending, self._pending = self._pending, None
@@ -252,6 +275,21 @@ class Loop:
         self.hooks.write(pending.step, values)
         self._report_recompiles(pending.step)
 
+    def _saves_now(self, state: TrainState, progress: Progress, *, event: bool, improved: bool) -> bool:
+        """Whether a checkpoint is saved although no step is due: a better one at once, or else when it is time."""
+        if self.cadence.save is not None:
+            return improved
+        if event and self.hooks.due():
+            return True
+        if not improved:
+            return False
+        self._check_finite(int(state.bad_step))
+        start = time.perf_counter()
+        progress.metric, progress.mode = self.metric, self.mode
+        held = self.hooks.hold(state, progress)
+        self.timings.checkpoint += time.perf_counter() - start
+        return not held
+
     def _save(self, state: TrainState, progress: Progress) -> TrainState:
         bad_step = int(state.bad_step)  # waits for the steps before: they are training, not checkpoint time
         if bad_step >= 0 and self.rule.policy == "rewind":
@@ -259,10 +297,11 @@ class Loop:
         self._check_finite(bad_step)
         start = time.perf_counter()
         progress.metric, progress.mode = self.metric, self.mode
-        if self.rule.policy == "rewind" and progress.step % self.cadence.save == 0:
+        if self.rule.policy == "rewind" and self.cadence.save and progress.step % self.cadence.save == 0:
             rewind.set_anchor(progress, best=self.config.checkpoint.best)
         self.hooks.flush()
-        self.hooks.save(state, progress)
+        with self._doing("saving"):
+            self.hooks.save(state, progress)
         self.timings.checkpoint += time.perf_counter() - start
         return state
 
@@ -275,8 +314,9 @@ class Loop:
 
         Events are at fixed steps, so that where a run was cut has no say in which batches are left out.
         """
-        due = (self.cadence.due(every, step) for every in (self.cadence.evaluate, self.cadence.log, self.cadence.save))
-        return self.rule.policy == "rewind" and any(due) and int(state.bad_step) >= 0
+        events = self.cadence.evaluate, self.cadence.log, self.cadence.save
+        due = any(self.cadence.due(every, step) for every in events)
+        return self.rule.policy == "rewind" and due and int(state.bad_step) >= 0
 
     def _rewind(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Back to a checkpoint, on to the batches after this event's."""
@@ -302,29 +342,37 @@ class Loop:
     def _epoch(self, position: int) -> float:
         return round(position / self.examples_per_epoch, 6)
 
-    def _compile_time(self, name: str) -> _FirstCall:
+    @contextlib.contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        """Tell what goes on within, and afterwards that what went on before goes on."""
+        before, self._activity = self._activity, what
+        self.hooks.doing(what)
+        try:
+            yield
+        finally:
+            self._activity = before
+            self.hooks.doing(before)
+
+    @contextlib.contextmanager
+    def _compile_time(self, name: str) -> Iterator[None]:
         """The first call of a program compiles it; its time is no training time."""
-        return _FirstCall(self, name)
+        if name in self._compiled:
+            yield
+            return
+        start, waited = time.perf_counter(), self.feed.waited
+        try:
+            with self._doing("compiling"):
+                yield
+        finally:
+            self._compiled.add(name)
+            waited = self.feed.waited - waited  # for data: that is counted as such
+            self.timings.compile += time.perf_counter() - start - waited
 
     def _report_recompiles(self, step: int) -> None:
         size = getattr(self.feed.program(), "_cache_size", lambda: 1)()
         if size > self.feed.shapes and not self._warned:
             self._warned = True
             self.hooks.warn(f"the training step was compiled {size} times by step {step}; shapes or placements changed")
-
-
-class _FirstCall:
-    def __init__(self, loop: Loop, name: str):
-        self.loop, self.name = loop, name
-
-    def __enter__(self) -> None:
-        self.start, self.waited = time.perf_counter(), self.loop.feed.waited
-
-    def __exit__(self, *error: object) -> None:
-        if self.name not in self.loop._compiled:
-            self.loop._compiled.add(self.name)
-            waited = self.loop.feed.waited - self.waited  # for data: that is counted as such
-            self.loop.timings.compile += time.perf_counter() - self.start - waited
 
 
 def _time_when_ready(array: jax.Array) -> float:

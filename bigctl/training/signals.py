@@ -41,6 +41,9 @@ class Stop(Protocol):
     def room(self, steps: int, limit: int) -> int:
         """How many of the next `limit` steps may be taken."""
 
+    def listen(self, told: Callable[[str], None]) -> None:
+        """Call this when a signal asks to stop, at once and from another thread, with what asked."""
+
 
 class TimedStop(Stop, Protocol):
     """A `Stop` that a time limit can be given to."""
@@ -70,6 +73,7 @@ class StopRequest:
         self._leave = leave
         self._exit_code: int | None = None
         self._deadline: tuple[float, str] | None = None
+        self._told: Callable[[str], None] = lambda reason: None
         self._wakeup: tuple[int, int] | None = None
         self._previous: dict[int, object] = {}
 
@@ -99,6 +103,10 @@ class StopRequest:
     def orderly(self) -> None:
         """From here on there is something to save: also Ctrl-C is a request."""
         self._leave = None
+
+    def listen(self, told: Callable[[str], None]) -> None:
+        """Call this when a signal asks to stop, at once and from another thread, with what asked."""
+        self._told = told
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -130,20 +138,27 @@ class StopRequest:
             self.exit_code = 130 if number == signal.SIGINT else 75
 
     def _watch(self, reader: int) -> None:
-        """End the process at the second urgent signal, or at Ctrl-C while it starts. Handlers wait while the main
-        thread compiles or computes; this thread reads the numbers of signals as they arrive."""
+        """Tell of the first signal, and end the process at the second urgent one, or at Ctrl-C while it starts.
+
+        Handlers wait while the main thread compiles or computes; this thread reads the numbers of signals as they
+        arrive."""
         first: float | None = None
+        told = False
         with open(reader, "rb", buffering=0) as stream:
             while number := stream.read(1):
                 now = time.monotonic()
-                if number[0] not in URGENT:
-                    continue
                 if number[0] == signal.SIGINT and (leave := self._leave) is not None:
                     for each in (leave, self.closing):
                         with contextlib.suppress(Exception):
                             if each is not None:
                                 each()
                     os._exit(130)
+                if number[0] in REASONS and not told:
+                    told = True
+                    with contextlib.suppress(Exception):  # a terminal that is gone
+                        self._told(REASONS[signal.Signals(number[0])])
+                if number[0] not in URGENT:
+                    continue
                 if first is not None and now - first >= TOGETHER:
                     os._exit(130 if number[0] == signal.SIGINT else 143)
                 first = now if first is None else first

@@ -141,7 +141,8 @@ class Step:
         parts = self.config.train.accumulate
         seed = hparams.get(SEED, self.config.seed)
         dropout = randomness.key(seed, randomness.DROPOUT, step)
-        augmentation = randomness.key(seed, randomness.AUGMENTATION, step)
+        same = self.config.train.overfit_one_batch  # one batch and, where a task draws what it asks, one question
+        augmentation = randomness.key(seed, randomness.AUGMENTATION, jnp.zeros_like(step) if same else step)
 
         trained = self.trained(params)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from collections.abc import Callable
 
 from bigctl.parallel.distributed import POLL, ProcessGroup
 from bigctl.training.signals import Stop
@@ -47,6 +48,10 @@ class SharedStop:
         while not self._agreed.wait(POLL):  # in slices, for a second signal
             pass
         return max(0, min(limit, self._last - steps))
+
+    def listen(self, told: Callable[[str], None]) -> None:
+        """Call this when a signal asks this process to stop."""
+        self.own.listen(told)
 
     def _watch(self) -> None:
         with contextlib.suppress(Exception):  # the others are lost, which ends this process soon

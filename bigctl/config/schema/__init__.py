@@ -60,6 +60,16 @@ def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[A
             yield from walk(hints[field.name], f"{dotted}.")
 
 
+def decided_keys() -> set[str]:
+    """Keys that the start of a run fills in where they are null, which the run then keeps."""
+    return {
+        f"{cls.group_name}.{dotted}"
+        for cls in components()
+        for dotted, field, _ in walk(cls)
+        if field.metadata.get("decided")
+    }
+
+
 def walk_config(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     """All leaf keys of a composed configuration as (dotted key, field, value)."""
 

@@ -152,8 +152,12 @@ class Train(Checked):
     )  # fmt: skip
     early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
     divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
-    overfit_one_batch: bool = key(False, "Train on the first batch only: a model that cannot learn it is broken.")
-    log_every: int = key(50, "Cadence of training metrics [steps].", drift=FREE, ge=1)
+    overfit_one_batch: bool = key(
+        False, "Train on the first batch alone, as it is: a model that cannot learn it is broken."
+    )
+    log_every: int | None = key(
+        None, "Cadence of training metrics; null for about 200 of them, however long it is [steps].", drift=FREE, ge=1
+    )
     steps_per_dispatch: int | None = key(
         None, "Steps per call of the compiled program; null to choose.", drift=FREE, ge=1
     )
@@ -202,7 +206,12 @@ class Eval(Checked):
 
 @dataclass
 class Checkpoint(Checked):
-    every: str = key("1 epoch", "Cadence of checkpoints, such as 500, '500 steps' or '1 epoch'.", drift=FREE)
+    every: str | None = key(
+        None,
+        "Cadence of checkpoints, such as 500, '500 steps' or '1 epoch'; null for by time: every half minute, more "
+        "seldom where saving would take more than 3% of it.",
+        drift=FREE,
+    )
     keep: int = key(2, "How many of the latest to keep.", drift=FREE, ge=1)
     best: bool = key(True, "Also save and keep the best by the selection metric.", drift=FREE)
     on_failure: str = key(
@@ -210,7 +219,8 @@ class Checkpoint(Checked):
     )
 
     def check(self, config: Whole) -> Iterator[Problem]:
-        yield from cadence_problems("checkpoint.every", self.every)
+        if self.every is not None:
+            yield from cadence_problems("checkpoint.every", self.every, "null for by time")
 
 
 @dataclass

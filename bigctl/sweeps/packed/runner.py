@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigctl.config.cadence import in_pack
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
 from bigctl.engine import trainer
@@ -109,6 +110,9 @@ class TrialStop:
     def orderly(self) -> None:
         self._process.orderly()
 
+    def listen(self, told: Callable[[str], None]) -> None:
+        """A trial says nothing: the sweep does."""
+
 
 # --------------------------------------------------------------------------------------------------- what is shared
 
@@ -127,7 +131,8 @@ class TrialGroup:
         config = jobs[0].config
         if config.train.compile_cache:
             compile_cache.use_compile_cache()
-        self.resolved = resolve.resolve(config, RunDirectory(jobs[0].path).tokenizer)
+        resolved = resolve.resolve(config, RunDirectory(jobs[0].path).tokenizer)
+        self.resolved = dataclasses.replace(resolved, cadence=in_pack(resolved.config, resolved.cadence))
         self.experiment = experiments.build_resolved(self.resolved)
         self.made_with = provenance.made_with(Path.cwd(), diff=config.train.keep_diff)
         self._evaluators: dict[tuple[str, str], Evaluator] = {}

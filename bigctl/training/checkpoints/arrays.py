@@ -30,6 +30,10 @@ _ON_DISK = {"anomaly_state": "guard"}
 """Parts of the state that have another name on disk than in memory, where names belong to the format."""
 
 
+copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+"""A tree of arrays as it is now: the next step takes the memory of a state."""
+
+
 def restore(
     checkpointer: AsyncCheckpointer, path: Path, shapes: dict[str, list[int]], abstract: TrainState
 ) -> TrainState:

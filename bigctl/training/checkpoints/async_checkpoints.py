@@ -1,4 +1,5 @@
-"""Checkpoints of one of many runs in a process, which are trained faster than they can be saved.
+"""Checkpoints that are written in the background, one after the other: those of small models, which are trained faster
+than they can be saved, and above all those of many runs in a process.
 
 Saving one after the other would hold all of them up. So a save waits in a queue until the disk has time for it, and one
 that is not needed any more by then, because there is a later one, is never written: what is lost by a crash is a little
@@ -14,14 +15,11 @@ import threading
 from dataclasses import dataclass
 from typing import Any, cast
 
-import jax
-import jax.numpy as jnp
-
+from bigctl.training.checkpoints.arrays import copied
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress, TrainState
 
 _WRITING = threading.Semaphore(4)
-_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class QueuedCheckpoints:
     def save(self, state: TrainState, progress: Progress, meta: dict[str, Any]) -> None:
         """Have it saved. Raises TrainingFailed if a save before it failed, unless `on_failure` is "warn"."""
         self._raise()
-        kept = _copied(state)  # the next step takes the state itself
+        kept = copied(state)  # the next step takes the state itself
         new = _Save(kept, copy.deepcopy(progress), meta)
         needed = {progress.best_step, *progress.anchors}
         with self._lock:

@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,9 @@ class Checkpoints:
         self._good: dict[int, bool] = {}  # what this process knows of a step: it wrote or read every byte of it
         self._told: set[str] = set()
         self._saves = 0
+        self._began = 0.0
+        self.seconds = 0.0
+        """From the beginning of the last save until it was committed."""
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -107,6 +111,7 @@ class Checkpoints:
             TrainingFailed: if it cannot be begun, or the save before this one failed, unless `on_failure` is "warn".
         """
         self.wait()
+        self._began = time.monotonic()
         target = self._path(progress.step)
         content = {"schema": SCHEMA, "step": progress.step, "progress": progress.to_json(), **meta}
         tree = arrays.flatten(state)
@@ -140,6 +145,10 @@ class Checkpoints:
         )
         self._thread.start()
 
+    def prepare(self) -> None:
+        """Import what a save needs: one that is asked for by SIGTERM has little time."""
+        self._orbax()
+
     def wait(self, *, last: bool = False) -> None:
         """Until the last save is committed.
 
@@ -167,6 +176,7 @@ class Checkpoints:
 
     def _finish(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:
         self._commit(target, best_step, anchors)
+        self.seconds = time.monotonic() - self._began
         phases.saving(-1)
 
     def _commit(self, target: Path, best_step: int | None, anchors: Sequence[int]) -> None:

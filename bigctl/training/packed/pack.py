@@ -91,7 +91,7 @@ class PackedSteps:
         (self.length,) = feeds.training_plan(layout, columns, config).lengths
         self.arrays = feeds.place_columns(programs.mesh, columns)
         looped = feeds.loops(programs.mesh, config)
-        between = min(cadence.log, cadence.evaluate, cadence.save, cadence.total)
+        between = min(cadence.log, cadence.evaluate, cadence.save or cadence.evaluate, cadence.total)
         most = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP) if looped else 1
         self.largest = min(most, 1 << (between - 1).bit_length())
         self._length: int | None = config.train.steps_per_dispatch if looped else 1

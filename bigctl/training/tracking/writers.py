@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.jsonl`, TensorBoard events, the console."""
+"""Where metrics go: `metrics.jsonl`, TensorBoard events; the console has a file of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import os
-import sys
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +14,6 @@ from bigctl.errors import TrainingFailed
 from bigctl.files import append_regular, read_regular, write_text
 from bigctl.formatting import plain
 from bigctl.runs.metrics_file import step_of_line
-from bigctl.terminal import escape, escaped, unescaped
 
 log = logging.getLogger("bigctl.train")
 
@@ -59,6 +56,7 @@ class JsonLines:
         if not os.fstat(self._stream.fileno()).st_nlink:
             raise self._gone()
         self._stream.write(json.dumps(plain({"step": step, **values})) + "\n")
+        self._stream.flush()  # whoever looks on sees it; that it is on the disk is what a checkpoint asks for
 
     def flush(self) -> None:
         """Onto the disk: whatever a checkpoint has counted must not be lost.
@@ -109,98 +107,3 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class Console:
-    """Progress on stderr: a live line on a terminal, elsewhere one plain line at a time cadence.
-
-    Args:
-        total: length of training [steps].
-        quiet: print nothing.
-        every: seconds between plain lines.
-    """
-
-    def __init__(self, total: int, *, quiet: bool = False, every: float = 10.0):
-        self.total = total
-        self.quiet = quiet
-        self.every = every
-        self._last = time.monotonic()
-        self._progress: Any = None
-        self._values: dict[str, float] = {}
-        self._step = self._printed = 0
-        if not quiet and sys.stderr.isatty():
-            self._progress = self._live()
-
-    def _live(self) -> Any:
-        from rich.console import Console as Terminal
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-
-        columns = (
-            TextColumn("step {task.completed}/{task.total}", table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=30)),
-            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        )
-        progress = Progress(*columns, console=Terminal(file=unescaped(sys.stderr)), refresh_per_second=4)
-        progress.start()  # which puts itself before standard error: what others print comes above the line
-        escape("stderr")
-        self._task = progress.add_task("train", total=self.total, numbers="compiling ...")
-        return progress
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        self._values.update({k: v for k, v in values.items() if isinstance(v, (int, float))})
-        self._step = step
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, numbers=self._line())
-        elif time.monotonic() - self._last >= self.every:
-            self._print()
-
-    def cut(self, step: int) -> None:
-        self._step = self._printed = min(self._printed, step)
-
-    def _print(self) -> None:
-        if not self.quiet and self._step > self._printed:
-            self._last, self._printed = time.monotonic(), self._step
-            self._tell(f"step {self._step}/{self.total}  {self._line()}")
-
-    def say(self, text: str) -> None:
-        """A sentence of its own, above the live line."""
-        if self.quiet:
-            return
-        if self._progress is not None:
-            self._progress.console.print(escaped(text), markup=False, highlight=False)
-        else:
-            self._tell(text)
-
-    def _tell(self, line: str) -> None:
-        try:
-            print(line, file=sys.stderr, flush=True)
-        except OSError:  # whoever read it has gone, as `2>&1 | head` does: no reason to stop training
-            self.quiet = True
-
-    def _line(self) -> str:
-        shown = []
-        for name, label, pattern in _CONSOLE:
-            if name in self._values:
-                shown.append(f"{label} {self._values[name]:{pattern}}")
-        return "  ".join(shown)
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-        else:
-            self._print()
-
-
-_CONSOLE = (
-    ("epoch", "epoch", ".2f"),
-    ("train/loss", "loss", ".4f"),
-    ("train/padding", "padding", ".0%"),
-    ("val/loss", "val loss", ".4f"),
-    ("val/accuracy", "val acc", ".4f"),
-    ("perf/examples_per_s", "examples/s", ",.0f"),
-    ("perf/tokens_per_s", "tokens/s", ",.0f"),
-    ("perf/mfu", "MFU", ".1%"),
-)
