@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import unicodedata
 from typing import Any
 
 
@@ -55,6 +56,38 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a text takes: Chinese, Japanese and Korean characters take two, marks that sit on
+    another character none."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns_of(character) for character in text)
+
+
+def _columns_of(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+
+
+def padded(text: str, width: int) -> str:
+    """A text filled with blanks up to so many columns."""
+    return text + " " * (width - columns(text))
+
+
+def cut(text: str, room: int, mark: str = "...") -> str:
+    """As much of a text as fits so many columns, with a mark where something is left out."""
+    if columns(text) <= room:
+        return text
+    left, kept = room - columns(mark), 0
+    for character in text:
+        left -= _columns_of(character)
+        if left < 0:
+            break
+        kept += 1
+    return text[:kept] + mark
 
 
 def age(timestamp: float) -> str:

@@ -64,7 +64,7 @@ def fetch_folder(wheel: Wheel) -> Path:
 
 
 def _folder(wheel: Wheel, names: Iterable[str]) -> Path:
-    cached = cache_root() / "packages" / f"{wheel.package}-{wheel.version}"
+    cached = _cached(wheel)
     for folder in (cached, _installed(wheel)):
         if folder is not None and all(_intact(folder / name, wheel.files[name]) for name in names):
             return folder
@@ -81,6 +81,16 @@ def _folder(wheel: Wheel, names: Iterable[str]) -> Path:
             hint="free some space, or set BIGCTL_CACHE_DIR to a folder that can be written",
         ) from error
     return cached
+
+
+def is_here(wheel: Wheel) -> bool:
+    """Whether all wanted files of a wheel are on this machine; what is in them is not looked at."""
+    folders = [folder for folder in (_cached(wheel), _installed(wheel)) if folder is not None]
+    return any(all((folder / name).is_file() for name in wheel.files) for folder in folders)
+
+
+def _cached(wheel: Wheel) -> Path:
+    return cache_root() / "packages" / f"{wheel.package}-{wheel.version}"
 
 
 def _intact(file: Path, sha256: str) -> bool:

@@ -49,6 +49,7 @@ class Supervised(Task):
         self.features = features
         self.head = _head(features, recipe.class_weights, class_counts, sigmoid, config.data.positive)
         self.metric, self.carried = self.head.metric, self.head.carried
+        self.augments = not config.train.overfit_one_batch
 
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Columns of a batch of n examples, but for the target."""
@@ -74,7 +75,8 @@ class Supervised(Task):
     def loss(
         self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
-        outputs = self._outputs(model, self.augment(batch, augment_key), key=key, mask=batch["mask"])
+        seen = self.augment(batch, augment_key) if self.augments else batch
+        outputs = self._outputs(model, seen, key=key, mask=batch["mask"])
         return self.head.loss(outputs, batch, hparams)
 
     def _outputs(self, model: nnx.Module, batch: Batch, **options: Any) -> Float[Array, "batch outputs"]:

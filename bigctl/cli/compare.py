@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigctl.cli import common, render
-from bigctl.formatting import number
+from bigctl.formatting import columns, number
 from bigctl.runs import differences, directory
 from bigctl.runs.differences import ABSENT, NOT_FINITE, Side
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     names = differences.known(sides, options.metrics, where="--metrics")
     differences.known(sides, within.some, where="--tolerance")
     readable = all(side.config for side in sides)  # where one is not, a note says so
-    config = differences.rows([side.config for side in sides], every=options.all) if readable else {}
+    config = differences.configuration(sides, every=options.all) if readable else {}
     surroundings = differences.surroundings(sides, every=options.all)
     compared = {}
     if options.assert_equal or options.tolerance:
@@ -133,8 +133,8 @@ def _blocks(tables: Mapping[str, Mapping[str, Sequence[str]]], count: int) -> li
     if not sys.stdout.isatty():
         return [list(range(count))]
     room = shutil.get_terminal_size((120, 24)).columns
-    widths = [max(len(cells[i]) for rows in tables.values() for cells in rows.values()) + 2 for i in range(count)]
-    left = max(len(name) for title, rows in tables.items() for name in (title, *rows)) + widths[0]
+    widths = [max(columns(cells[i]) for rows in tables.values() for cells in rows.values()) + 2 for i in range(count)]
+    left = max(columns(name) for title, rows in tables.items() for name in (title, *rows)) + widths[0]
     blocks, used = [[0]], left
     for i in range(1, count):
         if used + widths[i] > room and len(blocks[-1]) > 1:

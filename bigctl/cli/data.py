@@ -16,7 +16,7 @@ from bigctl.cache_root import cache_root
 from bigctl.cli import common, render
 from bigctl.errors import ConfigError
 from bigctl.files import disk_size
-from bigctl.formatting import age, size
+from bigctl.formatting import age, columns, padded, size
 
 if TYPE_CHECKING:
     from bigctl.config.schema import Data, Tfds
@@ -282,11 +282,11 @@ def print_texts(splits: dict[str, Any], texts: list[tuple[str, list[str]]]) -> N
     render.print_table(header, rows)
     print("first texts")
     names = [one_line(name, 20) for name, _ in texts]
-    wide = max(map(len, names))
+    wide = max(map(columns, names))
     room = max(20, shutil.get_terminal_size((120, 24)).columns - wide - 4)
     for name, (_, first) in zip(names, texts, strict=True):
         for text in first:
-            print(f"  {name:<{wide}}  {one_line(text, room)}")
+            print(f"  {padded(name, wide)}  {one_line(text, room)}")
 
 
 def print_columns(table: list[Column], targets: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bigctl import terminal
 from bigctl.cli import common, render
+from bigctl.formatting import columns, padded
 
 EXAMPLES = """\
 examples:
@@ -126,14 +127,14 @@ def print_errors(errors: list[dict[str, Any]]) -> None:
     single = "probability" in errors[0]
     print(f"worst errors (loss, true -> predicted{', its probability' if single else ''})")
     pairs = [f"{one_line(_names(e['label']), 20)} -> {one_line(_names(e['predicted']), 20)}" for e in errors]
-    wide = max(map(len, pairs))
+    wide = max(map(columns, pairs))
     room = shutil.get_terminal_size((120, 24)).columns - wide - 20
     for error, pair in zip(errors, pairs, strict=True):
         texts = [error[name] for name in ("text", "text_pair") if name in error]
         place = str(error.get("origin") or f"row {error['row']}")
         what = one_line("  ".join([place, " | ".join(texts)] if texts else [place]), max(20, room))
         probability = f"{error['probability']:.3f}  " if single else ""
-        print(f"  {error['loss']:>7.3f}  {pair:<{wide}}  {probability}{what}")
+        print(f"  {error['loss']:>7.3f}  {padded(pair, wide)}  {probability}{what}")
 
 
 def print_tag_errors(errors: list[dict[str, Any]]) -> None:
@@ -147,7 +148,7 @@ def print_tag_errors(errors: list[dict[str, Any]]) -> None:
         rows = zip(error["words"], error["label"], error["predicted"], strict=True)
         wrong = [f"{one_line(word, 20)}: {true} -> {said}" for word, true, said in rows if true != said]
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        room = max(20, shutil.get_terminal_size((120, 24)).columns - len(shown) - 13)
+        room = max(20, shutil.get_terminal_size((120, 24)).columns - columns(shown) - 13)
         place = f"{error['origin']}  " if error.get("origin") else ""
         print(f"  {error['loss']:>7.3f}  {shown}  {one_line(place + error['text'], room)}")
 

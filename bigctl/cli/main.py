@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 import time
@@ -85,6 +86,8 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if arguments[:1] == ["train"] and not MULTIRUN.isdisjoint(arguments):
         arguments = ["sweep", *(word for word in arguments[1:] if word not in MULTIRUN)]
+    if arguments[:1] == ["help"]:  # as of git and others: `bigctl help train`
+        arguments = [*arguments[1:2], "--help"]
     if arguments and arguments[0] in COMMANDS:
         return _run(arguments[0], arguments[1:])
     options = parser.parse_args(arguments)
@@ -94,14 +97,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(completion.script(options.completion))
         return 0
     if options.command is None:
-        parser.print_help()
-        return 2
+        from bigctl.cli import welcome
+
+        print(welcome.text(), end="")
+        return 0
     return _unknown(options.command)
 
 
 def _unknown(command: str) -> int:
-    import difflib
-
     close = difflib.get_close_matches(command, COMMANDS, n=2)
     if "=" in command:
         hint = f"did you mean `bigctl train {command}`?"
@@ -116,10 +119,33 @@ def _unknown(command: str) -> int:
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong flag like every other error, instead of printing the whole usage first."""
 
+    given: Sequence[str] = ()
+    """The arguments that are parsed, for what is said of a wrong one."""
+
     def error(self, message: str) -> NoReturn:
         print(f"bigctl: {message.removeprefix('argument ')}", file=sys.stderr)
+        if meant := self._meant(message):
+            print(f"        did you mean {meant}?", file=sys.stderr)
         print(f"        {self.prog} --help shows the flags", file=sys.stderr)
         sys.exit(2)
+
+    def _meant(self, message: str) -> str:
+        """What an unknown flag may stand for: another flag or, as `--lr 0.1` does, a key."""
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        if not unknown or not unknown[0].startswith("-"):
+            return ""
+        flag, equals, value = unknown[0].partition("=")
+        flags = [name for action in self._actions for name in action.option_strings]
+        close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.8)
+        if close or not any(action.dest == "overrides" for action in self._actions):
+            return close[0] if close else ""
+        from bigctl.config import suggestions
+
+        if not equals:
+            after = [*self.given, ""][list(self.given).index(flag) + 1] if flag in self.given else ""
+            value = "" if after.startswith("-") or "=" in after else after
+        key = suggestions.key_named(flag.lstrip("-"))
+        return f"{key}={value or '...'}" if key else ""
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -132,6 +158,7 @@ def _run(command: str, arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parser.given = arguments
     _require_readable([] if command in ("predict", "generate") else arguments)  # texts and files, written nowhere
     options = parser.parse_intermixed_args(arguments)
     options.argv, options.began = ["bigctl", command, *arguments], STARTED

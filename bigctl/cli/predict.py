@@ -187,13 +187,16 @@ def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
         if name == "-":
             continue
         if not Path(name).exists() and not glob.has_magic(name):
-            raise DataError("there is no such file", where=name)
+            wanted = ", ".join(sorted(catalog.suffixes(Features.from_json(features))))
+            hint = f"give a file ({wanted}), a folder of them, or a pattern in quotes: '{name}*'"
+            raise DataError("there is no such file or folder", where=name, hint=hint)
         files = [*map(str, text_files.matching(name))]
         if Path(name).is_dir():
             known = set(catalog.suffixes(Features.from_json(features)))
             readable = [file for file in files if content.suffix_of(file) in known]
             if not readable:
-                raise DataError(f"none of its {len(files)} files can be predicted", where=name, hint=", ".join(known))
+                hint = f"the run {run} takes {', '.join(sorted(known))}"
+                raise DataError(f"none of its {len(files)} files can be predicted", where=name, hint=hint)
             if len(readable) < len(files):
                 print(f"{name}: {len(files) - len(readable)} files of other kinds are left out", file=sys.stderr)
             files = readable

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bigctl import terminal
+from bigctl.formatting import columns, cut, padded
 
 if TYPE_CHECKING:
     from bigctl.runs.gates import Verdict
@@ -30,11 +31,22 @@ def json_text(value: object, indent: int | None = None) -> str:
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns of text; lines that do not fit the terminal are cut."""
     rows = [[terminal.one_line(str(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
+    widths = [max(columns(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
     room = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
     for row in [list(header), *rows]:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        print(line if len(line) <= room else line[: room - 3] + "...")
+        print(cut("  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip(), room))
+
+
+def print_wrapped(line: str) -> None:
+    """A line; on a terminal that it does not fit it goes on in the next one, indented, between two words."""
+    if not sys.stdout.isatty():
+        print(line)
+        return
+    import textwrap
+
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    room = max(20, shutil.get_terminal_size((120, 24)).columns)
+    print(textwrap.fill(line, room, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True))
 
 
 def print_passed(verdicts: Iterable[Verdict]) -> None:
@@ -45,21 +57,22 @@ def print_passed(verdicts: Iterable[Verdict]) -> None:
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
     """One metric a line, sorted by name, values aligned."""
-    width = max(16, *map(len, metrics)) if metrics else 0
+    width = max(16, *map(columns, metrics)) if metrics else 0
     for name, value in sorted(metrics.items()):
-        print(f"  {name:<{width}} {value:.4f}")
+        print(f"  {padded(name, width)} {value:.4f}")
 
 
 def print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 20) -> None:
     """The whole matrix for up to `most` classes, else the pairs that are confused most often."""
     classes = [terminal.one_line(name) for name in classes]
     if len(classes) <= most:
+        short = [cut(name, 12, "") for name in classes]
         width = max(len(str(n)) for row in confusion for n in row)
-        width = max(width, *(len(c[:12]) for c in classes))
+        width = max(width, *map(columns, short))
         print("confusion (rows: true class, columns: predicted)")
-        print(" " * 14 + " ".join(c[:12].rjust(width) for c in classes))
-        for name, row in zip(classes, confusion, strict=True):
-            print("  " + name[:12].ljust(12) + " ".join(str(n).rjust(width) for n in row))
+        print(" " * 14 + " ".join(" " * (width - columns(name)) + name for name in short))
+        for name, row in zip(short, confusion, strict=True):
+            print("  " + padded(name, 12) + " ".join(str(n).rjust(width) for n in row))
         return
     pairs = [(n, classes[t], classes[p]) for t, row in enumerate(confusion) for p, n in enumerate(row) if t != p and n]
     print("confused most often (true -> predicted)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from bigctl.cli import common, render
@@ -45,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
     found = find.locate(options.run)
     out = options.out or found.path / "report.html"
     picture = None if options.png is None else options.png if options.png.name else out.with_name("curves.png")
-    if picture is not None:
-        png.require()
+    missing = None
+    if picture is not None and (missing := png.missing()) is not None:
+        picture = None
     if found.sweep:
         text = sweep.sweep_page(found.path, link=lambda trial: os.path.relpath(trial, out.absolute().parent) + "/")
     else:
@@ -60,10 +62,14 @@ def run(options: argparse.Namespace) -> int:
         raise RunError(f"cannot be written: {error.strerror}", where=str(error.filename or out), hint=hint) from error
     markdown = f"![{found.path.name}]({picture})" if picture is not None else None
     if options.json:
-        pictures = {"png": str(picture), "markdown": markdown} if picture is not None else {}
-        render.print_json({"run": str(found.path), "report": str(out), "bytes": len(text.encode()), **pictures})
-        return 0
-    print(out)
-    if markdown is not None:
-        print(markdown)
-    return 0
+        pictures = {"png": picture and str(picture), "markdown": markdown} if options.png is not None else {}
+        said = {"missing": str(missing)} if missing is not None else {}
+        render.print_json({"run": str(found.path), "report": str(out), "bytes": len(text.encode()), **pictures, **said})
+    else:
+        print(out)
+        if markdown is not None:
+            print(markdown)
+    if missing is not None:
+        print(f"bigctl: {missing.where}: {missing.message}; the page is written", file=sys.stderr)
+        print(f"        {missing.hint}", file=sys.stderr)
+    return 0 if missing is None else missing.exit_code

@@ -155,7 +155,7 @@ def _diff(options: argparse.Namespace) -> int:
     now = common.composed(options).config
     then = compose.from_yaml(found.read_config(), where=str(found.config))
     values = [{key: value for key, _, value in schema.walk_config(side)} for side in (then, now)]
-    changes = [c for c in drift.changes(then, now) if _under(c.key, options.only)]
+    changes = [c for c in drift.changes(then, now) if _under(c.key, options.only) and not drift.undecided(c)]
     if options.json:
         sides = dict(zip(("run", "now"), values, strict=True))  # a side that has no such key is left out
         rows = [

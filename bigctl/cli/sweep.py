@@ -21,10 +21,10 @@ tag(log, interval(1e-5,1e-2)). seed=range(3) repeats every point with three seed
   sweep.metric=val/loss  sweep.zip=[[key1,key2]]  sweep=NAME (a preset; `bigctl ls sweeps`)
 
 examples:
-  bigctl sweep recipe=cnn_cls optimizer.lr=1e-4,3e-4,1e-3 seed=range(3)
+  bigctl sweep recipe=cnn_cls optimizer.lr=1e-4,3e-4,1e-3 'seed=range(3)'
   bigctl sweep recipe=mlp_cls 'optimizer.lr=tag(log, interval(1e-4,1e-1))' sweep.sampler=tpe sweep.trials=30
-  bigctl sweep recipe=mlp_cls optimizer.lr=1e-4,1e-3,1e-2 seed=range(8) --packed auto
-  bigctl sweep recipe=cnn_cls model.channels=[32],[32,64] --dry-run
+  bigctl sweep recipe=mlp_cls optimizer.lr=1e-4,1e-3,1e-2 'seed=range(8)' --packed auto
+  bigctl sweep recipe=cnn_cls 'model.channels=[32],[32,64]' --dry-run
 """
 
 

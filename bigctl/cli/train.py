@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   bigctl train recipe=cnn_cls
-  bigctl train recipe=cnn_cls model.channels=[64,128] train.epochs=10 --name wider
-  bigctl train recipe=cnn_cls data=image_folder data.path=photos data.image_size=[64,64]
+  bigctl train recipe=cnn_cls 'model.channels=[64,128]' train.epochs=10 --name wider
+  bigctl train recipe=cnn_cls data=image_folder data.path=photos 'data.image_size=[64,64]'
   bigctl train recipe=mlp_cls data=csv data.path=table.csv data.label=species
   bigctl train recipe=cnn_cls --dry-run
   bigctl train recipe=cnn_cls --require 'val/accuracy>=0.97' --junit report.xml
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.config import presets
 
     if not any(o.lstrip("+").startswith(("recipe=", "experiment=")) for o in options.overrides):
-        return _no_recipe(presets.roots(options.config_dir))
+        return _no_recipe(options.overrides, presets.roots(options.config_dir))
     if options.dry_run:
         from bigctl.engine import dry_run
 
@@ -67,9 +67,10 @@ def run(options: argparse.Namespace) -> int:
     return session.exit_code
 
 
-def _no_recipe(roots: Sequence[Root]) -> int:
-    from bigctl.config import presets
+def _no_recipe(given: Sequence[str], roots: Sequence[Root]) -> int:
+    from bigctl.config import presets, suggestions
 
+    suggestions.reject_bare(given, roots)
     print("bigctl: no recipe is chosen; one of:", file=sys.stderr)
     for name, path in sorted(presets.files(roots, "recipe").items()):
         print(f"  recipe={name:<10} {presets.headline(path)}", file=sys.stderr)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigctl.cli import common, render
+from bigctl.formatting import number
 
 if TYPE_CHECKING:
     from bigctl.engine.run import Options
     from bigctl.runs.gates import Verdict
-    from bigctl.runs.summary import Summary
+    from bigctl.runs.summary import Overfit, Summary
     from bigctl.training.signals import StopRequest
 
 
@@ -107,8 +108,18 @@ class Session:
         self.exit_code = common.exit_code(verdicts)
 
 
+def _overfit_verdict(found: Overfit) -> str:
+    losses = f"loss {number(found['first_loss'])} -> {number(found['last_loss'])}"
+    if found["accuracy"] is not None:
+        losses += f", accuracy {number(found['accuracy'])}"
+    if found["learned"]:
+        return f"one batch: LEARNED ({losses}): the model can learn"
+    hint = "more train.steps or another optimizer.lr may help, else model or data are wrong"
+    return f"one batch: NOT LEARNED ({losses}): {hint}"
+
+
 def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
-    """What came out, and the three commands that are likely next."""
+    """What came out, and the commands that are likely next."""
     metrics, run = summary["metrics"], summary["run"]
     if summary.get("already_complete"):
         print(f"{run} is complete; nothing to do")
@@ -120,10 +131,12 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         print(f"{run}: {summary['step']:,} steps in {times['wall']:.1f} s{rate}")
         known = times["train"] + times["compile"] + times["evaluate"] + times["checkpoint"] + times["data_wait"]
         other = times["wall"] - known
-        print(
+        render.print_wrapped(
             f"  time: train {times['train']:.1f} s, compile {times['compile']:.1f}, evaluate {times['evaluate']:.1f}, "
             f"checkpoint {times['checkpoint']:.1f}, data wait {times['data_wait']:.1f}, start-up and test {other:.1f}"
         )
+    if (overfit := summary.get("overfit")) is not None:
+        print(f"  {_overfit_verdict(overfit)}")
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
@@ -140,4 +153,5 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
     print("next:")
     print(f"  bigctl eval {run}")
     print(f"  {run_info.next_command(RunDirectory(Path(run)))}")
-    print(f"  bigctl info {run}")
+    print(f"  bigctl report {run}")
+    print("  bigctl ui")

@@ -99,6 +99,7 @@ def reject_unknown(overrides: Sequence[str], roots: Sequence[presets.Root]) -> N
     """Every kind of typo that can be seen without composing, each with its remedy."""
     groups = presets.groups(roots)
     top = [field.name for field in dataclasses.fields(Config)]
+    reject_bare(overrides, roots)
     for text in overrides:
         override = parse(text)
         name = override.key_or_group
@@ -131,6 +132,57 @@ def reject_unknown(overrides: Sequence[str], roots: Sequence[presets.Root]) -> N
                 f"there is no key {name!r}{guess}", where="command line", hint="`bigctl show` lists the keys"
             )
         reject_inside(name)
+
+
+def reject_bare(words: Sequence[str], roots: Sequence[presets.Root]) -> None:
+    """Refuse a word without `=`, as `cnn_cls` for `recipe=cnn_cls`."""
+    for word in words:
+        if "=" in word or word.startswith("~"):
+            continue
+        groups = list(dict.fromkeys(["recipe", *presets.groups(roots)]))
+        groups.remove("sweep")
+        options = [f"{group}={option}" for group in groups for option in presets.options(roots, group)]
+        meant = [text for text in options if text.partition("=")[2] == word]
+        if not meant:
+            close = difflib.get_close_matches(word, [text.partition("=")[2] for text in options], n=1, cutoff=0.75)
+            meant = [text for text in options if text.partition("=")[2] in close]
+        if not meant and (key := key_named(word)):
+            meant = [f"{key}=..."]
+        guess = f"; did you mean {' or '.join(meant[:2])}?" if meant else ""
+        hint = "write key=value, or group=option"
+        raise ConfigError(f"{word!r} sets nothing{guess}", where="command line", hint=hint)
+
+
+_ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "bs": "train.batch_size",
+    "dataset": "data",
+    "task": "recipe",
+    "config": "experiment",
+    "optim": "optimizer",
+    "scheduler": "schedule",
+    "epoch": "train.epochs",
+    "max_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "max_steps": "train.steps",
+}
+"""What other programs call a key."""
+
+
+def key_named(word: str) -> str:
+    """The group or key that a word without its group means, such as `optimizer.lr` for `lr`; empty for none."""
+    word = word.replace("-", "_")
+    if word in schema.GROUPS or word in _ELSEWHERE:
+        return _ELSEWHERE.get(word, word)
+    first = ("train", "optimizer", "data", "model")
+    known = sorted(all_keys(), key=lambda key: first.index(top) if (top := key.split(".")[0]) in first else len(first))
+    named = [key for key in known if key == word or key.rsplit(".", 1)[-1] == word]
+    if not named:
+        close = difflib.get_close_matches(word, [key.rsplit(".", 1)[-1] for key in known], n=1, cutoff=0.8)
+        named = [key for key in known if key.rsplit(".", 1)[-1] in close]
+    return named[0] if named else ""
 
 
 def reject_inside(name: str) -> None:

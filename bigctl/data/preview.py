@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from bigctl import formatting
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.table_encoder import Numeric, TableEncoder
 from bigctl.data.target import CLASSES, NUMBER, TOKEN_CLASS
@@ -184,17 +185,10 @@ def one_line(text: str, width: int) -> str:
     # What has the category of control or format characters would steer the terminal, not be seen on it.
     clean = "".join(c if c == " " or unicodedata.category(c)[0] not in "CZ" else " " for c in head)
     clean = " ".join(clean.split())
-    ends = np.cumsum([_columns(c) for c in clean] or [0])
+    ends = np.cumsum([formatting.columns(c) for c in clean] or [0])
     if ends[-1] <= width and len(head) == len(text):
         return clean
     return clean[: int(np.searchsorted(ends, width - 3, side="right"))].rstrip() + "..."
-
-
-def _columns(c: str) -> int:
-    """How wide a character is on a terminal."""
-    if unicodedata.combining(c):
-        return 0
-    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
 
 
 # ------------------------------------------------------------------------------------------------------------ images

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_json
 from bigctl.runs import directory
-from bigctl.runs.summary import FollowedUp, Summary, Times
+from bigctl.runs.metrics_file import read_metrics
+from bigctl.runs.summary import FollowedUp, Overfit, Summary, Times
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Scores
 from bigctl.training.loop import Timings
@@ -89,12 +91,20 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         "examples_per_s": rate,
         "profile": fitted.profile,
     }
-    rates = experiment.rates
-    if rates is not None:
-        measured = rates(rate) if rate else {}
-        summary = cast(Summary, {**summary, **measured, "flops_per_token": rates.flops_per_token})
+    summary = cast(Summary, {**summary, **_besides(run, experiment, rate)})
     _write(run, summary)
     return summary
+
+
+def _besides(run: Run, experiment: Experiment, rate: float | None) -> dict[str, Any]:
+    """Rates of a task of tokens, and what training on one batch came to."""
+    found: dict[str, Any] = {}
+    if (rates := experiment.rates) is not None:
+        found |= {**(rates(rate) if rate else {}), "flops_per_token": rates.flops_per_token}
+    if experiment.config.train.overfit_one_batch and run.directory.writes:
+        verdict = overfit(read_metrics(run.directory.metrics))
+        found |= {} if verdict is None else {"overfit": verdict}
+    return found
 
 
 def _followed_up(task: Task, tested: Scores, labels: np.ndarray | None) -> FollowedUp:
@@ -103,6 +113,21 @@ def _followed_up(task: Task, tested: Scores, labels: np.ndarray | None) -> Follo
         return {"curves": {}, "mistakes": []}
     labels = np.asarray(labels)
     return {"curves": task.curves(tested.examples, labels), "mistakes": task.errors(tested.examples, labels, MISTAKES)}
+
+
+LEARNED = 0.1
+"""Of the first loss that was logged: a model that can learn at all brings that of one batch below."""
+
+
+def overfit(lines: Iterable[Mapping[str, Any]]) -> Overfit | None:
+    """What training on one batch came to, by what was logged; None where nothing was."""
+    trained = [line for line in lines if isinstance(line.get("train/loss"), float)]
+    if not trained:
+        return None
+    first, last = trained[0]["train/loss"], trained[-1]["train/loss"]
+    accuracy = trained[-1].get("train/accuracy")
+    learned = last <= LEARNED * first if accuracy is None else accuracy >= 0.99
+    return {"first_loss": first, "last_loss": last, "accuracy": accuracy, "learned": learned}
 
 
 def _times(timings: Timings, wall: float) -> Times:

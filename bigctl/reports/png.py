@@ -22,10 +22,18 @@ _SIZE = 3.2
 """Inches: the height of a panel, a third less than its width."""
 
 
+def missing(where: str = "--png") -> ConfigError | None:
+    """What a picture cannot be drawn without; None where nothing is missing."""
+    if importlib.util.find_spec("matplotlib") is not None:
+        return None
+    hint = "pip install 'bigctl[report]'"
+    return ConfigError("no picture is drawn, matplotlib is not installed", where=where, hint=hint)
+
+
 def require(where: str = "--png") -> None:
     """Raises ConfigError if matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("matplotlib is not installed", where=where, hint="pip install 'bigctl[report]'")
+    if (error := missing(where)) is not None:
+        raise error
 
 
 def of_run(folder: Path, out: Path) -> None:

@@ -201,12 +201,15 @@ def _next(run: RunDirectory, known: Mapping[str, Any]) -> list[str]:
 
 def _settings(run: RunDirectory, known: Mapping[str, Any]) -> list[Setting]:
     """All keys of the configuration, those that differ from what the recipe says by itself first."""
-    from bigctl.config import saved
+    from bigctl.config import saved, schema
 
     tree = saved.values(run.read_config(), where=str(run.config))
     values = {key: page.scalar(value) for key, value in _leaves(tree)}
     defaults = _composed([f"recipe={known.get('recipe')}"])[0]
     own, origins = _composed([str(o) for o in known.get("overrides") or []])
+    for key in schema.decided_keys():  # what the start decided is nobody's choice
+        if key in values and own.get(key) == defaults.get(key) == page.scalar(None):
+            defaults[key] = values[key]
     agrees = sum(own.get(key) == value for key, value in values.items()) > len(values) / 2
     found = [
         Setting(key, value, defaults.get(key, "" if defaults else None), origins.get(key, "") if agrees else "")

@@ -40,6 +40,7 @@ class Side:
         final: whether `metrics` are those of its summary; else they are the last ones logged.
         evaluated: the step of the last evaluation, of a run that is not complete.
         config: dotted key -> value; keys that it is too old to know have the value that is their default now.
+        decided: those whose value follows from others, as the horizon of a schedule from the length of training.
         surroundings: what it was made with, by name.
         metrics: name -> number, or None where that is not finite.
         times: seconds by phase, and rates.
@@ -55,6 +56,7 @@ class Side:
     final: bool
     evaluated: int | None
     config: Mapping[str, Any]
+    decided: frozenset[str]
     surroundings: Mapping[str, Any]
     metrics: Mapping[str, float | None]
     times: Mapping[str, float]
@@ -96,7 +98,8 @@ def _side(run: RunDirectory, name: str) -> Side:
         metrics = {n: c[max(c)] for n, c in curves.items() if n.startswith(_SPLITS if not summary else "train/")}
         return Side(
             path=str(run.path), name=name, status=status, step=listing.row(run).step, final=bool(summary),
-            evaluated=max(evaluated, default=None), config=config, surroundings=_surroundings(run, record),
+            evaluated=max(evaluated, default=None), config=config, decided=_decided(config, record),
+            surroundings=_surroundings(run, record),
             metrics={n: v for n, v in {**metrics, **(summary.get("metrics") or {})}.items() if _is_number(v)},
             times=_times(summary, lines), curves=curves, damaged=damaged, notes=notes,
         )  # fmt: skip
@@ -136,6 +139,11 @@ def _config(run: RunDirectory, notes: list[str]) -> dict[str, Any]:
         return {}
     flat = dict(_flat(found))
     return {**{key: value for key, value in _defaults(flat).items() if key not in flat}, **flat}
+
+
+def _decided(config: Mapping[str, Any], record: Mapping[str, Any]) -> frozenset[str]:
+    steps = record.get("steps")
+    return frozenset(["schedule.horizon"] if steps is not None and config.get("schedule.horizon") == steps else [])
 
 
 def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -187,6 +195,13 @@ def rows(found: Sequence[Mapping[str, Any]], *, every: bool) -> dict[str, list[A
     names = dict.fromkeys(name for each in found for name in each)
     table = {name: [each.get(name, ABSENT) for each in found] for name in names}
     return {name: values for name, values in table.items() if every or any(not _same(values[0], v) for v in values)}
+
+
+def configuration(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]:
+    """As `rows`; what follows from other keys in all of the runs is no difference of its own."""
+    table = rows([side.config for side in found], every=every)
+    follows = frozenset.intersection(*(side.decided for side in found))
+    return {name: values for name, values in table.items() if every or name not in follows}
 
 
 def surroundings(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]:
@@ -302,4 +317,4 @@ def _final(name: str, a: Mapping[str, float | None], b: Mapping[str, float | Non
 def to_json(side: Side) -> dict[str, Any]:
     """All but the configuration and the curves, which are in its files."""
     fields = (field.name for field in dataclasses.fields(side))
-    return {name: getattr(side, name) for name in fields if name not in ("curves", "config")}
+    return {name: getattr(side, name) for name in fields if name not in ("curves", "config", "decided")}

@@ -26,6 +26,15 @@ class FollowedUp(TypedDict):
     mistakes: list[dict[str, Any]]
 
 
+class Overfit(TypedDict):
+    """What `train.overfit_one_batch` came to: the loss of that batch, and whether the model has learnt it."""
+
+    first_loss: float
+    last_loss: float
+    accuracy: float | None
+    learned: bool
+
+
 class Summary(TypedDict):
     """The result of a run.
 
@@ -62,3 +71,4 @@ class Summary(TypedDict):
     mfu: NotRequired[float]
     flops_per_token: NotRequired[float]
     already_complete: NotRequired[bool]
+    overfit: NotRequired[Overfit]

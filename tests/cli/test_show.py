@@ -173,3 +173,9 @@ def test_show_does_not_import_jax(tmp_path):
     code = "import sys; from bigctl.cli.main import main; main(sys.argv[1:]); sys.exit('jax' in sys.modules)"
     for arguments in (["recipe=cnn_cls"], ["--diff", "old"], ["model=cnn", "--docs"]):
         subprocess.run([sys.executable, "-c", code, "show", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_what_the_start_decided_is_no_difference(bigctl):
+    make_run(bigctl.folder, "recipe=mlp_cls", "schedule.horizon=1300")
+    assert bigctl("show", "recipe=mlp_cls", "--diff", "old").stdout == "no difference from runs/old\n"
+    assert "schedule.horizon" in bigctl("show", "recipe=mlp_cls", "schedule.horizon=7", "--diff", "old").stdout

@@ -161,7 +161,7 @@ def test_composing_imports_no_jax(tmp_path):
         ("train=3", ["train=3"]),
         ("model.activation=rel", ["model.activation cannot be 'rel'", "relu, gelu"]),
         ("model.hidden=[1", ["cannot read 'model.hidden=[1'", "quote"]),
-        ("nonsense", ["cannot read 'nonsense'", "key=value"]),
+        ("nonsense", ["'nonsense' sets nothing", "key=value"]),
         ("model.hidden.first=1", ["there is no key 'model.hidden.first'", "model.hidden is one value, or a list"]),
         ("optimizer.lr=1e-3,1e-2", ["optimizer.lr=1e-3,1e-2", "names several values"]),
         ("optimizer=adam,sgd", ["optimizer=adam,sgd", "names several values"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from bigctl.cli import main
 from bigctl.errors import RunError
-from bigctl.reports import history, run, studies, sweep, thinning
+from bigctl.reports import history, png, run, studies, sweep, thinning
 from bigctl.runs.directory import RunDirectory
 from tests.reports import folders
 
@@ -209,6 +210,34 @@ def test_command_writes_the_page_and_says_where(tmp_path: Path, monkeypatch: Any
     assert main.main(["report", "digitz"]) == 2 and "did you mean digits" in capsys.readouterr().err
     assert main.main(["report", "digits", "--samples", "0", "--out", "nowhere/page.html"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_page_is_written_and_the_picture_asked_for(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(png.importlib.util, "find_spec", lambda name: None)
+    folders.run(tmp_path / "runs" / "digits")
+    assert main.main(["report", "digits", "--samples", "0", "--png"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "runs/digits/report.html\n" and (tmp_path / out.strip()).is_file()
+    assert "matplotlib is not installed; the page is written" in err and "pip install 'bigctl[report]'" in err
+    assert main.main(["report", "digits", "--samples", "0", "--png", "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"] == "runs/digits/report.html" and found["png"] is None and "matplotlib" in found["missing"]
+
+
+def test_what_the_start_decided_is_no_difference(tmp_path: Path) -> None:
+    from bigctl.config import compose
+
+    overrides = ["recipe=mlp_cls", "optimizer.lr=0.1"]
+    config = compose.compose(overrides).config
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, horizon=1300))
+    made = RunDirectory(tmp_path / "run")
+    made.path.mkdir()
+    made.write_config(compose.to_yaml(config), overrides)
+    changed = {s.key: s.changed for s in run._settings(made, {"recipe": "mlp_cls", "overrides": overrides})}
+    assert changed["optimizer.lr"] and not changed["schedule.horizon"] and changed["seed"] is False
 
 
 def test_picture_of_the_curves_for_markdown(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

