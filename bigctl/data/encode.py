@@ -19,6 +19,7 @@ from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NUMBER
 from bigctl.data.text import encoding, tokenization, word_tokens, words
 from bigctl.data.text.encoding import Texts
+from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def encode_texts(
     by_split: dict[str, Columns],
     config: Data,
     tokenizer: tokenization.Spec | None,
-    made: Tokenizer | None,
+    made: Tokenizer | Ngrams | None,
     info: dict[str, Any],
 ) -> tuple[Features, dict[str, Columns]]:
     """Texts as they are, and as tokens where there is a tokenizer; notes what was cut into `info`."""
@@ -107,13 +108,16 @@ def encode_texts(
     described = None
     if tokenizer is not None and made is not None:
         settings = tokenizer.settings
-        assert isinstance(settings, schema.Tokenizer)
+        assert isinstance(settings, schema.Tokenizer | schema.NgramTokenizer)
         shape = (settings.max_length,)
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
         described = tokenization.describe(made, settings, digest)
         for split, columns in by_split.items():
-            rows, rule = columns["text"].tolist(), (settings.max_length, settings.truncate)
+            rows, rule = columns["text"].tolist(), (settings.max_length, str(described["truncate"]))
             if "tags" in columns:
+                if isinstance(made, Ngrams):
+                    hint = "use recipe=bert_tag or recipe=lstm_tag"
+                    raise DataError("these have a tag a word, which n-grams know nothing of", where="data", hint=hint)
                 found = word_tokens.encode_words(made, [words.of_joined(text) for text in rows], *rule)
                 encoded, arrays[split]["label"] = found.encoded, found.labels(columns["tags"].tolist())
                 info.setdefault("words_cut", {})[split] = int(found.lost.sum())

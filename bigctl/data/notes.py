@@ -15,6 +15,7 @@ from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import short
 from bigctl.data.target import CLASS, TOKEN_CLASS, Target
+from bigctl.data.text import ngrams
 
 _UNKNOWN = 0.1
 """Share of unknown tokens above which it is told."""
@@ -100,6 +101,8 @@ def unknown_share(unknown: float, tokens: int, texts: int, pairs: bool) -> float
 def _unknown_tokens(dataset: Dataset) -> list[str]:
     shares: dict[str, Any] = dataset.info.get("unknown_tokens") or {}
     features, found = dataset.features, []
+    if (features.tokenizer or {}).get("type") == ngrams.TYPE:
+        return []  # of most new words there are known pieces
     for split, share in shares.items():
         if features.kind == "text" and "offsets" in dataset.splits[split]:
             offsets = dataset.splits[split]["offsets"]

@@ -19,6 +19,7 @@ from bigctl.data.layouts.windows import Windows
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NONE, TOKEN_CLASS, Target
 from bigctl.data.text import tokenization
+from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import DataError
 from bigctl.files import disk_size, sha256
 
@@ -90,6 +91,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     if tokenizer is not None and (one_text or decoded.kind == "text"):
         made = tokenization.build_tokenizer(tokenizer, iter(_training_texts(by_split["train"])))
     if one_text:
+        assert not isinstance(made, Ngrams)  # which are for examples
         features, arrays = encode.encode_stream(by_split, config, tokenizer, made, info)
     elif decoded.kind == "text":
         features, arrays = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)

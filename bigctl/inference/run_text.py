@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bigctl.data.dataset import Features
+from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import RunError
 from bigctl.generation.decoding import Network
 from bigctl.generation.generate import LanguageModel
@@ -50,6 +51,7 @@ def run_language_model(
     """
     require_language_model(run, run.record())
     tokenizer = run_tokenizer(run, features)
+    assert not isinstance(tokenizer, Ngrams)  # which are no text
     found = read_generation_config(run, features.tokenizer or {})
     return LanguageModel(
         network(),

@@ -11,7 +11,8 @@ import numpy as np
 from bigctl.data.dataset import Features
 from bigctl.data.layouts.ragged import LengthEvaluationPlan, Ragged
 from bigctl.data.notes import unknown_share
-from bigctl.data.text import encoding, tokenization
+from bigctl.data.text import encoding, ngrams, tokenization
+from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import RunError
 from bigctl.files import sha256
 from bigctl.runs.directory import RunDirectory
@@ -33,7 +34,7 @@ Text = str | tuple[str, str]
 """A text, or a pair of them."""
 
 
-def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer:
+def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer | Ngrams:
     """The tokenizer that a run was trained with.
 
     Raises:
@@ -45,11 +46,13 @@ def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer:
         raise RunError("is missing, and texts cannot be encoded without it", where=str(run.tokenizer), hint=hint)
     if sha256(run.tokenizer) != features.tokenizer["sha256"]:
         raise RunError("is not the tokenizer that the run was trained with", where=str(run.tokenizer), hint=hint)
+    if features.tokenizer["type"] == ngrams.TYPE:
+        return ngrams.load(run.tokenizer)
     return tokenization.load_tokenizer(run.tokenizer, stream=features.kind == "stream")
 
 
 def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[Text], features: Features
+    tokenizer: Tokenizer | Ngrams, texts: Sequence[Text], features: Features
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns `inputs`, `offsets` and `segment_start` as a data set has them, and which texts were cut, bool [N].
 
@@ -62,7 +65,9 @@ def encode_texts(
 
     second = [pair[1] for pair in pairs] if features.pairs else None
     encoded = encoding.encode(tokenizer, [pair[0] for pair in pairs], second, longest, rule)
-    share = unknown_share(encoded.unknown, len(encoded.tokens), len(texts), features.pairs)
+    share = encoded.unknown  # of n-grams it is that of the words
+    if not isinstance(tokenizer, Ngrams):
+        share = unknown_share(share, len(encoded.tokens), len(texts), features.pairs)
     if share > _STRANGE:
         what = "of the tokens are unknown ([UNK]) to the run's tokenizer: it was made for other texts"
         log.warning("%.0f%% %s", 100 * share, what)

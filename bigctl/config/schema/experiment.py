@@ -25,7 +25,8 @@ from bigctl.config.schema.data import Data
 from bigctl.config.schema.extensions import Callback, Metric
 from bigctl.config.schema.models import Model
 from bigctl.config.schema.optimizers import Optimizer, Schedule
-from bigctl.config.schema.recipes import Recipe, StreamTokenizer
+from bigctl.config.schema.recipes import Recipe
+from bigctl.config.schema.tokenizers import StreamTokenizer
 
 
 def axis(default: int, doc: str, *, shares_batch: bool = False) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bigctl.config.schema.base import FREE, STRUCTURAL, Checked, Component, Problem, Whole, cadence_problems, key, kind
+from bigctl.config.schema.base import FREE, STRUCTURAL, Component, Problem, Whole, cadence_problems, key, kind
 from bigctl.config.schema.extensions import Metric
 from bigctl.config.schema.models import Model
+from bigctl.config.schema.tokenizers import NgramTokenizer, StreamTokenizer, Tokenizer
 from bigctl.errors import ConfigError
 
 MAX, MIN = "max", "min"
@@ -116,6 +117,10 @@ def _misfit(recipe: Recipe, model: Model) -> tuple[str, str]:
     name = f"model={model.kind}"
     if recipe.inputs == "streams":
         return f"{name} does not write text", "use model=gpt_nano or another gpt or llama"
+    if recipe.inputs == "n-grams":
+        return f"{name} reads no n-grams", "use model=bag"
+    if "n-grams" in model.inputs:
+        return f"{name} reads nothing but n-grams", "use recipe=ngram_cls"
     if "streams" in model.inputs:
         return f"{name} writes text, recipe={recipe.kind} does not", "use recipe=gpt_lm"
     if recipe.inputs == "masked texts" and "texts" in model.inputs:
@@ -167,83 +172,6 @@ class MlpCls(Classification):
     kind: str = kind("mlp_cls")
 
 
-TOKENIZERS = ("pretrained", "file", "bpe", "bytes", "words", "characters")
-STREAM_TOKENIZERS = (*TOKENIZERS, "gpt2")
-TRUNCATIONS = ("head", "tail", "head_tail")
-
-
-@dataclass
-class StreamTokenizer(Checked):
-    """How one long text becomes numbers. What is made here is made of the training split, once, and stored with the
-    run."""
-
-    type: str = key(
-        "characters",
-        "The one that comes with model.init_from (pretrained), that of tokenizer.path (file), that of GPT-2 (gpt2), "
-        "the 256 bytes, or one made of the training split: byte-level bpe, words, or characters.",
-        drift=STRUCTURAL,
-        choices=STREAM_TOKENIZERS,
-    )
-    path: str | None = key(None, "A vocab.txt (WordPiece) or a tokenizer.json.", drift=STRUCTURAL)
-    size: int = key(10000, "Largest vocabulary of a tokenizer made here [tokens].", drift=STRUCTURAL, ge=6)
-    lowercase: bool = key(False, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
-
-    def check(self, config: Whole) -> Iterator[Problem]:
-        model, this = config.model, f"recipe.tokenizer.type={self.type}"
-        if self.type == "pretrained" and model.init_from is None:
-            yield (
-                "recipe.tokenizer.type",
-                f"{this} needs pretrained weights, model={model.kind} has none",
-                "give model.init_from; or recipe.tokenizer.type=words, bpe, characters, or file with its path",
-            )
-        if self.type not in ("pretrained", "file") and model.init_from is not None:
-            yield (
-                "recipe.tokenizer.type",
-                f"{this} makes a vocabulary of its own, which the weights do not know",
-                "recipe.tokenizer.type=pretrained takes the one that comes with model.init_from",
-            )
-        if self.type == "file" and not self.path:
-            yield "recipe.tokenizer.path", "recipe.tokenizer.path is not given", "give a vocab.txt or a tokenizer.json"
-        if self.path and self.type != "file":
-            yield (
-                "recipe.tokenizer.path",
-                f"recipe.tokenizer.path is not used by {this}",
-                "add recipe.tokenizer.type=file",
-            )
-
-
-@dataclass
-class Tokenizer(StreamTokenizer):
-    """How texts, each an example of its own, become numbers."""
-
-    type: str = key(
-        "words",
-        "The one that comes with model.init_from (pretrained), that of tokenizer.path (file), the 256 bytes, or one "
-        "made of the training split: byte-level bpe, the most frequent words, or characters.",
-        drift=STRUCTURAL,
-        choices=TOKENIZERS,
-    )
-    lowercase: bool = key(True, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
-    max_length: int = key(
-        128, "What is longer is cut, marks of beginning and end included [tokens].", drift=STRUCTURAL, ge=4
-    )
-    truncate: str = key(
-        "head",
-        "What is kept of a long text: its beginning, its end, or both (a quarter and three quarters).",
-        drift=STRUCTURAL,
-        choices=TRUNCATIONS,
-    )
-
-    def check(self, config: Whole) -> Iterator[Problem]:
-        yield from super().check(config)
-        positions = getattr(config.model, "positions", None)
-        if positions and self.max_length > positions:
-            message = (
-                f"recipe.tokenizer.max_length={self.max_length} is more than the model has positions ({positions})"
-            )
-            yield "recipe.tokenizer.max_length", message, f"recipe.tokenizer.max_length={positions} or less"
-
-
 @dataclass
 class Bucketing:
     """Batches of texts of like length, so that little is padding."""
@@ -270,6 +198,17 @@ class BertCls(TextCls):
 @dataclass
 class LstmCls(TextCls):
     kind: str = kind("lstm_cls")
+
+
+@dataclass
+class NgramCls(Classification):
+    """Texts as bags of n-grams (Joulin et al. 2017)."""
+
+    implementation: ClassVar[str] = "bigctl.recipes.text_cls:TextCls"
+    inputs: ClassVar[str] = "n-grams"
+    kind: str = kind("ngram_cls")
+    tokenizer: NgramTokenizer = key(NgramTokenizer, "Which n-grams a text is told by.")
+    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
 
 
 @dataclass

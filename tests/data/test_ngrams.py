@@ -1,0 +1,157 @@
+"""Promises of `bigctl.data.text.ngrams`: the n-grams of a text are those that a plain loop finds, in any language."""
+
+from __future__ import annotations
+
+import base64
+import json
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigctl.config import schema
+from bigctl.config.compose import compose
+from bigctl.data.prepare import prepare
+from bigctl.data.text import encoding, ngrams, tokenization
+from bigctl.errors import ConfigError, DataError
+
+TEXTS = [
+    "A good film, don't miss it!",
+    "bad bad film",
+    "这部电影很好看",
+    "यह फिल्म अच्छी है",
+    "สวัสดีครับ",
+    "",
+    "x",
+    "ﬁlm №5",
+]
+UNSPACED = "这部电影很好看สวัสดีครับ"
+
+
+def learnt(texts: list[str] = TEXTS, **options: Any) -> ngrams.Ngrams:
+    return ngrams.learn(schema.NgramTokenizer(**{"size": 4000, **options}), texts)
+
+
+def plainly(text: str, words: int = 2, characters: tuple[int, int] | None = (3, 5)) -> set[tuple[str, ...]]:
+    """The n-grams of a text, found character by character."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    found, word, inside = list[str](), "", ""
+    for c in f"{text} ":
+        letter = (c.isalnum() or unicodedata.category(c)[0] == "M") and c not in UNSPACED
+        if word and not letter:
+            found.append(word)
+        word = word + c if letter else ""
+        found += [c] if not letter and not c.isspace() else []
+        inside += c if letter or c in UNSPACED else " "
+    runs = {tuple(found[i : i + n]) for n in range(1, words + 1) for i in range(len(found) - n + 1)}
+    framed = [f" {part} " for part in inside.split()]
+    shortest, longest = characters or (1, 0)
+    sizes = range(shortest, longest + 1)
+    return runs | {("", part[i : i + n]) for part in framed for n in sizes for i in range(len(part) - n + 1)}
+
+
+@pytest.mark.parametrize("words", [0, 1, 2, 3])
+@pytest.mark.parametrize("characters", [None, (3, 5), (2, 2)])
+def test_a_text_has_the_ngrams_that_a_plain_loop_finds(words: int, characters: tuple[int, int] | None) -> None:
+    if not words and not characters:
+        return
+    made = learnt(words=words, characters=list(characters or ()))
+    bags = made.encode(TEXTS, None, 1000)
+    expected = [plainly(text, words, characters) for text in TEXTS]
+    assert np.diff(bags.offsets).tolist() == [1 + len(each) for each in expected]
+    assert made.size == 1 + len(set().union(*expected)) and bags.unknown == 0
+    sets = [set(bags.tokens[a:b].tolist()) for a, b in zip(bags.offsets, bags.offsets[1:], strict=False)]
+    for one, a in enumerate(sets):
+        for other, b in enumerate(sets):
+            assert len(a & b) == 1 + len(expected[one] & expected[other])  # equal ones have equal numbers
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, bags = learnt(), learnt().encode(TEXTS, None, 12)
+    monkeypatch.setattr(ngrams, "_BLOCK", 10)
+    monkeypatch.setattr(ngrams, "_PENDING", 5)
+    assert (learnt().kept == whole.kept).all()
+    again = whole.encode(TEXTS, None, 12)
+    assert (again.tokens == bags.tokens).all() and (again.cut == bags.cut).all()
+
+
+def test_the_ngrams_of_most_texts_are_kept() -> None:
+    texts = [f"common {'often' if n % 2 else ''} word{n}" for n in range(40)]
+    made = learnt(texts, size=4, characters=[], words=1)
+    counts = Counter(made.encode(texts, None, 100).tokens.tolist())
+    assert counts[ngrams.ANY] == 40 and sorted(counts.values())[-3:] == [20, 40, 40] and made.size == 4
+
+
+def test_of_a_long_text_words_are_kept_before_pieces() -> None:
+    text = "alpha beta gamma delta"
+    made = learnt([text])
+    bags = made.encode([text], None, 9)
+    kinds = made.kept[bags.tokens[1:].astype(int) - 1] >> 30
+    assert len(bags.tokens) <= 9 and bags.cut.tolist() == [True]
+    assert kinds.tolist()[:7] == [0, 0, 0, 0, 1, 1, 1]
+    assert not made.encode([text], None, 1000).cut.any()
+
+
+def test_a_pair_is_as_one_text() -> None:
+    made = learnt()
+    pair, one = made.encode(["A good"], ["film"], 99), made.encode(["A good\nfilm"], None, 99)
+    assert pair.tokens.tolist() == one.tokens.tolist()
+
+
+def test_what_is_stored_reads_as_it_was(tmp_path: Path) -> None:
+    file, made = tmp_path / "tokenizer.json", learnt()
+    file.write_text(made.to_str(pretty=True))
+    again = ngrams.load(file)
+    assert again.to_str(pretty=True) == made.to_str(pretty=True)
+    assert (again.encode(TEXTS, None, 50).tokens == made.encode(TEXTS, None, 50).tokens).all()
+    assert tokenization.Spec(schema.NgramTokenizer(), file).load(file).to_str() == made.to_str()
+
+
+@pytest.mark.parametrize("broken", ["", "{}", '{"kept": "!"}', "order", "bounds"])
+def test_a_damaged_file_is_refused_by_name(broken: str, tmp_path: Path) -> None:
+    values = json.loads(learnt().to_str())
+    if broken == "order":
+        broken = json.dumps(values | {"kept": base64.b64encode(np.array([2, 1], "<u4").tobytes()).decode()})
+    elif broken == "bounds":
+        broken = json.dumps(values | {"characters": [0, 10**9]})
+    (tmp_path / "t.json").write_text(broken)
+    with pytest.raises(DataError, match=r"t.json: holds no n-grams"):
+        ngrams.load(tmp_path / "t.json")
+    with pytest.raises(DataError, match="is no tokenizer.json"):
+        tokenization.load_tokenizer(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe.tokenizer.characters=[5,3]", r"characters cannot be \[5, 3\]"),
+        ("recipe.tokenizer.characters=[3]", r"characters cannot be \[3\]"),
+        ("recipe.tokenizer.words=4", "words"),
+        ("model=lstm", "model=lstm reads no n-grams"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(["recipe=ngram_cls", override])
+    with pytest.raises(ConfigError, match="model=bag reads nothing but n-grams"):
+        compose(["recipe=lstm_cls", "model=bag"])
+
+
+def test_tagged_sentences_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("".join(f"w{n} O\nv B-PER\n\n" for n in range(20)))
+    config = schema.Conll(path=str(tmp_path / "t.conll"))
+    with pytest.raises(DataError, match="a tag a word"):
+        prepare(config, tokenizer=tokenization.spec(schema.NgramTokenizer()))
+
+
+def test_a_lone_surrogate_is_no_end() -> None:
+    assert len(learnt().encode(["a \ud800 film"], None, 99).tokens) > 1
+
+
+def test_examples_are_as_those_of_other_tokenizers() -> None:
+    made = learnt()
+    found, bags = encoding.encode(made, TEXTS, None, 99, "head"), made.encode(TEXTS, None, 99)
+    assert found.segment_start.tolist() == np.diff(bags.offsets).tolist() and (found.tokens == bags.tokens).all()

@@ -1,0 +1,93 @@
+"""Promises of `recipe=ngram_cls`: texts of any language told apart in seconds, used and resumed as any run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import bigctl
+from bigctl.cli.main import main
+from bigctl.config import schema
+from bigctl.models.bag import BagClassifier
+from tests import topics
+
+SHORT = ["train.batch_size=32", "schedule=constant", "optimizer.lr=0.05", "model.width=4", "recipe.tokenizer.size=500",
+         "recipe.bucketing.shapes=2", "eval.every=20", "checkpoint.every=20", "train.tensorboard=false"]  # fmt: skip
+
+
+def train(name: str, steps: int) -> dict[str, float | None]:
+    config = bigctl.compose(["recipe=ngram_cls", *topics.DATA, *SHORT, f"train.steps={steps}"])
+    return bigctl.train(config, Path("runs") / name, quiet=True)["metrics"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, float | None]]:
+    """What the run `bag` reached, in the working folder."""
+    folder = tmp_path_factory.mktemp("bags")
+    topics.write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield train("bag", 60)
+
+
+def test_two_topics_are_told_apart(metrics: dict[str, float | None]) -> None:
+    accuracy = metrics["test/accuracy"]
+    assert accuracy is not None and accuracy > 0.75  # every tenth text has the wrong topic
+
+
+def test_new_words_are_known_by_their_pieces_in_any_language() -> None:
+    model = bigctl.load("bag")
+    found = model.predict(["butterbread", "thunderstorms", "好面包", "小月亮"]).argmax(1)
+    assert [model.features.target.names[n] for n in found] == ["kitchen", "sky", "kitchen", "sky"]
+
+
+def test_texts_and_files_are_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "bag", "--text", "bread and salt"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["label"] == "kitchen"
+    Path("new.txt").write_text("bread and salt\nmoon\n")
+    assert main(["predict", "bag", "new.txt"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["label"] for line in lines] == ["kitchen", "sky"]
+    assert lines[0]["probability"] == pytest.approx(said["probability"], abs=1e-5)
+
+
+def test_a_run_in_two_parts_is_that_in_one(metrics: dict[str, float | None]) -> None:
+    train("parts", 20)
+    assert train("parts", 60) == metrics
+
+
+def test_a_run_without_its_ngrams_says_so() -> None:
+    file = Path("runs/parts/tokenizer.json")
+    content = file.read_text()
+    file.write_text(content.replace('"words": 2', '"words": 1'))
+    assert main(["predict", "parts", "--text", "moon"]) == 2
+    file.write_text(content)
+
+
+@pytest.mark.parametrize("pool", ["mean", "root"])
+def test_a_bag_is_the_mean_of_its_embeddings_whatever_pads_it(pool: str) -> None:
+    model = BagClassifier(schema.Bag(width=3, pool=pool), 9, 2, rngs=nnx.Rngs(0))
+    table, head = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), model.head
+    model.embedding.embedding[...] = jax.numpy.asarray(table)
+    tokens, lengths = np.array([[1, 5, 7, 4, 4], [2, 4, 4, 4, 4]]), np.array([3, 1])
+    divisor = lengths ** (1 if pool == "mean" else 0.5)
+    pooled = np.stack([table[[1, 5, 7]].sum(0), table[2]]) / divisor[:, None]
+    expected = pooled @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
+    found = jax.jit(lambda tokens: model(tokens, lengths, lengths))(tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_leaves_out_whole_ngrams() -> None:
+    model = BagClassifier(schema.Bag(width=3, dropout=0.5), 9, 2, rngs=nnx.Rngs(0))
+    model.embedding.embedding[...] = jax.numpy.ones((9, 3))
+    tokens, lengths = np.full((400, 1), 3), np.ones(400, int)
+    found = np.asarray(jax.jit(lambda key: model(tokens, lengths, lengths, key=key))(jax.random.key(0)))
+    assert {float(row) for row in found[:, 0].round(4)} == {0.0, float(found[:, 0][found[:, 0] != 0][0].round(4))}
+    assert 150 < np.count_nonzero(found[:, 0]) < 250
