@@ -1,4 +1,4 @@
-"""bigctl from Python: `compose`, `train`, `load`. The command line calls these."""
+"""bigctl from Python: `compose`, `train`, `baseline`, `load`. The command line calls these."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from bigctl.data.sources.frames import Examples
     from bigctl.reports.loaded import LoadedRun, Page
+    from bigctl.runs.baselines import Baseline
     from bigctl.runs.summary import Summary
     from bigctl.training.tracking.callbacks import Listener
 
@@ -161,6 +162,21 @@ def _follower(path: Path) -> Callable[[int], Listener] | None:
     from bigctl.reports import inline
 
     return (lambda total: inline.Progress(total, path.name)) if inline.in_notebook() else None
+
+
+def baseline(config: Config, *, again: bool = False) -> Baseline:
+    """The best of the cheap answers to the data of a configuration, scored on the same splits by the same metrics.
+
+    Args:
+        config: what `compose` gives.
+        again: compute it although it is kept.
+
+    Raises:
+        DataError: if there is nothing to predict.
+    """
+    from bigctl.baselines.baseline import baseline
+
+    return baseline(config, again=again)
 
 
 def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LoadedRun:

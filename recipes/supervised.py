@@ -47,7 +47,7 @@ class Supervised(Task):
         recipe = schema.Classification.require(config.recipe, by=type(self).__name__)
         self.model_config = config.model
         self.features = features
-        self.head = _head(features, recipe.class_weights, class_counts, sigmoid, config.data.positive)
+        self.head = head_for(features, recipe.class_weights, class_counts, sigmoid, config.data.positive)
         self.metric, self.carried = self.head.metric, self.head.carried
         self.augments = not config.train.overfit_one_batch
 
@@ -117,9 +117,14 @@ class Supervised(Task):
         return self.head.errors(examples, labels, count)
 
 
-def _head(
-    features: Features, class_weights: ClassWeights, counts: np.ndarray | None, sigmoid: bool, positive: str | None
+def head_for(
+    features: Features,
+    class_weights: ClassWeights,
+    counts: np.ndarray | None,
+    sigmoid: bool = False,
+    positive: str | None = None,
 ) -> Head:
+    """The head that fits the kind of target; arguments as those of `ClassHead`."""
     target = features.target
     if target.kind == CLASS:
         return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid, positive=positive)

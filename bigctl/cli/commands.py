@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "write a trained model for another library",
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
     "show": "print the composed configuration and where each value comes from",
+    "baseline": "train the cheap answer to a data set, which a model must beat",
     "data": "look at a data set, prepare or clean its cache",
     "sweep": "train every point of a search space and rank them",
     "runs": "table of runs; remove or prune them",

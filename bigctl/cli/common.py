@@ -10,8 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigctl.errors import ConfigError
+
 if TYPE_CHECKING:
     from bigctl.config.compose import Composed
+    from bigctl.config.schema import Config
     from bigctl.inference.trained import TrainedRun
     from bigctl.runs.gates import Verdict
 
@@ -97,3 +100,26 @@ def composed(options: argparse.Namespace, *, partial: bool = False) -> Composed:
     from bigctl.config import compose
 
     return compose.compose(options.overrides, config_dirs=options.config_dir, plugins=options.plugin, partial=partial)
+
+
+def composed_data(options: argparse.Namespace, command: str) -> Config:
+    """A configuration of which nothing but `data` need be there; an override without "=" names it. `command` asks.
+
+    Raises:
+        ConfigError: if no data is chosen, or a key of it is missing.
+    """
+    import dataclasses
+
+    from bigctl.config import schema
+
+    options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
+    config = composed(options, partial=True).config
+    data = config.data
+    if data.kind == schema.MISSING or not data.kind:
+        hint = f"bigctl {command} NAME, or recipe=NAME; `bigctl data` lists them"
+        raise ConfigError("no data set is chosen", hint=hint)
+    for field in dataclasses.fields(data):
+        if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
+            doc = field.metadata.get("doc", "")
+            raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
+    return config

@@ -105,23 +105,14 @@ class Wanted:
 
 def _configuration(options: argparse.Namespace) -> Wanted:
     """Raises ConfigError if a key is missing."""
-    from bigctl.config import schema
-
-    composed = common.composed(options, partial=True)
-    data = composed.config.data
-    if data.kind == schema.MISSING or not data.kind:
-        raise ConfigError("no data set is chosen", hint="bigctl data NAME, or recipe=NAME; `bigctl data` lists them")
-    for field in dataclasses.fields(data):
-        if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
-            doc = field.metadata.get("doc", "")
-            raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
+    config = common.composed_data(options, "data")
     tokenizer, batches = None, None
-    if composed.config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
+    if config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
         from bigctl.engine import resolve
 
-        tokenizer = resolve.tokenizer_spec(composed.config)
-        batches = resolve.batch_options(composed.config)
-    return Wanted(data, composed.config.is_regression, tokenizer, batches)
+        tokenizer = resolve.tokenizer_spec(config)
+        batches = resolve.batch_options(config)
+    return Wanted(config.data, config.is_regression, tokenizer, batches)
 
 
 # ---------------------------------------------------------------------------------------------------------- one set

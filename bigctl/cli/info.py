@@ -10,7 +10,7 @@ from typing import Any
 from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.errors import RunError
-from bigctl.runs import directory, run_info
+from bigctl.runs import baselines, directory, run_info
 
 EXAMPLES = """\
 examples:
@@ -59,6 +59,8 @@ def text(known: dict[str, Any]) -> list[str]:
     for name, value in sorted(known["metrics"].items()):
         if isinstance(value, (int, float)):
             line("", f"{name:<16} {value:.4f}")
+    if known["baseline"]:
+        lines += baselines.lines(known["baseline"], known["metrics"], known["selected_by"])
     line("on disk", formatting.size(known["bytes"]))
     for saved in known["checkpoints"]:
         marks = [mark for mark in ("best", "last") if saved[mark]] if saved["committed"] else ["unfinished save"]

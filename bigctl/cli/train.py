@@ -20,6 +20,7 @@ examples:
   bigctl train recipe=cnn_cls data=image_folder data.path=photos 'data.image_size=[64,64]'
   bigctl train recipe=mlp_cls data=csv data.path=table.csv data.label=species
   bigctl train recipe=cnn_cls --dry-run
+  bigctl train recipe=mlp_cls --baseline
   bigctl train recipe=cnn_cls --require 'val/accuracy>=0.97' --junit report.xml
 """
 
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true", help="compose, check and compile; report sizes; train nothing"
+    )
+    parser.add_argument(
+        "--baseline", action="store_true", help="first compute what must be beaten, as `bigctl baseline` does"
     )
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="the same as `bigctl sweep`, with all its flags: see its --help"
@@ -61,6 +65,10 @@ def run(options: argparse.Namespace) -> int:
         composed, fresh = common.composed(options), options.resume == "never"
         path = directory.choose(composed.overrides, name=options.name, run_dir=options.run_dir, fresh=fresh)
         how = session.options(path, resume=options.resume)
+        if options.baseline:
+            from bigctl.baselines.baseline import baseline
+
+            baseline(composed.config)
         from bigctl.engine import trainer
 
         session.end(trainer.train(composed, path, how))

@@ -140,11 +140,14 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
-    from bigctl.runs import run_info
+    from bigctl.runs import baselines, run_info
     from bigctl.runs.directory import RunDirectory
 
     shown = {n: v for n, v in metrics.items() if isinstance(v, float) and n.split("/")[0] in ("val", "test")}
     render.print_metrics(shown)
+    if beaten := baselines.of_run(RunDirectory(Path(run)).record(), summary):
+        for line in baselines.lines(beaten, metrics, summary["selected_by"]):
+            print(f"  {line}")
     if (confusion := summary.get("confusion")) and not summary.get("already_complete"):
         render.print_confusion(confusion, summary["classes"])
     render.print_passed(verdicts)

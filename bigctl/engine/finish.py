@@ -14,7 +14,7 @@ from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_json
-from bigctl.runs import directory
+from bigctl.runs import baselines, directory
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.runs.summary import FollowedUp, Overfit, Summary, Times
 from bigctl.training.checkpoints.store import Checkpoints
@@ -97,8 +97,9 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
 
 
 def _besides(run: Run, experiment: Experiment, rate: float | None) -> dict[str, Any]:
-    """Rates of a task of tokens, and what training on one batch came to."""
-    found: dict[str, Any] = {}
+    """The baseline of the data, rates of a task of tokens, and what training on one batch came to."""
+    beaten = baselines.of_run(run.directory.record(), {})
+    found: dict[str, Any] = {} if beaten is None else {"baseline": beaten}
     if (rates := experiment.rates) is not None:
         found |= {**(rates(rate) if rate else {}), "flops_per_token": rates.flops_per_token}
     if experiment.config.train.overfit_one_batch and run.directory.writes:

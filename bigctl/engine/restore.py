@@ -207,6 +207,7 @@ def _record_start(run: Run, experiment: Experiment, start: Start) -> None:
     run.directory.update_record(
         data={
             "fingerprint": dataset.fingerprint,
+            "prepared": Path(dataset.path).name if experiment.config.recipe.purpose != "initialise" else "",
             "features": dataset.features.to_json(),
             "info": dataset.info,
             "notes": notes_of(dataset),

@@ -90,6 +90,7 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
     times = _named(figures, "times", [bar] if bar else [])
     matrix, classes = notes.attempt("summary.json: confusion", lambda: _matrix(summary), (None, []))
     confusion = _named(figures, "confusion", [plots.confusion(matrix, classes)] if matrix is not None else [])
+    baseline = known.get("baseline")
     examples = _examples(run, status, samples, known, notes)
     followed = notes.attempt("summary.json: curves", lambda: quality.figures(summary.get("curves") or {}), [])
     return page.render(
@@ -103,7 +104,8 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
         status=status,
         summary=summary,
         cards=notes.attempt("summary", lambda: _cards(known, summary), []),
-        metrics=_metrics(known.get("metrics")),
+        metrics=_metrics(known.get("metrics"), baseline),
+        baseline=baseline,
         next=notes.attempt("run.json", lambda: _next(run, known), []),
         settings=notes.attempt("config.yaml", lambda: _settings(run, known), []),
         overrides=[str(o) for o in known.get("overrides") or []],
@@ -163,13 +165,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _metrics(metrics: object) -> list[dict[str, Any]]:
-    """One row a metric, its values on validation and on test beside each other."""
+def _metrics(metrics: object, baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row a metric, its values on validation and on test beside each other, and those of the baseline."""
+    beaten = (baseline or {}).get("metrics") or {}
     rows: dict[str, dict[str, Any]] = {}
     for name, value in sorted(metrics.items()) if isinstance(metrics, dict) else []:
         split, _, measure = str(name).partition("/")
         if (isinstance(value, int | float) or value is None) and split in ("val", "test"):
-            rows.setdefault(measure, {"name": measure})[split] = value
+            row = rows.setdefault(measure, {"name": measure})
+            row |= {split: value} | ({f"{split}_baseline": beaten[name]} if name in beaten else {})
     return list(rows.values())
 
 

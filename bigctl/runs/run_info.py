@@ -8,7 +8,7 @@ from typing import Any
 from bigctl.config import saved, schema
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size, read_regular
-from bigctl.runs import directory, listing
+from bigctl.runs import baselines, directory, listing
 from bigctl.runs.directory import RunDirectory
 
 
@@ -47,6 +47,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
         "selected_step": selected,
         "selected_by": row.metric or None,
         "metrics": summary.get("metrics") or progress.get("best_metrics") or {},
+        "baseline": baselines.of_run(record, summary),
         "timings": summary.get("timings"),
         "checkpoints": [
             {"step": c.step, "bytes": c.bytes, "committed": c.committed, "best": c.step == best, "last": c.step == last}

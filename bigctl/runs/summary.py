@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from bigctl.runs.baselines import Baseline
+
 
 class Times(TypedDict):
     """Where the wall time of a start went [s]; `wall` is all of it."""
@@ -72,3 +74,4 @@ class Summary(TypedDict):
     flops_per_token: NotRequired[float]
     already_complete: NotRequired[bool]
     overfit: NotRequired[Overfit]
+    baseline: NotRequired[Baseline]

@@ -45,7 +45,7 @@ RECORD: Shape = {
     "plugins": [str], "overrides": [str], "parameters": COUNT, "steps": COUNT,
     "starts": [{"time": TIME, "step": COUNT, "argv": [str], "changed": [str], "notes": [str]}],
     "data": {
-        "fingerprint": str, "sizes": {str: COUNT}, "info": {str: object},
+        "fingerprint": str, "prepared": str, "sizes": {str: COUNT}, "info": {str: object},
         "features": {"kind": str, "shape": [COUNT], "target": {"kind": str, "names": [str]}},
     },
     "packages": {str: str}, "machine": {str: object},
@@ -54,12 +54,18 @@ RECORD: Shape = {
     "selection": {"metric": str, "mode": str},
 }  # fmt: skip
 """Of run.json."""
+BASELINE: Shape = {
+    "name": str, "metrics": NUMBERS, "selected_by": str, "seconds": float,
+    "all": [{"name": str, "metrics": NUMBERS, "seconds": float}],
+}  # fmt: skip
+"""Of baseline.json beside prepared data, and of `baseline` in summary.json."""
 SUMMARY: Shape = {
     "schema": COUNT, "run": str, "recipe": str, "status": str, "step": COUNT, "epoch": float, "stopped": str,
     "skipped": COUNT, "rewinds": COUNT, "selected_step": COUNT, "selected_by": str, "metrics": NUMBERS,
     "confusion": [[float]], "classes": [str], "parameters": COUNT, "data": {str: object}, "resumed_from": COUNT,
     "devices": RECORD["devices"], "timings": NUMBERS, "examples_per_s": float, "profile": [str], "tokens_per_s": float,
     "mfu": float, "flops_per_token": float, "positive": str, "curves": {str: object}, "mistakes": [{str: object}],
+    "baseline": BASELINE,
 }  # fmt: skip
 """Of summary.json."""
 META: Shape = {
