@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from bigctl.cli.generate import _prompts
+from bigctl.config.compose import compose, to_yaml
 from bigctl.errors import DataError
 from bigctl.inference.read_lines import checked_blocks, text_blocks
 
@@ -88,6 +92,21 @@ def test_a_line_of_another_encoding_is_named() -> None:
     assert good == "ok" and str(bad).startswith("stdin:2: byte 0xe9 is not ascii, at offset 3")
     with pytest.raises(DataError, match="stdin: is not utf-16-le, near offset 3: truncated data"):
         list(text_blocks(io.BytesIO(b"a\0b"), pairs=False, encoding="utf-16-le"))
+
+
+def test_prompts_for_a_run_are_in_the_encoding_of_its_texts(tmp_path: Path) -> None:
+    run, plain, rows = tmp_path / "run", tmp_path / "a.txt", tmp_path / "a.jsonl"
+    run.mkdir()
+    (run / "run.json").write_text('{"schema": 1, "status": "complete"}')
+    config = compose(["recipe=gpt_lm", "data=text", "data.path=x", "data.encoding=latin-1"]).config
+    (run / "config.yaml").write_text(to_yaml(config))
+    plain.write_bytes("\xe9t\xe9\n".encode("latin-1"))
+    rows.write_bytes('{"prompt": "\xfcber"}\n'.encode("latin-1"))
+    options = argparse.Namespace(model=str(run), files=[str(plain), str(rows)], prompt=[])
+    assert list(_prompts(options)) == [["\xe9t\xe9"], ["\xfcber"]]
+    options.model = "smollm2"
+    with pytest.raises(DataError, match="a.txt:1: byte 0xe9 is not UTF-8, at offset 0"):
+        list(_prompts(options))
 
 
 def test_endless_line_is_refused() -> None:
