@@ -216,7 +216,10 @@ def test_without_matplotlib_the_page_is_written_and_the_picture_asked_for(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(png.importlib.util, "find_spec", lambda name: None)
+    real = png.importlib.util.find_spec
+    monkeypatch.setattr(
+        png.importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else real(name, *more)
+    )
     folders.run(tmp_path / "runs" / "digits")
     assert main.main(["report", "digits", "--samples", "0", "--png"]) == 2
     out, err = capsys.readouterr()
