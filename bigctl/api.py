@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
-from bigctl.config.schema import Config, Data, Memory
+from bigctl.config.schema import MISSING, Config, Data, Memory
 from bigctl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,6 +76,15 @@ class Finished(dict[str, Any]):
 
     def evaluate(self, split: str = "test") -> dict[str, Any]:
         return self.trained.evaluate(split)
+
+    def embed(self, inputs: Examples) -> Any:
+        return self.trained.embed(inputs)
+
+    def with_threshold(self, wanted: float | str | Path | None) -> LoadedRun:
+        return self.trained.with_threshold(wanted)
+
+    def choose_threshold(self, objective: str = "f1") -> LoadedRun:
+        return self.trained.choose_threshold(objective)
 
     def plot(self) -> Figure:
         return self.trained.plot()
@@ -142,9 +151,11 @@ def _held(data: object, whole: Config) -> contextlib.AbstractContextManager[Data
 
 
 def _rules(config: Config) -> dict[str, Any]:
-    """How splits are made, as the data that is replaced says."""
-    shared = {field.name for field in dataclasses.fields(Data)} - {"kind", "train", "validation", "test"}
-    return {name: getattr(config.data, name) for name in shared}
+    """What the data that is replaced says of columns and splits, but not what it is."""
+    names = [{field.name for field in dataclasses.fields(kind)} for kind in (Memory, config.data)]
+    shared = names[0] & names[1] - {"kind", "digest", "train", "validation", "test"}
+    found = {name: getattr(config.data, name) for name in shared}
+    return {name: value for name, value in found.items() if value is not MISSING}
 
 
 def _folder(config: Config, resume: str) -> Path:
@@ -164,11 +175,11 @@ def _follower(path: Path) -> Callable[[int], Listener] | None:
     return (lambda total: inline.Progress(total, path.name)) if inline.in_notebook() else None
 
 
-def baseline(config: Config, *, again: bool = False) -> Baseline:
+def baseline(config: Config | Sequence[str], *, again: bool = False) -> Baseline:
     """The best of the cheap answers to the data of a configuration, scored on the same splits by the same metrics.
 
     Args:
-        config: what `compose` gives.
+        config: what `compose` gives, or overrides: `["data=digits"]`.
         again: compute it although it is kept.
 
     Raises:
@@ -176,6 +187,8 @@ def baseline(config: Config, *, again: bool = False) -> Baseline:
     """
     from bigctl.baselines.baseline import baseline
 
+    if not isinstance(config, Config):  # data alone is enough
+        config = composing.compose(config, partial=True).config
     return baseline(config, again=again)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import bigctl
+from bigctl import api
 from bigctl.config import schema
 from bigctl.data import catalog
 from bigctl.data.sources import memory
@@ -105,6 +106,16 @@ def test_frames_of_pandas_are_data_too() -> None:
     apart, other = decoded((rows[["x", "place"]], rows["label"]))
     assert whole.splits["train"]["label"].tolist() == apart.splits["train"]["label"].tolist() == [0, 1]
     assert config.digest == other.digest == decoded(rows.set_index([[5, 6]]))[1].digest
+
+
+def test_columns_that_the_configuration_names_are_those_of_the_data() -> None:
+    config = bigctl.compose(["recipe=mlp_cls", "data=csv", "data.path=gone.csv", "data.label=y", "data.drop=[id]"])
+    with api._held({"id": [1, 2], "label": ["u", "v"], "y": ["p", "q"]}, config) as held:
+        assert isinstance(held, schema.Memory) and (held.label, held.drop) == ("y", ["id"])
+
+
+def test_a_baseline_takes_overrides_too() -> None:
+    assert bigctl.baseline(["data=breast_cancer"])["metrics"]["test/accuracy"] > 0.9
 
 
 def test_equal_data_has_one_digest_and_other_data_another() -> None:

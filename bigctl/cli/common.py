@@ -57,7 +57,7 @@ def with_threshold(trained: TrainedRun, wanted: str | None) -> TrainedRun:
     from bigctl.inference import threshold
 
     if wanted is None:
-        return trained
+        return trained  # with the one that is kept
     found = threshold.parse(wanted)
     return trained.choose_threshold(found) if isinstance(found, str) else trained.with_threshold(found)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bigctl import terminal
 from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
 
@@ -96,6 +97,10 @@ def run(options: argparse.Namespace) -> int:
 
     trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
     trained = common.with_threshold(trained, options.threshold)
+    if trained.threshold is not None and not options.threshold:
+        from bigctl.inference.threshold import describe
+
+        print(terminal.one_line(f"{describe(trained.threshold)}; --threshold none leaves it out"), file=sys.stderr)
     trained = trained.with_details(top=options.top_k, embeddings=options.embeddings)
     answers = _Answers() if options.out is None else _Table(options.out, ranked=options.top_k is not None)
     ids = [options.id] if options.id else ["id", "ID", "Id"] if options.out is not None else []

@@ -128,7 +128,9 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         rate = f", {summary['examples_per_s']:,.0f} examples/s" if summary["examples_per_s"] else ""
         rate += f", {summary['tokens_per_s']:,.0f} tokens/s" if summary.get("tokens_per_s") else ""
         rate += f", MFU {summary['mfu']:.1%}" if summary.get("mfu") else ""
-        print(f"{run}: {summary['step']:,} steps in {times['wall']:.1f} s{rate}")
+        before = summary["resumed_from"]
+        own = f" ({before:,} of them before)" if before else ""
+        print(f"{run}: {summary['step']:,} steps{own} in {times['wall']:.1f} s{rate}")
         known = times["train"] + times["compile"] + times["evaluate"] + times["checkpoint"] + times["data_wait"]
         other = times["wall"] - known
         render.print_wrapped(

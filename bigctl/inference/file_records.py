@@ -14,12 +14,14 @@ from bigctl.config.schema import Config
 from bigctl.data import catalog
 from bigctl.data.dataset import Features
 from bigctl.data.sources.unlabelled import Unlabelled, take
-from bigctl.errors import DataError
+from bigctl.errors import ConfigError, DataError
 from bigctl.training.task import Record
 
 BLOCK = 1024
 """Examples predicted at once; what is held of a long list of them at a time."""
 STDIN = "stdin"
+_OWN = {"file", "row", "label", "labels", "probability", "probabilities", "value", "spans", "tags", "cut", "error"}
+"""Fields of records, and so no names of a column that is kept."""
 
 log = logging.getLogger("bigctl")
 
@@ -43,6 +45,11 @@ class Ids:
 
     names: tuple[str, ...] = ()
     required: bool = True
+
+    def __post_init__(self) -> None:
+        if taken := sorted({*self.names} & _OWN):
+            hint = f"name the column otherwise; predictions have {', '.join(sorted(_OWN))} of their own"
+            raise ConfigError(f"{taken[0]!r} is what a column of the predictions is called", where="--id", hint=hint)
 
 
 @dataclass(frozen=True)

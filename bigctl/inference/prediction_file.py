@@ -78,9 +78,9 @@ def _row(record: Record, ranked: bool, flat: bool) -> Record:
     for name, value in record.items():
         if name == "probabilities" and ranked:
             first = 1 if "labels" in record else 2  # of one class an example, the first is its label
-            for rank, (label, probability) in enumerate(value.items(), 1):
-                if rank >= first:
-                    row |= {f"label_{rank}": label, f"probability_{rank}": probability}
+            others = [(label, probability) for label, probability in value.items() if label != record.get("label")]
+            for rank, (label, probability) in enumerate(others[: len(value) + 1 - first], first):
+                row |= {f"label_{rank}": label, f"probability_{rank}": probability}
         elif name == "probabilities":
             row |= {f"probability_{label}": probability for label, probability in value.items()}
         elif name == "embedding" and flat:

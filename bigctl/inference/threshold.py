@@ -6,6 +6,7 @@ It belongs to the weights of one step of one run, and is refused for any other.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def read(path: Path) -> Threshold:
 
 def require(found: Threshold, run: RunDirectory, step: int, positive: str | None, where: Path) -> None:
     """Raises ConfigError where a threshold is of another run, other weights, or another positive class."""
-    again = f"choose it anew: bigctl eval {run.path} --threshold {found.objective}"
+    again = f"choose it anew: {shlex.join(['bigctl', 'eval', str(run.path), '--threshold', found.objective])}"
     if found.run != key_of(run):
         raise ConfigError("is the threshold of another run", where=str(where), hint=again)
     if found.step != step:
@@ -163,6 +164,9 @@ def parse(text: str) -> float | Path | str | None:
 def describe(found: float | Threshold) -> str:
     """A threshold in a sentence."""
     if isinstance(found, Threshold):
-        how = f"chosen on the validation split by {found.objective}, which is {found.value:.4f} there"
+        bound = found.objective.partition(">=")
+        other = {"precision": "recall", "recall": "precision"}
+        reached = f"with a {other[bound[0]]} of" if bound[1] else "which is"
+        how = f"chosen on the validation split by {found.objective}, {reached} {found.value:.4f} there"
         return f"threshold {found.threshold:.4f} of {found.positive!r}, {how}"
     return f"threshold {found:g}"

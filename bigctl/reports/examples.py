@@ -63,6 +63,7 @@ class Examples:
         looked_at: how many examples of the split were predicted.
         split: which they are of.
         step: of the weights.
+        threshold: in words, where one of the run's positive class decides what is predicted.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Examples:
     looked_at: int
     step: int
     split: str = "validation"
+    threshold: str = ""
 
 
 def choose(run: RunDirectory, count: int) -> Examples:
@@ -81,6 +83,7 @@ def choose(run: RunDirectory, count: int) -> Examples:
     """
     from bigctl.engine import resolve
     from bigctl.errors import RunError
+    from bigctl.inference.threshold import describe
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(str(run.path), plugins=None)  # to look at a run is not to run its code
@@ -93,7 +96,8 @@ def choose(run: RunDirectory, count: int) -> Examples:
     judged = trained.judge(_inputs(dataset, rows), labels)
     order = np.array(sorted(range(len(judged)), key=lambda row: _rank(judged[row]))[:count], int)
     columns, items = _items(dataset, "validation", [(int(row), vars(judged[row])) for row in order])
-    return Examples(features.kind, items, columns, len(rows), trained.step)
+    said = "" if trained.threshold is None else describe(trained.threshold)
+    return Examples(features.kind, items, columns, len(rows), trained.step, threshold=said)
 
 
 def mistakes(run: RunDirectory, records: Sequence[Mapping[str, Any]], step: int, count: int) -> Examples | None:

@@ -36,6 +36,26 @@ class _Escaped(logging.Formatter):
         return escaped(super().format(record))
 
 
+class _Rest(logging.Handler):
+    """What Python itself does where no handler is set, for all that is told nowhere else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        ours = record.name.partition(".")[0] == "bigctl"
+        if ours and _run.get() is not None:  # its log has it, and its warnings are shown
+            return
+        with contextlib.suppress(OSError):
+            text = record.getMessage()
+            print(f"{record.levelname.lower()}: {text}" if ours else text, file=sys.stderr, flush=True)
+
+
+def show_warnings() -> None:
+    """Have warnings shown once: absl, which Orbax logs with, gives the root logger a handler of its own where it has
+    none, by which all that is logged would be shown a second time, with its traceback."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_Rest(logging.WARNING))
+
+
 class _Warnings(logging.Handler):
     """Warnings on stderr, wherever that is at the moment: a live progress line stands in front of it for a while."""
 

@@ -147,3 +147,11 @@ def test_records_of_any_kind_become_columns(tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()] == records
     write_predictions(tmp_path / "n.parquet", [{"label": "10"}, {"label": "-2"}])
     assert pq.read_table(tmp_path / "n.parquet")["label"].to_pylist() == [10, -2]
+
+
+def test_no_class_is_named_twice_where_a_threshold_decides(tmp_path: Path) -> None:
+    record = {"label": "left", "probability": 0.4, "probabilities": {"stays": 0.6, "left": 0.4}}
+    assert columns([record], ranked=True) == {
+        "label": ["left"], "probability": [0.4], "label_2": ["stays"], "probability_2": [0.6],
+    }  # fmt: skip
+    assert [*columns([{**record, "probabilities": {"stays": 0.6}}], ranked=True)] == ["label", "probability"]

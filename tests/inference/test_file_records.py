@@ -16,8 +16,8 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.number_style import NumberStyle
 from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder
-from bigctl.errors import DataError
-from bigctl.inference.file_records import predict_files
+from bigctl.errors import ConfigError, DataError
+from bigctl.inference.file_records import Ids, predict_files
 
 ENCODER = TableEncoder([Numeric("x", 0.0, 1.0, True), Categorical("part", ('"M10"', '"M8"'), False, False)])
 TABLE = Features("table", (4,), ("a", "b"), encoder=ENCODER.to_json())
@@ -105,3 +105,8 @@ def test_a_picture_that_is_none_is_a_record(tmp_path: Path) -> None:
     found = list(predict_files(trained, [str(tmp_path / name) for name in ("a.png", "b.png", "a.png")]))
     assert [record.get("said") for record in found] == [[[[50], [50]]] * 2, None, [[[50], [50]]] * 2]
     assert "this is not an image" in found[1]["error"] and "row" not in found[0]
+
+
+def test_a_column_that_would_hide_the_prediction_names_no_rows() -> None:
+    with pytest.raises(ConfigError, match="'label' is what a column of the predictions is called"):
+        Ids(("label",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -91,3 +92,9 @@ def test_errors_name_the_line_they_come_from(tmp_path_factory: pytest.TempPathFa
         assert said["label"] == error["predicted"] and said["probability"] == pytest.approx(
             error["probability"], abs=1e-5
         )
+
+
+def test_what_was_reached_is_named() -> None:
+    found = threshold.Threshold("run", 1, "ill", "recall>=0.95", 0.3191, 0.2941)
+    assert "by recall>=0.95, with a precision of 0.2941 there" in threshold.describe(found)
+    assert "by f1, which is 0.2941 there" in threshold.describe(dataclasses.replace(found, objective="f1"))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
 from bigctl.parallel.distributed import SINGLE_PROCESS, SingleProcess
-from bigctl.runs import manifest
+from bigctl.runs import logs, manifest
 from bigctl.training import phases
 from bigctl.training.checkpoints import arrays
 from bigctl.training.state import Progress, TrainState
@@ -95,6 +95,7 @@ class Checkpoints:
         self._checkpointer: AsyncCheckpointer | None = None
         self._thread: threading.Thread | None = None
         self._failure: TrainingFailed | None = None
+        logs.show_warnings()
         self._good: dict[int, bool] = {}  # what this process knows of a step: it wrote or read every byte of it
         self._told: set[str] = set()
         self._saves = 0
