@@ -123,9 +123,9 @@ class _Parser(argparse.ArgumentParser):
     """The arguments that are parsed, for what is said of a wrong one."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"bigctl: {message.removeprefix('argument ')}", file=sys.stderr)
-        if meant := self._meant(message):
-            print(f"        did you mean {meant}?", file=sys.stderr)
+        meant = self._meant(message)
+        guess = f"; did you mean {meant}?" if meant else ""
+        print(f"bigctl: {message.removeprefix('argument ')}{guess}", file=sys.stderr)
         print(f"        {self.prog} --help shows the flags", file=sys.stderr)
         sys.exit(2)
 

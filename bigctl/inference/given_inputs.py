@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ def _texts(given: Examples, features: Features) -> Asked:
         if features.target.kind == TOKEN_CLASS:
             raise ValueError("a tagger takes texts or lists of words: give a column, frame['text']")
         return Asked(_sound(parquet.rows_to_predict(part, features)))
+    if not isinstance(given, Iterable):
+        raise ValueError(f"{given!r} is no text; give one, or a list of texts")
     return Asked(list(given))
 
 
@@ -91,6 +93,8 @@ def _table(given: Examples, features: Features, config: schema.Data, columns: fr
     if frames.is_frame(given):
         return Asked(_rows(given, features, config, columns))
     array = np.asarray(given)
+    if array.ndim == 0:
+        raise ValueError(f"{given!r} is no row; give a frame, or one row as a dict")
     if array.ndim == 1 and array.size:
         raise ValueError(f"one row of {len(array)} values is given; add a batch dimension: row[None]")
     if unnamed and array.ndim == 2:

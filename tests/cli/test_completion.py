@@ -64,8 +64,8 @@ def test_keys_come_one_level_at_a_time():
 def test_keys_are_those_of_the_component_that_is_chosen():
     assert found("train optimizer=sgd optimizer.n") == ["optimizer.nesterov="]
     assert found("train optimizer=adamw optimizer.n") == []
-    assert found("train data=idx data.p") == ["data.path="]
-    assert found("train data=mnist5k data.p") == []
+    assert found("train data=idx data.p") == ["data.path=", "data.positive="]
+    assert found("train data=mnist5k data.p") == ["data.positive="]
 
 
 def test_recipe_decides_the_components_that_the_line_does_not_name():
@@ -167,6 +167,7 @@ def with_bigctl() -> dict[str, str]:
                 "recipe=lstm_cls",
                 "recipe=lstm_tag",
                 "recipe=mlp_cls",
+                "recipe=ngram_cls",
             ],
         ),
         ("bigctl  train   recipe=cnn_cls data=mni", ["data=mnist", "data=mnist5k"]),

@@ -165,7 +165,7 @@ def test_run_that_writes_no_text_is_refused(tmp_path_factory: pytest.TempPathFac
         (["--prompt", "to", "--chat"], "has no chat template"),
         (["--prompt", "to", "--top-p", "much"], "--top-p: invalid float value: 'much'"),
         (["--prompt", "to", "--max-new-tokens", "1.5"], "--max-new-tokens: invalid int value"),
-        (["--prompt", "to", "--topk", "5"], "unrecognized arguments: --topk"),
+        (["--prompt", "to", "--topk", "5"], "unrecognized arguments: --topk 5; did you mean --top-k?"),
         (["missing.txt"], "missing.txt: there is no such file"),
         (["to be or"], 'a prompt itself: --prompt "..."'),
         (["."], ".: is a folder"),

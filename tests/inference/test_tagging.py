@@ -55,7 +55,7 @@ def test_a_sentence_that_is_too_long_is_called_cut_and_has_no_tags_at_its_end(tr
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ("one text", "list of texts"),
+        (3, "list of texts"),
         (["fine", " "], "the text at 1 is empty"),
         ([["a", " "]], "a word of the sentence at 0 is empty"),
         ([[]], "the text at 0 is empty"),
