@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -28,21 +29,17 @@ def spelling(override: str) -> str:
 def quoted(override: str) -> str:
     """Quote what is text by its key: what Hydra cannot read, as `data.train=train[:90%]` or a path with spaces or
     umlauts, and what it would write otherwise than it was typed, as the folder `1.10` or the column `2024_01`."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     key, _, value = override.partition("=")
     if value[:1] == "[" and key in text_keys(many=True):
-        return f"{key}={_quoted_list(value)}"
-    if value[:1] in ("", '"', "'") or key not in text_keys():
+        return f"{key}={_quoted_lists(value)}"
+    if value[:1] in ("", '"', "'") or key not in text_keys(choices=True):
         return override
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-        if not parsed.is_sweep_override() and not _is_rewritten(parsed.value(), value):
-            return override
-    except HydraException:
-        pass
-    return f"{key}={in_quotes(value)}"
+    parsed = _read(override)
+    if key in text_keys():
+        as_typed = parsed is not None and (parsed.is_sweep_override() or not _is_rewritten(parsed.value(), value))
+    else:
+        as_typed = parsed is not None  # one of a few words, of which a mark alone may be one
+    return override if as_typed else f"{key}={in_quotes(value)}"
 
 
 def in_quotes(text: str) -> str:
@@ -50,25 +47,58 @@ def in_quotes(text: str) -> str:
     return f'"{escaped}"'
 
 
+def listed(key: str, text: str) -> str:
+    """`key=[text]` as a shell and `quoted` take it, for a note that says what to type."""
+    if re.fullmatch(r"[\w.-]+", text):
+        return f"{key}=[{text}]"
+    return shlex.quote(f"{key}=[{in_quotes(text)}]")
+
+
+def _read(override: str) -> Override | None:
+    """An override as Hydra reads it, None where it cannot."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
 def _is_rewritten(value: object, text: str) -> bool:
     """Whether a number or truth value would become another text than the one it was read from."""
     return isinstance(value, int | float) and str(value) != text
 
 
-def _quoted_list(value: str) -> str:
-    """A list of texts, with those elements in quotes that look like numbers and would be rewritten."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+def _quoted_lists(value: str) -> str:
+    """A list of texts, or several of them with commas between, each with its elements in quotes where needed."""
+    several = re.findall(r"\[[^\[\]]*\]", value)
+    return ",".join(map(_quoted_list, several)) if ",".join(several) == value else _quoted_list(value)
 
-    try:
-        found = OverridesParser.create().parse_override(f"key={value}").value()
-    except HydraException:
+
+def _quoted_list(value: str) -> str:
+    """A list of texts, with those elements in quotes that Hydra cannot read, or that look like numbers and would be
+    rewritten."""
+    whole = _read(f"key={value}")
+    if whole is not None:
+        found = whole.value()
+        pieces = [piece.strip() for piece in value[1:-1].split(",")]
+        if not isinstance(found, list) or len(found) != len(pieces):  # commas inside of quotes or lists
+            return value
+        each = (in_quotes(p) if _is_rewritten(v, p) else p for v, p in zip(found, pieces, strict=True))
+        return f"[{','.join(each)}]"
+    pieces = re.findall(r"""(?:"(?:\\.|[^"])*"|'(?:\\.|[^'])*'|[^,])+""", value[1:-1])
+    uneven = any(piece.count("[") != piece.count("]") for piece in pieces)
+    if value[-1:] != "]" or uneven or ",".join(pieces) != value[1:-1]:
         return value
-    pieces = [piece.strip() for piece in value[1:-1].split(",")]
-    if not isinstance(found, list) or len(found) != len(pieces):  # commas inside of quotes or lists
-        return value
-    each = (in_quotes(p) if _is_rewritten(v, p) else p for v, p in zip(found, pieces, strict=True))
-    return f"[{','.join(each)}]"
+    return f"[{','.join(map(_quoted_element, map(str.strip, pieces)))}]"
+
+
+def _quoted_element(text: str) -> str:
+    if text[:1] in ("", '"', "'", "["):
+        return text
+    parsed = _read(f"key={text}")
+    return in_quotes(text) if parsed is None or _is_rewritten(parsed.value(), text) else text
 
 
 def text_keys(*, many: bool = False, choices: bool = False) -> set[str]:

@@ -93,9 +93,13 @@ def columns(dataset: Dataset, count: int = 5) -> list[Column]:
         if isinstance(column, Numeric):
             absent = part[:, 1] > 0 if column.missing else np.zeros(len(part), bool)
             numbers = part[:, 0] * column.std + column.mean
+            numbers[np.abs(numbers) <= 2.0**-23 * np.abs(part[:, 0] * column.std)] = (
+                0.0  # all but a rounding of float32
+            )
+            spread = 0.0 if _is_constant(column, dataset, start - len(column.features)) else column.std
             samples = ["" if gone else f"{x:.4g}" for x, gone in zip(numbers, absent, strict=True)]
             found.append(
-                Column(column.name, "numeric", f"{column.mean:.4g} ± {column.std:.4g}", column.missing, tuple(samples))
+                Column(column.name, "numeric", f"{column.mean:.4g} ± {spread:.4g}", column.missing, tuple(samples))
             )
         else:
             names = [*column.categories, *(["<other>"] if column.other else []), *([""] if column.missing else [])]
@@ -104,6 +108,11 @@ def columns(dataset: Dataset, count: int = 5) -> list[Column]:
             summary = f"{len(column.categories)} values: {shown}"
             found.append(Column(column.name, "categorical", summary, column.missing, tuple(samples)))
     return found
+
+
+def _is_constant(column: Numeric, dataset: Dataset, place: int) -> bool:
+    """Whether a column has one value, which is kept with 1 for its standard deviation of 0."""
+    return column.std == 1.0 and not dataset.splits["train"]["inputs"][:, place].any()
 
 
 def targets(dataset: Dataset, count: int = 5) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -413,3 +414,35 @@ eval: {every: 500}
 
 def test_numbers_that_text_is_made_of_anyway_keep_their_spelling():
     assert compose([MLP, "eval.every=500", "data.test=x"]).overrides[1] == "eval.every=500"
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("[客户编号]", ["客户编号"]),
+        ("[无, 未知,-]", ["无", "未知", "-"]),
+        ("[Höhe,Größe [cm],b]", ["Höhe", "Größe [cm]", "b"]),
+        ('[1.10,#N/A,"ä,b"]', ["1.10", "#N/A", "ä,b"]),
+    ],
+)
+def test_words_of_a_list_need_no_quotes(typed, found):
+    assert suggestions.parse(suggestions.quoted(f"data.missing={typed}")).value() == found
+
+
+def test_words_of_several_lists_need_no_quotes():
+    parsed = suggestions.parse(suggestions.quoted("data.drop=[a],[Höhe]"))
+    assert parsed.is_choice_sweep() and [len(choice) for choice in parsed.value().list] == [1, 1]
+    with pytest.raises(ConfigError, match="cannot read 'data.drop=\\[a,,ö]'"):
+        suggestions.parse(suggestions.quoted("data.drop=[a,,ö]"))
+
+
+def test_a_comma_is_a_decimal_mark():
+    given = ["recipe=mlp_cls", "data=csv", "data.path=t.csv", "data.label=y"]
+    assert compose([*given, "data.decimal=,"]).config.data.decimal == ","
+    assert suggestions.parse(suggestions.quoted("data.decimal=;")).value() == ";"
+
+
+@pytest.mark.parametrize("name", ["Höhe", "Größe [cm]", "a b", "it's", 'an "x", y', "客户编号", "size"])
+def test_what_a_note_says_can_be_typed(name):
+    (override,) = shlex.split(suggestions.listed("data.drop", name))
+    assert suggestions.parse(suggestions.quoted(override)).value() == [name]

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import catalog, prepare
+from bigctl.data import catalog, prepare, preview
 from bigctl.data.number_style import NumberStyle, find_dates, find_style
+from bigctl.data.sources import delimited
+from bigctl.data.sources.content import read_text
+from bigctl.data.sources.table import rows_of
+from bigctl.data.table_encoder import Numeric, TableEncoder
 from bigctl.errors import DataError
 
 AMOUNTS = [200 + 50 * (7 * row % 97) + 6000 * (row % 2) for row in range(120)]
@@ -97,7 +101,7 @@ def test_dates_are_their_parts_in_training_and_in_prediction(tmp_path: Path) -> 
     columns = made.features.encoder["columns"]
     values = [round(float(x) * c["std"] + c["mean"], 3) for x, c in zip(found.inputs[0], columns, strict=True)]
     assert values == [2024, 3, 5, 1, 1]  # a Tuesday
-    assert [*found.errors] == [1] and "'soon' is not a number" in str(found.errors[1])
+    assert [*found.errors] == [1] and ":3:amount: 'soon' is not a date" in str(found.errors[1])
     assert find_dates(["03/04/2024", "25/12/2024"]) == "day/month/year" and find_dates(["03/04/2024"]) == "?"
     assert find_dates(["31.12.1999 23:59"]) == "day.month.year" and find_dates(["2024-02-30"]) is None
 
@@ -140,3 +144,65 @@ def test_a_column_that_numbers_the_rows_is_left_out(tmp_path: Path) -> None:
     assert any("column 'Zeile' numbers the rows and is left out" in note for note in made.info["notes"])
     kept = prepare.prepare(schema.Csv(path=str(tmp_path / "t.csv"), label="kind", numeric=["Zeile"]))
     assert kept.features.feature_names == ("Zeile", "len")
+
+
+def noted(folder: Path, rows: list[str], *, regression: bool = False, **keys) -> tuple[dict, str]:
+    """The columns of a file with semicolons, and the notes on it."""
+    (folder / "t.csv").write_text("\n".join(rows) + "\n")
+    found = delimited.decode(schema.Csv(path=str(folder / "t.csv"), separator=";", **keys), regression)
+    return found.splits["train"], "\n".join(found.info["notes"])
+
+
+GERMAN = ["Höhe;Gehalt;aktiv"] + [f"1,{70 + i % 9};{950 if i % 2 else '1.250'};{i % 3 == 0}" for i in range(40)]
+
+
+@pytest.mark.parametrize(("label", "regression"), [("aktiv", False), ("Gehalt", True), ("Höhe", True)])
+def test_points_beside_decimal_commas_are_told(tmp_path: Path, label: str, regression: bool) -> None:
+    _, notes = noted(tmp_path, GERMAN, regression=regression, label=label)
+    said = "column 'Gehalt': '1.250' is read as 1.25, with '.' before decimals, where column 'Höhe' has ','; "
+    assert said + "data.decimal=',' reads 1250" in notes
+    columns, notes = noted(tmp_path, GERMAN, regression=regression, label=label, decimal=",")
+    salary = columns["label" if label == "Gehalt" else "Gehalt"]
+    assert salary[:2].tolist() == [1250, 950] and "where column" not in notes
+
+
+@pytest.mark.parametrize("value", ["1.25", "0.250", "1.2500", "1250.125"])
+def test_points_that_are_surely_decimal_marks_are_not_told(tmp_path: Path, value: str) -> None:
+    columns, notes = noted(tmp_path, [line.replace("1.250", value) for line in GERMAN], label="aktiv")
+    assert columns["Gehalt"][0] == float(value) and "where column" not in notes
+
+
+def test_values_that_the_typed_mark_does_not_fit_are_told(tmp_path: Path) -> None:
+    _, notes = noted(tmp_path, GERMAN, label="aktiv", decimal=".")
+    assert "column 'Höhe' is read as categories, for '1,70' is no number with data.decimal='.'" in notes
+    rows = ["rate;aktiv;y"] + [f"{12 + i % 3}.5%;{i % 3 == 0};{'ab'[i % 2]}" for i in range(20)]
+    _, notes = noted(tmp_path, rows, label="y", decimal=",")
+    assert "column 'rate' is read as categories, for '12.5%' is no number with data.decimal=','" in notes
+    assert "column 'aktiv' is read as categories, for 'False' is no number" in notes
+    assert "no number with" not in noted(tmp_path, rows, label="y")[1]
+
+
+def test_a_broken_date_is_named_by_its_column(tmp_path: Path) -> None:
+    style = NumberStyle(of="Tag", date="year-month-day", part="year")
+    encoder = TableEncoder([Numeric("Tag.year", 2023.0, 1.0, False, style)])
+    _, bad, _ = rows_of(b"Tag\n2023-02-01\n2023-13-45\n", "csv", encoder)
+    assert "input:3:Tag: '2023-13-45' is not a date, and the column holds dates, year-month-day" in str(bad[1])
+    assert [*bad] == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "codec", "named"),
+    [("姓名,年龄\n张三,3\n", "gbk", "such as gbk"), ("Größe,y\nMüller,“x”\n", "cp1252", "such as cp1252 or latin-1")],
+)
+def test_likely_encodings_are_named(text: str, codec: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(text.encode(codec))
+    with pytest.raises(DataError, match=named):
+        read_text(tmp_path / "t.csv", None)
+
+
+def test_a_preview_shows_zero_and_no_spread_where_there_is_none(tmp_path: Path) -> None:
+    rows = [f"{row * 3 % 7},2023,{row % 3 == 0},{'ab'[row % 2]}" for row in range(50)]
+    (tmp_path / "t.csv").write_text("weekday,year,half,y\n" + "\n".join(rows) + "\n")
+    found = preview.columns(prepare.prepare(schema.Csv(path=str(tmp_path / "t.csv"), label="y")), 40)
+    assert {*found[0].samples} == {*"0123456"} and {*found[2].samples} == {"0", "1"}
+    assert found[1].summary == "2023 ± 0" and not found[0].summary.endswith("± 0")

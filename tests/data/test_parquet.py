@@ -303,3 +303,16 @@ def test_a_run_is_trained_and_used_on_parquet(bigctl: Cli) -> None:
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["row"] for record in records] == list(range(60))
     assert {record["label"] for record in records} <= {"dark", "light"}
+
+
+def test_dates_and_numbers_of_rows_are_told(tmp_path: Path) -> None:
+    days = [datetime.date(2023, 1, 1 + row % 28) for row in range(60)]
+    rows = {"row": [*range(1, 61)], "x": [row % 7 for row in range(60)], "day": days, "y": ["a", "b"] * 30}
+    written = {"as_text": [str(day) for day in days], "word": [f"w{row % 5}" for row in range(60)]}
+    found = decode(write(tmp_path / "t.parquet", rows | written))
+    more = "columns of year, month, day and weekday tell a model more"
+    assert found.info["notes"] == [
+        "column 'row' numbers the rows; data.drop=[row] leaves it out",
+        f"column 'day' of dates is read as one number, days since 1970; {more}",
+        f"column 'as_text' holds dates as strings, which stay strings; {more}",
+    ]

@@ -110,3 +110,9 @@ def test_a_picture_that_is_none_is_a_record(tmp_path: Path) -> None:
 def test_a_column_that_would_hide_the_prediction_names_no_rows() -> None:
     with pytest.raises(ConfigError, match="'label' is what a column of the predictions is called"):
         Ids(("label",))
+
+
+def test_a_row_that_is_cut_off_keeps_its_id() -> None:
+    trained = Echo(schema.Csv(path="old.csv"), TABLE)
+    found = [*predict_files(trained, [b"id,x,part\n7,3,\n8,4\n9,5,\n"], ids=Ids(("id",)))]
+    assert [record["id"] for record in found] == [7, 8, 9] and ":3: 2 fields" in found[1]["error"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigctl.config import schema
+from bigctl.config.suggestions import listed
 from bigctl.data.number_style import (
     DATE_PARTS,
     MISSING,
@@ -25,7 +26,7 @@ from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.errors import DataError
 
-_FEW = 20
+FEW = 20
 """Rows that there must be before a column is said to number them."""
 _IDENTIFIER = re.compile(r"(.*[_ ])?(id|ids|index|idx|no|no\.|nr|nr\.|number|row|rownum|key)|unnamed.*|[a-z]+id|#")
 CATEGORY = "category"
@@ -86,8 +87,11 @@ def numeric_column(
     values, wrong = _numbers(texts, style, cells)
     infinite = np.flatnonzero(np.isinf(values)).tolist()
     unknown = "or leave it empty if it is unknown"
+    what_not = "is not a number, and the column is numeric"
+    if style is not None and style.of:
+        name, what_not = style.of, f"is not a date, and the column holds dates, {style.date}"
     for rows, before, what, hint in (
-        (wrong, "", "is not a number, and the column is numeric", f"correct the value, {unknown}"),
+        (wrong, "", what_not, f"correct the value, {unknown}"),
         (infinite, "the value ", "is infinite", f"give a finite number, {unknown}"),
     ):
         for row in rows if bad is not None else rows[:1]:
@@ -154,7 +158,7 @@ def _counters(
     counting = []
     for name, values in features.items():
         rows = len(values)
-        if kinds[name] is None and rows >= _FEW and np.array_equal(values - values[0], np.arange(rows)):
+        if kinds[name] is None and rows >= FEW and np.array_equal(values - values[0], np.arange(rows)):
             counting.append(name)
     labels = train.columns[label]
     changes = sum(one != other for one, other in zip(labels, labels[1:], strict=False))
@@ -164,10 +168,10 @@ def _counters(
         if name in cells.numeric or len(counting) == len(features):
             continue
         if in_order or _IDENTIFIER.fullmatch(name.lower()):
-            notes.append(f"column {name!r} numbers the rows and is left out; data.numeric=[{name}] keeps it")
+            notes.append(f"column {name!r} numbers the rows and is left out; {listed('data.numeric', name)} keeps it")
             found.append(name)
         else:
-            notes.append(f"column {name!r} numbers the rows; data.drop=[{name}] leaves it out")
+            notes.append(f"column {name!r} numbers the rows; {listed('data.drop', name)} leaves it out")
     return found
 
 
@@ -181,7 +185,7 @@ def _kinds(name: str, distinct: set[str], cells: Cells, train: TextTable, notes:
         return {name: None}
     if codes:
         if plain:
-            hint = f"data.numeric=[{name}] reads numbers"
+            hint = f"{listed('data.numeric', name)} reads numbers"
             notes.append(f"column {name!r} is read as categories, for codes such as {codes[0]}; {hint}")
         return {name: CATEGORY}
     if style := find_style(distinct, cells.decimal):
@@ -195,7 +199,41 @@ def _kinds(name: str, distinct: set[str], cells: Cells, train: TextTable, notes:
         parts = (*DATE_PARTS, *(("hour",) if has_times(distinct) else ()))
         notes.append(f"column {name!r} is read as dates, {order}: {', '.join(parts)}")
         return {f"{name}.{part}": NumberStyle(of=name, date=order, part=part) for part in parts}
+    notes += _unfit(name, distinct, cells)
     return {name: CATEGORY}
+
+
+def _unfit(name: str, distinct: set[str], cells: Cells) -> list[str]:
+    """A note where the decimal mark that the user gave, and it alone, makes categories of numbers."""
+    if cells.decimal is None:
+        return []
+    usual = find_style(distinct)
+    if usual is None:
+        return []
+    marks = NumberStyle(cells.decimal, affix=usual.affix, missing=usual.missing)
+    wrong = [text for text in sorted(distinct) if marks.parse(text) is None] or sorted(distinct)
+    why = f"{short(wrong[0])!r} is no number with data.decimal='{cells.decimal}'"
+    return [f"column {name!r} is read as categories, for {why}; without that key it is read as {usual}"]
+
+
+def doubted_points(train: TextTable, kinds: Kinds, cells: Cells) -> list[str]:
+    """A note for each column whose points are read as decimal marks, and as well stand between thousands, where other
+    columns have decimal commas."""
+    commas = [kind.of or name for name, kind in kinds.items() if isinstance(kind, NumberStyle) and kind.decimal == ","]
+    notes = []
+    for name, kind in kinds.items() if commas and cells.decimal is None else ():
+        style = kind or NumberStyle()
+        if isinstance(style, str) or style.date or style.group or style.decimal == ",":
+            continue
+        values = sorted({text for text in set(train.columns[name]) if not cells.misses(text)})
+        other = NumberStyle(",", ".", style.affix, style.missing)
+        points = [text for text in values if "." in text and text.lower() not in style.missing]
+        if points and all(other.parse(text) is not None for text in values):
+            example = short(points[0])
+            read = f"{example!r} is read as {style.parse(example):g}, with '.' before decimals"
+            hint = f"data.decimal=',' reads {other.parse(example):g}"
+            notes.append(f"column {name!r}: {read}, where column {commas[0]!r} has ','; {hint}")
+    return notes
 
 
 def said_of(name: str, style: NumberStyle, distinct: set[str], train: TextTable) -> str:
@@ -207,7 +245,7 @@ def said_of(name: str, style: NumberStyle, distinct: set[str], train: TextTable)
         said += f"; {marks} {'is' if len(style.missing) == 1 else 'are'} taken for missing, in {count} rows"
     if is_ambiguous(style, distinct):
         said += f"; data.decimal='{style.group}' takes {style.group!r} for the decimal mark"
-    return f"{said}; data.categorical=[{name}] leaves it as it is"
+    return f"{said}; {listed('data.categorical', name)} leaves it as it is"
 
 
 def _stray_words(train: TextTable, name: str, cells: Cells) -> list[str]:

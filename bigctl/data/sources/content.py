@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import io
 import zlib
@@ -103,12 +104,23 @@ def undecodable(error: UnicodeError, encoding: str | None, name: str, data: byte
     """What is wrong with a text that is not in its encoding, None for UTF-8; `data` is the whole of it."""
     known = encoding or "UTF-8"
     hint = f"data.encoding={encoding} says so: give that of the file, or convert it, for example with iconv"
-    hint = hint if encoding else "set data.encoding, such as latin-1, or save the file as UTF-8"
+    hint = hint if encoding else f"set data.encoding, such as {_likely(data)}, or save the file as UTF-8"
     if not isinstance(error, UnicodeDecodeError):
         return DataError(f"is not {known}: {error}", where=name, hint=hint)
     start = error.start + len(data) - len(error.object)  # which lacks the byte order mark
     what = f"byte 0x{data[start]:02x} is not {known}, at offset {start}"
     return DataError(what, where=f"{name}:{line_at(data, start)}", hint=hint)
+
+
+def _likely(data: bytes) -> str:
+    """Encodings in which a text that is not UTF-8 may be: of Chinese first where all of it is of usual characters."""
+    found = []
+    for codec in ("gb2312", "cp1252"):
+        with contextlib.suppress(UnicodeError):
+            data.decode(codec)
+            found.append("gbk" if codec == "gb2312" else codec)
+    found += ["latin-1"] if "cp1252" in found else ["gbk", "latin-1"] if not found else []
+    return f"{', '.join(found[:-1])} or {found[-1]}"
 
 
 def line_at(data: bytes, position: int) -> int:

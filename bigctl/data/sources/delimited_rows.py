@@ -60,7 +60,8 @@ def load_delimited(
     for place, row in enumerate(rows):
         if len(row) != len(header):
             bad[place] = _uneven(row, header, given is not None, f"{name}:{lines[place]}")
-            rows[place] = [""] * len(header)
+            known = row if len(row) < len(header) else []  # of a row that is cut off, such as its id
+            rows[place] = [*known, *[""] * (len(header) - len(known))]
     columns = {
         field: [value.strip() for value in values]
         for field, values in zip(header, zip(*rows, strict=True), strict=False)

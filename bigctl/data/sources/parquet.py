@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.config import schema
+from bigctl.config.suggestions import listed
 from bigctl.data import paths
 from bigctl.data.dataset import Features
 from bigctl.data.sources import image_decoding
@@ -30,6 +31,7 @@ from bigctl.data.sources.parquet_columns import (
     kind_of,
     name_of,
     texts,
+    told,
     typed,
     values_of,
 )
@@ -249,11 +251,13 @@ def _useful(train: Part, label: str, group: str | None, notes: list[str]) -> Ite
             raise DataError(
                 f"the column {name!r} is {column.type}, which is no feature of a table",
                 where=train.source,
-                hint=f"leave it out with data.drop=[{name}], or name it: data.text, data.image or data.labels",
+                hint=f"leave it out with {listed('data.drop', name)}, or name it: data.text, data.image or data.labels",
             )
         elif kind == CATEGORY and not column.null_count and len(column.unique()) == len(column):
             notes.append(f"column {name!r} is different in every row, like a name or an identifier, and is left out")
+            notes += told(train, name, kind)
         else:
+            notes += told(train, name, kind)
             yield name, kind
 
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bigctl.config.suggestions import listed
+from bigctl.data.number_style import find_dates
+from bigctl.data.sources.cells import FEW
 from bigctl.data.sources.parquet_files import Part
 from bigctl.errors import DataError
 
@@ -62,6 +65,30 @@ def numbers(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
         hint = "store a finite number, or null if it is unknown"
         _refuse(bad, part, row, name, f"the value is infinite{more}", hint)
     return np.where(np.isinf(values), math.nan, np.asarray(values, np.float64))
+
+
+def told(part: Part, name: str, kind: str) -> list[str]:
+    """A note on a training column that numbers the rows, or that holds dates, which are no more than they are stored
+    as: one number, or categories."""
+    import pyarrow.types as types
+
+    stored = part.table.schema.field(name).type
+    if types.is_integer(stored):
+        values = numbers(part, name)
+        counts = len(values) >= FEW and np.array_equal(values - values[0], np.arange(len(values)))
+        return [f"column {name!r} numbers the rows; {listed('data.drop', name)} leaves it out"] if counts else []
+    parts = "columns of year, month, day and weekday tell a model more"
+    if types.is_date(stored) or types.is_timestamp(stored):
+        unit = "days" if types.is_date(stored) else "seconds"
+        return [f"column {name!r} of dates is read as one number, {unit} since 1970; {parts}"]
+    if kind == CATEGORY and not types.is_dictionary(stored):
+        try:
+            found = [text for text in part.column(name, "feature").unique().to_pylist() if text is not None]
+        except UnicodeDecodeError:
+            return []
+        if find_dates(found) is not None:
+            return [f"column {name!r} holds dates as strings, which stay strings; {parts}"]
+    return []
 
 
 def categories(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:

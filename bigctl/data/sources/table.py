@@ -9,6 +9,7 @@ is categorical. The other files are held to that.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from bigctl.data.sources.cells import (
     USUAL,
     Cells,
     Kinds,
+    doubted_points,
     infer_columns,
     numeric_column,
     said_of,
@@ -85,7 +87,9 @@ def read_table(
     kinds, features = infer_columns(seen, label, cells, notes, regression)
     if not features:
         raise _no_features(label, notes, path)
-    numbers = _target_numbers(tables, label, cells, notes) if regression else None
+    style = _target_style(tables["train"], label, cells, notes) if regression else None
+    numbers = _target_numbers(tables, label, style, cells) if regression else None
+    notes += doubted_points(seen, {**kinds, label: style} if regression else kinds, cells)
     classes, targets = (None, numbers) if numbers is not None else classify(tables, label)
     splits = {}
     for split, table in tables.items():
@@ -122,17 +126,23 @@ def _check_named(train: TextTable, cells: Cells) -> None:
         raise DataError(f"{both[0]!r} is in data.categorical and in data.numeric", where="data.numeric", hint="choose")
 
 
-def _target_numbers(tables: dict[str, TextTable], label: str, cells: Cells, notes: list[str]) -> dict[str, np.ndarray]:
-    """The target as numbers, float64 [N] by split, written as in the training file."""
-    train = tables["train"]
+def _target_style(train: TextTable, label: str, cells: Cells, notes: list[str]) -> NumberStyle | None:
+    """How the numbers of the target are written; None for as programs do."""
     distinct = {text for text in set(train.columns[label]) if not cells.misses(text)}
-    style = None
-    if cells.decimal not in (None, ".") or any(number(text) is None for text in distinct):
-        style = find_style(distinct, cells.decimal)
-        if style is not None and style.missing:  # rows without a target are refused, by the usual name
-            style = None
-        elif style is not None and style != NumberStyle(decimal=cells.decimal or "."):
-            notes.append(said_of(label, style, distinct, train))
+    if cells.decimal in (None, ".") and all(number(text) is not None for text in distinct):
+        return None
+    style = find_style(distinct, cells.decimal)
+    if style is None or style.missing:  # rows without a target are refused, by the usual name
+        return None
+    if style != NumberStyle(decimal=cells.decimal or "."):
+        notes.append(said_of(label, style, distinct, train))
+    return style
+
+
+def _target_numbers(
+    tables: dict[str, TextTable], label: str, style: NumberStyle | None, cells: Cells
+) -> dict[str, np.ndarray]:
+    """The target as numbers, float64 [N] by split, written as in the training file."""
     targets = {split: numeric_column(table, label, style, cells) for split, table in tables.items()}
     for split, target in targets.items():
         _require_values(tables[split], label, np.flatnonzero(np.isnan(target)))
@@ -207,6 +217,8 @@ def rows_of(
             hint=f"the columns found are {some(table.names)}",
         )
     bad = dict(table.bad)
+    for values, row in itertools.product(table.columns.values(), bad):
+        values[row] = ""
     columns = typed_columns(table, kinds, cells, bad)
     empty = sum(
         row not in bad and not any(table.columns[name][row] for name in needed) for row in range(len(table.lines))

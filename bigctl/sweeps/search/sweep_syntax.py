@@ -72,7 +72,7 @@ def parse_axis(override: str, roots: Sequence[presets.Root], *, seed: int = 0) -
     from hydra.errors import HydraException
 
     key, _, text = override.partition("=")
-    if key in suggestions.text_keys(many=True):
+    if key in suggestions.text_keys(many=True) or text == ",":  # a mark, as of data.decimal, rather than two choices
         override = suggestions.quoted(override)
     try:
         parsed = OverridesParser.create().parse_override(override)
