@@ -87,10 +87,9 @@ def read_table(
     kinds, features = infer_columns(seen, label, cells, notes, regression)
     if not features:
         raise _no_features(label, notes, path)
-    style = _target_style(tables["train"], label, cells, notes) if regression else None
-    numbers = _target_numbers(tables, label, style, cells) if regression else None
-    notes += doubted_points(seen, {**kinds, label: style} if regression else kinds, cells)
-    classes, targets = (None, numbers) if numbers is not None else classify(tables, label)
+    style = _target_style(tables["train"], label, cells, notes) if regression else CATEGORY
+    notes += doubted_points(seen, {**kinds, label: style}, cells)
+    classes, targets = _target(tables, label, style, cells)
     splits = {}
     for split, table in tables.items():
         own = features if split == "train" else _like_training(table, kinds, cells)
@@ -139,14 +138,16 @@ def _target_style(train: TextTable, label: str, cells: Cells, notes: list[str]) 
     return style
 
 
-def _target_numbers(
-    tables: dict[str, TextTable], label: str, style: NumberStyle | None, cells: Cells
-) -> dict[str, np.ndarray]:
-    """The target as numbers, float64 [N] by split, written as in the training file."""
+def _target(
+    tables: dict[str, TextTable], label: str, style: NumberStyle | str | None, cells: Cells
+) -> tuple[tuple[str, ...] | None, dict[str, np.ndarray]]:
+    """The classes, None where the target is a number, and the targets [N] by split, written as in the training file."""
+    if isinstance(style, str):
+        return classify(tables, label)
     targets = {split: numeric_column(table, label, style, cells) for split, table in tables.items()}
     for split, target in targets.items():
         _require_values(tables[split], label, np.flatnonzero(np.isnan(target)))
-    return targets
+    return None, targets
 
 
 def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str], cells: Cells, path: Path) -> None:
