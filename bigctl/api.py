@@ -136,10 +136,12 @@ def train(
         return Finished(train(Composed(whole, (), {}), path, options))
 
 
-def _composed(given: Config | Sequence[str], first: list[str]) -> Config:
+def _composed(given: Config | Sequence[str], first: Sequence[str] = (), *, partial: bool = False) -> Config:
     if isinstance(given, Config):
         return given
-    return compose(given if isinstance(given, str) else [*first, *given])
+    if isinstance(given, str):
+        return compose(given)  # which tells what is wrong with it
+    return composing.compose([*first, *given], partial=partial).config
 
 
 def _held(data: object, whole: Config) -> contextlib.AbstractContextManager[Data]:
@@ -187,9 +189,7 @@ def baseline(config: Config | Sequence[str], *, again: bool = False) -> Baseline
     """
     from bigctl.baselines.baseline import baseline
 
-    if not isinstance(config, Config):  # data alone is enough
-        config = composing.compose(config, partial=True).config
-    return baseline(config, again=again)
+    return baseline(_composed(config, partial=True), again=again)  # data alone is enough
 
 
 def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LoadedRun:

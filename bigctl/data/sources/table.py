@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,6 @@ def read_table(
     for split, table in tables.items():
         own = features if split == "train" else _like_training(table, kinds, cells)
         splits[split] = {**own, "label": targets[split], **split_columns(table, group, time)}
-    styles = {name: kind for name, kind in kinds.items() if isinstance(kind, NumberStyle)}
     info: dict[str, Any] = {
         "source": format,
         **file_facts(tables),
@@ -103,7 +102,11 @@ def read_table(
         "categorical": [name for name, kind in kinds.items() if kind == CATEGORY],
         "notes": notes,
     }
-    return Decoded("table", splits, classes, info, styles=styles, origins=file_origins(tables))
+    return Decoded("table", splits, classes, info, styles=_styles(kinds), origins=file_origins(tables))
+
+
+def _styles(kinds: Mapping[str, object]) -> dict[str, NumberStyle]:
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, NumberStyle)}
 
 
 def _without(table: TextTable, names: Container[str | None]) -> TextTable:
