@@ -104,6 +104,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         ("llama", [*own, "model=llama_tiny", "recipe.block=64"]),
         ("cnn_cls", ["recipe=cnn_cls"]),
         ("bert_cls", ["recipe=bert_cls", *SHORT_TEXTS]),
+        ("ngram_cls", ["recipe=ngram_cls"]),
         ("bert_tag", ["recipe=bert_tag", "data=conll", "data.path=train.conll", *SHORT_TEXTS]),
         ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SHORT_TEXTS]),
     ):
