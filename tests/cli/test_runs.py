@@ -139,13 +139,16 @@ def test_ages_are_read_with_their_unit() -> None:
         seconds("7")
 
 
-def test_five_hundred_runs_are_listed_at_once(bigctl: Cli, trained: Path) -> None:  # noqa: F811
+def test_five_hundred_runs_are_listed_within_a_second(bigctl: Cli, trained: Path) -> None:  # noqa: F811
     for number in range(500):
         run = bigctl.folder / "runs" / f"run{number}"
         run.mkdir(parents=True)
         for name in ("run.json", "summary.json", "metrics.jsonl", ".lock"):
             shutil.copy(trained / name, run / name)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert len(names(bigctl)) == 500
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5  # a second, on a quiet machine
+    taken = []
+    for _ in range(3):  # the best of three: other processes on the machine make one and the same work cost more
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert len(names(bigctl)) == 500
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) < 1
