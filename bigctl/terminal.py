@@ -12,7 +12,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but newline and tab, what turns the direction of a text around, and halves of characters, as which
@@ -39,6 +42,24 @@ def _shown(found: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def is_live() -> bool:
+    """Whether standard error is a terminal that can draw a line anew."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def tell(line: str, live: Live | None = None) -> bool:
+    """Print a line on standard error, above what is drawn there; False where nobody reads it any more, as after
+    `2>&1 | head`, which is no reason to stop what is told of."""
+    try:
+        if live is None:
+            print(escaped(line), file=sys.stderr, flush=True)
+        else:
+            live.console.print(escaped(line), markup=False, highlight=False)
+    except OSError:
+        return False
+    return True
 
 
 class EscapedStream:

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from bigctl.formatting import clock, number
 from bigctl.sweeps.trials import COMPLETE, ENDED, STOPPED, WAITING, State, Study
 from bigctl.sweeps.view.scene import Scene, TrialProgress
 from bigctl.sweeps.view.table_view import Frame
-from bigctl.terminal import escape, escaped, unescaped
+from bigctl.terminal import escape, is_live, tell, unescaped
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -46,7 +45,7 @@ class LiveView:
         self._refreshed = -math.inf
         self._scene: Scene | None = None
         self._live: Live | None = None
-        if not quiet and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        if not quiet and is_live():
             from rich.console import Console
             from rich.live import Live
 
@@ -74,7 +73,7 @@ class LiveView:
         self._scene = Scene(study, max(planned, len(study.states)), dict(self._known), running, self._jobs)
         if self._live is None:
             for line in self._events(self._scene):
-                self._print(line)
+                self.say(line)
         elif now - self._refreshed >= EVERY:
             self._refreshed = now
             self._draw(self._scene)
@@ -88,15 +87,7 @@ class LiveView:
 
     def say(self, text: str) -> None:
         """Print a sentence above the table."""
-        if self.quiet:
-            return
-        if self._live is None:
-            self._print(text)
-            return
-        try:
-            self._live.console.print(escaped(text), markup=False, highlight=False)
-        except OSError:
-            self.quiet = True
+        self.quiet = self.quiet or not tell(text, self._live)
 
     def close(self) -> None:
         """Stop; the last table stays on the screen."""
@@ -108,12 +99,6 @@ class LiveView:
             except OSError:
                 self.quiet = True
             self._live = None
-
-    def _print(self, line: str) -> None:
-        try:
-            print(escaped(line), file=sys.stderr, flush=True)
-        except OSError:  # nobody reads stderr any more, as after `2>&1 | head`: no reason to stop the sweep
-            self.quiet = True
 
     def _events(self, scene: Scene) -> Iterator[str]:
         """One line for each event since the last update; a short trial may start and end between two of them."""

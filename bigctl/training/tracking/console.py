@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from bigctl.terminal import escape, escaped, unescaped, writes_unicode
+from bigctl.terminal import escape, is_live, tell, unescaped, writes_unicode
 from bigctl.training.state import Progress
 from bigctl.training.tracking import live_line
 from bigctl.training.tracking.live_line import Pace, Standing
@@ -113,15 +113,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """A sentence of its own, above the live line."""
-        if self.quiet:
-            return
-        if self._live is None:
-            self._tell(escaped(text))
-            return
-        try:
-            self._live.console.print(escaped(text), markup=False, highlight=False)
-        except OSError:
-            self.quiet = True
+        self.quiet = self.quiet or not tell(text, self._live)
 
     def close(self) -> None:
         """The last line has the last values."""
@@ -167,15 +159,4 @@ class Console:
     def _print(self) -> None:
         if not self.quiet:
             self._last, self._told = time.monotonic(), True
-            self._tell(live_line.text(self._standing()))
-
-    def _tell(self, line: str) -> None:
-        try:
-            print(line, file=sys.stderr, flush=True)
-        except OSError:  # whoever read it has gone, as `2>&1 | head` does: no reason to stop training
-            self.quiet = True
-
-
-def is_live() -> bool:
-    """Whether standard error is a terminal that can draw a line anew."""
-    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+            self.quiet = not tell(live_line.text(self._standing()))
