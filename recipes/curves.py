@@ -32,8 +32,10 @@ def precision_recall(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray,
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     """The sum of precision times the gain in recall; 0 without positives. scikit-learn's `average_precision_score`."""
-    precision, recall = precision_recall(scores, truth)
-    return float(-np.sum(np.diff(recall) * precision[:-1])) if np.any(truth) else 0.0
+    if not np.any(truth):
+        return 0.0
+    hits, places = _cumulative(scores, truth)
+    return float(np.sum(np.diff(hits, prepend=0) * hits / places) / hits[-1])
 
 
 def _cumulative(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

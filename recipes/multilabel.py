@@ -12,6 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigctl.recipes import curves
 from bigctl.recipes.classification import THRESHOLD, ClassWeights
 from bigctl.recipes.head import Head
 from jaxtyping import Array, Float, Int
@@ -171,17 +172,8 @@ def mean_average_precision(truth: np.ndarray, probability: np.ndarray) -> float:
     Args:
         truth, probability: [examples, classes].
     """
-    return float(np.mean([_average_precision(*pair) for pair in zip(truth.T, probability.T, strict=True)]))
-
-
-def _average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The sum of precision times the gain in recall, over the distinct scores from the highest on."""
-    if not truth.any():
-        return 0.0
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(truth[order])[last]
-    return float(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / hits[-1])
+    pairs = zip(probability.T, truth.T, strict=True)
+    return float(np.mean([curves.average_precision(scores, true) for scores, true in pairs]))
 
 
 def _f1(hits: int, true: int, predicted: int) -> float:

@@ -25,6 +25,7 @@ from bigctl.inference import tagging
 from bigctl.inference import threshold as thresholds
 from bigctl.inference.predictor import Predictor
 from bigctl.inference.run_text import run_language_model
+from bigctl.recipes.classification import positive_scores, sigmoid
 from bigctl.runs import directory
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Evaluator, Scores
@@ -126,9 +127,9 @@ class TrainedRun(Predictor):
         plain = self.with_threshold(None)
         dataset, found = plain._scored("validation")
         positive = self.classes.index(str(plain._task.positive))
-        scores = found.examples["score"] * (1 if positive == 1 else -1)
+        probability = sigmoid(positive_scores(found.examples["score"], positive))
         truth = np.asarray(dataset.splits["validation"]["label"]) == positive
-        value, reached = thresholds.choose(objective, 1 / (1 + np.exp(-scores.astype(np.float64))), truth)
+        value, reached = thresholds.choose(objective, probability, truth)
         key, name = thresholds.key_of(self.run), self.classes[positive]
         thresholds.Threshold(key, self.step, name, objective, value, reached).save(self.run.threshold)
         return self.with_threshold(self.run.threshold)
