@@ -35,7 +35,8 @@ COMMANDS = {
     "bigctl show recipe=cnn_cls": ["show", "recipe=cnn_cls"],
     "completion": ["--complete", "train", "recipe=cnn_cls", "optimizer.l"],
 }
-TARGETS = {"bigctl --help": 0.15, "bigctl ls": 0.5, "warm": 6.0}
+LISTED = 500
+TARGETS = {"bigctl --help": 0.15, "bigctl ls": 0.5, "runs": 1.0, "warm": 6.0}
 UNWANTED = ("tensorflow_datasets", "tensorflow", "grain", "torch", "sklearn")
 
 # Says when the first step is done and what is imported by then; the command itself runs as it always does.
@@ -51,6 +52,13 @@ from bigctl.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 )
+
+PLAIN_LISTING = """
+import json, pathlib, sys
+for run in pathlib.Path(sys.argv[1]).iterdir():
+    record, summary = (json.loads((run / name).read_text()) for name in ("run.json", "summary.json"))
+    print(run.name, record["status"], record["recipe"], summary["step"], summary["metrics"][summary["selected_by"]])
+"""
 
 PLAIN = """
 import json, os, sys, time
@@ -94,6 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     _bench.print_facts("bigctl", "jax", "flax", "orbax-checkpoint", "hydra-core")
     _commands(options)
+    _listing(options)
     with tempfile.TemporaryDirectory() as folder:
         _training(options, Path(folder))
 
@@ -112,6 +121,31 @@ def _commands(options: argparse.Namespace) -> None:
     for name in COMMANDS:
         if name in TARGETS:
             print(_bench.verdict(f"{name}, minimum", min(samples[name]), TARGETS[name], " s"))
+    print(flush=True)
+
+
+def _listing(options: argparse.Namespace) -> None:
+    """`bigctl runs` over complete runs, against a plain script that prints a line from the same JSON files."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        train = ["train", "recipe=mlp_cls", "data=breast_cancer", "train.steps=20", "--quiet"]
+        subprocess.run([*_program(), *train, "--run-dir", str(root / "one")], check=True, capture_output=True)
+        for number in range(LISTED):
+            run = root / "runs" / f"run{number}"
+            run.mkdir(parents=True)
+            for name in ("run.json", "summary.json", "metrics.jsonl", ".lock"):
+                shutil.copy(root / "one" / name, run / name)
+        blocks: dict[str, Callable[[], float]] = {
+            "bigctl runs": lambda: _wall([*_program(), "runs", "--root", str(root / "runs")]),
+            "plain": lambda: _wall([sys.executable, "-c", PLAIN_LISTING, str(root / "runs")]),
+        }
+        samples = _bench.interleave(blocks, options.rounds, patience=options.patience)
+    rows = []
+    for name, values in samples.items():
+        medians, minima, _ = _bench.ratio(samples, name, "plain")
+        rows.append([name, statistics.median(values), min(values), 100 * _bench.spread(values), medians, minima])
+    _bench.table([f"seconds, {LISTED} runs", "median", "min", "spread %", "this/plain: medians", "minima"], rows)
+    print(_bench.verdict(f"bigctl runs, {LISTED} runs, minimum", min(samples["bigctl runs"]), TARGETS["runs"], " s"))
     print(flush=True)
 
 

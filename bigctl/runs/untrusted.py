@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,32 +126,42 @@ def metrics_lines(content: bytes) -> Iterator[dict[str, Any] | None]:
     return (metrics_line(line) for line in content.split(b"\n") if line)
 
 
-def misfit(value: object, shape: Shape, name: str = "") -> str:
+def misfit(value: object, shape: Shape) -> str:
     """What does not fit a shape, in a sentence; empty if all does."""
+    return _misfit(value, shape).removeprefix(".")
+
+
+def _misfit(value: object, shape: Shape) -> str:
+    """As `misfit`, whose place in the whole is put before it by the caller: a value that fits costs no text."""
     if value is None or shape is object:
+        return ""
+    if shape is float or shape is int or shape is str:  # most of all values: quick where they are what is expected
+        kind = type(value)
+        if kind is shape or (kind is int and shape is float):
+            return ""
+        return f" is not a {'text' if shape is str else 'number'}"
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return " is not a mapping"
+        every = shape.get(str)
+        for name, item in value.items():
+            inner = shape.get(name, every)
+            if inner is not None and (problem := _misfit(item, inner)):
+                return f".{name}{problem}"
         return ""
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{name} is not a list"
-        return _first(misfit(item, shape[0], f"{name}[{place}]") for place, item in enumerate(value))
-    if isinstance(shape, Mapping):
-        if not isinstance(value, dict):
-            return f"{name} is not a mapping"
-        every, known = shape.get(str), f"{name}." if name else ""
-        fields = value if every is not None else shape.keys() & value.keys()
-        return _first(misfit(value[key], shape.get(key, every), f"{known}{key}") for key in sorted(fields))
+            return " is not a list"
+        for place, item in enumerate(value):
+            if problem := _misfit(item, shape[0]):
+                return f"[{place}]{problem}"
+        return ""
     if isinstance(shape, Number):
         if _no_number(value) or (shape.whole and not isinstance(value, int)):
-            return f"{name} is not a {'whole ' * shape.whole}number"
+            return f" is not a {'whole ' * shape.whole}number"
         assert isinstance(value, int | float)
-        return "" if shape.low <= value <= shape.high else f"{name} is out of bounds"
-    if shape is float or shape is int:
-        return f"{name} is not a number" if _no_number(value) or (shape is int and isinstance(value, float)) else ""
-    return "" if isinstance(value, shape) else f"{name} is not {'a text' if shape is str else 'true or false'}"
-
-
-def _first(problems: Iterator[str]) -> str:
-    return next(filter(None, problems), "")
+        return "" if shape.low <= value <= shape.high else " is out of bounds"
+    return "" if isinstance(value, shape) else " is not true or false"
 
 
 def _no_number(value: object) -> bool:
@@ -179,7 +189,7 @@ def _deeper(value: object, levels: int) -> bool:
     level = [value]
     for _ in range(levels + 1):
         inner = (item for each in level for item in (each.values() if isinstance(each, dict) else each))  # type: ignore[attr-defined]
-        level = [item for item in inner if isinstance(item, list | dict)]
+        level = [item for item in inner if type(item) is dict or type(item) is list]  # as json makes them
         if not level:
             return False
     return True
