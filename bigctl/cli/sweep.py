@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 A key with several values is searched, in Hydra's syntax: a,b,c  choice(a,b)  range(1,5)  glob(*)  interval(0,1)
-tag(log, interval(1e-5,1e-2)). seed=range(3) repeats every point with three seeds. sweep.* says how to search:
+tag(log, interval(1e-5,1e-2)). seed=range(3) repeats every point with three seeds, data.fold=range(5) trains it on five
+folds. sweep.* says how to search:
   sweep.sampler=grid|random|tpe|cmaes|gp|nsga2  sweep.trials=40 (points in all)  sweep.pruner=median|asha|hyperband
   sweep.metric=val/loss  sweep.zip=[[key1,key2]]  sweep=NAME (a preset; `bigctl ls sweeps`)
 
 examples:
   bigctl sweep recipe=cnn_cls optimizer.lr=1e-4,3e-4,1e-3 'seed=range(3)'
+  bigctl sweep recipe=mlp_cls data=breast_cancer optimizer.lr=1e-3,1e-2 'data.fold=range(5)'
   bigctl sweep recipe=mlp_cls 'optimizer.lr=tag(log, interval(1e-4,1e-1))' sweep.sampler=tpe sweep.trials=30
   bigctl sweep recipe=mlp_cls optimizer.lr=1e-4,1e-3,1e-2 'seed=range(8)' --packed auto
   bigctl sweep recipe=cnn_cls 'model.channels=[32],[32,64]' --dry-run
@@ -75,7 +77,7 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
         return _show(options, plan, points, path)
 
     executor = _executor(options, jobs, packed=packed != "no")
-    trials = sweep.count_points(plan) * max(1, len(plan.space.seeds))
+    trials = sweep.count_points(plan) * len(plan.space.repeats)
     learns = plan.sweep.sampler not in (
         "grid",
         "random",
@@ -147,17 +149,17 @@ def _jobs(text: str) -> int | None:
 def _show(options: argparse.Namespace, plan: Plan, points: list[dict[str, str]] | None, path: Path) -> int:
     """Print what would be trained."""
     from bigctl.sweeps import sweep
-    from bigctl.sweeps.trials import label
+    from bigctl.sweeps.trials import label, repeats_text
 
-    repeats, total = max(1, len(plan.space.seeds)), sweep.count_points(plan)
+    searched, total = plan.space, sweep.count_points(plan)
+    count = total * len(searched.repeats)
     if options.json:
-        seeds = list(plan.space.seeds)
-        render.print_json({"sweep": str(path), "points": points, "seeds": seeds, "trials": total * repeats})
+        repeats = {"seeds": list(searched.seeds), "folds": list(searched.folds)}
+        render.print_json({"sweep": str(path), "points": points, **repeats, "trials": count})
         return 0
-    counts = [
-        f"{n} {what}{'s' * (n != 1)}" for n, what in ((total * repeats, "trial"), (total, "point"), (repeats, "seed"))
-    ]
-    print(f"{path}: {counts[0]}: {counts[1]}, {counts[2]} each")
+    trials, counted = (f"{n} {what}{'s' * (n != 1)}" for n, what in ((count, "trial"), (total, "point")))
+    each = repeats_text(max(1, len(searched.seeds)), len(searched.folds))
+    print(f"{path}: {trials}: {counted}, {each}{' each' * (not each.endswith(' each'))}")
     for point in points or ():
         print(f"  {label(point) or 'the only point'}")
     if points is None:

@@ -49,6 +49,7 @@ def cache_folder(config: Data, *, regression: bool = False, tokenizer: tokenizat
     """
     rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
     rule += [config.validation_fraction, config.test_fraction, config.deduplicate]
+    rule += [] if config.fold is None else [config.fold, config.fold_count]
     identity = [_FORMAT, config.kind, catalog.source(config).identity(config), rule, regression]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     name = getattr(config, "name", None) or getattr(config, "dataset", None) or Path(getattr(config, "path", "")).stem

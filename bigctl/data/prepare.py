@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, encode, notes, origins, splits
+from bigctl.data import cache, catalog, encode, folds, notes, origins, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.windows import Windows
@@ -98,6 +98,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     else:
         features, arrays = encode.encode_examples(decoded, by_split, config)
     found = [*info.get("notes", ()), *_refuse_missing_classes(arrays, features), *notes.on_arrays(arrays, features)]
+    found += folds.notes(arrays, config, features.target)
     info |= {"notes": found} if found or "notes" in info else {}
     text = made.to_str(pretty=True) if made is not None else None
     cache.write_dataset(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.config.schema import Data
+from bigctl.data import folds
 from bigctl.data.dataset import SPLITS
 from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded
@@ -29,10 +30,12 @@ def split_examples(decoded: Decoded, config: Data) -> dict[str, Columns]:
     """The three splits every data set has.
 
     Splits named in the configuration are taken as written (`train[:90%]+extra`). A split the source lacks is held out
-    of the training split by `data.split_seed`, stratified by class, the test split first.
+    of the training split by `data.split_seed`, stratified by class, the test split first. With `data.fold` all rows of
+    training and validation, a validation split of the source among them, are shared out anew.
 
     Raises:
-        DataError: if a split does not exist, would be empty, or names examples of another split again.
+        DataError: if a split does not exist, would be empty, or names examples of another split again; or if folds
+            cannot be made.
     """
     source = {_ALIASES.get(name, name): columns for name, columns in decoded.splits.items()}
     wanted = {"train": config.train, "validation": config.validation, "test": config.test}
@@ -52,7 +55,10 @@ def split_examples(decoded: Decoded, config: Data) -> dict[str, Columns]:
         if split not in picked and left.size and not any(split == name for name, _ in picked["train"]):
             picked[split] = [(split, left)]
     for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        if split not in picked:
+        if split == "validation" and config.fold is not None:
+            pool = picked["train"] + picked.get(split, [])
+            picked["train"], picked[split] = folds.take_fold(pool, source, config, decoded.target)
+        elif split not in picked:
             picked["train"], picked[split] = _hold_out(
                 picked["train"], source, fraction, config.split_seed, split, decoded
             )
@@ -187,6 +193,9 @@ def split_stream(decoded: Decoded, config: Data) -> dict[str, Columns]:
     Raises:
         DataError: if a split does not exist, would be empty, or has text of another split again.
     """
+    if config.fold is not None:
+        hint = "leave out data.fold; seed=range(3) repeats a training"
+        raise DataError("one long text has no folds: its end is held out", where="data.fold", hint=hint)
     source = {_ALIASES.get(name, name): columns["document"] for name, columns in decoded.splits.items()}
     sizes = {name: sum(map(len, documents)) for name, documents in source.items()}
     wanted = {"train": config.train, "validation": config.validation, "test": config.test}

@@ -17,7 +17,7 @@ from bigctl.reports.history import Curve
 from bigctl.reports.studies import Dot
 from bigctl.runs import untrusted
 from bigctl.sweeps import ledger
-from bigctl.sweeps.trials import label
+from bigctl.sweeps.trials import label, repeats_text
 
 BOARD = "leaderboard.json"
 SPREAD = 6
@@ -26,7 +26,8 @@ _REMEDY = "remove it: it is made again from the ledger"
 _SPREAD = {"mean": float, "std": float, "n": untrusted.COUNT}
 _POINT = {**_SPREAD, "rank": untrusted.COUNT, "point": {str: str}, "seconds": float, "metrics": {str: _SPREAD}}
 _SHAPE: untrusted.Shape = {
-    "sweep": str, "metric": str, "mode": str, "status": {str: untrusted.COUNT}, "seeds": [int], "axes": [ledger.AXIS],
+    "sweep": str, "metric": str, "mode": str, "status": {str: untrusted.COUNT}, "seeds": [int], "folds": [int],
+    "axes": [ledger.AXIS],
     "points": [{**_POINT, "trials": [str]}],
     "trials": [{**ledger.EVENT, "metrics": untrusted.NUMBERS}],
     "winner": {**_POINT, "trials": [str], "command": str},
@@ -98,6 +99,8 @@ def _page(
         status=board.get("status") or {},
         keys=[scale.key for scale in scales],
         shown=_shown(points, metric),
+        repeats=repeats_text(len(board.get("seeds") or ()) or 1, len(board.get("folds") or ())),
+        folds=bool(board.get("folds")),
         points=points,
         trials=trials,
         effects=_list(board, "effects"),
@@ -142,13 +145,13 @@ def as_trial(folder: Path, trial: Mapping[str, Any], metric: str) -> dict[str, A
     """A trial as the page shows it, with its `dot` for the figures and the `path` of its run directory."""
     metrics = {str(k): float(v) for k, v in (trial.get("metrics") or {}).items() if isinstance(v, int | float)}
     point = {str(k): str(v) for k, v in (trial.get("point") or {}).items()}
-    seed, value = trial.get("seed"), metrics.get(metric)
-    name = label(point) + (f" seed={seed}" if seed is not None else "")
+    value, repeats = metrics.get(metric), ((name, trial.get(name)) for name in ("fold", "seed"))
+    name = " ".join(filter(None, [label(point), *(f"{key}={n}" for key, n in repeats if n is not None)]))
     counted = trial.get("status") == "complete" and value is not None and np.isfinite(value)
     places = [folder / "trials" / str(trial.get("id")), folder / str(trial.get("run")), Path(str(trial.get("run")))]
     places = [place for place in places if real_path(place).is_relative_to(real_path(folder))] or [folder / "trials"]
     return {
-        **{key: trial.get(key) for key in ("number", "status", "seed", "step", "seconds", "message")},
+        **{key: trial.get(key) for key in ("number", "status", "seed", "fold", "step", "seconds", "message")},
         "id": str(trial.get("id")),
         "point": point,
         "value": value,

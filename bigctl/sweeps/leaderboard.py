@@ -1,13 +1,14 @@
 """The leaderboard of a study: ranked points, the effect of each key, the Pareto set, failures, and the winner.
 
-Points are ranked by how many of the study's seeds are complete, then by the mean of the metric over them: comparing a
-mean over one seed with means over three would favour luck. Free of jax.
+Points are ranked by how many of the study's seeds and folds are complete, then by the mean of the metric over them:
+comparing a mean over one seed with means over three would favour luck. Free of jax.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 import shlex
@@ -34,7 +35,8 @@ def build_leaderboard(study: Study) -> dict[str, Any]:
 
     `points` are sorted, the best first. A point without any complete trial, or with one whose metric is missing or not
     finite, has no rank and comes last, whatever its other seeds reached. `std` is the sample standard deviation over
-    seeds, None for a single one; `seconds` is the sum over all trials of the point. `winner` is the first point.
+    seeds and folds, None for a single one; `seconds` is the sum over all trials of the point. `winner` is the first
+    point.
     """
     points = _ranked(study)
     entries = [point.to_json() for point in points]
@@ -48,6 +50,7 @@ def build_leaderboard(study: Study) -> dict[str, Any]:
         "status": dict(Counter(state.status for state in study.states.values())),
         "axes": [_axis(axis) for axis in study.definition.get("axes") or ()],
         "seeds": list(study.definition.get("seeds") or ()),
+        "folds": list(study.definition.get("folds") or ()),
         "points": entries,
         "trials": [_trial(study, state) for state in study.states.values()],
         "effects": effects(study.definition, [Scored(p.point, p.scores) for p in points if p.sound]),
@@ -68,13 +71,13 @@ class _Point:
         point: searched keys and values.
         states: its trials by number.
         metric: of the study.
-        complete_seeds: how many of the study's seeds are complete.
+        complete_repeats: how many of the study's seeds and folds are complete.
     """
 
     point: Point
     states: Sequence[State]
     metric: str
-    complete_seeds: int
+    complete_repeats: int
 
     @property
     def complete(self) -> list[State]:
@@ -115,13 +118,14 @@ def _ranked(study: Study) -> list[_Point]:
     for state in sorted(study.states.values(), key=lambda state: state.trial.number):
         groups.setdefault(tuple(sorted(state.trial.point.items())), []).append(state)
     keys = [axis["key"] for axis in study.definition.get("axes") or ()]
-    seeds = set(study.definition.get("seeds") or (None,))
+    seeds, folds = (study.definition.get(name) or (None,) for name in ("seeds", "folds"))
+    repeats = set(itertools.product(seeds, folds))
     points = []
     for states in groups.values():
         point = states[0].trial.point
         ordered = {key: point[key] for key in (*(k for k in keys if k in point), *(k for k in point if k not in keys))}
-        done = {state.trial.seed for state in states if state.status == COMPLETE}
-        points.append(_Point(ordered, states, study.metric, len(done & seeds)))
+        done = {(state.trial.seed, state.trial.fold) for state in states if state.status == COMPLETE}
+        points.append(_Point(ordered, states, study.metric, len(done & repeats)))
     sign = -1.0 if study.mode == "max" else 1.0
 
     def order(each: _Point) -> tuple[Any, ...]:
@@ -129,7 +133,7 @@ def _ranked(study: Study) -> list[_Point]:
         if not each.sound:
             return (1, number)
         spread = _spread(each.scores)
-        return (0, -each.complete_seeds, sign * spread["mean"], spread["std"] or 0.0, number)
+        return (0, -each.complete_repeats, sign * spread["mean"], spread["std"] or 0.0, number)
 
     return sorted(points, key=order)
 
@@ -155,7 +159,7 @@ def _pareto(study: Study, points: Sequence[_Point]) -> dict[str, Any] | None:
         index: (signs[0] * statistics.fmean(point.scores), signs[1] * statistics.fmean(other))
         for index, point in enumerate(points)
         if point.sound
-        and point.complete_seeds == points[0].complete_seeds
+        and point.complete_repeats == points[0].complete_repeats
         and len(other := point.values(second)) == len(point.scores)
     }  # fmt: skip
     best: list[int] = []
@@ -177,6 +181,7 @@ def _trial(study: Study, state: State) -> dict[str, Any]:
         "id": trial.id,
         "number": trial.number,
         "seed": trial.seed,
+        "fold": trial.fold,
         "point": dict(trial.point),
         "status": state.status,
         "run": str(_typed(study.run(state))),
@@ -214,13 +219,15 @@ def _winner(study: Study, point: _Point) -> dict[str, Any]:
 
 
 def command(study: Study, state: State) -> str:
-    """The command that trains a trial again as a run of its own, which scores the test split like any run.
+    """The command that trains a trial again as a run of its own, which scores the test split like any run. Of folds the
+    winner needs none: it is trained on the usual splits.
 
     The run's name contains the trial's identity, so that it is unique and always the same.
     """
     trial = state.trial
     given = [f"{key}={value}" for key, value in trial.point.items()]
-    fixed = [o for o in study.definition.get("fixed") or () if not o.lstrip("+").startswith("eval.test=")]
+    left_out = ("eval.test=", *(("data.folds=",) if trial.fold is not None else ()))
+    fixed = [o for o in study.definition.get("fixed") or () if not o.lstrip("+").startswith(left_out)]
     seed = [f"seed={trial.seed}"] if trial.seed is not None else []
     name = re.sub(r"[^\w.=,+-]+", "-", study.path.resolve().name).lstrip(".=,+-") or "sweep"
     sources = _sources(study.definition.get("argv") or ())

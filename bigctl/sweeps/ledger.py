@@ -3,7 +3,7 @@
 Events, each with `event` and `time` [seconds since the epoch]:
 
     study   definition               at every start; the last one counts
-    trial   id number overrides point seed run
+    trial   id number overrides point seed fold run
     start   id attempt step place log
                                      a process was started for it, resuming from the step, with output in the log
     end     id status metrics step seconds message exit_code
@@ -36,11 +36,12 @@ AXIS: untrusted.Shape = {
 }  # fmt: skip
 EVENT: untrusted.Shape = {
     "event": str, "time": untrusted.TIME, "id": str, "number": untrusted.COUNT, "overrides": [str],
-    "point": {str: str}, "seed": int, "run": str, "attempt": untrusted.COUNT, "step": untrusted.COUNT, "place": str,
-    "log": str, "status": str, "metrics": untrusted.NUMBERS, "seconds": float, "message": str, "exit_code": int,
+    "point": {str: str}, "seed": int, "fold": int, "run": str, "attempt": untrusted.COUNT, "step": untrusted.COUNT,
+    "place": str, "log": str, "status": str, "metrics": untrusted.NUMBERS, "seconds": float, "message": str,
+    "exit_code": int,
     "definition": {
-        "name": str, "recipe": str, "fixed": [str], "axes": [AXIS], "zipped": [[str]], "seeds": [int], "metric": str,
-        "mode": str, "argv": [str], "sweep": {str: object},
+        "name": str, "recipe": str, "fixed": [str], "axes": [AXIS], "zipped": [[str]], "seeds": [int], "folds": [int],
+        "metric": str, "mode": str, "argv": [str], "sweep": {str: object},
     },
 }  # fmt: skip
 """Of a line."""
@@ -122,7 +123,8 @@ def _apply(study: Study, line: dict[str, Any]) -> None:
         return
     name = str(line["id"])
     if event == "trial":
-        trial = Trial(int(line["number"]), tuple(line["overrides"]), dict(line["point"]), line.get("seed"))
+        repeat = line.get("seed"), line.get("fold")
+        trial = Trial(int(line["number"]), tuple(line["overrides"]), dict(line["point"]), *repeat)
         study.states.setdefault(name, State(trial, run=str(line.get("run", ""))))
         return
     if event == "test":

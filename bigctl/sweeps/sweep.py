@@ -50,7 +50,9 @@ def choose_folder(plan: Plan, *, name: str | None, folder: Path | None) -> Path:
     if name is not None:
         return ROOT / directory.checked_name(name)
     recipe = next((o.split("=", 1)[1] for o in plan.fixed if o.startswith("recipe=")), "sweep")
-    keys = "-".join(axis.key.rsplit(".", 1)[-1] for axis in plan.space.axes[:3]) or "seed"
+    keys = "-".join(axis.key.rsplit(".", 1)[-1] for axis in plan.space.axes[:3]) or (
+        "fold" if plan.space.folds else "seed"
+    )
     settings = {key: value for key, value in asdict(plan.sweep).items() if key in ("sampler", "seed", "pruner")}
     spoken = [*plan.fixed, *(str(axis) for axis in plan.space.axes), str(plan.space.zipped), str(settings)]
     return ROOT / re.sub(r"[^\w.+-]", "_", f"{recipe}-{keys}-{trials.identity(spoken)[:6]}")
@@ -136,7 +138,7 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
 
 
 def count_points(plan: Plan) -> int:
-    """How many points are trained in all, not counting seeds."""
+    """How many points are trained in all, not counting seeds and folds."""
     if any(axis.interval for axis in plan.space.axes):
         return plan.sweep.trials or 0
     size = math.prod(len(choices(dimension)) for dimension in plan.space.dimensions)
@@ -152,6 +154,7 @@ def definition_of(plan: Plan, path: Path, argv: Sequence[str]) -> dict[str, Any]
         "axes": [asdict(axis) for axis in plan.space.axes],
         "zipped": [list(keys) for keys in plan.space.zipped],
         "seeds": list(plan.space.seeds),
+        "folds": list(plan.space.folds),
         "sweep": asdict(plan.sweep),
         "metric": plan.sweep.metric,
         "mode": plan.sweep.mode,

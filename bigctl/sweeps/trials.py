@@ -1,7 +1,7 @@
 """The data types of a sweep: a trial, its state, and the study of all trials. Free of jax and of Hydra.
 
 A *point* is one setting of all search dimensions, {key: value as an override has it}. A *trial* trains one point with
-one seed: seeds are repeats of a point, never a dimension.
+one seed on one fold of the data: seeds and folds are repeats of a point, never a dimension.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ class Trial:
 
     Attributes:
         number: from 0 on, in the order of proposal.
-        overrides: all that `bigctl train` is given: the study's fixed ones, those of the point, the seed.
+        overrides: all that `bigctl train` is given: the study's fixed ones, those of the point, the seed, the fold.
         point: the searched keys and their values, as text.
         seed: None where the study sets no seeds.
+        fold: None where it has no folds.
     """
 
     number: int
     overrides: tuple[str, ...]
     point: Point
     seed: int | None = None
+    fold: int | None = None
 
     @property
     def id(self) -> str:
@@ -49,21 +51,30 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The point in short, the seed with it: "lr=0.001 width=64 seed=1"."""
-        return " ".join(filter(None, [label(self.point), "" if self.seed is None else f"seed={self.seed}"]))
+        """The point in short, fold and seed with it: "lr=0.001 width=64 fold=4 seed=1"."""
+        repeat = [f"{name}={n}" for name, n in (("fold", self.fold), ("seed", self.seed)) if n is not None]
+        return " ".join(filter(None, [label(self.point), *repeat]))
 
 
 def trials_of(plan: space.Plan, number: int, point: Point) -> list[Trial]:
-    """The trials of a point, one a seed.
+    """The trials of a point, one a seed and fold.
 
     Args:
         plan: the sweep.
-        number: of the point, in the order of proposal; its trials are numbered from `number * seeds` on.
+        number: of the point, in the order of proposal; its trials are numbered from `number * repeats` on.
         point: the searched keys and their values.
     """
-    seeds = plan.space.seeds or (None,)
-    first = number * len(seeds)
-    return [Trial(first + i, space.overrides_of(plan, point, seed), dict(point), seed) for i, seed in enumerate(seeds)]
+    repeats = plan.space.repeats
+    return [
+        Trial(number * len(repeats) + i, space.overrides_of(plan, point, repeat), dict(point), *repeat)
+        for i, repeat in enumerate(repeats)
+    ]
+
+
+def repeats_text(seeds: int, folds: int) -> str:
+    """How often each point is trained, in words: "3 seeds", "5 folds", "5 folds with 3 seeds each"."""
+    counted = f"{seeds} seed{'s' * (seeds != 1)}"
+    return counted if not folds else f"{folds} folds" + (f" with {counted} each" if seeds > 1 else "")
 
 
 def label(point: Point) -> str:
@@ -113,8 +124,8 @@ class Study:
 
     Attributes:
         path: its folder.
-        definition: what it was started with: `fixed` (overrides), `axes`, `seeds`, `sweep` (its settings), `metric`,
-            `mode` ("max" or "min").
+        definition: what it was started with: `fixed` (overrides), `axes`, `seeds`, `folds`, `sweep` (its settings),
+            `metric`, `mode` ("max" or "min").
         states: by identity, in the order of proposal.
         test: {identity: metrics of the test split} of the winner's trials.
         damaged: lines of the ledger that could not be read.

@@ -145,6 +145,17 @@ def test_confusion_of_few_and_many_classes(tmp_path: Path, count: int) -> None:
 # --------------------------------------------------------------------------------------------------------------- sweeps
 
 
+def test_sweep_page_names_folds_where_there_are_some(tmp_path: Path) -> None:
+    folder = folders.study.make(tmp_path / "lr", points=3, seeds=2, length=5, failed=0)
+    board = json.loads((folder / "leaderboard.json").read_text())
+    assert "over seeds" in Page(sweep.sweep_page(folder)).seen
+    board |= {"folds": [0, 1], "trials": [t | {"fold": t["seed"], "seed": None} for t in board["trials"]]}
+    (folder / "leaderboard.json").write_text(json.dumps(board))
+    page = Page(sweep.sweep_page(folder))
+    assert "mean ± standard deviation over 2 folds" in page.seen and "over 2 runs" in page.seen
+    assert {each["name"].split()[-1] for each in page.figures["curves-0"]["data"]} == {"fold=0", "fold=1"}
+
+
 def test_sweep_page_has_the_whole_answer(tmp_path: Path) -> None:
     folder = folders.study.make(tmp_path / "lr", points=6, seeds=2, length=30)
     text = sweep.sweep_page(folder)

@@ -95,6 +95,37 @@ def test_fewer_seeds_in_a_later_command_do_not_put_new_points_behind_old_ones() 
     assert ranks(leaderboard.build_leaderboard(study)) == {"2": 1, "1": 2}
 
 
+def over_folds(*rows: tuple[dict[str, str], list[Any]]) -> Study:
+    """The same of folds in place of seeds."""
+    study = study_of(*rows)
+    study.definition.update(folds=study.definition["seeds"], seeds=[], fixed=[*FIXED, "data.folds=2"])
+    for state in study.states.values():
+        trial = state.trial
+        overrides = (
+            *study.definition["fixed"],
+            *(f"{k}={v}" for k, v in trial.point.items()),
+            f"data.fold={trial.seed}",
+        )
+        state.trial = Trial(trial.number, overrides, trial.point, None, trial.seed)
+    study.states = {state.trial.id: state for state in study.states.values()}
+    return study
+
+
+def test_points_are_ranked_by_their_mean_over_folds_and_the_winner_is_trained_without() -> None:
+    rows = [({"lr": "1"}, [0.5, 0.9]), ({"lr": "2"}, [0.71, 0.73]), ({"lr": "3"}, [0.95, "out of memory"])]
+    board = leaderboard.build_leaderboard(over_folds(*rows))
+    assert ranks(board) == {"2": 1, "1": 2, "3": 3}
+    assert board["folds"] == [0, 1] and [t["fold"] for t in board["trials"]] == [0, 1] * 3
+    winner = board["winner"]
+    assert (winner["n"], winner["mean"]) == (2, pytest.approx(0.72))
+    assert winner["std"] == pytest.approx(statistics.stdev([0.71, 0.73]))
+    assert "fold" not in winner["command"] and "lr=2" in winner["command"]
+    text = leaderboard_text(board)
+    assert "mean ± standard deviation over 2 folds" in " ".join(text.split()) and "data.folds" not in text
+    alone = leaderboard.build_leaderboard(over_folds(rows[2]))
+    assert "(1 of 2 folds complete)" in leaderboard_text(alone) and "lr=3 fold=1" in leaderboard_text(alone)
+
+
 def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
     """The definition: as large and as small, and not the same. The first metric is to be large, the second small."""
     return a[0] >= b[0] and a[1] <= b[1] and a != b

@@ -10,7 +10,7 @@ from bigctl.errors import ConfigError
 from bigctl.sweeps.execution import proposals
 from bigctl.sweeps.execution.monitor import Monitors
 from bigctl.sweeps.execution.proposals import Proposals
-from bigctl.sweeps.ledger import Ledger
+from bigctl.sweeps.ledger import Ledger, read_study
 from bigctl.sweeps.search import space
 
 BASE = ["recipe=mlp_cls", "train.steps=10"]
@@ -28,6 +28,21 @@ def proposed(folder: Path, *overrides: str, count: int = 4) -> list[dict[str, st
         pass
     ledger.close()
     return [dict(state.trial.point) for state in ledger.study.states.values()]
+
+
+def test_folds_that_were_proposed_are_found_again_after_a_crash(tmp_path: Path) -> None:
+    plan = space.plan([*BASE, "data=breast_cancer", "data.fold=range(3)", "optimizer.lr=1e-3,1e-2"])
+    for _ in range(2):
+        ledger = Ledger(tmp_path)
+        ledger.append("study", definition={"sweep": {}})
+        found = Proposals(plan, 2, ledger, Monitors(ledger.study))
+        found.propose()
+        ledger.close()
+    trials = [state.trial for state in read_study(tmp_path).states.values()]
+    assert [(t.point["optimizer.lr"], t.fold, t.seed) for t in trials] == [
+        (lr, fold, None) for lr in ("0.001", "0.01") for fold in range(3)
+    ]
+    assert found.planned == 6
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])

@@ -11,6 +11,7 @@ import pytest
 from bigctl.config import presets
 from bigctl.config.compose import compose
 from bigctl.errors import ConfigError
+from bigctl.sweeps.packed import compatibility
 from bigctl.sweeps.search import space, sweep_syntax
 from bigctl.sweeps.search.sweep_syntax import Axis
 from bigctl.sweeps.trials import trials_of
@@ -112,6 +113,41 @@ def test_a_command_line_is_cut_into_space_seeds_and_what_is_fixed():
     assert trials[1].overrides == (
         "data=digits", "model.dropout=0.5", "optimizer.lr=0.01", "recipe=cnn_cls", "seed=1", "train.epochs=2",
     )  # fmt: skip
+
+
+def test_folds_are_repeats_of_each_point_as_many_as_there_are():
+    found = plan("optimizer.lr=1e-3,1e-2", "data.fold=range(3)", "seed=range(2)")
+    assert found.space.folds == (0, 1, 2) and [axis.key for axis in found.space.axes] == ["optimizer.lr"]
+    assert "data.folds=3" in found.fixed and found.base.config.data.fold == 0
+    trials = trials_of(found, 1, space.points(found)[1])
+    assert [(t.number, t.seed, t.fold) for t in trials] == [
+        (6, 0, 0), (7, 0, 1), (8, 0, 2), (9, 1, 0), (10, 1, 1), (11, 1, 2),
+    ]  # fmt: skip
+    assert "data.fold=2" in trials[2].overrides and trials[2].label == "lr=0.01 fold=2 seed=0"
+    given = plan("data.fold=0,2", "data.folds=4")
+    assert given.space.folds == (0, 2) and given.fixed.count("data.folds=4") == 1 and space.points(given) == [{}]
+    one = plan("data.fold=1", "optimizer.lr=1,2")
+    assert one.space.folds == () and "data.fold=1" in one.fixed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.fold=0,2"], "it is not known how many there are"),
+        (["data.fold=1,2", "data.folds=2"], "data.fold cannot be 2"),
+        (["data.fold=a,b"], "a is no fold"),
+        (["data.fold=interval(0,3)"], "folds are repeats"),
+        (["data.folds=3,5", "data.fold=range(3)"], "their number is not searched"),
+    ],
+)
+def test_folds_that_cannot_be_swept_are_refused(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        space.check_points(plan(*overrides))
+
+
+def test_trials_of_several_folds_cannot_be_packed():
+    refused = compatibility.refusal(space.variants(plan("data.fold=range(3)", "seed=range(2)")))
+    assert refused is not None and "data.fold differs: 0, 1, 2" in refused
 
 
 def test_the_same_value_spelled_otherwise_is_the_same_trial():

@@ -11,7 +11,7 @@ from bigctl.sweeps.execution.monitor import Monitors
 from bigctl.sweeps.ledger import Ledger, unfinished
 from bigctl.sweeps.search.choose import make_sampler
 from bigctl.sweeps.search.samplers import Observation, Sampler, key_of
-from bigctl.sweeps.search.space import Composable, Plan
+from bigctl.sweeps.search.space import Composable, Plan, Repeat
 from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, RUNNING, STOPPED, Point, State, Study, Trial, trials_of
 
 MOST_REFUSED = 200
@@ -47,7 +47,7 @@ class Proposals:
         points = len({key_of(s.trial.point) for s in self.study.states.values()})
         if not self._exhausted:
             points = max(points, self.points)
-        return max(points * max(1, len(self.plan.space.seeds)), len(self.study.states))
+        return max(points * len(self.plan.space.repeats), len(self.study.states))
 
     def next(self, count: int, busy: Collection[str]) -> list[State]:
         """Up to `count` trials to run now, none of which is busy: unfinished ones first, then new ones."""
@@ -59,7 +59,7 @@ class Proposals:
         return found
 
     def propose(self) -> bool:
-        """Add one more point with all its seeds; whether there was one."""
+        """Add one more point with all its seeds and folds; whether there was one."""
         observations = self._observations()
         if self.plan.sweep.sampler != "grid" and len(observations) >= self.points:
             self._exhausted = True
@@ -100,13 +100,13 @@ class Proposals:
         """Add the trials of a point that the ledger does not have; whether there were any. A trial without a seed was
         trained with the schema's seed: if that is among seeds that were added later, it is not trained twice."""
         before = len(self.study.states)
-        known = {seed_of(s.trial) for s in self.study.states.values() if key_of(s.trial.point) == key_of(point)}
+        known = {repeat_of(s.trial) for s in self.study.states.values() if key_of(s.trial.point) == key_of(point)}
         for trial in trials_of(self.plan, 0, point):
-            if trial.id in self.study.states or seed_of(trial) in known:
+            if trial.id in self.study.states or repeat_of(trial) in known:
                 continue
             self.ledger.append(
                 "trial", id=trial.id, number=len(self.study.states), overrides=list(trial.overrides),
-                point=dict(trial.point), seed=trial.seed, run=f"trials/{trial.id}",
+                point=dict(trial.point), seed=trial.seed, fold=trial.fold, run=f"trials/{trial.id}",
             )  # fmt: skip
         return len(self.study.states) > before
 
@@ -138,9 +138,9 @@ class Proposals:
         )  # fmt: skip
 
 
-def seed_of(trial: Trial) -> int:
-    """The seed that a trial is trained with, given or not."""
-    return Config.seed if trial.seed is None else trial.seed
+def repeat_of(trial: Trial) -> Repeat:
+    """The seed that a trial is trained with, given or not, and its fold."""
+    return Config.seed if trial.seed is None else trial.seed, trial.fold
 
 
 def _mean(states: Sequence[State], metric: str) -> float | None:

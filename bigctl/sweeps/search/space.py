@@ -1,4 +1,5 @@
-"""The search space of a sweep: axes of choices and intervals, some of them zipped, and seeds to repeat each point.
+"""The search space of a sweep: axes of choices and intervals, some of them zipped, and seeds and folds to repeat each
+point with.
 
 The command line has three parts: settings of the search (`sweep=PRESET`, `sweep.KEY=VALUE`), keys with several values
 (the space), and the rest, which all trials share. Free of jax.
@@ -25,6 +26,9 @@ from bigctl.sweeps.search import sweep_syntax
 from bigctl.sweeps.search.sweep_syntax import Axis
 
 Point = Mapping[str, str]
+Repeat = tuple[int | None, int | None]
+"""A seed and a fold, None where the sweep has none."""
+SEED, FOLD, FOLDS = "seed", "data.fold", "data.folds"
 
 MOST_POINTS = 100_000
 
@@ -36,12 +40,18 @@ class Space:
     Attributes:
         axes: in the order they were given.
         zipped: keys that take their values together, the first with the first and so on; each of equal length.
-        seeds: repeats of every point; empty where none are given.
+        seeds, folds: repeats of every point, each seed with each fold; empty where none are given.
     """
 
     axes: tuple[Axis, ...]
     zipped: tuple[tuple[str, ...], ...] = ()
     seeds: tuple[int, ...] = ()
+    folds: tuple[int, ...] = ()
+
+    @property
+    def repeats(self) -> list[Repeat]:
+        """What each point is trained with: pairs of a seed and a fold; the folds of one seed come one after another."""
+        return list(itertools.product(self.seeds or (None,), self.folds or (None,)))
 
     @property
     def dimensions(self) -> tuple[tuple[Axis, ...], ...]:
@@ -73,7 +83,7 @@ class Plan:
         fixed: overrides that all trials share, sorted, in canonical spelling.
         space: what is searched.
         sweep: how.
-        base: the composition of `fixed` and the first point with the first seed.
+        base: the composition of `fixed` and the first point with the first seed and fold.
         config_dirs, plugins: where presets and components of the user's own come from.
     """
 
@@ -88,8 +98,8 @@ class Plan:
 def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins: Sequence[str] = ()) -> Plan:
     """Read the command line of a sweep.
 
-    A sweep over `seed` becomes the repeats of each point. What the command line says of a key wins over the space of a
-    preset; a single value takes the key out of it.
+    A sweep over `seed` or `data.fold` becomes the repeats of each point. What the command line says of a key wins over
+    the space of a preset; a single value takes the key out of it.
 
     Raises:
         ConfigError: for what cannot be read or searched.
@@ -103,14 +113,16 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
     given = {_key(override): _key(override, whole=True) for override in rest}
     wanted = [(text, "command line") for text in given.values()]
     wanted += [(f"{key}={text}", origins["space"]) for key, text in sweep.space.items() if key not in given]
-    fixed, found, seeds = _classify(wanted, roots, sweep.seed)
+    fixed, found, repeats = _classify(wanted, roots, sweep.seed)
     _reject_parts([*(_key(override) for override in fixed), *(axis.key for axis in found)])
-    space = _zipped(found, sweep, seeds, where=origins.get("zip", "command line"))
+    seeds, folds = repeats.get(SEED, ()), repeats.get(FOLD, ())
+    space = _zipped(found, sweep, seeds, folds, where=origins.get("zip", "command line"))
+    fixed += _folds(folds, fixed)
     sweep_config.check_sweep_config(
         sweep, space_has_axes=bool(found), intervals=[a.key for a in space.continuous], origins=origins
     )
     fixed += _selection(sweep, fixed, origins)
-    if not found and len(seeds) < 2:
+    if not found and len(space.repeats) < 2:
         hint = "give some key several values, such as optimizer.lr=1e-3,1e-2, or choose a preset: `bigctl ls sweeps`"
         raise ConfigError("there is nothing to sweep over", where="command line", hint=hint)
     count = math.prod(len(choices(dimension)) for dimension in space.dimensions)
@@ -119,7 +131,7 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
         raise ConfigError(f"the grid has {count:,} points", where="command line", hint=hint)
     first = {key: value for dimension in space.dimensions for key, value in choices(dimension)[0].items()}
     try:
-        base = compose(_overrides(fixed, first, seeds), config_dirs=config_dirs, plugins=plugins)
+        base = compose(_overrides(fixed, first, space.repeats[0]), config_dirs=config_dirs, plugins=plugins)
     except ConfigError as error:
         if any(repr(key) in error.message for key in sweep.space if key not in given):
             error.where = origins["space"]
@@ -129,15 +141,15 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
 
 
 def points(plan: Plan) -> list[dict[str, str]]:
-    """All points of a grid, in order: the first axis changes slowest. One empty point where only seeds differ."""
+    """All points of a grid, in order: the first axis changes slowest. One empty point where only repeats differ."""
     assert not plan.space.continuous, "an interval has no end of points"
     rows = itertools.product(*(choices(dimension) for dimension in plan.space.dimensions))
     return [{key: value for part in row for key, value in part.items()} for row in rows]
 
 
-def overrides_of(plan: Plan, point: Point, seed: int | None = None) -> tuple[str, ...]:
+def overrides_of(plan: Plan, point: Point, repeat: Repeat = (None, None)) -> tuple[str, ...]:
     """All that `bigctl train` is given for one training, sorted."""
-    return tuple(sorted(_overrides(plan.fixed, point, () if seed is None else (seed,))))
+    return tuple(sorted(_overrides(plan.fixed, point, repeat)))
 
 
 # ------------------------------------------------------------------------------------------------------------- checks
@@ -169,22 +181,24 @@ class Composable:
         """Why a point cannot be trained, naming its values; None for one that can."""
         try:
             with _at_place(_label(point), point):
-                self._composer.compose(_overrides(self._plan.fixed, point, self._plan.space.seeds))
+                self._composer.compose(_overrides(self._plan.fixed, point, self._plan.space.repeats[0]))
         except ConfigError as error:
             return error
         return None
 
 
 def variants(plan: Plan) -> list[Config]:
-    """Configurations in which every choice, and both ends of every interval, occur at least once."""
+    """Configurations in which every choice, every fold, and both ends of every interval, occur at least once."""
     return list(_configs(plan, _probes(plan)))
 
 
 def _configs(plan: Plan, points: Iterable[Point]) -> Iterator[Config]:
-    composer = ManyComposer(plan.config_dirs, plan.plugins)
-    for point in points:
-        with _at_place(_label(point), point):
-            yield composer.compose(_overrides(plan.fixed, point, plan.space.seeds)).config
+    """Those of some points with the first seed and fold, and of the first point with the other folds."""
+    composer, first = ManyComposer(plan.config_dirs, plan.plugins), plan.space.repeats[0]
+    for number, point in enumerate(points):
+        for repeat in [first, *((first[0], fold) for fold in plan.space.folds[1:] if number == 0)]:
+            with _at_place(_label(point), point):
+                yield composer.compose(_overrides(plan.fixed, point, repeat)).config
 
 
 def _probes(plan: Plan) -> Iterator[dict[str, str]]:
@@ -223,8 +237,9 @@ def _label(point: Point) -> str:
 # ------------------------------------------------------------------------------------------------------ parts of a plan
 
 
-def _overrides(fixed: Iterable[str], point: Point, seeds: Sequence[int]) -> list[str]:
-    return [*fixed, *(f"{key}={value}" for key, value in point.items()), *(f"seed={seed}" for seed in seeds[:1])]
+def _overrides(fixed: Iterable[str], point: Point, repeat: Repeat) -> list[str]:
+    given = [f"{key}={value}" for key, value in zip((SEED, FOLD), repeat, strict=True) if value is not None]
+    return [*fixed, *(f"{key}={value}" for key, value in point.items()), *given]
 
 
 def _key(override: str, *, whole: bool = False) -> str:
@@ -264,23 +279,23 @@ def directed(sweep: Sweep, config: Config) -> Sweep:
 
 def _classify(
     wanted: Iterable[tuple[str, str]], roots: Sequence[presets.Root], seed: int
-) -> tuple[list[str], list[Axis], tuple[int, ...]]:
-    """(override, origin) pairs -> fixed overrides, searched axes, and seeds."""
+) -> tuple[list[str], list[Axis], dict[str, tuple[int, ...]]]:
+    """(override, origin) pairs -> fixed overrides, searched axes, and seeds and folds by their keys."""
     fixed: list[str] = []
     found: list[Axis] = []
-    seeds: tuple[int, ...] = ()
+    repeats: dict[str, tuple[int, ...]] = {}
     for text, where in wanted:
         with _at_place(where):
             axis = sweep_syntax.parse_axis(text, roots, seed=seed)
-            if _key(text) == "seed":
-                seeds = _seeds(axis, text)
+            if _key(text) == SEED or (_key(text) == FOLD and isinstance(axis, Axis)):
+                repeats[_key(text)] = _repeats(axis, text)
             elif isinstance(axis, Axis):
                 _reject(axis, roots)
                 found.append(axis)
             else:
                 suggestions.reject_unknown([suggestions.spelling(axis)], roots)
                 fixed.append(axis)
-    return fixed, found, seeds
+    return fixed, found, repeats
 
 
 def _reject_parts(keys: Sequence[str]) -> None:
@@ -291,15 +306,26 @@ def _reject_parts(keys: Sequence[str]) -> None:
             raise ConfigError(f"{key} is a part of {above}", where="command line", hint="give one of them")
 
 
-def _seeds(axis: Axis | str, text: str) -> tuple[int, ...]:
+def _repeats(axis: Axis | str, text: str) -> tuple[int, ...]:
+    key, what = _key(text), "fold" if _key(text) == FOLD else "seed"
     values = axis.values if isinstance(axis, Axis) else (axis.partition("=")[2],)
     if not values:
-        message, hint = "seeds are repeats of each point, they are not searched", "such as seed=range(3)"
+        message, hint = f"{what}s are repeats of each point, they are not searched", f"such as {key}=range(3)"
         raise ConfigError(message, where=text, hint=hint)
     for value in values:
         if not value.isdigit() or int(value) >= 2**32:
-            raise ConfigError(f"{value} is no seed", where=text, hint="whole numbers from 0 to 2^32-1")
+            raise ConfigError(f"{value} is no {what}", where=text, hint="whole numbers from 0 to 2^32-1")
     return tuple(dict.fromkeys(map(int, values)))
+
+
+def _folds(folds: Sequence[int], fixed: Sequence[str]) -> list[str]:
+    """How many folds there are, where several are swept and nothing else says it: as many, if these are all."""
+    if not folds or any(_key(override) == FOLDS for override in fixed):
+        return []
+    if sorted(folds) != list(range(len(folds))):
+        message = f"of the folds {', '.join(map(str, sorted(folds)))} it is not known how many there are"
+        raise ConfigError(message, where="data.fold", hint=f"add data.folds={max(folds) + 1}, or sweep all from 0 on")
+    return [f"{FOLDS}={len(folds)}"]
 
 
 def _reject(axis: Axis, roots: Sequence[presets.Root]) -> None:
@@ -307,6 +333,9 @@ def _reject(axis: Axis, roots: Sequence[presets.Root]) -> None:
     if axis.key == "eval.test":
         message = "trials do not score the test split, the winner does when the search is over"
         raise ConfigError(message, where=axis.key, hint="remove it from the space")
+    if axis.key == FOLDS:
+        message = "points are compared on the same folds, so their number is not searched"
+        raise ConfigError(message, where=axis.key, hint="such as data.folds=10 'data.fold=range(10)'")
     if axis.values:  # of a key its name is looked up once: the values have been read, and composing judges them
         values = axis.values if axis.key in presets.groups(roots) else axis.values[:1]
         suggestions.reject_unknown([suggestions.spelling(f"{axis.key}={value}") for value in values], roots)
@@ -314,7 +343,9 @@ def _reject(axis: Axis, roots: Sequence[presets.Root]) -> None:
         suggestions.reject_unknown([f"{axis.key}=0"], roots)
 
 
-def _zipped(found: Sequence[Axis], sweep: Sweep, seeds: tuple[int, ...], *, where: str) -> Space:
+def _zipped(
+    found: Sequence[Axis], sweep: Sweep, seeds: tuple[int, ...], folds: tuple[int, ...], *, where: str
+) -> Space:
     """Axes with each value once, those zipped row by row."""
     by_key = {axis.key: axis for axis in found}
     taken: dict[str, str] = {}
@@ -340,4 +371,4 @@ def _zipped(found: Sequence[Axis], sweep: Sweep, seeds: tuple[int, ...], *, wher
     for key, axis in by_key.items():
         if key not in taken:
             by_key[key] = dataclasses.replace(axis, values=tuple(dict.fromkeys(axis.values)))
-    return Space(tuple(by_key.values()), tuple(tuple(keys) for keys in sweep.zip), seeds)
+    return Space(tuple(by_key.values()), tuple(tuple(keys) for keys in sweep.zip), seeds, folds)

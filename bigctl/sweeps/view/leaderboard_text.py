@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bigctl.formatting import columns, cut, number, padded
-from bigctl.sweeps.trials import label
+from bigctl.sweeps.trials import label, repeats_text
 from bigctl.terminal import escaped
 
 WIDTH = 80
@@ -38,7 +38,7 @@ def _head(board: Mapping[str, Any]) -> Iterator[str]:
     parts = [f"{done:,} of {len(board['trials']):,} trials complete", *(f"{n:,} {name}" for name, n in status.items())]
     yield from _wrapped(f"{board['sweep']}: {', '.join(parts)}")
     if any(point["rank"] for point in points):
-        over = "" if len(board["seeds"]) < 2 else f", mean ± standard deviation over {len(board['seeds'])} seeds"
+        over = f", mean ± standard deviation over {_repeats(board)}" if _wanted(board) > 1 else ""
         best = "highest" if board["mode"] == "max" else "lowest"
         count = f"{len(points):,} point{'s' * (len(points) != 1)}"
         yield from _wrapped(f"{count} by {board['metric']}, the {best} first{over}")
@@ -67,22 +67,36 @@ def _top(board: Mapping[str, Any]) -> Iterator[str]:
     if more:
         yield from _wrapped(f"in leaderboard.csv: {'; '.join(more)}")
     if any(point["rank"] is None and point["n"] for point in shown):
-        yield from _wrapped(f"without a rank: {board['metric']} is missing or not finite for some seed")
+        yield from _wrapped(f"without a rank: {board['metric']} is missing or not finite for some {_repeat(board)}")
     yield from _chance(board)
 
 
 def _chance(board: Mapping[str, Any]) -> Iterator[str]:
-    """A warning where the ranking may be due to the seeds."""
+    """A warning where the ranking may be due to seeds or folds."""
     ranked = [point for point in board["points"] if point["rank"]]
     spreads = [point["std"] for point in ranked if point["std"] is not None]
     if len(ranked) < 2 or not spreads:
         return
-    seeds, points = statistics.median(spreads), statistics.stdev(point["mean"] for point in ranked)
-    if seeds >= points:
+    repeats, points = statistics.median(spreads), statistics.stdev(point["mean"] for point in ranked)
+    if repeats >= points:
         yield from _wrapped(
-            f"seeds differ as much as points do (standard deviation {number(seeds)} and {number(points)}): the order "
-            "may be chance; add seeds to find out"
+            f"{_repeat(board)}s differ as much as points do (standard deviation {number(repeats)} and "
+            f"{number(points)}): the order may be chance; add seeds to find out"
         )
+
+
+def _repeat(board: Mapping[str, Any]) -> str:
+    """What the trials of one point differ in."""
+    return "fold" if board.get("folds") else "seed"
+
+
+def _repeats(board: Mapping[str, Any]) -> str:
+    return repeats_text(len(board["seeds"]), len(board.get("folds") or ()))
+
+
+def _wanted(board: Mapping[str, Any]) -> int:
+    """How many trials a point has."""
+    return max(1, len(board["seeds"])) * max(1, len(board.get("folds") or ()))
 
 
 def _short(keys: Sequence[str]) -> list[str]:
@@ -172,8 +186,9 @@ def _winner(board: Mapping[str, Any]) -> Iterator[str]:
     winner = board["winner"]
     if winner is None:
         return
-    wanted = max(1, len(board["seeds"]))
-    lacking = f" ({winner['n']} of {wanted} seeds complete)" if winner["n"] < wanted else ""
+    wanted = _wanted(board)
+    what = "trials" if len(board["seeds"]) > 1 and board.get("folds") else f"{_repeat(board)}s"
+    lacking = f" ({winner['n']} of {wanted} {what} complete)" if winner["n"] < wanted else ""
     name = label(winner["point"]) or "the only point"
     yield from _wrapped(f"winner: {name}: {board['metric']} {_mean(winner)}{lacking}")
     if winner["test"]:
