@@ -23,6 +23,7 @@ from bigctl.config.cadence import Cadence
 from bigctl.errors import Diverged, TrainingFailed
 from bigctl.optim import schedules
 from bigctl.training import divergence, early_stop, metrics, phases, rewind
+from bigctl.training.ahead import Ahead
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
 from bigctl.training.metrics import Sums
@@ -138,6 +139,7 @@ class Loop:
         self._compiled: set[str] = set()
         self._warned = self._warned_of_value = False
         self._activity = ""
+        self._ahead = Ahead()
         self._clock = ThreadPoolExecutor(1, thread_name_prefix="clock")
 
     def fit(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
@@ -163,6 +165,7 @@ class Loop:
                 break
             with self._compile_time(f"train {self.feed.shape(progress.position)}"):
                 state, count = self.feed.advance(state, progress.position, limit)
+            self._ahead.dispatched(state.step)
             progress.step += count
             progress.position += count * batch_size
             self.timings.steps += count
