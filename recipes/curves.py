@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 POINTS = 100
 """Points of a curve that are kept; the first and the last are among them."""
 BINS = 10
+Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Positives among the highest scores, how many these are, at each distinct score -> what is to be large."""
 
 
 def roc(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +47,20 @@ def _cumulative(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.n
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     return np.cumsum(truth[order])[last], last + 1
+
+
+def best_cut(scores: np.ndarray, truth: np.ndarray, value: Value) -> tuple[float, float]:
+    """The least score that is predicted to be true for the highest value, and that value.
+
+    It lies midway between two scores that occur, so that rounding moves no example across it; of several equal ones
+    the highest is taken.
+    """
+    hits, places = _cumulative(scores, truth)
+    values = value(hits, places)
+    best = int(np.argmax(values))
+    ordered = np.sort(np.asarray(scores, np.float64))[::-1]
+    below = ordered[places[best]] if places[best] < len(ordered) else 0.0
+    return float((ordered[places[best] - 1] + below) / 2), float(values[best])
 
 
 def reliability(probability: np.ndarray, truth: np.ndarray) -> dict[str, list[Any]]:

@@ -149,21 +149,13 @@ def positive_weights(
 def best_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
     """The least probability of a predicted class at which micro-F1 is highest; 0.5 where nothing is true.
 
-    It lies midway between two probabilities that occur, so that rounding moves no example across it.
-
     Args:
         truth, probability: [examples, classes].
     """
-    scores, hit = probability.reshape(-1).astype(np.float64), truth.reshape(-1)
-    if not hit.any():
+    true = int(truth.sum())
+    if not true:
         return _UNDECIDED
-    order = np.argsort(-scores, kind="stable")
-    scores, hits = scores[order], np.cumsum(hit[order])
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of equal scores: a cut takes all or none
-    f1 = 2 * hits[last] / (last + 1 + hits[-1])
-    place = last[int(np.argmax(f1))]
-    below = scores[place + 1] if place + 1 < len(scores) else 0.0
-    return float((scores[place] + below) / 2)
+    return curves.best_cut(probability.reshape(-1), truth.reshape(-1), lambda hits, said: 2 * hits / (said + true))[0]
 
 
 def mean_average_precision(truth: np.ndarray, probability: np.ndarray) -> float:

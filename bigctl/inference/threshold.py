@@ -15,6 +15,7 @@ import numpy as np
 
 from bigctl.errors import ConfigError, RunError
 from bigctl.files import write_json
+from bigctl.recipes import curves
 from bigctl.runs import untrusted
 from bigctl.runs.directory import RunDirectory
 
@@ -89,9 +90,8 @@ def require(found: Threshold, run: RunDirectory, step: int, positive: str | None
 def choose(objective: str, probability: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """The threshold at which an objective is best, and its value there.
 
-    It lies midway between two probabilities that occur, so that rounding moves no example across it; of several equal
-    ones the highest is taken. "precision>=P" is the highest recall at such a precision, "recall>=R" the highest
-    precision at such a recall.
+    Where it lies, `curves.best_cut` says. "precision>=P" is the highest recall at such a precision, "recall>=R" the
+    highest precision at such a recall.
 
     Args:
         objective: one of `OBJECTIVES`.
@@ -106,17 +106,10 @@ def choose(objective: str, probability: np.ndarray, truth: np.ndarray) -> tuple[
     if not 0 < truth.sum() < len(truth):
         what = "the validation split holds one class alone, and no threshold can be chosen"
         raise ConfigError(what, where="--threshold", hint="choose other splits, or give a number")
-    order = np.argsort(-probability, kind="stable")
-    ordered = np.asarray(probability, np.float64)[order]
-    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    hits = np.cumsum(truth[order])[last].astype(np.float64)
-    values = score(hits, last + 1.0, float(truth.sum()), float(len(truth)))
-    best = int(np.argmax(values))
-    if not values[best] > -np.inf:
+    cut, value = curves.best_cut(probability, truth, lambda hits, said: score(hits, said, truth.sum(), len(truth)))
+    if not value > -np.inf:
         raise ConfigError(f"no threshold reaches {objective} on the validation split", where="--threshold")
-    place = last[best]
-    below = ordered[place + 1] if place + 1 < len(ordered) else 0.0
-    return float((ordered[place] + below) / 2), float(values[best])
+    return cut, value
 
 
 Score = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
