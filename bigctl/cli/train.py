@@ -21,6 +21,7 @@ examples:
   bigctl train recipe=mlp_cls data=csv data.path=table.csv data.label=species
   bigctl train recipe=cnn_cls --dry-run
   bigctl train recipe=mlp_cls --baseline
+  bigctl train recipe=cnn_cls --find-lr
   bigctl train recipe=cnn_cls --require 'val/accuracy>=0.97' --junit report.xml
 """
 
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", action="store_true", help="first compute what must be beaten, as `bigctl baseline` does"
     )
     parser.add_argument(
+        "--find-lr", action="store_true", help="try growing learning rates for 100 steps and suggest one; makes no run"
+    )
+    parser.add_argument(
         "-m", "--multirun", action="store_true", help="the same as `bigctl sweep`, with all its flags: see its --help"
     )
     training.add_flags(parser)
@@ -50,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
 
     if not any(o.lstrip("+").startswith(("recipe=", "experiment=")) for o in options.overrides):
         return _no_recipe(options.overrides, presets.roots(options.config_dir))
+    if options.find_lr:
+        from bigctl.cli import find_lr
+
+        return find_lr.run(options)
     if options.dry_run:
         from bigctl.engine import dry_run
 

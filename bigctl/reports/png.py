@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from bigctl.engine.lr_finder import Found
+
 _SIZE = 3.2
 """Inches: the height of a panel, a third less than its width."""
 
@@ -73,6 +75,22 @@ def of_sweep(folder: Path, out: Path) -> None:
             label=trial["dot"].label if named else None,
         )  # fmt: skip
     _finish(axis, metric)
+    _save(figure, out)
+
+
+def of_rates(found: Found, out: Path) -> None:
+    """The loss by learning rate, with the one that is suggested, into a PNG."""
+    figure, (axis,) = _panels(1, "loss by learning rate")
+    axis.plot(found.rates, found.losses, color="#c3c9d2", linewidth=1, label="each step")
+    axis.plot(found.rates, found.smoothed, color=PALETTE[0], linewidth=2, label="smoothed")
+    if found.suggestion is not None:
+        height = np.interp(np.log(found.suggestion), np.log(found.rates), found.smoothed)
+        axis.plot([found.suggestion], [height], "o", color=PALETTE[1], label=f"steepest: {found.suggestion:g}")
+    low, high = min(found.losses), max(found.smoothed[: len(found.smoothed) // 2 + 1])
+    axis.set_ylim(low - 0.15 * (high - low), high + 0.5 * (high - low))  # what diverges would hide the rest
+    axis.set_xscale("log")
+    _finish(axis, "loss")
+    axis.set_xlabel("learning rate")
     _save(figure, out)
 
 
