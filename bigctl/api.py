@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigctl.config import checks
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
 from bigctl.config.schema import MISSING, Config, Data, Memory
-from bigctl.errors import ConfigError
+from bigctl.errors import ConfigError, named_as_arguments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +41,8 @@ def compose(
     """
     if isinstance(overrides, str):
         raise ConfigError(f"{overrides!r} is one text", hint=f"give a list of overrides: [{overrides!r}]")
-    return composing.compose(overrides, config_dirs=[Path(d) for d in config_dirs], plugins=plugins).config
+    with named_as_arguments():
+        return composing.compose(overrides, config_dirs=[Path(d) for d in config_dirs], plugins=plugins).config
 
 
 class Finished(dict[str, Any]):
@@ -106,6 +108,7 @@ def train(
     *,
     data: object = None,
     resume: str = "auto",
+    allow_drift: Sequence[str] = (),
     quiet: bool = False,
 ) -> Finished:
     """Train a configuration in a run directory; resumes a run that is there. A notebook shows the curves meanwhile.
@@ -118,6 +121,7 @@ def train(
             of texts; or (train, validation) of such. Splits that are not given are made by rule, as for a file. A run
             that is resumed does with the copy in the cache, or must be given the same again.
         resume: "auto", "never", or "must" if a run is to be there.
+        allow_drift: keys that may differ from those of the run that is resumed.
         quiet: no progress.
 
     Raises:
@@ -126,13 +130,19 @@ def train(
     from bigctl.engine.run import Options
     from bigctl.engine.trainer import train
 
-    whole = _composed(config, ["data=memory"] if data is not None else [])
-    with contextlib.ExitStack() as while_held:
+    if resume not in ("auto", "never", "must"):
+        raise ConfigError(f"{resume!r} is no way to begin", where="resume", hint='one of: "auto", "never", "must"')
+    if isinstance(allow_drift, str):
+        raise ConfigError(f"{allow_drift!r} is one text", where="allow_drift", hint=f"give a list: [{allow_drift!r}]")
+    with named_as_arguments(), contextlib.ExitStack() as while_held:
+        whole = _composed(config, ["data=memory"] if data is not None else [])
         if data is not None:
             whole = dataclasses.replace(whole, data=while_held.enter_context(_held(data, whole)))
-        path = _folder(whole, resume) if run_dir is None else Path(run_dir)
+        path = _folder(whole, run_dir, resume)
         follow = None if quiet else _follower(path)
-        options = Options(resume=resume, quiet=quiet or follow is not None, follow=follow)
+        options = Options(
+            resume=resume, allow_drift=tuple(allow_drift), quiet=quiet or follow is not None, follow=follow
+        )
         return Finished(train(Composed(whole, (), {}), path, options))
 
 
@@ -160,12 +170,13 @@ def _rules(config: Config) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not MISSING}
 
 
-def _folder(config: Config, resume: str) -> Path:
-    """Where a run goes that is given no folder: the same configuration and data find it again."""
+def _folder(config: Config, run_dir: str | Path | None, resume: str) -> Path:
+    """Where a run goes; without a folder that is given, the same configuration and data find it again."""
     from bigctl.runs import directory
 
-    text = composing.to_yaml(config)
-    return directory.choose([f"recipe={config.recipe.kind}", text], name=None, run_dir=None, fresh=resume == "never")
+    known = [f"recipe={config.recipe.kind}", composing.to_yaml(config)]
+    given = None if run_dir is None else Path(run_dir)
+    return directory.choose(known, name=None, run_dir=given, fresh=resume == "never")
 
 
 def _follower(path: Path) -> Callable[[int], Listener] | None:
@@ -189,7 +200,10 @@ def baseline(config: Config | Sequence[str], *, again: bool = False) -> Baseline
     """
     from bigctl.baselines.baseline import baseline
 
-    return baseline(_composed(config, partial=True), again=again)  # data alone is enough
+    with named_as_arguments():
+        whole = _composed(config, partial=True)  # data alone is enough
+        checks.require_data(whole, 'add "data=NAME"; `bigctl data` lists them')
+        return baseline(whole, again=again)
 
 
 def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LoadedRun:
@@ -205,4 +219,5 @@ def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = 
     """
     from bigctl.reports.loaded import LoadedRun
 
-    return LoadedRun.load(str(run), step=step, plugins=plugins)
+    with named_as_arguments():
+        return LoadedRun.load(str(run), step=step, plugins=plugins)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 
 
 class BigctlError(Exception):
@@ -83,6 +85,46 @@ def explained(error: Exception) -> BigctlError | None:
     if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.errno in _OF_A_FILE:
         return BigctlError(f"cannot be read or written: {error.strerror}", where=os.fsdecode(error.filename))
     return None
+
+
+@contextlib.contextmanager
+def named_as_arguments() -> Iterator[None]:
+    """Around what Python calls: an error within speaks of arguments, where it would name flags of the command line.
+
+    Commands to type, which begin with bigctl or stand between backticks, stay as they are.
+    """
+    try:
+        yield
+    except BigctlError as error:
+        error.message = _without_flags(error.message)
+        error.where, error.hint = (text and _without_flags(text) for text in (error.where, error.hint))
+        error.args = (error.message,)
+        raise
+
+
+def _without_flags(text: str) -> str:
+    text = re.sub(r"^command line\b", "overrides", text)
+    if text.startswith("bigctl "):
+        return text
+    pieces = re.split(r"(`[^`]*`)", text)
+    return "".join(piece if place % 2 else _FLAG.sub(_as_argument, piece) for place, piece in enumerate(pieces))
+
+
+_ARGUMENTS = {
+    "run-dir": "run_dir", "name": "run_dir", "plugin": "plugins", "config-dir": "config_dirs",
+    "allow-drift": "allow_drift", "resume": "resume", "threshold": "threshold", "step": "step", "png": "plot",
+}  # fmt: skip
+"""What the flags of the command line are called in Python."""
+_FLAG = re.compile(
+    r"--allow-drift (?P<keys>[a-z][\w.]*(?: --allow-drift [a-z][\w.]*)*)|--resume (?P<resume>auto|never|must)"
+    rf"|--(?P<flag>{'|'.join(_ARGUMENTS)})\b(?!-)"
+)
+
+
+def _as_argument(found: re.Match[str]) -> str:
+    if found["keys"]:
+        return f"allow_drift={found['keys'].split(' --allow-drift ')}"
+    return f'resume="{found["resume"]}"' if found["resume"] else _ARGUMENTS[found["flag"]]
 
 
 _OF_A_FILE = (

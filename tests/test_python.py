@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import bigctl
-from bigctl import api
+from bigctl import api, errors
 from bigctl.config import schema
 from bigctl.data import catalog
 from bigctl.data.sources import memory
@@ -176,3 +177,34 @@ def test_a_screen_that_fails_does_not_stop_a_run() -> None:
 def test_a_run_that_is_not_there_is_not_loaded() -> None:
     with pytest.raises(RunError):
         bigctl.load("no-such-run")
+
+
+def test_errors_name_arguments_and_no_flags(trained: bigctl.api.Finished) -> None:
+    run = trained["run"]
+    wrong: list[tuple[Any, str]] = [
+        (lambda: bigctl.compose(["recipe=mlp_cls"], plugins=["nowhere"]), "plugins: there is no module"),
+        (lambda: bigctl.compose(["recipe=mlp_cls"], config_dirs=["nowhere"]), "config_dirs takes the folder"),
+        (lambda: bigctl.compose(["recipe=mlp_cls", "nothing=1"]), "overrides: there is no key"),
+        (lambda: bigctl.train(["recipe=mlp_cls"], "new", resume="must"), 'resume="auto" starts one'),
+        (lambda: bigctl.train(["recipe=mlp_cls"], "new", resume="maybe"), "resume: 'maybe' is no way to begin"),
+        (lambda: bigctl.train(["recipe=mlp_cls"], run, resume="never"), "holds a run already"),
+        (lambda: bigctl.train(["recipe=mlp_cls"], allow_drift="seed"), "allow_drift: 'seed' is one text"),
+        (lambda: bigctl.load(run, step="bst"), "step: 'bst' is no checkpoint"),
+        (lambda: bigctl.load(run).with_threshold(7), "threshold: 7 is no threshold"),
+        (lambda: bigctl.load(run).choose_threshold("best"), "threshold: 'best' is no threshold"),
+        (lambda: bigctl.baseline([]), "no data set is chosen"),
+    ]
+    for call, said in wrong:
+        with pytest.raises(bigctl.BigctlError, match=re.escape(said)) as caught:
+            call()
+        assert "--" not in str(caught.value)
+
+
+def test_flags_become_arguments_and_commands_stay() -> None:
+    with pytest.raises(bigctl.BigctlError) as caught, errors.named_as_arguments():
+        hint = "--allow-drift optimizer.lr --allow-drift seed if that is meant, or another --name; `bigctl x --name a`"
+        raise bigctl.BigctlError("is wrong", where="--run-dir", hint=hint)
+    assert caught.value.where == "run_dir"
+    assert caught.value.hint == (
+        "allow_drift=['optimizer.lr', 'seed'] if that is meant, or another run_dir; `bigctl x --name a`"
+    )

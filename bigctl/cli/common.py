@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigctl.errors import ConfigError
-
 if TYPE_CHECKING:
     from bigctl.config.compose import Composed
     from bigctl.config.schema import Config
@@ -108,18 +106,9 @@ def composed_data(options: argparse.Namespace, command: str) -> Config:
     Raises:
         ConfigError: if no data is chosen, or a key of it is missing.
     """
-    import dataclasses
-
-    from bigctl.config import schema
+    from bigctl.config import checks
 
     options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
     config = composed(options, partial=True).config
-    data = config.data
-    if data.kind == schema.MISSING or not data.kind:
-        hint = f"bigctl {command} NAME, or recipe=NAME; `bigctl data` lists them"
-        raise ConfigError("no data set is chosen", hint=hint)
-    for field in dataclasses.fields(data):
-        if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
-            doc = field.metadata.get("doc", "")
-            raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")
+    checks.require_data(config, f"bigctl {command} NAME, or recipe=NAME; `bigctl data` lists them")
     return config

@@ -53,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
     sides = differences.sides([directory.locate(name) for name in options.runs])
     names = differences.known(sides, options.metrics, where="--metrics")
     differences.known(sides, within.some, where="--tolerance")
-    readable = all(side.config for side in sides)  # where one is not, a note says so
-    config = differences.configuration(sides, every=options.all) if readable else {}
+    config = differences.configuration(sides, every=options.all)
     surroundings = differences.surroundings(sides, every=options.all)
     compared = {}
     if options.assert_equal or options.tolerance:
@@ -118,8 +117,11 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
                 print()
             header = [title, *(sides[i].name for i in block)]
             render.print_table(header, [[name, *(cells[i] for i in block)] for name, cells in rows.items()])
-    if not config and all(side.config for side in sides):
-        print("\nconfiguration: no difference")
+    unread = [side.name for side in sides if not side.config]
+    if len(sides) - len(unread) < 2:
+        print(f"\nconfiguration: not compared, that of {' and '.join(unread)} cannot be read")
+    elif not config:
+        print("\nconfiguration: no difference" + (f" but for {', '.join(unread)}: unreadable" if unread else ""))
     for side in sides:
         if not side.final and side.metrics:
             what = "no evaluation yet" if side.evaluated is None else f"evaluated last at step {side.evaluated:,}"

@@ -178,9 +178,10 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
     """What a data set holds, one fact a line."""
     for name, value in (facts["info"] | {"notes": facts.get("notes") or []}).items():
         if name not in _ELSEWHERE:
-            for item in _items(value):
-                print(f"{name:<12} {item}")
-    print(f"{'examples':<12} {_what(facts)}; source of kind {source}")
+            for place, item in enumerate(_items(value)):
+                print(f"{'' if place else name:<12} {item}")
+    kind = "" if facts["info"].get("source") == source else f"; source of kind {source}"
+    print(f"{'examples':<12} {_what(facts)}{kind}")
     if facts["mean"] and facts["kind"] == "image":
         mean, std = (" ".join(f"{x:.4f}" for x in facts[key]) for key in ("mean", "std"))
         print(f"{'pixels':<12} mean {mean}, std {std} (of the training split, from 0 to 1)")
@@ -233,9 +234,12 @@ def _what(facts: dict[str, Any]) -> str:
 
 
 def _items(value: object) -> list[str]:
-    """A fact as lines: a list has one an item, a dictionary one a name, with what is in it on the same line."""
+    """A fact as lines: a list of names is one, one of sentences has one an item, a dictionary has one a name, with what
+    is in it on the same line."""
     if isinstance(value, dict):
         return [f"{name} {', '.join(_items(item))}" for name, item in value.items()]
+    if isinstance(value, list) and value and all(isinstance(item, str) and " " not in item for item in value):
+        return [", ".join(value)]
     if isinstance(value, list):
         return [", ".join(_items(item)) if isinstance(item, dict) else str(item) for item in value]
     return [str(value)]

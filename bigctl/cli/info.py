@@ -56,11 +56,14 @@ def text(known: dict[str, Any]) -> list[str]:
     line("stopped", known["stopped"])
     if known["selected_step"] is not None:
         line("selected", f"step {known['selected_step']:,} by {known['selected_by'] or 'its last evaluation'}")
-    for name, value in sorted(known["metrics"].items()):
-        if isinstance(value, (int, float)):
-            line("", f"{name:<16} {value:.4f}")
+    scores = {name: value for name, value in sorted(known["metrics"].items()) if isinstance(value, (int, float))}
+    wide = max(map(len, scores), default=0)
+    for place, (name, value) in enumerate(scores.items()):
+        line("" if place else "metrics", f"{name:<{wide}}  {value:.4f}")
     if known["baseline"]:
-        lines += baselines.lines(known["baseline"], known["metrics"], known["selected_by"])
+        beaten, name = baselines.parts(known["baseline"], known["metrics"], known["selected_by"])
+        line("baseline", name)
+        lines += [f"{'':<12} {score}" for score in beaten]
     line("on disk", formatting.size(known["bytes"]))
     for saved in known["checkpoints"]:
         marks = [mark for mark in ("best", "last") if saved[mark]] if saved["committed"] else ["unfinished save"]
@@ -71,10 +74,10 @@ def text(known: dict[str, Any]) -> list[str]:
     line("overrides", shlex.join(known["overrides"]))
     line("plugins", ", ".join(known["plugins"]))
     if known["data"]:
+        line("data", _origin(known["data"]["info"] or {}))
         sizes = ", ".join(f"{split} {n:,}" for split, n in (known["data"]["sizes"] or {}).items())
-        line("data", f"{sizes}; fingerprint {str(known['data']['fingerprint'])[:12]}")
-        info = known["data"]["info"] or {}
-        line("", "; ".join(str(info[key]) for key in ("title", "source", "licence") if info.get(key)))
+        line("", f"examples: {sizes}")
+        line("", f"fingerprint {str(known['data']['fingerprint'])[:12]}")
     if devices := known["devices"]:
         mesh = " x ".join(f"{axis} {n}" for axis, n in devices.get("mesh", {}).items())
         line("devices", f"{devices['count']} {devices['kind']}" + (f" ({mesh})" if mesh else ""))
@@ -83,14 +86,22 @@ def text(known: dict[str, Any]) -> list[str]:
         dirty = ", with uncommitted changes (diff in run.json)" if code.get("dirty") else ""
         line("code", f"commit {code['commit'][:12]}{dirty}" if code.get("commit") else "not in a git checkout")
     line("packages", ", ".join(f"{name} {version}" for name, version in known["packages"].items()))
-    line("machine", ", ".join(f"{name} {value}" for name, value in known["machine"].items()))
+    line("machine", ", ".join(f"{name} {value}" for name, value in known["machine"].items() if value))
     return lines + [f"note: {note}" for note in known["notes"]]
+
+
+def _origin(info: dict[str, Any]) -> str:
+    """What the data is: its title or kind, the files it was read from, and the licence."""
+    files = info.get("files")
+    read = ", ".join(f"{split}: {file}" for split, file in files.items()) if isinstance(files, dict) else ""
+    said = [str(info[key]) for key in ("title", "source", "licence") if info.get(key)]
+    return "; ".join(filter(None, [*said, read])) or "not described"
 
 
 def _why(known: dict[str, Any]) -> list[str]:
     """Why a run is not complete, and what to do about it."""
     again = shlex.join(known["starts"][-1].get("argv") or []) if known["starts"] else ""
-    lines = [f"  {line}" for line in known["message"].splitlines()[:3]]
+    lines = [f"  {line}" for line in known["message"].splitlines()]
     if known["status"] == directory.RUNNING:
         return [f"  in use by {known['held_by']}"]
     if known["status"] == directory.PARTIAL:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +18,7 @@ from bigctl.cli.eval import step_argument
 if TYPE_CHECKING:
     from bigctl.inference.text_batches import Text
     from bigctl.inference.trained import TrainedRun
+    from bigctl.runs.directory import RunDirectory
 
 EXAMPLES = """\
 examples:
@@ -75,9 +78,8 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None:
         _check_out(options.out, options.files)
     from bigctl.errors import RunError
-    from bigctl.runs import directory
 
-    found = directory.locate(options.run)
+    found = _located(options)
     record = found.record()
     if "data" not in record:
         raise RunError("the run has not started training", where=str(found.path))
@@ -127,6 +129,23 @@ def _check_out(out: Path, files: list[str]) -> None:
     if not out.absolute().parent.is_dir():
         hint = "make it, or choose another --out FILE"
         raise ConfigError("there is no such folder", where=str(out.absolute().parent), hint=hint)
+
+
+def _located(options: argparse.Namespace) -> RunDirectory:
+    """The run. Raises RunError where there is none; it says so where the run stands among the files."""
+    from bigctl.errors import DataError, RunError
+    from bigctl.runs import directory
+
+    try:
+        return directory.locate(options.run)
+    except RunError as error:
+        for place, name in enumerate(options.files if Path(options.run).exists() else ()):
+            with contextlib.suppress(RunError):
+                directory.locate(name)
+                others = [options.run, *options.files[:place], *options.files[place + 1 :]]
+                hint = f"the run comes first: {shlex.join(['bigctl', 'predict', name, *others])}"
+                raise DataError("is no run", where=options.run, hint=hint) from error
+        raise
 
 
 # ----------------------------------------------------------------------------------------------- what is to be labelled
@@ -182,7 +201,7 @@ def _require_files(options: argparse.Namespace, kind: str) -> None:
 
 def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
     """The files that are given: themselves, those of a folder that can be predicted, or those that match a pattern."""
-    from bigctl.data import catalog
+    from bigctl.data import catalog, paths
     from bigctl.data.dataset import Features
     from bigctl.data.sources import content, text_files
     from bigctl.errors import DataError
@@ -195,15 +214,21 @@ def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
             wanted = ", ".join(sorted(catalog.suffixes(Features.from_json(features))))
             hint = f"give a file ({wanted}), a folder of them, or a pattern in quotes: '{name}*'"
             raise DataError("there is no such file or folder", where=name, hint=hint)
+        known = set(catalog.suffixes(Features.from_json(features)))
+        if Path(name).is_dir() and not any(paths.walk(Path(name))):
+            hint = f"nor do folders in it; the run {run} takes {', '.join(sorted(known))}"
+            raise DataError("the folder holds no files", where=name, hint=hint)
         files = [*map(str, text_files.matching(name))]
         if Path(name).is_dir():
-            known = set(catalog.suffixes(Features.from_json(features)))
             readable = [file for file in files if content.suffix_of(file) in known]
             if not readable:
                 hint = f"the run {run} takes {', '.join(sorted(known))}"
-                raise DataError(f"none of its {len(files)} files can be predicted", where=name, hint=hint)
+                what = "its one file cannot" if len(files) == 1 else f"none of its {len(files):,} files can"
+                raise DataError(f"{what} be predicted", where=name, hint=hint)
             if len(readable) < len(files):
-                print(f"{name}: {len(files) - len(readable)} files of other kinds are left out", file=sys.stderr)
+                left = len(files) - len(readable)
+                what = "1 file of another kind is" if left == 1 else f"{left:,} files of other kinds are"
+                print(f"{name}: {what} left out", file=sys.stderr)
             files = readable
         found += files
     return found

@@ -82,3 +82,14 @@ def _nodes(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(node, field.name)
         if dataclasses.is_dataclass(value):
             yield from _nodes(value, f"{prefix}{field.name}.")
+
+
+def require_data(config: Config, hint: str) -> None:
+    """Raises ConfigError where no data is chosen, with this hint, or a key that it needs is missing."""
+    data = config.data
+    if data.kind == schema.MISSING or not data.kind:
+        raise ConfigError("no data set is chosen", hint=hint)
+    for field in dataclasses.fields(data):
+        if field.default == schema.MISSING and getattr(data, field.name) in ("", schema.MISSING):
+            doc = field.metadata.get("doc", "")
+            raise ConfigError(f"data.{field.name} must be given", hint=f"add data.{field.name}=...: {doc}")

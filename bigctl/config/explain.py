@@ -39,7 +39,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         )
     place = "command line" if given else f"{file[1]}.yaml" if file else ""
     where = ", ".join(filter(None, [place, given or full_key])) or None
-    return ConfigError(_plain(text), where=where, hint=_doc_of(full_key, cause))
+    said, doc = _plain(text), _doc_of(full_key, cause)
+    example = next((value for word, value in _EXAMPLES.items() if said.endswith(word)), None)
+    shown = f"write it as {full_key}={example}" if example else None
+    return ConfigError(said, where=where, hint=". ".join(filter(None, [shown, doc])) or None)
 
 
 def _owners(full_key: str) -> str:
@@ -54,12 +57,17 @@ def _owners(full_key: str) -> str:
 def _plain(text: str) -> str:
     """OmegaConf's sentence without its class names."""
     text = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", r"'\1' is not a valid \2", text)
+    text = re.sub(r"Value '(.*)' is not a valid bool \(type \w+\)", r"'\1' is not true or false", text)
     text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
     return (
         text.replace("a valid Integer", "a whole number")
         .replace("a valid Float", "a number")
         .replace("a valid Boolean", "true or false")
     )
+
+
+_EXAMPLES = {"is not a whole number": "100", "is not a number": "0.001", "is not true or false": "true"}
+"""How a value of a type is written, by the end of what is said of one that is none."""
 
 
 def _siblings(full_key: str, cause: BaseException) -> list[str]:

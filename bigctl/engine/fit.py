@@ -108,6 +108,7 @@ class _Outputs:
             experiment.cadence.total,
             step=step,
             metric=experiment.metric,
+            best=start.progress.best,
             quiet=run.options.quiet or not directory.writes,
         )
         self._writers: list[Writer] = [self.console]

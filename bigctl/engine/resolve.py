@@ -6,7 +6,10 @@ data prepared and the cadence computed once a start; later stages take them from
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +21,10 @@ from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.text import tokenization
-from bigctl.errors import ConfigError
+from bigctl.errors import ConfigError, DataError
+from bigctl.files import expanded
+from bigctl.runs.directory import RunDirectory
+from bigctl.terminal import escaped
 
 if TYPE_CHECKING:
     from bigctl.interop.sources import Source
@@ -95,6 +101,32 @@ def prepare_data(config: Config, stored: Path | None = None, source: Source | No
         stored=stored,
         batches=batch_options(config),
     )
+
+
+@contextlib.contextmanager
+def from_its_folder(run: RunDirectory, config: Config) -> Iterator[None]:
+    """Around what reads the data of a run that is there: where that is missing because paths are relative to another
+    folder than this one, the error says to which."""
+    try:
+        yield
+    except DataError as error:
+        keys = [f"data.{name}" for name, value in dataclasses.asdict(config.data).items() if _is_elsewhere(name, value)]
+        if not keys:
+            raise
+        begun = next((start["folder"] for start in run.record().get("starts") or () if start.get("folder")), None)
+        there = (
+            f"the folder in which training began, {escaped(begun)}" if begun else "the folder in which training began"
+        )
+        hint = f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} relative to {there}: run this there"
+        raise DataError(error.message, where=error.where, hint=hint) from error
+
+
+def _is_elsewhere(name: str, value: object) -> bool:
+    """Whether a key of data is a path that is not here and may be elsewhere; of a pattern, its first folder tells."""
+    if not (name == "path" or name.endswith(("_path", "_file"))) or not isinstance(value, str) or not value:
+        return False
+    given = expanded(value)
+    return not given.is_absolute() and not given.exists() and not glob.has_magic(given.parts[0])
 
 
 def batch_options(config: Config) -> BatchOptions:

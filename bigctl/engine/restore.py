@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,7 @@ def _record_start(run: Run, experiment: Experiment, start: Start) -> None:
     note = {} if options.shared is None else options.shared.note
     changed = [*run.changed, *map(str, start.differences)]
     this = {"time": run.started, "step": start.step, "argv": list(options.argv), "changed": changed, **note}
+    this["folder"] = os.getcwd()
     this |= {"notes": list(start.notes)} if start.notes else {}
     run.directory.update_record(
         data={

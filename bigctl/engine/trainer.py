@@ -6,6 +6,7 @@ Start reading at `train`: its six stages are one function each, in the file of t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,8 @@ def _resolve(run: Run) -> Resolved:
     if shared is not None:
         dataset = shared.resolved.dataset
     else:
-        dataset = run.group.in_turn(lambda: resolve.prepare_data(config, stored, source))
+        with resolve.from_its_folder(run.directory, config) if run.resumes else contextlib.nullcontext():
+            dataset = run.group.in_turn(lambda: resolve.prepare_data(config, stored, source))
     if run.group.first(lambda: dataset.fingerprint) != dataset.fingerprint:
         hint = "all processes must see the same files"
         raise DataError(f"process {run.group.index} finds other data than process 0", where="data", hint=hint)

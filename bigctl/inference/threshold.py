@@ -149,9 +149,15 @@ def parse(text: str) -> float | Path | str | None:
             return Path(text)
         _objective(text)
         return text
+    return checked(number)
+
+
+def checked(number: float) -> float:
+    """The number, if it is a threshold. Raises ConfigError otherwise."""
     if not 0 < number < 1:
-        raise ConfigError(f"{text} is no threshold", where="--threshold", hint="give a number above 0 and below 1")
-    return number
+        said = f"{number:g} is no threshold"
+        raise ConfigError(said, where="--threshold", hint="give a number above 0 and below 1")
+    return float(number)
 
 
 def describe(found: float | Threshold) -> str:

@@ -79,6 +79,9 @@ class TrainedRun(Predictor):
         config = _on_one_device(config)
         programs = experiment.rebuild(config, features)
         checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
+        if isinstance(step, str) and step not in ("best", "last") and not step.isdecimal():
+            hint = "best, last, or a step such as 400"
+            raise ConfigError(f"{step!r} is no checkpoint", where="--step", hint=hint)
         if step == "best" and not checkpoints.has_best():
             step = "last"
             if config.checkpoint.best:
@@ -107,6 +110,8 @@ class TrainedRun(Predictor):
             chosen = thresholds.read(Path(wanted))
             thresholds.require(chosen, self.run, self.step, positive, Path(wanted))
             wanted = chosen.threshold
+        elif wanted is not None:
+            wanted = thresholds.checked(wanted)
         other = copy.copy(self)
         other.threshold = wanted if chosen is None else chosen
         task = self._programs.task
@@ -172,7 +177,8 @@ class TrainedRun(Predictor):
     def _scored(self, split: str) -> tuple[Dataset, Scores]:
         if self.features.tokenizer is not None:
             _ = self._tokenizer  # rather than to make another one
-        dataset = resolve.prepare_data(self.config, self.run.tokenizer)
+        with resolve.from_its_folder(self.run, self.config):
+            dataset = resolve.prepare_data(self.config, self.run.tokenizer)
         if dataset.fingerprint != self.run.record()["data"]["fingerprint"]:
             raise RunError(
                 "the data is not what the run was trained on", where=str(self.run.path), hint="bring it back as it was"

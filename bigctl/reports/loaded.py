@@ -7,18 +7,31 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigctl.errors import RunError
+from bigctl.errors import RunError, named_as_arguments
 from bigctl.files import write_text
 from bigctl.inference.trained import TrainedRun
 from bigctl.reports import png, run
 from bigctl.runs.metrics_file import read_metrics
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from matplotlib.figure import Figure
 
 
 class LoadedRun(TrainedRun):
     """A `TrainedRun` with its curves and its page."""
+
+    def with_threshold(self, wanted: float | str | Path | None) -> Self:
+        with named_as_arguments():
+            return super().with_threshold(wanted)
+
+    def choose_threshold(self, objective: str = "f1") -> Self:
+        with named_as_arguments():
+            return super().choose_threshold(objective)
+
+    with_threshold.__doc__ = TrainedRun.with_threshold.__doc__
+    choose_threshold.__doc__ = TrainedRun.choose_threshold.__doc__
 
     @property
     def history(self) -> Any:

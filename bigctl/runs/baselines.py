@@ -91,26 +91,24 @@ def beside(
 ) -> list[tuple[str, float, float | None]]:
     """The metrics to show: name, that of the baseline, and that of a run, of which it may be None.
 
-    They are what the run was selected by, on validation and test; what the baseline was selected by where it has no
-    such metric.
+    They are what the baseline was chosen by, on validation and test, and after that what the run was selected by where
+    it is something else.
     """
-    measure = str(selected_by).partition("/")[2]
-    if f"val/{measure}" not in baseline["metrics"]:
-        measure = baseline["selected_by"].partition("/")[2]
-    rows = []
-    for name in (f"val/{measure}", f"test/{measure}"):
-        if name in baseline["metrics"]:
-            rows.append((name, baseline["metrics"][name], metrics.get(name)))
-    return rows
+    measures = [str(name).partition("/")[2] for name in (baseline["selected_by"], selected_by)]
+    names = [f"{split}/{measure}" for measure in dict.fromkeys(measures) for split in ("val", "test")]
+    return [(name, baseline["metrics"][name], metrics.get(name)) for name in names if name in baseline["metrics"]]
 
 
 def lines(baseline: Baseline, metrics: Mapping[str, Any], selected_by: object) -> list[str]:
     """For people: what the baseline is, and each of its scores beside that of the run."""
-    rows = beside(baseline, metrics, selected_by)
-    if not rows:
-        return []
+    scores, name = parts(baseline, metrics, selected_by)
+    return [f"baseline: {'; '.join(scores)}", f"  {name}"] if scores else []
+
+
+def parts(baseline: Baseline, metrics: Mapping[str, Any], selected_by: object) -> tuple[list[str], str]:
+    """Each score in words, and what the baseline is."""
     scores = [
         f"{name} {value:.4f}" + ("" if own is None else f" (this run {own:.4f}, {own - value:+.4f})")
-        for name, value, own in rows
+        for name, value, own in beside(baseline, metrics, selected_by)
     ]
-    return [f"baseline: {'; '.join(scores)}", f"  {baseline['name']}"]
+    return scores, baseline["name"]

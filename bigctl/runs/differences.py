@@ -24,6 +24,8 @@ from bigctl.runs.metrics_file import read_counted
 ABSENT = "-"
 """What stands for a value that a run does not have."""
 NOT_FINITE = "not finite"
+UNREADABLE = listing.UNREADABLE
+"""What stands for the values of a run that cannot be read; a note says why."""
 _TIMES = ("wall", "train", "compile", "data_wait", "evaluate", "checkpoint")
 _RATES = ("examples_per_s", "tokens_per_s", "mfu")
 _SPLITS = ("train/", "val/", "test/")
@@ -66,11 +68,11 @@ class Side:
 
 
 def sides(runs: Sequence[RunDirectory]) -> list[Side]:
-    """All runs, each by a name of its own.
+    """All runs, each by a name of its own. One that cannot be read is there without values, with a note that says why.
 
     Raises:
         ConfigError: if there are fewer than two, or one is there twice.
-        RunError: if what is there of one cannot be read.
+        RunError: if fewer than two can be read.
     """
     if len(runs) < 2:
         raise ConfigError("takes two runs or more", where="bigctl compare", hint="`bigctl runs` lists the runs")
@@ -80,7 +82,23 @@ def sides(runs: Sequence[RunDirectory]) -> list[Side]:
         raise ConfigError("is named twice", where=str(twice.path), hint="give runs to compare it with")
     names = [run.path.name or str(run.path) for run in runs]
     names = [str(r.path) if names.count(name) > 1 else name for r, name in zip(runs, names, strict=True)]
-    return [_side(run, name) for run, name in zip(runs, names, strict=True)]
+    found, errors = [], []
+    for run, name in zip(runs, names, strict=True):
+        try:
+            found.append(_side(run, name))
+        except RunError as error:
+            errors.append(error)
+            found.append(_unreadable(run, name, error))
+    if errors and len(found) - len(errors) < 2:
+        raise errors[0]
+    return found
+
+
+def _unreadable(run: RunDirectory, name: str, error: RunError) -> Side:
+    return Side(
+        path=str(run.path), name=name, status=UNREADABLE, step=None, final=False, evaluated=None, config={},
+        decided=frozenset(), surroundings={}, metrics={}, times={}, curves={}, damaged=0, notes=[str(error)],
+    )  # fmt: skip
 
 
 def _side(run: RunDirectory, name: str) -> Side:
@@ -198,10 +216,15 @@ def rows(found: Sequence[Mapping[str, Any]], *, every: bool) -> dict[str, list[A
 
 
 def configuration(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]:
-    """As `rows`; what follows from other keys in all of the runs is no difference of its own."""
-    table = rows([side.config for side in found], every=every)
-    follows = frozenset.intersection(*(side.decided for side in found))
-    return {name: values for name, values in table.items() if every or name not in follows}
+    """As `rows`, by the runs whose configuration can be read, two or more; what follows from other keys in all of them
+    is no difference of its own."""
+    readable = [side for side in found if side.config]
+    if len(readable) < 2:
+        return {}
+    table = rows([side.config for side in readable], every=every)
+    follows = frozenset.intersection(*(side.decided for side in readable))
+    chosen = {name: iter(values) for name, values in table.items() if every or name not in follows}
+    return {name: [next(values) if side.config else UNREADABLE for side in found] for name, values in chosen.items()}
 
 
 def surroundings(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]:

@@ -192,7 +192,14 @@ class RunDirectory:
             raise RunError(f"cannot be written: {error.strerror}", where=str(self.config)) from error
 
 
-_WITHOUT_RECORD = "move it away and repeat the command that began the run: what it takes to go on is in the other files"
+_AGAIN = "repeat the command that began the run: what it takes to go on is in the other files"
+_REMOVE = "`bigctl runs rm` removes the run"
+_WITHOUT_RECORD = f"move it away and {_AGAIN}; or {_REMOVE}"
+
+
+def without_record(path: Path) -> RunError:
+    """What is said of a run whose run.json is gone."""
+    return RunError("is missing", where=str(path / "run.json"), hint=f"{_AGAIN}; or {_REMOVE}")
 
 
 def sign(lock: Any) -> None:
@@ -318,18 +325,23 @@ def locate(run: str) -> RunDirectory:
     for path in (Path(run), ROOT / run):
         if (path / "run.json").is_file():
             return _with_record(RunDirectory(path))
-        if (path / "config.yaml").is_file():
-            hint = "repeat the command that began the run: what it takes to go on is in the other files"
-            raise RunError("is missing", where=str(path / "run.json"), hint=hint)
+        if (path / "config.yaml").is_file() or ((path / "checkpoints").is_dir() and signed(path)):
+            raise without_record(path)
         if (path / "ledger.jsonl").is_file():
             hint = f"its runs are in {path / 'trials'}"
             raise RunError("is a sweep, not a run", where=str(path), hint=hint)
     import difflib
 
-    known = [p.parent.name for p in ROOT.glob("*/run.json") if p.is_file()]
+    known = sorted(p.parent.name for p in ROOT.glob("*/run.json") if p.is_file())
     close = difflib.get_close_matches(Path(run).name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`bigctl runs` lists the runs"
+    others = f"there are {', '.join(known[:_NAMED])}{', ...' if len(known) > _NAMED else ''}; `bigctl runs` lists them"
+    none = f"there are none in {ROOT}/ here; `bigctl train` makes one"
+    hint = f"did you mean {' or '.join(close)}?" if close else others if known else none
     raise RunError("there is no such run", where=run, hint=hint)
+
+
+_NAMED = 5
+"""Runs that are named where another one is asked for."""
 
 
 def _with_record(run: RunDirectory) -> RunDirectory:

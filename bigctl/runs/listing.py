@@ -95,6 +95,8 @@ def row(run: RunDirectory, record: dict[str, Any] | None = None) -> Row:
     try:
         if record is None:
             record = run.record() if run.exists else {}
+        if not record and lost_record(run.path, {entry.name for entry in os.scandir(run.path)}):
+            raise directory.without_record(run.path)
         status = run.status(record)
         best = _summed_up(run) if status == directory.COMPLETE else None
         step, metric, value = best or _so_far(run)
@@ -175,7 +177,7 @@ def maybe_run(folder: Path) -> bool:
     except OSError:
         return True
     if "run.json" not in names:
-        return only_begun(folder, names)
+        return only_begun(folder, names) or lost_record(folder, names)
     run = RunDirectory(folder)
     try:
         return directory.is_record(run.record())
@@ -187,3 +189,8 @@ def only_begun(folder: Path, names: set[str]) -> bool:
     """Whether a run was killed there before it had a record."""
     ours = all(name in (".lock", "log.txt") or name.startswith(".run.json.") for name in names)
     return ours and directory.signed(folder)
+
+
+def lost_record(folder: Path, names: set[str]) -> bool:
+    """Whether a run was trained there and its run.json is gone."""
+    return not names.isdisjoint(("config.yaml", "checkpoints")) and directory.signed(folder)

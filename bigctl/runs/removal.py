@@ -86,7 +86,9 @@ def _check_removable(run: RunDirectory) -> None:
 def _surely_run(run: RunDirectory) -> bool:
     try:
         names = {entry.name for entry in os.scandir(run.path)}
-        return directory.is_run(run.path) if "run.json" in names else listing.only_begun(run.path, names)
+        if "run.json" in names:
+            return directory.is_run(run.path)
+        return listing.only_begun(run.path, names) or listing.lost_record(run.path, names)
     except OSError:
         return False
 

@@ -43,7 +43,7 @@ list; `{str: shape}` for a mapping; `{"name": shape, ...}` for one of which thes
 RECORD: Shape = {
     "schema": COUNT, "created": TIME, "updated": TIME, "status": str, "recipe": str, "message": str, "exit_code": int,
     "plugins": [str], "overrides": [str], "parameters": COUNT, "steps": COUNT,
-    "starts": [{"time": TIME, "step": COUNT, "argv": [str], "changed": [str], "notes": [str]}],
+    "starts": [{"time": TIME, "step": COUNT, "argv": [str], "folder": str, "changed": [str], "notes": [str]}],
     "data": {
         "fingerprint": str, "prepared": str, "sizes": {str: COUNT}, "info": {str: object},
         "features": {"kind": str, "shape": [COUNT], "target": {"kind": str, "names": [str]}},

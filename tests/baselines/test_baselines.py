@@ -171,3 +171,12 @@ def test_a_damaged_one_counts_as_none(content: str, folder: Path) -> None:
 def test_no_data_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["baseline"]) == 2
     assert "bigctl baseline NAME" in capsys.readouterr().err
+
+
+def test_scores_are_shown_by_what_the_baseline_was_chosen_by_first() -> None:
+    scores = {"val/accuracy": 0.9, "test/accuracy": 0.8, "val/loss": 1.5, "test/loss": 1.6}
+    found: Any = {"name": "cheap", "metrics": scores, "selected_by": "val/accuracy"}
+    own = {"val/accuracy": 0.95, "val/loss": 0.5}
+    shown = [("val/accuracy", 0.9, 0.95), ("test/accuracy", 0.8, None)]
+    assert baselines.beside(found, own, "val/accuracy") == shown
+    assert baselines.beside(found, own, "val/loss") == [*shown, ("val/loss", 1.5, 0.5), ("test/loss", 1.6, None)]

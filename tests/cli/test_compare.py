@@ -109,3 +109,23 @@ def test_a_sweeps_folder_is_told_from_a_run(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "ledger.jsonl").touch()
     compare("one", str(tmp_path), code=2)
     assert "is a sweep, not a run" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("runs", tmp_path / "runs")
+    with contextlib.chdir(tmp_path):
+        Path("runs/two/config.yaml").write_text("x: [")
+        compare("one", "two", "fast")
+        out = capsys.readouterr().out
+        rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line}
+        assert rows["optimizer.lr"] == ["0.001", "unreadable", "0.003"] and "note: runs/two/config.yaml" in out
+        compare("one", "two")
+        assert "configuration: not compared, that of two cannot be read" in capsys.readouterr().out
+        Path("runs/two/run.json").write_text("{")
+        compare("one", "two", "fast")
+        out = capsys.readouterr().out
+        assert "complete  unreadable  complete" in out and "note: runs/two/run.json: cannot be read" in out
+        compare("one", "two", code=2)
+        compare("one", "two", "fast", "--assert-equal", code=2)

@@ -98,3 +98,11 @@ def test_damaged_record_is_one_clear_line(bigctl: Cli, tiny: Path, content: str)
 
 def test_missing_run_is_answered_with_close_names(bigctl: Cli, tiny: Path) -> None:
     assert "tiny" in bigctl("info", "tiy", code=2).stderr
+
+
+def test_metrics_stand_in_columns_and_the_data_is_named(bigctl: Cli, tiny: Path) -> None:
+    lines = bigctl("info", "tiny").stdout.splitlines()
+    scores = [line for line in lines if line[13:].startswith(("test/", "val/")) and "this run" not in line]
+    assert len({len(line) for line in scores}) == 1 and len(scores) > 10
+    data = lines.index(next(line for line in lines if line.startswith("data ")))
+    assert "Wisconsin" in lines[data] and "examples: train " in lines[data + 1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,30 @@ def test_no_class_is_named_twice_where_a_threshold_decides(tmp_path: Path) -> No
         "label": ["left"], "probability": [0.4], "label_2": ["stays"], "probability_2": [0.6],
     }  # fmt: skip
     assert [*columns([{**record, "probabilities": {"stays": 0.6}}], ranked=True)] == ["label", "probability"]
+
+
+def test_a_run_among_the_files_is_put_first(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.chdir(made):
+        assert main(["predict", "new.csv", "small", "bad.csv"]) == 2
+    said = capsys.readouterr().err
+    assert "new.csv: is no run" in said and "bigctl predict small new.csv bad.csv" in said
+
+
+def test_a_folder_without_files_is_said_with_what_the_run_takes(made: Path, tmp_path: Path, predict: Any) -> None:
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    said = predict(str(tmp_path), code=2).err
+    assert "the folder holds no files" in said and "takes .csv" in said
+    (tmp_path / "one" / "notes.txt").write_text("no rows")
+    assert "its one file cannot be predicted" in predict(str(tmp_path), code=2).err
+
+
+def test_data_of_another_folder_is_said_to_be_there(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(made / "runs" / "small", tmp_path / "moved"))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(made / "rows.csv"), "rows.csv"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "moved"]) == 2
+    began = json.loads((run / "run.json").read_text())["starts"][0]["folder"]
+    assert f"data.path is relative to the folder in which training began, {began}" in capsys.readouterr().err

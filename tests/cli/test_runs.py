@@ -176,3 +176,14 @@ def test_listing_a_run_takes_little_work_and_reads_none_of_its_metrics(
     assert len(found) == 20 and {row.status for row in found} == {"complete"}
     assert sorted(read) == ["run.json"] * 20 + ["summary.json"] * 20
     assert calls / 20 < 3000
+
+
+def test_a_run_without_its_record_is_listed_explained_and_removed_alike(bigctl: Cli, runs: Path) -> None:
+    (runs / "killed" / "run.json").unlink()
+    row = next(row for row in bigctl.json("runs")["runs"] if row["name"] == "killed")
+    assert row["status"] == "unreadable" and "run.json: is missing" in row["message"]
+    said = bigctl("info", "killed", code=2).stderr
+    for hint in ("repeat the command that began the run", "`bigctl runs rm`"):
+        assert hint in row["message"] and hint in said
+    bigctl("runs", "rm", "killed", "--yes")
+    assert "killed" not in left(runs)

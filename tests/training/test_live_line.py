@@ -139,3 +139,18 @@ def test_text_has_all_fields() -> None:
         "step 1234/5000  eta 0:32  loss 0.1604  val/accuracy 0.9613  1,580,000 tokens/s  12,346 examples/s  "
         "epoch 12.25  MFU 41.2%  padding 12%"
     )
+
+
+def test_of_equal_scores_the_line_says_by_what_one_is_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    console, progress = Console(40, metric="val/accuracy", best=0.75), Progress(best=0.75, best_step=5)
+    progress.best_metrics = {"val/accuracy": 0.75, "val/loss": 0.5}
+    for step, loss in ((10, 0.4), (20, 0.45)):
+        progress.step = step
+        found = {"val/accuracy": 0.75, "val/loss": loss}
+        progress.record(0.75, "max", 0.0, found)
+        console.write(step, found)
+        console.evaluated(progress)
+    assert capsys.readouterr().err.splitlines() == [
+        "step 10/40  val/accuracy 0.7500  best so far, by val/loss 0.4000",
+        "step 20/40  val/accuracy 0.7500  (best 0.7500, step 10, by val/loss 0.4000)  val/loss 0.4500",
+    ]

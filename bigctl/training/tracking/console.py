@@ -30,12 +30,23 @@ class Console:
         total: length of training [steps].
         step: where it begins, or goes on.
         metric: the name of what selects the best checkpoint.
+        best: its best value before.
         quiet: print nothing.
         every: seconds between plain lines.
     """
 
-    def __init__(self, total: int, *, step: int = 0, metric: str = "", quiet: bool = False, every: float = 10.0):
+    def __init__(
+        self,
+        total: int,
+        *,
+        step: int = 0,
+        metric: str = "",
+        best: float | None = None,
+        quiet: bool = False,
+        every: float = 10.0,
+    ):
         self.total, self.metric, self.quiet, self.every = total, metric, quiet, every
+        self._best = best
         self._values: dict[str, float] = {}
         self._step, self._pace = step, Pace(step)
         self._doing, self._since, self._stopping = "", time.monotonic(), False
@@ -72,19 +83,25 @@ class Console:
         self._step = step
 
     def evaluated(self, progress: Progress) -> None:
-        """An evaluation was written: a line of it stays."""
-        value = self._values.get(self.metric)
+        """An evaluation was written: a line of it stays. Of equal scores it says by what one is the best."""
+        value, before, self._best = self._values.get(self.metric), self._best, progress.best
         if value is None or self.quiet:
             return
-        best = progress.best
+        best, loss = progress.best, self._values.get("val/loss")
+        first = progress.best_step == progress.step
+        tied = loss is not None and value == (before if first else best)
         parts = [f"step {progress.step}/{self.total}", f"{self.metric} {live_line.number(value)}"]
-        if progress.best_step == progress.step:
-            parts.append("best so far")
+        if first:
+            parts.append(
+                f"best so far, by val/loss {live_line.number(loss)}" if tied and loss is not None else "best so far"
+            )
         elif best is not None:
-            parts.append(f"(best {live_line.number(best)}, step {progress.best_step})")
+            least = progress.best_metrics.get("val/loss")
+            by = f", by val/loss {live_line.number(least)}" if tied and least is not None else ""
+            parts.append(f"(best {live_line.number(best)}, step {progress.best_step}{by})")
         more = [f"epoch {self._values['epoch']:.2f}"] if "epoch" in self._values else []
-        if "val/loss" in self._values and self.metric != "val/loss":
-            more.append(f"val/loss {live_line.number(self._values['val/loss'])}")
+        if loss is not None and self.metric != "val/loss" and not (tied and first):
+            more.append(f"val/loss {live_line.number(loss)}")
         width = self._width()
         for part in more:
             if sum(map(len, parts)) + 2 * len(parts) + len(part) <= width:
