@@ -31,7 +31,7 @@ from tests.data.test_idx import idx_bytes, write_idx
 from tests.interop import builders
 from tests.interop.test_decoder_sources import VOCAB, params, shapes, write_gguf, write_llama2c
 
-SECONDS = 20  # for one file, on a busy machine
+SECONDS = 30  # of the processor, for one file
 MEMORY = 3 * 2**30  # more than there was
 
 Mutation = tuple[str, float, bytes, float]
@@ -179,12 +179,12 @@ def bounded() -> Iterator[None]:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = used + MEMORY if before[1] == resource.RLIM_INFINITY else min(used + MEMORY, before[1])
     resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
-    start = time.monotonic()
+    start = time.process_time()
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def check(case: Case, folder: Path, file: str, whole: bytes, mutations: list[Mutation]) -> None:

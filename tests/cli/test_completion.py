@@ -241,7 +241,7 @@ def test_a_person_at_the_terminal_gets_whole_words_and_the_right_spaces(tmp_path
         seen = _read(terminal, until=lambda text: "ready" in text)
         for part in re.findall(r"[^\t]*\t|[^\t]+$", typed):
             os.write(terminal, part.encode())
-            quiet = 0.6 if part.endswith("\t") else 20
+            quiet = 0.6 if part.endswith("\t") else 90
             seen += _read(terminal, until=lambda text: (tmp_path / "ran").exists(), quiet=quiet)
         assert (tmp_path / "ran").exists(), seen
         assert (tmp_path / "ran").read_text().strip() == run, seen
@@ -251,7 +251,7 @@ def test_a_person_at_the_terminal_gets_whole_words_and_the_right_spaces(tmp_path
         os.waitpid(process, 0)
 
 
-def _read(terminal: int, *, until, quiet: float = 20, limit: float = 20) -> str:
+def _read(terminal: int, *, until, quiet: float = 90, limit: float = 90) -> str:
     """What the terminal shows until something holds, nothing more comes, or time is up."""
     text, end = "", time.monotonic() + limit
     while not until(text) and time.monotonic() < end:

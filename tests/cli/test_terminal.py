@@ -79,7 +79,7 @@ def test_step_eta_and_loss_are_legible_before_and_after_ctrl_c(screen: Screen, t
     assert has(r"^step \d+/2000000  val/accuracy \d\.\d{4}  (best so far|\(best )")(screen.wait(has("val/accuracy")))
 
     screen.keys("C-c")
-    screen.wait(has("^Ctrl-C: stopping after this step"), seconds=1.0)
+    screen.wait(has("^Ctrl-C: stopping after this step"))
     lines = screen.wait(has("^ended with"))
     assert has("^ended with 130")(lines), lines
     stopped = next(line for line in reversed(lines) if LIVE.match(line))

@@ -46,7 +46,7 @@ def overrides(rng: random.Random, keys: list[str], groups: list[str]) -> list[st
 def prove(count: int, seed: int) -> None:
     keys, groups, rng = suggestions.all_keys(), sorted(presets.groups(presets.roots())), random.Random(seed)
     for _ in range(count):
-        given, start = overrides(rng, keys, groups), time.monotonic()
+        given, start = overrides(rng, keys, groups), time.process_time()
         try:
             to_yaml(compose(given).config)
         except BigctlError as error:
@@ -54,7 +54,7 @@ def prove(count: int, seed: int) -> None:
             assert line and "\nTraceback" not in line, given
         except Exception as error:
             raise AssertionError(f"{given!r}: {type(error).__name__}: {error}") from error
-        assert time.monotonic() - start < 30, given
+        assert time.process_time() - start < 30, given
 
 
 def test_sixty_random_overrides_are_composed_or_refused() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from bigctl.data.sources.table import read_table, rows_of
 from bigctl.data.sources.text_table import read_texts
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.errors import DataError
+from tests.work import counted
 
 PEOPLE = "age,city,y\n31,Rome,yes\n,Bonn,no\n45,Rome,no\n28.5,?,yes\n"
 
@@ -144,14 +144,13 @@ def test_underscores_do_not_make_numbers(tmp_path):
     assert read_table(write(tmp_path, "a,y\n1_0,0\n1_0,1\n"), label="y").splits["train"]["a"].tolist() == ["1_0", "1_0"]
 
 
-def test_a_hundred_thousand_rows_take_seconds(tmp_path):
+def test_a_row_takes_little_work(tmp_path):
     row = ",".join(["1.25"] * 15 + ["x", "y", "x", "y", "x"])
-    text = ",".join(f"c{i}" for i in range(20)) + ",target\n" + "".join(f"{row},{i % 2}\n" for i in range(100_000))
+    text = ",".join(f"c{i}" for i in range(20)) + ",target\n" + "".join(f"{row},{i % 2}\n" for i in range(5000))
     file = write(tmp_path, text)
-    start = time.process_time()
-    decoded = read_table(file, label="target")
-    assert time.process_time() - start < 6
-    assert len(decoded.splits["train"]["c0"]) == 100_000
+    with counted() as calls:
+        decoded = read_table(file, label="target")
+    assert len(decoded.splits["train"]["c0"]) == 5000 and calls.count / 5000 < 200  # of 21 columns
 
 
 # --- What a table is refused for --------------------------------------------------------------------------------------
@@ -381,10 +380,10 @@ def test_a_json_list_and_inner_objects_are_rows(tmp_path):
 
 def test_a_key_of_its_own_in_every_line_is_refused_before_the_table_is_made(tmp_path):
     lines = "\n".join(json.dumps({f"k{number}": number, "y": number % 2}) for number in range(20_000))
-    start = time.perf_counter()
-    error = refused("most of them are missing in most lines", read_table, write(tmp_path, lines, "t.jsonl"), label="y",
-                    format="jsonl")  # fmt: skip
-    assert "a key is the name of a column" in str(error.hint) and time.perf_counter() - start < 5
+    file = write(tmp_path, lines, "t.jsonl")
+    with counted() as calls:
+        error = refused("most of them are missing in most lines", read_table, file, label="y", format="jsonl")
+    assert "a key is the name of a column" in str(error.hint) and calls.count / 20_000 < 60
 
 
 def test_a_packed_file_that_unpacks_without_an_end_is_refused(tmp_path, monkeypatch):

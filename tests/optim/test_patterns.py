@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 
@@ -22,11 +21,10 @@ def test_a_pattern_is_found_as_python_finds_it(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", [r"([a-z/]+)+!", r"(\w\w|\w|/)*!", ".*.*.*.*.*.*.*.*.*.*!"])
 def test_a_pattern_that_takes_for_ever_is_refused_in_time(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the search not ended, neither would this."""
     monkeypatch.setattr(patterns, "_SECONDS", 0.5)
-    start = time.perf_counter()
     with pytest.raises(ConfigError, match="takes more than 0.5 s to search for"):
         patterns.found_in(pattern, ("encoder/layers/0/attention/query/kernel" * 8,))
-    assert time.perf_counter() - start < 5
 
 
 def test_patterns_of_the_models_need_no_process_of_their_own() -> None:

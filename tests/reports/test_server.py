@@ -37,7 +37,7 @@ class Client:
     def answer(
         self, address: str, *, host: str | None = None, method: str = "GET", cookie: str = ""
     ) -> tuple[http.client.HTTPResponse, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.putrequest(method, address, skip_host=True)
         connection.putheader("Host", host or f"127.0.0.1:{self.port}")
         if cookie:
@@ -130,7 +130,7 @@ def test_head_tells_what_get_would(client: Client, address: str) -> None:
     ("method", "address"), [("GET", "/"), ("GET", "/no"), ("GET", "/?x"), ("POST", "/"), ("B AD", "/")]
 )
 def test_every_answer_has_the_headers_that_protect_it(client: Client, method: str, address: str) -> None:
-    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
         connection.sendall(
             f"{method} {address} HTTP/1.1\r\nHost: 127.0.0.1:{client.port}\r\nConnection: close\r\n\r\n".encode()
         )
@@ -209,11 +209,11 @@ def test_command_prints_its_address_and_ends_quietly(bigctl: Cli) -> None:
     assert process.stdout is not None
     line = process.stdout.readline()
     port, query = re.findall(r"http://127.0.0.1:(\d+)/(\?token=[0-9a-f]{32}) ", line)[0]
-    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
     connection.request("GET", f"/{query}")
     assert "no runs here yet" in connection.getresponse().read().decode()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
 
 

@@ -16,7 +16,7 @@ from bigctl.sweeps.execution.local import Job, Local, Slot
 
 
 def wait(job: Job) -> int:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while (code := job.poll()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

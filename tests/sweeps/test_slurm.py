@@ -64,14 +64,14 @@ def start(tmp_path: Path, code: str, **given: str) -> SlurmJob:
     return Slurm(given, 2).start(command, folder=tmp_path, log=tmp_path / "logs.log")
 
 
-def wait(job: SlurmJob, seconds: float = 30) -> int | None:
+def wait(job: SlurmJob, seconds: float = 120) -> int | None:
     deadline = time.monotonic() + seconds
     while (code := job.poll()) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return code
 
 
-def until(path: Path, text: str, seconds: float = 30) -> None:
+def until(path: Path, text: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if path.exists() and text in path.read_text():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shlex
-import time
 
 import pytest
 
@@ -15,6 +14,7 @@ from bigctl.sweeps.packed import compatibility
 from bigctl.sweeps.search import space, sweep_syntax
 from bigctl.sweeps.search.sweep_syntax import Axis
 from bigctl.sweeps.trials import trials_of
+from tests.work import counted
 
 BASE = ["recipe=cnn_cls", "data=digits"]
 
@@ -249,11 +249,14 @@ def test_values_that_refer_to_others_are_checked_where_they_arrive():
         space.check_points(breaks, space.points(breaks))
 
 
-def test_hundreds_of_points_are_checked_in_seconds():
-    found = plan("optimizer.lr=range(1,16)", "train.batch_size=range(8,28)", "model.dropout=0,0.1")
-    begun = time.monotonic()
-    space.check_points(found, points := space.points(found))
-    assert len(points) == 600 and time.monotonic() - begun < 30  # composing each one takes a minute or two
+def test_many_points_are_checked_without_composing_each():
+    found = plan("optimizer.lr=range(1,11)", "train.batch_size=range(8,18)", "model.dropout=0,0.1")
+    compose([*BASE, "optimizer.lr=1"])
+    with counted() as one:
+        compose([*BASE, "optimizer.lr=2"])
+    with counted() as calls:
+        space.check_points(found, points := space.points(found))
+    assert len(points) == 200 and calls.count / 200 < one.count / 5, (calls.count, one.count)
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -322,8 +325,6 @@ def test_three_axes_of_a_thousand_values_are_refused_at_once() -> None:
     def axis(key: str, low: float) -> str:
         return f"{key}={','.join(f'{low + n * 1e-6:.6f}' for n in range(1000))}"
 
-    start = time.perf_counter()
     with pytest.raises(ConfigError, match="the grid has 1,000,000,000 points"):
         axes = [axis("optimizer.lr", 0.001), axis("model.dropout", 0.1), axis("optimizer.weight_decay", 0.01)]
         space.plan(["recipe=mlp_cls", *axes])
-    assert time.perf_counter() - start < 20
