@@ -156,7 +156,7 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
     for line in summary.get("profile") or []:
         print(f"  slow: {line}")
     print("next:")
-    print(f"  bigctl eval {run}")
+    print(f"  bigctl eval {run}{run_info.plugin_flags(RunDirectory(Path(run)))}")
     print(f"  {run_info.next_command(RunDirectory(Path(run)))}")
     print(f"  bigctl report {run}")
     print("  bigctl ui")

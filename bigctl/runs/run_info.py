@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import saved, schema
+from bigctl.config import plugins, saved, schema
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size, read_regular
 from bigctl.runs import baselines, directory, listing
@@ -104,8 +105,18 @@ def encoding_of(name: str) -> str | None:
     return encoding if isinstance(encoding, str) and schema.is_encoding(encoding) else None
 
 
+def plugin_flags(run: RunDirectory) -> str:
+    """What a command that uses the run needs besides: its plugins, but for those of installed packages."""
+    there = plugins.installed()
+    return "".join(f" --plugin {shlex.quote(name)}" for name in run.record().get("plugins") or () if name not in there)
+
+
 def next_command(run: RunDirectory) -> str:
     """The command that uses what was trained, by what its data looks like. Raises RunError, KeyError without data."""
+    return _next_command(run) + plugin_flags(run)
+
+
+def _next_command(run: RunDirectory) -> str:
     record, path = run.record(), run.path
     features = record["data"]["features"]
     recipe = schema.component("recipe", record["recipe"])  # None for that of a plugin, which is not imported here
