@@ -88,6 +88,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         writer.writerows([[f"cats/{n}.jpg", ("", "cat", "cat;mouse")[n % 3]] for n in range(30)])
     for name in ("book", "more"):
         (folder / f"{name}.txt").write_text("".join(f"It was night {n}, and the sea was calm.\n" for n in range(300)))
+    (folder / "shards").mkdir()
+    for name in ("train", "val"):
+        (folder / "shards" / f"{name}.bin").write_bytes(rng.integers(0, 256, 9000, np.uint16).tobytes())
     lines = [json.dumps({"story": f"Once there were {n} cats and {n * n} mice."}) for n in range(300)]
     (folder / "stories.jsonl").write_text("\n".join(lines))
     sentence = [("Ruth", "B-PER"), ("saw", "O"), ("seven", "B-NUM"), ("ships", "O")]

@@ -110,6 +110,9 @@ def _tagged(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 def _streams(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """One long text, or documents, to be written."""
+    if not dataset.texts["train"]:
+        what = "the data holds ready-made tokens, and the cheap answers are to bytes of text"
+        raise DataError(what, where="data", hint="give the text that the tokens were made of: data=text data.path=FILE")
     texts = {split: np.asarray(dataset.texts[split][0].content) for split in dataset.splits}
     for order in (0, byte_model.ORDER):
         began = time.perf_counter()

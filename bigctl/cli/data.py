@@ -36,6 +36,7 @@ examples:
   bigctl data recipe=bert_cls                          texts, and as the tokens of this recipe
   bigctl data csv data.path=reviews.csv data.text=review data.label=stars
   bigctl data conll data.path=train.conll              sentences with a tag a word
+  bigctl data tokens data.path=shards                  ready-made tokens: formats and sizes
   bigctl data cifar10 --prepare                        download and decode it now
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all

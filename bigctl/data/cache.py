@@ -12,10 +12,10 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from bigctl.config.schema import Data
 from bigctl.data import catalog
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.sources.decoded import Columns
-from bigctl.data.text import tokenization
+from bigctl.data.text import token_shards, tokenization
 from bigctl.data.text.encoding import Texts
+from bigctl.data.text.token_shards import TokenShards
 from bigctl.errors import DataError
 from bigctl.files import disk_size, sha256, temporary_name
 
@@ -70,9 +71,11 @@ def write_dataset(
     info: dict[str, Any],
     tokenizer: str | None = None,
     *,
+    in_place: Mapping[str, TokenShards] | None = None,
     keep: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Write a prepared data set; `keep` puts files beside it that are no part of it.
+    """Write a prepared data set; `keep` puts files beside it that are no part of it, and `in_place` are columns
+    `inputs` that stay where they are.
 
     Raises:
         DataError: where there is no room for it, or the folder cannot be written.
@@ -100,6 +103,8 @@ def write_dataset(
             "info": info,
             "prepared": time.time(),
         }
+        if in_place is not None:
+            meta["in_place"] = {split: shards.to_json() for split, shards in in_place.items()}
         meta["fingerprint"] = _fingerprint(meta)
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
         keep(temporary)
@@ -128,6 +133,9 @@ def read_dataset(folder: Path) -> Dataset | None:
             split, column, _ = name.split(".")
             by_split[split][_RENAMED.get(column, column)] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         features = Features.from_json(meta["features"])
+        vocab = (features.tokenizer or {}).get("vocab_size")
+        for split, parts in meta.get("in_place", {}).items():  # in place of arrays, which they are read like
+            by_split[split]["inputs"] = cast(np.ndarray, TokenShards.from_json(parts, vocab))
         if features.tokenizer and sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
             return None
         texts = {split: _take_texts(columns) for split, columns in by_split.items()}
@@ -146,8 +154,10 @@ def _take_texts(columns: Columns) -> tuple[Texts, ...]:
 
 
 def _fingerprint(meta: dict[str, Any]) -> str:
-    content = json.dumps([meta["features"], meta["files"]], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    content = [meta["features"], meta["files"]]
+    if "in_place" in meta:
+        content.append({split: token_shards.fingerprint(parts) for split, parts in meta["in_place"].items()})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _cannot_store(folder: Path, error: OSError) -> DataError:

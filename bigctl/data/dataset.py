@@ -82,7 +82,7 @@ class Dataset:
         splits: "train", "validation", "test" -> columns: `inputs` [N, *shape] and `label` [N]; of texts `inputs` are
             all tokens one after the other, `offsets` [N + 1] says where each text begins, and `segment_start`
             [N] where in it a second text does; of one long text `inputs` are its tokens [T], and `bytes` [1] its length
-            in UTF-8.
+            in UTF-8, which of ready-made tokens may be unknown.
         features: see `Features`.
         fingerprint: sha256 over the arrays' contents and the features; equal data, equal fingerprint.
         info: facts for people, JSON-serialisable.
@@ -108,7 +108,8 @@ class Dataset:
         return self.layout
 
     def size(self, split: str) -> int:
-        """Examples of a split; of one long text its windows, or without a tokenizer its documents."""
+        """Examples of a split; of one long text its windows, or without a tokenizer its documents, and of ready-made
+        tokens these."""
         if self.layout is None:
-            return len(self.texts[split][0])
+            return len(self.texts[split][0] if self.texts[split] else self.splits[split]["inputs"])
         return self.layout.size(self.splits[split], training=split == "train")

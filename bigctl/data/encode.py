@@ -20,6 +20,7 @@ from bigctl.data.target import NUMBER
 from bigctl.data.text import encoding, tokenization, word_tokens, words
 from bigctl.data.text.encoding import Texts
 from bigctl.data.text.ngrams import Ngrams
+from bigctl.data.text.token_shards import TokenShards
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
@@ -175,6 +176,38 @@ def encode_stream(
     return Features("stream", (), None, tokenizer=described), arrays
 
 
+def encode_tokens(
+    by_split: dict[str, TokenShards],
+    tokenizer: tokenization.Spec | None,
+    made: Tokenizer | None,
+    info: dict[str, Any],
+) -> tuple[Features, dict[str, Columns], dict[str, TokenShards]]:
+    """Ready-made tokens, held against the vocabulary; notes their number into `info`.
+
+    Returns:
+        The features, the arrays to be kept, and the columns `inputs`, which stay in their files.
+
+    Raises:
+        DataError: for a token that is not of the vocabulary.
+    """
+    described: dict[str, Any] = {}
+    arrays: dict[str, Columns] = {split: {} for split in SPLITS}
+    if tokenizer is not None and made is not None:
+        digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
+        described = tokenization.describe(made, tokenizer.settings, digest)
+        by_split = {split: TokenShards(shards.parts, described["vocab_size"]) for split, shards in by_split.items()}
+    for split, shards in by_split.items():
+        shards.check()
+        info.setdefault("tokens", {})[split] = len(shards)
+        if made is not None and split != "train" and described["type"] != "ids" and len(shards) <= _DECODED:
+            text = made.decode(shards[:].tolist(), skip_special_tokens=True)
+            arrays[split]["bytes"] = np.array([len(text.encode("utf-8", "replace"))], np.int64)
+            info.setdefault("bytes", {})[split] = int(arrays[split]["bytes"][0])
+    return Features("stream", (), None, tokenizer=described or None), arrays, by_split
+
+
+_DECODED = 2**22
+"""Tokens up to which it is found out how many bytes of text those of a split stand for."""
 _PIXELS = 2**22
 """Values of pictures that are counted at once."""
 

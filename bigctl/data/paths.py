@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -70,6 +71,40 @@ def split_files(path: Path, validation_path: Path | None, test_path: Path | None
         if split != "train" and file.resolve() == path.resolve():
             raise DataError(f"data.{split}_path is the training file itself", where=str(file))
     return found
+
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_MOST = 10**6
+"""Names that braces may stand for."""
+
+
+def braces(path: str) -> list[str]:
+    """The paths that `{00..99}` and `{a,b}` stand for, as in a shell; the path itself where it has no such braces.
+
+    Raises:
+        DataError: for a million of them.
+    """
+    found = [path]
+    while any(_alternatives(match[1]) for each in found[:1] for match in _BRACES.finditer(each)):
+        match = next(match for match in _BRACES.finditer(found[0]) if _alternatives(match[1]))
+        names = _alternatives(match[1])
+        if len(found) * len(names) > _MOST:
+            raise DataError(f"the braces stand for more than {_MOST:,} names", where=path, hint="use a pattern with *")
+        # The first pair is the same in all of them, and is replaced in all.
+        found = [each.replace(match[0], name, 1) for each in found for name in names]
+    return found
+
+
+def _alternatives(inside: str) -> list[str]:
+    """What stands between braces, one by one; nothing where that is no list and no range."""
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = int(span[1]), int(span[2])
+        if abs(last - first) > _MOST:
+            return [""] * (_MOST + 1)
+        width = max(map(len, span.groups())) if span[1].startswith("0") or span[2].startswith("0") else 0
+        step = 1 if last >= first else -1
+        return [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    return inside.split(",") if "," in inside else []
 
 
 def require_file(path: Path) -> Path:

@@ -75,12 +75,15 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     if config.deduplicate:
         decoded = _deduplicated(decoded)
     _check_target(decoded.target, regression)
-    if decoded.kind == "stream" and tokenizer is not None and not tokenizer.stream:
+    if decoded.kind in ("stream", "tokens") and tokenizer is not None and not tokenizer.stream:
         raise DataError(
             "this is one long text, not texts that are examples",
             where="data",
             hint="recipe=gpt_lm learns to write it; data=csv data.text=COLUMN holds texts",
         )
+    if decoded.kind == "tokens":
+        _refer_to_tokens(folder, decoded, config, tokenizer)
+        return
     by_split = (
         splits.split_stream(decoded, config) if decoded.kind == "stream" else splits.split_examples(decoded, config)
     )
@@ -104,6 +107,16 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     cache.write_dataset(
         folder, features, arrays, info, text, keep=lambda at: origins.write(at, decoded.origins, places)
     )
+
+
+def _refer_to_tokens(folder: Path, decoded: Decoded, config: Data, tokenizer: tokenization.Spec | None) -> None:
+    """Write what is known of ready-made tokens into a cache folder; they stay where they are."""
+    by_split, info = splits.split_tokens(decoded, config), dict(decoded.info)
+    made = tokenization.build_tokenizer(tokenizer, iter(())) if tokenizer is not None else None
+    assert not isinstance(made, Ngrams)  # which are for examples
+    features, arrays, in_place = encode.encode_tokens(by_split, tokenizer, made, info)
+    text = made.to_str(pretty=True) if made is not None else None
+    cache.write_dataset(folder, features, arrays, info, text, in_place=in_place)
 
 
 def _with_layout(dataset: Dataset, batches: BatchOptions) -> Dataset:

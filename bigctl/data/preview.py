@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from bigctl import formatting
+from bigctl.data import openings
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.table_encoder import Numeric, TableEncoder
 from bigctl.data.target import CLASSES, NUMBER, TOKEN_CLASS
@@ -46,7 +47,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     for split in SPLITS:
         if features.kind == "stream":
             sizes = ("documents", "characters", "bytes", "tokens")
-            found = {name: dataset.info[name][split] for name in sizes if name in dataset.info}
+            found = {name: dataset.info[name][split] for name in sizes if split in dataset.info.get(name, {})}
             splits[split] = {"examples": dataset.size(split), **found}
             continue
         labels = dataset.splits[split]["label"]
@@ -184,7 +185,7 @@ def word_tags(dataset: Dataset, split: str, row: int) -> np.ndarray:
 
 def opening(dataset: Dataset, *, lines: int = 5, width: int = 100) -> list[str]:
     """The first lines of the training text that are not empty."""
-    head = dataset.texts["train"][0].head(100 * lines * width)
+    head = openings.head(dataset, "train", 100 * lines * width)
     return [one_line(line, width) for line in head.splitlines() if line.strip()][:lines]
 
 

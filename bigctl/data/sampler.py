@@ -35,7 +35,7 @@ class BatchPlan:
             raise ValueError("a plan needs at least one example")
 
     def indices(self, position: int, count: int) -> np.ndarray:
-        """Examples at positions [position, position + count): int32 [count]."""
+        """Examples at positions [position, position + count): int32 [count], int64 where that is too small."""
         positions = np.arange(position, position + count, dtype=np.int64)
         if self.frozen:
             positions %= self.frozen
@@ -43,7 +43,9 @@ class BatchPlan:
         first = epoch.min() if count else 0
         epochs = np.arange(first, epoch.max() + 1 if count else 0, dtype=np.uint64)
         keys = mix(np.uint64(self.seed), epochs)
-        return permute(offset, self.num_examples, keys, epoch - first).astype(np.int32)
+        return permute(offset, self.num_examples, keys, epoch - first).astype(
+            np.int32 if self.num_examples <= 2**31 else np.int64
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from bigctl.data import folds
 from bigctl.data.dataset import SPLITS
 from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded
+from bigctl.data.text.token_shards import TokenShards
 from bigctl.errors import DataError
 
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "text": "train"}
@@ -187,8 +188,39 @@ def _gather(source: dict[str, Columns], parts: list[tuple[str, np.ndarray]]) -> 
 def split_stream(decoded: Decoded, config: Data) -> dict[str, Columns]:
     """The three splits of one long text, in places that count its characters, documents one after the other.
 
+    Raises:
+        DataError: see `_spans`.
+    """
+    source = {_ALIASES.get(name, name): columns["document"] for name, columns in decoded.splits.items()}
+    picked = _spans({name: sum(map(len, documents)) for name, documents in source.items()}, config)
+    return {split: _between(source, picked[split]) for split in SPLITS}
+
+
+def split_tokens(decoded: Decoded, config: Data) -> dict[str, TokenShards]:
+    """The three splits of ready-made tokens, in places that count them: as those of a text, but that no more than
+    `decoded.most` are held out for each, or taken of a split that the source has.
+
+    Raises:
+        DataError: see `_spans`.
+    """
+    given = {_ALIASES.get(name, name): columns["inputs"] for name, columns in decoded.splits.items()}
+    source = cast("dict[str, TokenShards]", given)
+    most = decoded.most
+    picked = _spans({name: len(tokens) for name, tokens in source.items()}, config, most)
+    found = {}
+    for split in SPLITS:
+        whole = TokenShards.joined([source[name].between(start, stop) for name, start, stop in picked[split]])
+        scored = split != "train" and most is not None and getattr(config, split) is None
+        found[split] = whole.between(0, most) if scored else whole  # type: ignore[arg-type]
+    return found
+
+
+def _spans(sizes: dict[str, int], config: Data, most: int | None = None) -> dict[str, list[Span]]:
+    """Which places of a source's splits, of so many places each, are in which split.
+
     Splits named in the configuration are taken as written. What the source lacks is held out at the end of the training
-    text: the test split last, the validation split before it, each of them a share of the text as it was.
+    text: the test split last, the validation split before it, each of them a share of the text as it was, `most` places
+    at most.
 
     Raises:
         DataError: if a split does not exist, would be empty, or has text of another split again.
@@ -196,8 +228,6 @@ def split_stream(decoded: Decoded, config: Data) -> dict[str, Columns]:
     if config.fold is not None:
         hint = "leave out data.fold; seed=range(3) repeats a training"
         raise DataError("one long text has no folds: its end is held out", where="data.fold", hint=hint)
-    source = {_ALIASES.get(name, name): columns["document"] for name, columns in decoded.splits.items()}
-    sizes = {name: sum(map(len, documents)) for name, documents in source.items()}
     wanted = {"train": config.train, "validation": config.validation, "test": config.test}
     picked: dict[str, list[Span]] = {}
     for split, expression in wanted.items():
@@ -205,24 +235,25 @@ def split_stream(decoded: Decoded, config: Data) -> dict[str, Columns]:
             picked[split] = _select(expression, sizes, f"data.{split}", math.floor)
             _refuse_overlap(picked, split)
     if "train" not in picked:
-        name = "train" if "train" in source else next(iter(source))
+        name = "train" if "train" in sizes else next(iter(sizes))
         picked["train"] = _left(name, sizes[name], picked)
     for split in ("validation", "test"):
-        if split not in picked and split in source:
+        if split not in picked and split in sizes:
             picked[split] = _left(split, sizes[split], picked)
         if not picked.get(split, True):
             del picked[split]  # all of it belongs to other splits
     total = sum(stop - start for _, start, stop in picked["train"])
     for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if split not in picked and fraction:
-            picked["train"], picked[split] = _off_the_end(picked["train"], math.ceil(fraction * total))
+            count = math.ceil(fraction * total)
+            count = count if most is None else min(count, most)
+            picked["train"], picked[split] = _off_the_end(picked["train"], count)
     picked.setdefault("test", picked["validation"])
-    result = {split: _between(source, picked[split]) for split in SPLITS}
-    for split, columns in result.items():
-        if not len(columns["document"]):
+    for split in SPLITS:
+        if not any(start < stop for _, start, stop in picked[split]):
             hint = "give more text, or take a larger part of it"
             raise DataError(f"the {split} split is empty", where=f"data.{split}", hint=hint)
-    return result
+    return picked
 
 
 def _refuse_overlap(picked: dict[str, list[Span]], split: str) -> None:

@@ -91,4 +91,4 @@ class Target:
         """The target of data of a kind ("image", "table", "text" or "stream") that says nothing but its classes."""
         if classes:
             return cls(CLASS, classes)
-        return cls(NONE) if kind in ("text", "stream") else cls(NUMBER, (), mean - origin, std, origin)
+        return cls(NONE) if kind in ("text", "stream", "tokens") else cls(NUMBER, (), mean - origin, std, origin)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from bigctl.data import cache
+from bigctl.data import cache, openings
 from bigctl.data.dataset import Dataset
 from bigctl.data.text import tokenization
 from bigctl.engine.experiment import Experiment
@@ -90,9 +90,12 @@ class Samples:
 
     def _check(self) -> None:
         """Whatever is wrong with the prompt is found before the training, not at the first sample."""
-        known = self.tokenizer.encode(self.prompt, add_special_tokens=False)
         unknown = tokenization.special(self.tokenizer).get("unk")
-        if not known.ids or unknown in known.ids:
+        try:
+            known = self.tokenizer.encode(self.prompt, add_special_tokens=False).ids
+        except Exception:  # of a tokenizer without a token for what it does not know
+            known = []
+        if not known or unknown in known:
             raise ConfigError(
                 f"{self.prompt!r} has characters that the tokenizer does not know",
                 where="recipe.prompt",
@@ -103,7 +106,7 @@ class Samples:
 def opening(dataset: Dataset, tokenizer: Tokenizer) -> str:
     """The first words of the validation text that the tokenizer knows: the text may have characters that it does not,
     where those of the training text are all it was made of."""
-    head = dataset.texts["validation"][0].head(1000)
+    head = openings.head(dataset, "validation", 1000)
     encoding, unknown = tokenizer.encode(head, add_special_tokens=False), tokenization.special(tokenizer).get("unk")
     gaps = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == unknown]
     begins, ends = [0, *(end for _, end in gaps)], [*(begin for begin, _ in gaps), len(head)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from bigctl.data.text import tokenization
 from bigctl.errors import DataError, RunError
 from bigctl.generation import chat
 from bigctl.generation.decoding import Batch, Network
@@ -160,9 +161,10 @@ class LanguageModel:
         except UnicodeEncodeError:
             raise DataError("the prompt is not UTF-8", where=self.name, hint="convert it, with iconv") from None
         except Exception as error:  # the library raises nothing more telling
-            raise DataError(
-                f"the prompt cannot be encoded: {error}", where=self.name, hint="write it otherwise"
-            ) from error
+            hint = "write it otherwise"
+            if tokenization.is_numbers(self.tokenizer):
+                hint = "the model was trained on tokens without a text: write them as numbers, such as '17 4 256'"
+            raise DataError(f"the prompt cannot be encoded: {error}", where=self.name, hint=hint) from error
         strange = {
             text[a:b] for token, (a, b) in zip(encoding.ids, encoding.offsets, strict=True) if token == self._unknown
         }

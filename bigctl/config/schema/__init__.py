@@ -22,6 +22,7 @@ from bigctl.config.schema.optimizers import *
 from bigctl.config.schema.recipes import *
 from bigctl.config.schema.sweep import *
 from bigctl.config.schema.tokenizers import *
+from bigctl.config.schema.tokens import *
 
 GROUPS = ("recipe", "model", "optimizer", "schedule", "data", "mesh", "experiment")
 """The groups of the Hydra tree, in the order they are composed."""

@@ -113,6 +113,9 @@ class Whole(Protocol):
     def model(self) -> Any: ...
 
     @property
+    def data(self) -> Any: ...
+
+    @property
     def train(self) -> Any: ...
 
     @property

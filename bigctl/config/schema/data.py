@@ -54,6 +54,8 @@ class Data(Component):
     """What of these is known by its content, whatever the suffix."""
     streamed: ClassVar[bool] = False
     """Whether `read_for_prediction` takes the content of a file in place of its path."""
+    tokenized: ClassVar[bool] = False
+    """Whether it holds tokens that were made elsewhere, of which no tokenizer can be made."""
     begins: ClassVar[tuple[bytes, ...]] = ()
     """Characters that only such content begins with."""
     kind: str = kind("???")

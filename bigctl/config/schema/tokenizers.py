@@ -9,7 +9,7 @@ from typing import ClassVar
 from bigctl.config.schema.base import STRUCTURAL, Checked, Problem, Whole, key
 
 TOKENIZERS = ("pretrained", "file", "bpe", "bytes", "words", "characters")
-STREAM_TOKENIZERS = (*TOKENIZERS, "gpt2")
+STREAM_TOKENIZERS = (*TOKENIZERS, "gpt2", "ids")
 TRUNCATIONS = ("head", "tail", "head_tail")
 
 
@@ -23,12 +23,15 @@ class StreamTokenizer(Checked):
     type: str = key(
         "characters",
         "The one that comes with model.init_from (pretrained), that of tokenizer.path (file), that of GPT-2 (gpt2), "
-        "the 256 bytes, or one made of the training split: byte-level bpe, words, or characters.",
+        "the 256 bytes, or one made of the training split: byte-level bpe, words, or characters. Of ready-made tokens "
+        "whose tokenizer is not at hand: their numbers (ids).",
         drift=STRUCTURAL,
         choices=STREAM_TOKENIZERS,
     )
     path: str | None = key(None, "A vocab.txt (WordPiece) or a tokenizer.json.", drift=STRUCTURAL)
-    size: int = key(10000, "Largest vocabulary of a tokenizer made here [tokens].", drift=STRUCTURAL, ge=6)
+    size: int = key(
+        10000, "Largest vocabulary of a tokenizer made here, and that of ids [tokens].", drift=STRUCTURAL, ge=6
+    )
     lowercase: bool = key(False, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
 
     def check(self, config: Whole) -> Iterator[Problem]:
@@ -45,6 +48,9 @@ class StreamTokenizer(Checked):
                 f"{this} makes a vocabulary of its own, which the weights do not know",
                 "recipe.tokenizer.type=pretrained takes the one that comes with model.init_from",
             )
+        if self.type == "ids" and not config.data.tokenized:
+            message = f"{this} is for tokens that are ready-made, data={config.data.kind} holds none"
+            yield "recipe.tokenizer.type", message, "leave it out, or give data=tokens data.path=FILES"
         if self.type == "file" and not self.path:
             yield "recipe.tokenizer.path", "recipe.tokenizer.path is not given", "give a vocab.txt or a tokenizer.json"
         if self.path and self.type != "file":

@@ -41,7 +41,8 @@ def in_order(tokens: int, block: int) -> int:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one long text: `inputs` are its tokens [T], `bytes` [1] its length in UTF-8; an index is a start.
+    """Windows of one long text: `inputs` are its tokens [T], `bytes` [1] its length in UTF-8, where that is known; an
+    index is a start.
 
     Attributes:
         block: length of a window [tokens].
@@ -78,6 +79,8 @@ class Windows:
         return None
 
     def extra_sums(self, columns: Columns) -> Columns:
+        if "bytes" not in columns:  # of ready-made tokens
+            return {}
         return {BYTES_PER_TOKEN: np.asarray(columns["bytes"][0] / len(columns["inputs"]), np.float64)}
 
 

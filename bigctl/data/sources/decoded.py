@@ -64,13 +64,15 @@ class Decoded:
             feature, numeric as float64 with NaN for a missing value, categorical as an object array of str with None
             for a missing one, plus the target column `label`: int32 class numbers, or float64 for regression); or
             "text" (columns `text`, and `text_pair` for pairs, object arrays of str, and `label` int32 [N]); or "stream"
-            (a column `document`, object array of str, of what is one long text, without labels).
+            (a column `document`, object array of str, of what is one long text, without labels); or "tokens" (a column
+            `inputs`, `TokenShards` [T], of such a text as tokens that were made elsewhere and stay where they are).
         splits: the splits the source itself has, by their own names ("train", "test", ...), in the source's order.
         classes: class names in label order, where each example has one class; else None.
         info: facts worth showing a user (source, version, licence, files read), JSON-serialisable.
         styles: of table columns whose numbers are not written as programs do.
         target: what is to be predicted; None for what follows from `classes`, which is filled in.
         origins: where the examples come from, if that is known.
+        most: tokens that are scored at most, of validation and of test, where these are not written out.
     """
 
     kind: str
@@ -80,6 +82,7 @@ class Decoded:
     target: Target = None  # type: ignore[assignment]  # filled in below
     styles: Mapping[str, NumberStyle] = field(default_factory=dict)
     origins: Origins | None = None
+    most: int | None = None
 
     def __post_init__(self) -> None:
         if self.target is None:

@@ -142,6 +142,8 @@ def build_tokenizer(spec: Spec, texts: Iterable[str]) -> Tokenizer | Ngrams:
         return ngrams.learn(spec.settings, texts)
     if spec.settings.type == "gpt2":
         return gpt2()
+    if spec.settings.type == "ids":
+        return numbers(spec.settings.size)
     return train(spec.settings, texts)
 
 
@@ -198,6 +200,20 @@ def gpt2() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END[0]])
     return tokenizer
+
+
+def numbers(size: int) -> Tokenizer:
+    """Tokens that have no text: each is written as its number, with a blank between two, and read as such."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(size)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def is_numbers(tokenizer: Tokenizer) -> bool:
+    """Whether tokens are written as their numbers, see `numbers`."""
+    return all(tokenizer.token_to_id(str(number)) == number for number in range(3))
 
 
 def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
