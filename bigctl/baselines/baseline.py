@@ -39,17 +39,19 @@ def baseline(config: Config, *, again: bool = False) -> Baseline:
 
     Raises:
         DataError: if there is nothing to predict, or the data cannot be read.
+        ConfigError: if `data.positive` is none of two classes.
     """
     dataset = prepare.prepare(config.data, regression=config.is_regression)
+    if (positive := config.data.positive) is not None:
+        head_for(dataset.features, None, None, positive=positive)
     stream = dataset.features.kind == "stream" or config.block is not None
     file = baselines.place(Path(dataset.path).name, stream=stream)
     found = None if again else baselines.read(Path(dataset.path).name, stream=stream)
-    if found is not None:
-        return found
-    made = _compute(dataset, stream)
-    if file is not None:
-        baselines.write(file, made)
-    return made
+    if found is None:
+        found = _compute(dataset, stream)
+        if file is not None:
+            baselines.write(file, found)
+    return baselines.about(found, positive)
 
 
 def _compute(dataset: Dataset, stream: bool) -> Baseline:
@@ -68,11 +70,16 @@ def _compute(dataset: Dataset, stream: bool) -> Baseline:
     sign = -1 if schema.known_direction(by) == schema.MIN else 1
     best = max(results, key=lambda result: sign * result["metrics"][by])
     seconds = round(time.perf_counter() - began, 3)
-    return {"name": best["name"], "metrics": best["metrics"], "selected_by": by, "seconds": seconds, "all": results}
+    made: Baseline = {
+        "name": best["name"], "metrics": best["metrics"], "selected_by": by, "seconds": seconds,
+        "binary": best.get("binary", {}), "all": results,
+    }  # fmt: skip
+    return made
 
 
-def _result(name: str, metrics: dict[str, float], began: float) -> dict[str, Any]:
-    return {"name": name, "metrics": metrics, "seconds": round(time.perf_counter() - began, 3)}
+def _result(name: str, scores: tuple[dict[str, float], dict[str, Any]], began: float) -> dict[str, Any]:
+    metrics, binary = scores
+    return {"name": name, "metrics": metrics, "binary": binary, "seconds": round(time.perf_counter() - began, 3)}
 
 
 def _examples(dataset: Dataset) -> Iterator[dict[str, Any]]:
@@ -83,8 +90,9 @@ def _examples(dataset: Dataset) -> Iterator[dict[str, Any]]:
     labels = {name: np.asarray(data[split].labels) for name, split in _SPLITS.items()}
     for learner in learners.learners(features.kind, target, data["train"]):
         began = time.perf_counter()
-        predict = learner.learn(data["train"], data["validation"])
-        predicted = {name: predict(data[split].examples) for name, split in _SPLITS.items()}
+        with learners.threads(data["train"]):
+            predict = learner.learn(data["train"], data["validation"])
+            predicted = {name: predict(data[split].examples) for name, split in _SPLITS.items()}
         yield _result(learner.name, scoring.score(head, target, predicted, labels), began)
 
 
@@ -119,4 +127,4 @@ def _streams(dataset: Dataset) -> Iterator[dict[str, Any]]:
         model = byte_model.ByteModel(texts["train"], order)
         metrics = {f"{name}/bits_per_byte": model.bits_per_byte(texts[split]) for name, split in _SPLITS.items()}
         what = f"the {order} bytes before, interpolated (Witten-Bell)" if order else "frequencies of bytes"
-        yield _result(what, {name: value for name, value in metrics.items() if value == value}, began)
+        yield _result(what, ({name: value for name, value in metrics.items() if value == value}, {}), began)

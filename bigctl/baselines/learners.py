@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from bigctl.data.target import CLASS, CLASSES, NUMBER, Target
 
@@ -21,6 +23,14 @@ MOST_CHARACTERS = 4_000_000
 """Characters of the training texts up to which pieces of words are counted too: they take most of the time."""
 MOST_BOOSTED = 20
 """Classes up to which trees are boosted, as each takes trees of its own."""
+MOST_VISITED = 10**9
+"""Numbers that boosting looks at: rows times columns times trees, those of every class. Of large tables there are fewer
+rounds than the usual 100, though not below 20."""
+MOST_ROWS = 100_000
+"""Training rows that trees are boosted on, evenly spread over all."""
+ALONE = 2_000_000
+"""Numbers of a training split, rows times columns, up to which a second thread waits longer than it helps: on a machine
+with other work, threads that wait for one another at each small step take ten times as long as one of them alone."""
 
 Examples = Any
 Predict = Callable[[Examples], np.ndarray]
@@ -61,8 +71,22 @@ def learners(kind: str, target: Target, train: Data) -> list[Learner]:
         return [*found, Learner(f"{linear} on pixels{some}", _pictures(target))]
     found.append(Learner(linear, _linear(target)))
     if len(target.names) <= MOST_BOOSTED:
-        found.append(Learner("gradient boosting", _boosted(target)))
+        some = f" (of {MOST_ROWS:,} rows)" if len(labels) > MOST_ROWS else ""
+        found.append(Learner(f"gradient boosting{some}", _boosted(target)))
     return found
+
+
+def threads(train: Data) -> AbstractContextManager[Any]:
+    """Within it, scikit-learn takes as many threads as the size of the data is worth."""
+    from threadpoolctl import threadpool_limits
+
+    size = getattr(train.examples, "size", 0)
+    return threadpool_limits(1) if 0 < size <= ALONE else nullcontext()
+
+
+def _spread(rows: int, most: int) -> Int[np.ndarray, " n"]:
+    """At most so many of some rows, evenly spread."""
+    return np.unique(np.linspace(0, rows - 1, most).astype(np.int64))
 
 
 def _constant(values: np.ndarray) -> Predict:
@@ -141,7 +165,10 @@ def _boosted(target: Target) -> Callable[[Data, Data], Predict]:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         kind = HistGradientBoostingRegressor if target.kind == NUMBER else HistGradientBoostingClassifier
-        return _fitted(kind(random_state=0), target, train.examples, train.labels)
+        each = len(target.names) if target.kind != NUMBER and len(target.names) > 2 else 1
+        rows = _spread(len(train.labels), MOST_ROWS)
+        rounds = MOST_VISITED // (len(rows) * train.examples.shape[1] * each)
+        return _fitted(kind(max_iter=min(100, max(20, rounds)), random_state=0), target, train.examples[rows], train.labels[rows])
 
     return learn
 
@@ -153,7 +180,7 @@ def _pictures(target: Target) -> Callable[[Data, Data], Predict]:
         return examples[:, :: step[0], :: step[1]].reshape(len(examples), -1).astype(np.float32) / 255 - 0.5
 
     def learn(train: Data, held: Data) -> Predict:
-        rows = np.unique(np.linspace(0, len(train.labels) - 1, MOST_PICTURES).astype(np.int64))
+        rows = _spread(len(train.labels), MOST_PICTURES)
         some = pixels(np.asarray(train.examples[rows])), train.labels[rows]
         predict = _best(target, _regressions(target, (0.01, 0.1)), some, (pixels(held.examples), held.labels))
         return lambda examples: predict(pixels(examples))

@@ -98,7 +98,7 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
 
 def _besides(run: Run, experiment: Experiment, rate: float | None) -> dict[str, Any]:
     """The baseline of the data, rates of a task of tokens, and what training on one batch came to."""
-    beaten = baselines.of_run(run.directory.record(), {})
+    beaten = baselines.of_run(run.directory.record(), {}, experiment.task.positive)
     found: dict[str, Any] = {} if beaten is None else {"baseline": beaten}
     if (rates := experiment.rates) is not None:
         found |= {**(rates(rate) if rate else {}), "flops_per_token": rates.flops_per_token}

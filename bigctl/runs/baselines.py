@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from bigctl.cache_root import cache_root
 from bigctl.errors import DataError
@@ -26,7 +26,9 @@ class Baseline(TypedDict):
         metrics: of the validation and the test split, flat and named as those of a run.
         selected_by: the metric by which it is the best.
         seconds: that it took to train and score all of them.
-        all: each of them, with `name`, `metrics` and `seconds`.
+        all: each of them, with `name`, `metrics`, `binary` and `seconds`.
+        binary: of two classes, the metrics about one of them by its name; those of the positive one are in `metrics`.
+            A file of before there were any has none.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Baseline(TypedDict):
     selected_by: str
     seconds: float
     all: list[dict[str, Any]]
+    binary: NotRequired[dict[str, dict[str, float]]]
 
 
 def place(prepared: str, *, stream: bool) -> Path | None:
@@ -61,12 +64,31 @@ def read(prepared: str, *, stream: bool) -> Baseline | None:
     return cast(Baseline, found) if found.keys() >= Baseline.__required_keys__ else None
 
 
-def of_run(record: Mapping[str, Any], summary: Mapping[str, Any]) -> Baseline | None:
+def about(baseline: Baseline, positive: str | None) -> Baseline:
+    """A baseline whose metrics include those of the positive class.
+
+    Args:
+        baseline: as it is kept.
+        positive: of two classes; None for the second.
+    """
+
+    def told(metrics: Mapping[str, float], binary: Mapping[str, dict[str, float]] | None) -> dict[str, float]:
+        name = next(reversed(binary or {"": {}})) if positive is None else positive
+        return {**metrics, **(binary or {}).get(name, {})}
+
+    answers = [{**each, "metrics": told(each.get("metrics") or {}, each.get("binary"))} for each in baseline["all"]]
+    return {**baseline, "metrics": told(baseline["metrics"], baseline.get("binary")), "all": answers}
+
+
+def of_run(
+    record: Mapping[str, Any], summary: Mapping[str, Any], positive: str | None = None
+) -> Baseline | None:
     """The baseline of a run's data: as its summary has it, else as it is by now.
 
     Args:
         record: its run.json.
         summary: its summary.json, or nothing.
+        positive: the class of its binary metrics, where the summary does not say it.
     """
     if summary.get("baseline"):
         found = summary["baseline"]
@@ -74,7 +96,8 @@ def of_run(record: Mapping[str, Any], summary: Mapping[str, Any]) -> Baseline | 
     data = record.get("data") or {}
     if not data.get("prepared"):  # a run that older versions made
         return None
-    return read(data["prepared"], stream=(data.get("features") or {}).get("kind") == "stream")
+    found = read(data["prepared"], stream=(data.get("features") or {}).get("kind") == "stream")
+    return None if found is None else about(found, summary.get("positive") or positive)
 
 
 def write(file: Path, baseline: Baseline) -> None:

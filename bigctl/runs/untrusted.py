@@ -55,8 +55,8 @@ RECORD: Shape = {
 }  # fmt: skip
 """Of run.json."""
 BASELINE: Shape = {
-    "name": str, "metrics": NUMBERS, "selected_by": str, "seconds": float,
-    "all": [{"name": str, "metrics": NUMBERS, "seconds": float}],
+    "name": str, "metrics": NUMBERS, "selected_by": str, "seconds": float, "binary": {str: NUMBERS},
+    "all": [{"name": str, "metrics": NUMBERS, "seconds": float, "binary": {str: NUMBERS}}],
 }  # fmt: skip
 """Of baseline.json beside prepared data, and of `baseline` in summary.json."""
 SUMMARY: Shape = {

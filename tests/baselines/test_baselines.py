@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_info
 
 import bigctl
+from bigctl.baselines import learners
 from bigctl.baselines.byte_model import ByteModel
 from bigctl.cli.main import main
 from bigctl.config.compose import compose
 from bigctl.data.prepare import prepare
-from bigctl.errors import DataError
+from bigctl.errors import ConfigError, DataError
 from bigctl.reports.run import run_page
 from bigctl.runs import baselines
 from bigctl.runs.directory import RunDirectory
@@ -69,6 +71,32 @@ def test_texts_are_told_apart_by_their_words() -> None:
     labels = prepare(compose(topics.DATA, partial=True).config.data).splits["test"]["label"]
     share = np.bincount(labels).max() / len(labels)
     assert majority["metrics"]["test/accuracy"] in (pytest.approx(share), pytest.approx(1 - share))
+
+
+def test_of_two_classes_the_positive_one_is_told_whichever_a_run_names(folder: Path) -> None:
+    (folder / "sold.csv").write_text((folder / "dear.csv").read_text().replace("dear", "sold"))
+    table = ["data=csv", "data.path=sold.csv", "data.label=sold"]
+    data = prepare(compose(table, partial=True).config.data)
+    labels = data.splits["test"]["label"]
+    by_default, other = found(*table), found(*table, "data.positive=no")
+    assert by_default["metrics"] == found(*table, "data.positive=yes")["metrics"]
+    for made, positive in ((by_default, 1), (other, 0)):
+        most = np.full(len(labels), np.bincount(data.splits["train"]["label"]).argmax())
+        told = made["all"][0]["metrics"]
+        assert told["test/binary_recall"] == reference.recall_score(labels, most, pos_label=positive, zero_division=0)
+        assert made["metrics"]["val/binary_f1"] > 0.8
+    assert other["metrics"]["test/accuracy"] == by_default["metrics"]["test/accuracy"]
+    with pytest.raises(ConfigError, match="none of the classes"):
+        found(*table, "data.positive=maybe")
+
+
+def test_small_tables_are_learnt_from_by_one_thread() -> None:
+    small, large = (learners.Data(np.zeros((rows, 4), np.float32), np.zeros(rows)) for rows in (162, 10**6))
+    with learners.threads(small):
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    before = threadpool_info()
+    with learners.threads(large):
+        assert threadpool_info() == before
 
 
 def test_several_classes_are_scored_at_the_threshold_of_validation() -> None:
