@@ -168,7 +168,9 @@ def _boosted(target: Target) -> Callable[[Data, Data], Predict]:
         each = len(target.names) if target.kind != NUMBER and len(target.names) > 2 else 1
         rows = _spread(len(train.labels), MOST_ROWS)
         rounds = MOST_VISITED // (len(rows) * train.examples.shape[1] * each)
-        return _fitted(kind(max_iter=min(100, max(20, rounds)), random_state=0), target, train.examples[rows], train.labels[rows])
+        return _fitted(
+            kind(max_iter=min(100, max(20, rounds)), random_state=0), target, train.examples[rows], train.labels[rows]
+        )
 
     return learn
 

@@ -73,16 +73,15 @@ def about(baseline: Baseline, positive: str | None) -> Baseline:
     """
 
     def told(metrics: Mapping[str, float], binary: Mapping[str, dict[str, float]] | None) -> dict[str, float]:
-        name = next(reversed(binary or {"": {}})) if positive is None else positive
-        return {**metrics, **(binary or {}).get(name, {})}
+        binary = binary or {}
+        name = next(reversed([*binary]), "") if positive is None else positive
+        return {**metrics, **binary.get(name, {})}
 
     answers = [{**each, "metrics": told(each.get("metrics") or {}, each.get("binary"))} for each in baseline["all"]]
     return {**baseline, "metrics": told(baseline["metrics"], baseline.get("binary")), "all": answers}
 
 
-def of_run(
-    record: Mapping[str, Any], summary: Mapping[str, Any], positive: str | None = None
-) -> Baseline | None:
+def of_run(record: Mapping[str, Any], summary: Mapping[str, Any], positive: str | None = None) -> Baseline | None:
     """The baseline of a run's data: as its summary has it, else as it is by now.
 
     Args:

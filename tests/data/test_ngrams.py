@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import unicodedata
 from collections import Counter
@@ -59,7 +60,7 @@ def test_a_text_has_the_ngrams_that_a_plain_loop_finds(words: int, characters: t
     if not words and not characters:
         return
     made = learnt(words=words, characters=list(characters or ()))
-    bags = made.encode(TEXTS, None, 1000)
+    bags = dataclasses.replace(made, groups=None).encode(TEXTS, None, 1000)  # each once
     expected = [plainly(text, words, characters) for text in TEXTS]
     assert np.diff(bags.offsets).tolist() == [1 + len(each) for each in expected]
     assert made.size == 1 + len(set().union(*expected)) and bags.unknown == 0
@@ -83,6 +84,44 @@ def test_the_ngrams_of_most_texts_are_kept() -> None:
     made = learnt(texts, size=4, characters=[], words=1)
     counts = Counter(made.encode(texts, None, 100).tokens.tolist())
     assert counts[ngrams.ANY] == 40 and sorted(counts.values())[-3:] == [20, 40, 40] and made.size == 4
+
+
+def test_what_occurs_more_often_is_there_more_often() -> None:
+    text = " ".join(["one", *["four"] * 4, *["many"] * 20])
+    made = learnt([text], words=1, characters=[])
+    times = Counter(made.encode([text], None, 99).tokens.tolist())
+    assert sorted(times.values()) == [1, 1, 2, 4]  # what every text has; 1, 4 and 20 of one
+    assert not made.encode([text], None, 5).offsets[-1] > 5
+
+
+def test_groups_tell_how_rare_ngrams_are_and_which_are_pieces() -> None:
+    texts = [f"common {'often' if n % 2 else ''} word{n}" for n in range(40)]
+    made = learnt(texts, words=1, characters=[3, 3])
+    groups = made.groups or ()
+    ends = [1, *(end for end, _, _ in groups)]
+    assert ends[-1] == made.size and [pieces for _, pieces, _ in groups] == sorted(pieces for _, pieces, _ in groups)
+    for start, end, (_, pieces, weight) in zip(ends, ends[1:], groups, strict=False):
+        assert {code >> 30 == 3 for code in made.kept[start - 1 : end - 1].tolist()} == {pieces}
+        counts = np.bincount(made.encode(texts, None, 99).tokens, minlength=made.size)[start:end]
+        assert weight == pytest.approx(np.log(41 / (1 + counts.mean())) + 1, abs=1e-3)
+    rarity = [1 + np.log(41 / (1 + count)) for count in (40, 20, 1)]
+    assert [weight for _, _, weight in groups][:3] == pytest.approx(rarity, abs=1e-4)
+
+
+def test_pieces_take_a_third_of_the_room_or_what_words_leave() -> None:
+    kinds = [made.kept >> 30 == 3 for made in (learnt(size=13), learnt(size=13, characters=[]), learnt(size=4000))]
+    assert kinds[0].sum() == 4 and len(kinds[1]) == 12 and not kinds[1].any()
+    assert kinds[2].sum() > (~kinds[2]).sum()
+
+
+def test_of_older_versions_a_text_has_each_ngram_once_in_the_order_of_bits(tmp_path: Path) -> None:
+    made = learnt(["a a a b"], characters=[])
+    old = {name: value for name, value in json.loads(made.to_str()).items() if name != "groups"}
+    old["kept"] = base64.b64encode(np.sort(made.kept).astype("<u4").tobytes()).decode()
+    (tmp_path / "t.json").write_text(json.dumps(old))
+    again = ngrams.load(tmp_path / "t.json")
+    assert again.encode(["a a a b"], None, 99).tokens.tolist() == list(range(again.size))
+    assert again.to_str() == json.dumps(old) and "groups" not in ngrams.describe(again, 99, "")
 
 
 def test_of_a_long_text_words_are_kept_before_pieces() -> None:
@@ -110,11 +149,13 @@ def test_what_is_stored_reads_as_it_was(tmp_path: Path) -> None:
     assert tokenization.Spec(schema.NgramTokenizer(), file).load(file).to_str() == made.to_str()
 
 
-@pytest.mark.parametrize("broken", ["", "{}", '{"kept": "!"}', "order", "bounds"])
+@pytest.mark.parametrize("broken", ["", "{}", '{"kept": "!"}', "order", "bounds", "groups"])
 def test_a_damaged_file_is_refused_by_name(broken: str, tmp_path: Path) -> None:
     values = json.loads(learnt().to_str())
     if broken == "order":
         broken = json.dumps(values | {"kept": base64.b64encode(np.array([2, 1], "<u4").tobytes()).decode()})
+    elif broken == "groups":
+        broken = json.dumps(values | {"groups": [[1, False, 1.0]]})
     elif broken == "bounds":
         broken = json.dumps(values | {"characters": [0, 10**9]})
     (tmp_path / "t.json").write_text(broken)

@@ -17,7 +17,7 @@ from bigctl.config import schema
 from bigctl.models.bag import BagClassifier
 from tests import topics
 
-SHORT = ["train.batch_size=32", "schedule=constant", "optimizer.lr=0.05", "model.width=4", "recipe.tokenizer.size=500",
+SHORT = ["train.batch_size=32", "schedule=constant", "recipe.tokenizer.size=500",
          "recipe.bucketing.shapes=2", "eval.every=20", "checkpoint.every=20", "train.tensorboard=false"]  # fmt: skip
 
 
@@ -82,6 +82,18 @@ def test_a_bag_is_the_mean_of_its_embeddings_whatever_pads_it(pool: str) -> None
     expected = pooled @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
     found = jax.jit(lambda tokens: model(tokens, lengths, lengths))(tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_words_and_pieces_are_each_as_tf_idf_has_them() -> None:
+    groups = ((3, False, 2.0), (4, False, 3.0), (6, True, 1.0))  # of 1 and 2, 3, and the pieces 4 and 5
+    model = BagClassifier(schema.Bag(width=0, pool="norm", dropout=0), 6, 2, groups=groups, rngs=nnx.Rngs(0))
+    table = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    model.embedding.embedding[...] = jax.numpy.asarray(table)
+    model.head.bias[...] = jax.numpy.asarray([1.0, -1.0])
+    tokens, lengths = np.array([[0, 1, 3, 4, 4, 0], [0, 0, 0, 0, 0, 0]]), np.array([5, 1])
+    words = (2 * table[1] + 3 * table[3]) / 13**0.5
+    expected = np.stack([words + 2 * table[4] / 2**0.5, np.zeros(2)]) + [1, -1]
+    np.testing.assert_allclose(model(tokens, lengths, lengths), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_leaves_out_whole_ngrams() -> None:

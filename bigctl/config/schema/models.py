@@ -214,21 +214,25 @@ class Lstm(Model):
         return "each token" if per_token else f"the {self.pool} of the states"
 
 
-BAG_POOLS = ("mean", "root")
+BAG_POOLS = ("mean", "root", "norm")
 
 
 @dataclass
 class Bag(Model):
-    """The mean of the embeddings of a text's n-grams (Joulin et al. 2017)."""
+    """The pooled embeddings of a text's n-grams (Joulin et al. 2017)."""
 
     implementation: ClassVar[str] = "bigctl.models.bag:BagClassifier"
     loops_on_cpu: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ("n-grams",)
     levels: ClassVar[tuple[str, ...]] = (r"^embedding/",)
     kind: str = kind("bag")
-    width: int = key(16, "Width of the embedding.", drift=STRUCTURAL, ge=1)
+    width: int = key(
+        16, "Width of the embedding; 0 for that of the outputs and no layer behind it, a linear model.",
+        drift=STRUCTURAL, ge=0,
+    )  # fmt: skip
     pool: str = key(
-        "mean", "What the sum of a text's embeddings is divided by: their number, or the root of it.",
+        "mean", "What the sum of a text's embeddings is divided by: their number (mean), the root of it, or, "
+        "weighted by how rare they are, their length, words and pieces apart (norm), as in TF-IDF.",
         drift=STRUCTURAL, choices=BAG_POOLS,
     )  # fmt: skip
     dropout: float = key(0.5, "Share of the n-grams of a text that are left out.", traced=True, off=0.0, ge=0, lt=1)

@@ -204,7 +204,7 @@ class LstmCls(TextCls):
 class NgramCls(Classification):
     """Texts as bags of n-grams (Joulin et al. 2017)."""
 
-    implementation: ClassVar[str] = "bigctl.recipes.text_cls:TextCls"
+    implementation: ClassVar[str] = "bigctl.recipes.ngram_cls:NgramCls"
     inputs: ClassVar[str] = "n-grams"
     kind: str = kind("ngram_cls")
     tokenizer: NgramTokenizer = key(NgramTokenizer, "Which n-grams a text is told by.")

@@ -112,8 +112,8 @@ class NgramTokenizer(Checked):
         drift=STRUCTURAL, ge=1, le=8,
     )  # fmt: skip
     size: int = key(
-        65536, "How many n-grams are known: those in most texts of the training split.", drift=STRUCTURAL, ge=2,
-        le=2**22,
+        196608, "How many n-grams are known: those in most texts of the training split, twice as many words and runs "
+        "of words as pieces where there are so many.", drift=STRUCTURAL, ge=2, le=2**22,
     )  # fmt: skip
     lowercase: bool = key(True, "Fold case.", drift=STRUCTURAL)
     max_length: int = key(

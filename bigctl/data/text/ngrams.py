@@ -6,7 +6,9 @@ stands between blanks and marks, with one blank on either side. All of them are 
 from one array of its characters; nothing here loops over characters in Python.
 
 An n-gram is known by 32 bits: two for its kind, so that sorted ones have words first, and 30 of its hash. Those that
-are in most texts of the training split are kept, and numbered in the order of these bits.
+are in most texts of the training split are kept: twice as many words and runs of words as pieces, where there are so
+many. They are numbered by how many texts they are in, words and runs before pieces, so that what is as rare has numbers
+in a row, and a model is told the weight of all of them (`groups`) in a short list.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +32,9 @@ from bigctl.errors import DataError
 TYPE = "ngrams"
 """What `recipe.tokenizer.type` and a stored file call it."""
 
+RULE = 2
+"""How n-grams are chosen and texts are encoded; what is kept of another rule is not taken for that of this one."""
+
 ANY = 0
 """The number that every text has, so that none is without; n-grams count from 1."""
 
@@ -38,6 +44,7 @@ MOST_WORDS = 3
 _BLOCK = 2**20  # characters that are looked at together
 _PENDING = 2**23  # n-grams counted before they are added to those known
 _MOST = 2**23  # n-grams that are counted at all: beyond, those of a single text are forgotten
+_STEP = 1.05  # of two n-grams of one group, the one that is in more texts is in no more than so many times as many
 _PIECES = 3  # the kind of pieces of words; runs of n words are of kind n - 1
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse among 64-bit numbers
 _SEPARATOR, _LETTER, _ALONE, _MARK = range(4)
@@ -66,6 +73,9 @@ class Bags:
     unknown: float
 
 
+Group = tuple[int, bool, float]
+
+
 @dataclass(frozen=True)
 class Ngrams:
     """Which n-grams texts are told by.
@@ -74,13 +84,18 @@ class Ngrams:
         words: longest runs of words; 0 for none.
         characters: shortest and longest pieces of words, blanks included; empty for none.
         lowercase: whether case is folded.
-        kept: those that have a number, ascending; the number of the first one is 1.
+        kept: those that have a number, in its order; the number of the first one is 1.
+        groups: numbers that share a weight: the first one behind them, whether they are pieces, and their inverse
+            document frequency, log((1 + texts) / (1 + texts that such an n-gram is in)) + 1. None where `kept` is in
+            the order of bits and a text has each n-gram once, as older versions learned them; else it has one that
+            occurs n times round(1 + log(n)) times.
     """
 
     words: int
     characters: tuple[int, ...]
     lowercase: bool
     kept: Codes
+    groups: tuple[Group, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -88,7 +103,7 @@ class Ngrams:
         return len(self.kept) + 1
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Bags:
-        """The numbers of the n-grams of each text, each once and ascending, ANY first; of a pair those of both.
+        """The numbers of the n-grams of each text, ascending, ANY first; of a pair those of both.
 
         Args:
             texts: any.
@@ -98,17 +113,20 @@ class Ngrams:
         kind = np.int32 if self.size > 2**16 else np.uint16
         tokens, lengths, cut = [np.empty(0, kind)], [np.empty(0, np.int64)], [np.empty(0, bool)]
         words = unknown = 0
+        order = np.argsort(self.kept, kind="stable")
+        ascending = self.kept[order]
         for block in _blocks(texts, pairs):
             found = _find(self, block, max_length - 1)
-            number = np.searchsorted(self.kept, found.codes)
-            known = np.zeros(len(found.codes), bool)
-            if len(self.kept):
-                known = self.kept[np.minimum(number, len(self.kept) - 1)] == found.codes
+            place = np.minimum(np.searchsorted(ascending, found.codes), max(0, len(ascending) - 1))
+            known = ascending[place] == found.codes if len(ascending) else np.zeros(len(place), bool)
             plain = found.codes >> 30 == 0
             words, unknown = words + int(plain.sum()), unknown + int((plain & ~known).sum())
             rows = np.concatenate([np.arange(len(block)), found.rows[known]])
-            every = np.concatenate([np.full(len(block), ANY), number[known] + 1])
-            each = np.unique(rows.astype(np.uint64) << np.uint64(32) | every.astype(np.uint64))
+            every = np.concatenate([np.full(len(block), ANY), order[place[known]] + 1])
+            both = rows.astype(np.uint64) << np.uint64(32) | every.astype(np.uint64)
+            each, times = np.unique(both, return_counts=True)
+            if self.groups is not None:
+                each = np.repeat(each, np.rint(1 + np.log(times)).astype(np.int64))
             tokens.append((each & np.uint64(2**32 - 1)).astype(kind))
             lengths.append(np.bincount((each >> np.uint64(32)).astype(np.int64), minlength=len(block)))
             cut.append(found.cut)
@@ -118,7 +136,14 @@ class Ngrams:
     def to_str(self, pretty: bool = False) -> str:
         """As it is stored."""
         kept = base64.b64encode(self.kept.astype("<u4").tobytes()).decode()
-        values = {"type": TYPE, "words": self.words, "characters": list(self.characters), "lowercase": self.lowercase}
+        values: dict[str, Any] = {
+            "type": TYPE,
+            "words": self.words,
+            "characters": list(self.characters),
+            "lowercase": self.lowercase,
+        }
+        if self.groups is not None:
+            values["groups"] = [list(group) for group in self.groups]
         return json.dumps({**values, "kept": kept}, indent=1 if pretty else None)
 
 
@@ -128,11 +153,21 @@ def load(file: Path) -> Ngrams:
         values = json.loads(file.read_text(encoding="utf-8"))
         kept = np.frombuffer(base64.b64decode(values["kept"], validate=True), "<u4").astype(np.uint32)
         words, characters = int(values["words"]), tuple(map(int, values["characters"]))
-        if (np.diff(kept.astype(np.int64)) <= 0).any() or not _possible(words, characters):
+        groups = _groups(values["groups"], len(kept) + 1) if "groups" in values else None
+        ascending = kept if groups is None else np.sort(kept)
+        if (np.diff(ascending.astype(np.int64)) <= 0).any() or not _possible(words, characters):
             raise ValueError("its n-grams are not in order")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"holds no n-grams: {error}", where=str(file), hint="is the file whole?") from error
-    return Ngrams(words, characters, bool(values["lowercase"]), kept)
+    return Ngrams(words, characters, bool(values["lowercase"]), kept, groups)
+
+
+def _groups(values: Any, size: int) -> tuple[Group, ...]:
+    groups = tuple((int(end), bool(pieces), float(weight)) for end, pieces, weight in values)
+    ends = [1, *(end for end, _, _ in groups)]
+    if (np.diff(ends) <= 0).any() or ends[-1] != size or not all(0 < weight < 100 for _, _, weight in groups):
+        raise ValueError("its groups are not in order")
+    return groups
 
 
 def _possible(words: int, characters: tuple[int, ...]) -> bool:
@@ -146,7 +181,9 @@ def learn(settings: schema.NgramTokenizer, texts: Iterable[str]) -> Ngrams:
     empty = Ngrams(settings.words, tuple(settings.characters), settings.lowercase, np.empty(0, np.uint32))
     known, counts = np.empty(0, np.uint32), np.empty(0, np.int64)
     pending: list[Codes] = []
+    total = 0
     for block in _blocks(texts, None):
+        total += len(block)
         found = _find(empty, block, settings.max_length - 1)
         each = np.unique(found.rows.astype(np.uint64) << np.uint64(32) | found.codes)
         pending.append((each & np.uint64(2**32 - 1)).astype(np.uint32))
@@ -154,8 +191,25 @@ def learn(settings: schema.NgramTokenizer, texts: Iterable[str]) -> Ngrams:
             known, counts = _added(known, counts, pending)
             pending = []
     known, counts = _added(known, counts, pending)
-    order = np.argsort(-counts, kind="stable")[: settings.size - 1]
-    return Ngrams(empty.words, empty.characters, empty.lowercase, np.sort(known[order]))
+    order = np.argsort(-counts, kind="stable")
+    pieces = known[order] >> 30 == _PIECES
+    words, parts = order[~pieces], order[pieces]
+    room = settings.size - 1
+    words = words[: max(room - len(parts), room - room // 3)]
+    chosen = np.concatenate([words, parts[: room - len(words)]])
+    groups = _grouped(counts[chosen], np.arange(len(chosen)) >= len(words), total)
+    return Ngrams(empty.words, empty.characters, empty.lowercase, known[chosen], groups)
+
+
+def _grouped(counts: np.ndarray, pieces: np.ndarray, texts: int) -> tuple[Group, ...]:
+    """Groups of numbers from 1 on that are in about equally many texts; `counts` descend, those of pieces anew."""
+    level = np.floor(np.log(np.maximum(counts, 1)) / math.log(_STEP)).astype(np.int64)
+    ends = np.flatnonzero(np.append((np.diff(level) != 0) | (np.diff(pieces) != 0), len(counts) > 0)) + 1
+    groups = []
+    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+        weight = math.log((1 + texts) / (1 + counts[start:end].mean())) + 1
+        groups.append((end + 1, bool(pieces[start]), round(weight, 4)))
+    return tuple(groups)
 
 
 def _added(known: Codes, counts: np.ndarray, pending: list[Codes]) -> tuple[Codes, np.ndarray]:
@@ -169,7 +223,8 @@ def _added(known: Codes, counts: np.ndarray, pending: list[Codes]) -> tuple[Code
 
 def describe(ngrams: Ngrams, max_length: int, digest: str) -> dict[str, Any]:
     """As `tokenization.describe`."""
-    return {"type": TYPE, "sha256": digest, "vocab_size": ngrams.size, "max_length": max_length, "truncate": "head"}
+    found = {"type": TYPE, "sha256": digest, "vocab_size": ngrams.size, "max_length": max_length, "truncate": "head"}
+    return found if ngrams.groups is None else {**found, "groups": [list(group) for group in ngrams.groups]}
 
 
 def _blocks(texts: Iterable[str], pairs: Sequence[str] | None) -> Iterator[list[str]]:

@@ -84,7 +84,8 @@ class Spec:
         """What the tokens of a text depend on, as JSON."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in ("path", "type")}
         if self.file is None:
-            return {**settings, "type": self.settings.type}
+            rule = {"rule": ngrams.RULE} if isinstance(self.settings, schema.NgramTokenizer) else {}
+            return {**settings, "type": self.settings.type, **rule}
         fixed = {name: settings[name] for name in ("max_length", "truncate") if name in settings}
         as_stored = self.load(self.file).to_str(pretty=True)  # a run's own copy is the same one
         return {**fixed, "file": hashlib.sha256(as_stored.encode()).hexdigest()}
