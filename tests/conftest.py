@@ -51,15 +51,21 @@ def _memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs of the quick set, but for those of commands, are compiled with few optimizations: in half the time."""
+    """Programs of the quick set, also those of commands, are compiled with few optimizations: in half the time."""
     quick = request.config.option.markexpr == "not slow" and not request.node.get_closest_marker("optimized")
-    if not quick or "jax" not in sys.modules:
+    if not quick:
         yield
         return
-    config = sys.modules["jax"].config
-    config.update("jax_disable_most_optimizations", True)
-    yield
-    config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(forked.FEWER, "1")
+        _compile_with_few_optimizations(True)
+        yield
+    _compile_with_few_optimizations(False)
+
+
+def _compile_with_few_optimizations(fewer: bool) -> None:
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update(forked.FEWER.lower(), fewer)
 
 
 @functools.cache
@@ -73,25 +79,24 @@ class Cli:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def __call__(self, *arguments: str, code: int | None = 0, env: dict[str, str] | None = None, timeout: float = 300):
-        done = self._run(self.command(*arguments), {**os.environ, **(env or {})}, timeout)
+    def __call__(
+        self, *arguments: str, code: int | None = 0, env: dict[str, str] | None = None, timeout: float = 300,
+        given: bytes = b"",
+    ):  # fmt: skip
+        """`given` is what the command reads from stdin."""
+        done = self._run(self.command(*arguments), {**os.environ, **(env or {})}, timeout, given)
         if code is not None:
             assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
-    def _run(self, command: list[str], environment: dict[str, str], timeout: float):
+    def _run(self, command: list[str], environment: dict[str, str], timeout: float, given: bytes):
         if forked.fits(environment):
-            return _forked().run(command, self.folder, environment, timeout)
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
+            return _forked().run(command, self.folder, environment, timeout, given)
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, timeout=timeout, input=given
         )
+        return subprocess.CompletedProcess(command, done.returncode, *map(forked.as_text, (done.stdout, done.stderr)))
 
     def json(self, *arguments: str, **options: Any) -> Any:
         return json.loads(self(*arguments, "--json", **options).stdout)

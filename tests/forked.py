@@ -20,9 +20,11 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+FEWER = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+"""Compiles in half the time; jax takes it at any time, so that a child has it from its own environment."""
 AT_START = ("PYTHON", "JAX_", "XLA_", "TF_", "OMP_", "LC_", "LANG", "HOME", "XDG_")
 """Variables that begin so are read while something is imported."""
 IMPORTED = (
@@ -49,14 +51,18 @@ class Server:
         self._address = address
         atexit.register(self.close)
 
-    def run(self, command: list[str], folder: Path, environment: dict[str, str], timeout: float):
-        """As `subprocess.run` with captured text and no stdin."""
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, socket.socket(socket.AF_UNIX) as line:
+    def run(self, command: list[str], folder: Path, environment: dict[str, str], timeout: float, given: bytes = b""):
+        """As `subprocess.run` with captured text, `given` through a pipe to stdin."""
+        with (
+            tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, socket.socket(socket.AF_UNIX) as line,
+            _pipe_with(given) as stdin,
+        ):  # fmt: skip
             line.connect(self._address)
             line.settimeout(timeout)
             request = json.dumps({"command": command, "folder": str(folder), "environment": environment})
-            socket.send_fds(line, [len(request).to_bytes(8, "big")], [out.fileno(), err.fileno()])
+            socket.send_fds(line, [len(request).to_bytes(8, "big")], [stdin, out.fileno(), err.fileno()])
             line.sendall(request.encode())
+            os.close(stdin)
             pid = int.from_bytes(line.recv(8), "big")
             try:
                 answer = line.recv(8)
@@ -73,9 +79,33 @@ class Server:
         self._folder.cleanup()
 
 
+@contextlib.contextmanager
+def _pipe_with(given: bytes) -> Iterator[int]:
+    """What is read from a pipe that some bytes are written to; whoever enters closes it."""
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        with (
+            contextlib.suppress(BrokenPipeError),
+            open(writer, "wb", buffering=0) as stream,
+        ):
+            rest = memoryview(given)
+            while rest:
+                rest = rest[stream.write(rest) :]
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    yield reader
+    thread.join()
+
+
 def _text(file) -> str:
     file.seek(0)
-    return file.read().decode("utf-8", "backslashreplace").replace("\r\n", "\n")
+    return as_text(file.read())
+
+
+def as_text(written: bytes) -> str:
+    return written.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
 
 
 def fits(environment: dict[str, str]) -> bool:
@@ -84,7 +114,7 @@ def fits(environment: dict[str, str]) -> bool:
 
 
 def _at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(AT_START)}
+    return {name: value for name, value in environment.items() if name.startswith(AT_START) and name != FEWER}
 
 
 _FOUND = _at_start(os.environ)
@@ -123,7 +153,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def _request(line: socket.socket):
-    length, descriptors, _, _ = socket.recv_fds(line, 8, 2)
+    length, descriptors, _, _ = socket.recv_fds(line, 8, 3)
     wanted, text = int.from_bytes(length, "big"), b""
     while len(text) < wanted:
         text += line.recv(wanted - len(text))
@@ -131,13 +161,12 @@ def _request(line: socket.socket):
 
 
 def _become(request, descriptors) -> None:
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    for number, descriptor in enumerate(descriptors, 1):
+    for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.modules["jax"].config.update(FEWER.lower(), os.environ.get(FEWER) == "1")
     os.chdir(request["folder"])
     sys.argv = request["command"]
     sys.path[0] = str(Path(sys.argv[0]).parent)

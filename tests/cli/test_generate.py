@@ -77,11 +77,7 @@ def exported(command: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def piped(command: Cli, data: bytes, *arguments: str) -> str:
-    done = subprocess.run(
-        command.command("generate", "writer", *arguments), cwd=command.folder, input=data, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
+    return command("generate", "writer", *arguments, given=data).stdout
 
 
 def test_text_goes_on_from_the_prompt_and_beyond_the_context(generate: Generate) -> None:

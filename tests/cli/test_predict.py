@@ -27,10 +27,7 @@ def records(stdout: str) -> list[dict[str, Any]]:
 
 
 def piped(command: Cli, data: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command.command("predict", "topics", *arguments), cwd=command.folder, input=data, capture_output=True
-    )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return command("predict", "topics", *arguments, given=data, code=None)
 
 
 def test_text_gets_label_and_probabilities(command: Cli) -> None:

@@ -42,6 +42,8 @@ from bigctl.runs import directory
 from bigctl.config import compose
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.checkpoints.store import Checkpoints
+
+pytestmark = pytest.mark.optimized  # no bit changes in the programs that users have
 run = directory.RunDirectory(directory.Path(sys.argv[1]))
 config = compose.from_yaml(run.config.read_text(), where="config")
 built = experiment.build(config)
