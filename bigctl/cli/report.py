@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if picture is not None and (missing := png.missing()) is not None:
         picture = None
     if found.sweep:
-        text = sweep.sweep_page(found.path, link=lambda trial: os.path.relpath(trial, out.absolute().parent) + "/")
+        text = sweep.sweep_page(found.path, link=lambda trial: sweep.trial_link(trial, out.absolute().parent))
     else:
         text = run.run_page(found.run, samples=options.samples)
     try:

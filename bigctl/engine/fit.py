@@ -24,6 +24,7 @@ from bigctl.training.state import Progress, TrainState
 from bigctl.training.tracking.callbacks import Listener
 from bigctl.training.tracking.console import Console
 from bigctl.training.tracking.writers import JsonLines, TensorBoard, Writer
+from bigctl.training.usage import Usage
 
 log = logging.getLogger("bigctl")
 
@@ -123,6 +124,7 @@ class _Outputs:
         for sentence in _announcement(run, experiment, step, start.notes):
             self.console.say(sentence)
         self._tracked = tracked
+        self._usage = Usage()
         self.sampler = samples.make_sampler(
             experiment, directory.samples, self.console.say, resumed=step, leads=directory.writes
         )
@@ -134,6 +136,8 @@ class _Outputs:
             self._others.append(self.observer)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
+        if "perf/examples_per_s" in values:  # a log line, and no evaluation
+            values = {**values, **self._usage.sample()}
         for writer in self._writers:
             writer.write(step, values)
         for listener in self._tracked:

@@ -6,7 +6,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const coarse = matchMedia("(pointer: coarse)").matches; // a finger that moves over a plot means to scroll
   const drawn = new Set(), logarithmic = new Set();
-  let printing = false;
+  let printing = false, revision = 0; // of the points: Plotly sees new ones in the same array only by this
 
   // ------------------------------------------------------------------------------------------------------- plots
 
@@ -55,7 +55,7 @@
       font: { color: look.ink, size: 12, family: "system-ui, sans-serif" },
       margin: { l: 52, r: 14, t: 26, b: 42 },
       hoverlabel: { bgcolor: look.card, bordercolor: look.lines, font: { color: look.ink } },
-      dragmode: "zoom", ...own, width, ...(coarse ? { dragmode: false } : {}),
+      dragmode: "zoom", uirevision: id, datarevision: revision, ...own, width, ...(coarse ? { dragmode: false } : {}),
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 }, ...own.legend },
       xaxis: { ...axis, ...own.xaxis, ...title(own.xaxis) },
       yaxis: { ...axis, ...own.yaxis, ...title(own.yaxis), ...y },
@@ -133,6 +133,7 @@
   for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
+      if (head.dataset.plain !== undefined) return;
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);
@@ -160,25 +161,27 @@
     });
   }
 
-  for (const button of document.querySelectorAll("button[data-copy]")) {
-    button.addEventListener("click", async () => {
-      const code = button.parentElement.querySelector("code");
-      try {
-        await navigator.clipboard.writeText(code.textContent);
-        button.textContent = "copied";
-        setTimeout(() => { button.textContent = "copy"; }, 1500);
-      } catch {
-        getSelection().selectAllChildren(code); // not allowed here: marked at least
-      }
-    });
-  }
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("button[data-copy]");
+    if (!button) return;
+    const code = button.parentElement.querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "copied";
+      setTimeout(() => { button.textContent = "copy"; }, 1500);
+    } catch {
+      getSelection().selectAllChildren(code); // not allowed here: marked at least
+    }
+  });
 
   // -------------------------------------------------------------------------------------------------------- live
 
   // The token of `bigctl ui` has become a cookie: it need not stay in the address, which people send around.
   if (/[?&]token=/.test(location.search)) {
     try {
-      history.replaceState(null, "", location.pathname);
+      const kept = new URLSearchParams(location.search);
+      kept.delete("token");
+      history.replaceState(null, "", location.pathname + (kept.size ? `?${kept}` : ""));
     } catch {
       // a page on disk: nothing to hide
     }
@@ -202,13 +205,68 @@
       trace.y.push(...curve.y);
       changed.add(id);
     }
+    revision += 1;
     changed.forEach((id) => { if (drawn.has(id)) draw(id); });
+    const bar = document.getElementById("progress");
+    if (bar && found.pace) {
+      Object.assign(bar.querySelector("progress"), { max: found.pace.total, value: found.pace.step });
+      bar.querySelector("span").textContent = found.pace.said;
+    }
     document.getElementById("status").textContent = found.status;
     if (found.status === "running") setTimeout(follow, 2000, address, found.next);
     else location.reload();
   }
   const body = document.body.dataset;
   if (body.live) setTimeout(follow, 2000, body.live, body.from);
+
+  // A page of several runs: the same page is asked for again, and what differs is taken over, row by row and plot by
+  // plot. What the reader has ticked, sorted, searched or zoomed stays.
+  const differs = (ours, theirs) => ours.textContent !== theirs.textContent || ours.querySelector("progress")?.value !== theirs.querySelector("progress")?.value;
+
+  function takeRows(ours, theirs) {
+    const body = ours.tBodies[0], rows = new Map([...body.rows].map((row) => [row.dataset.key, row]));
+    for (const row of theirs.tBodies[0].rows) {
+      const known = rows.get(row.dataset.key);
+      rows.delete(row.dataset.key);
+      if (!known) body.append(document.importNode(row, true));
+      else [...row.cells].forEach((cell, n) => {
+        if (!cell.classList.contains("pick") && differs(known.cells[n], cell)) known.cells[n].replaceWith(document.importNode(cell, true));
+      });
+      if (known) known.className = row.className;
+    }
+    rows.forEach((row) => row.remove());
+  }
+
+  async function again(address) {
+    const began = performance.now();
+    let theirs;
+    try {
+      theirs = new DOMParser().parseFromString(await (await fetch(address)).text(), "text/html");
+    } catch {
+      return setTimeout(again, 5000, address); // the server may come back
+    }
+    const drawings = theirs.getElementById("figures");
+    if (!drawings) return setTimeout(again, 5000, address);
+    const found = JSON.parse(drawings.textContent);
+    if (Object.keys(found).join() !== Object.keys(figures).join()) return location.reload();
+    revision += 1;
+    for (const [id, figure] of Object.entries(found)) {
+      const same = JSON.stringify(figure) === JSON.stringify(figures[id]);
+      figures[id] = figure;
+      if (!same && drawn.has(id)) draw(id);
+      const words = (page) => page.getElementById(id)?.closest("figure")?.querySelector("figcaption");
+      if (!same && words(document) && words(theirs)) words(document).textContent = words(theirs).textContent;
+    }
+    for (const ours of document.querySelectorAll("[data-fresh]")) {
+      const other = theirs.getElementById(ours.id);
+      if (!other) continue;
+      if (ours.tBodies) takeRows(ours, other);
+      else if (differs(ours, other)) ours.replaceChildren(...[...other.childNodes].map((node) => document.importNode(node, true)));
+    }
+    const next = theirs.body.dataset.again; // none: all has ended
+    if (next) setTimeout(again, Math.max(3000, 4 * (performance.now() - began)), next);
+  }
+  if (body.again) setTimeout(again, 3000, body.again);
 
   const plots = document.querySelectorAll(".plot");
   plots.forEach((place) => seen.observe(place));

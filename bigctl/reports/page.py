@@ -22,19 +22,29 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 
-def render(template: str, figures: Mapping[str, Figure], *, live: str = "", **values: object) -> str:
+def render(
+    template: str,
+    figures: Mapping[str, Figure],
+    *,
+    live: str = "",
+    served: bool = False,
+    bare: bool = False,
+    **values: object,
+) -> str:
     """A page as text.
 
     Args:
-        template: "run.html", "sweep.html" or "index.html".
+        template: "run.html", "sweep.html", "overlay.html" or "index.html".
         figures: by the id of the element that they are drawn into.
         live: where the page asks for new points, on the server that it came from; empty for a page on disk.
+        served: whether `bigctl ui` sends it, which it may then ask for more.
+        bare: without scripts, for a page that is there already and only takes over what has changed.
         values: what the template shows.
 
     Raises:
         ConfigError: if Plotly is not installed.
     """
-    scripts = [_plotly(), _file("page.js")] if figures else [_file("page.js")]
+    scripts = [] if bare else [_plotly(), _file("page.js")] if figures else [_file("page.js")]
     return (
         _environment()
         .get_template(template)
@@ -43,19 +53,21 @@ def render(template: str, figures: Mapping[str, Figure], *, live: str = "", **va
             drawn=_json({name: figure.to_json() for name, figure in figures.items()}),
             scripts=scripts,
             style=_file("style.css"),
-            policy=_policy(scripts, live=bool(live)),
+            policy=_policy(scripts, served=served or bool(live)),
             live=live,
+            served=served,
             **values,
         )
     )
 
 
-def _policy(scripts: list[str], *, live: bool) -> str:
+def _policy(scripts: list[str], *, served: bool) -> str:
     """What the browser lets the page do: run these very scripts, and nothing that comes from elsewhere."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    home = "'self'" if served else "'none'"
     return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        f"connect-src {chr(39)}{'self' if live else 'none'}{chr(39)}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {hashes or chr(39) + 'none' + chr(39)}; style-src 'unsafe-inline'; "
+        f"img-src data: blob:; connect-src {home}; base-uri 'none'; form-action {home}"
     )
 
 

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from bigctl.reports.history import Curve
-from bigctl.reports.thinning import thin
-
 PALETTE = ("#3b82f6", "#e07b16", "#16a34a", "#8b5cf6", "#db2777", "#0d9488", "#a16207", "#dc2626")
 SPLITS = {"train": PALETTE[0], "val": PALETTE[1], "test": PALETTE[2]}
 POINTS = 2000
@@ -82,92 +79,6 @@ def spans(values: np.ndarray | Sequence[float]) -> bool:
     found = np.asarray(values, np.float64)
     found = found[np.isfinite(found)]
     return bool(len(found)) and bool(found.min() > 0) and bool(found.max() >= 3 * found.min())
-
-
-# ------------------------------------------------------------------------------------------------------ curves of a run
-
-
-def curves(found: Mapping[str, Curve], selected: int | None = None) -> list[Figure]:
-    """One figure a metric, with its curves on all splits; the important ones first.
-
-    Args:
-        found: by name; those of `perf/` are left out, see `rates`.
-        selected: the step of the selected checkpoint, which is marked.
-    """
-    groups: dict[str, dict[str, Curve]] = {}
-    for name, curve in found.items():
-        split, _, metric = name.partition("/")
-        if split != "perf":
-            groups.setdefault(metric if split in SPLITS else name, {})[name] = curve
-    first = {"loss": 0, "accuracy": 1, "perplexity": 2}
-    order = sorted(groups, key=lambda name: (first.get(name, 3), -len(groups[name]), name))
-    return [_curve(name, groups[name], selected) for name in order]
-
-
-def rates(found: Mapping[str, Curve]) -> list[Figure]:
-    """How fast it went: one figure a metric of `perf/`."""
-    return [
-        _curve(name.removeprefix("perf/").replace("_per_s", "/s"), {name: curve})
-        for name, curve in found.items()
-        if name.startswith("perf/")
-    ]
-
-
-def _curve(title: str, members: Mapping[str, Curve], selected: int | None = None) -> Figure:
-    data, sentences = [], []
-    order = list(SPLITS)
-    for name in sorted(members, key=lambda n: order.index(s) if (s := n.partition("/")[0]) in order else 9):
-        curve, split = members[name], name.partition("/")[0]
-        kept = thin(curve.values, POINTS)
-        few = len(kept) <= 60
-        data.append({
-            "type": "scatter", "mode": "lines+markers" if few else "lines", "name": text(name), "meta": name,
-            "x": numbers(curve.steps[kept]), "y": numbers(curve.values[kept]),
-            "line": {"width": 2, "color": SPLITS.get(split, PALETTE[0])}, "marker": {"size": 5},
-            "hovertemplate": "%{y:.5g}",
-        })  # fmt: skip
-        sentences.append(_sentence(name, curve))
-    layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": "step"}},
-        "hovermode": "x unified",
-        "showlegend": len(data) > 1,
-    }
-    if all(len(curve.steps) < 2 for curve in members.values()):  # around one point an axis has no natural ends
-        layout["yaxis"] = {"rangemode": "tozero"}
-        layout["xaxis"]["rangemode"] = "tozero"
-    if selected is not None:
-        layout["shapes"] = [{
-            "type": "line", "x0": selected, "x1": selected, "yref": "paper", "y0": 0, "y1": 1,
-            "line": {"width": 1, "dash": "dot", "color": "muted"},
-        }]  # fmt: skip
-        layout["annotations"] = [{
-            "x": selected, "xref": "x", "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False,
-            "text": "selected", "font": {"size": 11, "color": "muted"},
-        }]  # fmt: skip
-    return Figure(
-        title,
-        "; ".join(sentences) + ".",
-        data,
-        layout,
-        log=spans(np.concatenate([curve.values for curve in members.values()])),
-    )
-
-
-def _sentence(name: str, curve: Curve) -> str:
-    finite = np.flatnonzero(np.isfinite(curve.values))
-    if not len(finite):
-        return f"{name}: no finite value"
-    values, last = curve.values[finite], finite[-1]
-    low, high = finite[values.argmin()], finite[values.argmax()]
-    gaps = len(curve.values) - len(finite)
-    at = f"{name}: {shown(curve.values[last])} at step {shown(curve.steps[last])}"
-    if low == high:
-        return at + (f", {gaps} not finite" if gaps else "")
-    ends = (
-        f"lowest {shown(curve.values[low])} at {shown(curve.steps[low])}, "
-        f"highest {shown(curve.values[high])} at {shown(curve.steps[high])}"
-    )
-    return f"{at}, {ends}" + (f", {gaps} not finite" if gaps else "")
 
 
 # ------------------------------------------------------------------------------------------------------ parts of a run

@@ -14,9 +14,10 @@ import numpy as np
 from bigctl.errors import BigctlError
 from bigctl.files import read_regular
 from bigctl.formatting import grouped
+from bigctl.reports import curves as learning
 from bigctl.reports import history, page, plots, quality
 from bigctl.reports.examples import Examples
-from bigctl.runs import directory, listing, run_info, untrusted
+from bigctl.runs import directory, listing, pace, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
 from bigctl.terminal import escaped
 
@@ -81,10 +82,8 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
     if past.damaged:
         lines = "1 line" if past.damaged == 1 else f"{past.damaged} lines"
         notes.found.append(f"metrics.jsonl: {lines} cannot be read and are left out")
-    selected = known.get("selected_step")
     figures: dict[str, plots.Figure] = {}
-    curves = _named(figures, "curve", plots.curves(past.curves, selected if isinstance(selected, int) else None))
-    rates = _named(figures, "rate", plots.rates(past.curves))
+    drawn = _drawn(figures, past, known.get("selected_step"), live=bool(live))
     timings = summary.get("timings")
     bar = notes.attempt("summary.json: timings", lambda: plots.times(timings) if timings else None, None)
     times = _named(figures, "times", [bar] if bar else [])
@@ -109,8 +108,8 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
         next=notes.attempt("run.json", lambda: _next(run, known), []),
         settings=notes.attempt("config.yaml", lambda: _settings(run, known), []),
         overrides=[str(o) for o in known.get("overrides") or []],
-        curves=curves,
-        rates=rates,
+        **drawn,
+        pace=notes.attempt("run.json", lambda: pace.of_run(run, run.record()), None) if live else None,
         times=times,
         confusion=confusion,
         classes=plots.per_class(matrix, classes) if matrix is not None else [],
@@ -123,6 +122,17 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
         log=_log(run.log) if status not in (directory.COMPLETE, directory.RUNNING) else [],
         notes=[*known.get("notes", []), *notes.found],
     )
+
+
+def _drawn(figures: dict[str, plots.Figure], past: history.History, selected: object, *, live: bool) -> dict[str, Any]:
+    """What the page shows of `metrics.jsonl`: ids of figures, and metrics that are told as numbers."""
+    at = selected if isinstance(selected, int) else None
+    return {
+        "curves": _named(figures, "curve", learning.figures(past.curves, at, live=live)),
+        "constants": learning.constants(past.curves, live=live),
+        "rates": _named(figures, "rate", learning.rates(past.curves)),
+        "usage": _named(figures, "usage", learning.usage(past.curves)),
+    }
 
 
 def _named(figures: dict[str, plots.Figure], name: str, found: list[plots.Figure]) -> list[str]:
@@ -191,7 +201,7 @@ def _next(run: RunDirectory, known: Mapping[str, Any]) -> list[str]:
     """The commands that are likely next."""
     status, starts = known["status"], known.get("starts") or []
     if status == directory.COMPLETE:
-        return [run_info.next_command(run), f"bigctl eval {run.path}", f"bigctl info {run.path}"]
+        return [run_info.next_command(run), f"bigctl eval {run.path}", f"bigctl info {run.path}", "bigctl ui"]
     if status in (directory.PARTIAL, directory.PREEMPTED):
         return [f"bigctl resume {run.path}"]
     if status in (directory.FAILED, directory.DIVERGED):

@@ -4,7 +4,9 @@
     /runs/NAME                     the page of a run
     /sweeps/NAME                   that of a sweep
     /sweeps/NAME/trials/ID         that of one of its trials
+    /overlay?run=NAME&run=SWEEP/ID the curves of some runs and trials over each other
     any of a run + /new?from=N     its points since byte N of metrics.jsonl, as JSON
+    any other + bare=1 in its query  the page without scripts, from which one that is open takes what has changed
 
 Files are only ever read, by these addresses alone: every part of one is a plain name, and what it leads to, and all
 that lies in it, must lie in the folder that is served, links followed. A request whose Host is not this very server is
@@ -28,18 +30,22 @@ from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from bigctl.errors import BigctlError
 from bigctl.files import real_path
 from bigctl.formatting import plain
-from bigctl.reports import find, history, page, plots, run, sweep
-from bigctl.runs import directory, listing
+from bigctl.reports import find, history, overlay, page, plots, run, sweep
+from bigctl.runs import directory, listing, pace
 from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps import ledger
 
 LOOPBACK = "127.0.0.1"
 _NAME = re.compile(r"\w[\w.=,+-]*")
+_MOST_ASKED = 1000
+"""Fields of a query."""
+_MOST_LISTED = 2000
+"""Runs and trials that can be ticked on one page."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -70,11 +76,15 @@ class Site:
         """(content type, content) of a path with its query. Raises Missing, or BigctlError for damaged files."""
         split = urlsplit(address)
         parts = [unquote(part) for part in split.path.strip("/").split("/") if part]
+        asked = parse_qs(split.query, max_num_fields=_MOST_ASKED)
+        bare = asked.get("bare") == ["1"]
         if not parts:
-            return "text/html", self._index()
+            return "text/html", self._index(bare)
+        if parts == ["overlay"]:
+            return "text/html", self._overlay(asked.get("run", []), bare)
         if parts[-1] == "new":
             found = self._folder(parts[:-1])
-            start = parse_qs(split.query).get("from", ["0"])[0]
+            start = asked.get("from", ["0"])[0]
             if find.is_sweep(found) or not start.isdecimal() or len(start) > 18:
                 raise Missing
             return "application/json", json.dumps(new_points(RunDirectory(found), int(start)))
@@ -82,7 +92,9 @@ class Site:
         here = "/" + "/".join(quote(part) for part in parts)
         if find.is_sweep(found):
             trials = f"{here}/trials/"
-            return "text/html", sweep.sweep_page(found, link=lambda run: trials + quote(run.name), up=("/", "All runs"))
+            return "text/html", sweep.sweep_page(
+                found, link=lambda run: trials + quote(run.name), up=("/", "All runs"), here=here, bare=bare
+            )
         live = f"{here}/new" if listing.row(RunDirectory(found)).status == directory.RUNNING else ""
         up = ("/", "All runs") if len(parts) == 2 else (here.rsplit("/", 2)[0], parts[1])
         return "text/html", run.run_page(RunDirectory(found), samples=0, live=live, up=up)
@@ -103,13 +115,51 @@ class Site:
             raise Missing
         return folder
 
-    def _index(self) -> str:
-        runs, sweeps = real_path(self.runs), real_path(self.sweeps)
-        rows = listing.rows(self.runs, only=lambda folder: _served(folder, runs))
-        folders = sorted(path for path in self.sweeps.glob("*") if _served(path, sweeps) and find.is_sweep(path))
+    def _rows(self) -> list[listing.Row]:
+        root = real_path(self.runs)
+        return listing.rows(self.runs, only=lambda folder: _served(folder, root))
+
+    def _sweeps(self) -> list[Path]:
+        root = real_path(self.sweeps)
+        return sorted(path for path in self.sweeps.glob("*") if _served(path, root) and find.is_sweep(path))
+
+    def _index(self, bare: bool) -> str:
+        rows = self._rows()
+        paces = {row.name: _pace(Path(row.path)) for row in rows if row.status == directory.RUNNING}
+        sweeps = [_glance(folder) for folder in self._sweeps()]
+        goes_on = paces or any((each["status"] or {}).get("running") for each in sweeps)
         return page.render(
-            "index.html", {}, runs=rows, sweeps=[_glance(folder) for folder in folders], root=str(self.runs)
+            "index.html",
+            {},
+            served=True,
+            bare=bare,
+            again="/?bare=1" if goes_on else "",
+            runs=rows,
+            paces=paces,
+            sweeps=sweeps,
+            root=str(self.runs),
         )
+
+    def _overlay(self, names: list[str], bare: bool) -> str:
+        """Raises Missing for a run that there is not."""
+        chosen = []
+        for name in dict.fromkeys(names):
+            sweep_name, _, trial = name.partition("/")
+            parts = ["sweeps", sweep_name, "trials", trial] if trial else ["runs", name]
+            address = "/" + "/".join(map(quote, parts))
+            chosen.append(overlay.Chosen(name, address, RunDirectory(self._folder(parts))))
+        others = [{"name": row.name, "status": row.status, "recipe": row.recipe} for row in self._rows()]
+        for folder in self._sweeps():
+            for trial_folder in sorted(path for path in (folder / "trials").glob("*") if _NAME.fullmatch(path.name)):
+                others.append({"name": f"{folder.name}/{trial_folder.name}", "status": "trial", "recipe": ""})
+        again = "/overlay?" + urlencode([*(("run", each.name) for each in chosen), ("bare", "1")])
+        return overlay.overlay_page(chosen, others[:_MOST_LISTED], again=again, bare=bare)
+
+
+def _pace(folder: Path) -> pace.Pace | None:
+    with contextlib.suppress(BigctlError):
+        return pace.of_run(RunDirectory(folder), RunDirectory(folder).record())
+    return None
 
 
 def _served(folder: Path, root: Path) -> bool:
@@ -146,12 +196,14 @@ def new_points(found: RunDirectory, start: int) -> dict[str, Any]:
     status = listing.row(found).status
     size = found.metrics.stat().st_size if found.metrics.exists() else 0
     if size < start:
-        return {"status": status, "next": 0, "reload": True, "curves": {}}
+        return {"status": status, "next": 0, "reload": True, "curves": {}, "pace": None}
     past = history.read_history(found.metrics, start=start)
     curves = {
         name: {"x": plots.numbers(curve.steps), "y": plots.numbers(curve.values)} for name, curve in past.curves.items()
     }
-    return {"status": status, "next": max(past.end, start), "reload": False, "curves": plain(curves)}
+    known = _pace(found.path) if status == directory.RUNNING else None
+    told = None if known is None else known.to_json()
+    return {"status": status, "next": max(past.end, start), "reload": False, "curves": plain(curves), "pace": told}
 
 
 class Server(ThreadingHTTPServer):

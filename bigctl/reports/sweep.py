@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import numpy as np
 from jinja2 import UndefinedError
 
-from bigctl.errors import RunError
+from bigctl.errors import BigctlError, RunError
 from bigctl.files import real_path
 from bigctl.reports import history, page, plots, studies
 from bigctl.reports.history import Curve
 from bigctl.reports.studies import Dot
-from bigctl.runs import untrusted
+from bigctl.runs import pace, run_info, untrusted
+from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps import ledger
 from bigctl.sweeps.trials import label, repeats_text
 
 BOARD = "leaderboard.json"
+REPORT = "report.html"
 SPREAD = 6
 """Metrics that the leaderboard has columns for, besides the one that ranks."""
 _REMEDY = "remove it: it is made again from the ledger"
@@ -30,25 +33,35 @@ _SHAPE: untrusted.Shape = {
     "axes": [ledger.AXIS],
     "points": [{**_POINT, "trials": [str]}],
     "trials": [{**ledger.EVENT, "metrics": untrusted.NUMBERS}],
-    "winner": {**_POINT, "trials": [str], "command": str},
+    "winner": {**_POINT, "trials": [str], "command": str, "use": [str]},
 }  # fmt: skip
 """Of the leaderboard, as far as it is shown as more than text."""
 
 
-def sweep_page(folder: Path, *, link: Callable[[Path], str] | None = None, up: tuple[str, str] | None = None) -> str:
+def sweep_page(
+    folder: Path,
+    *,
+    link: Callable[[Path], str] | None = None,
+    up: tuple[str, str] | None = None,
+    here: str = "",
+    bare: bool = False,
+) -> str:
     """The page of a sweep as text.
 
     Args:
         folder: that of the sweep.
-        link: the address of a trial's run directory; the default is that of the folder, seen from the sweep's.
+        link: the address of a trial's page; the default is that of its report where there is one, or of its run
+            directory, seen from the sweep's.
         up: address and name of the page above it, for one that is served.
+        here: its own address, likewise.
+        bare: see `page.render`.
 
     Raises:
         RunError: if neither leaderboard nor ledger can be read, or the former is not as bigctl writes it.
     """
     board, notes = read_study(folder)
     try:
-        return _page(folder, board, notes, link, up)
+        return _page(folder, board, notes, link, up=up, here=here, bare=bare)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, UndefinedError) as error:
         said = f"is not as bigctl writes it ({type(error).__name__})"
         raise RunError(said, where=str(folder / BOARD), hint=_REMEDY) from error
@@ -59,38 +72,29 @@ def _page(
     board: dict[str, Any],
     notes: list[str],
     link: Callable[[Path], str] | None,
-    up: tuple[str, str] | None,
+    **shell: Any,
 ) -> str:
-    address = link or (lambda run: os.path.relpath(run, folder) + "/")
+    address = link or (lambda run: trial_link(run, folder))
     metric, mode = str(board.get("metric") or ""), str(board.get("mode") or "max")
     trials = [as_trial(folder, trial, metric) for trial in _list(board, "trials")]
     dots = [trial["dot"] for trial in trials]
     axes = _list(board, "axes") or [{"key": key} for key in dict.fromkeys(k for d in dots for k in d.point)]
     scales = [studies.scale(axis, dots) for axis in axes]
     points = _list(board, "points")
-    front = board.get("pareto") or {}
-    figures: dict[str, plots.Figure] = {}
-
-    def named(name: str, *found: plots.Figure | None) -> list[str]:
-        ids = [f"{name}-{n}" for n, figure in enumerate(found) if figure is not None]
-        figures.update(zip(ids, [f for f in found if f is not None], strict=True))
-        return ids
-
-    drawn: dict[str, Any] = {
-        "parallel": named("parallel", studies.parallel(dots, scales, metric, mode)),
-        "curves": named("curves", *_curves(trials, metric, mode)),
-        "slices": named("slice", *studies.slices(dots, scales, metric, mode)),
-        "importance": named("importance", studies.importance(_list(board, "effects"), metric)),
-        "pareto": named("pareto", studies.pareto(points, front.get("points") or [], front["metrics"], metric))
-        if front.get("metrics")
-        else [],
-    }
+    figures, drawn = _figures(board, trials, dots, scales, metric, mode)
     for trial in trials:
         trial["address"] = address(trial["path"]) if trial["path"].is_dir() else ""
+        trial["pace"] = _pace(trial["path"]) if shell["here"] and trial["status"] == "running" else None
+    by_id = {trial["id"]: trial for trial in trials}
+    here, goes_on = shell.pop("here"), bool((board.get("status") or {}).get("running"))
     return page.render(
         "sweep.html",
         figures,
-        up=up,
+        **shell,
+        served=bool(here),
+        again=f"{here}?bare=1" if here and goes_on else "",
+        runs_of=lambda point: [by_id[each] for each in point.get("trials") or () if each in by_id],
+        uses=_uses(board, by_id),
         name=folder.resolve().name,
         folder=str(folder),
         written=max(_modified(folder / ledger.NAME), _modified(folder / BOARD)),
@@ -110,6 +114,59 @@ def _page(
         notes=notes,
         **drawn,
     )
+
+
+def _figures(
+    board: Mapping[str, Any],
+    trials: Sequence[Mapping[str, Any]],
+    dots: Sequence[Dot],
+    scales: Sequence[studies.Scale],
+    metric: str,
+    mode: str,
+) -> tuple[dict[str, plots.Figure], dict[str, Any]]:
+    """All figures by their ids, and the ids of each kind."""
+    points, front = _list(board, "points"), board.get("pareto") or {}
+    figures: dict[str, plots.Figure] = {}
+
+    def named(name: str, *found: plots.Figure | None) -> list[str]:
+        ids = [f"{name}-{n}" for n, figure in enumerate(found) if figure is not None]
+        figures.update(zip(ids, [f for f in found if f is not None], strict=True))
+        return ids
+
+    drawn: dict[str, Any] = {
+        "parallel": named("parallel", studies.parallel(dots, scales, metric, mode)),
+        "curves": named("curves", *_curves(trials, metric, mode)),
+        "slices": named("slice", *studies.slices(dots, scales, metric, mode)),
+        "importance": named("importance", studies.importance(_list(board, "effects"), metric)),
+        "pareto": named("pareto", studies.pareto(points, front.get("points") or [], front["metrics"], metric))
+        if front.get("metrics")
+        else [],
+    }
+    return figures, drawn
+
+
+def trial_link(run: Path, page_folder: Path) -> str:
+    """The address of a trial on disk, from a page in some folder: its report, if it has one, else its run directory."""
+    where = os.path.relpath(run, page_folder)
+    return f"{where}/{REPORT}" if (run / REPORT).is_file() else f"{where}/"
+
+
+def _pace(path: Path) -> pace.Pace | None:
+    run = RunDirectory(path)
+    with contextlib.suppress(BigctlError):
+        return pace.of_run(run, run.record())
+    return None
+
+
+def _uses(board: Mapping[str, Any], trials: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The commands that use the best run of the winner as it is."""
+    winner, maximal = board.get("winner") or {}, board.get("mode") != "min"
+    known = [trials[each] for each in winner.get("trials") or () if each in trials]
+    known = [trial for trial in known if trial["value"] is not None and trial["path"].is_dir()]
+    if not known or board.get("folds"):  # of folds each lacks a part of the data
+        return []
+    best = (max if maximal else min)(known, key=lambda trial: float(trial["value"]))
+    return run_info.use_commands(RunDirectory(Path(os.path.relpath(best["path"]))))
 
 
 def read_study(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,10 @@ def _next_command(run: RunDirectory) -> str:
     if features["kind"] == "text":
         return f'bigctl predict {path} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")
     return f"bigctl predict {path} {'FILE.csv' if features['kind'] == 'table' else 'FILE.png'}"
+
+
+def use_commands(run: RunDirectory) -> list[str]:
+    """What can be done with a trained run at once; nothing where it has no weights any more, or no record."""
+    with contextlib.suppress(RunError, KeyError, TypeError):
+        return [next_command(run)] if run.trained() else []
+    return []

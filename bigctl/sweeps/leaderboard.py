@@ -22,6 +22,8 @@ from typing import Any
 from bigctl.config import schema
 from bigctl.files import write_json, write_text
 from bigctl.formatting import plain
+from bigctl.runs import run_info
+from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps.effects import Scored, effects
 from bigctl.sweeps.trials import COMPLETE, FAILED, Point, State, Study
 
@@ -213,9 +215,18 @@ def _winner(study: Study, point: _Point) -> dict[str, Any]:
         "point": dict(point.point),
         "trials": [state.trial.id for state in runs],
         "command": command(study, runs[0]),
+        "use": _use(study, runs),
         **_spread(point.scores),
         "test": {name: _spread(values) for name, values in sorted(test.items())},
     }
+
+
+def _use(study: Study, runs: Sequence[State]) -> list[str]:
+    """The commands that use the best of the winner's runs as it is; of folds none is, each lacks a part of the data."""
+    if any(state.trial.fold is not None for state in runs):
+        return []
+    best = (min if study.mode == "min" else max)(runs, key=lambda state: state.score(study.metric) or 0.0)
+    return run_info.use_commands(RunDirectory(_typed(study.run(best))))
 
 
 def command(study: Study, state: State) -> str:

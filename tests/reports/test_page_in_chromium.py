@@ -181,18 +181,56 @@ def test_curves_of_a_running_run_grow(browser: Any, tmp_path: Path) -> None:
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     points = "document.getElementById('curve-0').data[0].x.length"
+    line = "document.querySelector('#curve-0 .trace path.js-line').getAttribute('d')"
     with (folder / ".lock").open("w") as lock, (folder / "metrics.jsonl").open("a") as stream:
         fcntl.flock(lock, fcntl.LOCK_EX)
         page.goto(serving.address.replace("/?", "/runs/live?"))
         page.wait_for_selector("#curve-0 .main-svg")
-        before = page.evaluate(points)
+        before, drawn = page.evaluate(points), page.evaluate(line)
         stream.write('{"step": 61, "train/loss": 0.5}\n')
         stream.flush()
         for _ in range(100):
             page.wait_for_timeout(100)
             if (after := page.evaluate(points)) > before:
                 break
+        page.wait_for_timeout(200)
+        assert page.evaluate(line) != drawn, "the new point is drawn"
     page.close()
     serving.shutdown()
     serving.server_close()
     assert after == before + 1 and said == []
+
+
+def test_chosen_runs_are_laid_over_each_other_and_grow_in_place(browser: Any, tmp_path: Path) -> None:
+    folders.run(tmp_path / "runs" / "done")
+    folder = folders.run(tmp_path / "runs" / "live", status="running", steps=100)
+    serving = server.listen(server.Site(tmp_path / "runs", tmp_path / "sweeps"), 0)
+    threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    shown = "document.querySelector('#chosen-runs .progress').textContent"
+    last = "document.getElementById('overlay-1').data.find((trace) => trace.name === 'live').x.at(-1)"
+    with (folder / ".lock").open("w") as lock, (folder / "metrics.jsonl").open("a") as stream:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        page.goto(serving.address)
+        for name in ("done", "live"):
+            page.locator(f"input[value={name}]").check()
+        page.locator("button.choose").click()
+        page.wait_for_selector("#overlay-0 .main-svg")
+        assert "token" not in page.url and sorted(page.url.partition("?")[2].split("&")) == ["run=done", "run=live"]
+        page.evaluate("window.mark = 1")
+        assert "step 60 of 100" in page.evaluate(shown)
+        stream.write('{"step": 70, "train/loss": 0.5}\n')
+        stream.flush()
+        for _ in range(100):
+            page.wait_for_timeout(100)
+            if page.evaluate(last) == 70:
+                break
+        assert page.evaluate(last) == 70
+        assert "step 70 of 100" in page.evaluate(shown) and page.evaluate("window.mark") == 1, "it is the same page"
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.close()
+    serving.shutdown()
+    serving.server_close()
+    assert said == []

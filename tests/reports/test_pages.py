@@ -57,7 +57,8 @@ def of_run(folder: Path) -> Page:
 def test_page_has_every_metric_every_key_and_one_place_for_each_plot(tmp_path: Path) -> None:
     page = of_run(folders.run(tmp_path / "digits"))
     drawn = {trace["meta"] for figure in page.figures.values() for trace in figure["data"] if "meta" in trace}
-    assert drawn == {"train/loss", "val/loss", "val/accuracy", "val/f1", "lr", "perf/examples_per_s"}
+    assert drawn == {"train/loss", "val/loss", "val/accuracy", "perf/examples_per_s"}
+    assert "val/f1 0.5 the same at 12 steps" in page.seen and "lr 0.1 the same at 60 steps" in page.seen
     assert len(page.ids) == len(set(page.ids)) and set(page.figures) <= set(page.ids)
     loss = next(f for f in page.figures.values() if f["data"][0].get("meta") == "train/loss")
     assert [trace["meta"] for trace in loss["data"]] == ["train/loss", "val/loss"], "splits share a plot"
@@ -93,7 +94,7 @@ def test_damaged_run_has_a_page_with_what_there_is(tmp_path: Path, lost: str, co
     if content is not None:
         (folder / lost).write_text(content)
     page = of_run(folder)
-    assert "digits" in page.seen and (lost == "metrics.jsonl" or len(page.figures) >= 5)
+    assert "digits" in page.seen and (lost == "metrics.jsonl" or len(page.figures) >= 3)
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "diverged", "preempted", "complete"])

@@ -72,7 +72,7 @@ def test_index_leads_to_every_page(client: Client) -> None:
     assert status == 200 and set(re.findall(r'href="(/[^"]*)"', index)) >= {"/runs/digits", "/sweeps/lr"}
     status, page = client("/sweeps/lr")
     assert status == 200
-    trials = re.findall(r'href="(/sweeps/lr/trials/[^"]*)"', page)
+    trials = sorted(set(re.findall(r'href="(/sweeps/lr/trials/[^"]*)"', page)))
     assert len(trials) == 2 and 'href="/"' in page and 'href="/sweeps/lr"' in client(trials[0])[1]
     for address in ("/runs/digits", *trials):
         status, text = client(address)
@@ -86,7 +86,8 @@ def test_index_leads_to_every_page(client: Client) -> None:
         "/runs/notes", "/runs/digits/run.json", "/runs/digits/../digits", "/runs/digits/%2e%2e%2fnew", "/runs",
         "/runs/leaky", "/etc/passwd", "//etc/passwd", "/sweeps", "/sweeps/lr/trials/..", "/sweeps/lr/trials/%2e%2e",
         "/sweeps/lr/leaderboard.json", "/sweeps/lr/new?from=0", "/runs/digits%00", "/runs/digits/new?from=-1",
-        "/runs/digits/new?from=%C2%B2",
+        "/runs/digits/new?from=%C2%B2", "/overlay?run=secret", "/overlay?run=../secret", "/overlay?run=lr/..",
+        "/overlay?run=lr", "/overlay?run=digits&run=leaky",
     ],
 )  # fmt: skip
 def test_nothing_but_pages_is_served(client: Client, address: str) -> None:
@@ -165,6 +166,18 @@ def test_what_leads_out_of_the_folder_is_neither_listed_nor_shown(client: Client
     finally:
         board.write_text(text)
         shutil.rmtree(away)
+
+
+def test_overlay_draws_the_runs_that_its_address_names(client: Client) -> None:
+    trial = sorted((client.folder / "sweeps" / "lr" / "trials").iterdir())[0].name
+    status, page = client(f"/overlay?run=digits&run=lr/{trial}&run=digits")
+    figures = json.loads(re.findall(r'id="figures">(.*?)</script>', page)[0])
+    losses = next(f for f in figures.values() if f["data"][0]["meta"].endswith("train/loss"))["data"]
+    assert status == 200 and [trace["name"] for trace in losses] == ["digits", f"lr/{trial}"]
+    assert len({trace["line"]["color"] for trace in losses}) == 2
+    assert f'href="/sweeps/lr/trials/{trial}"' in page and 'value="digits" aria-label="digits" checked' in page
+    assert "<script>" not in client("/overlay?run=digits&bare=1")[1]
+    assert client("/overlay")[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])

@@ -198,6 +198,9 @@ def _winner(board: Mapping[str, Any]) -> Iterator[str]:
 
 def _next(board: Mapping[str, Any]) -> Iterator[str]:
     if board["winner"] is not None:
+        if board["winner"].get("use"):
+            yield "use the winner:"
+            yield from (f"  {line}" for line in board["winner"]["use"])
         yield "train the winner again:"
         yield f"  {board['winner']['command']}"
     if board["points"]:
