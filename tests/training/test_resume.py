@@ -18,6 +18,8 @@ import pytest
 from tests.conftest import Cli
 from tests.training.test_text_training import write
 
+pytestmark = pytest.mark.optimized  # no bit changes in the programs that users have
+
 RECIPES = {
     "mlp": ["recipe=mlp_cls", "train.steps=60", "train.log_every=7", "eval.every=20", "checkpoint.every=15"],
     "cnn": [
@@ -42,8 +44,6 @@ from bigctl.runs import directory
 from bigctl.config import compose
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.checkpoints.store import Checkpoints
-
-pytestmark = pytest.mark.optimized  # no bit changes in the programs that users have
 run = directory.RunDirectory(directory.Path(sys.argv[1]))
 config = compose.from_yaml(run.config.read_text(), where="config")
 built = experiment.build(config)
