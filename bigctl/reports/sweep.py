@@ -72,7 +72,10 @@ def _page(
     board: dict[str, Any],
     notes: list[str],
     link: Callable[[Path], str] | None,
-    **shell: Any,
+    *,
+    up: tuple[str, str] | None,
+    here: str,
+    bare: bool,
 ) -> str:
     address = link or (lambda run: trial_link(run, folder))
     metric, mode = str(board.get("metric") or ""), str(board.get("mode") or "max")
@@ -84,13 +87,14 @@ def _page(
     figures, drawn = _figures(board, trials, dots, scales, metric, mode)
     for trial in trials:
         trial["address"] = address(trial["path"]) if trial["path"].is_dir() else ""
-        trial["pace"] = _pace(trial["path"]) if shell["here"] and trial["status"] == "running" else None
+        trial["pace"] = _pace(trial["path"]) if here and trial["status"] == "running" else None
     by_id = {trial["id"]: trial for trial in trials}
-    here, goes_on = shell.pop("here"), bool((board.get("status") or {}).get("running"))
+    goes_on = bool((board.get("status") or {}).get("running"))
     return page.render(
         "sweep.html",
         figures,
-        **shell,
+        up=up,
+        bare=bare,
         served=bool(here),
         again=f"{here}?bare=1" if here and goes_on else "",
         runs_of=lambda point: [by_id[each] for each in point.get("trials") or () if each in by_id],

@@ -162,7 +162,7 @@ def load(file: Path) -> Ngrams:
     return Ngrams(words, characters, bool(values["lowercase"]), kept, groups)
 
 
-def _groups(values: Any, size: int) -> tuple[Group, ...]:
+def _groups(values: Iterable[Group], size: int) -> tuple[Group, ...]:
     groups = tuple((int(end), bool(pieces), float(weight)) for end, pieces, weight in values)
     ends = [1, *(end for end, _, _ in groups)]
     if (np.diff(ends) <= 0).any() or ends[-1] != size or not all(0 < weight < 100 for _, _, weight in groups):
