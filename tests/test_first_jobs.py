@@ -60,10 +60,8 @@ run = bigctl.train(["recipe=cnn_cls", "train.epochs=4"], "runs/arrays", data=(im
 found = numpy.array(run.classes)[run.predict(images[120:]).argmax(-1)]
 print((found == labels[120:]).mean())
 """,
-    "resume": [f"bigctl train {CUSTOMERS} train.epochs=300 --name long", "bigctl resume long"],
-    "a sweep": [
-        f"bigctl sweep {CUSTOMERS} train.epochs=10 optimizer.lr=1e-6,1e-2 'seed=range(2)' --packed yes --name rates"
-    ],
+    "resume": [f"bigctl train {CUSTOMERS} train.epochs=150 --name long", "bigctl resume long"],
+    "a sweep": [f"bigctl sweep {CUSTOMERS} train.epochs=10 optimizer.lr=1e-6,1e-2 --packed yes --name rates"],
     "k folds": [f"bigctl sweep {CUSTOMERS} train.epochs=10 data.folds=3 'data.fold=range(3)' --name folds"],
     "compare": ["bigctl compare customers long", "bigctl compare customers long --json"],
     "a report": ["bigctl report customers", "bigctl report sweeps/rates"],
@@ -290,7 +288,7 @@ def test_a_sweep(mine: Newcomer) -> None:
     board = mine.json("sweeps/rates/leaderboard.json")
     first, last = board["points"]
     assert (float(first["point"]["optimizer.lr"]), float(last["point"]["optimizer.lr"])) == (1e-2, 1e-6)
-    assert first["n"] == last["n"] == 2 and first["mean"] > MAJORITY + 0.1 > last["mean"]
+    assert first["mean"] > MAJORITY + 0.1 > last["mean"]
 
 
 @pytest.mark.slow
@@ -307,9 +305,9 @@ def test_k_folds(mine: Newcomer) -> None:
 @pytest.mark.slow
 def test_compare(mine: Newcomer) -> None:
     shown, told = mine.do("compare")
-    assert re.search(r"train.epochs +40\S* +300", shown)
+    assert re.search(r"train.epochs +40\S* +150", shown)
     found = json.loads(told)
-    assert found["config"] == {"train.epochs": [40, 300]}
+    assert found["config"] == {"train.epochs": [40, 150]}
     scores = [mine.metrics(run)["test/loss"] for run in ("customers", "long")]
     assert found["metrics"]["test/loss"] == scores
 
