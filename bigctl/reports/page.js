@@ -54,6 +54,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: look.ink, size: 12, family: "system-ui, sans-serif" },
       margin: { l: 52, r: 14, t: 26, b: 42 },
+      modebar: { bgcolor: look.card, color: look.names.muted, activecolor: look.ink },
       hoverlabel: { bgcolor: look.card, bordercolor: look.lines, font: { color: look.ink } },
       dragmode: "zoom", uirevision: id, datarevision: revision, ...own, width, ...(coarse ? { dragmode: false } : {}),
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 }, ...own.legend },

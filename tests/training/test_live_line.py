@@ -141,7 +141,11 @@ def test_text_has_all_fields() -> None:
     )
 
 
-def test_of_equal_scores_the_line_says_by_what_one_is_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", [10_000, 64])
+def test_of_equal_scores_the_line_says_by_what_one_is_the_best(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "_width", lambda console: width)
     console, progress = Console(40, metric="val/accuracy", best=0.75), Progress(best=0.75, best_step=5)
     progress.best_metrics = {"val/accuracy": 0.75, "val/loss": 0.5}
     for step, loss in ((10, 0.4), (20, 0.45)):
@@ -150,7 +154,9 @@ def test_of_equal_scores_the_line_says_by_what_one_is_the_best(capsys: pytest.Ca
         progress.record(0.75, "max", 0.0, found)
         console.write(step, found)
         console.evaluated(progress)
-    assert capsys.readouterr().err.splitlines() == [
-        "step 10/40  val/accuracy 0.7500  best so far, by val/loss 0.4000",
-        "step 20/40  val/accuracy 0.7500  (best 0.7500, step 10, by val/loss 0.4000)  val/loss 0.4500",
-    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "step 10/40  val/accuracy 0.7500  best so far, by val/loss 0.4000"
+    if width == 64:  # no more than the terminal has room for
+        assert said[1] == "step 20/40  val/accuracy 0.7500  (best 0.7500, step 10)"
+    else:
+        assert said[1] == "step 20/40  val/accuracy 0.7500  (best 0.7500, step 10, by val/loss 0.4000)  val/loss 0.4500"

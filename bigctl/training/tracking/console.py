@@ -91,18 +91,19 @@ class Console:
         first = progress.best_step == progress.step
         tied = loss is not None and value == (before if first else best)
         parts = [f"step {progress.step}/{self.total}", f"{self.metric} {live_line.number(value)}"]
-        if first:
-            parts.append(
-                f"best so far, by val/loss {live_line.number(loss)}" if tied and loss is not None else "best so far"
-            )
-        elif best is not None:
-            least = progress.best_metrics.get("val/loss")
-            by = f", by val/loss {live_line.number(least)}" if tied and least is not None else ""
-            parts.append(f"(best {live_line.number(best)}, step {progress.best_step}{by})")
+        said, end, by = "best so far", "", loss
+        if not first and best is not None:
+            said, end = f"(best {live_line.number(best)}, step {progress.best_step}", ")"
+            by = progress.best_metrics.get("val/loss")
+        width, reason = self._width(), ""
+        if first or best is not None:
+            reason = f", by val/loss {live_line.number(by)}" if tied and by is not None else ""
+            if sum(map(len, parts)) + 2 * len(parts) + len(said + reason + end) > width:
+                reason = ""
+            parts.append(said + reason + end)
         more = [f"epoch {self._values['epoch']:.2f}"] if "epoch" in self._values else []
-        if loss is not None and self.metric != "val/loss" and not (tied and first):
+        if loss is not None and self.metric != "val/loss" and not (reason and first):
             more.append(f"val/loss {live_line.number(loss)}")
-        width = self._width()
         for part in more:
             if sum(map(len, parts)) + 2 * len(parts) + len(part) <= width:
                 parts.append(part)
