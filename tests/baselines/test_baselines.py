@@ -149,7 +149,7 @@ def test_the_model_of_bytes_is_that_of_witten_and_bell(order: int) -> None:
 
 def test_what_has_nothing_to_predict_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="nothing to predict"):
-        found("data=csv", "data.path=tags.csv", "data.text=text")
+        found("data=csv", "data.path=tags.csv", "data.text=text", "data.label=null")
 
 
 def test_every_summary_and_page_of_a_run_shows_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,9 @@ def register(monkeypatch):
         import tensorflow_datasets
         from tensorflow_datasets.core.download import checksums
 
+        from bigctl.data.sources.tfds import _resolve
+
+        _resolve(dataset)  # until its module is imported, the builder of a text set is not known to TFDS
         url_infos = tensorflow_datasets.builder_cls(dataset.partition("/")[0]).url_infos
         for url, known in list(url_infos.items()):
             if known.filename and (folder / known.filename).exists():
