@@ -28,6 +28,16 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address of the ui over the runs and sweeps of the test's folder."""
+    serving = server.listen(server.Site(tmp_path / "runs", tmp_path / "sweeps"), 0)
+    threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield serving.address
+    serving.shutdown()
+    serving.server_close()
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The pages of a run and of a sweep."""
@@ -173,10 +183,8 @@ def test_brush_fades_the_lines_that_do_not_go_through(opened: Callable[..., Any]
     assert 0 < shown.count(1) < len(shown) == shown.count(1) + shown.count(0.07)
 
 
-def test_curves_of_a_running_run_grow(browser: Any, tmp_path: Path) -> None:
+def test_curves_of_a_running_run_grow(browser: Any, tmp_path: Path, served: str) -> None:
     folder = folders.run(tmp_path / "runs" / "live", status="running")
-    serving = server.listen(server.Site(tmp_path / "runs", tmp_path / "sweeps"), 0)
-    threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     page = browser.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -184,7 +192,7 @@ def test_curves_of_a_running_run_grow(browser: Any, tmp_path: Path) -> None:
     line = "document.querySelector('#curve-0 .trace path.js-line').getAttribute('d')"
     with (folder / ".lock").open("w") as lock, (folder / "metrics.jsonl").open("a") as stream:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        page.goto(serving.address.replace("/?", "/runs/live?"))
+        page.goto(served.replace("/?", "/runs/live?"))
         page.wait_for_selector("#curve-0 .main-svg")
         before, drawn = page.evaluate(points), page.evaluate(line)
         stream.write('{"step": 61, "train/loss": 0.5}\n')
@@ -196,16 +204,12 @@ def test_curves_of_a_running_run_grow(browser: Any, tmp_path: Path) -> None:
         page.wait_for_timeout(200)
         assert page.evaluate(line) != drawn, "the new point is drawn"
     page.close()
-    serving.shutdown()
-    serving.server_close()
     assert after == before + 1 and said == []
 
 
-def test_chosen_runs_are_laid_over_each_other_and_grow_in_place(browser: Any, tmp_path: Path) -> None:
+def test_chosen_runs_are_laid_over_each_other_and_grow_in_place(browser: Any, tmp_path: Path, served: str) -> None:
     folders.run(tmp_path / "runs" / "done")
     folder = folders.run(tmp_path / "runs" / "live", status="running", steps=100)
-    serving = server.listen(server.Site(tmp_path / "runs", tmp_path / "sweeps"), 0)
-    threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     page = browser.new_page(viewport={"width": 360, "height": 740})
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -213,7 +217,7 @@ def test_chosen_runs_are_laid_over_each_other_and_grow_in_place(browser: Any, tm
     last = "document.getElementById('overlay-1').data.find((trace) => trace.name === 'live').x.at(-1)"
     with (folder / ".lock").open("w") as lock, (folder / "metrics.jsonl").open("a") as stream:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        page.goto(serving.address)
+        page.goto(served)
         for name in ("done", "live"):
             page.locator(f"input[value={name}]").check()
         page.locator("button.choose").click()
@@ -231,6 +235,4 @@ def test_chosen_runs_are_laid_over_each_other_and_grow_in_place(browser: Any, tm
         assert "step 70 of 100" in page.evaluate(shown) and page.evaluate("window.mark") == 1, "it is the same page"
         assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.close()
-    serving.shutdown()
-    serving.server_close()
     assert said == []
