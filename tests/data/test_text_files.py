@@ -238,17 +238,6 @@ def test_the_end_token_stands_between_documents_where_wanted(tmp_path):
         assert made.splits["train"]["inputs"].tolist() == [*b"first " * 5, *between, *b"second " * 5]
 
 
-@pytest.mark.parametrize("type", ["bpe", "words", "characters", "bytes"])
-def test_a_text_in_pieces_has_the_tokens_of_the_whole(type, monkeypatch):
-    content = ("It's  a\n\n\ttest,  isn't it?   \n" + VERSE + CHINESE) * 30
-    tokenizer = tokenization.train(schema.StreamTokenizer(type=type, size=400), [content])
-    whole = encoding.encode_stream(tokenizer, [content], boundaries=True)
-    real, seen = tokenization.pieces, []
-    monkeypatch.setattr(tokenization, "pieces", lambda t, size=100: [seen.append(p) or p for p in real(t, size)])
-    assert np.array_equal(encoding.encode_stream(tokenizer, [content], boundaries=True), whole)
-    assert len(seen) > 30 and "".join(seen) == content
-
-
 def test_a_tokenizer_that_marks_the_beginning_of_a_text_is_given_it_whole():
     from tokenizers import Tokenizer, models, normalizers
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bigctl.data.text import ngrams, tokenization
+from bigctl.data.text.stream_encoding import StreamEncoder, token_type
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
@@ -95,26 +96,13 @@ def encode_stream(tokenizer: Tokenizer, documents: Sequence[str], *, boundaries:
     if boundaries and last is None and len(documents) > 1:
         hint = "data.boundaries=false puts nothing between documents; or choose another recipe.tokenizer"
         raise DataError("the tokenizer has no token for the end of a document", where="data.boundaries", hint=hint)
-    divisible = _divisible(tokenizer)
+    encoder = StreamEncoder(tokenizer)
     parts: list[np.ndarray] = []
     for number, document in enumerate(documents):
         if number and boundaries:
             parts.append(np.array([last], kind))
-        pieces = list(tokenization.pieces(document)) if divisible else [document]
-        parts += [np.array(ids, kind) for ids in _ids(tokenizer, pieces)]
+        parts.append(encoder.encode(document))
     return np.concatenate(parts) if parts else np.empty(0, kind)
-
-
-def _divisible(tokenizer: Tokenizer) -> bool:
-    """Whether a text has the tokens of its parts: not where something is put before each text."""
-    parts = ("a", "\n\nb", " c")
-    whole = tokenizer.encode("".join(parts), add_special_tokens=False).ids
-    return whole == [n for part in parts for n in tokenizer.encode(part, add_special_tokens=False).ids]
-
-
-def token_type(tokenizer: Tokenizer) -> Any:
-    """The smaller of the two types that tokens are stored as which holds them all."""
-    return np.int32 if tokenizer.get_vocab_size(with_added_tokens=True) > 2**16 else np.uint16
 
 
 def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bigctl.config import schema
-from bigctl.data.text import ngrams
+from bigctl.data.text import cutting, ngrams
 from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import DataError
 from bigctl.files import expanded
@@ -39,6 +41,7 @@ END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
 _LONG = 1000  # characters, which no word has
 _LONG_RUN = re.compile(rf"\S{{{_LONG}}}|\s{{{_LONG}}}")
 _PIECE = 2**14  # characters of a long text that are encoded as one
+_COUNTED = 2**22  # characters that are counted at once
 _CUT = re.compile(r"(?<=\S)(?=\s)")  # where the tokens of a text are those of its two parts
 
 
@@ -259,6 +262,10 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
             tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
             if stream:
                 tokenizer.decoder = decoders.Fuse()
+            if not fold:
+                tokenizer.model = models.WordLevel(_characters(texts, special, settings.size), unk_token="[UNK]")
+                tokenizer.add_special_tokens(special)
+                return tokenizer
         trainer = trainers.WordLevelTrainer(**options)
         texts = (piece for text in texts for piece in pieces(text))
     tokenizer.train_from_iterator(texts, trainer)
@@ -267,14 +274,35 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
+def _characters(texts: Iterable[str], special: Sequence[str], size: int) -> dict[str, int]:
+    """Special tokens, then characters, the most frequent first and equal ones in order: as the library does it."""
+    counts = np.zeros(0x110000, np.int64)
+    for block in _blocks(texts, _COUNTED):
+        counts += np.bincount(np.frombuffer(block.encode("utf-32-le", "replace"), "<u4"), minlength=len(counts))
+    found = np.flatnonzero(counts)
+    found = found[np.lexsort((found, -counts[found]))][: max(0, size - len(special))]
+    return {word: number for number, word in enumerate([*special, *map(chr, found.tolist())])}
+
+
+def _blocks(texts: Iterable[str], size: int) -> Iterator[str]:
+    """Texts in blocks of at most so many characters: short ones one after the other, long ones in parts."""
+    waiting, room = list[str](), size
+    for text in texts:
+        for start in range(0, len(text), size):
+            part = text[start : start + size]
+            if len(part) > room:
+                yield "".join(waiting)
+                waiting, room = [], size
+            waiting.append(part)
+            room -= len(part)
+    yield "".join(waiting)
+
+
 def _bytes(special: list[str], stream: bool) -> Tokenizer:
     """Each byte of UTF-8 is the token of its own number; special tokens come after them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    # Byte-level tokenizers write a byte as a character: printable ones as themselves, the others from U+0100 on.
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    written = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    written = cutting.byte_characters()
     tokenizer = Tokenizer(models.BPE({written[byte]: byte for byte in range(256)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
