@@ -37,6 +37,7 @@ examples:
   bigctl data csv data.path=reviews.csv data.text=review data.label=stars
   bigctl data conll data.path=train.conll              sentences with a tag a word
   bigctl data tokens data.path=shards                  ready-made tokens: formats and sizes
+  bigctl data add flats homes.csv                      write presets/data/flats.yaml after a look at the file
   bigctl data cifar10 --prepare                        download and decode it now
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all
@@ -66,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.overrides[:1] == ["add"]:
+        return _add(options)
     options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
     if options.clean and (options.prepare or options.rebuild or options.contact_sheet):
         raise ConfigError("--clean goes with nothing else than --all", hint="prepare in a second command")
@@ -81,6 +84,14 @@ def run(options: argparse.Namespace) -> int:
         return _list(options)
     wanted = _configuration(options)
     return _clean(options, wanted) if options.clean else _show(options, wanted)
+
+
+def _add(options: argparse.Namespace) -> int:
+    from bigctl.cli import data_add
+
+    if options.clean or options.prepare or options.rebuild or options.all or options.contact_sheet:
+        raise ConfigError("bigctl data add looks at files and no more", hint="prepare in a second command")
+    return data_add.run(options, options.overrides[1:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,10 @@ import codecs
 import contextlib
 import gzip
 import io
+import os
 import zlib
 from pathlib import Path
+from typing import IO, cast
 
 from bigctl import memory
 from bigctl.config import schema
@@ -35,18 +37,19 @@ def suffix_of(path: Path | str) -> str:
     return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
-def read_text(source: Path | bytes, encoding: str | None = None) -> tuple[str, str]:
+def read_text(source: Path | bytes, encoding: str | None = None, name: str | None = None) -> tuple[str, str]:
     """The text of a file, or of its content, and what to call it in messages.
 
     Args:
         source: a file, packed with gzip or Zstandard or not, or the content of one.
         encoding: of the text; None for UTF-8.
+        name: what to call content in messages.
 
     Raises:
         DataError: the file cannot be read, is empty, or is not in this encoding; then it names the first byte, counted
             from 0, in what a packed file holds.
     """
-    name = "input" if isinstance(source, bytes) else str(source)
+    name = name or ("input" if isinstance(source, bytes) else str(source))
     try:
         data = source if isinstance(source, bytes) else require_file(source).read_bytes()
     except OSError as error:
@@ -55,6 +58,37 @@ def read_text(source: Path | bytes, encoding: str | None = None) -> tuple[str, s
     if not text.strip():
         raise DataError("the file is empty", where=name, hint="is it the right file?")
     return text, name
+
+
+def read_beginning(path: Path, most: int) -> tuple[bytes, int | None]:
+    """The first lines of a file of text, unpacked, and its size on disk where there is more; None where that is all.
+
+    Args:
+        path: a file, packed or not.
+        most: bytes that are read; they end with the last line that is whole.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with require_file(path).open("rb") as raw:
+            packed, on_disk = raw.read(4), os.fstat(raw.fileno()).st_size
+            raw.seek(0)
+            stream: IO[bytes] = raw
+            if packed.startswith(_GZIP):
+                stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+            elif packed.startswith(_ZSTD):
+                import pyarrow as pa
+
+                stream = pa.input_stream(raw, compression="zstd")
+            data = bytes(stream.read(most + 1))
+    except (OSError, EOFError, zlib.error) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"the file cannot be read: {what}", where=str(path)) from None
+    if len(data) <= most:
+        return data, None
+    end = data.rfind(b"\n") + 1
+    return data[: end or most], on_disk
 
 
 def _unpacked(data: bytes, name: str) -> bytes:
