@@ -11,6 +11,7 @@ from bigctl.errors import DataError
 from bigctl.formatting import size
 
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
 def limit() -> int:
@@ -30,6 +31,27 @@ def limit() -> int:
     if soft != resource.RLIM_INFINITY:
         found.append(soft)
     return min(number for number in found if number > 0)
+
+
+def available() -> int:
+    """Bytes that are free at the moment, or could be freed at once, on the machine and in its container."""
+    found = [limit()]
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        found += [1024 * int(lines["MemAvailable"].split()[0])] if "MemAvailable" in lines else []
+    for most, used in zip(_GROUPS, _USED, strict=True):
+        with contextlib.suppress(OSError, ValueError):
+            taken = int(Path(used).read_text(encoding="ascii")) - _cached(Path(used).with_name("memory.stat"))
+            found.append(int(Path(most).read_text(encoding="ascii")) - taken)
+    return max(0, min(found))
+
+
+def _cached(stat: Path) -> int:
+    """Bytes of files that a container holds in memory and can let go of; 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
+        return int(lines.get("total_inactive_file") or lines.get("inactive_file") or 0)
+    return 0
 
 
 def require(count: int, what: str, *, where: str) -> None:

@@ -29,12 +29,18 @@ def run(options: argparse.Namespace) -> int:
         folder = ROOT / directory.choose(composed.overrides, name=options.name, run_dir=None, fresh=False).name
     if (folder / "run.json").exists():
         raise RunError("holds a run, which --find-lr leaves alone", where=str(folder), hint="choose another folder")
-    from bigctl.engine import lr_finder
+    from bigctl.engine import batch_size, lr_finder
 
     if not options.quiet:
         span = f"{lr_finder.STEPS} steps, from {lr_finder.LOW:g} to {lr_finder.HIGH:g}"
         print(f"trying learning rates: {span}; no run is made", file=sys.stderr)
-    found = lr_finder.find(composed.config)
+    config, measured = batch_size.settled(composed.config)
+    if measured is not None:
+        others = [each for each in options.overrides if not each.lstrip("+").startswith(f"{batch_size.KEY}=")]
+        options.overrides = [*others, f"{batch_size.KEY}={measured.size}"]
+        if not options.quiet:
+            print(measured.sentence, file=sys.stderr)
+    found = lr_finder.find(config)
     from bigctl.reports import png
 
     picture = folder / "lr.png" if png.missing() is None else None

@@ -46,7 +46,7 @@ def changes(old: Config, new: Config) -> list[Change]:
 
 def undecided(found: Change) -> bool:
     """Whether the new side leaves the value of a key to the start of the run, which then keeps what it had."""
-    return found.new is None and found.key in schema.decided_keys()
+    return schema.is_open(found.new) and found.key in schema.decided_keys()
 
 
 def judge(found: Iterable[Change], allowed: Iterable[str], *, where: str) -> list[Change]:

@@ -57,6 +57,9 @@ def _owners(full_key: str) -> str:
 def _plain(text: str) -> str:
     """OmegaConf's sentence without its class names."""
     text = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", r"'\1' is not a valid \2", text)
+    text = re.sub(
+        r"Value '(.*)' of type '\w+' is incompatible with .*Union\[int, str\].*", r"'\1' is not a valid Integer", text
+    )
     text = re.sub(r"Value '(.*)' is not a valid bool \(type \w+\)", r"'\1' is not true or false", text)
     text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
     return (

@@ -147,6 +147,7 @@ class CrashTest:
         result = self.result
         result.environment = {"machine": provenance.machine(), "packages": provenance.packages()}
         straight = self._straight()
+        self._keep_measured(straight)
         number = 0
         while len(result.kills) < self.count and not result.lost:
             number += 1
@@ -186,6 +187,13 @@ class CrashTest:
         totals = ", ".join(f"{phase} {sum(spans[phase]):.1f}" for phase in phases.PHASES if spans[phase])
         self.say(f"undisturbed: {self._end:,} steps in {self._long[ANY]:.1f} s: {totals}")
         return run
+
+    def _keep_measured(self, straight: RunDirectory) -> None:
+        """What the undisturbed run has measured is that of all: another measurement may come out otherwise."""
+        if (size := (straight.record().get("batch_size") or {}).get("size")) is not None:
+            others = [each for each in self.arguments if not each.lstrip("+").startswith("train.batch_size=")]
+            self.arguments = [f"train.batch_size={size}", *others]
+            self.result.notes.append(f"the undisturbed run measured train.batch_size={size}, which the others take")
 
     def _killed(self, number: int) -> RunDirectory | None:
         """A run from its beginning to its end, with as many kills as happen; None if it is lost."""

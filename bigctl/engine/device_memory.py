@@ -60,6 +60,15 @@ def require_state(programs: Programs) -> None:
         )
 
 
+def free_per_device(mesh: Mesh) -> int:
+    """Bytes that are free on the fullest device of this process; simulated ones share what the machine has."""
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() or {} for device in local if device.platform != "cpu"]
+    if stats and all("bytes_limit" in each for each in stats):
+        return min(int(each["bytes_limit"]) - int(each.get("bytes_in_use", 0)) for each in stats)
+    return memory.available() // max(1, len(local))
+
+
 def _room(mesh: Mesh) -> tuple[int, int]:
     """Bytes of memory, and how many devices of the mesh have them together: of a GPU it is its own."""
     local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]

@@ -17,7 +17,7 @@ def report(config: Config) -> dict[str, Any]:
     """
     import jax
 
-    from bigctl.engine import compile_cache, device_memory, restore
+    from bigctl.engine import batch_size, compile_cache, device_memory, restore
     from bigctl.engine import experiment as experiments
     from bigctl.parallel import mesh as meshes
     from bigctl.training import feed
@@ -25,6 +25,7 @@ def report(config: Config) -> dict[str, Any]:
 
     if config.train.compile_cache:
         compile_cache.use_compile_cache()
+    config, measured = batch_size.settled(config)
     experiment = experiments.build(config)
     programs, dataset = experiment.programs, experiment.dataset
     state = programs.abstract_state
@@ -53,6 +54,7 @@ def report(config: Config) -> dict[str, Any]:
         "notes": notes.notes_of(dataset),
         "init_from": None if taken is None else list(taken.said),
         "batch": {name: list(value.shape) for name, value in examples.items()},
+        "batch_size": None if measured is None else measured.to_json(),
         "resident": feed.fits_on_device(columns, config),
         "steps": experiment.cadence.total,
         "state_bytes_per_device": device_memory.bytes_per_device(state),
@@ -79,6 +81,8 @@ def text(report: dict[str, Any]) -> str:
     lines += [f"note: {note}" for note in report["notes"]]
     lines += report["init_from"] or []
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
+    if report["batch_size"] is not None:
+        lines.append(report["batch_size"]["sentence"])
     place = "kept on the device" if report["resident"] else "sent batch by batch"
     lines.append(f"batch: {batch}; training split {place}")
     memory = f"memory per device: state {size(report['state_bytes_per_device'])}"

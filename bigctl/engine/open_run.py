@@ -168,7 +168,7 @@ def _keep_decided(saved: Config, config: Config) -> Config:
         decided: dict[str, Any] = {
             field.name: getattr(old, field.name)
             for field in dataclasses.fields(new)
-            if field.metadata.get("decided") and getattr(new, field.name) is None
+            if field.metadata.get("decided") and schema.is_open(getattr(new, field.name))
         }
         if decided:
             filled: dict[str, Any] = {part.name: dataclasses.replace(new, **decided)}

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from bigctl.interop.sources import Source
 
 
+_UNMEASURED = 64
+"""By which the lengths of batches of texts are chosen while no size has been measured."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A configuration without open ends.
@@ -131,7 +135,8 @@ def _is_elsewhere(name: str, value: object) -> bool:
 
 def batch_options(config: Config) -> BatchOptions:
     """What an experiment says about batches of texts."""
-    options = BatchOptions(config.block or 0, config.train.batch_size)
+    size = _UNMEASURED if config.train.measures_batch_size else config.train.batch_size
+    options = BatchOptions(config.block or 0, size)
     bucketing = getattr(config.recipe, "bucketing", None)
     if bucketing is None:
         return options

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
+from bigctl.config.schema import Config
 from bigctl.data import notes
+from bigctl.data.dataset import Dataset
 from bigctl.engine import open_run, resolve
 from bigctl.engine.resolve import Resolved
 from bigctl.engine.run import Options, Run
@@ -25,6 +28,7 @@ from bigctl.training.tracking import trackers
 
 if TYPE_CHECKING:
     from bigctl.engine.experiment import Experiment
+    from bigctl.interop.sources import Source
 
 log = logging.getLogger("bigctl")
 
@@ -102,10 +106,28 @@ def _resolve(run: Run) -> Resolved:
         raise DataError(f"process {run.group.index} finds other data than process 0", where="data", hint=hint)
     for note in notes.notes_of(dataset) if run.group.index == 0 else ():
         log.warning("data: %s", note)
+    if config.train.measures_batch_size:
+        config = _with_batch_size(run, config, dataset, source)
+        dataset = run.group.in_turn(lambda: resolve.prepare_data(config, stored, source))
     resolved = resolve.with_data(config, dataset, source, run.done)
     if not run.resumes:
         run.directory.write_config(composing.to_yaml(resolved.config), run.overrides)
     return resolved
+
+
+def _with_batch_size(run: Run, config: Config, dataset: Dataset, source: Source | None) -> Config:
+    """The configuration with the batch size that is measured here; run.json keeps by what."""
+    from bigctl.engine import batch_size
+
+    speaks = run.group.leads and not run.options.quiet
+    if speaks:
+        print(f"{batch_size.KEY}=auto: measuring the largest batch that fits", file=sys.stderr, flush=True)
+    found = batch_size.measure(config, dataset, source)
+    if speaks:
+        print(found.sentence, file=sys.stderr, flush=True)
+    log.info("%s", found.sentence)
+    run.directory.update_record(batch_size=found.to_json())
+    return batch_size.with_size(config, found.size)
 
 
 def _build(run: Run, resolved: Resolved) -> Experiment:

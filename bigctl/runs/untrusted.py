@@ -52,6 +52,7 @@ RECORD: Shape = {
     "code": {"commit": str, "dirty": bool, "diff": str, "diff_cut": bool},
     "devices": {"count": COUNT, "kind": str, "platform": str, "processes": COUNT, "mesh": {str: COUNT}},
     "selection": {"metric": str, "mode": str},
+    "batch_size": {"size": COUNT, "sentence": str, "free": COUNT, "tried": [{str: object}]},
 }  # fmt: skip
 """Of run.json."""
 BASELINE: Shape = {

@@ -64,13 +64,18 @@ def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[A
 
 
 def decided_keys() -> set[str]:
-    """Keys that the start of a run fills in where they are null, which the run then keeps."""
+    """Keys that the start of a run fills in where they are open, which the run then keeps."""
     return {
-        f"{cls.group_name}.{dotted}"
-        for cls in components()
+        f"{group}{dotted}"
+        for group, cls in [("", Config), *((f"{cls.group_name}.", cls) for cls in components())]
         for dotted, field, _ in walk(cls)
         if field.metadata.get("decided")
     }
+
+
+def is_open(value: object) -> bool:
+    """Whether a value of such a key leaves it to the start of a run."""
+    return value is None or value == AUTO
 
 
 def walk_config(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

@@ -87,7 +87,7 @@ def key(
         ge, gt, le, lt: what the number, or each number of a list, must be at least, above, at most, below.
         traced: whether the compiled step takes the value as an argument, so that another value needs no new compile.
         off: the traced value at which the program leaves out what it steers, and is another one than for all others.
-        decided: null leaves the value to the start of a run, which then keeps it.
+        decided: null, or the word auto, leaves the value to the start of a run, which then keeps it.
     """
     bounds = None if (ge, gt, le, lt) == (None,) * 4 else Bounds(ge, gt, le, lt)
     metadata: dict[str, object] = {"doc": doc, "drift": drift, "choices": choices, "bounds": bounds}

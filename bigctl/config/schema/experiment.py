@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bigctl.config.schema.base import (
     FREE,
@@ -84,6 +84,8 @@ class Mesh(Component):
 
 def _batch_problems(train: Train, shards: int) -> Iterator[Problem]:
     """Whether a batch, or each part of it, can be divided evenly over the devices that share it."""
+    if type(train.batch_size) is not int:  # what is measured fits
+        return
     micro = train.batch_size // train.accumulate
     if micro % shards:
         part = f"train.batch_size={train.batch_size}"
@@ -99,6 +101,13 @@ def _devices_without_jax() -> int | None:
     match = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     return int(match[1]) if match else None
 
+
+AUTO = "auto"
+"""Leaves the size of batches to be measured when a run begins, which then keeps what was found."""
+if TYPE_CHECKING:
+    BatchSize = int  # to all that reads it after `engine.batch_size` has measured it
+else:
+    BatchSize = int | str
 
 PRECISIONS = ("float32", "bfloat16")
 TRACKERS = ("wandb", "mlflow")
@@ -140,7 +149,10 @@ class Train(Checked):
     max_minutes: float | None = key(
         None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE, gt=0
     )
-    batch_size: int = key(128, "Global batch size [examples].", gt=0)
+    batch_size: BatchSize = key(
+        128, "Global batch size; auto for the largest that fits, measured when a run begins [examples].", decided=True,
+        gt=0,
+    )  # fmt: skip
     accumulate: int = key(
         1, "Parts the batch is computed in, to save memory; the result is that of the whole batch.", ge=1
     )
@@ -176,11 +188,24 @@ class Train(Checked):
         True, "Keep uncommitted changes of the code in run.json, without what looks like a secret.", drift=FREE
     )
 
+    def __post_init__(self) -> None:
+        if str(self.batch_size).isdecimal():  # digits in quotes, or from a variable of the environment
+            self.batch_size = int(self.batch_size)
+
+    @property
+    def measures_batch_size(self) -> bool:
+        """Whether the size of batches is still to be measured."""
+        return str(self.batch_size) == AUTO
+
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from Callback.problems(self.callbacks)
         if self.steps is None and self.epochs is None:
             yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
-        if self.batch_size % self.accumulate:
+        if self.measures_batch_size:
+            return
+        if type(self.batch_size) is not int:
+            yield "train.batch_size", f"train.batch_size cannot be {self.batch_size!r}", "a number of examples, or auto"
+        elif self.batch_size % self.accumulate:
             message = f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}"
             yield "train.accumulate", message, "choose a divisor of the batch size"
 

@@ -136,6 +136,7 @@ def plan(overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins:
         if any(repr(key) in error.message for key in sweep.space if key not in given):
             error.where = origins["space"]
         raise
+    _reject_unmeasured(base.config)
     sweep = directed(sweep, base.config)
     return Plan(tuple(sorted(fixed)), space, sweep, base, tuple(config_dirs), tuple(plugins))
 
@@ -198,7 +199,19 @@ def _configs(plan: Plan, points: Iterable[Point]) -> Iterator[Config]:
     for number, point in enumerate(points):
         for repeat in [first, *((first[0], fold) for fold in plan.space.folds[1:] if number == 0)]:
             with _at_place(_label(point), point):
-                yield composer.compose(_overrides(plan.fixed, point, repeat)).config
+                config = composer.compose(_overrides(plan.fixed, point, repeat)).config
+                _reject_unmeasured(config)
+                yield config
+
+
+def _reject_unmeasured(config: Config) -> None:
+    """Trials that measure their own batch size would differ by the moment. Raises ConfigError."""
+    if config.train.measures_batch_size:
+        raise ConfigError(
+            "auto is measured by each training for itself, so that trials could not be compared",
+            where="train.batch_size",
+            hint="`bigctl train ... train.batch_size=auto --dry-run` measures it: give the sweep that number",
+        )
 
 
 def _probes(plan: Plan) -> Iterator[dict[str, str]]:
