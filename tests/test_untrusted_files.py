@@ -128,6 +128,8 @@ def _write_table(folder: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(ROWS), folder / "t.parquet")
+    with pa.ipc.new_stream(folder / "t.arrow", pa.Table.from_pylist(ROWS).schema) as stream:
+        stream.write_table(pa.Table.from_pylist(ROWS))
     words = {"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}
     (folder / "w.jsonl").write_text(f"{json.dumps(words)}\n" * 9)
     (folder / "w.conll").write_text("# global.columns = FORM NER\nin\tO\nRome\tB-LOC\n\nof\tO\n\n" * 5)
@@ -163,6 +165,7 @@ CASES = {
     "csv": Case(_write_table, ("t.csv",), _table(schema.Csv(path="", label="y"))),
     "jsonl": Case(_write_table, ("t.jsonl",), _table(schema.Jsonl(path="", label="y"))),
     "parquet": Case(_write_table, ("t.parquet",), _table(schema.Parquet(path="", label="y"))),
+    "arrow": Case(_write_table, ("t.arrow",), _table(schema.Arrow(path="", label="y"))),
     "tagged lines": Case(
         _write_table, ("w.jsonl",), lambda f: tagged.read_json_lines(f / "w.jsonl", tokens="tokens", tags="tags")
     ),

@@ -19,7 +19,7 @@ from typing import Any
 from bigctl.config import schema
 from bigctl.data import column_roles, paths, row_beginnings
 from bigctl.data.row_beginnings import Beginning
-from bigctl.data.sources import image_decoding, text_files
+from bigctl.data.sources import arrow, image_decoding, text_files
 from bigctl.data.sources.content import suffix_of
 from bigctl.errors import DataError
 from bigctl.files import expanded
@@ -72,6 +72,9 @@ def inspect(path: str, given: Mapping[str, Any]) -> Entry:
         entry = _images(path, files, given)
     elif kind in ("csv", "tsv", "jsonl", "conll"):
         entry = _by_split(path, kind, [file for file in files if _family(file) == kind], given)
+    elif kind == "arrow":
+        splits, _ = arrow.files_by_split(path)
+        entry = _table(kind, {"path": path}, row_beginnings.of_arrow(splits["train"][0]), given)
     elif kind == "parquet":
         file = next(file for file in files if _family(file) == kind)
         entry = _table(kind, {"path": path}, row_beginnings.of_parquet(file, path), given)
@@ -92,6 +95,8 @@ def _files(path: str) -> list[Path]:
 
 def _kind(path: str, files: Sequence[Path]) -> str:
     known = [name for name, _ in Counter(map(_family, files)).most_common() if name]
+    if "arrow" in known and any(file.name == "state.json" for file in files):
+        return "arrow"  # the other files describe it
     if "image_folder" in known and expanded(path).is_dir():
         return "image_folder"  # whatever else lies beside the pictures
     if not known or known[0] == "image_folder":

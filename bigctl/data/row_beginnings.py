@@ -12,7 +12,7 @@ from bigctl.data import column_roles
 from bigctl.data.column_roles import Column
 from bigctl.data.number_style import number
 from bigctl.data.paths import some
-from bigctl.data.sources import parquet_columns, read_table
+from bigctl.data.sources import arrow, parquet_columns, read_table
 from bigctl.data.sources.content import read_beginning, read_text
 from bigctl.data.sources.delimited_rows import load_delimited
 from bigctl.errors import DataError
@@ -141,7 +141,6 @@ def of_parquet(file: Path, path: str) -> Beginning:
     """The first rows of a Parquet file; columns have the types that they are stored with. Raises DataError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import pyarrow.types as types
 
     try:
         with pq.ParquetFile(file) as opened:
@@ -152,16 +151,39 @@ def of_parquet(file: Path, path: str) -> Beginning:
         raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None
     if batch is None or not batch.num_rows:
         raise _no_rows(path)
-    columns, image = [], None
-    for stored, values in zip(batch.schema, batch.columns, strict=True):
+    return _of_stored(str(file), pa.Table.from_batches([batch]), total)
+
+
+def of_arrow(file: Path) -> Beginning:
+    """The same of an Arrow file, which is read as a whole."""
+    table = arrow.read_file(file, None)
+    if not table.num_rows:
+        raise _no_rows(str(file))
+    return _of_stored(str(file), table.slice(0, _ROWS), table.num_rows)
+
+
+def _of_stored(source: str, table: pa.Table, total: int) -> Beginning:
+    import pyarrow.types as types
+
+    columns, image, keys, reasons = [], None, {}, []
+    for stored in table.schema:
         if types.is_binary(stored.type) or types.is_large_binary(stored.type) or _is_image(stored.type):
             image = image or stored.name
+        elif (types.is_list(stored.type) or types.is_large_list(stored.type)) and _is_words(stored.type):
+            reasons.append(f"{stored.name!r} has several classes an example, or none (data.labels)")
+            keys = {"labels": stored.name, "label": None}
         elif (kind := parquet_columns.kind_of(stored.type)) is not None:
-            found = column_roles.describe(stored.name, [_cell(value) for value in values.to_pylist()])
-            columns.append(
-                _as_stored(found, kind, whole=types.is_integer(stored.type) or types.is_boolean(stored.type))
-            )
-    return Beginning(str(file), tuple(columns), batch.num_rows, total, total > batch.num_rows, {}, (), image)
+            values = table.column(stored.name).to_pylist()
+            found = column_roles.describe(stored.name, [_cell(value) for value in values])
+            whole = types.is_integer(stored.type) or types.is_boolean(stored.type)
+            columns.append(_as_stored(found, kind, whole))
+    if any(column.name.lower() in column_roles.NAMES for column in columns):
+        keys, reasons = {}, []  # a class an example is likelier
+    return Beginning(source, tuple(columns), table.num_rows, total, total > table.num_rows, keys, tuple(reasons), image)
+
+
+def _is_words(stored: pa.DataType) -> bool:
+    return parquet_columns.kind_of(stored.value_type) == parquet_columns.CATEGORY
 
 
 def _is_image(stored: pa.DataType) -> bool:

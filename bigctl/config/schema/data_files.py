@@ -180,9 +180,9 @@ class Parquet(Table):
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
         if self.columns is not None:
-            yield "data.columns", "Parquet files name their columns", "leave data.columns out"
+            yield "data.columns", f"files of {self.kind} name their columns", "leave data.columns out"
         names = ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "quoting")
-        yield from self.unused(names, "is for files of text; Parquet files store what is a number, a text or missing")
+        yield from self.unused(names, "is for files of text; these store what is a number, a text or missing")
         yield from check_image_size(self.image_size)
         if self.text is not None and self.image is not None:
             yield "data.image", "data.text and data.image are both given", "give one of them"
@@ -190,3 +190,13 @@ class Parquet(Table):
             yield "data.text_pair", "data.text_pair is set without data.text", "set data.text=COLUMN"
         if self.labels is not None and self.text is None and self.image is None:
             yield "data.labels", "data.labels is for texts and images, not tables", "give data.label"
+
+
+@dataclass
+class Arrow(Parquet):
+    """Rows of Arrow files, or of a folder that Hugging Face `datasets` has saved; read as Parquet files are."""
+
+    implementation: ClassVar[str] = "bigctl.data.sources.arrow"
+    suffixes: ClassVar[tuple[str, ...]] = (".arrow", ".feather", ".ipc")
+    kind: str = kind("arrow")
+    path: str = key(MISSING, "A file, a pattern, or a folder of save_to_disk.", drift=STRUCTURAL)

@@ -50,8 +50,13 @@ def identity(config: schema.Parquet) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
     given = [config.path, config.validation_path, config.test_path]
     prints = [paths.fingerprint_files(matching(path)) if path else None for path in given]
+    return {"files": prints} | given_keys(config)
+
+
+def given_keys(config: schema.Parquet) -> dict[str, Any]:
+    """The keys that say what is in the files; those that came later only where they are not as before."""
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
-    found = {"files": prints} | {name: getattr(config, name) for name in names}
+    found = {name: getattr(config, name) for name in names}
     later = {"background": "black", "on_bad": "stop"}
     found |= {name: getattr(config, name) for name, usual in later.items() if getattr(config, name) != usual}
     return found | {name: getattr(config, name) for name in ("group", "time") if getattr(config, name) is not None}
@@ -64,13 +69,18 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
         DataError: there is no such file, or it is damaged; a column is missing, or of a type that cannot be used.
     """
     given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
-    roles = [config.text, config.text_pair, config.image, config.label, config.labels, config.group, config.time]
-    only = None if config.text is None and config.image is None else [name for name in roles if name]
+    only = wanted(config)
     parts = {
         split: read(path, only=only, drop=config.drop if only is None else ()) for split, path in given.items() if path
     }
     found = decode_parts(parts, config, regression)
     return dataclasses.replace(found, info={"source": "parquet", **found.info})
+
+
+def wanted(config: schema.Parquet) -> list[str] | None:
+    """The columns that are read; None for all, which a table needs."""
+    roles = [config.text, config.text_pair, config.image, config.label, config.labels, config.group, config.time]
+    return None if config.text is None and config.image is None else [name for name in roles if name]
 
 
 def decode_parts(
@@ -136,14 +146,19 @@ def _without(columns: Columns, bad: Bad, notes: list[str]) -> Columns:
 
 def read_for_prediction(path: Path, config: schema.Parquet, features: Features) -> Unlabelled:
     """The rows of a file: of a table, of texts, or of images in the column of the training. Raises DataError."""
-    if features.kind == "image":
-        bad: dict[int, DataError] = {}
-        name = config.image or "image"
-        height, width, channels = features.shape
-        contents, names = encoded_images(read(str(path), only=[name]), name, bad)
-        images, wrong = image_decoding.decode_each(contents, (height, width), channels, names, config.background)
-        return Unlabelled(images, errors=wrong | bad)
-    return rows_to_predict(read(str(path), only=sources_of(features)), features)
+    only = [config.image or "image"] if features.kind == "image" else sources_of(features)
+    return predicted(read(str(path), only=only), config, features)
+
+
+def predicted(part: Part, config: schema.Parquet, features: Features) -> Unlabelled:
+    """Rows as a model takes them: of a table, of texts, or of images in the column of the training."""
+    if features.kind != "image":
+        return rows_to_predict(part, features)
+    bad: dict[int, DataError] = {}
+    height, width, channels = features.shape
+    contents, names = encoded_images(part, config.image or "image", bad)
+    images, wrong = image_decoding.decode_each(contents, (height, width), channels, names, config.background)
+    return Unlabelled(images, errors=wrong | bad)
 
 
 def read_column(path: Path, config: schema.Parquet, name: str) -> list[Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,11 +56,23 @@ def read(path: str, *, only: Sequence[str] | None = None, drop: Sequence[str] = 
     Raises:
         DataError: a file is missing, damaged, or has other columns than the first; there are no rows.
     """
+    return joined(path, matching(path), _read_file, only=only, drop=drop)
+
+
+def joined(
+    source: str,
+    files: Sequence[Path],
+    read_file: Callable[[Path, Sequence[str] | None], pa.Table],
+    *,
+    only: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+) -> Part:
+    """The rows of some files, one after the other, as `read` has them; `read_file` gives the columns of one."""
     import pyarrow as pa
 
-    files, tables = matching(path), []
+    tables = []
     for file in files:
-        table = _read_file(file, only)
+        table = read_file(file, only)
         for name in drop if file is files[0] else ():
             Part(str(file), table, (0,), (file,)).column(name, "data.drop")
         tables.append(table.drop_columns([name for name in drop if name in table.column_names]))
@@ -71,26 +83,26 @@ def read(path: str, *, only: Sequence[str] | None = None, drop: Sequence[str] = 
             )
     starts = np.cumsum([0, *(table.num_rows for table in tables)])
     if not starts[-1]:
-        raise DataError("there are no rows", where=path, hint="is it the right file?")
+        raise DataError("there are no rows", where=source, hint="is it the right file?")
     try:
         whole = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the files store a column differently: {error}", where=path, hint="write it alike") from None
-    return Part(path, whole, tuple(starts[:-1].tolist()), tuple(files))
+        raise DataError(f"the files store a column differently: {error}", where=source, hint="write it alike") from None
+    return Part(source, whole, tuple(starts[:-1].tolist()), tuple(files))
 
 
-def matching(path: str) -> list[Path]:
-    """The Parquet files that a path means. Raises DataError where there are none."""
+def matching(path: str, suffixes: Sequence[str] = Parquet.suffixes) -> list[Path]:
+    """The files of a format that a path means, by their suffixes. Raises DataError where there are none."""
     found = text_files.matching(path)
     if len(found) == 1 and expanded(path) == found[0]:
         return found
-    named = [file for file in found if file.suffix.lower() in Parquet.suffixes]
+    named = [file for file in found if file.suffix.lower() in suffixes]
     if not named:
-        raise DataError(f"none of {len(found)} files there ends in .parquet", where=path, hint="give a pattern")
+        raise DataError(f"none of {len(found)} files there ends in {suffixes[0]}", where=path, hint="give a pattern")
     return named
 
 
-def _without_views(table: pa.Table) -> pa.Table:
+def without_views(table: pa.Table) -> pa.Table:
     """The table with strings and bytes stored in the usual way, for which everything is there."""
     import pyarrow as pa
 
@@ -111,7 +123,7 @@ def _read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
                 raise DataError(f"duplicate column names: {paths.some(twice)}", where=str(file), hint="rename them")
             wanted, rows = [name for name in names if only is None or name in only], opened.metadata.num_rows
             memory.require(8 * rows * len(wanted), f"{rows:,} rows", where=str(file))  # equal ones take none in a file
-            return _without_views(opened.read(columns=None if only is None else wanted))
+            return without_views(opened.read(columns=None if only is None else wanted))
     except (pa.ArrowException, OSError) as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None

@@ -1,0 +1,216 @@
+"""Arrow files and folders that Hugging Face `datasets` has saved (`data=arrow`): tables, texts and images.
+
+Read with pyarrow alone, as `docs/parquet.md` says of Parquet files. A folder of `Dataset.save_to_disk` names its files
+in state.json, one of `DatasetDict.save_to_disk` its splits in dataset_dict.json. Integers that stand for names
+(`ClassLabel`) are those names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bigctl import memory
+from bigctl.config import schema
+from bigctl.data import paths
+from bigctl.data.dataset import Features
+from bigctl.data.sources import parquet, parquet_files
+from bigctl.data.sources.decoded import Decoded
+from bigctl.data.sources.parquet_files import Part
+from bigctl.data.sources.unlabelled import Unlabelled
+from bigctl.errors import DataError
+from bigctl.files import expanded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SPLITS = {"train": "train", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"), "test": "test"}
+_FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
+"""How a file begins that is no stream."""
+_LARGEST = 2**24
+"""Bytes of a file of JSON that describes a folder."""
+
+
+def identity(config: schema.Arrow) -> object:
+    """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
+    files = {split: paths.fingerprint_files(found) for split, found in _files(config)[0].items()}
+    return {"files": files, "format": "arrow"} | parquet.given_keys(config)
+
+
+def decode(config: schema.Arrow, regression: bool) -> Decoded:
+    """The rows of files as examples.
+
+    Raises:
+        DataError: there is no such file, or it is damaged; a column is missing, or of a type that cannot be used.
+    """
+    files, notes = _files(config)
+    only = parquet.wanted(config)
+    drop = config.drop if only is None else ()
+    parts = {split: _part(config.path, found, only, drop) for split, found in files.items()}
+    found = parquet.decode_parts(parts, config, regression)
+    return dataclasses.replace(found, info={"source": "arrow", **found.info, "notes": [*notes, *found.info["notes"]]})
+
+
+def read_for_prediction(path: Path, config: schema.Parquet, features: Features) -> Unlabelled:
+    """The rows of a file: of a table, of texts, or of images in the column of the training. Raises DataError."""
+    only = [config.image or "image"] if features.kind == "image" else parquet.sources_of(features)
+    return parquet.predicted(_part(str(path), [path], only), config, features)
+
+
+def read_column(path: Path, config: schema.Parquet, name: str) -> list[Any] | None:
+    """The values of a column as they are stored; None where there is no such column. Raises DataError."""
+    table = _part(str(path), [path], [name]).table
+    return table.column(name).to_pylist() if name in table.column_names else None
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def _files(config: schema.Arrow) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files of each split, and notes. Raises DataError where there are none, or a split is given twice."""
+    found, notes = files_by_split(config.path)
+    for split, path in (("validation", config.validation_path), ("test", config.test_path)):
+        if path is None:
+            continue
+        if split in found:
+            hint = f"leave data.{split}_path out, or give the folder of the training split alone"
+            raise DataError(f"data.path has a {split} split too", where=f"data.{split}_path", hint=hint)
+        found[split] = _of_one_split(path)
+    return found, notes
+
+
+def files_by_split(path: str) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files of the splits that a path holds, and a note of splits that are not used."""
+    listed = expanded(path) / "dataset_dict.json"
+    if not listed.is_file():
+        return {"train": _of_one_split(path)}, []
+    names = _json(listed).get("splits")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise DataError("does not list the names of splits", where=str(listed), hint="save the data set anew")
+    used = {_SPLITS[name]: name for name in reversed(names) if name in _SPLITS}
+    if "train" not in used:
+        hint = "give the folder of the split to train on as data.path"
+        raise DataError(f"there is no split called train, but {paths.some(names)}", where=path, hint=hint)
+    left = [name for name in names if name not in used.values()]
+    notes = [f"the splits {paths.some(left)} of {path} are left out"] if left else []
+    return {split: _of_one_split(str(listed.parent / name)) for split, name in used.items()}, notes
+
+
+def _of_one_split(path: str) -> list[Path]:
+    """The files that a path means, in the order of their rows. Raises DataError where there are none."""
+    folder = expanded(path)
+    state = folder / "state.json"
+    if not state.is_file():
+        return parquet_files.matching(path, schema.Arrow.suffixes)
+    described = _json(state)
+    if described.get("_indices_files") or described.get("_indices_data_files"):
+        hint = "call flatten_indices() before save_to_disk()"
+        raise DataError("the rows are chosen by a list of indices beside them", where=str(state), hint=hint)
+    files = described.get("_data_files")
+    names = [each.get("filename") if isinstance(each, dict) else None for each in files if files] if files else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise DataError("does not list files beside it", where=str(state), hint="save the data set anew")
+    return [paths.require_file(folder / cast(str, name)) for name in names]
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            found = json.loads(stream.read(_LARGEST))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot be read as JSON: {error}", where=str(file), hint="save the data set anew") from None
+    if not isinstance(found, dict):
+        raise DataError("this is no JSON object", where=str(file), hint="save the data set anew")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def _part(source: str, files: Sequence[Path], only: Sequence[str] | None, drop: Sequence[str] = ()) -> Part:
+    return parquet_files.joined(source, files, read_file, only=only, drop=drop)
+
+
+def read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
+    """The columns that are wanted of one file, those of class labels as names.
+
+    Raises:
+        DataError: it is no Arrow file, or a damaged one.
+    """
+    import pyarrow as pa
+
+    paths.require_file(file)
+    try:
+        memory.require(file.stat().st_size, "the file", where=str(file))
+        with pa.OSFile(str(file)) as source:
+            table = _opened(source, file, only)
+        table.validate(full=True)
+        return parquet_files.without_views(_with_names(table, file))
+    except (pa.ArrowException, OSError) as error:
+        what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"this is no Arrow file, or a damaged one: {what}", where=str(file)) from None
+
+
+def _opened(source: pa.NativeFile, file: Path, only: Sequence[str] | None) -> pa.Table:
+    import pyarrow.ipc as ipc
+
+    begin = source.read(len(_FILE))
+    source.seek(0)
+    if begin.startswith(_FEATHER_1):
+        raise DataError("this is the first version of Feather", where=str(file), hint="write it anew, as version 2")
+    described = (ipc.open_file if begin == _FILE else ipc.open_stream)(source).schema
+    names = described.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"duplicate column names: {paths.some(twice)}", where=str(file), hint="rename them")
+    places = [place for place, name in enumerate(names) if only is None or name in only]
+    source.seek(0)
+    options = ipc.IpcReadOptions(included_fields=places) if only is not None and places else ipc.IpcReadOptions()
+    opened = ipc.open_file(source, options=options) if begin == _FILE else ipc.open_stream(source, options=options)
+    table = opened.read_all().replace_schema_metadata(described.metadata)
+    return table if places else table.select(cast("list[str]", []))
+
+
+def _with_names(table: pa.Table, file: Path) -> pa.Table:
+    """The table with the names of classes in place of their numbers; -1, which stands for none, is null."""
+    for place, name in enumerate(table.column_names):
+        names = _class_names(table.schema.metadata or {}, name)
+        if names is not None:
+            table = table.set_column(place, name, _named(table.column(name), names, f"{file}:{name}"))
+    return table
+
+
+def _class_names(metadata: Mapping[bytes, bytes], column: str) -> list[str] | None:
+    """What the integers of a column, or those in its lists, stand for; None where they stand for themselves."""
+    try:
+        feature = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][column]
+        feature = feature[0] if isinstance(feature, list) else feature
+        feature = feature if feature["_type"] == "ClassLabel" else feature["feature"]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _named(column: pa.ChunkedArray, names: Sequence[str], where: str) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    chunks = []
+    for chunk in column.chunks:
+        several = types.is_list(chunk.type) or types.is_large_list(chunk.type)
+        numbers = chunk.values if several else chunk
+        if not types.is_integer(numbers.type):
+            return column
+        known: dict[int | None, str | None] = {None: None, -1: None, **dict(enumerate(names))}
+        values = numbers.to_pylist()
+        if unknown := next((value for value in values if value not in known), None):
+            raise DataError(f"there is a class {unknown}, where {len(names)} have names", where=where)
+        words = pa.array([known[value] for value in values], pa.string())
+        if several:
+            kind = pa.LargeListArray if types.is_large_list(chunk.type) else pa.ListArray
+            words = kind.from_arrays(chunk.offsets, words, mask=chunk.is_null() if chunk.null_count else None)
+        chunks.append(words)
+    return pa.chunked_array(chunks) if chunks else column
