@@ -19,6 +19,8 @@ from bigctl.training.metrics import EACH, Sums, pair
 from bigctl.training.task import Batch, Judged, Record
 
 THRESHOLD = "threshold"
+MOST_SCORED = 128
+"""Classes up to which an evaluation keeps what each example's probabilities are, to rank the examples by."""
 ClassWeights = str | Sequence[float] | None
 """`recipe.class_weights`: none, balanced, or a number for each class."""
 
@@ -109,7 +111,11 @@ class ClassHead(Head):
 
     def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:
         if self.positive_class is None:
-            return curves.described(examples["probability"], examples["predicted"] == labels)
+            found = curves.described(examples["probability"], examples["predicted"] == labels)
+            if "probabilities" not in examples:
+                return found
+            several = curves.one_vs_rest(examples["probabilities"], one_hot(labels, len(self.classes)), self.classes)
+            return {**found, **({"one_vs_rest": several} if several else {})}
         scores = positive_scores(examples["score"], self._positive)
         truth = labels == self._positive
         return curves.described(sigmoid(scores), truth, scores=scores, positive=self.positive_class)
@@ -167,18 +173,25 @@ def evaluation_sums(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], mask: Float[Array, " batch"]
 ) -> Sums:
     """Plain cross-entropy, accuracy, the confusion matrix [true class, predicted class], and each example's loss,
-    predicted class, its probability and, for two classes, score of the second."""
+    predicted class, its probability and, for two classes, score of the second, for more all probabilities."""
     classes = logits.shape[-1]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    predicted = jnp.argmax(logits, -1)
+    predicted, probabilities = jnp.argmax(logits, -1), jax.nn.softmax(logits)
     true_rows = jax.nn.one_hot(labels, classes) * mask[:, None]
     confusion = jnp.einsum("bt,bp->tp", true_rows, jax.nn.one_hot(predicted, classes))
-    probability = jnp.max(jax.nn.softmax(logits), axis=-1)
+    probability = jnp.max(probabilities, axis=-1)
     each = {"loss": losses, "predicted": predicted.astype(jnp.int32), "probability": probability}
     if classes == 2:
         each |= {"score": logits[:, 1] - logits[:, 0], "label": labels}
+    elif classes <= MOST_SCORED:
+        each |= {"probabilities": probabilities, "label": labels}
     each = {f"{EACH}{name}": values for name, values in each.items()}
     return {"loss": pair(losses, mask), "accuracy": pair(predicted == labels, mask), "confusion": confusion, **each}
+
+
+def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Whether each example is of each class, bool [N, classes]."""
+    return np.asarray(labels)[:, None] == np.arange(classes)
 
 
 def positive_scores(scores: np.ndarray, positive: int) -> np.ndarray:
@@ -205,7 +218,8 @@ def classification_metrics(
 
     The mean is over the classes that occur, as a true label or as a prediction. Of two classes there are besides
     precision, recall and F1 of the positive one, and the area under the ROC curve; at a threshold `cut` of its
-    probability also the accuracy, as all that is counted is counted there.
+    probability also the accuracy, as all that is counted is counted there. `roc_auc` and `average_precision` are those
+    of the positive one; of more than two classes the mean of each against the rest, over those that occur as a label.
     """
     confusion = np.asarray(sums["confusion"], np.float64)
     if cut is not None:
@@ -224,7 +238,13 @@ def classification_metrics(
         result |= {"accuracy": float(hits.sum() / max(confusion.sum(), 1)), THRESHOLD: cut}
     if len(confusion) == 2:
         result |= {f"binary_{name}": float(value[positive]) for name, value in values.items()}
-        result["roc_auc"] = roc_auc(sums[f"{EACH}score"], sums[f"{EACH}label"])
+        scores, labels = sums[f"{EACH}score"], np.asarray(sums[f"{EACH}label"])
+        result["roc_auc"] = roc_auc(scores, labels)
+        result["average_precision"] = curves.average_precision(positive_scores(scores, positive), labels == positive)
+    elif f"{EACH}probabilities" in sums:
+        truth = one_hot(sums[f"{EACH}label"], len(confusion))
+        ranked = map(curves.mean_known, curves.areas(np.asarray(sums[f"{EACH}probabilities"]), truth))
+        result |= dict(zip(("roc_auc", "average_precision"), ranked, strict=True))
     result["confusion"] = confusion.astype(int).tolist()
     return result
 

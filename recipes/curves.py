@@ -1,8 +1,8 @@
-"""How scores tell two classes apart, and whether probabilities are to be believed; as scikit-learn defines them."""
+"""How scores tell classes apart, two or each against the rest, and how far probabilities can be believed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 POINTS = 100
 """Points of a curve that are kept; the first and the last are among them."""
 BINS = 10
+WORST = 5
+"""Of several classes, the curves of so many are kept beside their mean: those with the smallest area below."""
 Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Positives among the highest scores, how many these are, at each distinct score -> what is to be large."""
 
@@ -39,6 +41,35 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
         return 0.0
     hits, places = _cumulative(scores, truth)
     return float(np.sum(np.diff(hits, prepend=0) * hits / places) / hits[-1])
+
+
+def areas(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The area under each class's ROC curve and its average precision, one class against the rest.
+
+    Their means are scikit-learn's `roc_auc_score(multi_class="ovr", average="macro")` and `average_precision_score`.
+
+    Args:
+        scores: by which each class ranks the examples, [examples, classes].
+        truth: whether an example is of a class, the same shape.
+
+    Returns:
+        float64 [classes] each; NaN for a class without examples, or without others.
+    """
+    found = np.full((2, scores.shape[1]), np.nan)
+    for number, (score, true) in enumerate(zip(scores.T, truth.T, strict=True)):
+        hits, places = _cumulative(score, true)
+        positives, negatives = int(hits[-1]), int(places[-1] - hits[-1])
+        if positives and negatives:
+            steps = np.insert(places - hits, 0, 0)
+            found[0, number] = np.trapezoid(np.insert(hits, 0, 0), steps) / (positives * negatives)
+            found[1, number] = np.sum(np.diff(hits, prepend=0) * hits / places) / positives
+    return found[0], found[1]
+
+
+def mean_known(values: np.ndarray) -> float:
+    """The mean of those that are no NaN; NaN where all are."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _cumulative(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,6 +133,56 @@ def described(
     found["roc"] = {"false_positive_rate": _kept(rates[0][kept]), "true_positive_rate": _kept(rates[1][kept])}
     found["precision_recall"] = {"precision": _kept(pairs[0][others]), "recall": _kept(pairs[1][others])}
     return {"positive": positive, "share_positive": round(float(np.mean(truth)), 6), **found}
+
+
+def one_vs_rest(scores: np.ndarray, truth: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Of several classes: the areas of each and their means, and the mean curves and those of the worst classes, as
+    JSON; nothing where no class has examples and others.
+
+    Arguments are those of `areas`, and the names of the classes.
+    """
+    area, precision = areas(scores, truth)
+    if np.isnan(area).all():
+        return {}
+    rows = zip(names, truth.mean(0), area, precision, strict=True)
+    return {
+        "roc_auc": round(mean_known(area), 6),
+        "average_precision": round(mean_known(precision), 6),
+        "classes": [
+            {"name": name, "share": round(float(share), 6), "roc_auc": _or_none(a), "average_precision": _or_none(p)}
+            for name, share, a, p in rows
+        ],
+        "roc": _mean_and_worst(scores, truth, names, area, _roc_at, ("false_positive_rate", "true_positive_rate")),
+        "precision_recall": _mean_and_worst(scores, truth, names, precision, _precision_at, ("recall", "precision")),
+    }
+
+
+def _mean_and_worst(
+    scores: np.ndarray, truth: np.ndarray, names: Sequence[str], by: np.ndarray, curve: Value, axes: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """The mean curve of all classes, without a name, and those of the classes with the smallest areas."""
+    known = np.flatnonzero(~np.isnan(by))
+    values = {number: curve(scores[:, number], truth[:, number]) for number in known.tolist()}
+    worst = sorted(values, key=lambda number: by[number])[:WORST]
+    mean: np.ndarray = np.mean(list(values.values()), axis=0)
+    lines = [(None, mean), *((names[number], values[number]) for number in worst)]
+    grid = _kept(np.linspace(0, 1, POINTS))
+    return [{"name": name, axes[0]: grid, axes[1]: _kept(line)} for name, line in lines]
+
+
+def _roc_at(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """True positive rate at each of `POINTS` false positive rates from 0 to 1."""
+    return np.asarray(np.interp(np.linspace(0, 1, POINTS), *roc(scores, truth)))
+
+
+def _precision_at(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Precision at each of `POINTS` recalls from 0 to 1: that of the least recall which reaches it."""
+    precision, recall = precision_recall(scores, truth)
+    return np.asarray(precision[::-1][np.searchsorted(recall[::-1], np.linspace(0, 1, POINTS) - 1e-12)])
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
 
 
 def _places(count: int) -> np.ndarray:

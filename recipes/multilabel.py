@@ -94,6 +94,10 @@ class LabelsHead(Head):
             for label, row, loss in zip(labels, found, losses, strict=True)
         ]
 
+    def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:
+        several = curves.one_vs_rest(examples["probability"], np.asarray(labels) > 0, self.target.names)
+        return {"one_vs_rest": several} if several else {}
+
     def errors(self, examples: Mapping[str, np.ndarray], labels: np.ndarray, count: int) -> list[Record]:
         probability = examples["probability"]
         wrong = np.flatnonzero(((probability >= self._cut) != (labels > 0)).any(1))

@@ -80,11 +80,15 @@ def run(options: argparse.Namespace) -> int:
     scored = {"run": str(found.path), "step": trained.step, "split": options.split, "metrics": metrics}
     positive = trained.positive
     each = plots.per_class(np.asarray(confusion), trained.classes) if confusion is not None else []
+    several = (evaluation.curves.get("one_vs_rest") or {}).get("classes") or []
+    for row, areas in zip(each, several, strict=False):
+        row |= {name: areas[name] for name in _AREAS}
     reports.ended(verdicts, scored, seconds=time.monotonic() - options.began)
     classes = list(trained.features.target.names)
     if options.json:
         judged = {"gates": [verdict.to_json() for verdict in verdicts]} if required else {}
         about = {"confusion": confusion, "classes": classes, "per_class": each, "positive": positive}
+        about |= {"curves": evaluation.curves}
         render.print_json({**scored, **about, "errors": errors, **judged})
         return common.exit_code(verdicts)
     print(f"{found.path}, step {trained.step:,}, {options.split} split")
@@ -103,15 +107,20 @@ def run(options: argparse.Namespace) -> int:
     return common.exit_code(verdicts)
 
 
+_AREAS = {"roc_auc": "ROC AUC", "average_precision": "average precision"}
+
+
 def print_classes(each: list[dict[str, Any]], most: int = 20) -> None:
-    """Precision, recall and F1 of each class; of many classes those with the lowest F1."""
+    """Precision, recall and F1 of each class, and of several how well it is told from the rest; of many classes those
+    with the lowest F1."""
     if len(each) > most:
         print(f"the {most} classes with the lowest F1")
         each = sorted(each, key=lambda row: row["f1"] or 0.0)[:most]
-    numbers = ("precision", "recall", "f1")
+    areas = {name: title for name, title in _AREAS.items() if name in each[0]}
+    numbers = ("precision", "recall", "f1", *areas)
     cells = [[f"{row[name]:.4f}" if row[name] is not None else "-" for name in numbers] for row in each]
     rows = [[row["name"], str(row["count"]), *own] for row, own in zip(each, cells, strict=True)]
-    render.print_table(["class", "examples", "precision", "recall", "F1"], rows)
+    render.print_table(["class", "examples", "precision", "recall", "F1", *areas.values()], rows)
 
 
 def print_errors(errors: list[dict[str, Any]]) -> None:

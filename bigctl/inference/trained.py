@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -42,10 +42,12 @@ class Evaluation:
         metrics: by name, `test/accuracy` for one.
         errors: the examples with the largest loss among those of which the wrong class was predicted, see
             `Task.errors`, with what was to be classified, if text.
+        curves: see `Task.curves`.
     """
 
     metrics: Record
     errors: list[Record]
+    curves: Record = field(default_factory=dict)
 
 
 class TrainedRun(Predictor):
@@ -172,7 +174,9 @@ class TrainedRun(Predictor):
     def score(self, split: str = "test", *, errors: int = 0) -> Evaluation:
         """Metrics on a split of the run's own data, and so many of the worst errors. Raises as `evaluate` does."""
         dataset, found = self._scored(split)
-        return Evaluation(found.metrics, self._worst(dataset, split, found.examples, errors))
+        labels = dataset.splits[split].get("label")
+        curves = {} if labels is None else self._task.curves(found.examples, np.asarray(labels))
+        return Evaluation(found.metrics, self._worst(dataset, split, found.examples, errors), curves)
 
     def _scored(self, split: str) -> tuple[Dataset, Scores]:
         if self.features.tokenizer is not None:

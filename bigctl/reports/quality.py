@@ -1,4 +1,4 @@
-"""How scores tell two classes apart, and how far probabilities are to be believed, as figures."""
+"""How scores tell classes apart, and how far probabilities are to be believed, as figures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def figures(curves: Mapping[str, Any]) -> list[Figure]:
         found.append(_roc(roc["false_positive_rate"], roc["true_positive_rate"], positive))
     if pairs := curves.get("precision_recall"):
         found.append(_precision_recall(pairs["recall"], pairs["precision"], positive, float(curves["share_positive"])))
+    if several := curves.get("one_vs_rest"):
+        found += [_of_classes(several, *each) for each in _SEVERAL]
     if bins := curves.get("reliability"):
         found.append(_reliability(bins, curves.get("positive")))
     return found
@@ -70,6 +72,39 @@ def _precision_recall(recall: Sequence[float], precision: Sequence[float], posit
         f"the recall is {kept:.0%}."
     )
     return Figure("Precision and recall", caption, data, layout, height=320)
+
+
+_SEVERAL = (
+    ("ROC curves", "roc", "roc_auc", "false positive rate", "true positive rate", "area under the ROC curve"),
+    ("Precision and recall", "precision_recall", "average_precision", "recall", "precision", "average precision"),
+)
+"""Heading, curves and numbers in `recipes.curves.one_vs_rest`, axes, and what the numbers are."""
+
+
+def _of_classes(found: Mapping[str, Any], title: str, key: str, by: str, x: str, y: str, measure: str) -> Figure:
+    """Of several classes the mean curve, and those of the worst: of a hundred lines none could be told from another."""
+    areas = {str(each["name"]): float(each[by]) for each in found["classes"] if each[by] is not None}
+    data = [_reference((0, 1), (0, 1), "chance")] if key == "roc" else []
+    lines = found[key]
+    for number, line in enumerate(lines):
+        name = None if line["name"] is None else str(line["name"])
+        area = float(found[by]) if name is None else areas[name]
+        label = "mean" if name is None else text(name, 16)
+        trace = _line(
+            line[x.replace(" ", "_")], line[y.replace(" ", "_")], name=f"{label} {area:.3f}",
+            shape="linear" if key == "roc" else "hv", told=f"{label}: {x} %{{x:.1%}}, {y} %{{y:.1%}}",
+        )  # fmt: skip
+        trace["line"] |= {"width": 3 if name is None else 1.5, "color": PALETTE[number % len(PALETTE)]}
+        data.append(trace)
+    data.append(data.pop(len(data) - len(lines)))  # the mean lies above the others
+    worst = sorted(areas, key=lambda name: areas[name])[:3]
+    told = ", ".join(f"{name} {shown(areas[name])}" for name in worst)
+    caption = (
+        f"Each class against the rest: the mean {measure} of {len(areas)} classes is {shown(float(found[by]))}; "
+        f"the lowest are {told}." + ("" if len(areas) < len(lines) else f" Drawn are the {len(lines) - 1} lowest.")
+    )
+    layout = {"xaxis": _unit(x), "yaxis": _unit(y), "showlegend": True, "legend": {"entrywidth": 130}}
+    return Figure(title, caption, data, layout, height=340)
 
 
 def _reliability(bins: Mapping[str, Any], positive: object) -> Figure:

@@ -10,7 +10,9 @@ import sklearn.calibration
 import sklearn.metrics as sk
 from bigctl.recipes import curves
 from bigctl.recipes.classification import ClassHead, classification_metrics, sigmoid
+from bigctl.recipes.multilabel import LabelsHead
 
+from bigctl.data.target import CLASSES, Target
 from bigctl.errors import ConfigError
 
 
@@ -86,3 +88,62 @@ def test_a_positive_class_that_cannot_be_one_is_refused() -> None:
         ClassHead(("no", "yes"), None, None, positive="maybe")
     with pytest.raises(ConfigError, match="there are 3 classes"):
         ClassHead(("a", "b", "c"), None, None, positive="a")
+
+
+def draw_classes(classes: int, ties: bool, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [examples, classes] and labels."""
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, count)
+    logits = rng.normal(0, 1, (count, classes)) + 2 * (labels[:, None] == np.arange(classes))
+    found = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return (found.round(1) if ties else found), labels
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_areas_of_several_classes_equal_those_of_scikit_learn(classes: int, ties: bool) -> None:
+    probabilities, labels = draw_classes(classes, ties)
+    truth = labels[:, None] == np.arange(classes)
+    matrix = sk.confusion_matrix(labels, probabilities.argmax(1))
+    found = classification_metrics({"confusion": matrix, "each/probabilities": probabilities, "each/label": labels})
+    expected = sk.roc_auc_score(truth, probabilities, average="macro")
+    if not ties:  # else they sum to no 1, which scikit-learn asks of labels, not of rows
+        assert expected == sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert found["roc_auc"] == pytest.approx(expected)
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(truth, probabilities))
+    told = curves.one_vs_rest(probabilities, truth, [f"c{number}" for number in range(classes)])
+    each = sk.roc_auc_score(truth, probabilities, average=None)
+    assert [row["roc_auc"] for row in told["classes"]] == pytest.approx(each, abs=1e-6)
+    assert len(told["roc"]) == 1 + min(classes, curves.WORST) and told["roc"][0]["name"] is None
+    worst = [row["name"] for row in told["roc"][1:]]
+    assert worst == [f"c{number}" for number in np.argsort(each, kind="stable")[: curves.WORST]]
+    for key, x, y, mean in (
+        ("roc", "false_positive_rate", "true_positive_rate", "roc_auc"),
+        ("precision_recall", "recall", "precision", "average_precision"),
+    ):
+        area = np.trapezoid(told[key][0][y], told[key][0][x])
+        assert area == pytest.approx(told[mean], abs=0.02)
+        assert len(told[key][0][x]) == curves.POINTS
+
+
+def test_classes_that_do_not_occur_are_left_out_of_the_mean() -> None:
+    probabilities, labels = draw_classes(4, ties=False)
+    labels[labels == 3] = 0
+    truth = labels[:, None] == np.arange(4)
+    area, precision = curves.areas(probabilities, truth)
+    assert np.isnan(area).tolist() == np.isnan(precision).tolist() == [False, False, False, True]
+    assert curves.mean_known(area) == pytest.approx(sk.roc_auc_score(truth[:, :3], probabilities[:, :3]))
+    told = curves.one_vs_rest(probabilities, truth, list("abcd"))
+    assert told["classes"][3]["roc_auc"] is None and "d" not in [row["name"] for row in told["roc"]]
+    assert curves.one_vs_rest(probabilities, np.zeros((400, 4), bool), list("abcd")) == {}
+
+
+def test_heads_of_several_classes_draw_them() -> None:
+    probabilities, labels = draw_classes(3, ties=False)
+    predicted = probabilities.argmax(1)
+    examples = {"probabilities": probabilities, "predicted": predicted, "probability": probabilities.max(1)}
+    found = ClassHead(("a", "b", "c"), None, None).curves(examples, labels)
+    assert {"reliability", "one_vs_rest"} == set(found) and found["one_vs_rest"]["classes"][0]["name"] == "a"
+    truth = (labels[:, None] == np.arange(3)).astype(np.uint8)
+    several = LabelsHead(Target(CLASSES, ("a", "b", "c")), None, None)
+    assert several.curves({"probability": probabilities}, truth)["one_vs_rest"] == found["one_vs_rest"]

@@ -29,6 +29,21 @@ def test_each_curve_has_a_sentence_with_its_numbers() -> None:
     assert quality.figures({}) == []
 
 
+@pytest.mark.parametrize("classes", [3, 100])
+def test_of_several_classes_the_mean_and_the_worst_are_drawn(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 2000)
+    truth = labels[:, None] == np.arange(classes)
+    names = [f"<class {number}>" for number in range(classes)]
+    told = curves.one_vs_rest(rng.random((2000, classes)) + 0.5 * truth, truth, names)
+    roc, pairs = quality.figures(json.loads(json.dumps({"one_vs_rest": told})))
+    drawn = [each["name"] for each in roc.to_json()["data"]]
+    assert len(drawn) == 2 + min(classes, curves.WORST) and drawn[0] == "chance" and drawn[-1].startswith("mean 0.")
+    assert f"the mean area under the ROC curve of {classes} classes is" in roc.caption
+    assert ("Drawn are the 5 lowest" in roc.caption) == (classes == 100)
+    assert "average precision" in pairs.caption and "<class" not in json.dumps(roc.to_json())
+
+
 def test_the_page_shows_the_worst_mistakes_on_the_test_split(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = small.trained(tmp_path_factory)
     run = RunDirectory(folder / "runs" / "small")

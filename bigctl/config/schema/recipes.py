@@ -137,7 +137,7 @@ def _misfit(recipe: Recipe, model: Model) -> tuple[str, str]:
 class Classification(Recipe):
     metrics: ClassVar[Mapping[str, str]] = dict.fromkeys(
         (
-            *("accuracy", "precision", "recall", "f1", "roc_auc", "macro_f1", "map"),
+            *("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "macro_f1", "map"),
             *("binary_precision", "binary_recall", "binary_f1"),
         ),
         MAX,
