@@ -176,14 +176,17 @@ def _boosted(target: Target) -> Callable[[Data, Data], Predict]:
 
 
 def _pictures(target: Target) -> Callable[[Data, Data], Predict]:
-    def pixels(examples: np.ndarray) -> np.ndarray:
+    def pixels(examples: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        rows = np.arange(len(examples)) if rows is None else rows
         size = examples.shape[1:3]
         step = tuple(max(1, side // 32) for side in size)  # large pictures are thinned out to 32 to 63 pixels a side
-        return examples[:, :: step[0], :: step[1]].reshape(len(examples), -1).astype(np.float32) / 255 - 0.5
+        blocks = (examples[rows[start : start + 256]] for start in range(0, len(rows), 256))  # they may be in files
+        thin = np.concatenate([block[:, :: step[0], :: step[1]].reshape(len(block), -1) for block in blocks])
+        return thin.astype(np.float32) / 255 - 0.5
 
     def learn(train: Data, held: Data) -> Predict:
         rows = _spread(len(train.labels), MOST_PICTURES)
-        some = pixels(np.asarray(train.examples[rows])), train.labels[rows]
+        some = pixels(train.examples, rows), train.labels[rows]
         predict = _best(target, _regressions(target, (0.01, 0.1)), some, (pixels(held.examples), held.labels))
         return lambda examples: predict(pixels(examples))
 

@@ -119,12 +119,17 @@ def _configuration(options: argparse.Namespace) -> Wanted:
     """Raises ConfigError if a key is missing."""
     config = common.composed_data(options, "data")
     tokenizer, batches = None, None
+    data = config.data
     if config.tokenizer is not None and not options.clean:  # all forms of a set are cleaned together
         from bigctl.engine import resolve
 
         tokenizer = resolve.tokenizer_spec(config)
         batches = resolve.batch_options(config)
-    return Wanted(config.data, config.is_regression, tokenizer, batches)
+    elif getattr(config.recipe, "augment", None) is not None:
+        from bigctl.engine import resolve
+
+        data = resolve.data_of(config)
+    return Wanted(data, config.is_regression, tokenizer, batches)
 
 
 # ---------------------------------------------------------------------------------------------------------- one set

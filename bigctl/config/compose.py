@@ -113,6 +113,7 @@ def from_yaml(text: str, *, where: str) -> Config:
                     hint="give the --plugin that the run was made with",
                 )
             base[group] = OmegaConf.structured(found)
+            base[group].update(found.before)
         merged = OmegaConf.merge(base, node)
         config = OmegaConf.to_object(merged)
     except ConfigError:

@@ -21,8 +21,9 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import catalog
+from bigctl.data import catalog, encoded_images
 from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.text import token_shards, tokenization
 from bigctl.data.text.encoding import Texts
@@ -90,7 +91,7 @@ def write_dataset(
     try:
         digests = {}
         for split, columns in arrays.items():
-            for name, values in columns.items():
+            for name, values in _on_disk(columns).items():
                 file = temporary / f"{split}.{on_disk.get(name, name)}.npy"
                 np.save(file, values, allow_pickle=False)
                 digests[file.name] = sha256(file)
@@ -103,6 +104,8 @@ def write_dataset(
             "info": info,
             "prepared": time.time(),
         }
+        if encoded := {split: each.to_json() for split, each in _encoded(arrays).items()}:
+            meta["encoded"] = encoded
         if in_place is not None:
             meta["in_place"] = {split: shards.to_json() for split, shards in in_place.items()}
         meta["fingerprint"] = _fingerprint(meta)
@@ -132,6 +135,9 @@ def read_dataset(folder: Path) -> Dataset | None:
                 return None
             split, column, _ = name.split(".")
             by_split[split][_RENAMED.get(column, column)] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        for split, values in meta.get("encoded", {}).items():
+            own = {name: by_split[split].pop(f"inputs_{name}") for name in encoded_images.COLUMNS}
+            by_split[split]["inputs"] = cast(np.ndarray, EncodedImages.stored(own, values))
         features = Features.from_json(meta["features"])
         vocab = (features.tokenizer or {}).get("vocab_size")
         for split, parts in meta.get("in_place", {}).items():  # in place of arrays, which they are read like
@@ -144,6 +150,21 @@ def read_dataset(folder: Path) -> Dataset | None:
         return None
 
 
+def _encoded(arrays: Mapping[str, Columns]) -> dict[str, EncodedImages]:
+    """The pictures of each split that stay in their files."""
+    found = {split: cast(object, columns.get("inputs")) for split, columns in arrays.items()}
+    return {split: images for split, images in found.items() if isinstance(images, EncodedImages)}
+
+
+def _on_disk(columns: Columns) -> Columns:
+    """The arrays of a split, of pictures that stay in their files what is known of these."""
+    images = columns.get("inputs")
+    if not isinstance(images, EncodedImages):
+        return columns
+    others = {name: values for name, values in columns.items() if name != "inputs"}
+    return {**{f"inputs_{name}": values for name, values in images.columns().items()}, **others}
+
+
 def _take_texts(columns: Columns) -> tuple[Texts, ...]:
     """The texts themselves, moved out of the columns that a model sees."""
     found: list[Texts] = []
@@ -154,7 +175,10 @@ def _take_texts(columns: Columns) -> tuple[Texts, ...]:
 
 
 def _fingerprint(meta: dict[str, Any]) -> str:
-    content = [meta["features"], meta["files"]]
+    untold = f".inputs_{encoded_images.UNTOLD}.npy"
+    content = [meta["features"], {file: digest for file, digest in meta["files"].items() if not file.endswith(untold)}]
+    if "encoded" in meta:
+        content.append({split: values["form"] for split, values in meta["encoded"].items()})
     if "in_place" in meta:
         content.append({split: token_shards.fingerprint(parts) for split, parts in meta["in_place"].items()})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -212,7 +236,7 @@ def prepared() -> list[Prepared]:
 def clean_all() -> int:
     """Delete every cache folder, and what interrupted preparations left behind; gives the bytes freed."""
     freed = 0
-    for folder in [*_folders(), *_leftovers()]:
+    for folder in [*_folders(), *_leftovers(), cache_root() / "data" / "listings"]:
         freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)
         freed -= disk_size(folder)

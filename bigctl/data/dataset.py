@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, Layout
 from bigctl.data.target import CLASSES, TOKEN_CLASS, Target
 from bigctl.data.text.encoding import Texts
@@ -106,6 +107,11 @@ class Dataset:
         if self.layout is None:
             raise ValueError("texts have no layout before they are tokens: prepare them with a tokenizer")
         return self.layout
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its pictures stay in their files, and are decoded as they are needed."""
+        return isinstance(self.splits["train"].get("inputs"), EncodedImages)
 
     def size(self, split: str) -> int:
         """Examples of a split; of one long text its windows, or without a tokenizer its documents, and of ready-made

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bigctl import formatting
 from bigctl.config import schema
 from bigctl.config.schema import Data
 from bigctl.data.dataset import SPLITS, Features
+from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NUMBER
 from bigctl.data.text import encoding, tokenization, word_tokens, words
@@ -28,15 +31,20 @@ if TYPE_CHECKING:
 
 
 def encode_examples(
-    decoded: Decoded, by_split: dict[str, Columns], config: Data
+    decoded: Decoded, by_split: dict[str, Columns], config: Data, info: dict[str, Any]
 ) -> tuple[Features, dict[str, Columns]]:
-    """Columns as a model takes them; everything that is estimated is estimated on the training split alone."""
+    """Columns as a model takes them; everything that is estimated is estimated on the training split alone. What there
+    is to say of it is noted into `info`."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     labels = {split: columns["label"] for split, columns in by_split.items()}
     if decoded.kind == "image":
         inputs = {split: columns["image"] for split, columns in by_split.items()}
-        mean, std = channel_statistics(inputs["train"])
+        known = inputs["train"]
+        if decoded.index is not None:
+            known = known.take(_sample(len(known), config.split_seed))
+            info["notes"] = [*info.get("notes", ()), _told(decoded.index, len(known), len(inputs["train"]))]
+        mean, std = channel_statistics(known)
         size = getattr(config, "image_size", None)
         features = Features(
             "image", inputs["train"].shape[1:], decoded.classes, mean, std, image_size=tuple(size) if size else None
@@ -58,8 +66,28 @@ def encode_examples(
     if decoded.target.kind != NUMBER:  # of which the features have the statistics already
         features = dataclasses.replace(features, target=decoded.target)
     kind = features.target.dtype
-    arrays = {s: {"inputs": np.ascontiguousarray(inputs[s]), "label": labels[s].astype(kind)} for s in SPLITS}
-    return features, arrays
+    if decoded.index is None:
+        inputs = {split: np.ascontiguousarray(values) for split, values in inputs.items()}
+    return features, {split: {"inputs": inputs[split], "label": labels[split].astype(kind)} for split in SPLITS}
+
+
+_SAMPLED = 1024
+"""Encoded pictures of which the mean and the standard deviation of channels are estimated."""
+
+
+def _sample(count: int, seed: int) -> np.ndarray:
+    """Places of the pictures that statistics are of, int64 [n]: all of few, of many some that a seed draws."""
+    if count <= _SAMPLED:
+        return np.arange(count)
+    return np.sort(permutation(count, seed, len(SPLITS))[:_SAMPLED])
+
+
+def _told(index: EncodedImages, sampled: int, training: int) -> str:
+    """The note on pictures that stay in their files."""
+    decoded = formatting.size(index.nbytes)
+    found = f"{len(index):,} pictures ({decoded} decoded) are decoded while training (data.decoding=stream)"
+    drawn = f"; their mean and standard deviation are of {sampled:,} drawn at random"
+    return found + (drawn if sampled < training else "")
 
 
 _COARSE = 1e-4
@@ -212,14 +240,15 @@ _PIXELS = 2**22
 """Values of pictures that are counted at once."""
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: np.ndarray | EncodedImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 [N, H, W, C] as numbers in [0, 1], by blocks of images."""
     channels, values = images.shape[-1], np.arange(256, dtype=np.int64)
     counts = np.zeros((channels, 256), np.int64)
     step = max(1, _PIXELS // max(1, math.prod(images.shape[1:])))
     for start in range(0, len(images), step):
+        block = images[start : start + step]
         for channel in range(channels):
-            counts[channel] += np.bincount(images[start : start + step, ..., channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     total, squares, count = counts @ values, counts @ np.square(values), images.size // channels
     # In whole numbers, so that the variance of a constant channel is exactly 0 and not a rounding to divide by.
     variances = [(q * count - t * t) / count**2 for t, q in zip(total.tolist(), squares.tolist(), strict=True)]

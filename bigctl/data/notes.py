@@ -6,11 +6,12 @@ What is found when data is prepared is kept with it, so that notes are the same 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import short
@@ -39,6 +40,8 @@ def notes_of(dataset: Dataset) -> list[str]:
 def on_arrays(arrays: dict[str, Columns], features: Features) -> list[str]:
     """Notes on examples as a model sees them: classes missing from a split, copies across splits, blank pictures."""
     found = _missing_classes(arrays, features.target)
+    if any(isinstance(columns["inputs"], EncodedImages) for columns in arrays.values() if "inputs" in columns):
+        return found + _copies({split: _contents(columns["inputs"]) for split, columns in arrays.items()}, "image")
     if features.kind in ("image", "table"):
         found += _copies({split: columns["inputs"] for split, columns in arrays.items()}, features.kind)
     if features.kind == "image":
@@ -71,6 +74,12 @@ def _copies(inputs: dict[str, np.ndarray], kind: str) -> list[str]:
         if copies > (max(2, _FEW * size) if kind == "table" else 0):
             found.append(f"{copies:,} of {size:,} {split} {what} are also in the training split")
     return found
+
+
+def _contents(images: np.ndarray) -> np.ndarray:
+    """What tells files apart without decoding them: uint64 [N, 2]."""
+    encoded = cast(EncodedImages, images)
+    return np.stack([encoded.sizes.astype(np.uint64), encoded.digests], axis=1)
 
 
 def _keys(inputs: np.ndarray) -> list[bytes]:

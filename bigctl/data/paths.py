@@ -14,11 +14,15 @@ from bigctl.errors import DataError
 from bigctl.files import expanded, sha256
 
 
-def fingerprint_folder(path: Path) -> str:
-    """sha256 over the sorted relative paths, sizes and modification times of all visible files; reads no content."""
+def fingerprint_folder(path: Path, files: list[Path] | None = None, folders: list[str] | None = None) -> str:
+    """sha256 over the sorted relative paths, sizes and modification times of all visible files; reads no content.
+    What was looked at is added to `files` and `folders`, where these are given."""
     digest = hashlib.sha256()
     root = require_folder(path)
-    for file in sorted(file for file in walk(root) if not hidden(file.name)):
+    found = sorted(file for file in walk(root, folders) if not hidden(file.name))
+    if files is not None:
+        files += found
+    for file in found:
         try:
             status = file.stat()
         except OSError as error:
@@ -144,11 +148,13 @@ def some(names: Sequence[str], limit: int = 12) -> str:
     return (", ".join(names[:limit]) or "nothing") + more
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, outside hidden folders; links are followed, once."""
+def walk(folder: Path, entered: list[str] | None = None) -> Iterator[Path]:
+    """Every file below `folder`, outside hidden folders; links are followed, once. Folders are added to `entered`."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(parent))
+        if entered is not None:
+            entered.append(parent)
         folders[:] = [
             name for name in folders if not hidden(name) and os.path.realpath(os.path.join(parent, name)) not in seen
         ]

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,6 +87,9 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     by_split = (
         splits.split_stream(decoded, config) if decoded.kind == "stream" else splits.split_examples(decoded, config)
     )
+    if decoded.index is not None:
+        for columns in by_split.values():  # in place of arrays, which they are read like
+            columns["image"] = cast(np.ndarray, decoded.index.take(columns["image"]))
     places, info, made = origins.taken(by_split), dict(decoded.info), None
     one_text = decoded.kind == "stream" or (decoded.kind == "text" and tokenizer is not None and tokenizer.stream)
     if decoded.kind == "text" and not one_text:
@@ -99,7 +102,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     elif decoded.kind == "text":
         features, arrays = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)
     else:
-        features, arrays = encode.encode_examples(decoded, by_split, config)
+        features, arrays = encode.encode_examples(decoded, by_split, config, info)
     found = [*info.get("notes", ()), *_refuse_missing_classes(arrays, features), *notes.on_arrays(arrays, features)]
     found += folds.notes(arrays, config, features.target)
     info |= {"notes": found} if found or "notes" in info else {}

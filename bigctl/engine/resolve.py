@@ -12,11 +12,11 @@ import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bigctl.config import cadence
+from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
-from bigctl.config.schema import Config
+from bigctl.config.schema import Config, Data
 from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
@@ -86,7 +86,25 @@ def with_data(
     """What these data decide: when things happen, and where the schedule ends; `done` of a run that is resumed."""
     when = cadence.resolve_cadence(config, dataset.size("train"), done)
     schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
-    return Resolved(dataclasses.replace(config, schedule=schedule), source, dataset, when)
+    config = dataclasses.replace(config, schedule=schedule, data=_decided(config.data, dataset))
+    return Resolved(config, source, dataset, when)
+
+
+def _decided(data: Data, dataset: Dataset) -> Data:
+    """The data's configuration with how its pictures are decoded, if it leaves that open."""
+    if getattr(data, "decoding", schema.DECODE_MEMORY) is not None:
+        return data
+    found: dict[str, Any] = {"decoding": schema.DECODE_STREAM if dataset.streamed else schema.DECODE_MEMORY}
+    return dataclasses.replace(data, **found)
+
+
+def data_of(config: Config) -> Data:
+    """The data's configuration; random parts of pictures need them encoded, however few there are."""
+    options, open_ended = batch_options(config), getattr(config.data, "decoding", schema.DECODE_MEMORY) is None
+    if not options.least or not open_ended:
+        return config.data
+    streamed: dict[str, Any] = {"decoding": schema.DECODE_STREAM}
+    return dataclasses.replace(config.data, **streamed)
 
 
 def prepare_data(config: Config, stored: Path | None = None, source: Source | None = None) -> Dataset:
@@ -99,7 +117,7 @@ def prepare_data(config: Config, stored: Path | None = None, source: Source | No
     """
     tokenizer = tokenizer_spec(config, stored, source)
     return prepare.prepare(
-        config.data,
+        data_of(config),
         regression=config.is_regression,
         tokenizer=tokenizer,
         stored=stored,
@@ -134,9 +152,13 @@ def _is_elsewhere(name: str, value: object) -> bool:
 
 
 def batch_options(config: Config) -> BatchOptions:
-    """What an experiment says about batches of texts."""
+    """What an experiment says about batches."""
     size = _UNMEASURED if config.train.measures_batch_size else config.train.batch_size
     options = BatchOptions(config.block or 0, size)
+    augment = getattr(config.recipe, "augment", None)
+    if augment is not None:
+        least, threads = augment.random_resized_crop, getattr(config.data, "decoding_threads", None)
+        options = dataclasses.replace(options, least=least, threads=threads)
     bucketing = getattr(config.recipe, "bucketing", None)
     if bucketing is None:
         return options

@@ -154,5 +154,5 @@ def _one(item: Examples, features: Features, config: schema.Data) -> np.ndarray:
 def _pictures(pictures: Sequence[Any], features: Features, config: schema.Data) -> np.ndarray:
     """Images of Pillow as those of files: resized to what the model takes."""
     height, width, channels = features.shape
-    below = str(getattr(config, "background", "black"))
-    return image_decoding.read_pictures(pictures, (height, width), channels, below)
+    below, resize = str(getattr(config, "background", "black")), str(getattr(config, "resize", "stretch"))
+    return image_decoding.read_pictures(pictures, (height, width), channels, below, resize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,10 @@ from bigctl.data.layouts.layout import Columns, Layout
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.metrics import Sums
+from bigctl.training.prefetch import prefetched
 from bigctl.training.programs import Programs
 from bigctl.training.state import Tree
-from bigctl.training.task import Task, special_metrics
+from bigctl.training.task import Batch, Task, special_metrics
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,24 @@ class Evaluator:
     def _batches(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
         """Triples (indices, mask, sums) of every batch."""
         programs, arrays = self.programs, self.place()
-        where = meshes.batch_sharding(programs.mesh)
+        if not self.resident:
+            yield from self._sent(params, variables)
+            return
         for indices, mask, length in self.plan.batches():
-            if self.resident:
-                found = programs.evaluate_resident(
-                    params, variables, arrays, indices, mask, programs.hparams, self.layout, length
-                )
-            else:
-                batch = meshes.put_batch(partial(self.layout.gather, self.columns, length=length), indices, where)
-                found = programs.evaluate_sent(params, variables, batch, meshes.put(mask, where), programs.hparams)
+            found = programs.evaluate_resident(
+                params, variables, arrays, indices, mask, programs.hparams, self.layout, length
+            )
             yield indices, mask, found
+
+    def _sent(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
+        """The same of a split that is not on the devices, whose batches are made ahead."""
+        programs, where = self.programs, meshes.batch_sharding(self.programs.mesh)
+
+        def made(indices: np.ndarray, mask: np.ndarray, length: int | None) -> tuple[np.ndarray, np.ndarray, Batch]:
+            gather = partial(self.layout.gather, self.columns, length=length)
+            return indices, mask, meshes.put_batch(gather, indices, where)
+
+        with contextlib.closing(prefetched(partial(made, *planned) for planned in self.plan.batches())) as batches:
+            for indices, mask, batch in batches:
+                found = programs.evaluate_sent(params, variables, batch, meshes.put(mask, where), programs.hparams)
+                yield indices, mask, found

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import queue
-import threading
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -15,9 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigctl.config import schema
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
+from bigctl.training.prefetch import prefetched
 from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs
 from bigctl.training.state import TrainState
 from bigctl.training.task import Batch
@@ -68,6 +69,8 @@ def training_plan(layout: Layout, columns: Columns, config: schema.Config) -> Tr
 
 def fits_on_device(columns: Columns, config: schema.Config) -> bool:
     """Whether a split is kept on each device."""
+    if any(isinstance(values, EncodedImages) for values in columns.values()):  # which are decoded as they are needed
+        return False
     if any(len(values) >= 2**31 for values in columns.values()):  # which jax's int32 could not index
         return False
     return sum(values.nbytes for values in columns.values()) <= config.data.resident_mib * 2**20
@@ -192,7 +195,7 @@ class LoopFeed(_Resident):
 
 
 class SentFeed:
-    """One step a dispatch, on batches that a thread gathers from the memory-mapped arrays and sends ahead."""
+    """One step a dispatch, on batches that threads gather from the memory-mapped arrays, or decode, and send ahead."""
 
     def __init__(
         self,
@@ -209,20 +212,22 @@ class SentFeed:
         self.batch_size = config.train.batch_size
         self.sharding = meshes.batch_sharding(programs.mesh)
         self.waited = 0.0
+        self.depth = depth
         self._observe = observe
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
-        self._stop = threading.Event()
+        self._batches: Generator[Batch] | None = None
         self._next: int | None = None
-        self._thread: threading.Thread | None = None
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
-        if self._next != position:
-            self._restart(position)
+        if self._batches is None or self._next != position:
+            self.close()
+            self._batches = prefetched(self._work(position), self.depth)
         start = time.perf_counter()
-        batch = self._queue.get()
+        try:
+            batch = next(self._batches)
+        except BaseException:
+            self.close()
+            raise
         self.waited += time.perf_counter() - start
-        if isinstance(batch, BaseException):
-            raise batch
         self._next = position + self.batch_size
         if self._observe is not None:
             self._observe({name: np.asarray(values) for name, values in batch.items()})
@@ -231,42 +236,18 @@ class SentFeed:
     def shape(self, position: int) -> int | None:
         return self.plan.batch(position)[1] if self.shapes > 1 else None
 
-    def _restart(self, position: int) -> None:
-        self.close()
-        self._stop.clear()
-        self._next = position
-        self._thread = threading.Thread(target=self._produce, args=(position,), name="prefetch", daemon=True)
-        self._thread.start()
-
-    def _produce(self, position: int) -> None:
-        try:
-            plan = copy.copy(self.plan)  # a cursor of this thread's own
-            while not self._stop.is_set():
-                indices, length = plan.batch(position)
-                batch = meshes.put_batch(
-                    partial(self.layout.gather, self.columns, length=length), indices, self.sharding
-                )
-                position += self.batch_size
-                while not self._stop.is_set():
-                    try:
-                        self._queue.put(batch, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-        except BaseException as error:
-            self._queue.put(error)
+    def _work(self, position: int) -> Iterator[Callable[[], Batch]]:
+        """What makes each batch from a position on."""
+        plan = copy.copy(self.plan)  # a cursor of its own
+        for place in itertools.count(position, self.batch_size):
+            indices, length = plan.batch(place)
+            gather = partial(self.layout.gather, self.columns, length=length)
+            yield partial(meshes.put_batch, gather, indices, self.sharding)
 
     def program(self) -> Compiled:
         return self.programs.step_sent
 
     def close(self) -> None:
-        self._stop.set()
-        self._next = None
-        if self._thread is not None:
-            while self._thread.is_alive():
-                while not self._queue.empty():
-                    self._queue.get_nowait()
-                self._thread.join(timeout=0.05)
-            self._thread = None
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bigctl.data.paths import fingerprint_files, fingerprint_folder
 from bigctl.data.sources.image_folder import read_image, read_image_folder
+from bigctl.data.sources.image_index import Wanted
 from bigctl.errors import DataError
 
 
@@ -131,14 +132,14 @@ def test_grey_files_have_one_channel_unless_one_is_coloured(tmp_path):
     assert read_image_folder(tmp_path).splits["train"]["image"].shape == (4, 4, 6, 1)
     save(tmp_path / "cat" / "colour.png")
     assert read_image_folder(tmp_path).splits["train"]["image"].shape == (5, 4, 6, 3)
-    assert read_image_folder(tmp_path, channels=1).splits["train"]["image"].shape == (5, 4, 6, 1)
+    assert read_image_folder(tmp_path, wanted=Wanted(channels=1)).splits["train"]["image"].shape == (5, 4, 6, 1)
 
 
 def test_images_are_resized_like_pillow_does(tmp_path):
     pixels = noise(9, 7, 3)
     two_classes(tmp_path)
     Image.fromarray(pixels).save(tmp_path / "cat" / "0.png")
-    images = read_image_folder(tmp_path, image_size=(5, 3)).splits["train"]["image"]
+    images = read_image_folder(tmp_path, wanted=Wanted((5, 3))).splits["train"]["image"]
     assert images.shape == (4, 5, 3, 3)
     assert np.array_equal(images[0], np.asarray(Image.fromarray(pixels).resize((3, 5), Image.Resampling.BILINEAR)))
 
@@ -157,7 +158,7 @@ def test_order_does_not_depend_on_threads(tmp_path):
 def test_formats_are_read_and_prediction_decodes_as_training(tmp_path, suffix):
     for name in ("a", "b"):
         save(tmp_path / name / f"0.{suffix}", size=(16, 8), colour=(200, 100, 50))
-    images = read_image_folder(tmp_path, image_size=(5, 5)).splits["train"]["image"]
+    images = read_image_folder(tmp_path, wanted=Wanted((5, 5))).splits["train"]["image"]
     assert np.abs(images[0].reshape(-1, 3).astype(int) - [200, 100, 50]).max() <= 3
     file = tmp_path / "a" / f"0.{suffix}"
     assert np.array_equal(read_image(file, (5, 5), 3), images[0])
@@ -341,8 +342,8 @@ def test_splits_without_train_are_refused(tmp_path):
 
 def test_impossible_shapes_are_refused(tmp_path):
     two_classes(tmp_path)
-    refused("data.image_size", read_image_folder, tmp_path, image_size=(0, 3))
-    refused("4 channels", read_image_folder, tmp_path, channels=4)
+    refused("data.image_size", read_image_folder, tmp_path, wanted=Wanted((0, 3)))
+    refused("4 channels", read_image_folder, tmp_path, wanted=Wanted(channels=4))
 
 
 # --- Fingerprints -----------------------------------------------------------------------------------------------------

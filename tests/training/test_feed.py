@@ -14,6 +14,7 @@ from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
 from bigctl.engine.experiment import Experiment
 from bigctl.training import feed as feeds
+from bigctl.training.prefetch import prefetched
 from bigctl.training.programs import LARGEST_LOOP
 from bigctl.training.state import TrainState
 from tests.training.steps import CNN, MLP, arrays_of, assert_close, assert_same_bits, built, start
@@ -99,7 +100,7 @@ def test_every_feed_gives_the_same_parameters(overrides: tuple[str, ...]) -> Non
 
 
 def prefetchers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 class Recorded:
@@ -183,12 +184,19 @@ def test_closing_ends_the_thread_even_when_it_is_far_ahead() -> None:
     before = prefetchers()
     _, feed, _ = sent_feed()
     feed.advance(None, 0, 1)  # type: ignore[arg-type]
-    assert len(prefetchers()) == len(before) + 1
-    while not feed._queue.full():  # it now waits for room
-        pass
+    assert len(prefetchers()) > len(before)
     feed.close()
     assert prefetchers() == before
     feed.close()  # twice does no harm
+
+
+def test_no_more_batches_are_made_ahead_than_there_is_room_for() -> None:
+    made: list[int] = []
+    results = prefetched((lambda number=number: made.append(number) or number for number in range(100)), depth=3)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    results.close()
+    assert len(made) <= 4 + 3
+    assert [*prefetched(iter([lambda: 1, lambda: 2]), depth=3)] == [1, 2]
 
 
 def test_an_error_of_the_thread_reaches_the_caller() -> None:

@@ -142,6 +142,8 @@ class Component(Checked):
     """"module:name" of the class or function that does what the component stands for; imported when it is built."""
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Keys that need not be given where another one is."""
+    before: ClassVar[Mapping[str, object]] = {}
+    """What keys stood for before they were there, where that is not their default: in a saved configuration without."""
     kind: str
 
     def implementing(self) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Problem, Whole, key, kind
 
 USUAL_FOLDS = 5
+DECODE_MEMORY, DECODE_STREAM = "memory", "stream"
 
 
 def is_encoding(name: str) -> bool:
@@ -163,6 +164,7 @@ class ImageFolder(Images):
     predicts: ClassVar[tuple[str, ...]] = ("image",)
     by_content: ClassVar[tuple[str, ...]] = ("image",)
     streamed: ClassVar[bool] = True
+    before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY}
     kind: str = kind("image_folder")
     path: str = key(
         MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
@@ -177,6 +179,17 @@ class ImageFolder(Images):
         "stop", "What a file that is no picture does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
         choices=("stop", "skip"),
     )  # fmt: skip
+    resize: str = key(
+        "stretch", "What becomes of another shape: stretched (stretch), or its middle taken (crop).", drift=STRUCTURAL,
+        choices=("stretch", "crop"),
+    )  # fmt: skip
+    decoding: str | None = key(
+        None, "Decode pictures once, into the cache (memory), or each as training needs it (stream); null for stream "
+        "above 1 GiB of decoded pictures.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
+    )  # fmt: skip
+    decoding_threads: int | None = key(
+        None, "Threads that decode while training; null for one a core.", drift=FREE, ge=1
+    )
     labels_file: str | None = key(
         None, "A csv, tsv or jsonl file that names the classes of each image, several or none, in place of folders.",
         drift=STRUCTURAL,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bigctl.config.schema.base import FREE, STRUCTURAL, Component, Problem, Whole, cadence_problems, key, kind
+from bigctl.config.schema.data import DECODE_MEMORY
 from bigctl.config.schema.extensions import Metric
 from bigctl.config.schema.models import Model
 from bigctl.config.schema.tokenizers import NgramTokenizer, StreamTokenizer, Tokenizer
@@ -20,6 +21,10 @@ MAX, MIN = "max", "min"
 class Augment:
     """Random changes of training images, drawn for every example and step, composed in the order listed here."""
 
+    random_resized_crop: float = key(
+        0.0, "Smallest share of a picture's area that training sees of it, a part of 3/4 to 4/3 of its shape, resized; "
+        "0.08 is usual for photographs, 0 is for all of it. Drawn before decoding: data.decoding=stream.", ge=0, le=1,
+    )  # fmt: skip
     rotate: float = key(0.0, "Largest rotation either way [degrees].", ge=0)
     scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.", ge=0, lt=1)
     shift: float = key(0.0, "Largest shift along each axis [fraction of the image].", ge=0)
@@ -162,6 +167,13 @@ class CnnCls(Classification):
     inputs: ClassVar[str] = "images"
     kind: str = kind("cnn_cls")
     augment: Augment = key(Augment, "Changes of the training images.")
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        yield from super().check(config)
+        if self.augment.random_resized_crop and getattr(config.data, "decoding", DECODE_MEMORY) == DECODE_MEMORY:
+            what = "random parts are of pictures that are decoded while training"
+            hint = "set data.decoding=stream, of data=image_folder; recipe.augment.crop is for decoded ones"
+            yield "recipe.augment.random_resized_crop", what, hint
 
 
 @dataclass

@@ -8,28 +8,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigctl.data.dataset import Features
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts import ragged
 from bigctl.data.layouts.layout import Columns, Layout
 from bigctl.data.layouts.ragged import Ragged
 from bigctl.data.layouts.rows import Rows
+from bigctl.data.layouts.streamed import Streamed
 from bigctl.data.layouts.windows import Windows
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What an experiment says about batches of texts. Nothing that is stored depends on it.
+    """What an experiment says about batches. Nothing that is stored depends on it.
 
     Attributes:
         block: length of the windows that one long text is seen in; 0 where no recipe asks for windows.
         batch_size: examples a training batch.
         shapes: how many lengths batches of texts are padded to.
         window: training batches of texts that are sorted by length among themselves.
+        least: share of a picture's area that a random part of it has at least; 0 for no random parts.
+        threads: that decode pictures; None for one a core.
     """
 
     block: int = 0
     batch_size: int = 1
     shapes: int = 4
     window: int = 64
+    least: float = 0.0
+    threads: int | None = None
 
 
 NO_OPTIONS = BatchOptions()
@@ -42,6 +48,8 @@ def choose_layout(features: Features, splits: Mapping[str, Columns], options: Ba
         return Windows(options.block) if options.block and "inputs" in train else None
     if "inputs" not in train:
         return None
+    if isinstance(train["inputs"], EncodedImages):
+        return Streamed(options.least, options.threads)
     if "offsets" not in train:
         return Rows()
     tokens, examples = len(train["inputs"]), len(train["offsets"]) - 1

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.number_style import NumberStyle
 from bigctl.data.target import Target
 
@@ -72,6 +73,8 @@ class Decoded:
         styles: of table columns whose numbers are not written as programs do.
         target: what is to be predicted; None for what follows from `classes`, which is filled in.
         origins: where the examples come from, if that is known.
+        index: where pictures stay in their files, what is known of these; the column `image` is then int64 [N], their
+            places in it.
         most: tokens that are scored at most, of validation and of test, where these are not written out.
     """
 
@@ -83,6 +86,7 @@ class Decoded:
     styles: Mapping[str, NumberStyle] = field(default_factory=dict)
     origins: Origins | None = None
     most: int | None = None
+    index: EncodedImages | None = None
 
     def __post_init__(self) -> None:
         if self.target is None:

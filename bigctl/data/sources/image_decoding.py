@@ -2,7 +2,9 @@
 
 The EXIF orientation is applied; transparency is laid over black, or white where that is asked for, because the colour
 below transparent pixels is arbitrary; 16-bit grey is scaled to 8 bits; palettes are looked up; of an animation the
-first frame is taken; resizing is bilinear and antialiased.
+first frame is taken; resizing is bilinear and antialiased. A picture of another shape is stretched, or its middle is
+taken (`data.resize`); where a part is taken, a large JPEG is decoded at a half, a quarter or an eighth of its size as
+long as that is no smaller than what is wanted.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +24,17 @@ import numpy as np
 
 from bigctl import memory
 from bigctl.config import schema
+from bigctl.data import crops
 from bigctl.data.paths import hidden, similar, some
-from bigctl.data.sources.decoded import Columns, Origins
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 T = TypeVar("T")
+Part = Callable[[int, int, tuple[int, int]], crops.Box]
+"""From the width and height of a picture, and what is wanted (height, width), to the part that is taken of it."""
+STRETCH, CROP = "stretch", "crop"
 
 IMAGE_SUFFIXES = frozenset(schema.ImageFolder.suffixes)
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
@@ -46,6 +51,7 @@ def read_image(
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
     background: str = "black",
+    resize: str = STRETCH,
 ) -> np.ndarray:
     """Decode one image, a file or its content, exactly as `decode_all` does: uint8 [H, W, C].
 
@@ -54,7 +60,22 @@ def read_image(
     """
     check_shape(image_size, channels)
     with _opened(file) as image:
-        return _to_array(image, image_size, channels or (1 if _is_grey(image) else 3), background)
+        channels = channels or (1 if _is_grey(image) else 3)
+        return _to_array(image, image_size, channels, background, part_of(resize))
+
+
+def read_part(
+    content: bytes, name: str, image_size: tuple[int, int] | None, channels: int, background: str, part: Part | None
+) -> np.ndarray:
+    """A part of one image out of its content, resized where a size is given: uint8 [H, W, C]. Raises DataError as
+    `read_image` does."""
+    with _opened(content, name) as image:
+        return _to_array(image, image_size, channels, background, part)
+
+
+def part_of(resize: str) -> Part | None:
+    """What is taken of a picture where nothing is drawn; None for all of it."""
+    return crops.middle if resize == CROP else None
 
 
 def is_picture(value: object) -> TypeGuard[Image.Image]:
@@ -68,11 +89,13 @@ def read_pictures(
     image_size: tuple[int, int] | None,
     channels: int | None,
     background: str = "black",
+    resize: str = STRETCH,
 ) -> np.ndarray:
     """Images of Pillow as if they were files: uint8 [N, H, W, C]. Raises DataError as `decode_all` does."""
     check_shape(image_size, channels)
     channels = channels or (1 if all(map(_is_grey, pictures)) else 3)
-    arrays = [_to_array(picture, image_size, channels, background) for picture in pictures]
+    part = part_of(resize)
+    arrays = [_to_array(picture, image_size, channels, background, part, whole=True) for picture in pictures]
     for number, array in enumerate(arrays):
         if array.shape != arrays[0].shape:
             height, width = arrays[0].shape[:2]
@@ -98,6 +121,7 @@ def decode_all(
     names: Sequence[str] | None = None,
     bad: dict[int, DataError] | None = None,
     background: str = "black",
+    resize: str = STRETCH,
 ) -> np.ndarray:
     """All files as one uint8 [N, H, W, C]: headers are read first, so that most mistakes show within seconds.
 
@@ -105,6 +129,7 @@ def decode_all(
         files: paths, or the contents of files, with `names` for messages.
         image_size, channels: as of `read_image_folder`.
         background: "black" or "white", below what is transparent.
+        resize: "stretch" or "crop", what becomes of another shape.
         bad: where it is given, files that cannot be used are left out and named here by their place.
 
     Raises:
@@ -112,24 +137,16 @@ def decode_all(
     """
     names = [str(file) for file in files] if names is None else names
     wrong: dict[int, DataError] = {}
-    headers = _each(range(len(files)), lambda i: _header(files[i], names[i]), wrong)
-    _refuse(wrong, bad, len(files))
+    headers = each(range(len(files)), lambda i: header(files[i], names[i]), wrong)
+    refuse(wrong, bad, len(files))
     channels = channels or (1 if all(grey for _, grey in headers.values()) else 3)
     model = next(iter(headers))
     size = image_size or headers[model][0]
 
-    def differs(i: int, found: tuple[int, ...]) -> DataError:
-        return DataError(
-            f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {names[model]} is "
-            f"{size[0]}x{size[1]}",
-            where=names[i],
-            hint=f"data.image_size=[{size[0]},{size[1]}] resizes them all",
-        )
-
     if image_size is None:
         for i, (found, _) in headers.items():
             if found != size:
-                raise differs(i, found)
+                raise differs(names[i], found, names[model], size)
     what = f"{len(headers)} images of {size[0]}x{size[1]}"
     memory.require(len(headers) * math.prod(size) * channels, what, where=names[model])
     try:
@@ -143,14 +160,23 @@ def decode_all(
 
     def decode(i: int) -> None:
         with _opened(files[i], names[i]) as image:
-            array = _to_array(image, image_size, channels, background)
+            array = _to_array(image, image_size, channels, background, part_of(resize))
         if array.shape != images.shape[1:]:  # an orientation stored after the pixels is not in the header
-            raise differs(i, array.shape)
+            raise differs(names[i], array.shape, names[model], size)
         images[place[i]] = array
 
-    decoded = _each([*headers], decode, wrong)
-    _refuse(wrong, bad, len(files))
+    decoded = each([*headers], decode, wrong)
+    refuse(wrong, bad, len(files))
     return images if len(decoded) == len(headers) else images[[place[i] for i in decoded]]
+
+
+def differs(name: str, found: Sequence[int], model: str, size: Sequence[int]) -> DataError:
+    """What to say of a picture that has not the size of another one, the model for all."""
+    return DataError(
+        f"images differ in size: this one is {found[0]}x{found[1]} (height x width), {model} is {size[0]}x{size[1]}",
+        where=name,
+        hint=f"data.image_size=[{size[0]},{size[1]}] resizes them all",
+    )
 
 
 def decode_each(
@@ -163,11 +189,11 @@ def decode_each(
         with _opened(files[i], names[i]) as image:
             images[i] = _to_array(image, size, channels, background)
 
-    _each(range(len(files)), decode, wrong)
+    each(range(len(files)), decode, wrong)
     return images, wrong
 
 
-def _refuse(wrong: dict[int, DataError], bad: dict[int, DataError] | None, count: int) -> None:
+def refuse(wrong: dict[int, DataError], bad: dict[int, DataError] | None, count: int) -> None:
     """Raise what is wrong with some files, or note it in `bad`."""
     if bad is not None and len(wrong) < count:
         bad |= wrong
@@ -180,7 +206,7 @@ def _refuse(wrong: dict[int, DataError], bad: dict[int, DataError] | None, count
         raise DataError(message, where=first.where, hint=first.hint)
 
 
-def _each(places: Sequence[int], work: Callable[[int], T], wrong: dict[int, DataError]) -> dict[int, T]:
+def each(places: Sequence[int], work: Callable[[int], T], wrong: dict[int, DataError]) -> dict[int, T]:
     """`work` of each place, on threads, in order; errors go to `wrong`."""
 
     def part(start: int) -> list[tuple[int, T | DataError]]:
@@ -196,29 +222,6 @@ def _each(places: Sequence[int], work: Callable[[int], T], wrong: dict[int, Data
         results = [result for done in pool.map(part, range(0, len(places), _FILES_A_TASK)) for result in done]
     wrong |= {i: result for i, result in results if isinstance(result, DataError)}
     return {i: result for i, result in results if not isinstance(result, DataError)}
-
-
-def by_split(images: np.ndarray, labels: Mapping[str, np.ndarray], bad: Mapping[int, DataError]) -> dict[str, Columns]:
-    """The splits of images that were decoded one after the other; `labels` are of all files, `images` lack the bad."""
-    splits: dict[str, Columns] = {}
-    start = row = 0
-    for split, own in labels.items():
-        good = np.array([start + number not in bad for number in range(len(own))], bool)
-        start, end = start + len(own), row + int(good.sum())
-        splits[split] = {"image": images[row:end], "label": own[good]}
-        row = end
-    return splits
-
-
-def origins(names: Mapping[str, Sequence[str]], bad: Mapping[int, DataError]) -> Origins:
-    """The files of each split that were not bad, counted over all splits as by `by_split`."""
-    places: dict[str, np.ndarray] = {}
-    start = 0
-    for split, own in names.items():
-        good = [number for number in range(start, start + len(own)) if number not in bad]
-        places[split] = np.array(good, np.int64) << Origins.BITS
-        start += len(own)
-    return Origins([name for own in names.values() for name in own], places)
 
 
 def left_out(bad: dict[int, DataError]) -> list[str]:
@@ -259,7 +262,7 @@ def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image
         raise DataError(f"the image cannot be decoded: {error}", where=where, hint=hint) from None
 
 
-def _header(file: Path | bytes, name: str) -> tuple[tuple[int, int], bool]:
+def header(file: Path | bytes, name: str) -> tuple[tuple[int, int], bool]:
     """(height, width) as it will be seen, and whether it is grey, without decoding the pixels."""
     with _opened(file, name) as image:
         # Pillow would decode the whole PNG to look for an orientation behind the pixels.
@@ -284,10 +287,27 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_array(image: Image.Image, image_size: tuple[int, int] | None, channels: int, background: str) -> np.ndarray:
-    """uint8 [H, W, C] of an open image; see the top of this file for the rules."""
+def _to_array(
+    image: Image.Image,
+    image_size: tuple[int, int] | None,
+    channels: int,
+    background: str,
+    part: Part | None = None,
+    *,
+    whole: bool = False,
+) -> np.ndarray:
+    """uint8 [H, W, C] of an open image; see the top of this file for the rules. `whole`: decode at full size, as an
+    image is not to be changed that belongs to somebody else."""
     from PIL import Image
 
+    box: crops.Box | None = None
+    orientation = 1
+    if part is not None and image_size is not None:
+        orientation = _orientation(image)
+        width, height = image.size if orientation < 5 else image.size[::-1]
+        box = part(width, height, image_size)
+        if not whole:
+            box = _drafted(image, box, image_size, turned=orientation >= 5)
     image.load()
     orientation = _orientation(image)
     if image.mode.startswith("I"):
@@ -304,6 +324,24 @@ def _to_array(image: Image.Image, image_size: tuple[int, int] | None, channels: 
     )  # fmt: skip
     if orientation > 1:
         image = image.transpose(turns[orientation - 2])
-    if image_size is not None and image.size != (image_size[1], image_size[0]):
-        image = image.resize((image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+    if image_size is not None and (image.size != (image_size[1], image_size[0]) or box is not None):
+        image = image.resize((image_size[1], image_size[0]), Image.Resampling.BILINEAR, box)
     return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _drafted(image: Image.Image, box: crops.Box, wanted: tuple[int, int], *, turned: bool) -> crops.Box:
+    """Have a JPEG decoded at as small a size as leaves enough of a part of it; gives the part at that size."""
+    from PIL import JpegImagePlugin
+
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return box
+    before = image.size[::-1] if turned else image.size
+    columns = math.ceil(before[0] * wanted[1] / (box[2] - box[0]))
+    rows = math.ceil(before[1] * wanted[0] / (box[3] - box[1]))
+    drafted = image.draft(None, (rows, columns) if turned else (columns, rows))
+    if drafted is None:
+        return box
+    full = before[1] if turned else before[0]
+    left, top, right, bottom = (edge * drafted[1][2] / full for edge in box)
+    after = image.size[::-1] if turned else image.size
+    return left, top, min(right, after[0]), min(bottom, after[1])

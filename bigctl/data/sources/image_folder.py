@@ -10,18 +10,12 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.paths import file_digest, fingerprint_folder, hidden, optional, require_folder, some, walk
-from bigctl.data.sources import image_decoding, labelled_images
+from bigctl.data.paths import file_digest, hidden, optional, require_folder, some, walk
+from bigctl.data.sources import image_index, labelled_images, listing
 from bigctl.data.sources.decoded import Decoded, Origins
-from bigctl.data.sources.image_decoding import (
-    IMAGE_SUFFIXES,
-    by_split,
-    check_shape,
-    decode_all,
-    is_image_name,
-    left_out,
-    read_image,
-)
+from bigctl.data.sources.image_decoding import IMAGE_SUFFIXES, is_image_name, left_out, read_image
+from bigctl.data.sources.image_index import USUAL, Wanted
+from bigctl.data.sources.listing import Listing
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 from bigctl.files import expanded
@@ -35,12 +29,13 @@ _SPLIT_FOLDERS = {
 
 def identity(config: schema.ImageFolder) -> Any:
     """What the decoded arrays depend on: names, sizes and times of the files, and the keys that say what is in them."""
-    paths = [config.path, config.validation_path, config.test_path]
-    prints = [fingerprint_folder(expanded(p)) if p else None for p in paths]
+    listed, streamed = _listed(config)
     sizes = {"image_size": config.image_size, "channels": config.channels}
-    later = {"on_bad": "stop", "background": "black"}
+    later = {"on_bad": "stop", "background": "black", "resize": "stretch"}
     given = {name: getattr(config, name) for name, usual in later.items() if getattr(config, name) != usual}
-    found = {"files": prints, **sizes, **given}
+    if streamed:
+        given["streamed"] = [str(folder.absolute()) for path in _paths(config) if (folder := optional(path))]
+    found = {"files": list(listed.prints), **sizes, **given}
     if config.labels_file is None:
         return found
     names = ("labels", "label_separator", "file_name", "split")
@@ -49,21 +44,43 @@ def identity(config: schema.ImageFolder) -> Any:
     return found | labelled
 
 
+def _paths(config: schema.ImageFolder) -> tuple[str | None, ...]:
+    return config.path, config.validation_path, config.test_path
+
+
+def _listed(config: schema.ImageFolder) -> tuple[Listing, bool]:
+    """What lies in the folders, and whether its pictures stay encoded. Those that do are known by their folders until
+    they are read; of others each file is looked at, as they are not read again."""
+    known = listing.recall(_paths(config)) if config.decoding != schema.DECODE_MEMORY else None
+    if known is not None and _is_streamed(config, known):
+        return known, True
+    listed = listing.take(_paths(config))
+    return listed, _is_streamed(config, listed)
+
+
+def _is_streamed(config: schema.ImageFolder, listed: Listing) -> bool:
+    if config.decoding is not None:
+        return config.decoding == schema.DECODE_STREAM
+    height, width = config.image_size or listed.first
+    return listed.pictures * height * width * (config.channels or 3) > image_index.FEW
+
+
 def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
     """The images below a folder, with the classes that sub-folders or a file of labels say. Raises DataError."""
     size = (config.image_size[0], config.image_size[1]) if config.image_size else None
     folder = expanded(config.path)
+    wanted = Wanted(
+        size,
+        config.channels,
+        config.background,
+        config.resize,
+        skip_bad=config.on_bad == "skip",
+        streamed=_listed(config)[1],
+        listing=str(listing.place(_paths(config))),
+    )
     if config.labels_file is None:
         validation, test = optional(config.validation_path), optional(config.test_path)
-        return read_image_folder(
-            folder,
-            validation_path=validation,
-            test_path=test,
-            image_size=size,
-            channels=config.channels,
-            skip_bad=config.on_bad == "skip",
-            background=config.background,
-        )
+        return read_image_folder(folder, validation_path=validation, test_path=test, wanted=wanted)
     if config.validation_path or config.test_path:
         hint = "name the splits in a column of the file, data.split=COLUMN"
         raise DataError("data.labels_file is for one folder of images", where="data.labels_file", hint=hint)
@@ -74,19 +91,16 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
         separator=config.label_separator,
         file_name=config.file_name,
         split=config.split,
-        image_size=size,
-        channels=config.channels,
-        skip_bad=config.on_bad == "skip",
-        background=config.background,
         encoding=config.encoding,
+        wanted=wanted,
     )
 
 
 def read_for_prediction(path: Path | bytes, config: schema.Data, features: Features) -> Unlabelled:
     """One picture, resized to what the model takes. Raises DataError."""
     height, width, channels = features.shape
-    background = getattr(config, "background", "black")
-    return Unlabelled(read_image(path, (height, width), channels, background)[None], rows=False)
+    look = {"background": getattr(config, "background", "black"), "resize": getattr(config, "resize", "stretch")}
+    return Unlabelled(read_image(path, (height, width), channels, **look)[None], rows=False)
 
 
 def read_image_folder(
@@ -94,12 +108,9 @@ def read_image_folder(
     *,
     validation_path: Path | None = None,
     test_path: Path | None = None,
-    image_size: tuple[int, int] | None = None,
-    channels: int | None = None,
-    skip_bad: bool = False,
-    background: str = "black",
+    wanted: Wanted = USUAL,
 ) -> Decoded:
-    """Decode a folder with one sub-folder a class; images may lie at any depth below it.
+    """Read a folder with one sub-folder a class; images may lie at any depth below it.
 
     Sub-folders `train`, `val|valid|validation` and `test` that hold class folders are taken as splits; otherwise
     everything is one split, "train". Classes are train's folder names in natural order ("2" before "10").
@@ -107,18 +118,15 @@ def read_image_folder(
     Args:
         path: the folder.
         validation_path, test_path: folders of the same shape for the splits "validation" and "test".
-        image_size: (height, width) to resize to; None demands that all images have one size.
-        background: "black" or "white", below what is transparent.
-        skip_bad: leave out files that cannot be used, with a note.
-        channels: 1 or 3; None means 1 if every file is stored as grey, else 3.
+        wanted: how the images are to be read.
 
     Returns:
-        Decoded images, uint8 [N, H, W, C], and labels, int32 [N], of each split, ordered by class, then by file name.
+        Decoded images, uint8 [N, H, W, C], or where they are, and labels, int32 [N], of each split, ordered by class,
+        then by file name.
 
     Raises:
         DataError: a path is not such a folder, a class is empty or unknown to train, a file is not a readable image.
     """
-    check_shape(image_size, channels)
     notes: list[str] = []
     folders = _split_folders(require_folder(path), notes)
     _add_folders(folders, path, {"validation": validation_path, "test": test_path})
@@ -130,22 +138,22 @@ def read_image_folder(
     classes = _classes(listed, folders)
     files = [file for by_class in listed.values() for class_files in by_class.values() for file in class_files]
     bad: dict[int, DataError] = {}
-    images = decode_all(files, image_size, channels, bad=bad if skip_bad else None, background=background)
+    images, index = image_index.read(files, [*folders.values()], wanted, bad)
     notes += left_out(bad)
     labels = {
         split: np.repeat([classes.index(name) for name in own], [len(found) for found in own.values()]).astype(np.int32)
         for split, own in listed.items()
     }
-    splits = by_split(images, labels, bad)
+    splits = image_index.by_split(images, labels, bad)
     info: dict[str, Any] = {
         "source": "image_folder",
         "path": str(path),
         "images": {split: len(columns["label"]) for split, columns in splits.items()},
-        "image_shape": list(images.shape[1:]),
+        "image_shape": list((images if index is None else index).shape[1:]),
         "ignored_files": ignored,
         "notes": notes,
     }
-    return Decoded("image", splits, classes, info, origins=_origins(path, folders, listed, bad))
+    return Decoded("image", splits, classes, info, origins=_origins(path, folders, listed, bad), index=index)
 
 
 def _origins(
@@ -157,7 +165,7 @@ def _origins(
         split: [str(file.relative_to(roots[split])) for own in by_class.values() for file in own]
         for split, by_class in listed.items()
     }
-    return image_decoding.origins(names, bad)
+    return image_index.origins(names, bad)
 
 
 def _add_folders(folders: dict[str, Path], path: Path, given: dict[str, Path | None]) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.data.paths import require_folder, some, walk
-from bigctl.data.sources import image_decoding
+from bigctl.data.sources import image_decoding, image_index
 from bigctl.data.sources.content import suffix_of
 from bigctl.data.sources.decoded import Decoded, Origins
+from bigctl.data.sources.image_index import USUAL, Wanted
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.read_table import SUFFIXES, Dialect, load
 from bigctl.data.sources.text_rows import TextTable
@@ -29,11 +30,8 @@ def read_labelled_images(
     separator: str = ";",
     file_name: str = "file_name",
     split: str | None = None,
-    image_size: tuple[int, int] | None = None,
-    channels: int | None = None,
-    skip_bad: bool = False,
-    background: str = "black",
     encoding: str | None = None,
+    wanted: Wanted = USUAL,
 ) -> Decoded:
     """Read the images that a file of labels names.
 
@@ -44,10 +42,10 @@ def read_labelled_images(
         file_name: its column with the path of the image below the folder.
         split: its column that says "train", "validation" or "test"; None for one split, "train".
         encoding: of the file of labels; None for UTF-8.
-        image_size, channels, skip_bad, background: as of `image_folder.read_image_folder`.
+        wanted: how the images are to be read.
 
     Returns:
-        Decoded images, uint8 [N, H, W, C], and labels, uint8 [N, classes], in the order of the rows.
+        Decoded images, uint8 [N, H, W, C], or where they are, and labels, uint8 [N, classes], in the order of the rows.
 
     Raises:
         DataError: folder, file or a column is missing, an image is not there or named twice, or is none.
@@ -57,8 +55,8 @@ def read_labelled_images(
     if format is None:
         known = ", ".join(SUFFIXES)
         raise DataError(f"the suffix {labels_file.suffix!r} tells no format", where=str(labels_file), hint=known)
-    wanted = {file_name, labels} | ({split} if split else set())
-    table = load(labels_file, format, wanted.__contains__, dialect=Dialect(encoding=encoding), lists=(labels,))
+    asked = {file_name, labels} | ({split} if split else set())
+    table = load(labels_file, format, asked.__contains__, dialect=Dialect(encoding=encoding), lists=(labels,))
     table.require(file_name, "file name")
     files = [path / name for name in table.columns[file_name]]
     _check_files(table, file_name, files, path)
@@ -67,24 +65,24 @@ def read_labelled_images(
     target, sets = read_label_sets({name: _part(table, own) for name, own in rows.items()}, labels, separator, notes)
     order = [row for own in rows.values() for row in own]
     bad, paths = dict[int, DataError](), [files[row] for row in order]
-    given = bad if skip_bad else None
-    images = image_decoding.decode_all(paths, image_size, channels, bad=given, background=background)
+    images, index = image_index.read(paths, [path], wanted, bad)
     notes += image_decoding.left_out(bad)
-    splits = image_decoding.by_split(images, {name: sets[name] for name in rows}, bad)
+    splits = image_index.by_split(images, {name: sets[name] for name in rows}, bad)
     info: dict[str, Any] = {
         "source": "image_folder",
         "path": str(path),
         "labels_file": str(labels_file),
         "images": {name: len(columns["label"]) for name, columns in splits.items()},
-        "image_shape": list(images.shape[1:]),
+        "image_shape": list((images if index is None else index).shape[1:]),
         "ignored_files": _not_named(files, path),
         "notes": notes,
     }
-    return Decoded("image", splits, None, info, target, origins=_origins(table.columns[file_name], rows, bad))
+    origins = _origins(table.columns[file_name], rows, bad)
+    return Decoded("image", splits, None, info, target, origins=origins, index=index)
 
 
 def _origins(files: list[str], rows: dict[str, list[int]], bad: dict[int, DataError]) -> Origins:
-    return image_decoding.origins({name: [files[row] for row in own] for name, own in rows.items()}, bad)
+    return image_index.origins({name: [files[row] for row in own] for name, own in rows.items()}, bad)
 
 
 def _not_named(files: list[Path], folder: Path) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.cadence import Cadence
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
@@ -125,6 +126,8 @@ def refusal(programs: Programs, layout: Layout, columns: Columns, config: schema
     """Why these trainings cannot be packed on this machine, if they cannot."""
     if programs.mesh.size > 1:
         return f"a pack trains on one device, mesh={config.mesh.kind} has {programs.mesh.size}"
+    if any(isinstance(values, EncodedImages) for values in columns.values()):
+        return "pictures that are decoded while training (data.decoding=stream) cannot be packed"
     if not isinstance(feeds.training_plan(layout, columns, config), FixedPlan):
         return "texts in batches of several lengths cannot be packed"
     if not feeds.fits_on_device(columns, config):

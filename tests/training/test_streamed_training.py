@@ -1,0 +1,49 @@
+"""A run whose pictures are decoded while it trains: trained, gone on with, killed and predicted with like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bigctl
+from bigctl.reports import examples
+from tests.conftest import Cli
+
+RUN = [
+    "recipe=cnn_cls", "data=image_folder", "data.image_size=[12,12]", "data.resize=crop", "data.decoding=stream",
+    "recipe.augment.random_resized_crop=0.3", "model.channels=[4]", "model.hidden=[4]", "train.batch_size=8",
+    "train.log_every=2", "checkpoint.every=4",
+]  # fmt: skip
+
+
+def pictures(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        shape = rng.integers(14, 60, 2).tolist()
+        image = Image.fromarray(rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)).resize(shape)
+        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(folder / "ab"[number % 2] / f"{number}.jpg")
+    return folder
+
+
+def test_a_streamed_run_is_trained_scored_and_predicted_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = [*RUN, f"data.path={pictures(tmp_path / 'pictures')}", "train.steps=2"]
+    summary = bigctl.train(bigctl.compose(keys), run_dir="run")
+    run = bigctl.load("run")
+    assert run.evaluate("test")["test/loss"] == pytest.approx(summary["metrics"]["test/loss"])
+    file = next((tmp_path / "pictures" / "a").iterdir())
+    np.testing.assert_array_equal(run.predict([file]), run.predict([Image.open(file)]))
+    assert examples.choose(run.run, 2).items[0].image.startswith("data:image/png")
+
+
+@pytest.mark.slow
+def test_a_streamed_run_that_is_killed_ends_bit_equal(bigctl: Cli) -> None:
+    pictures(bigctl.folder / "pictures")
+    often = ["train.steps_per_dispatch=1", "eval.every=15"]
+    command = ["verify-resume", *RUN, "data.path=pictures", *often, "--steps", "60", "--kills", "4", "--quiet"]
+    told = bigctl.json(*command)
+    assert told["ok"] and len(told["kills"]) == 4 and not told["lost"]
