@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from pathlib import Path
 
 import jax
@@ -15,6 +16,10 @@ from bigctl.runs import provenance
 
 log = logging.getLogger("bigctl")
 
+LIMIT = 2 * 2**30
+"""Bytes of all programs, of every jaxlib, beyond which those that were not used for longest are removed."""
+DAY = 24 * 60 * 60
+
 
 def use_compile_cache() -> Path | None:
     """Keep compiled programs in a folder of this jaxlib and processor that only the user can write.
@@ -23,7 +28,7 @@ def use_compile_cache() -> Path | None:
     so anywhere below the root of the cache, or at the root itself, nothing is kept.
     """
     host = provenance.digest(provenance.cpu() + os.environ.get("XLA_FLAGS", ""))
-    folder = cache_root() / "compiled" / f"jaxlib-{jaxlib_version.__version__}-{host}"
+    folder = cache_root() / "compiled" / f"{host}-jaxlib-{jaxlib_version.__version__}"
     try:
         folder.parents[1].mkdir(parents=True, exist_ok=True)
         for private in (folder.parent, folder):
@@ -35,14 +40,33 @@ def use_compile_cache() -> Path | None:
             if problem := _problem(private, private=True):
                 log.warning("compiled programs are not kept: %s %s", private, problem)
                 return None
+        _remove_unused(folder.parent)
     except OSError as error:
         log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
     return folder
+
+
+def _remove_unused(compiled: Path) -> None:
+    """Once a day. Given the limit, jax would look at every program that is there each time it keeps one, under a lock: for
+    half a second where there are four thousand."""
+    looked, now = compiled / ".looked", time.time()
+    if looked.exists() and 0 <= now - looked.stat().st_mtime < DAY:
+        return
+    looked.touch()
+    folders = [folder for folder in compiled.iterdir() if stat.S_ISDIR(folder.lstat().st_mode)]
+    programs = [(path, path.lstat()) for folder in folders for path in folder.glob("jit*")]
+    size = sum(found.st_size for _, found in programs)
+    if size <= LIMIT:
+        return
+    for path, found in sorted(programs, key=lambda program: max(program[1].st_atime, program[1].st_mtime)):
+        path.unlink(missing_ok=True)  # jax compiles what it cannot read
+        size -= found.st_size
+        if size <= LIMIT * 3 // 4:
+            return
 
 
 def _problem(folder: Path, *, private: bool = False) -> str:
