@@ -51,8 +51,8 @@ def use_compile_cache() -> Path | None:
 
 
 def _remove_unused(compiled: Path) -> None:
-    """Once a day. Given the limit, jax would look at every program that is there each time it keeps one, under a lock: for
-    half a second where there are four thousand."""
+    """Once a day. Given the limit, jax would look at every program that is there each time it keeps one, under a lock:
+    for half a second where there are four thousand."""
     looked, now = compiled / ".looked", time.time()
     if looked.exists() and 0 <= now - looked.stat().st_mtime < DAY:
         return
