@@ -1,4 +1,5 @@
-"""Language modelling (Radford et al. 2019): one long text in windows, each token predicted from those before it."""
+"""Language modelling (Radford et al. 2019): one long text in windows, or documents packed into such, each token
+predicted from those before it."""
 
 from __future__ import annotations
 
@@ -14,11 +15,15 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
+from bigctl.data.layouts.choose import DOCUMENTS
 from bigctl.data.layouts.windows import BYTES_PER_TOKEN, NO_TARGET
 from bigctl.errors import ConfigError
 from bigctl.models.decoder import Decoder
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch, Record, Task
+
+_PLACES = ("segments", "positions")
+"""What a model is told besides of documents that are packed, see `layouts.packed`."""
 
 
 class GptLm(Task):
@@ -42,13 +47,15 @@ class GptLm(Task):
         self.vocabulary: int = features.tokenizer["vocab_size"]
         (self.block,) = features.shape
         self.tokens_per_example = self.block
+        self.packed = self.recipe.packing == DOCUMENTS
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model_config.build(self.vocabulary, rngs=rngs)
 
     def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         window = jax.ShapeDtypeStruct((n, self.block), jnp.int32)
-        return {"inputs": window, "targets": window}
+        names = ("inputs", "targets", *(_PLACES if self.packed else ()))
+        return dict.fromkeys(names, window)
 
     def loss(
         self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
@@ -83,7 +90,7 @@ class GptLm(Task):
         targets = batch["targets"]
         weights = batch["mask"][:, None] * (targets != NO_TARGET)
         model = cast(Decoder, model)
-        hidden = model(batch["inputs"], key=key)
+        hidden = model(batch["inputs"], key=key, **({name: batch[name] for name in _PLACES} if self.packed else {}))
         kernel = model.head_kernel()
         chunk = self.recipe.loss_chunk
         return lm_loss.loss_sums(hidden, kernel, jnp.maximum(targets, 0), weights, model.vocab_size, z_loss, chunk)

@@ -53,6 +53,7 @@ _ELSEWHERE = (
     "characters",
     "bytes",
     "tokens",
+    "packing",
 )  # facts that are shown in a place of their own
 
 
@@ -156,12 +157,14 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     table = preview.columns(dataset) if dataset.features.encoder else []
     texts = preview.first_texts(dataset) if dataset.features.kind == "text" else []
     opening = preview.opening(dataset) if dataset.features.kind == "stream" else []
+    packed = preview.first_documents(dataset) if "packing" in dataset.info else []
     sheet = options.contact_sheet
     if sheet is not None:
         _write_sheet(dataset, sheet)
     if options.json:
         facts["columns"] = [dataclasses.asdict(column) for column in table]
         facts["texts"] = [{"class": name, "texts": first} for name, first in texts]
+        facts["documents"] = [{"tokens": count, "text": text} for count, text in packed]
         render.print_json({**facts, "contact_sheet": str(sheet) if sheet else None})
         return 0
     print_facts(facts, config.kind)
@@ -169,6 +172,8 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
         print_columns(table, preview.targets(dataset))
     elif texts:
         print_texts(facts["splits"], texts)
+    elif packed:
+        render.print_documents(facts["info"]["packing"], packed)
     elif opening:
         print("it begins")
         print("\n".join(f"  {line}" for line in opening))
@@ -243,6 +248,8 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
 def _what(facts: dict[str, Any]) -> str:
     shape = "x".join(str(n) for n in facts["shape"])
     if facts["kind"] == "stream":
+        if "packing" in facts["info"]:
+            return f"documents, packed into windows of {shape} tokens"
         return f"one long text in windows of {shape} tokens" if shape else "one long text"
     if facts["kind"] == "text":
         single = "sentences with a tag a word" if facts["target"] == "token_class" else "texts"

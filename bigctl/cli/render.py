@@ -78,3 +78,17 @@ def print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], 
     print("confused most often (true -> predicted)")
     for n, true, predicted in sorted(pairs, reverse=True)[:10]:
         print(f"  {n:>6}  {true} -> {predicted}")
+
+
+def print_documents(packing: dict[str, Any], first: list[tuple[int, str]]) -> None:
+    """How long documents are, what packing makes of them, and how the first ones begin."""
+    header = ("split", "documents", "tokens: min", "median", "95%", "max", "cut", "of one token", "windows", "padding")
+    rows = []
+    for split, part in packing.items():
+        counts = (part["documents"], *part["tokens"].values(), part["cut"], part["single"], part["windows"])
+        rows.append([split, *(f"{count:,}" for count in counts), f"{part['padding']:.2%}"])
+    print_table(header, rows)
+    print("first documents")
+    wide = max(len(f"{tokens:,}") for tokens, _ in first)
+    for tokens, text in first:
+        print(f"  {tokens:>{wide},} tokens  {text}")

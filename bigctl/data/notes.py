@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from bigctl.data import documents
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.paths import some
@@ -31,7 +32,8 @@ def notes_of(dataset: Dataset) -> list[str]:
     found += [str(note) for note in (info.get("duplicates") or {}).get("notes", ())]
     if info.get("ignored_files"):
         found.append(f"{info['ignored_files']:,} files are no images by their suffix, and are left out")
-    return [*found, *_unknown_tokens(dataset), *_cut_words(dataset)]
+    packed = documents.notes(info, *dataset.features.shape[:1])
+    return [*found, *packed, *_unknown_tokens(dataset), *_cut_words(dataset)]
 
 
 # ------------------------------------------------------------------------------------------------ found when preparing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bigctl.data import cache
@@ -14,8 +15,12 @@ def head(dataset: Dataset, split: str, size: int) -> str:
     stand for, or without a tokenizer their numbers."""
     if dataset.texts.get(split):
         return dataset.texts[split][0].head(size)
-    tokens = dataset.splits[split]["inputs"][:size].tolist()
+    return reader(dataset)(dataset.splits[split]["inputs"][:size].tolist())[:size]
+
+
+def reader(dataset: Dataset) -> Callable[[list[int]], str]:
+    """What makes text of tokens, or without a tokenizer writes their numbers."""
     if dataset.features.tokenizer is None:
-        return " ".join(map(str, tokens))[:size]
+        return lambda tokens: " ".join(map(str, tokens))
     tokenizer = tokenization.load_tokenizer(Path(dataset.path) / cache.TOKENIZER, stream=True)
-    return str(tokenizer.decode(tokens, skip_special_tokens=True))[:size]
+    return lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True))

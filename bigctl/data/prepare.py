@@ -12,9 +12,10 @@ from typing import Any, cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, encode, folds, notes, origins, splits
+from bigctl.data import cache, catalog, documents, encode, folds, notes, origins, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
+from bigctl.data.layouts.packed import Packed
 from bigctl.data.layouts.windows import Windows
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NONE, TOKEN_CLASS, Target
@@ -56,7 +57,7 @@ def prepare(
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
             _check_target(dataset.features.target, regression)
-            return _with_layout(dataset, batches)
+            return _with_layout(dataset, batches, config)
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     if digest and tokenizer is not None:
@@ -65,7 +66,7 @@ def prepare(
     dataset = cache.read_dataset(folder)
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
-    return _with_layout(dataset, batches)
+    return _with_layout(dataset, batches, config)
 
 
 def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokenization.Spec | None) -> None:
@@ -122,11 +123,14 @@ def _refer_to_tokens(folder: Path, decoded: Decoded, config: Data, tokenizer: to
     cache.write_dataset(folder, features, arrays, info, text, in_place=in_place)
 
 
-def _with_layout(dataset: Dataset, batches: BatchOptions) -> Dataset:
+def _with_layout(dataset: Dataset, batches: BatchOptions, config: Data) -> Dataset:
     """The data as batches see it; the arrays on disk serve any length of windows."""
+    if batches.documents and dataset.features.kind == "stream" and "inputs" in dataset.splits["train"]:
+        dataset = documents.packed(dataset, batches.block, batches.end_token, getattr(config, "format", None))
     layout, features = choose_layout(dataset.features, dataset.splits, batches), dataset.features
     if isinstance(layout, Windows):
         _check_windows(dataset, layout.block)
+    if isinstance(layout, Windows | Packed):
         features = dataclasses.replace(features, shape=(layout.block,))
     return dataclasses.replace(dataset, features=features, layout=layout)
 

@@ -189,6 +189,17 @@ def opening(dataset: Dataset, *, lines: int = 5, width: int = 100) -> list[str]:
     return [one_line(line, width) for line in head.splitlines() if line.strip()][:lines]
 
 
+def first_documents(dataset: Dataset, width: int = 100) -> list[tuple[int, str]]:
+    """The first training documents of those that are packed: tokens, and how each begins."""
+    marks = dataset.info["packing"]["train"]["first"]
+    read = openings.reader(dataset)
+    tokens = dataset.splits["train"]["inputs"]
+    return [
+        (stop - start, one_line(read(tokens[start : min(stop, start + 4 * width)].tolist()), width))
+        for start, stop in itertools.pairwise(marks)
+    ]
+
+
 def one_line(text: str, width: int) -> str:
     """A text that fits into so many columns of a terminal: no line ends or control characters, its end left out."""
     head = text[: 4 * width + 100]  # a text may be a book

@@ -6,7 +6,7 @@ Dimension names: batch, length (tokens in), heads, groups (heads of keys and val
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,44 @@ _FEW = 16  # texts
 Kernel = Literal["einsum", "cudnn", "xla"]
 
 
+class Documents(NamedTuple):
+    """Which tokens belong together where a text is several documents, one after the other.
+
+    Attributes:
+        segments: numbers of the documents; equal ones lie next to each other.
+        positions: places of tokens in their documents, from 0 on.
+    """
+
+    segments: Int[Array, "batch length"]
+    positions: Int[Array, "batch length"]
+
+
 def causal_attention(
     q: Float[Array, "batch length heads depth"],
     k: Float[Array, "batch length groups depth"],
     v: Float[Array, "batch length groups depth"],
+    segments: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length heads depth"]:
-    """softmax(q k^T / sqrt(depth)) v, each place over those up to itself."""
+    """softmax(q k^T / sqrt(depth)) v, each place over those up to itself; with `segments` over those of its own."""
     kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
+    if segments is not None:
+        return _document_attention(q, k, v, segments, kernel)
     meshes.record_kernel("attention", kernel)
     if kernel != "einsum":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
     places = jnp.arange(q.shape[1])
     visible = places <= places[:, None]
+    return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
+
+
+def _document_attention(q: Array, k: Array, v: Array, segments: Array, kernel: Kernel) -> Array:
+    """Attention that stays within documents, which a mask [batch, length, length] keeps apart."""
+    kernel = "einsum" if kernel == "einsum" else "xla"  # cuDNN is slow with masks, and wrong with some
+    meshes.record_kernel("attention", f"{kernel} with a mask of documents")
+    places = jnp.arange(q.shape[1])
+    visible = (places <= places[:, None]) & (segments[:, None, :] == segments[:, :, None])
+    if kernel == "xla":
+        return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
     return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.architecture import DecoderArchitecture, decoder_architecture
-from bigctl.models.attention import MASKED, cached_attention, causal_attention, rotated, write_to_cache
+from bigctl.models.attention import MASKED, Documents, cached_attention, causal_attention, rotated, write_to_cache
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
 
@@ -66,9 +66,14 @@ class Attention(nnx.Module):
         self.value = Dense(width, shared, bias=bias, std=_STD, rngs=rngs)
         self.output = Dense(width, width, bias=bias, std=_residual_std(config), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
-        q, k, v = self._project(x, jnp.arange(x.shape[1]))
-        return self.output(causal_attention(q, k, v).reshape(x.shape))
+    def __call__(
+        self, x: Float[Array, "batch length width"], documents: Documents | None = None
+    ) -> Float[Array, "batch length width"]:
+        if documents is None:
+            q, k, v = self._project(x, jnp.arange(x.shape[1]))
+            return self.output(causal_attention(q, k, v).reshape(x.shape))
+        q, k, v = self._project(x, documents.positions)
+        return self.output(causal_attention(q, k, v, documents.segments).reshape(x.shape))
 
     def extend(
         self, x: Float[Array, "batch length width"], cache: dict[str, Array], start: Int[Array, " batch"]
@@ -107,8 +112,11 @@ class Layer(nnx.Module):
         self.activation = config.activation
         self.dropout = QuickDropout(config.dropout)
 
-    def __call__(self, x: Float[Array, "batch length width"], key: Array | None) -> Float[Array, "batch length width"]:
-        x = meshes.placed(x + self.dropout(self.attention(self.attention_norm(x)), fold(key, 0)), "batch")
+    def __call__(
+        self, x: Float[Array, "batch length width"], key: Array | None, documents: Documents | None = None
+    ) -> Float[Array, "batch length width"]:
+        added = self.attention(self.attention_norm(x), documents)
+        x = meshes.placed(x + self.dropout(added, fold(key, 0)), "batch")
         return meshes.placed(x + self.dropout(self._feed_forward(self.mlp_norm(x)), fold(key, 1)), "batch")
 
     def extend(self, x: Array, cache: dict[str, Array], start: Array) -> tuple[Array, dict[str, Array]]:
@@ -162,9 +170,21 @@ class Decoder(nnx.Module):
         self.head = None if config.tied else Head(config, rngs=rngs)
 
     def __call__(
-        self, tokens: Int[Array, "batch length"], *, key: Array | None = None
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        key: Array | None = None,
+        segments: Int[Array, "batch length"] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length width"]:
-        """The last layer's vectors, normalised; a key means training, dropout is drawn from it."""
+        """The last layer's vectors, normalised.
+
+        Args:
+            tokens: texts, each of them one, unless `segments` says otherwise.
+            key: means training, dropout is drawn from it.
+            segments: numbers of the documents in each text; tokens see those of their own document alone.
+            positions: with `segments`, places of tokens in their documents.
+        """
         length = tokens.shape[1]
         x = embed(meshes.placed(self.token.embedding[...], "tensor"), tokens)
         if self.position is not None:
@@ -174,28 +194,30 @@ class Decoder(nnx.Module):
                     where="model.context",
                     hint=f"use texts of {self.context} tokens or fewer, or a larger model.context",
                 )
-            x = x + self.position.embedding[...][:length]
+            table = self.position.embedding[...]
+            x = x + (table[:length] if positions is None else embed(table, positions))
         x = meshes.placed(self.dropout(x, fold(key, 0)), "batch")
         keys = [fold(key, i + 1) for i in range(len(self.layers))]
-        return self.final_norm(self._looped(x, keys) if self.scan else self._unrolled(x, keys))
+        documents = None if segments is None or positions is None else Documents(segments, positions)
+        return self.final_norm((self._looped if self.scan else self._unrolled)(x, keys, documents))
 
-    def _unrolled(self, x: Array, keys: list[Array | None]) -> Array:
+    def _unrolled(self, x: Array, keys: list[Array | None], documents: Documents | None) -> Array:
         for layer, key in zip(self.layers, keys, strict=True):
             structure, state = nnx.split(layer)
-            x = self._rematerialised(structure)(state, x, key)
+            x = self._rematerialised(structure)(state, x, key, documents)
         return x
 
-    def _looped(self, x: Array, keys: list[Array | None]) -> Array:
+    def _looped(self, x: Array, keys: list[Array | None], documents: Documents | None) -> Array:
         """The layers as one program and a loop over their stacked weights."""
         parts = [nnx.split(layer) for layer in self.layers]
         layer = self._rematerialised(parts[0][0])
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
         stacked = None if keys[0] is None else jnp.stack(keys)  # type: ignore[arg-type]
-        return jax.lax.scan(lambda x, inputs: (layer(inputs[0], x, inputs[1]), None), x, (states, stacked))[0]
+        return jax.lax.scan(lambda x, part: (layer(part[0], x, part[1], documents), None), x, (states, stacked))[0]
 
-    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[[nnx.State, Array, Array | None], Array]:
-        def layer(state: nnx.State, x: Array, key: Array | None) -> Array:
-            return nnx.merge(structure, state)(x, key)
+    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[..., Array]:
+        def layer(state: nnx.State, x: Array, key: Array | None, documents: Documents | None) -> Array:
+            return nnx.merge(structure, state)(x, key, documents)
 
         if self.remat == "none":
             return layer

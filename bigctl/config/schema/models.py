@@ -34,6 +34,9 @@ class Model(Component):
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The numbers that the size of an axis of the mesh must divide, by axis; an axis that shares out no batch, and is
     not among them, is refused: it has no rules for this model."""
+    packs: ClassVar[bool] = False
+    """Whether a model of streams takes `segments` and `positions` besides tokens, and keeps documents of a window
+    apart (`recipe.packing=documents`)."""
     loops_on_cpu: ClassVar[bool] = True
     """Whether several steps in one dispatch are as quick on a CPU as single ones."""
     kind: str = kind("???")
@@ -267,6 +270,7 @@ class Decoder(Model):
 
     implementation: ClassVar[str] = "bigctl.models.decoder:Decoder"
     inputs: ClassVar[tuple[str, ...]] = ("streams",)
+    packs: ClassVar[bool] = True
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "kv_heads", "intermediate")}
     levels: ClassVar[tuple[str, ...]] = (r"^(?:token|position)/", r"^layers/(\d+)/")
     usual: ClassVar[dict[str, Any]] = {}

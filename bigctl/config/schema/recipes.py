@@ -281,6 +281,20 @@ class GptLm(Recipe):
         drift=STRUCTURAL,
         ge=1,
     )
+    packing: str = key(
+        "windows",
+        "What a window holds: part of the text, across documents (windows), or whole documents that do not see each "
+        "other, each with positions of its own (documents).",
+        drift=STRUCTURAL,
+        choices=("windows", "documents"),
+    )
+    end_token: int | None = key(
+        None,
+        "Number of the token that ends a document, for packing=documents; null for the tokenizer's, or the index of "
+        "Megatron's files.",
+        drift=STRUCTURAL,
+        ge=0,
+    )
     z_loss: float = key(
         0.0, "Weight of the squared logarithm of the normaliser, which keeps logits small.", traced=True, off=0.0, ge=0
     )
@@ -307,5 +321,19 @@ class GptLm(Recipe):
         if self.block and context and self.block > context:
             message = f"recipe.block={self.block} is longer than the model's context ({context})"
             yield "recipe.block", message, f"recipe.block={context} or less, or a larger model.context"
+        yield from self._check_packing(config)
         if self.sample_every is not None:
             yield from cadence_problems("recipe.sample_every", self.sample_every, "null for at each evaluation")
+
+    def _check_packing(self, config: Whole) -> Iterator[Problem]:
+        if self.packing == "windows":
+            if self.end_token is not None:
+                message = "recipe.end_token is not used by recipe.packing=windows, which go across documents"
+                yield "recipe.end_token", message, "add recipe.packing=documents, or leave it out"
+            return
+        if not config.model.packs:
+            message = f"model={config.model.kind} cannot keep documents of a window apart"
+            yield "recipe.packing", message, "use recipe.packing=windows, or a gpt or llama"
+        if self.end_token is None and not getattr(config.data, "boundaries", True):
+            message = "data.boundaries=false puts nothing between documents, and recipe.packing=documents goes by that"
+            yield "data.boundaries", message, "leave it out; or say which token ends one, recipe.end_token=NUMBER"

@@ -11,10 +11,13 @@ from bigctl.data.dataset import Features
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts import ragged
 from bigctl.data.layouts.layout import Columns, Layout
+from bigctl.data.layouts.packed import Packed
 from bigctl.data.layouts.ragged import Ragged
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.layouts.streamed import Streamed
 from bigctl.data.layouts.windows import Windows
+
+WINDOWS, DOCUMENTS = "windows", "documents"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class BatchOptions:
         window: training batches of texts that are sorted by length among themselves.
         least: share of a picture's area that a random part of it has at least; 0 for no random parts.
         threads: that decode pictures; None for one a core.
+        packing: what the windows of one long text are: parts of it (WINDOWS), or documents that
+            do not see each other (DOCUMENTS).
+        end_token: the token that ends a document; None for the tokenizer's.
     """
 
     block: int = 0
@@ -36,6 +42,13 @@ class BatchOptions:
     window: int = 64
     least: float = 0.0
     threads: int | None = None
+    packing: str = WINDOWS
+    end_token: int | None = None
+
+    @property
+    def documents(self) -> bool:
+        """Whether windows of one long text are of documents."""
+        return bool(self.block) and self.packing == DOCUMENTS
 
 
 NO_OPTIONS = BatchOptions()
@@ -44,6 +57,8 @@ NO_OPTIONS = BatchOptions()
 def choose_layout(features: Features, splits: Mapping[str, Columns], options: BatchOptions) -> Layout | None:
     """The layout of prepared data; None for texts that are not tokens yet."""
     train = splits["train"]
+    if "window_pieces" in train:
+        return Packed(options.block, max(int(np.diff(columns["window_pieces"]).max()) for columns in splits.values()))
     if features.kind == "stream":
         return Windows(options.block) if options.block and "inputs" in train else None
     if "inputs" not in train:

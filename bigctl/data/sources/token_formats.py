@@ -170,6 +170,23 @@ def _megatron(file: Path, index: Path, size: int) -> Stored:
     return Stored(MEGATRON, found.dtype, 0, total, max(1, len(found.documents) - 1))
 
 
+def document_starts(index: Path) -> np.ndarray:
+    """Where each document of an index begins, and where the last one ends, ascending, int64 [D + 1] [tokens]; of an
+    index without documents all of it is one.
+
+    Raises:
+        DataError: where the index is none, or cannot be read.
+    """
+    try:
+        found = _open_index(index)
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror}", where=str(index)) from error
+    width, last = np.dtype(found.dtype).itemsize, len(found.sizes) - 1
+    end = int(found.begins[last]) // width + int(found.sizes[last])
+    inside = np.asarray(found.documents[found.documents <= last])
+    return np.concatenate([[0], np.asarray(found.begins[inside]) // width, [end]]).astype(np.int64)
+
+
 def _check_documents(found: _Index, where: str) -> None:
     last = 0
     for first in range(0, len(found.documents), _BLOCK):

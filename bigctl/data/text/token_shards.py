@@ -200,6 +200,17 @@ class TokenShards:
         for start in self._blocks():
             self[start : start + _BLOCK]
 
+    def blocks(self, part: Part, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The tokens of a part in order, so many at once, each block with its place in the part. Raises as indexing."""
+        for start in range(0, part.count, size):
+            self._require_unchanged(part)
+            count = min(size, part.count - start)
+            read = np.fromfile(part.file, part.dtype, count, offset=part.offset + start * part.width)
+            if len(read) != count:
+                raise _changed(part.file)
+            self._require_known(read, part, lambda place, start=start: start + place)
+            yield start, read
+
     def _blocks(self) -> Iterator[int]:
         if len(self) <= _CHECKED:
             yield from range(0, len(self), _BLOCK)
