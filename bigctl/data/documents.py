@@ -50,7 +50,7 @@ def rule_of(dataset: Dataset, end_token: int | None, format: str | None) -> Rule
     Raises:
         DataError: if the token is not of the vocabulary, or there is neither a token nor an index.
     """
-    tokenizer: dict[str, Any] = dataset.features.tokenizer or {}
+    tokenizer = dataset.features.tokenizer or {}
     end, size = tokenizer.get("eos") if end_token is None else end_token, int(tokenizer["vocab_size"])
     if end is not None and end >= size:
         what = f"token {end:,} cannot end a document: the vocabulary has {size:,} tokens"
@@ -91,8 +91,7 @@ def bounds(dataset: Dataset, split: str, rule: Rule) -> np.ndarray:
     return found
 
 
-def _find(tokens: Any, rule: Rule) -> np.ndarray:
-    """Tokens are an array or `TokenShards`."""
+def _find(tokens: np.ndarray | TokenShards, rule: Rule) -> np.ndarray:
     marks = [np.array([0, len(tokens)], np.int64)]
     if isinstance(tokens, TokenShards):
         marks += _in_shards(tokens, rule)
@@ -128,7 +127,7 @@ def _follows(before: Part, part: Part) -> bool:
     return before.start + before.count == whole and part.start == 0
 
 
-def _all_indexed(tokens: Any, rule: Rule) -> bool:
+def _all_indexed(tokens: np.ndarray | TokenShards, rule: Rule) -> bool:
     return isinstance(tokens, TokenShards) and all(_index_of(part, rule) is not None for part in tokens.parts)
 
 
