@@ -16,7 +16,7 @@ from bigctl.cache_root import cache_root
 from bigctl.cli import common, render
 from bigctl.errors import ConfigError
 from bigctl.files import disk_size
-from bigctl.formatting import age, columns, padded, size
+from bigctl.formatting import age, size
 
 if TYPE_CHECKING:
     from bigctl.config.schema import Data, Tfds
@@ -171,7 +171,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     if table:
         print_columns(table, preview.targets(dataset))
     elif texts:
-        print_texts(facts["splits"], texts)
+        render.print_texts(facts["splits"], texts)
     elif packed:
         render.print_documents(facts["info"]["packing"], packed)
     elif opening:
@@ -281,31 +281,6 @@ def _duplicates(found: dict[str, Any] | None) -> list[str]:
             other = f", {facts['other_label']:,} of them with another label" if facts.get("other_label") else ""
             lines.append(f"{split}: {count:,} {what}{other}")
     return lines or (["none"] if found else [])
-
-
-def print_texts(splits: dict[str, Any], texts: list[tuple[str, list[str]]]) -> None:
-    """How long texts are, and the first ones of each class."""
-    from bigctl.data.preview import one_line
-
-    spread = ("min", "median", "p95", "max")
-    tokens = "tokens" in next(iter(splits.values()))
-    header = ["split", "characters: min", "median", "95%", "max"]
-    header += ["tokens: min", "median", "95%", "max", "cut", "unknown"] if tokens else []
-    rows = []
-    for split, part in splits.items():
-        row = [split, *(f"{part['characters'][name]:,}" for name in spread)]
-        if tokens:
-            row += [f"{part['tokens'][name]:,}" for name in spread]
-            row += [f"{part['cut']:.1%}", f"{part['unknown']:.2%}"]
-        rows.append(row)
-    render.print_table(header, rows)
-    print("first texts")
-    names = [one_line(name, 20) for name, _ in texts]
-    wide = max(map(columns, names))
-    room = max(20, shutil.get_terminal_size((120, 24)).columns - wide - 4)
-    for name, (_, first) in zip(names, texts, strict=True):
-        for text in first:
-            print(f"  {padded(name, wide)}  {one_line(text, room)}")
 
 
 def print_columns(table: list[Column], targets: list[str]) -> None:

@@ -92,3 +92,28 @@ def print_documents(packing: dict[str, Any], first: list[tuple[int, str]]) -> No
     wide = max(len(f"{tokens:,}") for tokens, _ in first)
     for tokens, text in first:
         print(f"  {tokens:>{wide},} tokens  {text}")
+
+
+def print_texts(splits: dict[str, Any], texts: list[tuple[str, list[str]]]) -> None:
+    """How long texts are, and the first ones of each class."""
+    from bigctl.data.preview import one_line
+
+    spread = ("min", "median", "p95", "max")
+    tokens = "tokens" in next(iter(splits.values()))
+    header = ["split", "characters: min", "median", "95%", "max"]
+    header += ["tokens: min", "median", "95%", "max", "cut", "unknown"] if tokens else []
+    rows = []
+    for split, part in splits.items():
+        row = [split, *(f"{part['characters'][name]:,}" for name in spread)]
+        if tokens:
+            row += [f"{part['tokens'][name]:,}" for name in spread]
+            row += [f"{part['cut']:.1%}", f"{part['unknown']:.2%}"]
+        rows.append(row)
+    print_table(header, rows)
+    print("first texts")
+    names = [one_line(name, 20) for name, _ in texts]
+    wide = max(map(columns, names))
+    room = max(20, shutil.get_terminal_size((120, 24)).columns - wide - 4)
+    for name, (_, first) in zip(names, texts, strict=True):
+        for text in first:
+            print(f"  {padded(name, wide)}  {one_line(text, room)}")

@@ -31,8 +31,8 @@ class BatchOptions:
         window: training batches of texts that are sorted by length among themselves.
         least: share of a picture's area that a random part of it has at least; 0 for no random parts.
         threads: that decode pictures; None for one a core.
-        packing: what the windows of one long text are: parts of it (WINDOWS), or documents that
-            do not see each other (DOCUMENTS).
+        packing: what windows of one long text are: parts of it (WINDOWS), or documents that do not see each other
+            (DOCUMENTS).
         end_token: the token that ends a document; None for the tokenizer's.
     """
 
