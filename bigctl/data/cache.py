@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +21,15 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import catalog, encoded_images
+from bigctl.data import catalog, encoded_images, file_index
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.text import token_shards, tokenization
 from bigctl.data.text.encoding import Texts
-from bigctl.data.text.token_shards import TokenShards
+from bigctl.data.text.token_shards import Part, TokenShards
 from bigctl.errors import DataError
-from bigctl.files import disk_size, sha256, temporary_name
+from bigctl.files import disk_size, sha256, temporary_name, write_text
 
 TOKENIZER = "tokenizer.json"
 
@@ -40,6 +40,9 @@ _RENAMED = {"second": "segment_start"}
 
 _ABANDONED = 86400.0
 """Age at which what a preparation left behind half made is taken to be nobody's [s]."""
+
+_SOUND, _LARGE = "sound.json", 2**26
+"""Where it is kept which files were whole when they were read last, of sets of at least so many bytes."""
 
 _DIGESTS = re.compile(r"-[0-9a-f]{16}(-[0-9a-f]{8})*$")
 
@@ -86,7 +89,7 @@ def write_dataset(
         temporary = temporary_name(folder)
         temporary.mkdir()
     except OSError as error:
-        raise _cannot_store(folder, error) from error
+        raise cannot_store(folder, error) from error
     on_disk = {name: stored for stored, name in _RENAMED.items()}
     try:
         digests = {}
@@ -97,42 +100,112 @@ def write_dataset(
                 digests[file.name] = sha256(file)
         if tokenizer is not None:
             (temporary / TOKENIZER).write_text(tokenizer, encoding="utf-8")
-        meta = {
-            "schema": _FORMAT,
-            "features": features.to_json(),
-            "files": digests,
-            "info": info,
-            "prepared": time.time(),
-        }
+        meta = _meta(features, digests, info)
         if encoded := {split: each.to_json() for split, each in _encoded(arrays).items()}:
             meta["encoded"] = encoded
         if in_place is not None:
             meta["in_place"] = {split: shards.to_json() for split, shards in in_place.items()}
-        meta["fingerprint"] = _fingerprint(meta)
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+        _write_meta(temporary, meta)
         keep(temporary)
-        with _exclusive(folder.parent / ".lock"):
-            present = read_dataset(folder)
-            # Another process may have been quicker, and be reading what it made: equal data stays where it is.
-            if present is None or present.fingerprint != meta["fingerprint"]:
-                shutil.rmtree(folder, ignore_errors=True)
-                temporary.rename(folder)
+        _put(temporary, folder, meta["fingerprint"])
     except OSError as error:
-        raise _cannot_store(folder, error) from error
+        raise cannot_store(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_dataset(folder: Path) -> Dataset | None:
-    """The data set in a cache folder, or None where any of it is missing or damaged."""
+def finish_shards(
+    work: Path,
+    folder: Path,
+    features: Features,
+    files: dict[str, str],
+    info: dict[str, Any],
+    shards: Mapping[str, Sequence[Mapping[str, str | int]]],
+) -> None:
+    """Put a set in place whose files are written already, their tokens in shards.
+
+    Args:
+        work: where it was made.
+        folder: where it belongs.
+        features, info: of the set.
+        files: digests of its arrays, those of tokens being what they would be as one array each.
+        shards: the files with the tokens of each split.
+
+    Raises:
+        OSError: where there is no room.
+    """
+    meta = _meta(features, files, info) | {"shards": {split: [dict(s) for s in each] for split, each in shards.items()}}
+    _write_meta(work, meta)
+    _keep_sound(work, _digests(meta))
+    _put(work, folder, meta["fingerprint"])
+
+
+def _meta(features: Features, files: dict[str, str], info: dict[str, Any]) -> dict[str, Any]:
+    features_json = features.to_json()
+    return {"schema": _FORMAT, "features": features_json, "files": files, "info": info, "prepared": time.time()}
+
+
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    meta["fingerprint"] = _fingerprint(meta)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+def _put(temporary: Path, folder: Path, fingerprint: str) -> None:
+    with _exclusive(folder.parent / ".lock"):
+        present = read_dataset(folder)
+        # Another process may have been quicker, and be reading what it made: equal data stays where it is.
+        if present is None or present.fingerprint != fingerprint:
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+
+
+def _digests(meta: dict[str, Any]) -> dict[str, str]:
+    """Of all files of a set."""
+    shards = meta.get("shards", {})
+    found = {name: digest for name, digest in meta["files"].items() if not _in_shards(name, shards)}
+    return found | {str(shard["file"]): str(shard["sha256"]) for each in shards.values() for shard in each}
+
+
+def _in_shards(name: str, shards: Mapping[str, Any]) -> bool:
+    return any(shards[split] and name == f"{split}.inputs.npy" for split in shards)
+
+
+def _sound(folder: Path, digests: Mapping[str, str], *, trust: bool) -> bool:
+    """Whether every file has its digest. Files of a large set that did not change since that was found out are not read
+    again, where that is trusted. Raises OSError."""
+    stamps = {name: file_index.stamp(folder / name) for name in digests}
+    large = sum(stamp[0] for stamp in stamps.values()) >= _LARGE
+    known: dict[str, Any] = {}
+    if large and trust:
+        with contextlib.suppress(OSError, ValueError):
+            known = dict(json.loads((folder / _SOUND).read_text(encoding="utf-8")))
+    unknown = [name for name, digest in digests.items() if known.get(name) != [*stamps[name], digest]]
+    if not all(sha256(folder / name) == digests[name] for name in unknown):
+        return False
+    if large and unknown:
+        with contextlib.suppress(OSError):  # somebody else's folder
+            _keep_sound(folder, digests)
+    return True
+
+
+def _keep_sound(folder: Path, digests: Mapping[str, str]) -> None:
+    found = {name: [*file_index.stamp(folder / name), digest] for name, digest in digests.items()}
+    write_text(folder / _SOUND, json.dumps(found))
+
+
+def read_dataset(folder: Path, *, trust: bool = True) -> Dataset | None:
+    """The data set in a cache folder, or None where any of it is missing or damaged; without `trust`, all of a large
+    one is read to find that out."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if meta["schema"] != _FORMAT or meta["fingerprint"] != _fingerprint(meta):
             return None
         by_split: dict[str, Columns] = {split: {} for split in SPLITS}
-        for name, digest in meta["files"].items():
-            if sha256(folder / name) != digest:
-                return None
+        if not _sound(folder, _digests(meta), trust=trust):
+            return None
+        for name in meta["files"]:
+            if _in_shards(name, meta.get("shards", {})):
+                continue
             split, column, _ = name.split(".")
             by_split[split][_RENAMED.get(column, column)] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         for split, values in meta.get("encoded", {}).items():
@@ -142,6 +215,9 @@ def read_dataset(folder: Path) -> Dataset | None:
         vocab = (features.tokenizer or {}).get("vocab_size")
         for split, parts in meta.get("in_place", {}).items():  # in place of arrays, which they are read like
             by_split[split]["inputs"] = cast(np.ndarray, TokenShards.from_json(parts, vocab))
+        for split, files in meta.get("shards", {}).items():
+            if files:
+                by_split[split]["inputs"] = cast(np.ndarray, TokenShards([_part(folder, f) for f in files], vocab))
         if features.tokenizer and sha256(folder / TOKENIZER) != features.tokenizer["sha256"]:
             return None
         texts = {split: _take_texts(columns) for split, columns in by_split.items()}
@@ -165,6 +241,14 @@ def _on_disk(columns: Columns) -> Columns:
     return {**{f"inputs_{name}": values for name, values in images.columns().items()}, **others}
 
 
+def _part(folder: Path, shard: Mapping[str, Any]) -> Part:
+    """A file of tokens of a set, which is known to be whole."""
+    file, dtype = folder / shard["file"], str(shard["dtype"])
+    status = file.stat()
+    count = status.st_size // np.dtype(dtype).itemsize
+    return Part(str(file), dtype, 0, 0, count, status.st_size, status.st_mtime_ns, shard["sha256"])
+
+
 def _take_texts(columns: Columns) -> tuple[Texts, ...]:
     """The texts themselves, moved out of the columns that a model sees."""
     found: list[Texts] = []
@@ -184,12 +268,11 @@ def _fingerprint(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _cannot_store(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot store prepared data: {error.strerror or error}",
-        where=str(folder.parent),
-        hint="free some space, or set BIGCTL_CACHE_DIR to a folder that can be written",
-    )
+def cannot_store(folder: Path, error: OSError, *, kept: bool = False) -> DataError:
+    """What to say where there is no room; `kept` says that the next start goes on with what is there."""
+    hint = "free some space, or set BIGCTL_CACHE_DIR to a folder that can be written"
+    hint = f"what was prepared is kept for the next start: {hint}" if kept else hint
+    return DataError(f"cannot store prepared data: {error.strerror or error}", where=str(folder.parent), hint=hint)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.sources.content import suffix_of
 from bigctl.data.sources.decoded import Decoded
+from bigctl.data.sources.streamed import Stream
 from bigctl.data.sources.unlabelled import Unlabelled, what_is_predicted
 from bigctl.errors import DataError
 
@@ -59,6 +60,12 @@ def decode(config: schema.Data, regression: bool = False) -> Decoded:
     if not isinstance(found, Decoded):
         raise config.incomplete(f"must decode to a bigctl.data.sources.decoded.Decoded, not {type(found).__name__}")
     return found
+
+
+def stream(config: schema.Data) -> Stream | None:
+    """One long text that is too large to be decoded at once, of a source with a function `stream(config)`."""
+    found = getattr(source(config), "stream", None)
+    return None if found is None else cast("Stream | None", found(config))
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction

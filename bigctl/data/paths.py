@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bigctl import memory
+from bigctl.data import file_index
 from bigctl.errors import DataError
-from bigctl.files import expanded, sha256
+from bigctl.files import expanded
 
 
 def fingerprint_folder(path: Path, files: list[Path] | None = None, folders: list[str] | None = None) -> str:
@@ -33,19 +34,21 @@ def fingerprint_folder(path: Path, files: list[Path] | None = None, folders: lis
     return digest.hexdigest()
 
 
-def fingerprint_files(paths: Iterable[Path]) -> str:
-    """sha256 over the contents of some files, in the order given; their names do not matter."""
+def fingerprint_files(paths: Iterable[Path], *, in_blocks: bool = False) -> str:
+    """sha256 over the contents of some files, in the order given; their names do not matter. What is read by blocks may
+    be larger than the memory."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(bytes.fromhex(_digest(require_file(path))))
+        digest.update(bytes.fromhex(_digest(require_file(path), in_blocks)))
     return digest.hexdigest()
 
 
-def _digest(file: Path) -> str:
-    """The sha256 of a file that is then read as a whole. Raises DataError where it cannot be."""
+def _digest(file: Path, in_blocks: bool = False) -> str:
+    """The sha256 of a file that is then read, as a whole or by blocks. Raises DataError where it cannot be."""
     try:
-        memory.require(file.stat().st_size, "the file", where=str(file))
-        return sha256(file)
+        if not in_blocks:
+            memory.require(file.stat().st_size, "the file", where=str(file))
+        return file_index.digest(file)
     except OSError as error:
         raise DataError(f"the file cannot be read: {error.strerror}", where=str(file)) from error
 

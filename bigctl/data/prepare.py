@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, documents, encode, folds, notes, origins, splits
+from bigctl.data import cache, catalog, documents, encode, folds, notes, origins, prepare_stream, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.packed import Packed
@@ -47,7 +47,8 @@ def prepare(
     Raises:
         DataError: if the data cannot be found, fetched, decoded or stored.
     """
-    folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
+    named = folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
+    wanted = tokenizer
     digest = sha256(stored) if stored is not None and stored.is_file() else None
     for place in (folder, folder.with_name(f"{folder.name}-{digest[:8]}") if digest else None):
         if rebuild or place is None or not place.is_dir():
@@ -62,7 +63,15 @@ def prepare(
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     if digest and tokenizer is not None:
         tokenizer = dataclasses.replace(tokenizer, file=stored)
-    _decode_into(folder, config, regression, tokenizer)
+    if (stream := catalog.stream(config)) is not None:
+        _refuse_examples(tokenizer)
+
+        def unchanged() -> bool:
+            return cache.cache_folder(config, regression=regression, tokenizer=wanted) == named
+
+        prepare_stream.prepare(folder, config, stream, tokenizer, unchanged)
+    else:
+        _decode_into(folder, config, regression, tokenizer)
     dataset = cache.read_dataset(folder)
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
@@ -76,12 +85,8 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     if config.deduplicate:
         decoded = _deduplicated(decoded)
     _check_target(decoded.target, regression)
-    if decoded.kind in ("stream", "tokens") and tokenizer is not None and not tokenizer.stream:
-        raise DataError(
-            "this is one long text, not texts that are examples",
-            where="data",
-            hint="recipe=gpt_lm learns to write it; data=csv data.text=COLUMN holds texts",
-        )
+    if decoded.kind in ("stream", "tokens"):
+        _refuse_examples(tokenizer)
     if decoded.kind == "tokens":
         _refer_to_tokens(folder, decoded, config, tokenizer)
         return
@@ -111,6 +116,15 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     cache.write_dataset(
         folder, features, arrays, info, text, keep=lambda at: origins.write(at, decoded.origins, places)
     )
+
+
+def _refuse_examples(tokenizer: tokenization.Spec | None) -> None:
+    if tokenizer is not None and not tokenizer.stream:
+        raise DataError(
+            "this is one long text, not texts that are examples",
+            where="data",
+            hint="recipe=gpt_lm learns to write it; data=csv data.text=COLUMN holds texts",
+        )
 
 
 def _refer_to_tokens(folder: Path, decoded: Decoded, config: Data, tokenizer: tokenization.Spec | None) -> None:

@@ -189,10 +189,10 @@ def split_stream(decoded: Decoded, config: Data) -> dict[str, Columns]:
     """The three splits of one long text, in places that count its characters, documents one after the other.
 
     Raises:
-        DataError: see `_spans`.
+        DataError: see `spans`.
     """
     source = {_ALIASES.get(name, name): columns["document"] for name, columns in decoded.splits.items()}
-    picked = _spans({name: sum(map(len, documents)) for name, documents in source.items()}, config)
+    picked = spans({name: sum(map(len, documents)) for name, documents in source.items()}, config)
     return {split: _between(source, picked[split]) for split in SPLITS}
 
 
@@ -201,12 +201,12 @@ def split_tokens(decoded: Decoded, config: Data) -> dict[str, TokenShards]:
     `decoded.most` are held out for each, or taken of a split that the source has.
 
     Raises:
-        DataError: see `_spans`.
+        DataError: see `spans`.
     """
     given = {_ALIASES.get(name, name): columns["inputs"] for name, columns in decoded.splits.items()}
     source = cast("dict[str, TokenShards]", given)
     most = decoded.most
-    picked = _spans({name: len(tokens) for name, tokens in source.items()}, config, most)
+    picked = spans({name: len(tokens) for name, tokens in source.items()}, config, most)
     found = {}
     for split in SPLITS:
         whole = TokenShards.joined([source[name].between(start, stop) for name, start, stop in picked[split]])
@@ -215,7 +215,7 @@ def split_tokens(decoded: Decoded, config: Data) -> dict[str, TokenShards]:
     return found
 
 
-def _spans(sizes: dict[str, int], config: Data, most: int | None = None) -> dict[str, list[Span]]:
+def spans(sizes: dict[str, int], config: Data, most: int | None = None) -> dict[str, list[Span]]:
     """Which places of a source's splits, of so many places each, are in which split.
 
     Splits named in the configuration are taken as written. What the source lacks is held out at the end of the training

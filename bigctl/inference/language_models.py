@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigctl.data.text import tokenization
+from bigctl.data.text import stream_encoding, tokenization
 from bigctl.errors import DataError
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference.run_text import require_language_model, template_tokens
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bigctl.interop.sources import Source
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
-"""What the end of an answer is called, beside the names of the end of a document in `tokenization.END`."""
+"""What the end of an answer is called, beside the names of the end of a document in `stream_encoding.END`."""
 
 
 def load_language_model(name: str, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LanguageModel:
@@ -112,7 +112,7 @@ def _with_weights(config: schema.Model, source: Source, vocab_size: int) -> Netw
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
     """End tokens by what they are called, for weights that do not say."""
-    numbers = map(tokenizer.token_to_id, (*tokenization.END, *_TURN_ENDS))
+    numbers = map(tokenizer.token_to_id, (*stream_encoding.END, *_TURN_ENDS))
     return tuple(number for number in numbers if number is not None)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bigctl.config.schema.base import MISSING, STRUCTURAL, Problem, Whole, key, kind
+from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Problem, Whole, key, kind
 from bigctl.config.schema.data import Data, check_encoding, check_image_size, check_order
 
 
@@ -88,6 +88,13 @@ class TextFiles(Data):
     field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
+    vocabulary_characters: int = key(
+        2**25, "Of a larger training split, how much a vocabulary is made of, drawn by data.split_seed [characters].",
+        drift=STRUCTURAL, ge=2**16,
+    )  # fmt: skip
+    workers: int | None = key(
+        None, "Processes that make tokens of large texts; null for one a core.", drift=FREE, ge=1, le=256
+    )
     validation_fraction: float = key(
         0.05, "Share held out at the end of the text where there is no validation split.", drift=STRUCTURAL,
         gt=0, lt=1,

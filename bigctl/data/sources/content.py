@@ -8,6 +8,8 @@ import gzip
 import io
 import os
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -28,6 +30,19 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+
+@dataclass(frozen=True)
+class Before:
+    """How much of a file comes before what is looked at: its bytes, and line ends of either kind."""
+
+    count: int = 0
+    newlines: int = 0
+    returns: int = 0
+
+    def and_then(self, data: bytes) -> Before:
+        newlines, returns = self.newlines + data.count(b"\n"), self.returns + data.count(b"\r")
+        return Before(self.count + len(data), newlines, returns)
 
 
 def suffix_of(path: Path | str) -> str:
@@ -92,7 +107,7 @@ def read_beginning(path: Path, most: int) -> tuple[bytes, int | None]:
 
 
 def _unpacked(data: bytes, name: str) -> bytes:
-    most = min(_MOST + _MOST_A_BYTE * len(data), memory.limit() // 4)  # it becomes text, and columns of that
+    most = min(most_unpacked(len(data)), memory.limit() // 4)  # it becomes text, and columns of that
     try:
         if data.startswith(_GZIP):
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
@@ -111,20 +126,66 @@ def _unpacked(data: bytes, name: str) -> bytes:
     return bytes(found)
 
 
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[tuple[IO[bytes], bool]]:
+    """The content of a file to be read by blocks, unpacked, and whether it was packed. Raises DataError."""
+    name = str(file)
+    packed = False
+    try:
+        with require_file(file).open("rb") as stream:
+            begin = stream.read(4)
+            stream.seek(0)
+            packed = begin.startswith((_GZIP, _ZSTD))
+            if begin.startswith(_GZIP):
+                yield gzip.GzipFile(fileobj=stream), True  # type: ignore[misc]
+            elif begin.startswith(_ZSTD):
+                import pyarrow as pa
+
+                with pa.input_stream(stream, compression="zstd") as unpacked:
+                    yield unpacked, True
+            else:
+                yield stream, False
+    except (OSError, EOFError, zlib.error) as error:
+        if packed:
+            raise DataError(f"the file is packed, and damaged: {error}", where=name, hint="pack it again") from None
+        raise DataError(f"the file cannot be read: {getattr(error, 'strerror', error)}", where=name) from None
+
+
+def most_unpacked(packed: int) -> int:
+    """Bytes that a packed file of so many may hold: no text packs as small."""
+    return _MOST + _MOST_A_BYTE * packed
+
+
 def _decoded(data: bytes, name: str, encoding: str | None) -> str:
-    marked = next((found for mark, found in _MARKS if data.startswith(mark)), None)
-    codec = encoding or marked or "utf-8-sig"
-    if codec.lower().replace("_", "-") in ("utf-8", "utf8"):
-        codec = "utf-8-sig"
-    require_encoding(codec)
-    if not codecs.lookup(codec).name.startswith(("utf-16", "utf-32")) and (nul := data.find(b"\0")) >= 0:
-        half = data[:4096].count(b"\0") * 5 > 2 * len(data[:4096])
-        hint = "it looks like UTF-16: set data.encoding=utf-16-le" if half else "is this a text file?"
-        raise DataError("there is a NUL byte", where=f"{name}:{line_at(data, nul)}", hint=hint)
+    codec = codec_of(data[:4], encoding)
+    if not has_nul(codec) and (nul := data.find(b"\0")) >= 0:
+        raise nul_byte(data, f"{name}:{line_at(data, nul)}")
     try:
         return data.decode(codec).removeprefix("\ufeff")
     except UnicodeError as error:
         raise undecodable(error, encoding, name, data) from None
+
+
+def codec_of(begin: bytes, encoding: str | None) -> str:
+    """How a text is to be decoded that begins with these four bytes. Raises DataError where there is no such way."""
+    marked = next((found for mark, found in _MARKS if begin.startswith(mark)), None)
+    codec = encoding or marked or "utf-8-sig"
+    if codec.lower().replace("_", "-") in ("utf-8", "utf8"):
+        codec = "utf-8-sig"
+    require_encoding(codec)
+    return codec
+
+
+def has_nul(codec: str) -> bool:
+    """Whether text in this encoding holds bytes of 0."""
+    return codecs.lookup(codec).name.startswith(("utf-16", "utf-32"))
+
+
+def nul_byte(data: bytes, where: str) -> DataError:
+    """What is wrong with a text that holds a byte of 0; `data` is its beginning."""
+    half = data[:4096].count(b"\0") * 5 > 2 * len(data[:4096])
+    hint = "it looks like UTF-16: set data.encoding=utf-16-le" if half else "is this a text file?"
+    return DataError("there is a NUL byte", where=where, hint=hint)
 
 
 def require_encoding(encoding: str) -> None:
@@ -134,16 +195,19 @@ def require_encoding(encoding: str) -> None:
         raise DataError(f"there is no encoding {encoding!r}", where="data.encoding", hint=hint)
 
 
-def undecodable(error: UnicodeError, encoding: str | None, name: str, data: bytes) -> DataError:
-    """What is wrong with a text that is not in its encoding, None for UTF-8; `data` is the whole of it."""
+def undecodable(
+    error: UnicodeError, encoding: str | None, name: str, data: bytes, before: Before = Before()
+) -> DataError:
+    """What is wrong with a text that is not in its encoding, None for UTF-8; `data` is the whole of it, or what comes
+    `before` it is known, and it ends with what was to be decoded."""
     known = encoding or "UTF-8"
     hint = f"data.encoding={encoding} says so: give that of the file, or convert it, for example with iconv"
     hint = hint if encoding else f"set data.encoding, such as {_likely(data)}, or save the file as UTF-8"
     if not isinstance(error, UnicodeDecodeError):
         return DataError(f"is not {known}: {error}", where=name, hint=hint)
     start = error.start + len(data) - len(error.object)  # which lacks the byte order mark
-    what = f"byte 0x{data[start]:02x} is not {known}, at offset {start}"
-    return DataError(what, where=f"{name}:{line_at(data, start)}", hint=hint)
+    what = f"byte 0x{data[start]:02x} is not {known}, at offset {before.count + start}"
+    return DataError(what, where=f"{name}:{line_at(data, start, before)}", hint=hint)
 
 
 def _likely(data: bytes) -> str:
@@ -157,7 +221,7 @@ def _likely(data: bytes) -> str:
     return f"{', '.join(found[:-1])} or {found[-1]}"
 
 
-def line_at(data: bytes, position: int) -> int:
+def line_at(data: bytes, position: int, before: Before = Before()) -> int:
     """The line of a place in a file, from 1."""
-    before = data[:position]
-    return 1 + (before.count(b"\n") or before.count(b"\r"))
+    found = before.and_then(data[:position])
+    return 1 + (found.newlines or found.returns)

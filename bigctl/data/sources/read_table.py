@@ -221,16 +221,30 @@ def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _lines_of_json(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            what = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            hint = "every line must be one JSON object"
-            yield number, DataError(f"invalid JSON: {what}", where=f"{name}:{number}", hint=hint)
-            continue
-        yield number, record if isinstance(record, dict) else _no_object(record, f"{name}:{number}")
+        if line.strip():
+            yield number, _record(line, f"{name}:{number}")
+
+
+def _record(line: str, where: str) -> dict[str, Any] | DataError:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        return DataError(f"invalid JSON: {what}", where=where, hint="every line must be one JSON object")
+    return record if isinstance(record, dict) else _no_object(record, where)
+
+
+def json_text(line: str, where: str, key: str) -> str | TextTable:
+    """What a key of one JSON line is as text; where it is missing, a table with the others. Raises DataError."""
+    found = _record(line, where)
+    if isinstance(found, DataError):
+        raise found
+    if isinstance(value := found.get(key), str):
+        return value.strip()
+    flat = _flat(found)
+    if key not in flat:
+        return TextTable(where.rpartition(":")[0], tuple(flat), {}, [], [])
+    return _json_text(flat[key], f"{where}:{key}")
 
 
 def _no_object(value: object, where: str) -> DataError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data import paths
 from bigctl.data.dataset import Features
-from bigctl.data.sources import content, read_table
+from bigctl.data.sources import content, read_table, text_parts
 from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.streamed import Stream
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 from bigctl.files import expanded
+
+SMALL = 2**25
+"""Bytes of text up to which it is read as a whole."""
 
 _JSON = tuple(suffix for suffix, format in read_table.SUFFIXES.items() if format == "jsonl")
 
@@ -27,9 +32,36 @@ _JSON = tuple(suffix for suffix, format in read_table.SUFFIXES.items() if format
 def identity(config: schema.TextFiles) -> dict[str, Any]:
     """What the documents depend on: the content of the files, and the keys that say what is in them."""
     where = [config.path, config.validation_path, config.test_path]
-    prints = [paths.fingerprint_files(matching(path)) if path else None for path in where]
+    prints = [paths.fingerprint_files(matching(path), in_blocks=True) if path else None for path in where]
     found = {"files": prints, "field": config.field, "boundaries": config.boundaries}
-    return found | ({"encoding": config.encoding} if config.encoding is not None else {})
+    found |= {"encoding": config.encoding} if config.encoding is not None else {}
+    sample = config.vocabulary_characters  # of smaller texts nothing depends on it
+    return found | ({"vocabulary_characters": sample} if sample != schema.TextFiles.vocabulary_characters else {})
+
+
+def stream(config: schema.TextFiles) -> Stream | None:
+    """The text to be read by parts; None where it is small enough to be read as a whole. Raises DataError."""
+    given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
+    files = {split: matching(where) for split, where in given.items() if where is not None}
+    if sum(map(_unpacked_size, itertools.chain(*files.values()))) <= SMALL:
+        return None
+    for split, own in files.items():
+        _check_field(own, config.field, str(given[split]), config.encoding)
+    if config.deduplicate:
+        raise DataError("only texts can be deduplicated", where="data.deduplicate", hint="leave it out")
+    sources = {
+        split: text_parts.Texts(own, str(given[split]), config.field, config.encoding) for split, own in files.items()
+    }
+    info = {"source": "text", "files": {split: _listed(own) for split, own in files.items()}}
+    return Stream(sources, info, config.boundaries, config.workers, config.vocabulary_characters)
+
+
+def _unpacked_size(file: Path) -> int:
+    """Bytes of text that a file holds; of a packed one a guess."""
+    try:
+        return file.stat().st_size * (4 if file.suffix.lower() in content.COMPRESSED else 1)
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror}", where=str(file)) from error
 
 
 def decode(config: schema.TextFiles, regression: bool) -> Decoded:
@@ -80,9 +112,13 @@ def read_documents(
             files = matching(where)
             documents, empty = _read(files, field, where, encoding)
             splits[split] = {"document": as_column(documents)}
-            found[split] = [str(file) for file in files[:20]] + ([f"and {len(files) - 20} more"] * (len(files) > 20))
+            found[split] = _listed(files)
             notes += [f"{empty} empty documents of {split} are left out"] if empty else []
     return Decoded("stream", splits, None, {"source": "text", "files": found, "notes": notes})
+
+
+def _listed(files: list[Path]) -> list[str]:
+    return [str(file) for file in files[:20]] + ([f"and {len(files) - 20} more"] * (len(files) > 20))
 
 
 def matching(path: str) -> list[Path]:
@@ -122,6 +158,7 @@ def as_column(documents: list[str]) -> np.ndarray:
 
 def _read(files: list[Path], field: str | None, where: str, encoding: str | None) -> tuple[list[str], int]:
     """All documents of some files, and how many empty ones were left out."""
+    _check_field(files, field, where, encoding)
     found: list[str] = []
     for file in files:
         if content.suffix_of(file) in _JSON:
@@ -130,21 +167,35 @@ def _read(files: list[Path], field: str | None, where: str, encoding: str | None
             found.append("")
         else:
             found.append(content.read_text(file, encoding)[0])
-    if field is not None and not any(content.suffix_of(file) in _JSON for file in files):
-        hint = "leave it out; or name the files .jsonl"
-        raise DataError(f"data.field={field} is set, and no file holds JSON lines", where=where, hint=hint)
     documents = [document for document in found if document.strip()]
     if not documents:
         raise DataError("there is no text", where=where, hint="is it the right file?")
     return documents, len(found) - len(documents)
 
 
-def _objects(file: Path, field: str | None, encoding: str | None) -> list[str]:
+def _check_field(files: list[Path], field: str | None, where: str, encoding: str | None) -> None:
+    """Raises DataError where a field is named and there are no JSON lines, or the other way round."""
+    rows = next((file for file in files if content.suffix_of(file) in _JSON), None)
+    if field is not None and rows is None:
+        hint = "leave it out; or name the files .jsonl"
+        raise DataError(f"data.field={field} is set, and no file holds JSON lines", where=where, hint=hint)
+    if field is None and rows is not None:
+        hint = f"set data.field=NAME; the fields are {paths.some(_fields(rows, encoding))}"
+        raise DataError("which field holds the text is not said", where=str(rows), hint=hint)
+
+
+def _fields(file: Path, encoding: str | None) -> list[str]:
+    """Names of the fields of JSON lines: of a large file, those of its beginning."""
     dialect = read_table.Dialect(encoding=encoding)
-    if field is None:
-        names = read_table.load(file, "jsonl", lambda name: False, dialect=dialect).names
-        hint = f"set data.field=NAME; the fields are {paths.some(list(names))}"
-        raise DataError("which field holds the text is not said", where=str(file), hint=hint)
+    source: Path | bytes = file
+    if file.stat().st_size > SMALL:
+        source = content.read_beginning(file, 2**20)[0]
+    return list(read_table.load(source, "jsonl", lambda name: False, dialect=dialect).names)
+
+
+def _objects(file: Path, field: str | None, encoding: str | None) -> list[str]:
+    assert field is not None  # which is checked
+    dialect = read_table.Dialect(encoding=encoding)
     table = read_table.load(file, "jsonl", {field}.__contains__, dialect=dialect)
     table.require(field, "text")
     if field in table.absent:

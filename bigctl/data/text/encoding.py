@@ -10,7 +10,6 @@ import numpy as np
 
 from bigctl.data.text import ngrams, tokenization
 from bigctl.data.text.stream_encoding import StreamEncoder, token_type
-from bigctl.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,17 +91,10 @@ def encode_stream(tokenizer: Tokenizer, documents: Sequence[str], *, boundaries:
     Raises:
         DataError: if an end token is wanted and there is none.
     """
-    last, kind = tokenization.end(tokenizer), token_type(tokenizer)
-    if boundaries and last is None and len(documents) > 1:
-        hint = "data.boundaries=false puts nothing between documents; or choose another recipe.tokenizer"
-        raise DataError("the tokenizer has no token for the end of a document", where="data.boundaries", hint=hint)
     encoder = StreamEncoder(tokenizer)
-    parts: list[np.ndarray] = []
-    for number, document in enumerate(documents):
-        if number and boundaries:
-            parts.append(np.array([last], kind))
-        parts.append(encoder.encode(document))
-    return np.concatenate(parts) if parts else np.empty(0, kind)
+    if boundaries and len(documents) > 1:
+        encoder.require_end()
+    return encoder.encode_pieces([(boundaries and number > 0, str(text)) for number, text in enumerate(documents)])
 
 
 def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigctl.data.text import cutting
+from bigctl.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+"""What the end of a document is called; a tokenizer made here for one long text has the first."""
 
 _KNOWN, _KNOWN_CHARACTERS = 2**18, 2**23
 """Parts that are remembered at most, and characters of all of them: then it begins anew."""
@@ -51,6 +55,7 @@ class StreamEncoder:
         self._known: dict[str, bytes] = {}
         self._room = _KNOWN_CHARACTERS
         self._chunks = re.compile(self.cutter.rule or "") if self.cutter.rule == cutting.BLANKS else None
+        self._end = next((n for n in map(tokenizer.token_to_id, END) if n is not None), None)
         added = sorted((token["content"] for token in described["added_tokens"]), key=len, reverse=True)
         plain = not any(token["lstrip"] or token["single_word"] for token in described["added_tokens"])
         self._added = re.compile(f"({'|'.join(map(re.escape, added))})") if added else None
@@ -78,6 +83,19 @@ class StreamEncoder:
             elif part:
                 parts.append(self._plain(part))
         return np.concatenate(parts)
+
+    def encode_pieces(self, pieces: Sequence[tuple[bool, str]]) -> np.ndarray:
+        """The tokens of parts of documents, one after the other; before those that are so marked the end token."""
+        end, parts = np.array([self._end or 0], self.dtype), [np.empty(0, self.dtype)]
+        for marked, text in pieces:
+            parts += [end, self.encode(text)] if marked else [self.encode(text)]
+        return np.concatenate(parts)
+
+    def require_end(self) -> None:
+        """Raises DataError where the tokenizer has no token for the end of a document."""
+        if self._end is None:
+            hint = "data.boundaries=false puts nothing between documents; or choose another recipe.tokenizer"
+            raise DataError("the tokenizer has no token for the end of a document", where="data.boundaries", hint=hint)
 
     def _plain(self, text: str) -> np.ndarray:
         """The tokens of a text in which no special token is written."""

@@ -19,6 +19,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data.text import cutting, ngrams
 from bigctl.data.text.ngrams import Ngrams
+from bigctl.data.text.stream_encoding import END
 from bigctl.errors import DataError
 from bigctl.files import expanded
 from bigctl.packages import Wheel, fetch_folder
@@ -34,9 +35,6 @@ SPECIAL = {
     "mask": ("[MASK]", "<mask>"),
 }
 """What each special token is called, in the order of their numbers in a tokenizer made here."""
-
-END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
-"""What the end of a document is called; a tokenizer made here for one long text has the first."""
 
 _LONG = 1000  # characters, which no word has
 _LONG_RUN = re.compile(rf"\S{{{_LONG}}}|\s{{{_LONG}}}")

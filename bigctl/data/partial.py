@@ -1,0 +1,58 @@
+"""The folder in which a large set is prepared over several starts, until it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigctl.terminal import tell
+
+LOCK = "lock"
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a set that belongs into `folder` is made."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[Path | None]:
+    """That folder, for this process alone; None where another process, which was waited for, has made the set whole.
+
+    What is in it stays there if anything fails. Raises OSError.
+    """
+    work, before = partial_folder(folder), _number(folder)
+    while True:
+        if _number(folder) not in (before, None):
+            yield None
+            return
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = (work / LOCK).open("a")
+        except FileNotFoundError:  # another process has just moved it
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell(f"data: another process is preparing {folder.name}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(lock.fileno()), (work / LOCK).stat()):
+                    yield work
+                    return
+
+
+def forget(folder: Path) -> None:
+    """Remove what was prepared so far."""
+    shutil.rmtree(partial_folder(folder), ignore_errors=True)
+
+
+def _number(folder: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return folder.stat().st_ino
+    return None
