@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import glob
 import os
@@ -39,6 +40,7 @@ examples:
   bigctl data tokens data.path=shards                  ready-made tokens: formats and sizes
   bigctl data add flats homes.csv                      write presets/data/flats.yaml after a look at the file
   bigctl data cifar10 --prepare                        download and decode it now
+  bigctl data text data.path=book.txt --verify         are the files and the prepared form what they were?
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all
 """
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_overrides(parser)
     parser.add_argument("--prepare", action="store_true", help="prepare it, if it is not; download it, if need be")
     parser.add_argument("--rebuild", action="store_true", help="prepare it again")
+    parser.add_argument("--verify", action="store_true", help="read all of it, files and prepared form, to be sure")
     parser.add_argument("--clean", action="store_true", help="remove its prepared form")
     parser.add_argument("--all", action="store_true", help="with --clean: of every data set")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="write a grid of images")
@@ -71,20 +74,25 @@ def run(options: argparse.Namespace) -> int:
     if options.overrides[:1] == ["add"]:
         return _add(options)
     options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
-    if options.clean and (options.prepare or options.rebuild or options.contact_sheet):
+    if options.clean and (options.prepare or options.rebuild or options.verify or options.contact_sheet):
         raise ConfigError("--clean goes with nothing else than --all", hint="prepare in a second command")
     if options.all:
         if not options.clean or options.overrides:
             raise ConfigError("--all is for `bigctl data --clean --all`")
         return _clean_all(options)
     if not options.overrides:
-        if options.clean or options.prepare or options.rebuild or options.contact_sheet:
+        if options.clean or options.prepare or options.rebuild or options.verify or options.contact_sheet:
             raise ConfigError(
                 "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
             )
         return _list(options)
+    from bigctl.data import file_index
+
     wanted = _configuration(options)
-    return _clean(options, wanted) if options.clean else _show(options, wanted)
+    if options.clean:
+        return _clean(options, wanted)
+    with file_index.distrust() if options.verify else contextlib.nullcontext():
+        return _show(options, wanted)
 
 
 def _add(options: argparse.Namespace) -> int:
@@ -153,6 +161,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
         "notes": notes.notes_of(dataset),
         "bytes": disk_size(folder),
         "prepared_now": options.rebuild or not was_there,
+        "verified": options.verify,
     }
     table = preview.columns(dataset) if dataset.features.encoder else []
     texts = preview.first_texts(dataset) if dataset.features.kind == "text" else []
@@ -216,6 +225,7 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
         print(f"{'duplicates':<12} {line}")
     print(f"{'fingerprint':<12} {facts['fingerprint']}")
     now = ", prepared just now" if facts["prepared_now"] else ""
+    now += ", all of it read and verified" if facts.get("verified") else ""
     print(f"{'on disk':<12} {size(facts['bytes'])} in {facts['path']}{now}")
     splits = facts["splits"]
     if facts["classes"]:
@@ -365,8 +375,9 @@ def _clean(options: argparse.Namespace, wanted: Wanted) -> int:
 
 
 def _forms(folder: Path) -> list[Path]:
-    """Caches of the same data beside one: as other tokens, or with a tokenizer that a run has kept."""
-    return sorted(folder.parent.glob(f"{glob.escape(folder.name)}-*"))
+    """Caches of the same data beside one: as other tokens, with a tokenizer that a run has kept, or half made."""
+    name = glob.escape(folder.name)
+    return sorted([*folder.parent.glob(f"{name}-*"), *folder.parent.glob(f".{name}*.partial")])
 
 
 def _clean_all(options: argparse.Namespace) -> int:

@@ -170,13 +170,13 @@ def _in_shards(name: str, shards: Mapping[str, Any]) -> bool:
     return any(shards[split] and name == f"{split}.inputs.npy" for split in shards)
 
 
-def _sound(folder: Path, digests: Mapping[str, str], *, trust: bool) -> bool:
+def _sound(folder: Path, digests: Mapping[str, str]) -> bool:
     """Whether every file has its digest. Files of a large set that did not change since that was found out are not read
-    again, where that is trusted. Raises OSError."""
+    again, unless `file_index` is distrusted. Raises OSError."""
     stamps = {name: file_index.stamp(folder / name) for name in digests}
     large = sum(stamp[0] for stamp in stamps.values()) >= _LARGE
     known: dict[str, Any] = {}
-    if large and trust:
+    if large and file_index.trusted():
         with contextlib.suppress(OSError, ValueError):
             known = dict(json.loads((folder / _SOUND).read_text(encoding="utf-8")))
     unknown = [name for name, digest in digests.items() if known.get(name) != [*stamps[name], digest]]
@@ -193,15 +193,14 @@ def _keep_sound(folder: Path, digests: Mapping[str, str]) -> None:
     write_text(folder / _SOUND, json.dumps(found))
 
 
-def read_dataset(folder: Path, *, trust: bool = True) -> Dataset | None:
-    """The data set in a cache folder, or None where any of it is missing or damaged; without `trust`, all of a large
-    one is read to find that out."""
+def read_dataset(folder: Path) -> Dataset | None:
+    """The data set in a cache folder, or None where any of it is missing or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if meta["schema"] != _FORMAT or meta["fingerprint"] != _fingerprint(meta):
             return None
         by_split: dict[str, Columns] = {split: {} for split in SPLITS}
-        if not _sound(folder, _digests(meta), trust=trust):
+        if not _sound(folder, _digests(meta)):
             return None
         for name in meta["files"]:
             if _in_shards(name, meta.get("shards", {})):

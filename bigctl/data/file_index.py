@@ -1,7 +1,7 @@
 """What the content of large files is known by, kept so that they are read once and not at every start.
 
 A file is taken to be as it was where its size, times and number on the disk are; the time at which its record was
-changed last cannot be set by anybody. Whoever does not trust that has the files read anew: `verify`.
+changed last cannot be set by anybody. Whoever does not trust that has the files read anew: `distrust`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from bigctl.cache_root import cache_root
@@ -28,14 +30,32 @@ _SETTLED = 10**9
 """Nanoseconds after its last change from which on a change would show in the times of a file, on any file system."""
 
 
+_TRUSTED = ContextVar("trusted", default=True)
+
+
+def trusted() -> bool:
+    """Whether a file that seems not to have changed needs not be read again."""
+    return _TRUSTED.get()
+
+
+@contextlib.contextmanager
+def distrust() -> Iterator[None]:
+    """Read everything anew."""
+    token = _TRUSTED.set(False)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
 def stamp(file: Path) -> list[int]:
     """What changes with a file: size, times of change of content and record, number on the disk. Raises OSError."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def digest(file: Path, *, trust: bool = True) -> str:
-    """The sha256 of the content of a file; from the index where that is `trust`ed.
+def digest(file: Path) -> str:
+    """The sha256 of the content of a file, from the index where it is there and trusted.
 
     Raises:
         OSError: where it cannot be read.
@@ -45,7 +65,7 @@ def digest(file: Path, *, trust: bool = True) -> str:
     if before[0] < LARGE:
         return sha256(file)
     key = os.path.realpath(file)
-    if trust:
+    if trusted():
         known = _read().get(key)
         if known is not None and known[:-1] == before:
             return str(known[-1])

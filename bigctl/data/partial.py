@@ -41,10 +41,16 @@ def alone_in(folder: Path) -> Iterator[Path | None]:
             except BlockingIOError:
                 tell(f"data: another process is preparing {folder.name}; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(lock.fileno()), (work / LOCK).stat()):
-                    yield work
-                    return
+            if _is(lock.fileno(), work / LOCK):
+                yield work
+                return
+
+
+def _is(descriptor: int, file: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    return False
 
 
 def forget(folder: Path) -> None:

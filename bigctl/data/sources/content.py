@@ -44,6 +44,11 @@ class Before:
         newlines, returns = self.newlines + data.count(b"\n"), self.returns + data.count(b"\r")
         return Before(self.count + len(data), newlines, returns)
 
+    def without(self, data: bytes) -> Before:
+        """The same, less its last bytes."""
+        last = Before().and_then(data)
+        return Before(self.count - last.count, self.newlines - last.newlines, self.returns - last.returns)
+
 
 def suffix_of(path: Path | str) -> str:
     """The suffix that tells the format, lower case: of `rows.csv.gz` it is .csv."""

@@ -154,10 +154,11 @@ def _decoded(file: Path, encoding: str | None, place: int) -> Iterator[_Decoded]
         while True:
             if clean and (nul := block.find(b"\0")) >= 0:
                 raise content.nul_byte(block, f"{name}:{content.line_at(block, nul, before)}")
+            pending = decoder.getstate()[0]
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeError as error:
-                raise content.undecodable(error, encoding, name, block, before) from None
+                raise content.undecodable(error, encoding, name, pending + block, before.without(pending)) from None
             if begins and text:
                 text, begins = text.removeprefix("\ufeff"), False
             before = before.and_then(block)
