@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import glob
 import os
 import shutil
 import sys
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import terminal
-from bigctl.cache_root import cache_root
-from bigctl.cli import common, render
+from bigctl.cli import common, data_clean, render
 from bigctl.errors import ConfigError
 from bigctl.files import disk_size
 from bigctl.formatting import age, size
@@ -79,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if options.all:
         if not options.clean or options.overrides:
             raise ConfigError("--all is for `bigctl data --clean --all`")
-        return _clean_all(options)
+        return data_clean.clean_all(options)
     if not options.overrides:
         if options.clean or options.prepare or options.rebuild or options.verify or options.contact_sheet:
             raise ConfigError(
@@ -90,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
     wanted = _configuration(options)
     if options.clean:
-        return _clean(options, wanted)
+        return data_clean.clean(options, wanted.data, wanted.form)
     with file_index.distrust() if options.verify else contextlib.nullcontext():
         return _show(options, wanted)
 
@@ -351,41 +349,3 @@ def _list(options: argparse.Namespace) -> int:
 
 def _entry(found: Prepared) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "path": str(found.path)}
-
-
-def _clean(options: argparse.Namespace, wanted: Wanted) -> int:
-    from bigctl.data import cache
-
-    plain = cache.cache_folder(wanted.data, regression=wanted.regression)
-    tokens = cache.cache_folder(wanted.data, **wanted.form)
-    folders = [plain, *_forms(plain), *([tokens, *_forms(tokens)] if tokens != plain else [])]
-    present = [folder for folder in folders if folder.is_dir()]
-    freed = 0
-    for folder in present:
-        freed += disk_size(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        freed -= disk_size(folder)
-    if options.json:
-        render.print_json({"path": str(tokens), "freed_bytes": freed, "removed": [str(folder) for folder in present]})
-    elif present:
-        print(f"freed {size(freed)}: {', '.join(str(folder) for folder in present)}")
-    else:
-        print(f"nothing to remove: {tokens} is not there")
-    return 0
-
-
-def _forms(folder: Path) -> list[Path]:
-    """Caches of the same data beside one: as other tokens, with a tokenizer that a run has kept, or half made."""
-    name = glob.escape(folder.name)
-    return sorted([*folder.parent.glob(f"{name}-*"), *folder.parent.glob(f".{name}*.partial")])
-
-
-def _clean_all(options: argparse.Namespace) -> int:
-    from bigctl.data import cache
-
-    freed, folder = cache.clean_all(), cache_root() / "data"
-    if options.json:
-        render.print_json({"path": str(folder), "freed_bytes": freed})
-    else:
-        print(f"freed {size(freed)} in {folder}")
-    return 0
