@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import shlex
@@ -22,13 +23,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Write the preset of a data set, and say what was assumed. Raises ConfigError or DataError."""
-    from bigctl.data.inspection import inspect
-
     name, path, given = _parsed(words)
     folder = _folder(options)
     file = folder / "data" / f"{name}.yaml"
     _check_name(name, file)
-    entry = inspect(path, given)
+    entry = _looked_at(path, given)
     _compose(options, entry)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -44,6 +43,20 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         commands.append(["bigctl", "train", entry.training[0], f"data={name}", *entry.training[1:], *sources])
     _say(options, entry, file, [shlex.join(command) for command in commands])
     return 0
+
+
+def _looked_at(path: str, given: Mapping[str, Any]) -> Entry:
+    """What a path, or an address, was found to be; of an address the keys name what is there, not the copy."""
+    from bigctl.data import remote
+    from bigctl.data.inspection import inspect
+
+    if not remote.is_remote(path):
+        return inspect(path, given)
+    place = remote.fetch(path, "PATH")
+    entry = inspect(place, given)
+    inside = {key: value for key, value in entry.keys.items() if isinstance(value, str) and value.startswith(place)}
+    keys = {**entry.keys, **{key: path.rstrip("/") + value.removeprefix(place) for key, value in inside.items()}}
+    return dataclasses.replace(entry, keys=keys)
 
 
 def _parsed(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:

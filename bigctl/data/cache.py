@@ -21,7 +21,7 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import catalog, encoded_images, file_index
+from bigctl.data import catalog, encoded_images, file_index, remote
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
@@ -52,6 +52,7 @@ def cache_folder(config: Data, *, regression: bool = False, tokenizer: tokenizat
 
     Texts as tokens have the name of the texts as they are, and a second digest.
     """
+    config = remote.local(config)
     rule: list[Any] = [config.split_seed, config.train, config.validation, config.test]
     rule += [config.validation_fraction, config.test_fraction, config.deduplicate]
     rule += [] if config.fold is None else [config.fold, config.fold_count]

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, documents, encode, folds, notes, origins, prepare_stream, splits
+from bigctl.data import cache, catalog, documents, encode, folds, notes, origins, prepare_stream, remote, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.packed import Packed
@@ -47,6 +47,7 @@ def prepare(
     Raises:
         DataError: if the data cannot be found, fetched, decoded or stored.
     """
+    config = remote.local(config)
     named = folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
     wanted = tokenizer
     digest = sha256(stored) if stored is not None and stored.is_file() else None

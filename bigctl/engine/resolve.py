@@ -20,6 +20,7 @@ from bigctl.config.schema import Config, Data
 from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.remote import is_place, is_remote
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, DataError
 from bigctl.files import expanded
@@ -145,7 +146,7 @@ def from_its_folder(run: RunDirectory, config: Config) -> Iterator[None]:
 
 def _is_elsewhere(name: str, value: object) -> bool:
     """Whether a key of data is a path that is not here and may be elsewhere; of a pattern, its first folder tells."""
-    if not (name == "path" or name.endswith(("_path", "_file"))) or not isinstance(value, str) or not value:
+    if not is_place(name) or not isinstance(value, str) or not value or is_remote(value):
         return False
     given = expanded(value)
     return not given.is_absolute() and not given.exists() and not glob.has_magic(given.parts[0])
