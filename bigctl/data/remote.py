@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
@@ -27,9 +25,10 @@ from urllib.parse import unquote, urlsplit
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
 from bigctl.data import paths
+from bigctl.data.progress import Progress
 from bigctl.errors import DataError
 from bigctl.files import temporary_name, write_text
-from bigctl.formatting import clock, size
+from bigctl.formatting import size
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -45,8 +44,6 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "update
 _ONE, _SEVERAL = "file", "files"
 """Folders in the cache for what an address names, and for all that it stands for."""
 _AT_ONCE = 8
-_EVERY = 10.0
-"""Time between two lines about a download [s]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,15 +274,26 @@ def _download(address: str, shown: str, key: str, folder: Path, files: Sequence[
         raise DataError(f"{shown} is {size(total)}, for which there is no room", where=str(folder), hint="make room")
     count = f"{len(files):,} files" if len(files) > 1 else PurePosixPath(files[0].name).name
     print(f"{key}: fetching {count}{f' ({size(total)})' if total else ''} from {shown} to {folder}", file=sys.stderr)
-    progress = _Progress(key, total, index)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        work = functools.partial(_fetch_one, address, shown, key, folder, progress)
-        for failed in [future for future in [pool.submit(work, file) for file in files] if future.exception()]:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise failed.exception() or AssertionError
+    done = 0
+    with ThreadPoolExecutor(_AT_ONCE) as pool, Progress(f"{key}: fetching", total) as progress:
+        work = [pool.submit(_fetch_one, address, shown, key, folder, file) for file in files]
+        failed: BaseException | None = None
+        for future in as_completed(work):
+            if future.cancelled():
+                continue
+            if error := future.exception():
+                failed = failed or error
+                pool.shutdown(wait=False, cancel_futures=True)
+                continue
+            file, found = future.result()
+            index.add(file)
+            done += found
+            progress.update(done)
+    if failed is not None:
+        raise failed
 
 
-def _fetch_one(address: str, shown: str, key: str, folder: Path, progress: _Progress, file: RemoteFile) -> None:
+def _fetch_one(address: str, shown: str, key: str, folder: Path, file: RemoteFile) -> tuple[RemoteFile, int]:
     target = folder / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(target)
@@ -306,7 +314,7 @@ def _fetch_one(address: str, shown: str, key: str, folder: Path, progress: _Prog
             what = f"{file.name} came as {found:,} bytes of {file.bytes:,}"
             raise DataError(what, where=key, hint="try again; what has come as a whole is kept")
         temporary.replace(target)
-        progress.add(file, found)
+        return file, found
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -326,24 +334,3 @@ class _Index:
     def write(self) -> None:
         write_text(self._folder / "index.json", json.dumps({"address": self._address, "files": self.files}, indent=1))
         self._written = time.monotonic()
-
-
-class _Progress:
-    """What has come so far, and lines about it where it takes long."""
-
-    def __init__(self, key: str, total: int, index: _Index):
-        self._key, self._total, self._done, self._index = key, total, 0, index
-        self._start = self._said = time.monotonic()
-        self._lock = threading.Lock()
-
-    def add(self, file: RemoteFile, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._index.add(file)
-            now = time.monotonic()
-            if now - self._said < _EVERY or not self._total:
-                return
-            self._said, rate = now, self._done / (now - self._start)
-            left = clock((self._total - self._done) / rate)
-            done = f"{size(self._done)} of {size(self._total)}, {size(rate)}/s, {left} left"
-            print(f"{self._key}: {done}", file=sys.stderr)
