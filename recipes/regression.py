@@ -45,7 +45,7 @@ class NumberHead(Head):
 
     def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
         pairs = zip(labels, predictions[:, 0], strict=True)
-        return [Judged(f"{true:.4g}", f"{value:.4g}", False, float(abs(value - true))) for true, value in pairs]
+        return [Judged(f"{true:.6g}", f"{value:.6g}", False, float(abs(value - true))) for true, value in pairs]
 
 
 def regression_sums(

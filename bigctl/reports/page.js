@@ -18,7 +18,7 @@
       card: light ? "#ffffff" : "#191d24",
       names: { card: light ? "#ffffff" : "#191d24", muted: light ? "#7b8494" : "#8791a0", accent: light ? "#1d4ed8" : "#7fb0ff" },
       scales: {
-        share: light ? [[0, "#f1f4f9"], [0.02, "#dbe6fb"], [1, "#1d4ed8"]] : [[0, "#20252e"], [0.02, "#24344f"], [1, "#7fb0ff"]],
+        share: light ? [[0, "#f1f4f9"], [0.02, "#dbe6fb"], [1, "#1d4ed8"]] : [[0, "#20252e"], [0.02, "#24344f"], [1, "#3f74d9"]],
         quality: light ? [[0, "#cfd6e1"], [0.6, "#6a9bf4"], [1, "#12309c"]] : [[0, "#3a4351"], [0.6, "#3f7be0"], [1, "#b9d5ff"]],
       },
     };

@@ -121,5 +121,10 @@ def date(timestamp: float | str | None) -> str:
 
 
 def scalar(value: object) -> str:
-    """A value of a configuration on one line, as JSON has it; text as it is."""
-    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
+    """A value of a configuration on one line, as JSON has it; text as it is unless it is blank at an end, whole
+    numbers without decimals."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    if isinstance(value, str):
+        return value if value.strip() == value != "" else json.dumps(value)
+    return json.dumps(plain(value), ensure_ascii=False, default=str)

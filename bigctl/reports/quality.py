@@ -84,27 +84,31 @@ _SEVERAL = (
 def _of_classes(found: Mapping[str, Any], title: str, key: str, by: str, x: str, y: str, measure: str) -> Figure:
     """Of several classes the mean curve, and those of the worst: of a hundred lines none could be told from another."""
     areas = {str(each["name"]): float(each[by]) for each in found["classes"] if each[by] is not None}
-    data = [_reference((0, 1), (0, 1), "chance")] if key == "roc" else []
+    data = [_reference((0, 1), (0, 1), "chance") | {"showlegend": False}] if key == "roc" else []
     lines = found[key]
     for number, line in enumerate(lines):
         name = None if line["name"] is None else str(line["name"])
         area = float(found[by]) if name is None else areas[name]
-        label = "mean" if name is None else text(name, 16)
+        label = "mean" if name is None else text(name, 12)
         trace = _line(
             line[x.replace(" ", "_")], line[y.replace(" ", "_")], name=f"{label} {area:.3f}",
             shape="linear" if key == "roc" else "hv", told=f"{label}: {x} %{{x:.1%}}, {y} %{{y:.1%}}",
         )  # fmt: skip
+        if key == "roc":  # from none predicted on
+            trace["x"], trace["y"] = [0, *trace["x"]], [0, *trace["y"]]
         trace["line"] |= {"width": 3 if name is None else 1.5, "color": PALETTE[number % len(PALETTE)]}
-        data.append(trace)
+        data.append(trace | {"legendrank": number})
     data.append(data.pop(len(data) - len(lines)))  # the mean lies above the others
     worst = sorted(areas, key=lambda name: areas[name])[:3]
-    told = ", ".join(f"{name} {shown(areas[name])}" for name in worst)
+    told = ", ".join(f"{name} ({shown(areas[name])})" for name in worst)
     caption = (
         f"Each class against the rest: the mean {measure} of {len(areas)} classes is {shown(float(found[by]))}; "
         f"the lowest are {told}." + ("" if len(areas) < len(lines) else f" Drawn are the {len(lines) - 1} lowest.")
     )
-    layout = {"xaxis": _unit(x), "yaxis": _unit(y), "showlegend": True, "legend": {"entrywidth": 130}}
-    return Figure(title, caption, data, layout, height=340)
+    longest = max(len(str(each["name"])) for each in data)
+    legend = {"entrywidth": 10 + 6 * min(longest, 24)}
+    layout = {"xaxis": _unit(x), "yaxis": _unit(y), "showlegend": True, "legend": legend}
+    return Figure(title, caption, data, layout, height=360)
 
 
 def _reliability(bins: Mapping[str, Any], positive: object) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class Setting:
 
     @property
     def changed(self) -> bool:
-        return self.default is not None and self.value != self.default
+        if self.default is None or (self.default, self.value) == ("", "null"):  # what another key stands for
+            return False
+        return self.value != self.default
 
 
 @dataclass
@@ -220,16 +222,38 @@ def _settings(run: RunDirectory, known: Mapping[str, Any]) -> list[Setting]:
     tree = saved.values(run.read_config(), where=str(run.config))
     values = {key: page.scalar(value) for key, value in _leaves(tree)}
     defaults = _composed([f"recipe={known.get('recipe')}"])[0]
-    own, origins = _composed([str(o) for o in known.get("overrides") or []])
+    given = [str(o) for o in known.get("overrides") or []]
+    own, origins = _composed(given) if given else ({}, {})
+    if defaults:  # of what the recipe itself does not choose
+        defaults = {**_of_components(values), **defaults}
     for key in schema.decided_keys():  # what the start decided is nobody's choice
-        if key in values and own.get(key) == defaults.get(key) == page.scalar(None):
+        if key in values and own.get(key, page.scalar(None)) == defaults.get(key) == page.scalar(None):
             defaults[key] = values[key]
-    agrees = sum(own.get(key) == value for key, value in values.items()) > len(values) / 2
+    measured = {key for key, value in own.items() if value == schema.AUTO}
     found = [
-        Setting(key, value, defaults.get(key, "" if defaults else None), origins.get(key, "") if agrees else "")
+        Setting(
+            key,
+            value,
+            defaults.get(key, "" if defaults else None),
+            origins.get(key, "") if own.get(key) == value else "measured" if key in measured else "",
+        )
         for key, value in values.items()
     ]
     return sorted(found, key=lambda setting: not setting.changed)
+
+
+def _of_components(values: Mapping[str, str]) -> dict[str, str]:
+    """What the keys of the chosen components are by default, as text."""
+    from bigctl.config import schema
+
+    found = {}
+    for group in schema.GROUPS:
+        if (cls := schema.component(group, values.get(f"{group}.kind", ""))) is not None:
+            for dotted, field, hint in schema.walk(cls):
+                default = field.default if field.default_factory is MISSING else field.default_factory()
+                if default is not MISSING and default != schema.MISSING and not is_dataclass(hint):
+                    found[f"{group}.{dotted}"] = page.scalar(default)
+    return found
 
 
 def _leaves(tree: object, prefix: str = "") -> list[tuple[str, object]]:

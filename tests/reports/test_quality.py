@@ -52,7 +52,24 @@ def test_the_page_shows_the_worst_mistakes_on_the_test_split(tmp_path_factory: p
     lines = (folder / "rows.csv").read_text().splitlines()
     text = bigctl.load(run.path).report(samples=16).text
     section = text[text.index('id="mistakes"') : text.index('id="samples"')]
-    rows = re.findall(r"<tr[^>]*><td[^>]*>rows\.csv:(\d+)</td><td>(\w+)</td>", section)
+    rows = re.findall(r"<tr[^>]*><td[^>]*>rows\.csv:(\d+)</td><td[^>]*>(\w+)</td>", section)
     assert len(rows) == len(named)
     assert all(lines[int(line) - 1].endswith(f",{label}") for line, label in rows)
     assert "ROC curve" in text and "positive class small" in text
+
+
+def test_settings_of_another_component_are_held_against_its_own_defaults(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    text = bigctl.load(small.trained(tmp_path_factory) / "runs" / "small").report(samples=4).text
+    section = text[text.index('id="configuration"') :]
+    table = section[: section.index("</table>")]
+    rows = dict(re.findall(r'<th scope="row">([\w.]+)</th><td><b>(.*?)</b></td>', table))
+    assert {
+        "data.kind": "csv",
+        "data.label": "kind",
+        "optimizer.lr": "0.05",
+        "train.steps": "30",
+    }.items() <= rows.items()
+    assert not {"data.separator", "data.on_bad", "data.missing", "schedule.horizon"} & rows.keys()
+    assert "by itself" not in table and "from Python" in text
