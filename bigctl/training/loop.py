@@ -64,6 +64,7 @@ class _PendingLog:
     rewinds: int
     done: Future[float]
     besides: float
+    waited: float
 
 
 @dataclass
@@ -136,6 +137,7 @@ class Loop:
         self.timings = Timings()
         self._pending: _PendingLog | None = None
         self._mark = (0.0, 0.0, 0)
+        self._waited = 0.0
         self._compiled: set[str] = set()
         self._warned = self._warned_of_value = False
         self._activity = ""
@@ -149,7 +151,7 @@ class Loop:
             TrainingFailed: if the loss is not finite, or a checkpoint cannot be written.
         """
         start = time.perf_counter()
-        waited = self.feed.waited
+        waited = self._waited = self.feed.waited
         batch_size = self.config.train.batch_size
         self._mark = (start, 0.0, progress.position)
         if self.rule.policy == "rewind" and not progress.anchors:
@@ -247,7 +249,14 @@ class Loop:
         # The host runs ahead of the devices by many steps or by none: when these were done, only a wait can tell.
         done = self._clock.submit(_time_when_ready, bad_step)
         self._pending = _PendingLog(
-            progress.step, progress.position, sums, bad_step, progress.rewinds, done, self.timings.besides
+            progress.step,
+            progress.position,
+            sums,
+            bad_step,
+            progress.rewinds,
+            done,
+            self.timings.besides,
+            self.feed.waited,
         )
         return state
 
@@ -266,9 +275,12 @@ class Loop:
         then, besides_then, position_then = self._mark
         seconds = now - then - (besides - besides_then)
         self._mark = (now, besides, pending.position)
+        waited, self._waited = pending.waited - self._waited, pending.waited
         values = {"epoch": self._epoch(pending.position), **metrics.means(sums, "train")}
         values["lr"] = self._learning_rate(pending.step)
         values["perf/examples_per_s"] = (pending.position - position_then) / max(seconds, 1e-9)
+        if waited > 0:  # of data that is not on the devices; the share of time in which no batch was there
+            values["perf/data_wait"] = min(1.0, waited / max(seconds, 1e-9))
         if self.rates is not None:
             values |= self.rates(values["perf/examples_per_s"], "perf/")
         if "skipped" in sums:
