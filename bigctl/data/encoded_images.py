@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 
 from bigctl import memory
 from bigctl.data import crops
+from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.image_decoding import Part
 from bigctl.errors import DataError
@@ -177,6 +178,14 @@ class EncodedImages:
         hint = f"bring back {file.name} as it was, or start a new run with the pictures as they are"
         raise DataError(message, where=str(file), hint=hint)
 
+    def verify(self) -> None:
+        """Read and decode every file, some at a time. Raises DataError for the first that cannot be used."""
+        with Progress("data: reading", len(self), ("pictures", 1)) as progress:
+            for start in range(0, len(self), _VERIFIED):
+                rows = np.arange(start, min(start + _VERIFIED, len(self)))
+                self.decode(rows)
+                progress.update(int(rows[-1]) + 1)
+
     # --------------------------------------------------------------------------------------------- parts and storing
 
     def take(self, rows: np.ndarray) -> EncodedImages:
@@ -238,5 +247,6 @@ def _in_parts(work: Callable[[int], None], count: int, threads: int) -> None:
             task.cancel()
 
 
+_VERIFIED = 64
 _A_TASK = 8
 """Pictures that one thread decodes in a row, of large batches."""

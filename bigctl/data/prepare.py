@@ -12,8 +12,21 @@ from typing import Any, cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, documents, encode, folds, notes, origins, prepare_stream, remote, splits
+from bigctl.data import (
+    cache,
+    catalog,
+    documents,
+    encode,
+    file_index,
+    folds,
+    notes,
+    origins,
+    prepare_stream,
+    remote,
+    splits,
+)
 from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.packed import Packed
 from bigctl.data.layouts.windows import Windows
@@ -59,6 +72,7 @@ def prepare(
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
             _check_target(dataset.features.target, regression)
+            _verify(dataset)
             return _with_layout(dataset, batches, config)
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
@@ -77,6 +91,14 @@ def prepare(
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
     return _with_layout(dataset, batches, config)
+
+
+def _verify(dataset: Dataset) -> None:
+    """Decode all pictures that stay in their files, where files that seem unchanged are not to be trusted."""
+    for columns in dataset.splits.values() if not file_index.trusted() else ():
+        images = cast(object, columns.get("inputs"))
+        if isinstance(images, EncodedImages):
+            images.verify()
 
 
 def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokenization.Spec | None) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bigctl.config import compose
 from bigctl.config.schema import ImageFolder
-from bigctl.data import cache, crops, encode, notes, prepare
+from bigctl.data import cache, crops, encode, file_index, notes, prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.choose import BatchOptions
@@ -207,6 +207,10 @@ def test_a_damaged_file_is_named_when_it_is_decoded_and_skipped_where_that_is_as
     settled(photographs)
     error = refused("cannot be decoded: .*truncated", streamed, photographs)  # of a sample, which is all of so few
     assert error.where == str(file)
+    refused(
+        r"1 of 24 files .* data.bad_limit=0.01 allows: .*0.jpg;",
+        lambda: streamed(photographs, on_bad="skip", bad_limit=0.01),
+    )
     kept = streamed(photographs, on_bad="skip")
     memory = prepare.prepare(config(photographs, on_bad="skip"))
     assert notes.notes_of(kept)[0].startswith("1 file is left out, the first with this: ")
@@ -235,6 +239,19 @@ def test_a_file_that_changed_or_went_is_told_and_found_by_the_next_start(photogr
     assert streamed(photographs).fingerprint != dataset.fingerprint
     gone.unlink()
     assert refused("not there any more", images(dataset).__getitem__, 1).where == str(gone)
+
+
+def test_to_verify_a_set_is_to_decode_all_of_it(photographs: Path) -> None:
+    dataset = streamed(photographs)
+    file = images(dataset, "test").path(0)
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)  # of the same size and time
+    file.write_bytes(content if file.suffix == ".png" else content[:40] + bytes(len(content) - 40))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert streamed(photographs).fingerprint == dataset.fingerprint
+    with file_index.distrust():
+        assert refused("image", streamed, photographs).where == str(file)
 
 
 # ------------------------------------------------------------------------------------------------------ instant start

@@ -179,6 +179,9 @@ class ImageFolder(Images):
         "stop", "What a file that is no picture does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
         choices=("stop", "skip"),
     )  # fmt: skip
+    bad_limit: float = key(
+        1.0, "Share of the files that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE, ge=0, le=1
+    )
     resize: str = key(
         "stretch", "What becomes of another shape: stretched (stretch), or its middle taken (crop).", drift=STRUCTURAL,
         choices=("stretch", "crop"),

@@ -229,7 +229,10 @@ def left_out(bad: dict[int, DataError]) -> list[str]:
     if not bad:
         return []
     which = "1 file is" if len(bad) == 1 else f"{len(bad)} files are"
-    return [f"{which} left out, the first with this: {bad[min(bad)]}"]
+    others = [str(bad[place].where) for place in sorted(bad)[1:]]
+    return [
+        f"{which} left out, the first with this: {bad[min(bad)]}" + (f"; then {some(others, 20)}" if others else "")
+    ]
 
 
 @contextmanager
@@ -316,7 +319,8 @@ def _to_array(
     elif image.has_transparency_data:
         below = Image.new("RGBA", image.size, background)
         image = Image.alpha_composite(below, image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which would copy it
     turn = Image.Transpose
     turns = (
         turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_270, turn.TRANSVERSE,

@@ -75,6 +75,7 @@ def decode(config: schema.ImageFolder, regression: bool) -> Decoded:
         config.background,
         config.resize,
         skip_bad=config.on_bad == "skip",
+        bad_limit=config.bad_limit,
         streamed=_listed(config)[1],
         listing=str(listing.place(_paths(config))),
     )

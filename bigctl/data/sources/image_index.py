@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bigctl.data.encoded_images import EncodedImages, Form
+from bigctl.data.paths import some
+from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.decoded import Columns, Origins
 from bigctl.errors import DataError
@@ -31,6 +34,7 @@ class Wanted:
         background: "black" or "white", below what is transparent.
         resize: "stretch" or "crop", what becomes of another shape.
         skip_bad: leave out files that cannot be used, with a note.
+        bad_limit: share of the files that is left out at most.
         streamed: leave them encoded, to be decoded while training.
         listing: the file with what was found in the folders.
     """
@@ -40,6 +44,7 @@ class Wanted:
     background: str = "black"
     resize: str = "stretch"
     skip_bad: bool = False
+    bad_limit: float = 1.0
     streamed: bool = False
     listing: str = ""
 
@@ -66,11 +71,22 @@ def read(
     """
     given = bad if wanted.skip_bad else None
     image_decoding.check_shape(wanted.size, wanted.channels)
+    index: EncodedImages | None = None
+    images: np.ndarray
     if wanted.streamed:
         index = _index(files, roots, wanted, given)
-        return np.arange(len(index)), index
-    how = {"bad": given, "background": wanted.background, "resize": wanted.resize}
-    return image_decoding.decode_all(files, wanted.size, wanted.channels, **how), None  # type: ignore[arg-type]
+        images = np.arange(len(index))
+    else:
+        look = {"background": wanted.background, "resize": wanted.resize}
+        images = image_decoding.decode_all(files, wanted.size, wanted.channels, bad=given, **look)
+    if len(bad) > wanted.bad_limit * len(files):
+        first = bad[min(bad)]
+        what = (
+            f"{len(bad):,} of {len(files):,} files cannot be used, more than data.bad_limit={wanted.bad_limit:g} allows"
+        )
+        shown = some([str(bad[place].where) for place in sorted(bad)], 5)
+        raise DataError(f"{what}: {shown}; of the first: {first.message}", where="data.on_bad", hint=first.hint)
+    return images, index
 
 
 def by_split(images: np.ndarray, labels: Mapping[str, np.ndarray], bad: Mapping[int, DataError]) -> dict[str, Columns]:
@@ -104,6 +120,8 @@ def _index(
     shapes, grey = np.zeros((count, 2), np.int32), np.zeros(count, bool)
     kept = {name: np.zeros(count, kind) for name, kind in (("sizes", int), ("times", int), ("digests", np.uint64))}
 
+    looked_at = itertools.count(1)
+
     def look(i: int) -> None:
         shapes[i], grey[i] = image_decoding.header(files[i], str(files[i]))
         with files[i].open("rb") as stream:
@@ -112,8 +130,10 @@ def _index(
             kept["digests"][i] = _digest(stream.fileno(), status.st_size)
         if bad is not None:
             image_decoding.read_image(files[i])
+        progress.update(next(looked_at))
 
-    good = np.array([*image_decoding.each(range(count), look, wrong)], np.int64)
+    with Progress("data: indexing", count, ("pictures", 1)) as progress:
+        good = np.array([*image_decoding.each(range(count), look, wrong)], np.int64)
     image_decoding.refuse(wrong, bad, count)
     height, width = wanted.size or (int(shapes[good[0], 0]), int(shapes[good[0], 1]))
     if wanted.size is None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigctl.cache_root import cache_root
+from bigctl.data import file_index
 from bigctl.data.paths import fingerprint_folder
 from bigctl.data.sources import image_decoding
 from bigctl.errors import DataError
@@ -58,7 +59,9 @@ def take(paths: Sequence[str | None]) -> Listing:
 
 
 def recall(paths: Sequence[str | None]) -> Listing | None:
-    """What was found before, if no folder has changed since."""
+    """What was found before, if no folder has changed since; None where files are to be looked at anew."""
+    if not file_index.trusted():
+        return None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(place(paths).read_text(encoding="utf-8"))
         if all(os.stat(folder).st_mtime_ns == changed for folder, changed in kept["folders"].items()):
