@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bigctl.models import splash
 from bigctl.parallel import mesh as meshes
 
 MASKED = -1e30
@@ -20,6 +21,7 @@ MASKED = -1e30
 _FEW = 16  # texts
 
 Kernel = Literal["einsum", "cudnn", "xla"]
+DocumentKernel = Literal["einsum", "splash", "xla"]
 
 
 class Documents(NamedTuple):
@@ -41,9 +43,9 @@ def causal_attention(
     segments: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length heads depth"]:
     """softmax(q k^T / sqrt(depth)) v, each place over those up to itself; with `segments` over those of its own."""
-    kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
     if segments is not None:
-        return _document_attention(q, k, v, segments, kernel)
+        return _document_attention(q, k, v, segments)
+    kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
     meshes.record_kernel("attention", kernel)
     if kernel != "einsum":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
@@ -52,15 +54,33 @@ def causal_attention(
     return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
 
 
-def _document_attention(q: Array, k: Array, v: Array, segments: Array, kernel: Kernel) -> Array:
-    """Attention that stays within documents, which a mask [batch, length, length] keeps apart."""
-    kernel = "einsum" if kernel == "einsum" else "xla"  # cuDNN is slow with masks, and wrong with some
-    meshes.record_kernel("attention", f"{kernel} with a mask of documents")
+def _document_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:
+    """Attention within documents: by a kernel that knows them, or with a mask [batch, length, length] between them."""
+    kernel = document_kernel(meshes.platform_in_use(), q.shape[1])
+    told = kernel if kernel == "splash" else f"{kernel} with a mask of documents"
+    meshes.record_kernel("attention", told)
+    if kernel == "splash":
+        return splash.splash_attention(q, k, v, segments)
     places = jnp.arange(q.shape[1])
     visible = (places <= places[:, None]) & (segments[:, None, :] == segments[:, :, None])
     if kernel == "xla":
         return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
     return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
+
+
+def document_kernel(platform: str | None, length: int) -> DocumentKernel:
+    """What computes attention within documents: "splash" (fused, on TPUs), "xla" or "einsum", which need a mask.
+
+    On GPUs cuDNN is not among them: jax.nn.dot_product_attention gives it documents as a mask only, with which its
+    gradient is wrong for some lengths.
+
+    Args:
+        platform: as for `attention_kernel`.
+        length: of the windows [tokens].
+    """
+    if platform in (None, "cpu"):
+        return "einsum"
+    return "splash" if platform == "tpu" and splash.can(length) else "xla"
 
 
 def attention_kernel(platform: str | None, dtype: jnp.dtype) -> Kernel:

@@ -171,7 +171,7 @@ def placed(x: jax.Array, *axes: str | None) -> jax.Array:
     XLA places what is computed after what it is computed from, parameters too: where `fsdp` cuts those, it would rather
     send activations about than gather parameters. Outside of `used` x stays as it is.
     """
-    mesh = _mesh_in_use()
+    mesh = mesh_in_use()
     if mesh is None:
         return x
     sizes = {"batch": batch_shards(mesh), **mesh.shape}
@@ -182,11 +182,11 @@ def placed(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def shards_in_use() -> int:
     """In how many parts batches lie on the mesh that a program is traced for; 1 outside of `used`."""
-    mesh = _mesh_in_use()
+    mesh = mesh_in_use()
     return 1 if mesh is None else batch_shards(mesh)
 
 
-def _mesh_in_use() -> AbstractMesh | None:
+def mesh_in_use() -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == NAMES else None
 
