@@ -20,6 +20,7 @@ from bigctl.config.schema import Config, Data
 from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.layouts.packed import Packed
 from bigctl.data.remote import is_place, is_remote
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, DataError
@@ -116,14 +117,14 @@ def prepare_data(config: Config, stored: Path | None = None, source: Source | No
         stored: the tokenizer.json that a run has already.
         source: what `model.init_from` names, if that has been located before.
     """
-    tokenizer = tokenizer_spec(config, stored, source)
-    return prepare.prepare(
-        data_of(config),
-        regression=config.is_regression,
-        tokenizer=tokenizer,
-        stored=stored,
-        batches=batch_options(config),
+    tokenizer, options = tokenizer_spec(config, stored, source), batch_options(config)
+    dataset = prepare.prepare(
+        data_of(config), regression=config.is_regression, tokenizer=tokenizer, stored=stored, batches=options
     )
+    if options.documents and dataset.features.kind == "stream" and dataset.batches.kind != Packed.kind:
+        what = f"data={config.data.kind} comes in windows across documents only"
+        raise ConfigError(what, where="recipe.packing", hint="leave out recipe.packing=documents")
+    return dataset
 
 
 @contextlib.contextmanager
