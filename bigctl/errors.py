@@ -28,7 +28,8 @@ class BigctlError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text} ({self.hint})" if self.hint else text
+        text = f"{text} ({self.hint})" if self.hint else text
+        return text.replace("\n", "\\n").replace("\r", "\\r")  # what a file holds may be called anything
 
 
 class ConfigError(BigctlError):

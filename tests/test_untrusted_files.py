@@ -228,6 +228,18 @@ def test_any_bytes_are_read_or_refused_in_one_line(name: str, tmp_path: Path) ->
     prove(name, tmp_path, 30)
 
 
+def test_a_line_end_in_a_name_is_no_line_end_of_the_message(tmp_path: Path) -> None:
+    case = CASES["gguf"]
+    case.make(tmp_path)
+    whole = (tmp_path / "m.gguf").read_bytes()
+    broken = whole.replace(b"blk.0.ffn_down.weight", b"blk.0.ffn_down.\neight")
+    assert broken != whole
+    (tmp_path / "m.gguf").write_bytes(broken[: len(broken) * 5 // 8])
+    with pytest.raises(BigctlError) as raised:
+        case.read(tmp_path)
+    assert "\n" not in str(raised.value) and "ffn_down.\\neight" in str(raised.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_thousands_of_changed_files_are_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
