@@ -192,13 +192,21 @@ def overrides(roots: Sequence[presets.Root], line: Sequence[str], word: str, *, 
         known |= {key: (field, hint) for key, field, hint in schema.walk(schema.Sweep, "sweep.")}
     if equals and name in groups:
         yield from (f"{name}={option}" for option in presets.options(roots, name))
-    elif equals and name in known:
-        yield from (f"{name}={value}" for value in _enumerated(*known[name]))
+    elif equals and schema.declared(name) in known:
+        yield from (f"{name}={value}" for value in _enumerated(*known[schema.declared(name)]))
     elif not equals:
         yield from (f"{group}=" for group in groups if presets.files(roots, group))
-        for key in known:
+        for key in (_with_name(key, word) for key in known):
             level = key.find(".", len(word))
             yield f"{key}=" if level < 0 else key[: level + 1]
+
+
+def _with_name(key: str, word: str) -> str:
+    """A key below a name of the user's own with the name that the word has: data.corpora.web.path; without one the key
+    above it."""
+    above, _, rest = key.partition(".*.")
+    name, dot, _ = word.removeprefix(f"{above}.").partition(".")
+    return key if not rest else f"{above}.{name}.{rest}" if dot and word.startswith(f"{above}.") else above
 
 
 def keys(roots: Sequence[presets.Root], line: Sequence[str]) -> dict[str, tuple[dataclasses.Field[Any], Any]]:

@@ -16,6 +16,7 @@ from bigctl.cli import common, data_clean, render
 from bigctl.errors import ConfigError
 from bigctl.files import disk_size
 from bigctl.formatting import age, size
+from bigctl.runs import corpora
 
 if TYPE_CHECKING:
     from bigctl.config.schema import Data, Tfds
@@ -37,6 +38,7 @@ examples:
   bigctl data conll data.path=train.conll              sentences with a tag a word
   bigctl data tokens data.path=shards                  ready-made tokens: formats and sizes
   bigctl data add flats homes.csv                      write presets/data/flats.yaml after a look at the file
+  bigctl data mixture data.corpora.web.path=web.bin data.corpora.books.path=books
   bigctl data cifar10 --prepare                        download and decode it now
   bigctl data text data.path=book.txt --verify         are the files and the prepared form what they were?
   bigctl data cifar10 --clean                          remove what was decoded
@@ -45,16 +47,10 @@ examples:
 MOST_ROWS = 40
 _KEPT = {"head": "beginning", "tail": "end", "head_tail": "beginning and the end"}
 _ELSEWHERE = (
-    "duplicates",
-    "cut",
-    "words_cut",
-    "unknown_tokens",
-    "documents",
-    "characters",
-    "bytes",
-    "tokens",
+    "duplicates", "cut", "words_cut", "unknown_tokens", "corpora", "documents", "characters", "bytes", "tokens",
     "packing",
-)  # facts that are shown in a place of their own
+)  # fmt: skip
+"""Facts that are shown in a place of their own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -244,6 +240,8 @@ def print_facts(facts: dict[str, Any], source: str) -> None:
         names = [name for name in ("documents", "characters", "bytes", "tokens") if name in splits["train"]]
         rows = [[split, *(f"{part[name]:,}" for name in names)] for split, part in splits.items()]
         render.print_table(("split", *names), rows)
+        if facts["info"].get("corpora"):
+            render.print_table(*corpora.table(facts["info"]["corpora"], list(splits)))
     elif facts["kind"] == "text":
         render.print_table(("split", "examples"), [(s, f"{p['examples']:,}") for s, p in splits.items()])
     else:
@@ -258,7 +256,8 @@ def _what(facts: dict[str, Any]) -> str:
     if facts["kind"] == "stream":
         if "packing" in facts["info"]:
             return f"documents, packed into windows of {shape} tokens"
-        return f"one long text in windows of {shape} tokens" if shape else "one long text"
+        what = corpora.counted(facts["info"].get("corpora") or ()) or "one long text"
+        return f"{what} in windows of {shape} tokens" if shape else what
     if facts["kind"] == "text":
         single = "sentences with a tag a word" if facts["target"] == "token_class" else "texts"
         return "pairs of texts" if facts["pairs"] else single

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 def clean(options: argparse.Namespace, config: Data, form: Mapping[str, Any]) -> int:
     """Remove every prepared form of a data set."""
-    from bigctl.data import cache
+    from bigctl.data import cache, catalog
 
     plain = cache.cache_folder(config, regression=form["regression"])
     tokens = cache.cache_folder(config, **form)
     folders = [plain, *_forms(plain), *([tokens, *_forms(tokens)] if tokens != plain else [])]
+    for part in catalog.parts(config).values():
+        folders += [cache.cache_folder(part), *_forms(cache.cache_folder(part))]
     present = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     freed = 0
     for folder in present:

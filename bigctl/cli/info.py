@@ -10,7 +10,7 @@ from typing import Any
 from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.errors import RunError
-from bigctl.runs import baselines, directory, run_info
+from bigctl.runs import baselines, corpora, directory, run_info
 
 EXAMPLES = """\
 examples:
@@ -77,6 +77,8 @@ def text(known: dict[str, Any]) -> list[str]:
         line("data", _origin(known["data"]["info"] or {}))
         sizes = ", ".join(f"{split} {n:,}" for split, n in (known["data"]["sizes"] or {}).items())
         line("", f"examples: {sizes}")
+        for each in corpora.lines(known["data"]["drawn"] or []):
+            line("", each)
         line("", f"fingerprint {str(known['data']['fingerprint'])[:12]}")
     if devices := known["devices"]:
         mesh = " x ".join(f"{axis} {n}" for axis, n in devices.get("mesh", {}).items())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl.config import checks, lengths, preset_text, presets, saved, schema, suggestions
+from bigctl.config import checks, extra_keys, lengths, preset_text, presets, saved, schema, suggestions
 from bigctl.config.explain import explain
 from bigctl.config.plugins import blaming, load
 from bigctl.config.schema import Config
@@ -69,7 +69,7 @@ def compose(
     given = [suggestions.spelling(override) for override in overrides]
     suggestions.reject_unknown(given, roots)
     node, origins = _hydra_compose(given, roots)
-    _reject_extra_keys(node, schema.Config, origins)
+    extra_keys.reject(node, schema.Config, origins)
     config, missing = _to_config(node, origins, partial=partial)
     config = lengths.settle(config, origins)
     with blaming(ConfigError):
@@ -229,9 +229,10 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(roots[-1].path), version_base="1.3"):
-            node = hydra.compose("config", overrides=list(overrides))
+            composed = [extra_keys.as_mapping(override) for override in overrides]
+            node = hydra.compose("config", overrides=composed)
             OmegaConf.resolve(node)
-            origins, written = _origins(GlobalHydra.instance().config_loader(), overrides)
+            origins, written = _origins(GlobalHydra.instance().config_loader(), composed)
             preset_text.keep(node, written)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
@@ -309,26 +310,6 @@ def _origins(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], dic
             origins[dotted] = "command line"
             written.pop(dotted, None)
     return origins, written
-
-
-def _reject_extra_keys(node: Any, cls: type, origins: dict[str, str], prefix: str = "") -> None:
-    """`+model.typo=3` slips past structured configs: hold the result against the schema once more."""
-    from omegaconf import DictConfig, OmegaConf
-
-    known = {field.name for field in dataclasses.fields(cls)}
-    for name in node:
-        dotted = f"{prefix}{name}"
-        if name not in known:
-            raise ConfigError(
-                f"there is no key {dotted!r}{suggestions.did_you_mean(str(name), sorted(known), prefix)}",
-                where=origins.get(dotted, "command line"),
-                hint=f"{prefix.rstrip('.') or 'the top level'} has: {', '.join(sorted(known))}",
-            )
-        child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
-            child_cls = OmegaConf.get_type(child)
-            if child_cls is not None and dataclasses.is_dataclass(child_cls):
-                _reject_extra_keys(child, child_cls, origins, f"{dotted}.")
 
 
 def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Config, list[str]]:

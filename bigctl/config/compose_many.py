@@ -58,9 +58,9 @@ class ManyComposer:
         changed = [new for new, old in zip(spelled, base.overrides, strict=True) if new != old]
         config = copy.deepcopy(base.config)
         for override in changed:
-            _put(config, override.partition("=")[0], self._value(structure, override))
+            _put(config, _key(override), self._value(structure, override))
         config = lengths.settle(config, base.origins)
-        checks.check(config, base.origins | {override.partition("=")[0]: override for override in changed})
+        checks.check(config, base.origins | {_key(override): override for override in changed})
         return Composed(config, spelled, base.origins)
 
     def reuse(self, composed: Composed) -> None:
@@ -110,10 +110,14 @@ def _own(roots: Sequence[presets.Root]) -> list[Path]:
     return [path for root in roots[:-1] for path in sorted(root.path.glob("*/*.yaml")) if path.parent.name != "sweep"]
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
 def _get(config: Config, key: str) -> object:
     node: object = config
     for name in key.split("."):
-        node = getattr(node, name)
+        node = node[name] if isinstance(node, dict) else getattr(node, name)
     return node
 
 

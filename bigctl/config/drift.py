@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def judge(found: Iterable[Change], allowed: Iterable[str], *, where: str) -> lis
         RunError: for a structural change, or a trajectory change that is not allowed by name.
     """
     found, allowed = list(found), set(allowed)
-    unknown = sorted(allowed - set(all_keys()))
+    unknown = sorted(allowed - set(all_keys()) - {change.key for change in found})
     if unknown:
         close = difflib.get_close_matches(unknown[0], all_keys(), n=2)
         guess = f"did you mean {' or '.join(close)}?" if close else "`bigctl show` lists the keys"
@@ -133,8 +133,11 @@ class Difference:
         return f"{self.plain} ({self.verdict})"
 
 
-def judge_surroundings(old: Mapping[str, Any], new: Mapping[str, Any], *, where: str) -> list[Difference]:
-    """What differs and goes on record; what one side does not know of (None) does not differ.
+def judge_surroundings(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, where: str, told: Callable[[], str] = lambda: ""
+) -> list[Difference]:
+    """What differs and goes on record; what one side does not know of (None) does not differ. `told` says which files
+    have changed, of data that is another.
 
     Raises:
         RunError: for what the rule refuses.
@@ -146,7 +149,7 @@ def judge_surroundings(old: Mapping[str, Any], new: Mapping[str, Any], *, where:
             continue
         if rule.verdict == REFUSE:
             raise RunError(
-                f"the {rule.name} is not what the run was started on",
+                f"the {rule.name} is not what the run was started on{told() if rule.name == 'data' else ''}",
                 where=where,
                 hint=f"bring the {rule.name} back as it was, or start a new run with another --name",
             )

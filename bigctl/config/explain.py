@@ -37,11 +37,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(
             f"no {full_key} is chosen", where="command line", hint=f"add {full_key}=NAME; see `bigctl ls {full_key}`"
         )
-    place = "command line" if given else f"{file[1]}.yaml" if file else ""
+    place, given = "command line" if given else f"{file[1]}.yaml" if file else "", given and given.removeprefix("++")
     where = ", ".join(filter(None, [place, given or full_key])) or None
     said, doc = _plain(text), _doc_of(full_key, cause)
     example = next((value for word, value in _EXAMPLES.items() if said.endswith(word)), None)
     shown = f"write it as {full_key}={example}" if example else None
+    if said.endswith("where keys belong"):
+        shown = f"write {full_key}.path=... for one"
     return ConfigError(said, where=where, hint=". ".join(filter(None, [shown, doc])) or None)
 
 
@@ -62,6 +64,12 @@ def _plain(text: str) -> str:
     )
     text = re.sub(r"Value '(.*)' is not a valid bool \(type \w+\)", r"'\1' is not true or false", text)
     text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
+    text = re.sub(
+        r"Invalid type assigned: \w+ is not a subclass of \w+\. value: (.*)", r"\1 stands where keys belong", text
+    )
+    text = re.sub(
+        r"Key (.*) \(\w+\) is incompatible with \(str\)", r"\1 is read as no text, and cannot be a name", text
+    )
     return (
         text.replace("a valid Integer", "a whole number")
         .replace("a valid Float", "a number")

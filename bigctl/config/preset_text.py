@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigctl.config import suggestions
+from bigctl.config import schema, suggestions
 
 if TYPE_CHECKING:
     import yaml
@@ -43,7 +43,7 @@ def keep(node: DictConfig, written: Mapping[str, Written]) -> None:
     if not written:
         return
     keys = suggestions.text_keys(choices=True) | suggestions.text_keys(many=True, choices=True)
-    for dotted in keys & {*written}:
+    for dotted in [dotted for dotted in written if schema.declared(dotted) in keys]:
         text, value = written[dotted], OmegaConf.select(node, dotted)
         if value is not None and value != text and isinstance(value, str) == isinstance(text, str):
             OmegaConf.update(node, dotted, text)

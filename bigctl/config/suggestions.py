@@ -23,15 +23,20 @@ def spelling(override: str) -> str:
     if re.fullmatch(r"\+{0,2}experiment=null", override):
         return "~experiment"
     match = re.match(r"\+{1,2}(\w+)=", override)
-    return override.lstrip("+") if match and match[1] in schema.GROUPS else quoted(override)
+    if match and match[1] in schema.GROUPS:
+        return override.lstrip("+")
+    plain = override.lstrip("+")
+    named = any(plain.startswith((f"{above}.", f"{above}=")) for above in schema.named_keys())
+    return f"++{quoted(plain)}" if named else quoted(override)  # a name may be there already, or be new
 
 
 def quoted(override: str) -> str:
     """Quote what is text by its key: what Hydra cannot read, as `data.train=train[:90%]` or a path with spaces or
     umlauts, and what it would write otherwise than it was typed, as the folder `1.10` or the column `2024_01`."""
     key, _, value = override.partition("=")
+    key, written = schema.declared(key), key
     if value[:1] == "[" and key in text_keys(many=True):
-        return f"{key}={_quoted_lists(value)}"
+        return f"{written}={_quoted_lists(value)}"
     if value[:1] in ("", '"', "'") or key not in text_keys(choices=True):
         return override
     parsed = _read(override)
@@ -39,7 +44,7 @@ def quoted(override: str) -> str:
         as_typed = parsed is not None and (parsed.is_sweep_override() or not _is_rewritten(parsed.value(), value))
     else:
         as_typed = parsed is not None  # one of a few words, of which a mark alone may be one
-    return override if as_typed else f"{key}={in_quotes(value)}"
+    return override if as_typed else f"{written}={in_quotes(value)}"
 
 
 def in_quotes(text: str) -> str:
@@ -217,8 +222,8 @@ def key_named(word: str) -> str:
 
 def reject_inside(name: str) -> None:
     """Refuse the key of a key that has none, as of a list."""
-    places = list(accumulate(name.split("."), "{}.{}".format))[1:-1]
-    if places and (value := next(iter({*places} & {*all_keys()}), "")):
+    places = list(accumulate(schema.declared(name).split("."), "{}.{}".format))[1:-1]
+    if places and (value := next(iter({*places} & {*all_keys()} - schema.named_keys()), "")):
         hint = f"{value} is one value, or a list in brackets"
         raise ConfigError(f"there is no key {name!r}", where="command line", hint=hint)
 
@@ -232,7 +237,8 @@ def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def all_keys() -> list[str]:
-    """Every dotted key that some component has: what completion and suggestions choose from."""
+    """Every dotted key that some component has: what completion and suggestions choose from. Keys below names of the
+    user's own are left out."""
     keys = [dotted for dotted, _, hint in schema.walk(Config) if not dataclasses.is_dataclass(hint)]
     for cls in schema.components():
         keys += [
@@ -240,7 +246,7 @@ def all_keys() -> list[str]:
             for dotted, field, hint in schema.walk(cls)
             if not dataclasses.is_dataclass(hint)
         ]
-    return sorted(set(keys))
+    return sorted({key for key in keys if "*" not in key})
 
 
 def first_line(error: BaseException) -> str:

@@ -68,6 +68,20 @@ def stream(config: schema.Data) -> Stream | None:
     return None if found is None else cast("Stream | None", found(config))
 
 
+def parts(config: schema.Data) -> dict[str, schema.Data]:
+    """The corpora that data is made up of, by name, each as data of its own; none of all other data."""
+    found = getattr(source(config), "parts", None)
+    return {} if found is None else cast("dict[str, schema.Data]", found(config))
+
+
+def files(config: schema.Data) -> Iterator[tuple[str, Path]]:
+    """The files that examples are read from, each with the key that leads to it, of a source that tells them. Raises
+    DataError where there are none."""
+    found = getattr(source(config), "files", None)
+    if found is not None:
+        yield from found(config)
+
+
 # ---------------------------------------------------------------------------------------------------------- prediction
 
 

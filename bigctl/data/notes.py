@@ -32,7 +32,7 @@ def notes_of(dataset: Dataset) -> list[str]:
     found += [str(note) for note in (info.get("duplicates") or {}).get("notes", ())]
     if info.get("ignored_files"):
         found.append(f"{info['ignored_files']:,} files are no images by their suffix, and are left out")
-    packed = documents.notes(info, *dataset.features.shape[:1])
+    packed = documents.notes(info, dataset.features.shape[0]) if "packing" in info else []
     return [*found, *packed, *_unknown_tokens(dataset), *_cut_words(dataset)]
 
 

@@ -19,6 +19,7 @@ from bigctl.data import (
     encode,
     file_index,
     folds,
+    mixture,
     notes,
     origins,
     prepare_stream,
@@ -61,6 +62,9 @@ def prepare(
         DataError: if the data cannot be found, fetched, decoded or stored.
     """
     config = remote.local(config)
+    if parts := catalog.parts(config):
+        given: dict[str, Any] = {"rebuild": rebuild, "tokenizer": tokenizer, "stored": stored}
+        return mixture.prepare_mixture(config, parts, prepare, block=batches.block, **given)
     named = folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
     wanted = tokenizer
     digest = sha256(stored) if stored is not None and stored.is_file() else None

@@ -125,6 +125,17 @@ def prepare(
         raise cache.cannot_store(folder, error, kept=True) from error
 
 
+def training_texts(config: Data, stream: Stream) -> Iterator[str]:
+    """What a vocabulary is made of, of one that others have too: the documents of the training split, or a sample of
+    a large one. Raises DataError if a file is no text."""
+    for source in stream.sources.values():
+        source.look()
+    plan = Plan(stream, splits.spans({n: s.characters for n, s in stream.sources.items()}, config), None)
+    size = min(plan.size("train"), stream.sample)
+    with Progress("data: learning a vocabulary", size, _CHARACTERS) as progress:
+        yield from _sample(plan, config.split_seed, progress)
+
+
 def _require(unchanged: bool, folder: Path) -> None:
     if not unchanged:
         partial.forget(folder)

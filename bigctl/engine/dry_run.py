@@ -7,6 +7,7 @@ from typing import Any
 
 from bigctl.config.schema import Config
 from bigctl.data import notes
+from bigctl.runs import corpora
 
 
 def report(config: Config) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def report(config: Config) -> dict[str, Any]:
         "devices": experiment.devices,
         "kernels": dict(programs.kernels),
         "data": {split: dataset.size(split) for split in dataset.splits},
-        "notes": notes.notes_of(dataset),
+        "drawn": (drawn := experiment.drawn()),
+        "notes": [*notes.notes_of(dataset), *corpora.notes(drawn)],
         "init_from": None if taken is None else list(taken.said),
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "batch_size": None if measured is None else measured.to_json(),
@@ -78,6 +80,7 @@ def text(report: dict[str, Any]) -> str:
     if report["kernels"]:
         lines.append("kernels: " + ", ".join(f"{purpose} by {kernel}" for purpose, kernel in report["kernels"].items()))
     lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
+    lines += [f"  {line}" for line in corpora.lines(report["drawn"])]
     lines += [f"note: {note}" for note in report["notes"]]
     lines += report["init_from"] or []
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())

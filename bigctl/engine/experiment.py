@@ -15,6 +15,7 @@ from bigctl.config import schema
 from bigctl.config.cadence import Cadence
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.layouts.layout import Parted
 from bigctl.data.target import CLASSES
 from bigctl.engine import device_memory
 from bigctl.engine.resolve import Resolved, resolve
@@ -80,8 +81,12 @@ class Experiment:
 
     def metric_names(self, prefix: str) -> list[str]:
         """The numbers that an evaluation gives."""
-        extra = self.dataset.batches.extra_sums(self.dataset.splits["validation"])
-        return self.programs.metric_names(prefix, extra)
+        return _metric_names(self.programs, self.dataset, prefix)
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """What the training draws from each corpus of a mixture, see `Parted`; of other data nothing."""
+        layout, draws = self.dataset.batches, self.cadence.total * self.config.train.batch_size
+        return layout.drawn(self.dataset.splits["train"], draws) if isinstance(layout, Parted) else []
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -124,14 +129,24 @@ def build_resolved(resolved: Resolved) -> Experiment:
     metric = config.eval.metric or task.metric
     _check_freeze(config, programs)
     _check_layer_decay(config, programs)
-    extra = dataset.batches.extra_sums(dataset.splits["validation"])
-    known = programs.metric_names("val", extra)
+    known = _metric_names(programs, dataset, "val")
     if metric not in known:
         raise ConfigError(
             f"there is no metric {metric!r} to select by", where="eval.metric", hint=f"one of: {', '.join(known)}"
         )
     mode = config.eval.mode or schema.require_direction(config.recipe, metric, "eval.mode")
     return Experiment(config, dataset, task, programs, resolved.cadence, metric, mode, resolved.source)
+
+
+def _metric_names(programs: Programs, dataset: Dataset, prefix: str) -> list[str]:
+    """The numbers that an evaluation gives, those of each part of a split after those of the whole."""
+    layout, columns = dataset.batches, dataset.splits["validation"]
+    names = programs.metric_names(prefix, layout.extra_sums(columns))
+    if isinstance(layout, Parted):
+        for part in layout.names:
+            own = programs.metric_names(prefix, layout.part_sums(columns, part))
+            names += [f"{name}/{part}" for name in own]
+    return names
 
 
 def _check_freeze(config: Config, programs: Programs) -> None:

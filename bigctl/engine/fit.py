@@ -13,6 +13,7 @@ from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
 from bigctl.errors import Preempted
+from bigctl.runs import corpora
 from bigctl.training import phases
 from bigctl.training import rewind as rewinding
 from bigctl.training.checkpoints.arrays import shapes
@@ -175,6 +176,10 @@ def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequenc
     if resumed:
         yield f"resuming from step {resumed:,}"
     yield from notes
+    if not config.train.overfit_one_batch:
+        drawn = experiment.drawn()
+        yield from (f"  {line}" for line in corpora.lines(drawn))
+        yield from (f"note: {note}" for note in corpora.notes(drawn))
     if batch_size > examples:
         yield f"note: a batch of {batch_size:,} repeats examples, there are only {examples:,}"
     horizon = config.schedule.horizon or steps

@@ -134,7 +134,8 @@ def from_its_folder(run: RunDirectory, config: Config) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        keys = [f"data.{name}" for name, value in dataclasses.asdict(config.data).items() if _is_elsewhere(name, value)]
+        given = [(key, value) for key, _, value in schema.walk_config(config) if key.startswith("data.")]
+        keys = [key for key, value in given if _is_elsewhere(key.rpartition(".")[2], value)]
         if not keys:
             raise
         begun = next((start["folder"] for start in run.record().get("starts") or () if start.get("folder")), None)

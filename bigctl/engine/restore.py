@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config import compose as composing
 from bigctl.config import drift
 from bigctl.config.schema import Config
-from bigctl.data import cache
+from bigctl.data import cache, changed_files
 from bigctl.data.notes import notes_of
 from bigctl.engine import selection
 from bigctl.engine.experiment import Experiment, shapes_by_path
@@ -166,6 +166,7 @@ def _judge_surroundings(
         {**before, "data": saved.meta.get("data"), "tokenizer": saved.meta.get("tokenizer")},
         {**now, "data": experiment.dataset.fingerprint, "tokenizer": tokenizer.get("sha256")},
         where=str(run.directory.path),
+        told=lambda: changed_files.told(_data(run).get("files"), experiment.config.data),
     )
     for difference in differences:
         log.info("%s", difference)
@@ -175,6 +176,12 @@ def _judge_surroundings(
             "%s: the run continues, but may differ in the last bits from the one it would have been", "; ".join(warned)
         )
     return differences
+
+
+def _data(run: Run) -> Mapping[str, Any]:
+    """What run.json says of the data."""
+    found = run.directory.record().get("data")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _keep_tokenizer(run: Run, experiment: Experiment) -> None:
@@ -214,6 +221,8 @@ def _record_start(run: Run, experiment: Experiment, start: Start) -> None:
             "info": dataset.info,
             "notes": notes_of(dataset),
             "sizes": {split: dataset.size(split) for split in dataset.splits},
+            "files": changed_files.known(experiment.config.data),
+            **({"drawn": drawn} if (drawn := experiment.drawn()) else {}),
         },
         overrides=list(run.overrides),
         **start.made_with,

@@ -15,7 +15,7 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
 from bigctl.config.schema import Config
-from bigctl.data import origins
+from bigctl.data import changed_files, origins
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import compile_cache, experiment, resolve
 from bigctl.errors import ConfigError, RunError
@@ -183,10 +183,12 @@ class TrainedRun(Predictor):
             _ = self._tokenizer  # rather than to make another one
         with resolve.from_its_folder(self.run, self.config):
             dataset = resolve.prepare_data(self.config, self.run.tokenizer)
-        if dataset.fingerprint != self.run.record()["data"]["fingerprint"]:
-            raise RunError(
-                "the data is not what the run was trained on", where=str(self.run.path), hint="bring it back as it was"
+        begun = self.run.record()["data"]
+        if dataset.fingerprint != begun["fingerprint"]:
+            what = (
+                f"the data is not what the run was trained on{changed_files.told(begun.get('files'), self.config.data)}"
             )
+            raise RunError(what, where=str(self.run.path), hint="bring it back as it was")
         if split not in dataset.splits:
             raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)

@@ -17,7 +17,7 @@ from bigctl.formatting import grouped
 from bigctl.reports import curves as learning
 from bigctl.reports import history, page, plots, quality
 from bigctl.reports.examples import Examples
-from bigctl.runs import directory, listing, pace, run_info, untrusted
+from bigctl.runs import corpora, directory, listing, pace, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
 from bigctl.terminal import escaped
 
@@ -362,6 +362,7 @@ def _around(known: Mapping[str, Any]) -> list[tuple[str, str]]:
         about = "; ".join(str(info[key]) for key in ("title", "source", "licence") if info.get(key))
         rows.append(("data", f"{sizes}; fingerprint {str(data.get('fingerprint'))[:12]}"))
         rows.append(("", about))
+        rows += [("", each) for each in corpora.lines(data.get("drawn") or [])]
     saved = [c for c in known.get("checkpoints") or [] if c["committed"]]
     rows.append(("checkpoints", ", ".join(f"step {grouped(c['step'])}" for c in saved)))
     return [(name, str(value)) for name, value in rows if value]

@@ -60,7 +60,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
         "updated": record.get("updated"),
         "starts": record.get("starts") or [],
         "overrides": record.get("overrides") or _lines(run.overrides),
-        "data": {name: data.get(name) for name in ("fingerprint", "sizes", "info")} if data else None,
+        "data": {name: data.get(name) for name in ("fingerprint", "sizes", "info", "drawn")} if data else None,
         "devices": record.get("devices"),
         "code": {k: v for k, v in (record.get("code") or {}).items() if k != "diff"},
         "packages": record.get("packages") or {},

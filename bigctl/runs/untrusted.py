@@ -46,6 +46,7 @@ RECORD: Shape = {
     "starts": [{"time": TIME, "step": COUNT, "argv": [str], "folder": str, "changed": [str], "notes": [str]}],
     "data": {
         "fingerprint": str, "prepared": str, "sizes": {str: COUNT}, "info": {str: object},
+        "files": {str: object}, "drawn": [{"name": str, "tokens": COUNT, "share": float, "epochs": float}],
         "features": {"kind": str, "shape": [COUNT], "target": {"kind": str, "names": [str]}},
     },
     "packages": {str: str}, "machine": {str: object},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data.layouts.layout import Columns, Layout
+from bigctl.data.layouts.layout import Columns, Layout, Parted
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.metrics import Sums
@@ -48,6 +48,7 @@ class Evaluator:
 
     def __init__(self, programs: Programs, layout: Layout, columns: Columns, config: schema.Config, *, prefix: str):
         self.programs, self.layout, self.columns, self.prefix = programs, layout, columns, prefix
+        self.parted = layout if isinstance(layout, Parted) else None
         self.count = layout.size(columns, training=False)
         shards = meshes.batch_shards(programs.mesh)
         self.plan = layout.evaluation_plan(columns, batch_size=config.eval.batch_size, shards=shards)
@@ -60,18 +61,39 @@ class Evaluator:
 
     def score(self, params: Tree, variables: Tree, task: Task | None = None) -> Scores:
         """Metrics of these weights, and values of each example."""
-        total: Sums | None = None
         each: list[tuple[np.ndarray, np.ndarray, Sums]] = []
+        totals: dict[str, Sums] = {}  # of each part of the split; of a whole one under ""
         for indices, mask, found in self._batches(params, variables):
             each.append((indices, mask, {name: found[name] for name in found if name.startswith(metrics.EACH)}))
             sums = {name: value for name, value in found.items() if not name.startswith(metrics.EACH)}
-            total = sums if total is None else self.programs.add_sums(total, sums)
-        sums = {name: np.asarray(value) for name, value in jax.device_get(total or {}).items()}
-        collected = self._collected(each)
-        sums |= {**collected, **self.layout.extra_sums(self.columns)}
-        special = special_metrics(task or self.programs.task, sums)
-        named = {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
+            part = self.parted.part(self.columns, indices) if self.parted is not None else ""
+            totals[part] = self.programs.add_sums(totals[part], sums) if part in totals else sums
+        task, collected = task or self.programs.task, self._collected(each)
+        added = jax.device_get(totals)
+        named = self._named(task, _added(added.values()), {**collected, **self.layout.extra_sums(self.columns)})
+        if self.parted is not None:
+            for part, sums in added.items():
+                extra = {name: values[self._is_of(part)] for name, values in collected.items()}
+                own = self._named(task, sums, {**extra, **self.parted.part_sums(self.columns, part)})
+                named |= {f"{name}/{part}": value for name, value in own.items()}
         return Scores(named, {name.removeprefix(metrics.EACH): values for name, values in collected.items()})
+
+    def _named(self, task: Task, total: Sums, extra: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Metrics by name of what was added up, with what else is known."""
+        sums = {name: np.asarray(value) for name, value in total.items()} | dict(extra)
+        special = special_metrics(task, sums)
+        return {**metrics.means(sums, self.prefix), **{f"{self.prefix}/{k}": v for k, v in special.items()}}
+
+    def _is_of(self, part: str) -> np.ndarray:
+        """Which examples are of a part of the split, bool [N]."""
+        found = np.zeros(self.count, bool)
+        for indices, mask, _ in self.plan.batches():
+            if self.parted is not None and self.parted.part(self.columns, indices) == part:
+                found[self._rows(indices[mask > 0])] = True
+        return found
+
+    def _rows(self, indices: np.ndarray) -> np.ndarray:
+        return self.layout.rows(indices) if self.parted is None else self.parted.places(self.columns, indices)
 
     def place(self) -> Mapping[str, jax.Array]:
         """The split on the devices, brought there where it is not yet."""
@@ -87,7 +109,7 @@ class Evaluator:
             for name, part in jax.device_get(values).items():
                 if name not in found:
                     found[name] = np.zeros((self.count, *part.shape[1:]), part.dtype)
-                found[name][self.layout.rows(indices[real])] = part[real]
+                found[name][self._rows(indices[real])] = part[real]
         return found
 
     def _batches(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
@@ -114,3 +136,11 @@ class Evaluator:
             for indices, mask, batch in batches:
                 found = programs.evaluate_sent(params, variables, batch, meshes.put(mask, where), programs.hparams)
                 yield indices, mask, found
+
+
+def _added(parts: Iterable[Sums]) -> Sums:
+    """Sums of the whole, on the host."""
+    found: Sums = {}
+    for sums in parts:
+        found = {name: found[name] + value for name, value in sums.items()} if found else dict(sums)
+    return found

@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from bigctl.config.schema.base import *
 from bigctl.config.schema.data import *
 from bigctl.config.schema.data_files import *
 from bigctl.config.schema.experiment import *
 from bigctl.config.schema.extensions import *
+from bigctl.config.schema.mixture import *
 from bigctl.config.schema.models import *
 from bigctl.config.schema.optimizers import *
 from bigctl.config.schema.recipes import *
@@ -54,13 +55,41 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """All keys of a dataclass as (dotted key, field, type), nested ones below their parents."""
+    """All keys of a dataclass as (dotted key, field, type), nested ones below their parents. Those below names that
+    the user gives have a * for the name: data.corpora.*.path."""
     hints = _hints(cls)
     for field in dataclasses.fields(cls):
         dotted = f"{prefix}{field.name}"
         yield dotted, field, hints[field.name]
         if dataclasses.is_dataclass(hints[field.name]):
             yield from walk(hints[field.name], f"{dotted}.")
+        elif named := _named(hints[field.name]):
+            yield from walk(named, f"{dotted}.*.")
+
+
+def _named(hint: object) -> type | None:
+    """The dataclass that a mapping from names of the user's own holds; None for all else."""
+    held = get_args(hint)[-1] if get_origin(hint) is dict else None
+    return held if dataclasses.is_dataclass(held) and isinstance(held, type) else None
+
+
+def named_keys() -> frozenset[str]:
+    """Keys below which the user gives names, such as data.corpora."""
+    return _named_keys(tuple(components()))
+
+
+@functools.cache
+def _named_keys(among: tuple[type[Component], ...]) -> frozenset[str]:
+    return frozenset(f"{cls.group_name}.{dotted}" for cls in among for dotted, _, hint in walk(cls) if _named(hint))
+
+
+def declared(dotted: str) -> str:
+    """A key as `walk` has it: data.corpora.*.path for data.corpora.web.path."""
+    for above in named_keys():
+        if dotted.startswith(f"{above}."):
+            name, _, rest = dotted.removeprefix(f"{above}.").partition(".")
+            return f"{above}.*.{rest}" if rest else f"{above}.*"
+    return dotted
 
 
 def decided_keys() -> set[str]:
@@ -86,6 +115,9 @@ def walk_config(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], A
             value = getattr(node, field.name)
             if dataclasses.is_dataclass(value):
                 yield from descend(value, f"{prefix}{field.name}.")
+            elif isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+                for name, held in value.items():
+                    yield from descend(held, f"{prefix}{field.name}.{name}.")
             else:
                 yield f"{prefix}{field.name}", field, value
 

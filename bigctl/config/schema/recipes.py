@@ -53,13 +53,15 @@ class Recipe(Component):
 
     @classmethod
     def direction(cls, metric: str) -> str | None:
-        """Whether a metric, such as val/loss, should be large ("max") or small ("min"); None where nothing says."""
+        """Whether a metric, such as val/loss, should be large ("max") or small ("min"); None where nothing says. One of
+        a part, such as val/loss/web of the corpus web, is as that of the whole."""
         name = metric.partition("/")[2] or metric
         own = Metric.known().get(name)
         if own is not None:
             return own.direction
-        tables = (vars(base).get("metrics", {}) for base in cls.__mro__)
-        return next((table[name] for table in tables if name in table), None)
+        tables = [vars(base).get("metrics", {}) for base in cls.__mro__]
+        named = (table[each] for each in (name, name.partition("/")[0]) for table in tables if each in table)
+        return next(named, None)
 
     def build(self, config: Whole, *data: Any) -> Any:
         """The `training.task.Task` of this experiment: its model, loss and metrics.
@@ -232,11 +234,6 @@ class TokenCls(Classification):
     metrics: ClassVar[Mapping[str, str]] = dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), MAX)
     tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
     bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
-
-    @classmethod
-    def direction(cls, metric: str) -> str | None:
-        """As of any recipe; there is a metric for each type of entity besides, such as val/entity_f1/PER."""
-        return MAX if "/entity_f1/" in metric else super().direction(metric)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -76,6 +76,28 @@ class Layout(Protocol):
 
     def extra_sums(self, columns: Columns) -> Columns:
         """What an evaluation of this split has among its sums besides what the task computes."""
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """A layout of splits that have parts, such as the corpora of a mixture, each of which is scored by itself too."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parts."""
+
+    def part(self, columns: Columns, indices: np.ndarray) -> str:
+        """The part that a batch of an evaluation is of: all of it is of one."""
+
+    def places(self, columns: Columns, indices: np.ndarray) -> np.ndarray:
+        """As `Layout.rows`, which here depends on the split."""
+
+    def part_sums(self, columns: Columns, name: str) -> Columns:
+        """As `Layout.extra_sums`, of one part."""
+
+    def drawn(self, columns: Arrays, draws: int) -> list[dict[str, Any]]:
+        """What so many draws of the training split take from each part: its `name`, `tokens` of it, `share` of the
+        draws, and `epochs` of it."""
 
 
 class Order(Protocol):

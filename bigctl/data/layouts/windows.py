@@ -115,7 +115,7 @@ class WindowPlan:
         epochs = (positions % self.frozen if self.frozen else positions) // self.num_examples
         room = min(self.block, self.tokens - self.num_examples * self.block)  # offsets, of which 0 is one
         offsets = mix(mix(np.uint64(self.seed), _OFFSETS), epochs.astype(np.uint64)) % np.uint64(room)
-        return (offsets.astype(np.int64) + windows * self.block).astype(_kind(self.tokens))
+        return (offsets.astype(np.int64) + windows * self.block).astype(index_type(self.tokens))
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,13 @@ class WindowEvaluationPlan:
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Triples (starts [batch_size], mask float32 [batch_size], block)."""
-        starts = np.arange(0, self.tokens - 1, self.block, dtype=_kind(self.tokens))
+        starts = np.arange(0, self.tokens - 1, self.block, dtype=index_type(self.tokens))
         for first in range(0, len(starts), self.batch_size):
             found = starts[first : first + self.batch_size]
             mask = (np.arange(self.batch_size) < len(found)).astype(np.float32)
             yield np.pad(found, (0, self.batch_size - len(found)), mode="edge"), mask, self.block
 
 
-def _kind(tokens: int) -> Any:
+def index_type(tokens: int) -> Any:
+    """What starts in a text of so many tokens are numbers of."""
     return np.int32 if tokens < 2**31 else np.int64

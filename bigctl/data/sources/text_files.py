@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import io
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ def decode(config: schema.TextFiles, regression: bool) -> Decoded:
         test_path=config.test_path,
         encoding=config.encoding,
     )
+
+
+def files(config: schema.TextFiles) -> Iterator[tuple[str, Path]]:
+    """See `catalog.files`."""
+    for key in ("path", "validation_path", "test_path"):
+        if (given := getattr(config, key)) is not None:
+            yield from ((f"data.{key}", file) for file in matching(given))
 
 
 def read_for_prediction(path: Path, config: schema.TextFiles, features: Features) -> Unlabelled:

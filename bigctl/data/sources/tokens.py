@@ -85,6 +85,13 @@ def decode(config: schema.Tokens, regression: bool) -> Decoded:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
+def files(config: schema.Tokens) -> Iterator[tuple[str, Path]]:
+    """See `catalog.files`."""
+    for each in shards(config).values():
+        for shard in each:
+            yield from (("data.path", file) for file in shard.files)
+
+
 def shards(config: schema.Tokens) -> dict[str, list[Shard]]:
     """The files of each split, in the order of their names: what they are called says which split they are of.
 

@@ -72,14 +72,16 @@ def parse_axis(override: str, roots: Sequence[presets.Root], *, seed: int = 0) -
     from hydra.errors import HydraException
 
     key, _, text = override.partition("=")
-    if key in suggestions.text_keys(many=True) or text == ",":  # a mark, as of data.decimal, rather than two choices
+    if (
+        schema.declared(key) in suggestions.text_keys(many=True) or text == ","
+    ):  # a mark, as of data.decimal, rather than two choices
         override = suggestions.quoted(override)
     try:
         parsed = OverridesParser.create().parse_override(override)
-        if key in suggestions.text_keys():
+        if schema.declared(key) in suggestions.text_keys():
             parsed = _as_typed(parsed, key, text)
     except HydraException as error:
-        if key in suggestions.text_keys() and (pieces := _pieces(text)):
+        if schema.declared(key) in suggestions.text_keys() and (pieces := _pieces(text)):
             texts = tuple(_quoted_piece(key, piece) for piece in pieces)
             return Axis(key, texts) if len(texts) > 1 or text.startswith("choice(") else f"{key}={texts[0]}"
         empty = re.search(r"(^|[,(])\s*($|[,)])", text)
@@ -207,7 +209,8 @@ def _interval(key: str, override: str, found: IntervalSweep, hints: set[type], *
 def _hints(key: str) -> set[type]:
     """The types that a key takes, None apart; of one that several components have, all of theirs."""
     places: list[tuple[str, type]] = [("", Config), *((f"{cls.group_name}.", cls) for cls in schema.components())]
-    hints = [hint for prefix, cls in places for dotted, _, hint in schema.walk(cls) if f"{prefix}{dotted}" == key]
+    wanted = schema.declared(key)
+    hints = [hint for prefix, cls in places for dotted, _, hint in schema.walk(cls) if f"{prefix}{dotted}" == wanted]
     return {member for hint in hints for member in (get_args(hint) or (hint,)) if member is not type(None)}
 
 

@@ -104,6 +104,8 @@ class Console:
         more = [f"epoch {self._values['epoch']:.2f}"] if "epoch" in self._values else []
         if loss is not None and self.metric != "val/loss" and not (reason and first):
             more.append(f"val/loss {live_line.number(loss)}")
+        each = {name.removeprefix("val/loss/"): value for name, value in self._values.items() if "val/loss/" in name}
+        more += [f"{name} {live_line.number(value)}" for name, value in each.items()]  # of the corpora of a mixture
         for part in more:
             if sum(map(len, parts)) + 2 * len(parts) + len(part) <= width:
                 parts.append(part)
