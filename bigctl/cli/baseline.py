@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,10 @@ def run(options: argparse.Namespace) -> int:
         render.print_json(found)
     else:
         _print(found, config)
+        print("next:")
+        if any(override.startswith("recipe=") for override in options.overrides):
+            print(f"  {shlex.join(['bigctl', 'train', *options.overrides, *common.source_flags(options)])}")
+        print("  bigctl ui")
     return 0
 
 

@@ -94,6 +94,12 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
     return 4 if missed else 0
 
 
+def source_flags(options: argparse.Namespace) -> list[str]:
+    """The flags of a command that say where its presets and components come from."""
+    given = [("--config-dir", str(each)) for each in options.config_dir]
+    return [word for pair in (*given, *(("--plugin", each) for each in options.plugin)) for word in pair]
+
+
 def composed(options: argparse.Namespace, *, partial: bool = False) -> Composed:
     from bigctl.config import compose
 

@@ -55,7 +55,7 @@ def step_argument(text: str) -> str | int:
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     options.split = {"val": "validation"}.get(options.split, options.split)
-    from bigctl.runs import ci_report, directory, gates
+    from bigctl.runs import ci_report, directory, gates, run_info
 
     required = gates.parse(options.require)
     reports = ci_report.Reports("eval", required, options.junit)
@@ -104,6 +104,10 @@ def run(options: argparse.Namespace) -> int:
         render.print_confusion(confusion, classes)
     if errors:
         (print_tag_errors if "words" in errors[0] else print_errors)(errors)
+    print("next:")
+    print(f"  {run_info.next_command(found)}")
+    print(f"  bigctl report {found.path}")
+    print("  bigctl ui")
     return common.exit_code(verdicts)
 
 

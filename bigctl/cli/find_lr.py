@@ -104,7 +104,5 @@ def _print(options: argparse.Namespace, found: Found, picture: Path | None, fold
         print(f"  {picture}")
     others = [o for o in options.overrides if not o.lstrip("+").startswith("optimizer.lr=")]
     name = ["--name", options.name] if options.name else []
-    sources = [word for each in options.config_dir for word in ("--config-dir", str(each))]
-    sources += [word for each in options.plugin for word in ("--plugin", each)]
     print("next:")
-    print(f"  {shlex.join(['bigctl', 'train', *others, _override(found), *sources, *name])}")
+    print(f"  {shlex.join(['bigctl', 'train', *others, _override(found), *common.source_flags(options), *name])}")

@@ -115,7 +115,10 @@ def run(options: argparse.Namespace) -> int:
     elif "-" in options.files:
         piped = [_all_of_stdin()]
         answers.show(trained.predict_files(piped, strict=options.strict, ids=ids, require=bool(options.id)))
-    return answers.end()
+    code = answers.end()
+    if options.out is not None:
+        print(f"next:\n  bigctl report {found.path}\n  bigctl ui")
+    return code
 
 
 def _check_out(out: Path, files: list[str]) -> None:
@@ -218,6 +221,9 @@ def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
         if Path(name).is_dir() and not any(paths.walk(Path(name))):
             hint = f"nor do folders in it; the run {run} takes {', '.join(sorted(known))}"
             raise DataError("the folder holds no files", where=name, hint=hint)
+        if glob.has_magic(name) and not Path(name).exists() and any(map(Path.is_dir, text_files.entries(name))):
+            found += _of_pattern(name, known, run)
+            continue
         files = [*map(str, text_files.matching(name))]
         if Path(name).is_dir():
             readable = [file for file in files if content.suffix_of(file) in known]
@@ -232,6 +238,23 @@ def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
             files = readable
         found += files
     return found
+
+
+def _of_pattern(pattern: str, known: set[str], run: str) -> list[str]:
+    """Files that match a pattern, and what can be predicted in the folders that do, as where a shell unfolds it."""
+    from bigctl.data import paths
+    from bigctl.data.sources import content, text_files
+    from bigctl.errors import DataError
+
+    found = dict[str, None]()
+    for entry in text_files.entries(pattern):
+        below = sorted(file for file in paths.walk(entry) if not paths.hidden(file.name)) if entry.is_dir() else []
+        found |= dict.fromkeys(str(file) for file in below if content.suffix_of(str(file)) in known)
+        found |= {str(entry): None} if entry.is_file() else {}
+    if not found:
+        hint = f"the run {run} takes {', '.join(sorted(known))}"
+        raise DataError("no file in the folders that match can be predicted", where=pattern, hint=hint)
+    return [*found]
 
 
 def _all_of_stdin() -> bytes:

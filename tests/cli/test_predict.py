@@ -144,3 +144,21 @@ def test_pairs_are_labelled_as_pairs(bigctl: Cli) -> None:
     assert "give one --text-pair to each --text" in bigctl("predict", "pairs", "--text", "a", code=2).stderr
     (worst, *_) = bigctl.json("eval", "pairs", "--split", "train")["errors"]
     assert (worst["text"], worst["text_pair"], worst["label"]) in pairs
+
+
+def test_a_pattern_takes_what_can_be_predicted_in_the_folders_that_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bigctl.cli import predict
+    from bigctl.errors import DataError
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("cats/1.png", "cats/notes.txt", "cats/.hidden.png", "dogs/deep/2.png", "3.png", "empty/4.txt"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).touch()
+    expected = ["photos/3.png", "photos/cats/1.png", "photos/dogs/deep/2.png"]
+    assert predict._of_pattern("photos/*", {".png"}, "runs/shapes") == expected
+    assert predict._of_pattern("photos/**", {".png"}, "runs/shapes").count("photos/cats/1.png") == 1
+    with pytest.raises(DataError, match=r"no file in the folders that match") as caught:
+        predict._of_pattern("photos/e*", {".png"}, "runs/shapes")
+    assert caught.value.where == "photos/e*" and "takes .png" in (caught.value.hint or "")

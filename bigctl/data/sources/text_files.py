@@ -144,11 +144,16 @@ def matching(path: str) -> list[Path]:
             raise DataError("the folder holds no files", where=path, hint="give a file, a folder, or a pattern")
         return sorted(found)
     if glob.has_magic(path):
-        found = [file for file in map(Path, glob.glob(_pattern(given), recursive=True)) if file.is_file()]
+        found = [file for file in entries(path) if file.is_file()]
         if not found:
             raise DataError("no file matches", where=path, hint="quote a pattern on the command line; ** spans folders")
-        return sorted(found)
+        return found
     return [paths.require_file(given)]
+
+
+def entries(pattern: str) -> list[Path]:
+    """What matches a pattern, folders too, sorted."""
+    return sorted(map(Path, glob.glob(_pattern(expanded(pattern)), recursive=True)))
 
 
 def _pattern(given: Path) -> str:
