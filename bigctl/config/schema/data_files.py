@@ -89,7 +89,7 @@ class TextFiles(Data):
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
     vocabulary_characters: int = key(
-        2**25, "Of a larger training split, how much a vocabulary is made of, drawn by data.split_seed [characters].",
+        2**24, "Of a larger training split, how much a vocabulary is made of, drawn by data.split_seed [characters].",
         drift=STRUCTURAL, ge=2**16,
     )  # fmt: skip
     workers: int | None = key(
