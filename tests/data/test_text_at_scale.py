@@ -110,8 +110,9 @@ def test_documents_and_splits_are_those_of_the_whole(rule, boundaries, tmp_path,
 def test_texts_of_json_are_those_of_the_whole(form, tmp_path):
     text = CONTENT.replace("\x00", "")
     rows = [{"text": text[n * 50 : n * 61]} for n in range(1, 60)]
-    rows += [{"text": None, "n": {"m": 1}}, {"text": 3.5}, {"text": " \n"}]
+    rows += [{"text": None, "n": {"m": 1}}, {"text": 3.5}, {"text": " \n"}, {"text": "half of \ud83d a face"}]
     content = json.dumps(rows) if form == "list" else "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    content = content.replace("\ud83d", "\\ud83d")  # as the escape that it is in files
     data = content.encode("utf-16" if form == "utf-16" else "utf-8")
     file = write(
         tmp_path, "a.jsonl.gz" if form == "packed" else "a.jsonl", gzip.compress(data) if form == "packed" else data

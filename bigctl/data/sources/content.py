@@ -161,6 +161,15 @@ def most_unpacked(packed: int) -> int:
     return _MOST + _MOST_A_BYTE * packed
 
 
+def whole_characters(text: str) -> str:
+    """A text with a question mark for each half of a character, as JSON can have and no file or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
 def _decoded(data: bytes, name: str, encoding: str | None) -> str:
     codec = codec_of(data[:4], encoding)
     if not has_nul(codec) and (nul := data.find(b"\0")) >= 0:

@@ -214,7 +214,7 @@ def _objects(file: Path, field: str | None, encoding: str | None) -> list[str]:
     if field in table.absent:
         hint = 'every line needs it; null or "" is a document that is left out'
         raise DataError(f"there is no field {field!r}", where=f"{file}:{table.absent[field]}", hint=hint)
-    return table.columns[field]
+    return [content.whole_characters(text) for text in table.columns[field]]
 
 
 def texts_by_line(

@@ -222,14 +222,15 @@ def _listed(file: Path, field: str, encoding: str | None) -> Iterator[Part]:
     if field in table.absent:
         raise _absent(field, f"{file}:{table.absent[field]}")
     done = file.stat().st_size
-    yield from (Part(text if text.strip() else "", True, None, done) for text in table.columns[field])
+    texts = map(content.whole_characters, table.columns[field])
+    yield from (Part(text if text.strip() else "", True, None, done) for text in texts)
 
 
 def _text_of(line: str, field: str, where: str, seen: bool) -> str:
     """The text of one JSON line; `seen` says whether lines before it had one. Raises DataError."""
     found = read_table.json_text(line, where, field)
     if isinstance(found, str):
-        return found
+        return content.whole_characters(found)
     if not seen:
         found.require(field, "text")
     raise _absent(field, where)
