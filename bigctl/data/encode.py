@@ -20,7 +20,7 @@ from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NUMBER
-from bigctl.data.text import encoding, tokenization, word_tokens, words
+from bigctl.data.text import encoding, ngrams, tokenization, word_tokens, words
 from bigctl.data.text.encoding import Texts
 from bigctl.data.text.ngrams import Ngrams
 from bigctl.data.text.token_shards import TokenShards
@@ -141,6 +141,8 @@ def encode_texts(
         shape = (settings.max_length,)
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
         described = tokenization.describe(made, settings, digest)
+        if isinstance(made, Ngrams) and tokenizer.file is None:
+            info["notes"] = [*info.get("notes", ()), *ngrams.notes(made, settings)]
         for split, columns in by_split.items():
             rows, rule = columns["text"].tolist(), (settings.max_length, str(described["truncate"]))
             if "tags" in columns:

@@ -5,6 +5,7 @@ Dimension names: batch, length (of the padded bag), width, outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class BagClassifier(nnx.Module):
     Dropout leaves out n-grams, not parts of their embeddings (Iyyer et al. 2015).
 
     Args:
-        config: width, pool, dropout.
+        config: width, pool, scale, dropout.
         vocab_size: rows of the embedding.
         outputs: number of logits.
         groups: weights of the n-grams, see `ngrams.Ngrams`; none where all weigh the same.
@@ -46,6 +47,7 @@ class BagClassifier(nnx.Module):
         self, config: schema.Bag, vocab_size: int, outputs: int, *, groups: Sequence[Group] = (), rngs: nnx.Rngs
     ):
         self.pool = config.pool
+        self.scale = max(1.0, math.log2(outputs)) if config.scale is None else config.scale
         self.groups = tuple((int(end), bool(pieces), float(weight)) for end, pieces, weight in groups)
         self.embedding = nnx.Embed(
             vocab_size, config.width or outputs, embedding_init=nnx.initializers.zeros, rngs=rngs
@@ -69,7 +71,8 @@ class BagClassifier(nnx.Module):
         if self.pool != "norm":
             count = jnp.maximum(lengths, 1)[:, None].astype(jnp.float32)
             pooled = pooled / (count if self.pool == "mean" else jnp.sqrt(count))
-        return self.head(pooled.astype(table.dtype))
+        scores = self.head(pooled.astype(table.dtype))
+        return scores if self.scale == 1 else scores * self.scale
 
     def _normed(
         self, tokens: Int[Array, "batch length"], real: Float[Array, "batch length"]

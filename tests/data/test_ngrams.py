@@ -86,6 +86,26 @@ def test_the_ngrams_of_most_texts_are_kept() -> None:
     assert counts[ngrams.ANY] == 40 and sorted(counts.values())[-3:] == [20, 40, 40] and made.size == 4
 
 
+def test_ngrams_of_too_few_texts_are_not_known() -> None:
+    texts = [f"common {'often' if n % 2 else ''} word{n}" for n in range(40)]
+    made = learnt(texts, characters=[], words=1, min_texts=2)
+    assert made.size == 3 and made.groups is not None and made.groups[-1][0] == 3
+    assert learnt(texts, characters=[], words=1, min_texts=41).size == 43  # rather than none
+    assert learnt(["", " "]).size == 1
+    assert learnt(texts, min_texts=2).size < learnt(texts).size
+
+
+def test_long_texts_have_no_pieces_and_it_is_said() -> None:
+    mean = (sum(map(len, TEXTS)) - 1) // len(TEXTS)  # less than it is
+    whole, short = learnt(pieces_up_to=mean + 1), learnt(pieces_up_to=mean)
+    assert (whole.kept == learnt().kept).all() and whole.characters == (3, 5)
+    assert (short.kept == learnt(characters=[]).kept).all() and short.characters == ()
+    assert learnt(pieces_up_to=0, words=0).characters == (3, 5)  # or there would be nothing
+    settings = schema.NgramTokenizer(pieces_up_to=mean)
+    assert ngrams.notes(whole, settings) == ngrams.notes(short, schema.NgramTokenizer(characters=[])) == []
+    assert f"pieces_up_to={mean}" in ngrams.notes(short, settings)[0]
+
+
 def test_what_occurs_more_often_is_there_more_often() -> None:
     text = " ".join(["one", *["four"] * 4, *["many"] * 20])
     made = learnt([text], words=1, characters=[])

@@ -238,6 +238,10 @@ class Bag(Model):
         "weighted by how rare they are, their length, words and pieces apart (norm), as in TF-IDF.",
         drift=STRUCTURAL, choices=BAG_POOLS,
     )  # fmt: skip
+    scale: float | None = key(
+        1.0, "What scores are multiplied by; null for log2 of the number of outputs, 1 at least, so that those of many "
+        "classes grow as fast as those of two.", drift=STRUCTURAL, gt=0,
+    )  # fmt: skip
     dropout: float = key(0.5, "Share of the n-grams of a text that are left out.", traced=True, off=0.0, ge=0, lt=1)
 
     def head_input(self, *, per_token: bool) -> str:

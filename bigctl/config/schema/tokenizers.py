@@ -115,6 +115,15 @@ class NgramTokenizer(Checked):
         196608, "How many n-grams are known: those in most texts of the training split, twice as many words and runs "
         "of words as pieces where there are so many.", drift=STRUCTURAL, ge=2, le=2**22,
     )  # fmt: skip
+    min_texts: int = key(
+        1, "Training texts that an n-gram must be in to be known; where none is in so many, all are.",
+        drift=STRUCTURAL, ge=1,
+    )  # fmt: skip
+    pieces_up_to: int | None = key(
+        None, "Mean length of the first training texts, a million characters of them, up to which pieces of words are "
+        "looked at too: of longer texts the words say enough, and pieces take most of the time. null for any length "
+        "[characters].", drift=STRUCTURAL, ge=0,
+    )  # fmt: skip
     lowercase: bool = key(True, "Fold case.", drift=STRUCTURAL)
     max_length: int = key(
         1024, "N-grams of a text: words come before runs of words before pieces, and what is beyond is left out.",

@@ -14,7 +14,9 @@ in a row, and a model is told the weight of all of them (`groups`) in a short li
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
+import itertools
 import json
 import math
 import unicodedata
@@ -27,6 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt32, UInt64
 
 from bigctl.config import schema
+from bigctl.data.text.run_hashes import BASE, Hashes, mixed
 from bigctl.errors import DataError
 
 TYPE = "ngrams"
@@ -46,7 +49,6 @@ _PENDING = 2**23  # n-grams counted before they are added to those known
 _MOST = 2**23  # n-grams that are counted at all: beyond, those of a single text are forgotten
 _STEP = 1.05  # of two n-grams of one group, the one that is in more texts is in no more than so many times as many
 _PIECES = 3  # the kind of pieces of words; runs of n words are of kind n - 1
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse among 64-bit numbers
 _SEPARATOR, _LETTER, _ALONE, _MARK = range(4)
 _UNSPACED = (  # scripts without blanks between words
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF),
@@ -177,12 +179,18 @@ def _possible(words: int, characters: tuple[int, ...]) -> bool:
 
 
 def learn(settings: schema.NgramTokenizer, texts: Iterable[str]) -> Ngrams:
-    """The n-grams that are in most of some texts; of those in equally many the ones with the lower bits."""
+    """The n-grams that are in most of some texts; of those in equally many the ones with the lower bits.
+
+    Those in fewer than `settings.min_texts` texts are left out, unless all are. Where the first texts, a block of a
+    million characters, have more than `settings.pieces_up_to` each, and words are wanted, there are no pieces.
+    """
     empty = Ngrams(settings.words, tuple(settings.characters), settings.lowercase, np.empty(0, np.uint32))
     known, counts = np.empty(0, np.uint32), np.empty(0, np.int64)
     pending: list[Codes] = []
     total = 0
     for block in _blocks(texts, None):
+        if not total and _too_long(settings, block):
+            empty = dataclasses.replace(empty, characters=())
         total += len(block)
         found = _find(empty, block, settings.max_length - 1)
         each = np.unique(found.rows.astype(np.uint64) << np.uint64(32) | found.codes)
@@ -191,6 +199,8 @@ def learn(settings: schema.NgramTokenizer, texts: Iterable[str]) -> Ngrams:
             known, counts = _added(known, counts, pending)
             pending = []
     known, counts = _added(known, counts, pending)
+    if counts.max(initial=0) >= settings.min_texts:
+        known, counts = known[counts >= settings.min_texts], counts[counts >= settings.min_texts]
     order = np.argsort(-counts, kind="stable")
     pieces = known[order] >> 30 == _PIECES
     words, parts = order[~pieces], order[pieces]
@@ -201,12 +211,17 @@ def learn(settings: schema.NgramTokenizer, texts: Iterable[str]) -> Ngrams:
     return Ngrams(empty.words, empty.characters, empty.lowercase, known[chosen], groups)
 
 
+def _too_long(settings: schema.NgramTokenizer, texts: Sequence[str]) -> bool:
+    longest = math.inf if settings.pieces_up_to is None else settings.pieces_up_to
+    return settings.words > 0 and sum(map(len, texts)) > longest * len(texts)
+
+
 def _grouped(counts: np.ndarray, pieces: np.ndarray, texts: int) -> tuple[Group, ...]:
     """Groups of numbers from 1 on that are in about equally many texts; `counts` descend, those of pieces anew."""
     level = np.floor(np.log(np.maximum(counts, 1)) / math.log(_STEP)).astype(np.int64)
     ends = np.flatnonzero(np.append((np.diff(level) != 0) | (np.diff(pieces) != 0), len(counts) > 0)) + 1
     groups = []
-    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+    for start, end in itertools.pairwise([0, *ends.tolist()]):
         weight = math.log((1 + texts) / (1 + counts[start:end].mean())) + 1
         groups.append((end + 1, bool(pieces[start]), round(weight, 4)))
     return tuple(groups)
@@ -225,6 +240,14 @@ def describe(ngrams: Ngrams, max_length: int, digest: str) -> dict[str, Any]:
     """As `tokenization.describe`."""
     found = {"type": TYPE, "sha256": digest, "vocab_size": ngrams.size, "max_length": max_length, "truncate": "head"}
     return found if ngrams.groups is None else {**found, "groups": [list(group) for group in ngrams.groups]}
+
+
+def notes(made: Ngrams, settings: schema.NgramTokenizer) -> list[str]:
+    """What is said of n-grams that were just learnt with some settings."""
+    if not settings.characters or made.characters:
+        return []
+    limit = f"recipe.tokenizer.pieces_up_to={settings.pieces_up_to}"
+    return [f"texts are longer than {limit} characters: their words and runs of words are looked at, and no pieces"]
 
 
 def _blocks(texts: Iterable[str], pairs: Sequence[str] | None) -> Iterator[list[str]]:
@@ -257,13 +280,13 @@ def _find(ngrams: Ngrams, texts: Sequence[str], room: int) -> _Found:
     """The first `room` n-grams of each text: words, then runs of two words, and so on, then pieces."""
     characters, begins = _characters(texts, ngrams.lowercase)
     kind = _kinds(characters)
-    hashes = _Hashes.of(characters)
+    hashes = Hashes.of(characters)
     row = np.repeat(np.arange(len(texts)), np.diff(begins))
     budget = _Budget(np.full(len(texts), room))
     parts = [*_words(ngrams.words, kind, row, hashes, budget)]
     if ngrams.characters:
         inside = (kind == _LETTER) | (kind == _ALONE)
-        framed = _Hashes.of(np.where(inside, characters, 0x20))
+        framed = Hashes.of(np.where(inside, characters, 0x20))
         parts += _pieces(ngrams.characters, inside, row, framed, budget)
     rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in parts)])
     codes = np.concatenate([np.empty(0, np.uint32), *(codes for _, codes in parts)])
@@ -287,7 +310,7 @@ class _Budget:
 
 
 def _words(
-    longest: int, kind: np.ndarray, row: np.ndarray, hashes: _Hashes, budget: _Budget
+    longest: int, kind: np.ndarray, row: np.ndarray, hashes: Hashes, budget: _Budget
 ) -> Iterator[tuple[np.ndarray, Codes]]:
     """Words, runs of two words, and so on: the text that each is of, and its bits."""
     letter = kind == _LETTER
@@ -301,14 +324,14 @@ def _words(
         if count <= 0:
             return
         if length > 1:
-            run = mixed(run[:count] * np.uint64(_BASE) + single[length - 1 :])
+            run = mixed(run[:count] * np.uint64(BASE) + single[length - 1 :])
         whole = np.flatnonzero(rows[:count] == rows[length - 1 :])
         taken = whole[budget.take(rows[whole])]
         yield rows[taken], _bits(run[taken], length - 1)
 
 
 def _pieces(
-    lengths: tuple[int, ...], inside: np.ndarray, row: np.ndarray, hashes: _Hashes, budget: _Budget
+    lengths: tuple[int, ...], inside: np.ndarray, row: np.ndarray, hashes: Hashes, budget: _Budget
 ) -> Iterator[tuple[np.ndarray, Codes]]:
     """Runs of characters within words and the blank on either side."""
     shortest, longest = lengths
@@ -361,39 +384,3 @@ def _kind(code: int) -> int:
 def _mark(character: str) -> bool:
     """Whether it belongs to the letter before it, as the vowels of Hindi do."""
     return unicodedata.category(character)[0] == "M"
-
-
-@dataclass(frozen=True)
-class _Hashes:
-    """Hashes of any run of some characters, each in a few operations: a polynomial in an odd base modulo 2^64 (Karp &
-    Rabin 1987), from sums over all characters before."""
-
-    sums: UInt64[np.ndarray, " characters+1"]
-    inverse: UInt64[np.ndarray, " characters+1"]
-
-    @classmethod
-    def of(cls, characters: np.ndarray) -> _Hashes:
-        powers, inverse = _powers(-(-(len(characters) + 1) // 2**16))
-        values = mixed(characters.astype(np.uint64) + np.uint64(1)) * powers[: len(characters)]
-        return cls(np.concatenate([np.zeros(1, np.uint64), np.cumsum(values, dtype=np.uint64)]), inverse)
-
-    def between(self, starts: np.ndarray, ends: np.ndarray) -> UInt64[np.ndarray, " runs"]:
-        return (self.sums[ends] - self.sums[starts]) * self.inverse[starts]
-
-
-@functools.lru_cache(maxsize=1)
-def _powers(blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of the base, and of its inverse."""
-    size = blocks * 2**16
-    return tuple(
-        np.cumprod(np.concatenate([np.ones(1, np.uint64), np.full(size - 1, base, np.uint64)]), dtype=np.uint64)
-        for base in (_BASE, pow(_BASE, -1, 2**64))
-    )  # type: ignore[return-value]
-
-
-def mixed(values: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Numbers whose every bit depends on every bit of those given (splitmix64, Steele et al. 2014)."""
-    values = values + np.uint64(_BASE)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
