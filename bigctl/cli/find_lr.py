@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         others = [each for each in options.overrides if not each.lstrip("+").startswith(f"{batch_size.KEY}=")]
         options.overrides = [*others, f"{batch_size.KEY}={measured.size}"]
         if not options.quiet:
-            print(measured.sentence, file=sys.stderr)
+            print(measured.sentence.partition("; optimizer.lr")[0], file=sys.stderr)
     found = lr_finder.find(config)
     from bigctl.reports import png
 
