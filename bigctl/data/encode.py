@@ -141,7 +141,7 @@ def encode_texts(
         shape = (settings.max_length,)
         digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
         described = tokenization.describe(made, settings, digest)
-        if isinstance(made, Ngrams) and tokenizer.file is None:
+        if isinstance(made, Ngrams) and isinstance(settings, schema.NgramTokenizer) and tokenizer.file is None:
             info["notes"] = [*info.get("notes", ()), *ngrams.notes(made, settings)]
         for split, columns in by_split.items():
             rows, rule = columns["text"].tolist(), (settings.max_length, str(described["truncate"]))
