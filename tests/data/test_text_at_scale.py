@@ -264,7 +264,7 @@ def test_a_process_that_ends_is_told(config, tmp_path):
         ("a.jsonl", b'{"text": "good"}\n' * 90 + b'{"text": ["b"]}\n'),
         ("a.jsonl", b'{"text": "good"}\n' * 90 + b'{"text": "b\n'),
         ("a.jsonl", b'{"text": ""}\n' * 90),
-        ("a.txt.gz", gzip.compress(b"good\n" * 700)[:-9]),
+        ("a.txt.gz", gzip.compress(b"good\n" * 700, mtime=0)[:-9]),
     ],
 )
 def test_what_is_no_text_is_told_as_of_small_ones(name, content, tmp_path):
