@@ -85,6 +85,8 @@ def test_metrics_are_those_of_scikit_learn() -> None:
         "precision": sk.precision_score(labels, chosen, **options),
         "recall": sk.recall_score(labels, chosen, **options),
         "f1": sk.f1_score(labels, chosen, **options),
+        "roc_auc": sk.roc_auc_score(np.eye(10)[labels], p, average="macro"),
+        "average_precision": sk.average_precision_score(np.eye(10)[labels], p, average="macro"),
     }
     for name, value in expected.items():
         assert found.pop(f"val/{name}") == pytest.approx(value, rel=1e-5), name
