@@ -122,6 +122,10 @@ def from_yaml(text: str, *, where: str) -> Config:
         problem = f"cannot be read: {suggestions.first_line(error)}"
         raise ConfigError(problem, where=where, hint="bring the file back as bigctl wrote it") from error
     assert isinstance(config, Config)
+    for dotted, field, value in schema.walk_config(config):  # a number may be left open by a word, and by one alone
+        if field.metadata.get("bounds") and isinstance(value, str) and not schema.is_open(value):
+            hint = "bring the file back as bigctl wrote it"
+            raise ConfigError(f"cannot be read: {dotted} cannot be {value[:100]!r}", where=where, hint=hint)
     return config
 
 

@@ -33,6 +33,8 @@ class Feed(Protocol):
 
     waited: float
     """Seconds spent waiting for data so far."""
+    waits_for_data: bool
+    """Whether it is data that it waits for, or the other trainings of a pack."""
     shapes: int
     """How many shapes of batches there are, each of which is compiled once."""
 
@@ -100,7 +102,7 @@ class _Resident:
 
     def __init__(self, programs: Programs, layout: Layout, arrays: Arrays, observe: Observer | None):
         self.programs, self.layout, self.arrays = programs, layout, arrays
-        self.waited = 0.0
+        self.waited, self.waits_for_data = 0.0, True
         self._observe = observe
         self._on_host: Columns = {}
 
@@ -211,7 +213,7 @@ class SentFeed:
         self.shapes = len(plan.lengths)
         self.batch_size = config.train.batch_size
         self.sharding = meshes.batch_sharding(programs.mesh)
-        self.waited = 0.0
+        self.waited, self.waits_for_data = 0.0, True
         self.depth = depth
         self._observe = observe
         self._batches: Generator[Batch] | None = None

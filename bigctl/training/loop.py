@@ -279,7 +279,7 @@ class Loop:
         values = {"epoch": self._epoch(pending.position), **metrics.means(sums, "train")}
         values["lr"] = self._learning_rate(pending.step)
         values["perf/examples_per_s"] = (pending.position - position_then) / max(seconds, 1e-9)
-        if waited > 0:  # of data that is not on the devices; the share of time in which no batch was there
+        if waited > 0 and self.feed.waits_for_data:  # the share of time in which no batch was there
             values["perf/data_wait"] = min(1.0, waited / max(seconds, 1e-9))
         if self.rates is not None:
             values |= self.rates(values["perf/examples_per_s"], "perf/")

@@ -169,7 +169,7 @@ def test_a_run_among_the_files_is_put_first(made: Path, capsys: pytest.CaptureFi
 def test_a_folder_without_files_is_said_with_what_the_run_takes(made: Path, tmp_path: Path, predict: Any) -> None:
     (tmp_path / "one" / "two").mkdir(parents=True)
     said = predict(str(tmp_path), code=2).err
-    assert "the folder holds no files" in said and "takes .csv" in said
+    assert "the folder holds no files" in said and ".csv" in said.partition(" takes ")[2]
     (tmp_path / "one" / "notes.txt").write_text("no rows")
     assert "its one file cannot be predicted" in predict(str(tmp_path), code=2).err
 

@@ -41,7 +41,7 @@ class FakeFeed:
         sleep: Callable[[float], None] = time.sleep,
     ):  # fmt: skip
         self.events, self.most, self.pause, self.sleep = events, most, pause, sleep
-        self.waited = 0.0
+        self.waited, self.waits_for_data = 0.0, True
         self.shapes = 1
         self.calls = 0
 

@@ -235,7 +235,7 @@ class PackedFeed:
 
     def __init__(self, pack: Pack, lane: int, hparams: Hparams, plan: FixedPlan):
         self.pack, self.lane, self.hparams, self.plan = pack, lane, hparams, plan
-        self.waited = 0.0
+        self.waited, self.waits_for_data = 0.0, False
 
     def draw(self, position: int, count: int) -> np.ndarray:
         """Examples of `count` batches, int32 [count, batch]."""
