@@ -20,12 +20,12 @@ from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, eval
 from bigctl.data.layouts.windows import (
     BYTES_PER_TOKEN,
     LARGEST_BATCH,
-    NO_TARGET,
     WindowEvaluationPlan,
     WindowPlan,
     count,
     in_order,
     index_type,
+    read_windows,
 )
 from bigctl.data.sampler import mix
 
@@ -98,11 +98,9 @@ class MixedWindows:
 
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """As of `Windows`, with the end of its corpus as the end of each window's text."""
-        tokens, ends = columns["inputs"], columns["ends"]
+        ends = columns["ends"]
         last = ends[xp.searchsorted(ends, indices, side="right")].astype(indices.dtype)[:, None] - 1
-        places = indices[:, None] + xp.arange((length or self.block) + 1, dtype=indices.dtype)
-        found = tokens[xp.minimum(places, last)].astype(xp.int32)
-        return {"inputs": found[:, :-1], "targets": xp.where(places[:, 1:] > last, NO_TARGET, found[:, 1:])}
+        return read_windows(columns, indices, last, length or self.block, xp)
 
     def lengths(self, columns: Columns) -> np.ndarray | None:
         return None

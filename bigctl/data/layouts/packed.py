@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size
-from bigctl.data.layouts.windows import BYTES_PER_TOKEN, LARGEST_BATCH, NO_TARGET
+from bigctl.data.layouts.windows import LARGEST_BATCH, NO_TARGET, bytes_per_token
 from bigctl.data.sampler import BatchPlan, RowEvaluationPlan, mix
 
 PADDING = 0
@@ -83,9 +83,7 @@ class Packed:
         return None
 
     def extra_sums(self, columns: Columns) -> Columns:
-        if "bytes" not in columns:  # of ready-made tokens
-            return {}
-        return {BYTES_PER_TOKEN: np.asarray(columns["bytes"][0] / len(columns["inputs"]), np.float64)}
+        return bytes_per_token(columns)
 
 
 # ------------------------------------------------------------------------------------------------------------- packing

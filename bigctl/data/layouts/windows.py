@@ -69,19 +69,27 @@ class Windows:
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """`inputs` and `targets`, int32 [batch, length]; beyond the end of the text targets are NO_TARGET, and inputs
         repeat the last token."""
-        tokens = columns["inputs"]
-        last = len(tokens) - 1
-        places = indices[:, None] + xp.arange((length or self.block) + 1, dtype=indices.dtype)
-        found = tokens[xp.minimum(places, last)].astype(xp.int32)
-        return {"inputs": found[:, :-1], "targets": xp.where(places[:, 1:] > last, NO_TARGET, found[:, 1:])}
+        return read_windows(columns, indices, len(columns["inputs"]) - 1, length or self.block, xp)
 
     def lengths(self, columns: Columns) -> np.ndarray | None:
         return None
 
     def extra_sums(self, columns: Columns) -> Columns:
-        if "bytes" not in columns:  # of ready-made tokens
-            return {}
-        return {BYTES_PER_TOKEN: np.asarray(columns["bytes"][0] / len(columns["inputs"]), np.float64)}
+        return bytes_per_token(columns)
+
+
+def read_windows(columns: Arrays, starts: Indices, last: Indices, length: int, xp: ModuleType) -> dict[str, Any]:
+    """Windows of one length from their starts on; `last` is the place of the last token of each one's text."""
+    places = starts[:, None] + xp.arange(length + 1, dtype=starts.dtype)
+    found = columns["inputs"][xp.minimum(places, last)].astype(xp.int32)
+    return {"inputs": found[:, :-1], "targets": xp.where(places[:, 1:] > last, NO_TARGET, found[:, 1:])}
+
+
+def bytes_per_token(columns: Columns) -> Columns:
+    """What an evaluation of one text is told of its bytes; nothing of ready-made tokens."""
+    if "bytes" not in columns:
+        return {}
+    return {BYTES_PER_TOKEN: np.asarray(columns["bytes"][0] / len(columns["inputs"]), np.float64)}
 
 
 @dataclass(frozen=True)
