@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import bigctl
 from bigctl.config import checks, compose, drift, schema
 from bigctl.config.compose_many import ManyComposer
-from bigctl.data import changed_files, notes, prepare
+from bigctl.data import notes, prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts import mixed
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.mixed import MixedPlan, MixedWindows
 from bigctl.data.layouts.windows import NO_TARGET, WindowPlan
 from bigctl.data.sources import text_files
-from bigctl.data.sources import tokens as token_source
 from bigctl.data.text import tokenization
-from bigctl.engine import dry_run
-from bigctl.errors import BigctlError, ConfigError, DataError, RunError
+from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.runs import corpora
-from bigctl.runs.directory import RunDirectory
-
-WEB = "".join(f"page {i}: cats run far away from {i * 7 % 10} dogs.\n" for i in range(150))
-BOOKS = "".join(f"verily thou shalt walk {i} miles;\n" for i in range(60))
-BLOCK = 8
-TINY = [
-    "recipe=gpt_lm", "model.layers=1", "model.width=16", "model.heads=2", "model.intermediate=32", "model.context=16",
-    "train.batch_size=4", "train.steps=8", "eval.every=4", "recipe.sample_tokens=0", "train.tensorboard=false",
-    "checkpoint.every=4", "recipe.tokenizer.type=bytes", "data=mixture",
-]  # fmt: skip
+from tests.corpora import BLOCK, BOOKS, TINY, given, write
 
 
 @pytest.fixture(autouse=True)
 def cache_dir(tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "mixtures"))
-
-
-def write(folder: Path) -> Path:
-    (folder / "books").mkdir(parents=True)
-    np.frombuffer(WEB.encode(), np.uint8).astype("<u2").tofile(folder / "web.bin")
-    (folder / "web.txt").write_text(WEB)
-    for number, part in enumerate(np.array_split(np.frombuffer(BOOKS.encode(), np.uint8), 3)):
-        part.astype("<u2").tofile(folder / "books" / f"{number}.bin")
-    (folder / "books.txt").write_text(BOOKS)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +43,6 @@ def make(type: str = "bytes", block: int = BLOCK, keys: dict[str, Any] | None = 
     spec = tokenization.spec(schema.StreamTokenizer(type=type))
     config = schema.Mixture(corpora=found, **(keys or {}))
     return prepare.prepare(config, tokenizer=spec, batches=BatchOptions(block=block))
-
-
-def given(folder: Path, web: float | str = 0.7, books: float | str = 0.3) -> list[str]:
-    return [
-        f"data.corpora.web.path={folder}/web.bin", f"data.corpora.web.weight={web}",
-        f"data.corpora.books.path={folder}/books", f"data.corpora.books.weight={books}",
-    ]  # fmt: skip
 
 
 # --- Draws ------------------------------------------------------------------------------------------------------------
@@ -348,63 +317,3 @@ def test_text_below_a_name_stays_as_it_is_typed():
     typed = {"web": "web_{00..99}.bin", "own": "~/my files/ä.txt", "number": "1.10"}
     config = compose.compose([*TINY, *(f"data.corpora.{name}.path={path}" for name, path in typed.items())]).config
     assert {name: corpus.path for name, corpus in config.data.corpora.items()} == typed
-
-
-# --- Runs -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    folder = write(tmp_path_factory.mktemp("trained"))
-    os.environ["BIGCTL_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "mixtures")
-    bigctl.train([*TINY, *given(folder), "eval.metric=val/loss/books"], folder / "run", quiet=True)
-    return folder
-
-
-def test_each_corpus_is_scored_and_may_select(trained):
-    run = RunDirectory(trained / "run")
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    scored = [line for line in lines if "val/loss" in line]
-    assert all({"val/loss/web", "val/loss/books", "val/bits_per_byte/web"} <= set(line) for line in scored)
-    summary = run.summary()
-    sizes = {name: part["tokens"]["validation"] - 1 for name, part in run.record()["data"]["info"]["corpora"].items()}
-    mean = sum(summary["metrics"][f"val/loss/{name}"] * size for name, size in sizes.items()) / sum(sizes.values())
-    assert summary["metrics"]["val/loss"] == pytest.approx(mean, rel=1e-6)
-    assert summary["selected_by"] == "val/loss/books" and "test/loss/web" in summary["metrics"]
-    assert run.record()["selection"] == {"metric": "val/loss/books", "mode": "min"}
-    drawn = {each["name"]: each["share"] for each in run.record()["data"]["drawn"]}
-    assert drawn == {"web": 0.7, "books": 0.3}
-    assert schema.known_direction("val/loss/web") == schema.known_direction("val/bits_per_byte/web") == "min"
-
-
-@pytest.mark.slow
-def test_a_resumed_run_draws_what_it_would_have_drawn(trained):
-    half = [*TINY, *given(trained), "eval.metric=val/loss/books"]
-    bigctl.train([*half, "train.steps=4", "schedule.horizon=8"], trained / "half", quiet=True)
-    bigctl.train([*half, "schedule.horizon=8"], trained / "half", quiet=True)
-    assert bigctl.load(trained / "run").evaluate("test")["test/loss/web"] > 0
-    whole, again = (RunDirectory(trained / name).summary()["metrics"] for name in ("run", "half"))
-    assert whole == again
-
-
-@pytest.mark.parametrize("whole", [2**28, 0])
-def test_a_changed_file_is_named_when_a_run_is_resumed(tmp_path, monkeypatch, whole):
-    monkeypatch.setattr(token_source, "_WHOLE", whole)
-    folder = write(tmp_path / "own")
-    corpora = {"web": schema.Corpus(str(folder / "web.bin")), "books": schema.Corpus(str(folder / "books"))}
-    config = schema.Mixture(corpora=corpora)
-    before = json.loads(json.dumps(changed_files.known(config)))
-    assert changed_files.told(before, config) == ""
-    file = folder / "books" / "1.bin"
-    file.write_bytes(file.read_bytes()[:-2])
-    assert f": {file} (data.corpora.books) had " in changed_files.told(before, config)
-    file.unlink()
-    assert f"{file} (data.corpora.books) is not there any more" in changed_files.told(before, config)
-
-
-@pytest.mark.slow
-def test_a_dry_run_tells_what_is_drawn(folder):
-    report = dry_run.report(compose.compose([*TINY, *given(folder)]).config)
-    assert "web: 0.7 of the windows" in dry_run.text(report) and report["drawn"][0]["name"] == "web"
-    with pytest.raises(BigctlError, match="there is no metric 'val/loss/wbe' to select by"):
-        dry_run.report(compose.compose([*TINY, *given(folder), "eval.metric=val/loss/wbe", "eval.mode=min"]).config)
