@@ -15,7 +15,7 @@ from bigctl.cli import render
 from bigctl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bigctl.data.inspection import Entry
+    from bigctl.data.look.inspection import Entry
 
 USAGE = "bigctl data add NAME PATH [data.key=value ...]"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
 def _looked_at(path: str, given: Mapping[str, Any]) -> Entry:
     """What a path, or an address, was found to be; of an address the keys name what is there, not the copy."""
     from bigctl.data import remote
-    from bigctl.data.inspection import inspect
+    from bigctl.data.look.inspection import inspect
 
     if not remote.is_remote(path):
         return inspect(path, given)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from bigctl.data import row_beginnings
-from bigctl.data.inspection import inspect
+from bigctl.data.look import row_beginnings
+from bigctl.data.look.inspection import inspect
 from bigctl.errors import DataError
 from tests.conftest import Cli
 

@@ -16,7 +16,7 @@ from PIL import Image
 from bigctl.config import schema
 from bigctl.data import catalog, prepare
 from bigctl.data.dataset import Features
-from bigctl.data.inspection import inspect
+from bigctl.data.look.inspection import inspect
 from bigctl.data.sources import arrow, parquet
 from bigctl.errors import DataError
 

@@ -17,8 +17,9 @@ from statistics import median
 from typing import Any
 
 from bigctl.config import schema
-from bigctl.data import column_roles, paths, row_beginnings
-from bigctl.data.row_beginnings import Beginning
+from bigctl.data import paths
+from bigctl.data.look import column_roles, row_beginnings
+from bigctl.data.look.row_beginnings import Beginning
 from bigctl.data.sources import arrow, image_decoding, text_files
 from bigctl.data.sources.content import suffix_of
 from bigctl.errors import DataError

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
-from bigctl.data import column_roles
-from bigctl.data.column_roles import Column
+from bigctl.data.look import column_roles
+from bigctl.data.look.column_roles import Column
 from bigctl.data.number_style import number
 from bigctl.data.paths import some
 from bigctl.data.sources import arrow, parquet_columns, read_table
