@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from bigctl.config.schema import Config
     from bigctl.inference.trained import TrainedRun
     from bigctl.runs.gates import Verdict
+
+
+def whole(what: str = "count", least: int = 0, most: int = 10**9) -> Callable[[str], int]:
+    """Reads the whole number that a flag takes, for `type=`; what is none, or not within the bounds, is refused."""
+
+    def number(text: str) -> int:
+        if len(text) > 10 or not text.isdecimal() or not least <= int(text) <= most:
+            within = f"{least} or more" if most == 10**9 else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is no {what}; give {within}")
+        return int(text)
+
+    return number
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -70,7 +70,7 @@ def _parsed(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
             key, _, value = word.partition("=")
             try:
                 given[key.rpartition(".")[2]] = yaml.safe_load(value)
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError, KeyError):
                 given[key.rpartition(".")[2]] = value
     if isinstance(given.get("path"), str):
         places.append(given.pop("path"))

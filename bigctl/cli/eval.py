@@ -27,18 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     parser.add_argument("--split", choices=("train", "validation", "val", "test"), default="test", help="default: test")
     parser.add_argument(
-        "--errors", type=_count, default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
+        "--errors", type=common.whole(), default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
     )
     common.add_threshold(parser, objectives=True)
     common.add_run_plugins(parser)
     common.add_gates(parser)
     common.add_json(parser)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 0 or more")
-    return int(text)
 
 
 def step_argument(text: str) -> str | int:

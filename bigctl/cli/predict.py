@@ -60,17 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--id", metavar="COLUMN",
         help="column of the input that every answer keeps; default: with --out a column `id`, where there is one",
     )  # fmt: skip
-    parser.add_argument("--top-k", type=_top, metavar="K", help="give the K likeliest classes, the likeliest first")
+    parser.add_argument(
+        "--top-k",
+        type=common.whole("number of classes", 1),
+        metavar="K",
+        help="give the K likeliest classes, the likeliest first",
+    )
     parser.add_argument("--embeddings", action="store_true", help="give what the last layer reads of each example too")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_threshold(parser)
     common.add_run_plugins(parser)
-
-
-def _top(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of classes; give 1 or more")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN|SWEEP", help="a run directory, a sweep's, or a name under runs/ or sweeps/")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write; default: report.html in its folder")
     parser.add_argument(
-        "--samples", type=_count, default=16, metavar="N",
+        "--samples", type=common.whole(), default=16, metavar="N",
         help="validation examples to predict, the worst mistakes first; 0 for none; default: 16",
     )  # fmt: skip
     parser.add_argument(
@@ -29,12 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also draw the main curves into an image and print a Markdown line for it; default: curves.png beside it",
     )  # fmt: skip
     common.add_json(parser)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 0 or more")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bigctl.cli import common
+
 EXAMPLES = """\
 Reachable from this machine only (127.0.0.1), by the address that is printed, which has a token in it, and read-only.
 From elsewhere: ssh -L 8765:127.0.0.1:8765 HOST
@@ -19,13 +21,12 @@ PORT = 8765
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder with the runs; default: runs")
     parser.add_argument("--sweeps", type=Path, metavar="DIR", help="folder with the sweeps; default: sweeps")
-    parser.add_argument("--port", type=_port, metavar="N", help=f"default: {PORT}, or a free one; 0: a free one")
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give 0 to 65535")
-    return int(text)
+    parser.add_argument(
+        "--port",
+        type=common.whole("port", 0, 65535),
+        metavar="N",
+        help=f"default: {PORT}, or a free one; 0: a free one",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

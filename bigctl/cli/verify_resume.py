@@ -30,19 +30,17 @@ OFTEN = "checkpoint.every=1 epoch"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_overrides(parser)
-    parser.add_argument("--steps", type=_positive, metavar="N", help="length of training; default: as configured")
-    parser.add_argument("--kills", type=_positive, default=5, metavar="K", help="how many SIGKILLs; default: 5")
+    parser.add_argument(
+        "--steps", type=common.whole("count", 1), metavar="N", help="length of training; default: as configured"
+    )
+    parser.add_argument(
+        "--kills", type=common.whole("count", 1), default=5, metavar="K", help="how many SIGKILLs; default: 5"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the moments of the kills; default: 0")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write every kill and every comparison as JSON")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs, in an empty or new folder")
     parser.add_argument("--quiet", action="store_true", help="no line for each kill on stderr")
     common.add_json(parser)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give 1 or more")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

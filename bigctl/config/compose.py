@@ -242,11 +242,14 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
         raise explain(error, overrides) from error
     except UnicodeDecodeError as error:
         raise ConfigError("one of the presets chosen is not UTF-8 text", hint="save it as UTF-8") from error
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+    except (YAMLError, ValueError, KeyError) as error:
+        found = error if isinstance(error, YAMLError) else _misread(roots)
+        if found is None:
+            raise
+        mark = getattr(found, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else None
         hint = 'quote what holds braces, brackets or colons: "${seed}"'
-        raise ConfigError(f"is not YAML: {getattr(error, 'problem', error)}", where=place, hint=hint) from error
+        raise ConfigError(f"is not YAML: {getattr(found, 'problem', found)}", where=place, hint=hint) from error
     finally:
         plugins.class_name_to_class.pop(UserPresets.__name__, None)
         for registered in plugins.plugin_type_to_subclass_list.values():
@@ -254,6 +257,20 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
                 registered.remove(UserPresets)
     OmegaConf.set_struct(node, True)
     return node, origins
+
+
+def _misread(roots: Sequence[presets.Root]) -> Exception | None:
+    """What is wrong with the first preset of the user's that cannot be read."""
+    from yaml import YAMLError
+
+    for path in (path for root in roots[:-1] for path in sorted(root.path.rglob("*.yaml"))):
+        try:
+            presets.load(path)
+        except YAMLError as error:
+            return error
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _origins(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, preset_text.Written]]:

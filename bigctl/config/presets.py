@@ -9,9 +9,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,27 @@ def headline(path: Path) -> str:
     return ""
 
 
-def defaults(path: Path) -> dict[str, str]:
-    """What the defaults list of a preset chooses: group -> option; the one it extends stands under ""."""
+def load(path: Path) -> Any:
+    """The values in a preset. Raises yaml.YAMLError, with the place, also for a value of which YAML's own reader only
+    complains in the words of Python: `!!int abc`, a date without a month, a number of thousands of digits."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                problem = f"{str(node.value)[:60]!r} cannot be read as {node.tag.rpartition(':')[2]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+    with path.open(encoding="utf-8") as stream:
+        return yaml.load(stream, Loader=Loader)
+
+
+def defaults(path: Path) -> dict[str, str]:
+    """What the defaults list of a preset chooses: group -> option; the one it extends stands under ""."""
     chosen: dict[str, str] = {}
-    for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", []):
+    for entry in (load(path) or {}).get("defaults", []):
         if isinstance(entry, dict):
             pairs = ((str(group).removeprefix("override ").strip("/ "), option) for group, option in entry.items())
             chosen.update({group: str(option) for group, option in pairs if option is not None})

@@ -24,7 +24,7 @@ from bigctl.errors import DataError
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "text": "train"}
 Span = tuple[str, int, int]
 """A part of a source split: its name, the first place, and the one after the last."""
-_TERM = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
+_TERM = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d{1,18}%?)?\s*:\s*(-?\d{1,18}%?)?\s*\])?\s*")
 
 
 def split_examples(decoded: Decoded, config: Data) -> dict[str, Columns]:

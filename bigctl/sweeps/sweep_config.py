@@ -68,7 +68,7 @@ def _preset(option: str, roots: Sequence[presets.Root], base: Sweep, origins: di
     path = found[option]
     where = f"{GROUP}/{path.name}" if path.is_relative_to(roots[-1].path) else str(path)
     try:
-        node = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        node = presets.load(path) or {}
         extends = presets.defaults(path).get("", "")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(

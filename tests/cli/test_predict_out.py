@@ -123,6 +123,7 @@ def test_embeddings_are_what_the_head_reads(predict: Any, made: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
+        (["new.csv", "--top-k", 5000 * "9"], f"'{60 * '9'}' is no number of classes; give 1 or more"),
         (["new.csv", "--top-k", "0"], "'0' is no number of classes; give 1 or more"),
         (["new.csv", "--out", "preds.xlsx"], r"use \.csv"),
         (["new.csv", "--out", "new.csv"], "is one of the files to predict"),

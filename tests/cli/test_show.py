@@ -151,6 +151,12 @@ def test_diff_with_no_such_run_is_a_usage_error(error_line):
     ("text", "expected"),
     [
         ("# x\ndefaults: [_cnn, _self_]\nhidden: [${seed}]\n", "line 3: is not YAML"),
+        ("# x\ndefaults: [_cnn, _self_]\nkernel: !!int abc\n", "line 3: is not YAML: 'abc' cannot be read as int"),
+        (
+            "# x\ndefaults: [_cnn, _self_]\nkernel: " + 5000 * "9",
+            f"is not YAML: '{60 * '9'}' cannot be read as int",
+        ),
+        ("# x\ndefaults: [_cnn, _self_]\nkernel: !!bool 7\n", "line 3: is not YAML: '7' cannot be read as bool"),
         ("# x\ndefaults: [_cnn, _self_]\nhiden: [3]\n", "model/bad.yaml: there is no key 'model.hiden'; did you mean"),
         ("# x\ndefaults: [_cnn, _self_]\nhidden: 3\n", "model/bad.yaml, model.hidden: must be a list"),
     ],

@@ -146,7 +146,7 @@ def of_parquet(file: Path, path: str) -> Beginning:
         with pq.ParquetFile(file) as opened:
             total = opened.metadata.num_rows
             batch = next(opened.iter_batches(batch_size=_ROWS), None)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None
     if batch is None or not batch.num_rows:

@@ -149,7 +149,7 @@ def read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
             table = _opened(source, file, only)
         table.validate(full=True)
         return parquet_files.without_views(_with_names(table, file))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"this is no Arrow file, or a damaged one: {what}", where=str(file)) from None
 

@@ -83,12 +83,12 @@ def numeric_column(
     table: TextTable, name: str, style: NumberStyle | None, cells: Cells, bad: dict[int, DataError] | None = None
 ) -> np.ndarray:
     """A column of numbers. Raises DataError for what is none, or notes it in `bad` by its row."""
-    texts = table.columns[style.of if style is not None and style.of else name]
+    texts = table.columns[style.of if style is not None and style.date else name]
     values, wrong = _numbers(texts, style, cells)
     infinite = np.flatnonzero(np.isinf(values)).tolist()
     unknown = "or leave it empty if it is unknown"
     what_not = "is not a number, and the column is numeric"
-    if style is not None and style.of:
+    if style is not None and style.date:
         name, what_not = style.of, f"is not a date, and the column holds dates, {style.date}"
     for rows, before, what, hint in (
         (wrong, "", what_not, f"correct the value, {unknown}"),
@@ -219,7 +219,11 @@ def _unfit(name: str, distinct: set[str], cells: Cells) -> list[str]:
 def doubted_points(train: TextTable, kinds: Kinds, cells: Cells) -> list[str]:
     """A note for each column whose points are read as decimal marks, and as well stand between thousands, where other
     columns have decimal commas."""
-    commas = [kind.of or name for name, kind in kinds.items() if isinstance(kind, NumberStyle) and kind.decimal == ","]
+    commas = [
+        kind.of if kind.date else name
+        for name, kind in kinds.items()
+        if isinstance(kind, NumberStyle) and kind.decimal == ","
+    ]
     notes = []
     for name, kind in kinds.items() if commas and cells.decimal is None else ():
         style = kind or NumberStyle()

@@ -25,6 +25,7 @@ _IDX_NAME = re.compile(r"(?P<prefix>.*?)(?P<split>train|t10k|test)-(?P<what>imag
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 # Only a damaged file has more classes than this, and the list of class names should not be what breaks.
 _MAX_CLASSES = 65536
+_PART = 2**24
 
 
 def identity(config: schema.Idx) -> str:
@@ -164,7 +165,7 @@ def _idx_array(file: Path) -> np.ndarray:
     memory.require(expected, f"what has the shape {list(shape)}", where=str(file))
     with _opened(file) as stream:
         stream.seek(start)
-        data = stream.read(expected + 1)
+        data = _read(stream, expected + 1)
     if len(data) != expected:
         what = "truncated" if len(data) < expected else "longer than it says"
         raise DataError(
@@ -174,6 +175,14 @@ def _idx_array(file: Path) -> np.ndarray:
             hint=_DAMAGED,
         )
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+
+
+def _read(stream: IO[bytes], most: int) -> bytearray:
+    """What is there, `most` bytes of it at most; takes no memory for what a damaged header promises beyond that."""
+    data = bytearray()
+    while len(data) < most and (part := stream.read(min(most - len(data), _PART))):
+        data += part
+    return data
 
 
 def _idx_header(file: Path) -> tuple[tuple[int, ...], np.dtype]:

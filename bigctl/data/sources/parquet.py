@@ -178,7 +178,7 @@ def sources_of(features: Features) -> list[str]:
 def _source(column: Numeric | Categorical) -> str:
     """The column of a file that one of the model comes from."""
     style = column.style if isinstance(column, Numeric) else None
-    return style.of or column.name if style else column.name
+    return style.of if style and style.date else column.name
 
 
 def rows_to_predict(part: Part, features: Features) -> Unlabelled:

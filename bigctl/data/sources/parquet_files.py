@@ -124,6 +124,6 @@ def _read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
             wanted, rows = [name for name in names if only is None or name in only], opened.metadata.num_rows
             memory.require(8 * rows * len(wanted), f"{rows:,} rows", where=str(file))  # equal ones take none in a file
             return without_views(opened.read(columns=None if only is None else wanted))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"this is no Parquet file, or a damaged one: {what}", where=str(file)) from None

@@ -37,7 +37,7 @@ from bigctl.data.table_encoder import Categorical, TableEncoder
 from bigctl.errors import DataError
 
 _MISSING_HINT = "empty, NA, N/A, nan, null, none and ? count as missing; fill these in or remove the rows"
-_CANONICAL = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")
+_CANONICAL = re.compile(r"-?(0|[1-9][0-9]{0,999})(\.0+)?")  # Python itself reads 4,300 digits
 MAX_CLASSES = 1000
 # A target of few rows may well have as many values as a third of them, and still be classes.
 _MIN_CLASSES_TO_DOUBT = 20
@@ -175,7 +175,7 @@ def _check_columns(tables: dict[str, TextTable], label: str, drop: Sequence[str]
 
 def _sources(kinds: Kinds) -> list[str]:
     """The columns of a file that features come from, each once."""
-    return list(dict.fromkeys(k.of or name if isinstance(k, NumberStyle) else name for name, k in kinds.items()))
+    return list(dict.fromkeys(k.of if isinstance(k, NumberStyle) and k.date else name for name, k in kinds.items()))
 
 
 def _like_training(table: TextTable, kinds: Kinds, cells: Cells) -> Columns:
