@@ -28,7 +28,7 @@ def clean(options: argparse.Namespace, config: Data, form: Mapping[str, Any]) ->
     for part in catalog.parts(config).values():
         folders += [cache.cache_folder(part), *_forms(cache.cache_folder(part))]
     present = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    freed = 0
+    freed = cache.sweep_packs(present)
     for folder in present:
         freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import catalog, encoded_images, file_index, remote
+from bigctl.data import catalog, file_index, packs, picture_stores, remote
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
@@ -43,6 +43,9 @@ _ABANDONED = 86400.0
 
 _SOUND, _LARGE = "sound.json", 2**26
 """Where it is kept which files were whole when they were read last, of sets of at least so many bytes."""
+
+_ENCODED = "inputs_"
+"""How columns begin that are of pictures that stay where they are."""
 
 _DIGESTS = re.compile(r"-[0-9a-f]{16}(-[0-9a-f]{8})*$")
 
@@ -209,8 +212,11 @@ def read_dataset(folder: Path) -> Dataset | None:
             split, column, _ = name.split(".")
             by_split[split][_RENAMED.get(column, column)] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         for split, values in meta.get("encoded", {}).items():
-            own = {name: by_split[split].pop(f"inputs_{name}") for name in encoded_images.COLUMNS}
+            named = [name for name in by_split[split] if name.startswith(_ENCODED)]
+            own = {name.removeprefix(_ENCODED): by_split[split].pop(name) for name in named}
             by_split[split]["inputs"] = cast(np.ndarray, EncodedImages.stored(own, values))
+        if not all(pack.is_dir() for pack in _packs(meta)):
+            return None
         features = Features.from_json(meta["features"])
         vocab = (features.tokenizer or {}).get("vocab_size")
         for split, parts in meta.get("in_place", {}).items():  # in place of arrays, which they are read like
@@ -238,7 +244,7 @@ def _on_disk(columns: Columns) -> Columns:
     if not isinstance(images, EncodedImages):
         return columns
     others = {name: values for name, values in columns.items() if name != "inputs"}
-    return {**{f"inputs_{name}": values for name, values in images.columns().items()}, **others}
+    return {**{f"{_ENCODED}{name}": values for name, values in images.columns().items()}, **others}
 
 
 def _part(folder: Path, shard: Mapping[str, Any]) -> Part:
@@ -259,8 +265,12 @@ def _take_texts(columns: Columns) -> tuple[Texts, ...]:
 
 
 def _fingerprint(meta: dict[str, Any]) -> str:
-    untold = f".inputs_{encoded_images.UNTOLD}.npy"
-    content = [meta["features"], {file: digest for file, digest in meta["files"].items() if not file.endswith(untold)}]
+    untold = {
+        f"{split}.{_ENCODED}{name}.npy"
+        for split, values in meta.get("encoded", {}).items()
+        for name in picture_stores.untold(values)
+    }
+    content = [meta["features"], {file: digest for file, digest in meta["files"].items() if file not in untold}]
     if "encoded" in meta:
         content.append({split: values["form"] for split, values in meta["encoded"].items()})
     if "in_place" in meta:
@@ -319,11 +329,37 @@ def prepared() -> list[Prepared]:
 def clean_all() -> int:
     """Delete every cache folder, and what interrupted preparations left behind; gives the bytes freed."""
     freed = 0
-    for folder in [*_folders(), *_leftovers(), cache_root() / "data" / "listings"]:
+    for folder in [*_folders(), *_leftovers(), cache_root() / "data" / "listings", packs.root()]:
         freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)
         freed -= disk_size(folder)
     return freed
+
+
+def sweep_packs(removed: Sequence[Path]) -> int:
+    """Delete what was made of files without random access for prepared sets, folders that are still there and will be
+    removed, unless another one refers to it as well; gives the bytes freed."""
+    gone = {Path(folder) for folder in removed}
+    asked = set().union(*(_packs_of(folder) for folder in gone))
+    asked -= set().union(*(_packs_of(folder) for folder in _folders() if folder not in gone))
+    freed = 0
+    for folder in asked:
+        freed += disk_size(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        freed -= disk_size(folder)
+    return freed
+
+
+def _packs_of(folder: Path) -> set[Path]:
+    """The packs that a prepared set refers to."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _packs(json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+    return set()
+
+
+def _packs(meta: dict[str, Any]) -> set[Path]:
+    held = {Path(file[0]).parent for values in meta.get("encoded", {}).values() for file in values.get("files", ())}
+    return {place for place in held if place.parent == packs.root()}
 
 
 def _folders() -> Iterator[Path]:

@@ -151,7 +151,7 @@ def _kinds() -> list[type[schema.Data]]:
     return [cls for cls in schema.components() if issubclass(cls, schema.Data)]
 
 
-_ALIKE = {"encoding", "background"}
+_ALIKE = {"encoding", "background", "resize"}
 """Keys that mean the same in all kinds that have them."""
 
 

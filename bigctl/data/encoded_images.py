@@ -1,33 +1,26 @@
-"""Pictures that stay in their files, in place of an array [N, H, W, C]; where they are is kept, and how they were.
+"""Pictures that stay encoded where they are, in place of an array [N, H, W, C].
 
-They are decoded as they are asked for, by threads. A file that is not as it was when it was indexed is never read.
+They are decoded as they are asked for, by threads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from bigctl import memory
-from bigctl.data import crops
+from bigctl.data import crops, picture_stores
+from bigctl.data.picture_stores import Store
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.image_decoding import Part
-from bigctl.errors import DataError
-
-COLUMNS = ("names", "name_ends", "folders", "sizes", "times", "digests")
-"""Arrays of an index, as they are stored."""
-UNTOLD = "times"
-"""That of them which changes nothing in the pictures."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +49,15 @@ class Form:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Pictures [N, H, W, C], uint8, each in a file of its own.
+    """Pictures [N, H, W, C], uint8, that stay encoded where they are.
 
     Attributes:
         form: what is made of them.
-        roots: folders that the names are below.
-        names: of all files, one after the other, in the encoding of the file system, uint8 [bytes].
-        name_ends: where each name ends, int64 [N].
-        folders: which of `roots`, uint8 [N].
-        sizes: of the files [bytes], int64 [N].
-        times: of their last change [ns], int64 [N].
-        digests: of samples of their content, uint64 [N].
-        listing: the file that says what was found in the folders, which is removed once it is known to be wrong.
+        store: where they are.
     """
 
     form: Form
-    roots: tuple[str, ...]
-    names: np.ndarray
-    name_ends: np.ndarray
-    folders: np.ndarray
-    sizes: np.ndarray
-    times: np.ndarray
-    digests: np.ndarray
-    listing: str = ""
+    store: Store
 
     ndim: ClassVar[int] = 4
     dtype: ClassVar[Any] = np.dtype(np.uint8)
@@ -86,7 +65,7 @@ class EncodedImages:
     # What arrays say of themselves.
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.store.sizes)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -103,7 +82,8 @@ class EncodedImages:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """All of them, decoded."""
-        memory.require(self.nbytes, f"{len(self):,} decoded pictures", where=self.roots[0] if self.roots else "data")
+        where = self.store.name(0) if len(self) else "data"
+        memory.require(self.nbytes, f"{len(self):,} decoded pictures", where=where)
         found = self.decode(np.arange(len(self)))
         return found if dtype is None else found.astype(dtype)
 
@@ -147,39 +127,17 @@ class EncodedImages:
         return found
 
     def _decoded(self, row: int, part: Part | None) -> np.ndarray:
-        file, form = self.path(row), self.form
+        form = self.form
         size = (form.height, form.width)
         wanted = size if form.sized or part is not None else None
-        content = self._content(row, file)
-        array = image_decoding.read_part(content, str(file), wanted, form.channels, form.background, part)
+        content, name = self.store.read(row), self.store.name(row)
+        array = image_decoding.read_part(content, name, wanted, form.channels, form.background, part)
         if array.shape != form.shape:  # an orientation stored after the pixels is not in the header
-            raise image_decoding.differs(str(file), array.shape, "the first one", size)
+            raise image_decoding.differs(name, array.shape, "the first one", size)
         return array
 
-    def path(self, row: int) -> Path:
-        """Where a picture is."""
-        start = int(self.name_ends[row - 1]) if row else 0
-        name = os.fsdecode(self.names[start : int(self.name_ends[row])].tobytes())
-        return Path(self.roots[int(self.folders[row])], name)
-
-    def _content(self, row: int, file: Path) -> bytes:
-        try:
-            with file.open("rb") as stream:
-                status = os.fstat(stream.fileno())
-                if (status.st_size, status.st_mtime_ns) == (int(self.sizes[row]), int(self.times[row])):
-                    return stream.read()
-            message = "the file has changed since it was indexed"
-        except FileNotFoundError:
-            message = "the file is not there any more"
-        except OSError as error:
-            message = f"the file cannot be read: {error.strerror}"
-        with contextlib.suppress(OSError):  # so that the next start looks at the folders again
-            Path(self.listing or os.devnull).unlink()
-        hint = f"bring back {file.name} as it was, or start a new run with the pictures as they are"
-        raise DataError(message, where=str(file), hint=hint)
-
     def verify(self) -> None:
-        """Read and decode every file, some at a time. Raises DataError for the first that cannot be used."""
+        """Read and decode every one, some at a time. Raises DataError for the first that cannot be used."""
         with Progress("data: reading", len(self), ("pictures", 1)) as progress:
             for start in range(0, len(self), _VERIFIED):
                 rows = np.arange(start, min(start + _VERIFIED, len(self)))
@@ -190,30 +148,20 @@ class EncodedImages:
 
     def take(self, rows: np.ndarray) -> EncodedImages:
         """Some of them, integers [n], in that order."""
-        starts = np.concatenate([[0], self.name_ends[:-1]]).astype(np.int64)[rows] if len(rows) else np.empty(0, int)
-        lengths = self.name_ends[rows] - starts
-        ends = np.cumsum(lengths, dtype=np.int64)
-        places = np.repeat(starts - (ends - lengths), lengths) + np.arange(int(lengths.sum()))
-        columns = {name: getattr(self, name)[rows] for name in COLUMNS if name not in ("names", "name_ends")}
-        return replace(self, names=self.names[places], name_ends=ends, **columns)
+        return replace(self, store=self.store.take(rows))
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays to be stored, by name."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        return self.store.columns()
 
     def to_json(self) -> dict[str, Any]:
         """What is stored besides the arrays."""
-        return {"form": asdict(self.form), "roots": list(self.roots), "listing": self.listing}
+        return {"form": asdict(self.form), **self.store.to_json()}
 
     @classmethod
     def stored(cls, columns: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> EncodedImages:
         """What `columns` and `to_json` gave."""
-        return cls(
-            Form(**values["form"]),
-            tuple(values["roots"]),
-            **{name: columns[name] for name in COLUMNS},
-            listing=values["listing"],
-        )
+        return cls(Form(**values["form"]), picture_stores.stored(columns, values))
 
 
 def cores() -> int:

@@ -80,8 +80,8 @@ def _copies(inputs: dict[str, np.ndarray], kind: str) -> list[str]:
 
 def _contents(images: np.ndarray) -> np.ndarray:
     """What tells files apart without decoding them: uint64 [N, 2]."""
-    encoded = cast(EncodedImages, images)
-    return np.stack([encoded.sizes.astype(np.uint64), encoded.digests], axis=1)
+    store = cast(EncodedImages, images).store
+    return np.stack([store.sizes.astype(np.uint64), store.digests], axis=1)
 
 
 def _keys(inputs: np.ndarray) -> list[bytes]:

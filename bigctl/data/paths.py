@@ -145,6 +145,13 @@ def similar(path: Path) -> str:
     return f"{str(path.parent)!r} holds {some(beside)}"
 
 
+def natural(path: Path | str) -> tuple[list[str | int], str]:
+    """What sorts "2" before "10"."""
+    # The split alternates text and digits, so that like is always compared with like.
+    parts: list[str | int] = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+    return parts, str(path)
+
+
 def some(names: Sequence[str], limit: int = 12) -> str:
     """The first few of some names."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

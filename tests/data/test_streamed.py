@@ -232,7 +232,7 @@ def test_a_file_that_changed_or_went_is_told_and_found_by_the_next_start(photogr
     dataset = streamed(photographs)
     place = listing.place((str(photographs), None, None))
     assert place.is_file()
-    changed, gone = images(dataset).path(0), images(dataset).path(1)
+    changed, gone = (Path(images(dataset).store.name(row)) for row in (0, 1))
     changed.write_bytes(changed.read_bytes() + b"x")
     assert refused("changed since it was indexed", images(dataset).__getitem__, 0).where == str(changed)
     assert not place.exists()
@@ -243,7 +243,7 @@ def test_a_file_that_changed_or_went_is_told_and_found_by_the_next_start(photogr
 
 def test_to_verify_a_set_is_to_decode_all_of_it(photographs: Path) -> None:
     dataset = streamed(photographs)
-    file = images(dataset, "test").path(0)
+    file = Path(images(dataset, "test").store.name(0))
     before = file.stat()
     content = bytearray(file.read_bytes())
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)  # of the same size and time
@@ -279,7 +279,7 @@ def test_touched_or_copied_files_of_the_same_content_are_the_same_data(photograp
     os.system(f"cp -r {photographs} {copy}")
     second = streamed(copy)
     assert second.fingerprint == first.fingerprint and second.path != first.path
-    assert images(second).path(0).is_relative_to(copy)
+    assert Path(images(second).store.name(0)).is_relative_to(copy)
 
 
 def test_random_parts_need_pictures_that_stay_encoded() -> None:

@@ -158,19 +158,10 @@ class Tfds(Images):
 
 
 @dataclass
-class ImageFolder(Images):
-    implementation: ClassVar[str] = "bigctl.data.sources.image_folder"
-    suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-    predicts: ClassVar[tuple[str, ...]] = ("image",)
-    by_content: ClassVar[tuple[str, ...]] = ("image",)
-    streamed: ClassVar[bool] = True
+class Pictures(Images):
+    """Pictures that are kept encoded, in files or archives."""
+
     before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY}
-    kind: str = kind("image_folder")
-    path: str = key(
-        MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
-    )
-    validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
     background: str = key(
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
@@ -193,6 +184,21 @@ class ImageFolder(Images):
     decoding_threads: int | None = key(
         None, "Threads that decode while training; null for one a core.", drift=FREE, ge=1
     )
+
+
+@dataclass
+class ImageFolder(Pictures):
+    implementation: ClassVar[str] = "bigctl.data.sources.image_folder"
+    suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+    predicts: ClassVar[tuple[str, ...]] = ("image",)
+    by_content: ClassVar[tuple[str, ...]] = ("image",)
+    streamed: ClassVar[bool] = True
+    kind: str = kind("image_folder")
+    path: str = key(
+        MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
+    )
+    validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
     labels_file: str | None = key(
         None, "A csv, tsv or jsonl file that names the classes of each image, several or none, in place of folders.",
         drift=STRUCTURAL,
@@ -211,6 +217,30 @@ class ImageFolder(Images):
         if self.labels_file is None:
             names = ("labels", "label_separator", "file_name", "encoding", "split")
             yield from self.unused(names, "is of a file of labels, data.labels_file")
+
+
+@dataclass
+class Webdataset(Pictures):
+    """Tar archives, the shards of WebDataset: files that share a name up to its first dot are one example."""
+
+    implementation: ClassVar[str] = "bigctl.data.sources.webdataset"
+    suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tgz")
+    kind: str = kind("webdataset")
+    path: str = key(
+        MISSING, "A tar file, a folder of them, or a pattern such as 'shards/{000..009}.tar'.", drift=STRUCTURAL
+    )
+    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
+    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    image: str | None = key(
+        None, "The suffix of the picture, such as jpg, where an example has several.", drift=STRUCTURAL
+    )
+    label: str | None = key(
+        None, "What tells the class: a suffix such as cls or txt, a field as json.NAME, or folder; null for the first "
+        "that is there of cls, json.label, txt and folder.", drift=STRUCTURAL,
+    )  # fmt: skip
+    names_file: str | None = key(
+        None, "A text file with the name of a class on each line, that of class 0 first.", drift=STRUCTURAL
+    )
 
 
 @dataclass

@@ -20,7 +20,7 @@ from bigctl.config import schema
 from bigctl.data import paths
 from bigctl.data.look import column_roles, row_beginnings
 from bigctl.data.look.row_beginnings import Beginning
-from bigctl.data.sources import arrow, image_decoding, text_files
+from bigctl.data.sources import arrow, image_decoding, tar_shards, text_files, webdataset
 from bigctl.data.sources.content import suffix_of
 from bigctl.errors import DataError
 from bigctl.files import expanded
@@ -71,6 +71,8 @@ def inspect(path: str, given: Mapping[str, Any]) -> Entry:
     kind = _kind(path, files)
     if kind == "image_folder":
         entry = _images(path, files, given)
+    elif kind == "webdataset":
+        entry = _shards(path, given)
     elif kind in ("csv", "tsv", "jsonl", "conll"):
         entry = _by_split(path, kind, [file for file in files if _family(file) == kind], given)
     elif kind == "arrow":
@@ -204,17 +206,47 @@ def _images(path: str, files: Sequence[Path], given: Mapping[str, Any]) -> Entry
     shapes = Counter(image_decoding.read_image(file).shape[:2] for file in pictures[::stride])
     found = [f"{name}: {count:,} pictures" for name, count in sorted(classes.items())[:20]]
     found += [f"... and {len(classes) - 20:,} more folders"] if len(classes) > 20 else []
+    found += _sized(shapes, keys, given, assumed)
+    total = size(sum(file.stat().st_size for file in pictures))
+    what = f"{len(pictures):,} pictures, {total}" + (f", in {len(classes):,} folders" if classes else "")
+    return Entry("image_folder", keys, what, tuple(found), tuple(assumed), ("recipe=cnn_cls",))
+
+
+def _shards(path: str, given: Mapping[str, Any]) -> Entry:
+    """Tar shards, of which the first is looked at."""
+    shards = webdataset.shards_of(path)
+    held = tar_shards.held(shards[0])
+    keys: dict[str, Any] = {"path": path}
+    shapes, rule, count, example = Counter[tuple[int, ...]](), "", 0, None
+    with open(held.path, "rb") as stream:
+        for each in tar_shards.examples(held):
+            if each.problem or (picture := webdataset.picture_of(each, given.get("image"))) is None:
+                continue
+            example, count = example or each, count + 1
+            rule = rule or given.get("label") or webdataset.rule_of(each, stream.fileno())
+            if count <= _PICTURES:
+                shapes[webdataset.shape_of(stream.fileno(), picture)] += 1
+    if example is None:
+        raise DataError("there are no pictures in the first shard", where=str(shards[0]), hint="is it the right file?")
+    assumed = [] if "label" in given else [f"what tells the class is {rule} (data.label=SUFFIX, json.NAME or folder)"]
+    found = [f"an example has {paths.some(sorted(example.fields))}", *_sized(shapes, keys, given, assumed)]
+    more = f" in the first of {len(shards):,} shards" if len(shards) > 1 else ""
+    what = f"{count:,} pictures{more}, {size(sum(file.stat().st_size for file in shards))}"
+    return Entry("webdataset", keys, what, tuple(found), tuple(assumed), ("recipe=cnn_cls",))
+
+
+def _sized(
+    shapes: Counter[tuple[int, ...]], keys: dict[str, Any], given: Mapping[str, Any], assumed: list[str]
+) -> list[str]:
+    """What there is to say of the sizes of pictures; of several one is chosen."""
     if len(shapes) > 1 and "image_size" not in given:
         shorter = median(min(shape) for shape in shapes.elements())
         side = next((side for side in _SIDES if side <= shorter), _SIDES[-1])
         keys["image_size"] = [side, side]
         what = f"pictures are of {len(shapes)} sizes, such as {' and '.join(_sides(s) for s in list(shapes)[:2])}"
         assumed.append(f"{what}: they are resized to {side}x{side} (data.image_size=[HEIGHT,WIDTH])")
-    else:
-        found.append(f"pictures of {_sides(next(iter(shapes)))}")
-    total = size(sum(file.stat().st_size for file in pictures))
-    what = f"{len(pictures):,} pictures, {total}" + (f", in {len(classes):,} folders" if classes else "")
-    return Entry("image_folder", keys, what, tuple(found), tuple(assumed), ("recipe=cnn_cls",))
+        return []
+    return [f"pictures of {_sides(next(iter(shapes)))}"]
 
 
 def _sides(shape: tuple[int, ...]) -> str:

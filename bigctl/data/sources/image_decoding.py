@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import IO, TYPE_CHECKING, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -236,7 +236,7 @@ def left_out(bad: dict[int, DataError]) -> list[str]:
 
 
 @contextmanager
-def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
+def _opened(file: Path | bytes | IO[bytes], name: str | None = None) -> Iterator[Image.Image]:
     """An open image; whatever goes wrong in it, then or while it is used, is a DataError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
@@ -244,7 +244,7 @@ def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image
     limit = Image.MAX_IMAGE_PIXELS or 2**27
     hint = "replace or delete it"
     try:
-        if not isinstance(file, bytes) and not stat.S_ISREG(file.stat().st_mode):
+        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
             raise DataError("this is no file, but a pipe or the like", where=where, hint=hint)
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
             if image.width * image.height > limit:
@@ -257,7 +257,7 @@ def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image
     except FileNotFoundError:
         raise DataError("no such file", where=where, hint=similar(Path(where))) from None
     except UnidentifiedImageError:
-        empty = not (file if isinstance(file, bytes) else file.stat().st_size)
+        empty = not (file.stat().st_size if isinstance(file, Path) else file if isinstance(file, bytes) else _end(file))
         what = "the file is empty" if empty else f"its content is none of {', '.join(_FORMATS)}"
         raise DataError(f"this is not an image: {what}", where=where, hint=hint) from None
     # Decoders meet damaged files with whatever exception comes first: struct.error, IndexError, SyntaxError, ...
@@ -265,7 +265,11 @@ def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image.Image
         raise DataError(f"the image cannot be decoded: {error}", where=where, hint=hint) from None
 
 
-def header(file: Path | bytes, name: str) -> tuple[tuple[int, int], bool]:
+def _end(file: IO[bytes]) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def header(file: Path | bytes | IO[bytes], name: str) -> tuple[tuple[int, int], bool]:
     """(height, width) as it will be seen, and whether it is grey, without decoding the pixels."""
     with _opened(file, name) as image:
         # Pillow would decode the whole PNG to look for an orientation behind the pixels.

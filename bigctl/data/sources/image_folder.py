@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.paths import file_digest, hidden, optional, require_folder, some, walk
+from bigctl.data.paths import file_digest, hidden, natural, optional, require_folder, some, walk
 from bigctl.data.sources import image_index, labelled_images, listing
 from bigctl.data.sources.decoded import Decoded, Origins
 from bigctl.data.sources.image_decoding import IMAGE_SUFFIXES, is_image_name, left_out, read_image
@@ -204,14 +203,8 @@ def _classes(listed: dict[str, dict[str, list[Path]]], folders: dict[str, Path])
     return classes
 
 
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    # The split alternates text and digits, so that like is always compared with like.
-    parts: list[str | int] = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
-    return parts, str(path)
-
-
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted((entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)), key=_natural)
+    return sorted((entry for entry in folder.iterdir() if entry.is_dir() and not hidden(entry.name)), key=natural)
 
 
 def _split_folders(path: Path, notes: list[str]) -> dict[str, Path]:
@@ -270,7 +263,7 @@ def _class_files(folder: Path, notes: list[str]) -> tuple[dict[str, list[Path]],
             hint = "rename it: its name is that of a class"
             raise DataError("the name of the folder is not UTF-8", where=str(folder_of_class), hint=hint)
         everything = list(walk(folder_of_class))
-        images = sorted(filter(is_image_name, everything), key=_natural)
+        images = sorted(filter(is_image_name, everything), key=natural)
         ignored += len(everything) - len(images)
         if not images:
             others = f"{len(everything)} other files" if everything else "no files at all"

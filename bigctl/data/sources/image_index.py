@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import itertools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bigctl.data import picture_stores
 from bigctl.data.encoded_images import EncodedImages, Form
 from bigctl.data.paths import some
+from bigctl.data.picture_stores import Files, Names, Ranges, Window
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.decoded import Columns, Origins
 from bigctl.errors import DataError
 
-_SAMPLE = 2**12
-"""Bytes at the beginning and at the end of a file that stand for its content."""
+Header = tuple[tuple[int, int], bool]
+"""(height, width) of a picture, and whether it is grey."""
 FEW = 2**30
 """Bytes of decoded pictures up to which they are decoded once, into the array cache."""
 
@@ -77,16 +79,61 @@ def read(
         index = _index(files, roots, wanted, given)
         images = np.arange(len(index))
     else:
-        look = {"background": wanted.background, "resize": wanted.resize}
-        images = image_decoding.decode_all(files, wanted.size, wanted.channels, bad=given, **look)
-    if len(bad) > wanted.bad_limit * len(files):
-        first = bad[min(bad)]
-        what = (
-            f"{len(bad):,} of {len(files):,} files cannot be used, more than data.bad_limit={wanted.bad_limit:g} allows"
+        images = image_decoding.decode_all(files, wanted.size, wanted.channels, bad=given, **_look(wanted))
+    _refuse_many(bad, len(files), wanted)
+    return images, index
+
+
+def read_ranges(ranges: Ranges, wanted: Wanted, bad: dict[int, DataError]) -> tuple[np.ndarray, EncodedImages | None]:
+    """The pictures that are parts of a few files, as `read` gives those of files of their own. Pictures that are named
+    in `bad` already are not looked at. Raises DataError likewise."""
+    given = bad if wanted.skip_bad else None
+    count = len(ranges.sizes)
+    image_decoding.check_shape(wanted.size, wanted.channels)
+    rows = np.array([row for row in range(count) if row not in bad], np.int64)
+    if not len(rows):
+        raise bad[min(bad)]
+    wrong: dict[int, DataError] | None = None if given is None else {}
+    index: EncodedImages | None = None
+    images: np.ndarray
+    own = ranges.take(rows) if len(rows) < count else ranges
+    if wanted.streamed:
+        index = _index_ranges(own, wanted, wrong)
+        images = np.arange(len(index))
+    else:
+        names = [own.name(row) for row in range(len(rows))]
+        images = image_decoding.decode_all(
+            _Contents(own), wanted.size, wanted.channels, names, bad=wrong, **_look(wanted)
         )
+    bad |= {int(rows[place]): error for place, error in (wrong or {}).items()}
+    _refuse_many(bad, count, wanted)
+    return images, index
+
+
+class _Contents(Sequence[bytes]):
+    """The pictures of a store, read as they are asked for."""
+
+    def __init__(self, store: Ranges):
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._store.sizes)
+
+    def __getitem__(self, row: int) -> bytes:  # type: ignore[override]
+        return self._store.read(row)
+
+
+def _look(wanted: Wanted) -> dict[str, str]:
+    return {"background": wanted.background, "resize": wanted.resize}
+
+
+def _refuse_many(bad: Mapping[int, DataError], count: int, wanted: Wanted) -> None:
+    """Raises DataError for more pictures that cannot be used than may be left out."""
+    if len(bad) > wanted.bad_limit * count:
+        first, limit = bad[min(bad)], f"data.bad_limit={wanted.bad_limit:g}"
+        what = f"{len(bad):,} of {count:,} files cannot be used, more than {limit} allows"
         shown = some([str(bad[place].where) for place in sorted(bad)], 5)
         raise DataError(f"{what}: {shown}; of the first: {first.message}", where="data.on_bad", hint=first.hint)
-    return images, index
 
 
 def by_split(images: np.ndarray, labels: Mapping[str, np.ndarray], bad: Mapping[int, DataError]) -> dict[str, Columns]:
@@ -116,41 +163,69 @@ def _index(
     files: Sequence[Path], roots: Sequence[Path], wanted: Wanted, bad: dict[int, DataError] | None
 ) -> EncodedImages:
     """What is kept of each file. Headers are read; where bad files are to be left out, all of each, to know them."""
-    count, wrong = len(files), dict[int, DataError]()
-    shapes, grey = np.zeros((count, 2), np.int32), np.zeros(count, bool)
+    count = len(files)
     kept = {name: np.zeros(count, kind) for name, kind in (("sizes", int), ("times", int), ("digests", np.uint64))}
 
-    looked_at = itertools.count(1)
-
-    def look(i: int) -> None:
-        shapes[i], grey[i] = image_decoding.header(files[i], str(files[i]))
+    def look(i: int) -> Header:
+        found = image_decoding.header(files[i], str(files[i]))
         with files[i].open("rb") as stream:
             status = os.fstat(stream.fileno())
             kept["sizes"][i], kept["times"][i] = status.st_size, status.st_mtime_ns
-            kept["digests"][i] = _digest(stream.fileno(), status.st_size)
+            kept["digests"][i] = picture_stores.digest(stream.fileno(), status.st_size)
         if bad is not None:
             image_decoding.read_image(files[i])
+        return found
+
+    form, good = _looked_at(count, look, lambda i: str(files[i]), wanted, bad)
+    folders, names = _named([files[i] for i in good.tolist()], roots)
+    columns = {name: values[good] for name, values in kept.items()}
+    above = (*(str(root.absolute()) for root in roots), os.sep)
+    return EncodedImages(form, Files(above, Names.of(names), folders, **columns, listing=wanted.listing))
+
+
+def _index_ranges(ranges: Ranges, wanted: Wanted, bad: dict[int, DataError] | None) -> EncodedImages:
+    """The same of pictures that are parts of a few files."""
+    digests = np.zeros(len(ranges.sizes), np.uint64)
+
+    def look(i: int) -> Header:
+        start, size, name = int(ranges.starts[i]), int(ranges.sizes[i]), ranges.name(i)
+        with ranges.opened(i) as descriptor:
+            digests[i] = picture_stores.digest(descriptor, size, start)
+            found = image_decoding.header(io.BufferedReader(Window(descriptor, start, size)), name)
+        if bad is not None:
+            image_decoding.read_part(ranges.read(i), name, None, 3, wanted.background, None)
+        return found
+
+    form, good = _looked_at(len(digests), look, ranges.name, wanted, bad)
+    return EncodedImages(form, replace(ranges, digests=digests).take(good))
+
+
+def _looked_at(
+    count: int,
+    look: Callable[[int], Header],
+    name: Callable[[int], str],
+    wanted: Wanted,
+    bad: dict[int, DataError] | None,
+) -> tuple[Form, np.ndarray]:
+    """What is made of so many pictures, and which of them can be used, int64 [n]; `look` gives the header of one.
+    Raises DataError."""
+    shapes, grey, wrong = np.zeros((count, 2), np.int32), np.zeros(count, bool), dict[int, DataError]()
+    looked_at = itertools.count(1)
+
+    def each(i: int) -> None:
+        shapes[i], grey[i] = look(i)
         progress.update(next(looked_at))
 
     with Progress("data: indexing", count, ("pictures", 1)) as progress:
-        good = np.array([*image_decoding.each(range(count), look, wrong)], np.int64)
+        good = np.array([*image_decoding.each(range(count), each, wrong)], np.int64)
     image_decoding.refuse(wrong, bad, count)
     height, width = wanted.size or (int(shapes[good[0], 0]), int(shapes[good[0], 1]))
     if wanted.size is None:
         for i in good[(shapes[good] != (height, width)).any(1)][:1].tolist():
-            raise image_decoding.differs(str(files[i]), shapes[i].tolist(), str(files[good[0]]), (height, width))
+            raise image_decoding.differs(name(i), shapes[i].tolist(), name(int(good[0])), (height, width))
     channels = wanted.channels or (1 if grey[good].all() else 3)
     form = Form(height, width, channels, wanted.background, wanted.resize, sized=wanted.size is not None)
-    folders, names = _named([files[i] for i in good.tolist()], roots)
-    return EncodedImages(
-        form,
-        (*(str(root.absolute()) for root in roots), os.sep),
-        np.frombuffer(b"".join(names), np.uint8),
-        np.cumsum([len(name) for name in names], dtype=np.int64),
-        folders,
-        **{name: values[good] for name, values in kept.items()},
-        listing=wanted.listing,
-    )
+    return form, good
 
 
 def _named(files: Sequence[Path], roots: Sequence[Path]) -> tuple[np.ndarray, list[bytes]]:
@@ -163,10 +238,3 @@ def _named(files: Sequence[Path], roots: Sequence[Path]) -> tuple[np.ndarray, li
         folders[place] = number
         names.append(os.fsencode(text.removeprefix(prefixes[number]) if number < len(roots) else os.path.abspath(text)))
     return folders, names
-
-
-def _digest(descriptor: int, size: int) -> np.uint64:
-    head = os.pread(descriptor, _SAMPLE, 0)
-    tail = os.pread(descriptor, _SAMPLE, max(len(head), size - _SAMPLE))
-    digest = hashlib.blake2b(b"%d\n" % size + head + tail, digest_size=8).digest()
-    return np.frombuffer(digest, np.uint64)[0]
