@@ -137,6 +137,8 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
             f"  time: train {times['train']:.1f} s, compile {times['compile']:.1f}, evaluate {times['evaluate']:.1f}, "
             f"checkpoint {times['checkpoint']:.1f}, data wait {times['data_wait']:.1f}, start-up and test {other:.1f}"
         )
+        if (waiting := summary.get("waiting")) is not None:
+            render.print_wrapped(f"  {waiting['sentence']}")
     if (overfit := summary.get("overfit")) is not None:
         print(f"  {_overfit_verdict(overfit)}")
     if summary["stopped"]:

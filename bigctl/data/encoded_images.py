@@ -6,9 +6,10 @@ They are decoded as they are asked for, by threads.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from bigctl.data.picture_stores import Store
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.image_decoding import Part
+from bigctl.data.work import Work
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class EncodedImages:
     Attributes:
         form: what is made of them.
         store: where they are.
+        work: takes note of what reading and decoding them takes.
     """
 
     form: Form
     store: Store
+    work: Work | None = field(default=None, compare=False, repr=False)
 
     ndim: ClassVar[int] = 4
     dtype: ClassVar[Any] = np.dtype(np.uint8)
@@ -130,10 +134,14 @@ class EncodedImages:
         form = self.form
         size = (form.height, form.width)
         wanted = size if form.sized or part is not None else None
+        began = time.perf_counter()
         content, name = self.store.read(row), self.store.name(row)
+        read = time.perf_counter()
         array = image_decoding.read_part(content, name, wanted, form.channels, form.background, part)
         if array.shape != form.shape:  # an orientation stored after the pixels is not in the header
             raise image_decoding.differs(name, array.shape, "the first one", size)
+        if self.work is not None:
+            self.work.add(read=read - began, decode=time.perf_counter() - read, pictures=1)
         return array
 
     def verify(self) -> None:

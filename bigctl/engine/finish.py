@@ -16,12 +16,13 @@ from bigctl.errors import TrainingFailed
 from bigctl.files import write_json
 from bigctl.runs import baselines, directory
 from bigctl.runs.metrics_file import read_metrics
-from bigctl.runs.summary import FollowedUp, Overfit, Summary, Times
+from bigctl.runs.summary import FollowedUp, Overfit, Summary, Times, Waited
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Scores
 from bigctl.training.loop import Timings
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.task import Task
+from bigctl.training.waiting import Verdict
 
 MISTAKES = 24
 """The worst ones on the test split that summary.json names."""
@@ -29,12 +30,14 @@ MISTAKES = 24
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a fit ended: the state, the host's side of it, where the time went, and what a profile named slow."""
+    """How a fit ended: the state, the host's side of it, where the time went, what a profile named slow, and
+    what training waited for."""
 
     state: TrainState
     progress: Progress
     timings: Timings
     profile: list[str]
+    waits_for: Verdict | None = None
 
 
 def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: Start, fitted: Fitted) -> Summary:
@@ -92,6 +95,8 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         "profile": fitted.profile,
     }
     summary = cast(Summary, {**summary, **_besides(run, experiment, rate)})
+    if fitted.waits_for is not None:
+        summary["waiting"] = cast(Waited, fitted.waits_for.to_json())
     _write(run, summary)
     return summary
 

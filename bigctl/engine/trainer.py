@@ -71,7 +71,7 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
                 fit.check_preempted(run, experiment, start, progress)
 
                 # 6. Finish: the test split is scored, once.
-                fitted = finish.Fitted(state, progress, fitting.loop.timings, fitting.profile)
+                fitted = finish.Fitted(state, progress, fitting.loop.timings, fitting.profile, fitting.loop.waits_for())
                 summary = finish.finish(run, experiment, checkpoints, start, fitted)
                 for tracker in tracked:
                     tracker.result(summary["step"], summary["metrics"])

@@ -37,6 +37,16 @@ class Overfit(TypedDict):
     learned: bool
 
 
+class Waited(TypedDict):
+    """What training waited for: its share of the time, "disk", "decode" or "transfer", the seconds that each was busy,
+    and all that in a sentence with what helps."""
+
+    share: float
+    cause: str
+    seconds: dict[str, float]
+    sentence: str
+
+
 class Summary(TypedDict):
     """The result of a run.
 
@@ -74,4 +84,5 @@ class Summary(TypedDict):
     flops_per_token: NotRequired[float]
     already_complete: NotRequired[bool]
     overfit: NotRequired[Overfit]
+    waiting: NotRequired[Waited]
     baseline: NotRequired[Baseline]

@@ -67,7 +67,7 @@ SUMMARY: Shape = {
     "confusion": [[float]], "classes": [str], "parameters": COUNT, "data": {str: object}, "resumed_from": COUNT,
     "devices": RECORD["devices"], "timings": NUMBERS, "examples_per_s": float, "profile": [str], "tokens_per_s": float,
     "mfu": float, "flops_per_token": float, "positive": str, "curves": {str: object}, "mistakes": [{str: object}],
-    "baseline": BASELINE,
+    "baseline": BASELINE, "waiting": {"share": float, "cause": str, "seconds": NUMBERS, "sentence": str},
 }  # fmt: skip
 """Of summary.json."""
 META: Shape = {

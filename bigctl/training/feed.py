@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +18,7 @@ from jax.sharding import Mesh
 from bigctl.config import schema
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
+from bigctl.data.work import Work
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
 from bigctl.training.prefetch import prefetched
@@ -37,6 +40,14 @@ class Feed(Protocol):
     """Whether it is data that it waits for, or the other trainings of a pack."""
     shapes: int
     """How many shapes of batches there are, each of which is compiled once."""
+
+    @property
+    def work(self) -> Work | None:
+        """What making its batches took; None where nothing is made ahead."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the training split, decoded."""
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         """Train up to `limit` steps from `position` on; gives the new state and how many steps it were."""
@@ -103,8 +114,13 @@ class _Resident:
     def __init__(self, programs: Programs, layout: Layout, arrays: Arrays, observe: Observer | None):
         self.programs, self.layout, self.arrays = programs, layout, arrays
         self.waited, self.waits_for_data = 0.0, True
+        self.work: Work | None = None
         self._observe = observe
         self._on_host: Columns = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self.arrays.values())
 
     def _tell(self, indices: np.ndarray, length: int | None) -> None:
         if self._observe is None:
@@ -209,7 +225,12 @@ class SentFeed:
         observe: Observer | None = None,
         depth: int = 3,
     ):
-        self.programs, self.layout, self.columns, self.plan = programs, layout, columns, plan
+        self.programs, self.layout, self.plan = programs, layout, plan
+        self.work = Work()
+        self.columns = {
+            name: replace(values, work=self.work) if isinstance(values, EncodedImages) else values
+            for name, values in columns.items()
+        }
         self.shapes = len(plan.lengths)
         self.batch_size = config.train.batch_size
         self.sharding = meshes.batch_sharding(programs.mesh)
@@ -218,33 +239,72 @@ class SentFeed:
         self._observe = observe
         self._batches: Generator[Batch] | None = None
         self._next: int | None = None
+        self._reads = not any(isinstance(values, EncodedImages) for values in columns.values())
+        self._trains = False
+        self._transfer = math.inf
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         if self._batches is None or self._next != position:
             self.close()
-            self._batches = prefetched(self._work(position), self.depth)
+            self._batches = prefetched(self._makers(position), self.depth, self._drawn)
         start = time.perf_counter()
         try:
             batch = next(self._batches)
         except BaseException:
             self.close()
             raise
-        self.waited += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.waited += seconds
+        if not self._trains:
+            self.work.add(first=seconds)
         self._next = position + self.batch_size
         if self._observe is not None:
             self._observe({name: np.asarray(values) for name, values in batch.items()})
-        return self.programs.step_sent(state, batch, self.programs.hparams), 1
+        result = self.programs.step_sent(state, batch, self.programs.hparams)
+        self._trains = True
+        return result, 1
 
     def shape(self, position: int) -> int | None:
         return self.plan.batch(position)[1] if self.shapes > 1 else None
 
-    def _work(self, position: int) -> Iterator[Callable[[], Batch]]:
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self.columns.values())
+
+    def _makers(self, position: int) -> Iterator[Callable[[], Batch]]:
         """What makes each batch from a position on."""
         plan = copy.copy(self.plan)  # a cursor of its own
         for place in itertools.count(position, self.batch_size):
             indices, length = plan.batch(place)
             gather = partial(self.layout.gather, self.columns, length=length)
-            yield partial(meshes.put_batch, gather, indices, self.sharding)
+            yield partial(self._make, gather, indices)
+
+    def _make(self, gather: Callable[[np.ndarray], Columns], indices: np.ndarray) -> Batch:
+        """One batch on the devices; what that took is taken note of."""
+        gathering = 0.0
+
+        def timed(indices: np.ndarray) -> Columns:
+            nonlocal gathering
+            start = time.perf_counter()
+            columns = gather(indices)
+            gathering += time.perf_counter() - start
+            return columns
+
+        start, idle = time.perf_counter(), not self._trains
+        batch = meshes.put_batch(timed, indices, self.sharding)
+        if idle:  # no step is under way that this could wait for
+            jax.block_until_ready(batch)
+        # Later transfers go on while steps are computed, and no thread waits for them: they take what the first did.
+        transfer = time.perf_counter() - start - gathering
+        if idle:
+            self._transfer = min(self._transfer, transfer)
+        elif math.isfinite(self._transfer):
+            transfer = max(transfer, self._transfer)
+        self.work.add(read=gathering if self._reads else 0.0, transfer=transfer)
+        return batch
+
+    def _drawn(self, ready: int) -> None:
+        self.work.add(batches=1, ready=ready)
 
     def program(self) -> Compiled:
         return self.programs.step_sent

@@ -31,6 +31,7 @@ from bigctl.training.programs import LARGEST_LOOP, Programs
 from bigctl.training.signals import Stop
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.throughput import Rates
+from bigctl.training.waiting import Mark, Verdict, Waiting
 
 log = logging.getLogger("bigctl.train")
 
@@ -54,6 +55,10 @@ class Timings:
     def besides(self) -> float:
         return self.compile + self.evaluate + self.checkpoint
 
+    @property
+    def trained(self) -> float:
+        return self.total - self.besides
+
 
 @dataclass
 class _PendingLog:
@@ -64,7 +69,7 @@ class _PendingLog:
     rewinds: int
     done: Future[float]
     besides: float
-    waited: float
+    mark: Mark
 
 
 @dataclass
@@ -137,7 +142,7 @@ class Loop:
         self.timings = Timings()
         self._pending: _PendingLog | None = None
         self._mark = (0.0, 0.0, 0)
-        self._waited = 0.0
+        self._waiting = Waiting(feed, config)
         self._compiled: set[str] = set()
         self._warned = self._warned_of_value = False
         self._activity = ""
@@ -151,7 +156,7 @@ class Loop:
             TrainingFailed: if the loss is not finite, or a checkpoint cannot be written.
         """
         start = time.perf_counter()
-        waited = self._waited = self.feed.waited
+        waited = self.feed.waited
         batch_size = self.config.train.batch_size
         self._mark = (start, 0.0, progress.position)
         if self.rule.policy == "rewind" and not progress.anchors:
@@ -197,11 +202,17 @@ class Loop:
                 state = self._save(state, progress)
             self.timings.data_wait = self.feed.waited - waited
             self.timings.total = time.perf_counter() - start
+            if evaluates:
+                self._waiting.tell(self.timings.trained, self.hooks.warn)
         self._flush_log()
         self._clock.shutdown()
         jax.block_until_ready(state)
         self.timings.total = time.perf_counter() - start
         return state, progress
+
+    def waits_for(self) -> Verdict | None:
+        """What training has waited for so far, where that is worth a word."""
+        return self._waiting.verdict(self.timings.trained)
 
     # ---------------------------------------------------------------------------------------------------- the events
 
@@ -248,15 +259,9 @@ class Loop:
             state, sums, bad_step = self.programs.take_sums(state)
         # The host runs ahead of the devices by many steps or by none: when these were done, only a wait can tell.
         done = self._clock.submit(_time_when_ready, bad_step)
+        besides, mark = self.timings.besides, self._waiting.mark()
         self._pending = _PendingLog(
-            progress.step,
-            progress.position,
-            sums,
-            bad_step,
-            progress.rewinds,
-            done,
-            self.timings.besides,
-            self.feed.waited,
+            progress.step, progress.position, sums, bad_step, progress.rewinds, done, besides, mark
         )
         return state
 
@@ -275,12 +280,10 @@ class Loop:
         then, besides_then, position_then = self._mark
         seconds = now - then - (besides - besides_then)
         self._mark = (now, besides, pending.position)
-        waited, self._waited = pending.waited - self._waited, pending.waited
         values = {"epoch": self._epoch(pending.position), **metrics.means(sums, "train")}
         values["lr"] = self._learning_rate(pending.step)
         values["perf/examples_per_s"] = (pending.position - position_then) / max(seconds, 1e-9)
-        if waited > 0 and self.feed.waits_for_data:  # the share of time in which no batch was there
-            values["perf/data_wait"] = min(1.0, waited / max(seconds, 1e-9))
+        values |= self._waiting.rates(pending.mark, seconds)
         if self.rates is not None:
             values |= self.rates(values["perf/examples_per_s"], "perf/")
         if "skipped" in sums:

@@ -9,21 +9,25 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_THREADS = 2  # while the last examples of a batch are read, those of the next one are begun
+THREADS = 2  # while the last examples of a batch are read, those of the next one are begun
 
 
-def prefetched(work: Iterator[Callable[[], T]], depth: int = 3) -> Generator[T]:
+def prefetched(
+    work: Iterator[Callable[[], T]], depth: int = 3, told: Callable[[int], None] = lambda ready: None
+) -> Generator[T]:
     """The results of `work` in its order, up to `depth` of them made ahead.
 
     Work is drawn in the thread that asks for results and done in others. Whatever it raises is raised in its place.
-    Closing the generator drops what is made, and waits for what is being made.
+    Before each is given, `told` hears how many are made. Closing the generator drops what is made, and waits for what
+    is being made.
     """
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="prefetch")
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch")
     ahead: deque[Future[T]] = deque()
     try:
         for each in work:
             ahead.append(pool.submit(each))
             if len(ahead) > depth:
+                told(sum(made.done() for made in ahead))
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bigctl
 from bigctl.data.layouts.layout import FixedPlan
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
+from bigctl.data.work import Work
 from bigctl.engine.experiment import Experiment
 from bigctl.training import feed as feeds
+from bigctl.training import waiting
 from bigctl.training.prefetch import prefetched
 from bigctl.training.programs import LARGEST_LOOP
 from bigctl.training.state import TrainState
@@ -209,3 +212,62 @@ def test_an_error_of_the_thread_reaches_the_caller() -> None:
         feed.advance(None, 0, 1)  # type: ignore[arg-type]
     feed.close()
     assert not prefetchers()
+
+
+class Drawn:
+    """A feed of which all is given."""
+
+    def __init__(self, waited: float, **made: float):
+        self.waited, self.waits_for_data, self.shapes, self.nbytes = 0.0, True, 1, 2**30
+        self.work = Work()
+        self._then = (waited, made)
+
+    def drawn(self) -> None:
+        self.waited, made = self._then
+        self.work.add(**made)
+
+
+@pytest.mark.parametrize(
+    ("made", "keys", "cause", "hint"),
+    [
+        ({"decode": 30.0, "read": 2.0, "pictures": 64}, {"decoding_threads": 1}, "decode", "data.decoding_threads="),
+        ({"decode": 30.0, "read": 2.0, "pictures": 64}, {}, "decode", "data.decoding=memory"),
+        ({"read": 30.0, "decode": 2.0, "pictures": 64}, {}, "disk", "data.decoding=memory"),
+        ({"transfer": 30.0, "read": 1.0}, {}, "transfer", "data.resident_mib=1024"),
+        ({"read": 9.0, "transfer": 1.0}, {}, "disk", "data.resident_mib=1024"),
+    ],
+)
+def test_what_training_waits_for_is_named_with_the_key_that_helps(
+    made: dict[str, float], keys: dict[str, int], cause: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "cores", lambda: 4)
+    monkeypatch.setattr(waiting, "available", lambda: 2**33)
+    given = [f"data.{name}={value}" for name, value in keys.items()]
+    config = bigctl.compose(["recipe=cnn_cls", "data=image_folder", "data.path=x", "data.image_size=[8,8]", *given])
+    feed = Drawn(5.0, batches=10, ready=5, **made)
+    follower = waiting.Waiting(feed, config)  # type: ignore[arg-type]
+    feed.drawn()
+    verdict, told = follower.verdict(10.0), list[str]()
+    for _ in range(2):
+        follower.tell(10.0, told.append)
+    assert verdict is not None and (verdict.share, verdict.cause) == (0.5, cause)
+    assert told == [str(verdict)] and hint in told[0] and "\n" not in told[0]
+    assert follower.verdict(200.0) is None
+    assert follower.rates(follower.mark(), 10.0)["perf/queue_depth"] == 0.5
+
+
+def test_a_wait_for_the_first_batch_alone_is_not_worth_a_word() -> None:
+    feed = Drawn(5.0, batches=10, ready=30, first=5.0, decode=3.0, pictures=20)
+    follower = waiting.Waiting(feed, built(*MLP).config)  # type: ignore[arg-type]
+    feed.drawn()
+    assert follower.verdict(10.0) is None
+
+
+def test_the_parts_of_making_batches_are_measured() -> None:
+    _, feed, _ = sent_feed()
+    for position in range(0, 320, 32):
+        feed.advance(None, position, 1)  # type: ignore[arg-type]
+    feed.close()
+    made = feed.work.made()
+    assert made.batches == 10 and 0 <= made.ready <= 10 * 4
+    assert made.read > 0 and made.transfer > 0 and made.first > 0 and made.pictures == made.decode == 0

@@ -42,6 +42,7 @@ class FakeFeed:
     ):  # fmt: skip
         self.events, self.most, self.pause, self.sleep = events, most, pause, sleep
         self.waited, self.waits_for_data = 0.0, True
+        self.work, self.nbytes = None, 0
         self.shapes = 1
         self.calls = 0
 

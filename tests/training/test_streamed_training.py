@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ def test_a_streamed_run_is_trained_scored_and_predicted_with(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     keys = [*RUN, f"data.path={pictures(tmp_path / 'pictures')}", "train.steps=2"]
     summary = bigctl.train(bigctl.compose(keys), run_dir="run")
+    told = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("perf/decoded_per_s", 0) > 0 and line["perf/queue_depth"] >= 0 for line in told)
     run = bigctl.load("run")
     assert run.evaluate("test")["test/loss"] == pytest.approx(summary["metrics"]["test/loss"])
     Image.open(next((tmp_path / "pictures" / "a").iterdir())).save(file := tmp_path / "one.png")

@@ -25,6 +25,7 @@ from bigctl.config import schema
 from bigctl.config.cadence import Cadence
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout
+from bigctl.data.work import Work
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
 from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs, step_on_resident
@@ -236,6 +237,8 @@ class PackedFeed:
     def __init__(self, pack: Pack, lane: int, hparams: Hparams, plan: FixedPlan):
         self.pack, self.lane, self.hparams, self.plan = pack, lane, hparams, plan
         self.waited, self.waits_for_data = 0.0, False
+        self.work: Work | None = None
+        self.nbytes = 0  # its data is on the devices
 
     def draw(self, position: int, count: int) -> np.ndarray:
         """Examples of `count` batches, int32 [count, batch]."""
