@@ -68,6 +68,13 @@ def stream(config: schema.Data) -> Stream | None:
     return None if found is None else cast("Stream | None", found(config))
 
 
+def by_blocks(config: schema.Data, regression: bool = False) -> Callable[[Path], Decoded] | None:
+    """What decodes examples that are too many for memory, through files in an empty folder, of a source with a function
+    `by_blocks(config, regression)`; None where they are few."""
+    found = getattr(source(config), "by_blocks", None)
+    return None if found is None else cast("Callable[[Path], Decoded] | None", found(config, regression))
+
+
 def parts(config: schema.Data) -> dict[str, schema.Data]:
     """The corpora that data is made up of, by name, each as data of its own; none of all other data."""
     found = getattr(source(config), "parts", None)

@@ -29,6 +29,8 @@ from bigctl.errors import DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from bigctl.data.table_encoder import TableEncoder
+
 
 def encode_examples(
     decoded: Decoded, by_split: dict[str, Columns], config: Data, info: dict[str, Any]
@@ -55,12 +57,7 @@ def encode_examples(
         plain = {s: {name: v for name, v in columns.items() if name != "label"} for s, columns in by_split.items()}
         encoder = TableEncoder.fit(plain["train"], decoded.styles)
         inputs = {split: encoder.encode(columns) for split, columns in plain.items()}
-        origin = 0.0
-        if decoded.classes is None:
-            mean, std, origin = number_statistics(labels["train"])
-            labels = {split: _stored(values, origin) for split, values in labels.items()}
-        names = tuple(encoder.feature_names)
-        features = Features("table", (len(names),), decoded.classes, mean, std, encoder.to_json(), names, origin=origin)
+        features, labels = described_table(encoder, decoded.classes, labels)
     else:
         raise DataError(f"data of kind {decoded.kind!r} cannot be prepared")
     if decoded.target.kind != NUMBER:  # of which the features have the statistics already
@@ -69,6 +66,21 @@ def encode_examples(
     if decoded.index is None:
         inputs = {split: np.ascontiguousarray(values) for split, values in inputs.items()}
     return features, {split: {"inputs": inputs[split], "label": labels[split].astype(kind)} for split in SPLITS}
+
+
+def described_table(
+    encoder: TableEncoder, classes: tuple[str, ...] | None, labels: dict[str, np.ndarray]
+) -> tuple[Features, dict[str, np.ndarray]]:
+    """What is known of a table, and its labels [N] by split as they are stored."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    origin = 0.0
+    if classes is None:
+        mean, std, origin = number_statistics(labels["train"])
+        labels = {split: _stored(values, origin) for split, values in labels.items()}
+    names = tuple(encoder.feature_names)
+    features = Features("table", (len(names),), classes, mean, std, encoder.to_json(), names, origin=origin)
+    return features, labels
 
 
 _SAMPLED = 1024

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from bigctl.errors import DataError
 from bigctl.terminal import tell
 
 LOCK = "lock"
@@ -56,6 +57,14 @@ def _is(descriptor: int, file: Path) -> bool:
 def forget(folder: Path) -> None:
     """Remove what was prepared so far."""
     shutil.rmtree(partial_folder(folder), ignore_errors=True)
+
+
+def require(unchanged: bool, folder: Path) -> None:
+    """Raises DataError where the files are not what they were when the preparation began, which is then forgotten."""
+    if not unchanged:
+        forget(folder)
+        hint = "wait until nothing writes to it any more, or give a copy"
+        raise DataError("a file has changed while it was read", where="data.path", hint=hint)
 
 
 def _number(folder: Path) -> int | None:

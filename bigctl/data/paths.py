@@ -58,15 +58,15 @@ def optional(path: str | None) -> Path | None:
     return expanded(path) if path else None
 
 
-def file_digest(path: str | None) -> str | None:
-    """The sha256 of a file; None where there is none."""
+def file_digest(path: str | None, *, in_blocks: bool = False) -> str | None:
+    """The sha256 of a file, which may be larger than the memory if it is read by blocks; None where there is none."""
     file = optional(path)
-    return None if file is None or not file.is_file() else _digest(file)
+    return None if file is None or not file.is_file() else _digest(file, in_blocks)
 
 
-def split_digests(*paths: str | None) -> list[str | None] | None:
+def split_digests(*paths: str | None, in_blocks: bool = False) -> list[str | None] | None:
     """Of the files of the splits; None where one that is given is missing, which the source has to say."""
-    digests = [file_digest(path) for path in paths]
+    digests = [file_digest(path, in_blocks=in_blocks) for path in paths]
     return None if any(path and digest is None for path, digest in zip(paths, digests, strict=True)) else digests
 
 

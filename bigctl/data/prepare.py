@@ -15,18 +15,18 @@ from bigctl.config.schema import Data
 from bigctl.data import (
     cache,
     catalog,
+    checks,
     documents,
     encode,
     file_index,
-    folds,
     mixture,
-    notes,
     origins,
+    prepare_rows,
     prepare_stream,
     remote,
     splits,
 )
-from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.dataset import Dataset
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.packed import Packed
@@ -75,19 +75,21 @@ def prepare(
         if dataset is None:
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
-            _check_target(dataset.features.target, regression)
+            checks.check_target(dataset.features.target, regression)
             _verify(dataset)
             return _with_layout(dataset, batches, config)
         elif place is folder:
             folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     if digest and tokenizer is not None:
         tokenizer = dataclasses.replace(tokenizer, file=stored)
-    if (stream := catalog.stream(config)) is not None:
+
+    def unchanged() -> bool:
+        return cache.cache_folder(config, regression=regression, tokenizer=wanted) == named
+
+    if (decode := catalog.by_blocks(config, regression)) is not None:
+        prepare_rows.prepare(folder, config, decode, regression, unchanged)
+    elif (stream := catalog.stream(config)) is not None:
         _refuse_examples(tokenizer)
-
-        def unchanged() -> bool:
-            return cache.cache_folder(config, regression=regression, tokenizer=wanted) == named
-
         prepare_stream.prepare(folder, config, stream, tokenizer, unchanged)
     else:
         _decode_into(folder, config, regression, tokenizer)
@@ -111,7 +113,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     decoded = dataclasses.replace(decoded, splits=origins.with_origins(decoded))
     if config.deduplicate:
         decoded = _deduplicated(decoded)
-    _check_target(decoded.target, regression)
+    checks.check_target(decoded.target, regression)
     if decoded.kind in ("stream", "tokens"):
         _refuse_examples(tokenizer)
     if decoded.kind == "tokens":
@@ -136,9 +138,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
         features, arrays = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)
     else:
         features, arrays = encode.encode_examples(decoded, by_split, config, info)
-    found = [*info.get("notes", ()), *_refuse_missing_classes(arrays, features), *notes.on_arrays(arrays, features)]
-    found += folds.notes(arrays, config, features.target)
-    info |= {"notes": found} if found or "notes" in info else {}
+    checks.note_findings(info, arrays, features, config)
     text = made.to_str(pretty=True) if made is not None else None
     cache.write_dataset(
         folder, features, arrays, info, text, keep=lambda at: origins.write(at, decoded.origins, places)
@@ -187,15 +187,6 @@ def _check_windows(dataset: Dataset, block: int) -> None:
             )
 
 
-def _check_target(target: Target, regression: bool) -> None:
-    if regression and target.names:
-        raise DataError(
-            "model.head=regression needs a real-valued target, this data has classes",
-            where="model.head",
-            hint="leave it out, or choose a table and its data.label",
-        )
-
-
 def clean(config: Data, *, regression: bool = False, tokenizer: tokenization.Spec | None = None) -> int:
     """Delete the cache of a configuration; gives the bytes freed."""
     folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
@@ -236,22 +227,3 @@ def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any
 
     tagged = decoded.target.kind == TOKEN_CLASS  # equal sentences have equal tags, more or less
     return {"duplicates": duplicates.report(by_split, Target(NONE) if tagged else decoded.target)}
-
-
-def _refuse_missing_classes(arrays: dict[str, Columns], features: Features) -> list[str]:
-    """Notes on tags, or a DataError for classes, that the training split does not hold and another one does."""
-    target, found = features.target, list[str]()
-    if not target.names:
-        return found
-    counts = {split: target.counts(arrays[split]["label"]) for split in SPLITS}
-    for split in ("validation", "test"):
-        absent = [target.names[c] for c in np.flatnonzero((counts[split] > 0) & (counts["train"] == 0))]
-        if absent and target.kind == TOKEN_CLASS:  # a rare one, such as I-MISC, may be there once
-            found.append(f"the tag {absent[0]!r} is in the {split} split only, and is not learned")
-        elif absent:
-            raise DataError(
-                f"class {absent[0]!r} is in the {split} split but not in the training split",
-                where="data",
-                hint="add training examples of it, or choose other splits",
-            )
-    return found

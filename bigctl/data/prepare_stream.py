@@ -114,9 +114,9 @@ def prepare(
             try:
                 finish = _made(work, config, stream, spec)
             except DataError:
-                _require(unchanged(), folder)
+                partial.require(unchanged(), folder)
                 raise
-            _require(unchanged(), folder)
+            partial.require(unchanged(), folder)
             finish(folder)
             for file in [partial.LOCK, JOURNAL, _PLAN, *(f"{split}{BEGINS}" for split in SPLITS)]:
                 (folder / file).unlink(missing_ok=True)
@@ -134,13 +134,6 @@ def training_texts(config: Data, stream: Stream) -> Iterator[str]:
     size = min(plan.size("train"), stream.sample)
     with Progress("data: learning a vocabulary", size, _CHARACTERS) as progress:
         yield from _sample(plan, config.split_seed, progress)
-
-
-def _require(unchanged: bool, folder: Path) -> None:
-    if not unchanged:
-        partial.forget(folder)
-        hint = "wait until nothing writes to it any more, or give a copy"
-        raise DataError("a file has changed while it was read", where="data.path", hint=hint)
 
 
 def _made(work: Path, config: Data, stream: Stream, spec: tokenization.Spec | None) -> Callable[[Path], None]:

@@ -6,13 +6,19 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from bigctl.formatting import clock, cut
 from bigctl.terminal import is_live, one_line, tell, unescaped
 
+T = TypeVar("T")
 _EVERY = {True: 0.25, False: 10.0}
 """Seconds between two lines, by whether they are drawn over each other."""
+
+_AT_FIRST = 1.0
+"""Seconds before the first one."""
 
 
 class Progress:
@@ -41,7 +47,7 @@ class Progress:
     def update(self, done: int) -> None:
         """So much is done by now."""
         self._done, now = done, time.monotonic()
-        if now - self._told < _EVERY[self._live] or now - self._began < 1.0:
+        if now - self._told < _EVERY[self._live] or now - self._began < _AT_FIRST:
             return
         self._told = now
         if self._live:
@@ -67,3 +73,11 @@ class Progress:
         except OSError:
             self._live = False
         self._drawn = len(line)
+
+
+def each(what: str, things: Sequence[T], unit: str) -> Iterator[T]:
+    """Some things, with progress that counts them."""
+    with Progress(what, len(things), (unit, 1.0)) as progress:
+        for number, thing in enumerate(things):
+            yield thing
+            progress.update(number + 1)

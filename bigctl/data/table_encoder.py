@@ -12,6 +12,8 @@ import numpy as np
 
 from bigctl.data.number_style import NumberStyle
 from bigctl.data.paths import some
+from bigctl.data.progress import each
+from bigctl.data.sources.column_files import Categories, StoredRows
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import short
 from bigctl.errors import DataError
@@ -70,7 +72,11 @@ class Categorical:
 
     @classmethod
     def fit(cls, name: str, values: np.ndarray) -> Categorical:
-        counts = Counter(values.tolist())
+        return cls.of(name, Counter(values.tolist()))
+
+    @classmethod
+    def of(cls, name: str, counts: Counter[Any]) -> Categorical:
+        """What `fit` gives for values that occur so often."""
         missing = counts.pop(None, 0) > 0
         frequent = sorted(counts, key=lambda value: (-counts[value], value))[:MAX_CATEGORIES]
         return cls(name, tuple(sorted(frequent)), len(counts) > MAX_CATEGORIES, missing)
@@ -109,6 +115,18 @@ class TableEncoder:
                 fitted.append(Categorical.fit(name, values))
             else:
                 fitted.append(Numeric.fit(name, values.astype(np.float64), (styles or {}).get(name)))
+        return cls(fitted)
+
+    @classmethod
+    def fit_stored(cls, rows: StoredRows, places: np.ndarray, styles: Mapping[str, NumberStyle]) -> TableEncoder:
+        """The same of the rows at some places, int64 [N], of columns in files."""
+        fitted: list[Numeric | Categorical] = []
+        for name in each("data: means and categories", rows.names, "columns"):
+            values = rows.column(name)
+            if isinstance(values, Categories):
+                fitted.append(Categorical.of(name, values.counts(places)))
+            else:
+                fitted.append(Numeric.fit(name, values[places], styles.get(name)))
         return cls(fitted)
 
     @property

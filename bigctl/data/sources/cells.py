@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.suggestions import listed
+from bigctl.data import progress
 from bigctl.data.number_style import (
+    BOOLEAN,
     DATE_PARTS,
     MISSING,
     NumberStyle,
@@ -29,6 +32,7 @@ from bigctl.errors import DataError
 FEW = 20
 """Rows that there must be before a column is said to number them."""
 _IDENTIFIER = re.compile(r"(.*[_ ])?(id|ids|index|idx|no|no\.|nr|nr\.|number|row|rownum|key)|unnamed.*|[a-z]+id|#")
+_CODE = re.compile(r"^[-+]?0\d+$", re.MULTILINE)
 CATEGORY = "category"
 Kinds = dict[str, "NumberStyle | str | None"]
 """Of each feature: CATEGORY, or how its numbers are written, None for as programs write them."""
@@ -61,6 +65,52 @@ class Cells:
 
 
 USUAL = Cells()
+Keep = Callable[[str, np.ndarray], np.ndarray]
+"""Puts the rows of a typed column where they belong, and gives what they are seen as from then on."""
+
+
+def as_it_is(name: str, values: np.ndarray) -> np.ndarray:
+    """Keeps a column in memory."""
+    return values
+
+
+def plain_numbers(table: TextTable, name: str, cells: Cells, *, codes: bool = True) -> np.ndarray | None:
+    """float64 [N] of a column in files whose cells are all numbers as programs write them, block by block; None where
+    they are not, which only all cells together tell, or are infinite. `codes` allows codes such as 02134."""
+    if table.blocks is None or cells.decimal not in (None, ".") or name not in table.columns:
+        return None
+    found = []
+    read_as = {"": "nan"}
+    for block in table.blocks(name):
+        values = _block_of_numbers(block, cells, read_as)
+        if values is None or np.isinf(values).any() or (not codes and _has_codes(block, cells)):
+            return None
+        found.append(values)
+    return np.concatenate(found) if found else None
+
+
+def _block_of_numbers(texts: list[str], cells: Cells, read_as: dict[str, str]) -> np.ndarray | None:
+    """float64 [n] of some cells; what is no number to Python but means one, or is missing, is added to `read_as`."""
+    if cells.missing:
+        read_as |= dict.fromkeys((text for text in set(texts) if cells.misses(text)), "nan")
+    if "_" in "".join(texts) and any("_" in text and text not in read_as for text in set(texts)):
+        return None
+    try:
+        return np.array([*map(float, map(read_as.get, texts, texts))])
+    except ValueError:
+        for text in set(texts) - read_as.keys():
+            value = number(text)
+            if value is None:
+                return None
+            if text.lower() in MISSING or text.lower() in BOOLEAN:
+                read_as[text] = repr(value)
+        return np.array([*map(float, map(read_as.get, texts, texts))])
+
+
+def _has_codes(texts: list[str], cells: Cells) -> bool:
+    if cells.missing:
+        return any(is_code(text) for text in set(texts) if not cells.misses(text))
+    return _CODE.search("\n".join(texts)) is not None
 
 
 def _numbers(texts: list[str], style: NumberStyle | None, cells: Cells) -> tuple[np.ndarray, list[int]]:
@@ -83,6 +133,8 @@ def numeric_column(
     table: TextTable, name: str, style: NumberStyle | None, cells: Cells, bad: dict[int, DataError] | None = None
 ) -> np.ndarray:
     """A column of numbers. Raises DataError for what is none, or notes it in `bad` by its row."""
+    if style is None and (plain := plain_numbers(table, name, cells)) is not None:
+        return plain
     texts = table.columns[style.of if style is not None and style.date else name]
     values, wrong = _numbers(texts, style, cells)
     infinite = np.flatnonzero(np.isinf(values)).tolist()
@@ -109,27 +161,35 @@ def _categorical(texts: list[str], cells: Cells) -> np.ndarray:
     return np.array([None if text in missing else text for text in texts], dtype=object)
 
 
-def typed_columns(table: TextTable, kinds: Kinds, cells: Cells, bad: dict[int, DataError] | None = None) -> Columns:
+def typed_columns(
+    table: TextTable, kinds: Kinds, cells: Cells, bad: dict[int, DataError] | None = None, keep: Keep = as_it_is
+) -> Columns:
     """Columns of the kinds that training decided: "category", or how numbers are written, None for as programs do."""
     found: Columns = {}
     for name, kind in kinds.items():
         if isinstance(kind, str):
-            found[name] = _categorical(table.columns[name], cells)
+            found[name] = keep(name, _categorical(table.columns[name], cells))
         else:
-            found[name] = numeric_column(table, name, kind, cells, bad)
+            found[name] = keep(name, numeric_column(table, name, kind, cells, bad))
     return found
 
 
 def infer_columns(
-    train: TextTable, label: str, cells: Cells, notes: list[str], regression: bool
+    train: TextTable, label: str, cells: Cells, notes: list[str], regression: bool, keep: Keep = as_it_is
 ) -> tuple[Kinds, Columns]:
-    """The training columns that are of use, each with the kind that fits all its values."""
+    """The training columns that are of use, each with the kind that fits all its values; `keep` puts them in place."""
     kinds: Kinds = {}
     features: Columns = {}
-    for name, texts in train.columns.items():
+    for name in progress.each("data: telling what columns hold", [*train.columns], "columns"):
         if name == label:
             continue
-        distinct = {text for text in set(texts) if not cells.misses(text)}
+        plain = None
+        if name not in cells.categorical:
+            plain = plain_numbers(train, name, cells, codes=name in cells.numeric)
+        if plain is not None and not np.isnan(plain).all():
+            kinds[name], features[name] = None, keep(name, plain)
+            continue
+        distinct = {text for text in set(train.columns[name]) if not cells.misses(text)}
         if not distinct:
             notes.append(f"column {name!r} has no values and is left out")
             continue
@@ -144,7 +204,7 @@ def infer_columns(
         if found == {name: CATEGORY}:
             notes += _stray_words(train, name, cells)
         kinds |= found
-        features |= values
+        features |= {own: keep(own, column) for own, column in values.items()}
     for name in _counters(train, label, kinds, features, cells, regression, notes):
         del kinds[name], features[name]
     return kinds, features

@@ -11,6 +11,7 @@ import numpy as np
 
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.number_style import NumberStyle
+from bigctl.data.sources.column_files import StoredRows
 from bigctl.data.target import Target
 
 Columns = dict[str, np.ndarray]
@@ -22,6 +23,10 @@ held out."""
 
 ORIGIN = "<origin>"
 """A column that says where each example comes from, int64 [N], see `Origins`."""
+
+
+ROW = "<row>"
+"""A column that says which of `Decoded.rows` each example is, int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Decoded:
         origins: where the examples come from, if that is known.
         index: where pictures stay in their files, what is known of these; the column `image` is then int64 [N], their
             places in it.
+        rows: where they are too many for memory, the features of a table, or texts; the splits then have ROW in their
+            place.
         most: tokens that are scored at most, of validation and of test, where these are not written out.
     """
 
@@ -87,6 +94,7 @@ class Decoded:
     origins: Origins | None = None
     most: int | None = None
     index: EncodedImages | None = None
+    rows: StoredRows | None = None
 
     def __post_init__(self) -> None:
         if self.target is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.paths import optional, split_digests
-from bigctl.data.sources import read_table, table, text_table
+from bigctl.data.sources import read_table, row_blocks, table, text_table
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.read_table import Dialect
 from bigctl.data.sources.unlabelled import Unlabelled
@@ -19,10 +20,13 @@ from bigctl.files import expanded
 _READING = 2
 """Raise it whenever equal files are read otherwise."""
 
+_LARGE = 2**25
+"""Bytes from which on a file is read by blocks."""
+
 
 def identity(config: schema.Table) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
-    files = split_digests(config.path, config.validation_path, config.test_path)
+    files = split_digests(config.path, config.validation_path, config.test_path, in_blocks=_is_large(config))
     names = ["label", "text", "text_pair", "columns", "quoting", "drop"]
     names += ["labels", "label_separator"] if config.labels is not None else []
     given = {name: getattr(config, name) for name in names}
@@ -31,8 +35,25 @@ def identity(config: schema.Table) -> Any:
     return files and {"files": files, "format": config.kind, "reading": _READING} | given
 
 
+def _is_large(config: schema.Table) -> bool:
+    """Whether it is a table that is prepared by blocks."""
+    if config.text is not None or config.deduplicate:
+        return False
+    files = [optional(path) for path in (config.path, config.validation_path, config.test_path)]
+    return row_blocks.are_large([file for file in files if file is not None], config.kind, _LARGE)
+
+
+def by_blocks(config: schema.Table, regression: bool) -> Callable[[Path], Decoded] | None:
+    """What decodes a large table through files in a folder; None where `decode` will do."""
+    return (lambda work: _decode(config, regression, work)) if _is_large(config) else None
+
+
 def decode(config: schema.Table, regression: bool) -> Decoded:
     """The rows of files as examples: of a table, or with `data.text` of texts. Raises DataError."""
+    return _decode(config, regression, None)
+
+
+def _decode(config: schema.Table, regression: bool, work: Path | None) -> Decoded:
     if config.text_pair is not None and config.text is None:
         raise DataError("data.text_pair is set without data.text", where="data.text_pair", hint="set data.text=COLUMN")
     if config.labels is not None and (config.label or config.text is None):
@@ -67,6 +88,7 @@ def decode(config: schema.Table, regression: bool) -> Decoded:
         cells=table.Cells.of(config),
         group=config.group,
         time=config.time,
+        work=work,
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from bigctl.errors import DataError
 
 _FIRST_ROWS = 10
 """Rows that there must be before the first one is taken for a header that `data.columns` replaces."""
+SEPARATED = "every row ends in a separator, which the header does not; it is left out"
 _SPREADSHEET = re.compile(r"sep=(.)\r?\n")
 
 
@@ -40,6 +41,14 @@ class _Rows:
     rows: list[list[str]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, found: Iterable[tuple[int, list[str]]]) -> _Rows:
+        rows = cls()
+        for line, row in found:
+            rows.rows.append(row)
+            rows.lines.append(line)
+        return rows
+
 
 def load_delimited(
     text: str, name: str, separator: str, keep: Callable[[str], bool], dialect: Written, *, all_rows: bool = False
@@ -47,11 +56,11 @@ def load_delimited(
     """The columns that `keep` wants of a csv or tsv file, its bad rows named; `all_rows` keeps even those without any
     value. See `read_table.load`."""
     notes: list[str] = []
-    text, skipped, separator = _beginning(text, separator, dialect, notes)
+    text, skipped, separator = beginning(text, separator, dialect, notes)
     found = _parsed(text, name, separator, dialect.quoting, skipped)
     given = dialect.columns
     header, start = _header(found, given, notes)
-    _check_names(header, "data.columns" if given else f"{name}:{found.lines[0] if found.lines else 1}")
+    check_names(header, "data.columns" if given else f"{name}:{found.lines[0] if found.lines else 1}")
     rows, lines = found.rows[start:], found.lines[start:]
     rows = _without_last_separator(rows, len(header), notes)
     if not all_rows:
@@ -59,7 +68,7 @@ def load_delimited(
     bad = {}
     for place, row in enumerate(rows):
         if len(row) != len(header):
-            bad[place] = _uneven(row, header, given is not None, f"{name}:{lines[place]}")
+            bad[place] = uneven(row, header, given is not None, f"{name}:{lines[place]}")
             known = row if len(row) < len(header) else []  # of a row that is cut off, such as its id
             rows[place] = [*known, *[""] * (len(header) - len(known))]
     columns = {
@@ -67,13 +76,11 @@ def load_delimited(
         for field, values in zip(header, zip(*rows, strict=True), strict=False)
         if field and keep(field)
     }
-    # pandas writes its index like this; as a feature it would give away the order of the rows.
-    notes += [f"column {i} has no name and is left out" for i, field in enumerate(header, 1) if not field]
-    names = tuple(field for field in header if field)
+    names = named(header, notes)
     return TextTable(name, names, columns, lines, notes, header=given is None, bad=bad)
 
 
-def _beginning(text: str, separator: str, dialect: Written, notes: list[str]) -> tuple[str, int, str]:
+def beginning(text: str, separator: str, dialect: Written, notes: list[str]) -> tuple[str, int, str]:
     """The text without what stands before its header, how many lines that was, and the separator."""
     skipped = 0
     if match := _SPREADSHEET.match(text):
@@ -92,35 +99,57 @@ def _beginning(text: str, separator: str, dialect: Written, notes: list[str]) ->
 
 
 def _parsed(text: str, name: str, separator: str, quoting: bool, skipped: int) -> _Rows:
+    def parsed(blank_before_quote: bool) -> _Rows:
+        lines = io.StringIO(text, newline="")
+        most = len(text) + 1
+        return _Rows.of(fields(lines, name, separator, quoting, skipped, most, blank_before_quote=blank_before_quote))
+
     if quoting and separator != " " and f'{separator} "' in text:
         try:  # a quote after a blank encloses a field too, if that can be
-            return _fields(text, name, separator, quoting, skipped, blank_before_quote=True)
+            return parsed(True)
         except DataError:
             pass
-    return _fields(text, name, separator, quoting, skipped)
+    return parsed(False)
 
 
-def _fields(
-    text: str, name: str, separator: str, quoting: bool, skipped: int, *, blank_before_quote: bool = False
-) -> _Rows:
+def fields(
+    lines: Iterable[str],
+    name: str,
+    separator: str,
+    quoting: bool,
+    skipped: int,
+    most: int,
+    *,
+    blank_before_quote: bool = False,
+) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each row, with the line that it begins on.
+
+    Args:
+        lines: of the file, each with its line end, behind `skipped` lines.
+        name: of the file, for messages.
+        separator, quoting: see `Dialect`.
+        most: characters of a field.
+        blank_before_quote: whether a quote after a blank encloses a field too.
+
+    Raises:
+        DataError: quotes that cannot be understood.
+    """
     reader = csv.reader(
-        io.StringIO(text, newline=""),
+        lines,
         delimiter=separator,
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         skipinitialspace=blank_before_quote,
         strict=True,
     )
-    found, line = _Rows(), 1
-    limit = csv.field_size_limit()
+    line, limit = 1, csv.field_size_limit()
     try:
-        csv.field_size_limit(max(limit, len(text) + 1))  # one for the whole process
+        csv.field_size_limit(max(limit, most))  # one for the whole process
         for row in reader:
             if row:
-                found.rows.append(row)
-                found.lines.append(line + skipped)
+                yield line + skipped, row
             line = reader.line_num + 1
     except csv.Error as error:
-        open_quote = "unexpected end of data" in str(error)
+        open_quote = "unexpected end of data" in str(error) or "field larger than" in str(error)
         told = str(error).replace("\t", "\\t")
         what = "a quote is opened and never closed" if open_quote else f"malformed quotes: {told}"
         raise DataError(
@@ -130,7 +159,6 @@ def _fields(
         ) from None
     finally:
         csv.field_size_limit(limit)
-    return found
 
 
 def _header(found: _Rows, given: Sequence[str] | None, notes: list[str]) -> tuple[list[str], int]:
@@ -140,30 +168,46 @@ def _header(found: _Rows, given: Sequence[str] | None, notes: list[str]) -> tupl
         return first, 1
     if not first:
         return list(given), 0
-    if _names_columns(first, given):
+    if names_columns(first, given):
         return first, 1
-    if _replaced_header(found.rows, first):
-        shown = short(", ".join(first))
-        notes.append(f"line {found.lines[0]} ({shown}) names columns, which data.columns replaces; it is no example")
+    even = [row for row in found.rows[1:] if len(row) == len(first)]
+    values = ([row[place].strip() for row in even] for place in range(len(first)))
+    if replaced_header(len(found.rows), first, values):
+        notes.append(said_of_header(first, found.lines[0]))
         return list(given), 1
     return list(given), 0
 
 
-def _names_columns(first: Sequence[str], given: Sequence[str]) -> bool:
+def said_of_header(first: Sequence[str], line: int) -> str:
+    """The note on a header that is no example."""
+    return f"line {line} ({short(', '.join(first))}) names columns, which data.columns replaces; it is no example"
+
+
+def names_columns(first: Sequence[str], given: Sequence[str]) -> bool:
     """Whether a first line is the header that `data.columns` repeats: in any order, but for names that are numbers."""
     if any(number(field) is not None for field in first):
         return list(first) == list(given)
     return set(first) <= set(given) and len(set(first)) == len(first)
 
 
-def _replaced_header(rows: Sequence[Sequence[str]], first: Sequence[str]) -> bool:
-    """Whether a first line is a header with other names: words where all else are numbers, or are often the same."""
-    if len(rows) <= _FIRST_ROWS or any(number(field) is not None or len(field) > 60 for field in first):
+def may_replace(rows: int, first: Sequence[str]) -> bool:
+    """Whether a first line can be a header with other names, as far as that can be told without the rows below it."""
+    if rows <= _FIRST_ROWS or any(number(field) is not None or len(field) > 60 for field in first):
         return False
-    if len(set(first)) < len(first):
+    return len(set(first)) == len(first)
+
+
+def replaced_header(rows: int, first: Sequence[str], columns: Iterable[list[str]]) -> bool:
+    """Whether a first line is a header with other names: words where all else are numbers, or are often the same.
+
+    Args:
+        rows: how many there are, the first one among them.
+        first: its fields.
+        columns: the fields of the others, of those that have as many.
+    """
+    if not may_replace(rows, first):
         return False
-    for place, title in enumerate(first):
-        values = [row[place].strip() for row in rows[1:] if len(row) == len(first)]
+    for title, values in zip(first, columns, strict=True):
         counts = Counter(values)
         known = [number(value) for value in counts]
         if counts and all(value is not None for value in known) and any(value == value for value in known):
@@ -173,7 +217,14 @@ def _replaced_header(rows: Sequence[Sequence[str]], first: Sequence[str]) -> boo
     return False
 
 
-def _check_names(header: Sequence[str], where: str) -> None:
+def named(header: Sequence[str], notes: list[str]) -> tuple[str, ...]:
+    """The columns that have a name, with a note for each that has none."""
+    # pandas writes its index like this; as a feature it would give away the order of the rows.
+    notes += [f"column {i} has no name and is left out" for i, field in enumerate(header, 1) if not field]
+    return tuple(field for field in header if field)
+
+
+def check_names(header: Sequence[str], where: str) -> None:
     if duplicates := [field for field, count in Counter(header).items() if field and count > 1]:
         raise DataError(f"duplicate column names: {some(duplicates)}", where=where, hint="rename them")
 
@@ -182,7 +233,7 @@ def _without_last_separator(rows: list[list[str]], width: int, notes: list[str])
     """Rows as some spreadsheets write them, without the separator behind the last field of each."""
     if not rows or any(len(row) != width + 1 or row[-1].strip() for row in rows):
         return rows
-    notes.append("every row ends in a separator, which the header does not; it is left out")
+    notes.append(SEPARATED)
     return [row[:-1] for row in rows]
 
 
@@ -192,12 +243,17 @@ def _without_empty(
     """Rows with a value; spreadsheets write others below the last one."""
     kept = [place for place, row in enumerate(rows) if len(row) == 1 or any(field.strip() for field in row)]
     if width > 1 and len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept)} rows without any value are left out")
+        notes.append(said_of_empty(len(rows) - len(kept)))
         return [rows[place] for place in kept], [lines[place] for place in kept]
     return rows, lines
 
 
-def _uneven(row: Sequence[str], header: Sequence[str], names_given: bool, where: str) -> DataError:
+def said_of_empty(count: int) -> str:
+    """The note on rows without any value."""
+    return f"{count} rows without any value are left out"
+
+
+def uneven(row: Sequence[str], header: Sequence[str], names_given: bool, where: str) -> DataError:
     found, expected = len(row), len(header)
     if names_given:
         return DataError(f"{found} fields, where data.columns names {expected}", where=where, hint="name every column")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def identity(config: schema.Jsonl) -> Any:
     if config.tokens is None or found is None:
         return found
     return found | {name: getattr(config, name) for name in ("tokens", "tags", "tag_names")}
+
+
+def by_blocks(config: schema.Jsonl, regression: bool) -> Callable[[Path], Decoded] | None:
+    """What decodes a large table through files in a folder; None where `decode` will do."""
+    return delimited.by_blocks(config, regression) if config.tokens is None else None
 
 
 def decode(config: schema.Jsonl, regression: bool) -> Decoded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,10 +121,15 @@ def load(
         table = _load_jsonl(text, name, keep, lists)
     if table.bad and not collect:
         table = without_bad(table, dialect.skip_bad)
+    require_rows(table)
+    return table
+
+
+def require_rows(table: TextTable) -> None:
+    """Raises DataError where there are none."""
     if not table.lines:
         what = "there is a header but not a single row" if table.names else "there are no rows"
-        raise DataError(what, where=name, hint="is it the right file?")
-    return table
+        raise DataError(what, where=table.source, hint="is it the right file?")
 
 
 def without_bad(table: TextTable, skip: bool) -> TextTable:
@@ -132,51 +137,98 @@ def without_bad(table: TextTable, skip: bool) -> TextTable:
     first = min(table.bad)
     if not skip:
         raise table.bad[first]
-    count = len(table.bad)
-    which = "1 row is" if count == 1 else f"{count} rows are"
-    note = f"{which} left out, the first with this: {table.bad[first]}"
     kept = [row for row in range(len(table.lines)) if row not in table.bad]
     columns = {name: [values[row] for row in kept] for name, values in table.columns.items()}
     lines = [table.lines[row] for row in kept]
+    note = left_out(len(table.bad), table.bad[first])
     return dataclasses.replace(table, columns=columns, lines=lines, notes=[*table.notes, note], bad={})
 
 
+def left_out(count: int, first: DataError) -> str:
+    """The note on rows that are left out, with what is wrong with the first of them."""
+    which = "1 row is" if count == 1 else f"{count} rows are"
+    return f"{which} left out, the first with this: {first}"
+
+
 def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Container[str]) -> TextTable:
-    columns: dict[str, list[str]] = {}
-    names: dict[str, None] = {}
-    lines: list[int] = []
-    absent: dict[str, int] = {}
-    most = EMPTY_CELLS + EMPTY_CELLS_A_CHARACTER * len(text)
-    bad: dict[int, DataError] = {}
+    rows = JsonRows(name, keep, lists, len(text))
     for number, found in json_records(text, name):
-        record = {} if isinstance(found, DataError) else _flat(found)
+        rows.add(number, found)
+    columns, lines, bad = rows.take()
+    return TextTable(name, tuple(rows.names), columns, lines, [], absent=rows.absent, bad=bad)
+
+
+class JsonRows:
+    """Records as columns, which can be taken block by block.
+
+    Args:
+        name: of the file, for messages.
+        keep: which columns, by name.
+        lists: columns whose values may be lists.
+        characters: of the whole file.
+
+    Attributes:
+        names: of all columns so far.
+        absent: the first line that lacks a column.
+    """
+
+    def __init__(self, name: str, keep: Callable[[str], bool], lists: Container[str], characters: int):
+        self.names: dict[str, None] = {}
+        self.absent: dict[str, int] = {}
+        self._name, self._keep, self._lists = name, keep, lists
+        self._most = EMPTY_CELLS + EMPTY_CELLS_A_CHARACTER * characters
+        self._kept: dict[str, None] = {}
+        self._rows, self._first = 0, 0
+        self._columns: dict[str, list[str]] = {}
+        self._lines: list[int] = []
+        self._bad: dict[int, DataError] = {}
+
+    def __len__(self) -> int:
+        """Rows that can be taken."""
+        return len(self._lines)
+
+    def add(self, number: int, found: dict[str, Any] | DataError) -> None:
+        """A record, or what is wrong with it, and its line. Raises DataError for keys that are no columns."""
+        self._first = self._first or number
         if isinstance(found, DataError):
-            bad[len(lines)] = found
-        for key, value in record.items():
-            if key not in names:
-                names[key] = None
-                if keep(key):
-                    columns[key] = []
-            if (values := columns.get(key)) is None:
-                continue
-            _fill(key, values, lines, absent)
-            if isinstance(value, list) and key in lists:
-                value = json.dumps(value, ensure_ascii=False)
-            try:
-                values.append(_json_text(value, f"{name}:{number}:{key}"))
-            except DataError as error:
-                values.append("")
-                bad.setdefault(len(lines), error)
-        if len(columns) * len(lines) > most:
+            self._bad[len(self._lines)] = found
+        for key, value in () if isinstance(found, DataError) else _flat(found).items():
+            if key not in self.names:
+                self.names[key] = None
+                if self._keep(key):
+                    self._kept[key] = None
+                    if self._rows:
+                        self.absent.setdefault(key, self._first)
+            if key in self._kept:
+                self._put(key, value, number)
+        if len(self._kept) * (self._rows + len(self._lines)) > self._most:
             raise DataError(
-                f"there are {len(columns):,} keys by now, and most of them are missing in most lines",
-                where=f"{name}:{number}",
+                f"there are {len(self._kept):,} keys by now, and most of them are missing in most lines",
+                where=f"{self._name}:{number}",
                 hint="a key is the name of a column: what differs from line to line is a value",
             )
-        lines.append(number)
-    for key, values in columns.items():
-        _fill(key, values, lines, absent)
-    return TextTable(name, tuple(names), columns, lines, [], absent=absent, bad=bad)
+        self._lines.append(number)
+
+    def _put(self, key: str, value: object, number: int) -> None:
+        values = self._columns.setdefault(key, [])
+        _fill(key, values, self._lines, self.absent)
+        if isinstance(value, list) and key in self._lists:
+            value = json.dumps(value, ensure_ascii=False)
+        try:
+            values.append(_json_text(value, f"{self._name}:{number}:{key}"))
+        except DataError as error:
+            values.append("")
+            self._bad.setdefault(len(self._lines), error)
+
+    def take(self) -> tuple[dict[str, list[str]], list[int], dict[int, DataError]]:
+        """The rows since the last call: the columns that are kept, their lines, and what is wrong with some."""
+        columns = {key: self._columns.get(key, []) for key in self._kept}
+        for key, values in columns.items():
+            _fill(key, values, self._lines, self.absent)
+        found = columns, self._lines, self._bad
+        self._rows += len(self._lines)
+        self._columns, self._lines, self._bad = {}, [], {}
+        return found
 
 
 def _fill(key: str, values: list[str], lines: Sequence[int], absent: dict[str, int]) -> None:
@@ -200,7 +252,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[s
 def json_records(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     """The objects of JSON lines, or of one JSON list, each with its place from 1; errors in place of what is none."""
     if not text.lstrip().startswith("["):
-        yield from _lines_of_json(text, name)
+        yield from json_lines(text.split("\n"), name)
         return
     try:
         values = json.loads(text)
@@ -219,8 +271,9 @@ def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, found
 
 
-def _lines_of_json(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    for number, line in enumerate(text.split("\n"), 1):
+def json_lines(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects of some lines, from the first of the file on, each with its line; errors in place of what is none."""
+    for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, _record(line, f"{name}:{number}")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,23 @@ import numpy as np
 
 from bigctl.data.number_style import BOOLEAN, MISSING, NumberStyle, find_style, number
 from bigctl.data.paths import some, split_files
+from bigctl.data.sources import row_blocks
 from bigctl.data.sources.cells import (
     CATEGORY,
     USUAL,
     Cells,
+    Keep,
     Kinds,
+    as_it_is,
     doubted_points,
     infer_columns,
     numeric_column,
+    plain_numbers,
     said_of,
     typed_columns,
 )
-from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources.column_files import Chosen, StoredRows
+from bigctl.data.sources.decoded import ROW, Columns, Decoded
 from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, file_origins, load, split_columns
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.table_encoder import Categorical, TableEncoder
@@ -56,6 +61,7 @@ def read_table(
     cells: Cells = USUAL,
     group: str | None = None,
     time: str | None = None,
+    work: Path | None = None,
 ) -> Decoded:
     """Read a table with a header row (or JSON objects) into one typed column per feature, and the target `label`.
 
@@ -68,33 +74,62 @@ def read_table(
         drop: columns to leave out; those of no use are left out by themselves, with a line in `info["notes"]`.
         dialect, cells: how the files are written, and what their cells mean.
         group, time: columns by which splits are made; that of groups is no feature.
+        work: an empty folder, where there are more rows than memory should hold: they go through files in it, block by
+            block, and the features stay there.
 
     Returns:
         Decoded of kind "table": float64 [N] with NaN, or object [N] of str with None, per feature; `label` int32 [N]
-        class numbers, classes sorted (as numbers where all are integers), or float64 [N].
+        class numbers, classes sorted (as numbers where all are integers), or float64 [N]. With `work` the features are
+        in `rows`, and the splits say by ROW which they have.
 
     Raises:
         DataError: a file is missing or malformed, a column is missing, a value does not fit its column or target.
+        OSError: there is no room in `work`.
     """
     kept = {label, group, time}
-    tables = {
-        split: load(file, format, lambda name: name not in drop or name in kept, dialect=dialect)
-        for split, file in split_files(path, validation_path, test_path).items()
-    }
+    files = split_files(path, validation_path, test_path)
+    tables = _tables(files, format, lambda name: name not in drop or name in kept, dialect, work)
+    rows = None if work is None else StoredRows(work)
     _check_columns(tables, label, drop, cells, path)
     notes = list(tables["train"].notes)
     seen = _without(tables["train"], {group} | ({time} if time in drop else set()))
-    kinds, features = infer_columns(seen, label, cells, notes, regression)
+    kinds, features = infer_columns(seen, label, cells, notes, regression, rows.keep if rows else as_it_is)
     if not features:
         raise _no_features(label, notes, path)
     style = _target_style(tables["train"], label, cells, notes) if regression else CATEGORY
     notes += doubted_points(seen, {**kinds, label: style}, cells)
     classes, targets = _target(tables, label, style, cells)
-    splits = {}
+    splits = _splits(tables, targets, features, kinds, cells, rows)
     for split, table in tables.items():
-        own = features if split == "train" else _like_training(table, kinds, cells)
-        splits[split] = {**own, "label": targets[split], **split_columns(table, group, time)}
-    info: dict[str, Any] = {
+        splits[split] |= split_columns(table, group, time)
+    info = _facts(format, tables, label, kinds, notes)
+    found = Decoded("table", splits, classes, info, styles=_styles(kinds), origins=file_origins(tables))
+    return found if rows is None else dataclasses.replace(found, rows=rows.only([*kinds]))
+
+
+def _splits(
+    tables: Mapping[str, TextTable],
+    targets: Mapping[str, np.ndarray],
+    features: Columns,
+    kinds: Kinds,
+    cells: Cells,
+    rows: StoredRows | None,
+) -> dict[str, Columns]:
+    """Features, or where there are `rows` their places in these, and the target."""
+    splits: dict[str, Columns] = {}
+    keep, first = as_it_is if rows is None else rows.keep, 0
+    for split, table in tables.items():
+        own = features if split == "train" else _like_training(table, kinds, cells, keep)
+        if rows is not None:
+            own = {ROW: np.arange(first, first := first + len(table.lines))}
+        splits[split] = {**own, "label": targets[split]}
+    return splits
+
+
+def _facts(
+    format: str, tables: Mapping[str, TextTable], label: str, kinds: Kinds, notes: Sequence[str]
+) -> dict[str, Any]:
+    return {
         "source": format,
         **file_facts(tables),
         "target": label,
@@ -102,15 +137,25 @@ def read_table(
         "categorical": [name for name, kind in kinds.items() if kind == CATEGORY],
         "notes": notes,
     }
-    return Decoded("table", splits, classes, info, styles=_styles(kinds), origins=file_origins(tables))
+
+
+def _tables(
+    files: Mapping[str, Path], format: str, wanted: Callable[[str], bool], dialect: Dialect, work: Path | None
+) -> dict[str, TextTable]:
+    if work is None:
+        return {split: load(file, format, wanted, dialect=dialect) for split, file in files.items()}
+    return {
+        split: row_blocks.load(file, format, wanted, dialect=dialect, folder=work / split)
+        for split, file in files.items()
+    }
 
 
 def _styles(kinds: Mapping[str, object]) -> dict[str, NumberStyle]:
     return {name: kind for name, kind in kinds.items() if isinstance(kind, NumberStyle)}
 
 
-def _without(table: TextTable, names: Container[str | None]) -> TextTable:
-    return dataclasses.replace(table, columns={n: values for n, values in table.columns.items() if n not in names})
+def _without(table: TextTable, names: Collection[str | None]) -> TextTable:
+    return dataclasses.replace(table, columns=Chosen(table.columns, names))
 
 
 def _no_features(label: str, notes: Sequence[str], path: Path) -> DataError:
@@ -130,6 +175,8 @@ def _check_named(train: TextTable, cells: Cells) -> None:
 
 def _target_style(train: TextTable, label: str, cells: Cells, notes: list[str]) -> NumberStyle | None:
     """How the numbers of the target are written; None for as programs do."""
+    if plain_numbers(train, label, cells) is not None:
+        return None
     distinct = {text for text in set(train.columns[label]) if not cells.misses(text)}
     if cells.decimal in (None, ".") and all(number(text) is not None for text in distinct):
         return None
@@ -178,7 +225,7 @@ def _sources(kinds: Kinds) -> list[str]:
     return list(dict.fromkeys(k.of if isinstance(k, NumberStyle) and k.date else name for name, k in kinds.items()))
 
 
-def _like_training(table: TextTable, kinds: Kinds, cells: Cells) -> Columns:
+def _like_training(table: TextTable, kinds: Kinds, cells: Cells, keep: Keep) -> Columns:
     """The columns of another split, with the types that training decided."""
     if absent := [name for name in _sources(kinds) if name not in table.columns]:
         raise DataError(
@@ -186,7 +233,7 @@ def _like_training(table: TextTable, kinds: Kinds, cells: Cells) -> Columns:
             where=table.source,
             hint=f"its columns are {some(table.names)}",
         )
-    return typed_columns(table, kinds, cells)
+    return typed_columns(table, kinds, cells, keep=keep)
 
 
 def rows_of(

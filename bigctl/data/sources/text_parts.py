@@ -130,7 +130,7 @@ def _is_json(file: Path) -> bool:
     return read_table.SUFFIXES.get(content.suffix_of(file)) == "jsonl"
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
     """Some text, the byte after it, where reading can begin there, and the bytes that were read by then."""
 
     text: str
@@ -138,8 +138,8 @@ class _Decoded(NamedTuple):
     done: int
 
 
-def _decoded(file: Path, encoding: str | None, place: int) -> Iterator[_Decoded]:
-    """A file as text, from a byte on. Raises DataError where it is none."""
+def decoded(file: Path, encoding: str | None, place: int) -> Iterator[Decoded]:
+    """A file as text, some at a time, from a byte on. Raises DataError where it is none."""
     name, before = str(file), content.Before(place)
     with content.opened(file) as (stream, packed):
         most = content.most_unpacked(file.stat().st_size) if packed else None
@@ -164,7 +164,7 @@ def _decoded(file: Path, encoding: str | None, place: int) -> Iterator[_Decoded]
             before = before.and_then(block)
             waiting = len(decoder.getstate()[0]) if whole else 0
             if text:
-                yield _Decoded(text, before.count - waiting if whole else None, _position(stream, before, packed))
+                yield Decoded(text, before.count - waiting if whole else None, _position(stream, before, packed))
             if not block:
                 return
             if most is not None and before.count > most:
@@ -183,7 +183,7 @@ def _plain(file: Path, encoding: str | None, place: int) -> Iterator[Part]:
     last: Part | None = None
     at: int | None = place
     blank = place == 0
-    for text, after, done in _decoded(file, encoding, place):
+    for text, after, done in decoded(file, encoding, place):
         if last is not None:
             yield last
         blank = blank and not text.strip()
@@ -197,7 +197,7 @@ def _objects(file: Path, field: str, encoding: str | None, place: int) -> Iterat
     """The texts of JSON lines, those that are empty too, from the line on that begins at a byte."""
     name, rest, number, seen, done = str(file), "", 0, place > 0, 0
     at: int | None = place
-    for text, after, done in _decoded(file, encoding, place):
+    for text, after, done in decoded(file, encoding, place):
         if not seen and (rest + text).lstrip().startswith("["):
             yield from _listed(file, field, encoding)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bigctl.data.paths import some
@@ -15,12 +16,13 @@ class TextTable:
 
     source: str
     names: tuple[str, ...]  # of all columns
-    columns: dict[str, list[str]]  # those that were asked for, blanks stripped
-    lines: list[int]  # where each row starts, from 1
+    columns: Mapping[str, list[str]]  # those that were asked for, blanks stripped
+    lines: Sequence[int]  # where each row starts, from 1
     notes: list[str]
     header: bool = False  # whether the first line names the columns
     absent: dict[str, int] = field(default_factory=dict)  # of JSON lines: the first one that lacks a column
     bad: dict[int, DataError] = field(default_factory=dict)  # rows that could not be read, which are empty here
+    blocks: Callable[[str], Iterator[list[str]]] | None = None  # a column some rows at a time, of columns in files
 
     def at(self, row: int, column: str) -> str:
         return f"{self.source}:{self.lines[row]}:{column}"

@@ -1,0 +1,131 @@
+"""Tables of any size -> arrays on the disk, in memory that does not grow with their rows times their columns.
+
+    read     every file once: rows become columns of cells in files, block by block
+    tell     each column by itself: what its cells mean, as numbers or categories in files
+    split    by the target alone, as smaller tables are
+    fit      each column by itself: means, deviations and categories of the training split
+    encode   block by block, into the arrays that a model sees
+
+What comes out is what `prepare` makes of a table that fits into memory, to the bit. A column at a time is in memory:
+8 bytes a row, and each text that is different of one that is not plain numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from bigctl.config.schema import Data
+from bigctl.data import cache, checks, encode, origins, partial, splits
+from bigctl.data.array_file import ArrayFile
+from bigctl.data.dataset import SPLITS, Features
+from bigctl.data.progress import Progress
+from bigctl.data.sources.column_files import StoredRows
+from bigctl.data.sources.decoded import ROW, Columns, Decoded
+from bigctl.data.table_encoder import TableEncoder
+from bigctl.data.target import NUMBER
+from bigctl.errors import DataError
+
+_ROWS = 2**14
+"""Rows that are encoded at once."""
+
+_SCRATCH = "columns"
+
+
+def prepare(
+    folder: Path, config: Data, decode: Callable[[Path], Decoded], regression: bool, unchanged: Callable[[], bool]
+) -> None:
+    """Make a set in its cache folder.
+
+    Args:
+        folder: where it belongs.
+        config: how it is split.
+        decode: reads the rows, through files in an empty folder.
+        regression: whether the target is a number.
+        unchanged: whether the files are what they were.
+
+    Raises:
+        DataError: if the data cannot be read, changes meanwhile, or there is no room. Nothing is left of it then.
+    """
+    try:
+        with partial.alone_in(folder) as work:
+            if work is None:
+                return
+            _empty(work)
+            try:
+                finish = _made(work, config, decode, regression)
+            except DataError:
+                partial.require(unchanged(), folder)
+                raise
+            shutil.rmtree(work / _SCRATCH, ignore_errors=True)
+            partial.require(unchanged(), folder)
+            finish(folder)
+            (folder / partial.LOCK).unlink(missing_ok=True)
+            partial.forget(folder)
+    except OSError as error:
+        partial.forget(folder)
+        raise cache.cannot_store(folder, error) from error
+    except BaseException:
+        partial.forget(folder)
+        raise
+
+
+def _empty(work: Path) -> None:
+    """Remove what a start that was killed has left."""
+    shutil.rmtree(work / _SCRATCH, ignore_errors=True)
+    for old in work.iterdir():
+        if old.name != partial.LOCK:
+            old.unlink()
+    (work / _SCRATCH).mkdir()
+
+
+def _made(work: Path, config: Data, decode: Callable[[Path], Decoded], regression: bool) -> Callable[[Path], None]:
+    """Everything but the last step, which puts it in place."""
+    decoded = decode(work / _SCRATCH)
+    decoded = dataclasses.replace(decoded, splits=origins.with_origins(decoded))
+    checks.check_target(decoded.target, regression)
+    by_split = splits.split_examples(decoded, config)
+    places, info = origins.taken(by_split), dict(decoded.info)
+    features, files = _encoded(work, decoded, by_split)
+    arrays = {split: _mapped(work, split) for split in SPLITS}
+    checks.note_findings(info, arrays, features, config)
+    origins.write(work, decoded.origins, places)
+    return lambda folder: cache.finish_shards(work, folder, features, files, info, {})
+
+
+def _encoded(work: Path, decoded: Decoded, by_split: dict[str, Columns]) -> tuple[Features, dict[str, str]]:
+    """Write the arrays; gives what is known of them, and their digests by file."""
+    stored = cast(StoredRows, decoded.rows)
+    rows = {split: columns[ROW] for split, columns in by_split.items()}
+    encoder = TableEncoder.fit_stored(stored, rows["train"], decoded.styles)
+    labels = {split: columns["label"] for split, columns in by_split.items()}
+    features, labels = encode.described_table(encoder, decoded.classes, labels)
+    if decoded.target.kind != NUMBER:
+        features = dataclasses.replace(features, target=decoded.target)
+    columns, files = {name: stored.column(name) for name in stored.names}, dict[str, str]()
+    done, total = 0, sum(map(len, rows.values()))
+    with Progress("data: writing rows", total, ("million rows", 1e6)) as progress:
+        for split, own in rows.items():
+            with _array(work, split, "inputs", np.float32, len(own), *features.shape) as file:
+                for start in range(0, len(own), _ROWS):
+                    block = own[start : start + _ROWS]
+                    file.write(encoder.encode({name: values[block] for name, values in columns.items()}))
+                    progress.update(done := done + len(block))
+            files[file.name] = file.sha256
+            with _array(work, split, "label", features.target.dtype, *labels[split].shape) as file:
+                file.write(labels[split].astype(features.target.dtype))
+            files[file.name] = file.sha256
+    return features, files
+
+
+def _array(work: Path, split: str, column: str, dtype: np.dtype | type, *shape: int) -> ArrayFile:
+    return ArrayFile(work / f"{split}.{column}.npy", np.dtype(dtype), shape)
+
+
+def _mapped(work: Path, split: str) -> Columns:
+    return {name: np.load(work / f"{split}.{name}.npy", mmap_mode="r") for name in ("inputs", "label")}

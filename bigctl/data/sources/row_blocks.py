@@ -1,0 +1,305 @@
+"""Files of rows (`csv`, `tsv`, `jsonl`) -> columns of strings in files: as `read_table.load` reads them as a whole, in
+memory that does not grow."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from array import array
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigctl.data.progress import Progress
+from bigctl.data.sources import content, delimited_rows, read_table, text_parts
+from bigctl.data.sources.column_files import TextColumns
+from bigctl.data.sources.read_table import Dialect, JsonRows
+from bigctl.data.sources.text_rows import TextTable
+from bigctl.errors import DataError
+
+_ROWS = 2**14
+"""Rows that are in memory at once."""
+
+_HEAD = 2**20
+"""Characters among which the header is looked for."""
+
+_LONGEST = 2**25
+"""Characters of one field, or line: a quote that is never closed would hold the rest of the file."""
+
+
+def are_large(files: Iterable[Path], format: str, size: int) -> bool:
+    """Whether one of some files has so many bytes, or a packed one a quarter, and all of them can be read by blocks: a
+    JSON list cannot."""
+    try:
+        sizes = [file.stat().st_size * (4 if file.suffix.lower() in content.COMPRESSED else 1) for file in files]
+        return max(sizes, default=0) >= size and not (format == "jsonl" and any(map(_is_list, files)))
+    except (OSError, DataError):  # which reading it as a whole tells
+        return False
+
+
+def _is_list(file: Path) -> bool:
+    return content.read_beginning(file, 64)[0].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def load(
+    file: Path,
+    format: str,
+    keep: Callable[[str], bool],
+    *,
+    folder: Path,
+    dialect: Dialect,
+    lists: Container[str] = (),
+) -> TextTable:
+    """The columns that `keep` wants of a file, written into `folder`; see `read_table.load`.
+
+    Raises:
+        DataError: the file is malformed or empty.
+        OSError: there is no room.
+    """
+    reading = _Reading(file, str(file), dialect.encoding, folder)
+    if format != "jsonl":
+        found = _Delimited(reading, "\t" if format == "tsv" else ",", keep, dialect).load()
+    elif dialect.columns:
+        raise DataError("every JSON line names its own columns", where="data.columns", hint="leave data.columns out")
+    else:
+        found = _load_jsonl(reading, keep, lists, dialect.skip_bad)
+    read_table.require_rows(found)
+    return found
+
+
+@dataclass
+class _Reading:
+    """A file that is read more than once.
+
+    Attributes:
+        name: of it, for messages.
+        folder: for what is written.
+        characters: in it, after `look`.
+    """
+
+    file: Path
+    name: str
+    encoding: str | None
+    folder: Path
+    characters: int = 0
+
+    def parts(self, what: str = "reading") -> Iterator[str]:
+        """Its text. Raises DataError for what is none."""
+        with Progress(f"data: {what} {self.file.name}", self.file.stat().st_size) as progress:
+            for text, _, done in text_parts.decoded(self.file, self.encoding, 0):
+                yield text
+                progress.update(done)
+
+    def look(self, wanted: str = "") -> bool:
+        """Count its characters and check them; says whether a text is in it."""
+        found, end, blank = False, "", True
+        for text in self.parts("looking through"):
+            found = found or (bool(wanted) and wanted in end + text)
+            end = text[-len(wanted) :] if wanted else ""
+            self.characters, blank = self.characters + len(text), blank and not text.strip()
+        if blank:
+            raise DataError("the file is empty", where=self.name, hint="is it the right file?")
+        return found
+
+    def columns(self) -> TextColumns:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return TextColumns(self.folder / f"{len([*self.folder.iterdir()])}.cells")
+
+
+def _lines(parts: Iterable[str], name: str) -> Iterator[str]:
+    """The lines of a text, each with its line end of any kind. Raises DataError for one that is too long."""
+    rest = ""
+    for part in parts:
+        text = rest + part
+        end = max(text.rfind("\n"), text.rfind("\r", 0, len(text) - 1)) + 1  # a last \r may be half of a line end
+        yield from io.StringIO(text[:end], newline="")
+        rest = text[end:]
+        if len(rest) > _LONGEST:
+            raise DataError(f"a line has more than {_LONGEST:,} characters", where=name, hint="is it the right file?")
+    yield from io.StringIO(rest, newline="")
+
+
+class _Unlike(Exception):
+    """Not every row ends in a separator, as the first ones do."""
+
+
+@dataclass
+class _Delimited:
+    """A csv or tsv file, see `delimited_rows.load_delimited`."""
+
+    reading: _Reading
+    separator: str
+    keep: Callable[[str], bool]
+    dialect: Dialect
+
+    def load(self) -> TextTable:
+        notes: list[str] = []
+        self._begin(notes)
+        quoting, mark = self.dialect.quoting, self.separator
+        looser = self.reading.look(f'{mark} "') and quoting and mark != " "
+        last_separator = True
+        while True:
+            try:
+                return self._read(list(notes), looser, last_separator)
+            except _Unlike:
+                last_separator = False
+            except DataError:
+                if not looser:
+                    raise
+                looser = False
+
+    def _begin(self, notes: list[str]) -> None:
+        """What comes before the header."""
+        head = ""
+        for part in self.reading.parts():
+            head += part
+            if len(head) >= _HEAD:
+                break
+        text, self.skipped, self.separator = delimited_rows.beginning(head, self.separator, self.dialect, notes)
+        self.before = len(head) - len(text)
+
+    def _fields(self, looser: bool) -> Iterator[tuple[int, list[str]]]:
+        lines = _lines(_behind(self.reading.parts(), self.before), self.reading.name)
+        quoting = self.dialect.quoting
+        name = self.reading.name
+        return delimited_rows.fields(
+            lines, name, self.separator, quoting, self.skipped, _LONGEST, blank_before_quote=looser
+        )
+
+    def _read(self, notes: list[str], looser: bool, last_separator: bool) -> TextTable:
+        """Raises _Unlike where it turns out that some rows end in a separator and others do not."""
+        name, given = self.reading.name, self.dialect.columns
+        header, start = self._header(looser, notes)
+        rows = self._fields(looser)
+        found = _Found(self, header, last_separator)
+        first = next(rows, None)
+        delimited_rows.check_names(header, "data.columns" if given else f"{name}:{first[0] if first else 1}")
+        for line, row in itertools.islice(itertools.chain([first] if first else [], rows), start, None):
+            found.add(line, row)
+        found.flush()
+        notes += found.notes()
+        names = delimited_rows.named(header, notes)
+        if found.first_bad is not None:
+            if not self.dialect.skip_bad:
+                raise found.first_bad
+            notes.append(read_table.left_out(found.bad, found.first_bad))
+        columns = found.columns
+        return TextTable(name, names, columns, found.lines, notes, header=given is None, blocks=columns.blocks)
+
+    def _header(self, looser: bool, notes: list[str]) -> tuple[list[str], int]:
+        """The names of the columns, and at which row examples begin; where only all rows tell, these are read."""
+        rows, given = self._fields(looser), self.dialect.columns
+        line, row = next(rows, (1, []))
+        first = [field.strip() for field in row]
+        if given is None:
+            return first, 1
+        if first and delimited_rows.names_columns(first, given):
+            return first, 1
+        if not first or not delimited_rows.may_replace(2**31, first):
+            return list(given), 0
+        columns, count = self.reading.columns(), 1
+        while block := [row for _, row in itertools.islice(rows, _ROWS)]:
+            even = [row for row in block if len(row) == len(first)]
+            cells = {str(at): [row[at].strip() for row in even] for at in range(len(first))}
+            columns.append(cells, len(even))
+            count += len(block)
+        values = ([cell for block in columns.blocks(str(at)) for cell in block] for at in range(len(first)))
+        is_header = count > 1 and delimited_rows.replaced_header(count, first, values)
+        columns.close()
+        if is_header:
+            notes.append(delimited_rows.said_of_header(first, line))
+        return list(given), int(is_header)
+
+
+def _behind(parts: Iterable[str], characters: int) -> Iterator[str]:
+    """A text without its first characters."""
+    for part in parts:
+        if characters < len(part):
+            yield part[characters:]
+        characters = max(0, characters - len(part))
+
+
+class _Found:
+    """Rows that become columns, block by block."""
+
+    def __init__(self, file: _Delimited, header: Sequence[str], last_separator: bool):
+        self.columns, self.lines = file.reading.columns(), array("q")
+        self.bad = 0
+        self.first_bad: DataError | None = None
+        self._file, self._header, self._width = file, header, len(header)
+        self._kept = [(at, name) for at, name in enumerate(header) if name and file.keep(name)]
+        self._last_separator, self._cut, self._empty = last_separator, 0, 0
+        self._rows: list[list[str]] = []
+
+    def add(self, line: int, row: list[str]) -> None:
+        if self._last_separator:
+            if len(row) == self._width + 1 and not row[-1].strip():
+                row.pop()
+                self._cut += 1
+            elif self._cut:
+                raise _Unlike
+            else:
+                self._last_separator = False
+        if self._width > 1 and len(row) != 1 and not any(map(str.strip, row)):
+            self._empty += 1
+        elif len(row) != self._width:
+            self.bad += 1
+            if self.first_bad is None:
+                file = self._file
+                where, given = f"{file.reading.name}:{line}", file.dialect.columns is not None
+                self.first_bad = delimited_rows.uneven(row, self._header, given, where)
+        else:
+            self.lines.append(line)
+            self._rows.append(row)
+            if len(self._rows) >= _ROWS:
+                self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            cells = [*zip(*self._rows, strict=True)]
+            columns = {name: [*map(str.strip, cells[at])] for at, name in self._kept}
+            self.columns.append(columns, len(self._rows))
+            self._rows = []
+
+    def notes(self) -> list[str]:
+        found = [delimited_rows.SEPARATED] if self._cut else []
+        return found + ([delimited_rows.said_of_empty(self._empty)] if self._empty else [])
+
+
+def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container[str], skip_bad: bool) -> TextTable:
+    reading.look()
+    rows = JsonRows(reading.name, keep, lists, reading.characters)
+    columns, lines, count = reading.columns(), array("q"), 0
+    first_bad: DataError | None = None
+    records = read_table.json_lines(_json_lines(reading.parts(), reading.name), reading.name)
+    while block := [*itertools.islice(records, _ROWS)]:
+        for number, found in block:
+            rows.add(number, found)
+        values, numbers, bad = rows.take()
+        kept = [row for row in range(len(numbers)) if row not in bad]
+        if bad:
+            count, first_bad = count + len(bad), first_bad or bad[min(bad)]
+            values = {name: [cells[row] for row in kept] for name, cells in values.items()}
+        columns.append(values, len(kept))
+        lines.extend(numbers[row] for row in kept)
+    notes = []
+    if first_bad is not None:
+        if not skip_bad:
+            raise first_bad
+        notes.append(read_table.left_out(count, first_bad))
+    return TextTable(reading.name, tuple(rows.names), columns, lines, notes, absent=rows.absent, blocks=columns.blocks)
+
+
+def _json_lines(parts: Iterable[str], name: str) -> Iterator[str]:
+    """Lines, which \\n alone ends. Raises DataError for one that is too long."""
+    rest: list[str] = []
+    for part in parts:
+        *lines, last = part.split("\n")
+        if lines:
+            yield "".join([*rest, lines[0]])
+            yield from lines[1:]
+            rest = []
+        rest.append(last)
+        if sum(map(len, rest)) > _LONGEST:
+            raise DataError(f"a line has more than {_LONGEST:,} characters", where=name, hint="is it the right file?")
+    yield "".join(rest)

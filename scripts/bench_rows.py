@@ -1,0 +1,138 @@
+"""Preparing a large table: by blocks, as a whole, and `pandas.read_csv` of the same file, in one run.
+
+The table is made up: numbers, some of them missing, words that repeat, dates, and a class. Every way runs in a process
+of its own, in turns, with an empty cache. Seconds are beyond imports, those of the processor tell more on a busy
+machine; memory is the peak of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PREPARE = """
+import json, resource, sys, time
+from bigctl.config import schema
+from bigctl.data import prepare
+from bigctl.data.sources import delimited
+if sys.argv[2] == "whole":
+    delimited._LARGE = 2**62
+began, worked = time.perf_counter(), time.process_time()
+made = prepare.prepare(schema.Csv(path=sys.argv[1], label=sys.argv[3]))
+first, worked = time.perf_counter(), time.process_time() - worked
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepare.prepare(schema.Csv(path=sys.argv[1], label=sys.argv[3]))
+again = time.perf_counter() - first
+print(json.dumps({"seconds": first - began, "processor": worked, "again": again, "megabytes": peak / 1000,
+                  "fingerprint": made.fingerprint}))
+"""
+
+PANDAS = """
+import json, resource, sys, time
+import pandas
+began, worked = time.perf_counter(), time.process_time()
+frame = pandas.read_csv(sys.argv[1])
+first, worked = time.perf_counter(), time.process_time() - worked
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"seconds": first - began, "processor": worked, "megabytes": peak / 1000}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=300.0, help="size of the table that is made")
+    parser.add_argument("--numbers", type=int, default=16, help="columns of numbers")
+    parser.add_argument("--table", type=Path, help="a csv file in place of the one that is made up")
+    parser.add_argument("--label", default="class", help="the target column")
+    parser.add_argument("--turns", type=int, default=1, help="how often each way runs")
+    parser.add_argument("--without-whole", action="store_true", help="leave out the way that needs most memory")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench_rows-"))
+    try:
+        file = options.table or folder / "rows.csv"
+        if options.table is None:
+            write_table(file, options.megabytes * 1e6, options.numbers)
+        options.megabytes = file.stat().st_size / 1e6
+        ways = {"by blocks": (PREPARE, "blocks"), "as a whole": (PREPARE, "whole"), "pandas.read_csv": (PANDAS, "")}
+        if options.without_whole:
+            del ways["as a whole"]
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for _ in range(options.turns):
+            for name, (program, way) in ways.items():
+                found[name].append(run(folder, program, [str(file), way, options.label]))
+        report(options, found)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_table(file: Path, size: float, numbers: int) -> None:
+    import numpy as np
+
+    draw, written, first = np.random.default_rng(0), 0, 0
+    cities, rows = np.array(["Rome", "Cologne", "Oslo", "Lima", "Hanoi", ""]), 20_000
+    with file.open("w") as stream:
+        names = [f"x{number}" for number in range(numbers)]
+        written += stream.write(",".join(["id", "city", "zip", "day", *names, "class"]) + "\n")
+        while written < size:
+            values = draw.normal(size=(rows, numbers)).round(6).astype(str)
+            values[draw.random(values.shape) < 0.02] = ""
+            days = np.datetime64("2020-01-01") + draw.integers(0, 1500, rows)
+            own = [
+                np.arange(first, first + rows).astype(str), draw.choice(cities, rows),
+                draw.integers(10_000, 10_300, rows).astype(str), days.astype(str), *values.T,
+                draw.choice(["yes", "no"], rows),
+            ]  # fmt: skip
+            written += stream.write("\n".join(map(",".join, zip(*(each.tolist() for each in own), strict=True))) + "\n")
+            first += rows
+
+
+def run(folder: Path, program: str, arguments: list[str]) -> dict[str, float]:
+    """One way, in an empty cache."""
+    cache, script = folder / "cache", folder / "way.py"
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir()
+    script.write_text(program)
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "BIGCTL_CACHE_DIR": str(cache)}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def report(options: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
+    def median(what: str) -> dict[str, float]:
+        return {name: statistics.median(each[what] for each in runs) for name, runs in found.items()}
+
+    seconds, processor = median("seconds"), median("processor")
+    megabytes = {name: max(each["megabytes"] for each in runs) for name, runs in found.items()}
+    blocks, ratios = found["by blocks"][-1], dict[str, float]()
+    for what, times in (("seconds", seconds), ("seconds of the processor", processor)):
+        others = [times[name] for name in times if name != "by blocks"]
+        ratios[f"{what}, by blocks over {' and '.join([*times][1:])}"] = times["by blocks"] / sum(others)
+        ratios[f"{what}, by blocks over pandas.read_csv"] = times["by blocks"] / times["pandas.read_csv"]
+    measured = {"seconds": seconds, "processor": processor, "megabytes": megabytes, "ratios": ratios}
+    if options.json:
+        print(json.dumps({**measured, "again": blocks["again"]}, indent=1))
+        return
+    for name, value in seconds.items():
+        work, most = processor[name], megabytes[name]
+        print(f"{name:<20} {value:7.1f} s  {work:7.1f} s of the processor  {most:8,.0f} MB at most")
+    for name, value in ratios.items():
+        print(f"{name:<80} {value:5.2f}")
+    print(f"a second start, beyond imports: {blocks['again']:.2f} s")
+    if "as a whole" in found:
+        same = blocks["fingerprint"] == found["as a whole"][-1]["fingerprint"]
+        print("by blocks and as a whole: " + ("the same arrays" if same else "DIFFERENT ARRAYS"))
+
+
+if __name__ == "__main__":
+    main()
