@@ -247,7 +247,9 @@ def joined(parts: Sequence[Ranges]) -> Ranges:
     return Ranges(tuple(file for part in parts for file in part.files), names, places, **columns)
 
 
-def in_one(file: Held, names: Sequence[bytes], starts: Sequence[int], sizes: Sequence[int]) -> Ranges:
+def in_one(
+    file: Held, names: Sequence[bytes], starts: Sequence[int] | np.ndarray, sizes: Sequence[int] | np.ndarray
+) -> Ranges:
     """Pictures in one file, whose content nobody has looked at."""
     count = len(names)
     columns = np.asarray(starts, np.int64), np.asarray(sizes, np.int64)

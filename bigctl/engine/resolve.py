@@ -94,7 +94,7 @@ def with_data(
 
 def _decided(data: Data, dataset: Dataset) -> Data:
     """The data's configuration with how its pictures are decoded, if it leaves that open."""
-    if getattr(data, "decoding", schema.DECODE_MEMORY) is not None:
+    if getattr(data, "decoding", schema.DECODE_MEMORY) is not None or dataset.features.kind != "image":
         return data
     found: dict[str, Any] = {"decoding": schema.DECODE_STREAM if dataset.streamed else schema.DECODE_MEMORY}
     return dataclasses.replace(data, **found)

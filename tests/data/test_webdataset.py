@@ -27,6 +27,11 @@ Members = Iterable[tuple[str, bytes | tarfile.TarInfo]]
 SIZE = [16, 12]
 
 
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def pictures(count: int = 24) -> list[tuple[str, bytes]]:
     """Encoded pictures of many shapes, each with its class; those of "cat" come first."""
     rng, found = np.random.default_rng(0), []

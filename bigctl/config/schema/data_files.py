@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Problem, Whole, key, kind
-from bigctl.config.schema.data import Data, check_encoding, check_image_size, check_order
+from bigctl.config.schema.data import (
+    DECODE_MEMORY,
+    DECODE_STREAM,
+    Data,
+    check_encoding,
+    check_image_size,
+    check_order,
+)
 
 
 @dataclass
@@ -171,6 +178,7 @@ class Parquet(Table):
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
     streamed: ClassVar[bool] = False
     predicts: ClassVar[tuple[str, ...]] = ("table", "text", "image")
+    before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY}
     kind: str = kind("parquet")
     path: str = key(MISSING, "A file, a folder, or a pattern such as 'rows/*.parquet'.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
@@ -183,6 +191,20 @@ class Parquet(Table):
     background: str = key(
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
     )
+    resize: str = key(
+        "stretch", "What becomes of another shape: stretched (stretch), or its middle taken (crop).", drift=STRUCTURAL,
+        choices=("stretch", "crop"),
+    )  # fmt: skip
+    bad_limit: float = key(
+        1.0, "Share of the images that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE, ge=0, le=1
+    )
+    decoding: str | None = key(
+        None, "Decode images once, into the cache (memory), or each as training needs it (stream); null for stream "
+        "above 1 GiB of decoded images.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
+    )  # fmt: skip
+    decoding_threads: int | None = key(
+        None, "Threads that decode while training; null for one a core.", drift=FREE, ge=1
+    )
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
@@ -191,6 +213,11 @@ class Parquet(Table):
         names = ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "quoting")
         yield from self.unused(names, "is for files of text; these store what is a number, a text or missing")
         yield from check_image_size(self.image_size)
+        if self.image is None:
+            yield from self.unused(("resize", "bad_limit", "decoding_threads"), "is for images, which data.image names")
+            if self.decoding == DECODE_STREAM:
+                hint = "name the column with the images, data.image=COLUMN"
+                yield "data.decoding", "data.decoding=stream is for images", hint
         if self.text is not None and self.image is not None:
             yield "data.image", "data.text and data.image are both given", "give one of them"
         if self.text_pair is not None and self.text is None:

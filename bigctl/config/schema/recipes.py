@@ -174,9 +174,7 @@ class CnnCls(Classification):
         yield from super().check(config)
         if self.augment.random_resized_crop and getattr(config.data, "decoding", DECODE_MEMORY) == DECODE_MEMORY:
             what = "random parts are of pictures that are decoded while training"
-            hint = (
-                "set data.decoding=stream, of data=image_folder or webdataset; recipe.augment.crop is for decoded ones"
-            )
+            hint = "set data.decoding=stream, of images in files; recipe.augment.crop is for decoded ones"
             yield "recipe.augment.random_resized_crop", what, hint
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +19,7 @@ from bigctl import memory
 from bigctl.config import schema
 from bigctl.data import paths
 from bigctl.data.dataset import Features
-from bigctl.data.sources import parquet, parquet_files
+from bigctl.data.sources import column_pictures, parquet, parquet_files
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.parquet_files import Part
 from bigctl.data.sources.unlabelled import Unlabelled
@@ -36,8 +38,17 @@ _LARGEST = 2**24
 
 def identity(config: schema.Arrow) -> object:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
-    files = {split: paths.fingerprint_files(found) for split, found in _files(config)[0].items()}
-    return {"files": files, "format": "arrow"} | parquet.given_keys(config)
+    found, large = _files(config)[0], config.image is not None  # images are not read as a whole
+    files = {split: paths.fingerprint_files(own, in_blocks=large) for split, own in found.items()}
+    streamed: dict[str, object] = {}
+    if _is_streamed(config, found):
+        streamed["streamed"] = {split: [os.path.abspath(file) for file in own] for split, own in found.items()}
+    return {"files": files, "format": "arrow"} | parquet.given_keys(config) | streamed
+
+
+def _is_streamed(config: schema.Arrow, found: Mapping[str, Sequence[Path]]) -> bool:
+    files = [file for own in found.values() for file in own]
+    return column_pictures.is_streamed(config, files, column_pictures.Arrow)
 
 
 def decode(config: schema.Arrow, regression: bool) -> Decoded:
@@ -47,10 +58,16 @@ def decode(config: schema.Arrow, regression: bool) -> Decoded:
         DataError: there is no such file, or it is damaged; a column is missing, or of a type that cannot be used.
     """
     files, notes = _files(config)
-    only = parquet.wanted(config)
+    only, streamed = parquet.wanted(config), _is_streamed(config, files)
     drop = config.drop if only is None else ()
-    parts = {split: _part(config.path, found, only, drop) for split, found in files.items()}
-    found = parquet.decode_parts(parts, config, regression)
+    if streamed:
+        only = [name for name in only or () if name != config.image]
+    reads = partial(read_file, mapped=streamed)
+    parts = {
+        split: parquet_files.joined(config.path, found, reads, only=only, drop=drop) for split, found in files.items()
+    }
+    pictures = partial(column_pictures.located, parts, config, column_pictures.Arrow) if streamed else None
+    found = parquet.decode_parts(parts, config, regression, pictures)
     return dataclasses.replace(found, info={"source": "arrow", **found.info, "notes": [*notes, *found.info["notes"]]})
 
 
@@ -134,8 +151,9 @@ def _part(source: str, files: Sequence[Path], only: Sequence[str] | None, drop: 
     return parquet_files.joined(source, files, read_file, only=only, drop=drop)
 
 
-def read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
-    """The columns that are wanted of one file, those of class labels as names.
+def read_file(file: Path, only: Sequence[str] | None, *, mapped: bool = False) -> pa.Table:
+    """The columns that are wanted of one file, those of class labels as names; of a file that is mapped the others are
+    not read.
 
     Raises:
         DataError: it is no Arrow file, or a damaged one.
@@ -144,8 +162,9 @@ def read_file(file: Path, only: Sequence[str] | None) -> pa.Table:
 
     paths.require_file(file)
     try:
-        memory.require(file.stat().st_size, "the file", where=str(file))
-        with pa.OSFile(str(file)) as source:
+        if not mapped:
+            memory.require(file.stat().st_size, "the file", where=str(file))
+        with pa.memory_map(str(file)) if mapped else pa.OSFile(str(file)) as source:
             table = _opened(source, file, only)
         table.validate(full=True)
         return parquet_files.without_views(_with_names(table, file))

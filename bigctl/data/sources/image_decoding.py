@@ -180,14 +180,19 @@ def differs(name: str, found: Sequence[int], model: str, size: Sequence[int]) ->
 
 
 def decode_each(
-    files: Sequence[bytes], size: tuple[int, int], channels: int, names: Sequence[str], background: str
+    files: Sequence[bytes],
+    size: tuple[int, int],
+    channels: int,
+    names: Sequence[str],
+    background: str,
+    resize: str = STRETCH,
 ) -> tuple[np.ndarray, dict[int, DataError]]:
     """All files as one uint8 [N, H, W, C], black where one cannot be used; and what is wrong with these, by place."""
     images, wrong = np.zeros((len(files), *size, channels), np.uint8), dict[int, DataError]()
 
     def decode(i: int) -> None:
         with _opened(files[i], names[i]) as image:
-            images[i] = _to_array(image, size, channels, background)
+            images[i] = _to_array(image, size, channels, background, part_of(resize))
 
     each(range(len(files)), decode, wrong)
     return images, wrong

@@ -80,7 +80,7 @@ def read(
         images = np.arange(len(index))
     else:
         images = image_decoding.decode_all(files, wanted.size, wanted.channels, bad=given, **_look(wanted))
-    _refuse_many(bad, len(files), wanted)
+    refuse_many(bad, len(files), wanted.bad_limit)
     return images, index
 
 
@@ -106,7 +106,7 @@ def read_ranges(ranges: Ranges, wanted: Wanted, bad: dict[int, DataError]) -> tu
             _Contents(own), wanted.size, wanted.channels, names, bad=wrong, **_look(wanted)
         )
     bad |= {int(rows[place]): error for place, error in (wrong or {}).items()}
-    _refuse_many(bad, count, wanted)
+    refuse_many(bad, count, wanted.bad_limit)
     return images, index
 
 
@@ -127,10 +127,10 @@ def _look(wanted: Wanted) -> dict[str, str]:
     return {"background": wanted.background, "resize": wanted.resize}
 
 
-def _refuse_many(bad: Mapping[int, DataError], count: int, wanted: Wanted) -> None:
-    """Raises DataError for more pictures that cannot be used than may be left out."""
-    if len(bad) > wanted.bad_limit * count:
-        first, limit = bad[min(bad)], f"data.bad_limit={wanted.bad_limit:g}"
+def refuse_many(bad: Mapping[int, DataError], count: int, most: float) -> None:
+    """Raises DataError for more pictures that cannot be used than may be left out, `most` being a share."""
+    if len(bad) > most * count:
+        first, limit = bad[min(bad)], f"data.bad_limit={most:g}"
         what = f"{len(bad):,} of {count:,} files cannot be used, more than {limit} allows"
         shown = some([str(bad[place].where) for place in sorted(bad)], 5)
         raise DataError(f"{what}: {shown}; of the first: {first.message}", where="data.on_bad", hint=first.hint)

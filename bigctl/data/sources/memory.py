@@ -79,8 +79,8 @@ def decode(config: schema.Memory, regression: bool) -> Decoded:
         raise DataError(what, where="data", hint=hint)
     names = [name for name in _KEYS if name not in ("channels", "image_size")]
     columns = schema.Parquet(path="", **{name: getattr(config, name) for name in names})
-    images = {split: {"image": pictures} for split, pictures in given.images.items()} or None
-    found = parquet.decode_parts(given.parts, columns, regression, images=images)
+    images = {split: {"image": pictures} for split, pictures in given.images.items()}
+    found = parquet.decode_parts(given.parts, columns, regression, (lambda bad: (images, None)) if images else None)
     info = {name: value for name, value in found.info.items() if name != "files"}
     return dataclasses.replace(found, info={"source": "memory", "digest": config.digest, **info})
 

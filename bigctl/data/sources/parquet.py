@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from bigctl.config import schema
 from bigctl.config.suggestions import listed
 from bigctl.data import paths
 from bigctl.data.dataset import Features
-from bigctl.data.sources import image_decoding
+from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.sources import column_pictures, image_decoding
+from bigctl.data.sources.column_pictures import Pictures
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded, Origins
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.parquet_columns import (
@@ -49,15 +52,24 @@ _FEW = 20  # values that a target may have however few the rows are
 def identity(config: schema.Parquet) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
     given = [config.path, config.validation_path, config.test_path]
-    prints = [paths.fingerprint_files(matching(path)) if path else None for path in given]
-    return {"files": prints} | given_keys(config)
+    large = config.image is not None  # which are read by blocks
+    prints = [paths.fingerprint_files(matching(path), in_blocks=large) if path else None for path in given]
+    streamed = {"streamed": True} if _is_streamed(config) else {}
+    return {"files": prints} | given_keys(config) | streamed
+
+
+def _is_streamed(config: schema.Parquet) -> bool:
+    given = (config.path, config.validation_path, config.test_path)
+    return column_pictures.is_streamed(
+        config, [file for path in given if path for file in matching(path)], column_pictures.Parquet
+    )
 
 
 def given_keys(config: schema.Parquet) -> dict[str, Any]:
     """The keys that say what is in the files; those that came later only where they are not as before."""
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
     found = {name: getattr(config, name) for name in names}
-    later = {"background": "black", "on_bad": "stop"}
+    later = {"background": "black", "on_bad": "stop", "resize": "stretch"}
     found |= {name: getattr(config, name) for name, usual in later.items() if getattr(config, name) != usual}
     return found | {name: getattr(config, name) for name in ("group", "time") if getattr(config, name) is not None}
 
@@ -69,11 +81,14 @@ def decode(config: schema.Parquet, regression: bool) -> Decoded:
         DataError: there is no such file, or it is damaged; a column is missing, or of a type that cannot be used.
     """
     given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
-    only = wanted(config)
+    only, streamed = wanted(config), _is_streamed(config)
+    if streamed:
+        only = [name for name in only or () if name != config.image]
     parts = {
         split: read(path, only=only, drop=config.drop if only is None else ()) for split, path in given.items() if path
     }
-    found = decode_parts(parts, config, regression)
+    pictures = partial(column_pictures.located, parts, config, column_pictures.Parquet) if streamed else None
+    found = decode_parts(parts, config, regression, pictures)
     return dataclasses.replace(found, info={"source": "parquet", **found.info})
 
 
@@ -84,19 +99,22 @@ def wanted(config: schema.Parquet) -> list[str] | None:
 
 
 def decode_parts(
-    parts: Mapping[str, Part], config: schema.Parquet, regression: bool, images: dict[str, Columns] | None = None
+    parts: Mapping[str, Part], config: schema.Parquet, regression: bool, pictures: Pictures | None = None
 ) -> Decoded:
-    """The rows of each split as examples; `images` are those of the rows where they are decoded already.
+    """The rows of each split as examples; `pictures` gives those of the rows where they are not to be decoded here.
 
     Raises:
         DataError: a column is missing, or of a type that cannot be used.
     """
     notes: list[str] = []
+    index: EncodedImages | None = None
     bad: dict[str, Bad | None] = {split: {} if config.on_bad == "skip" else None for split in parts}
     if config.text is not None:
         kind, inputs = "text", _texts(parts, config, bad)
-    elif images is not None or config.image is not None:
-        kind, inputs = "image", images if images is not None else _images(parts, config, bad)
+    elif pictures is not None:
+        kind, (inputs, index) = "image", pictures(bad)
+    elif config.image is not None:
+        kind, inputs = "image", column_pictures.decoded(parts, config, bad)
     else:
         kind, inputs = "table", _table_features(parts, config, notes, bad)
     target, labels = _targets(parts, config, kind, regression, notes)
@@ -117,7 +135,8 @@ def decode_parts(
     }
     origins = _origins(parts, bad)
     splits = {split: _without(columns, bad[split] or {}, notes) for split, columns in splits.items()}
-    return Decoded(kind, splits, target.names if target.kind == "class" else None, info, target, origins=origins)
+    classes = target.names if target.kind == "class" else None
+    return Decoded(kind, splits, classes, info, target, origins=origins, index=index)
 
 
 def _origins(parts: Mapping[str, Part], bad: Mapping[str, Bad | None]) -> Origins:
@@ -157,7 +176,8 @@ def predicted(part: Part, config: schema.Parquet, features: Features) -> Unlabel
     bad: dict[int, DataError] = {}
     height, width, channels = features.shape
     contents, names = encoded_images(part, config.image or "image", bad)
-    images, wrong = image_decoding.decode_each(contents, (height, width), channels, names, config.background)
+    look = (config.background, config.resize)
+    images, wrong = image_decoding.decode_each(contents, (height, width), channels, names, *look)
     return Unlabelled(images, errors=wrong | bad)
 
 
@@ -274,29 +294,6 @@ def _useful(train: Part, label: str, group: str | None, notes: list[str]) -> Ite
         else:
             notes += told(train, name, kind)
             yield name, kind
-
-
-def _images(parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, Bad | None]) -> dict[str, Columns]:
-    """uint8 [N, H, W, C] by split; whether they are grey is a matter of all of them."""
-    found = {split: encoded_images(part, config.image or "", bad[split]) for split, part in parts.items()}
-    size = (config.image_size[0], config.image_size[1]) if config.image_size else None
-    contents = [content for own, _ in found.values() for content in own]
-    names = [name for _, own in found.values() for name in own]
-    wrong: Bad | None = None if None in bad.values() else {}
-    decoded = image_decoding.decode_all(contents, size, config.channels, names, wrong, config.background)
-    if wrong:
-        whole = np.zeros((len(contents), *decoded.shape[1:]), np.uint8)
-        whole[[place for place in range(len(contents)) if place not in wrong]] = decoded
-        decoded = whole
-    splits: dict[str, Columns] = {}
-    start = 0
-    for split, (own, _) in found.items():
-        end = start + len(own)
-        splits[split] = {"image": decoded[start:end]}
-        if (noted := bad[split]) is not None:
-            noted |= {place - start: error for place, error in (wrong or {}).items() if start <= place < end} | noted
-        start = end
-    return splits
 
 
 def _texts(parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, Bad | None]) -> dict[str, Columns]:
