@@ -13,6 +13,8 @@ from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Prob
 
 USUAL_FOLDS = 5
 DECODE_MEMORY, DECODE_STREAM = "memory", "stream"
+VOCABULARY_CHARACTERS = 2**24
+"""Of a larger training text, how much a vocabulary is made of."""
 
 
 def is_encoding(name: str) -> bool:

@@ -10,6 +10,7 @@ from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Problem, Whole,
 from bigctl.config.schema.data import (
     DECODE_MEMORY,
     DECODE_STREAM,
+    VOCABULARY_CHARACTERS,
     Data,
     check_encoding,
     check_image_size,
@@ -96,7 +97,8 @@ class TextFiles(Data):
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
     vocabulary_characters: int = key(
-        2**24, "Of a larger training split, how much a vocabulary is made of, drawn by data.split_seed [characters].",
+        VOCABULARY_CHARACTERS,
+        "Of a larger training split, how much a vocabulary is made of, drawn by data.split_seed [characters].",
         drift=STRUCTURAL, ge=2**16,
     )  # fmt: skip
     workers: int | None = key(

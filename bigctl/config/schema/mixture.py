@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, TRAJECTORY, Problem, Whole, key, kind
-from bigctl.config.schema.data import Data, check_encoding
+from bigctl.config.schema.data import VOCABULARY_CHARACTERS, Data, check_encoding
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
@@ -59,7 +59,8 @@ class Mixture(Data):
         True, "Put the tokenizer's end token between two files or objects of text.", drift=STRUCTURAL
     )
     vocabulary_characters: int = key(
-        2**25, "Of a larger training text, how much a vocabulary is made of, drawn by data.split_seed [characters].",
+        VOCABULARY_CHARACTERS,
+        "Of a larger training text, how much a vocabulary is made of, drawn by data.split_seed [characters].",
         drift=STRUCTURAL, ge=2**16,
     )  # fmt: skip
     workers: int | None = key(
