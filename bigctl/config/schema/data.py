@@ -150,6 +150,7 @@ class Packaged(Data):
 @dataclass
 class Tfds(Images):
     implementation: ClassVar[str] = "bigctl.data.sources.tfds"
+    before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY}
     kind: str = kind("tfds")
     dataset: str = key(
         MISSING, "Name in the TensorFlow Datasets registry, such as mnist or mnist:3.0.1.", drift=STRUCTURAL
@@ -157,6 +158,13 @@ class Tfds(Images):
     manual_dir: str | None = key(None, "Folder with the original archives, where they are not downloaded.", drift=FREE)
     text: str | None = key(None, "The feature with the text, where there are several.", drift=STRUCTURAL)
     text_pair: str | None = key(None, "The feature with a second text.", drift=STRUCTURAL)
+    decoding: str | None = key(
+        None, "Decode pictures once, into the cache (memory), or each as training needs it (stream); null for stream "
+        "above 1 GiB of decoded pictures.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
+    )  # fmt: skip
+    decoding_threads: int | None = key(
+        None, "Threads that decode while training; null for one a core.", drift=FREE, ge=1
+    )
 
 
 @dataclass

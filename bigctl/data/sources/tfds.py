@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +25,7 @@ import numpy as np
 from bigctl.cache_root import cache_root
 from bigctl.config import schema
 from bigctl.data.paths import optional
+from bigctl.data.sources import image_index, tfds_pictures
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.tfds_features import Roles, find_roles, is_text
 from bigctl.data.sources.tfds_hooks import Files, explained, replaced, without_tensorflow
@@ -48,19 +49,24 @@ _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 def identity(config: schema.Tfds) -> dict[str, Any]:
     """What the decoded arrays depend on; a name stands for a version of the data."""
     texts = [config.text, config.text_pair]
-    return {"dataset": config.dataset, "image_size": config.image_size, "texts": texts}
+    found = {"dataset": config.dataset, "image_size": config.image_size, "texts": texts}
+    return found | ({"streamed": True} if tfds_pictures.is_streamed(config) else {})
 
 
 def decode(config: schema.Tfds, regression: bool) -> Decoded:
     """See `read`; what is prepared is kept below the cache's root."""
-    return read(
+    found = read(
         config.dataset,
         data_dir=cache_root() / "tfds",
         manual_dir=optional(config.manual_dir),
         image_size=(config.image_size[0], config.image_size[1]) if config.image_size else None,
         text=config.text,
         text_pair=config.text_pair,
+        streamed=tfds_pictures.is_streamed(config),
     )
+    if found.kind == "image" and config.decoding is None:
+        tfds_pictures.keep(config, found.index is not None)
+    return found
 
 
 def read(
@@ -72,6 +78,7 @@ def read(
     image_size: tuple[int, int] | None = None,
     text: str | None = None,
     text_pair: str | None = None,
+    streamed: bool | None = False,
 ) -> Decoded:
     """Reads all labelled splits of a TFDS data set into memory, after preparing it if `data_dir` does not hold it.
 
@@ -84,10 +91,12 @@ def read(
         image_size: height and width in pixels that every image is resized to (bilinear).
         text: the feature with the text to classify; None for the one TFDS calls the input, or the only one.
         text_pair: the feature with a second text.
+        streamed: whether pictures stay encoded; None for those that are large once they are decoded.
 
     Returns:
-        kind "image": `image` uint8 [N, H, W, C] and `label` int32 [N]. Kind "table": a column for each scalar
-        feature, `name_0` ... `name_{n-1}` for a vector of n, and `label`, int32 [N] or, for a number, float64 [N].
+        kind "image": `image` uint8 [N, H, W, C], or int64 [N] with an index, and `label` int32 [N]. Kind "table": a
+        column for each scalar feature, `name_0` ... `name_{n-1}` for a vector of n, and `label`, int32 [N] or, for a
+        number, float64 [N].
         Kind "text": `text` object [N] of str without blanks around it, `text_pair` likewise, and `label` int32 [N].
         Kind "stream", for texts without labels: `document` object [N] of str as it is.
         Splits without labels (the test split of a competition) are left out and named in `info["unlabelled"]`.
@@ -108,7 +117,11 @@ def read(
             with without_tensorflow(), files.hooked():
                 builder = tfds.builder(dataset, data_dir=os.fspath(data_dir))
                 roles = find_roles(builder.info, text, text_pair)  # first: what cannot be used need not be downloaded
+                if streamed and not roles.image:
+                    raise DataError("data.decoding=stream is for pictures", hint="leave it out")
                 _prepare(builder, files)
+                if roles.image and _is_streamed(builder, roles.image, image_size, streamed):
+                    return _located(builder, roles, roles.image, image_size)
                 return _decode(builder, roles, image_size)
         except DataError as error:
             raise DataError(error.message, where=dataset, hint=error.hint) from error.__cause__
@@ -218,16 +231,56 @@ def _decode(builder: DatasetBuilder, roles: Roles, image_size: tuple[int, int] |
         else:
             columns = _table_columns(source, roles)
         labels = columns["label"].astype(np.float64 if classes is None else np.int32)
-        missing = 0 if classes is None else np.count_nonzero(np.less(labels, 0))
-        if missing and missing == len(labels):
+        if classes is not None and _is_unlabelled(split, labels):
             unlabelled.append(split)
-        elif missing:
-            raise DataError(f"{missing} of {len(labels)} examples of {split} have no label")
         else:
             splits[split] = columns | {"label": labels}
     counts = {split: len(next(iter(columns.values()))) for split, columns in splits.items()}
     found = {"examples": counts, "unlabelled": unlabelled, "notes": notes}
     return Decoded(roles.kind, splits, classes, {**_facts(info), **found})
+
+
+def _is_unlabelled(split: str, labels: np.ndarray) -> bool:
+    """Whether a split has no labels at all. Raises DataError where some are missing."""
+    missing = np.count_nonzero(labels < 0)
+    if missing and missing < len(labels):
+        raise DataError(f"{missing} of {len(labels)} examples of {split} have no label")
+    return bool(missing)
+
+
+def _is_streamed(
+    builder: DatasetBuilder, image: str, image_size: tuple[int, int] | None, streamed: bool | None
+) -> bool:
+    """Whether the pictures of a prepared set stay encoded: as is said, or by what they take once decoded."""
+    height, width, channels = builder.info.features[image].shape
+    wide = channels not in (None, 1, 3)
+    if streamed and wide:
+        hint = "data.decoding=memory decodes them once"
+        raise DataError(f"pictures of {channels} channels are not decoded while training", hint=hint)
+    if streamed is not None or wide:
+        return bool(streamed)
+    height, width = image_size or (height or 0, width or 0)
+    count = sum(split.num_examples for split in builder.info.splits.values())
+    return bool(count * height * width * (channels or 3) > image_index.FEW)
+
+
+def _located(builder: DatasetBuilder, roles: Roles, image: str, image_size: tuple[int, int] | None) -> Decoded:
+    """Pictures as `_decode` has them, but encoded where they are."""
+    from tensorflow_datasets.core import decode
+
+    info, found, unlabelled = builder.info, dict[str, tfds_pictures.Copy](), list[str]()
+    for split in map(str, info.splits):
+        source = builder.as_data_source(split, decoders={image: decode.SkipDecoding()})
+        folder, keys = Path(builder.data_dir), [image, roles.target]
+        copy = tfds_pictures.copied(partial(_examples, source, 64), len(source), folder, split, keys)
+        if _is_unlabelled(split, copy.labels):
+            unlabelled.append(split)
+        else:
+            found[split] = copy
+    splits, index = tfds_pictures.indexed(found, image_size, info.features[image].shape[-1] or 3)
+    counts = {split: len(copy.labels) for split, copy in found.items()}
+    facts = {**_facts(info), "examples": counts, "unlabelled": unlabelled, "notes": []}
+    return Decoded("image", splits, tuple(info.features[roles.target].names), facts, index=index)
 
 
 def _facts(info: DatasetInfo) -> dict[str, Any]:
@@ -244,10 +297,10 @@ def _facts(info: DatasetInfo) -> dict[str, Any]:
     }
 
 
-def _examples(source: Examples) -> Iterator[dict[str, Any]]:
+def _examples(source: Examples, step: int = 1024) -> Iterator[dict[str, Any]]:
     """All examples of one split, in the order of the files; reading many at once is what makes array_record fast."""
-    for start in range(0, len(source), 1024):
-        yield from source.__getitems__(list(range(start, min(start + 1024, len(source)))))
+    for start in range(0, len(source), step):
+        yield from source.__getitems__(list(range(start, min(start + step, len(source)))))
 
 
 def _image_columns(source: Examples, key: str, target: str, mode: str, image_size: tuple[int, int] | None) -> Columns:
