@@ -168,6 +168,24 @@ def test_sentences_that_cannot_be_read_are_noted_or_left_out(tmp_path):
     assert bad[1].where == f"{plain}:4"
 
 
+def test_bad_sentences_of_conll_files_are_left_out_up_to_a_limit_and_named(tmp_path):
+    file = write(tmp_path, "in O\nRome B-LOC\n\nbad line here\nnot O\n\nhere O\n\nthree B-PER more\n\nx\n")
+    keys = {"path": str(file)}
+    refused("3 columns", conll.decode, schema.Conll(**keys), False)
+    decoded = conll.decode(schema.Conll(**keys, on_bad="skip"), False)
+    assert decoded.splits["train"]["text"].tolist() == ["in Rome", "here"]
+    assert decoded.info["notes"][0].startswith(f"3 sentences are left out, the first with this: {file}:4: 3 columns")
+    assert decoded.info["notes"][0].endswith(f"; then {file}:9, {file}:11")
+    told = refused("3 of 5 sentences", conll.decode, schema.Conll(**keys, on_bad="skip", bad_limit=0.5), False)
+    assert "data.bad_limit=0.5" in told and f"{file}:9" in told
+    empty = write(tmp_path, "in\tO\n\nRome\t\n\nthere\tB-LOC\n")
+    refused("the tag is empty", conll.decode, schema.Conll(**keys), False)
+    skipped = conll.decode(schema.Conll(path=str(empty), on_bad="skip"), False)
+    assert skipped.splits["train"]["text"].tolist() == ["in", "there"]
+    assert conll.identity(schema.Conll(**keys, on_bad="skip")) != conll.identity(schema.Conll(**keys))
+    assert conll.identity(schema.Conll(**keys)).keys() == {"files", "tokens", "tags", "columns"}
+
+
 def test_a_number_without_a_name_is_refused(tmp_path):
     file = lines(tmp_path, {"w": ["a"], "t": [9]})
     refused("train.jsonl:1: the tag '9' is none of them", read_json_lines, file, tokens="w", tags="t", names=["O", "B"])

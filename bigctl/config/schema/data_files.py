@@ -166,6 +166,14 @@ class Conll(Data):
     tags: str = key("-1", "The column with the tags, counted or named likewise.", drift=STRUCTURAL)
     columns: list[str] | None = key(None, "Names of all columns, where the file says none.", drift=STRUCTURAL)
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
+    on_bad: str = key(
+        "stop", "What a sentence that cannot be read does: stop, or be left out with a note (skip).",
+        drift=STRUCTURAL, choices=("stop", "skip"),
+    )  # fmt: skip
+    bad_limit: float = key(
+        1.0, "Share of a file's sentences that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE,
+        ge=0, le=1,
+    )  # fmt: skip
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)

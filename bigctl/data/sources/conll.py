@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,23 @@ def identity(config: schema.Conll) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
     files = split_digests(config.path, config.validation_path, config.test_path)
     found = files and {"files": files, "tokens": config.tokens, "tags": config.tags, "columns": config.columns}
-    return found and found | ({"encoding": config.encoding} if config.encoding is not None else {})
+    later = {"encoding": None, "on_bad": "stop"}
+    return found and found | {
+        key: getattr(config, key) for key, usual in later.items() if getattr(config, key) != usual
+    }
 
 
 def decode(config: schema.Conll, regression: bool) -> Decoded:
     """The sentences of files. Raises DataError."""
     files = split_files(expanded(config.path), optional(config.validation_path), optional(config.test_path))
-    found = {
-        split: read_conll(file, config.encoding, tokens=config.tokens, tags=config.tags, columns=config.columns)
-        for split, file in files.items()
-    }
-    return tagged.decode(found, {"source": config.kind, "target": config.tags})
+    read = partial(read_conll, tokens=config.tokens, tags=config.tags, columns=config.columns)
+    found: dict[str, Sentences] = {}
+    notes: list[str] = []
+    for split, file in files.items():
+        bad: dict[int, DataError] = {}
+        found[split] = read(file, config.encoding, bad=bad if config.on_bad == "skip" else None)
+        notes += tagged.left_out(found[split], bad, config.bad_limit)
+    return tagged.decode(found, {"source": config.kind, "target": config.tags, "notes": notes})
 
 
 def read_for_prediction(path: Path, config: schema.Conll, features: Features) -> Unlabelled:
@@ -116,7 +123,10 @@ def read_conll(
         if second is not None:
             tag = fields[second].strip()
             if not tag:
-                raise DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
+                wrong = DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
+                if bad is None:
+                    raise wrong
+                bad.setdefault(len(found.words) - 1, wrong)
             found.tags[-1].append(tag)
     return require_words(found, bad)
 

@@ -116,18 +116,26 @@ def require_words(found: Sentences, bad: dict[int, DataError] | None = None) -> 
     return found
 
 
-def left_out(found: Sentences, bad: Mapping[int, DataError]) -> list[str]:
-    """Takes bad sentences out, and gives the note on them. Raises DataError where no others are left."""
+def left_out(found: Sentences, bad: Mapping[int, DataError], most: float = 1.0) -> list[str]:
+    """Takes bad sentences out, and gives the note on them. Raises DataError where no others are left, or where their
+    share is above `most`."""
     if not bad:
         return []
     first = bad[min(bad)]
     kept = [number for number in range(len(found.words)) if number not in bad]
     if not kept:
         raise first
+    if len(bad) > most * len(found.words):
+        what = (
+            f"{len(bad):,} of {len(found.words):,} sentences cannot be read, more than data.bad_limit={most:g} allows"
+        )
+        shown = f"{some([str(bad[number].where) for number in sorted(bad)], 5)}; of the first: {first.message}"
+        raise DataError(f"{what}: {shown}", where="data.on_bad", hint=first.hint)
     found.words, found.lines = [found.words[number] for number in kept], [found.lines[number] for number in kept]
     found.tags = [found.tags[number] for number in kept]
     which = "1 sentence is" if len(bad) == 1 else f"{len(bad)} sentences are"
-    return [f"{which} left out, the first with this: {first}"]
+    others = [str(bad[number].where) for number in sorted(bad)[1:]]
+    return [f"{which} left out, the first with this: {first}" + (f"; then {some(others, 20)}" if others else "")]
 
 
 def _problem(found: Sentences, number: int, row: Sequence[str]) -> DataError | None:
