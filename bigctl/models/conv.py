@@ -110,3 +110,61 @@ def _pool_backward(size: int, saved: tuple[Array, Array], dy: Array) -> tuple[Ar
 
 
 max_pool.defvjp(_pool_forward, _pool_backward)
+
+
+# ------------------------------------------------------------------------------------------------------------ strides
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def strided_conv2d(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "size size inputs outputs"],
+    stride: int,
+    pad: int,
+) -> Float[Array, "batch height2 width2 outputs"]:
+    """Cross-correlation with `pad` zeros on every side, as `torch.nn.Conv2d` defines it.
+
+    Its gradients are on CPU those of the same sum at stride 1, in which the pixels of a cell of stride x stride are
+    channels of one pixel.
+    """
+    pads = ((pad, pad), (pad, pad))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+
+
+def _strided_forward(x: Array, kernel: Array, stride: int, pad: int) -> tuple[Array, tuple[Array, Array]]:
+    return strided_conv2d(x, kernel, stride, pad), (x, kernel)
+
+
+def _strided_backward(stride: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    def by_cells(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        return jax.vjp(lambda x, kernel: _conv_by_cells(x, kernel, stride, pad), x, kernel)[1](dy)
+
+    def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        pads = ((pad, pad), (pad, pad))
+
+        def plain(x: Array, kernel: Array) -> Array:
+            return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+
+        return jax.vjp(plain, x, kernel)[1](dy)
+
+    gradients: tuple[Array, Array] = lax.platform_dependent(*saved, dy, cpu=by_cells, default=by_xla)
+    return gradients
+
+
+strided_conv2d.defvjp(_strided_forward, _strided_backward)
+
+
+def _conv_by_cells(x: Array, kernel: Array, stride: int, pad: int) -> Array:
+    """`strided_conv2d` by a convolution at stride 1 of cells of pixels."""
+    size, _, inputs, outputs = kernel.shape
+    height, width = ((side + 2 * pad - size) // stride + 1 for side in x.shape[1:3])
+    cells = -(-size // stride)  # of the kernel, each way
+    high, wide = height + cells - 1, width + cells - 1
+    # What the last window does not reach is cut off by the negative padding.
+    low_high = [(0, 0), *((pad, n * stride - pad - side) for n, side in zip((high, wide), x.shape[1:3], strict=True))]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(low, end, 0) for low, end in (*low_high, (0, 0))])
+    x = x.reshape(len(x), high, stride, wide, stride, inputs).swapaxes(2, 3).reshape(len(x), high, wide, -1)
+    more = cells * stride - size
+    kernel = jnp.pad(kernel, ((0, more), (0, more), (0, 0), (0, 0)))
+    kernel = kernel.reshape(cells, stride, cells, stride, inputs, outputs).swapaxes(1, 2)
+    return conv2d(x, kernel.reshape(cells, cells, -1, outputs), "valid")

@@ -177,3 +177,24 @@ _MONOTONE = ("relu", "tanh", "elu", "leaky_relu", "sigmoid")
 def fold(key: Array | None, number: int) -> Array | None:
     """The key of the number-th use of randomness in a model, None in inference."""
     return None if key is None else jax.random.fold_in(key, number)
+
+
+class DropPath(nnx.Module):
+    """Stochastic depth (Huang et al. 2016): in training a residual branch is left out of an example with probability
+    `rate` times `share`, and scaled up where it is kept.
+
+    Args:
+        rate: that of the topmost branch.
+        share: what part of it this branch has, from 0 at the bottom of the network to 1 at its top.
+    """
+
+    def __init__(self, rate: float, share: float, *, key: str = "model.drop_path"):
+        self.share = share
+        self.rate = Hyperparameter(jnp.float32(rate), key=key) if rate and share else None
+
+    def __call__(self, branch: Float[Array, batch * dims], key: Array | None) -> Float[Array, batch * dims]:
+        if self.rate is None or key is None:
+            return branch
+        keep = 1.0 - self.rate[...] * self.share
+        kept = jax.random.bernoulli(key, keep, (len(branch), *(1,) * (branch.ndim - 1)))
+        return jnp.where(kept, branch / keep.astype(branch.dtype), jnp.zeros_like(branch))

@@ -50,7 +50,10 @@ def test_flags_and_their_choices_are_those_of_the_parser():
 
 
 def test_option_of_a_group():
-    recipes = ["bert_cls", "bert_mlm", "bert_tag", "cnn_cls", "gpt_lm", "lstm_cls", "lstm_tag", "mlp_cls", "ngram_cls"]
+    recipes = [
+        "bert_cls", "bert_mlm", "bert_tag", "cnn_cls", "gpt_lm", "lstm_cls", "lstm_tag", "mlp_cls", "ngram_cls",
+        "resnet_cls",
+    ]  # fmt: skip
     assert found("train recipe=") == [f"recipe={name}" for name in recipes]
     assert found("train recipe=cnn_cls data=mnist") == ["data=mnist", "data=mnist5k"]
 
@@ -168,6 +171,7 @@ def with_bigctl() -> dict[str, str]:
                 "recipe=lstm_tag",
                 "recipe=mlp_cls",
                 "recipe=ngram_cls",
+                "recipe=resnet_cls",
             ],
         ),
         ("bigctl  train   recipe=cnn_cls data=mni", ["data=mnist", "data=mnist5k"]),

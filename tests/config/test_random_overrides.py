@@ -12,7 +12,7 @@ from bigctl.config.compose import compose, to_yaml
 from bigctl.errors import BigctlError
 from tests.conftest import CHANGED_FILES
 
-RECIPES = ["mlp_cls", "cnn_cls", "lstm_cls", "bert_cls", "bert_mlm", "gpt_lm", "lstm_tag", "ngram_cls"]
+RECIPES = ["mlp_cls", "cnn_cls", "resnet_cls", "lstm_cls", "bert_cls", "bert_mlm", "gpt_lm", "lstm_tag", "ngram_cls"]
 VALUES = [
     "", "1", "-1", "0", "1e-3", "1e400", "-inf", "nan", "null", "true", "yes", "10000000000000000000000", "9" * 5000,
     "0x10", "[1,2]", "[]", "[1e14]", "[[1]]", "[a,b", "{}", "{a:1}", "{a:{b:[1]}}", "${seed}", "${oc.env:HOME}", "${",

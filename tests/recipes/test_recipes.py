@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from bigctl.recipes import classification as cls
-from bigctl.recipes import cnn_cls, regression
+from bigctl.recipes import image_cls, regression
 from sklearn import metrics as reference
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -178,7 +178,9 @@ def test_class_weights_are_as_given_or_none():
 def test_images_are_standardised_by_the_given_statistics():
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
     shares = images.astype(np.float64) / 255
-    standardised = cnn_cls.standardise(jnp.asarray(images), tuple(shares.mean((0, 1, 2))), tuple(shares.std((0, 1, 2))))
+    standardised = image_cls.standardise(
+        jnp.asarray(images), tuple(shares.mean((0, 1, 2))), tuple(shares.std((0, 1, 2)))
+    )
     np.testing.assert_allclose(np.mean(standardised, (0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(np.std(standardised, (0, 1, 2)), 1, atol=1e-5)
     assert standardised.dtype == jnp.float32

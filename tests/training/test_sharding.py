@@ -42,6 +42,7 @@ RECIPES = {
         "recipe=cnn_cls", "data=digits", "model.channels=[8]", "model.hidden=[16]", "model.dropout=0.3",
         "recipe.augment.crop=1",
     ],
+    "resnet_cls": ["recipe=resnet_cls", "model.blocks=[1,1]", "model.width=4", "model.drop_path=0.2"],
     "mlp_cls": ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[32,16]", "model.norm=batch"],
 }  # fmt: skip
 MESHES = {
@@ -83,6 +84,7 @@ print(json.dumps(result))
         ("cnn_cls", ["mixed"]),
         pytest.param("mlp_cls", ["mixed"], marks=pytest.mark.slow),
         pytest.param("cnn_cls", ["data", "fsdp"], marks=pytest.mark.slow),
+        pytest.param("resnet_cls", ["mixed"], marks=pytest.mark.slow),
     ],
 )
 def test_every_mesh_gives_the_losses_of_one_device(recipe: str, meshes: list[str]) -> None:

@@ -24,6 +24,7 @@ from bigctl.config.schema.recipes import *
 from bigctl.config.schema.sweep import *
 from bigctl.config.schema.tokenizers import *
 from bigctl.config.schema.tokens import *
+from bigctl.config.schema.vision import *
 
 GROUPS = ("recipe", "model", "optimizer", "schedule", "data", "mesh", "experiment")
 """The groups of the Hydra tree, in the order they are composed."""

@@ -164,10 +164,11 @@ class Classification(Recipe):
 
 
 @dataclass
-class CnnCls(Classification):
-    implementation: ClassVar[str] = "bigctl.recipes.cnn_cls:CnnCls"
+class ImageCls(Classification):
+    """What the recipes of image recognition share."""
+
+    implementation: ClassVar[str] = "bigctl.recipes.image_cls:ImageCls"
     inputs: ClassVar[str] = "images"
-    kind: str = kind("cnn_cls")
     augment: Augment = key(Augment, "Changes of the training images.")
 
     def check(self, config: Whole) -> Iterator[Problem]:
@@ -176,6 +177,16 @@ class CnnCls(Classification):
             what = "random parts are of pictures that are decoded while training"
             hint = "set data.decoding=stream, of images in files; recipe.augment.crop is for decoded ones"
             yield "recipe.augment.random_resized_crop", what, hint
+
+
+@dataclass
+class CnnCls(ImageCls):
+    kind: str = kind("cnn_cls")
+
+
+@dataclass
+class ResnetCls(ImageCls):
+    kind: str = kind("resnet_cls")
 
 
 @dataclass

@@ -16,7 +16,7 @@ from bigctl.errors import ConfigError
 from bigctl.training.task import Batch, Network
 
 
-class CnnCls(Supervised):
+class ImageCls(Supervised):
     """Cross-entropy over the classes of an image data set.
 
     Raises:
@@ -26,11 +26,11 @@ class CnnCls(Supervised):
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
         if features.kind != "image" or not features.target.names:
             raise ConfigError(
-                "recipe=cnn_cls needs images with classes, the data holds " + features.kind + " rows",
+                f"recipe={config.recipe.kind} needs images with classes, the data holds {features.kind} rows",
                 where="data",
                 hint="use recipe=mlp_cls for tables, bert_cls or lstm_cls for texts, or a data set of images",
             )
-        self.recipe = schema.CnnCls.require(config.recipe, by="CnnCls")
+        self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
         super().__init__(config, features, class_counts)
         self.dtype = jnp.dtype(config.train.precision)
 
