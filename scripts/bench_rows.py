@@ -1,6 +1,7 @@
-"""Preparing a large table: by blocks, as a whole, and `pandas.read_csv` of the same file, in one run.
+"""Preparing a large table, or texts: by blocks, as a whole, and `pandas.read_csv` of the same file, in one run.
 
-The table is made up: numbers, some of them missing, words that repeat, dates, and a class. Every way runs in a process
+The table is made up: numbers, some of them missing, words that repeat, dates, and a class; with --texts it has texts of
+such words as few texts and many have, and they become tokens of a vocabulary of their own. Every way runs in a process
 of its own, in turns, with an empty cache. Seconds are beyond imports, those of the processor tell more on a busy
 machine; memory is the peak of the whole process.
 """
@@ -22,13 +23,17 @@ import json, resource, sys, time
 from bigctl.config import schema
 from bigctl.data import prepare
 from bigctl.data.sources import delimited
+from bigctl.data.text import tokenization
 if sys.argv[2] == "whole":
     delimited._LARGE = 2**62
+config, given = schema.Csv(path=sys.argv[1], label=sys.argv[3], text=sys.argv[4] or None), {}
+if config.text:
+    given["tokenizer"] = tokenization.spec(schema.Tokenizer(type="words", size=20_000, max_length=128))
 began, worked = time.perf_counter(), time.process_time()
-made = prepare.prepare(schema.Csv(path=sys.argv[1], label=sys.argv[3]))
+made = prepare.prepare(config, **given)
 first, worked = time.perf_counter(), time.process_time() - worked
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-prepare.prepare(schema.Csv(path=sys.argv[1], label=sys.argv[3]))
+prepare.prepare(config, **given)
 again = time.perf_counter() - first
 print(json.dumps({"seconds": first - began, "processor": worked, "again": again, "megabytes": peak / 1000,
                   "fingerprint": made.fingerprint}))
@@ -51,6 +56,7 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, default=16, help="columns of numbers")
     parser.add_argument("--table", type=Path, help="a csv file in place of the one that is made up")
     parser.add_argument("--label", default="class", help="the target column")
+    parser.add_argument("--texts", action="store_true", help="make texts, in a column of that name")
     parser.add_argument("--turns", type=int, default=1, help="how often each way runs")
     parser.add_argument("--without-whole", action="store_true", help="leave out the way that needs most memory")
     parser.add_argument("--json", action="store_true")
@@ -59,7 +65,8 @@ def main() -> None:
     try:
         file = options.table or folder / "rows.csv"
         if options.table is None:
-            write_table(file, options.megabytes * 1e6, options.numbers)
+            make = write_texts if options.texts else write_table
+            make(file, options.megabytes * 1e6, options.numbers)
         options.megabytes = file.stat().st_size / 1e6
         ways = {"by blocks": (PREPARE, "blocks"), "as a whole": (PREPARE, "whole"), "pandas.read_csv": (PANDAS, "")}
         if options.without_whole:
@@ -67,7 +74,7 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for _ in range(options.turns):
             for name, (program, way) in ways.items():
-                found[name].append(run(folder, program, [str(file), way, options.label]))
+                found[name].append(run(folder, program, [str(file), way, options.label, "texts" * options.texts]))
         report(options, found)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -92,6 +99,19 @@ def write_table(file: Path, size: float, numbers: int) -> None:
             ]  # fmt: skip
             written += stream.write("\n".join(map(",".join, zip(*(each.tolist() for each in own), strict=True))) + "\n")
             first += rows
+
+
+def write_texts(file: Path, size: float, numbers: int) -> None:
+    import numpy as np
+
+    draw, written = np.random.default_rng(0), 0
+    words = np.array(["".join(draw.choice([*"abcdefghijklmnoprstuvw"], draw.integers(2, 10))) for _ in range(30_000)])
+    with file.open("w") as stream:
+        written += stream.write("texts,class\n")
+        while written < size:
+            said = words[np.minimum(draw.zipf(1.2, 100_000), len(words)) - 1]
+            parts = np.split(said, np.sort(draw.choice(len(said) - 1, 2000, replace=False)) + 1)
+            written += stream.write("".join(f"{' '.join(each)},{len(each) % 2}\n" for each in parts))
 
 
 def run(folder: Path, program: str, arguments: list[str]) -> dict[str, float]:

@@ -145,18 +145,10 @@ def encode_texts(
             arrays[split] |= {f"text{number}": texts.content, f"text{number}_offsets": texts.offsets}
         labels = np.concatenate([*columns["tags"]]) if "tags" in columns else columns["label"]
         arrays[split]["label"] = labels.astype(decoded.target.dtype)
-    shape: tuple[int, ...] = ()
-    described = None
-    if tokenizer is not None and made is not None:
-        settings = tokenizer.settings
-        assert isinstance(settings, schema.Tokenizer | schema.NgramTokenizer)
-        shape = (settings.max_length,)
-        digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
-        described = tokenization.describe(made, settings, digest)
-        if isinstance(made, Ngrams) and isinstance(settings, schema.NgramTokenizer) and tokenizer.file is None:
-            info["notes"] = [*info.get("notes", ()), *ngrams.notes(made, settings)]
+    described = described_texts(tokenizer, made, info)
+    if made is not None and described is not None:
         for split, columns in by_split.items():
-            rows, rule = columns["text"].tolist(), (settings.max_length, str(described["truncate"]))
+            rows, rule = columns["text"].tolist(), (described["max_length"], str(described["truncate"]))
             if "tags" in columns:
                 if isinstance(made, Ngrams):
                     hint = "use recipe=bert_tag or recipe=lstm_tag"
@@ -173,17 +165,36 @@ def encode_texts(
             }
             info.setdefault("cut", {})[split] = int(encoded.cut.sum())
             info.setdefault("unknown_tokens", {})[split] = round(encoded.unknown, 5)
+    return features_of_texts(decoded, config, described, pairs=pairs), arrays
+
+
+def described_texts(
+    tokenizer: tokenization.Spec | None, made: Tokenizer | Ngrams | None, info: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What is known of the tokenizer of texts; None where there is none. What there is to say goes into `info`."""
+    if tokenizer is None or made is None:
+        return None
+    settings = tokenizer.settings
+    assert isinstance(settings, schema.Tokenizer | schema.NgramTokenizer)
+    digest = hashlib.sha256(made.to_str(pretty=True).encode()).hexdigest()
+    described = tokenization.describe(made, settings, digest)
+    if isinstance(made, Ngrams) and isinstance(settings, schema.NgramTokenizer) and tokenizer.file is None:
+        info["notes"] = [*info.get("notes", ()), *ngrams.notes(made, settings)]
+    return described
+
+
+def features_of_texts(decoded: Decoded, config: Data, described: dict[str, Any] | None, *, pairs: bool) -> Features:
+    """What texts look like."""
     names = [n for n in (getattr(config, "text", None), getattr(config, "text_pair", None)) if n]
-    features = Features(
+    return Features(
         "text",
-        shape,
+        (described["max_length"],) if described else (),
         decoded.classes,
         tokenizer=described,
         pairs=pairs,
         columns=tuple(names) if pairs else tuple(names[:1]),
         target=decoded.target,
     )
-    return features, arrays
 
 
 def encode_stream(

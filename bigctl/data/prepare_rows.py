@@ -1,4 +1,4 @@
-"""Tables of any size -> arrays on the disk, in memory that does not grow with their rows times their columns.
+"""Tables and texts of any size -> arrays on the disk, in memory that does not grow with rows times columns.
 
     read     every file once: rows become columns of cells in files, block by block
     tell     each column by itself: what its cells mean, as numbers or categories in files
@@ -6,8 +6,9 @@
     fit      each column by itself: means, deviations and categories of the training split
     encode   block by block, into the arrays that a model sees
 
-What comes out is what `prepare` makes of a table that fits into memory, to the bit. A column at a time is in memory:
-8 bytes a row, and each text that is different of one that is not plain numbers.
+Of texts (`encode_by_blocks`) a tokenizer is made in place of `fit`. What comes out is what `prepare` makes of what fits
+into memory, to the bit. A column of a table at a time is in memory: 8 bytes a row, and each different value of one that
+is not plain numbers; of texts the labels, lengths and keys of all, and a block of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, checks, encode, origins, partial, splits
+from bigctl.data import cache, checks, encode, encode_by_blocks, origins, partial, splits
 from bigctl.data.array_file import ArrayFile
 from bigctl.data.dataset import SPLITS, Features
 from bigctl.data.progress import Progress
@@ -29,6 +30,7 @@ from bigctl.data.sources.column_files import StoredRows
 from bigctl.data.sources.decoded import ROW, Columns, Decoded
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.data.target import NUMBER
+from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 
 _ROWS = 2**14
@@ -38,7 +40,12 @@ _SCRATCH = "columns"
 
 
 def prepare(
-    folder: Path, config: Data, decode: Callable[[Path], Decoded], regression: bool, unchanged: Callable[[], bool]
+    folder: Path,
+    config: Data,
+    decode: Callable[[Path], Decoded],
+    tokenizer: tokenization.Spec | None,
+    regression: bool,
+    unchanged: Callable[[], bool],
 ) -> None:
     """Make a set in its cache folder.
 
@@ -46,6 +53,7 @@ def prepare(
         folder: where it belongs.
         config: how it is split.
         decode: reads the rows, through files in an empty folder.
+        tokenizer: how texts become numbers; None leaves them as they are.
         regression: whether the target is a number.
         unchanged: whether the files are what they were.
 
@@ -58,7 +66,7 @@ def prepare(
                 return
             _empty(work)
             try:
-                finish = _made(work, config, decode, regression)
+                finish = _made(work, config, decode, tokenizer, regression)
             except DataError:
                 partial.require(unchanged(), folder)
                 raise
@@ -84,14 +92,23 @@ def _empty(work: Path) -> None:
     (work / _SCRATCH).mkdir()
 
 
-def _made(work: Path, config: Data, decode: Callable[[Path], Decoded], regression: bool) -> Callable[[Path], None]:
+def _made(
+    work: Path,
+    config: Data,
+    decode: Callable[[Path], Decoded],
+    tokenizer: tokenization.Spec | None,
+    regression: bool,
+) -> Callable[[Path], None]:
     """Everything but the last step, which puts it in place."""
     decoded = decode(work / _SCRATCH)
     decoded = dataclasses.replace(decoded, splits=origins.with_origins(decoded))
     checks.check_target(decoded.target, regression)
     by_split = splits.split_examples(decoded, config)
     places, info = origins.taken(by_split), dict(decoded.info)
-    features, files = _encoded(work, decoded, by_split)
+    if decoded.kind == "text":
+        features, files = encode_by_blocks.encode_texts(work, decoded, by_split, config, tokenizer, info)
+    else:
+        features, files = _encoded(work, decoded, by_split)
     arrays = {split: _mapped(work, split) for split in SPLITS}
     checks.note_findings(info, arrays, features, config)
     origins.write(work, decoded.origins, places)
@@ -111,21 +128,17 @@ def _encoded(work: Path, decoded: Decoded, by_split: dict[str, Columns]) -> tupl
     done, total = 0, sum(map(len, rows.values()))
     with Progress("data: writing rows", total, ("million rows", 1e6)) as progress:
         for split, own in rows.items():
-            with _array(work, split, "inputs", np.float32, len(own), *features.shape) as file:
+            with ArrayFile(work / f"{split}.inputs.npy", np.dtype(np.float32), (len(own), *features.shape)) as file:
                 for start in range(0, len(own), _ROWS):
                     block = own[start : start + _ROWS]
                     file.write(encoder.encode({name: values[block] for name, values in columns.items()}))
                     progress.update(done := done + len(block))
             files[file.name] = file.sha256
-            with _array(work, split, "label", features.target.dtype, *labels[split].shape) as file:
-                file.write(labels[split].astype(features.target.dtype))
-            files[file.name] = file.sha256
+            files |= encode_by_blocks.write_whole(work, split, {"label": labels[split].astype(features.target.dtype)})
     return features, files
 
 
-def _array(work: Path, split: str, column: str, dtype: np.dtype | type, *shape: int) -> ArrayFile:
-    return ArrayFile(work / f"{split}.{column}.npy", np.dtype(dtype), shape)
-
-
 def _mapped(work: Path, split: str) -> Columns:
-    return {name: np.load(work / f"{split}.{name}.npy", mmap_mode="r") for name in ("inputs", "label")}
+    """The arrays of a split that notes are made of."""
+    files = {name: work / f"{split}.{name}.npy" for name in ("inputs", "label")}
+    return {name: np.load(file, mmap_mode="r") for name, file in files.items() if file.is_file()}

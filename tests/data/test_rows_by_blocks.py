@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import array_file, origins, partial, prepare, prepare_rows
+from bigctl.data import array_file, encode_by_blocks, origins, partial, prepare, prepare_rows
 from bigctl.data.dataset import SPLITS, Dataset
+from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.sources import column_files, delimited, row_blocks, text_parts
+from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 
 
@@ -56,13 +58,13 @@ def table(rows: int = 60, end: str = "\n", separator: str = ",", seed: int = 0) 
     return end.join(separator.join(line) for line in lines) + end
 
 
-def both(monkeypatch, config: schema.Table, *, regression: bool = False) -> tuple[Dataset, Dataset] | tuple[str, str]:
+def both(monkeypatch, config: schema.Table, **options) -> tuple[Dataset, Dataset] | tuple[str, str]:
     """The same data as a whole and by blocks; or the two errors."""
     found: list = []
     for size in (2**40, 0):
         monkeypatch.setattr(delimited, "_LARGE", size)
         try:
-            made = prepare.prepare(config, regression=regression, rebuild=True)
+            made = prepare.prepare(config, rebuild=True, **options)
             made.info["origins"] = [origins.read(made.path, split, range(made.size(split))) for split in SPLITS]
             made.info["files"] = sorted(file.name for file in Path(made.path).iterdir() if file.name != "sound.json")
             found.append(made)
@@ -72,12 +74,16 @@ def both(monkeypatch, config: schema.Table, *, regression: bool = False) -> tupl
 
 
 def assert_equal(whole: Dataset, blocks: Dataset) -> None:
+    assert whole.layout == blocks.layout
     assert (blocks.info, blocks.features, blocks.path) == (whole.info, whole.features, whole.path)
     assert blocks.fingerprint == whole.fingerprint
     for split in SPLITS:
         for name, values in whole.splits[split].items():
             np.testing.assert_array_equal(blocks.splits[split][name], values)
             assert blocks.splits[split][name].dtype == values.dtype
+        for own, other in zip(whole.texts[split], blocks.texts[split], strict=True):
+            np.testing.assert_array_equal(other.content, own.content)
+            np.testing.assert_array_equal(other.offsets, own.offsets)
 
 
 NO_HEADER = "\n".join(f"{row % 5},x{row % 2},{row / 7}" for row in range(40))
@@ -136,6 +142,63 @@ def test_blocks_give_what_the_whole_gives(case: str, tmp_path, monkeypatch) -> N
         assert blocks == whole
     else:
         assert_equal(whole, blocks)
+
+
+def reviews(rows: int = 50, seed: int = 0) -> str:
+    """Texts of any length, some of them twice, in one or two classes, as JSON lines."""
+    draw = np.random.default_rng(seed)
+    lines = []
+    for row in range(rows):
+        said = " ".join(draw.choice(["good", "Bad", "naïve", "the", "film 😀", "quite"], draw.integers(1, 30)))
+        line = {"id": row, "text": said if row % 5 else "The same\tfilm\nagain", "other": said[::-1] or "-"}
+        lines.append(line | {"stars": row % 3, "topics": ["a", "b"][: row % 3]})
+    return "\n".join(map(json.dumps, lines)) + "\n"
+
+
+WORDS, BPE = schema.Tokenizer(type="words", size=12, max_length=16), schema.Tokenizer(type="bpe", size=300)
+TEXT, STARS = {"text": "text"}, {"text": "text", "label": "stars"}
+EMPTY = json.dumps({"text": " ", "other": "x", "stars": 1, "topics": []}) + "\n"
+HALF = EMPTY.replace('" "', '"\\ud83d"')
+TEXTS = {
+    "words, cut": (reviews(), STARS, WORDS),
+    "pieces": (reviews(), STARS, BPE),
+    "pairs": (reviews(), STARS | {"text_pair": "other"}, WORDS),
+    "n-grams": (reviews(), STARS, schema.NgramTokenizer(size=200, min_texts=1)),
+    "n-grams of pairs": (reviews(), STARS | {"text_pair": "other"}, schema.NgramTokenizer(size=200, min_texts=1)),
+    "no tokenizer": (reviews(), STARS, None),
+    "no labels": (reviews(), TEXT | {"label": None}, WORDS),
+    "several classes": (reviews(), TEXT | {"label": None, "labels": "topics"}, WORDS),
+    "parts": (reviews(), STARS | {"train": "train[50%:]+train[:30%]", "test": "train[30%:50%]"}, WORDS),
+    "bad rows left out": (reviews() + "{\n" + reviews(9, 1), STARS | {"on_bad": "skip"}, WORDS),
+    "empty texts": (reviews() + EMPTY + reviews(9) + EMPTY, STARS, WORDS),
+    "half of a character": (reviews() + HALF, STARS, WORDS),
+    "no such column": (reviews(), {"text": "txt", "label": "stars"}, WORDS),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_blocks_of_texts_give_what_the_whole_gives(case: str, tmp_path, monkeypatch) -> None:
+    """The same tokens, offsets, texts, vocabulary, copies and lengths of batches; the same error where there is one."""
+    monkeypatch.setattr(encode_by_blocks, "_TEXTS", 3)
+    text, keys, tokenizer = TEXTS[case]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(text)
+    spec = tokenization.spec(tokenizer) if tokenizer else None
+    config, batches = JSONL(path=str(file), **keys), BatchOptions(batch_size=4)
+    whole, blocks = both(monkeypatch, config, tokenizer=spec, batches=batches)
+    if isinstance(whole, str) or isinstance(blocks, str):
+        assert blocks == whole
+    else:
+        assert_equal(whole, blocks)
+
+
+def test_quotes_that_may_hold_rows_are_doubted_by_blocks_too(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "rows.tsv"
+    rows = [f"text {row} of {row % 7}\t{row % 2}" for row in range(30)]
+    file.write_text("text\tclass\n" + "\n".join([*rows, '"two\t1\nrows"\t0', *rows]) + "\n")
+    whole, blocks = both(monkeypatch, schema.Tsv(path=str(file), text="text", label="class"))
+    assert_equal(whole, blocks)
+    assert "quotes enclose line ends and tabs" in blocks.info["notes"][0]
 
 
 def large(tmp_path, monkeypatch, text: str = table(), **keys) -> schema.Csv:

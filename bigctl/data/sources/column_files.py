@@ -46,8 +46,17 @@ class TextColumns(Mapping[str, list[str]]):
         """A column, some rows at a time."""
         if name not in self._names:
             raise KeyError(name)
-        for rows, places in self._blocks:
-            yield self._read(*places[name], rows) if name in places else [""] * rows
+        yield from (self.block(name, number) for number in range(len(self._blocks)))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each block."""
+        return [rows for rows, _ in self._blocks]
+
+    def block(self, name: str, number: int) -> list[str]:
+        """The rows of a block."""
+        rows, places = self._blocks[number]
+        return self._read(*places[name], rows) if name in places else [""] * rows
 
     def _read(self, place: int, size: int, rows: int) -> list[str]:
         self._stream.seek(place)
@@ -164,3 +173,41 @@ class StoredRows:
         values = np.empty(len(self._known[name]), object)
         values[:] = list(self._known[name])
         return Categories(values, np.memmap(self._files[name], np.int32, "r"))
+
+
+class StoredTexts:
+    """Columns of texts in files, the rows of one file of a source after those of another.
+
+    Args:
+        columns: of each file.
+        names: role of a column, such as "text" -> its name in the files.
+    """
+
+    def __init__(self, columns: Sequence[TextColumns], names: Mapping[str, str]):
+        self._names = names
+        self._blocks = [(each, number) for each in columns for number in range(len(each.sizes))]
+        sizes = [size for each in columns for size in each.sizes]
+        self._starts = np.cumsum([0, *sizes], dtype=np.int64)
+        self._last: dict[str, tuple[int, list[str]]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._names]
+
+    def take(self, role: str, rows: np.ndarray) -> list[str]:
+        """The texts of some rows, int64 [n]; those that lie close together are read at once."""
+        found: list[str] = []
+        blocks = np.searchsorted(self._starts, rows, side="right") - 1
+        ends = [*(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            if start < end:
+                number = int(blocks[start])
+                texts = self._block(role, number)
+                found += [texts[place] for place in (rows[start:end] - self._starts[number]).tolist()]
+        return found
+
+    def _block(self, role: str, number: int) -> list[str]:
+        if role not in self._last or self._last[role][0] != number:
+            columns, own = self._blocks[number]
+            self._last[role] = number, columns.block(self._names[role], own)
+        return self._last[role][1]

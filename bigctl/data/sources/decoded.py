@@ -11,7 +11,7 @@ import numpy as np
 
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.number_style import NumberStyle
-from bigctl.data.sources.column_files import StoredRows
+from bigctl.data.sources.column_files import StoredRows, StoredTexts
 from bigctl.data.target import Target
 
 Columns = dict[str, np.ndarray]
@@ -94,7 +94,7 @@ class Decoded:
     origins: Origins | None = None
     most: int | None = None
     index: EncodedImages | None = None
-    rows: StoredRows | None = None
+    rows: StoredRows | StoredTexts | None = None
 
     def __post_init__(self) -> None:
         if self.target is None:

@@ -36,15 +36,15 @@ def identity(config: schema.Table) -> Any:
 
 
 def _is_large(config: schema.Table) -> bool:
-    """Whether it is a table that is prepared by blocks."""
-    if config.text is not None or config.deduplicate:
+    """Whether it is prepared by blocks."""
+    if config.deduplicate:
         return False
     files = [optional(path) for path in (config.path, config.validation_path, config.test_path)]
     return row_blocks.are_large([file for file in files if file is not None], config.kind, _LARGE)
 
 
 def by_blocks(config: schema.Table, regression: bool) -> Callable[[Path], Decoded] | None:
-    """What decodes a large table through files in a folder; None where `decode` will do."""
+    """What decodes large files through others in a folder; None where `decode` will do."""
     return (lambda work: _decode(config, regression, work)) if _is_large(config) else None
 
 
@@ -73,6 +73,7 @@ def _decode(config: schema.Table, regression: bool, work: Path | None) -> Decode
             dialect=Dialect.of(config),
             group=config.group,
             time=config.time,
+            work=work,
         )
     if not config.label:
         raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")

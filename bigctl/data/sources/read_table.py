@@ -170,11 +170,13 @@ class JsonRows:
     Attributes:
         names: of all columns so far.
         absent: the first line that lacks a column.
+        characters: of the values that can be taken.
     """
 
     def __init__(self, name: str, keep: Callable[[str], bool], lists: Container[str], characters: int):
         self.names: dict[str, None] = {}
         self.absent: dict[str, int] = {}
+        self.characters = 0
         self._name, self._keep, self._lists = name, keep, lists
         self._most = EMPTY_CELLS + EMPTY_CELLS_A_CHARACTER * characters
         self._kept: dict[str, None] = {}
@@ -216,6 +218,7 @@ class JsonRows:
             value = json.dumps(value, ensure_ascii=False)
         try:
             values.append(_json_text(value, f"{self._name}:{number}:{key}"))
+            self.characters += len(values[-1])
         except DataError as error:
             values.append("")
             self._bad.setdefault(len(self._lines), error)
@@ -227,7 +230,7 @@ class JsonRows:
             _fill(key, values, self._lines, self.absent)
         found = columns, self._lines, self._bad
         self._rows += len(self._lines)
-        self._columns, self._lines, self._bad = {}, [], {}
+        self._columns, self._lines, self._bad, self.characters = {}, [], {}, 0
         return found
 
 

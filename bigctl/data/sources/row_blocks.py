@@ -20,6 +20,9 @@ from bigctl.errors import DataError
 _ROWS = 2**14
 """Rows that are in memory at once."""
 
+_CHARACTERS = 2**23
+"""Characters of such rows, at about which they are fewer."""
+
 _HEAD = 2**20
 """Characters among which the header is looked for."""
 
@@ -230,6 +233,7 @@ class _Found:
         self._kept = [(at, name) for at, name in enumerate(header) if name and file.keep(name)]
         self._last_separator, self._cut, self._empty = last_separator, 0, 0
         self._rows: list[list[str]] = []
+        self._characters = 0
 
     def add(self, line: int, row: list[str]) -> None:
         if self._last_separator:
@@ -251,7 +255,8 @@ class _Found:
         else:
             self.lines.append(line)
             self._rows.append(row)
-            if len(self._rows) >= _ROWS:
+            self._characters += sum(map(len, row))
+            if len(self._rows) >= _ROWS or self._characters >= _CHARACTERS:
                 self.flush()
 
     def flush(self) -> None:
@@ -259,7 +264,7 @@ class _Found:
             cells = [*zip(*self._rows, strict=True)]
             columns = {name: [*map(str.strip, cells[at])] for at, name in self._kept}
             self.columns.append(columns, len(self._rows))
-            self._rows = []
+            self._rows, self._characters = [], 0
 
     def notes(self) -> list[str]:
         found = [delimited_rows.SEPARATED] if self._cut else []
@@ -272,9 +277,11 @@ def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container
     columns, lines, count = reading.columns(), array("q"), 0
     first_bad: DataError | None = None
     records = read_table.json_lines(_json_lines(reading.parts(), reading.name), reading.name)
-    while block := [*itertools.islice(records, _ROWS)]:
-        for number, found in block:
+    for number, found in itertools.chain(records, [(0, None)]):
+        if found is not None:
             rows.add(number, found)
+            if len(rows) < _ROWS and rows.characters < _CHARACTERS:
+                continue
         values, numbers, bad = rows.take()
         kept = [row for row in range(len(numbers)) if row not in bad]
         if bad:

@@ -24,6 +24,13 @@ class TextTable:
     bad: dict[int, DataError] = field(default_factory=dict)  # rows that could not be read, which are empty here
     blocks: Callable[[str], Iterator[list[str]]] | None = None  # a column some rows at a time, of columns in files
 
+    def parts(self, column: str) -> Iterator[list[str]]:
+        """A column that is looked at from its first cell to its last, some rows at a time."""
+        if self.blocks is None:
+            yield self.columns[column]
+        else:
+            yield from self.blocks(column)
+
     def at(self, row: int, column: str) -> str:
         return f"{self.source}:{self.lines[row]}:{column}"
 

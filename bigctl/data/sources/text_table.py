@@ -5,12 +5,16 @@ Surrounding blanks are dropped. Unlike in a table, 'NA' or 'null' as a text are 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from bigctl.data.paths import some, split_files
-from bigctl.data.sources.decoded import Columns, Decoded
+from bigctl.data.sources import row_blocks
+from bigctl.data.sources.column_files import StoredTexts, TextColumns
+from bigctl.data.sources.decoded import ROW, Columns, Decoded
 from bigctl.data.sources.label_sets import read_label_sets
 from bigctl.data.sources.read_table import PLAIN, Dialect, file_facts, file_origins, load, split_columns
 from bigctl.data.sources.table import classify
@@ -33,6 +37,7 @@ def read_texts(
     dialect: Dialect = PLAIN,
     group: str | None = None,
     time: str | None = None,
+    work: Path | None = None,
 ) -> Decoded:
     """Read the texts of a file with a header row, or of JSON objects, and their labels.
 
@@ -45,24 +50,30 @@ def read_texts(
         validation_path, test_path: files for the splits "validation" and "test".
         dialect: how the files are written.
         group, time: columns by which splits are made.
+        work: an empty folder, where there is more text than memory should hold: it goes through files in it, block by
+            block, and stays there.
 
     Returns:
         Decoded of kind "text": object [N] of str, and int32 [N] class numbers; classes sorted, as numbers where all are
-        integers. Of unlabelled text the classes are None and the labels 0; of several classes see `label_sets`.
+        integers. Of unlabelled text the classes are None and the labels 0; of several classes see `label_sets`. With
+        `work` the texts are in `rows`, and the splits say by ROW which they have.
 
     Raises:
         DataError: a file is missing or malformed, a column is missing, a text is empty, or a label cannot be used.
     """
     named = _distinct({"data.text": text, "data.text_pair": text_pair, "data.label": label, "data.labels": labels})
     named |= {name for name in (group, time) if name is not None}
+    files, lists = split_files(path, validation_path, test_path), [labels] if labels else []
     tables = {
-        split: load(file, format, named.__contains__, dialect=dialect, lists=[labels] if labels else [])
-        for split, file in split_files(path, validation_path, test_path).items()
+        split: load(file, format, named.__contains__, dialect=dialect, lists=lists)
+        if work is None
+        else row_blocks.load(file, format, named.__contains__, dialect=dialect, lists=lists, folder=work / split)
+        for split, file in files.items()
     }
     columns, notes = [text, *([text_pair] if text_pair else [])], list(tables["train"].notes)
-    splits: dict[str, Columns] = {}
+    roles = _roles(text, text_pair)
+    splits = _splits(tables, roles, in_files=work is not None)
     for split, table in tables.items():
-        splits[split] = {name: _texts(table, column) for name, column in _roles(text, text_pair).items()}
         splits[split] |= split_columns(table, group, time)
         if format == "tsv" and dialect.quoting:
             notes += _doubtful_quotes(table, columns)
@@ -78,7 +89,30 @@ def read_texts(
         found = {split: np.zeros(len(each.lines), np.int32) for split, each in tables.items()}
     splits = {split: {**columns, "label": found[split]} for split, columns in splits.items()}
     info = {"source": format, **file_facts(tables), "text": columns, "target": labels or label, "notes": notes}
-    return Decoded("text", splits, target.names if label else None, info, target, origins=file_origins(tables))
+    found_texts = [each.columns for each in tables.values() if isinstance(each.columns, TextColumns)]
+    return Decoded(
+        "text",
+        splits,
+        target.names if label else None,
+        info,
+        target,
+        origins=file_origins(tables),
+        rows=StoredTexts(found_texts, roles) if work is not None else None,
+    )
+
+
+def _splits(tables: Mapping[str, TextTable], roles: Mapping[str, str], *, in_files: bool) -> dict[str, Columns]:
+    """The texts by split, or which rows of all files they are. Raises DataError for one that cannot be used."""
+    splits: dict[str, Columns] = {}
+    first = 0
+    for split, table in tables.items():
+        for column in roles.values():
+            _check(table, column)
+        if in_files:
+            splits[split] = {ROW: np.arange(first, first := first + len(table.lines))}
+        else:
+            splits[split] = {role: _texts(table, column) for role, column in roles.items()}
+    return splits
 
 
 def _distinct(wanted: dict[str, str | None]) -> set[str]:
@@ -113,24 +147,37 @@ def texts_of(
     roles = _roles(text, text_pair)
     table = load(source, format, set(roles.values()).__contains__, dialect=dialect, collect=True)
     bad = dict(table.bad)
-    found = [_texts(table, column, bad).tolist() for column in roles.values()]
-    return (list(zip(*found, strict=True)) if text_pair else found[0]), bad
+    for column in roles.values():
+        _check(table, column, bad)
+    found = [table.columns[column] for column in roles.values()]
+    return (list(zip(*found, strict=True)) if text_pair else [*found[0]]), bad
 
 
 def _roles(text: str, text_pair: str | None) -> dict[str, str]:
     return {"text": text, "text_pair": text_pair} if text_pair else {"text": text}
 
 
-def _texts(table: TextTable, column: str, bad: dict[int, DataError] | None = None) -> np.ndarray:
-    """A column of texts, object [N] of str. Raises DataError for one that cannot be used, or notes it in `bad`."""
-    table.require(column, "text")
+def _texts(table: TextTable, column: str) -> np.ndarray:
+    """A column of texts, object [N] of str."""
     values = table.columns[column]
-    empty = [row for row, value in enumerate(values) if not value]
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found
+
+
+def _check(table: TextTable, column: str, bad: dict[int, DataError] | None = None) -> None:
+    """Raises DataError for a text that cannot be used, or notes it in `bad`."""
+    table.require(column, "text")
+    empty: list[int] = []
     half: list[int] = []
-    try:
-        "".join(values).encode()
-    except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
-        half = [row for row, value in enumerate(values) if any("\ud800" <= c <= "\udfff" for c in value)]
+    first = 0
+    for values in table.parts(column):
+        empty += [row for row, value in enumerate(values, first) if not value]
+        try:
+            "".join(values).encode()
+        except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
+            half += [row for row, value in enumerate(values, first) if any("\ud800" <= c <= "\udfff" for c in value)]
+        first += len(values)
     for rows, what, hint in (
         (empty, "the text is empty", "write the text, or remove the row"),
         (half, "the text has half of a character (a lone surrogate)", "was it cut inside an emoji?"),
@@ -142,16 +189,12 @@ def _texts(table: TextTable, column: str, bad: dict[int, DataError] | None = Non
             if bad is None:
                 raise error
             bad.setdefault(row, error)
-    found = np.empty(len(values), object)
-    found[:] = values
-    return found
 
 
 def _doubtful_quotes(table: TextTable, columns: list[str]) -> list[str]:
     """Notes of texts that span lines and hold a tab: more likely rows lost between two plain quotes than one text."""
-    rows = [
-        row for column in columns for row, value in enumerate(table.columns[column]) if "\n" in value and "\t" in value
-    ]
+    cells = (enumerate(itertools.chain.from_iterable(table.parts(column))) for column in columns)
+    rows = [row for column in cells for row, value in column if "\n" in value and "\t" in value]
     if not rows:
         return []
     lines = some([str(table.lines[row]) for row in sorted(set(rows))])

@@ -28,6 +28,7 @@ class Encoded:
             length without one, int32 [N].
         cut: which texts were longer than allowed, bool [N].
         unknown: share of unknown tokens.
+        known_of: what that is a share of: all tokens, or the words of n-grams.
     """
 
     tokens: np.ndarray
@@ -35,6 +36,7 @@ class Encoded:
     segment_start: np.ndarray
     cut: np.ndarray
     unknown: float
+    known_of: int = 0
 
 
 def encode(
@@ -48,7 +50,8 @@ def encode(
     in which a pair is as one text."""
     if isinstance(tokenizer, ngrams.Ngrams):
         bags = tokenizer.encode(texts, pairs, max_length)
-        return Encoded(bags.tokens, bags.offsets, np.diff(bags.offsets).astype(np.int32), bags.cut, bags.unknown)
+        starts = np.diff(bags.offsets).astype(np.int32)
+        return Encoded(bags.tokens, bags.offsets, starts, bags.cut, bags.unknown, bags.words)
     marks = tokenization.special(tokenizer)
     cls, sep = [marks["cls"]], [marks["sep"]]
     kind = token_type(tokenizer)
@@ -77,7 +80,7 @@ def encode(
     if "unk" in marks and len(tokens):
         unknown = int(np.count_nonzero(tokens == marks["unk"]))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Encoded(tokens, offsets, starts, cut, unknown / max(1, len(tokens)))
+    return Encoded(tokens, offsets, starts, cut, unknown / max(1, len(tokens)), len(tokens))
 
 
 def encode_stream(tokenizer: Tokenizer, documents: Sequence[str], *, boundaries: bool) -> np.ndarray:

@@ -67,12 +67,14 @@ class Bags:
         offsets: where each text begins, int64 [N + 1].
         cut: which texts had more than allowed, bool [N].
         unknown: share of the words that have no number.
+        words: how many there are.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     cut: np.ndarray
     unknown: float
+    words: int = 0
 
 
 Group = tuple[int, bool, float]
@@ -133,7 +135,7 @@ class Ngrams:
             lengths.append(np.bincount((each >> np.uint64(32)).astype(np.int64), minlength=len(block)))
             cut.append(found.cut)
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-        return Bags(np.concatenate(tokens), offsets, np.concatenate(cut), unknown / max(1, words))
+        return Bags(np.concatenate(tokens), offsets, np.concatenate(cut), unknown / max(1, words), words)
 
     def to_str(self, pretty: bool = False) -> str:
         """As it is stored."""
