@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, default=16, help="columns of numbers")
     parser.add_argument("--table", type=Path, help="a csv file in place of the one that is made up")
     parser.add_argument("--label", default="class", help="the target column")
+    parser.add_argument("--pandas", metavar="PYTHON", default=sys.executable, help="a Python that has `pandas`")
     parser.add_argument("--texts", action="store_true", help="make texts, in a column of that name")
     parser.add_argument("--turns", type=int, default=1, help="how often each way runs")
     parser.add_argument("--without-whole", action="store_true", help="leave out the way that needs most memory")
@@ -68,13 +69,19 @@ def main() -> None:
             make = write_texts if options.texts else write_table
             make(file, options.megabytes * 1e6, options.numbers)
         options.megabytes = file.stat().st_size / 1e6
-        ways = {"by blocks": (PREPARE, "blocks"), "as a whole": (PREPARE, "whole"), "pandas.read_csv": (PANDAS, "")}
+        ways = {
+            "by blocks": (sys.executable, PREPARE, "blocks"),
+            "as a whole": (sys.executable, PREPARE, "whole"),
+            "pandas.read_csv": (options.pandas, PANDAS, ""),
+        }
         if options.without_whole:
             del ways["as a whole"]
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for _ in range(options.turns):
-            for name, (program, way) in ways.items():
-                found[name].append(run(folder, program, [str(file), way, options.label, "texts" * options.texts]))
+            for name, (python, program, way) in ways.items():
+                found[name].append(
+                    run(folder, python, program, [str(file), way, options.label, "texts" * options.texts])
+                )
         report(options, found)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,16 +121,17 @@ def write_texts(file: Path, size: float, numbers: int) -> None:
             written += stream.write("".join(f"{' '.join(each)},{len(each) % 2}\n" for each in parts))
 
 
-def run(folder: Path, program: str, arguments: list[str]) -> dict[str, float]:
+def run(folder: Path, python: str, program: str, arguments: list[str]) -> dict[str, float]:
     """One way, in an empty cache."""
     cache, script = folder / "cache", folder / "way.py"
     shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir()
     script.write_text(program)
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(
-        command, env={**os.environ, "BIGCTL_CACHE_DIR": str(cache)}, stdout=subprocess.PIPE, text=True, check=True
-    )
+    environment = {**os.environ, "BIGCTL_CACHE_DIR": str(cache)}
+    if python != sys.executable:
+        environment.pop("PYTHONPATH", None)
+    command = [python, str(script), *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

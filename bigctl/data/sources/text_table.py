@@ -64,12 +64,7 @@ def read_texts(
     named = _distinct({"data.text": text, "data.text_pair": text_pair, "data.label": label, "data.labels": labels})
     named |= {name for name in (group, time) if name is not None}
     files, lists = split_files(path, validation_path, test_path), [labels] if labels else []
-    tables = {
-        split: load(file, format, named.__contains__, dialect=dialect, lists=lists)
-        if work is None
-        else row_blocks.load(file, format, named.__contains__, dialect=dialect, lists=lists, folder=work / split)
-        for split, file in files.items()
-    }
+    tables = _tables(files, format, named, dialect, lists, work)
     columns, notes = [text, *([text_pair] if text_pair else [])], list(tables["train"].notes)
     roles = _roles(text, text_pair)
     splits = _splits(tables, roles, in_files=work is not None)
@@ -79,26 +74,38 @@ def read_texts(
             notes += _doubtful_quotes(table, columns)
         if label is not None:
             table.require(label, "target")
-    target = Target.usual("text", None)
-    if labels is not None:
-        target, found = read_label_sets(tables, labels, label_separator, notes)
-    elif label is not None:
-        known, found = classify(tables, label, quantities=f"is data.label={label} the right column?")
-        target = Target.usual("text", known)
-    else:
-        found = {split: np.zeros(len(each.lines), np.int32) for split, each in tables.items()}
+    target, found = _targets(tables, label, labels, label_separator, notes)
     splits = {split: {**columns, "label": found[split]} for split, columns in splits.items()}
     info = {"source": format, **file_facts(tables), "text": columns, "target": labels or label, "notes": notes}
-    found_texts = [each.columns for each in tables.values() if isinstance(each.columns, TextColumns)]
-    return Decoded(
-        "text",
-        splits,
-        target.names if label else None,
-        info,
-        target,
-        origins=file_origins(tables),
-        rows=StoredTexts(found_texts, roles) if work is not None else None,
-    )
+    stored = [each.columns for each in tables.values() if isinstance(each.columns, TextColumns)]
+    classes, rows = target.names if label else None, StoredTexts(stored, roles) if work is not None else None
+    return Decoded("text", splits, classes, info, target, origins=file_origins(tables), rows=rows)
+
+
+def _targets(
+    tables: dict[str, TextTable], label: str | None, labels: str | None, separator: str, notes: list[str]
+) -> tuple[Target, dict[str, np.ndarray]]:
+    """What is to be predicted, and the labels by split."""
+    if labels is not None:
+        return read_label_sets(tables, labels, separator, notes)
+    if label is None:
+        return Target.usual("text", None), {
+            split: np.zeros(len(each.lines), np.int32) for split, each in tables.items()
+        }
+    known, found = classify(tables, label, quantities=f"is data.label={label} the right column?")
+    return Target.usual("text", known), found
+
+
+def _tables(
+    files: Mapping[str, Path], format: str, named: set[str], dialect: Dialect, lists: list[str], work: Path | None
+) -> dict[str, TextTable]:
+    keep = named.__contains__
+    if work is None:
+        return {split: load(file, format, keep, dialect=dialect, lists=lists) for split, file in files.items()}
+    return {
+        split: row_blocks.load(file, format, keep, dialect=dialect, lists=lists, folder=work / split)
+        for split, file in files.items()
+    }
 
 
 def _splits(tables: Mapping[str, TextTable], roles: Mapping[str, str], *, in_files: bool) -> dict[str, Columns]:
