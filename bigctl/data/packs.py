@@ -6,16 +6,21 @@ loses at most one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from bigctl.cache_root import cache_root
 from bigctl.errors import DataError
 from bigctl.files import temporary_name
+
+_ABANDONED = 86400.0
+"""Age at which what is half made is taken to be nobody's [s]."""
 
 
 def root() -> Path:
@@ -43,6 +48,10 @@ def kept(file: Path, what: str, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     temporary = temporary_name(folder)
+    for left in root().glob(".*.tmp"):  # by starts that were killed
+        with contextlib.suppress(OSError):
+            if left.stat().st_mtime < time.time() - _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         make(temporary)

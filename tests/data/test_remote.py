@@ -15,6 +15,7 @@ from bigctl.config import schema
 from bigctl.data import prepare, remote
 from bigctl.errors import DataError
 from tests.conftest import Cli
+from tests.data import test_webdataset
 
 ROWS = "x,kind\n" + "".join(f"{n / 3:.3f},{'ab'[n % 2]}\n" for n in range(40))
 
@@ -161,3 +162,13 @@ def test_a_name_for_data_at_an_address_keeps_the_address(bigctl: Cli, site: Site
     address = site.address("t.csv")
     told = bigctl.json("data", "add", "far", address, env={"BIGCTL_CACHE_DIR": str(cache)})
     assert told["keys"] == {"path": address, "label": "kind"}
+
+
+def test_shards_at_an_address_are_fetched_once_and_used_offline(tmp_path: Path, site: Site) -> None:
+    known = test_webdataset.prepared(test_webdataset.shards(tmp_path / "shards", test_webdataset.as_number, parts=2))
+    site.files = {file.name: file.read_bytes() for file in sorted((tmp_path / "shards").iterdir())}
+    found = test_webdataset.prepared(address := site.address("{00..01}.tar"))
+    test_webdataset.same(found, known)
+    assert found.fingerprint == known.fingerprint and sorted(site.fetched) == ["00.tar", "01.tar"]
+    site.stop()
+    assert test_webdataset.prepared(address).path == found.path

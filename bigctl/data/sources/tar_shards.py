@@ -12,7 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from bigctl.data import packs
 from bigctl.data.paths import hidden, require_file
@@ -66,9 +66,9 @@ def examples(held: Held) -> Iterator[Example]:
     """The examples of an archive in the order of its members. Raises DataError as `members` does."""
     current: Example | None = None
     for member in members(held):
-        parts = PurePosixPath(member.name)
-        stem, _, suffix = parts.name.partition(".")
-        name = str(parts.parent / stem)
+        above, slash, last = member.name.rpartition("/")
+        stem, _, suffix = last.partition(".")
+        name = above + slash + stem
         if member.problem:
             if current is not None:
                 yield current
@@ -117,10 +117,11 @@ def members(held: Held) -> Iterator[Member]:
                     general |= _records(content)
                 at += _padded(info.size)
                 continue
-            name = str(PurePosixPath(known.get("path") or long_name or info.name))
-            problem = _problem(name, info, known)
-            if not info.isdir() and (problem or not any(map(hidden, PurePosixPath(name).parts))):
-                yield Member(name, at, length, problem)
+            given = known.get("path") or long_name or info.name
+            parts = [part for part in given.split("/") if part not in ("", ".")]
+            problem = _problem(given, parts, info, known)
+            if not info.isdir() and (problem or not any(map(hidden, parts))):
+                yield Member("/".join(parts), at, length, problem)
             if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
                 at += _padded(length)
             long_name, described = "", {}
@@ -147,8 +148,8 @@ def _cut(shown: str, name: str = "") -> DataError:
     return DataError(what, where=shown, hint="fetch or write it anew")
 
 
-def _problem(name: str, info: tarfile.TarInfo, known: dict[str, str]) -> str:
-    if ".." in PurePosixPath(name).parts or name.startswith("/"):
+def _problem(name: str, parts: list[str], info: tarfile.TarInfo, known: dict[str, str]) -> str:
+    if ".." in parts or name.startswith("/"):
         return f"the member {name!r} leads out of the archive"
     if info.issym() or info.islnk():
         return f"the member {name!r} is a link to {info.linkname!r}, not a file"

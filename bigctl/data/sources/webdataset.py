@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -246,7 +246,7 @@ def rule_of(example: Example, descriptor: int) -> str:
         return f"{JSON}.label"
     if TEXT in example.fields:
         return TEXT
-    if str(PurePosixPath(example.name).parent) != ".":
+    if "/" in example.name:
         return FOLDER
     hint = f"data.label=SUFFIX or json.NAME says it; beside the picture there are {paths.some(sorted(example.fields))}"
     raise DataError("nothing tells the class", where=example.name, hint=hint)
@@ -255,7 +255,7 @@ def rule_of(example: Example, descriptor: int) -> str:
 def _label(example: Example, rule: str, descriptor: int) -> Label:
     """What tells the class of an example. Raises DataError where it is missing."""
     if rule == FOLDER:
-        name = PurePosixPath(example.name).parent.name
+        name = example.name.rpartition("/")[0].rpartition("/")[2]
         if not name:
             raise DataError("the picture is in no folder, which would tell its class", where=example.name)
         return name
