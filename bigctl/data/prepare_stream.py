@@ -173,6 +173,7 @@ def _plan(work: Path, config: Data, stream: Stream, spec: tokenization.Spec | No
     for name, source in stream.sources.items():
         source.look()
         info["notes"] += [f"{source.empty} empty documents of {name} are left out"] if source.empty else []
+        info["notes"] += source.left_out()
     plan = Plan(stream, splits.spans({n: s.characters for n, s in stream.sources.items()}, config), None)
     file = work / cache.TOKENIZER
     said = {"tokenizer": None if spec is None else spec.identity(), "spans": plan.spans}

@@ -337,3 +337,28 @@ def test_what_changed_in_a_prepared_set_is_noticed(config, monkeypatch, capsys):
         os.utime(file, ns=(time + 10**9, time + 10**9))
     assert make(config, large=True, rebuild=False).splits["train"]["inputs"][:5].shape == (5,)
     assert not capsys.readouterr().err
+
+
+def test_bad_lines_of_json_are_left_out_up_to_a_limit_and_named(tmp_path):
+    lines = [json.dumps({"text": f"document {number} of some words " * 3}) for number in range(40)]
+    good = schema.TextFiles(path=str(write(tmp_path, "good.jsonl", "\n".join(lines))), field="text")
+    expected = make(good, "bytes", large=True)
+    bad = list(lines)
+    for place, line in ((0, '{"text": '), (7, '{"other": 1}'), (41, '["x"]'), (42, '{"text": {"a": 1}}')):
+        bad.insert(place, line)
+    config = dataclasses.replace(good, path=str(write(tmp_path, "bad.jsonl", "\n".join(bad))))
+    for large in (False, True):
+        with pytest.raises(DataError, match="bad.jsonl:1"):
+            make(config, "bytes", large=large)
+    skipping = dataclasses.replace(config, on_bad="skip", workers=1)
+    assert text_files.identity(skipping) != text_files.identity(config) and "on_bad" not in text_files.identity(config)
+    found = make(skipping, "bytes", large=False)
+    for split in SPLITS:
+        np.testing.assert_array_equal(found.splits[split]["inputs"][:], expected.splits[split]["inputs"][:])
+    note = next(note for note in found.info["notes"] if "left out" in note)
+    assert note.startswith(f"4 lines are left out, the first with this: {config.path}:1: ")
+    assert note.count("bad.jsonl:") == 4 and f"{config.path}:8, " in note
+    assert not any("empty" in note for note in found.info["notes"])
+    with pytest.raises(DataError, match="4 of 44 lines cannot be read, more than data.bad_limit=0.05") as caught:
+        make(dataclasses.replace(skipping, bad_limit=0.05), "bytes", large=False)
+    assert "\n" not in str(caught.value)

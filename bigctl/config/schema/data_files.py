@@ -96,6 +96,14 @@ class TextFiles(Data):
     field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
+    on_bad: str = key(
+        "stop", "What a line of JSON that cannot be read does: stop, or be left out with a note (skip).",
+        drift=STRUCTURAL, choices=("stop", "skip"),
+    )  # fmt: skip
+    bad_limit: float = key(
+        1.0, "Share of a split's lines that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE,
+        ge=0, le=1,
+    )  # fmt: skip
     vocabulary_characters: int = key(
         VOCABULARY_CHARACTERS,
         "Of a larger training split, how much a vocabulary is made of, drawn by data.split_seed [characters].",

@@ -58,6 +58,14 @@ class Mixture(Data):
     boundaries: bool = key(
         True, "Put the tokenizer's end token between two files or objects of text.", drift=STRUCTURAL
     )
+    on_bad: str = key(
+        "stop", "What a line of JSON that cannot be read does: stop, or be left out with a note (skip).",
+        drift=STRUCTURAL, choices=("stop", "skip"),
+    )  # fmt: skip
+    bad_limit: float = key(
+        1.0, "Share of a corpus's lines that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE,
+        ge=0, le=1,
+    )  # fmt: skip
     vocabulary_characters: int = key(
         VOCABULARY_CHARACTERS,
         "Of a larger training text, how much a vocabulary is made of, drawn by data.split_seed [characters].",

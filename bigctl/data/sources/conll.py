@@ -107,10 +107,12 @@ def read_conll(
         if line.startswith("#") and _is_comment(fields, mark, width, open_sentence):
             continue
         wrong = _wrong(fields, width, mark, f"{name}:{number}")
-        if wrong is not None and bad is None:
-            raise wrong
         if wrong is None and identity is not None and not _PLAIN_ID.fullmatch(fields[identity]):
             continue
+        if wrong is None and second is not None and not fields[second].strip():
+            wrong = DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
+        if wrong is not None and bad is None:
+            raise wrong
         if not open_sentence:
             found.words.append([])
             found.tags.append([])
@@ -121,13 +123,7 @@ def read_conll(
             continue
         found.words[-1].append(fields[first].strip())
         if second is not None:
-            tag = fields[second].strip()
-            if not tag:
-                wrong = DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
-                if bad is None:
-                    raise wrong
-                bad.setdefault(len(found.words) - 1, wrong)
-            found.tags[-1].append(tag)
+            found.tags[-1].append(fields[second].strip())
     return require_words(found, bad)
 
 

@@ -56,7 +56,8 @@ def parts(config: schema.Mixture) -> dict[str, schema.Data]:
             found[name] = _here(name, schema.Tokens(validation_tokens=config.validation_tokens, **keys))
         else:
             keys |= {key: getattr(corpus, key) for key in _OF_TEXT}
-            keys |= {key: getattr(config, key) for key in ("boundaries", "vocabulary_characters", "workers")}
+            of_text = ("boundaries", "on_bad", "bad_limit", "vocabulary_characters", "workers")
+            keys |= {key: getattr(config, key) for key in of_text}
             found[name] = _here(name, schema.TextFiles(**keys))
     return found
 

@@ -20,6 +20,9 @@ class Parts(Protocol):
     def look(self) -> None:
         """Count and check everything. Raises DataError."""
 
+    def left_out(self) -> list[str]:
+        """Notes on what was left out because it cannot be read."""
+
     def between(self, start: int, stop: int) -> Iterator[tuple[str, bool]]:
         """The characters [start, stop) in parts, each with whether a document begins with it."""
 

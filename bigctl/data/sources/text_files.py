@@ -36,22 +36,28 @@ def identity(config: schema.TextFiles) -> dict[str, Any]:
     prints = [paths.fingerprint_files(matching(path), in_blocks=True) if path else None for path in where]
     found = {"files": prints, "field": config.field, "boundaries": config.boundaries}
     found |= {"encoding": config.encoding} if config.encoding is not None else {}
+    found |= {"on_bad": config.on_bad} if config.on_bad != "stop" else {}
     sample = config.vocabulary_characters  # of smaller texts nothing depends on it
     return found | ({"vocabulary_characters": sample} if sample != schema.TextFiles.vocabulary_characters else {})
 
 
 def stream(config: schema.TextFiles) -> Stream | None:
-    """The text to be read by parts; None where it is small enough to be read as a whole. Raises DataError."""
+    """The text to be read by parts; None where it is small enough to be read as a whole, and no line is left out.
+    Raises DataError."""
     given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
     files = {split: matching(where) for split, where in given.items() if where is not None}
-    if sum(map(_unpacked_size, itertools.chain(*files.values()))) <= SMALL:
+    skips = config.on_bad == "skip"
+    if sum(map(_unpacked_size, itertools.chain(*files.values()))) <= SMALL and not skips:
         return None
     for split, own in files.items():
         _check_field(own, config.field, str(given[split]), config.encoding)
     if config.deduplicate:
         raise DataError("only texts can be deduplicated", where="data.deduplicate", hint="leave it out")
     sources = {
-        split: text_parts.Texts(own, str(given[split]), config.field, config.encoding) for split, own in files.items()
+        split: text_parts.Texts(
+            own, str(given[split]), config.field, config.encoding, bad_limit=config.bad_limit if skips else None
+        )
+        for split, own in files.items()
     }
     info = {"source": "text", "files": {split: _listed(own) for split, own in files.items()}}
     return Stream(sources, info, config.boundaries, config.workers, config.vocabulary_characters)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from bigctl.data.paths import some
 from bigctl.data.progress import Progress
 from bigctl.data.sources import content, read_table
 from bigctl.errors import DataError
@@ -20,6 +21,9 @@ _BLOCK = 2**22
 
 _MARK = 2**24
 """Characters between two places at which reading can begin."""
+
+_NAMED = 21
+"""Lines that are named of those that are left out."""
 
 
 class Part(NamedTuple):
@@ -58,6 +62,7 @@ class Texts:
         characters: of all documents.
         starts: which character each document begins at.
         empty: documents without text, which are left out.
+        bad_limit: share of the lines of JSON that may be left out because they cannot be read; None for none at all.
     """
 
     files: Sequence[Path]
@@ -67,6 +72,9 @@ class Texts:
     characters: int = 0
     starts: array[int] = field(default_factory=lambda: array("q"))
     empty: int = 0
+    bad_limit: float | None = None
+    _bad: list[DataError] = field(default_factory=list)
+    _left_out: int = 0
     _marks: list[Mark] = field(default_factory=list)
 
     def look(self) -> None:
@@ -90,6 +98,8 @@ class Texts:
                     self.characters, begins = self.characters + len(part.text), part.ends
                     progress.update(before + part.done)
                 before += file.stat().st_size
+        if self._bad:
+            self._check_bad()
         if not self.characters:
             raise DataError("there is no text", where=self.where, hint="is it the right file?")
 
@@ -119,11 +129,43 @@ class Texts:
             else:
                 yield from _plain(file, self.encoding, place)
             return
-        for part in _objects(file, str(self.key), self.encoding, place):
+        refuse = None if self.bad_limit is None else (_nothing if again else self._leave_out)
+        for part in _objects(file, str(self.key), self.encoding, place, refuse):
             if part.text:
                 yield part
             elif not again:
                 self.empty += 1
+
+    def _leave_out(self, error: DataError) -> None:
+        self._left_out += 1
+        if len(self._bad) < _NAMED:
+            self._bad.append(error)
+
+    def _check_bad(self) -> None:
+        """Raises DataError where too many lines cannot be read, or all."""
+        lines, first = len(self.starts) + self.empty, self._bad[0]  # those that are left out count as empty ones
+        self.empty -= self._left_out
+        if not self.starts:
+            raise first
+        if self._left_out > (self.bad_limit or 0.0) * lines:
+            limit = f"more than data.bad_limit={self.bad_limit:g} allows"
+            what = f"{self._left_out:,} of {lines:,} lines cannot be read, {limit}"
+            shown = f"{some([str(error.where) for error in self._bad], 5)}; of the first: {first.message}"
+            raise DataError(f"{what}: {shown}", where="data.on_bad", hint=first.hint)
+
+    def left_out(self) -> list[str]:
+        """The note on lines that were left out because they cannot be read."""
+        if not self._bad:
+            return []
+        which = "1 line is" if self._left_out == 1 else f"{self._left_out:,} lines are"
+        others = [str(error.where) for error in self._bad[1:]]
+        more = f" and {self._left_out - len(self._bad):,} more" if self._left_out > len(self._bad) else ""
+        then = f"; then {', '.join(others)}{more}" if others else ""
+        return [f"{which} left out, the first with this: {self._bad[0]}{then}"]
+
+
+def _nothing(error: DataError) -> None:
+    """For a second reading: it was told in the first."""
 
 
 def _is_json(file: Path) -> bool:
@@ -193,8 +235,11 @@ def _plain(file: Path, encoding: str | None, place: int) -> Iterator[Part]:
     yield last._replace(ends=True)
 
 
-def _objects(file: Path, field: str, encoding: str | None, place: int) -> Iterator[Part]:
-    """The texts of JSON lines, those that are empty too, from the line on that begins at a byte."""
+def _objects(
+    file: Path, field: str, encoding: str | None, place: int, refuse: Callable[[DataError], None] | None = None
+) -> Iterator[Part]:
+    """The texts of JSON lines, those that are empty too, from the line on that begins at a byte. One that cannot be
+    read is raised, or with `refuse` told, and empty."""
     name, rest, number, seen, done = str(file), "", 0, place > 0, 0
     at: int | None = place
     for text, after, done in decoded(file, encoding, place):
@@ -205,12 +250,12 @@ def _objects(file: Path, field: str, encoding: str | None, place: int) -> Iterat
         for line in lines:
             number += 1
             if line.strip():
-                yield Part(_text_of(line, field, f"{name}:{number}", seen), True, at, done)
+                yield Part(_text_or(refuse, line, field, f"{name}:{number}", seen), True, at, done)
                 seen = True
             at = None
         at = None if after is None else after - len(rest.encode())
     if rest.strip():
-        yield Part(_text_of(rest, field, f"{name}:{number + 1}", seen), True, at, done)
+        yield Part(_text_or(refuse, rest, field, f"{name}:{number + 1}", seen), True, at, done)
     elif not seen:
         raise DataError("the file is empty", where=name, hint="is it the right file?")
 
@@ -224,6 +269,16 @@ def _listed(file: Path, field: str, encoding: str | None) -> Iterator[Part]:
     done = file.stat().st_size
     texts = map(content.whole_characters, table.columns[field])
     yield from (Part(text if text.strip() else "", True, None, done) for text in texts)
+
+
+def _text_or(refuse: Callable[[DataError], None] | None, line: str, field: str, where: str, seen: bool) -> str:
+    try:
+        return _text_of(line, field, where, seen)
+    except DataError as error:
+        if refuse is None:
+            raise
+        refuse(error)
+        return ""
 
 
 def _text_of(line: str, field: str, where: str, seen: bool) -> str:
