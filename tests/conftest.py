@@ -51,9 +51,13 @@ def _memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Programs of the quick set, also those of commands, are compiled with few optimizations: in half the time."""
-    quick = request.config.option.markexpr == "not slow" and not request.node.get_closest_marker("optimized")
-    if not quick:
+    """Programs of the quick set, also those of commands, are compiled with few optimizations: in half the time.
+
+    So are those of the slow tests that are marked for it: they show that commands work, not what they compute.
+    """
+    marked = request.node.get_closest_marker
+    quick = request.config.option.markexpr == "not slow" and not marked("optimized")
+    if not quick and not marked("fewer"):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
@@ -23,7 +24,8 @@ PAGES = (
     "docs/language_models.md",
     "docs/configuration.md",
 )
-SHORT = ["train.steps=4", "eval.every=2", "checkpoint.every=2"]
+SHORT = ["train.steps=4", "eval.every=4", "checkpoint.every=2"]
+SHORT_HELD_OUT = ["data.validation_fraction=0.01", "data.test_fraction=0.01"]
 SHORT_TEXTS = ["recipe.tokenizer.max_length=16", "recipe.bucketing.shapes=1"]
 
 
@@ -106,10 +108,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         ("book", own),
         ("llama", [*own, "model=llama_tiny", "recipe.block=64"]),
         ("cnn_cls", ["recipe=cnn_cls"]),
-        ("bert_cls", ["recipe=bert_cls", *SHORT_TEXTS]),
+        ("bert_cls", ["recipe=bert_cls", *SHORT_TEXTS, *SHORT_HELD_OUT]),
         ("ngram_cls", ["recipe=ngram_cls"]),
         ("bert_tag", ["recipe=bert_tag", "data=conll", "data.path=train.conll", *SHORT_TEXTS]),
-        ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SHORT_TEXTS]),
+        ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SHORT_TEXTS, *SHORT_HELD_OUT]),
     ):
         done = cli("train", *overrides, *SHORT, "--name", name, code=None)
         if "cannot fetch" in done.stderr:
@@ -132,6 +134,7 @@ def test_the_command_works(command: str, workplace: Cli) -> None:
     if words[0] == "train":
         words += [o for o in SHORT if "overfit" not in command or not o.startswith("eval")]
         words += SHORT_TEXTS if "recipe=bert" in command or "recipe=lstm" in command else []
+        words += SHORT_HELD_OUT if re.search(r"recipe=(gpt|bert)_", command) and "path=" not in command else []
         words += [] if "--name" in words or "--dry-run" in words else ["--resume", "never"]
     if words[0] == "sweep":
         words += [*SHORT, *(["sweep.trials=2"] if "sweep.trials" in command else []), "seed=range(2)"]

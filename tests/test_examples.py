@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fewer
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 

@@ -26,6 +26,7 @@ import pytest
 
 from tests import forked, newcomer
 
+pytestmark = pytest.mark.fewer
 ROOT = Path(__file__).resolve().parents[1]
 CUSTOMERS = "recipe=mlp_cls data=csv data.path=customers.csv data.label=churned"
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.fewer
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 EXPERIMENT = "recipe=mlp_cls model.hidden=[4] eval.every=100000 checkpoint.every=100000"
 

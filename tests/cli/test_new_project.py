@@ -16,6 +16,7 @@ import bigctl
 from bigctl.cli.main import main
 from tests.test_extending import run
 
+pytestmark = pytest.mark.fewer
 Capture = pytest.CaptureFixture[str]
 
 

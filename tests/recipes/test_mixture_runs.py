@@ -16,6 +16,8 @@ from bigctl.errors import BigctlError
 from bigctl.runs.directory import RunDirectory
 from tests.corpora import TINY, given, write
 
+pytestmark = pytest.mark.fewer
+
 
 @pytest.fixture(autouse=True)
 def cache_dir(tmp_path_factory, monkeypatch) -> None:

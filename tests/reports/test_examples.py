@@ -15,6 +15,8 @@ from bigctl.reports import examples, run
 from bigctl.runs.directory import RunDirectory
 from tests import topics
 
+pytestmark = pytest.mark.fewer
+
 
 def test_images_are_the_worst_mistakes_and_then_others(tmp_path: Path) -> None:
     from PIL import Image

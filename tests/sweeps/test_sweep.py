@@ -21,6 +21,7 @@ from bigctl.sweeps import ledger
 from tests.beside import Command, commands
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
 STUDY = [
     "sweep", "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[4]", "train.steps=20", "train.tensorboard=false",
     "eval.every=10", "--name", "s",

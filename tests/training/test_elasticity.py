@@ -11,6 +11,7 @@ import pytest
 from tests.training.test_sharding import MESHES, RECIPES, on_eight_devices
 from tests.training.test_text_training import write
 
+pytestmark = pytest.mark.fewer
 _GO_ON = """
 import json, pathlib, sys
 import jax, numpy as np

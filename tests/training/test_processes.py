@@ -24,6 +24,7 @@ from bigctl.training.signals import StopRequest
 from bigctl.training.stopping import SharedStop
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
 SLURM = {
     "SLURM_JOB_ID": "4100", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "gpu[007-008],other", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
