@@ -54,6 +54,22 @@ def causal_attention(
     return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
 
 
+def full_attention(
+    q: Float[Array, "batch length heads depth"],
+    k: Float[Array, "batch length heads depth"],
+    v: Float[Array, "batch length heads depth"],
+) -> Float[Array, "batch length heads depth"]:
+    """softmax(q k^T / sqrt(depth)) v, each place over all of them."""
+    length = q.shape[1]
+    kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
+    if kernel == "cudnn" and length % 2:
+        kernel = "xla"  # the gradient of cuDNN's is for even lengths
+    meshes.record_kernel("attention", kernel)
+    if kernel != "einsum":
+        return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
+    return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.ones((length, length), bool))
+
+
 def _document_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:
     """Attention within documents: by a kernel that knows them, or with a mask [batch, length, length] between them."""
     kernel = document_kernel(meshes.platform_in_use(), q.shape[1])

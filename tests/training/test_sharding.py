@@ -43,6 +43,7 @@ RECIPES = {
         "recipe.augment.crop=1",
     ],
     "resnet_cls": ["recipe=resnet_cls", "model.blocks=[1,1]", "model.width=4", "model.drop_path=0.2"],
+    "vit_cls": ["recipe=vit_cls", "model.layers=2", "model.width=8", "model.intermediate=16", "model.drop_path=0.2"],
     "mlp_cls": ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[32,16]", "model.norm=batch"],
 }  # fmt: skip
 MESHES = {
@@ -85,6 +86,7 @@ print(json.dumps(result))
         pytest.param("mlp_cls", ["mixed"], marks=pytest.mark.slow),
         pytest.param("cnn_cls", ["data", "fsdp"], marks=pytest.mark.slow),
         pytest.param("resnet_cls", ["mixed"], marks=pytest.mark.slow),
+        pytest.param("vit_cls", ["mixed", "tensor"], marks=pytest.mark.slow),
     ],
 )
 def test_every_mesh_gives_the_losses_of_one_device(recipe: str, meshes: list[str]) -> None:

@@ -190,6 +190,11 @@ class ResnetCls(ImageCls):
 
 
 @dataclass
+class VitCls(ImageCls):
+    kind: str = kind("vit_cls")
+
+
+@dataclass
 class MlpCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.mlp_cls:MlpCls"
     inputs: ClassVar[str] = "tables"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bigctl.config.schema.base import STRUCTURAL, key, kind
-from bigctl.config.schema.models import MOST_LAYERS, Model
+from bigctl.config.schema.base import STRUCTURAL, Problem, Whole, key, kind
+from bigctl.config.schema.models import MOST_LAYERS, POOLS, REMATS, Model
 
 LEAST_PHOTOGRAPH = 64
 """Shorter side from which on images are taken for photographs, whose first layers may shrink them [pixels]."""
@@ -46,3 +47,50 @@ class Resnet(Model):
 
     def head_input(self, *, per_token: bool) -> str:
         return "the mean over all places"
+
+
+@dataclass
+class Vit(Model):
+    """Vision transformers (Dosovitskiy et al. 2020)."""
+
+    implementation: ClassVar[str] = "bigctl.models.vit:Vit"
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "intermediate")}
+    levels: ClassVar[tuple[str, ...]] = (r"^(?:embed/|cls$|registers$|position$)", r"^layers/(\d+)/")
+    kind: str = kind("vit")
+    patch: int = key(16, "Side of the square patches that an image is cut into [pixels].", drift=STRUCTURAL, ge=1)
+    layers: int = key(12, "Encoder layers.", drift=STRUCTURAL, ge=1, le=MOST_LAYERS)
+    width: int = key(192, "Width of the residual stream.", drift=STRUCTURAL, ge=1)
+    heads: int = key(3, "Attention heads.", drift=STRUCTURAL, ge=1)
+    intermediate: int = key(768, "Width inside the feed-forward part.", drift=STRUCTURAL, ge=1)
+    pool: str = key(
+        "cls", "What stands for the image: a token of its own, or the mean of the patches.", drift=STRUCTURAL,
+        choices=POOLS,
+    )  # fmt: skip
+    position: str = key(
+        "learned", "How a patch's place is told: a learned table, or fixed sines and cosines of row and column.",
+        drift=STRUCTURAL, choices=("learned", "sincos"),
+    )  # fmt: skip
+    registers: int = key(0, "Further tokens that stand for nothing (Darcet et al. 2024).", drift=STRUCTURAL, ge=0)
+    eps: float = key(1e-6, "Added to the variance in layer normalisation.", drift=STRUCTURAL, gt=0)
+    dropout: float = key(0.0, "Dropout of the patches and of what each part adds.", traced=True, off=0.0,
+                         ge=0, lt=1)  # fmt: skip
+    drop_path: float = key(
+        0.0, "How often the topmost layer is left out of an example in training, those below it less often in "
+        "proportion.", traced=True, off=0.0, ge=0, lt=1,
+    )  # fmt: skip
+    remat: str = key(
+        "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
+        "but products with weights.", choices=REMATS,
+    )  # fmt: skip
+
+    def head_input(self, *, per_token: bool) -> str:
+        return {"cls": "the class token", "mean": "the mean of the patches"}[self.pool]
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        if self.width % self.heads:
+            message = f"model.width={self.width} is not divisible by model.heads={self.heads}"
+            yield "model.heads", message, "choose a divisor of the width"
+        if self.position == "sincos" and self.width % 4:
+            message = f"model.width={self.width} cannot hold sines and cosines of row and column"
+            yield "model.width", message, "choose a multiple of 4, or model.position=learned"

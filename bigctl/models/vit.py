@@ -1,0 +1,144 @@
+"""Vision transformers (Dosovitskiy et al. 2020): an image as a sequence of patches.
+
+Dimension names: batch, height, width (of the image), channels, length (tokens: class token and registers, then patches
+row by row), features (of the residual stream), heads, depth (features of a head).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from bigctl.config import schema
+from bigctl.errors import ConfigError
+from bigctl.models.attention import full_attention
+from bigctl.models.bert import LayerNorm
+from bigctl.models.layers import Dense, DropPath, QuickDropout, fold
+from bigctl.parallel import mesh as meshes
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017), each token over all of them."""
+
+    def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (Dense(features, features, rngs=rngs) for _ in range(4))
+
+    def __call__(self, x: Float[Array, "batch length features"]) -> Float[Array, "batch length features"]:
+        split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        q, k, v = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
+        return self.output(full_attention(q, k, v).reshape(x.shape))
+
+
+class Layer(nnx.Module):
+    """Attention, then the feed-forward part; each reads the normalised stream and adds to it."""
+
+    def __init__(self, config: schema.Vit, share: float, *, rngs: nnx.Rngs):
+        features = config.width
+        self.attention_norm, self.mlp_norm = LayerNorm(features, config.eps), LayerNorm(features, config.eps)
+        self.attention = Attention(features, config.heads, rngs=rngs)
+        self.up = Dense(features, config.intermediate, rngs=rngs)
+        self.down = Dense(config.intermediate, features, rngs=rngs)
+        self.dropout, self.drop_path = QuickDropout(config.dropout), DropPath(config.drop_path, share)
+
+    def __call__(
+        self, x: Float[Array, "batch length features"], key: Array | None
+    ) -> Float[Array, "batch length features"]:
+        added = self.dropout(self.attention(self.attention_norm(x)), fold(key, 0))
+        x = meshes.placed(x + self.drop_path(added, fold(key, 1)), "batch")
+        added = self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
+        return meshes.placed(x + self.drop_path(self.dropout(added, fold(key, 2)), fold(key, 3)), "batch")
+
+
+class Vit(nnx.Module):
+    """Patches, projected, with their places; layers; the class token or the mean over patches; a linear output.
+
+    Args:
+        config: sizes, what stands for the image, how places are told.
+        shape: [height, width, channels] of one image.
+        outputs: number of logits.
+
+    Raises:
+        ConfigError: if the image is no whole number of patches.
+    """
+
+    def __init__(self, config: schema.Vit, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs):
+        patch, features = config.patch, config.width
+        if shape[0] % patch or shape[1] % patch:
+            fitting = math.gcd(math.gcd(shape[0], shape[1]), 16)
+            raise ConfigError(
+                f"images of {shape[0]}x{shape[1]} are no whole number of patches of {patch}x{patch}",
+                where="model.patch",
+                hint=f"choose a divisor, such as {fitting}, or another data.image_size",
+            )
+        rows, columns = shape[0] // patch, shape[1] // patch
+        self.patch, self.pool, self.remat = patch, config.pool, config.remat
+        self.embed = Dense(patch * patch * shape[2], features, rngs=rngs)
+        std = 0.02
+        self.cls = nnx.Param(std * jax.random.normal(rngs.params(), (1, features))) if self.pool == "cls" else None
+        self.registers = (
+            nnx.Param(std * jax.random.normal(rngs.params(), (config.registers, features)))
+            if config.registers
+            else None
+        )
+        self.fixed = (rows, columns) if config.position == "sincos" else None
+        places = rows * columns + (self.cls is not None)
+        self.position = None if self.fixed else nnx.Param(std * jax.random.normal(rngs.params(), (places, features)))
+        self.dropout = QuickDropout(config.dropout)
+        last = max(config.layers - 1, 1)
+        self.layers = nnx.List(Layer(config, i / last, rngs=rngs) for i in range(config.layers))
+        self.final_norm = LayerNorm(features, config.eps)
+        self.head = Dense(features, outputs, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
+    ) -> Float[Array, "batch outputs"]:
+        x = meshes.placed(self.dropout(self._tokens(x), fold(key, 0)), "batch")
+        for i, layer in enumerate(self.layers):
+            structure, state = nnx.split(layer)
+            x = self._rematerialised(structure)(state, x, fold(key, i + 1))
+        x = self.final_norm(x)
+        extra = 0 if self.registers is None else len(self.registers[...])
+        return self.head(x[:, 0] if self.cls is not None else x[:, extra:].mean(1, dtype=jnp.float32).astype(x.dtype))
+
+    def _tokens(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch length features"]:
+        batch, height, width, channels = x.shape
+        rows, columns = height // self.patch, width // self.patch
+        cells = x.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
+        x = self.embed(cells.reshape(batch, rows * columns, -1))
+        first = 0 if self.cls is None else 1
+        table = jnp.asarray(sincos(rows, columns, x.shape[2]), x.dtype) if self.position is None else self.position[...]
+        x = x + (table if self.position is None else table[first:])
+        parts = []
+        if self.cls is not None:  # fixed places tell nothing of a token that has none
+            parts.append(self.cls[...] if self.position is None else self.cls[...] + table[:1])
+        if self.registers is not None:
+            parts.append(self.registers[...])
+        shared = [jnp.broadcast_to(part, (batch, *part.shape)) for part in parts]
+        return jnp.concatenate([*shared, x], axis=1) if shared else x
+
+    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[..., Array]:
+        def layer(state: nnx.State, x: Array, key: Array | None) -> Array:
+            return nnx.merge(structure, state)(x, key)
+
+        if self.remat == "none":
+            return layer
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        return jax.checkpoint(layer, policy=keep)
+
+
+def sincos(rows: int, columns: int, features: int) -> np.ndarray:
+    """Places on a grid, float32 [rows * columns, features] (Beyer et al. 2022).
+
+    Sines, then cosines, of the column, then of the row, at features / 4 wave lengths from 2 pi to 10000 times that.
+    """
+    quarter = features // 4
+    waves = 1 / 10000 ** (np.arange(quarter) / max(quarter - 1, 1))
+    row, column = (place.reshape(-1, 1) * waves for place in np.mgrid[:rows, :columns])
+    return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1).astype(np.float32)
