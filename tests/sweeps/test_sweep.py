@@ -220,7 +220,7 @@ def test_ctrl_c_saves_what_runs_and_the_same_command_goes_on(tmp_path: Path) -> 
     words = [
         *STUDY,
         "optimizer.lr=1e-2,1e-3",
-        "train.steps=20000",
+        "train.steps=6000",
         "train.steps_per_dispatch=20",
         "checkpoint.every=500",
     ]
