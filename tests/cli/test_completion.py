@@ -177,7 +177,7 @@ def with_bigctl() -> dict[str, str]:
         ),
         ("bigctl  train   recipe=cnn_cls data=mni", ["data=mnist", "data=mnist5k"]),
         ("bigctl train recipe=cnn_cls model.k", ["model.kernel_size="]),
-        ("bigctl train optimizer = optimizer=sg", ["optimizer=sgd"]),
+        ("bigctl train optimizer = optimizer=sgd_", ["optimizer=sgd_nesterov"]),
         ("bigctl eval x --split=te", ["--split=test"]),
         ("bigctl train --resume ", ["auto", "must", "never"]),
         ("bigctl train 'data.path=a b' recipe=c", ["recipe=cnn_cls"]),
