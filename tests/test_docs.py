@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         for number in range(30):
             image = Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8))
             image.save(folder / "photos" / kind / f"{number}.jpg")
+    (folder / "tars").mkdir()
+    with tarfile.open(folder / "tars" / "000.tar", "w") as archive:
+        archive.add(folder / "photos", ".")
     with (folder / "table.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["length", "width", "species"])
