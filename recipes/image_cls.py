@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
-from bigctl.data import augmentation
+from bigctl.data.augmentation import pipeline
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
 from bigctl.training.task import Batch, Network
@@ -42,7 +42,7 @@ class ImageCls(Supervised):
 
     def augment(self, batch: Batch, key: jax.Array) -> Batch:
         # Augmenting in standardised numbers would fill borders with the mean colour; black is what the data has.
-        pictures = augmentation.augment(batch["inputs"], self.recipe.augment, key, batch["number"])
+        pictures = pipeline.augment(batch["inputs"], self.recipe.augment, key, batch["number"])
         return {**batch, "inputs": pictures}
 
     def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from scipy import ndimage
 import bigctl
 from bigctl import randomness
 from bigctl.config.schema import Augment
-from bigctl.data import augmentation
+from bigctl.data.augmentation import geometry, pipeline
 from bigctl.engine import experiment
 from bigctl.training.evaluation import Evaluator
 
@@ -38,13 +38,13 @@ def augmented(pixels: np.ndarray, config: Augment, numbers: np.ndarray | None = 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _augment(pixels: jax.Array, numbers: jax.Array, key: jax.Array, config: tuple[Any, ...]) -> jax.Array:
-    return augmentation.augment(pixels, Augment(*config), key, numbers)
+    return pipeline.augment(pixels, Augment(*config), key, numbers)
 
 
 # --------------------------------------------------------------------------------------------------------- geometry
 
 
-affine = jax.jit(augmentation.affine)
+affine = jax.jit(geometry.affine)
 
 
 def matrix(degrees: float, zoom: float, down: float, right: float) -> np.ndarray:
@@ -89,7 +89,7 @@ def test_the_identity_is_exact(shape: tuple[int, int]) -> None:
 def test_drawn_changes_stay_within_what_is_configured() -> None:
     config = Augment(rotate=15, scale=0.2, shift=0.1)
     keys = randomness.per_example(step_key(), jnp.arange(2000))
-    drawn = np.asarray(jax.vmap(lambda k: augmentation._draw_affine(k, config, (2000, 20, 40, 1)))(keys))
+    drawn = np.asarray(jax.vmap(lambda k: geometry.draw_affine(k, config, (2000, 20, 40, 1)))(keys))
     zoom = 1 / np.hypot(drawn[:, 0, 0], drawn[:, 0, 1])
     degrees = np.degrees(np.arctan2(drawn[:, 0, 1], drawn[:, 0, 0]))
     for values, low, high in (
@@ -135,7 +135,7 @@ def test_crops_are_windows_of_the_padded_image_and_all_occur() -> None:
 
 def test_nothing_configured_changes_nothing() -> None:
     x = jnp.asarray(pictures(3, 5, 5))
-    assert augmentation.augment(x, Augment(), step_key(), jnp.arange(3)) is x
+    assert pipeline.augment(x, Augment(), step_key(), jnp.arange(3)) is x
 
 
 def test_an_example_is_changed_the_same_in_any_company() -> None:

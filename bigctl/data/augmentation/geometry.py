@@ -1,4 +1,4 @@
-"""Augmentation of images on the device, inside the step: a pure function of (key, number of the example)."""
+"""Where the pixels of a training image come from: one affine map, mirrors, and crops of the padded image."""
 
 from __future__ import annotations
 
@@ -6,37 +6,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from bigctl import randomness
 from bigctl.config.schema import Augment
 
 
-def augment(
-    images: Array, config: Augment, key: jax.Array, numbers: Int[Array, " batch"]
-) -> Float[Array, "batch height width channels"] | Array:
-    """Randomly changed images; those given, untouched, where nothing is configured.
-
-    Rotation, scale and shift become one affine map, so that an image is resampled once; then flips; then crops. Outside
-    of the image is black.
-
-    Args:
-        images: uint8 or float [batch, height, width, channels].
-        config: how much of what.
-        key: the step's key for augmentation.
-        numbers: int32 [batch], each example's place in the global batch, so that any sharding draws the same.
-    """
-    keys = randomness.per_example(key, numbers)
-    if config.rotate or config.scale or config.shift:
-        images = affine(images, jax.vmap(lambda k: _draw_affine(k, config, images.shape))(keys))
-    if config.flip != "none":
-        images = jax.vmap(lambda image, k: _flip(image, jax.random.fold_in(k, 1), config.flip))(images, keys)
-    if config.crop:
-        images = jax.vmap(lambda image, k: _crop(image, jax.random.fold_in(k, 2), config.crop))(images, keys)
-    return images
-
-
-def _draw_affine(key: jax.Array, config: Augment, shape: tuple[int, ...]) -> Float[Array, "2 3"]:
+def draw_affine(key: jax.Array, config: Augment, shape: tuple[int, ...]) -> Float[Array, "2 3"]:
     """The inverse map, from output to input pixels relative to the centre: rows (row, column), columns (y, x, 1)."""
     _, height, width, _ = shape
     angle, zoom, down, right = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
@@ -75,7 +50,8 @@ def affine(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "
     return upper + (lower - upper) * down
 
 
-def _flip(image: Array, key: jax.Array, direction: str) -> Array:
+def flip(image: Array, key: jax.Array, direction: str) -> Array:
+    """An image [height, width, channels], mirrored or not, each with the probability 1/2."""
     across, over = jax.random.bernoulli(key, 0.5, (2,))
     if direction in ("horizontal", "both"):
         image = jnp.where(across, image[:, ::-1], image)
@@ -84,7 +60,8 @@ def _flip(image: Array, key: jax.Array, direction: str) -> Array:
     return image
 
 
-def _crop(image: Array, key: jax.Array, pad: int) -> Array:
+def crop(image: Array, key: jax.Array, pad: int) -> Array:
+    """A random window of an image [height, width, channels] that is padded with black on each side."""
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     row, column = jax.random.randint(key, (2,), 0, 2 * pad + 1)
     return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
