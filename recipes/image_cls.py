@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,7 @@ class ImageCls(Supervised):
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
         super().__init__(config, features, class_counts)
         self.dtype = jnp.dtype(config.train.precision)
+        _check_border(self.recipe.augment, features.shape)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model_config.build(self.features.shape, self.head.outputs, rngs=rngs)
@@ -40,9 +43,15 @@ class ImageCls(Supervised):
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"inputs": jax.ShapeDtypeStruct((n, *self.features.shape), jnp.uint8)}
 
+    def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        alternating = self.recipe.augment.flip == "alternating"
+        order = {"mirrored": jax.ShapeDtypeStruct((n,), jnp.bool_)} if alternating else {}
+        return {**super().example_shapes(n), **order}
+
     def augment(self, batch: Batch, key: jax.Array) -> Batch:
         # Augmenting in standardised numbers would fill borders with the mean colour; black is what the data has.
-        pictures = pipeline.augment(batch["inputs"], self.recipe.augment, key, batch["number"])
+        augment, mirrored = self.recipe.augment, batch.get("mirrored")
+        pictures = pipeline.augment(batch["inputs"], augment, key, batch["number"], mirrored)
         return {**batch, "inputs": pictures}
 
     def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
@@ -54,3 +63,13 @@ def standardise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) 
     """uint8 [0, 255] -> float32, by the statistics of the training split."""
     scaled = images.astype(jnp.float32) / 255.0
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def _check_border(augment: schema.Augment, shape: Sequence[int]) -> None:
+    """Raises ConfigError where images are too small to be mirrored around their edges."""
+    if augment.border == "reflect" and augment.crop >= min(shape[:2]):
+        raise ConfigError(
+            f"images of {shape[0]}x{shape[1]} have no {augment.crop} pixels to mirror around their edges",
+            where="recipe.augment.crop",
+            hint=f"use {min(shape[:2]) - 1} or less, or recipe.augment.border=black",
+        )

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+_MIRRORED = np.uint64(0x6D6972726F72)  # keys who is mirrored apart from the order of examples
 _ROUNDS = 8  # with 4, neighbours in small sets are visibly not independent
 
 
@@ -46,6 +48,31 @@ class BatchPlan:
         return permute(offset, self.num_examples, keys, epoch - first).astype(
             np.int32 if self.num_examples <= 2**31 else np.int64
         )
+
+
+@dataclass(frozen=True)
+class AlternatingPlan:
+    """The order of training examples, which are mirrored in every other epoch; an `Order`.
+
+    Which epochs these are is drawn for each example (the alternating flip of Jordan 2024, arXiv 2404.00498), so that
+    any two epochs in a row show both sides of every example. Index n + i, of n examples, is example i mirrored: see
+    `without_mirror`.
+    """
+
+    order: BatchPlan
+
+    def indices(self, position: int, count: int) -> np.ndarray:
+        rows, n = self.order.indices(position, count), self.order.num_examples
+        epoch = np.arange(position, position + count, dtype=np.int64) // n
+        first = mix(mix(np.uint64(self.order.seed), _MIRRORED), rows.astype(np.uint64)).astype(np.int64)
+        found = rows.astype(np.int64) + n * ((first + epoch) & 1)
+        return found.astype(np.int32 if 2 * n <= 2**31 else np.int64)
+
+
+def without_mirror(indices: Any, n: int) -> tuple[Any, Any]:
+    """The examples of an `AlternatingPlan`, and which of them are mirrored, bool; of arrays of numpy or of jax."""
+    mirrored = indices >= n
+    return indices - n * mirrored, mirrored
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def batch_options(config: Config) -> BatchOptions:
     augment = getattr(config.recipe, "augment", None)
     if augment is not None:
         least, threads = augment.random_resized_crop, getattr(config.data, "decoding_threads", None)
-        options = dataclasses.replace(options, least=least, threads=threads)
+        alternating = augment.flip == "alternating"
+        options = dataclasses.replace(options, least=least, threads=threads, alternating=alternating)
     if (packing := getattr(config.recipe, "packing", None)) is not None:
         options = dataclasses.replace(options, packing=packing, end_token=getattr(config.recipe, "end_token", None))
     bucketing = getattr(config.recipe, "bucketing", None)

@@ -17,7 +17,8 @@ import bigctl
 from bigctl import randomness
 from bigctl.config.schema import Augment
 from bigctl.data.augmentation import geometry, pipeline
-from bigctl.engine import experiment
+from bigctl.engine import experiment, resolve
+from bigctl.errors import ConfigError
 from bigctl.training.evaluation import Evaluator
 
 EVERYTHING = Augment(rotate=20, scale=0.2, shift=0.1, flip="both", crop=2)
@@ -128,6 +129,70 @@ def test_crops_are_windows_of_the_padded_image_and_all_occur() -> None:
     windows = [padded[i : i + 6, j : j + 5] for i in range(3) for j in range(3)]
     counts = [sum(np.array_equal(image, window) for image in found) for window in windows]
     assert sum(counts) == 300 and min(counts) > 0
+
+
+def test_a_reflecting_border_shows_the_image_mirrored_around_its_edge() -> None:
+    one = pictures(1, 6, 5, 2)
+    found = augmented(np.repeat(one, 100, 0), Augment(crop=2, border="reflect"))
+    padded = np.pad(one[0], ((2, 2), (2, 2), (0, 0)), "reflect")
+    windows = [padded[i : i + 6, j : j + 5] for i in range(5) for j in range(5)]
+    assert all(any(np.array_equal(image, window) for window in windows) for image in found)
+    assert found.min() > 0
+
+
+def test_an_image_too_small_for_its_mirrored_border_is_a_config_error() -> None:
+    keys = ["recipe=cnn_cls", "data=digits", "recipe.augment.border=reflect", "recipe.augment.crop=8"]
+    with pytest.raises(ConfigError, match="8x8 have no 8 pixels"):
+        experiment.build(bigctl.compose(keys))
+
+
+# ------------------------------------------------------------------------------------------------------- alternation
+
+
+def test_two_epochs_in_a_row_show_both_sides_of_every_image() -> None:
+    config = bigctl.compose(["recipe=cnn_cls", "data=digits", "recipe.augment.flip=alternating"])
+    dataset = resolve.resolve(config).dataset
+    columns, layout = dataset.splits["train"], dataset.batches
+    n = layout.size(columns, training=True)
+    order = layout.training_plan(columns, batch_size=n, seed=3)
+    seen = []
+    for epoch in range(4):
+        indices, _ = order.batch(epoch * n)
+        batch = layout.gather(columns, indices, None)
+        rows = indices - n * batch["mirrored"]
+        np.testing.assert_array_equal(np.sort(rows), np.arange(n))
+        np.testing.assert_array_equal(batch["inputs"], columns["inputs"][rows])
+        seen.append(batch["mirrored"][np.argsort(rows)])
+    np.testing.assert_array_equal(seen[0], ~seen[1])
+    np.testing.assert_array_equal(seen[0], seen[2])
+    np.testing.assert_array_equal(seen[1], seen[3])
+    assert 0.4 < seen[0].mean() < 0.6
+    some = layout.training_plan(columns, batch_size=10, seed=3).batch(n + 20)[0]  # wherever a batch begins
+    np.testing.assert_array_equal(some, order.batch(n)[0][20:30])
+    other = layout.training_plan(columns, batch_size=n, seed=4).batch(0)[0]
+    assert (np.sort(other) != np.sort(order.batch(0)[0])).any()
+
+
+def test_what_the_order_says_is_mirrored_is_mirrored() -> None:
+    x = pictures(4, 5, 6, 3)
+    mirrored = np.array([True, False, False, True])
+    found = pipeline.augment(jnp.asarray(x), Augment(flip="alternating"), step_key(), jnp.arange(4), mirrored)
+    np.testing.assert_array_equal(found, np.where(mirrored[:, None, None, None], x[:, :, ::-1], x))
+
+
+def test_alternation_trains_alike_from_the_devices_and_from_the_host() -> None:
+    keys = ["recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[8]", "train.batch_size=700"]
+    keys += ["recipe.augment.flip=alternating", "recipe.augment.rotate=0"]
+    states = []
+    for more in ([], ["data.resident_mib=0"]):
+        built = experiment.build(bigctl.compose([*keys, *more]))
+        state, position, feed = built.programs.initialise(), 0, built.feed()
+        for _ in range(3):
+            state, count = feed.advance(state, position, 1)
+            position += 700 * count
+        feed.close()
+        states.append(state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
 
 
 # ------------------------------------------------------------------------------------------------------- randomness

@@ -28,8 +28,13 @@ class Augment:
     rotate: float = key(0.0, "Largest rotation either way [degrees].", ge=0)
     scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.", ge=0, lt=1)
     shift: float = key(0.0, "Largest shift along each axis [fraction of the image].", ge=0)
-    flip: str = key("none", "Mirror half of the images.", choices=("none", "horizontal", "vertical", "both"))
+    flip: str = key(
+        "none", "Mirror half of the images: drawn anew each time, or (alternating) left to right, each image in every "
+        "other epoch.", choices=("none", "horizontal", "vertical", "both", "alternating"),
+    )  # fmt: skip
     crop: int = key(0, "Pad by this many pixels, then crop back at random [pixels].", ge=0)
+    border: str = key("black", "What images are padded with for that: nothing (black), or what is inside, mirrored.",
+                      choices=("black", "reflect"))  # fmt: skip
 
 
 @dataclass

@@ -60,8 +60,8 @@ def flip(image: Array, key: jax.Array, direction: str) -> Array:
     return image
 
 
-def crop(image: Array, key: jax.Array, pad: int) -> Array:
-    """A random window of an image [height, width, channels] that is padded with black on each side."""
-    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+def crop(image: Array, key: jax.Array, pad: int, border: str) -> Array:
+    """A random window of an image [height, width, channels] padded on each side with black or its reflection."""
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), "reflect" if border == "reflect" else "constant")
     row, column = jax.random.randint(key, (2,), 0, 2 * pad + 1)
     return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)

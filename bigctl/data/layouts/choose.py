@@ -31,6 +31,7 @@ class BatchOptions:
         window: training batches of texts that are sorted by length among themselves.
         least: share of a picture's area that a random part of it has at least; 0 for no random parts.
         threads: that decode pictures; None for one a core.
+        alternating: whether training sees each picture mirrored in every other epoch.
         packing: what windows of one long text are: parts of it (WINDOWS), or documents that do not see each other
             (DOCUMENTS).
         end_token: the token that ends a document; None for the tokenizer's.
@@ -42,6 +43,7 @@ class BatchOptions:
     window: int = 64
     least: float = 0.0
     threads: int | None = None
+    alternating: bool = False
     packing: str = WINDOWS
     end_token: int | None = None
 
@@ -64,9 +66,9 @@ def choose_layout(features: Features, splits: Mapping[str, Columns], options: Ba
     if "inputs" not in train:
         return None
     if isinstance(train["inputs"], EncodedImages):
-        return Streamed(options.least, options.threads)
+        return Streamed(options.least, options.threads, options.alternating)
     if "offsets" not in train:
-        return Rows()
+        return Rows(options.alternating)
     tokens, examples = len(train["inputs"]), len(train["offsets"]) - 1
     aligned = [name for name, values in train.items() if len(values) == tokens != examples and name != "inputs"]
     token_columns = ("inputs", *(name for name in aligned if name != "offsets"))

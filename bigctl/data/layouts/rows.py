@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size
-from bigctl.data.sampler import BatchPlan, RowEvaluationPlan
+from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, without_mirror
 
 LARGEST_BATCH = 512
 """Examples of an evaluation batch."""
@@ -17,8 +17,14 @@ LARGEST_BATCH = 512
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns [N, ...]; an index is a row."""
+    """Columns [N, ...]; an index is a row.
 
+    Attributes:
+        alternating: whether training sees each example mirrored in every other epoch: then a batch has a column
+            `mirrored`, bool [batch], and indices are those of an `AlternatingPlan`.
+    """
+
+    alternating: bool = False
     kind: ClassVar[str] = "rows"
 
     def size(self, columns: Arrays, *, training: bool) -> int:
@@ -26,7 +32,7 @@ class Rows:
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
         order = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
-        return FixedPlan(order, batch_size)
+        return FixedPlan(AlternatingPlan(order) if self.alternating else order, batch_size)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
         count = self.size(columns, training=False)
@@ -36,7 +42,10 @@ class Rows:
         return indices
 
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
-        return {name: xp.take(values, indices, axis=0, mode="clip") for name, values in columns.items()}
+        mirrored = {}
+        if self.alternating:
+            indices, mirrored["mirrored"] = without_mirror(indices, self.size(columns, training=True))
+        return {name: xp.take(values, indices, axis=0, mode="clip") for name, values in columns.items()} | mirrored
 
     def lengths(self, columns: Columns) -> np.ndarray | None:
         return None

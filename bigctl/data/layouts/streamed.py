@@ -17,7 +17,7 @@ from bigctl.data import crops
 from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, TrainingPlan, evaluation_batch_size
 from bigctl.data.layouts.rows import LARGEST_BATCH
-from bigctl.data.sampler import BatchPlan, RowEvaluationPlan
+from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, without_mirror
 
 _LARGEST_BYTES = 2**25
 """Of an evaluation batch of large pictures."""
@@ -31,10 +31,12 @@ class Streamed:
     Attributes:
         least: share of a picture's area that a random part of it has at least; 0 for no random parts.
         threads: that decode; None for one a core.
+        alternating: whether training sees each picture mirrored in every other epoch, see `Rows`.
     """
 
     least: float = 0.0
     threads: int | None = None
+    alternating: bool = False
     kind: ClassVar[str] = "streamed"
 
     def size(self, columns: Arrays, *, training: bool) -> int:
@@ -42,7 +44,7 @@ class Streamed:
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> TrainingPlan:
         order = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
-        rows = FixedPlan(order, batch_size)
+        rows = FixedPlan(AlternatingPlan(order) if self.alternating else order, batch_size)
         return rows if frozen or not self.least else PartsPlan(rows, seed)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
@@ -55,10 +57,13 @@ class Streamed:
 
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         rows, keys = (indices, None) if indices.ndim == 1 else (indices[:, 0], indices[:, 1].view(np.uint64))
+        mirrored = {}
+        if self.alternating:
+            rows, mirrored["mirrored"] = without_mirror(rows, self.size(columns, training=True))
         images = cast(EncodedImages, columns["inputs"])
         decoded = images.decode(rows, keys=keys, least=self.least, threads=self.threads)
         others = {name: np.asarray(values[rows]) for name, values in columns.items() if name != "inputs"}
-        return {"inputs": decoded, **others}
+        return {"inputs": decoded, **others, **mirrored}
 
     def lengths(self, columns: Columns) -> np.ndarray | None:
         return None
