@@ -71,6 +71,15 @@ class BertMlm(Task):
         keys = jax.vmap(lambda d: jax.random.fold_in(randomness.key(0, randomness.AUGMENTATION), d))(digest)
         return self._sums(model, batch, keys, None)
 
+    def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return text_shapes(self.features, n)
+
+    def exported(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
+        """`logits` of what each token was, float32 [batch, length, vocabulary]."""
+        model = cast(BertMaskedLM, model)
+        states = model(batch["inputs"], batch["lengths"], batch["segment_start"])
+        return {"logits": model.logits(states).astype(jnp.float32)}
+
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         total, count = (float(v) for v in sums["loss"])
         return {"perplexity": math.exp(min(total / max(count, 1), 700))}

@@ -90,6 +90,9 @@ class ClassHead(Head):
     def predict(self, outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch classes"]:
         return jax.nn.softmax(class_logits(outputs))
 
+    def exported(self, outputs: Float[Array, "batch outputs"]) -> dict[str, Array]:
+        return {"logits": class_logits(outputs), "probabilities": self.predict(outputs)}
+
     def describe(self, prediction: np.ndarray) -> Record:
         probabilities = {name: round(float(p), 6) for name, p in zip(self.classes, prediction, strict=True)}
         best = self.classes[int(self._chosen(prediction[None])[0])]

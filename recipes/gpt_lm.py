@@ -70,6 +70,15 @@ class GptLm(Task):
         found = self._sums(model, batch, None, 0.0)
         return {"loss": jnp.stack([found.cross_entropy, found.weight])}
 
+    def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        longest = getattr(self.model_config, "context", None) or self.block
+        return {"inputs": jax.ShapeDtypeStruct((n, longest), jnp.int32)}
+
+    def exported(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
+        """`logits` of the next token at each place, float32 [batch, length, vocabulary]."""
+        model = cast(Decoder, model)
+        return {"logits": model.logits(model(batch["inputs"]))[..., : model.vocab_size].astype(jnp.float32)}
+
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         total, count = (float(value) for value in sums["loss"])
         mean = total / max(count, 1.0)

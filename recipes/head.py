@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -27,6 +28,9 @@ class Head:
     positive_class: str | None = None
     """Of two classes, the one that binary metrics are about."""
 
+    cut: float | None = None
+    """The least probability of a class that is predicted; None where the likeliest is."""
+
     def decided(self, values: Mapping[str, float]) -> Self:
         return self
 
@@ -42,6 +46,9 @@ class Head:
     def predict(self, outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch values"]:
         """Probabilities of classes, or values of the target."""
         raise NotImplementedError
+
+    def exported(self, outputs: Float[Array, "batch outputs"]) -> dict[str, Array]:
+        return {"logits": outputs.astype(jnp.float32), "probabilities": self.predict(outputs)}
 
     def describe(self, prediction: np.ndarray) -> Record:
         raise NotImplementedError

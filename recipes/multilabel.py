@@ -43,6 +43,7 @@ class LabelsHead(Head):
         self, target: Target, class_weights: ClassWeights, counts: np.ndarray | None, threshold: float | None = None
     ):
         self.target, self.threshold = target, threshold
+        self.cut = _UNDECIDED if threshold is None else threshold
         self.outputs = len(target.names)
         self.settings = (class_weights, counts)
         self.weights = positive_weights(class_weights, counts, self.outputs)

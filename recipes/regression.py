@@ -40,6 +40,9 @@ class NumberHead(Head):
     def predict(self, outputs: Float[Array, "batch 1"]) -> Float[Array, "batch 1"]:
         return outputs.astype(jnp.float32) * self.std + self.mean
 
+    def exported(self, outputs: Float[Array, "batch 1"]) -> dict[str, Array]:
+        return {"value": self.predict(outputs)}
+
     def describe(self, prediction: np.ndarray) -> Record:
         return {"value": float(prediction[0])}
 

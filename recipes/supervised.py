@@ -100,6 +100,13 @@ class Supervised(Task):
         """Probabilities of the classes, float32 [batch, classes], or values of the target, float32 [batch, 1]."""
         return self.head.predict(self.outputs(cast(Network, model), batch))
 
+    def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return self.inputs(n)
+
+    def exported(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
+        """`logits`, and `probabilities`; of a number `value`, in its own unit."""
+        return self.head.exported(self.outputs(cast(Network, model), batch))
+
     def describe(self, prediction: np.ndarray) -> Record:
         return self.head.describe(prediction)
 
@@ -109,6 +116,9 @@ class Supervised(Task):
     @property
     def positive(self) -> str | None:
         return self.head.positive_class
+
+    def decision(self) -> float | None:
+        return self.head.cut
 
     def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:
         return self.head.curves(examples, labels)

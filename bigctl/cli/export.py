@@ -8,21 +8,22 @@ from pathlib import Path
 from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
+from bigctl.inference.exporters.formats import FORMATS, exporter
 
 EXAMPLES = """\
 examples:
   bigctl export runs/bert_cls --format hf
+  bigctl export cnn_cls --format jax --out digits && python digits/run.py 7.png
   bigctl export bert_cls --format hf --out sentiment --step last
   bigctl export bert_cls --format hf --json
 
-hf: config.json, model.safetensors and tokenizer files, as Hugging Face transformers reads them (model=bert, gpt, llama)
-"""
+""" + "\n".join(f"{name}: {found.about}" for name, found in FORMATS.items())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
-    parser.add_argument("--format", choices=("hf",), required=True, help="hf: Hugging Face transformers")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: RUN/hf")
+    parser.add_argument("--format", choices=tuple(FORMATS), required=True, help="see below")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder; default: RUN/FORMAT")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_run_plugins(parser)
     common.add_json(parser)
@@ -30,28 +31,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
-    from bigctl.interop import huggingface
+    found_exporter = exporter(options.format)
+    from bigctl.interop.folders import require_new
     from bigctl.runs import directory
 
     found = directory.locate(options.run)
     folder = options.out or found.path / options.format
-    huggingface.require_new(folder)
-    from bigctl.inference.export import export_run
+    require_new(folder)
     from bigctl.inference.trained import TrainedRun
-    from bigctl.interop.tensors import read_json
 
     trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
-    export_run(trained, folder)
-    config = read_json(folder / "config.json")
+    found_exporter.require(trained)
+    exported = found_exporter.write(trained, folder)
     files = sorted(file.name for file in folder.iterdir())
+    facts = dict(exported.facts)
+    what = facts.pop("what")
     if options.json:
         report = {"run": str(found.path), "step": trained.step, "format": options.format, "folder": str(folder)}
-        render.print_json({**report, "class": config["architectures"][0], "files": files})
+        render.print_json({**report, **facts, "files": files})
         return 0
-    print(f"{found.path}, step {trained.step:,} -> {folder} ({config['architectures'][0]})")
+    print(f"{found.path}, step {trained.step:,} -> {folder} ({what})")
     for file in files:
         print(f"  {file:<24} {formatting.size((folder / file).stat().st_size):>10}")
-    print("to load it:")
-    for line in huggingface.loading_lines(config, str(folder)):
+    if "checked" in facts:
+        print(f"it computes what the run does: {facts['checked']}")
+    print("to use it:")
+    for line in exported.usage:
         print(f"  {line}")
     return 0

@@ -66,6 +66,16 @@ class Predictor:
         return self._weights
 
     @property
+    def variables(self) -> Any:
+        """What the model updates by itself, such as the statistics of batch normalisation, as a nested dict."""
+        return self._state.variables
+
+    @property
+    def task(self) -> Task:
+        """What the recipe adds, with what belongs to these weights, such as a threshold."""
+        return self._task
+
+    @property
     def _weights(self) -> Any:
         return self._programs.evaluation_weights(self._state)
 

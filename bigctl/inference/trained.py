@@ -178,7 +178,8 @@ class TrainedRun(Predictor):
         curves = {} if labels is None else self._task.curves(found.examples, np.asarray(labels))
         return Evaluation(found.metrics, self._worst(dataset, split, found.examples, errors), curves)
 
-    def _scored(self, split: str) -> tuple[Dataset, Scores]:
+    def data(self) -> Dataset:
+        """The run's own data, prepared. Raises DataError where it cannot be had, RunError if it has changed since."""
         if self.features.tokenizer is not None:
             _ = self._tokenizer  # rather than to make another one
         with resolve.from_its_folder(self.run, self.config):
@@ -189,6 +190,10 @@ class TrainedRun(Predictor):
                 f"the data is not what the run was trained on{changed_files.told(begun.get('files'), self.config.data)}"
             )
             raise RunError(what, where=str(self.run.path), hint="bring it back as it was")
+        return dataset
+
+    def _scored(self, split: str) -> tuple[Dataset, Scores]:
+        dataset = self.data()
         if split not in dataset.splits:
             raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)

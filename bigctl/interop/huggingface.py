@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +12,9 @@ from typing import Any, cast
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.errors import ConfigError, RunError
-from bigctl.files import temporary_name
+from bigctl.errors import ConfigError
 from bigctl.interop import bert, decoder
+from bigctl.interop.folders import require_new, whole_or_nothing, write_json
 from bigctl.interop.tensors import WEIGHTS, read_json
 from bigctl.models.architecture import (
     BertArchitecture,
@@ -135,12 +133,12 @@ def write_bert(
         **bert.to_config(model, pad=int(settings.get("pad", 0))),
         **_head(params, model, classes, several),
     }
-    with _whole_or_nothing(folder) as partial:
+    with whole_or_nothing(folder) as partial:
         _write_model(partial, config, bert.to_tensors(params), tokenizer)
         if described["model"].get("type") == "WordPiece":
             (partial / "vocab.txt").write_text("".join(f"{w}\n" for w in words.values()), encoding="utf-8")
-        _write_json(partial / "tokenizer_config.json", {**_tokenizer_config(described, settings), **special})
-        _write_json(partial / "special_tokens_map.json", special)
+        write_json(partial / "tokenizer_config.json", {**_tokenizer_config(described, settings), **special})
+        write_json(partial / "special_tokens_map.json", special)
         if "auto_map" in config:
             shutil.copyfile(Path(__file__).with_name(CODE), partial / CODE)
         (partial / "README.md").write_text(_readme(config, settings, about), encoding="utf-8")
@@ -179,28 +177,14 @@ def write_decoder(
     if found.chat_template:
         named["chat_template"] = found.chat_template
     config = decoder.to_config(model, special=found.special)
-    with _whole_or_nothing(folder) as partial:
+    with whole_or_nothing(folder) as partial:
         _write_model(partial, config, decoder.to_tensors(params, model), tokenizer)
-        _write_json(partial / "tokenizer_config.json", named)
-        _write_json(partial / "special_tokens_map.json", special)
+        write_json(partial / "tokenizer_config.json", named)
+        write_json(partial / "special_tokens_map.json", special)
         if len(found.ends) > 1:  # config.json names one
-            _write_json(partial / "generation_config.json", {"eos_token_id": list(found.ends)})
+            write_json(partial / "generation_config.json", {"eos_token_id": list(found.ends)})
         (partial / "README.md").write_text(_readme(config, found.special, about), encoding="utf-8")
     return folder
-
-
-@contextmanager
-def _whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name once all is there. Raises RunError if it cannot be written."""
-    partial = temporary_name(folder)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(folder)
-    except OSError as error:
-        raise RunError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_model(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], tokenizer: Path) -> None:
@@ -209,7 +193,7 @@ def _write_model(folder: Path, config: dict[str, Any], tensors: dict[str, np.nda
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
     shutil.copymode(folder / "tokenizer.json", folder / WEIGHTS)  # else only its owner could read it
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def _words(tokenizer: Path) -> dict[int, str]:
@@ -218,12 +202,6 @@ def _words(tokenizer: Path) -> dict[int, str]:
 
     numbers = Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True)
     return {number: word for word, number in sorted(numbers.items(), key=lambda item: item[1])}
-
-
-def require_new(folder: Path) -> None:
-    """Raises ConfigError if a folder holds something: nothing is ever overwritten."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError("exists already", where=str(folder), hint="give another --out, or remove it first")
 
 
 def _head(
@@ -302,7 +280,3 @@ def _readme(config: Mapping[str, Any], settings: Mapping[str, Any], about: str) 
     if settings.get("truncate") == "head_tail":
         lines += ["", "It was trained on the beginning and end of long texts; this tokenizer keeps the beginning."]
     return "\n".join(lines) + "\n"
-
-
-def _write_json(file: Path, value: object) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

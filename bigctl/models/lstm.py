@@ -189,7 +189,7 @@ def _pool(
     if kind == "last":
         return last
     lengths = jnp.maximum(lengths, 1)  # a text of no tokens has states of zeros
-    real = (jnp.arange(len(states))[:, None] < lengths)[..., None]
+    real = (jnp.arange(states.shape[0])[:, None] < lengths)[..., None]
     if kind == "max":
         return jnp.max(jnp.where(real, states, -jnp.inf), axis=0)
     return (jnp.sum(jnp.where(real, states, 0), axis=0, dtype=jnp.float32) / lengths[:, None]).astype(states.dtype)

@@ -35,7 +35,7 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, batch * shape], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = ACTIVATIONS[self.activation](norm(layer(x), training=key is not None, mask=mask))
             x = self.dropout(x, fold(key, i))

@@ -120,6 +120,7 @@ _WRITTEN = re.compile(
     r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
     r"|report\.html|curves\.png"
 )
+_BESIDE = r"(labels|preprocessing|tokenizer)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {
     "checkpoints": re.compile(
         r"\d{9,}(\.aside|\.removed)?(/(state[^/]*(/.*)?|meta\.json|manifest-\d+\.json|unfinished))?"
@@ -130,6 +131,9 @@ _FOLDERS = {
         r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt|vocab\.txt"
         r"|model[\w.-]*\.safetensors(\.index\.json)?|\w+\.py|chat_template\.jinja|README\.md"
     ),
+    "jax": re.compile(rf"model\.jax|weights\.npz|{_BESIDE}"),
+    "onnx": re.compile(rf"model\.onnx(\.data)?|{_BESIDE}"),
+    "gguf": re.compile(rf"model[\w.-]*\.gguf|{_BESIDE}"),
 }
 """What is written into each folder of a run."""
 

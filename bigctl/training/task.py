@@ -113,6 +113,16 @@ class Task:
         """What `bigctl predict` prints of one example; by default the numbers that `predict` gave."""
         return {"prediction": np.asarray(prediction).tolist()}
 
+    def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What an exported model is given, columns of a batch of n of the longest examples; by default those of
+        `example_shapes` but for the label."""
+        return {name: shape for name, shape in self.example_shapes(n).items() if name != "label"}
+
+    def exported(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
+        """What an exported model gives, by name, each [batch, ...]; the first is what a user compares and ranks by. By
+        default what `predict` gives."""
+        return {"prediction": self.predict(model, batch)}
+
     def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
         """What `predict` gave of some examples beside their labels, for reports; by default nothing."""
         return []
@@ -120,6 +130,10 @@ class Task:
     @property
     def positive(self) -> str | None:
         """Of two classes, the one that binary metrics are about; by default none is."""
+        return None
+
+    def decision(self) -> float | None:
+        """The least probability of a class that is predicted, see `decided`; None where the likeliest one is."""
         return None
 
     def curves(self, examples: Mapping[str, np.ndarray], labels: np.ndarray) -> Record:

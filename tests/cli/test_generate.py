@@ -15,7 +15,7 @@ import bigctl as package
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.generation.options import GenerationOptions
-from bigctl.inference.export import export_run
+from bigctl.inference.exporters.huggingface import export_run
 from bigctl.interop import sources
 from tests import topics
 from tests.conftest import SHARED_DATA, Cli

@@ -16,7 +16,7 @@ from bigctl.config import schema
 from bigctl.data.target import Target
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, RunError
-from bigctl.inference.export import export_run
+from bigctl.inference.exporters.huggingface import export_run
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface, loading, sources
 from bigctl.runs.directory import RunDirectory

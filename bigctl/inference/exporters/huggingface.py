@@ -1,4 +1,4 @@
-"""A trained run as a folder that another library loads."""
+"""`--format hf`: a trained BERT, GPT or Llama as a folder that Hugging Face transformers loads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,25 @@ import numpy as np
 
 from bigctl.data.target import CLASSES, TOKEN_CLASS
 from bigctl.errors import RunError
+from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface
+from bigctl.interop.tensors import read_json
 from bigctl.runs import generation_config
 from bigctl.training.checkpoints.arrays import flatten
+
+
+def require(trained: TrainedRun) -> None:
+    """See `formats.Exporter`."""
+    huggingface.require_exportable(trained.config.model, str(trained.run.path))
+
+
+def write(trained: TrainedRun, folder: Path) -> Exported:
+    """See `formats.Exporter`."""
+    export_run(trained, folder)
+    config = read_json(folder / "config.json")
+    (name,) = config["architectures"]
+    return Exported(huggingface.loading_lines(config, str(folder)), {"what": name, "class": name})
 
 
 def export_run(trained: TrainedRun, folder: Path) -> Path:

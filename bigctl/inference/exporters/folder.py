@@ -1,0 +1,198 @@
+"""What lies beside an exported model: labels, preprocessing, tokenizer, a script that uses it, a card, digests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from bigctl.data.dataset import Features
+from bigctl.data.number_style import MISSING
+from bigctl.data.target import NONE
+from bigctl.data.text import ngrams
+from bigctl.files import sha256
+from bigctl.inference.exporters.agreement import Agreement
+from bigctl.inference.exporters.network import Network
+from bigctl.inference.trained import TrainedRun
+from bigctl.interop import sources
+from bigctl.interop.folders import write_json
+from bigctl.runs import generation_config
+
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes an exported model.
+
+    Attributes:
+        name: of the template of `run.py` that calls it.
+        imports: lines of that script.
+        packages: what it needs besides numpy.
+        about: one sentence for the card.
+    """
+
+    name: str
+    imports: Sequence[str]
+    packages: Sequence[str]
+    about: str
+
+
+def complete(folder: Path, trained: TrainedRun, network: Network, runtime: Runtime, agreement: Agreement) -> str:
+    """Write everything beside the model into its folder; gives what `run.py` is called with."""
+    features = trained.features
+    write_json(folder / "labels.json", _labels(trained))
+    write_json(folder / "preprocessing.json", _preprocessing(trained))
+    if features.tokenizer is not None:
+        shutil.copyfile(trained.run.tokenizer, folder / "tokenizer.json")
+    digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
+    kind = _kind(features)
+    argument, imports, packages = _KINDS[kind]
+    needs = ", ".join(["numpy", *runtime.packages, *packages])
+    script = [
+        _template("begin").format(
+            argument=argument, needs=needs, imports="".join(f"{line}\n" for line in (*imports, *runtime.imports))
+        ),
+        _template(f"runtime_{runtime.name}"),
+    ]
+    if kind == "stream":
+        script += [_template("stream")]
+    else:
+        known = features.target.kind if kind != "arrays" and trained.config.recipe.purpose == "predict" else None
+        target = known if known is not None else NONE if kind == "text" else "other"
+        script += [_template(f"inputs_{kind}"), _template(f"show_{target}")]
+    (folder / "run.py").write_text("\n".join(script), encoding="utf-8")
+    card = _card(trained, network, runtime, agreement, digests, argument, needs)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return argument
+
+
+_TOKENIZERS = (("from tokenizers import Tokenizer",), ("tokenizers",))
+_KINDS: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
+    "image": ("PICTURE ...", ("from PIL import Image",), ("pillow",)),
+    "table": ("FILE.csv", ("import csv",), ()),
+    "text": ("TEXT ...", *_TOKENIZERS),
+    "stream": ("PROMPT [COUNT]", *_TOKENIZERS),
+    "arrays": ("INPUTS.npz", (), ()),
+}
+"""By kind of input: what `run.py` is called with, what it imports, and the packages that this takes."""
+
+
+def _kind(features: Features) -> str:
+    plain = features.kind != "table" or features.encoder is not None
+    counted = (features.tokenizer or {}).get("type") == ngrams.TYPE
+    return features.kind if features.kind in _KINDS and plain and not counted else "arrays"
+
+
+def _template(name: str) -> str:
+    return files("bigctl.inference.exporters").joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _labels(trained: TrainedRun) -> dict[str, Any]:
+    target, decided = trained.features.target, trained.task.decision()
+    positive = trained.positive
+    return {
+        "target": target.kind,
+        "names": list(target.names),
+        "positive": target.names.index(positive) if positive is not None else None,
+        "threshold": decided,
+        "origin": target.origin,
+    }
+
+
+def _preprocessing(trained: TrainedRun) -> dict[str, Any]:
+    """What becomes of an example before the model sees it; what is inside the model is not told again."""
+    features, data = trained.features, trained.config.data
+    found: dict[str, Any] = {"kind": features.kind, "shape": list(features.shape)}
+    if features.kind == "image":
+        height, width, channels = features.shape
+        found |= {"height": height, "width": width, "channels": channels}
+        return found | {
+            "background": str(getattr(data, "background", "black")),
+            "resize": str(getattr(data, "resize", "stretch")),
+            "mean": list(features.mean),
+            "std": list(features.std),
+            "standardised": "inside the model, which takes uint8",
+        }
+    if features.kind == "table":
+        missing = {*MISSING, *(str(text).strip().lower() for text in getattr(data, "missing", ()))}
+        columns = (features.encoder or {}).get("columns", [])
+        separator = {"tsv": "\t"}.get(data.kind, ",")
+        return found | {"columns": columns, "missing": sorted(missing), "separator": separator}
+    if features.kind == "stream":
+        known = features.tokenizer or {}
+        (context,) = trained.task.exported_inputs(1)["inputs"].shape[1:]
+        ends = generation_config.read_generation_config(trained.run, known).ends
+        return found | {"context": context, "ends": list(ends)}
+    return found | dict(features.tokenizer or {}) | {"pairs": features.pairs}
+
+
+# --------------------------------------------------------------------------------------------------------- model card
+
+
+def _card(
+    trained: TrainedRun,
+    network: Network,
+    runtime: Runtime,
+    agreement: Agreement,
+    digests: Mapping[str, str],
+    argument: str,
+    needs: str,
+) -> str:
+    run, record = trained.run, trained.run.record()
+    shapes = [f"| `{name}` | {shape.dtype} {list(map(str, shape.shape))} |" for name, shape in network.inputs.items()]
+    given = "\n".join(shapes).replace("'", "")
+    gives = ", ".join(f"`{name}`" for name in network.expected[0])
+    overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
+    command = " ".join(["bigctl train", *(each for each in overrides if each)])
+    plugins = record.get("plugins") or []
+    lines = [
+        f"# {run.path.name}",
+        f"A model of `recipe={trained.config.recipe.kind} model={trained.config.model.kind}`, step {trained.step:,}, "
+        f"exported by bigctl {metadata.version('bigctl')}. {runtime.about}",
+        f"```\npip install {needs.replace(',', '')}\npython run.py {argument}\n```",
+        f"| input | |\n|---|---|\n{given}\n\nIt gives {gives}.",
+        f"Compared with the run it was made from: {agreement}.",
+        "## Data\n\n" + _data(record),
+        "## Metrics\n\n" + _metrics(trained),
+        "## Weights\n\n" + _weights(trained),
+        f"## Made with\n\n```\n{command}\n```",
+        "## Digests\n\n" + "\n".join(f"- `{name}` sha256 {digest}" for name, digest in digests.items()),
+    ]
+    if plugins:
+        names = ", ".join(f"`{name}`" for name in plugins)
+        told = "what they do to data before the model sees it is not done here."
+        lines.insert(5, f"The run used plugins ({names}), whose code is not in this folder: {told}")
+    return "\n\n".join(lines) + "\n"
+
+
+def _data(record: Mapping[str, Any]) -> str:
+    data = record.get("data") or {}
+    info = data.get("info") or {}
+    said = {name: info[name] for name in ("title", "source", "licence") if info.get(name)}
+    said["fingerprint"] = data.get("fingerprint")
+    return "\n".join(f"- {name}: {value}" for name, value in said.items() if value)
+
+
+def _metrics(trained: TrainedRun) -> str:
+    run = trained.run
+    metrics = run.summary().get("metrics", {}) if run.summary_file.is_file() else {}
+    plain = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    if not plain:
+        return "The run has not finished: there are none of the test split."
+    return "Of the run's last evaluation and test split:\n\n" + "\n".join(
+        f"- `{name}`: {value:.6g}" for name, value in plain.items()
+    )
+
+
+def _weights(trained: TrainedRun) -> str:
+    begun = trained.config.model.init_from
+    if begun is None:
+        return "Trained from random numbers."
+    licence = sources.LICENCES.get(begun)
+    return f"Training began with `{begun}`" + (f" ({licence})." if licence else ", whose licence bigctl does not know.")

@@ -1,0 +1,85 @@
+"""The formats that a trained model can be exported to, and what an exporter is. Nothing heavy at import.
+
+A new format is a module with an `Exporter`, and a line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from bigctl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bigctl.inference.trained import TrainedRun
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Attributes:
+        module: what has `require` and `write`, see `Exporter`.
+        about: what the folder holds, and of which models, for people.
+        packages: what has to be installed besides; an extra of the format's name brings them.
+    """
+
+    module: str
+    about: str
+    packages: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        usage: lines that load or use it.
+        facts: what the command says besides, JSON-serialisable; `what` names the thing in a word.
+    """
+
+    usage: Sequence[str]
+    facts: dict[str, Any]
+
+
+class Exporter(Protocol):
+    """What the module of a format has."""
+
+    def require(self, trained: TrainedRun) -> None:
+        """Raises ConfigError or RunError, quickly, for a run that the format has no place for."""
+
+    def write(self, trained: TrainedRun, folder: Path) -> Exported:
+        """Write the run's model as a new folder: all of it, or nothing.
+
+        Raises:
+            ConfigError: if the folder holds something, or the format lacks what the model does.
+            RunError: if it cannot be written, or does not compute what the model does.
+        """
+
+
+_HERE = "bigctl.inference.exporters"
+FORMATS = {
+    "hf": Format(
+        f"{_HERE}.huggingface",
+        "config.json, model.safetensors and tokenizer files, as Hugging Face transformers reads them "
+        "(model=bert, gpt, llama)",
+    ),
+    "jax": Format(
+        f"{_HERE}.stablehlo", "model.jax (StableHLO for cpu, cuda and tpu) and weights.npz, for jax alone (any model)"
+    ),
+}
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter of a format. Raises ConfigError for an unknown one, or where a package is missing."""
+    if name not in FORMATS:
+        raise ConfigError(f"{name!r} is no format", where="--format", hint=f"one of: {', '.join(FORMATS)}")
+    missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
+    if missing:
+        what = f"{name} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
+        raise ConfigError(what, where="--format", hint=f'pip install "bigctl[{name}]"')
+    return cast(Exporter, importlib.import_module(FORMATS[name].module))

@@ -1,0 +1,150 @@
+"""A trained model as a pure function of its weights and a batch, in float32, with examples to hold a copy of it to.
+
+Sizes of batches, and lengths of texts, are symbols: what is made of the function takes any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from bigctl.data.dataset import Features
+from bigctl.engine import experiment
+from bigctl.errors import ConfigError, DataError, RunError
+from bigctl.inference.trained import TrainedRun
+from bigctl.parallel.partition import path_name
+
+log = logging.getLogger("bigctl")
+
+ROWS = 32
+"""Examples of each batch that a copy is compared on."""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model to be exported.
+
+    Attributes:
+        weights: by path, float32 or as they are stored.
+        function: (weights, inputs) -> outputs, all by name; the first output is what labels are chosen by.
+        inputs: shapes of the inputs, with symbols.
+        batches: examples: inputs by name.
+        checked: what these are, for people.
+    """
+
+    weights: Arrays
+    function: Callable[[dict[str, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]
+    inputs: dict[str, jax.ShapeDtypeStruct]
+    batches: list[Arrays]
+    checked: str
+
+    @classmethod
+    def of(cls, trained: TrainedRun) -> Network:
+        """The model of a run. Raises ConfigError if its recipe says of no inputs."""
+        config, features = trained.config, trained.features
+        plain = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
+        programs = experiment.rebuild(plain, features)
+        leaves, structure = jax.tree_util.tree_flatten_with_path((trained.params, trained.variables))
+        names = [path_name(path).partition("/")[2] for path, _ in leaves]
+        weights = {name: _plain(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
+
+        def function(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            params, variables = jax.tree_util.tree_unflatten(structure, [weights[name] for name in names])
+            return programs.task.exported(programs.merge(params, variables), inputs)
+
+        try:
+            longest = programs.task.exported_inputs(ROWS)
+        except NotImplementedError as error:
+            what = f"recipe={config.recipe.kind} does not say what its model is given"
+            raise ConfigError(what, where=str(trained.run.path), hint="define Task.exported_inputs") from error
+        batches, checked = _examples(trained, longest)
+        return cls(weights, function, _symbolic(longest, features), batches, checked)
+
+    @cached_property
+    def weight_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in self.weights.items()}
+
+    @cached_property
+    def expected(self) -> list[Arrays]:
+        """What the model gives for each of the batches."""
+        run = jax.jit(self.function)
+        with on_cpu():
+            weights = {name: jnp.asarray(values) for name, values in self.weights.items()}
+            return [{k: np.asarray(v) for k, v in run(weights, dict(batch)).items()} for batch in self.batches]
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """What is computed within is computed on CPU where there is one: other devices round products more coarsely."""
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        yield
+        return
+    with jax.default_device(cpu):
+        yield
+
+
+def _plain(leaf: jax.Array) -> np.ndarray:
+    values = np.asarray(leaf)
+    return values if values.dtype.kind in "iub" else values.astype(np.float32)
+
+
+def _symbolic(longest: dict[str, jax.ShapeDtypeStruct], features: Features) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same shapes with `batch` for the first dimension, and `length` for the second of texts."""
+    texts = features.kind in ("text", "stream")
+    most = max((shape.shape[1] for shape in longest.values() if len(shape.shape) > 1), default=1)
+    limits = [f"length <= {most}"] if texts else []
+    batch, length = export.symbolic_shape("batch, length", constraints=limits)
+    first = (batch, length) if texts else (batch,)
+    shapes = {name: (*first, *given.shape[len(first) :])[: len(given.shape)] for name, given in longest.items()}
+    return {name: jax.ShapeDtypeStruct(shape, longest[name].dtype) for name, shape in shapes.items()}
+
+
+# ----------------------------------------------------------------------------------------------------------- examples
+
+
+def _examples(trained: TrainedRun, longest: dict[str, jax.ShapeDtypeStruct]) -> tuple[list[Arrays], str]:
+    """Batches of validation rows, of the shortest and the longest texts where these differ, and one of a single row;
+    of random numbers where the run's data cannot be had."""
+    try:
+        dataset = trained.data()
+        columns, layout = dataset.splits["validation"], dataset.batches
+        planned = list(layout.evaluation_plan(columns, batch_size=ROWS, shards=1).batches())
+        found = []
+        for indices, mask, length in planned[:1] + planned[1:][-1:]:
+            batch = layout.gather(columns, indices, length)
+            found.append({name: np.asarray(batch[name])[mask > 0] for name in longest})
+        rows = sum(len(next(iter(batch.values()))) for batch in found)
+        what = f"{rows} validation {'windows' if trained.features.kind == 'stream' else 'rows'}"
+    except (DataError, RunError, KeyError) as error:
+        log.warning("the run's data cannot be had, random inputs are compared instead: %s", error)
+        found, what = [_random(trained.features, longest)], f"{ROWS} random inputs, for want of the run's data"
+    return [*found, {name: values[:1] for name, values in found[0].items()}], what
+
+
+def _random(features: Features, longest: dict[str, jax.ShapeDtypeStruct]) -> Arrays:
+    rng = np.random.default_rng(0)
+    tokens = (features.tokenizer or {}).get("vocab_size", 2)
+    found: Arrays = {}
+    for name, shape in longest.items():
+        if np.issubdtype(shape.dtype, np.floating):
+            found[name] = rng.normal(size=shape.shape).astype(shape.dtype)
+        else:
+            most = 256 if shape.dtype == np.uint8 else tokens if len(shape.shape) > 1 else features.shape[0]
+            found[name] = rng.integers(0, most, shape.shape).astype(shape.dtype)
+    if "lengths" in found:
+        found["lengths"] += 1
+        found["segment_start"] = found["lengths"].copy()
+    return found

@@ -1,0 +1,36 @@
+"""Folders that hold an export: whole, or not there; nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bigctl.errors import ConfigError, RunError
+from bigctl.files import temporary_name
+
+
+def require_new(folder: Path) -> None:
+    """Raises ConfigError if a folder holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError("exists already", where=str(folder), hint="give another --out, or remove it first")
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name once all is there. Raises RunError if it cannot be written."""
+    partial = temporary_name(folder)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)
+    except OSError as error:
+        raise RunError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
