@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bigctl.models.conv import conv2d, max_pool
+from bigctl.models.conv import conv2d, depthwise_conv2d, max_pool
 
 CASES = {
     # name: input shape, kernel shape
@@ -59,6 +59,28 @@ def test_convolution_and_its_gradients_are_those_of_lax(name: str, padding: str)
     assert_close(ours, values_and_gradients(lambda x, k: reference(x, k, padding), x, k))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "size", "stride", "pads"),
+    [
+        ((3, 6, 7, 4), (7, 7), 1, None), ((2, 7, 6, 3), (3, 5), 2, ((0, 1), (2, 1))), ((33, 5, 5, 2), (3, 3), 1, None),
+        ((2, 9, 9, 3), (2, 2), 3, ((0, 0), (0, 0))),
+    ],
+)  # fmt: skip
+def test_depthwise_convolution_and_its_gradients_are_those_of_lax(
+    inputs: tuple[int, ...], size: tuple[int, int], stride: int, pads: Any
+) -> None:
+    x, k = numbers(*inputs), numbers(*size, 1, inputs[-1], seed=1)
+
+    def plain(x: Any, k: Any) -> Any:
+        return lax.conv_general_dilated(
+            x, k, (stride, stride), pads or "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=inputs[-1],
+        )  # fmt: skip
+
+    ours = values_and_gradients(lambda x, k: depthwise_conv2d(x, k, stride, pads), x, k)
+    assert_close(ours, values_and_gradients(plain, x, k), rtol=1e-4)
+
+
 def test_convolution_is_the_same_under_scan_and_vmap() -> None:
     x, kernels = numbers(2, 6, 6, 3), numbers(4, 3, 3, 3, 3, seed=1)
 
@@ -90,6 +112,11 @@ def test_accelerators_get_the_gradient_that_is_a_convolution() -> None:
         operations[platform] = (text.count("stablehlo.convolution"), text.count("stablehlo.dot_general"))
     assert operations["cuda"][0] >= 1 and operations["cuda"][1] == 0
     assert operations["cpu"][1] >= 1
+    depthwise = jax.jit(jax.grad(lambda k: depthwise_conv2d(x, k).sum())).trace(numbers(3, 3, 1, 3))
+    counts = [
+        depthwise.lower(lowering_platforms=(p,)).as_text().count("stablehlo.convolution") for p in ("cuda", "cpu")
+    ]
+    assert counts[0] >= 1 and counts[1] == 0
 
 
 def pool_by_hand(x: np.ndarray, size: int, dy: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

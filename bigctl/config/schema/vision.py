@@ -94,3 +94,43 @@ class Vit(Model):
         if self.position == "sincos" and self.width % 4:
             message = f"model.width={self.width} cannot hold sines and cosines of row and column"
             yield "model.width", message, "choose a multiple of 4, or model.position=learned"
+
+
+@dataclass
+class Convnext(Model):
+    """ConvNeXt (Liu et al. 2022): convolutional networks built as vision transformers are."""
+
+    implementation: ClassVar[str] = "bigctl.models.convnext:Convnext"
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
+    levels: ClassVar[tuple[str, ...]] = (r"^stem(?:_norm)?/", r"^blocks/(\d+)/")
+    kind: str = kind("convnext")
+    blocks: list[int] = key(
+        [3, 3, 9, 3], "Blocks of each stage; each stage has half the size of the one before.", drift=STRUCTURAL, ge=1,
+        le=MOST_LAYERS,
+    )  # fmt: skip
+    widths: list[int] = key([96, 192, 384, 768], "Channels of each stage.", drift=STRUCTURAL, ge=1)
+    patch: int = key(
+        4, "Side of the cells of pixels that the first layer makes one place of [pixels].", drift=STRUCTURAL, ge=1
+    )
+    kernel_size: int = key(7, "Side of the depthwise convolutions.", drift=STRUCTURAL, ge=1)
+    layer_scale: float = key(
+        1e-6, "First factor of what a block adds, one a channel and learned (Touvron et al. 2021); 0 for none.",
+        drift=STRUCTURAL, ge=0,
+    )  # fmt: skip
+    eps: float = key(1e-6, "Added to the variance in the last layer normalisation.", drift=STRUCTURAL, gt=0)
+    drop_path: float = key(
+        0.0, "How often the topmost block is left out of an example in training, those below it less often in "
+        "proportion.", traced=True, off=0.0, ge=0, lt=1,
+    )  # fmt: skip
+    remat: str = key(
+        "none", "What is computed anew in the backward pass, to save memory: none, or full for the inside of each "
+        "block.", choices=("none", "full"),
+    )  # fmt: skip
+
+    def head_input(self, *, per_token: bool) -> str:
+        return "the mean over all places"
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        if len(self.blocks) != len(self.widths):
+            message = f"model.blocks tells of {len(self.blocks)} stages, model.widths of {len(self.widths)}"
+            yield "model.widths", message, "give one number a stage to each"
