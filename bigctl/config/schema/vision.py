@@ -134,3 +134,18 @@ class Convnext(Model):
         if len(self.blocks) != len(self.widths):
             message = f"model.blocks tells of {len(self.blocks)} stages, model.widths of {len(self.widths)}"
             yield "model.widths", message, "give one number a stage to each"
+
+
+@dataclass
+class Inception(Model):
+    """Inception-v3 (Szegedy et al. 2016)."""
+
+    implementation: ClassVar[str] = "bigctl.models.inception:Inception"
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
+    levels: ClassVar[tuple[str, ...]] = (r"^stem/(\d+)/", r"^blocks/(\d+)/")
+    kind: str = kind("inception")
+    width: float = key(1.0, "Channels, as a multiple of those of the paper.", drift=STRUCTURAL, gt=0, le=16)
+    dropout: float = key(0.5, "Dropout before the head.", traced=True, off=0.0, ge=0, lt=1)
+
+    def head_input(self, *, per_token: bool) -> str:
+        return "the mean over all places"
