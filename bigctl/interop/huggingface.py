@@ -1,4 +1,4 @@
-"""A trained BERT, GPT-2 or Llama as a folder that `transformers` loads, with the same logits."""
+"""A trained BERT, GPT-2, Llama, or model of pictures as a folder that `transformers` loads, with the same logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.interop import bert, decoder
+from bigctl.interop import bert, decoder, vision_export
 from bigctl.interop.folders import require_new, whole_or_nothing, write_json
 from bigctl.interop.tensors import WEIGHTS, read_json
 from bigctl.models.architecture import (
@@ -92,12 +92,33 @@ def export_model(trained: Export, folder: Path) -> Path:
 
 def require_exportable(model: schema.Model, where: str) -> None:
     """Raises ConfigError for a model that transformers has no class for, naming the run."""
+    if vision_export.knows(model):
+        vision_export.require(model, where)
+        return
     if model.implementation not in (schema.Bert.implementation, schema.Decoder.implementation):
         raise ConfigError(
-            f"transformers has no class for model={model.kind}; only bert, gpt and llama can be exported to it",
+            f"transformers has no class for model={model.kind}; only bert, gpt, llama, resnet, vit and convnext can be "
+            "exported to it",
             where=where,
             hint="bigctl.load(RUN).params gives the weights as arrays",
         )
+
+
+def write_vision(export: vision_export.Export, folder: Path) -> Path:
+    """Write a ResNet, ViT or ConvNeXt as a folder for `transformers`: all of it, or nothing.
+
+    Raises:
+        ConfigError, RunError: see `export_model`.
+    """
+    require_new(folder)
+    config, processor, tensors = vision_export.files(export, str(folder))
+    with whole_or_nothing(folder) as partial:
+        vision_export.save(partial, tensors)
+        write_json(partial / "config.json", config)
+        shutil.copymode(partial / "config.json", partial / WEIGHTS)  # else only its owner could read it
+        write_json(partial / "preprocessor_config.json", processor)
+        (partial / "README.md").write_text(_readme(config, {}, export.about), encoding="utf-8")
+    return folder
 
 
 def write_bert(
@@ -251,6 +272,8 @@ def _tokenizer_config(described: Mapping[str, Any], settings: Mapping[str, Any])
 
 def loading_lines(config: Mapping[str, Any], folder: str) -> list[str]:
     """Lines of Python that load an export."""
+    if config["architectures"][0].endswith("ForImageClassification"):
+        return vision_export.loading_lines(folder)
     name = _CLASSES.get(config["architectures"][0], "AutoModelForSequenceClassification")
     trust = ", trust_remote_code=True" if "auto_map" in config else ""
     lines = [
@@ -273,7 +296,10 @@ def _readme(config: Mapping[str, Any], settings: Mapping[str, Any], about: str) 
         "GPT2LMHeadModel": "A language model in the form of GPT-2,",
         "LlamaForCausalLM": "A language model in the form of Llama,",
     }
-    kind = kinds.get(config["architectures"][0], "A BERT, classifier of texts,")
+    usual = "A BERT, classifier of texts,"
+    if config["architectures"][0].endswith("ForImageClassification"):
+        usual = "A classifier of pictures,"
+    kind = kinds.get(config["architectures"][0], usual)
     lines = [f"{kind} exported by bigctl from {about}.", "", "```python", *loading_lines(config, "."), "```"]
     if "auto_map" in config:
         lines += ["", f"`{CODE}` beside the weights is the model's class; read it before you trust it."]

@@ -12,8 +12,8 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import schema
 from bigctl.errors import DataError
-from bigctl.interop import bert, decoder, gguf, llama2c
-from bigctl.interop.sources import DECODERS, Source
+from bigctl.interop import bert, decoder, gguf, llama2c, vision
+from bigctl.interop.sources import DECODERS, VISION, Source
 from bigctl.interop.tensors import Tensors, first_of
 from bigctl.runs import directory
 
@@ -127,6 +127,8 @@ def stored_of(source: Source) -> Stored:
         return gguf.StoredGguf(source.path)
     if source.format == "llama2c":
         return llama2c.StoredLlama2c(source.path)
+    if source.format == VISION:
+        return vision.StoredVision(source.path, source.model)
     if source.model in DECODERS:
         layers, tied = int(source.architecture["layers"]), bool(source.architecture["tied"])
         return decoder.StoredTensors(source.path, source.model, layers, tied=tied)
@@ -135,7 +137,7 @@ def stored_of(source: Source) -> Stored:
 
 def read_variables(stored: Stored, shapes: Shapes) -> dict[str, np.ndarray]:
     """What the model of a run updates by itself, such as batch statistics, by path, where it has the same shape."""
-    return stored.read_variables(shapes) if isinstance(stored, _StoredRun) else {}
+    return stored.read_variables(shapes) if isinstance(stored, _StoredRun | vision.StoredVision) else {}
 
 
 class _StoredFolder:

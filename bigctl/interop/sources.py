@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigctl import packages, terminal
+from bigctl import packages
 from bigctl.config import checks, schema
 from bigctl.config import compose as composing
 from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS, Target
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import bert, decoder, gguf, llama2c, vocabularies
+from bigctl.interop import bert, decoder, gguf, hub, llama2c, vision, vocabularies
 from bigctl.interop.heads import Head
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
 from bigctl.models.architecture import GPT, LLAMA
@@ -57,11 +56,11 @@ PACKAGED = {"minilm": MINILM, "smollm2": SMOLLM2}
 LICENCES = {"minilm": "all-MiniLM-L6-v2, Apache-2.0", "smollm2": "SmolLM2-135M-Instruct, Apache-2.0"}
 """Of these weights."""
 
-_HUB_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt"]
-_HUB_FILES += ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"]
-_HUB_FILES += ["vocab.json", "merges.txt"]
 _FREE = {"bert": {"pool", "pooler", "lora"}, "lstm": {"pool"}, "mlp": {"head"}}
 """What a model may have otherwise than the run that it starts from, by kind."""
+_OF_THE_WEIGHTS = {(vision.VIT, "eps"), (vision.CONVNEXT, "eps")}
+"""Keys that are as the weights have them, whatever a preset says."""
+VISION = "vision"
 DECODERS = (GPT, LLAMA)
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
@@ -80,10 +79,11 @@ class Source:
         tokenizer: tokenizer.json, else vocab.txt, None without either.
         lowercase: whether a vocab.txt is for lower case.
         classes: names of the classes that its head was trained on, in order, where they are known.
-        format: what the weights are in: "safetensors", "gguf", "llama2c", or "run".
+        format: what the weights are in: "safetensors", "gguf", "llama2c", "vision", or "run".
         generation_config: of writing, for a language model.
         head: what its head was trained for, where it has one and that is known.
         features: of the data that a run was trained on.
+        pixels: what pictures were made into for it; None where each data set has its own statistics.
     """
 
     kind: str
@@ -99,6 +99,21 @@ class Source:
     generation_config: GenerationConfig = GenerationConfig()
     head: Head | None = None
     features: Features | None = None
+    pixels: Pixels | None = None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How pictures are made into inputs.
+
+    Attributes:
+        size: height and width.
+        mean, std: of each channel, in [0, 1], that pixels are standardised by.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 # -------------------------------------------------------------------------------------------------------- to find them
@@ -130,7 +145,7 @@ def locate_source(init_from: str) -> Source:
         hint = "give a folder with config.json, or a file of GGUF or llama2.c"
         raise DataError("is no file of weights", where=init_from, hint=hint)
     if re.fullmatch(r"(?!runs/)\w[\w.-]*/\w[\w.-]*(@[\w.-]+)?", init_from):
-        return _folder(_from_hub(init_from), "hub", init_from)
+        return _folder(hub.fetch_folder(init_from), "hub", init_from)
     raise DataError(
         f"there are no weights {init_from!r}",
         where="model.init_from",
@@ -149,7 +164,10 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
         models = [file for file in sorted(folder.glob("*.bin")) if llama2c.read_header(file) is not None]
         if len(models) == 1:
             return _llama2c(models[0], name)
-    tensors, config = Tensors(folder), read_json(folder / "config.json")
+    tensors = Tensors(folder)
+    if (model := vision.model_of(tensors.shapes)) is not None:
+        return _vision(folder, kind, name, model)
+    config = read_json(folder / "config.json")
     if config.get("model_type") not in ("bert", None):
         return _decoder(folder, kind, name, config, tensors)
     architecture = bert.read_architecture(config, str(folder / "config.json"))
@@ -192,7 +210,7 @@ def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any], tens
         model=model,
         architecture=architecture.decided(),
         config=folder / "config.json",
-        tokenizer=tokenizer if tokenizer.is_file() else _gpt2_tokenizer(folder),
+        tokenizer=tokenizer if tokenizer.is_file() else vocabularies.gpt2_tokenizer(folder),
         generation_config=GenerationConfig(
             special={key: number for key, number in said.items() if isinstance(number, int)},
             ends=tuple(number for number in ends if isinstance(number, int)),
@@ -201,22 +219,30 @@ def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any], tens
     )
 
 
-def _gpt2_tokenizer(folder: Path) -> Path | None:
-    """The vocab.json and merges.txt of older folders as one file, None where they are not there."""
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    if not vocabulary.is_file() or not merges.is_file():
-        return None
-    numbers = read_json(vocabulary)
-    if sorted(numbers.values(), key=str) != sorted(range(len(numbers)), key=str):
-        raise DataError("does not number its tokens from 0 on", where=str(vocabulary), hint="fetch it again")
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise DataError("has a line that is no pair", where=str(merges), hint="fetch it again")
-    tokens = sorted(numbers, key=numbers.__getitem__)
-    special = [token for token in ("<|endoftext|>",) if token in numbers]
-    made = vocabularies.byte_level(tokens, pairs, special=special, split="gpt-2", where=str(merges))  # type: ignore[arg-type]
-    return vocabularies.store_tokenizer(made)
+def _vision(folder: Path, kind: str, name: str, model: str) -> Source:
+    """A ResNet, ViT or ConvNeXt of transformers, timm or torchvision; the last writes no config.json."""
+    config, processor = (
+        read_json(folder / file) if (folder / file).is_file() else {}
+        for file in ("config.json", "preprocessor_config.json")
+    )
+    architecture = vision.StoredVision(folder, model).architecture(config)
+    names = bert.class_names(config) or vision.class_names(config)
+    target = CLASSES if config.get("problem_type") == "multi_label_classification" else CLASS
+    reads = schema.Vit(pool=architecture["pool"]) if model == vision.VIT else schema.Resnet()
+    told = vision.pictures(config, processor)
+    return Source(
+        kind=kind,
+        name=name,
+        path=folder,
+        model=model,
+        architecture=architecture,
+        config=folder / "config.json",
+        tokenizer=None,
+        classes=names or None,
+        format=VISION,
+        head=Head(Target(target, names), reads.head_input(per_token=False)) if names else None,
+        pixels=None if told is None else Pixels(told.size, told.mean, told.std),
+    )
 
 
 def _gguf(file: Path, kind: str, name: str) -> Source:
@@ -308,43 +334,6 @@ def _bert_head(config: Mapping[str, Any]) -> Head | None:
     return Head(target, read.head_input(per_token=False))
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a model on the Hugging Face hub: as it was fetched before, else fetched now.
-
-    `ORG/NAME@REVISION` names a branch, tag or commit.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    repository, _, revision = name.partition("@")
-    wanted: dict[str, Any] = {"revision": revision or None, "allow_patterns": _HUB_FILES}
-    try:
-        here = Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **wanted))
-        if (here / "config.json").is_file() and any(here.glob("model*.safetensors")):
-            return here
-    except Exception:  # not here, or not all of it
-        pass
-    print(f"weights: fetching {name} from the Hugging Face hub", file=sys.stderr, flush=True)
-    if not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
-    try:
-        with terminal.drawing():
-            return Path(huggingface_hub.snapshot_download(repository, **wanted))
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise DataError(
-            "there is no such model on the Hugging Face hub, and no such folder or run here; or it is not public",
-            where=f"model.init_from={name}",
-            hint="check the name; for one that is not public: hf auth login",
-        ) from error
-    except Exception as error:  # whatever the network can do
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"cannot be fetched from the Hugging Face hub, and is no folder or run here: {reason}",
-            where=f"model.init_from={name}",
-            hint="with a network once, it is then found offline; or give the path of a folder with its files",
-        ) from error
-
-
 # ---------------------------------------------------------------------------------------------------- the architecture
 
 
@@ -370,7 +359,7 @@ def fill_architecture(model: schema.Model, source: Source | None = None) -> sche
     filled, open_keys = {}, {f.name for f in dataclasses.fields(model) if f.metadata.get("decided")}
     for key, theirs in source.architecture.items():
         ours = getattr(model, key)
-        if ours is None:
+        if ours is None or ours == "auto" or (model.kind, key) in _OF_THE_WEIGHTS:
             filled[key] = theirs
         elif ours != theirs and not (key in ("positions", "context") and ours < theirs):
             raise ConfigError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bigctl.errors import DataError
 from bigctl.files import write_text
+from bigctl.interop.tensors import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -136,3 +137,21 @@ def store_tokenizer(tokenizer: Tokenizer) -> Path:
             hint="free some space, or set BIGCTL_CACHE_DIR to a folder that can be written",
         ) from error
     return file
+
+
+def gpt2_tokenizer(folder: Path) -> Path | None:
+    """The vocab.json and merges.txt of older folders as one file, None where they are not there."""
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    if not vocabulary.is_file() or not merges.is_file():
+        return None
+    numbers = read_json(vocabulary)
+    if sorted(numbers.values(), key=str) != sorted(range(len(numbers)), key=str):
+        raise DataError("does not number its tokens from 0 on", where=str(vocabulary), hint="fetch it again")
+    lines = merges.read_text(encoding="utf-8").splitlines()
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise DataError("has a line that is no pair", where=str(merges), hint="fetch it again")
+    tokens = sorted(numbers, key=numbers.__getitem__)
+    special = [token for token in ("<|endoftext|>",) if token in numbers]
+    made = byte_level(tokens, pairs, special=special, split="gpt-2", where=str(merges))  # type: ignore[arg-type]
+    return store_tokenizer(made)

@@ -42,7 +42,8 @@ class Model(Component):
     kind: str = kind("???")
     init_from: str | None = key(
         None,
-        "Weights to start from: another run; for bert, gpt and llama also a Hugging Face folder or a name on its hub; "
+        "Weights to start from: another run; for bert, gpt, llama, resnet, vit and convnext also a Hugging Face folder "
+        "or a name on its hub, for the last three of timm too; "
         "minilm (bert) and smollm2 (llama) are packaged; for llama also a file of GGUF or llama2.c.",
         drift=STRUCTURAL,
     )

@@ -65,8 +65,8 @@ _HERE = "bigctl.inference.exporters"
 FORMATS = {
     "hf": Format(
         f"{_HERE}.huggingface",
-        "config.json, model.safetensors and tokenizer files, as Hugging Face transformers reads them "
-        "(model=bert, gpt, llama)",
+        "config.json, model.safetensors and tokenizer or preprocessor files, as Hugging Face transformers reads them "
+        "(model=bert, gpt, llama, resnet, vit, convnext)",
     ),
     "jax": Format(
         f"{_HERE}.stablehlo", "model.jax (StableHLO for cpu, cuda and tpu) and weights.npz, for jax alone (any model)"

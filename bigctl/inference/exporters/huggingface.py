@@ -10,7 +10,7 @@ from bigctl.data.target import CLASSES, TOKEN_CLASS
 from bigctl.errors import RunError
 from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.trained import TrainedRun
-from bigctl.interop import huggingface
+from bigctl.interop import huggingface, vision_export
 from bigctl.interop.tensors import read_json
 from bigctl.runs import generation_config
 from bigctl.training.checkpoints.arrays import flatten
@@ -38,6 +38,8 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
     """
     run = trained.run
     huggingface.require_exportable(trained.config.model, str(run.path))
+    if vision_export.knows(trained.config.model):
+        return _export_vision(trained, folder)
     if not run.tokenizer.is_file():
         raise RunError("the run has lost its tokenizer.json", where=str(run.path))
     target = trained.features.target
@@ -57,3 +59,20 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
         ),
         folder,
     )
+
+
+def _export_vision(trained: TrainedRun, folder: Path) -> Path:
+    features, recipe = trained.features, trained.config.recipe
+    values = {**flatten(trained.params), **flatten(trained.variables)}
+    height, width, channels = features.shape
+    export = vision_export.Export(
+        model=trained.config.model,
+        values={name: np.asarray(value, np.float32) for name, value in values.items()},
+        shape=(height, width, channels),
+        mean=tuple(getattr(recipe, "mean", None) or features.mean),
+        std=tuple(getattr(recipe, "std", None) or features.std),
+        classes=features.target.names,
+        several=features.target.kind == CLASSES,
+        about=f"{trained.run.path.name}, step {trained.step}",
+    )
+    return huggingface.write_vision(export, folder)
