@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -46,9 +47,24 @@ class CNN(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
-        training, activation = key is not None, ACTIVATIONS[self.activation]
+        return self._judged(self._maps(x, training=key is not None, mask=mask), key, mask)
+
+    def inspect(self, x: Float[Array, "batch height width channels"], added: Array) -> tuple[Array, Array]:
+        """Logits, and what comes out of the convolutions plus `added`, from which they are computed."""
+        maps = self._maps(x, training=False, mask=None) + added
+        return self._judged(maps, None, None), maps
+
+    def filters(self) -> Float[Array, "rows columns channels filters"]:
+        """Kernels of the first convolution."""
+        return self.convs[0].kernel[...] if self.convs else jnp.zeros((0, 0, 1, 0))
+
+    def _maps(self, x: Array, *, training: bool, mask: Array | None) -> Array:
         for conv in self.convs:
             x = conv(x, training=training, mask=mask)
+        return x
+
+    def _judged(self, x: Array, key: Array | None, mask: Array | None) -> Array:
+        training, activation = key is not None, ACTIVATIONS[self.activation]
         x = x.reshape(x.shape[0], -1)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = self.dropout(activation(norm(layer(x), training=training, mask=mask)), fold(key, i))

@@ -109,10 +109,26 @@ class Convnext(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
+        return self._judged(self._maps(x, key))
+
+    def inspect(self, x: Float[Array, "batch height width channels"], added: Array) -> tuple[Array, Array]:
+        """Logits, and what comes out of the last block plus `added`, from which they are computed."""
+        maps = self._maps(x, None) + added
+        return self._judged(maps), maps
+
+    def filters(self) -> Float[Array, "rows columns channels filters"]:
+        """Weights of the first layer over a cell of pixels."""
+        kernel, side = self.stem.dense.kernel[...], self.stem.side
+        return kernel.reshape(side, side, -1, kernel.shape[1])
+
+    def _maps(self, x: Array, key: Array | None) -> Array:
         x = self.stem_norm(self.stem(x))
         for i, block in enumerate(self.blocks):
             structure, state = nnx.split(block)
             x = self._rematerialised(structure)(state, x, fold(key, i))
+        return x
+
+    def _judged(self, x: Array) -> Array:
         return self.head(self.final_norm(x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)))
 
     def _rematerialised(self, structure: nnx.GraphDef[Block]) -> Callable[..., Array]:

@@ -105,11 +105,26 @@ class Resnet(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
+        return self._judged(self._maps(x, key, mask))
+
+    def inspect(self, x: Float[Array, "batch height width channels"], added: Array) -> tuple[Array, Array]:
+        """Logits, and what comes out of the last block plus `added`, from which they are computed."""
+        maps = self._maps(x, None, None) + added
+        return self._judged(maps), maps
+
+    def filters(self) -> Float[Array, "rows columns channels filters"]:
+        """Kernels of the first convolution."""
+        return self.stem.kernel[...]
+
+    def _maps(self, x: Array, key: Array | None, mask: Array | None) -> Array:
         x = jax.nn.relu(self.stem(x, training=key is not None, mask=mask))
         if not self.small:
             x = _overlapping_max_pool(x)
         for i, block in enumerate(self.blocks):
             x = self._run(block, x, fold(key, i), mask)
+        return x
+
+    def _judged(self, x: Array) -> Array:
         return self.head(x.mean((1, 2), dtype=jnp.float32).astype(x.dtype))
 
     def _run(self, block: Block, x: Array, key: Array | None, mask: Array | None) -> Array:

@@ -52,8 +52,21 @@ class Layer(nnx.Module):
     ) -> Float[Array, "batch length features"]:
         added = self.dropout(self.attention(self.attention_norm(x)), fold(key, 0))
         x = meshes.placed(x + self.drop_path(added, fold(key, 1)), "batch")
-        added = self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
+        added = self._fed_forward(x)
         return meshes.placed(x + self.drop_path(self.dropout(added, fold(key, 2)), fold(key, 3)), "batch")
+
+    def inspect(
+        self, x: Float[Array, "batch length features"], added: Float[Array, "batch patches features"]
+    ) -> tuple[Array, Array]:
+        """What the layer gives, and the patches that its attention reads plus `added`, of which it is computed."""
+        normal = self.attention_norm(x)
+        first = x.shape[1] - added.shape[1]
+        read = normal[:, first:] + added
+        x = x + self.attention(jnp.concatenate([normal[:, :first], read], axis=1))
+        return x + self._fed_forward(x), read
+
+    def _fed_forward(self, x: Array) -> Array:
+        return self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
 
 
 class Vit(nnx.Module):
@@ -103,6 +116,26 @@ class Vit(nnx.Module):
         for i, layer in enumerate(self.layers):
             structure, state = nnx.split(layer)
             x = self._rematerialised(structure)(state, x, fold(key, i + 1))
+        return self._judged(x)
+
+    def inspect(self, x: Float[Array, "batch height width channels"], added: Array) -> tuple[Array, Array]:
+        """Logits, and the patches [batch, rows, columns, features] that the last attention reads plus `added`, from
+        which they are computed: what comes out of that layer is read at the class token alone."""
+        rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
+        x = self._tokens(x)
+        *below, last = self.layers
+        for layer in below:
+            x = layer(x, None)
+        added = jnp.broadcast_to(added, (len(x), rows, columns, x.shape[2]))
+        x, read = last.inspect(x, added.reshape(len(x), rows * columns, -1))
+        return self._judged(x), read.reshape(added.shape)
+
+    def filters(self) -> Float[Array, "rows columns channels filters"]:
+        """Weights of the projection of a patch."""
+        kernel = self.embed.kernel[...]
+        return kernel.reshape(self.patch, self.patch, -1, kernel.shape[1])
+
+    def _judged(self, x: Array) -> Array:
         x = self.final_norm(x)
         extra = 0 if self.registers is None else len(self.registers[...])
         return self.head(x[:, 0] if self.cls is not None else x[:, extra:].mean(1, dtype=jnp.float32).astype(x.dtype))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigctl.data import origins
+from bigctl.data.target import CLASS
+from bigctl.reports import pictures
 from bigctl.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from bigctl.data.dataset import Dataset
+    from bigctl.inference.trained import TrainedRun
     from bigctl.training.task import Judged
 
 LOOKED_AT = {"image": 1024, "table": 4096, "text": 64}
 """How many examples of the split are predicted to find the worst of: what takes seconds."""
-_SIDE = 160
-"""Larger images are made smaller: pixels."""
+_CLASSES, _OF_A_CLASS = 40, 12
+"""How many classes have a gallery, of so many pictures each."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Example:
         probability: of the predicted class; None for regression.
         loss: cross-entropy, or the absolute error.
         image: as a data URI.
+        looked: the same with what speaks for the predicted class, where the model shows that.
         text: the text, or both of a pair.
         cells: of a table, the values in the order of `Examples.columns`.
         origin: the file, and the line in it, if known.
@@ -47,9 +49,20 @@ class Example:
     probability: float | None
     loss: float
     image: str = ""
+    looked: str = ""
     text: str = ""
     cells: tuple[str, ...] = ()
     origin: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of a class: its name, a data URI, how many of those that were predicted are right, and of how many."""
+
+    label: str
+    image: str
+    right: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,8 @@ class Examples:
         split: which they are of.
         step: of the weights.
         threshold: in words, where one of the run's positive class decides what is predicted.
+        galleries: of the classes, for pictures.
+        filters: those of the first layer as a data URI, where there is something to see.
     """
 
     kind: str
@@ -73,6 +88,8 @@ class Examples:
     step: int
     split: str = "validation"
     threshold: str = ""
+    galleries: tuple[Gallery, ...] = ()
+    filters: str = ""
 
 
 def choose(run: RunDirectory, count: int) -> Examples:
@@ -97,7 +114,35 @@ def choose(run: RunDirectory, count: int) -> Examples:
     order = np.array(sorted(range(len(judged)), key=lambda row: _rank(judged[row]))[:count], int)
     columns, items = _items(dataset, "validation", [(int(row), vars(judged[row])) for row in order])
     said = "" if trained.threshold is None else describe(trained.threshold)
-    return Examples(features.kind, items, columns, len(rows), trained.step, threshold=said)
+    found = Examples(features.kind, items, columns, len(rows), trained.step, threshold=said)
+    return _with_pictures(found, trained, dataset, judged, order) if features.target.kind == CLASS else found
+
+
+def _with_pictures(
+    found: Examples, trained: TrainedRun, dataset: Dataset, judged: Sequence[Judged], order: np.ndarray
+) -> Examples:
+    """The same with where the model looks, galleries and filters, if it is one of pictures."""
+    if found.kind != "image" or not len(order):
+        return found
+    from bigctl.inference.grad_cam import Filtered, class_activation
+
+    names, inputs = list(dataset.features.target.names), dataset.splits["validation"]["inputs"]
+    shown = np.stack([np.asarray(inputs[int(row)]) for row in order])
+    asked = np.array([names.index(item.predicted) for item in found.items], np.int32)
+    places = class_activation(trained, shown, asked)
+    items = found.items
+    if places is not None:
+        looked = [pictures.glowing(pixels, where) for pixels, where in zip(shown, places, strict=True)]
+        items = tuple(dataclasses.replace(i, looked=uri) for i, uri in zip(items, looked, strict=True))
+    filters = pictures.filters(np.asarray(trained.model.filters())) if isinstance(trained.model, Filtered) else ""
+    galleries = []
+    for name in names[:_CLASSES]:
+        rows = [row for row, each in enumerate(judged) if each.label == name]
+        if rows:
+            some, wrong = rows[:_OF_A_CLASS], [judged[row].wrong for row in rows]
+            image = pictures.strip([np.asarray(inputs[row]) for row in some], wrong[:_OF_A_CLASS])
+            galleries.append(Gallery(name, image, len(rows) - sum(wrong), len(rows)))
+    return dataclasses.replace(found, items=items, galleries=tuple(galleries), filters=filters)
 
 
 def mistakes(run: RunDirectory, records: Sequence[Mapping[str, Any]], step: int, count: int) -> Examples | None:
@@ -146,7 +191,7 @@ def _items(
         Example(
             row=row,
             **said,
-            image=_picture(dataset.splits[split]["inputs"][row]) if kind == "image" else "",
+            image=pictures.picture(dataset.splits[split]["inputs"][row]) if kind == "image" else "",
             text="\n".join(texts[row] for texts in dataset.texts.get(split, ())),
             cells=own,
             origin=place or "",
@@ -179,17 +224,6 @@ def _inputs(dataset: Dataset, rows: np.ndarray) -> Any:
     if len(texts) == 1:
         return [texts[0][row] for row in rows.tolist()]
     return [(texts[0][row], texts[1][row]) for row in rows.tolist()]
-
-
-def _picture(pixels: np.ndarray) -> str:
-    """uint8 [height, width, channels] as a PNG in a data URI."""
-    from PIL import Image
-
-    image = Image.fromarray(np.asarray(pixels)[..., 0] if pixels.shape[-1] == 1 else np.asarray(pixels))
-    image.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _cells(dataset: Dataset, split: str, rows: np.ndarray) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
