@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "check that a run's files are intact",
     "verify-resume": "kill an experiment at random moments, compare with an uninterrupted run",
     "new": "write a working recipe, model or data format of your own, with a test",
+    "plan": "what a step costs on a machine that may not be here: memory, FLOPs, time",
     "doctor": "check the installation and the devices",
 }
 

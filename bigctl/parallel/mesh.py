@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
@@ -54,8 +54,23 @@ def make_mesh(config: schema.Mesh) -> Mesh:
     return jax.make_mesh(shape, NAMES, axis_types=(AxisType.Auto,) * len(NAMES), devices=devices[:needed])
 
 
+_given: ContextVar[Sequence[jax.Device] | None] = ContextVar("given", default=None)
+
+
+@contextmanager
+def over(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Meshes that are made in this context are over these devices, such as those of a machine that is not here."""
+    token = _given.set(devices)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def _devices() -> list[jax.Device]:
     """The devices of all processes. Raises ConfigError where there are none."""
+    if (given := _given.get()) is not None:
+        return list(given)
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax asserts where JAX_PLATFORMS leaves it nothing
@@ -198,10 +213,12 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """Raise ConfigError where a batch cannot be divided evenly over the devices."""
     shards = batch_shards(mesh)
     if (batch_size // accumulate) % shards:
+        unit = shards * accumulate
+        near = [n for n in (batch_size // unit * unit, (batch_size // unit + 1) * unit) if n]
         raise ConfigError(
             f"train.batch_size={batch_size} in {accumulate} parts cannot be divided evenly over {shards} devices",
             where="train.batch_size",
-            hint=f"choose a multiple of {shards * accumulate}, or mesh=single",
+            hint=f"choose a multiple of {unit}, such as {' or '.join(map(str, near))}, or mesh=single",
         )
 
 

@@ -89,7 +89,9 @@ class Model(Component):
             number: int | None = getattr(whole, name)
             if number is not None and number % size:
                 message = f"model.{name}={number} cannot be shared out over mesh.{axis}={size} devices"
-                remedy = f"choose mesh.{axis} as a divisor; mesh.data or mesh.fsdp take the others"
+                near = max(n for n in range(1, size) if number % n == 0)
+                remedy = f"choose mesh.{axis} as a divisor, such as mesh.{axis}={near}"
+                remedy += "; mesh.data or mesh.fsdp take the others"
                 yield f"model.{name}", message, remedy
 
 

@@ -1,0 +1,252 @@
+"""What the user's own step would cost on a machine that may not be here: built as for training, compiled, not run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from bigctl.config.schema import Config
+from bigctl.engine import experiment as experiments
+from bigctl.engine.experiment import Experiment
+from bigctl.errors import ConfigError
+from bigctl.formatting import size
+from bigctl.parallel import mesh as meshes
+from bigctl.planning import costs as costing
+from bigctl.planning import devices, roofline, targets
+from bigctl.planning.costs import Costs, Program, Tree
+from bigctl.planning.devices import Found
+from bigctl.planning.targets import Target
+
+_WIDE = 0.01
+"""Share of all bytes that messages of one kind must have to stand out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step costs on a target.
+
+    Attributes:
+        target: the machine.
+        found: what it was compiled for.
+        config: as resolved.
+        devices: of the mesh, see `experiment.describe_mesh`.
+        parameters: their number.
+        kernels: which kernel computes what there are several for.
+        tokens: in a batch; None where examples are not counted in tokens.
+        model_flops: of a step by the task's formula; None without one.
+        costs: of the step.
+        time: of the step, for the target.
+        notes: what is to be known of how this was found.
+    """
+
+    target: Target
+    found: Found
+    config: Config
+    devices: Mapping[str, Any]
+    parameters: int
+    kernels: Mapping[str, str]
+    tokens: int | None
+    model_flops: float | None
+    costs: Costs
+    time: roofline.Time
+    notes: Sequence[str]
+
+    @property
+    def used(self) -> int:
+        """Devices of the mesh."""
+        return int(self.devices["count"])
+
+    @property
+    def mfu(self) -> tuple[float, float] | None:
+        """Range of the model FLOPs utilisation, see `training.throughput`; None for a CPU, which has no data sheet."""
+        if self.target.chip.platform == "cpu" or not self.time.low:
+            return None
+        flops = self.model_flops or self.costs.flops_per_step
+        peak = self.used * self.target.chip.peak(self.config.train.precision)
+        return flops / (peak * self.time.high), flops / (peak * self.time.low)
+
+    def to_json(self) -> dict[str, Any]:
+        memory, time, costs, mfu = self.costs.memory, self.time, self.costs, self.mfu
+        examples = self.config.train.batch_size
+        return {
+            "target": self.target.text,
+            "machine": self.target.said,
+            "exact": self.found.exact,
+            "notes": list(self.notes),
+            "recipe": self.config.recipe.kind,
+            "model": self.config.model.kind,
+            "parameters": self.parameters,
+            "mesh": dict(self.devices["mesh"]),
+            "devices": self.used,
+            "batch_size": examples,
+            "accumulate": self.config.train.accumulate,
+            "precision": self.config.train.precision,
+            "memory": {
+                **{f"{part}_bytes": count for part, count in memory.parts.items()},
+                "peak_bytes": memory.peak,
+                "available_bytes": memory.available,
+                "headroom_bytes": memory.headroom,
+                "fits": memory.fits,
+                "largest": [dataclasses.asdict(each) for each in memory.largest],
+            },
+            "flops_per_step": costs.flops_per_step,
+            "flops_per_token": costs.flops_per_step / self.tokens if self.tokens else None,
+            "flops_per_example": costs.flops_per_step / examples,
+            "flops_by": dict(costs.flops),
+            "flops_per_device": costs.flops_per_device,
+            "model_flops_per_step": self.model_flops,
+            "memory_traffic_bytes": costs.traffic,
+            "collectives": costs.collectives_json(),
+            "step_seconds": {"low": time.low, "high": time.high, "terms": dict(time.terms), "binds": time.binds},
+            "examples_per_s": {"low": examples / time.high, "high": examples / time.low},
+            "tokens_per_s": {"low": self.tokens / time.high, "high": self.tokens / time.low} if self.tokens else None,
+            "mfu": {"low": mfu[0], "high": mfu[1]} if mfu else None,
+            "kernels": dict(self.kernels),
+            "stands_out": stands_out(self),
+        }
+
+
+def target_of(text: str) -> Target:
+    """The target of a name. Raises ConfigError where there is none."""
+    target = targets.parse(text, devices.this_cpu())
+    if target.chip.platform == "cpu":
+        chip = dataclasses.replace(target.chip, memory=target.chip.memory // target.devices)
+        target = dataclasses.replace(target, chip=chip)
+    return target
+
+
+def plan(config: Config, target: Target, found: Found | None = None) -> Plan:
+    """Compile the step of a configuration for a target and say what it costs there. Nothing is run.
+
+    Args:
+        config: as composed.
+        target: the machine.
+        found: its devices, where they have been found before.
+
+    Raises:
+        BigctlError: for whatever would keep the training from starting there.
+    """
+    found = devices.find(target) if found is None else found
+    try:
+        return _plan(config, target, found)
+    except jax.errors.JaxRuntimeError as error:
+        if not found.exact or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = "an estimate, from the program that a CPU would run: "
+        why += f"the compiler for {target.chip.name} refuses the step, for it does not fit its memory"
+        return _plan(config, target, devices.stand_in(target, why))
+
+
+def _plan(config: Config, target: Target, found: Found) -> Plan:
+    with meshes.over(found.devices):
+        experiment = experiments.build(config)
+        traced, compiled, batch = compiled_step(experiment)
+    return of_compiled(experiment, of_experiment(experiment, traced, compiled, batch, target), target, found)
+
+
+def of_compiled(experiment: Experiment, costs: Costs, target: Target, found: Found) -> Plan:
+    """The plan of an experiment whose step has been compiled."""
+    config, task = experiment.config, experiment.task
+    per_example = task.flops_per_example(experiment.parameter_shapes)
+    tokens = task.tokens_per_example
+    notes = list(found.notes)
+    if costs.untold:
+        notes.append(f"{costs.untold} loops are as long as the data makes them; they are counted once")
+    if target.chip.platform == "cpu":
+        notes.append("times are of simulated devices that share this machine, by its rate in a short trial")
+    return Plan(
+        target=target,
+        found=found,
+        config=config,
+        devices=experiment.devices,
+        parameters=experiment.parameter_count,
+        kernels=dict(experiment.programs.kernels),
+        tokens=None if tokens is None else tokens * config.train.batch_size,
+        model_flops=None if per_example is None else per_example * config.train.batch_size,
+        costs=costs,
+        time=costs.time(_of_size(target, experiment.programs.mesh.size), config.train.precision),
+        notes=notes,
+    )
+
+
+def _of_size(target: Target, devices: int) -> Target:
+    """The target as the mesh uses it: simulated devices that are not in it take no time."""
+    return dataclasses.replace(target, shape=(devices,)) if target.chip.platform == "cpu" else target
+
+
+def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
+    """The step on a batch that the host sends: traced, compiled, and the batch that it is given."""
+    programs, task, config = experiment.programs, experiment.task, experiment.config
+    shared = meshes.batch_sharding(programs.mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared), task.example_shapes(config.train.batch_size)
+    )
+    hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), programs.hparams)
+    traced = programs.step_sent.trace(programs.abstract_state, batch, hparams)
+    return traced, traced.lower().compile(), batch
+
+
+def of_experiment(experiment: Experiment, traced: Program, compiled: Program, batch: Tree, target: Target) -> Costs:
+    """The costs of the step of an experiment, its state by what it is for."""
+    state = experiment.programs.abstract_state
+    others = {"ema": state.ema, "variables": state.variables, "sums": state.sums, "anomaly": state.anomaly_state}
+    kept = {
+        costing.PARAMETERS: state.params,
+        costing.OPTIMIZER: state.opt_state,
+        costing.OTHER: {**others, "step": state.step, "bad_step": state.bad_step},
+    }
+    return costing.of_step(traced, compiled, kept, batch, dict(experiment.programs.mesh.shape), target)
+
+
+def stands_out(plan: Plan) -> list[str]:
+    """What a reader should look at first."""
+    found, costs, memory = [], plan.costs, plan.costs.memory
+    if not memory.fits:
+        names = ", ".join(f"{each.path} ({size(each.bytes)})" for each in memory.largest[:3])
+        found.append(
+            f"it does not fit: {size(memory.peak)} a device, which has {size(memory.available or 0)}; largest: {names}"
+        )
+    idle = plan.target.devices - plan.used
+    if idle > 0:
+        found.append(f"{idle:,} of {plan.target.devices:,} devices are not in the mesh; mesh=data takes all")
+    repeated = costs.repeated(plan.used)
+    if repeated > 1.1:
+        found.append(f"devices compute the same things: {repeated:.1f} times what the step needs")
+    total = sum(each.bytes for each in costs.collectives)
+    for each in costs.collectives:
+        if each.dtype == "f32" and plan.config.train.precision != "float32" and each.bytes > _WIDE * total:
+            place = next(iter(each.places), "")
+            over = " and ".join(each.axes) or "some devices"
+            found.append(
+                f"{each.kind} over {over} in float32, {size(each.bytes)} a step" + (f", from {place}" if place else "")
+            )
+    found += _fallen_back(plan.kernels, plan)
+    return found
+
+
+def _fallen_back(kernels: Mapping[str, str], plan: Plan) -> list[str]:
+    platform, attention = plan.target.chip.platform, kernels.get("attention", "")
+    if platform == "gpu" and plan.found.exact and attention and not attention.startswith("cudnn"):
+        why = " as train.precision=float32" if plan.config.train.precision == "float32" else ""
+        return [f"attention is not fused: by {attention}{why}; cuDNN's kernel is for train.precision=bfloat16"]
+    return []
+
+
+def require_fit(memory: costing.Memory) -> None:
+    """Refuse a step that the devices have no memory for.
+
+    Raises:
+        ConfigError: naming the largest arrays.
+    """
+    if memory.fits:
+        return
+    names = ", ".join(f"{each.path} ({size(each.bytes)})" for each in memory.largest[:4])
+    raise ConfigError(
+        f"a step takes {size(memory.peak)} on each device, which has {size(memory.available or 0)}; largest: {names}",
+        where="train.batch_size",
+        hint="choose a smaller batch or train.accumulate, share parameters by mesh=fsdp, or remat in the model",
+    )
