@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigctl.recipes import views
 from bigctl.recipes.supervised import Supervised
 from flax import nnx
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
+from bigctl.data import whitening
 from bigctl.data.augmentation import pipeline
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
+from bigctl.models.speed_cnn import PATCH, SpeedCnn
 from bigctl.training.task import Batch, Network
 
 
@@ -24,6 +28,9 @@ class ImageCls(Supervised):
     Raises:
         ConfigError: if the data holds no images, or no classes.
     """
+
+    whitening: np.ndarray | None = None
+    """What a model that whitens patches begins with; None where none does, or nothing is begun."""
 
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
         if features.kind != "image" or not features.target.names:
@@ -35,10 +42,18 @@ class ImageCls(Supervised):
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
         super().__init__(config, features, class_counts)
         self.dtype = jnp.dtype(config.train.precision)
+        self.tta = config.eval.tta
         _check_border(self.recipe.augment, features.shape)
 
+    def look(self, columns: Mapping[str, Any]) -> None:
+        if isinstance(self.model_config, schema.SpeedCnn):
+            self.whitening = whitening.directions(columns["inputs"], self.features.mean, self.features.std, PATCH)
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        return self.model_config.build(self.features.shape, self.head.outputs, rngs=rngs)
+        model = self.model_config.build(self.features.shape, self.head.outputs, rngs=rngs)
+        if self.whitening is not None and isinstance(model, SpeedCnn):
+            model.whiten.put(self.whitening)
+        return model
 
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {"inputs": jax.ShapeDtypeStruct((n, *self.features.shape), jnp.uint8)}
@@ -53,6 +68,9 @@ class ImageCls(Supervised):
         augment, mirrored = self.recipe.augment, batch.get("mirrored")
         pictures = pipeline.augment(batch["inputs"], augment, key, batch["number"], mirrored)
         return {**batch, "inputs": pictures}
+
+    def scored_outputs(self, model: Network, batch: Batch) -> Float[Array, "batch outputs"]:
+        return views.mean_outputs(batch["inputs"], self.tta, lambda x: self.outputs(model, {**batch, "inputs": x}))
 
     def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
         standardised = standardise(batch["inputs"], self.features.mean, self.features.std).astype(self.dtype)

@@ -81,24 +81,32 @@ class Supervised(Task):
 
     def _outputs(self, model: nnx.Module, batch: Batch, **options: Any) -> Float[Array, "batch outputs"]:
         """The outputs, held to the number that the head needs."""
-        outputs, count = self.outputs(cast(Network, model), batch, **options), len(batch["mask"])
-        shape, expected = jax.numpy.shape(outputs), (count, self.head.outputs)
+        outputs = self.outputs(cast(Network, model), batch, **options)
+        self._require_shape(outputs, model, batch)
+        return outputs
+
+    def _require_shape(self, outputs: Array, model: nnx.Module, batch: Batch) -> None:
+        shape, expected = jax.numpy.shape(outputs), (len(batch["mask"]), self.head.outputs)
         if (*shape[:1], *shape[-1:]) != expected:
             raise ConfigError(
                 f"model={self.model_config.kind} gave outputs {shape} where {expected} are needed",
                 where=schema.place_of(type(model)),
             )
-        return outputs
+
+    def scored_outputs(self, model: Network, batch: Batch) -> Float[Array, "batch outputs"]:
+        """What is evaluated and predicted with; by default the model's outputs."""
+        return self.outputs(model, batch)
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
-        return self.head.evaluate(self._outputs(model, batch), batch)
+        self._require_shape(outputs := self.scored_outputs(cast(Network, model), batch), model, batch)
+        return self.head.evaluate(outputs, batch)
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         return self.head.metrics(sums)
 
     def predict(self, model: nnx.Module, batch: Batch) -> jax.Array:
         """Probabilities of the classes, float32 [batch, classes], or values of the target, float32 [batch, 1]."""
-        return self.head.predict(self.outputs(cast(Network, model), batch))
+        return self.head.predict(self.scored_outputs(cast(Network, model), batch))
 
     def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return self.inputs(n)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -56,7 +55,7 @@ class AlternatingPlan:
 
     Which epochs these are is drawn for each example (the alternating flip of Jordan 2024, arXiv 2404.00498), so that
     any two epochs in a row show both sides of every example. Index n + i, of n examples, is example i mirrored: see
-    `without_mirror`.
+    `layouts.layout.without_mirror`.
     """
 
     order: BatchPlan
@@ -67,12 +66,6 @@ class AlternatingPlan:
         first = mix(mix(np.uint64(self.order.seed), _MIRRORED), rows.astype(np.uint64)).astype(np.int64)
         found = rows.astype(np.int64) + n * ((first + epoch) & 1)
         return found.astype(np.int32 if 2 * n <= 2**31 else np.int64)
-
-
-def without_mirror(indices: Any, n: int) -> tuple[Any, Any]:
-    """The examples of an `AlternatingPlan`, and which of them are mirrored, bool; of arrays of numpy or of jax."""
-    mirrored = indices >= n
-    return indices - n * mirrored, mirrored
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,8 @@ def make_task(config: Config, features: Features, dataset: Dataset | None = None
         if features.target.kind == CLASSES:
             counts = np.stack([len(labels) - counts, counts])
     task = require_task(config.recipe.build(config, features, counts), config.recipe)
+    if dataset is not None:
+        task.look(dataset.splits["train"])
     task.own_metrics = tuple(metric() for metric in schema.Metric.chosen(config.eval.metrics))
     return task
 

@@ -48,6 +48,14 @@ def decays(params: PyTree, stacked: Sequence[str] = ()) -> PyTree[bool]:
     return jax.tree_util.tree_map_with_path(lambda p, leaf: leaf.ndim - stacked_axes(p, stacked) >= 2, params)
 
 
+_NORM_BIAS = re.compile(r"(?:^|/)\w*norm\w*/(?:.+/)?bias$")
+
+
+def norm_biases(params: PyTree) -> PyTree[bool]:
+    """Which leaves are biases of normalisation layers."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(_NORM_BIAS.search(path_name(path))), params)
+
+
 def by_layer(
     decay: Scalar, everything: PyTree | None = None, levels: Sequence[str] = USUAL_LEVELS
 ) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import PyTree
 
 from bigctl.config import schema
-from bigctl.optim.masks import USUAL_LEVELS, by_layer, decays
+from bigctl.optim.masks import USUAL_LEVELS, by_layer, decays, norm_biases
 
 if TYPE_CHECKING:
     from bigctl.config.schema.optimizers import Hparams, Scalar
@@ -67,7 +67,10 @@ def decay_and_rate(hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -
 
 def sgd(config: schema.Sgd, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
     momentum = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
-    return momentum, *decay_and_rate(hparams, factor, stacked)
+    rules = momentum, *decay_and_rate(hparams, factor, stacked)
+    if config.norm_bias_factor == 1:
+        return rules
+    return *rules, optax.masked(optax.scale(hparams["optimizer.norm_bias_factor"]), norm_biases)
 
 
 def adagrad(config: schema.Adagrad, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:

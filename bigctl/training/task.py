@@ -90,6 +90,12 @@ class Task:
 
     # These have defaults.
 
+    def look(self, columns: Mapping[str, Any]) -> None:
+        """Find out what `build` needs to know of the training split, such as statistics of it.
+
+        Asked once, before anything is built; not where a trained run is used, whose state holds what came of it.
+        """
+
     def decided(self, values: Mapping[str, float]) -> Self:
         """The task for weights of which the `carried` metrics are known; by default itself.
 

@@ -52,7 +52,7 @@ def test_flags_and_their_choices_are_those_of_the_parser():
 def test_option_of_a_group():
     recipes = [
         "bert_cls", "bert_mlm", "bert_tag", "cnn_cls", "gpt_lm", "lstm_cls", "lstm_tag", "mlp_cls", "ngram_cls",
-        "resnet_cls", "vit_cls",
+        "resnet_cls", "speed_cls", "vit_cls",
     ]  # fmt: skip
     assert found("train recipe=") == [f"recipe={name}" for name in recipes]
     assert found("train recipe=cnn_cls data=mnist") == ["data=mnist", "data=mnist5k"]
@@ -65,7 +65,7 @@ def test_keys_come_one_level_at_a_time():
 
 
 def test_keys_are_those_of_the_component_that_is_chosen():
-    assert found("train optimizer=sgd optimizer.n") == ["optimizer.nesterov="]
+    assert found("train optimizer=sgd optimizer.n") == ["optimizer.nesterov=", "optimizer.norm_bias_factor="]
     assert found("train optimizer=adamw optimizer.n") == []
     assert found("train data=idx data.p") == ["data.path=", "data.positive="]
     assert found("train data=mnist5k data.p") == ["data.positive="]
@@ -172,12 +172,13 @@ def with_bigctl() -> dict[str, str]:
                 "recipe=mlp_cls",
                 "recipe=ngram_cls",
                 "recipe=resnet_cls",
+                "recipe=speed_cls",
                 "recipe=vit_cls",
             ],
         ),
         ("bigctl  train   recipe=cnn_cls data=mni", ["data=mnist", "data=mnist5k"]),
         ("bigctl train recipe=cnn_cls model.k", ["model.kernel_size="]),
-        ("bigctl train optimizer = optimizer=sgd_", ["optimizer=sgd_nesterov"]),
+        ("bigctl train optimizer = optimizer=sgd_", ["optimizer=sgd_nesterov", "optimizer=sgd_speed"]),
         ("bigctl eval x --split=te", ["--split=test"]),
         ("bigctl train --resume ", ["auto", "must", "never"]),
         ("bigctl train 'data.path=a b' recipe=c", ["recipe=cnn_cls"]),

@@ -15,6 +15,7 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.optim import optimizers
 from bigctl.parallel.partition import path_name
+from bigctl.training.checkpoints.arrays import flatten
 
 PARAMS: dict[str, Any] = {
     "dense": {
@@ -78,6 +79,17 @@ RULES = {
 def test_five_updates_are_those_of_plain_optax(name):
     config, reference = RULES[name]
     equal(updated(optimizers.update_rule(config, numbers(config))), updated(reference))
+
+
+def test_biases_of_norms_have_a_rate_of_their_own() -> None:
+    params = {"first_norm": {"bias": np.ones(2, np.float32), "scale": np.ones(2, np.float32)},
+              "norm": {"norm": {"bias": np.ones(2, np.float32)}}, "head": {"bias": np.ones(2, np.float32)}}  # fmt: skip
+    config = schema.Sgd(lr=0.1, momentum=0.0, norm_bias_factor=8)
+    rule = optimizers.update_rule(config, numbers(config))
+    after = rule.update(params, rule.init(params), params)[0]
+    assert {name: round(float(leaf[0]), 4) for name, leaf in flatten(after).items()} == {
+        "first_norm/bias": -0.8, "first_norm/scale": -0.1, "norm/norm/bias": -0.8, "head/bias": -0.1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad"])

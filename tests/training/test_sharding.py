@@ -44,6 +44,7 @@ RECIPES = {
     ],
     "resnet_cls": ["recipe=resnet_cls", "model.blocks=[1,1]", "model.width=4", "model.drop_path=0.2"],
     "vit_cls": ["recipe=vit_cls", "model.layers=2", "model.width=8", "model.intermediate=16", "model.drop_path=0.2"],
+    "speed_cls": ["recipe=speed_cls", "model.widths=[4,5]", "recipe.augment.flip=alternating"],
     "mlp_cls": ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[32,16]", "model.norm=batch"],
 }  # fmt: skip
 MESHES = {
@@ -86,6 +87,7 @@ print(json.dumps(result))
         pytest.param("mlp_cls", ["mixed"], marks=pytest.mark.slow),
         pytest.param("cnn_cls", ["data", "fsdp"], marks=pytest.mark.slow),
         pytest.param("resnet_cls", ["mixed"], marks=pytest.mark.slow),
+        pytest.param("speed_cls", ["mixed"], marks=pytest.mark.slow),
         pytest.param("vit_cls", ["mixed", "tensor"], marks=pytest.mark.slow),
     ],
 )

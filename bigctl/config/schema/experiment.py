@@ -219,11 +219,19 @@ class Eval(Checked):
         None, "Whether that metric should be max or min; null for what its recipe says.", choices=("min", "max")
     )
     test: bool = key(True, "Score the test split when training is over.", drift=FREE)
+    tta: str = key(
+        "none", "Test-time augmentation of images: outputs are the mean over the image and its mirror image (mirror), "
+        "and over both moved by a pixel up left and down right too (translate).",
+        choices=("none", "mirror", "translate"),
+    )  # fmt: skip
 
     metrics: list[str] = key([], "Metrics of a plugin that are computed besides the recipe's.", drift=FREE)
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from cadence_problems("eval.every", self.every)
+        if self.tta != "none" and config.recipe.inputs != "images":
+            message = f"eval.tta is for images, recipe={config.recipe.kind} has none"
+            yield "eval.tta", message, "leave eval.tta out"
         yield from Metric.problems(self.metrics)
         for metric in Metric.chosen(self.metrics):
             if metric.direction not in ("max", "min"):

@@ -73,6 +73,9 @@ class Sgd(Optimizer):
     lr: float = key(0.1, "Peak learning rate.", traced=True, gt=0)
     momentum: float = key(0.9, "Decay of the momentum; 0 for plain gradient descent.", ge=0, lt=1)
     nesterov: bool = key(False, "Use Nesterov's look-ahead momentum.")
+    norm_bias_factor: float = key(
+        1.0, "What the learning rate is multiplied by for biases of normalisation layers.", traced=True, off=1.0, gt=0
+    )
 
 
 @dataclass

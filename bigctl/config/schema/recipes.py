@@ -200,6 +200,11 @@ class VitCls(ImageCls):
 
 
 @dataclass
+class SpeedCls(ImageCls):
+    kind: str = kind("speed_cls")
+
+
+@dataclass
 class MlpCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.mlp_cls:MlpCls"
     inputs: ClassVar[str] = "tables"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bigctl.config.schema.base import STRUCTURAL, Problem, Whole, key, kind
-from bigctl.config.schema.models import MOST_LAYERS, POOLS, REMATS, Model
+from bigctl.config.schema.models import ACTIVATIONS, MOST_LAYERS, POOLS, REMATS, Model
 
 LEAST_PHOTOGRAPH = 64
 """Shorter side from which on images are taken for photographs, whose first layers may shrink them [pixels]."""
@@ -149,3 +149,29 @@ class Inception(Model):
 
     def head_input(self, *, per_token: bool) -> str:
         return "the mean over all places"
+
+
+@dataclass
+class SpeedCnn(Model):
+    """The network of airbench94 (Jordan 2024, arXiv 2404.00498), for small photographs and few passes over them."""
+
+    implementation: ClassVar[str] = "bigctl.models.speed_cnn:SpeedCnn"
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
+    levels: ClassVar[tuple[str, ...]] = (r"^whiten/", r"^groups/(\d+)/")
+    kind: str = kind("speed_cnn")
+    widths: list[int] = key(
+        [32, 64, 128], "Channels of each group of two convolutions; each group has half the size of the one before.",
+        drift=STRUCTURAL, ge=1,
+    )  # fmt: skip
+    activation: str = key("gelu", "Non-linearity after each layer.", choices=ACTIVATIONS)
+    norm_momentum: float = key(
+        0.6, "What batch normalisation keeps of its running statistics at each step; they have no factors.", ge=0, lt=1
+    )
+    output_factor: float = key(1 / 9, "What the output layer is multiplied by.", gt=0)
+
+    def head_input(self, *, per_token: bool) -> str:
+        return "the maximum over all places"
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        if not self.widths:
+            yield "model.widths", "model.widths names no group of convolutions", "such as model.widths=[32,64,128]"

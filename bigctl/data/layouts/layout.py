@@ -139,6 +139,12 @@ class FixedPlan:
         return self._block[offset : offset + count]
 
 
+def without_mirror(indices: Indices, n: int) -> tuple[Indices, Arrays]:
+    """Examples out of the indices of an `AlternatingPlan` over n of them, and the column `mirrored`, bool [batch]."""
+    mirrored = indices >= n
+    return indices - n * mirrored, {"mirrored": mirrored}
+
+
 def evaluation_batch_size(count: int, batch_size: int | None, largest: int, shards: int) -> int:
     """As asked for, else all examples up to `largest`; rounded up to a multiple of `shards`."""
     return math.ceil((batch_size or min(count, largest)) / shards) * shards

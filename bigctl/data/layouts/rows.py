@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size
-from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, without_mirror
+from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size, without_mirror
+from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan
 
 LARGEST_BATCH = 512
 """Examples of an evaluation batch."""
@@ -42,10 +42,11 @@ class Rows:
         return indices
 
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
-        mirrored = {}
+        mirrored: Arrays = {}
         if self.alternating:
-            indices, mirrored["mirrored"] = without_mirror(indices, self.size(columns, training=True))
-        return {name: xp.take(values, indices, axis=0, mode="clip") for name, values in columns.items()} | mirrored
+            indices, mirrored = without_mirror(indices, self.size(columns, training=True))
+        taken = {name: xp.take(values, indices, axis=0, mode="clip") for name, values in columns.items()}
+        return {**taken, **mirrored}
 
     def lengths(self, columns: Columns) -> np.ndarray | None:
         return None

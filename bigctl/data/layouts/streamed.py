@@ -15,9 +15,17 @@ import numpy as np
 
 from bigctl.data import crops
 from bigctl.data.encoded_images import EncodedImages
-from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, TrainingPlan, evaluation_batch_size
+from bigctl.data.layouts.layout import (
+    Arrays,
+    Columns,
+    FixedPlan,
+    Indices,
+    TrainingPlan,
+    evaluation_batch_size,
+    without_mirror,
+)
 from bigctl.data.layouts.rows import LARGEST_BATCH
-from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, without_mirror
+from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan
 
 _LARGEST_BYTES = 2**25
 """Of an evaluation batch of large pictures."""
@@ -57,9 +65,9 @@ class Streamed:
 
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         rows, keys = (indices, None) if indices.ndim == 1 else (indices[:, 0], indices[:, 1].view(np.uint64))
-        mirrored = {}
+        mirrored: Arrays = {}
         if self.alternating:
-            rows, mirrored["mirrored"] = without_mirror(rows, self.size(columns, training=True))
+            rows, mirrored = without_mirror(rows, self.size(columns, training=True))
         images = cast(EncodedImages, columns["inputs"])
         decoded = images.decode(rows, keys=keys, least=self.least, threads=self.threads)
         others = {name: np.asarray(values[rows]) for name, values in columns.items() if name != "inputs"}
