@@ -206,18 +206,22 @@ def baseline(config: Config | Sequence[str], *, again: bool = False) -> Baseline
         return baseline(whole, again=again)
 
 
-def load(run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LoadedRun:
+def load(
+    run: str | Path, *, step: str | int = "best", plugins: Sequence[str] = (), tta: str | None = None
+) -> LoadedRun:
     """The model of a run, with `predict`, `evaluate`, `classes`, `history`, `plot` and `report`.
 
     Args:
         run: a run directory, or a name under runs/.
         step: "best", "last" or a number.
         plugins: modules with components of your own that the run was made with.
+        tta: for images "none", "mirror" or "translate", in place of what the run has as `eval.tta`.
 
     Raises:
+        ConfigError: for another `tta`, or where the run is not of images.
         RunError: if there is no such run or checkpoint, or it needs plugins that are not given.
     """
     from bigctl.reports.loaded import LoadedRun
 
     with named_as_arguments():
-        return LoadedRun.load(str(run), step=step, plugins=plugins)
+        return LoadedRun.load(str(run), step=step, plugins=plugins, tta=tta)

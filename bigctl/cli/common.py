@@ -62,6 +62,13 @@ def add_threshold(parser: argparse.ArgumentParser, *, objectives: bool = False) 
     )  # fmt: skip
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta", choices=("none", "mirror", "translate"),
+        help="of images, the mean over which views of each is used; default: eval.tta of the run",
+    )  # fmt: skip
+
+
 def with_threshold(trained: TrainedRun, wanted: str | None) -> TrainedRun:
     """The model with the threshold that is asked for. Raises ConfigError where that cannot be used."""
     from bigctl.inference import threshold

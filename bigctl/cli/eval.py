@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--errors", type=common.whole(), default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
     )
     common.add_threshold(parser, objectives=True)
+    common.add_tta(parser)
     common.add_run_plugins(parser)
     common.add_gates(parser)
     common.add_json(parser)
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         from bigctl.inference.trained import TrainedRun
         from bigctl.reports import plots
 
-        trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
+        trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin, tta=options.tta)
         trained = common.with_threshold(trained, options.threshold)
         evaluation = trained.score(options.split, errors=options.errors)
         metrics, errors = dict(evaluation.metrics), evaluation.errors

@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", action="store_true", help="give what the last layer reads of each example too")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_threshold(parser)
+    common.add_tta(parser)
     common.add_run_plugins(parser)
 
 
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     named = _named(options.files, features, str(found.path))
     from bigctl.inference.trained import TrainedRun
 
-    trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
+    trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin, tta=options.tta)
     trained = common.with_threshold(trained, options.threshold)
     if trained.threshold is not None and not options.threshold:
         from bigctl.inference.threshold import describe

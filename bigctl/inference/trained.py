@@ -14,7 +14,7 @@ import numpy as np
 
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
-from bigctl.config.schema import Config
+from bigctl.config.schema import TTA, Config
 from bigctl.data import changed_files, origins
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import compile_cache, experiment, resolve
@@ -54,15 +54,19 @@ class TrainedRun(Predictor):
     """A run with the weights of one of its checkpoints: what a `Predictor` does, and what needs the run's own data."""
 
     @classmethod
-    def load(cls, name: str, *, step: str | int = "best", plugins: Sequence[str] | None = ()) -> Self:
+    def load(
+        cls, name: str, *, step: str | int = "best", plugins: Sequence[str] | None = (), tta: str | None = None
+    ) -> Self:
         """The model of a run.
 
         Args:
             name: a run directory, or a name under runs/.
             step: "best", "last" or a number.
             plugins: modules with its components; None to import none, not even what is installed.
+            tta: another `eval.tta` than that of the run.
 
         Raises:
+            ConfigError: for a `tta` that there is not, or that is not for this run.
             RunError: if there is no such run or checkpoint, it is damaged, or needs plugins that are not given.
         """
         run = directory.locate(name)
@@ -79,6 +83,8 @@ class TrainedRun(Predictor):
         if config.train.compile_cache:
             compile_cache.use_compile_cache()
         config = _on_one_device(config)
+        if tta is not None:
+            config = _with_tta(config, tta, str(run.path))
         programs = experiment.rebuild(config, features)
         checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
         if isinstance(step, str) and step not in ("best", "last") and not step.isdecimal():
@@ -213,6 +219,18 @@ class TrainedRun(Predictor):
             texts = (each[record["row"]] for each in dataset.texts.get(split, ()))
             record |= dict(zip(("text", "text_pair"), texts, strict=False))
         return records
+
+
+def _with_tta(config: Config, tta: str, where: str) -> Config:
+    """The configuration with another test-time augmentation. Raises ConfigError where there can be none."""
+    import dataclasses
+
+    if tta not in TTA:
+        raise ConfigError(f"there is no test-time augmentation {tta!r}", where="tta", hint=f"one of: {', '.join(TTA)}")
+    if tta != "none" and config.recipe.inputs != "images":
+        hint = "leave it out"
+        raise ConfigError("test-time augmentation is for images, this run is of none", where=where, hint=hint)
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, tta=tta))
 
 
 def _on_one_device(config: Config) -> Config:

@@ -77,6 +77,11 @@ def test_a_trained_run_predicts_by_the_mean_over_views_and_needs_no_data(tmp_pat
     views = [(w / 2, turned) for w, all_moved in moves.items() for m in all_moved for turned in (m, m[:, :, ::-1])]
     expected = jax.nn.softmax(sum(weight * logits(view) for weight, view in views))
     np.testing.assert_allclose(loaded.predict(pictures), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        bigctl.load(tmp_path / "run", tta="none").predict(pictures), jax.nn.softmax(logits(pictures)), atol=1e-5
+    )
+    with pytest.raises(ConfigError, match="no test-time augmentation 'twice'"):
+        bigctl.load(tmp_path / "run", tta="twice")
     assert loaded.evaluate("test")["test/loss"] == pytest.approx(run["metrics"]["test/loss"], rel=1e-5)
 
 

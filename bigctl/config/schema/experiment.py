@@ -210,6 +210,9 @@ class Train(Checked):
             yield "train.accumulate", message, "choose a divisor of the batch size"
 
 
+TTA = ("none", "mirror", "translate")
+
+
 @dataclass
 class Eval(Checked):
     every: str = key("1 epoch", "Cadence of validation, such as 500, '500 steps' or '1 epoch'.")
@@ -222,7 +225,7 @@ class Eval(Checked):
     tta: str = key(
         "none", "Test-time augmentation of images: outputs are the mean over the image and its mirror image (mirror), "
         "and over both moved by a pixel up left and down right too (translate).",
-        choices=("none", "mirror", "translate"),
+        choices=TTA,
     )  # fmt: skip
 
     metrics: list[str] = key([], "Metrics of a plugin that are computed besides the recipe's.", drift=FREE)
