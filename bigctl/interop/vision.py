@@ -299,11 +299,12 @@ def turned(path: str, values: np.ndarray) -> np.ndarray:
 
 def _check(model: str, config: Mapping[str, Any], where: str) -> None:
     """Raises DataError for what the names and shapes of tensors do not tell, and is otherwise than here."""
-    arguments = config.get("model_args") if isinstance(config.get("model_args"), Mapping) else {}
+    given = config.get("model_args")
+    arguments = given if isinstance(given, Mapping) else {}
     activation = "relu" if model == RESNET else "gelu"
     for settings, name in ((config, "hidden_act"), (arguments, "act_layer")):
-        if (settings or {}).get(name, activation) != activation:
-            raise DataError(f"{name} is {(settings or {})[name]!r}; only {activation!r} is supported", where=where)
+        if settings.get(name, activation) != activation:
+            raise DataError(f"{name} is {settings[name]!r}; only {activation!r} is supported", where=where)
     for name in ("downsample_in_bottleneck", "downsample_in_first_stage"):
         if config.get(name, False):
             raise DataError(f"{name} is set, which no model here has", where=where, hint="choose other weights")
@@ -359,7 +360,7 @@ def pictures(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Told | 
     return Told((height, width), tuple(map(float, mean or ())), tuple(map(float, std or ())))
 
 
-def _numbers(values: Any, count: int | None = None) -> bool:
+def _numbers(values: object, count: int | None = None) -> bool:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         return False
     fits = count is None or len(values) == count
