@@ -34,6 +34,14 @@ def run_py(folder: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout if not code else done.stderr
 
 
+@pytest.fixture(params=["jax", "onnx"])
+def kind(request) -> str:
+    """A format whose artefact runs by itself."""
+    for package in formats.FORMATS[request.param].packages:
+        pytest.importorskip(package)
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> Path:
     """A folder with `rows.csv`, a run on it, and its export."""
@@ -66,17 +74,18 @@ def texts(tmp_path_factory) -> TrainedRun:
     return bigctl.load(str(folder / "run"))
 
 
-def test_a_table_model_answers_with_jax_alone_as_the_run_does(table):
+def test_a_table_model_answers_without_us_as_the_run_does(table, tmp_path, kind):
     trained = bigctl.load(str(table / "run"))
+    formats.exporter(kind).write(trained, tmp_path / "out")
     expected = [*trained.predict_files([table / "rows.csv"])]
-    lines = [line.split("\t") for line in run_py(table / "run" / "jax", str(table / "rows.csv")).splitlines()]
+    lines = [line.split("\t") for line in run_py(tmp_path / "out", str(table / "rows.csv")).splitlines()]
     assert [label for label, _ in lines] == [record["label"] for record in expected]
     np.testing.assert_allclose([float(p) for _, p in lines], [r["probability"] for r in expected], atol=1e-4)
 
 
-def test_a_text_model_answers_with_jax_alone_whatever_its_labels_are_called(texts, tmp_path):
+def test_a_text_model_answers_without_us_whatever_its_labels_are_called(texts, tmp_path, kind):
     folder = tmp_path / "out"
-    stablehlo.write(texts, folder)
+    formats.exporter(kind).write(texts, folder)
     lines = [line.split("\t") for line in run_py(folder, *TEXTS).splitlines()]
     expected = texts.describe(TEXTS)
     assert {label for label, _ in lines} <= {"good/very", "../bad"} and len(lines) == len(TEXTS)
@@ -163,3 +172,15 @@ def test_what_cannot_be_exported_is_refused_in_one_line(table, tmp_path, capsys,
     monkeypatch.setattr(formats, "FORMATS", lacking)
     with pytest.raises(ConfigError, match=r'no_such_package, which is not installed \(pip install "bigctl\[odd\]"\)'):
         formats.exporter("odd")
+
+
+def test_a_difference_is_an_error_that_names_the_operation_where_it_begins(table, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from bigctl.inference.exporters import onnx_model
+    from bigctl.interop.onnx import convert, elementwise
+
+    monkeypatch.setitem(convert.TABLE, "max", elementwise.plain("Min"))
+    said = r"model\.onnx: does not compute.*it begins at `max` in bigctl/models/mlp\.py:\d+.*nothing was written"
+    with pytest.raises(RunError, match=said):
+        onnx_model.write(bigctl.load(str(table / "run")), tmp_path / "out")
+    assert not [*tmp_path.iterdir()]

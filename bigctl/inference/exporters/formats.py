@@ -71,6 +71,9 @@ FORMATS = {
     "jax": Format(
         f"{_HERE}.stablehlo", "model.jax (StableHLO for cpu, cuda and tpu) and weights.npz, for jax alone (any model)"
     ),
+    "onnx": Format(
+        f"{_HERE}.onnx_model", "model.onnx for onnxruntime (what ONNX has operators for)", ("onnx", "onnxruntime")
+    ),
 }
 
 

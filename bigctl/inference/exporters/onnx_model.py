@@ -1,0 +1,96 @@
+"""`--format onnx`: an ONNX graph with the weights in it, for onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+
+from bigctl.errors import ConfigError
+from bigctl.inference.exporters import folder as folders
+from bigctl.inference.exporters.agreement import TOLERANCE, difference, require_agreement
+from bigctl.inference.exporters.formats import Exported
+from bigctl.inference.exporters.network import Arrays, Network, on_cpu
+from bigctl.inference.trained import TrainedRun
+from bigctl.interop.folders import require_new, whole_or_nothing
+from bigctl.interop.onnx.convert import Watched, evaluated, to_onnx
+from bigctl.interop.onnx.graph import OPSET
+
+MODEL = "model.onnx"
+LARGEST = 2**31 - 2**20
+"""Bytes that an ONNX file can have."""
+RUNTIME = folders.Runtime(
+    "onnx",
+    ("import onnxruntime",),
+    ("onnxruntime",),
+    f"`{MODEL}` is ONNX, opset {OPSET}, with the weights in it.",
+)
+
+
+def require(trained: TrainedRun) -> None:
+    """See `formats.Exporter`."""
+    size = sum(4 * np.size(leaf) for leaf in jax.tree.leaves((trained.params, trained.variables)))
+    if size > LARGEST:
+        what = f"the weights take {size / 2**30:.1f} GiB, more than an ONNX file can hold"
+        raise ConfigError(what, where=str(trained.run.path), hint="--format jax has no such limit")
+
+
+def write(trained: TrainedRun, folder: Path) -> Exported:
+    """See `formats.Exporter`."""
+    require_new(folder)
+    network = Network.of(trained)
+    model = to_onnx(network.function, network.weights, network.inputs, name=trained.run.path.name)
+    model.doc_string = f"{trained.run.path.name}, step {trained.step}"
+    onnx.checker.check_model(model)
+    with whole_or_nothing(folder) as partial:
+        onnx.save(model, partial / MODEL)
+        loaded = Loaded((partial / MODEL).read_bytes())
+        agreement = require_agreement(network, loaded, MODEL, lambda batch: begins(network, batch))
+        argument = folders.complete(partial, trained, network, RUNTIME, agreement)
+    what = f"ONNX, opset {OPSET}, {len(model.graph.node)} nodes"
+    facts = {"what": what, "opset": OPSET, "difference": agreement.difference, "checked": str(agreement)}
+    return Exported([f"python {folder / 'run.py'} {argument}"], facts)
+
+
+class Loaded:
+    """An ONNX model in onnxruntime on CPU.
+
+    Args:
+        content: of the file.
+        optimised: whether nodes may be fused.
+    """
+
+    def __init__(self, content: bytes, *, optimised: bool = True):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._inputs = {each.name for each in self._session.get_inputs()}
+        self._outputs = [each.name for each in self._session.get_outputs()]
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        given = {name: values for name, values in inputs.items() if name in self._inputs}
+        return dict(zip(self._outputs, self._session.run(None, given), strict=True))
+
+
+def begins(network: Network, batch: Arrays) -> str | None:
+    """The first operation whose results differ from jax's, and the line it comes from; None where there is none, as
+    where a fusion of the runtime is wrong."""
+    shapes = {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
+    watched: list[Watched] = []
+    model = to_onnx(network.function, network.weights, shapes, watched=watched)
+    found = Loaded(model.SerializeToString(), optimised=False)(batch)
+    with on_cpu():
+        closed = jax.jit(network.function).trace(dict(network.weights), shapes).jaxpr
+        arguments = [network.weights[name] for name in sorted(network.weights)]
+        expected = list(evaluated(closed, [*arguments, *(batch[name] for name in sorted(batch))]))
+    for (eqn, values), (_, place, names) in zip(expected, watched, strict=True):
+        for value, name in zip(values, names, strict=False):  # what depends on weights alone has no names
+            off = difference(np.asarray(value), np.asarray(found[name]))
+            if off > TOLERANCE:
+                return f"at `{eqn.primitive.name}` in {place}, off by {off:.2g}"
+    return None

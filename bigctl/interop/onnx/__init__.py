@@ -1,0 +1,1 @@
+"""From a jaxpr to an ONNX graph: one small function a primitive, see `convert`."""
