@@ -44,6 +44,19 @@ class ImageCls(Supervised):
         self.dtype = jnp.dtype(config.train.precision)
         self.tta = config.eval.tta
         _check_border(self.recipe.augment, features.shape)
+        self.mean, self.std = self._statistics()
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel: those that the recipe names, else those of the training split."""
+        mean, std, channels = self.recipe.mean, self.recipe.std, self.features.shape[-1]
+        if mean is None or std is None:
+            return self.features.mean, self.features.std
+        for name, given in (("mean", mean), ("std", std)):
+            if len(given) != channels:
+                message = f"recipe.{name} has {len(given)} numbers, the images have {channels} channels"
+                hint = f"data.channels={len(given)} reads files so; or choose other weights"
+                raise ConfigError(message, where=f"recipe.{name}", hint=hint)
+        return tuple(mean), tuple(std)
 
     def look(self, columns: Mapping[str, Any]) -> None:
         if isinstance(self.model_config, schema.SpeedCnn):
@@ -73,12 +86,12 @@ class ImageCls(Supervised):
         return views.mean_outputs(batch["inputs"], self.tta, lambda x: self.outputs(model, {**batch, "inputs": x}))
 
     def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
-        standardised = standardise(batch["inputs"], self.features.mean, self.features.std).astype(self.dtype)
+        standardised = standardise(batch["inputs"], self.mean, self.std).astype(self.dtype)
         return model(standardised, **options)
 
 
 def standardise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "batch h w c"]:
-    """uint8 [0, 255] -> float32, by the statistics of the training split."""
+    """uint8 [0, 255] -> float32, (x / 255 - mean) / std of each channel."""
     scaled = images.astype(jnp.float32) / 255.0
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 

@@ -29,7 +29,7 @@ from bigctl.runs.directory import RunDirectory
 from bigctl.terminal import escaped
 
 if TYPE_CHECKING:
-    from bigctl.interop.sources import Source
+    from bigctl.interop.sources import Pixels, Source
 
 
 _UNMEASURED = 64
@@ -79,7 +79,20 @@ def with_architecture(config: Config, source: Source | None) -> Config:
         return config
     from bigctl.interop import sources
 
-    return dataclasses.replace(config, model=sources.fill_architecture(config.model, source))
+    config = dataclasses.replace(config, model=sources.fill_architecture(config.model, source))
+    return config if source.pixels is None else _with_pixels(config, source.pixels)
+
+
+def _with_pixels(config: Config, pixels: Pixels) -> Config:
+    """The configuration with the pictures that its pretrained weights are for, where it leaves that open."""
+    recipe, data = config.recipe, config.data
+    if isinstance(recipe, schema.ImageCls) and recipe.mean is None:
+        recipe = dataclasses.replace(recipe, mean=list(pixels.mean), std=list(pixels.std))
+    if isinstance(data, schema.Pictures):
+        if data.image_size is None:
+            data = dataclasses.replace(data, image_size=list(pixels.size), resize="crop")
+        data = dataclasses.replace(data, channels=data.channels or len(pixels.mean))
+    return dataclasses.replace(config, recipe=recipe, data=data)
 
 
 def with_data(

@@ -12,7 +12,7 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import schema
 from bigctl.errors import DataError
-from bigctl.interop import bert, decoder, gguf, llama2c, vision
+from bigctl.interop import bert, decoder, gguf, lite0, llama2c, vision
 from bigctl.interop.sources import DECODERS, VISION, Source
 from bigctl.interop.tensors import Tensors, first_of
 from bigctl.runs import directory
@@ -129,6 +129,8 @@ def stored_of(source: Source) -> Stored:
         return llama2c.StoredLlama2c(source.path)
     if source.format == VISION:
         return vision.StoredVision(source.path, source.model)
+    if source.format == "lite0":
+        return lite0.StoredLite0(source.path)
     if source.model in DECODERS:
         layers, tied = int(source.architecture["layers"]), bool(source.architecture["tied"])
         return decoder.StoredTensors(source.path, source.model, layers, tied=tied)
@@ -136,8 +138,12 @@ def stored_of(source: Source) -> Stored:
 
 
 def read_variables(stored: Stored, shapes: Shapes) -> dict[str, np.ndarray]:
-    """What the model of a run updates by itself, such as batch statistics, by path, where it has the same shape."""
-    return stored.read_variables(shapes) if isinstance(stored, _StoredRun | vision.StoredVision) else {}
+    """What a model updates by itself, such as batch statistics, by path, where it has the same shape."""
+    return (
+        stored.read_variables(shapes)
+        if isinstance(stored, _StoredRun | vision.StoredVision | lite0.StoredLite0)
+        else {}
+    )
 
 
 class _StoredFolder:

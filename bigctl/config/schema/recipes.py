@@ -175,6 +175,13 @@ class ImageCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.image_cls:ImageCls"
     inputs: ClassVar[str] = "images"
     augment: Augment = key(Augment, "Changes of the training images.")
+    mean: list[float] | None = key(
+        None, "What is taken off each channel, of pixels from 0 to 1; null for what the weights of model.init_from "
+        "were trained with, else the mean of the training split.", drift=STRUCTURAL, decided=True,
+    )  # fmt: skip
+    std: list[float] | None = key(
+        None, "What each channel is then divided by; null likewise.", drift=STRUCTURAL, decided=True, gt=0
+    )
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
@@ -182,6 +189,9 @@ class ImageCls(Classification):
             what = "random parts are of pictures that are decoded while training"
             hint = "set data.decoding=stream, of images in files; recipe.augment.crop is for decoded ones"
             yield "recipe.augment.random_resized_crop", what, hint
+        if (self.mean is None) != (self.std is None):
+            name, other = ("std", "mean") if self.mean is None else ("mean", "std")
+            yield f"recipe.{other}", f"recipe.{name} is given without recipe.{other}", "give both, or neither"
 
 
 @dataclass

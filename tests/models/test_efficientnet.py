@@ -1,0 +1,62 @@
+"""Promises of EfficientNet-Lite and of depthwise convolution."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from bigctl.config import schema
+from bigctl.models.depthwise import depthwise_conv2d
+from bigctl.models.efficientnet import EfficientNet, stages
+
+
+@pytest.mark.parametrize(
+    "size, stride, sides", [(3, 1, (7, 6)), (3, 2, (8, 7)), (5, 1, (4, 5)), (5, 2, (9, 8)), (5, 2, (2, 1))]
+)
+def test_depthwise_convolution_and_its_gradients_are_those_of_xla(size, stride, sides):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, *sides, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 1, 4)), jnp.float32)
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
+        )
+
+    ours, pull = jax.vjp(lambda x, kernel: depthwise_conv2d(x, kernel, stride), x, kernel)
+    theirs, reference = jax.vjp(plain, x, kernel)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    dy = jnp.asarray(rng.normal(size=theirs.shape), jnp.float32)
+    for found, expected in zip(pull(dy), reference(dy), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+FAMILY = [(1.0, 1.0, 4652008), (1.0, 1.1, 5416680), (1.1, 1.2, 6092072), (1.2, 1.4, 8197096), (1.4, 1.8, 13006568)]
+
+
+@pytest.mark.parametrize("width, depth, parameters", FAMILY)
+def test_multipliers_make_the_models_of_the_family(width, depth, parameters):
+    """Lite0 to Lite4, with the number of parameters that timm's have."""
+    config = schema.EfficientNet(width=width, depth=depth)
+    model = nnx.eval_shape(lambda: EfficientNet(config, (64, 64, 3), 1000, rngs=nnx.Rngs(0)))
+    assert sum(value.size for value in jax.tree.leaves(nnx.state(model, nnx.Param))) == parameters
+
+
+def test_frozen_normalisation_is_that_of_inference():
+    tiny = {"width": 0.1, "depth": 0.2}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    models = {
+        n: EfficientNet(schema.EfficientNet(norm=n, **tiny), (32, 32, 3), 3, rngs=nnx.Rngs(0))
+        for n in ("frozen", "batch")
+    }
+    apply = nnx.jit(lambda model, x, key: model(x, key=key))
+    trained, inferred = (apply(models["frozen"], x, key) for key in (jax.random.key(0), None))
+    np.testing.assert_allclose(trained, inferred, rtol=1e-5)
+    assert not np.allclose(apply(models["batch"], x, jax.random.key(0)), inferred, rtol=1e-3)
+    assert float(jnp.abs(models["frozen"].stem.norm.mean[...]).max()) == 0
+    assert float(jnp.abs(models["batch"].stem.norm.mean[...]).max()) > 0
+    assert len(stages(schema.EfficientNet(**tiny))) == 7
