@@ -45,6 +45,10 @@ class ImageCls(Supervised):
         self.tta = config.eval.tta
         _check_border(self.recipe.augment, features.shape)
         self.mean, self.std = self._statistics()
+        self.shape = (
+            *features.shape[:2],
+            max(len(self.mean), features.shape[2]),
+        )  # grey images become coloured ones for weights of such
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel: those that the recipe names, else those of the training split."""
@@ -52,7 +56,7 @@ class ImageCls(Supervised):
         if mean is None or std is None:
             return self.features.mean, self.features.std
         for name, given in (("mean", mean), ("std", std)):
-            if len(given) != channels:
+            if len(given) != channels != 1:
                 message = f"recipe.{name} has {len(given)} numbers, the images have {channels} channels"
                 hint = f"data.channels={len(given)} reads files so; or choose other weights"
                 raise ConfigError(message, where=f"recipe.{name}", hint=hint)
@@ -63,7 +67,7 @@ class ImageCls(Supervised):
             self.whitening = whitening.directions(columns["inputs"], self.features.mean, self.features.std, PATCH)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        model = self.model_config.build(self.features.shape, self.head.outputs, rngs=rngs)
+        model = self.model_config.build(self.shape, self.head.outputs, rngs=rngs)
         if self.whitening is not None and isinstance(model, SpeedCnn):
             model.whiten.put(self.whitening)
         return model

@@ -83,7 +83,7 @@ def settled(config: Config) -> tuple[Config, Measured | None]:
     Raises:
         BigctlError: as `measure`, and for whatever is wrong with data or weights.
     """
-    if not config.train.measures_batch_size:
+    if not config.train.measures_batch_size or config.recipe.whole_batch:
         return config, None
     source = resolve.locate_weights(config)
     config = resolve.with_architecture(config, source)

@@ -89,9 +89,9 @@ def _with_pixels(config: Config, pixels: Pixels) -> Config:
     if isinstance(recipe, schema.ImageCls) and recipe.mean is None:
         recipe = dataclasses.replace(recipe, mean=list(pixels.mean), std=list(pixels.std))
     if isinstance(data, schema.Pictures):
-        if data.image_size is None:
-            data = dataclasses.replace(data, image_size=list(pixels.size), resize="crop")
-        data = dataclasses.replace(data, channels=data.channels or len(pixels.mean))
+        size, channels = data.image_size or list(pixels.size), data.channels or len(pixels.mean)
+        # Squeezed pictures are none that such weights have seen: of other shapes the middle is taken.
+        data = dataclasses.replace(data, image_size=size, channels=channels, resize="crop")
     return dataclasses.replace(config, recipe=recipe, data=data)
 
 
@@ -99,6 +99,8 @@ def with_data(
     config: Config, dataset: Dataset, source: Source | None = None, done: cadence.Done | None = None
 ) -> Resolved:
     """What these data decide: when things happen, and where the schedule ends; `done` of a run that is resumed."""
+    if config.recipe.whole_batch:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=dataset.size("train")))
     when = cadence.resolve_cadence(config, dataset.size("train"), done)
     schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
     config = dataclasses.replace(config, schedule=schedule, data=_decided(config.data, dataset))

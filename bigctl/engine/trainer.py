@@ -49,7 +49,7 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
         # before jax is imported, which takes seconds: most mistakes end here.
         resolved = _resolve(run)
 
-        from bigctl.engine import finish, fit, restore
+        from bigctl.engine import features, finish, fit, restore
 
         # 3. Build: mesh, recipe, programs; the metrics that gates and selection name are known now.
         experiment = _build(run, resolved)
@@ -57,6 +57,7 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
         # 4. Restore the newest good checkpoint, or initialise; run.json says that training has begun.
         with restore.checkpoints_of(run, experiment) as checkpoints:
             start = restore.restore(run, experiment, checkpoints)
+            experiment, start = features.computed(experiment, start)
 
             # 5. Fit: evaluations, logs and saves happen in here.
             with trackers.tracking(run.directory, resolved.config) as tracked:
@@ -106,7 +107,7 @@ def _resolve(run: Run) -> Resolved:
         raise DataError(f"process {run.group.index} finds other data than process 0", where="data", hint=hint)
     for note in notes.notes_of(dataset) if run.group.index == 0 else ():
         log.warning("data: %s", note)
-    if config.train.measures_batch_size:
+    if config.train.measures_batch_size and not config.recipe.whole_batch:
         config = _with_batch_size(run, config, dataset, source)
         dataset = run.group.in_turn(lambda: resolve.prepare_data(config, stored, source))
     resolved = resolve.with_data(config, dataset, source, run.done)

@@ -85,12 +85,15 @@ class Step:
     def train(self, state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
         """One update: the mean loss over the batch, its gradient, the optimizer's step; or, of a bad one, none."""
         rule = self.config.train.divergence
-        grads, variables, sums = self._gradients(state.params, state.variables, batch, state.step, hparams)
+        begun = self._solved(state, batch, hparams) if self.task.solves else state.params
+        grads, variables, sums = self._gradients(begun, state.variables, batch, state.step, hparams)
         loss, weight = sums["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
         updates, opt_state = self._rule(state.params, hparams, factor).update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        if self.task.solves:
+            updates, opt_state = jax.tree.map(jnp.subtract, begun, state.params), state.opt_state
+        params = begun if self.task.solves else optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
         grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
         sums["grad_norm"] = jnp.stack([grad_norm, 1.0])
@@ -116,6 +119,12 @@ class Step:
             bad_step=jnp.where(lost, state.step + 1, state.bad_step),
             anomaly_state=anomaly_state,
         )
+
+    def _solved(self, state: TrainState, batch: Batch, hparams: Hparams) -> Tree:
+        """The weights that the task solves for."""
+        model = self.merge(state.params, state.variables, hparams)
+        self.task.solve(model, batch, state.step, hparams)
+        return nnx.to_pure_dict(split_model(model)[1])
 
     def _rule(self, params: Tree, hparams: Hparams, factor: Any = 1.0) -> optax.GradientTransformation:
         optimizer, model, trained = self.config.optimizer, self.config.model, self.trained(params)

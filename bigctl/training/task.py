@@ -65,6 +65,10 @@ class Task:
     tokens_per_example: int | None = None
     sample_tokens: int = 0
     prompt: str | None = None
+    solves: bool = False
+    """Whether a step is a solution for the batch, by `solve`, in place of a step of the optimizer."""
+    feature_width: int | None = None
+    """Where training reads features of its examples in place of them, computed once by `compute_features`, how many."""
     own_metrics: tuple[schema.Metric, ...] = ()
     """Those of `eval.metrics`, which are computed besides."""
 
@@ -95,6 +99,14 @@ class Task:
 
         Asked once, before anything is built; not where a trained run is used, whose state holds what came of it.
         """
+
+    def compute_features(self, model: nnx.Module, batch: Batch) -> jax.Array:
+        """float32 [batch, feature_width], the column "features" of a training batch; the model may be changed."""
+        raise NotImplementedError
+
+    def solve(self, model: nnx.Module, batch: Batch, step: jax.Array, hparams: Mapping[str, Any]) -> None:
+        """Give the model the weights of step number `step`, int32 [], counted from 0; of tasks that `solves`."""
+        raise NotImplementedError
 
     def decided(self, values: Mapping[str, float]) -> Self:
         """The task for weights of which the `carried` metrics are known; by default itself.

@@ -170,7 +170,7 @@ def test_the_weights_decide_size_pixels_and_normalisation(source):
     made.data.image_size = [128, 160]
     made.recipe.mean, made.recipe.std = [0.5], [0.5]
     config = resolve.with_architecture(made, source)
-    assert (config.data.image_size, config.data.resize) == ([128, 160], "stretch")
+    assert (config.data.image_size, config.data.resize) == ([128, 160], "crop")
     assert (config.recipe.mean, config.recipe.std) == ([0.5], [0.5])
 
 

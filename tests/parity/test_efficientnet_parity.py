@@ -122,26 +122,23 @@ def test_efficientnet_is_that_of_torch(width: float, depth: float, side: int) ->
     if side == 64:
         return
 
-    net.train().double()  # in float32 both are off by rounding, more than by what could be wrong
+    # Gradients by the running statistics: those of sixteen values a channel, at the top, would say little in float32.
     weights = np.random.default_rng(2).normal(size=(4, 7)).astype(np.float32)
-    (net(theirs.double()) * torch.from_numpy(weights)).sum().backward()
+    (net(theirs) * torch.from_numpy(weights)).sum().backward()
     structure, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def total(params: nnx.State, rest: Any) -> tuple[jax.Array, nnx.State]:
-        merged = nnx.merge(structure, params, rest)
-        loss = (merged(x, key=jax.random.key(0), mask=jnp.ones(4)) * weights).sum()
-        return loss, nnx.state(merged, nnx.BatchStat)
-
-    gradient, statistics = jax.jit(jax.grad(total, has_aux=True))(params, nnx.to_pure_dict(rest))
+    gradient = jax.jit(jax.grad(lambda params: (nnx.merge(structure, params, rest)(x) * weights).sum()))(params)
     found = flatten(nnx.to_pure_dict(gradient))
     for name, parameter in net.named_parameters():
         path = lite0.parameter_name(name)
         assert path is not None
-        cases.assert_close(path, found[path], lite0.turned(path, parameter.grad.numpy()), least=1e-2)
-    means = flatten(nnx.to_pure_dict(statistics))
+        cases.assert_close(path, found[path], lite0.turned(path, parameter.grad.numpy()), least=1e-3)
+
+    net.train()(theirs)
+    nnx.jit(lambda model, x: model(x, key=jax.random.key(0), mask=jnp.ones(4)))(model, x)
+    statistics = flatten(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
     for name, value in tensors_of(net).items():
         if name.endswith(("running_mean", "running_var")) and (path := lite0.parameter_name(name)) is not None:
-            cases.assert_close(path, means[path], value)
+            cases.assert_close(path, statistics[path], value, least=1e-3)
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def _labels(trained: TrainedRun) -> dict[str, Any]:
 
 def _preprocessing(trained: TrainedRun) -> dict[str, Any]:
     """What becomes of an example before the model sees it; what is inside the model is not told again."""
-    features, data = trained.features, trained.config.data
+    features, data, recipe = trained.features, trained.config.data, trained.config.recipe
     found: dict[str, Any] = {"kind": features.kind, "shape": list(features.shape)}
     if features.kind == "image":
         height, width, channels = features.shape
@@ -115,8 +115,8 @@ def _preprocessing(trained: TrainedRun) -> dict[str, Any]:
         return found | {
             "background": str(getattr(data, "background", "black")),
             "resize": str(getattr(data, "resize", "stretch")),
-            "mean": list(features.mean),
-            "std": list(features.std),
+            "mean": list(getattr(recipe, "mean", None) or features.mean),
+            "std": list(getattr(recipe, "std", None) or features.std),
             "standardised": "inside the model, which takes uint8",
         }
     if features.kind == "table":
