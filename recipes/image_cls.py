@@ -45,10 +45,8 @@ class ImageCls(Supervised):
         self.tta = config.eval.tta
         _check_border(self.recipe.augment, features.shape)
         self.mean, self.std = self._statistics()
-        self.shape = (
-            *features.shape[:2],
-            max(len(self.mean), features.shape[2]),
-        )  # grey images become coloured ones for weights of such
+        # Grey images become coloured ones for weights of such.
+        self.shape = (*features.shape[:2], max(len(self.mean), features.shape[2]))
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel: those that the recipe names, else those of the training split."""
@@ -64,7 +62,7 @@ class ImageCls(Supervised):
 
     def look(self, columns: Mapping[str, Any]) -> None:
         if isinstance(self.model_config, schema.SpeedCnn):
-            self.whitening = whitening.directions(columns["inputs"], self.features.mean, self.features.std, PATCH)
+            self.whitening = whitening.directions(columns["inputs"], self.mean, self.std, PATCH)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         model = self.model_config.build(self.shape, self.head.outputs, rngs=rngs)
