@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def encode_texts(
     return {"inputs": encoded.tokens, "offsets": encoded.offsets, "segment_start": encoded.segment_start}, encoded.cut
 
 
-def checked_parts(given: Any, number: int, pairs: bool) -> tuple[str, ...]:
+def checked_parts(given: str | Sequence[str], number: int, pairs: bool) -> tuple[str, ...]:
     """A text, or both of a pair, without surrounding blanks. Raises ValueError as `encode_texts` does."""
     parts = (given,) if isinstance(given, str) else tuple(given)
     if len(parts) != 1 + pairs:
