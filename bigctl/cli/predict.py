@@ -206,6 +206,7 @@ def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
     """The files that are given: themselves, those of a folder that can be predicted, or those that match a pattern."""
     from bigctl.data import catalog, paths
     from bigctl.data.dataset import Features
+    from bigctl.data.remote import is_remote
     from bigctl.data.sources import content, text_files
     from bigctl.errors import DataError
 
@@ -213,6 +214,10 @@ def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
     for name in given:
         if name == "-":
             continue
+        if is_remote(name):
+            raise DataError(
+                "is an address, and files are what is predicted", where=name, hint="fetch it, and give the file"
+            )
         if not Path(name).exists() and not glob.has_magic(name):
             wanted = ", ".join(sorted(catalog.suffixes(Features.from_json(features))))
             hint = f"give a file ({wanted}), a folder of them, or a pattern in quotes: '{name}*'"

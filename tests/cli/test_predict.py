@@ -94,6 +94,10 @@ def test_text_of_a_megabyte_is_cut_and_says_so(command: Cli) -> None:
         (["photo.png"], "photo.png: the suffix '.png' tells no format"),
         (["other.csv"], "there is no text column 'words'"),
         (["missing.csv"], "missing.csv: there is no such file"),
+        (
+            ["https://example.org/a.csv?x=1"],
+            "https://example.org/a.csv?x=1: is an address, and files are what is predicted",
+        ),
         (["gap.txt"], "gap.txt:2: the text is empty"),
     ],
 )
