@@ -16,11 +16,9 @@ def report(config: Config) -> dict[str, Any]:
     Raises:
         BigctlError: for whatever would keep the training from starting.
     """
-    import jax
 
-    from bigctl.engine import batch_size, compile_cache, device_memory, restore
+    from bigctl.engine import batch_size, compile_cache, device_memory, plan, restore
     from bigctl.engine import experiment as experiments
-    from bigctl.parallel import mesh as meshes
     from bigctl.training import feed
     from bigctl.training.checkpoints import arrays
 
@@ -33,13 +31,10 @@ def report(config: Config) -> dict[str, Any]:
     taken = restore.taken_over(experiment)
     config = experiment.config
     columns = dataset.splits["train"]
-    shared = meshes.batch_sharding(programs.mesh)
-    examples = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared),
-        experiment.task.example_shapes(config.train.batch_size),
-    )
-    compiled = programs.step_sent.lower(state, examples, programs.hparams).compile()
+    _, compiled, examples = plan.compiled_step(experiment)
     memory = compiled.memory_analysis()
+    parts = plan.memory_at_hand(experiment, compiled, examples)
+    plan.require_fit(parts)
     cost = compiled.cost_analysis() or {}  # of the program of each device
     flops = cost["flops"] * programs.mesh.size if "flops" in cost else None
     shardings = {name: str(leaf.sharding.spec) for name, leaf in arrays.flatten(state.params).items()}
@@ -60,6 +55,7 @@ def report(config: Config) -> dict[str, Any]:
         "resident": feed.fits_on_device(columns, config),
         "steps": experiment.cadence.total,
         "state_bytes_per_device": device_memory.bytes_per_device(state),
+        "memory": parts.to_json(),
         "step_temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
         "flops_per_step": flops,
         "flops_per_example": math.nan if flops is None else flops / config.train.batch_size,
@@ -68,6 +64,7 @@ def report(config: Config) -> dict[str, Any]:
 
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
+    from bigctl.engine import plan_text
     from bigctl.formatting import size
 
     lines = [f"{report['recipe']}: model {report['model']}, {report['parameters']:,} parameters"]
@@ -88,10 +85,12 @@ def text(report: dict[str, Any]) -> str:
         lines.append(report["batch_size"]["sentence"])
     place = "kept on the device" if report["resident"] else "sent batch by batch"
     lines.append(f"batch: {batch}; training split {place}")
-    memory = f"memory per device: state {size(report['state_bytes_per_device'])}"
+    memory = f"memory: state {size(report['state_bytes_per_device'])}"
     if report["step_temporary_bytes"]:
         memory += f", one step {size(report['step_temporary_bytes'])}"
     lines.append(memory)
+    title, _, rows = plan_text.memory_section(report["memory"])
+    lines += [title, *(f"  {part:<12}  {count:<10}  {note}".rstrip() for part, count, note in rows)]
     if report["flops_per_step"]:
         lines.append(f"compute: {report['flops_per_step'] / 1e9:.3g} GFLOP a step, by the compiler's count")
     lines.append(f"length: {report['steps']:,} steps; nothing was trained")

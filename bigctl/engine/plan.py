@@ -16,7 +16,7 @@ from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.parallel import mesh as meshes
 from bigctl.planning import costs as costing
-from bigctl.planning import devices, roofline, targets
+from bigctl.planning import devices, hlo, roofline, targets
 from bigctl.planning.costs import Costs, Program, Tree
 from bigctl.planning.devices import Found
 from bigctl.planning.targets import Target
@@ -85,14 +85,7 @@ class Plan:
             "batch_size": examples,
             "accumulate": self.config.train.accumulate,
             "precision": self.config.train.precision,
-            "memory": {
-                **{f"{part}_bytes": count for part, count in memory.parts.items()},
-                "peak_bytes": memory.peak,
-                "available_bytes": memory.available,
-                "headroom_bytes": memory.headroom,
-                "fits": memory.fits,
-                "largest": [dataclasses.asdict(each) for each in memory.largest],
-            },
+            "memory": memory.to_json(),
             "flops_per_step": costs.flops_per_step,
             "flops_per_token": costs.flops_per_step / self.tokens if self.tokens else None,
             "flops_per_example": costs.flops_per_step / examples,
@@ -192,14 +185,27 @@ def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
 
 def of_experiment(experiment: Experiment, traced: Program, compiled: Program, batch: Tree, target: Target) -> Costs:
     """The costs of the step of an experiment, its state by what it is for."""
+    mesh = dict(experiment.programs.mesh.shape)
+    return costing.of_step(traced, compiled, _kept(experiment), batch, mesh, target)
+
+
+def memory_at_hand(experiment: Experiment, compiled: Program, batch: Tree) -> costing.Memory:
+    """The memory of a step on the devices of this machine; what they have is known of those that are no CPU."""
+    first = experiment.programs.mesh.devices.flat[0]
+    limit = (first.memory_stats() or {}).get("bytes_limit") if first.platform != "cpu" else None
+    kept = {**_kept(experiment), costing.BATCH: batch}
+    return costing.memory_of(hlo.parse(compiled.as_text()), compiled.memory_analysis(), kept, limit)
+
+
+def _kept(experiment: Experiment) -> dict[str, Tree]:
+    """What is there before a step, by what it is for."""
     state = experiment.programs.abstract_state
     others = {"ema": state.ema, "variables": state.variables, "sums": state.sums, "anomaly": state.anomaly_state}
-    kept = {
+    return {
         costing.PARAMETERS: state.params,
         costing.OPTIMIZER: state.opt_state,
         costing.OTHER: {**others, "step": state.step, "bad_step": state.bad_step},
     }
-    return costing.of_step(traced, compiled, kept, batch, dict(experiment.programs.mesh.shape), target)
 
 
 def stands_out(plan: Plan) -> list[str]:

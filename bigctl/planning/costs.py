@@ -56,6 +56,16 @@ class Memory:
     available: int | None
     largest: Sequence[Holding]
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **{f"{part}_bytes": count for part, count in self.parts.items()},
+            "peak_bytes": self.peak,
+            "available_bytes": self.available,
+            "headroom_bytes": self.headroom,
+            "fits": self.fits,
+            "largest": [asdict(each) for each in self.largest],
+        }
+
     @property
     def headroom(self) -> int | None:
         return None if self.available is None else self.available - self.peak

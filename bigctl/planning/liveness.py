@@ -54,7 +54,8 @@ def _held(module: Module, made: Instruction) -> Held:
     name = origin.op_name
     backward = "transpose(" in name
     forward = not backward and ("jvp(" in name or "rematted" in name)
-    what = str(max(made.arrays, key=lambda array: array.bytes))
+    largest = max(made.arrays, key=lambda array: array.bytes)
+    what = str(largest) + (" and others" if made.bytes > 1.2 * largest.bytes else "")
     return Held(what, made.bytes, _short(name) or made.opcode, module.place(origin), forward, backward)
 
 
@@ -166,5 +167,5 @@ def split(held: list[Held], gradient_shapes: Mapping[str, str]) -> tuple[int, in
 
 def shape_key(what: str) -> str:
     """The shape in "f32[2,3]", sorted, as layouts differ; dimensions of 1 left out."""
-    inner = what.partition("[")[2].rstrip("]")
+    inner = what.partition("[")[2].partition("]")[0]
     return ",".join(map(str, sorted(int(n) for n in inner.split(",") if n and n != "1")))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from typing import Any
 
 import jax
@@ -10,9 +12,10 @@ import pytest
 
 import bigctl
 from bigctl.cli.main import main
+from bigctl.engine import dry_run, plan_search, plan_text
 from bigctl.engine import experiment as experiments
 from bigctl.engine import plan as planning
-from bigctl.engine import plan_text
+from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
 from bigctl.planning import devices, flops
 
@@ -51,7 +54,7 @@ def traced_flops(*overrides: str) -> tuple[float, Any]:
     return flops.count(traced.jaxpr, "cpu").total, experiment
 
 
-@pytest.mark.parametrize("model", ["nano", "gpt2"])
+@pytest.mark.parametrize("model", ["nano", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_flops_of_a_language_model_are_those_of_the_formula(model: str) -> None:
     """6 a parameter and token, and those of attention, of a step with AdamW; within 3%."""
     counted, experiment = traced_flops("recipe=gpt_lm", f"model={model}", "optimizer=adamw", "train.batch_size=8")
@@ -124,6 +127,36 @@ def test_a_target_that_there_is_not_and_a_mesh_that_does_not_divide_are_refused(
     assert main(["plan", *MLP, "train.batch_size=60", "--target", "cpu:8"]) == 2
     said = capsys.readouterr().err
     assert "56" in said and "64" in said
+
+
+@pytest.mark.slow
+def test_a_search_ranks_meshes_and_batches_by_examples_a_second(capsys) -> None:
+    assert main(["plan", *MLP, "--target", "cpu:2", "--search", "--json"]) == 0
+    tried = json.loads(capsys.readouterr().out)["tried"]
+    assert {"mesh.data=2 mesh.fsdp=1 mesh.tensor=1", "mesh.data=1 mesh.fsdp=2 mesh.tensor=1"} <= {
+        each["overrides"] for each in tried
+    }
+    assert any("train.batch_size=256" in each["overrides"] for each in tried) and all(each["fits"] for each in tried)
+    rates = [each["examples_per_s"] for each in tried]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.slow
+def test_a_search_without_anything_that_fits_says_what_the_least_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = planning.target_of("cpu:1")
+    tiny = dataclasses.replace(target, chip=dataclasses.replace(target.chip, memory=1000))
+    with pytest.raises(ConfigError, match="the least takes .* KiB on each device, which has 1000 B"):
+        plan_search.search(bigctl.compose([*MLP, "train.batch_size=2"]), tiny, lambda point: None)
+
+
+def test_a_dry_run_tells_the_same_memory_and_refuses_what_does_not_fit(compiled) -> None:
+    report = dry_run.report(bigctl.compose([*MLP, "mesh=single"]))
+    assert report["memory"]["peak_bytes"] > report["memory"]["parameters_bytes"] > 0
+    assert "memory per device" in dry_run.text(report).splitlines()
+    memory = compiled[0].costs.memory
+    planning.require_fit(memory)
+    with pytest.raises(ConfigError, match=f"largest: {re.escape(memory.largest[0].path)}"):
+        planning.require_fit(dataclasses.replace(memory, available=memory.peak - 1))
 
 
 def test_what_stands_out_is_said(gpt: planning.Plan) -> None:

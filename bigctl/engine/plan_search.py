@@ -1,0 +1,168 @@
+"""`bigctl plan --search`: other meshes, then remat, accumulation and batch sizes on the best, ranked by examples/s.
+
+Each point is compiled, so few are: all meshes as the configuration stands; then, where its step fits, larger batches;
+where it does not, what takes less memory, the smallest change first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bigctl.config.schema import Config
+from bigctl.engine.plan import Plan, plan
+from bigctl.errors import ConfigError
+from bigctl.formatting import size
+from bigctl.planning import devices
+from bigctl.planning.targets import Target
+
+Changes = Mapping[str, int | str]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One point.
+
+    Attributes:
+        changes: keys that differ from what was given.
+        plan: what it costs; None where it was refused.
+        refused: why.
+    """
+
+    changes: Changes
+    plan: Plan | None = None
+    refused: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.plan is not None and self.plan.costs.memory.fits
+
+    @property
+    def rate(self) -> float:
+        """Examples a second, in the middle of the range."""
+        if self.plan is None:
+            return 0.0
+        return self.plan.config.train.batch_size / math.sqrt(self.plan.time.low * self.plan.time.high)
+
+    @property
+    def overrides(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.changes.items()) or "as given"
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"overrides": self.overrides, "fits": self.fits, "refused": self.refused or None}
+        if self.plan is not None:
+            time = self.plan.time
+            found["peak_bytes"] = self.plan.costs.memory.peak
+            found["step_seconds"] = {"low": time.low, "high": time.high, "binds": time.binds}
+            found["examples_per_s"] = self.rate
+        return found
+
+
+def search(config: Config, target: Target, say: Callable[[str], None]) -> list[Tried]:
+    """All points that were tried, those that fit first, the quickest first among them.
+
+    Args:
+        config: as composed.
+        target: the machine.
+        say: is told of each point before it is compiled.
+
+    Raises:
+        ConfigError: where no mesh can be built, or nothing that was tried fits: with what would.
+    """
+    found = devices.find(target)
+
+    def attempt(changes: Changes) -> Tried:
+        tried = Tried(changes)
+        say(tried.overrides)
+        try:
+            return Tried(changes, plan(changed(config, changes), target, found))
+        except ConfigError as error:
+            return Tried(changes, refused=error.message)
+
+    tried = [attempt(changes) for changes in meshes_of(config, target)]
+    built = [each for each in tried if each.plan is not None]
+    if not built:
+        raise ConfigError(f"no mesh of {target.text} can be built: {tried[0].refused}", where="mesh")
+    best = max(built, key=lambda each: (each.fits, each.rate if each.fits else -_peak(each)))
+    if best.fits:
+        tried += [attempt({**best.changes, "train.batch_size": config.train.batch_size * n}) for n in (2, 4)]
+    else:
+        for smaller in _smaller(config, target):
+            tried.append(attempt({**best.changes, **smaller}))
+            if tried[-1].fits:
+                break
+        else:
+            least = min(_peak(each) for each in tried if each.plan is not None)
+            raise ConfigError(
+                f"nothing that was tried fits {target.text}: the least takes {size(least)} on each device, "
+                f"which has {size(target.chip.memory)}",
+                where="--search",
+                hint="plan for more devices, or make the model smaller",
+            )
+    return sorted(tried, key=lambda each: (not each.fits, -each.rate))
+
+
+def _peak(tried: Tried) -> int:
+    assert tried.plan is not None
+    return tried.plan.costs.memory.peak
+
+
+def meshes_of(config: Config, target: Target) -> Iterator[Changes]:
+    """Meshes that take all devices of a target: by data, by fsdp, both across hosts, and by tensor within them."""
+    count, near = target.devices, target.near
+    yield {"mesh.data": count, "mesh.fsdp": 1, "mesh.tensor": 1}
+    if count == 1:
+        return
+    yield {"mesh.data": 1, "mesh.fsdp": count, "mesh.tensor": 1}
+    if near < count:
+        yield {"mesh.data": count // near, "mesh.fsdp": near, "mesh.tensor": 1}
+    for tensor in (2, 4, 8):
+        if tensor <= near and count % tensor == 0 and not any(config.model.check_shared("tensor", tensor)):
+            yield {"mesh.data": 1, "mesh.fsdp": count // tensor, "mesh.tensor": tensor}
+
+
+def _smaller(config: Config, target: Target) -> Iterator[Changes]:
+    """What takes less memory, the smallest change of training first."""
+    kept: dict[str, int | str] = {}
+    if getattr(config.model, "remat", "full") != "full":
+        kept["model.remat"] = "full"
+        yield dict(kept)
+    parts = config.train.accumulate
+    while config.train.batch_size % (2 * parts) == 0 and config.train.batch_size // (2 * parts) >= 1 and parts < 64:
+        parts *= 2
+        yield {**kept, "train.accumulate": parts}
+    batch = config.train.batch_size // 2
+    while batch >= 1 and batch > config.train.batch_size // 64:
+        yield {**kept, "train.batch_size": batch}
+        batch //= 2
+
+
+def changed(config: Config, changes: Changes) -> Config:
+    """The configuration with other values of some keys."""
+    for key, value in changes.items():
+        group, _, name = key.partition(".")
+        part: Any = dataclasses.replace(getattr(config, group), **{name: value})
+        whole: dict[str, Any] = {group: part}
+        config = dataclasses.replace(config, **whole)
+    return config
+
+
+def lines(tried: list[Tried]) -> list[str]:
+    """The ranking for people."""
+    from bigctl.engine.plan_text import seconds
+
+    found = []
+    for number, each in enumerate(tried, 1):
+        if each.plan is None:
+            found.append(f"{number:>3}  {each.overrides}: {each.refused}")
+            continue
+        time = each.plan.time
+        fits = "" if each.fits else "  DOES NOT FIT"
+        found.append(
+            f"{number:>3}  {each.overrides}: {seconds(time.low)} to {seconds(time.high)} a step by {time.binds}, "
+            f"{each.rate:,.0f} examples/s, peak {size(_peak(each))}{fits}"
+        )
+    return found
