@@ -87,7 +87,7 @@ class _Walk:
     def run(self, jaxpr: Jaxpr, consts: Sequence[Value], arguments: Sequence[Value]) -> list[Value]:
         held: dict[Var, Value] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
-        def read(atom: Any) -> Value:
+        def read(atom: Literal | Var) -> Value:
             if isinstance(atom, Literal):
                 return self.graph.constant(np.asarray(atom.val, atom.aval.dtype))
             return held[atom]
@@ -186,10 +186,11 @@ def _scan(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     proto = body.proto(body.fresh("body"), [(body.fresh("result"), value) for value in found])
     backward = int(params["reverse"])
     names = [graph.fresh("scan") for _ in found]
-    graph.nodes.append(helper.make_node(
-        "Scan", [graph.named(v) for v in (*start, *xs)], names, body=proto, num_scan_inputs=len(xs),
-        scan_input_directions=[backward] * len(xs), scan_output_directions=[backward] * (len(found) - carries),
-    ))  # fmt: skip
+    directions = {"scan_input_directions": [backward] * len(xs)}
+    if len(found) > carries:
+        directions["scan_output_directions"] = [backward] * (len(found) - carries)
+    given = [graph.named(value) for value in (*start, *xs)]
+    graph.nodes.append(helper.make_node("Scan", given, names, body=proto, num_scan_inputs=len(xs), **directions))
     return _results(names, eqn)
 
 
@@ -257,7 +258,7 @@ def _evaluated(
 ) -> Generator[tuple[JaxprEqn, list[Any]], None, list[Any]]:
     held = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: Literal | Var) -> object:
         return atom.val if isinstance(atom, Literal) else held[atom]
 
     for eqn in jaxpr.eqns:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn
+from numpy.typing import DTypeLike
 
-from bigctl.interop.onnx.graph import Dims, Graph, Unsupported, Value, onnx_type
+from bigctl.interop.onnx.graph import Attribute, Dims, Graph, Unsupported, Value, onnx_type
 
 Handler = Callable[[Graph, JaxprEqn, list[Value]], list[Value]]
 
@@ -21,7 +21,7 @@ def broadcast(values: list[Value]) -> Dims:
     return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*shapes, strict=True))
 
 
-def apply(graph: Graph, op: str, values: list[Value], wanted: Dims, dtype: Any, **attributes: Any) -> Value:
+def apply(graph: Graph, op: str, values: list[Value], wanted: Dims, dtype: DTypeLike, **attributes: Attribute) -> Value:
     return graph.node(op, values, broadcast(values), dtype, wanted=wanted, **attributes)
 
 
@@ -50,7 +50,7 @@ class _Maker:
     def __init__(self, graph: Graph, eqn: JaxprEqn):
         self.graph, self.params, self.out = graph, eqn.params, eqn.outvars[0].aval
 
-    def __call__(self, op: str, *values: Value | float, dtype: Any = None, **attributes: Any) -> Value:
+    def __call__(self, op: str, *values: Value | float, dtype: DTypeLike = None, **attributes: Attribute) -> Value:
         kind = next(value.dtype for value in values if isinstance(value, Value))
         given = [v if isinstance(v, Value) else self.graph.constant(v, kind) for v in values]
         return apply(self.graph, op, given, self.out.shape, kind if dtype is None else dtype, **attributes)

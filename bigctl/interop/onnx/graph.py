@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR = 18, 9
-Dims = tuple[Any, ...]
-"""Integers, and symbolic dimensions of jax."""
+Dim = Any
+"""An integer, or a symbolic dimension of jax, whose type is not public."""
+Dims = tuple[Dim, ...]
+Attribute = int | float | str | Sequence[int]
+"""Of a node."""
 
 _TYPES = {
     "float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64, "bool": TensorProto.BOOL,
@@ -77,14 +81,14 @@ class Graph:
         self.top._count += 1
         return f"{hint}_{self.top._count}"
 
-    def constant(self, values: Any, dtype: Any = None, hint: str = "constant") -> Value:
+    def constant(self, values: ArrayLike, dtype: DTypeLike = None, hint: str = "constant") -> Value:
         array = np.asarray(values, dtype)
         return Value("", array.shape, array.shape, array.dtype, array, (hint,))
 
     def ints(self, values: Sequence[int]) -> Value:
         return self.constant(values, np.int64)
 
-    def input(self, name: str, shape: Dims, dtype: Any, *, symbols: bool = False) -> Value:
+    def input(self, name: str, shape: Dims, dtype: DTypeLike, *, symbols: bool = False) -> Value:
         """A new input of this graph; with `symbols` its symbolic dimensions are known from then on."""
         dims = [size if isinstance(size, int) else str(size) for size in shape]
         self.inputs.append(helper.make_tensor_value_info(name, onnx_type(dtype), dims))
@@ -107,8 +111,8 @@ class Graph:
         return known[key]
 
     def node(
-        self, op: str, inputs: Sequence[Value], shape: Dims, dtype: Any, *, wanted: Dims | None = None,
-        origin: tuple[Any, ...] = (), **attributes: Any,
+        self, op: str, inputs: Sequence[Value], shape: Dims, dtype: DTypeLike, *, wanted: Dims | None = None,
+        origin: tuple[Any, ...] = (), **attributes: Attribute,
     ) -> Value:  # fmt: skip
         """A node with one output."""
         name = self.fresh(op.lower())
@@ -148,7 +152,7 @@ class Graph:
         parts = [self.ints([size]) if isinstance(size, int) else self.size(size) for size in shape]
         return self.node("Concat", parts, (len(shape),), np.int64, axis=0)
 
-    def size(self, dimension: Any) -> Value:
+    def size(self, dimension: Dim) -> Value:
         """A dimension as a tensor, int64 [1]."""
         if isinstance(dimension, int):
             return self.ints([dimension])
@@ -197,7 +201,7 @@ _ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "Add", ast.Sub: "Sub", as
 _FUNCTIONS = {"floordiv": "Div", "mod": "Mod", "max": "Max", "min": "Min"}
 
 
-def onnx_type(dtype: Any) -> int:
+def onnx_type(dtype: DTypeLike) -> int:
     name = np.dtype(dtype).name
     if name not in _TYPES:
         raise Unsupported(f"numbers of type {name}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn
 
 from bigctl.interop.onnx.elementwise import Handler
-from bigctl.interop.onnx.graph import Dims, Graph, Unsupported, Value
+from bigctl.interop.onnx.graph import Dim, Dims, Graph, Unsupported, Value
 from bigctl.interop.onnx.shaping import reshaped, squeezed, transposed
 
 
@@ -44,9 +43,9 @@ def _dot_general(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value
     return [reshaped(graph, found, out.shape)]
 
 
-def _one(sizes: Dims) -> Any:
+def _one(sizes: Dims) -> Dim:
     """Several dimensions as one."""
-    found: Any = 1
+    found: Dim = 1
     for size in sizes:
         found = found * size
     return found

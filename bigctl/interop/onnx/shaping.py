@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from jax import lax
 from jax.extend.core import JaxprEqn
 
 from bigctl.interop.onnx.elementwise import Handler
@@ -95,7 +95,13 @@ def _split(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def sliced(
-    graph: Graph, x: Value, starts: Any, ends: Any, axes: list[int], shape: Dims, steps: list[int] | None = None
+    graph: Graph,
+    x: Value,
+    starts: Value | list[int],
+    ends: Value | list[int],
+    axes: list[int],
+    shape: Dims,
+    steps: list[int] | None = None,
 ) -> Value:
     given = [graph.ints(each) if isinstance(each, list) else each for each in (starts, ends)]
     inputs = [x, *given, graph.ints(axes), *([graph.ints(steps)] if steps else [])]
@@ -217,7 +223,7 @@ def _gather(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     return [transposed(graph, found, tuple(place[a] for a in everywhere))]
 
 
-def _grid(indices: Value, numbers: Any, mapped: tuple[int, ...]) -> list[list[int]] | None:
+def _grid(indices: Value, numbers: lax.GatherDimensionNumbers, mapped: tuple[int, ...]) -> list[list[int]] | None:
     """The places along each of the mapped dimensions, where constant indices are those of a grid; else None."""
     known, everywhere = indices.constant, range(len(mapped) + len(numbers.offset_dims))
     others = [axis for axis in everywhere if axis not in numbers.offset_dims]
