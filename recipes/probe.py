@@ -8,7 +8,7 @@ What comes out is an ordinary model: the standardisation is part of its head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -25,6 +25,9 @@ from bigctl.errors import ConfigError
 from bigctl.training.task import Batch, Network
 
 FEATURES = "features"
+Weights = dict[str, Array]
+Carry = tuple[Weights, optax.OptState, Array, Array]
+"""Of the search: weights, state of L-BFGS, steps so far, norm of the gradient."""
 _TOLERANCE = 1e-5
 """Norm of the gradient of the mean loss at which a solution is taken."""
 
@@ -84,7 +87,7 @@ class ProbeTask(ImageCls):
         standard = (x - mean) / deviation
         cost = jnp.asarray(self.probe.costs, jnp.float32)[jnp.minimum(step, len(self.probe.costs) - 1)]
 
-        def loss(weights: dict[str, Array]) -> Array:
+        def loss(weights: Weights) -> Array:
             total, weight = self.head.loss(standard @ weights["kernel"] + weights["bias"], batch, hparams)["loss"]
             return total / weight + jnp.square(weights["kernel"]).sum() / (2 * cost * len(x))
 
@@ -95,22 +98,22 @@ class ProbeTask(ImageCls):
         head.bias[...] = found["bias"] - mean @ head.kernel[...]
 
 
-def _minimum(loss: Any, begun: dict[str, Array], iterations: int) -> dict[str, Array]:
+def _minimum(loss: Callable[[Weights], Array], begun: Weights, iterations: int) -> Weights:
     """Where a convex function is least, from `begun` on, by L-BFGS with a line search."""
     rule = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def going(carry: Any) -> Array:
+    def going(carry: Carry) -> Array:
         _, state, number, slope = carry
         del state
         return (number < iterations) & (slope > _TOLERANCE)
 
-    def step(carry: Any) -> Any:
+    def step(carry: Carry) -> Carry:
         weights, state, number, _ = carry
         value, grad = value_and_grad(weights, state=state)
         updates, state = rule.update(grad, state, weights, value=value, grad=grad, value_fn=loss)
         return optax.apply_updates(weights, updates), state, number + 1, optax.global_norm(grad)
 
     start = (begun, rule.init(begun), jnp.int32(0), jnp.float32(jnp.inf))
-    found: dict[str, Array] = jax.lax.while_loop(going, step, start)[0]
+    found: Weights = jax.lax.while_loop(going, step, start)[0]
     return found
