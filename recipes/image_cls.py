@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from bigctl.data import whitening
 from bigctl.data.augmentation import pipeline
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
-from bigctl.models.speed_cnn import PATCH, SpeedCnn
+from bigctl.models.speed_cnn import SpeedCnn
 from bigctl.training.task import Batch, Network
 
 
@@ -61,13 +61,13 @@ class ImageCls(Supervised):
         return tuple(mean), tuple(std)
 
     def look(self, columns: Mapping[str, Any]) -> None:
-        if isinstance(self.model_config, schema.SpeedCnn):
-            self.whitening = whitening.directions(columns["inputs"], self.mean, self.std, PATCH)
+        if size := self.model_config.whitens:
+            self.whitening = whitening.directions(columns["inputs"], self.mean, self.std, size)
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         model = self.model_config.build(self.shape, self.head.outputs, rngs=rngs)
-        if self.whitening is not None and isinstance(model, SpeedCnn):
-            model.whiten.put(self.whitening)
+        if self.whitening is not None:
+            cast(SpeedCnn, model).whiten.put(self.whitening)
         return model
 
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -33,7 +33,8 @@ def directions(
         size: side of the patches [pixels].
         eps: added to the eigenvalues.
     """
-    count, height, width, channels = pictures.shape
+    count, height, width = pictures.shape[:3]
+    channels = max(pictures.shape[3], len(mean))  # grey ones become coloured, as where they are standardised
     patches = max(1, (height - size + 1) * (width - size + 1))
     wanted = min(count, int(np.clip(_PATCHES // patches, *_PICTURES)))
     rows = np.sort(permutation(count, _SAMPLE)[:wanted])

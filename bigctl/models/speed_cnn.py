@@ -21,8 +21,7 @@ from bigctl.models.batch_norm import BatchNorm
 from bigctl.models.conv import conv2d, max_pool
 from bigctl.models.layers import ACTIVATIONS
 
-PATCH = 2
-"""Side of the whitened patches [pixels]."""
+PATCH = schema.SpeedCnn.whitens
 
 
 class Whiten(nnx.Module):

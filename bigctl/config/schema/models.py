@@ -37,6 +37,9 @@ class Model(Component):
     packs: ClassVar[bool] = False
     """Whether a model of streams takes `segments` and `positions` besides tokens, and keeps documents of a window
     apart (`recipe.packing=documents`)."""
+    whitens: ClassVar[int] = 0
+    """Side of the patches of images that it begins by whitening, by statistics of the training split; 0 for none. Such
+    a network has `whiten.put`, which takes `bigctl.data.whitening.directions` [pixels]."""
     loops_on_cpu: ClassVar[bool] = True
     """Whether several steps in one dispatch are as quick on a CPU as single ones."""
     kind: str = kind("???")

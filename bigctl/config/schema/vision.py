@@ -158,6 +158,7 @@ class SpeedCnn(Model):
     implementation: ClassVar[str] = "bigctl.models.speed_cnn:SpeedCnn"
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = (r"^whiten/", r"^groups/(\d+)/")
+    whitens: ClassVar[int] = 2
     kind: str = kind("speed_cnn")
     widths: list[int] = key(
         [32, 64, 128], "Channels of each group of two convolutions; each group has half the size of the one before.",
