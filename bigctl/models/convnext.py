@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.bert import LayerNorm
-from bigctl.models.conv import depthwise_conv2d
+from bigctl.models.depthwise import depthwise_conv2d
 from bigctl.models.layers import Dense, DropPath, fold
 
 _EPS = 1e-6

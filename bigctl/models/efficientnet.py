@@ -47,12 +47,12 @@ class ConvNorm(nnx.Module):
         self, x: Float[Array, "batch height width inputs"], *, training: bool, mask: Array | None
     ) -> Float[Array, "batch height2 width2 outputs"]:
         kernel = self.kernel[...]
+        pads = same_pads(x.shape[1:3], self.size, self.stride)
         if self.depthwise:
-            x = depthwise_conv2d(x, kernel, self.stride)
+            x = depthwise_conv2d(x, kernel, self.stride, pads)
         elif self.size == 1:
             x = x @ kernel[0, 0]
         else:
-            pads = [same_pads(side, self.size, self.stride) for side in x.shape[1:3]]
             x = strided_conv2d(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, self.stride, 0)
         return self.norm(x, training=training and not self.frozen, mask=mask)
 

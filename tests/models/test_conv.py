@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bigctl.models.conv import conv2d, depthwise_conv2d, max_pool
+from bigctl.models.conv import conv2d, max_pool
+from bigctl.models.depthwise import depthwise_conv2d
 
 CASES = {
     # name: input shape, kernel shape

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from bigctl.config import schema
-from bigctl.models.depthwise import depthwise_conv2d
+from bigctl.models.depthwise import depthwise_conv2d, same_pads
 from bigctl.models.efficientnet import EfficientNet, stages
 
 
@@ -27,7 +27,9 @@ def test_depthwise_convolution_and_its_gradients_are_those_of_xla(size, stride, 
             x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
         )
 
-    ours, pull = jax.vjp(lambda x, kernel: depthwise_conv2d(x, kernel, stride), x, kernel)
+    ours, pull = jax.vjp(
+        lambda x, kernel: depthwise_conv2d(x, kernel, stride, same_pads(sides, size, stride)), x, kernel
+    )
     theirs, reference = jax.vjp(plain, x, kernel)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     dy = jnp.asarray(rng.normal(size=theirs.shape), jnp.float32)
