@@ -34,6 +34,7 @@ class ClassHead(Head):
         counts: training examples of each class; None where nothing is trained.
         sigmoid: whether two classes are told apart by one output, the log-odds of the second.
         positive: of two classes the one that binary metrics are about; None for the second.
+        binary: whether training asks yes or no of every class, by binary cross-entropy.
 
     Attributes:
         cut: the least probability of the positive class at which it is predicted; None to predict the likelier class.
@@ -54,6 +55,7 @@ class ClassHead(Head):
         *,
         sigmoid: bool = False,
         positive: str | None = None,
+        binary: bool = False,
     ):
         if positive is not None and (len(classes) != 2 or positive not in classes):
             what = f"{positive!r} is none of the classes" if len(classes) == 2 else f"there are {len(classes)} classes"
@@ -61,7 +63,7 @@ class ClassHead(Head):
             raise ConfigError(what, where="data.positive", hint=hint)
         self._positive = 1 if positive is None else classes.index(positive)
         self.positive_class = classes[self._positive] if len(classes) == 2 else None
-        self.classes = classes
+        self.classes, self.binary = classes, binary
         self.outputs = 1 if sigmoid and len(classes) == 2 else len(classes)
         self.class_weights = resolve_class_weights(class_weights, np.ones(len(classes)) if counts is None else counts)
 
@@ -79,6 +81,7 @@ class ClassHead(Head):
             batch["mask"],
             smoothing=hparams["recipe.label_smoothing"],
             class_weights=self.class_weights,
+            binary=self.binary,
         )
 
     def evaluate(self, outputs: Float[Array, "batch outputs"], batch: Batch) -> Sums:
@@ -155,13 +158,20 @@ def training_sums(
     *,
     smoothing: float | jax.Array = 0.0,
     class_weights: Float[Array, " classes"] | None = None,
+    binary: bool = False,
 ) -> Sums:
     """Cross-entropy and accuracy.
 
     Label smoothing mixes the target with the uniform distribution (Szegedy et al. 2016). With class weights the mean
-    is that of torch's `CrossEntropyLoss(weight=...)`: over the weights, not over the examples.
+    is that of torch's `CrossEntropyLoss(weight=...)`: over the weights, not over the examples. Binary cross-entropy is
+    the mean over the classes (Beyer et al. 2020), as timm's `BinaryCrossEntropy` has it; class weights are then those
+    of an example's own class.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    if binary:
+        losses = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+        weights = mask if class_weights is None else class_weights[labels] * mask
+        return {"loss": pair(losses, weights), "accuracy": pair(jnp.argmax(logits, -1) == labels, mask)}
     log_probabilities = jax.nn.log_softmax(logits)
     if class_weights is None:
         losses = -jnp.sum(targets * log_probabilities, axis=-1)

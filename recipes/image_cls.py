@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -9,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bigctl.recipes import views
-from bigctl.recipes.supervised import Supervised
+from bigctl.recipes.supervised import OTHER, SHARE, Supervised
 from flax import nnx
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
 from bigctl.data import whitening
-from bigctl.data.augmentation import pipeline
+from bigctl.data.augmentation import boxes, mixing, pipeline
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
 from bigctl.models.speed_cnn import SpeedCnn
@@ -40,8 +41,8 @@ class ImageCls(Supervised):
                 hint="use recipe=mlp_cls for tables, bert_cls or lstm_cls for texts, or a data set of images",
             )
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
-        super().__init__(config, features, class_counts)
-        self.dtype = jnp.dtype(config.train.precision)
+        super().__init__(config, features, class_counts, binary=self.recipe.loss == schema.BCE)
+        require_colours(self.recipe.augment, features)
         self.tta = config.eval.tta
         _check_border(self.recipe.augment, features.shape)
         self.mean, self.std = self._statistics()
@@ -59,6 +60,8 @@ class ImageCls(Supervised):
                 hint = f"data.channels={len(given)} reads files so; or choose other weights"
                 raise ConfigError(message, where=f"recipe.{name}", hint=hint)
         return tuple(mean), tuple(std)
+        self.changes = changes_of(config, self.recipe.augment)
+        self.dtype = jnp.dtype(config.train.precision)
 
     def look(self, columns: Mapping[str, Any]) -> None:
         if size := self.model_config.whitens:
@@ -80,9 +83,16 @@ class ImageCls(Supervised):
 
     def augment(self, batch: Batch, key: jax.Array) -> Batch:
         # Augmenting in standardised numbers would fill borders with the mean colour; black is what the data has.
-        augment, mirrored = self.recipe.augment, batch.get("mirrored")
-        pictures = pipeline.augment(batch["inputs"], augment, key, batch["number"], mirrored)
-        return {**batch, "inputs": pictures}
+        config, numbers, features = self.changes, batch["number"], self.features
+        mirrored = batch.get("mirrored")
+        pictures = pipeline.augment(batch["inputs"], config, key, numbers, mirrored, features.mean, features.std)
+        if not config.mixes:
+            return {**batch, "inputs": pictures}
+        pictures, share = pipeline.mix(pictures, config, key, numbers, batch["mask"] > 0)
+        return {**batch, "inputs": pictures, OTHER: mixing.neighbours(batch["label"]), SHARE: share}
+
+    def seen(self, batch: Batch) -> Batch:
+        return {**batch, "inputs": boxes.center_cropped(batch["inputs"], self.changes.center_crop)}
 
     def scored_outputs(self, model: Network, batch: Batch) -> Float[Array, "batch outputs"]:
         return views.mean_outputs(batch["inputs"], self.tta, lambda x: self.outputs(model, {**batch, "inputs": x}))
@@ -96,6 +106,22 @@ def standardise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) 
     """uint8 [0, 255] -> float32, (x / 255 - mean) / std of each channel."""
     scaled = images.astype(jnp.float32) / 255.0
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def changes_of(config: schema.Config, augment: schema.Augment) -> schema.Augment:
+    """What is changed on the device: not which part is seen of pictures that are decoded while training."""
+    streamed = getattr(config.data, "decoding", schema.DECODE_MEMORY) == schema.DECODE_STREAM
+    return dataclasses.replace(augment, random_resized_crop=0.0) if streamed else augment
+
+
+def require_colours(augment: schema.Augment, features: Features) -> None:
+    """Raises ConfigError for changes of colour where there is none."""
+    for name in ("saturation", "hue"):
+        if getattr(augment, name) and features.shape[-1] != 3:
+            channels = features.shape[-1]
+            what = f"{name} is of colours, the images have {channels} channel{'s' * (channels != 1)}"
+            hint = "leave it out; brightness and contrast change grey images too"
+            raise ConfigError(what, where=f"recipe.augment.{name}", hint=hint)
 
 
 def _check_border(augment: schema.Augment, shape: Sequence[int]) -> None:

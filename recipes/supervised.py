@@ -23,8 +23,11 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS
 from bigctl.errors import ConfigError
-from bigctl.training.metrics import Sums
+from bigctl.training.metrics import Sums, add
 from bigctl.training.task import Batch, Judged, Network, Record, Task
+
+OTHER, SHARE = "other label", "share"
+"""Columns of a batch whose examples are mixed, see `Supervised.augment`."""
 
 
 class Supervised(Task):
@@ -36,18 +39,25 @@ class Supervised(Task):
         class_counts: how many training examples each class has; where an example has several classes, [2, classes]:
             how many are without and with it. None where nothing is trained.
         sigmoid: whether two classes are told apart by one output.
+        binary: whether the loss of one class an example is a yes or no to every class.
 
     Raises:
         ConfigError: if the recipe's keys are not those of a classification.
     """
 
     def __init__(
-        self, config: schema.Config, features: Features, class_counts: np.ndarray | None, *, sigmoid: bool = False
+        self,
+        config: schema.Config,
+        features: Features,
+        class_counts: np.ndarray | None,
+        *,
+        sigmoid: bool = False,
+        binary: bool = False,
     ):
         recipe = schema.Classification.require(config.recipe, by=type(self).__name__)
         self.model_config = config.model
         self.features = features
-        self.head = head_for(features, recipe.class_weights, class_counts, sigmoid, config.data.positive)
+        self.head = head_for(features, recipe.class_weights, class_counts, sigmoid, config.data.positive, binary)
         self.metric, self.carried = self.head.metric, self.head.carried
         self.augments = not config.train.overfit_one_batch
 
@@ -69,7 +79,15 @@ class Supervised(Task):
         return other
 
     def augment(self, batch: Batch, key: jax.Array) -> Batch:
-        """The batch as the model sees it in training; by default as it is."""
+        """The batch as the model sees it in training; by default as it is.
+
+        Where examples are mixed with others, it says with which: the labels of these, `OTHER`, and the share that each
+        example keeps of itself, `SHARE`.
+        """
+        return batch
+
+    def seen(self, batch: Batch) -> Batch:
+        """The batch as the model sees it in evaluations and predictions; by default as it is."""
         return batch
 
     def loss(
@@ -77,7 +95,12 @@ class Supervised(Task):
     ) -> Sums:
         seen = self.augment(batch, augment_key) if self.augments else batch
         outputs = self._outputs(model, seen, key=key, mask=batch["mask"])
-        return self.head.loss(outputs, batch, hparams)
+        if SHARE not in seen:
+            return self.head.loss(outputs, batch, hparams)
+        share, mask = seen[SHARE], batch["mask"]
+        own = self.head.loss(outputs, {**batch, "mask": mask * share}, hparams)
+        others = self.head.loss(outputs, {**batch, "label": seen[OTHER], "mask": mask * (1.0 - share)}, hparams)
+        return add(own, others)
 
     def _outputs(self, model: nnx.Module, batch: Batch, **options: Any) -> Float[Array, "batch outputs"]:
         """The outputs, held to the number that the head needs."""
@@ -98,6 +121,7 @@ class Supervised(Task):
         return self.outputs(model, batch)
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
+        batch = self.seen(batch)
         self._require_shape(outputs := self.scored_outputs(cast(Network, model), batch), model, batch)
         return self.head.evaluate(outputs, batch)
 
@@ -106,14 +130,14 @@ class Supervised(Task):
 
     def predict(self, model: nnx.Module, batch: Batch) -> jax.Array:
         """Probabilities of the classes, float32 [batch, classes], or values of the target, float32 [batch, 1]."""
-        return self.head.predict(self.scored_outputs(cast(Network, model), batch))
+        return self.head.predict(self.scored_outputs(cast(Network, model), self.seen(batch)))
 
     def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return self.inputs(n)
 
     def exported(self, model: nnx.Module, batch: Batch) -> dict[str, jax.Array]:
         """`logits`, and `probabilities`; of a number `value`, in its own unit."""
-        return self.head.exported(self.outputs(cast(Network, model), batch))
+        return self.head.exported(self.outputs(cast(Network, model), self.seen(batch)))
 
     def describe(self, prediction: np.ndarray) -> Record:
         return self.head.describe(prediction)
@@ -141,11 +165,12 @@ def head_for(
     counts: np.ndarray | None,
     sigmoid: bool = False,
     positive: str | None = None,
+    binary: bool = False,
 ) -> Head:
     """The head that fits the kind of target; arguments as those of `ClassHead`."""
     target = features.target
     if target.kind == CLASS:
-        return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid, positive=positive)
+        return ClassHead(target.names, class_weights, counts, sigmoid=sigmoid, positive=positive, binary=binary)
     if positive is not None:
         hint = "leave data.positive out"
         raise ConfigError("only of two classes, one an example, is one the positive", where="data.positive", hint=hint)

@@ -19,7 +19,9 @@ from bigctl.formatting import age, size
 from bigctl.runs import corpora
 
 if TYPE_CHECKING:
-    from bigctl.config.schema import Data, Tfds
+    from PIL.Image import Image
+
+    from bigctl.config.schema import Config, Data, Tfds
     from bigctl.data.cache import Prepared
     from bigctl.data.dataset import Dataset
     from bigctl.data.layouts.choose import BatchOptions
@@ -40,6 +42,7 @@ examples:
   bigctl data add flats homes.csv                      write presets/data/flats.yaml after a look at the file
   bigctl data mixture data.corpora.web.path=web.bin data.corpora.books.path=books
   bigctl data cifar10 --prepare                        download and decode it now
+  bigctl data digits recipe=cnn_cls recipe.augment.erase=0.5 --augmented seen.png
   bigctl data text data.path=book.txt --verify         are the files and the prepared form what they were?
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all
@@ -61,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clean", action="store_true", help="remove its prepared form")
     parser.add_argument("--all", action="store_true", help="with --clean: of every data set")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="write a grid of images")
+    parser.add_argument(
+        "--augmented", type=Path, metavar="FILE.png", help="write images beside what a recipe's training sees of them"
+    )
     common.add_json(parser)
 
 
@@ -68,14 +74,14 @@ def run(options: argparse.Namespace) -> int:
     if options.overrides[:1] == ["add"]:
         return _add(options)
     options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
-    if options.clean and (options.prepare or options.rebuild or options.verify or options.contact_sheet):
+    if options.clean and (options.prepare or options.rebuild or options.verify or _sheets(options)):
         raise ConfigError("--clean goes with nothing else than --all", hint="prepare in a second command")
     if options.all:
         if not options.clean or options.overrides:
             raise ConfigError("--all is for `bigctl data --clean --all`")
         return data_clean.clean_all(options)
     if not options.overrides:
-        if options.clean or options.prepare or options.rebuild or options.verify or options.contact_sheet:
+        if options.clean or options.prepare or options.rebuild or options.verify or _sheets(options):
             raise ConfigError(
                 "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
             )
@@ -89,10 +95,16 @@ def run(options: argparse.Namespace) -> int:
         return _show(options, wanted)
 
 
+def _sheets(options: argparse.Namespace) -> list[tuple[str, Path]]:
+    """The pictures that are to be written, by their flags."""
+    given = (("--contact-sheet", options.contact_sheet), ("--augmented", options.augmented))
+    return [(flag, file) for flag, file in given if file is not None]
+
+
 def _add(options: argparse.Namespace) -> int:
     from bigctl.cli import data_add
 
-    if options.clean or options.prepare or options.rebuild or options.all or options.contact_sheet:
+    if options.clean or options.prepare or options.rebuild or options.all or _sheets(options):
         raise ConfigError("bigctl data add looks at files and no more", hint="prepare in a second command")
     return data_add.run(options, options.overrides[1:])
 
@@ -105,12 +117,14 @@ class Wanted:
         regression: whether targets are numbers.
         tokenizer: a `tokenization.Spec`, where a recipe is composed that needs one.
         batches: `prepare`'s `BatchOptions`, likewise.
+        whole: all of the configuration.
     """
 
     data: Data
     regression: bool
     tokenizer: Spec | None
     batches: BatchOptions | None
+    whole: Config
 
     @property
     def form(self) -> dict[str, Any]:
@@ -132,7 +146,7 @@ def _configuration(options: argparse.Namespace) -> Wanted:
         from bigctl.engine import resolve
 
         data = resolve.data_of(config)
-    return Wanted(data, config.is_regression, tokenizer, batches)
+    return Wanted(data, config.is_regression, tokenizer, batches, dataclasses.replace(config, data=data))
 
 
 # ---------------------------------------------------------------------------------------------------------- one set
@@ -144,7 +158,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     config = wanted.data
     folder = cache.cache_folder(config, **wanted.form)
     was_there = folder.is_dir()
-    if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or options.contact_sheet):
+    if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or _sheets(options)):
         return _unprepared(options, cast("Tfds", config), folder)
     dataset = prepare.prepare(
         config, rebuild=options.rebuild, **wanted.form, batches=wanted.batches or prepare.NO_OPTIONS
@@ -161,14 +175,14 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     texts = preview.first_texts(dataset) if dataset.features.kind == "text" else []
     opening = preview.opening(dataset) if dataset.features.kind == "stream" else []
     packed = preview.first_documents(dataset) if "packing" in dataset.info else []
-    sheet = options.contact_sheet
-    if sheet is not None:
-        _write_sheet(dataset, sheet)
+    for flag, file in _sheets(options):
+        _write_sheet(dataset, wanted.whole, flag, file)
     if options.json:
         facts["columns"] = [dataclasses.asdict(column) for column in table]
         facts["texts"] = [{"class": name, "texts": first} for name, first in texts]
         facts["documents"] = [{"tokens": count, "text": text} for count, text in packed]
-        render.print_json({**facts, "contact_sheet": str(sheet) if sheet else None})
+        sheets = {flag[2:].replace("-", "_"): str(file) for flag, file in _sheets(options)}
+        render.print_json({**facts, "contact_sheet": None, **sheets})
         return 0
     print_facts(facts, config.kind)
     if table:
@@ -184,8 +198,8 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
         room = shutil.get_terminal_size().columns // 17  # pictures of 16 columns and a gap
         picked = [images[0] for _, images in preview.pick(dataset, each=1) if len(images)]
         print("\n".join(preview.blocks(picked[:room], side=16)) if room else "", file=terminal.unescaped(sys.stdout))
-    if sheet is not None:
-        print(f"contact sheet: {sheet}")
+    for flag, file in _sheets(options):
+        print(f"{'contact sheet' if flag == '--contact-sheet' else 'augmented'}: {file}")
     return 0
 
 
@@ -299,17 +313,30 @@ def print_columns(table: list[Column], targets: list[str]) -> None:
         print(f"... and {len(rows) - MOST_ROWS} more columns")
 
 
-def _write_sheet(dataset: Dataset, file: Path) -> None:
+def _write_sheet(dataset: Dataset, config: Config, flag: str, file: Path) -> None:
     from bigctl.data import preview
 
     if dataset.features.kind != "image" or not dataset.features.target.names:
-        raise ConfigError("only image data with classes has one", where="--contact-sheet")
+        raise ConfigError("only image data with classes has one", where=flag)
     if file.suffix.lower() != ".png":
-        raise ConfigError(f"{file} is no PNG file", where="--contact-sheet", hint=f"{file.stem}.png")
+        raise ConfigError(f"{file} is no PNG file", where=flag, hint=f"{file.stem}.png")
+    sheet = preview.contact_sheet(dataset) if flag == "--contact-sheet" else _augmented(dataset, config, flag)
     try:
-        preview.contact_sheet(dataset).save(file, format="PNG")
+        sheet.save(file, format="PNG")
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror or error}", where="--contact-sheet") from error
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}", where=flag) from error
+
+
+def _augmented(dataset: Dataset, config: Config, flag: str) -> Image:
+    from bigctl.data.augmentation import sheet
+    from bigctl.recipes import image_cls
+
+    augment = getattr(config.recipe, "augment", None)
+    if augment is None:
+        hint = "name one of images too: recipe=cnn_cls, and its keys such as recipe.augment.rotate=20"
+        raise ConfigError("how images are changed is told by a recipe", where=flag, hint=hint)
+    image_cls.require_colours(augment, dataset.features)
+    return sheet.augmented_sheet(dataset, augment, config.seed)
 
 
 def _truecolor() -> bool:

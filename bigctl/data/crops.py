@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 
 _CROPS = np.uint64(0x63726F7073)  # keys crops apart from the order of examples
 _ATTEMPTS = 10
-_RATIO = 4 / 3
+RATIO = 4 / 3
 """Largest width over height of what is drawn, for a square; the smallest is its inverse."""
 
 
@@ -52,7 +52,7 @@ def drawn(width: int, height: int, wanted: tuple[int, int], least: float, number
     It is what `RandomResizedCrop` of torchvision draws, after Szegedy et al. 2014: of ten attempts the first that fits
     counts, else the largest part in the middle whose shape is allowed.
     """
-    shape, spread = wanted[1] / wanted[0], math.log(_RATIO)
+    shape, spread = wanted[1] / wanted[0], math.log(RATIO)
     for share, ratio, down, right in numbers.tolist():
         area = width * height * (least + (1 - least) * share)
         aspect = shape * math.exp(spread * (2 * ratio - 1))
@@ -60,7 +60,7 @@ def drawn(width: int, height: int, wanted: tuple[int, int], least: float, number
         if 0 < columns <= width and 0 < rows <= height:
             left, top = int(right * (width - columns + 1)), int(down * (height - rows + 1))
             return float(left), float(top), float(left + columns), float(top + rows)
-    aspect = min(max(width / height, shape / _RATIO), shape * _RATIO)
+    aspect = min(max(width / height, shape / RATIO), shape * RATIO)
     columns, rows = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     left, top = (width - columns) // 2, (height - rows) // 2
     return float(left), float(top), float(left + columns), float(top + rows)

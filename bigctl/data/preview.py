@@ -228,11 +228,15 @@ def pick(dataset: Dataset, *, classes: int = 10, each: int = 8) -> list[tuple[st
 
 def contact_sheet(dataset: Dataset, *, classes: int = 10, each: int = 8, side: int = 64) -> Image.Image:
     """A grid of training images, one row a class with its name; each image fits into `side` pixels."""
-    picked = pick(dataset, classes=classes, each=each)
+    return sheet_of(pick(dataset, classes=classes, each=each), each, side)
+
+
+def sheet_of(picked: list[tuple[str, Images]], columns: int, side: int = 64) -> Image.Image:
+    """A grid of images, rows with their names; each image fits into `side` pixels."""
     gap, pen = 4, ImageDraw.Draw(Image.new("RGB", (1, 1)))
     labels = [name if len(name) <= 24 else f"{name[:23]}~" for name, _ in picked]
     left = max(round(pen.textlength(label)) for label in labels) + 3 * gap
-    size = (left + each * (side + gap), gap + len(picked) * (side + gap))
+    size = (left + columns * (side + gap), gap + len(picked) * (side + gap))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for row, (label, (_, images)) in enumerate(zip(labels, picked, strict=True)):

@@ -49,6 +49,37 @@ class BatchPlan:
         )
 
 
+def repeated(
+    order: BatchPlan | AlternatingPlan, batch_size: int, repeats: int
+) -> BatchPlan | AlternatingPlan | Repeated:
+    """The order, with each example several times in a batch."""
+    return order if repeats == 1 else Repeated(order, batch_size, repeats)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """An order in which each batch holds fewer examples, each of them several times (Hoffer et al. 2019; Berman et al.
+    2019). It shows each example as often as the order itself does, but for the end.
+
+    Attributes:
+        order: of the examples.
+        batch_size: a multiple of `repeats`.
+        repeats: how often an example is in a batch; the same ones follow each other as often, so neighbours differ.
+    """
+
+    order: BatchPlan | AlternatingPlan
+    batch_size: int
+    repeats: int
+
+    def indices(self, position: int, count: int) -> np.ndarray:
+        """As those of `BatchPlan`."""
+        distinct = self.batch_size // self.repeats
+        batch, place = np.divmod(np.arange(position, position + count, dtype=np.int64), self.batch_size)
+        wanted = batch * distinct + place % distinct
+        first = int(wanted.min()) if count else 0
+        return self.order.indices(first, int(wanted.max()) + 1 - first if count else 0)[wanted - first]
+
+
 @dataclass(frozen=True)
 class AlternatingPlan:
     """The order of training examples, which are mirrored in every other epoch; an `Order`.

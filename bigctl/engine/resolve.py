@@ -116,7 +116,7 @@ def _decided(data: Data, dataset: Dataset) -> Data:
 
 
 def data_of(config: Config) -> Data:
-    """The data's configuration; random parts of pictures need them encoded, however few there are."""
+    """The data's configuration; random parts of pictures are drawn of encoded ones, however few there are."""
     options, open_ended = batch_options(config), getattr(config.data, "decoding", schema.DECODE_MEMORY) is None
     if not options.least or not open_ended:
         return config.data
@@ -176,8 +176,8 @@ def batch_options(config: Config) -> BatchOptions:
     augment = getattr(config.recipe, "augment", None)
     if augment is not None:
         least, threads = augment.random_resized_crop, getattr(config.data, "decoding_threads", None)
-        alternating = augment.flip == "alternating"
-        options = dataclasses.replace(options, least=least, threads=threads, alternating=alternating)
+        options = dataclasses.replace(options, least=least, threads=threads)
+        options = dataclasses.replace(options, alternating=augment.flip == "alternating", repeats=augment.repeats)
     if (packing := getattr(config.recipe, "packing", None)) is not None:
         options = dataclasses.replace(options, packing=packing, end_token=getattr(config.recipe, "end_token", None))
     bucketing = getattr(config.recipe, "bucketing", None)

@@ -50,7 +50,8 @@ class Forward:
 
         def headless(model: nnx.Module, batch: Batch) -> jax.Array:
             model.head = _Nothing()  # type: ignore[attr-defined]
-            found: jax.Array = self._programs.task.outputs(model, batch)  # type: ignore[attr-defined]
+            task: Any = self._programs.task
+            found: jax.Array = task.outputs(model, task.seen(batch))
             return found.astype(jnp.float32).reshape(len(found), -1)
 
         return self._compiled(headless)

@@ -123,6 +123,39 @@ def test_contact_sheet_that_cannot_be_made_is_refused(bigctl: Cli) -> None:
         assert "--contact-sheet" in bigctl("data", arguments[0], "--contact-sheet", arguments[1], code=2).stderr
 
 
+def test_the_augmented_sheet_shows_images_beside_what_training_sees_of_them(bigctl: Cli) -> None:
+    still = [f"recipe.augment.{name}=0" for name in ("rotate", "scale", "shift")]
+    recipe = ["data", "digits", "recipe=cnn_cls", *still]
+    told = bigctl.json(*recipe, "recipe.augment.flip=horizontal", "--augmented", "seen.png")
+    assert told["augmented"] == "seen.png" and told["contact_sheet"] is None
+    with Image.open(bigctl.folder / "seen.png") as sheet:
+        pixels = np.asarray(sheet)
+    first, labels = (np.load(Path(told["path"]) / f"train.{name}.npy") for name in ("inputs", "label"))
+    left, mirrored = pixels.shape[1] - 8 * 68, 0
+    for row in range(10):
+        image = first[np.flatnonzero(labels == row)[0], :, :, 0]
+        top = 4 + 68 * row
+        cells = [pixels[top : top + 64 : 8, x : x + 64 : 8, 0] for x in range(left, left + 8 * 68, 68)]
+        np.testing.assert_array_equal(cells[0], image)
+        assert all(np.array_equal(cell, image) or np.array_equal(cell, image[:, ::-1]) for cell in cells[1:])
+        mirrored += sum(np.array_equal(cell, image[:, ::-1]) for cell in cells[1:])
+    assert 20 < mirrored < 50  # of 70
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["digits"], "recipe=cnn_cls"),
+        (["digits", "recipe=cnn_cls", "recipe.augment.hue=0.1"], "recipe.augment.hue"),
+        (["digits", "recipe=cnn_cls", "recipe.augment.magnitude=31"], "recipe.augment.magnitude"),
+        (["breast_cancer", "recipe=mlp_cls"], "only image data"),
+    ],
+)
+def test_an_augmented_sheet_that_cannot_be_made_is_refused(bigctl: Cli, arguments: list[str], told: str) -> None:
+    assert told in bigctl("data", *arguments, "--augmented", "seen.png", code=2).stderr
+    assert not (bigctl.folder / "seen.png").exists()
+
+
 def test_looking_at_data_does_not_start_jax(bigctl: Cli) -> None:
     import subprocess
     import sys

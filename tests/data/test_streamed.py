@@ -18,7 +18,7 @@ from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.streamed import Streamed
 from bigctl.data.sources import image_decoding, image_index, listing
-from bigctl.errors import BigctlError, DataError
+from bigctl.errors import DataError
 
 SIZE = [24, 20]
 
@@ -280,10 +280,3 @@ def test_touched_or_copied_files_of_the_same_content_are_the_same_data(photograp
     second = streamed(copy)
     assert second.fingerprint == first.fingerprint and second.path != first.path
     assert Path(images(second).store.name(0)).is_relative_to(copy)
-
-
-def test_random_parts_need_pictures_that_stay_encoded() -> None:
-    wanted = ["recipe=cnn_cls", "recipe.augment.random_resized_crop=0.08"]
-    for data in (["data=digits"], ["data=image_folder", "data.path=x", "data.decoding=memory"]):
-        with pytest.raises(BigctlError, match="decoded while training"):
-            compose.compose([*wanted, *data])

@@ -14,6 +14,7 @@ from optax.contrib import muon
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.optim import optimizers
+from bigctl.optim.lamb import scale_by_trust_ratio
 from bigctl.parallel.partition import path_name
 from bigctl.training.checkpoints.arrays import flatten
 
@@ -61,6 +62,11 @@ def mask(params: Any) -> Any:
     return {"dense": {"kernel": True, "bias": False}, "conv": {"kernel": True}, "scale": False}
 
 
+def with_trust_ratio(lr: float, ratio: optax.GradientTransformation) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(0.02, mask)
+    return optax.chain(optax.scale_by_adam(eps=1e-6), decay, optax.masked(ratio, mask), optax.scale(-lr))
+
+
 RULES = {
     "adamw": (schema.AdamW(lr=0.01, weight_decay=0.1), optax.adamw(0.01, weight_decay=0.1, mask=mask)),
     "adamw's numbers": (
@@ -71,6 +77,7 @@ RULES = {
     "momentum": (schema.Sgd(lr=0.05), optax.sgd(0.05, momentum=0.9)),
     "nesterov": (schema.Sgd(momentum=0.8, nesterov=True), optax.sgd(0.1, momentum=0.8, nesterov=True)),
     "adagrad": (schema.Adagrad(), optax.adagrad(1e-2, initial_accumulator_value=0.1, eps=1e-14)),
+    "lamb": (schema.Lamb(lr=0.01), with_trust_ratio(0.01, optax.scale_by_trust_ratio())),
     "lion": (schema.Lion(weight_decay=0.3), optax.lion(1e-4, 0.9, 0.99, weight_decay=0.3, mask=mask)),
 }  # fmt: skip
 
@@ -124,7 +131,9 @@ def test_eps_of_adagrad_is_added_to_the_denominator_as_in_torch(gradient):
     assert float(updates["bias"][0]) == pytest.approx(-gradient / (gradient + 1e-7), rel=1e-5)
 
 
-@pytest.mark.parametrize("config", [schema.Sgd(), schema.Adagrad(), schema.AdamW(), schema.Lion(), schema.Muon()])
+@pytest.mark.parametrize(
+    "config", [schema.Sgd(), schema.Adagrad(), schema.AdamW(), schema.Lion(), schema.Lamb(), schema.Muon()]
+)
 def test_what_is_turned_on_or_off_leaves_the_state_of_the_others_in_its_place(config):
     plain = {path_name(p) for p, _ in jax.tree_util.tree_flatten_with_path(state_of(config))[0]}
     for keys in ({"clip": 1.0}, {"layer_decay": 0.5}, {"clip": 1.0, "layer_decay": 0.5}):
@@ -267,3 +276,31 @@ def test_a_plugin_builds_its_own_rule():
 
     own = Own(kind="own", lr=0.2)
     equal(updated(optimizers.update_rule(own, numbers(own), 0.5)), updated(optax.sgd(0.1)))
+
+
+def test_the_trust_ratio_of_stacked_layers_is_each_layers_own():
+    rng = np.random.default_rng(0)
+    weights, updates = (rng.normal(size=(3, 4, 5)).astype(np.float32) for _ in range(2))
+    weights *= np.array([1, 10, 100], np.float32)[:, None, None]
+    rule = scale_by_trust_ratio(("layers",))
+    found = rule.update({"layers": {"kernel": updates}}, rule.init(None), {"layers": {"kernel": weights}})[0]
+    plain = optax.scale_by_trust_ratio()
+    for number in range(3):
+        expected = plain.update([updates[number]], plain.init(None), [weights[number]])[0][0]
+        np.testing.assert_allclose(found["layers"]["kernel"][number], expected, rtol=1e-5)
+
+
+def test_lamb_is_that_of_timm():
+    torch, reference = pytest.importorskip("torch"), pytest.importorskip("timm.optim")
+    config = schema.Lamb(lr=0.01, weight_decay=0.1)
+    kernel = torch.nn.Parameter(torch.tensor(PARAMS["dense"]["kernel"]))
+    bias = torch.nn.Parameter(torch.tensor(PARAMS["dense"]["bias"]))
+    groups = [{"params": [kernel], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    rule = reference.Lamb(groups, lr=0.01, max_grad_norm=None)
+    for number in range(5):
+        grads = gradients(number)["dense"]
+        kernel.grad, bias.grad = torch.tensor(grads["kernel"]), torch.tensor(grads["bias"])
+        rule.step()
+    found = updated(optimizers.update_rule(config, numbers(config)))["dense"]
+    np.testing.assert_allclose(found["kernel"], kernel.detach(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["bias"], bias.detach(), rtol=1e-5, atol=1e-6)

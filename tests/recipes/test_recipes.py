@@ -10,9 +10,14 @@ import optax
 import pytest
 from bigctl.recipes import classification as cls
 from bigctl.recipes import image_cls, regression
+from flax import nnx
 from sklearn import metrics as reference
 from sklearn.utils.class_weight import compute_class_weight
 
+import bigctl
+from bigctl import randomness
+from bigctl.data.augmentation import pipeline
+from bigctl.engine import experiment
 from bigctl.errors import ConfigError
 from bigctl.training import metrics
 
@@ -58,6 +63,48 @@ def test_label_smoothing_mixes_in_the_uniform_distribution():
     sums = cls.training_sums(logits, labels, ONES, smoothing=jnp.float32(0.1))
     assert mean(sums["loss"]) == pytest.approx(expected, rel=1e-5)
     assert expected != pytest.approx(mean(cls.training_sums(logits, labels, ONES)["loss"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_binary_cross_entropy_is_the_mean_over_the_classes(smoothing):
+    # torch.nn.BCEWithLogitsLoss()(logits, targets), which timm's BinaryCrossEntropy is too
+    logits, labels = batch()
+    targets = (1 - smoothing) * np.eye(CLASSES)[labels] + smoothing / CLASSES
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -(targets * np.log(probability) + (1 - targets) * np.log1p(-probability)).mean(1)
+    sums = cls.training_sums(logits, labels, ONES, smoothing=smoothing, binary=True)
+    assert mean(sums["loss"]) == pytest.approx(expected.mean(), rel=1e-5)
+    assert mean(sums["accuracy"]) == pytest.approx(np.mean(logits.argmax(1) == labels))
+    weights = np.array([0.5, 2.0, 1.0, 0.0, 3.0])
+    sums = cls.training_sums(logits, labels, ONES, smoothing=smoothing, class_weights=jnp.float32(weights), binary=True)
+    assert mean(sums["loss"]) == pytest.approx(np.average(expected, weights=weights[labels]), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_the_loss_of_mixed_images_is_that_of_their_mixed_targets(loss):
+    keys = [f"recipe.augment.{name}=0" for name in ("rotate", "scale", "shift")]
+    keys += ["recipe.augment.mixup=0.8", "recipe.augment.cutmix=1", f"recipe.loss={loss}"]
+    built = experiment.build(bigctl.compose(["recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[]", *keys]))
+    task, split = built.programs.task, built.dataset.splits["train"]
+    model = task.build(nnx.Rngs(0))
+    given = {name: jnp.asarray(values[:N]) for name, values in split.items()}
+    given |= {"mask": jnp.asarray([1.0] * (N - 3) + [0.0] * 3), "number": jnp.arange(N)}
+    key = randomness.key(0, randomness.AUGMENTATION)
+    images, share = pipeline.mix(given["inputs"], task.recipe.augment, key, given["number"], given["mask"] > 0)
+    assert float((share < 1).mean()) > 0.2 and images.shape == given["inputs"].shape
+    logits = np.asarray(task.outputs(model, {**given, "inputs": images}))
+    own, others = (np.eye(10)[np.asarray(labels)] for labels in (given["label"], given["label"][np.arange(N) ^ 1]))
+    target = share[:, None] * own + (1 - share[:, None]) * others
+    each = (
+        optax.sigmoid_binary_cross_entropy(logits, target).mean(1)
+        if loss == "bce"
+        else (optax.softmax_cross_entropy(logits, target))
+    )
+    sums = task.loss(model, given, key, key, {"recipe.label_smoothing": 0.0})
+    assert float(sums["loss"][1]) == pytest.approx(N - 3)
+    assert mean(sums["loss"]) == pytest.approx(float(each[: N - 3].mean()), rel=1e-5)
+    hits = np.take_along_axis(np.asarray(target), logits.argmax(1)[:, None], 1)[:, 0]
+    assert mean(sums["accuracy"]) == pytest.approx(float(hits[: N - 3].mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

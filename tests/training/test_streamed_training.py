@@ -19,6 +19,12 @@ RUN = [
     "train.log_every=2", "checkpoint.every=4",
 ]  # fmt: skip
 
+CHANGED = [
+    "recipe.loss=bce", "recipe.augment.policy=trivialaugment", "recipe.augment.saturation=0.4",
+    "recipe.augment.hue=0.1", "recipe.augment.erase=0.5", "recipe.augment.erase_fill=noise", "recipe.augment.mixup=0.2",
+    "recipe.augment.cutmix=1", "recipe.augment.repeats=2", "recipe.augment.center_crop=0.9",
+]  # fmt: skip
+
 
 def pictures(folder: Path) -> Path:
     rng = np.random.default_rng(0)
@@ -47,6 +53,17 @@ def test_a_streamed_run_is_trained_scored_and_predicted_with(tmp_path: Path, mon
 def test_a_streamed_run_that_is_killed_ends_bit_equal(bigctl: Cli) -> None:
     pictures(bigctl.folder / "pictures")
     often = ["train.steps_per_dispatch=1", "eval.every=15"]
-    command = ["verify-resume", *RUN, "data.path=pictures", *often, "--steps", "60", "--kills", "4", "--quiet"]
+    command = [
+        "verify-resume",
+        *RUN,
+        *CHANGED,
+        "data.path=pictures",
+        *often,
+        "--steps",
+        "60",
+        "--kills",
+        "4",
+        "--quiet",
+    ]
     told = bigctl.json(*command)
     assert told["ok"] and len(told["kills"]) == 4 and not told["lost"]

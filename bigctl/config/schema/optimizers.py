@@ -114,6 +114,19 @@ class Lion(Optimizer):
 
 
 @dataclass
+class Lamb(Adam):
+    """Adam with a trust ratio a matrix, for large batches."""
+
+    implementation: ClassVar[str] = "bigctl.optim.lamb:lamb"
+    kind: str = kind("lamb")
+    lr: float = key(5e-3, "Peak learning rate.", traced=True, gt=0)
+    weight_decay: float = key(
+        0.02, "Decoupled weight decay, times the learning rate; never on biases and norms.", traced=True, ge=0
+    )
+    eps: float = key(1e-6, "Added to the denominator.", gt=0)
+
+
+@dataclass
 class Muon(Optimizer):
     """Orthogonalised momentum for the matrices inside a network (Jordan et al. 2024), Adam for all else."""
 

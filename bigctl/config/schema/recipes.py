@@ -7,34 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bigctl.config.schema.augment import Augment
 from bigctl.config.schema.base import FREE, STRUCTURAL, Component, Problem, Whole, cadence_problems, key, kind
-from bigctl.config.schema.data import DECODE_MEMORY
 from bigctl.config.schema.extensions import Metric
 from bigctl.config.schema.models import Model
 from bigctl.config.schema.tokenizers import NgramTokenizer, StreamTokenizer, Tokenizer
 from bigctl.errors import ConfigError
 
 MAX, MIN = "max", "min"
-
-
-@dataclass
-class Augment:
-    """Random changes of training images, drawn for every example and step, composed in the order listed here."""
-
-    random_resized_crop: float = key(
-        0.0, "Smallest share of a picture's area that training sees of it, a part of 3/4 to 4/3 of its shape, resized; "
-        "0.08 is usual for photographs, 0 is for all of it. Drawn before decoding: data.decoding=stream.", ge=0, le=1,
-    )  # fmt: skip
-    rotate: float = key(0.0, "Largest rotation either way [degrees].", ge=0)
-    scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.", ge=0, lt=1)
-    shift: float = key(0.0, "Largest shift along each axis [fraction of the image].", ge=0)
-    flip: str = key(
-        "none", "Mirror half of the images: drawn anew each time, or (alternating) left to right, each image in every "
-        "other epoch.", choices=("none", "horizontal", "vertical", "both", "alternating"),
-    )  # fmt: skip
-    crop: int = key(0, "Pad by this many pixels, then crop back at random [pixels].", ge=0)
-    border: str = key("black", "What images are padded with for that: nothing (black), or what is inside, mirrored.",
-                      choices=("black", "reflect"))  # fmt: skip
+CROSS_ENTROPY, BCE = "cross_entropy", "bce"
 
 
 @dataclass
@@ -176,6 +157,10 @@ class ImageCls(Classification):
 
     implementation: ClassVar[str] = "bigctl.recipes.image_cls:ImageCls"
     inputs: ClassVar[str] = "images"
+    loss: str = key(
+        CROSS_ENTROPY, "Of one class an example: cross_entropy, or bce, a yes or no to every class, the mean over the "
+        "classes (Wightman et al. 2021).", choices=(CROSS_ENTROPY, BCE),
+    )  # fmt: skip
     augment: Augment = key(Augment, "Changes of the training images.")
     mean: list[float] | None = key(
         None, "What is taken off each channel, of pixels from 0 to 1; null for what the weights of model.init_from "
@@ -187,13 +172,10 @@ class ImageCls(Classification):
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)
-        if self.augment.random_resized_crop and getattr(config.data, "decoding", DECODE_MEMORY) == DECODE_MEMORY:
-            what = "random parts are of pictures that are decoded while training"
-            hint = "set data.decoding=stream, of images in files; recipe.augment.crop is for decoded ones"
-            yield "recipe.augment.random_resized_crop", what, hint
         if (self.mean is None) != (self.std is None):
             name, other = ("std", "mean") if self.mean is None else ("mean", "std")
             yield f"recipe.{other}", f"recipe.{name} is given without recipe.{other}", "give both, or neither"
+        yield from self.augment.problems(config)
 
 
 @dataclass

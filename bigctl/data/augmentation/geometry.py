@@ -31,12 +31,9 @@ def affine(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "
     stride, rows = width + 3, height + 3
     padded = jnp.pad(images.astype(jnp.float32), ((0, 0), (1, 2), (1, 2), (0, 0)))
     flat = padded.reshape(batch * rows * stride, channels)
-    cy, cx = (height - 1) / 2, (width - 1) / 2
-    y, x = (jnp.arange(height) - cy)[None, :, None], (jnp.arange(width) - cx)[None, None, :]
-    m = matrices[:, :, :, None, None]
     # Clipped into the border of zeros, so every index below is inside.
-    row = jnp.clip(m[:, 0, 0] * y + m[:, 0, 1] * x + m[:, 0, 2] + cy, -1, height)
-    column = jnp.clip(m[:, 1, 0] * y + m[:, 1, 1] * x + m[:, 1, 2] + cx, -1, width)
+    row, column = _places(matrices, height, width)
+    row, column = jnp.clip(row, -1, height), jnp.clip(column, -1, width)
     row0, column0 = jnp.floor(row), jnp.floor(column)
     down, right = (row - row0)[..., None], (column - column0)[..., None]
     image = jnp.arange(batch, dtype=jnp.int32)[:, None, None] * (rows * stride)
@@ -48,6 +45,29 @@ def affine(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "
     upper = at(0) + (at(1) - at(0)) * right
     lower = at(stride) + (at(stride + 1) - at(stride)) * right
     return upper + (lower - upper) * down
+
+
+def nearest(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "batch height width channels"]:
+    """Like `affine`, each pixel being the nearest one of the input, black outside: `grid_sample(mode="nearest")`."""
+    batch, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    flat = padded.reshape(batch * (height + 2) * (width + 2), channels)
+    row, column = _places(matrices, height, width)
+    row = jnp.clip(jnp.round(row), -1, height).astype(jnp.int32) + 1
+    column = jnp.clip(jnp.round(column), -1, width).astype(jnp.int32) + 1
+    image = jnp.arange(batch, dtype=jnp.int32)[:, None, None] * (height + 2)
+    return flat.at[(image + row) * (width + 2) + column].get(mode="promise_in_bounds")
+
+
+def _places(
+    matrices: Float[Array, "batch 2 3"], height: int, width: int
+) -> tuple[Float[Array, "batch height width"], Float[Array, "batch height width"]]:
+    """Row and column of the input that each pixel of the output shows."""
+    cy, cx = (height - 1) / 2, (width - 1) / 2
+    y, x = (jnp.arange(height) - cy)[None, :, None], (jnp.arange(width) - cx)[None, None, :]
+    m = matrices[:, :, :, None, None]
+    row = m[:, 0, 0] * y + m[:, 0, 1] * x + m[:, 0, 2] + cy
+    return row, m[:, 1, 0] * y + m[:, 1, 1] * x + m[:, 1, 2] + cx
 
 
 def flip(image: Array, key: jax.Array, direction: str) -> Array:

@@ -32,6 +32,7 @@ class BatchOptions:
         least: share of a picture's area that a random part of it has at least; 0 for no random parts.
         threads: that decode pictures; None for one a core.
         alternating: whether training sees each picture mirrored in every other epoch.
+        repeats: how often an example of a fixed shape is in a training batch.
         packing: what windows of one long text are: parts of it (WINDOWS), or documents that do not see each other
             (DOCUMENTS).
         end_token: the token that ends a document; None for the tokenizer's.
@@ -44,6 +45,7 @@ class BatchOptions:
     least: float = 0.0
     threads: int | None = None
     alternating: bool = False
+    repeats: int = 1
     packing: str = WINDOWS
     end_token: int | None = None
 
@@ -66,9 +68,9 @@ def choose_layout(features: Features, splits: Mapping[str, Columns], options: Ba
     if "inputs" not in train:
         return None
     if isinstance(train["inputs"], EncodedImages):
-        return Streamed(options.least, options.threads, options.alternating)
+        return Streamed(options.least, options.threads, options.alternating, options.repeats)
     if "offsets" not in train:
-        return Rows(options.alternating)
+        return Rows(options.alternating, options.repeats)
     tokens, examples = len(train["inputs"]), len(train["offsets"]) - 1
     aligned = [name for name, values in train.items() if len(values) == tokens != examples and name != "inputs"]
     token_columns = ("inputs", *(name for name in aligned if name != "offsets"))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size, without_mirror
-from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan
+from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, repeated
 
 LARGEST_BATCH = 512
 """Examples of an evaluation batch."""
@@ -22,9 +22,11 @@ class Rows:
     Attributes:
         alternating: whether training sees each example mirrored in every other epoch: then a batch has a column
             `mirrored`, bool [batch], and indices are those of an `AlternatingPlan`.
+        repeats: how often an example is in a training batch.
     """
 
     alternating: bool = False
+    repeats: int = 1
     kind: ClassVar[str] = "rows"
 
     def size(self, columns: Arrays, *, training: bool) -> int:
@@ -32,7 +34,8 @@ class Rows:
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
         order = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
-        return FixedPlan(AlternatingPlan(order) if self.alternating else order, batch_size)
+        shown = AlternatingPlan(order) if self.alternating else order
+        return FixedPlan(shown if frozen else repeated(shown, batch_size, self.repeats), batch_size)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
         count = self.size(columns, training=False)

@@ -25,7 +25,7 @@ from bigctl.data.layouts.layout import (
     without_mirror,
 )
 from bigctl.data.layouts.rows import LARGEST_BATCH
-from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan
+from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, repeated
 
 _LARGEST_BYTES = 2**25
 """Of an evaluation batch of large pictures."""
@@ -40,11 +40,13 @@ class Streamed:
         least: share of a picture's area that a random part of it has at least; 0 for no random parts.
         threads: that decode; None for one a core.
         alternating: whether training sees each picture mirrored in every other epoch, see `Rows`.
+        repeats: how often an example is in a training batch, each time another part of it.
     """
 
     least: float = 0.0
     threads: int | None = None
     alternating: bool = False
+    repeats: int = 1
     kind: ClassVar[str] = "streamed"
 
     def size(self, columns: Arrays, *, training: bool) -> int:
@@ -52,7 +54,8 @@ class Streamed:
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> TrainingPlan:
         order = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
-        rows = FixedPlan(AlternatingPlan(order) if self.alternating else order, batch_size)
+        shown = AlternatingPlan(order) if self.alternating else order
+        rows = FixedPlan(shown if frozen else repeated(shown, batch_size, self.repeats), batch_size)
         return rows if frozen or not self.least else PartsPlan(rows, seed)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
