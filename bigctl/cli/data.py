@@ -328,6 +328,7 @@ def _write_sheet(dataset: Dataset, config: Config, flag: str, file: Path) -> Non
 
 
 def _augmented(dataset: Dataset, config: Config, flag: str) -> Image:
+    from bigctl.config import checks
     from bigctl.data.augmentation import sheet
     from bigctl.recipes import image_cls
 
@@ -335,6 +336,7 @@ def _augmented(dataset: Dataset, config: Config, flag: str) -> Image:
     if augment is None:
         hint = "name one of images too: recipe=cnn_cls, and its keys such as recipe.augment.rotate=20"
         raise ConfigError("how images are changed is told by a recipe", where=flag, hint=hint)
+    checks.check(config, {}, only="recipe.augment.")
     image_cls.require_colours(augment, dataset.features)
     return sheet.augmented_sheet(dataset, augment, config.seed)
 

@@ -126,8 +126,8 @@ for where in (jax.devices()[0], NamedSharding(mesh, PartitionSpec("data"))):
     found.append([np.asarray(each) for each in result] + [len(result[0].sharding.device_set)])
 (one, share, single), (eight, shares, several) = found
 off = np.abs(one - eight)
-print(json.dumps({"devices": [single, several], "shares": bool((share == shares).all()), "mixed": int((share < 1).sum()),
-                  "same": float((off < 1e-2).mean()), "largest": float(off.max())}))
+print(json.dumps({"devices": [single, several], "shares": bool((share == shares).all()),
+                  "mixed": int((share < 1).sum()), "same": float((off < 1e-2).mean()), "largest": float(off.max())}))
 """
 
 
