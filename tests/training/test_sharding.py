@@ -108,14 +108,14 @@ def test_every_mesh_gives_the_losses_of_one_device(recipe: str, meshes: list[str
 _DRAWS = """
 import json
 import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bigctl import randomness
 from bigctl.config.schema import Augment
 from bigctl.data.augmentation import pipeline
 config = Augment(random_resized_crop=0.3, rotate=20, flip="both", crop=2, brightness=0.3, hue=0.2, erase=0.5,
                  erase_fill="noise", policy="trivialaugment", mixup=0.4, cutmix=1.0)
 images = np.random.default_rng(0).integers(0, 256, (32, 12, 12, 3)).astype(np.uint8)
-mesh = jax.make_mesh((8,), ("data",))
+mesh = Mesh(np.array(jax.devices()), ("data",))
 def change(images, key, numbers):
     images = pipeline.augment(images, config, key, numbers, None, (0.5,) * 3, (0.2,) * 3)
     return pipeline.mix(images, config, key, numbers, numbers >= 0)
@@ -126,15 +126,15 @@ for where in (jax.devices()[0], NamedSharding(mesh, PartitionSpec("data"))):
     found.append([np.asarray(each) for each in result] + [len(result[0].sharding.device_set)])
 (one, share, single), (eight, shares, several) = found
 off = np.abs(one - eight)
-print(json.dumps({"devices": [single, several], "shares": bool((share == shares).all()),
+print(json.dumps({"devices": [single, several], "shares": float(np.abs(share - shares).max()),
                   "mixed": int((share < 1).sum()), "same": float((off < 1e-2).mean()), "largest": float(off.max())}))
 """
 
 
 def test_augmentation_draws_the_same_on_eight_devices() -> None:
-    """Shares of mixing to the bit, images but for the last bits, which may round a number of a policy otherwise."""
+    """All but the last bits of floats, which may round a number of a policy otherwise."""
     found = on_eight_devices(_DRAWS)
-    assert found["devices"] == [1, 8] and found["shares"] and found["mixed"] > 25
+    assert found["devices"] == [1, 8] and found["shares"] < 1e-6 and found["mixed"] > 25
     assert found["same"] > 0.999 and found["largest"] < 3
 
 

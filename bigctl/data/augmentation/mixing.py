@@ -57,11 +57,12 @@ def apply(
         real: which are examples, and do not only pad; others are not mixed in.
     """
     height, width = images.shape[1:3]
-    inside = boxes.inside(mix.box, height, width)
+    inside, mixes = boxes.inside(mix.box, height, width), neighbours(real)
+    share = mix.share * (1.0 - mix.box[:, 2] * mix.box[:, 3] / (height * width))
     own = mix.share[:, None, None] * jnp.where(inside, 0.0, 1.0)
-    own = jnp.where(neighbours(real)[:, None, None], own, 1.0)
+    own = jnp.where(mixes[:, None, None], own, 1.0)[..., None]
     images = images.astype(jnp.float32)
-    return own[..., None] * images + (1.0 - own[..., None]) * neighbours(images), own.mean(axis=(1, 2))
+    return own * images + (1.0 - own) * neighbours(images), jnp.where(mixes, share, 1.0)
 
 
 def neighbours(values: Array) -> Array:
