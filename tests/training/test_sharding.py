@@ -44,7 +44,10 @@ RECIPES = {
         "recipe.augment.cutmix=1", "recipe.augment.erase=0.5", "recipe.augment.random_resized_crop=0.5",
     ],
     "resnet_cls": ["recipe=resnet_cls", "model.blocks=[1,1]", "model.width=4", "model.drop_path=0.2"],
-    "vit_cls": ["recipe=vit_cls", "model.layers=2", "model.width=8", "model.intermediate=16", "model.drop_path=0.2"],
+    "vit_cls": [
+        "recipe=vit_cls", "optimizer=adamw", "model.layers=2", "model.width=8", "model.intermediate=16",
+        "model.drop_path=0.2",
+    ],
     "speed_cls": ["recipe=speed_cls", "model.widths=[4,5]", "recipe.augment.flip=alternating"],
     "mlp_cls": ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[32,16]", "model.norm=batch"],
 }  # fmt: skip
