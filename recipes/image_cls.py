@@ -43,6 +43,8 @@ class ImageCls(Supervised):
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
         super().__init__(config, features, class_counts, binary=self.recipe.loss == schema.BCE)
         require_colours(self.recipe.augment, features)
+        self.dtype = jnp.dtype(config.train.precision)
+        self.changes = changes_of(config, self.recipe.augment)
         self.tta = config.eval.tta
         _check_border(self.recipe.augment, features.shape)
         self.mean, self.std = self._statistics()
@@ -60,8 +62,6 @@ class ImageCls(Supervised):
                 hint = f"data.channels={len(given)} reads files so; or choose other weights"
                 raise ConfigError(message, where=f"recipe.{name}", hint=hint)
         return tuple(mean), tuple(std)
-        self.changes = changes_of(config, self.recipe.augment)
-        self.dtype = jnp.dtype(config.train.precision)
 
     def look(self, columns: Mapping[str, Any]) -> None:
         if size := self.model_config.whitens:
