@@ -54,7 +54,7 @@ class ProbeTask(ImageCls):
         super().__init__(config, features, class_counts)
         self.probe = schema.Probe.require(config.recipe, by="ProbeTask")
         head = getattr(nnx.eval_shape(lambda: self.build(nnx.Rngs(0))), "head", None)
-        if not hasattr(head, "kernel") or head.bias is None:
+        if head is None or not hasattr(head, "kernel") or head.bias is None:
             message = f"model={config.model.kind} has no linear layer called `head`, with a bias"
             raise ConfigError(message, where="recipe.kind", hint="recipe=probe solves for that layer")
         self.feature_width = int(head.kernel.shape[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -179,7 +179,8 @@ def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared), task.example_shapes(config.train.batch_size)
     )
     hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), programs.hparams)
-    traced = programs.step_sent.trace(programs.abstract_state, batch, hparams)
+    step = cast(Program, programs.step_sent)
+    traced = step.trace(programs.abstract_state, batch, hparams)
     return traced, traced.lower().compile(), batch
 
 

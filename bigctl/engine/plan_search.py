@@ -144,8 +144,7 @@ def changed(config: Config, changes: Changes) -> Config:
     """The configuration with other values of some keys."""
     for key, value in changes.items():
         group, _, name = key.partition(".")
-        part: Any = dataclasses.replace(getattr(config, group), **{name: value})
-        whole: dict[str, Any] = {group: part}
+        whole: dict[str, Any] = {group: dataclasses.replace(getattr(config, group), **{name: value})}
         config = dataclasses.replace(config, **whole)
     return config
 

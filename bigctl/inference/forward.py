@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Forward:
 
         def headless(model: nnx.Module, batch: Batch) -> jax.Array:
             model.head = _Nothing()  # type: ignore[attr-defined]
-            task: Any = self._programs.task
+            task = cast(Any, self._programs.task)
             found: jax.Array = task.outputs(model, task.seen(batch))
             return found.astype(jnp.float32).reshape(len(found), -1)
 

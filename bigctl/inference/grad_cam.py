@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from bigctl.inference.predictor import Predictor
+from bigctl.training.state import Tree
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ def class_activation(
         return None
     structure, state = nnx.split(trained.model)
 
-    def ask(state: nnx.State, images: Array, added: Array) -> tuple[Array, Array]:
+    def ask(state: Tree, images: Array, added: Array) -> tuple[Array, Array]:
         model, task = cast(Any, nnx.merge(structure, state)), cast(Any, trained.task)
         # The task standardises pictures and asks the network, whatever it gives.
         found: tuple[Array, Array] = task.outputs(lambda x: model.inspect(x, added), {"inputs": images})
@@ -58,21 +59,21 @@ def class_activation(
 
 
 def activations(
-    ask: Callable[[nnx.State, Array, Array], tuple[Array, Array]],
-    state: nnx.State,
+    ask: Callable[[Tree, Array, Array], tuple[Array, Array]],
+    state: Tree,
     images: np.ndarray,
     classes: np.ndarray,
 ) -> Float[np.ndarray, "batch rows columns"]:
     """The same of any function of (state, images, what is added to the maps) that gives logits and maps."""
 
-    def score(added: Array, state: nnx.State, images: Array, classes: Array) -> tuple[Array, Array]:
+    def score(added: Array, state: Tree, images: Array, classes: Array) -> tuple[Array, Array]:
         logits, maps = ask(state, images, added)
         logits = logits.astype(jnp.float32)
         if logits.shape[-1] == 1:  # the log-odds of the second of two classes
             logits = jnp.concatenate([-logits, logits], -1)
         return jnp.take_along_axis(logits, classes[:, None], 1).sum(), maps
 
-    def found(state: nnx.State, images: Array, classes: Array) -> Array:
+    def found(state: Tree, images: Array, classes: Array) -> Array:
         shape = jax.eval_shape(score, jnp.zeros(()), state, images, classes)[1]
         gradient, maps = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype), state, images, classes)
         weights = gradient.astype(jnp.float32).mean((1, 2), keepdims=True)

@@ -7,7 +7,7 @@ reverse-mode rule alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -21,7 +21,7 @@ _EXAMPLES = 32  # whose products are added up at once, while they are in registe
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def same_pads(sides: tuple[int, int], size: int, stride: int) -> Pads:
+def same_pads(sides: Sequence[int], size: int, stride: int) -> Pads:
     """Zeros before and after rows and columns so that a side of n pixels becomes one of ceil(n / stride), as
     TensorFlow's "SAME" has it: where their number is odd, the one more is below and to the right."""
     total = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in sides]

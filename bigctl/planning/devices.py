@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import memory
 from bigctl.errors import ConfigError
@@ -86,8 +86,8 @@ def simulated(count: int) -> Sequence[jax.Device]:
     own = [device for device in jax.devices() if device.platform == "cpu"]
     if len(own) >= count:
         return own[:count]
-    devices: Sequence[jax.Device] = xla_client.make_cpu_client(num_devices=count).devices()
-    return devices
+    client = cast(Any, xla_client.make_cpu_client(num_devices=count))
+    return cast("Sequence[jax.Device]", client.devices())
 
 
 def _missing(platform: str) -> list[str]:

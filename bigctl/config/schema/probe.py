@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from bigctl.config.schema.augment import Augment
 from bigctl.config.schema.base import Problem, Whole, key, kind
-from bigctl.config.schema.recipes import Augment, ImageCls
+from bigctl.config.schema.recipes import ImageCls
 
 
 @dataclass

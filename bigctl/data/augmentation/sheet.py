@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ from PIL import Image
 
 from bigctl import randomness
 from bigctl.config.schema import Augment
-from bigctl.data import crops, preview
+from bigctl.data import preview
 from bigctl.data.augmentation import pipeline
 from bigctl.data.dataset import Dataset
-from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.pictures import crops
+from bigctl.data.pictures.encoded_images import EncodedImages
 
 
 def augmented_sheet(
@@ -59,7 +60,9 @@ def _rows(dataset: Dataset, classes: int) -> tuple[np.ndarray, list[str]]:
     return np.array([row for _, row in found]), [name for name, _ in found]
 
 
-def _changed(images: jax.Array, key: jax.Array, *, config: Augment, mean: Any, std: Any) -> jax.Array:
+def _changed(
+    images: jax.Array, key: jax.Array, *, config: Augment, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
     numbers = jnp.arange(len(images))
     images = pipeline.augment(images, config, key, numbers, numbers % 2 > 0, mean, std)
     return pipeline.mix(images, config, key, numbers, numbers >= 0)[0] if config.mixes else images

@@ -20,7 +20,7 @@ from onnx import helper
 from bigctl.errors import ConfigError
 from bigctl.interop.onnx import elementwise, products, shaping
 from bigctl.interop.onnx.elementwise import Handler
-from bigctl.interop.onnx.graph import IR, OPSET, Graph, Unsupported, Value
+from bigctl.interop.onnx.graph import IR, OPSET, Graph, Unsupported, Value, shaped
 
 TABLE: dict[str, Handler] = {**elementwise.TABLE, **shaping.TABLE, **products.TABLE}
 """By the name of the primitive."""
@@ -89,7 +89,7 @@ class _Walk:
 
         def read(atom: Literal | Var) -> Value:
             if isinstance(atom, Literal):
-                return self.graph.constant(np.asarray(atom.val, atom.aval.dtype))
+                return self.graph.constant(np.asarray(atom.val, shaped(atom).dtype))
             return held[atom]
 
         for eqn in jaxpr.eqns:
@@ -149,7 +149,7 @@ def _folded(eqn: JaxprEqn, values: list[Value]) -> list[Value] | None:
     """The results of an equation on constants alone, unless they would take much more room."""
     if any(value.constant is None for value in values) or eqn.primitive.name in _CONTROL:
         return None
-    shapes = [out.aval.shape for out in eqn.outvars]
+    shapes = [shaped(out).shape for out in eqn.outvars]
     if any(not isinstance(size, int) for shape in shapes for size in shape):
         return None
     if eqn.primitive.name in ("broadcast_in_dim", "dim_as_value"):
@@ -233,7 +233,7 @@ def _cond(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _results(names: Sequence[str], eqn: JaxprEqn) -> list[Value]:
-    shapes = [(tuple(out.aval.shape), np.dtype(out.aval.dtype)) for out in eqn.outvars]
+    shapes = [(tuple(shaped(out).shape), np.dtype(shaped(out).dtype)) for out in eqn.outvars]
     return [Value(name, shape, shape, dtype) for name, (shape, dtype) in zip(names, shapes, strict=True)]
 
 

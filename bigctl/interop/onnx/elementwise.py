@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 from numpy.typing import DTypeLike
 
-from bigctl.interop.onnx.graph import Attribute, Dims, Graph, Unsupported, Value, onnx_type
+from bigctl.interop.onnx.graph import Attribute, Dims, Graph, Unsupported, Value, onnx_type, shaped
 
 Handler = Callable[[Graph, JaxprEqn, list[Value]], list[Value]]
 
@@ -22,14 +22,14 @@ def broadcast(values: list[Value]) -> Dims:
 
 
 def apply(graph: Graph, op: str, values: list[Value], wanted: Dims, dtype: DTypeLike, **attributes: Attribute) -> Value:
-    return graph.node(op, values, broadcast(values), dtype, wanted=wanted, **attributes)
+    return graph.node(op, values, broadcast(values), dtype, wanted=wanted, **attributes)  # type: ignore[arg-type]
 
 
 def plain(op: str) -> Handler:
     """A primitive that is one operator."""
 
     def convert(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-        out = eqn.outvars[0].aval
+        out = shaped(eqn.outvars[0])
         return [apply(graph, op, values, out.shape, out.dtype)]
 
     return convert
@@ -48,9 +48,11 @@ class _Maker:
     """Operators on values of the output's shape: `maker.Add(x, 1.0)`."""
 
     def __init__(self, graph: Graph, eqn: JaxprEqn):
-        self.graph, self.params, self.out = graph, eqn.params, eqn.outvars[0].aval
+        self.graph, self.params, self.out = graph, eqn.params, shaped(eqn.outvars[0])
 
-    def __call__(self, op: str, *values: Value | float, dtype: DTypeLike = None, **attributes: Attribute) -> Value:
+    def __call__(
+        self, op: str, *values: Value | float, dtype: DTypeLike | None = None, **attributes: Attribute
+    ) -> Value:
         kind = next(value.dtype for value in values if isinstance(value, Value))
         given = [v if isinstance(v, Value) else self.graph.constant(v, kind) for v in values]
         return apply(self.graph, op, given, self.out.shape, kind if dtype is None else dtype, **attributes)
@@ -58,7 +60,7 @@ class _Maker:
 
 def _div(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     top, bottom = values
-    out = eqn.outvars[0].aval
+    out = shaped(eqn.outvars[0])
     if top.origin[:1] == ("sum",) and bottom.constant is not None and bottom.constant.size == 1:
         x, axes, keep = top.origin[1:4]
         sizes = [x.wanted[axis] for axis in axes]
@@ -128,7 +130,7 @@ def _integer_pow(make: _Maker, values: list[Value]) -> Value:
 
 
 def _cast(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    (x,), out = values, eqn.outvars[0].aval
+    (x,), out = values, shaped(eqn.outvars[0])
     if x.dtype == out.dtype:
         return [x]
     return [apply(graph, "Cast", values, out.shape, out.dtype, to=onnx_type(out.dtype))]
@@ -138,7 +140,7 @@ def _select(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     which, *cases = values
     if len(cases) != 2 or which.dtype != np.bool_:
         raise Unsupported("a choice among more than two")
-    out = eqn.outvars[0].aval
+    out = shaped(eqn.outvars[0])
     return [apply(graph, "Where", [which, cases[1], cases[0]], out.shape, out.dtype)]
 
 
@@ -160,7 +162,7 @@ def _round(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _rem(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    out = eqn.outvars[0].aval
+    out = shaped(eqn.outvars[0])
     return [apply(graph, "Mod", values, out.shape, out.dtype, fmod=1)]
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
+from jax.core import ShapedArray
+from jax.extend.core import Literal, Var
 from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
@@ -55,6 +57,11 @@ class Unsupported(Exception):
     """What ONNX has no operator for, or we do not know which."""
 
 
+def shaped(atom: Literal | Var) -> ShapedArray:
+    """Shape and dtype of what an equation of jax takes or makes."""
+    return cast(ShapedArray, atom.aval)
+
+
 class Graph:
     """Nodes in order; subgraphs see the names of the graph around them.
 
@@ -81,7 +88,7 @@ class Graph:
         self.top._count += 1
         return f"{hint}_{self.top._count}"
 
-    def constant(self, values: ArrayLike, dtype: DTypeLike = None, hint: str = "constant") -> Value:
+    def constant(self, values: ArrayLike, dtype: DTypeLike | None = None, hint: str = "constant") -> Value:
         array = np.asarray(values, dtype)
         return Value("", array.shape, array.shape, array.dtype, array, (hint,))
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from bigctl.interop.onnx.elementwise import Handler
-from bigctl.interop.onnx.graph import Dim, Dims, Graph, Unsupported, Value
+from bigctl.interop.onnx.graph import Dim, Dims, Graph, Unsupported, Value, shaped
 from bigctl.interop.onnx.shaping import reshaped, squeezed, transposed
 
 
@@ -16,7 +16,7 @@ def _dot_general(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value
     """MatMul, with what does not fit transposed and merged; never Einsum, which quantisers do not know."""
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     left, right = (graph.full(value) for value in values)
-    out = eqn.outvars[0].aval
+    out = shaped(eqn.outvars[0])
     if any(value.dtype != out.dtype for value in (left, right)):
         raise Unsupported(f"a product of {left.dtype} and {right.dtype} as {out.dtype}")
     left_free = [a for a in range(len(left.shape)) if a not in (*left_sum, *left_batch)]
@@ -52,7 +52,7 @@ def _one(sizes: Dims) -> Dim:
 
 
 def _conv(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    params, out = eqn.params, eqn.outvars[0].aval
+    params, out = eqn.params, shaped(eqn.outvars[0])
     numbers = params["dimension_numbers"]
     if params["batch_group_count"] != 1 or any(step != 1 for step in params["lhs_dilation"]):
         raise Unsupported("a transposed convolution, or one in groups of the batch")
@@ -72,7 +72,7 @@ def _conv(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 def _pool(op: str) -> Handler:
     def convert(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-        params, out = eqn.params, eqn.outvars[0].aval
+        params, out = eqn.params, shaped(eqn.outvars[0])
         window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
         dilated = any(step != 1 for name in ("base_dilation", "window_dilation") for step in params[name])
         inside = [a for a, size in enumerate(window) if size != 1 or strides[a] != 1 or padding[a] != (0, 0)]
@@ -88,7 +88,7 @@ def _pool(op: str) -> Handler:
         more = {"count_include_pad": 1} if op == "AveragePool" else {}
         found = graph.node(
             op, [x], tuple(out.shape[a] for a in order), out.dtype, kernel_shape=[window[a] for a in places],
-            strides=[strides[a] for a in places], pads=pads, **more,
+            strides=[strides[a] for a in places], pads=pads, **more,  # type: ignore[arg-type]
         )  # fmt: skip
         if op == "AveragePool":
             size = graph.constant(math.prod(window), np.dtype(out.dtype))

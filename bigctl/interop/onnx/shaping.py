@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from bigctl.interop.onnx.elementwise import Handler
-from bigctl.interop.onnx.graph import Dims, Graph, Unsupported, Value, onnx_type
+from bigctl.interop.onnx.graph import Dims, Graph, Unsupported, Value, onnx_type, shaped
 
 _LAST = 2**63 - 1
 
@@ -82,14 +82,14 @@ def _broadcast(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 
 def _concatenate(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    out = eqn.outvars[0].aval
+    out = shaped(eqn.outvars[0])
     return [graph.node("Concat", [graph.full(v) for v in values], out.shape, out.dtype, axis=eqn.params["dimension"])]
 
 
 def _split(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     x, axis, start, found = graph.full(values[0]), eqn.params["axis"], 0, []
     for out, size in zip(eqn.outvars, eqn.params["sizes"], strict=True):
-        found.append(sliced(graph, x, [start], [start + size], [axis], out.aval.shape))
+        found.append(sliced(graph, x, [start], [start + size], [axis], shaped(out).shape))
         start += size
     return found
 
@@ -116,7 +116,7 @@ def _slice(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     if not axes:
         return [x]
     starts, ends = graph.sizes(tuple(bounds[a][0] for a in axes)), graph.sizes(tuple(bounds[a][1] for a in axes))
-    return [sliced(graph, x, starts, ends, axes, eqn.outvars[0].aval.shape, [bounds[a][2] for a in axes])]
+    return [sliced(graph, x, starts, ends, axes, shaped(eqn.outvars[0]).shape, [bounds[a][2] for a in axes])]
 
 
 def _rev(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -176,11 +176,11 @@ def _pad(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     low, high, inner = zip(*eqn.params["padding_config"], strict=True)
     if any(inner):
         raise Unsupported("padding between elements")
-    return [graph.node("Pad", [x, graph.sizes((*low, *high)), filling], eqn.outvars[0].aval.shape, x.dtype)]
+    return [graph.node("Pad", [x, graph.sizes((*low, *high)), filling], shaped(eqn.outvars[0]).shape, x.dtype)]
 
 
 def _iota(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-    out, axis = eqn.outvars[0].aval, eqn.params["dimension"]
+    out, axis = shaped(eqn.outvars[0]), eqn.params["dimension"]
     count = graph.node("Squeeze", [graph.size(out.shape[axis]), graph.ints([0])], (), np.int64)
     bounds = [graph.constant(0, np.int64), count, graph.constant(1, np.int64)]
     numbers = graph.node("Range", bounds, out.shape[axis : axis + 1], np.int64)
@@ -195,7 +195,7 @@ def _dim_as_value(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Valu
 
 def _gather(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     """Rows of a table, or one part of a tensor. An index out of bounds is an error of the runtime."""
-    x, indices, out = graph.full(values[0]), graph.full(values[1]), eqn.outvars[0].aval
+    x, indices, out = graph.full(values[0]), graph.full(values[1]), shaped(eqn.outvars[0])
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     collapsed, mapped = tuple(numbers.collapsed_slice_dims), tuple(numbers.start_index_map)
     if numbers.operand_batching_dims or numbers.start_indices_batching_dims:
@@ -251,7 +251,7 @@ def _element(graph: Graph, vector: Value, place: int) -> Value:
 
 def _argument(op: str) -> Handler:
     def convert(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-        x, out, (axis,) = graph.full(values[0]), eqn.outvars[0].aval, eqn.params["axes"]
+        x, out, (axis,) = graph.full(values[0]), shaped(eqn.outvars[0]), eqn.params["axes"]
         found = graph.node(op, [x], out.shape, np.int64, axis=axis, keepdims=0)
         return [graph.node("Cast", [found], out.shape, out.dtype, to=6)]
 
@@ -266,7 +266,7 @@ def _cumsum(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 def _reduce(op: str, kind: str = "") -> Handler:
     def convert(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-        x, out, axes = graph.full(values[0]), eqn.outvars[0].aval, tuple(eqn.params["axes"])
+        x, out, axes = graph.full(values[0]), shaped(eqn.outvars[0]), tuple(eqn.params["axes"])
 
         def with_dims() -> Value:
             shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
@@ -280,7 +280,7 @@ def _reduce(op: str, kind: str = "") -> Handler:
 
 def _reduce_bool(op: str) -> Handler:
     def convert(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
-        x, out, axes = graph.full(values[0]), eqn.outvars[0].aval, tuple(eqn.params["axes"])
+        x, out, axes = graph.full(values[0]), shaped(eqn.outvars[0]), tuple(eqn.params["axes"])
         whole = graph.node("Cast", [x], x.shape, np.int32, to=6)
         found = graph.node(op, [whole, graph.ints(axes)], out.shape, np.int32, keepdims=0)
         return [graph.node("Cast", [found], out.shape, np.bool_, to=9)]
