@@ -21,7 +21,7 @@ from pathlib import Path
 PREPARE = """
 import json, resource, sys, time
 from bigctl.config import schema
-from bigctl.data import prepare
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import delimited
 from bigctl.data.text import tokenization
 if sys.argv[2] == "whole":

@@ -21,7 +21,7 @@ from pathlib import Path
 PREPARE = """
 import json, resource, sys, time
 from bigctl.config import schema
-from bigctl.data import prepare
+from bigctl.data.preparation import prepare
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.text import tokenization
 text, tokenizer, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])

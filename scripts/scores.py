@@ -46,7 +46,7 @@ def logistic_regression(split_seed: int) -> float:
     from sklearn.linear_model import LogisticRegression
 
     import bigctl
-    from bigctl.data import prepare
+    from bigctl.data.preparation import prepare
 
     config = bigctl.compose(["recipe=mlp_cls", f"data.split_seed={split_seed}"])
     splits = prepare.prepare(config.data).splits
@@ -61,7 +61,7 @@ def tf_idf(overrides: Sequence[str], split_seed: int) -> float:
     from sklearn.pipeline import make_pipeline
 
     import bigctl
-    from bigctl.data import prepare
+    from bigctl.data.preparation import prepare
 
     config = bigctl.compose([*overrides, f"data.split_seed={split_seed}"])
     dataset = prepare.prepare(config.data)

@@ -75,7 +75,7 @@ def test_more_steps_than_can_be_counted() -> None:
 
 
 def test_regression_on_classes_is_refused() -> None:
-    from bigctl.data import prepare
+    from bigctl.data.preparation import prepare
 
     made = compose(["recipe=mlp_cls", "model.head=regression"]).config
     with pytest.raises(DataError, match="has classes"):
@@ -83,7 +83,7 @@ def test_regression_on_classes_is_refused() -> None:
 
 
 def test_a_link_to_nowhere_among_the_images_is_named(tmp_path: Path) -> None:
-    from bigctl.data.paths import fingerprint_folder
+    from bigctl.data.files.paths import fingerprint_folder
 
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "dead.png").symlink_to("/nonexistent")

@@ -116,7 +116,7 @@ def test_what_cannot_be_read_or_waited_for_is_named(tmp_path: Path, monkeypatch:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as context:
-        context.setattr("bigctl.data.file_index.sha256", broken)
+        context.setattr("bigctl.data.files.file_index.sha256", broken)
         with pytest.raises(DataError, match="rows.csv: the file cannot be read: Input/output error"):
             catalog.source(table).identity(table)
     with monkeypatch.context() as context:

@@ -16,8 +16,8 @@ import numpy as np
 from bigctl.baselines import byte_model, learners, scoring, tags
 from bigctl.config import schema
 from bigctl.config.schema import Config
-from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
+from bigctl.data.preparation import prepare
 from bigctl.data.target import NONE, TOKEN_CLASS
 from bigctl.errors import DataError
 from bigctl.recipes.supervised import head_for

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
                 "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
             )
         return _list(options)
-    from bigctl.data import file_index
+    from bigctl.data.files import file_index
 
     wanted = _configuration(options)
     if options.clean:
@@ -153,7 +153,8 @@ def _configuration(options: argparse.Namespace) -> Wanted:
 
 
 def _show(options: argparse.Namespace, wanted: Wanted) -> int:
-    from bigctl.data import cache, notes, prepare, preview
+    from bigctl.data import cache, notes, preview
+    from bigctl.data.preparation import prepare
 
     config = wanted.data
     folder = cache.cache_folder(config, **wanted.form)

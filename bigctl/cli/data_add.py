@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _looked_at(path: str, given: Mapping[str, Any]) -> Entry:
     """What a path, or an address, was found to be; of an address the keys name what is there, not the copy."""
-    from bigctl.data import remote
+    from bigctl.data.files import remote
     from bigctl.data.look.inspection import inspect
 
     if not remote.is_remote(path):

@@ -204,9 +204,10 @@ def _require_files(options: argparse.Namespace, kind: str) -> None:
 
 def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
     """The files that are given: themselves, those of a folder that can be predicted, or those that match a pattern."""
-    from bigctl.data import catalog, paths
+    from bigctl.data import catalog
     from bigctl.data.dataset import Features
-    from bigctl.data.remote import is_remote
+    from bigctl.data.files import paths
+    from bigctl.data.files.remote import is_remote
     from bigctl.data.sources import content, text_files
     from bigctl.errors import DataError
 
@@ -247,7 +248,7 @@ def _named(given: list[str], features: dict[str, Any], run: str) -> list[str]:
 
 def _of_pattern(pattern: str, known: set[str], run: str) -> list[str]:
     """Files that match a pattern, and what can be predicted in the folders that do, as where a shell unfolds it."""
-    from bigctl.data import paths
+    from bigctl.data.files import paths
     from bigctl.data.sources import content, text_files
     from bigctl.errors import DataError
 

@@ -21,9 +21,12 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import catalog, file_index, packs, picture_stores, remote
+from bigctl.data import catalog
 from bigctl.data.dataset import SPLITS, Dataset, Features
-from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.files import file_index, remote
+from bigctl.data.pictures import packs
+from bigctl.data.pictures import stores as picture_stores
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.text import token_shards, tokenization
 from bigctl.data.text.encoding import Texts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, Layout
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.target import CLASSES, TOKEN_CLASS, Target
 from bigctl.data.text.encoding import Texts
 

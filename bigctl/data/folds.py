@@ -13,7 +13,7 @@ import numpy as np
 
 from bigctl.config.schema import Data
 from bigctl.data.dataset import SPLITS
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import GROUP, Columns
 from bigctl.data.sources.text_rows import short

@@ -18,10 +18,11 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, prepare_stream, splits
+from bigctl.data import cache, catalog, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.layouts.mixed import MixedWindows
 from bigctl.data.notes import notes_of
+from bigctl.data.preparation import stream as prepare_stream
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.text import tokenization
 from bigctl.data.text.encoding import Texts

@@ -12,8 +12,8 @@ import numpy as np
 
 from bigctl.data import documents
 from bigctl.data.dataset import Dataset, Features
-from bigctl.data.encoded_images import EncodedImages
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import short
 from bigctl.data.target import CLASS, TOKEN_CLASS, Target

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.data.files.paths import some
 from bigctl.data.number_style import NumberStyle
-from bigctl.data.paths import some
 from bigctl.data.progress import each
 from bigctl.data.sources.column_files import Categories, StoredRows
 from bigctl.data.sources.decoded import Columns

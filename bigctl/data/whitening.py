@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float64
 
-from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sampler import permutation
 
 _PATCHES = 2**20

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
 from bigctl.config.schema import Config, Data
-from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
+from bigctl.data.files.remote import is_place, is_remote
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.packed import Packed
-from bigctl.data.remote import is_place, is_remote
+from bigctl.data.preparation import prepare
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, DataError
 from bigctl.files import expanded

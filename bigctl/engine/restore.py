@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config import compose as composing
 from bigctl.config import drift
 from bigctl.config.schema import Config
-from bigctl.data import cache, changed_files
+from bigctl.data import cache
+from bigctl.data.files import changed_files
 from bigctl.data.notes import notes_of
 from bigctl.engine import selection
 from bigctl.engine.experiment import Experiment, shapes_by_path

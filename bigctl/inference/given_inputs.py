@@ -12,7 +12,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data import catalog
 from bigctl.data.dataset import Features
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.sources import frames, image_decoding, memory, parquet
 from bigctl.data.sources.frames import Examples
 from bigctl.data.sources.unlabelled import Unlabelled

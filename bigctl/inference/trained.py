@@ -15,8 +15,9 @@ import numpy as np
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
 from bigctl.config.schema import TTA, Config
-from bigctl.data import changed_files, origins
+from bigctl.data import origins
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.files import changed_files
 from bigctl.engine import compile_cache, experiment, resolve
 from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import Generation, LanguageModel

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder
 from bigctl.errors import DataError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS, Target
 
 _WHAT = {

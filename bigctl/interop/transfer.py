@@ -10,7 +10,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.table_encoder import TableEncoder
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import DataError

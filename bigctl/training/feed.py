@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigctl.config import schema
-from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.work import Work
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bigctl.config import schema
-from bigctl.data.encoded_images import cores
+from bigctl.data.pictures.encoded_images import cores
 from bigctl.data.work import Made
 from bigctl.formatting import size
 from bigctl.memory import available

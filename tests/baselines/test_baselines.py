@@ -21,7 +21,7 @@ from bigctl.baselines import learners
 from bigctl.baselines.byte_model import ByteModel
 from bigctl.cli.main import main
 from bigctl.config.compose import compose
-from bigctl.data.prepare import prepare
+from bigctl.data.preparation.prepare import prepare
 from bigctl.errors import ConfigError, DataError
 from bigctl.reports.run import run_page
 from bigctl.runs import baselines

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from bigctl.config import schema
-from bigctl.data import catalog, prepare
+from bigctl.data import catalog
 from bigctl.data.dataset import Features
 from bigctl.data.look.inspection import inspect
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import arrow, parquet
 from bigctl.errors import DataError
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from bigctl import randomness
 from bigctl.config.schema import Augment
-from bigctl.data import crops
 from bigctl.data.augmentation import boxes, colour, mixing, pipeline, policies
+from bigctl.data.pictures import crops
 from bigctl.data.sampler import BatchPlan, Repeated
 
 HEIGHT, WIDTH = 24, 20

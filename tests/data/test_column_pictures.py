@@ -12,10 +12,12 @@ from PIL import Image
 
 from bigctl.config import compose
 from bigctl.config.schema import Arrow, Parquet
-from bigctl.data import cache, notes, packs, prepare
+from bigctl.data import cache, notes
 from bigctl.data.dataset import Dataset
-from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.pictures import packs
+from bigctl.data.pictures.encoded_images import EncodedImages
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import column_pictures
 from bigctl.errors import BigctlError, DataError
 from tests.data.test_webdataset import SIZE, folder, fresh_cache, of_folder, pictures, same  # noqa: F401

@@ -10,7 +10,8 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from bigctl.config.compose import compose
 from bigctl.config.schema import Data, Memory, Packaged
-from bigctl.data import cache, prepare, splits
+from bigctl.data import cache, splits
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import memory
 from bigctl.data.sources.decoded import GROUP, Columns, Decoded
 from bigctl.data.target import NUMBER, Target

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigctl.data.paths import fingerprint_files, fingerprint_folder
+from bigctl.data.files.paths import fingerprint_files, fingerprint_folder
 from bigctl.data.sources.image_folder import read_image, read_image_folder
 from bigctl.data.sources.image_index import Wanted
 from bigctl.errors import DataError

@@ -13,12 +13,13 @@ import pytest
 
 from bigctl.config import checks, compose, drift, schema
 from bigctl.config.compose_many import ManyComposer
-from bigctl.data import notes, prepare
+from bigctl.data import notes
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts import mixed
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.mixed import MixedPlan, MixedWindows
 from bigctl.data.layouts.windows import NO_TARGET, WindowPlan
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import text_files
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, DataError, RunError

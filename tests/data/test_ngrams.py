@@ -15,7 +15,7 @@ import pytest
 
 from bigctl.config import schema
 from bigctl.config.compose import compose
-from bigctl.data.prepare import prepare
+from bigctl.data.preparation.prepare import prepare
 from bigctl.data.text import encoding, ngrams, tokenization
 from bigctl.errors import ConfigError, DataError
 

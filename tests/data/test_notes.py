@@ -14,9 +14,9 @@ from PIL import Image
 from bigctl.config import schema
 from bigctl.config.compose import compose
 from bigctl.data.catalog import read_for_prediction
-from bigctl.data.encode import channel_statistics
 from bigctl.data.notes import notes_of, unknown_share
-from bigctl.data.prepare import prepare
+from bigctl.data.preparation.encode import channel_statistics
+from bigctl.data.preparation.prepare import prepare
 from bigctl.errors import ConfigError, DataError
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import catalog, prepare, preview
+from bigctl.data import catalog, preview
 from bigctl.data.number_style import NumberStyle, find_dates, find_style
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import delimited
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.table import rows_of

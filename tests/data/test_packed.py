@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import cache, documents, prepare
+from bigctl.data import cache, documents
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import DOCUMENTS, BatchOptions
 from bigctl.data.layouts.packed import Packed, best_fit, pack
 from bigctl.data.layouts.windows import NO_TARGET
 from bigctl.data.notes import notes_of
+from bigctl.data.preparation import prepare
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 from tests.data.test_tokens import llmc, megatron, raw

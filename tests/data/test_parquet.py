@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from bigctl.config import schema
-from bigctl.data import catalog, prepare
+from bigctl.data import catalog
 from bigctl.data.dataset import Features
 from bigctl.data.number_style import NumberStyle
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import parquet
 from bigctl.data.sources.decoded import GROUP, Decoded
 from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder

@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.prepare`: decoded once, whole or not at all, the same data under the same fingerprint."""
+"""Promises of `preparation.prepare`: decoded once, whole or not at all, the same data under the same fingerprint."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from bigctl.config.schema import Csv, ImageFolder, Packaged
-from bigctl.data import cache, catalog, encode, prepare, preview
+from bigctl.data import cache, catalog, preview
 from bigctl.data.dataset import Features
+from bigctl.data.preparation import encode, prepare
 from bigctl.data.sources.decoded import Decoded
 from bigctl.errors import DataError
 
@@ -235,7 +236,7 @@ def test_a_valid_cache_is_never_taken_from_its_readers(decoded):
 PREPARE = """
 import sys
 from bigctl.config.schema import Packaged
-from bigctl.data import prepare
+from bigctl.data.preparation import prepare
 from bigctl.errors import DataError
 try:
     print(prepare.prepare(Packaged(name="digits", test_fraction=0.2)).fingerprint)

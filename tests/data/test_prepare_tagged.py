@@ -9,7 +9,7 @@ from bigctl.config import schema
 from bigctl.data import preview
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.notes import notes_of
-from bigctl.data.prepare import prepare
+from bigctl.data.preparation.prepare import prepare
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 from tests import tagging

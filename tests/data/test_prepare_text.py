@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.prepare` for texts: tokenised once, and a run keeps the tokenizer it began with."""
+"""Promises of `preparation.prepare` for texts: tokenised once, and a run keeps the tokenizer it began with."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import cache, prepare
+from bigctl.data import cache
 from bigctl.data.dataset import Dataset
 from bigctl.data.notes import notes_of
+from bigctl.data.preparation import prepare
 from bigctl.data.text import encoding, tokenization
 from bigctl.errors import DataError
 from bigctl.files import sha256

@@ -1,4 +1,4 @@
-"""Promises of `bigctl.data.remote`: what an address names is fetched once, whole or not at all, and used offline."""
+"""Promises of `files.remote`: what an address names is fetched once, whole or not at all, and used offline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import prepare, remote
+from bigctl.data.files import remote
+from bigctl.data.preparation import prepare
 from bigctl.errors import DataError
 from tests.conftest import Cli
 from tests.data import test_webdataset

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import array_file, encode_by_blocks, origins, partial, prepare, prepare_rows
+from bigctl.data import origins
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.preparation import array_file, encode_by_blocks, partial, prepare
+from bigctl.data.preparation import rows as prepare_rows
 from bigctl.data.sources import column_files, delimited, row_blocks, text_parts
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError

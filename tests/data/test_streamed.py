@@ -12,11 +12,14 @@ from PIL import Image
 
 from bigctl.config import compose
 from bigctl.config.schema import ImageFolder
-from bigctl.data import cache, crops, encode, file_index, notes, prepare
+from bigctl.data import cache, notes
 from bigctl.data.dataset import Dataset
-from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.files import file_index
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.streamed import Streamed
+from bigctl.data.pictures import crops
+from bigctl.data.pictures.encoded_images import EncodedImages
+from bigctl.data.preparation import encode, prepare
 from bigctl.data.sources import image_decoding, image_index, listing
 from bigctl.errors import DataError
 

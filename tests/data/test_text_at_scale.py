@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import cache, file_index, prepare, prepare_stream
+from bigctl.data import cache
 from bigctl.data.dataset import SPLITS, Dataset
+from bigctl.data.files import file_index
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.preparation import prepare
+from bigctl.data.preparation import stream as prepare_stream
 from bigctl.data.sources import text_files, text_parts
 from bigctl.data.text import token_pool, token_writer, tokenization
 from bigctl.data.text.stream_encoding import StreamEncoder

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import cache, prepare, splits
+from bigctl.data import cache, splits
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import text_files
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.text import encoding, tokenization

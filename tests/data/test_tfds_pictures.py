@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import prepare
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import tfds
 from tests.data import test_webdataset
 

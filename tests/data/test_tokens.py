@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from bigctl.config import compose, schema
-from bigctl.data import paths, prepare, preview
+from bigctl.data import preview
 from bigctl.data.dataset import Dataset
+from bigctl.data.files import paths
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import tokens as source
 from bigctl.data.text import token_shards, tokenization
 from bigctl.data.text.token_shards import TokenShards

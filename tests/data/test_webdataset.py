@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from bigctl.config.schema import ImageFolder, Webdataset
-from bigctl.data import cache, catalog, notes, packs, prepare
+from bigctl.data import cache, catalog, notes
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.streamed import Streamed
 from bigctl.data.look import inspection
+from bigctl.data.pictures import packs
+from bigctl.data.preparation import prepare
 from bigctl.data.sources import image_decoding, tar_shards
 from bigctl.errors import DataError
 

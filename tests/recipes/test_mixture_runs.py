@@ -9,7 +9,7 @@ import pytest
 
 import bigctl
 from bigctl.config import compose, schema
-from bigctl.data import changed_files
+from bigctl.data.files import changed_files
 from bigctl.data.sources import tokens as token_source
 from bigctl.engine import dry_run
 from bigctl.errors import BigctlError

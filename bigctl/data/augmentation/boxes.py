@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bigctl.data import crops
+from bigctl.data.pictures import crops
 
 Boxes = Int[Array, "*batch 4"]
 """First row, first column, rows and columns [pixels]; a box of no pixels is nowhere."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bigctl.config.schema import Data
 from bigctl.data import catalog
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.errors import DataError
 
 MOST = 4096

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bigctl import memory
-from bigctl.data import file_index
+from bigctl.data.files import file_index
 from bigctl.errors import DataError
 from bigctl.files import expanded
 

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import paths
+from bigctl.data.files import paths
 from bigctl.data.progress import Progress
 from bigctl.errors import DataError
 from bigctl.files import temporary_name, write_text

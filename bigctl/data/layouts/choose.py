@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bigctl.data.dataset import Features
-from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts import ragged
 from bigctl.data.layouts.layout import Columns, Layout
 from bigctl.data.layouts.packed import Packed
@@ -16,6 +15,7 @@ from bigctl.data.layouts.ragged import Ragged
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.layouts.streamed import Streamed
 from bigctl.data.layouts.windows import Windows
+from bigctl.data.pictures.encoded_images import EncodedImages
 
 WINDOWS, DOCUMENTS = "windows", "documents"
 

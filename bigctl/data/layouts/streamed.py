@@ -13,8 +13,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from bigctl.data import crops
-from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import (
     Arrays,
     Columns,
@@ -25,6 +23,8 @@ from bigctl.data.layouts.layout import (
     without_mirror,
 )
 from bigctl.data.layouts.rows import LARGEST_BATCH
+from bigctl.data.pictures import crops
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, repeated
 
 _LARGEST_BYTES = 2**25

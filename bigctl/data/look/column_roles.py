@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bigctl.data.files.paths import some
 from bigctl.data.number_style import MISSING, find_dates, find_style, is_code
-from bigctl.data.paths import some
 from bigctl.data.sources.text_rows import short
 from bigctl.errors import DataError
 

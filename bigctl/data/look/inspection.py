@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from bigctl.config import schema
-from bigctl.data import paths
+from bigctl.data.files import paths
 from bigctl.data.look import column_roles, row_beginnings
 from bigctl.data.look.row_beginnings import Beginning
 from bigctl.data.sources import arrow, image_decoding, tar_shards, text_files, webdataset

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigctl.config import schema
+from bigctl.data.files.paths import some
 from bigctl.data.look import column_roles
 from bigctl.data.look.column_roles import Column
 from bigctl.data.number_style import number
-from bigctl.data.paths import some
 from bigctl.data.sources import arrow, parquet_columns, read_table
 from bigctl.data.sources.content import read_beginning, read_text
 from bigctl.data.sources.delimited_rows import load_delimited

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from bigctl import memory
-from bigctl.data import crops, picture_stores
-from bigctl.data.picture_stores import Store
+from bigctl.data.pictures import crops
+from bigctl.data.pictures import stores as picture_stores
+from bigctl.data.pictures.stores import Store
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.image_decoding import Part

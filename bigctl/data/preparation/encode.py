@@ -16,7 +16,7 @@ from bigctl import formatting
 from bigctl.config import schema
 from bigctl.config.schema import Data
 from bigctl.data.dataset import SPLITS, Features
-from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sampler import permutation
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NUMBER

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, encode
-from bigctl.data.array_file import ArrayFile
+from bigctl.data import cache
 from bigctl.data.dataset import Features
+from bigctl.data.preparation import encode
+from bigctl.data.preparation.array_file import ArrayFile
 from bigctl.data.progress import Progress
 from bigctl.data.sources.column_files import StoredTexts
 from bigctl.data.sources.decoded import ROW, Columns, Decoded

@@ -12,25 +12,16 @@ from typing import Any, cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import (
-    cache,
-    catalog,
-    checks,
-    documents,
-    encode,
-    file_index,
-    mixture,
-    origins,
-    prepare_rows,
-    prepare_stream,
-    remote,
-    splits,
-)
+from bigctl.data import cache, catalog, documents, mixture, origins, splits
 from bigctl.data.dataset import Dataset
-from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.files import file_index, remote
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.packed import Packed
 from bigctl.data.layouts.windows import Windows
+from bigctl.data.pictures.encoded_images import EncodedImages
+from bigctl.data.preparation import checks, encode
+from bigctl.data.preparation import rows as prepare_rows
+from bigctl.data.preparation import stream as prepare_stream
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NONE, TOKEN_CLASS, Target
 from bigctl.data.text import tokenization

@@ -22,9 +22,10 @@ from typing import cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, checks, encode, encode_by_blocks, origins, partial, splits
-from bigctl.data.array_file import ArrayFile
+from bigctl.data import cache, origins, splits
 from bigctl.data.dataset import SPLITS, Features
+from bigctl.data.preparation import checks, encode, encode_by_blocks, partial
+from bigctl.data.preparation.array_file import ArrayFile
 from bigctl.data.progress import Progress
 from bigctl.data.sources.column_files import StoredRows
 from bigctl.data.sources.decoded import ROW, Columns, Decoded

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, partial, splits
+from bigctl.data import cache, splits
 from bigctl.data.dataset import SPLITS, Features
+from bigctl.data.preparation import partial
 from bigctl.data.progress import Progress
 from bigctl.data.sampler import permutation
 from bigctl.data.sources.streamed import Stream

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import memory
 from bigctl.config import schema
-from bigctl.data import paths
 from bigctl.data.dataset import Features
+from bigctl.data.files import paths
 from bigctl.data.sources import column_pictures, parquet, parquet_files
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.parquet_files import Part

@@ -12,6 +12,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.config.suggestions import listed
 from bigctl.data import progress
+from bigctl.data.files.paths import some
 from bigctl.data.number_style import (
     BOOLEAN,
     DATE_PARTS,
@@ -24,7 +25,6 @@ from bigctl.data.number_style import (
     is_code,
     number,
 )
-from bigctl.data.paths import some
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.errors import DataError

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data import packs, paths, picture_stores
-from bigctl.data.encoded_images import EncodedImages
-from bigctl.data.picture_stores import Held, Ranges
+from bigctl.data.files import paths
+from bigctl.data.pictures import packs
+from bigctl.data.pictures import stores as picture_stores
+from bigctl.data.pictures.encoded_images import EncodedImages
+from bigctl.data.pictures.stores import Held, Ranges
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding, image_index
 from bigctl.data.sources.decoded import Columns

@@ -16,7 +16,7 @@ from typing import Any
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.paths import optional, some, split_digests, split_files
+from bigctl.data.files.paths import optional, some, split_digests, split_files
 from bigctl.data.sources import tagged
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import Decoded

@@ -15,7 +15,7 @@ from typing import IO, cast
 
 from bigctl import memory
 from bigctl.config import schema
-from bigctl.data.paths import require_file
+from bigctl.data.files.paths import require_file
 from bigctl.errors import DataError
 from bigctl.formatting import size
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.number_style import NumberStyle
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources.column_files import StoredRows, StoredTexts
 from bigctl.data.target import Target
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.paths import optional, split_digests
+from bigctl.data.files.paths import optional, split_digests
 from bigctl.data.sources import read_table, row_blocks, table, text_table
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.read_table import Dialect

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from bigctl.data.files.paths import some
 from bigctl.data.number_style import number
-from bigctl.data.paths import some
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.errors import DataError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.sources.parquet_files import Part
 from bigctl.errors import DataError
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bigctl import memory
 from bigctl.config import schema
-from bigctl.data.paths import fingerprint_files, require_folder, some
+from bigctl.data.files.paths import fingerprint_files, require_folder, some
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.errors import DataError
 from bigctl.files import expanded

@@ -24,8 +24,8 @@ import numpy as np
 
 from bigctl import memory
 from bigctl.config import schema
-from bigctl.data import crops
-from bigctl.data.paths import hidden, similar, some
+from bigctl.data.files.paths import hidden, similar, some
+from bigctl.data.pictures import crops
 from bigctl.errors import DataError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.paths import file_digest, hidden, natural, optional, require_folder, some, walk
+from bigctl.data.files.paths import file_digest, hidden, natural, optional, require_folder, some, walk
 from bigctl.data.sources import image_index, labelled_images, listing
 from bigctl.data.sources.decoded import Decoded, Origins
 from bigctl.data.sources.image_decoding import IMAGE_SUFFIXES, is_image_name, left_out, read_image

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bigctl.data import picture_stores
-from bigctl.data.encoded_images import EncodedImages, Form
-from bigctl.data.paths import some
-from bigctl.data.picture_stores import Files, Names, Ranges, Window
+from bigctl.data.files.paths import some
+from bigctl.data.pictures import stores as picture_stores
+from bigctl.data.pictures.encoded_images import EncodedImages, Form
+from bigctl.data.pictures.stores import Files, Names, Ranges, Window
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.decoded import Columns, Origins

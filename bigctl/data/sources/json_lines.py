@@ -9,7 +9,7 @@ from typing import Any
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.data.paths import optional, split_files
+from bigctl.data.files.paths import optional, split_files
 from bigctl.data.sources import delimited, tagged
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.unlabelled import Unlabelled, what_is_predicted

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.data.target import CLASSES, Target
 from bigctl.errors import DataError

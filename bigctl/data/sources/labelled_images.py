@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bigctl.data.paths import require_folder, some, walk
+from bigctl.data.files.paths import require_folder, some, walk
 from bigctl.data.sources import image_decoding, image_index
 from bigctl.data.sources.content import suffix_of
 from bigctl.data.sources.decoded import Decoded, Origins

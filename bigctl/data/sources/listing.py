@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigctl.cache_root import cache_root
-from bigctl.data import file_index
-from bigctl.data.paths import fingerprint_folder
+from bigctl.data.files import file_index
+from bigctl.data.files.paths import fingerprint_folder
 from bigctl.data.sources import image_decoding
 from bigctl.errors import DataError
 from bigctl.files import expanded, write_text

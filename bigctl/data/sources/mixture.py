@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.config import schema
-from bigctl.data import catalog, remote
+from bigctl.data import catalog
+from bigctl.data.files import remote
 from bigctl.data.text.joined_tokens import of_corpus
 from bigctl.errors import DataError
 from bigctl.files import expanded

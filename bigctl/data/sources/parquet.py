@@ -18,9 +18,9 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.suggestions import listed
-from bigctl.data import paths
 from bigctl.data.dataset import Features
-from bigctl.data.encoded_images import EncodedImages
+from bigctl.data.files import paths
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources import column_pictures, image_decoding
 from bigctl.data.sources.column_pictures import Pictures
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded, Origins

@@ -12,7 +12,7 @@ import numpy as np
 
 from bigctl import memory
 from bigctl.config.schema import Parquet
-from bigctl.data import paths
+from bigctl.data.files import paths
 from bigctl.data.sources import text_files
 from bigctl.errors import DataError
 from bigctl.files import expanded

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.data.files.paths import some, split_files
 from bigctl.data.number_style import BOOLEAN, MISSING, NumberStyle, find_style, number
-from bigctl.data.paths import some, split_files
 from bigctl.data.sources import row_blocks
 from bigctl.data.sources.cells import (
     CATEGORY,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import Columns, Decoded, Origins
 from bigctl.data.sources.read_table import json_records, json_type

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bigctl.data import packs
-from bigctl.data.paths import hidden, require_file
-from bigctl.data.picture_stores import Held
+from bigctl.data.files.paths import hidden, require_file
+from bigctl.data.pictures import packs
+from bigctl.data.pictures.stores import Held
 from bigctl.data.progress import Progress
 from bigctl.errors import DataError
 from bigctl.formatting import size

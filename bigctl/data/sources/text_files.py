@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data import paths
 from bigctl.data.dataset import Features
+from bigctl.data.files import paths
 from bigctl.data.sources import content, read_table, text_parts
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.streamed import Stream

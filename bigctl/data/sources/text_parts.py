@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.data.progress import Progress
 from bigctl.data.sources import content, read_table
 from bigctl.errors import DataError

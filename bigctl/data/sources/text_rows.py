@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bigctl.data.paths import some
+from bigctl.data.files.paths import some
 from bigctl.errors import DataError
 
 

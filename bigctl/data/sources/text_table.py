@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigctl.data.paths import some, split_files
+from bigctl.data.files.paths import some, split_files
 from bigctl.data.sources import row_blocks
 from bigctl.data.sources.column_files import StoredTexts, TextColumns
 from bigctl.data.sources.decoded import ROW, Columns, Decoded

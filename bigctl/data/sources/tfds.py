@@ -24,7 +24,7 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config import schema
-from bigctl.data.paths import optional
+from bigctl.data.files.paths import optional
 from bigctl.data.sources import image_index, tfds_pictures
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.tfds_features import Roles, find_roles, is_text

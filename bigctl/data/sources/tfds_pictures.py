@@ -18,9 +18,10 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config import schema
-from bigctl.data import packs, picture_stores
-from bigctl.data.encoded_images import EncodedImages
-from bigctl.data.picture_stores import Held, Ranges
+from bigctl.data.pictures import packs
+from bigctl.data.pictures import stores as picture_stores
+from bigctl.data.pictures.encoded_images import EncodedImages
+from bigctl.data.pictures.stores import Held, Ranges
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_index
 from bigctl.data.sources.decoded import Columns

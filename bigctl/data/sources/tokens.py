@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.config import schema
-from bigctl.data import paths
+from bigctl.data.files import paths
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.sources.text_files import matching
 from bigctl.data.sources.token_formats import RAW, Stored, read_format

@@ -19,8 +19,9 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config import schema
-from bigctl.data import paths, picture_stores
-from bigctl.data.picture_stores import Ranges, Window
+from bigctl.data.files import paths
+from bigctl.data.pictures import stores as picture_stores
+from bigctl.data.pictures.stores import Ranges, Window
 from bigctl.data.sources import content, image_decoding, image_index, tar_shards, text_files
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.image_index import Wanted

@@ -23,8 +23,8 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.cadence import Cadence
-from bigctl.data.encoded_images import EncodedImages
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout
+from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.work import Work
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
