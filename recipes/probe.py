@@ -71,13 +71,16 @@ class ProbeTask(ImageCls):
         logits: jax.Array = cast(Any, model).head(batch[FEATURES])
         return logits
 
+    def seen(self, batch: Batch) -> Batch:
+        return batch if FEATURES in batch else super().seen(batch)
+
     def scored_outputs(self, model: Network, batch: Batch) -> Float[Array, "batch outputs"]:
         return self.outputs(model, batch) if FEATURES in batch else super().scored_outputs(model, batch)
 
     def compute_features(self, model: nnx.Module, batch: Batch) -> Float[Array, "batch features"]:
         """What the head reads of each picture, float32; the model loses its head."""
         cast(Any, model).head = _Nothing()
-        found = super().outputs(cast(Network, model), batch)
+        found = super().outputs(cast(Network, model), self.seen(batch))
         return found.astype(jnp.float32).reshape(len(found), -1)
 
     def solve(self, model: nnx.Module, batch: Batch, step: jax.Array, hparams: Mapping[str, Any]) -> None:

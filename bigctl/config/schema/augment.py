@@ -69,7 +69,7 @@ class Augment:
     def problems(self, config: Whole) -> Iterator[Problem]:
         """What of these keys does not go together with the rest of an experiment."""
         train, place = config.train, "recipe.augment"
-        if train.measures_batch_size:  # a power of two
+        if train.measures_batch_size or type(train.batch_size) is not int:  # a power of two; refused by its own check
             return
         if train.batch_size % self.repeats:
             what = f"a batch of {train.batch_size} cannot hold each example {self.repeats} times"
