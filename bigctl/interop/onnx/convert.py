@@ -190,7 +190,7 @@ def _scan(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     if len(found) > carries:
         directions["scan_output_directions"] = [backward] * (len(found) - carries)
     given = [graph.named(value) for value in (*start, *xs)]
-    graph.nodes.append(helper.make_node("Scan", given, names, body=proto, num_scan_inputs=len(xs), **directions))
+    graph.nodes.append(helper.make_node("Scan", given, names, body=proto, num_scan_inputs=len(xs), **directions))  # type: ignore[arg-type]
     return _results(names, eqn)
 
 

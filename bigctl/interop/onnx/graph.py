@@ -123,7 +123,7 @@ class Graph:
     ) -> Value:  # fmt: skip
         """A node with one output."""
         name = self.fresh(op.lower())
-        self.nodes.append(helper.make_node(op, [self.named(value) for value in inputs], [name], **attributes))
+        self.nodes.append(helper.make_node(op, [self.named(value) for value in inputs], [name], **attributes))  # type: ignore[arg-type]
         shape = tuple(shape)
         return Value(name, shape, shape if wanted is None else tuple(wanted), np.dtype(dtype), None, origin)
 
