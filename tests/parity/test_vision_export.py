@@ -116,5 +116,5 @@ def test_a_trained_run_is_exported_with_its_statistics(tmp_path: Path, monkeypat
         )
     again = [*keys, "train.steps=1", "train.epochs=null", "model.init_from=out"]
     bigctl.train(again, "again", data=(images, np.arange(24) % 3), quiet=True)
-    assert "model.init_from: 8 of 8 parameters, 6 of 6 statistics from out" in Path("again/log.txt").read_text()
+    assert "model.init_from: 11 of 11 parameters, 6 of 6 statistics from out" in Path("again/log.txt").read_text()
     np.testing.assert_allclose(finished.predict(images[:4]), found.numpy(), atol=1e-4)
