@@ -18,6 +18,7 @@ import numpy as np
 
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import settings
+from bigctl.interop.stored import Stored
 from bigctl.interop.tensors import Tensors
 from bigctl.models.architecture import GPT, LLAMA, DecoderArchitecture
 
@@ -175,7 +176,7 @@ def exported_kind(model: DecoderArchitecture) -> str:
     )
 
 
-class StoredTensors:
+class StoredTensors(Stored):
     """Parameters of a GPT-2 or Llama in the safetensors of a Hugging Face folder.
 
     Attributes:

@@ -19,6 +19,7 @@ import numpy as np
 from bigctl.errors import DataError
 from bigctl.interop import settings, vocabularies
 from bigctl.interop.llama2c import as_parameter
+from bigctl.interop.stored import Stored
 from bigctl.models.architecture import DecoderArchitecture
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class _Tensor:
     end: int = 0
 
 
-class StoredGguf:
+class StoredGguf(Stored):
     """Parameters in a GGUF file.
 
     Attributes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from bigctl.interop import torch_archive
+from bigctl.interop.stored import TORCH_NORM, Stored
+from bigctl.interop.vision import turned
 from bigctl.packages import Wheel
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -42,7 +44,6 @@ _PARTS = (
     (r"_fc\.weight", "head/kernel"),
     (r"_fc\.bias", "head/bias"),
 )
-_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 
 def parameter_name(name: str) -> str | None:
@@ -52,18 +53,11 @@ def parameter_name(name: str) -> str | None:
             above, _, last = match.expand(path).rpartition("/")
             if not above.endswith("norm"):
                 return f"{above}/{last}"
-            return f"{above}/{_NORM[last]}" if last in _NORM else None
+            return f"{above}/{TORCH_NORM[last]}" if last in TORCH_NORM else None
     return None
 
 
-def turned(path: str, array: np.ndarray) -> np.ndarray:
-    """Torch's order of axes to ours: convolutions [rows, columns, inputs, outputs], linear layers [inputs, outputs]."""
-    if not path.endswith("kernel"):
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-class StoredLite0:
+class StoredLite0(Stored):
     """Parameters and batch statistics under the paths of the model."""
 
     def __init__(self, file: Path):
@@ -82,10 +76,6 @@ class StoredLite0:
     def read_variables(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         fits = (name for name, shape in wanted.items() if name in self._all and self._all[name].shape == tuple(shape))
         return {name: self._all[name].astype(np.float32) for name in fits}
-
-    def unused(self, taken: Iterable[str]) -> list[str]:
-        used = set(taken)
-        return [name for name in self.shapes if name not in used]
 
 
 def _is_statistic(path: str) -> bool:

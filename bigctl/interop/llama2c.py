@@ -15,6 +15,7 @@ import numpy as np
 
 from bigctl.errors import DataError
 from bigctl.interop import vocabularies
+from bigctl.interop.stored import Stored
 from bigctl.models.architecture import DecoderArchitecture
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _LAYER_PARTS = (
 """In the order of the file, each for all layers at once."""
 
 
-class StoredLlama2c:
+class StoredLlama2c(Stored):
     """Parameters in a file of llama2.c.
 
     Attributes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from bigctl.config import schema
 from bigctl.errors import DataError
 from bigctl.interop import bert, decoder, gguf, lite0, llama2c, vision
 from bigctl.interop.sources import DECODERS, VISION, Source
+from bigctl.interop.stored import Stored
 from bigctl.interop.tensors import Tensors, first_of
 from bigctl.runs import directory
 
@@ -109,17 +108,6 @@ def _require_body(left: Shapes, stored: Stored) -> None:
     raise DataError(message, where=str(stored.file), hint="choose the model that the weights are of")
 
 
-class Stored(Protocol):
-    """Parameters as they are stored somewhere: `file` is named in errors, `shapes` are by path."""
-
-    file: Path
-    shapes: dict[str, tuple[int, ...]]
-
-    def read(self, names: Sequence[str]) -> dict[str, np.ndarray]: ...
-
-    def unused(self, taken: Iterable[str]) -> list[str]: ...
-
-
 def stored_of(source: Source) -> Stored:
     if source.format == "run":
         return _StoredRun(source)
@@ -137,16 +125,7 @@ def stored_of(source: Source) -> Stored:
     return _StoredFolder(source)
 
 
-def read_variables(stored: Stored, shapes: Shapes) -> dict[str, np.ndarray]:
-    """What a model updates by itself, such as batch statistics, by path, where it has the same shape."""
-    return (
-        stored.read_variables(shapes)
-        if isinstance(stored, _StoredRun | vision.StoredVision | lite0.StoredLite0)
-        else {}
-    )
-
-
-class _StoredFolder:
+class _StoredFolder(Stored):
     """Parameters in the safetensors of a Hugging Face folder."""
 
     def __init__(self, source: Source):
@@ -165,7 +144,7 @@ class _StoredFolder:
         return [name for name in self.tensors.shapes if name not in used and not bert.is_repetition(name)]
 
 
-class _StoredRun:
+class _StoredRun(Stored):
     """Parameters in a checkpoint of a run: the best one, else the last; averaged ones where the run has them."""
 
     def __init__(self, source: Source):
@@ -201,7 +180,3 @@ class _StoredRun:
         names = [name for name, shape in wanted.items() if shapes.get(f"variables/{name}") == list(shape)]
         arrays = read_arrays(self.saved.path, [f"variables/{name}" for name in names], dtype=None) if names else {}
         return {name: arrays[f"variables/{name}"] for name in names}
-
-    def unused(self, taken: Iterable[str]) -> list[str]:
-        used = set(taken)
-        return [name for name in self.shapes if name not in used]

@@ -80,7 +80,7 @@ def take_over(source: Source, start: Start) -> Transfer:
     writes = source.model in DECODERS
     values, new, unused = loading.load_stored(stored, shapes, writes=writes, head=writes or head is not None)
     said = [f"{len(values)} of {len(start.shapes)} parameters"]
-    variables = loading.read_variables(stored, start.variables)
+    variables = stored.read_variables(start.variables)
     said[0] += f", {len(variables)} of {len(start.variables)} statistics" if start.variables else ""
     said[0] += f" from {start.config.model.init_from}"
     if matched is not None:

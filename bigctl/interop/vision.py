@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from bigctl.errors import DataError
+from bigctl.interop.stored import TORCH_NORM, Stored
 from bigctl.interop.tensors import Tensors, first_of
 
 RESNET, VIT, CONVNEXT = "resnet", "vit", "convnext"
 
-_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 _STATISTICS = ("/mean", "/var")
 # A number followed by "-" is one less here, one followed by "h" half of it; 2.1 is the second block of the third stage.
 _STAGE, _LAYER = r"resnet\.encoder\.stages\.(\d+)\.layers\.(\d+)\.", r"vit\.(?:encoder\.layer|layers)\.(\d+)\."
@@ -133,7 +133,7 @@ class _Place:
     third: int | None = None
 
 
-class StoredVision:
+class StoredVision(Stored):
     """Parameters and batch statistics in a folder of safetensors, under the paths of the model.
 
     Raises:
@@ -180,10 +180,6 @@ class StoredVision:
 
     def read_variables(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         return {name: self._read(name) for name, shape in wanted.items() if self._shapes.get(name) == tuple(shape)}
-
-    def unused(self, taken: Iterable[str]) -> list[str]:
-        used = set(taken)
-        return [name for name in self.shapes if name not in used]
 
     # ---------------------------------------------------------------------------------------------- the architecture
 
@@ -246,10 +242,10 @@ def _path(model: str, tensor: str) -> str | None:
             found = match.expand(path)
             found = re.sub(r"(\d+)([-h])", lambda m: str(int(m[1]) - 1 if m[2] == "-" else int(m[1]) // 2), found)
             above, _, last = found.rpartition("/")
-            if last not in _NORM:
+            if last not in TORCH_NORM:
                 return found
             if last.startswith("running") or above.endswith("norm"):
-                return f"{above}/{_NORM[last]}"
+                return f"{above}/{TORCH_NORM[last]}"
             return f"{above}/{'kernel' if last == 'weight' else last}"
     return None
 

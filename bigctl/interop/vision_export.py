@@ -12,6 +12,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
+from bigctl.interop.stored import TORCH_NORM
 from bigctl.interop.tensors import WEIGHTS
 from bigctl.interop.vision import CONVNEXT, RESNET, VIT
 
@@ -50,7 +51,7 @@ _MODULES = {
         (r"head", "classifier"),
     ),
 }
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_LEAVES = {"kernel": "weight", **{ours: theirs for theirs, ours in TORCH_NORM.items()}}
 _CLASSES = {
     RESNET: "ResNetForImageClassification",
     VIT: "ViTForImageClassification",

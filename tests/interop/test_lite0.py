@@ -184,7 +184,7 @@ def original(source) -> tuple[nnx.GraphDef, nnx.State]:
     shapes = {name: value.shape for name, value in flatten(nnx.to_pure_dict(params)).items()}
     statistics = {name: value.shape for name, value in flatten(nnx.to_pure_dict(rest)).items()}
     values, new, unused = loading.load_stored(stored, shapes, writes=False, head=True)
-    found = loading.read_variables(stored, statistics)
+    found = stored.read_variables(statistics)
     assert not new and not unused and set(found) == set(statistics)
     for state, named in ((params, values), (rest, found)):
         for path, variable in nnx.to_flat_state(state):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.errors import DataError
-from bigctl.interop import lite0, sources, torch_archive
+from bigctl.interop import lite0, sources, torch_archive, vision
 from bigctl.models import efficientnet
 from bigctl.models.efficientnet import EfficientNet
 from bigctl.training.checkpoints.arrays import flatten
@@ -86,7 +86,7 @@ def reference(config: schema.EfficientNet, outputs: int) -> Any:
 def filled(config: schema.EfficientNet, side: int, outputs: int, tensors: dict[str, np.ndarray]) -> EfficientNet:
     """Our model with tensors under torch's names; each must have its place."""
     model = nnx.eval_shape(lambda: EfficientNet(config, (side, side, 3), outputs, rngs=nnx.Rngs(0)))
-    given = {p: lite0.turned(p, v) for n, v in tensors.items() if (p := lite0.parameter_name(n)) is not None}
+    given = {p: vision.turned(p, v) for n, v in tensors.items() if (p := lite0.parameter_name(n)) is not None}
     structure, params, rest = nnx.split(model, nnx.Param, ...)
     for state in (params, rest):
         for path, variable in nnx.to_flat_state(state):
@@ -131,7 +131,7 @@ def test_efficientnet_is_that_of_torch(width: float, depth: float, side: int) ->
     for name, parameter in net.named_parameters():
         path = lite0.parameter_name(name)
         assert path is not None
-        cases.assert_close(path, found[path], lite0.turned(path, parameter.grad.numpy()), least=1e-3)
+        cases.assert_close(path, found[path], vision.turned(path, parameter.grad.numpy()), least=1e-3)
 
     net.train()(theirs)
     nnx.jit(lambda model, x: model(x, key=jax.random.key(0), mask=jnp.ones(4)))(model, x)

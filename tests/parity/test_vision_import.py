@@ -104,7 +104,7 @@ def logits_here(folder: Path, images: np.ndarray) -> np.ndarray:
     shapes, variables = ({n: v.shape for n, v in flatten(nnx.to_pure_dict(part)).items()} for part in (params, rest))
     stored = loading.stored_of(source)
     taken, new, unused = loading.load_stored(stored, shapes, writes=False, head=True)
-    statistics = loading.read_variables(stored, variables)
+    statistics = stored.read_variables(variables)
     assert not new and not unused and set(statistics) == set(variables)
     nets = cases.nested(taken), cases.nested(statistics)
     return np.asarray(jax.jit(lambda *parts: nnx.merge(structure, *parts)(jnp.asarray(images)))(*nets))
