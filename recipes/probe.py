@@ -22,21 +22,14 @@ from jaxtyping import Array, Float
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
-from bigctl.training.task import Batch, Network
+from bigctl.models.layers import Unchanged
+from bigctl.training.task import FEATURES, Batch, Network
 
-FEATURES = "features"
 Weights = dict[str, Array]
 Carry = tuple[Weights, optax.OptState, Array, Array]
 """Of the search: weights, state of L-BFGS, steps so far, norm of the gradient."""
 _TOLERANCE = 1e-5
 """Norm of the gradient of the mean loss at which a solution is taken."""
-
-
-class _Nothing(nnx.Module):
-    """Stands where a head was, and gives on what that would read."""
-
-    def __call__(self, x: Array) -> Array:
-        return x
 
 
 class ProbeTask(ImageCls):
@@ -79,7 +72,7 @@ class ProbeTask(ImageCls):
 
     def compute_features(self, model: nnx.Module, batch: Batch) -> Float[Array, "batch features"]:
         """What the head reads of each picture, float32; the model loses its head."""
-        cast(Any, model).head = _Nothing()
+        cast(Any, model).head = Unchanged()
         found = super().outputs(cast(Network, model), self.seen(batch))
         return found.astype(jnp.float32).reshape(len(found), -1)
 

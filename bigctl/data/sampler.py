@@ -49,11 +49,20 @@ class BatchPlan:
         )
 
 
-def repeated(
-    order: BatchPlan | AlternatingPlan, batch_size: int, repeats: int
+def training_order(
+    count: int, seed: int, batch_size: int, *, frozen: bool = False, alternating: bool = False, repeats: int = 1
 ) -> BatchPlan | AlternatingPlan | Repeated:
-    """The order, with each example several times in a batch."""
-    return order if repeats == 1 else Repeated(order, batch_size, repeats)
+    """The order in which training sees examples of a fixed shape.
+
+    Args:
+        count: of the examples.
+        frozen: whether every batch is the first one.
+        alternating: whether each example is mirrored in every other epoch.
+        repeats: how often an example is in a batch.
+    """
+    plan = BatchPlan(count, seed, batch_size if frozen else 0)
+    order = AlternatingPlan(plan) if alternating else plan
+    return order if frozen or repeats == 1 else Repeated(order, batch_size, repeats)
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,7 @@ def text(report: dict[str, Any]) -> str:
     if report["step_temporary_bytes"]:
         memory += f", one step {size(report['step_temporary_bytes'])}"
     lines.append(memory)
-    title, _, rows = plan_text.memory_section(report["memory"])
-    lines += [title, *(f"  {part:<12}  {count:<10}  {note}".rstrip() for part, count, note in rows)]
+    lines += plan_text.table_lines(*plan_text.memory_section(report["memory"]))
     if report["flops_per_step"]:
         lines.append(f"compute: {report['flops_per_step'] / 1e9:.3g} GFLOP a step, by the compiler's count")
     lines.append(f"length: {report['steps']:,} steps; nothing was trained")

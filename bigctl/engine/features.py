@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from bigctl.cache_root import cache_root
 from bigctl.data.layouts.rows import Rows
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
+from bigctl.files import temporary_name
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
 from bigctl.training.state import TrainState
-from bigctl.training.task import Batch
+from bigctl.training.task import FEATURES, Batch
 
-COLUMN = "features"
 _BATCH = 64
 
 
@@ -42,8 +42,8 @@ def computed(experiment: Experiment, start: Start) -> tuple[Experiment, Start]:
         if found is None:
             found = _of_split(experiment, start.state, split)
             _write(file, found)
-        splits[split] = {COLUMN: found, **{name: column for name, column in columns.items() if name != "inputs"}}
-    count = sum(len(columns[COLUMN]) for columns in splits.values())
+        splits[split] = {FEATURES: found, **{name: column for name, column in columns.items() if name != "inputs"}}
+    count = sum(len(columns[FEATURES]) for columns in splits.values())
     how = "from the cache" if known == len(splits) else f"computed in {time.perf_counter() - began:.0f} s"
     note = f"features of {count:,} pictures: {how}"
     dataset = dataclasses.replace(experiment.dataset, splits=splits, layout=Rows())
@@ -88,7 +88,7 @@ def _file(experiment: Experiment, split: str, weights: str) -> Path:
     keys = dataclasses.asdict(config.model)
     model = sorted((name, str(value)) for name, value in keys.items() if name != "init_from")
     said = [experiment.dataset.fingerprint, split, weights, pixels, model]
-    return cache_root() / COLUMN / f"{hashlib.sha256(repr(said).encode()).hexdigest()[:32]}.npy"
+    return cache_root() / FEATURES / f"{hashlib.sha256(repr(said).encode()).hexdigest()[:32]}.npy"
 
 
 def _read(file: Path, count: int) -> np.ndarray | None:
@@ -102,14 +102,12 @@ def _read(file: Path, count: int) -> np.ndarray | None:
 
 def _write(file: Path, values: np.ndarray) -> None:
     """Into the cache, whole or not at all; without room there they are computed anew next time."""
+    temporary = temporary_name(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
-            try:
-                np.save(stream, values)
-                stream.close()
-                os.replace(stream.name, file)
-            except OSError:
-                Path(stream.name).unlink(missing_ok=True)
+        with open(temporary, "wb") as stream:
+            np.save(stream, values)
+        os.replace(temporary, file)
     except OSError:
-        pass
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

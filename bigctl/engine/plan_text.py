@@ -24,14 +24,17 @@ def lines(plan: dict[str, Any]) -> list[str]:
     """The plan as plain lines."""
     found = list(head(plan))
     for title, header, rows in sections(plan):
-        found.append(title)
-        table = [list(header), *rows] if header else [list(row) for row in rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))] if table else []
-        found += [
-            "  " + "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
+        found += table_lines(title, header, rows)
     return [*found, *tail(plan)]
+
+
+def table_lines(title: str, header: Sequence[str], rows: Rows) -> list[str]:
+    """A table as plain lines."""
+    table = [list(header), *rows] if header else [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))] if table else []
+    return [title] + [
+        "  " + "  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    ]
 
 
 def head(plan: dict[str, Any]) -> Iterator[str]:

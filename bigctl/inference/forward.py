@@ -14,6 +14,7 @@ from flax import nnx
 from bigctl.data.dataset import Features
 from bigctl.inference import text_batches
 from bigctl.inference.text_batches import Text
+from bigctl.models.layers import Unchanged
 from bigctl.training.programs import Programs
 from bigctl.training.state import TrainState, Tree
 from bigctl.training.task import Batch
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 BATCH = 256
 Compiled = Callable[[Any], Any]
 """A batch -> one row an example."""
-
-
-class _Nothing(nnx.Module):
-    """Stands where a head was, and gives on what that would read."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
 
 
 class Forward:
@@ -49,7 +43,7 @@ class Forward:
         """What the model's `head` reads, float32 [batch, width]."""
 
         def headless(model: nnx.Module, batch: Batch) -> jax.Array:
-            model.head = _Nothing()  # type: ignore[attr-defined]
+            model.head = Unchanged()  # type: ignore[attr-defined]
             task = cast(Any, self._programs.task)
             found: jax.Array = task.outputs(model, task.seen(batch))
             return found.astype(jnp.float32).reshape(len(found), -1)

@@ -179,6 +179,13 @@ def fold(key: Array | None, number: int) -> Array | None:
     return None if key is None else jax.random.fold_in(key, number)
 
 
+class Unchanged(nnx.Module):
+    """Stands where a head was, and gives on what that would read."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
 class DropPath(nnx.Module):
     """Stochastic depth (Huang et al. 2016): in training a residual branch is left out of an example with probability
     `rate` times `share`, and scaled up where it is kept.

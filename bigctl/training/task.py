@@ -22,6 +22,8 @@ from bigctl.training.metrics import EACH, Sums
 Batch = dict[str, jax.Array]
 """Columns of examples, all with the batch dimension first; `mask` float32 is 0 where an example only pads, `number`
 int32 is the example's place in the global batch."""
+FEATURES = "features"
+"""The column of what a task with a `feature_width` reads in place of its examples."""
 Network = Callable[..., jax.Array]
 """A model as a task calls it."""
 Record = dict[str, Any]
@@ -101,7 +103,7 @@ class Task:
         """
 
     def compute_features(self, model: nnx.Module, batch: Batch) -> jax.Array:
-        """float32 [batch, feature_width], the column "features" of a training batch; the model may be changed."""
+        """float32 [batch, feature_width], the column `FEATURES` of a training batch; the model may be changed."""
         raise NotImplementedError
 
     def solve(self, model: nnx.Module, batch: Batch, step: jax.Array, hparams: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size, without_mirror
-from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, repeated
+from bigctl.data.sampler import RowEvaluationPlan, training_order
 
 LARGEST_BATCH = 512
 """Examples of an evaluation batch."""
@@ -33,9 +33,11 @@ class Rows:
         return len(next(iter(columns.values())))
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
-        order = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
-        shown = AlternatingPlan(order) if self.alternating else order
-        return FixedPlan(shown if frozen else repeated(shown, batch_size, self.repeats), batch_size)
+        order = training_order(
+            self.size(columns, training=True), seed, batch_size, frozen=frozen, alternating=self.alternating,
+            repeats=self.repeats,
+        )  # fmt: skip
+        return FixedPlan(order, batch_size)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
         count = self.size(columns, training=False)

@@ -25,7 +25,7 @@ from bigctl.data.layouts.layout import (
 from bigctl.data.layouts.rows import LARGEST_BATCH
 from bigctl.data.pictures import crops
 from bigctl.data.pictures.encoded_images import EncodedImages
-from bigctl.data.sampler import AlternatingPlan, BatchPlan, RowEvaluationPlan, repeated
+from bigctl.data.sampler import RowEvaluationPlan, training_order
 
 _LARGEST_BYTES = 2**25
 """Of an evaluation batch of large pictures."""
@@ -53,9 +53,11 @@ class Streamed:
         return len(columns["inputs"])
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> TrainingPlan:
-        order = BatchPlan(self.size(columns, training=True), seed, batch_size if frozen else 0)
-        shown = AlternatingPlan(order) if self.alternating else order
-        rows = FixedPlan(shown if frozen else repeated(shown, batch_size, self.repeats), batch_size)
+        order = training_order(
+            self.size(columns, training=True), seed, batch_size, frozen=frozen, alternating=self.alternating,
+            repeats=self.repeats,
+        )  # fmt: skip
+        rows = FixedPlan(order, batch_size)
         return rows if frozen or not self.least else PartsPlan(rows, seed)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
