@@ -16,7 +16,6 @@ from bigctl.config.schema.augment import *
 from bigctl.config.schema.base import *
 from bigctl.config.schema.data import *
 from bigctl.config.schema.data_files import *
-from bigctl.config.schema.efficientnet import *
 from bigctl.config.schema.experiment import *
 from bigctl.config.schema.extensions import *
 from bigctl.config.schema.mixture import *

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from bigctl.config.schema.base import STRUCTURAL, Problem, Whole, key, kind
 from bigctl.config.schema.models import ACTIVATIONS, MOST_LAYERS, POOLS, REMATS, Model
 
 LEAST_PHOTOGRAPH = 64
 """Shorter side from which on images are taken for photographs, whose first layers may shrink them [pixels]."""
+
+
+def _drop_path(part: str) -> float:
+    """The key of stochastic depth (Huang et al. 2016), of blocks or layers."""
+    found: float = key(
+        0.0, f"How often the topmost {part} is left out of an example in training, those below it less often in "
+        "proportion.", traced=True, off=0.0, ge=0, lt=1,
+    )  # fmt: skip
+    return found
+
+
+def _remat_of_blocks() -> str:
+    """The key of what is kept of each block for the backward pass."""
+    found: str = key(
+        "none", "What is computed anew in the backward pass, to save memory: none, or full for the inside of each "
+        "block.", choices=("none", "full"),
+    )  # fmt: skip
+    return found
 
 
 @dataclass
@@ -36,14 +55,8 @@ class Resnet(Model):
         drift=STRUCTURAL, choices=("auto", "cifar", "imagenet"),
     )  # fmt: skip
     zero_init: bool = key(True, "Start with a factor of zero in the last normalisation of each block.")
-    drop_path: float = key(
-        0.0, "How often the topmost block is left out of an example in training, those below it less often in "
-        "proportion.", traced=True, off=0.0, ge=0, lt=1,
-    )  # fmt: skip
-    remat: str = key(
-        "none", "What is computed anew in the backward pass, to save memory: none, or full for the inside of each "
-        "block.", choices=("none", "full"),
-    )  # fmt: skip
+    drop_path: float = _drop_path("block")
+    remat: str = _remat_of_blocks()
 
     def head_input(self, *, per_token: bool) -> str:
         return "the mean over all places"
@@ -75,10 +88,7 @@ class Vit(Model):
     eps: float = key(1e-6, "Added to the variance in layer normalisation.", drift=STRUCTURAL, gt=0)
     dropout: float = key(0.0, "Dropout of the patches and of what each part adds.", traced=True, off=0.0,
                          ge=0, lt=1)  # fmt: skip
-    drop_path: float = key(
-        0.0, "How often the topmost layer is left out of an example in training, those below it less often in "
-        "proportion.", traced=True, off=0.0, ge=0, lt=1,
-    )  # fmt: skip
+    drop_path: float = _drop_path("layer")
     remat: str = key(
         "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
         "but products with weights.", choices=REMATS,
@@ -118,14 +128,8 @@ class Convnext(Model):
         drift=STRUCTURAL, ge=0,
     )  # fmt: skip
     eps: float = key(1e-6, "Added to the variance in the last layer normalisation.", drift=STRUCTURAL, gt=0)
-    drop_path: float = key(
-        0.0, "How often the topmost block is left out of an example in training, those below it less often in "
-        "proportion.", traced=True, off=0.0, ge=0, lt=1,
-    )  # fmt: skip
-    remat: str = key(
-        "none", "What is computed anew in the backward pass, to save memory: none, or full for the inside of each "
-        "block.", choices=("none", "full"),
-    )  # fmt: skip
+    drop_path: float = _drop_path("block")
+    remat: str = _remat_of_blocks()
 
     def head_input(self, *, per_token: bool) -> str:
         return "the mean over all places"
@@ -176,3 +180,34 @@ class SpeedCnn(Model):
     def check(self, config: Whole) -> Iterator[Problem]:
         if not self.widths:
             yield "model.widths", "model.widths names no group of convolutions", "such as model.widths=[32,64,128]"
+
+
+@dataclass
+class EfficientNet(Model):
+    """EfficientNet-Lite: inverted bottlenecks without squeeze and excitation (Tan & Le 2019)."""
+
+    implementation: ClassVar[str] = "bigctl.models.efficientnet:EfficientNet"
+    inputs: ClassVar[tuple[str, ...]] = ("images",)
+    levels: ClassVar[tuple[str, ...]] = (r"^stem/", r"^blocks/(\d+)/", r"^top/")
+    kind: str = kind("efficientnet")
+    width: float = key(
+        1.0, "Channels of the blocks, as a multiple of those of Lite0, rounded to multiples of 8.", drift=STRUCTURAL,
+        gt=0, le=16,
+    )  # fmt: skip
+    depth: float = key(
+        1.0, "Blocks of each stage but the first and the last, as a multiple of those of Lite0.", drift=STRUCTURAL,
+        gt=0, le=16,
+    )  # fmt: skip
+    norm: str | None = key(
+        None, "Batch normalisation by each batch in training (batch), or always by the running statistics (frozen); "
+        "null for frozen with model.init_from, else batch.", choices=("batch", "frozen"),
+    )  # fmt: skip
+    dropout: float = key(0.0, "Dropout before the head.", traced=True, off=0.0, ge=0, lt=1)
+    drop_path: float = _drop_path("block")
+
+    def head_input(self, *, per_token: bool) -> str:
+        return "the mean over all places"
+
+    def with_defaults(self) -> Self:
+        usual = "batch" if self.init_from is None else "frozen"
+        return dataclasses.replace(self, norm=self.norm or usual)
