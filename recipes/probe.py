@@ -55,6 +55,9 @@ class ProbeTask(ImageCls):
     def inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {FEATURES: jax.ShapeDtypeStruct((n, self.feature_width), jnp.float32)}
 
+    def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return super().inputs(n)
+
     def augment(self, batch: Batch, key: jax.Array) -> Batch:
         return batch
 

@@ -18,6 +18,8 @@ from bigctl.config import compose
 from bigctl.data.dataset import Features
 from bigctl.engine import features as frozen
 from bigctl.errors import ConfigError
+from bigctl.inference.exporters.network import Network
+from bigctl.inference.trained import TrainedRun
 
 KEYS = ["data=digits", "model=mlp", "model.hidden=[32]", "train.tensorboard=false"]
 
@@ -67,6 +69,14 @@ def test_features_are_computed_once(folder, monkeypatch):
     bigctl.train(["recipe=probe", *KEYS, f"model.init_from={folder / 'base'}"], folder / "again", quiet=True)
     first, second = (bigctl.load(folder / name).params["head"]["kernel"] for name in ("probe", "again"))
     np.testing.assert_array_equal(first, second)
+
+
+def test_an_exported_probe_takes_pictures(folder):
+    run = TrainedRun.load(str(folder / "probe"))
+    network = Network.of(run)
+    assert list(network.inputs) == ["inputs"] and "validation rows" in network.checked
+    for batch, expected in zip(network.batches, network.expected, strict=True):
+        np.testing.assert_allclose(expected["probabilities"], run.predict(batch["inputs"]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
