@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from bigctl.data.dataset import Features
+from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import experiment
 from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.inference.trained import TrainedRun
@@ -120,18 +120,28 @@ def _examples(trained: TrainedRun, longest: dict[str, jax.ShapeDtypeStruct]) -> 
     of random numbers where the run's data cannot be had."""
     try:
         dataset = trained.data()
-        columns, layout = dataset.splits["validation"], dataset.batches
-        planned = list(layout.evaluation_plan(columns, batch_size=ROWS, shards=1).batches())
-        found = []
-        for indices, mask, length in planned[:1] + planned[1:][-1:]:
-            batch = layout.gather(columns, indices, length)
-            found.append({name: np.asarray(batch[name])[mask > 0] for name in longest})
-        rows = sum(len(next(iter(batch.values()))) for batch in found)
-        what = f"{rows} validation {'windows' if trained.features.kind == 'stream' else 'rows'}"
-    except (DataError, RunError, KeyError) as error:
+    except (DataError, RunError) as error:
         log.warning("the run's data cannot be had, random inputs are compared instead: %s", error)
         found, what = [_random(trained.features, longest)], f"{ROWS} random inputs, for want of the run's data"
+    else:
+        found = _of_data(dataset, longest, str(trained.run.path))
+        rows = sum(len(next(iter(batch.values()))) for batch in found)
+        what = f"{rows} validation {'windows' if trained.features.kind == 'stream' else 'rows'}"
     return [*found, {name: values[:1] for name, values in found[0].items()}], what
+
+
+def _of_data(dataset: Dataset, longest: dict[str, jax.ShapeDtypeStruct], where: str) -> list[Arrays]:
+    """The first batch of validation rows and the last. Raises ConfigError for inputs that the data has not."""
+    columns, layout = dataset.splits["validation"], dataset.batches
+    planned = list(layout.evaluation_plan(columns, batch_size=ROWS, shards=1).batches())
+    found = []
+    for indices, mask, length in planned[:1] + planned[1:][-1:]:
+        batch = layout.gather(columns, indices, length)
+        if missing := [name for name in longest if name not in batch]:
+            what = f"Task.exported_inputs names {', '.join(missing)}, which batches of the data do not have"
+            raise ConfigError(what, where=where, hint=f"they have {', '.join(batch)}")
+        found.append({name: np.asarray(batch[name])[mask > 0] for name in longest})
+    return found
 
 
 def _random(features: Features, longest: dict[str, jax.ShapeDtypeStruct]) -> Arrays:
