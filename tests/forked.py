@@ -210,6 +210,8 @@ if __name__ == "__main__":
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     logging.root.handlers.clear()  # orbax brings one where no command has set up its own
+    with contextlib.suppress(Exception):  # fills what Hydra and the schema remember of themselves
+        sys.modules["bigctl.api"].compose(["recipe=mlp_cls"])
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(_end_of(_command))  # taking so much apart would cost as much again as the fork

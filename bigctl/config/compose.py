@@ -5,8 +5,6 @@ Free of jax. Errors name the key, the file it comes from, and what to type inste
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -215,6 +213,8 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from bigctl.config.value_origins import ReadOnce, origins_of
+
     class UserPresets(SearchPathPlugin):
         """Folders of the user's own come first, so that they shadow what is packaged."""
 
@@ -234,9 +234,11 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
     try:
         with hydra.initialize_config_dir(str(roots[-1].path), version_base="1.3"):
             composed = [extra_keys.as_mapping(override) for override in overrides]
+            loader: Any = GlobalHydra.instance().config_loader()
+            loader.repository = ReadOnce(loader.repository)
             node = hydra.compose("config", overrides=composed)
             OmegaConf.resolve(node)
-            origins, written = _origins(GlobalHydra.instance().config_loader(), composed)
+            origins, written = origins_of(loader, composed)
             preset_text.keep(node, written)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
@@ -271,66 +273,6 @@ def _misread(roots: Sequence[presets.Root]) -> Exception | None:
         except (OSError, ValueError):
             continue
     return None
-
-
-def _origins(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, preset_text.Written]]:
-    """Dotted key -> the last file of the defaults list that set it, or "command line", or "schema"; and of those set in
-    a file of the user's own what stands there."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
-
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    computed = loader.compute_defaults_list("config", list(overrides), RunMode.RUN)
-    origins: dict[str, str] = {}
-    written: dict[str, preset_text.Written] = {}
-
-    def mark(values: Any, prefix: str, origin: str) -> None:
-        for name in values:
-            dotted = f"{prefix}.{name}" if prefix else str(name)
-            child = values._get_node(name)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-                mark(child, dotted, origin)
-            else:
-                origins[dotted] = origin
-                written.pop(dotted, None)
-
-    def place(path: str, provider: str) -> str:
-        if path.rsplit("/", 1)[-1].startswith("_"):
-            return "schema"
-        return f"{path}.yaml" if provider in ("main", "schema") else f"{provider}/{path}.yaml"
-
-    places: dict[str, str] = {}
-    for default in computed.defaults:
-        path = default.config_path
-        if path is None or path.startswith("hydra/"):
-            continue
-        loaded = loader.repository.load_config(path)
-        if loaded is None:
-            continue
-        places[path] = place(path, loaded.provider)
-        with contextlib.suppress(Exception):
-            if isinstance(loaded.config, DictConfig):
-                mark(loaded.config, default.package or "", places[path])
-        if loaded.path.startswith("file://") and loaded.provider != "main":
-            prefix = f"{default.package}." if default.package else ""
-            texts = preset_text.written(Path(loaded.path.removeprefix("file://"), f"{path}.yaml"))
-            written |= {f"{prefix}{name}": text for name, text in texts.items()}
-    for field in dataclasses.fields(Config):  # a component's kind is the schema's: more telling is who chose it
-        if origins.get(f"{field.name}.kind") == "schema":
-            choice = computed.overrides.override_metadata.get(field.name)
-            chooser = choice.containing_config_path if choice else "config"
-            origins[f"{field.name}.kind"] = (
-                "command line" if choice and choice.external_override else places.get(chooser, f"{chooser}.yaml")
-            )
-    for override in parsed:
-        dotted, value = override.key_or_group.replace("/", "."), override.value()
-        if isinstance(value, dict):
-            mark(OmegaConf.create(value), dotted, "command line")
-        elif override.key_or_group not in schema.GROUPS:
-            origins[dotted] = "command line"
-            written.pop(dotted, None)
-    return origins, written
 
 
 def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Config, list[str]]:

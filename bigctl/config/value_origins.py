@@ -1,0 +1,104 @@
+"""Where each value of a composition comes from: the schema, a preset, or the command line. Imports Hydra."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from omegaconf import DictConfig
+
+from bigctl.config import preset_text, schema
+from bigctl.config.schema import Config
+
+
+class ReadOnce(CachingConfigRepository):
+    """What Hydra finds by a path, read once for the composition and for where its values come from.
+
+    Hydra copies its repository each time that it begins, and with it all schemas there are, which takes a third of
+    composing. It changes nothing in what it reads.
+    """
+
+    def __init__(self, repository: IConfigRepository) -> None:
+        self.delegate = repository
+        self.cache = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
+        return self
+
+
+def origins_of(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, preset_text.Written]]:
+    """Where each value of a composition comes from.
+
+    Args:
+        loader: Hydra's, which composed it.
+        overrides: that it was given.
+
+    Returns:
+        Dotted key -> the last file of the defaults list that set it, or "command line", or "schema"; and of those set
+        in a file of the user's own what stands there.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    computed = loader.compute_defaults_list("config", list(overrides), RunMode.RUN)
+    origins: dict[str, str] = {}
+    written: dict[str, preset_text.Written] = {}
+
+    places: dict[str, str] = {}
+    for default in computed.defaults:
+        path = default.config_path
+        if path is None or path.startswith("hydra/"):
+            continue
+        loaded = loader.repository.load_config(path)
+        if loaded is None:
+            continue
+        places[path] = _place(path, loaded.provider)
+        with contextlib.suppress(Exception):
+            if isinstance(loaded.config, DictConfig):
+                _mark(loaded.config, default.package or "", places[path], origins, written)
+        if loaded.path.startswith("file://") and loaded.provider != "main":
+            prefix = f"{default.package}." if default.package else ""
+            texts = preset_text.written(Path(loaded.path.removeprefix("file://"), f"{path}.yaml"))
+            written |= {f"{prefix}{name}": text for name, text in texts.items()}
+    for field in dataclasses.fields(Config):  # a component's kind is the schema's: more telling is who chose it
+        if origins.get(f"{field.name}.kind") == "schema":
+            choice = computed.overrides.override_metadata.get(field.name)
+            chooser = choice.containing_config_path if choice else "config"
+            origins[f"{field.name}.kind"] = (
+                "command line" if choice and choice.external_override else places.get(chooser, f"{chooser}.yaml")
+            )
+    for override in parsed:
+        dotted, value = override.key_or_group.replace("/", "."), override.value()
+        if isinstance(value, dict):
+            _mark(OmegaConf.create(value), dotted, "command line", origins, written)
+        elif override.key_or_group not in schema.GROUPS:
+            origins[dotted] = "command line"
+            written.pop(dotted, None)
+    return origins, written
+
+
+def _place(path: str, provider: str) -> str:
+    """What a preset is called: its path in the tree of presets, behind the folder that is the user's own."""
+    if path.rsplit("/", 1)[-1].startswith("_"):
+        return "schema"
+    return f"{path}.yaml" if provider in ("main", "schema") else f"{provider}/{path}.yaml"
+
+
+def _mark(
+    values: DictConfig, prefix: str, origin: str, origins: dict[str, str], written: dict[str, preset_text.Written]
+) -> None:
+    """All values of a node come from here, and no longer from where they were set before."""
+    for name in map(str, values):
+        dotted = f"{prefix}.{name}" if prefix else name
+        child = values._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _mark(child, dotted, origin, origins, written)
+        else:
+            origins[dotted] = origin
+            written.pop(dotted, None)
