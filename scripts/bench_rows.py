@@ -1,4 +1,5 @@
-"""Preparing a large table, or texts: by blocks, as a whole, and `pandas.read_csv` of the same file, in one run.
+"""Preparing a large table, or texts: by blocks, as a whole, and `pandas.read_csv` of the same file, in one run; with
+--parquet of the same rows in Parquet, and `pandas.read_parquet`.
 
 The table is made up: numbers, some of them missing, words that repeat, dates, and a class; with --texts it has texts of
 such words as few texts and many have, and they become tokens of a vocabulary of their own. Every way runs in a process
@@ -22,11 +23,12 @@ PREPARE = """
 import json, resource, sys, time
 from bigctl.config import schema
 from bigctl.data.preparation import prepare
-from bigctl.data.sources import delimited
+from bigctl.data.sources import column_blocks, delimited
 from bigctl.data.text import tokenization
 if sys.argv[2] == "whole":
-    delimited._LARGE = 2**62
-config, given = schema.Csv(path=sys.argv[1], label=sys.argv[3], text=sys.argv[4] or None), {}
+    delimited._LARGE = column_blocks.LARGE = 2**62
+kind = schema.Parquet if sys.argv[1].endswith(".parquet") else schema.Csv
+config, given = kind(path=sys.argv[1], label=sys.argv[3], text=sys.argv[4] or None), {}
 if config.text:
     given["tokenizer"] = tokenization.spec(schema.Tokenizer(type="words", size=20_000, max_length=128))
 began, worked = time.perf_counter(), time.process_time()
@@ -43,7 +45,7 @@ PANDAS = """
 import json, resource, sys, time
 import pandas
 began, worked = time.perf_counter(), time.process_time()
-frame = pandas.read_csv(sys.argv[1])
+frame = (pandas.read_parquet if sys.argv[1].endswith(".parquet") else pandas.read_csv)(sys.argv[1])
 first, worked = time.perf_counter(), time.process_time() - worked
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": first - began, "processor": worked, "megabytes": peak / 1000}))
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--label", default="class", help="the target column")
     parser.add_argument("--pandas", metavar="PYTHON", default=sys.executable, help="a Python that has `pandas`")
     parser.add_argument("--texts", action="store_true", help="make texts, in a column of that name")
+    parser.add_argument("--parquet", action="store_true", help="write the table as Parquet, and read that")
     parser.add_argument("--turns", type=int, default=1, help="how often each way runs")
     parser.add_argument("--without-whole", action="store_true", help="leave out the way that needs most memory")
     parser.add_argument("--json", action="store_true")
@@ -68,6 +71,8 @@ def main() -> None:
         if options.table is None:
             make = write_texts if options.texts else write_table
             make(file, options.megabytes * 1e6, options.numbers)
+        if options.parquet:
+            file = as_parquet(file, folder / "rows.parquet")
         options.megabytes = file.stat().st_size / 1e6
         ways = {
             "by blocks": (sys.executable, PREPARE, "blocks"),
@@ -119,6 +124,17 @@ def write_texts(file: Path, size: float, numbers: int) -> None:
             said = words[np.minimum(draw.zipf(1.2, 100_000), len(words)) - 1]
             parts = np.split(said, np.sort(draw.choice(len(said) - 1, 2000, replace=False)) + 1)
             written += stream.write("".join(f"{' '.join(each)},{len(each) % 2}\n" for each in parts))
+
+
+def as_parquet(table: Path, file: Path) -> Path:
+    """The same rows as a Parquet file, in groups of some thousands."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    with pyarrow.csv.open_csv(table) as read, pyarrow.parquet.ParquetWriter(file, read.schema) as out:
+        for batch in read:
+            out.write_batch(batch)
+    return file
 
 
 def run(folder: Path, python: str, program: str, arguments: list[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from bigctl.config import schema
 from bigctl.data import origins
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.layouts.choose import BatchOptions
-from bigctl.data.preparation import array_file, encode_by_blocks, partial, prepare
+from bigctl.data.preparation import array_file, deduplicate, encode_by_blocks, partial, prepare
 from bigctl.data.preparation import rows as prepare_rows
 from bigctl.data.sources import column_files, delimited, row_blocks, text_parts
 from bigctl.data.text import tokenization
@@ -123,6 +123,7 @@ CASES = {
     "a header that is repeated": (CSV, "b,a,y\n" + NO_HEADER, {"label": "a", **GIVEN}),
     "two columns of one name": (CSV, "a,a,y\n" + NO_HEADER, {"label": "y"}),
     "a column without name": (CSV, ",b,y\n" + NO_HEADER, {"label": "b"}),
+    "a table without copies": (CSV, table(), {**CLASS, "deduplicate": True}),
     "a header alone": (CSV, "a,b,y\n", {"label": "y"}),
     "no such column": (CSV, table(), {"label": "klass"}),
     "a value that is infinite": (CSV, "a,b,y\n" + NO_HEADER + "\ninf,x1,1\n", {"label": "b"}),
@@ -173,6 +174,7 @@ TEXTS = {
     "parts": (reviews(), STARS | {"train": "train[50%:]+train[:30%]", "test": "train[30%:50%]"}, WORDS),
     "bad rows left out": (reviews() + "{\n" + reviews(9, 1), STARS | {"on_bad": "skip"}, WORDS),
     "empty texts": (reviews() + EMPTY + reviews(9) + EMPTY, STARS, WORDS),
+    "each once": (reviews() + reviews(30) + reviews(9, 1), STARS | {"deduplicate": True}, WORDS),
     "half of a character": (reviews() + HALF, STARS, WORDS),
     "no such column": (reviews(), {"text": "txt", "label": "stars"}, WORDS),
 }
@@ -182,6 +184,7 @@ TEXTS = {
 def test_blocks_of_texts_give_what_the_whole_gives(case: str, tmp_path, monkeypatch) -> None:
     """The same tokens, offsets, texts, vocabulary, copies and lengths of batches; the same error where there is one."""
     monkeypatch.setattr(encode_by_blocks, "_TEXTS", 3)
+    monkeypatch.setattr(deduplicate, "_TEXTS", 3)
     text, keys, tokenizer = TEXTS[case]
     file = tmp_path / "rows.jsonl"
     file.write_text(text)

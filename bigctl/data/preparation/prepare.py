@@ -22,6 +22,7 @@ from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.preparation import checks, encode
 from bigctl.data.preparation import rows as prepare_rows
 from bigctl.data.preparation import stream as prepare_stream
+from bigctl.data.preparation.deduplicate import deduplicated
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NONE, TOKEN_CLASS, Target
 from bigctl.data.text import tokenization
@@ -104,7 +105,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     decoded = catalog.decode(config, regression)
     decoded = dataclasses.replace(decoded, splits=origins.with_origins(decoded))
     if config.deduplicate:
-        decoded = _deduplicated(decoded)
+        decoded = deduplicated(decoded)
     checks.check_target(decoded.target, regression)
     if decoded.kind in ("stream", "tokens"):
         _refuse_examples(tokenizer)
@@ -190,27 +191,6 @@ def clean(config: Data, *, regression: bool = False, tokenizer: tokenization.Spe
 def _training_texts(columns: Columns) -> Iterator[str]:
     for name in ("document", "text", "text_pair"):
         yield from map(str, columns.get(name, ()))
-
-
-def _deduplicated(decoded: Decoded) -> Decoded:
-    """Each text once: of copies the first is kept, that of a test split before that of the training split."""
-    from bigctl.data.text import duplicates
-
-    if decoded.kind != "text":
-        raise DataError("only texts can be deduplicated", where="data.deduplicate", hint="leave it out")
-    seen: set[Any] = set()
-    kept: dict[str, Columns] = {}
-    dropped = {}
-    for name in sorted(decoded.splits, key=lambda name: name.startswith("train")):  # training last
-        columns = decoded.splits[name]
-        new = np.zeros(len(columns["label"]), bool)
-        for number, text_key in enumerate(duplicates.keys(columns)):
-            new[number] = text_key not in seen
-            seen.add(text_key)
-        kept[name] = {column: values[new] for column, values in columns.items()}
-        dropped[name] = int((~new).sum())
-    splits = {name: kept[name] for name in decoded.splits}
-    return dataclasses.replace(decoded, splits=splits, info={**decoded.info, "copies_dropped": dropped})
 
 
 def _duplicates(by_split: dict[str, Columns], decoded: Decoded) -> dict[str, Any]:

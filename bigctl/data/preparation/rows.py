@@ -26,6 +26,7 @@ from bigctl.data import cache, origins, splits
 from bigctl.data.dataset import SPLITS, Features
 from bigctl.data.preparation import checks, encode, encode_by_blocks, partial
 from bigctl.data.preparation.array_file import ArrayFile
+from bigctl.data.preparation.deduplicate import deduplicated
 from bigctl.data.progress import Progress
 from bigctl.data.sources.column_files import StoredRows
 from bigctl.data.sources.decoded import ROW, Columns, Decoded
@@ -103,6 +104,8 @@ def _made(
     """Everything but the last step, which puts it in place."""
     decoded = decode(work / _SCRATCH)
     decoded = dataclasses.replace(decoded, splits=origins.with_origins(decoded))
+    if config.deduplicate:
+        decoded = deduplicated(decoded)
     checks.check_target(decoded.target, regression)
     by_split = splits.split_examples(decoded, config)
     places, info = origins.taken(by_split), dict(decoded.info)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +19,8 @@ from bigctl import memory
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.files import paths
-from bigctl.data.sources import column_pictures, parquet, parquet_files
+from bigctl.data.sources import column_blocks, column_pictures, parquet, parquet_files
+from bigctl.data.sources.column_blocks import Looked
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.parquet_files import Part
 from bigctl.data.sources.unlabelled import Unlabelled
@@ -32,13 +33,17 @@ if TYPE_CHECKING:
 _SPLITS = {"train": "train", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"), "test": "test"}
 _FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
 """How a file begins that is no stream."""
+_NONE = "this is no Arrow file, or a damaged one"
+_ROWS, _BYTES = 2**14, 2**23
+"""Rows of a block, and bytes at about which they are fewer."""
 _LARGEST = 2**24
 """Bytes of a file of JSON that describes a folder."""
 
 
 def identity(config: schema.Arrow) -> object:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
-    found, large = _files(config)[0], config.image is not None  # images are not read as a whole
+    found = _files(config)[0]
+    large = config.image is not None or _is_large(config, found)  # which are not read as a whole
     files = {split: paths.fingerprint_files(own, in_blocks=large) for split, own in found.items()}
     streamed: dict[str, object] = {}
     if _is_streamed(config, found):
@@ -49,6 +54,27 @@ def identity(config: schema.Arrow) -> object:
 def _is_streamed(config: schema.Arrow, found: Mapping[str, Sequence[Path]]) -> bool:
     files = [file for own in found.values() for file in own]
     return column_pictures.is_streamed(config, files, column_pictures.Arrow)
+
+
+def _is_large(config: schema.Arrow, found: Mapping[str, Sequence[Path]]) -> bool:
+    """Whether it is a table, or texts, that is prepared by blocks."""
+    files = [file for own in found.values() for file in own]
+    return config.image is None and column_blocks.are_large(files, Blocks, parquet.wanted(config))
+
+
+def by_blocks(config: schema.Arrow, regression: bool) -> Callable[[Path], Decoded] | None:
+    """What decodes large files through others in a folder; None where `decode` will do."""
+    files, notes = _files(config)
+    if not _is_large(config, files):
+        return None
+    only = parquet.wanted(config)
+    reads = partial(column_blocks.joined, kind=Blocks, only=only, drop=config.drop if only is None else ())
+
+    def decode_blocks(work: Path) -> Decoded:
+        parts = {split: reads(config.path, own) for split, own in files.items()}
+        return _with_notes(parquet.decode_parts(parts, config, regression, work=work), notes)
+
+    return decode_blocks
 
 
 def decode(config: schema.Arrow, regression: bool) -> Decoded:
@@ -67,8 +93,12 @@ def decode(config: schema.Arrow, regression: bool) -> Decoded:
         split: parquet_files.joined(config.path, found, reads, only=only, drop=drop) for split, found in files.items()
     }
     pictures = partial(column_pictures.located, parts, config, column_pictures.Arrow) if streamed else None
-    found = parquet.decode_parts(parts, config, regression, pictures)
-    return dataclasses.replace(found, info={"source": "arrow", **found.info, "notes": [*notes, *found.info["notes"]]})
+    return _with_notes(parquet.decode_parts(parts, config, regression, pictures), notes)
+
+
+def _with_notes(found: Decoded, notes: Sequence[str]) -> Decoded:
+    info = {"source": "arrow", **found.info, "notes": [*notes, *found.info["notes"]]}
+    return dataclasses.replace(found, info=info)
 
 
 def read_for_prediction(path: Path, config: schema.Parquet, features: Features) -> Unlabelled:
@@ -161,35 +191,75 @@ def read_file(file: Path, only: Sequence[str] | None, *, mapped: bool = False) -
     import pyarrow as pa
 
     paths.require_file(file)
-    try:
+    with parquet_files.told(file, _NONE):
         if not mapped:
             memory.require(file.stat().st_size, "the file", where=str(file))
         with pa.memory_map(str(file)) if mapped else pa.OSFile(str(file)) as source:
-            table = _opened(source, file, only)
+            described, opened = _opened(source, file, only)
+            table = opened.read_all().replace_schema_metadata(described.metadata)
+            if only is not None and not set(only) & set(described.names):
+                table = table.select([])
         table.validate(full=True)
         return parquet_files.without_views(_with_names(table, file))
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"this is no Arrow file, or a damaged one: {what}", where=str(file)) from None
 
 
-def _opened(source: pa.NativeFile, file: Path, only: Sequence[str] | None) -> pa.Table:
+def _opened(
+    source: pa.NativeFile, file: Path, only: Sequence[str] | None
+) -> tuple[pa.Schema, pa.RecordBatchFileReader | pa.RecordBatchStreamReader]:
+    """What columns a file has, and what reads those that are wanted, or all where it has none of these."""
     import pyarrow.ipc as ipc
 
     begin = source.read(len(_FILE))
     source.seek(0)
     if begin.startswith(_FEATHER_1):
         raise DataError("this is the first version of Feather", where=str(file), hint="write it anew, as version 2")
-    described = (ipc.open_file if begin == _FILE else ipc.open_stream)(source).schema
+    open_ = ipc.open_file if begin == _FILE else ipc.open_stream
+    described = open_(source).schema
     names = described.names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"duplicate column names: {paths.some(twice)}", where=str(file), hint="rename them")
     places = [place for place, name in enumerate(names) if only is None or name in only]
     source.seek(0)
     options = ipc.IpcReadOptions(included_fields=places) if only is not None and places else ipc.IpcReadOptions()
-    opened = ipc.open_file(source, options=options) if begin == _FILE else ipc.open_stream(source, options=options)
-    table = opened.read_all().replace_schema_metadata(described.metadata)
-    return table if places else table.select(cast("list[str]", []))
+    return described, open_(source, options=options)
+
+
+class _Blocks:
+    """Files of Arrow by blocks: batches of rows as they were written."""
+
+    def look(self, file: Path, only: Sequence[str] | None) -> Looked:
+        import pyarrow as pa
+
+        with parquet_files.told(file, _NONE), pa.memory_map(str(paths.require_file(file))) as source:
+            described, opened = _opened(source, file, only)
+            names = [name for name in described.names if only is None or name in only]
+            rows, size = 0, 0
+            for batch in _batches(opened):
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+            none = [pa.array([], field.type) for field in described]
+            empty = _with_names(pa.table(none, schema=described), file).select(names)
+            return Looked(parquet_files.without_views(empty), rows, max(size, 8 * rows * len(names)))
+
+    def column(self, file: Path, name: str) -> Iterator[pa.Array]:
+        import pyarrow as pa
+
+        with parquet_files.told(file, _NONE), pa.memory_map(str(file)) as source:
+            described, opened = _opened(source, file, [name])
+            for batch in _batches(opened):
+                batch.validate(full=True)
+                table = pa.Table.from_batches([batch]).replace_schema_metadata(described.metadata)
+                found = parquet_files.without_views(_with_names(table, file)).column(name).combine_chunks()
+                rows = max(1, min(_ROWS, _BYTES * len(found) // max(1, found.nbytes)))
+                yield from (found.slice(start, rows) for start in range(0, len(found), rows))
+
+
+Blocks: column_blocks.Kind = _Blocks()
+
+
+def _batches(opened: pa.RecordBatchFileReader | pa.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
+    if hasattr(opened, "num_record_batches"):
+        return map(opened.get_batch, range(opened.num_record_batches))
+    return iter(opened)
 
 
 def _with_names(table: pa.Table, file: Path) -> pa.Table:

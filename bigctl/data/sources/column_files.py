@@ -179,35 +179,39 @@ class StoredTexts:
     """Columns of texts in files, the rows of one file of a source after those of another.
 
     Args:
-        columns: of each file.
-        names: role of a column, such as "text" -> its name in the files.
+        columns: of each role, such as "text", the files with its column.
+        names: what the column of a role is called there, where that is not the role.
     """
 
-    def __init__(self, columns: Sequence[TextColumns], names: Mapping[str, str]):
-        self._names = names
-        self._blocks = [(each, number) for each in columns for number in range(len(each.sizes))]
-        sizes = [size for each in columns for size in each.sizes]
-        self._starts = np.cumsum([0, *sizes], dtype=np.int64)
+    def __init__(self, columns: Mapping[str, Sequence[TextColumns]], names: Mapping[str, str] | None = None):
+        self._named = names or {}
+        self._blocks: dict[str, list[tuple[TextColumns, int]]] = {}
+        self._starts: dict[str, np.ndarray] = {}
+        for role, files in columns.items():
+            self._blocks[role] = [(each, number) for each in files for number in range(len(each.sizes))]
+            sizes = [size for each in files for size in each.sizes]
+            self._starts[role] = np.cumsum([0, *sizes], dtype=np.int64)
         self._last: dict[str, tuple[int, list[str]]] = {}
 
     @property
     def names(self) -> list[str]:
-        return [*self._names]
+        return [*self._blocks]
 
     def take(self, role: str, rows: np.ndarray) -> list[str]:
         """The texts of some rows, int64 [n]; those that lie close together are read at once."""
         found: list[str] = []
-        blocks = np.searchsorted(self._starts, rows, side="right") - 1
+        starts = self._starts[role]
+        blocks = np.searchsorted(starts, rows, side="right") - 1
         ends = [*(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]
         for start, end in zip([0, *ends], ends, strict=False):
             if start < end:
                 number = int(blocks[start])
                 texts = self._block(role, number)
-                found += [texts[place] for place in (rows[start:end] - self._starts[number]).tolist()]
+                found += [texts[place] for place in (rows[start:end] - starts[number]).tolist()]
         return found
 
     def _block(self, role: str, number: int) -> list[str]:
         if role not in self._last or self._last[role][0] != number:
-            columns, own = self._blocks[number]
-            self._last[role] = number, columns.block(self._names[role], own)
+            columns, own = self._blocks[role][number]
+            self._last[role] = number, columns.block(self._named.get(role, role), own)
         return self._last[role][1]

@@ -37,8 +37,6 @@ def identity(config: schema.Table) -> Any:
 
 def _is_large(config: schema.Table) -> bool:
     """Whether it is prepared by blocks."""
-    if config.deduplicate:
-        return False
     files = [optional(path) for path in (config.path, config.validation_path, config.test_path)]
     return row_blocks.are_large([file for file in files if file is not None], config.kind, _LARGE)
 

@@ -7,9 +7,8 @@ missing, and so is NaN; nothing else is: the string "NA" is a category. Strings 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,37 @@ from bigctl.config.suggestions import listed
 from bigctl.data.dataset import Features
 from bigctl.data.files import paths
 from bigctl.data.pictures.encoded_images import EncodedImages
-from bigctl.data.sources import column_pictures, image_decoding
+from bigctl.data.progress import Progress
+from bigctl.data.sources import column_blocks, column_pictures, image_decoding
+from bigctl.data.sources.cells import Keep, as_it_is
+from bigctl.data.sources.column_files import StoredRows, StoredTexts, TextColumns
 from bigctl.data.sources.column_pictures import Pictures
-from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded, Origins
-from bigctl.data.sources.label_sets import read_label_sets
+from bigctl.data.sources.decoded import GROUP, ROW, TIME, Columns, Decoded, Origins
 from bigctl.data.sources.parquet_columns import (
     CATEGORY,
     NUMBER,
     Bad,
+    all_different,
     categories,
     encoded_images,
+    is_empty,
     kind_of,
-    name_of,
+    text_blocks,
     texts,
     told,
     typed,
-    values_of,
 )
 from bigctl.data.sources.parquet_files import Part, matching, read
-from bigctl.data.sources.text_rows import TextTable, short
+from bigctl.data.sources.parquet_targets import targets
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder
-from bigctl.data.target import Target
 from bigctl.errors import DataError
-
-MAX_CLASSES = 1000
-_FEW = 20  # values that a target may have however few the rows are
 
 
 def identity(config: schema.Parquet) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
     given = [config.path, config.validation_path, config.test_path]
-    large = config.image is not None  # which are read by blocks
+    large = config.image is not None or _is_large(config)  # which are read by blocks
     prints = [paths.fingerprint_files(matching(path), in_blocks=large) if path else None for path in given]
     streamed = {"streamed": True} if _is_streamed(config) else {}
     return {"files": prints} | given_keys(config) | streamed
@@ -65,6 +63,15 @@ def _is_streamed(config: schema.Parquet) -> bool:
     )
 
 
+def _is_large(config: schema.Parquet) -> bool:
+    """Whether it is a table, or texts, that is prepared by blocks."""
+    given = (config.path, config.validation_path, config.test_path)
+    if config.image is not None:
+        return False
+    files = [file for path in given if path for file in matching(path)]
+    return column_blocks.are_large(files, column_blocks.Parquet, wanted(config))
+
+
 def given_keys(config: schema.Parquet) -> dict[str, Any]:
     """The keys that say what is in the files; those that came later only where they are not as before."""
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
@@ -74,21 +81,44 @@ def given_keys(config: schema.Parquet) -> dict[str, Any]:
     return found | {name: getattr(config, name) for name in ("group", "time") if getattr(config, name) is not None}
 
 
+def by_blocks(config: schema.Parquet, regression: bool) -> Callable[[Path], Decoded] | None:
+    """What decodes large files through others in a folder; None where `decode` will do."""
+    if not _is_large(config):
+        return None
+    only = wanted(config)
+
+    def read_blocks(path: str) -> Part:
+        drop = config.drop if only is None else ()
+        return column_blocks.joined(path, matching(path), column_blocks.Parquet, only=only, drop=drop)
+
+    return lambda work: _decoded(config, regression, read_blocks, work)
+
+
 def decode(config: schema.Parquet, regression: bool) -> Decoded:
     """The rows of files as examples.
 
     Raises:
         DataError: there is no such file, or it is damaged; a column is missing, or of a type that cannot be used.
     """
-    given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
     only, streamed = wanted(config), _is_streamed(config)
+    drop = config.drop if only is None else ()
     if streamed:
         only = [name for name in only or () if name != config.image]
-    parts = {
-        split: read(path, only=only, drop=config.drop if only is None else ()) for split, path in given.items() if path
-    }
+    return _decoded(config, regression, partial(read, only=only, drop=drop), streamed=streamed)
+
+
+def _decoded(
+    config: schema.Parquet,
+    regression: bool,
+    read_part: Callable[[str], Part],
+    work: Path | None = None,
+    *,
+    streamed: bool = False,
+) -> Decoded:
+    given = {"train": config.path, "validation": config.validation_path, "test": config.test_path}
+    parts = {split: read_part(path) for split, path in given.items() if path}
     pictures = partial(column_pictures.located, parts, config, column_pictures.Parquet) if streamed else None
-    found = decode_parts(parts, config, regression, pictures)
+    found = decode_parts(parts, config, regression, pictures, work)
     return dataclasses.replace(found, info={"source": "parquet", **found.info})
 
 
@@ -99,32 +129,44 @@ def wanted(config: schema.Parquet) -> list[str] | None:
 
 
 def decode_parts(
-    parts: Mapping[str, Part], config: schema.Parquet, regression: bool, pictures: Pictures | None = None
+    parts: Mapping[str, Part],
+    config: schema.Parquet,
+    regression: bool,
+    pictures: Pictures | None = None,
+    work: Path | None = None,
 ) -> Decoded:
     """The rows of each split as examples; `pictures` gives those of the rows where they are not to be decoded here.
+    With `work`, an empty folder, texts and the features of a table go into files there, and are `rows`.
 
     Raises:
         DataError: a column is missing, or of a type that cannot be used.
+        OSError: there is no room in `work`.
     """
     notes: list[str] = []
     index: EncodedImages | None = None
+    rows: StoredRows | StoredTexts | None = None
     bad: dict[str, Bad | None] = {split: {} if config.on_bad == "skip" else None for split in parts}
     if config.text is not None:
-        kind, inputs = "text", _texts(parts, config, bad)
+        kind = "text"
+        if work is None:
+            inputs = _texts(parts, config, bad)
+        else:
+            inputs, rows = _places(parts), _stored_texts(parts, config, bad, work)
     elif pictures is not None:
         kind, (inputs, index) = "image", pictures(bad)
     elif config.image is not None:
         kind, inputs = "image", column_pictures.decoded(parts, config, bad)
     else:
-        kind, inputs = "table", _table_features(parts, config, notes, bad)
-    target, labels = _targets(parts, config, kind, regression, notes)
+        kind, stored = "table", None if work is None else StoredRows(work)
+        inputs = _table_features(parts, config, notes, bad, as_it_is if stored is None else stored.keep)
+        if stored is not None:
+            inputs, rows = _places(parts), stored
+    target, labels = targets(parts, config, kind, regression, notes)
     info: dict[str, Any] = {
         "files": {split: part.source for split, part in parts.items()},
-        "rows": {split: part.table.num_rows for split, part in parts.items()},
+        "rows": {split: part.rows for split, part in parts.items()},
         "target": config.labels or config.label,
-        "types": {
-            name: str(parts["train"].table.schema.field(name).type) for name in parts["train"].table.column_names
-        },
+        "types": {name: str(parts["train"].stored(name)) for name in parts["train"].names},
         "notes": notes,
     }
     if kind == "text":
@@ -136,7 +178,7 @@ def decode_parts(
     origins = _origins(parts, bad)
     splits = {split: _without(columns, bad[split] or {}, notes) for split, columns in splits.items()}
     classes = target.names if target.kind == "class" else None
-    return Decoded(kind, splits, classes, info, target, origins=origins, index=index)
+    return Decoded(kind, splits, classes, info, target, origins=origins, index=index, rows=rows)
 
 
 def _origins(parts: Mapping[str, Part], bad: Mapping[str, Bad | None]) -> Origins:
@@ -144,7 +186,7 @@ def _origins(parts: Mapping[str, Part], bad: Mapping[str, Bad | None]) -> Origin
     names: list[str] = []
     places = {}
     for split, part in parts.items():
-        rows = np.array([row for row in range(part.table.num_rows) if row not in (bad[split] or {})], np.int64)
+        rows = np.delete(np.arange(part.rows), [*(bad[split] or {})])
         file = np.searchsorted(part.starts, rows, side="right") - 1
         places[split] = (file + len(names) << Origins.BITS) + rows - np.asarray(part.starts)[file] + 1
         names += [own.name for own in part.files]
@@ -155,7 +197,8 @@ def _without(columns: Columns, bad: Bad, notes: list[str]) -> Columns:
     """The columns of a split without its bad rows, with a note. Raises DataError where no others are left."""
     if not bad:
         return columns
-    kept = np.array([row not in bad for row in range(len(columns["label"]))], bool)
+    kept = np.ones(len(columns["label"]), bool)
+    kept[[*bad]] = False
     first = bad[min(bad)]
     if not kept.any():
         raise first
@@ -208,7 +251,7 @@ def rows_to_predict(part: Part, features: Features) -> Unlabelled:
         found = [texts(part, name, bad).tolist() for name in sources_of(features)]
         return Unlabelled(list(zip(*found, strict=True)) if features.pairs else found[0], errors=bad)
     encoder = TableEncoder.from_json(features.encoder or {})
-    if absent := [name for name in sources_of(features) if name not in part.table.column_names]:
+    if absent := [name for name in sources_of(features) if name not in part.names]:
         what = f"the model needs the feature columns {paths.some(absent)}, which are missing"
         raise DataError(what, where=part.source)
     rows = {column.name: _as_trained(part, _source(column), column, bad) for column in encoder.columns}
@@ -222,7 +265,7 @@ def _as_trained(part: Part, name: str, column: Numeric | Categorical, bad: dict[
     """A column for what a model was trained on; numbers and dates that were read of text may be stored as such."""
     if isinstance(column, Categorical):
         return typed(part, name, CATEGORY, bad)
-    stored, style = part.column(name, "feature").type, column.style
+    stored, style = part.stored(name), column.style
     if style is None or (kind_of(stored) == NUMBER and not style.date):
         return typed(part, name, NUMBER, bad)
     found = [math.nan if value is None else style.parse(value) for value in categories(part, name, bad).tolist()]
@@ -237,15 +280,16 @@ def _as_trained(part: Part, name: str, column: Numeric | Categorical, bad: dict[
 
 
 def _table_features(
-    parts: Mapping[str, Part], config: schema.Parquet, notes: list[str], bad: Mapping[str, Bad | None]
+    parts: Mapping[str, Part], config: schema.Parquet, notes: list[str], bad: Mapping[str, Bad | None], keep: Keep
 ) -> dict[str, Columns]:
-    """The columns of use, by split; those of the training files alone decide which these are."""
+    """The columns of use, by split; those of the training files alone decide which these are. `keep` puts them in
+    place."""
     train, label = parts["train"], config.label
     if not label:
         raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")
     for part in parts.values():
-        part.column(label, "target")
-    if label != "label" and "label" in train.table.column_names:
+        part.stored(label, "target")
+    if label != "label" and "label" in train.names:
         raise DataError(
             f"the feature column 'label' is in the way, because the target {label!r} is stored under that name",
             where=train.source,
@@ -255,7 +299,7 @@ def _table_features(
     if not kinds:
         raise DataError(f"no feature columns are left beside {label!r}: {'; '.join(notes)}", where=train.source)
     return {
-        split: {name: typed(part, name, kind, bad[split]) for name, kind in kinds.items()}
+        split: {name: keep(name, typed(part, name, kind, bad[split])) for name, kind in kinds.items()}
         for split, part in parts.items()
     }
 
@@ -276,19 +320,20 @@ def _useful(train: Part, label: str, group: str | None, notes: list[str]) -> Ite
     """(name, kind) of each training column that can tell anything."""
     import pyarrow.types as types
 
-    for name in train.table.column_names:
-        column, kind = train.table.column(name), kind_of(train.table.schema.field(name).type)
+    for name in train.names:
+        stored = train.stored(name)
+        kind = kind_of(stored)
         if name in (label, group):
             continue
-        if types.is_null(column.type) or column.null_count == len(column):
+        if types.is_null(stored) or is_empty(train, name):
             notes.append(f"column {name!r} has no values and is left out")
         elif kind is None:
             raise DataError(
-                f"the column {name!r} is {column.type}, which is no feature of a table",
+                f"the column {name!r} is {stored}, which is no feature of a table",
                 where=train.source,
                 hint=f"leave it out with {listed('data.drop', name)}, or name it: data.text, data.image or data.labels",
             )
-        elif kind == CATEGORY and not column.null_count and len(column.unique()) == len(column):
+        elif kind == CATEGORY and all_different(train, name):
             notes.append(f"column {name!r} is different in every row, like a name or an identifier, and is left out")
             notes += told(train, name, kind)
         else:
@@ -296,83 +341,35 @@ def _useful(train: Part, label: str, group: str | None, notes: list[str]) -> Ite
             yield name, kind
 
 
+def _roles(config: schema.Parquet) -> dict[str, str]:
+    return {role: name for role, name in (("text", config.text), ("text_pair", config.text_pair)) if name}
+
+
 def _texts(parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, Bad | None]) -> dict[str, Columns]:
-    roles = {role: name for role, name in (("text", config.text), ("text_pair", config.text_pair)) if name}
     return {
-        split: {role: texts(part, name, bad[split]) for role, name in roles.items()} for split, part in parts.items()
+        split: {role: texts(part, name, bad[split]) for role, name in _roles(config).items()}
+        for split, part in parts.items()
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- the target
-
-
-def _targets(
-    parts: Mapping[str, Part], config: schema.Parquet, kind: str, regression: bool, notes: list[str]
-) -> tuple[Target, dict[str, np.ndarray]]:
-    if config.labels is not None:
-        return read_label_sets(
-            {s: _lists(part, config.labels) for s, part in parts.items()}, config.labels, config.label_separator, notes
-        )
-    if not config.label:
-        return Target.usual(kind, None), {s: np.zeros(part.table.num_rows, np.int32) for s, part in parts.items()}
-    for part in parts.values():
-        if missing := part.column(config.label, "target").null_count:
-            hint = "fill these in or remove the rows"
-            raise DataError(f"{missing} rows have no value in the target column", where=part.source, hint=hint)
-    if regression:
-        found = {split: typed(part, config.label, NUMBER) for split, part in parts.items()}
-        for split, values in found.items():
-            if (rows := np.flatnonzero(np.isnan(values))).size:
-                where = parts[split].at(int(rows[0]), config.label)
-                raise DataError("the target is not a number", where=where, hint="fill it in or remove the row")
-        return Target.usual(kind, None), found
-    classes = _classes(parts["train"], config.label)
-    place = {name: number for number, name in enumerate(classes)}
-    labels = {}
+def _stored_texts(
+    parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, Bad | None], work: Path
+) -> StoredTexts:
+    """The same in files, block by block."""
+    found: dict[str, list[TextColumns]] = {role: [] for role in _roles(config)}
     for split, part in parts.items():
-        names = [name_of(value) for value in values_of(part, config.label)]
-        if unknown := [row for row, name in enumerate(names) if name not in place]:
-            known = paths.some([short(name) for name in classes])
-            raise DataError(
-                f"{short(names[unknown[0]])!r} is not among the training classes {known}",
-                where=part.at(unknown[0], config.label),
-                hint="correct the label, or add rows with it to the training files",
-            )
-        labels[split] = np.array([place[name] for name in names], np.int32)
-    return Target.usual(kind, classes), labels
+        for role, name in _roles(config).items():
+            columns = TextColumns(work / f"{split}.{role}.cells")
+            with Progress(f"data: reading {name} ({split})", part.rows, ("thousand texts", 1e3)) as progress:
+                done = 0
+                for block in text_blocks(part, name, bad[split]):
+                    columns.append({role: block}, len(block))
+                    progress.update(done := done + len(block))
+            found[role].append(columns)
+    return StoredTexts(found)
 
 
-def _classes(train: Part, label: str) -> tuple[str, ...]:
-    """The classes of the training files: integers in their order, strings in that of the alphabet."""
-    import pyarrow.types as types
-
-    stored = train.table.schema.field(label).type
-    whole = types.is_integer(stored) or types.is_boolean(stored)
-    if not whole and kind_of(stored) != CATEGORY:
-        hint = "to predict a number use model.head=regression; classes are stored as integers or strings"
-        raise DataError(f"the target column {label!r} is {stored}, which is no class", where=train.source, hint=hint)
-    distinct = set(values_of(train, label))
-    if len(distinct) > MAX_CLASSES or (whole and len(distinct) > max(train.table.num_rows / 3, _FEW)):
-        what = f"has {len(distinct)} different values in {train.table.num_rows} rows"
-        hint = "to predict a number use model.head=regression" if whole else "is it the right column?"
-        raise DataError(
-            f"the target column {label!r} does not look like classes: it {what}", where=train.source, hint=hint
-        )
-    if len(distinct) == 1:
-        raise DataError(f"the target column {label!r} has only one class", where=train.source, hint="two are needed")
-    return tuple(name_of(value) for value in (sorted(distinct) if whole else sorted(distinct, key=name_of)))
-
-
-def _lists(part: Part, name: str) -> TextTable:
-    """A column of lists, or of strings with a separator, as `read_label_sets` takes it."""
-    import pyarrow.types as types
-
-    stored = part.column(name, "label").type
-    several = types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
-    single = not several and kind_of(stored) == NUMBER and not types.is_temporal(stored)
-    if not single and kind_of(stored.value_type if several else stored) != CATEGORY:
-        hint = "classes of an example are a list of strings, or a string with a separator"
-        raise DataError(f"the column {name!r} is {stored}", where=part.source, hint=hint)
-    values = values_of(part, name)
-    cells = ["" if v is None else json.dumps(v) if isinstance(v, list) else str(v) for v in values]
-    return TextTable(part.source, tuple(part.table.column_names), {name: cells}, list(range(1, len(cells) + 1)), [])
+def _places(parts: Mapping[str, Part]) -> dict[str, Columns]:
+    """Which rows of all files each split has."""
+    first = 0
+    return {split: {ROW: np.arange(first, first := first + part.rows)} for split, part in parts.items()}

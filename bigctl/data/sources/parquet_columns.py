@@ -6,13 +6,15 @@ and the value is a placeholder.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bigctl.config.suggestions import listed
-from bigctl.data.number_style import find_dates
+from bigctl.data.number_style import MISSING, find_dates
 from bigctl.data.sources.cells import FEW
 from bigctl.data.sources.parquet_files import Part
 from bigctl.errors import DataError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 NUMBER, CATEGORY = "a number", "a category"
 Bad = dict[int, DataError]
+_REMEMBERED = 2**16
+"""Different strings of a column that are kept once however often they occur."""
 
 
 def _refuse(bad: Bad | None, part: Part, row: int, name: str, what: str, hint: str) -> None:
@@ -46,19 +50,8 @@ def kind_of(stored: pa.DataType) -> str | None:
 
 def numbers(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
     """A column of numbers, float64 [N] with NaN for null; none may be infinite."""
-    import pyarrow as pa
-    import pyarrow.types as types
-
-    column, stored = part.column(name, "feature"), part.table.schema.field(name).type
-    scale = 1.0
-    if types.is_date(stored):
-        column = column.cast(pa.date32()).cast(pa.int32())
-    elif types.is_timestamp(stored) or types.is_time(stored) or types.is_duration(stored):
-        scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[stored.unit]
-        column = column.cast(pa.int32() if types.is_time32(stored) else pa.int64())
-    if types.is_boolean(stored):
-        column = column.cast(pa.int8())
-    values = column.cast(pa.float64(), safe=False).to_numpy() / scale
+    found = [_numbers(block) for block in part.blocks(name)]
+    values = np.concatenate(found) if len(found) != 1 else found[0]
     rows = np.flatnonzero(np.isinf(values)).tolist()
     for row in rows if bad is not None else rows[:1]:
         more = f", and {len(rows) - 1} more are" if len(rows) > 1 and bad is None else ""
@@ -67,12 +60,27 @@ def numbers(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
     return np.where(np.isinf(values), math.nan, np.asarray(values, np.float64))
 
 
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    stored, scale = column.type, 1.0
+    if types.is_date(stored):
+        column = column.cast(pa.date32()).cast(pa.int32())
+    elif types.is_timestamp(stored) or types.is_time(stored) or types.is_duration(stored):
+        scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[stored.unit]
+        column = column.cast(pa.int32() if types.is_time32(stored) else pa.int64())
+    if types.is_boolean(stored):
+        column = column.cast(pa.int8())
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy() / scale)
+
+
 def told(part: Part, name: str, kind: str) -> list[str]:
     """A note on a training column that numbers the rows, or that holds dates, which are no more than they are stored
     as: one number, or categories."""
     import pyarrow.types as types
 
-    stored = part.table.schema.field(name).type
+    stored = part.stored(name)
     if types.is_integer(stored):
         values = numbers(part, name)
         counts = len(values) >= FEW and np.array_equal(values - values[0], np.arange(len(values)))
@@ -82,44 +90,99 @@ def told(part: Part, name: str, kind: str) -> list[str]:
         unit = "days" if types.is_date(stored) else "seconds"
         return [f"column {name!r} of dates is read as one number, {unit} since 1970; {parts}"]
     if kind == CATEGORY and not types.is_dictionary(stored):
-        try:
-            found = [text for text in part.column(name, "feature").unique().to_pylist() if text is not None]
-        except UnicodeDecodeError:
-            return []
-        if find_dates(found) is not None:
-            return [f"column {name!r} holds dates as strings, which stay strings; {parts}"]
+        return [f"column {name!r} holds dates as strings, which stay strings; {parts}"] if _dates(part, name) else []
     return []
+
+
+def _dates(part: Part, name: str) -> bool:
+    """Whether all strings of a column are dates."""
+    found: set[str] = set()
+    try:
+        for block in part.blocks(name):
+            new = set(block.unique().to_pylist()) - {None}
+            if any(text.lower() not in MISSING for text in new) and find_dates(new) is None:
+                return False  # whatever else there is
+            found |= new
+    except UnicodeDecodeError:
+        return False
+    return find_dates(found) is not None
+
+
+def is_empty(part: Part, name: str) -> bool:
+    """Whether all values of a column are null."""
+    return all(block.null_count == len(block) for block in part.blocks(name))
+
+
+def all_different(part: Part, name: str) -> bool:
+    """Whether every row of a column of categories has a value, and another one than all others."""
+    found = list[np.ndarray]()
+    for block in part.blocks(name):
+        if block.null_count or len(block.unique()) < len(block):
+            return False
+        found.append(np.empty(0, np.uint64) if len(block) == part.rows else _digests(block))
+    return len(found) == 1 or len(np.unique(np.concatenate(found))) == part.rows
+
+
+def _digests(column: pa.ChunkedArray) -> np.ndarray:
+    """Of each value 64 bits that tell it from others, uint64 [N]."""
+    import pyarrow.types as types
+
+    values = []
+    for chunk in column.chunks:
+        plain = chunk.dictionary_decode() if types.is_dictionary(chunk.type) else chunk
+        text = types.is_string(plain.type) or types.is_large_string(plain.type)
+        values += [scalar.as_buffer().to_pybytes() for scalar in plain] if text else map(repr, plain.to_pylist())
+    found = (hashlib.blake2b(v if isinstance(v, bytes) else v.encode(), digest_size=8).digest() for v in values)
+    return np.frombuffer(b"".join(found), np.uint64)
 
 
 def categories(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
     """A column of categories, object [N] of str with None for null."""
-    values = np.empty(part.table.num_rows, object)
+    values = np.empty(part.rows, object)
     values[:] = [None if value is None else name_of(value) for value in values_of(part, name, bad)]
     return values
 
 
 def values_of(part: Part, name: str, bad: Bad | None = None) -> list[Any]:
-    """The values of a column; strings must be UTF-8."""
-    column = part.column(name, "feature")
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        found: list[Any] = []
-    except (ValueError, OverflowError):  # of times that Python has no value for
-        import pyarrow as pa
-        import pyarrow.types as types
+    """The values of a column; strings must be UTF-8. Equal strings are one object, as far as there are few."""
+    import pyarrow as pa
 
-        if not types.is_temporal(column.type):
-            hint = "name another column"
-            raise DataError(f"{column.type} is more than can be told apart", where=part.source, hint=hint) from None
-        return column.cast(pa.int64() if column.type.bit_width == 64 else pa.int32()).to_pylist()
-    for row, value in enumerate(column):
+    try:
+        known: dict[str, str] = {}
+        found: list[Any] = []
+        for block in value_blocks(part, name, bad):
+            few = len(known) < _REMEMBERED
+            found += [known.setdefault(v, v) if type(v) is str else v for v in block] if few else block
+        return found
+    except (ValueError, OverflowError):  # of times that Python has no value for
+        whole = pa.int64() if part.stored(name).bit_width == 64 else pa.int32()
+        return [value for block in part.blocks(name) for value in block.cast(whole).to_pylist()]
+
+
+def value_blocks(part: Part, name: str, bad: Bad | None = None) -> Iterator[list[Any]]:
+    """The values of a column, some rows at a time. Raises ValueError or OverflowError for times that Python has no
+    value for."""
+    import pyarrow.types as types
+
+    first = 0
+    for block in part.blocks(name):
         try:
-            found.append(value.as_py())
+            yield block.to_pylist()
         except UnicodeDecodeError:
-            _refuse(bad, part, row, name, "the string is not UTF-8", "write it anew")
-            found.append(None)
-    return found
+            found: list[Any] = []
+            for row, value in enumerate(block, first):
+                try:
+                    found.append(value.as_py())
+                except UnicodeDecodeError:
+                    _refuse(bad, part, row, name, "the string is not UTF-8", "write it anew")
+                    found.append(None)
+            yield found
+        except (ValueError, OverflowError):
+            if types.is_temporal(block.type):
+                raise
+            hint = "name another column"
+            raise DataError(f"{block.type} is more than can be told apart", where=part.source, hint=hint) from None
+        first += len(block)
 
 
 def name_of(value: object) -> str:
@@ -128,8 +191,8 @@ def name_of(value: object) -> str:
 
 def typed(part: Part, name: str, kind: str, bad: Bad | None = None) -> np.ndarray:
     """A column as the training files have it. Raises DataError where it is stored as something else."""
-    stored = part.column(name, "feature").type
-    if kind_of(stored) != kind and part.column(name, "feature").null_count < part.table.num_rows:
+    stored = part.stored(name)
+    if kind_of(stored) != kind and not is_empty(part, name):
         was = f"{stored}, where it was {kind} in training"
         raise DataError(f"the column {name!r} is {was}", where=part.source, hint="store it as the training files do")
     return numbers(part, name, bad) if kind == NUMBER else categories(part, name, bad)
@@ -137,15 +200,24 @@ def typed(part: Part, name: str, kind: str, bad: Bad | None = None) -> np.ndarra
 
 def texts(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
     """A column of texts, object [N] of str; none may be null or empty."""
-    stored = part.column(name, "text").type
+    found = np.empty(part.rows, object)
+    found[:] = [text for block in text_blocks(part, name, bad) for text in block]
+    return found
+
+
+def text_blocks(part: Part, name: str, bad: Bad | None = None) -> Iterator[list[str]]:
+    """The same, some rows at a time."""
+    stored = part.stored(name, "text")
     if kind_of(stored) != CATEGORY:
         raise DataError(f"the column {name!r} is {stored}, not of strings", where=part.source, hint="name another")
-    found = np.empty(part.table.num_rows, object)
-    for row, value in enumerate(values_of(part, name, bad)):
-        found[row] = "" if value is None else str(value)
-        if not found[row].strip():
-            _refuse(bad, part, row, name, "the text is empty", "write the text, or remove the row")
-    return found
+    first = 0
+    for values in value_blocks(part, name, bad):
+        found = ["" if value is None else str(value) for value in values]
+        for row, text in enumerate(found, first):
+            if not text.strip():
+                _refuse(bad, part, row, name, "the text is empty", "write the text, or remove the row")
+        yield found
+        first += len(found)
 
 
 def encoded_images(part: Part, name: str, bad: Bad | None = None) -> tuple[list[bytes], list[str]]:

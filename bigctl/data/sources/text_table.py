@@ -78,7 +78,8 @@ def read_texts(
     splits = {split: {**columns, "label": found[split]} for split, columns in splits.items()}
     info = {"source": format, **file_facts(tables), "text": columns, "target": labels or label, "notes": notes}
     stored = [each.columns for each in tables.values() if isinstance(each.columns, TextColumns)]
-    classes, rows = target.names if label else None, StoredTexts(stored, roles) if work is not None else None
+    classes = target.names if label else None
+    rows = StoredTexts(dict.fromkeys(roles, stored), roles) if work is not None else None
     return Decoded("text", splits, classes, info, target, origins=file_origins(tables), rows=rows)
 
 
