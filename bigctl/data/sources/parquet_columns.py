@@ -127,7 +127,7 @@ def _digests(column: pa.ChunkedArray) -> np.ndarray:
     """Of each value 64 bits that tell it from others, uint64 [N]."""
     import pyarrow.types as types
 
-    values = []
+    values: list[Any] = []
     for chunk in column.chunks:
         plain = chunk.dictionary_decode() if types.is_dictionary(chunk.type) else chunk
         text = types.is_string(plain.type) or types.is_large_string(plain.type)

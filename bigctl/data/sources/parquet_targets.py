@@ -49,12 +49,12 @@ def targets(
     place = {name: number for number, name in enumerate(classes)}
     labels = {}
     for split, part in parts.items():
-        values = values_of(part, config.label)
-        numbers = np.fromiter((place.get(name_of(value), -1) for value in values), np.int32, len(values))
+        stored = values_of(part, config.label)
+        numbers = np.fromiter((place.get(name_of(value), -1) for value in stored), np.int32, len(stored))
         if (unknown := np.flatnonzero(numbers < 0)).size:
             row, known = int(unknown[0]), paths.some([short(name) for name in classes])
             raise DataError(
-                f"{short(name_of(values[row]))!r} is not among the training classes {known}",
+                f"{short(name_of(stored[row]))!r} is not among the training classes {known}",
                 where=part.at(row, config.label),
                 hint="correct the label, or add rows with it to the training files",
             )
