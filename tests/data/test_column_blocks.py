@@ -103,6 +103,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a fold": (rows(), {"fold": 1}),
     "infinite values": (changed(area=BAD), {}),
     "infinite values left out": (changed(area=BAD), SKIP),
+    "infinite values above the limit": (changed(area=BAD), SKIP | {"bad_limit": 0.03}),
     "strings that are torn": (changed(code=TORN), {}),
     "strings that are torn left out": (changed(code=TORN), SKIP),
     "no target": (changed(y=pa.array([None] * 30 + ["a", "b"] * 15)), {}),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import origins
+from bigctl.data import journal, origins
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.preparation import array_file, deduplicate, encode_by_blocks, partial, prepare
@@ -112,6 +112,9 @@ CASES = {
     "separators at some ends": (CSV, ENDS.replace("1,\n", "1\n").replace("y\n0,0,0,\n", "y\n"), {"label": "y"}),
     "separators at the first ends": (CSV, ENDS + ENDS.replace(",\n", "\n"), {"label": "y", **SKIP}),
     "bad rows left out": (CSV, table() + "1,2\n,,,,,,,,,\n\n" + table(9).partition("\n")[2] + "3\n", CLASS | SKIP),
+    "bad rows up to the limit": (CSV, table() + "1,2\n" * 30, CLASS | SKIP | {"bad_limit": 1 / 3}),
+    "bad rows above the limit": (CSV, table() + "1,2\n" * 31, CLASS | SKIP | {"bad_limit": 1 / 3}),
+    "bad objects above the limit": (JSONL, JSON + "\n[1]" * 5, {"label": "y", "bad_limit": 0.1} | SKIP),
     "bad rows": (CSV, table() + "1,2\n", CLASS),
     "a quote that stays open": (CSV, table() + '1,"2\n', CLASS),
     "quotes behind blanks": (CSV, table().replace(',"says', ', "says'), CLASS),
@@ -145,6 +148,24 @@ def test_blocks_give_what_the_whole_gives(case: str, tmp_path, monkeypatch) -> N
         assert blocks == whole
     else:
         assert_equal(whole, blocks)
+
+
+def test_rows_that_are_left_out_are_listed_and_limited(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "rows.tsv"
+    rows = [f"{row % 7}\t{row % 2}" for row in range(30)]
+    file.write_text("\n".join(["a\ty", *rows, *["1\t2\t3"] * 25, *rows]) + "\n")
+    config = schema.Tsv(path=str(file), label="y", on_bad="skip")
+    whole, blocks = both(monkeypatch, config)
+    note = next(note for note in blocks.info["notes"] if "left out" in note)
+    assert note.startswith(f"25 rows are left out, the first with this: {file}:32: 3 fields, where the header has 2")
+    assert note.endswith(f"; then {', '.join(f'{file}:{line}' for line in range(33, 53))} and 4 more")
+    assert whole.info["notes"] == blocks.info["notes"]
+    config.bad_limit = 0.29
+    whole, blocks = both(monkeypatch, config)
+    said = f"data.on_bad: 25 of 85 rows cannot be read, more than data.bad_limit=0.29 allows: {file}:32, {file}:33"
+    assert whole == blocks and blocks.startswith(said) and "of the first: 3 fields" in blocks
+    config.bad_limit = 0.3
+    assert prepare.prepare(config).size("train") < 60
 
 
 def reviews(rows: int = 50, seed: int = 0) -> str:
@@ -231,18 +252,28 @@ def test_files_of_the_splits_and_packed_ones_are_read_by_blocks_too(tmp_path, mo
     assert [blocks.size(split) for split in SPLITS] == [60, 20, 30]
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch) -> None:
-    config = large(tmp_path, monkeypatch)
+def test_a_full_disk_is_told_and_what_was_prepared_is_kept(tmp_path, monkeypatch) -> None:
+    config, calls = large(tmp_path, monkeypatch), []
+    monkeypatch.setattr(journal, "_EVERY", -1.0)
+    places = ((column_files.TextColumns, "append"), (array_file.ArrayFile, "write"))
+    for place, method in places:
+        own, before = getattr(place, method), len(calls)
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        def full(*given: object, own=own, before=before, **named: object) -> object:
+            calls.append(1)
+            if len(calls) - before > 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return own(*given, **named)
 
-    for place, method in ((column_files.TextColumns, "append"), (array_file.ArrayFile, "write")):
         with monkeypatch.context() as patched, pytest.raises(DataError, match="cannot store .*: No space left") as told:
             patched.setattr(place, method, full)
             prepare.prepare(config)
-        assert "\n" not in str(told.value) and left(tmp_path) == []
+        assert "what was prepared is kept" in str(told.value)
+        assert "\n" not in str(told.value) and len(left(tmp_path)) == 1
+    appended: list[object] = []
+    monkeypatch.setattr(column_files.TextColumns, "append", lambda *given: appended.append(given))
     assert prepare.prepare(config).size("test") == 6
+    assert not appended and left(tmp_path) == []
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch) -> None:

@@ -61,6 +61,9 @@ class Table(Data):
         "stop", "What a row that cannot be read does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
         choices=("stop", "skip"),
     )  # fmt: skip
+    bad_limit: float = key(
+        1.0, "Share of the rows that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE, ge=0, le=1
+    )
     labels: str | None = key(
         None, "In place of data.label: the column with all classes of a text, several or none.", drift=STRUCTURAL
     )
@@ -213,9 +216,6 @@ class Parquet(Table):
         "stretch", "What becomes of another shape: stretched (stretch), or its middle taken (crop).", drift=STRUCTURAL,
         choices=("stretch", "crop"),
     )  # fmt: skip
-    bad_limit: float = key(
-        1.0, "Share of the images that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE, ge=0, le=1
-    )
     decoding: str | None = key(
         None, "Decode images once, into the cache (memory), or each as training needs it (stream); null for stream "
         "above 1 GiB of decoded images.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
@@ -232,7 +232,7 @@ class Parquet(Table):
         yield from self.unused(names, "is for files of text; these store what is a number, a text or missing")
         yield from check_image_size(self.image_size)
         if self.image is None:
-            yield from self.unused(("resize", "bad_limit", "decoding_threads"), "is for images, which data.image names")
+            yield from self.unused(("resize", "decoding_threads"), "is for images, which data.image names")
             if self.decoding == DECODE_STREAM:
                 hint = "name the column with the images, data.image=COLUMN"
                 yield "data.decoding", "data.decoding=stream is for images", hint

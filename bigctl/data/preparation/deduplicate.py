@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
+from bigctl.data.journal import Journal
+from bigctl.data.preparation.array_file import ArrayFiles, Place
 from bigctl.data.progress import Progress
 from bigctl.data.sources.column_files import StoredTexts
-from bigctl.data.sources.decoded import ROW, Columns, Decoded
+from bigctl.data.sources.decoded import ROW, Decoded
 from bigctl.data.text import duplicates
 from bigctl.errors import DataError
 
@@ -18,8 +21,12 @@ _TEXTS = 4096
 _KEY = np.dtype([("first", "<u8"), ("second", "<u8")])
 
 
-def deduplicated(decoded: Decoded) -> Decoded:
+def deduplicated(decoded: Decoded, scratch: Path | None = None) -> Decoded:
     """The data without copies, with how many were dropped of each split in its `info`; 16 bytes a text are in memory.
+
+    Args:
+        decoded: the data.
+        scratch: where what tells texts in files apart is kept, which a later start finds there.
 
     Raises:
         DataError: for data that is not texts.
@@ -27,7 +34,7 @@ def deduplicated(decoded: Decoded) -> Decoded:
     if decoded.kind != "text":
         raise DataError("only texts can be deduplicated", where="data.deduplicate", hint="leave it out")
     names = sorted(decoded.splits, key=lambda name: name.startswith("train"))  # training last
-    found = [_keys(decoded, name) for name in names]
+    found = [_keys(decoded, name, scratch) for name in names]
     new = np.zeros(sum(map(len, found)), bool)
     new[np.unique(np.concatenate(found), return_index=True)[1]] = True
     kept = dict(zip(names, np.split(new, np.cumsum([len(keys) for keys in found])[:-1]), strict=True))
@@ -39,22 +46,23 @@ def deduplicated(decoded: Decoded) -> Decoded:
     return dataclasses.replace(decoded, splits=splits, info={**decoded.info, "copies_dropped": dropped})
 
 
-def _keys(decoded: Decoded, split: str) -> np.ndarray:
+def _keys(decoded: Decoded, split: str, scratch: Path | None) -> np.ndarray:
     """What tells each text from others, [N]."""
     columns = decoded.splits[split]
-    if not isinstance(decoded.rows, StoredTexts):
+    if not isinstance(decoded.rows, StoredTexts) or scratch is None:
         return _as_array(duplicates.keys(columns))
-    return np.concatenate([np.empty(0, _KEY), *_stored_keys(decoded.rows, columns, split)])
-
-
-def _stored_keys(stored: StoredTexts, columns: Columns, split: str) -> list[np.ndarray]:
-    rows, found = columns[ROW], []
-    with Progress(f"data: looking for copies to drop ({split})", len(rows), ("thousand texts", 1e3)) as progress:
-        for start in range(0, len(rows), _TEXTS):
-            block = rows[start : start + _TEXTS]
-            found.append(_as_array(duplicates.keys_of([stored.take(name, block) for name in stored.names])))
-            progress.update(start + len(block))
-    return found
+    place = Place(scratch / f"copies-{[*decoded.splits].index(split)}.npy", np.dtype(np.uint64))
+    rows, stored = columns[ROW], decoded.rows
+    with (
+        ArrayFiles(Journal(scratch / "copies.journal"), split, [place]) as written,
+        Progress(f"data: looking for copies to drop ({split})", len(rows), ("thousand texts", 1e3)) as progress,
+    ):
+        while written.done < len(rows):
+            block = rows[written.done : written.done + _TEXTS]
+            found = _as_array(duplicates.keys_of([stored.take(name, block) for name in stored.names]))
+            written.write(len(block), [found.view(np.uint64)])
+            progress.update(written.done)
+    return np.load(place.file).view(_KEY)
 
 
 def _as_array(keys: list[bytes]) -> np.ndarray:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from bigctl.config.schema import Data
 from bigctl.data import cache
 from bigctl.data.dataset import Features
+from bigctl.data.journal import Journal
 from bigctl.data.preparation import encode
-from bigctl.data.preparation.array_file import ArrayFile
+from bigctl.data.preparation.array_file import ArrayFile, ArrayFiles, Place
 from bigctl.data.progress import Progress
 from bigctl.data.sources.column_files import StoredTexts
 from bigctl.data.sources.decoded import ROW, Columns, Decoded
 from bigctl.data.text import duplicates, encoding, tokenization
 from bigctl.data.text.encoding import Encoded, Texts
 from bigctl.data.text.ngrams import Ngrams
+from bigctl.files import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,8 +30,22 @@ _TEXTS = 4096
 """Texts that are looked at at once."""
 
 
+class Making(NamedTuple):
+    """Where texts are encoded.
+
+    Attributes:
+        work: the folder that the arrays, and tokenizer.json, are written into.
+        scratch: one for what is removed in the end.
+        journal: what an earlier start has finished.
+    """
+
+    work: Path
+    scratch: Path
+    journal: Journal
+
+
 def encode_texts(
-    work: Path,
+    making: Making,
     decoded: Decoded,
     by_split: dict[str, Columns],
     config: Data,
@@ -39,7 +55,7 @@ def encode_texts(
     """Write texts as they are, and as tokens where there is a tokenizer.
 
     Args:
-        work: the folder that the arrays, and tokenizer.json, are written into.
+        making: where; what is there already is kept.
         decoded: with `rows`.
         by_split: columns ROW and `label`.
         config: of the data.
@@ -55,7 +71,7 @@ def encode_texts(
     stored = cast(StoredTexts, decoded.rows)
     rows = {split: columns[ROW] for split, columns in by_split.items()}
     labels = {split: columns["label"] for split, columns in by_split.items()}
-    keys = {split: _keys(stored, own, split) for split, own in rows.items()}
+    keys = {split: _keys(making, stored, own, split) for split, own in rows.items()}
 
     def of_row(split: str, row: int) -> list[str]:
         return [stored.take(name, rows[split][row : row + 1])[0] for name in stored.names]
@@ -64,15 +80,14 @@ def encode_texts(
     info |= {"duplicates": found}
     made: Tokenizer | Ngrams | None = None
     if tokenizer is not None:
-        made = tokenization.build_tokenizer(tokenizer, _training_texts(stored, rows["train"]))
-        (work / cache.TOKENIZER).write_text(made.to_str(pretty=True), encoding="utf-8")
+        made = _tokenizer(making.work / cache.TOKENIZER, tokenizer, stored, rows["train"])
     described = encode.described_texts(tokenizer, made, info)
     files: dict[str, str] = {}
     for split, own in rows.items():
-        files |= _write_texts(work, split, stored, own)
-        files |= write_whole(work, split, {"label": labels[split].astype(decoded.target.dtype)})
+        files |= _write_texts(making, split, stored, own)
+        files |= write_whole(making.work, split, {"label": labels[split].astype(decoded.target.dtype)})
         if made is not None and described is not None:
-            files |= _write_tokens(work, split, stored, own, made, described, info)
+            files |= _write_tokens(making, split, stored, own, made, described, info)
     return encode.features_of_texts(decoded, config, described, pairs=len(stored.names) > 1), files
 
 
@@ -86,18 +101,31 @@ def write_whole(work: Path, split: str, columns: Columns) -> dict[str, str]:
     return files
 
 
-def _blocks(stored: StoredTexts, rows: np.ndarray, what: str) -> Iterator[list[list[str]]]:
-    """Texts, of pairs the first and the second ones, some at a time."""
-    with Progress(f"data: {what}", len(rows), ("thousand texts", 1e3)) as progress:
-        for start in range(0, len(rows), _TEXTS):
+def _tokenizer(file: Path, spec: tokenization.Spec, stored: StoredTexts, rows: np.ndarray) -> Tokenizer | Ngrams:
+    """That of an earlier start, or a new one of the training split."""
+    if file.is_file():
+        return spec.load(file)
+    made = tokenization.build_tokenizer(spec, _training_texts(stored, rows))
+    write_text(file, made.to_str(pretty=True))
+    return made
+
+
+def _blocks(stored: StoredTexts, rows: np.ndarray, what: str, done: int) -> Iterator[list[list[str]]]:
+    """Texts, of pairs the first and the second ones, some at a time, behind those that are done."""
+    with Progress(f"data: {what}", len(rows), ("thousand texts", 1e3), done) as progress:
+        for start in range(done, len(rows), _TEXTS):
             block = rows[start : start + _TEXTS]
             yield [stored.take(name, block) for name in stored.names]
             progress.update(start + len(block))
 
 
-def _keys(stored: StoredTexts, rows: np.ndarray, split: str) -> np.ndarray:
-    blocks = _blocks(stored, rows, f"looking for copies ({split})")
-    return np.concatenate([duplicates.as_numbers(duplicates.keys_of(texts)) for texts in blocks])
+def _keys(making: Making, stored: StoredTexts, rows: np.ndarray, split: str) -> np.ndarray:
+    place = Place(making.scratch / f"{split}.keys.npy", np.dtype(np.uint64))
+    with ArrayFiles(making.journal, f"keys {split}", [place]) as written:
+        for texts in _blocks(stored, rows, f"looking for copies ({split})", written.done):
+            written.write(len(texts[0]), [duplicates.as_numbers(duplicates.keys_of(texts))])
+    found: np.ndarray = np.load(place.file)
+    return found
 
 
 def _training_texts(stored: StoredTexts, rows: np.ndarray) -> Iterator[str]:
@@ -109,24 +137,23 @@ def _training_texts(stored: StoredTexts, rows: np.ndarray) -> Iterator[str]:
                 progress.update(number * len(rows) + start + len(block))
 
 
-def _write_texts(work: Path, split: str, stored: StoredTexts, rows: np.ndarray) -> dict[str, str]:
+def _write_texts(making: Making, split: str, stored: StoredTexts, rows: np.ndarray) -> dict[str, str]:
     names = [f"text{number}" for number in range(len(stored.names))]
-    lengths: list[list[np.ndarray]] = [[] for _ in names]
-    with ExitStack() as stack:
-        files = [stack.enter_context(ArrayFile(work / f"{split}.{n}.npy", np.dtype(np.uint8))) for n in names]
-        for texts in _blocks(stored, rows, f"writing texts ({split})"):
-            for file, own, block in zip(files, lengths, texts, strict=True):
-                found = Texts.of(block)
-                file.write(found.content)
-                own.append(np.diff(found.offsets))
-    digests = {file.name: file.sha256 for file in files}
-    for name, own in zip(names, lengths, strict=True):
-        digests |= write_whole(work, split, {f"{name}_offsets": _offsets(own)})
+    contents = [Place(making.work / f"{split}.{name}.npy", np.dtype(np.uint8)) for name in names]
+    lengths = [Place(making.scratch / f"{split}.{name}.lengths.npy", np.dtype(np.int64)) for name in names]
+    with ArrayFiles(making.journal, f"texts {split}", [*contents, *lengths]) as written:
+        for texts in _blocks(stored, rows, f"writing texts ({split})", written.done):
+            found = [Texts.of(block) for block in texts]
+            sizes = [np.diff(each.offsets) for each in found]
+            written.write(len(texts[0]), [*(each.content for each in found), *sizes])
+    digests = {place.file.name: written.digests[place.file.name] for place in contents}
+    for name, place in zip(names, lengths, strict=True):
+        digests |= write_whole(making.work, split, {f"{name}_offsets": _offsets(place)})
     return digests
 
 
 def _write_tokens(
-    work: Path,
+    making: Making,
     split: str,
     stored: StoredTexts,
     rows: np.ndarray,
@@ -135,23 +162,24 @@ def _write_tokens(
     info: dict[str, Any],
 ) -> dict[str, str]:
     rule = (int(described["max_length"]), str(described["truncate"]))
-    kind = encoding.encode(made, [], [] if len(stored.names) > 1 else None, *rule).tokens.dtype
-    lengths, starts = [], []
-    cut = unknown = known_of = 0
-    with ArrayFile(work / f"{split}.inputs.npy", kind) as file:
-        for texts in _blocks(stored, rows, f"making tokens ({split})"):
+    kind = encoding.encode(made, [], [] if len(stored.names) > 1 else None, *rule)
+    inputs = Place(making.work / f"{split}.inputs.npy", kind.tokens.dtype)
+    lengths = Place(making.scratch / f"{split}.lengths.npy", np.dtype(np.int64))
+    second = Place(making.work / f"{split}.second.npy", kind.segment_start.dtype)
+    with ArrayFiles(making.journal, f"tokens {split}", [inputs, lengths, second]) as written:
+        counts = Counter(written.facts)
+        for texts in _blocks(stored, rows, f"making tokens ({split})", written.done):
             found: Encoded = encoding.encode(made, texts[0], texts[1] if len(texts) > 1 else None, *rule)
-            file.write(found.tokens)
-            lengths.append(np.diff(found.offsets))
-            starts.append(found.segment_start)
-            cut += int(found.cut.sum())
-            unknown += round(found.unknown * found.known_of)
-            known_of += found.known_of
-    info.setdefault("cut", {})[split] = cut
-    info.setdefault("unknown_tokens", {})[split] = round(unknown / max(1, known_of), 5)
-    others = {"offsets": _offsets(lengths), "second": np.concatenate(starts)}
-    return {file.name: file.sha256, **write_whole(work, split, others)}
+            counts["cut"] += int(found.cut.sum())
+            counts["unknown"] += round(found.unknown * found.known_of)
+            counts["known_of"] += found.known_of
+            written.write(len(texts[0]), [found.tokens, np.diff(found.offsets), found.segment_start], counts)
+    info.setdefault("cut", {})[split] = counts["cut"]
+    info.setdefault("unknown_tokens", {})[split] = round(counts["unknown"] / max(1, counts["known_of"]), 5)
+    digests = {place.file.name: written.digests[place.file.name] for place in (inputs, second)}
+    return digests | write_whole(making.work, split, {"offsets": _offsets(lengths)})
 
 
-def _offsets(lengths: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+def _offsets(lengths: Place) -> np.ndarray:
+    found = np.load(lengths.file, mmap_mode="r")
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(found, dtype=np.int64)])

@@ -240,14 +240,18 @@ class _Blocks:
             empty = _with_names(pa.table(none, schema=described), file).select(names)
             return Looked(parquet_files.without_views(empty), rows, max(size, 8 * rows * len(names)))
 
-    def column(self, file: Path, name: str) -> Iterator[pa.Array]:
+    def column(self, file: Path, name: str, first: int) -> Iterator[pa.Array]:
         import pyarrow as pa
 
         with parquet_files.told(file, _NONE), pa.memory_map(str(file)) as source:
             described, opened = _opened(source, file, [name])
             for batch in _batches(opened):
-                batch.validate(full=True)
-                table = pa.Table.from_batches([batch]).replace_schema_metadata(described.metadata)
+                if first >= batch.num_rows:
+                    first -= batch.num_rows
+                    continue
+                left, first = batch.slice(first), 0
+                left.validate(full=True)
+                table = pa.Table.from_batches([left]).replace_schema_metadata(described.metadata)
                 found = parquet_files.without_views(_with_names(table, file)).column(name).combine_chunks()
                 rows = max(1, min(_ROWS, _BYTES * len(found) // max(1, found.nbytes)))
                 yield from (found.slice(start, rows) for start in range(0, len(found), rows))

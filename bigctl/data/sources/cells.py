@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from bigctl.data.number_style import (
     is_code,
     number,
 )
+from bigctl.data.sources.column_files import StoredRows
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import TextTable, short
 from bigctl.errors import DataError
@@ -65,13 +68,14 @@ class Cells:
 
 
 USUAL = Cells()
-Keep = Callable[[str, np.ndarray], np.ndarray]
-"""Puts the rows of a typed column where they belong, and gives what they are seen as from then on."""
+Keep = Callable[[str, Callable[[], np.ndarray]], np.ndarray]
+"""Puts the rows of a typed column, which a function makes, where they belong, and gives what they are seen as from then
+on."""
 
 
-def as_it_is(name: str, values: np.ndarray) -> np.ndarray:
+def as_it_is(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Keeps a column in memory."""
-    return values
+    return make()
 
 
 def plain_numbers(table: TextTable, name: str, cells: Cells, *, codes: bool = True) -> np.ndarray | None:
@@ -165,49 +169,74 @@ def typed_columns(
     table: TextTable, kinds: Kinds, cells: Cells, bad: dict[int, DataError] | None = None, keep: Keep = as_it_is
 ) -> Columns:
     """Columns of the kinds that training decided: "category", or how numbers are written, None for as programs do."""
-    found: Columns = {}
-    for name, kind in kinds.items():
-        if isinstance(kind, str):
-            found[name] = keep(name, _categorical(table.columns[name], cells))
-        else:
-            found[name] = keep(name, numeric_column(table, name, kind, cells, bad))
-    return found
+    return {name: keep(name, partial(_typed, table, name, kind, cells, bad)) for name, kind in kinds.items()}
+
+
+def _typed(
+    table: TextTable, name: str, kind: NumberStyle | str | None, cells: Cells, bad: dict[int, DataError] | None
+) -> np.ndarray:
+    if isinstance(kind, str):
+        return _categorical(table.columns[name], cells)
+    return numeric_column(table, name, kind, cells, bad)
 
 
 def infer_columns(
-    train: TextTable, label: str, cells: Cells, notes: list[str], regression: bool, keep: Keep = as_it_is
+    train: TextTable, label: str, cells: Cells, notes: list[str], regression: bool, stored: StoredRows | None = None
 ) -> tuple[Kinds, Columns]:
-    """The training columns that are of use, each with the kind that fits all its values; `keep` puts them in place."""
+    """The training columns that are of use, each with the kind that fits all its values. With `stored` they are put
+    there, and those that an earlier start has told are not looked at again."""
     kinds: Kinds = {}
     features: Columns = {}
+    keep = as_it_is if stored is None else stored.keep
     for name in progress.each("data: telling what columns hold", [*train.columns], "columns"):
         if name == label:
             continue
-        plain = None
-        if name not in cells.categorical:
-            plain = plain_numbers(train, name, cells, codes=name in cells.numeric)
-        if plain is not None and not np.isnan(plain).all():
-            kinds[name], features[name] = None, keep(name, plain)
-            continue
-        distinct = {text for text in set(train.columns[name]) if not cells.misses(text)}
-        if not distinct:
-            notes.append(f"column {name!r} has no values and is left out")
-            continue
-        found = _kinds(name, distinct, cells, train, notes)
-        values = typed_columns(train, found, cells)
-        if found == {name: CATEGORY} and name not in cells.categorical:
-            column = values[name]
-            if None not in (different := set(column)) and len(different) == len(column):
-                what = "different in every row, like a name or an identifier, and is left out"
-                notes.append(f"column {name!r} is {what}")
-                continue
-        if found == {name: CATEGORY}:
-            notes += _stray_words(train, name, cells)
+        values: Columns = {}
+        told = None if stored is None else stored.known(f"told {name}")
+        if told is not None:
+            found, said = _of_json(told[0]), told[1]
+        else:
+            found, said, values = _column(train, name, cells)
+            if stored is not None:
+                stored.remember(f"told {name}", [_as_json(found), said])
+        notes += said
         kinds |= found
-        features |= {own: keep(own, column) for own, column in values.items()}
+        for own, kind in found.items():
+            make = partial(values.__getitem__, own) if values else partial(_typed, train, own, kind, cells, None)
+            features[own] = keep(own, make)
     for name in _counters(train, label, kinds, features, cells, regression, notes):
         del kinds[name], features[name]
     return kinds, features
+
+
+def _column(train: TextTable, name: str, cells: Cells) -> tuple[Kinds, list[str], Columns]:
+    """What a training column becomes, which is nothing where it is of no use; what there is to say; and the values."""
+    if name not in cells.categorical:
+        plain = plain_numbers(train, name, cells, codes=name in cells.numeric)
+        if plain is not None and not np.isnan(plain).all():
+            return {name: None}, [], {name: plain}
+    distinct = {text for text in set(train.columns[name]) if not cells.misses(text)}
+    if not distinct:
+        return {}, [f"column {name!r} has no values and is left out"], {}
+    notes: list[str] = []
+    found = _kinds(name, distinct, cells, train, notes)
+    values = typed_columns(train, found, cells)
+    if found == {name: CATEGORY} and name not in cells.categorical:
+        column = values[name]
+        if None not in (different := set(column)) and len(different) == len(column):
+            what = "different in every row, like a name or an identifier, and is left out"
+            return {}, [*notes, f"column {name!r} is {what}"], {}
+    if found == {name: CATEGORY}:
+        notes += _stray_words(train, name, cells)
+    return found, notes, values
+
+
+def _as_json(kinds: Kinds) -> dict[str, Any]:
+    return {name: kind.to_json() if isinstance(kind, NumberStyle) else kind for name, kind in kinds.items()}
+
+
+def _of_json(kinds: Mapping[str, Any]) -> Kinds:
+    return {name: NumberStyle.from_json(kind) if isinstance(kind, dict) else kind for name, kind in kinds.items()}
 
 
 def _counters(

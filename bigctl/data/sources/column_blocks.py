@@ -46,8 +46,8 @@ class Kind(Protocol):
     def look(self, file: Path, only: Sequence[str] | None) -> Looked:
         """What there is; `only` are the columns that are wanted, None for all. Raises DataError."""
 
-    def column(self, file: Path, name: str) -> Iterator[pa.Array]:
-        """A column by blocks. Raises DataError."""
+    def column(self, file: Path, name: str, first: int) -> Iterator[pa.Array]:
+        """A column from a row on, by blocks. Raises DataError."""
 
 
 class _Parquet:
@@ -59,12 +59,18 @@ class _Parquet:
             names = [name for name in schema.names if only is None or name in only]
             return Looked(empty.select(names), rows, max(_size(parquet.metadata, names), 8 * rows * len(names)))
 
-    def column(self, file: Path, name: str) -> Iterator[pa.Array]:
+    def column(self, file: Path, name: str, first: int) -> Iterator[pa.Array]:
         with parquet_files.told(file), parquet_files.opened(file, buffer_size=2**20, pre_buffer=False) as parquet:
             described = parquet.metadata
             rows = max(1, min(_ROWS, _BYTES * described.num_rows // max(1, _size(described, [name]))))
-            for batch in parquet.iter_batches(batch_size=rows, columns=[name]):
-                yield batch.column(batch.schema.get_field_index(name))
+            groups = np.cumsum([described.row_group(n).num_rows for n in range(described.num_row_groups)])
+            begun = int(np.searchsorted(groups, first, side="right"))
+            first -= int(groups[begun - 1]) if begun else 0
+            left = [*range(begun, len(groups))]
+            for batch in parquet.iter_batches(batch_size=rows, row_groups=left, columns=[name]) if left else ():
+                if first < batch.num_rows:
+                    yield batch.column(batch.schema.get_field_index(name)).slice(first)
+                first = max(0, first - batch.num_rows)
 
 
 def _size(described: pq.FileMetaData, names: Sequence[str]) -> int:
@@ -100,12 +106,12 @@ class LargePart(Part):
         chunks = [chunk for block in self.blocks(name, what) for chunk in block.chunks]
         return pa.chunked_array(chunks, self.stored(name, what))
 
-    def blocks(self, name: str, what: str = "feature") -> Iterator[pa.ChunkedArray]:
+    def blocks(self, name: str, what: str = "feature", first: int = 0) -> Iterator[pa.ChunkedArray]:
         import pyarrow as pa
 
-        stored = self.stored(name, what)
-        for file in self.files:
-            for block in self.kind.column(file, name):
+        stored, ends = self.stored(name, what), [*self.starts[1:], self.total]
+        for file, start, end in zip(self.files, self.starts, ends, strict=True):
+            for block in self.kind.column(file, name, max(0, first - start)) if first < end else ():
                 try:
                     found = block if block.type == stored else block.cast(stored)
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -5,42 +5,94 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bigctl.data.journal import Journal
+
 _REMEMBERED = 2**16
 """Different cells of a column that are kept once however often they occur."""
 
 
 class TextColumns(Mapping[str, list[str]]):
-    """Columns of strings that are read from a file whenever one is asked for.
+    """Columns of strings that are read from a file whenever one is asked for. Where writing ended early it goes on
+    behind the last block.
 
     Args:
         file: where they are written, block after block.
+
+    Attributes:
+        states: what was said with each block.
     """
 
     def __init__(self, file: Path):
-        self._stream = file.open("w+b")
+        self._journal = Journal(file.with_suffix(".journal"))
+        self._stream = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         self._blocks: list[tuple[int, dict[str, tuple[int, int]]]] = []  # rows; name -> place and bytes
         self._names: dict[str, None] = {}
         self._last: tuple[str, list[str]] | None = None
+        self._lines: list[tuple[int, int]] = []
+        self.states: list[Any] = []
+        while (known := self._journal.get(str(len(self._blocks)))) is not None:
+            rows, places, lines, state = known
+            self.states.append(state)
+            self._names |= dict.fromkeys(places)
+            self._blocks.append((rows, {name: (place, size) for name, (place, size) in places.items()}))
+            self._lines += [tuple(lines)] if lines else []
+        ends = [place + size for _, places in self._blocks for place, size in places.values()]
+        self._stream.truncate(max([*ends, *(place + size for place, size in self._lines)], default=0))
 
-    def append(self, columns: Mapping[str, Sequence[str]], rows: int) -> None:
-        """So many rows more; a column that is new has been empty so far. Raises OSError where there is no room."""
+    def append(
+        self, columns: Mapping[str, Sequence[str]], rows: int, lines: Sequence[int] | None = None, state: object = None
+    ) -> None:
+        """So many rows more; a column that is new has been empty so far.
+
+        Args:
+            columns: their cells.
+            rows: how many they are.
+            lines: of the file, that they begin on.
+            state: what a later start has to know to go on behind them, for JSON.
+
+        Raises:
+            OSError: there is no room.
+        """
         places = {}
         for name, cells in columns.items():
             lengths = np.fromiter(map(len, cells), np.int32, rows).tobytes()
-            content = lengths + "".join(cells).encode("utf-8", "surrogatepass")
-            places[name] = (self._stream.seek(0, 2), len(content))
-            self._stream.write(content)
+            places[name] = self._write(lengths + "".join(cells).encode("utf-8", "surrogatepass"))
+        if lines is not None:
+            self._lines.append(self._write(np.asarray(lines, np.int64).tobytes()))
         self._names |= dict.fromkeys(columns)
+        said = [rows, places, self._lines[-1] if lines is not None else None, state]
+        self._journal.note(str(len(self._blocks)), said, [self._stream])
         self._blocks.append((rows, places))
         self._last = None
+        self.states.append(state)
+
+    def _write(self, content: bytes) -> tuple[int, int]:
+        place = self._stream.seek(0, os.SEEK_END)
+        self._stream.write(content)
+        return place, len(content)
+
+    def save(self) -> None:
+        """All of it outlives this process. Raises OSError."""
+        self._journal.save([self._stream])
+
+    def lines(self) -> array[int]:
+        """The lines that all rows begin on."""
+        found = array("q")
+        for place, size in self._lines:
+            self._stream.seek(place)
+            found.frombytes(self._stream.read(size))
+        return found
 
     def blocks(self, name: str) -> Iterator[list[str]]:
         """A column, some rows at a time."""
@@ -131,7 +183,8 @@ class Categories:
 
 
 class StoredRows:
-    """Typed columns in files, the rows of one file of a source after those of another.
+    """Typed columns in files, the rows of one file of a source after those of another. Those that an earlier start has
+    written are found again.
 
     Args:
         folder: where the files are.
@@ -141,19 +194,59 @@ class StoredRows:
         self._folder = folder
         self._files: dict[str, Path] = {}
         self._known: dict[str, dict[str | None, int]] = {}
+        self._parts: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
+        self._journal = Journal(folder / "columns.journal")
 
-    def keep(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Further rows of a column: float64 [N], or object [N] of str with None. Gives what was written, mapped into
-        memory: of categories their numbers, int32 [N]. Raises OSError where there is no room."""
+    def keep(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Further rows of a column, which `make` gives: float64 [N], or object [N] of str with None. Where an earlier
+        start has written them they are not made again.
+
+        Returns:
+            What was written, mapped into memory: of categories their numbers, int32 [N].
+
+        Raises:
+            OSError: there is no room.
+        """
         file = self._files.setdefault(name, self._folder / f"{len(self._files)}.column")
-        before = file.stat().st_size if file.is_file() else 0
+        part = self._parts[name] = self._parts.get(name, -1) + 1
+        before, step = self._ends.get(name, 0), f"column {part} {name}"
+        known = self._journal.get(step)
+        if known is None or not file.is_file() or file.stat().st_size < before + known["bytes"]:
+            known = self._written(file, name, before, make())
+            self._journal.note(step, known, now=True)
+        elif known["new"] is not None:
+            categories = self._known.setdefault(name, {})
+            categories |= {value: len(categories) + number for number, value in enumerate(known["new"])}
+        self._ends[name] = before + known["bytes"]
+        kind = np.float64 if known["new"] is None else np.int32
+        if not known["bytes"]:
+            return np.empty(0, kind)
+        return np.memmap(file, kind, "r", before, (known["bytes"] // np.dtype(kind).itemsize,))
+
+    def _written(self, file: Path, name: str, before: int, values: np.ndarray) -> dict[str, Any]:
+        new: list[str | None] | None = None
         if values.dtype.kind != "f":
             known = self._known.setdefault(name, {})
+            first = len(known)
             numbers = (known.setdefault(value, len(known)) for value in values.tolist())
             values = np.fromiter(numbers, np.int32, len(values))
-        with file.open("ab") as stream:
+            new = [*itertools.islice(known, first, None)]
+        with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
+            stream.truncate(before)
+            stream.seek(before)
             stream.write(np.ascontiguousarray(values).data)
-        return np.memmap(file, values.dtype, "r", before)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return {"bytes": values.nbytes, "new": new}
+
+    def known(self, step: str) -> Any:
+        """What an earlier start has found, or None."""
+        return self._journal.get(step)
+
+    def remember(self, step: str, fact: object) -> None:
+        """Keep what was found for a later start. Raises OSError where there is no room."""
+        self._journal.note(step, fact, now=True)
 
     def only(self, names: Sequence[str]) -> StoredRows:
         """The same rows, with these columns in this order."""

@@ -47,7 +47,9 @@ def decode(config: schema.Jsonl, regression: bool) -> Decoded:
         )
         for split, file in files.items()
     }
-    notes = [note for split, sentences in found.items() for note in tagged.left_out(sentences, bad[split])]
+    notes = [
+        note for split, sentences in found.items() for note in tagged.left_out(sentences, bad[split], config.bad_limit)
+    ]
     return tagged.decode(found, {"source": config.kind, "target": tags, "notes": notes})
 
 

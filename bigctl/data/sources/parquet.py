@@ -20,12 +20,11 @@ from bigctl.config.suggestions import listed
 from bigctl.data.dataset import Features
 from bigctl.data.files import paths
 from bigctl.data.pictures.encoded_images import EncodedImages
-from bigctl.data.progress import Progress
 from bigctl.data.sources import column_blocks, column_pictures, image_decoding
-from bigctl.data.sources.cells import Keep, as_it_is
-from bigctl.data.sources.column_files import StoredRows, StoredTexts, TextColumns
+from bigctl.data.sources.bad_rows import BadRows
+from bigctl.data.sources.column_files import StoredRows, StoredTexts
 from bigctl.data.sources.column_pictures import Pictures
-from bigctl.data.sources.decoded import GROUP, ROW, TIME, Columns, Decoded, Origins
+from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded, Origins
 from bigctl.data.sources.parquet_columns import (
     CATEGORY,
     NUMBER,
@@ -35,12 +34,12 @@ from bigctl.data.sources.parquet_columns import (
     encoded_images,
     is_empty,
     kind_of,
-    text_blocks,
     texts,
     told,
     typed,
 )
 from bigctl.data.sources.parquet_files import Part, matching, read
+from bigctl.data.sources.parquet_stored import kept, places, stored_texts
 from bigctl.data.sources.parquet_targets import targets
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.data.table_encoder import Categorical, Numeric, TableEncoder
@@ -151,16 +150,16 @@ def decode_parts(
         if work is None:
             inputs = _texts(parts, config, bad)
         else:
-            inputs, rows = _places(parts), _stored_texts(parts, config, bad, work)
+            inputs, rows = places(parts), stored_texts(parts, _roles(config), bad, work)
     elif pictures is not None:
         kind, (inputs, index) = "image", pictures(bad)
     elif config.image is not None:
         kind, inputs = "image", column_pictures.decoded(parts, config, bad)
     else:
         kind, stored = "table", None if work is None else StoredRows(work)
-        inputs = _table_features(parts, config, notes, bad, as_it_is if stored is None else stored.keep)
+        inputs = _table_features(parts, config, notes, bad, stored)
         if stored is not None:
-            inputs, rows = _places(parts), stored
+            inputs, rows = places(parts), stored
     target, labels = targets(parts, config, kind, regression, notes)
     info: dict[str, Any] = {
         "files": {split: part.source for split, part in parts.items()},
@@ -176,7 +175,7 @@ def decode_parts(
         for split, columns in inputs.items()
     }
     origins = _origins(parts, bad)
-    splits = {split: _without(columns, bad[split] or {}, notes) for split, columns in splits.items()}
+    splits = {split: _without(columns, bad[split] or {}, config, notes) for split, columns in splits.items()}
     classes = target.names if target.kind == "class" else None
     return Decoded(kind, splits, classes, info, target, origins=origins, index=index, rows=rows)
 
@@ -193,16 +192,17 @@ def _origins(parts: Mapping[str, Part], bad: Mapping[str, Bad | None]) -> Origin
     return Origins(names, places, "row")
 
 
-def _without(columns: Columns, bad: Bad, notes: list[str]) -> Columns:
-    """The columns of a split without its bad rows, with a note. Raises DataError where no others are left."""
+def _without(columns: Columns, bad: Bad, config: schema.Parquet, notes: list[str]) -> Columns:
+    """The columns of a split without its bad rows, with a note. Raises DataError where these are too many, or all."""
     if not bad:
         return columns
     kept = np.ones(len(columns["label"]), bool)
     kept[[*bad]] = False
-    first = bad[min(bad)]
     if not kept.any():
-        raise first
-    notes.append(f"{'1 row is' if len(bad) == 1 else f'{len(bad)} rows are'} left out, the first with this: {first}")
+        raise bad[min(bad)]
+    found = BadRows()
+    found.add(bad[row] for row in sorted(bad))
+    notes += found.left_out(len(kept), skip=True, limit=config.bad_limit)
     return {name: values[kept] for name, values in columns.items()}
 
 
@@ -280,10 +280,14 @@ def _as_trained(part: Part, name: str, column: Numeric | Categorical, bad: dict[
 
 
 def _table_features(
-    parts: Mapping[str, Part], config: schema.Parquet, notes: list[str], bad: Mapping[str, Bad | None], keep: Keep
+    parts: Mapping[str, Part],
+    config: schema.Parquet,
+    notes: list[str],
+    bad: Mapping[str, Bad | None],
+    stored: StoredRows | None,
 ) -> dict[str, Columns]:
-    """The columns of use, by split; those of the training files alone decide which these are. `keep` puts them in
-    place."""
+    """The columns of use, by split; those of the training files alone decide which these are. With `stored` they are
+    put there, where those that an earlier start has read are found."""
     train, label = parts["train"], config.label
     if not label:
         raise DataError("a table needs a target", where="data.label", hint="data.label=COLUMN; only texts go without")
@@ -295,11 +299,12 @@ def _table_features(
             where=train.source,
             hint="rename the column 'label', or leave it out with data.drop=[label]",
         )
-    kinds = dict(_useful(train, label, config.group, notes))
+    kinds = dict(_useful(train, label, config.group, notes, stored))
     if not kinds:
         raise DataError(f"no feature columns are left beside {label!r}: {'; '.join(notes)}", where=train.source)
+    column = typed if stored is None else partial(kept, stored)
     return {
-        split: {name: keep(name, typed(part, name, kind, bad[split])) for name, kind in kinds.items()}
+        split: {name: column(part, name, kind, bad[split]) for name, kind in kinds.items()}
         for split, part in parts.items()
     }
 
@@ -316,29 +321,42 @@ def _split_columns(part: Part, config: schema.Parquet) -> Columns:
     return found
 
 
-def _useful(train: Part, label: str, group: str | None, notes: list[str]) -> Iterator[tuple[str, str]]:
+def _useful(
+    train: Part, label: str, group: str | None, notes: list[str], stored: StoredRows | None
+) -> Iterator[tuple[str, str]]:
     """(name, kind) of each training column that can tell anything."""
-    import pyarrow.types as types
-
     for name in train.names:
-        stored = train.stored(name)
-        kind = kind_of(stored)
+        kind = kind_of(train.stored(name))
         if name in (label, group):
             continue
-        if types.is_null(stored) or is_empty(train, name):
-            notes.append(f"column {name!r} has no values and is left out")
-        elif kind is None:
-            raise DataError(
-                f"the column {name!r} is {stored}, which is no feature of a table",
-                where=train.source,
-                hint=f"leave it out with {listed('data.drop', name)}, or name it: data.text, data.image or data.labels",
-            )
-        elif kind == CATEGORY and all_different(train, name):
-            notes.append(f"column {name!r} is different in every row, like a name or an identifier, and is left out")
-            notes += told(train, name, kind)
-        else:
-            notes += told(train, name, kind)
+        found = None if stored is None else stored.known(f"told {name}")
+        if found is None:
+            found = _told(train, name, kind)
+            if stored is not None:
+                stored.remember(f"told {name}", found)
+        useful, said = found
+        notes += said
+        if useful and kind is not None:
             yield name, kind
+
+
+def _told(train: Part, name: str, kind: str | None) -> tuple[bool, list[str]]:
+    """Whether a column can tell anything, and what there is to say of it. Raises DataError for what is no feature."""
+    import pyarrow.types as types
+
+    stored = train.stored(name)
+    if types.is_null(stored) or is_empty(train, name):
+        return False, [f"column {name!r} has no values and is left out"]
+    if kind is None:
+        raise DataError(
+            f"the column {name!r} is {stored}, which is no feature of a table",
+            where=train.source,
+            hint=f"leave it out with {listed('data.drop', name)}, or name it: data.text, data.image or data.labels",
+        )
+    if kind == CATEGORY and all_different(train, name):
+        what = "is different in every row, like a name or an identifier, and is left out"
+        return False, [f"column {name!r} {what}", *told(train, name, kind)]
+    return True, told(train, name, kind)
 
 
 def _roles(config: schema.Parquet) -> dict[str, str]:
@@ -350,26 +368,3 @@ def _texts(parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, 
         split: {role: texts(part, name, bad[split]) for role, name in _roles(config).items()}
         for split, part in parts.items()
     }
-
-
-def _stored_texts(
-    parts: Mapping[str, Part], config: schema.Parquet, bad: Mapping[str, Bad | None], work: Path
-) -> StoredTexts:
-    """The same in files, block by block."""
-    found: dict[str, list[TextColumns]] = {role: [] for role in _roles(config)}
-    for split, part in parts.items():
-        for role, name in _roles(config).items():
-            columns = TextColumns(work / f"{split}.{role}.cells")
-            with Progress(f"data: reading {name} ({split})", part.rows, ("thousand texts", 1e3)) as progress:
-                done = 0
-                for block in text_blocks(part, name, bad[split]):
-                    columns.append({role: block}, len(block))
-                    progress.update(done := done + len(block))
-            found[role].append(columns)
-    return StoredTexts(found)
-
-
-def _places(parts: Mapping[str, Part]) -> dict[str, Columns]:
-    """Which rows of all files each split has."""
-    first = 0
-    return {split: {ROW: np.arange(first, first := first + part.rows)} for split, part in parts.items()}

@@ -159,13 +159,12 @@ def values_of(part: Part, name: str, bad: Bad | None = None) -> list[Any]:
         return [value for block in part.blocks(name) for value in block.cast(whole).to_pylist()]
 
 
-def value_blocks(part: Part, name: str, bad: Bad | None = None) -> Iterator[list[Any]]:
-    """The values of a column, some rows at a time. Raises ValueError or OverflowError for times that Python has no
-    value for."""
+def value_blocks(part: Part, name: str, bad: Bad | None = None, first: int = 0) -> Iterator[list[Any]]:
+    """The values of a column from a row on, some rows at a time. Raises ValueError or OverflowError for times that
+    Python has no value for."""
     import pyarrow.types as types
 
-    first = 0
-    for block in part.blocks(name):
+    for block in part.blocks(name, first=first):
         try:
             yield block.to_pylist()
         except UnicodeDecodeError:
@@ -205,19 +204,23 @@ def texts(part: Part, name: str, bad: Bad | None = None) -> np.ndarray:
     return found
 
 
-def text_blocks(part: Part, name: str, bad: Bad | None = None) -> Iterator[list[str]]:
-    """The same, some rows at a time."""
-    stored = part.stored(name, "text")
-    if kind_of(stored) != CATEGORY:
-        raise DataError(f"the column {name!r} is {stored}, not of strings", where=part.source, hint="name another")
-    first = 0
-    for values in value_blocks(part, name, bad):
+def text_blocks(part: Part, name: str, bad: Bad | None = None, first: int = 0) -> Iterator[list[str]]:
+    """The same from a row on, some rows at a time."""
+    require_texts(part, name)
+    for values in value_blocks(part, name, bad, first):
         found = ["" if value is None else str(value) for value in values]
         for row, text in enumerate(found, first):
             if not text.strip():
                 _refuse(bad, part, row, name, "the text is empty", "write the text, or remove the row")
         yield found
         first += len(found)
+
+
+def require_texts(part: Part, name: str) -> None:
+    """Raises DataError where a column is not there, or not of strings."""
+    stored = part.stored(name, "text")
+    if kind_of(stored) != CATEGORY:
+        raise DataError(f"the column {name!r} is {stored}, not of strings", where=part.source, hint="name another")
 
 
 def encoded_images(part: Part, name: str, bad: Bad | None = None) -> tuple[list[bytes], list[str]]:

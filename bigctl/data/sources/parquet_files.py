@@ -61,9 +61,9 @@ class Part:
         self.stored(name, what)
         return self.table.column(name)
 
-    def blocks(self, name: str, what: str = "feature") -> Iterator[pa.ChunkedArray]:
-        """A column some rows at a time, which of what is in memory are all rows. Raises DataError."""
-        yield self.column(name, what)
+    def blocks(self, name: str, what: str = "feature", first: int = 0) -> Iterator[pa.ChunkedArray]:
+        """A column from a row on, some rows at a time, which of what is in memory are all. Raises DataError."""
+        yield self.column(name, what).slice(first)
 
 
 def read(path: str, *, only: Sequence[str] | None = None, drop: Sequence[str] = ()) -> Part:

@@ -13,6 +13,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.number_style import moments
+from bigctl.data.sources.bad_rows import BadRows
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Origins
 from bigctl.data.sources.delimited_rows import load_delimited
@@ -71,6 +72,7 @@ class Dialect:
         separator: what stands between fields; None for that of the format.
         encoding: of the text; None for UTF-8.
         skip_bad: whether rows that cannot be read are left out, with a note, where the default refuses the file.
+        bad_limit: share of the rows that may be left out at most.
     """
 
     columns: Sequence[str] | None = None
@@ -78,11 +80,14 @@ class Dialect:
     separator: str | None = None
     encoding: str | None = None
     skip_bad: bool = False
+    bad_limit: float = 1.0
 
     @classmethod
     def of(cls, config: schema.Table) -> Dialect:
         separator = {"tab": "\t", "\\t": "\t"}.get(config.separator or "", config.separator)
-        return cls(config.columns, config.quoting, separator, config.encoding, config.on_bad == "skip")
+        return cls(
+            config.columns, config.quoting, separator, config.encoding, config.on_bad == "skip", config.bad_limit
+        )
 
 
 PLAIN = Dialect()
@@ -120,7 +125,7 @@ def load(
     else:
         table = _load_jsonl(text, name, keep, lists)
     if table.bad and not collect:
-        table = without_bad(table, dialect.skip_bad)
+        table = without_bad(table, dialect)
     require_rows(table)
     return table
 
@@ -132,22 +137,15 @@ def require_rows(table: TextTable) -> None:
         raise DataError(what, where=table.source, hint="is it the right file?")
 
 
-def without_bad(table: TextTable, skip: bool) -> TextTable:
-    """The table without its bad rows, with a note; or the error that the first of them is."""
-    first = min(table.bad)
-    if not skip:
-        raise table.bad[first]
+def without_bad(table: TextTable, dialect: Dialect) -> TextTable:
+    """The table without its bad rows, with a note. Raises DataError where they are not to be left out, or too many."""
+    bad = BadRows()
+    bad.add(table.bad[row] for row in sorted(table.bad))
+    note = bad.left_out(len(table.lines), dialect.skip_bad, dialect.bad_limit)
     kept = [row for row in range(len(table.lines)) if row not in table.bad]
     columns = {name: [values[row] for row in kept] for name, values in table.columns.items()}
     lines = [table.lines[row] for row in kept]
-    note = left_out(len(table.bad), table.bad[first])
-    return dataclasses.replace(table, columns=columns, lines=lines, notes=[*table.notes, note], bad={})
-
-
-def left_out(count: int, first: DataError) -> str:
-    """The note on rows that are left out, with what is wrong with the first of them."""
-    which = "1 row is" if count == 1 else f"{count} rows are"
-    return f"{which} left out, the first with this: {first}"
+    return dataclasses.replace(table, columns=columns, lines=lines, notes=[*table.notes, *note], bad={})
 
 
 def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Container[str]) -> TextTable:
@@ -223,6 +221,21 @@ class JsonRows:
             values.append("")
             self._bad.setdefault(len(self._lines), error)
 
+    def state(self) -> dict[str, Any]:
+        """What `go_on` has to know behind the rows that were taken, for JSON."""
+        return {
+            "names": [*self.names],
+            "kept": [*self._kept],
+            "absent": self.absent,
+            "rows": self._rows,
+            "first": self._first,
+        }
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Begin behind the rows that others have taken."""
+        self.names, self._kept = dict.fromkeys(state["names"]), dict.fromkeys(state["kept"])
+        self.absent, self._rows, self._first = dict(state["absent"]), state["rows"], state["first"]
+
     def take(self) -> tuple[dict[str, list[str]], list[int], dict[int, DataError]]:
         """The rows since the last call: the columns that are kept, their lines, and what is wrong with some."""
         columns = {key: self._columns.get(key, []) for key in self._kept}
@@ -274,9 +287,10 @@ def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, found
 
 
-def json_lines(lines: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """The objects of some lines, from the first of the file on, each with its line; errors in place of what is none."""
-    for number, line in enumerate(lines, 1):
+def json_lines(lines: Iterable[str], name: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects of some lines, each with its number, that of the first one being `first`; errors in place of what is
+    none."""
+    for number, line in enumerate(lines, first):
         if line.strip():
             yield number, _record(line, f"{name}:{number}")
 

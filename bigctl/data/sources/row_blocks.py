@@ -3,15 +3,17 @@ memory that does not grow."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
-from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigctl.data.journal import Journal
 from bigctl.data.progress import Progress
 from bigctl.data.sources import content, delimited_rows, read_table, text_parts
+from bigctl.data.sources.bad_rows import BadRows
 from bigctl.data.sources.column_files import TextColumns
 from bigctl.data.sources.read_table import Dialect, JsonRows
 from bigctl.data.sources.text_rows import TextTable
@@ -65,7 +67,7 @@ def load(
     elif dialect.columns:
         raise DataError("every JSON line names its own columns", where="data.columns", hint="leave data.columns out")
     else:
-        found = _load_jsonl(reading, keep, lists, dialect.skip_bad)
+        found = _load_jsonl(reading, keep, lists, dialect)
     read_table.require_rows(found)
     return found
 
@@ -86,6 +88,10 @@ class _Reading:
     folder: Path
     characters: int = 0
 
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.folder / "looked.journal")
+
     def parts(self, what: str = "reading") -> Iterator[str]:
         """Its text. Raises DataError for what is none."""
         with Progress(f"data: {what} {self.file.name}", self.file.stat().st_size) as progress:
@@ -95,6 +101,9 @@ class _Reading:
 
     def look(self, wanted: str = "") -> bool:
         """Count its characters and check them; says whether a text is in it."""
+        if (known := self.journal.get("look")) is not None:
+            self.characters = known[0]
+            return bool(known[1])
         found, end, blank = False, "", True
         for text in self.parts("looking through"):
             found = found or (bool(wanted) and wanted in end + text)
@@ -102,11 +111,27 @@ class _Reading:
             self.characters, blank = self.characters + len(text), blank and not text.strip()
         if blank:
             raise DataError("the file is empty", where=self.name, hint="is it the right file?")
+        self.journal.note("look", [self.characters, found], now=True)
         return found
 
-    def columns(self) -> TextColumns:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return TextColumns(self.folder / f"{len([*self.folder.iterdir()])}.cells")
+    def columns(self, name: str) -> TextColumns:
+        """Those of a name, as far as an earlier start has written them."""
+        return TextColumns(self.folder / f"{name}.cells")
+
+
+@dataclass
+class _Place:
+    """How far a file is read, in characters and lines."""
+
+    characters: int = 0
+    lines: int = 0
+
+    def counted(self, lines: Iterable[str], end: int = 0) -> Iterator[str]:
+        """Lines, each of them counted before it is given away, with `end` characters that it does not show."""
+        for line in lines:
+            self.characters += len(line) + end
+            self.lines += 1
+            yield line
 
 
 def _lines(parts: Iterable[str], name: str) -> Iterator[str]:
@@ -161,38 +186,43 @@ class _Delimited:
         text, self.skipped, self.separator = delimited_rows.beginning(head, self.separator, self.dialect, notes)
         self.before = len(head) - len(text)
 
-    def _fields(self, looser: bool) -> Iterator[tuple[int, list[str]]]:
-        lines = _lines(_behind(self.reading.parts(), self.before), self.reading.name)
+    def _fields(self, looser: bool, place: _Place | None = None) -> Generator[tuple[int, list[str]]]:
+        place = place or _Place()
+        skipped = self.skipped + place.lines
+        parts = _behind(self.reading.parts(), self.before + place.characters)
+        lines = place.counted(_lines(parts, self.reading.name))
         quoting = self.dialect.quoting
         name = self.reading.name
-        return delimited_rows.fields(
-            lines, name, self.separator, quoting, self.skipped, _LONGEST, blank_before_quote=looser
-        )
+        return delimited_rows.fields(lines, name, self.separator, quoting, skipped, _LONGEST, blank_before_quote=looser)
 
     def _read(self, notes: list[str], looser: bool, last_separator: bool) -> TextTable:
         """Raises _Unlike where it turns out that some rows end in a separator and others do not."""
         name, given = self.reading.name, self.dialect.columns
         header, start = self._header(looser, notes)
-        rows = self._fields(looser)
-        found = _Found(self, header, last_separator)
-        first = next(rows, None)
-        delimited_rows.check_names(header, "data.columns" if given else f"{name}:{first[0] if first else 1}")
-        for line, row in itertools.islice(itertools.chain([first] if first else [], rows), start, None):
-            found.add(line, row)
-        found.flush()
+        found = _Found(self, header, last_separator, f"rows-{looser:d}{last_separator:d}")
+        if not found.whole:
+            begun = found.place.lines > 0
+            with contextlib.closing(self._fields(looser, found.place)) as rows:
+                if not begun:
+                    first = next(rows, None)
+                    at = f"{name}:{first[0] if first else 1}"
+                    delimited_rows.check_names(header, "data.columns" if given else at)
+                    if first and not start:
+                        found.add(*first)
+                for line, row in rows:
+                    found.add(line, row)
+            found.flush(whole=True)
         notes += found.notes()
         names = delimited_rows.named(header, notes)
-        if found.first_bad is not None:
-            if not self.dialect.skip_bad:
-                raise found.first_bad
-            notes.append(read_table.left_out(found.bad, found.first_bad))
-        columns = found.columns
-        return TextTable(name, names, columns, found.lines, notes, header=given is None, blocks=columns.blocks)
+        columns, lines = found.columns, found.columns.lines()
+        notes += found.bad.left_out(len(lines) + found.bad.count, self.dialect.skip_bad, self.dialect.bad_limit)
+        return TextTable(name, names, columns, lines, notes, header=given is None, blocks=columns.blocks)
 
     def _header(self, looser: bool, notes: list[str]) -> tuple[list[str], int]:
         """The names of the columns, and at which row examples begin; where only all rows tell, these are read."""
-        rows, given = self._fields(looser), self.dialect.columns
-        line, row = next(rows, (1, []))
+        given = self.dialect.columns
+        with contextlib.closing(self._fields(looser)) as rows:
+            line, row = next(rows, (1, []))
         first = [field.strip() for field in row]
         if given is None:
             return first, 1
@@ -200,18 +230,34 @@ class _Delimited:
             return first, 1
         if not first or not delimited_rows.may_replace(2**31, first):
             return list(given), 0
-        columns, count = self.reading.columns(), 1
-        while block := [row for _, row in itertools.islice(rows, _ROWS)]:
-            even = [row for row in block if len(row) == len(first)]
-            cells = {str(at): [row[at].strip() for row in even] for at in range(len(first))}
-            columns.append(cells, len(even))
-            count += len(block)
-        values = ([cell for block in columns.blocks(str(at)) for cell in block] for at in range(len(first)))
-        is_header = count > 1 and delimited_rows.replaced_header(count, first, values)
-        columns.close()
+        step = f"header {looser:d}"
+        is_header = self.reading.journal.get(step)
+        if is_header is None:
+            is_header = self._is_header(first, looser)
+            self.reading.journal.note(step, is_header, now=True)
         if is_header:
             notes.append(delimited_rows.said_of_header(first, line))
         return list(given), int(is_header)
+
+    def _is_header(self, first: list[str], looser: bool) -> bool:
+        """Whether a first line that is none of the names that are given is a header, by all rows below it."""
+        columns, place, count = self.reading.columns(f"header-{looser:d}"), _Place(), 1
+        if columns.states:
+            *at, count = columns.states[-1]
+            place = _Place(*at)
+        begun = place.lines > 0
+        with contextlib.closing(self._fields(looser, place)) as rows:
+            if not begun:
+                next(rows, None)
+            while block := [row for _, row in itertools.islice(rows, _ROWS)]:
+                even = [row for row in block if len(row) == len(first)]
+                cells = {str(at): [row[at].strip() for row in even] for at in range(len(first))}
+                count += len(block)
+                columns.append(cells, len(even), state=[place.characters, place.lines, count])
+        values = ([cell for block in columns.blocks(str(at)) for cell in block] for at in range(len(first)))
+        is_header = count > 1 and delimited_rows.replaced_header(count, first, values)
+        columns.close()
+        return is_header
 
 
 def _behind(parts: Iterable[str], characters: int) -> Iterator[str]:
@@ -223,17 +269,27 @@ def _behind(parts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 class _Found:
-    """Rows that become columns, block by block."""
+    """Rows that become columns, block by block, behind those that an earlier start has written.
 
-    def __init__(self, file: _Delimited, header: Sequence[str], last_separator: bool):
-        self.columns, self.lines = file.reading.columns(), array("q")
-        self.bad = 0
-        self.first_bad: DataError | None = None
+    Attributes:
+        columns: of all rows.
+        place: behind the last one.
+        bad: rows that cannot be read.
+        whole: whether all of the file is read.
+    """
+
+    def __init__(self, file: _Delimited, header: Sequence[str], last_separator: bool, name: str):
+        self.columns, self.place, self.bad, self.whole = file.reading.columns(name), _Place(), BadRows(), False
         self._file, self._header, self._width = file, header, len(header)
         self._kept = [(at, name) for at, name in enumerate(header) if name and file.keep(name)]
         self._last_separator, self._cut, self._empty = last_separator, 0, 0
         self._rows: list[list[str]] = []
+        self._lines: list[int] = []
         self._characters = 0
+        if self.columns.states:
+            state = self.columns.states[-1]
+            self.place, self.bad, self.whole = _Place(*state["place"]), BadRows.from_json(state["bad"]), state["whole"]
+            self._last_separator, self._cut, self._empty = state["ends"]
 
     def add(self, line: int, row: list[str]) -> None:
         if self._last_separator:
@@ -247,54 +303,76 @@ class _Found:
         if self._width > 1 and len(row) != 1 and not any(map(str.strip, row)):
             self._empty += 1
         elif len(row) != self._width:
-            self.bad += 1
-            if self.first_bad is None:
-                file = self._file
-                where, given = f"{file.reading.name}:{line}", file.dialect.columns is not None
-                self.first_bad = delimited_rows.uneven(row, self._header, given, where)
+            file = self._file
+            where, given = f"{file.reading.name}:{line}", file.dialect.columns is not None
+            self.bad.add([delimited_rows.uneven(row, self._header, given, where)])
         else:
-            self.lines.append(line)
+            self._lines.append(line)
             self._rows.append(row)
             self._characters += sum(map(len, row))
             if len(self._rows) >= _ROWS or self._characters >= _CHARACTERS:
                 self.flush()
 
-    def flush(self) -> None:
-        if self._rows:
-            cells = [*zip(*self._rows, strict=True)]
-            columns = {name: [*map(str.strip, cells[at])] for at, name in self._kept}
-            self.columns.append(columns, len(self._rows))
-            self._rows, self._characters = [], 0
+    def flush(self, *, whole: bool = False) -> None:
+        """Write what is new; `whole` says that there is no more."""
+        cells = [*zip(*self._rows, strict=True)] if self._rows else [()] * self._width
+        columns = {name: [*map(str.strip, cells[at])] for at, name in self._kept}
+        state = {
+            "place": [self.place.characters, self.place.lines],
+            "bad": self.bad.to_json(),
+            "ends": [self._last_separator, self._cut, self._empty],
+            "whole": whole,
+        }
+        self.columns.append(columns, len(self._rows), self._lines, state)
+        if whole:
+            self.columns.save()
+        self._rows, self._lines, self._characters, self.whole = [], [], 0, whole
 
     def notes(self) -> list[str]:
         found = [delimited_rows.SEPARATED] if self._cut else []
         return found + ([delimited_rows.said_of_empty(self._empty)] if self._empty else [])
 
 
-def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container[str], skip_bad: bool) -> TextTable:
+def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container[str], dialect: Dialect) -> TextTable:
     reading.look()
     rows = JsonRows(reading.name, keep, lists, reading.characters)
-    columns, lines, count = reading.columns(), array("q"), 0
-    first_bad: DataError | None = None
-    records = read_table.json_lines(_json_lines(reading.parts(), reading.name), reading.name)
-    for number, found in itertools.chain(records, [(0, None)]):
-        if found is not None:
-            rows.add(number, found)
-            if len(rows) < _ROWS and rows.characters < _CHARACTERS:
-                continue
-        values, numbers, bad = rows.take()
-        kept = [row for row in range(len(numbers)) if row not in bad]
-        if bad:
-            count, first_bad = count + len(bad), first_bad or bad[min(bad)]
-            values = {name: [cells[row] for row in kept] for name, cells in values.items()}
-        columns.append(values, len(kept))
-        lines.extend(numbers[row] for row in kept)
-    notes = []
-    if first_bad is not None:
-        if not skip_bad:
-            raise first_bad
-        notes.append(read_table.left_out(count, first_bad))
-    return TextTable(reading.name, tuple(rows.names), columns, lines, notes, absent=rows.absent, blocks=columns.blocks)
+    columns, place, bad, whole = reading.columns("rows"), _Place(), BadRows(), False
+    if columns.states:
+        state = columns.states[-1]
+        place, bad, whole = _Place(*state["place"]), BadRows.from_json(state["bad"]), state["whole"]
+        rows.go_on(state["rows"])
+    if not whole:
+        parts = _behind(reading.parts(), place.characters)
+        lines = place.counted(_json_lines(parts, reading.name), end=1)
+        records = read_table.json_lines(lines, reading.name, place.lines + 1)
+        for number, found in itertools.chain(records, [(0, None)]):
+            if found is not None:
+                rows.add(number, found)
+                if len(rows) < _ROWS and rows.characters < _CHARACTERS:
+                    continue
+            _store(rows, columns, place, bad, whole=found is None)
+        columns.save()
+    numbers = columns.lines()
+    notes = bad.left_out(len(numbers) + bad.count, dialect.skip_bad, dialect.bad_limit)
+    return TextTable(
+        reading.name, tuple(rows.names), columns, numbers, notes, absent=rows.absent, blocks=columns.blocks
+    )
+
+
+def _store(rows: JsonRows, columns: TextColumns, place: _Place, bad: BadRows, *, whole: bool) -> None:
+    """Write the rows that can be taken, but for bad ones."""
+    values, numbers, wrong = rows.take()
+    bad.add(wrong[row] for row in sorted(wrong))
+    kept = [row for row in range(len(numbers)) if row not in wrong]
+    if wrong:
+        values = {name: [cells[row] for row in kept] for name, cells in values.items()}
+    state = {
+        "place": [place.characters, place.lines],
+        "bad": bad.to_json(),
+        "rows": rows.state(),
+        "whole": whole,
+    }
+    columns.append(values, len(kept), [numbers[row] for row in kept], state)
 
 
 def _json_lines(parts: Iterable[str], name: str) -> Iterator[str]:

@@ -93,7 +93,7 @@ def read_table(
     _check_columns(tables, label, drop, cells, path)
     notes = list(tables["train"].notes)
     seen = _without(tables["train"], {group} | ({time} if time in drop else set()))
-    kinds, features = infer_columns(seen, label, cells, notes, regression, rows.keep if rows else as_it_is)
+    kinds, features = infer_columns(seen, label, cells, notes, regression, rows)
     if not features:
         raise _no_features(label, notes, path)
     style = _target_style(tables["train"], label, cells, notes) if regression else CATEGORY
