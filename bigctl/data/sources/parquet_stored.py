@@ -30,8 +30,9 @@ def kept(stored: StoredRows, part: Part, name: str, kind: str, bad: Bad | None) 
         return values
 
     values = stored.keep(name, make)
-    for row, *error in stored.known(step) or () if bad is not None else ():
-        bad.setdefault(row, of_json(error))
+    if bad is not None:
+        for row, *error in stored.known(step) or ():
+            bad.setdefault(row, of_json(error))
     return values
 
 
@@ -61,8 +62,9 @@ def _store_texts(columns: TextColumns, part: Part, role: str, name: str, bad: Ba
             (own or {}).clear()
             progress.update(done := done + len(block))
     columns.save()
-    for row, *error in noted if bad is not None else ():
-        bad.setdefault(row, of_json(error))
+    if bad is not None:
+        for row, *error in noted:
+            bad.setdefault(row, of_json(error))
 
 
 def places(parts: Mapping[str, Part]) -> dict[str, Columns]:
