@@ -16,9 +16,12 @@ from bigctl.config import schema
 from bigctl.models.bag import BagClassifier
 from bigctl.models.bert import BertClassifier
 from bigctl.models.cnn import CNN
+from bigctl.models.convnext import Convnext
 from bigctl.models.decoder import Decoder
+from bigctl.models.efficientnet import EfficientNet
 from bigctl.models.lstm import LstmClassifier
 from bigctl.models.resnet import Resnet
+from bigctl.models.speed_cnn import SpeedCnn
 from bigctl.models.vit import Vit
 
 pytest.importorskip("onnx")
@@ -52,6 +55,9 @@ IMAGES: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {
     "bottlenecks": lambda r: Resnet(
         schema.Resnet(blocks=[1, 1], width=8, bottleneck=True, stem="imagenet"), PICTURE, 3, rngs=r
     ),
+    "convnext": lambda r: Convnext(schema.Convnext(blocks=[1, 1], widths=[8, 12], patch=2), PICTURE, 3, rngs=r),
+    "lite0": lambda r: EfficientNet(schema.EfficientNet(width=0.1, depth=0.5), PICTURE, 3, rngs=r),
+    "speed_cnn": lambda r: SpeedCnn(schema.SpeedCnn(widths=[8, 8, 8]), PICTURE, 3, rngs=r),
     "vit": lambda r: Vit(schema.Vit(layers=1, width=16, heads=2, intermediate=24, patch=4), PICTURE, 3, rngs=r),
 }
 

@@ -20,7 +20,7 @@ from bigctl.inference.exporters.network import Network
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import sources
 from bigctl.interop.folders import write_json
-from bigctl.runs import generation_config
+from bigctl.runs import generation_config, manifest
 
 SUMS = "SHA256SUMS"
 
@@ -42,9 +42,26 @@ class Runtime:
     about: str
 
 
-def complete(folder: Path, trained: TrainedRun, network: Network, runtime: Runtime, agreement: Agreement) -> str:
-    """Write everything beside the model into its folder; gives what `run.py` is called with."""
+def complete(
+    folder: Path,
+    trained: TrainedRun,
+    network: Network,
+    runtime: Runtime,
+    agreement: Agreement,
+    rounded: Sequence[str] = (),
+) -> str:
+    """Write everything beside the model into its folder; gives what `run.py` is called with.
+
+    Args:
+        folder: holds the model.
+        trained: the run that it is of.
+        network: the model.
+        runtime: what computes it.
+        agreement: how well it does.
+        rounded: lines for the card, where weights are rounded: how, and what that costs and gains.
+    """
     features = trained.features
+    write_json(folder / "source.json", source(trained))
     write_json(folder / "labels.json", _labels(trained))
     write_json(folder / "preprocessing.json", _preprocessing(trained))
     if features.tokenizer is not None:
@@ -67,9 +84,19 @@ def complete(folder: Path, trained: TrainedRun, network: Network, runtime: Runti
         target = known if known is not None else NONE if kind == "text" else "other"
         script += [_template(f"inputs_{kind}"), _template(f"show_{target}")]
     (folder / "run.py").write_text("\n".join(script), encoding="utf-8")
-    card = _card(trained, network, runtime, agreement, digests, argument, needs)
+    card = _card(trained, network, runtime, agreement, rounded, digests, argument, needs)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return argument
+
+
+def source(trained: TrainedRun) -> dict[str, Any]:
+    """What a model was made from: the run, the step, and the digest of the checkpoint's list of files."""
+    listed = trained.run.checkpoints / f"{trained.step:09d}" / manifest.MANIFEST
+    return {
+        "derived_from": trained.run.path.name,
+        "step": trained.step,
+        "checkpoint": {manifest.MANIFEST: sha256(listed)},
+    }
 
 
 _TOKENIZERS = (("from tokenizers import Tokenizer",), ("tokenizers",))
@@ -140,6 +167,7 @@ def _card(
     network: Network,
     runtime: Runtime,
     agreement: Agreement,
+    rounded: Sequence[str],
     digests: Mapping[str, str],
     argument: str,
     needs: str,
@@ -157,7 +185,7 @@ def _card(
         f"exported by bigctl {metadata.version('bigctl')}. {runtime.about}",
         f"```\npip install {needs.replace(',', '')}\npython run.py {argument}\n```",
         f"| input | |\n|---|---|\n{given}\n\nIt gives {gives}.",
-        f"Compared with the run it was made from: {agreement}.",
+        _compared(agreement, rounded),
         "## Data\n\n" + _data(record),
         "## Metrics\n\n" + _metrics(trained),
         "## Weights\n\n" + _weights(trained),
@@ -169,6 +197,14 @@ def _card(
         told = "what they do to data before the model sees it is not done here."
         lines.insert(5, f"The run used plugins ({names}), whose code is not in this folder: {told}")
     return "\n\n".join(lines) + "\n"
+
+
+def _compared(agreement: Agreement, rounded: Sequence[str]) -> str:
+    if not rounded:
+        return f"Compared with the run it was made from: {agreement}."
+    told = "\n".join(f"- {line}" for line in rounded)
+    before = f"Before its weights were rounded it computed what the run does: {agreement}."
+    return f"{before}\n\n## Rounded weights\n\n{told}"
 
 
 def _data(record: Mapping[str, Any]) -> str:

@@ -26,11 +26,13 @@ class Format:
         module: what has `require` and `write`, see `Exporter`.
         about: what the folder holds, and of which models, for people.
         packages: what has to be installed besides; an extra of the format's name brings them.
+        bits: of a weight, that it can be rounded to.
     """
 
     module: str
     about: str
     packages: Sequence[str] = ()
+    bits: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Exporter(Protocol):
         """Raises ConfigError or RunError, quickly, for a run that the format has no place for."""
 
     def write(self, trained: TrainedRun, folder: Path) -> Exported:
-        """Write the run's model as a new folder: all of it, or nothing.
+        """Write the run's model as a new folder: all of it, or nothing. A format with `bits` takes these besides.
 
         Raises:
             ConfigError: if the folder holds something, or the format lacks what the model does.
@@ -72,7 +74,10 @@ FORMATS = {
         f"{_HERE}.stablehlo", "model.jax (StableHLO for cpu, cuda and tpu) and weights.npz, for jax alone (any model)"
     ),
     "onnx": Format(
-        f"{_HERE}.onnx_model", "model.onnx for onnxruntime (what ONNX has operators for)", ("onnx", "onnxruntime")
+        f"{_HERE}.onnx_model",
+        "model.onnx for onnxruntime (what ONNX has operators for)",
+        ("onnx", "onnxruntime"),
+        bits=(4, 8),
     ),
 }
 
@@ -86,3 +91,11 @@ def exporter(name: str) -> Exporter:
         what = f"{name} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
         raise ConfigError(what, where="--format", hint=f'pip install "bigctl[{name}]"')
     return cast(Exporter, importlib.import_module(FORMATS[name].module))
+
+
+def require_bits(name: str, bits: int) -> None:
+    """Raises ConfigError for weights that a format cannot round so."""
+    if bits not in FORMATS[name].bits:
+        known = [each for each, found in FORMATS.items() if bits in found.bits]
+        what, hint = f"--format {name} has no weights of {bits} bits", f"--format {' or '.join(known)} has"
+        raise ConfigError(what, where=f"--int{bits}", hint=hint)

@@ -41,6 +41,7 @@ class Network:
         inputs: shapes of the inputs, with symbols.
         batches: examples: inputs by name.
         checked: what these are, for people.
+        dataset: the run's data, None where it cannot be had.
     """
 
     weights: Arrays
@@ -48,6 +49,7 @@ class Network:
     inputs: dict[str, jax.ShapeDtypeStruct]
     batches: list[Arrays]
     checked: str
+    dataset: Dataset | None = None
 
     @classmethod
     def of(cls, trained: TrainedRun) -> Network:
@@ -68,8 +70,9 @@ class Network:
         except NotImplementedError as error:
             what = f"recipe={config.recipe.kind} does not say what its model is given"
             raise ConfigError(what, where=str(trained.run.path), hint="define Task.exported_inputs") from error
-        batches, checked = _examples(trained, longest)
-        return cls(weights, function, _symbolic(longest, features), batches, checked)
+        dataset = _data(trained)
+        batches, checked = _examples(trained, dataset, longest)
+        return cls(weights, function, _symbolic(longest, features), batches, checked, dataset)
 
     @cached_property
     def weight_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -115,13 +118,20 @@ def _symbolic(longest: dict[str, jax.ShapeDtypeStruct], features: Features) -> d
 # ----------------------------------------------------------------------------------------------------------- examples
 
 
-def _examples(trained: TrainedRun, longest: dict[str, jax.ShapeDtypeStruct]) -> tuple[list[Arrays], str]:
-    """Batches of validation rows, of the shortest and the longest texts where these differ, and one of a single row;
-    of random numbers where the run's data cannot be had."""
+def _data(trained: TrainedRun) -> Dataset | None:
     try:
-        dataset = trained.data()
+        return trained.data()
     except (DataError, RunError) as error:
         log.warning("the run's data cannot be had, random inputs are compared instead: %s", error)
+        return None
+
+
+def _examples(
+    trained: TrainedRun, dataset: Dataset | None, longest: dict[str, jax.ShapeDtypeStruct]
+) -> tuple[list[Arrays], str]:
+    """Batches of validation rows, of the shortest and the longest texts where these differ, and one of a single row;
+    of random numbers without data."""
+    if dataset is None:
         found, what = [_random(trained.features, longest)], f"{ROWS} random inputs, for want of the run's data"
     else:
         found = _of_data(dataset, longest, str(trained.run.path))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import onnx
 import onnxruntime
 
-from bigctl.errors import ConfigError
+from bigctl.errors import ConfigError, RunError
+from bigctl.inference.exporters import beside
 from bigctl.inference.exporters import folder as folders
 from bigctl.inference.exporters.agreement import TOLERANCE, difference, require_agreement
 from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.exporters.network import Arrays, Network, on_cpu
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop.folders import require_new, whole_or_nothing
+from bigctl.interop.onnx import quantise
 from bigctl.interop.onnx.convert import Watched, evaluated, to_onnx
 from bigctl.interop.onnx.graph import OPSET
 
@@ -38,8 +42,8 @@ def require(trained: TrainedRun) -> None:
         raise ConfigError(what, where=str(trained.run.path), hint="--format jax has no such limit")
 
 
-def write(trained: TrainedRun, folder: Path) -> Exported:
-    """See `formats.Exporter`."""
+def write(trained: TrainedRun, folder: Path, bits: int | None = None) -> Exported:
+    """See `formats.Exporter`; with `bits` 8 or 4 its weights are rounded, see `quantise`."""
     require_new(folder)
     network = Network.of(trained)
     model = to_onnx(network.function, network.weights, network.inputs, name=trained.run.path.name)
@@ -49,10 +53,33 @@ def write(trained: TrainedRun, folder: Path) -> Exported:
         onnx.save(model, partial / MODEL)
         loaded = Loaded((partial / MODEL).read_bytes())
         agreement = require_agreement(network, loaded, MODEL, lambda batch: begins(network, batch))
-        argument = folders.complete(partial, trained, network, RUNTIME, agreement)
-    what = f"ONNX, opset {OPSET}, {len(model.graph.node)} nodes"
-    facts = {"what": what, "opset": OPSET, "difference": agreement.difference, "checked": str(agreement)}
-    return Exported([f"python {folder / 'run.py'} {argument}"], facts)
+        facts = {"opset": OPSET, "difference": agreement.difference, "checked": str(agreement)}
+        lines: list[str] = []
+        if bits is not None:
+            lines, facts["rounded"] = _round(trained, network, model, loaded, partial / MODEL, bits)
+            facts["lines"] = lines
+        argument = folders.complete(partial, trained, network, RUNTIME, agreement, lines)
+    kind = "float32" if bits is None else f"int{bits}"
+    what = f"ONNX, opset {OPSET}, {len(model.graph.node)} nodes, {kind}"
+    return Exported([f"python {folder / 'run.py'} {argument}"], {"what": what, **facts})
+
+
+def _round(
+    trained: TrainedRun, network: Network, model: onnx.ModelProto, loaded: Loaded, file: Path, bits: int
+) -> tuple[list[str], dict[str, Any]]:
+    """Write the model again with its weights rounded; gives what that costs and gains, for people and as JSON."""
+    where, before = str(trained.run.path), file.stat().st_size
+    rounded, counted = quantise.quantised(model, bits, where)
+    onnx.save(rounded, file)
+    try:
+        after = Loaded(file.read_bytes())
+    except Exception as error:  # onnxruntime's own, of several kinds
+        what = f"this onnxruntime ({onnxruntime.__version__}) does not load weights of {bits} bits"
+        raise RunError(what, where=where, hint="pip install --upgrade onnxruntime, or --int8") from error
+    found = beside.compare(trained, network, loaded, after, where)
+    size = file.stat().st_size
+    lines = [str(counted), f"{MODEL}: {before:,} -> {size:,} bytes ({size / before:.0%})", *found.lines]
+    return lines, {**found.to_json(), **asdict(counted), "file_before": before, "file_after": size}
 
 
 class Loaded:

@@ -1,0 +1,137 @@
+"""Promises of `bigctl export --int8` and `--int4`: every product and table is rounded or it is said, and scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bigctl
+from bigctl.cli.main import main
+from bigctl.errors import RunError
+from bigctl.interop import rounding
+from tests import small
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import onnx
+
+from bigctl.inference.exporters import beside, onnx_model
+from bigctl.inference.exporters.network import Network
+from bigctl.interop.onnx import quantise
+from tests.inference.test_exporters import run_py
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch) -> None:
+    """Nothing here is about how long something takes."""
+    monkeypatch.setattr(beside, "SECONDS", 0.02)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    """A run of an LSTM, whose recurrent products are inside of loops, on texts that it learns to tell apart."""
+    folder = tmp_path_factory.mktemp("texts")
+    with (folder / "texts.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["text", "label"])
+        writer.writerows((f"{('fine', 'dull')[n % 2]} film {n}", ("good", "bad")[n % 2]) for n in range(120))
+    keys = ["recipe=lstm_cls", "data=csv", f"data.path={folder / 'texts.csv'}", "data.text=text", "data.label=label"]
+    keys += ["model.embedding=32", "model.hidden=16", "train.steps=30", "recipe.tokenizer.max_length=16"]
+    keys += ["recipe.tokenizer.size=80", "train.batch_size=32", "recipe.bucketing.shapes=1", "optimizer.lr=0.02"]
+    bigctl.train([*keys, "train.tensorboard=false"], folder / "run", quiet=True)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_product_and_table_is_rounded_and_the_card_says_what_it_costs(texts, tmp_path, bits):
+    trained = bigctl.load(str(texts))
+    facts = onnx_model.write(trained, tmp_path / "out", bits=bits).facts["rounded"]
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    assert not [each for each in quantise.weights(model) if each.quantisable and "scales" not in each.name]
+    assert facts["layers"]["Gather"] == 1 and facts["layers"]["MatMul"] >= 3
+    held = Network.of(trained).weights.values()
+    assert facts["before"] == 4 * sum(np.size(values) for values in held if np.ndim(values) == 2)
+    assert facts["after"] < facts["before"] / (2.5 if bits == 8 else 4)
+    assert facts["before_score"] > 0.9 and abs(facts["after_score"] - facts["before_score"]) < 0.1
+    assert facts["agreement"] > 0.9 and {each["batch"] for each in facts["times"]} == {1, 64}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Rounded weights" in card and f"int{bits}: " in card and "accuracy" in card and "batch 64" in card
+    expected = [record["label"] for record in trained.describe(["fine film 3", "dull film 4"])]
+    answers = run_py(tmp_path / "out", "fine film 3", "dull film 4").splitlines()
+    assert [line.split("\t")[0] for line in answers] == expected
+
+
+def test_an_artefact_names_its_run_and_the_digest_of_the_checkpoint(texts, tmp_path, capsys):
+    assert main(["export", str(texts), "--format", "onnx", "--int8", "--out", str(tmp_path / "out"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["rounded"]["file_after"] == (tmp_path / "out" / "model.onnx").stat().st_size
+    source = json.loads((tmp_path / "out" / "source.json").read_text())
+    assert source["derived_from"] == "run" and f"{source['step']:09d}" in {
+        p.name for p in (texts / "checkpoints").iterdir()
+    }
+    assert len(source["checkpoint"]["manifest-0.json"]) == 64
+
+
+def test_a_format_that_cannot_round_and_two_roundings_at_once_are_refused(texts, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["export", str(texts), "--format", "jax", "--int8", *out]) == 2
+    assert "--int8: --format jax has no weights of 8 bits" in capsys.readouterr().err
+    assert main(["export", str(texts), "--format", "onnx", "--int8", "--int4", *out]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_table_of_numbers_is_compared_by_its_error(tmp_path):
+    run = tmp_path / "run"
+    rows = small.columns()
+    small.write(tmp_path / "rows.csv", {"size": rows["size"], "place": rows["place"], "price": 3 * rows["size"] + 0.01})
+    keys = [*small.KEYS, "data=csv", f"data.path={tmp_path / 'rows.csv'}", "data.label=price", "model.head=regression"]
+    bigctl.train([*keys, "model.hidden=[64,64]"], run, quiet=True)
+    facts = onnx_model.write(bigctl.load(str(run)), tmp_path / "out", bits=8).facts["rounded"]
+    assert facts["scored"] == "absolute error" and abs(facts["after_score"] - facts["before_score"]) < 0.1
+
+
+def convolution(kernel: np.ndarray, dense: np.ndarray | None = None) -> onnx.ModelProto:
+    nodes = [onnx.helper.make_node("Conv", ["x", "kernel"], ["y"])]
+    held = [onnx.numpy_helper.from_array(kernel, "kernel")]
+    if dense is not None:
+        nodes.append(onnx.helper.make_node("MatMul", ["y", "dense"], ["z"]))
+        held.append(onnx.numpy_helper.from_array(dense, "dense"))
+    shapes = [
+        onnx.helper.make_tensor_value_info(name, 1, [None, None, None, None]) for name in ("x", nodes[-1].output[0])
+    ]
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", shapes[:1], shapes[1:], held))
+
+
+def test_a_model_without_products_or_with_hardly_any_is_refused():
+    kernel = np.ones((64, 8, 3, 3), np.float32)
+    with pytest.raises(RunError, match="run: has no matrix products or tables to write as int8"):
+        quantise.quantised(convolution(kernel), 8, "run")
+    with pytest.raises(RunError, match=r"int4 would hardly make it smaller: 64 -> \d+ bytes, and Conv 18,432 bytes"):
+        quantise.quantised(convolution(kernel, np.ones((4, 4), np.float32)), 4, "run")
+
+
+def test_four_bits_are_those_of_llama_cpp_and_eight_are_the_nearest():
+    gguf = pytest.importorskip("gguf")
+    values = np.random.default_rng(0).normal(size=(6, 96)).astype(np.float32)
+    values[2, :32] = 0
+    found, scale = rounding.to_int4(values)
+    kind = gguf.GGMLQuantizationType.Q4_0
+    theirs = gguf.dequantize(gguf.quantize(values, kind), kind)  # their scale is float16
+    np.testing.assert_allclose(rounding.from_int4(found, scale, 96), theirs, atol=2e-3)
+    assert rounding.from_int4(*rounding.to_int4(values[:, :40]), 40).shape == (6, 40)
+    whole, steps = rounding.to_int8(values)
+    assert (np.abs(whole * steps - values) <= steps / 2 + 1e-6).all() and np.abs(whole).max() == 127
+
+
+def test_what_is_slower_here_is_said():
+    quick, slow = beside.Times(1, 9, 2.0, 3.0, 1.0, 3.0), beside.Times(64, 9, 2.0, 3.0, 4.0, 5.0)
+    found = beside.Beside("accuracy", "10 validation rows", 0.9, 0.8, 0.05, 0.9, (quick, slow))
+    assert found.lines[-1] == "slower here at batch 64: keep float32 where time matters"
+    assert "0.9000 -> 0.8000 (-0.1000 +- 0.0500) on 10 validation rows" in found.lines[1]
+    assert not any("slower" in line for line in beside.Beside("", "rows", 0, 0, 0, 1, (quick,)).lines)
