@@ -34,7 +34,7 @@ def render(
     """A page as text.
 
     Args:
-        template: "run.html", "sweep.html", "overlay.html" or "index.html".
+        template: "run.html", "sweep.html", "overlay.html", "index.html" or "plan.html".
         figures: by the id of the element that they are drawn into.
         live: where the page asks for new points, on the server that it came from; empty for a page on disk.
         served: whether `bigctl ui` sends it, which it may then ask for more.
