@@ -22,6 +22,7 @@ from bigctl.data.files.remote import is_place, is_remote
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.packed import Packed
 from bigctl.data.preparation import prepare
+from bigctl.data.sources import listing
 from bigctl.data.text import tokenization
 from bigctl.errors import ConfigError, DataError
 from bigctl.files import expanded
@@ -74,25 +75,39 @@ def locate_weights(config: Config) -> Source | None:
 
 
 def with_architecture(config: Config, source: Source | None) -> Config:
-    """The configuration with the architecture that its pretrained weights have."""
-    if source is None:
-        return config
-    from bigctl.interop import sources
+    """The configuration with the architecture that its pretrained weights have, and the pictures that they are for."""
+    if source is not None:
+        from bigctl.interop import sources
 
-    config = dataclasses.replace(config, model=sources.fill_architecture(config.model, source))
-    return config if source.pixels is None else _with_pixels(config, source.pixels)
+        config = dataclasses.replace(config, model=sources.fill_architecture(config.model, source))
+    return _with_pictures(config, None if source is None else source.pixels)
 
 
-def _with_pixels(config: Config, pixels: Pixels) -> Config:
-    """The configuration with the pictures that its pretrained weights are for, where it leaves that open."""
+def _with_pictures(config: Config, pixels: Pixels | None) -> Config:
+    """The configuration with the size and the numbers of pictures, as far as it leaves them open."""
     recipe, data = config.recipe, config.data
-    if isinstance(recipe, schema.ImageCls) and recipe.mean is None:
+    if not isinstance(recipe, schema.ImageCls):
+        return config
+    if pixels is not None and recipe.mean is None:
         recipe = dataclasses.replace(recipe, mean=list(pixels.mean), std=list(pixels.std))
     if isinstance(data, schema.Pictures):
-        size, channels = data.image_size or list(pixels.size), data.channels or len(pixels.mean)
+        size = data.image_size or _size(data, recipe.size, pixels, fixed=config.model.fixed_size)
+        decided = pixels is not None or size != data.image_size
+        channels = data.channels or (None if pixels is None else len(pixels.mean))
         # Squeezed pictures are none that such weights have seen: of other shapes the middle is taken.
-        data = dataclasses.replace(data, image_size=size, channels=channels, resize="crop")
+        resize = "crop" if decided and data.resize == "auto" else data.resize
+        data = dataclasses.replace(data, image_size=size, channels=channels, resize=resize)
     return dataclasses.replace(config, recipe=recipe, data=data)
+
+
+def _size(data: schema.Pictures, side: int | None, pixels: Pixels | None, *, fixed: bool) -> list[int] | None:
+    """Height and width of pictures that no `data.image_size` is given for."""
+    if pixels is not None and (side is None or fixed):
+        return list(pixels.size)
+    if side is None:
+        return None
+    ratio = listing.common_ratio(data.path) if isinstance(data, schema.ImageFolder) else 1.0
+    return [round(side * max(ratio, 1)), round(side * max(1 / ratio, 1))]
 
 
 def with_data(
@@ -108,11 +123,13 @@ def with_data(
 
 
 def _decided(data: Data, dataset: Dataset) -> Data:
-    """The data's configuration with how its pictures are decoded, if it leaves that open."""
-    if getattr(data, "decoding", schema.DECODE_MEMORY) is not None or dataset.features.kind != "image":
-        return data
-    found: dict[str, Any] = {"decoding": schema.DECODE_STREAM if dataset.streamed else schema.DECODE_MEMORY}
-    return dataclasses.replace(data, **found)
+    """The data's configuration with how its pictures are decoded and resized, if it leaves that open."""
+    found: dict[str, Any] = {}
+    if dataset.features.kind == "image" and getattr(data, "decoding", schema.DECODE_MEMORY) is None:
+        found["decoding"] = schema.DECODE_STREAM if dataset.streamed else schema.DECODE_MEMORY
+    if getattr(data, "resize", "stretch") == "auto":
+        found["resize"] = "stretch"
+    return dataclasses.replace(data, **found) if found else data
 
 
 def data_of(config: Config) -> Data:

@@ -46,6 +46,7 @@ class Start:
         made_with: packages, code, machine and devices of this start.
         differences: what of that is not as it was at the start before.
         notes: what the user is told of it.
+        new_head: whether the model begins with pretrained weights that brought no head for these classes along.
     """
 
     state: TrainState
@@ -54,6 +55,7 @@ class Start:
     made_with: Mapping[str, Any]
     differences: tuple[drift.Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    new_head: bool = False
 
 
 @contextlib.contextmanager
@@ -102,10 +104,14 @@ def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:
     taken = taken_over(experiment)
     if taken is None:
         return Start(experiment.programs.initialise(), Progress(), 0, made_with)
+    from bigctl.interop import transfer
+
     for line in taken.said:
         log.info("%s", line)
     state = experiment.programs.initialise(taken.params, taken.variables)
-    return Start(state, Progress(), 0, made_with, notes=taken.said)
+    # One whose classes are all others is taken over as zeros.
+    new_head = not any(name.startswith(transfer.HEAD) and values.any() for name, values in taken.params.items())
+    return Start(state, Progress(), 0, made_with, notes=taken.said, new_head=new_head)
 
 
 def taken_over(experiment: Experiment) -> transfer.Transfer | None:

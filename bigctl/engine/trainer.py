@@ -49,7 +49,7 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
         # before jax is imported, which takes seconds: most mistakes end here.
         resolved = _resolve(run)
 
-        from bigctl.engine import features, finish, fit, restore
+        from bigctl.engine import features, finish, fit, head_start, restore
 
         # 3. Build: mesh, recipe, programs; the metrics that gates and selection name are known now.
         experiment = _build(run, resolved)
@@ -57,7 +57,7 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
         # 4. Restore the newest good checkpoint, or initialise; run.json says that training has begun.
         with restore.checkpoints_of(run, experiment) as checkpoints:
             start = restore.restore(run, experiment, checkpoints)
-            experiment, start = features.computed(experiment, start)
+            experiment, start = features.computed(experiment, head_start.begun(experiment, start))
 
             # 5. Fit: evaluations, logs and saves happen in here.
             with trackers.tracking(run.directory, resolved.config) as tracked:

@@ -96,10 +96,18 @@ def take_over(source: Source, start: Start) -> Transfer:
         because = f" ({why_not})" if why_not and any(name.startswith(HEAD) for name in new) else ""
         said.append(f"newly initialised: {_few(new)}{because}")
     said += [f"not used: {_few(unused)}"] if unused else []
+    said += [_pictures(start)] if source.pixels is not None and start.features.kind == "image" else []
     return Transfer(values, variables, tuple(one_line(f"model.init_from: {line}") for line in said))
 
 
 # ---------------------------------------------------------------------------------------------------------- the inputs
+
+
+def _pictures(start: Start) -> str:
+    """What pictures are made into for the weights."""
+    height, width = start.features.shape[:2]
+    others = {"crop": "; of another shape the middle is taken", "stretch": "; other shapes are stretched"}
+    return f"pictures of {height}x{width} pixels{others.get(getattr(start.config.data, 'resize', ''), '')}"
 
 
 def _check_kind(source: Source, start: Start) -> None:

@@ -25,11 +25,13 @@ _EXPANSION = 4  # of a bottleneck's output over its inside
 class ConvNorm(nnx.Module):
     """A convolution without bias, then batch normalisation; zeros around the image keep size / stride of it."""
 
-    def __init__(self, inputs: int, outputs: int, *, size: int, stride: int = 1, zero: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, *, size: int, stride: int = 1, zero: bool = False, frozen: bool, rngs: nnx.Rngs
+    ):
         init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs)))
         self.norm = BatchNorm(outputs, zero=zero)
-        self.size, self.stride = size, stride
+        self.size, self.stride, self.frozen = size, stride, frozen
 
     def __call__(
         self, x: Float[Array, "batch height width inputs"], *, training: bool, mask: Array | None
@@ -41,7 +43,7 @@ class ConvNorm(nnx.Module):
             y = conv2d(x, kernel, "same")
         else:
             y = strided_conv2d(x, kernel, self.stride, (self.size - 1) // 2)
-        return self.norm(y, training=training, mask=mask)
+        return self.norm(y, training=training and not self.frozen, mask=mask)
 
 
 class Block(nnx.Module):
@@ -49,16 +51,18 @@ class Block(nnx.Module):
 
     def __init__(self, config: schema.Resnet, inputs: int, inside: int, *, stride: int, share: float, rngs: nnx.Rngs):
         outputs, zero = inside * (_EXPANSION if config.bottleneck else 1), config.zero_init
+        frozen = config.norm == "frozen"
         if config.bottleneck:
             sizes = [(inputs, inside, 1, 1), (inside, inside, 3, stride), (inside, outputs, 1, 1)]
         else:
             sizes = [(inputs, inside, 3, stride), (inside, outputs, 3, 1)]
         self.convs = nnx.List(
-            ConvNorm(a, b, size=size, stride=step, zero=zero and i == len(sizes) - 1, rngs=rngs)
+            ConvNorm(a, b, size=size, stride=step, zero=zero and i == len(sizes) - 1, frozen=frozen, rngs=rngs)
             for i, (a, b, size, step) in enumerate(sizes)
         )
         changes = stride != 1 or inputs != outputs
-        self.shortcut = ConvNorm(inputs, outputs, size=1, stride=stride, rngs=rngs) if changes else None
+        shortcut = ConvNorm(inputs, outputs, size=1, stride=stride, frozen=frozen, rngs=rngs) if changes else None
+        self.shortcut = shortcut
         self.drop_path = DropPath(config.drop_path, share)
 
     def __call__(
@@ -89,7 +93,8 @@ class Resnet(nnx.Module):
         _check_size(config, shape, small=self.small)
         self.remat = config.remat
         size, stride = (3, 1) if self.small else (7, 2)
-        self.stem = ConvNorm(shape[2], config.width, size=size, stride=stride, rngs=rngs)
+        frozen = config.norm == "frozen"
+        self.stem = ConvNorm(shape[2], config.width, size=size, stride=stride, frozen=frozen, rngs=rngs)
         blocks: list[Block] = []
         channels, last = config.width, max(sum(config.blocks) - 1, 1)
         for stage, count in enumerate(config.blocks):

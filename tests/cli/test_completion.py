@@ -51,8 +51,8 @@ def test_flags_and_their_choices_are_those_of_the_parser():
 
 def test_option_of_a_group():
     recipes = [
-        "bert_cls", "bert_mlm", "bert_tag", "cnn_cls", "gpt_lm", "lstm_cls", "lstm_tag", "mlp_cls", "ngram_cls",
-        "probe", "resnet_cls", "speed_cls", "vit_cls",
+        "bert_cls", "bert_mlm", "bert_tag", "cnn_cls", "finetune_cls", "gpt_lm", "lstm_cls", "lstm_tag", "mlp_cls",
+        "ngram_cls", "probe", "resnet_cls", "speed_cls", "vit_cls",
     ]  # fmt: skip
     assert found("train recipe=") == [f"recipe={name}" for name in recipes]
     assert found("train recipe=cnn_cls data=mnist") == ["data=mnist", "data=mnist5k"]

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import bigctl
 from bigctl.config import schema
@@ -16,6 +17,7 @@ from bigctl.data import cache
 from bigctl.data.text import tokenization
 from bigctl.engine import experiment, resolve
 from bigctl.errors import ConfigError, DataError
+from bigctl.interop import sources
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "Good", "一"]
 
@@ -97,3 +99,49 @@ def test_layer_decay_is_refused_for_a_model_whose_layers_are_not_known() -> None
         checked(convs=leaf, layers={"0": leaf}, **top)
     with pytest.raises(ConfigError, match="strange does not tell"):
         checked(**top)
+
+
+def photographs(folder: Path, shapes: list[tuple[int, int]]) -> list[str]:
+    """A folder of pictures, each (height, width), in two classes; and the keys that name it."""
+    for number, (height, width) in enumerate(shapes):
+        file = folder / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((height, width, 3), 40 * number % 256, np.uint8)).save(file)
+    return ["recipe=cnn_cls", "recipe.size=12", "data=image_folder", f"data.path={folder}"]
+
+
+@pytest.mark.parametrize(
+    "shapes, size",
+    [([(40, 30)] * 7 + [(30, 40)] * 3, [16, 12]), ([(30, 60)] * 10, [12, 24]), ([(90, 20)] * 4, [24, 12]),
+     ([(40, 30), (30, 40)] * 5, [12, 12])],
+    ids=["mostly portrait", "landscape", "very tall", "mixed"],
+)  # fmt: skip
+def test_a_shorter_side_keeps_the_shape_that_most_pictures_have(shapes, size, tmp_path):
+    config = resolve.with_architecture(bigctl.compose(photographs(tmp_path / "p", shapes)), None)
+    assert (config.data.image_size, config.data.resize) == (size, "crop")
+
+
+def test_what_is_said_of_pictures_is_not_decided_again(tmp_path):
+    keys = photographs(tmp_path / "p", [(40, 30)] * 10)
+    pixels = sources.Pixels((20, 20), (0.5,) * 3, (0.25,) * 3)
+    source = sources.Source("run", "x", tmp_path, "cnn", {}, tmp_path, None, pixels=pixels)
+
+    def decided(*more: str, source: sources.Source | None = source) -> tuple[object, object]:
+        keys_of = [*keys, *more, *(["model.init_from=x"] if source else [])]
+        data = cast(Any, resolve.with_architecture(bigctl.compose(keys_of), source).data)
+        return data.image_size, data.resize
+
+    assert decided() == ([16, 12], "crop")
+    assert decided("data.resize=stretch") == ([16, 12], "stretch")
+    assert decided("data.image_size=[8,9]", "data.resize=stretch") == ([8, 9], "stretch")
+    assert decided("data.image_size=[8,9]") == ([8, 9], "crop")
+    assert decided("recipe.size=null") == ([20, 20], "crop")
+    assert decided("data.image_size=[8,9]", source=None) == ([8, 9], "auto")
+    built = resolve.resolve(bigctl.compose([*keys, "data.image_size=[8,9]"]))
+    assert built.config.data.resize == "stretch" and built.dataset.features.shape == (8, 9, 3)
+
+
+def test_auto_is_the_same_data_as_stretched(tmp_path):
+    keys = [*photographs(tmp_path / "p", [(40, 30)] * 10), "recipe.size=null", "data.image_size=[8,9]"]
+    first, second = (resolve.prepare_data(bigctl.compose([*keys, *more])) for more in ([], ["data.resize=stretch"]))
+    assert first.path == second.path

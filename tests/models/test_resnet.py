@@ -118,3 +118,16 @@ def test_stochastic_depth_leaves_whole_branches_out_and_keeps_the_expectation() 
     assert kept.mean() == pytest.approx(0.8, abs=0.02)
     np.testing.assert_allclose(y, np.broadcast_to(kept[:, None, None] / 0.8, y.shape), rtol=1e-6)
     assert layer(x, None) is x and DropPath(0.4, 0.0).rate is None and DropPath(0.0, 1.0).rate is None
+
+
+def test_frozen_statistics_are_used_and_kept_in_training():
+    def statistics(model: Any) -> list[np.ndarray]:
+        return [np.asarray(value) for value in jax.tree.leaves(nnx.state(model, nnx.BatchStat))]
+
+    x, key = pictures(4, 6, 6, 1), jax.random.key(1)
+    frozen, batch, before = tiny(norm="frozen"), tiny(), statistics(tiny())
+    np.testing.assert_array_equal(frozen(x, key=key), frozen(x))
+    assert not np.allclose(batch(x, key=key), frozen(x))
+    for now, new, then in zip(statistics(frozen), statistics(batch), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+        assert not np.allclose(new, then)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bigctl.recipes.probe import ProbeTask
 from flax import nnx
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -86,8 +87,26 @@ def test_an_exported_probe_takes_pictures(folder):
         ("recipe.augment.flip=horizontal", "features once"),
         ("recipe.costs=[]", "names no cost"),
         ("train.precision=bfloat16", "solves"),
+        ("recipe.head=probe", "solves"),
     ],
 )
 def test_what_a_probe_cannot_do_is_refused(key, word):
     with pytest.raises(ConfigError, match=word):
         compose.compose(["recipe=probe", *KEYS, "model.init_from=x", key])
+
+
+def test_a_head_may_begin_as_the_probes(folder):
+    """Classes that the pretrained run does not know, and a step that changes nothing."""
+    digits = load_digits()
+    for number, (picture, label) in enumerate(zip(digits.images[:600], digits.target, strict=False)):
+        file = folder / "pictures" / f"digit {label}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.round(picture * 255 / 16).astype(np.uint8)).save(file)
+    keys = ["recipe=cnn_cls", *KEYS[1:], "data=image_folder", f"data.path={folder / 'pictures'}", "train.steps=1"]
+    keys += [f"model.init_from={folder / 'base'}", "optimizer.lr=1e-12", "train.ema=0", "train.epochs=null"]
+    scores = {}
+    for head in ("new", "probe"):
+        name = f"begun_{head}"
+        bigctl.train([*keys, f"recipe.head={head}"], folder / name, quiet=True)
+        scores[head] = bigctl.load(folder / name).evaluate("test")["test/accuracy"]
+    assert scores["new"] < 0.4 and scores["probe"] > 0.8, scores

@@ -171,7 +171,7 @@ class Tfds(Images):
 class Pictures(Images):
     """Pictures that are kept encoded, in files or archives."""
 
-    before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY}
+    before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY, "resize": "stretch"}
     channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
     background: str = key(
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
@@ -184,8 +184,9 @@ class Pictures(Images):
         1.0, "Share of the files that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE, ge=0, le=1
     )
     resize: str = key(
-        "stretch", "What becomes of another shape: stretched (stretch), or its middle taken (crop).", drift=STRUCTURAL,
-        choices=("stretch", "crop"),
+        "auto", "What becomes of another shape: stretched (stretch), or its middle taken (crop); auto for crop where "
+        "pretrained weights or recipe.size decide the size, else stretch.", drift=STRUCTURAL,
+        choices=("auto", "stretch", "crop"), decided=True,
     )  # fmt: skip
     decoding: str | None = key(
         None, "Decode pictures once, into the cache (memory), or each as training needs it (stream); null for stream "

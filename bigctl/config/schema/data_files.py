@@ -199,7 +199,7 @@ class Parquet(Table):
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
     streamed: ClassVar[bool] = False
     predicts: ClassVar[tuple[str, ...]] = ("table", "text", "image")
-    before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY}
+    before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY, "resize": "stretch"}
     kind: str = kind("parquet")
     path: str = key(MISSING, "A file, a folder, or a pattern such as 'rows/*.parquet'.", drift=STRUCTURAL)
     validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
@@ -213,8 +213,9 @@ class Parquet(Table):
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
     )
     resize: str = key(
-        "stretch", "What becomes of another shape: stretched (stretch), or its middle taken (crop).", drift=STRUCTURAL,
-        choices=("stretch", "crop"),
+        "auto", "What becomes of another shape: stretched (stretch), or its middle taken (crop); auto for crop where "
+        "pretrained weights or recipe.size decide the size, else stretch.", drift=STRUCTURAL,
+        choices=("auto", "stretch", "crop"), decided=True,
     )  # fmt: skip
     decoding: str | None = key(
         None, "Decode images once, into the cache (memory), or each as training needs it (stream); null for stream "

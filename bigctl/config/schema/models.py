@@ -37,6 +37,8 @@ class Model(Component):
     packs: ClassVar[bool] = False
     """Whether a model of streams takes `segments` and `positions` besides tokens, and keeps documents of a window
     apart (`recipe.packing=documents`)."""
+    fixed_size: ClassVar[bool] = False
+    """Whether weights are for images of one size, that which they were trained with."""
     whitens: ClassVar[int] = 0
     """Side of the patches of images that it begins by whitening, by statistics of the training split; 0 for none. Such
     a network has `whiten.put`, which takes `bigctl.data.whitening.directions` [pixels]."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from bigctl.config.schema.augment import Augment
 from bigctl.config.schema.base import Problem, Whole, key, kind
-from bigctl.config.schema.recipes import ImageCls
+from bigctl.config.schema.recipes import NEW, ImageCls
 
 
 @dataclass
@@ -31,6 +31,8 @@ class Probe(ImageCls):
             yield "model.init_from", what, "choose model=lite0_pretrained, or give model.init_from=RUN"
         if self.augment != Augment():
             yield "recipe.augment", "recipe=probe computes features once, of pictures as they are", "leave it out"
+        if self.head != NEW:
+            yield "recipe.head", "recipe=probe solves for its head, whatever it begins as", "leave it out"
         if not self.costs:
             yield "recipe.costs", "recipe.costs names no cost", "for example recipe.costs=[0.003]"
         for name, usual in (("precision", "float32"), ("accumulate", 1), ("ema", 0.0)):

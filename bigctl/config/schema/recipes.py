@@ -16,6 +16,8 @@ from bigctl.errors import ConfigError
 
 MAX, MIN = "max", "min"
 CROSS_ENTROPY, BCE = "cross_entropy", "bce"
+NEW, PROBE = "new", "probe"
+"""What a head may begin as."""
 
 
 @dataclass
@@ -162,6 +164,16 @@ class ImageCls(Classification):
         "classes (Wightman et al. 2021).", choices=(CROSS_ENTROPY, BCE),
     )  # fmt: skip
     augment: Augment = key(Augment, "Changes of the training images.")
+    size: int | None = key(
+        None, "Shorter side that pictures in files are resized to, in the shape that most of them have, where "
+        "data.image_size is not given; null for what model.init_from was trained with, else as they are [pixels].",
+        drift=STRUCTURAL, ge=1,
+    )  # fmt: skip
+    head: str = key(
+        NEW, "What a head that is not taken over begins as: drawn at random (new), or logistic regression on the "
+        "features that the pretrained model has of the training split, as recipe=probe solves for it (probe).",
+        choices=(NEW, PROBE),
+    )  # fmt: skip
     mean: list[float] | None = key(
         None, "What is taken off each channel, of pixels from 0 to 1; null for what the weights of model.init_from "
         "were trained with, else the mean of the training split.", drift=STRUCTURAL, decided=True,
@@ -175,6 +187,9 @@ class ImageCls(Classification):
         if (self.mean is None) != (self.std is None):
             name, other = ("std", "mean") if self.mean is None else ("mean", "std")
             yield f"recipe.{other}", f"recipe.{name} is given without recipe.{other}", "give both, or neither"
+        if self.head == PROBE and config.model.init_from is None:
+            what = f"recipe.head=probe reads the features of pretrained weights, model={config.model.kind} has none"
+            yield "model.init_from", what, "choose model=lite0_pretrained, or leave recipe.head out"
         yield from self.augment.problems(config)
 
 
@@ -191,6 +206,13 @@ class ResnetCls(ImageCls):
 @dataclass
 class VitCls(ImageCls):
     kind: str = kind("vit_cls")
+
+
+@dataclass
+class FinetuneCls(ImageCls):
+    """Pretrained weights that go on learning."""
+
+    kind: str = kind("finetune_cls")
 
 
 @dataclass

@@ -54,6 +54,10 @@ class Resnet(Model):
         "side (imagenet); auto is cifar for images of less than 64 pixels.",
         drift=STRUCTURAL, choices=("auto", "cifar", "imagenet"),
     )  # fmt: skip
+    norm: str = key(
+        "batch", "Batch normalisation by each batch in training (batch), or always by the running statistics (frozen), "
+        "for pretrained weights and few images.", choices=("batch", "frozen"),
+    )  # fmt: skip
     zero_init: bool = key(True, "Start with a factor of zero in the last normalisation of each block.")
     drop_path: float = _drop_path("block")
     remat: str = _remat_of_blocks()
@@ -69,6 +73,7 @@ class Vit(Model):
     implementation: ClassVar[str] = "bigctl.models.vit:Vit"
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "intermediate")}
+    fixed_size: ClassVar[bool] = True
     levels: ClassVar[tuple[str, ...]] = (r"^(?:embed/|cls$|registers$|position$)", r"^layers/(\d+)/")
     kind: str = kind("vit")
     patch: int = key(16, "Side of the square patches that an image is cut into [pixels].", drift=STRUCTURAL, ge=1)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Part = Callable[[int, int, tuple[int, int]], crops.Box]
 """From the width and height of a picture, and what is wanted (height, width), to the part that is taken of it."""
-STRETCH, CROP = "stretch", "crop"
+AUTO, STRETCH, CROP = "auto", "stretch", "crop"
+AS_EVER = (AUTO, STRETCH)
+"""Of `data.resize`, what an identity that is older than the key does not tell."""
 
 IMAGE_SUFFIXES = frozenset(schema.ImageFolder.suffixes)
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")

@@ -12,7 +12,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.files.paths import file_digest, hidden, natural, optional, require_folder, some, walk
 from bigctl.data.sources import image_index, labelled_images, listing
 from bigctl.data.sources.decoded import Decoded, Origins
-from bigctl.data.sources.image_decoding import IMAGE_SUFFIXES, is_image_name, left_out, read_image
+from bigctl.data.sources.image_decoding import AS_EVER, IMAGE_SUFFIXES, is_image_name, left_out, read_image
 from bigctl.data.sources.image_index import USUAL, Wanted
 from bigctl.data.sources.listing import Listing
 from bigctl.data.sources.unlabelled import Unlabelled
@@ -30,8 +30,8 @@ def identity(config: schema.ImageFolder) -> Any:
     """What the decoded arrays depend on: names, sizes and times of the files, and the keys that say what is in them."""
     listed, streamed = _listed(config)
     sizes = {"image_size": config.image_size, "channels": config.channels}
-    later = {"on_bad": "stop", "background": "black", "resize": "stretch"}
-    given = {name: getattr(config, name) for name, usual in later.items() if getattr(config, name) != usual}
+    later = {"on_bad": ("stop",), "background": ("black",), "resize": AS_EVER}
+    given = {name: value for name, usual in later.items() if (value := getattr(config, name)) not in usual}
     if streamed:
         given["streamed"] = [str(folder.absolute()) for path in _paths(config) if (folder := optional(path))]
     found = {"files": list(listed.prints), **sizes, **given}

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from bigctl.data.sources import image_decoding
 from bigctl.errors import DataError
 from bigctl.files import expanded, write_text
 
+_LOOKED_AT = 1000
+"""Pictures at most whose shapes are read."""
 _SETTLED = 2.0
 """Age from which on the time of a folder is certain to change with it: times are as coarse as this somewhere [s]."""
 
@@ -67,6 +70,23 @@ def recall(paths: Sequence[str | None]) -> Listing | None:
         if all(os.stat(folder).st_mtime_ns == changed for folder, changed in kept["folders"].items()):
             return Listing(tuple(kept["prints"]), int(kept["pictures"]), (int(kept["first"][0]), int(kept["first"][1])))
     return None
+
+
+def common_ratio(path: str) -> float:
+    """Height over width of most pictures in a folder: the median of a thousand of them, spread evenly over all.
+
+    1 where portrait and landscape pictures are mixed, fewer than two thirds being one of both; no further from 1 than
+    2 either way. Raises DataError where the folder is missing.
+    """
+    files: list[Path] = []
+    fingerprint_folder(expanded(path), files)
+    pictures = [file for file in files if image_decoding.is_image_name(file)]
+    shapes = [shape for file in pictures[:: -(-len(pictures) // _LOOKED_AT) or 1] if min(shape := _shape(file)) > 0]
+    if not shapes:
+        return 1.0
+    ratio = statistics.median(height / width for height, width in shapes)
+    alike = sum((height - width) * (ratio - 1) > 0 for height, width in shapes)
+    return min(max(ratio, 0.5), 2.0) if 3 * alike >= 2 * len(shapes) else 1.0
 
 
 def _keep(found: Listing, paths: Sequence[str | None], folders: Sequence[str], began: float) -> None:
