@@ -7,6 +7,7 @@ itself; one that fits them already does not (Kumar et al. 2022, arXiv 2202.10054
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from bigctl.engine.restore import Start
 from bigctl.parallel import mesh as meshes
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.programs import compile_programs
+from bigctl.training.state import Tree
 
 _HEAD, _METRIC = "head/", "val/loss"
 
@@ -34,7 +36,7 @@ def begun(experiment: Experiment, start: Start) -> Start:
     state = probe.programs.initialise(params, variables)
     feed, scored, size = probe.feed(), probe.evaluator("validation", "val"), probe.config.train.batch_size
     costs: list[float] = getattr(probe.config.recipe, "costs", [])
-    best: dict[str, Any] = {_METRIC: np.inf}
+    best: Mapping[str, Any] = {_METRIC: np.inf}
     cost, head = costs[0], dict[str, np.ndarray]()
     for step, tried in enumerate(costs):
         state, _ = feed.advance(state, step * size, 1)
@@ -67,5 +69,5 @@ def _probe(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, config=config, dataset=dataset, task=task, programs=programs)
 
 
-def _on_host(tree: Any) -> dict[str, np.ndarray]:
+def _on_host(tree: Tree) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in flatten(tree).items()}
