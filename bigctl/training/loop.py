@@ -279,13 +279,14 @@ class Loop:
         self._check_finite(int(pending.bad_step))
         then, besides_then, position_then = self._mark
         seconds = now - then - (besides - besides_then)
-        self._mark = (now, besides, pending.position)
         values = {"epoch": self._epoch(pending.position), **metrics.means(sums, "train")}
         values["lr"] = self._learning_rate(pending.step)
-        values["perf/examples_per_s"] = (pending.position - position_then) / max(seconds, 1e-9)
-        values |= self._waiting.rates(pending.mark, seconds)
-        if self.rates is not None:
-            values |= self.rates(values["perf/examples_per_s"], "perf/")
+        if seconds > 0:  # else all of it went by while another program was compiled, and the next line counts it too
+            self._mark = (now, besides, pending.position)
+            values["perf/examples_per_s"] = (pending.position - position_then) / seconds
+            values |= self._waiting.rates(pending.mark, seconds)
+            if self.rates is not None:
+                values |= self.rates(values["perf/examples_per_s"], "perf/")
         if "skipped" in sums:
             values["train/skipped"] = int(sums["skipped"])
         if self.rule.policy == "rewind":

@@ -381,3 +381,19 @@ def test_the_rate_leaves_out_compilation_evaluation_and_saving(clock: Clock) -> 
     fit(exp, clock.loop)
     lines = [event[2] for event in events if event[0] == "log"]
     assert [line["perf/examples_per_s"] for line in lines] == pytest.approx([3200, 3200])  # 10 steps of 32 in 0.1 s
+
+
+def test_a_line_whose_time_all_was_compilation_has_no_rate_and_the_next_one_counts_its_steps(clock: Clock) -> None:
+    """What a program took to compile while the device still computed is more than what passed."""
+    exp = built()
+
+    def pause(call: int) -> float:
+        assert clock.loop is not None
+        clock.loop.timings.compile += 0.15 if call == 13 else 0.0
+        return 0.01
+
+    feed = FakeFeed([], most=1, pause=pause, sleep=clock.sleep)
+    clock.loop, events = loop_of(exp, Cadence(total=30, log=10, evaluate=30, save=30), [0.5], feed=feed)
+    fit(exp, clock.loop)
+    rates = [event[2].get("perf/examples_per_s") for event in events if event[0] == "log"]
+    assert rates == [pytest.approx(3200), None, pytest.approx(640 / 0.05)]
