@@ -27,8 +27,8 @@ examples:
 BATCH, CLASSES = 8, 4
 KEYS = [
     "recipe=cnn_cls", "data=image_folder", "data.image_size=[16,16]", "data.resize=crop", "data.decoding=stream",
-    "recipe.augment.random_resized_crop=0.3", "recipe.augment.flip=horizontal", "model.channels=[8]", "model.hidden=[8]",
-    f"train.batch_size={BATCH}", "train.log_every=1", "checkpoint.every=5", "eval.every=100000",
+    "recipe.augment.random_resized_crop=0.3", "recipe.augment.flip=horizontal", "model.channels=[8]",
+    "model.hidden=[8]", f"train.batch_size={BATCH}", "train.log_every=1", "checkpoint.every=5", "eval.every=100000",
 ]  # fmt: skip
 
 

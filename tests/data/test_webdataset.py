@@ -9,6 +9,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from PIL import Image
 
 from bigctl.config.schema import ImageFolder, Webdataset
 from bigctl.data import cache, catalog, notes
-from bigctl.data.dataset import Dataset
+from bigctl.data.dataset import Dataset, Features
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.streamed import Streamed
 from bigctl.data.look import inspection
 from bigctl.data.pictures import packs
 from bigctl.data.preparation import prepare
-from bigctl.data.sources import image_decoding, tar_shards
+from bigctl.data.sources import image_decoding, tar_shards, webdataset
 from bigctl.errors import DataError
 
 Members = Iterable[tuple[str, bytes | tarfile.TarInfo]]
@@ -189,6 +190,30 @@ def test_shards_are_recognised(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_pictures_of_a_shard_are_predicted_like_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pixels, in the order of the shard; what cannot be read has its error, what is no picture is left out."""
+    monkeypatch.setattr(webdataset, "_PREDICTED", 7)
+    path, features = folder(tmp_path / "folder"), Features("image", (10, 12, 3), ("cat", "dog"))
+    trained = ImageFolder(path="x", resize="crop")
+    files = sorted(path.rglob("*.jpg"), key=lambda file: file.name)
+    expected = [catalog.read_for_prediction(file, trained, features).inputs for file in files]
+    members: list[tuple[str, Any]] = [(f"a/{file.name}", file.read_bytes()) for file in files]
+    members[3:3] = [("a/x.jpg", b"no picture"), ("a/y.txt", b"a text"), ("../z.jpg", b"x")]
+    shard = tar(tmp_path / "all.tar", members)
+    (tmp_path / "all.tgz").write_bytes(gzip.compress(shard.read_bytes()))
+    for archive in (shard, tmp_path / "all.tgz"):
+        found = catalog.read_for_prediction(archive, trained, features)
+        good = [row for row in range(len(found.inputs)) if row not in found.errors]
+        np.testing.assert_array_equal(np.asarray(found.inputs)[good], np.concatenate(expected))
+        assert [*found.errors] == [3, 4] and found.rows
+        assert all(archive.name in str(error) and "\n" not in str(error) for error in found.errors.values())
+        ids = catalog.read_column(archive, trained, features, "id")
+        assert ids is not None and ids[:4] == ["a/000", "a/001", "a/002", "a/x"] and len(ids) == 26
+    shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(DataError, match="cut short"):
+        catalog.read_for_prediction(shard, trained, features)
 
 
 def link(name: str) -> tarfile.TarInfo:

@@ -236,6 +236,7 @@ class Webdataset(Pictures):
 
     implementation: ClassVar[str] = "bigctl.data.sources.webdataset"
     suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tgz")
+    predicts: ClassVar[tuple[str, ...]] = ("image",)
     kind: str = kind("webdataset")
     path: str = key(
         MISSING, "A tar file, a folder of them, or a pattern such as 'shards/{000..009}.tar'.", drift=STRUCTURAL

@@ -17,22 +17,27 @@ from typing import Any
 
 import numpy as np
 
+from bigctl import memory
 from bigctl.cache_root import cache_root
 from bigctl.config import schema
+from bigctl.data.dataset import Features
 from bigctl.data.files import paths
 from bigctl.data.pictures import stores as picture_stores
-from bigctl.data.pictures.stores import Ranges, Window
+from bigctl.data.pictures.stores import Held, Ranges, Window
 from bigctl.data.sources import content, image_decoding, image_index, tar_shards, text_files
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.image_index import Wanted
 from bigctl.data.sources.tar_shards import Example, Member
 from bigctl.data.sources.text_rows import short
+from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
 from bigctl.files import expanded, write_text
 
 FOLDER, CLASS, JSON, TEXT = "folder", "cls", "json", "txt"
 _LARGEST = 2**20
 """Bytes of a file that tells a class."""
+_PREDICTED = 256
+"""Encoded pictures that are in memory at once, of those that are predicted."""
 
 Label = int | str
 
@@ -89,6 +94,50 @@ def decode(config: schema.Webdataset, regression: bool) -> Decoded:
         "notes": image_decoding.left_out(bad),
     }
     return Decoded("image", splits, classes, info, origins=image_index.origins(names, bad), index=index)
+
+
+def read_for_prediction(path: Path, config: schema.Webdataset, features: Features) -> Unlabelled:
+    """The pictures of a shard, resized to what the model takes; examples without one are left out. Raises DataError."""
+    held = tar_shards.held(path)
+    height, width, channels = features.shape
+    found = [(example, member) for example, member in _pictures(held, config) if member is not None]
+    memory.require(len(found) * height * width * channels, f"{len(found):,} pictures", where=str(path))
+    images = np.zeros((len(found), height, width, channels), np.uint8)
+    errors: dict[int, DataError] = {}
+    with open(held.path, "rb") as stream:
+        for first in range(0, len(found), _PREDICTED):
+            members = [member for _, member in found[first : first + _PREDICTED]]
+            contents = [
+                b"" if isinstance(member, DataError) else os.pread(stream.fileno(), member.size, member.start)
+                for member in members
+            ]
+            names = [f"{held.shown}:{each.where if isinstance(each, DataError) else each.name}" for each in members]
+            given = (height, width), channels, names, config.background, config.resize
+            images[first : first + len(members)], wrong = image_decoding.decode_each(contents, *given)
+            wrong |= {place: member for place, member in enumerate(members) if isinstance(member, DataError)}
+            errors |= {first + place: error for place, error in wrong.items()}
+    notes = () if found else (f"{path}: there are no pictures in it",)
+    return Unlabelled(images, errors=errors, notes=notes)
+
+
+def read_column(path: Path, config: schema.Webdataset, name: str) -> list[Any] | None:
+    """What the pictures of a shard are called, without their suffixes, as column `id`; None for any other column.
+    Raises DataError."""
+    if name != "id":
+        return None
+    return [example.name for example, member in _pictures(tar_shards.held(path), config) if member is not None]
+
+
+def _pictures(held: Held, config: schema.Webdataset) -> Iterator[tuple[Example, Member | DataError | None]]:
+    """The examples of a shard, each with its picture, what is wrong with that, or nothing."""
+    for example in tar_shards.examples(held):
+        try:
+            yield example, picture_of(example, config.image)
+        except DataError as error:
+            yield (
+                example,
+                DataError(error.message, where=f"{held.shown}:{error.where or example.name}", hint=error.hint),
+            )
 
 
 def _paths(config: schema.Webdataset) -> dict[str, str]:
