@@ -19,8 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 FEWER = "JAX_DISABLE_MOST_OPTIMIZATIONS"
@@ -182,29 +181,12 @@ def _command() -> int:
     return main.main()
 
 
-def _end_of(command: Callable[[], int]) -> int:
-    """What Python does when a program ends, but for freeing what it holds."""
-    try:
-        code = command()
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            code = 120
-    return code
-
-
 if __name__ == "__main__":
     import gc
     import importlib
     import logging
+
+    from bigctl.sweeps.execution.forking import end_of
 
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
@@ -214,4 +196,4 @@ if __name__ == "__main__":
         sys.modules["bigctl.api"].compose(["recipe=mlp_cls"])
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
-    os._exit(_end_of(_command))  # taking so much apart would cost as much again as the fork
+    os._exit(end_of(_command))  # taking so much apart would cost as much again as the fork

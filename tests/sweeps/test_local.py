@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from bigctl.errors import ConfigError
+from bigctl.sweeps.execution import forking as forking_module
 from bigctl.sweeps.execution import local
+from bigctl.sweeps.execution.forking import Forked
 from bigctl.sweeps.execution.local import Job, Local, Slot
 
 
@@ -86,3 +89,78 @@ def test_gpus_are_those_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_hundred_jobs_on_two_cores_are_refused() -> None:
     with pytest.raises(ConfigError, match="100 jobs on 2 cores"):
         Local(100, look=lambda: ([0, 1], []))
+
+
+# ---------------------------------------------------------------------------------------------------- forked processes
+
+
+@pytest.fixture(scope="module")
+def forking() -> Local:
+    """One core a job, and one process that trials are forked from."""
+    return Local(1, look=lambda: (sorted(os.sched_getaffinity(0))[:1], []))
+
+
+def ours(*words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "bigctl", *words]
+
+
+def test_a_forked_command_is_what_a_process_of_its_own_is(
+    forking: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tell.py").write_text(
+        "import os, sys\n"
+        "print(os.environ['TOLD'], os.getcwd(), sorted(os.sched_getaffinity(0)), os.getsid(0) == os.getpid())\n"
+    )
+    monkeypatch.setenv("TOLD", "yes")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = ["show", "recipe=mlp_cls", "--plugin", "tell"]
+    found = []
+    for name in ("forked", "plain"):
+        if name == "plain":
+            monkeypatch.setattr(local, "fits", lambda command: False)
+        job = forking.start(ours(*words), folder=tmp_path, log=tmp_path / name)
+        assert wait(job) == 0
+        found.append((tmp_path / name).read_text())
+        assert isinstance(job._process, Forked) is (name == "forked")
+    told = [text.splitlines()[0].split("True")[0] for text in found]
+    assert told[0] == told[1] == f"yes {tmp_path} {sorted(os.sched_getaffinity(0))[:1]} "
+    assert found[0].splitlines()[1:] == found[1].splitlines()[1:] and "recipe" in found[0]
+
+
+def test_a_forked_command_ends_as_a_process_does(forking: Local, tmp_path: Path) -> None:
+    refused = forking.start(ours("show", "recipe=none_such"), folder=tmp_path, log=tmp_path / "refused")
+    assert wait(refused) == 2 and "none_such" in (tmp_path / "refused").read_text()
+    long = ours("train", "recipe=mlp_cls", "train.steps=100_000_000", "--run-dir", "long", "--quiet")
+    for end, code in (("terminate", 75), ("kill", -signal.SIGKILL)):
+        job = forking.start(long, folder=tmp_path, log=tmp_path / end)
+        while not (tmp_path / "long" / "metrics.jsonl").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        getattr(job, end)()
+        assert wait(job) == code
+        shutil.rmtree(tmp_path / "long")
+
+
+def test_a_child_outlives_the_process_it_was_forked_from_and_the_next_finds_another(
+    forking: Local, tmp_path: Path
+) -> None:
+    train = ours("train", "recipe=mlp_cls", "train.steps=100_000_000", "--run-dir", "run", "--quiet")
+    job = forking.start(train, folder=tmp_path, log=tmp_path / "log")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.stat().st_size:
+        assert job.poll() is None
+        time.sleep(0.01)
+    forking._nursery._process.kill()
+    assert job.poll() is None
+    job.terminate()
+    assert wait(job) == -signal.SIGKILL, "nobody has seen how it ended"
+    assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*")), "it has saved"
+    assert wait(forking.start(ours("show", "recipe=mlp_cls"), folder=tmp_path, log=tmp_path / "next")) == 0
+
+
+def test_a_command_that_could_not_be_forked_is_started_in_the_plain_way(tmp_path: Path) -> None:
+    executor = Local(1)
+    executor._nursery = forking_module.Nursery()
+    executor._nursery._process.kill()
+    job = executor.start(ours("show", "recipe=mlp_cls"), folder=tmp_path, log=tmp_path / "log")
+    assert wait(job) == 0 and "recipe" in (tmp_path / "log").read_text()

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from bigctl.errors import ConfigError, TrainingFailed
 from bigctl.files import append_regular
+from bigctl.sweeps.execution.forking import Forked, Nursery, fits
 
 MEMORY_A_JOB = 2 * 2**30
 """What `--jobs auto` assumes a job needs at least [bytes]."""
@@ -91,29 +92,52 @@ class Local:
                 f"{self.slots} jobs on {len(cores)} cores", where="--jobs", hint="give fewer, or --jobs auto"
             )
         self._free = divide(self.slots, cores, gpus)
+        self._nursery: Nursery | None = None
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
         slot = next((slot for slot in self._free if slot.place not in avoid), self._free[0])
         self._free.remove(slot)
         try:
-            return _Process(command, slot, folder, log, lambda: self._free.append(slot))
+            return _Process(command, slot, folder, log, lambda: self._free.append(slot), self._forked)
         except OSError as error:
             self._free.insert(0, slot)
             raise TrainingFailed(f"cannot be started: {error.strerror}", where=str(log)) from error
 
+    def _forked(self, command: Sequence[str], slot: Slot, folder: Path, log: int) -> Forked | None:
+        """The command in a child of the process that has imported everything; None where that cannot be."""
+        if not fits(command):
+            return None
+        for _ in range(2):  # one that was killed is replaced
+            if self._nursery is None:
+                self._nursery = Nursery()
+            try:
+                return self._nursery.start(command, folder, slot.environment(), slot.cores, log)
+            except OSError:
+                self._nursery.close()
+                self._nursery = None
+        return None
+
+
+_Fork = Callable[[Sequence[str], Slot, Path, int], Forked | None]
+
 
 class _Process:
-    def __init__(self, command: Sequence[str], slot: Slot, folder: Path, log: Path, left: Callable[[], None]):
+    def __init__(
+        self, command: Sequence[str], slot: Slot, folder: Path, log: Path, left: Callable[[], None], fork: _Fork
+    ):
         self.place = slot.place
         self._left: Callable[[], None] | None = left
-        with append_regular(log) as stream, pinned(slot.cores):
-            self._process = subprocess.Popen(
-                list(command), cwd=folder, env=slot.environment(), start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+        self._process: Forked | subprocess.Popen[bytes]
+        self._plain = lambda: _started(command, slot, folder, log)
+        with append_regular(log) as stream:
+            self._process = fork(command, slot, folder, stream.fileno()) or self._plain()
 
     def poll(self) -> int | None:
-        code = self._process.poll()
+        try:
+            code = self._process.poll()
+        except OSError:  # it was never forked
+            self._process = self._plain()
+            code = None
         if code is not None and self._left is not None:
             self._left()
             self._left = None
@@ -126,9 +150,25 @@ class _Process:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
+        if self.poll() is not None:
+            return
+        if isinstance(self._process, Forked):
+            with contextlib.suppress(OSError):  # `poll` sees that it was never forked
+                self._process.born()
+        if self._process.pid is not None:
+            try:
                 os.killpg(self._process.pid, number)
+            except ProcessLookupError:  # one that is being forked may not have its session yet
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._process.pid, number)
+
+
+def _started(command: Sequence[str], slot: Slot, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    with append_regular(log) as stream, pinned(slot.cores):
+        return subprocess.Popen(
+            list(command), cwd=folder, env=slot.environment(), start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
