@@ -44,12 +44,12 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
         BigctlError: if this configuration cannot be trained there.
     """
     began = time.monotonic() if options.began is None else options.began
+    host_memory.keep_memory()  # before any thread is started
     listening = contextlib.nullcontext(options.stop) if options.stop is not None else StopRequest()
     with listening as stop:  # before jax is imported: from here on a stop is an orderly one
         if (minutes := composed.config.train.max_minutes) is not None:
             stop.at(began + 60 * minutes, f"train.max_minutes={minutes:g}")
         phases.begin()
-        host_memory.keep_memory()
         group = distributed.join(composed.config.mesh.wait)
         _require_text(path)
         held = RunDirectory(path, writes=group.leads)

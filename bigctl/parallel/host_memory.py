@@ -19,6 +19,9 @@ def keep_memory() -> bool:
     tens of MiB back to the kernel, which then clears every page again at the next step: half of the time of a small
     convolutional network. The price is that the process stays as large as its largest step. On machines with a GPU or
     TPU, on macOS, and with another malloc, nothing is changed.
+
+    It is for a process that has one thread as yet: where a second one has taken memory, glibc has decided on an arena a
+    thread, and such arenas hand large blocks back whatever is set here.
     """
     if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")):
         return False
