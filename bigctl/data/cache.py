@@ -200,6 +200,21 @@ def _keep_sound(folder: Path, digests: Mapping[str, str]) -> None:
     write_text(folder / _SOUND, json.dumps(found))
 
 
+def trusted_digests(folder: Path) -> dict[str, str]:
+    """Of the files of a large set, which is opened without reading those that seem not to have changed."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        digests = _digests(json.loads((folder / "meta.json").read_text()))
+        if sum((folder / name).stat().st_size for name in digests) >= _LARGE:
+            return digests
+    return {}
+
+
+def forget_sound(folder: Path) -> None:
+    """Have the files of a set read when it is opened next."""
+    with contextlib.suppress(OSError):
+        (folder / _SOUND).unlink(missing_ok=True)
+
+
 def read_dataset(folder: Path) -> Dataset | None:
     """The data set in a cache folder, or None where any of it is missing or damaged."""
     try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bigctl.data import background_check
 from bigctl.engine import restore, samples
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
@@ -136,7 +137,16 @@ class _Outputs:
             self._streams.append(self.observer.lines)
             self._others.append(self.observer)
 
+        first = step * experiment.config.train.batch_size < experiment.dataset.size("train")
+        self._check = background_check.begin(experiment.dataset.path) if first and directory.writes else None
+
+    def _require_sound(self) -> None:
+        """Raises DataError where the prepared data turned out to be damaged."""
+        if self._check is not None:
+            self._check.require_sound()
+
     def write(self, step: int, values: dict[str, Any]) -> None:
+        self._require_sound()
         if "lr" in values:  # a log line, and no evaluation
             values = {**values, **self._usage.sample()}
         for writer in self._writers:
@@ -145,6 +155,7 @@ class _Outputs:
             listener.write(step, values)
 
     def flush(self) -> None:
+        self._require_sound()
         for stream in self._streams:
             stream.flush()
 
@@ -154,6 +165,8 @@ class _Outputs:
             output.cut(step)
 
     def close(self) -> None:
+        if self._check is not None:
+            self._check.close()
         for output in (*self._writers, *self._others):
             output.close()
 
