@@ -13,6 +13,7 @@ import numpy as np
 from bigctl.data import documents
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.files.paths import some
+from bigctl.data.near_copies import near_copies
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import short
@@ -49,7 +50,7 @@ def on_arrays(arrays: dict[str, Columns], features: Features) -> list[str]:
     if features.kind in ("image", "table"):
         found += _copies({split: columns["inputs"] for split, columns in arrays.items()}, features.kind)
     if features.kind == "image":
-        found += _blank(arrays)
+        found += _near_copies({split: columns["inputs"] for split, columns in arrays.items()}) + _blank(arrays)
     return found
 
 
@@ -77,6 +78,21 @@ def _copies(inputs: dict[str, np.ndarray], kind: str) -> list[str]:
         copies, size = int(np.isin(_keys(inputs[split], kind), train).sum()), len(inputs[split])
         if copies > (max(2, _FEW * size) if kind == "table" else 0):
             found.append(f"{copies:,} of {size:,} {split} {what} are also in the training split")
+    return found
+
+
+def _near_copies(inputs: dict[str, np.ndarray]) -> list[str]:
+    """What is one photograph made anew; exact copies are told of besides."""
+    train, found = inputs["train"], []
+    for split in ("validation", "test"):
+        near = near_copies(inputs[split], train) & ~np.isin(_keys(inputs[split], "image"), _keys(train, "image"))
+        if count := int(near.sum()):
+            places = some([str(row) for row in np.flatnonzero(near).tolist()], 3)
+            what = "is" if count == 1 else "are"
+            found.append(
+                f"{count:,} of {len(near):,} {split} pictures {what} nearly the same as one of the training split, "
+                f"resized or compressed anew: number {places}"
+            )
     return found
 
 
