@@ -62,6 +62,25 @@ def add_threshold(parser: argparse.ArgumentParser, *, objectives: bool = False) 
     )  # fmt: skip
 
 
+def add_confidence(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration", action="store_true",
+        help="fit a temperature to the probabilities on validation and keep it: predict then goes by it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--conformal", metavar="LEVEL",
+        help="also give sets of classes that hold the true one in so many cases, such as 0.9: cut on validation, kept",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sets", default="split", metavar="KIND",
+        help="of --conformal: split, adaptive (never empty) or class (for each class); default: split",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bootstrap", type=whole(least=10, most=100_000), metavar="ROUNDS",
+        help="95%% intervals of the metrics, from so many draws of the examples, such as 1000",
+    )  # fmt: skip
+
+
 def add_tta(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tta", choices=("none", "mirror", "translate"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigctl import terminal
 from bigctl.cli import common, render
 from bigctl.formatting import columns, padded
+
+if TYPE_CHECKING:
+    from bigctl.inference.trained import TrainedRun
 
 EXAMPLES = """\
 examples:
@@ -17,6 +20,7 @@ examples:
   bigctl eval bert_cls --errors 50                  list more of the worst errors
   bigctl eval mlp_cls --threshold f1                 of two classes: chosen on validation, and kept with the run
   bigctl eval mlp_cls --threshold 'recall>=0.9'
+  bigctl eval cnn_cls --calibration --conformal 0.9 --bootstrap 1000
   bigctl eval cnn_cls --json
   bigctl eval cnn_cls --require 'test/accuracy>=0.97' --junit report.xml
 """
@@ -30,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--errors", type=common.whole(), default=10, metavar="N", help="worst errors to list; 0 for none; default: 10"
     )
     common.add_threshold(parser, objectives=True)
+    common.add_confidence(parser)
     common.add_tta(parser)
     common.add_run_plugins(parser)
     common.add_gates(parser)
@@ -49,6 +54,7 @@ def step_argument(text: str) -> str | int:
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
+    level = None if options.conformal is None else level_argument(options.conformal, options.sets)
     options.split = {"val": "validation"}.get(options.split, options.split)
     from bigctl.runs import ci_report, directory, gates, run_info
 
@@ -65,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
         trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin, tta=options.tta)
         trained = common.with_threshold(trained, options.threshold)
         evaluation = trained.score(options.split, errors=options.errors)
+        trained, believed = _assessed(trained, options, level)
         metrics, errors = dict(evaluation.metrics), evaluation.errors
         prefix = {"validation": "val"}.get(options.split, options.split)
         confusion = metrics.pop(f"{prefix}/confusion", None)
@@ -83,11 +90,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         judged = {"gates": [verdict.to_json() for verdict in verdicts]} if required else {}
         about = {"confusion": confusion, "classes": classes, "per_class": each, "positive": positive}
-        about |= {"curves": evaluation.curves}
+        about |= {"curves": evaluation.curves, **believed}
         render.print_json({**scored, **about, "errors": errors, **judged})
         return common.exit_code(verdicts)
     print(f"{found.path}, step {trained.step:,}, {options.split} split")
-    render.print_metrics(metrics)
+    render.print_metrics(metrics, believed.get("intervals"))
+    print_believed(believed)
     render.print_passed(verdicts)
     if positive is not None:
         print(f"positive class: {terminal.one_line(positive)}")
@@ -104,6 +112,59 @@ def run(options: argparse.Namespace) -> int:
     print(f"  bigctl report {found.path}")
     print("  bigctl ui")
     return common.exit_code(verdicts)
+
+
+def level_argument(text: str, kind: str) -> float:
+    """A share of examples. Raises ConfigError for what is none, and for sets that there are not."""
+    from bigctl.errors import ConfigError
+    from bigctl.inference import confidence
+
+    if kind not in confidence.KINDS:
+        hint = f"one of: {', '.join(confidence.KINDS)}"
+        raise ConfigError(f"there are no sets {kind!r}", where="--sets", hint=hint)
+    try:
+        return confidence.checked_level(float(text))
+    except ValueError as error:
+        said = f"{text!r} is no share of examples"
+        raise ConfigError(said, where="--conformal", hint="a number such as 0.9") from error
+
+
+def _assessed(
+    trained: TrainedRun, options: argparse.Namespace, level: float | None
+) -> tuple[TrainedRun, dict[str, Any]]:
+    """What was asked for about probabilities and scores, and the model with what of it is kept."""
+    from dataclasses import asdict
+
+    from bigctl.inference import assess
+
+    found: dict[str, Any] = {}
+    if options.calibration:
+        trained, calibration = assess.calibrate(trained, options.split)
+        found["calibration"] = asdict(calibration)
+    if level is not None:
+        trained, coverage = assess.cover(trained, level, options.sets, options.split)
+        found["conformal"] = asdict(coverage)
+    if options.bootstrap:
+        found["intervals"] = {
+            name: list(ends) for name, ends in assess.bootstrap(trained, options.split, options.bootstrap).items()
+        }
+    return trained, found
+
+
+def print_believed(found: dict[str, Any]) -> None:
+    """Calibration and sets, a line each."""
+    if told := found.get("calibration"):
+        print(
+            f"temperature {told['temperature']:.3f}, fitted on validation and kept: calibration error "
+            f"{told['error']:.4f} -> {told['scaled_error']:.4f}, loss {told['loss']:.4f} -> {told['scaled_loss']:.4f}"
+        )
+    if told := found.get("conformal"):
+        low = min((share, name) for name, share in told["by_class"].items() if share is not None)
+        print(
+            f"sets ({told['kind']}) for {told['level']:.0%}, cut on validation and kept: they hold the class of "
+            f"{told['coverage']:.1%}, with {told['size']:.2f} classes on average; least of "
+            f"{terminal.one_line(low[1])}: {low[0]:.1%}"
+        )
 
 
 _AREAS = {"roc_auc": "ROC AUC", "average_precision": "average precision"}

@@ -68,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--embeddings", action="store_true", help="give what the last layer reads of each example too")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
+    parser.add_argument(
+        "--uncalibrated", action="store_true",
+        help="leave aside the temperature and the sets of classes that `eval` has kept with the run",
+    )  # fmt: skip
     common.add_threshold(parser)
     common.add_tta(parser)
     common.add_run_plugins(parser)
@@ -103,6 +107,8 @@ def run(options: argparse.Namespace) -> int:
         from bigctl.inference.threshold import describe
 
         print(terminal.one_line(f"{describe(trained.threshold)}; --threshold none leaves it out"), file=sys.stderr)
+    if options.uncalibrated:
+        trained = trained.with_confidence(None)
     trained = trained.with_details(top=options.top_k, embeddings=options.embeddings)
     answers = _Answers() if options.out is None else _Table(options.out, ranked=options.top_k is not None)
     ids = [options.id] if options.id else ["id", "ID", "Id"] if options.out is not None else []

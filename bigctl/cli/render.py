@@ -55,11 +55,12 @@ def print_passed(verdicts: Iterable[Verdict]) -> None:
             print(f"  passed: {verdict}")
 
 
-def print_metrics(metrics: Mapping[str, float]) -> None:
-    """One metric a line, sorted by name, values aligned."""
+def print_metrics(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None) -> None:
+    """One metric a line, sorted by name, values aligned, with its interval where there is one."""
     width = max(16, *map(columns, metrics)) if metrics else 0
     for name, value in sorted(metrics.items()):
-        print(f"  {padded(name, width)} {value:.4f}")
+        ends = (intervals or {}).get(name)
+        print(f"  {padded(name, width)} {value:.4f}" + (f"  {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""))
 
 
 def print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 20) -> None:

@@ -20,7 +20,20 @@ from bigctl.training.task import Record
 BLOCK = 1024
 """Examples predicted at once; what is held of a long list of them at a time."""
 STDIN = "stdin"
-_OWN = {"file", "row", "label", "labels", "probability", "probabilities", "value", "spans", "tags", "cut", "error"}
+_OWN = {
+    "file",
+    "row",
+    "label",
+    "labels",
+    "probability",
+    "probabilities",
+    "value",
+    "spans",
+    "tags",
+    "cut",
+    "set",
+    "error",
+}
 """Fields of records, and so no names of a column that is kept."""
 
 log = logging.getLogger("bigctl")

@@ -18,6 +18,7 @@ from bigctl.data.target import TOKEN_CLASS
 from bigctl.data.text.words import of_joined
 from bigctl.errors import RunError
 from bigctl.inference import file_records, given_inputs, tagging, text_batches
+from bigctl.inference.confidence import Confidence
 from bigctl.inference.file_records import shortened
 from bigctl.inference.forward import Compiled, Forward
 from bigctl.inference.text_batches import Text
@@ -42,11 +43,13 @@ class Predictor:
         top: how many of the likeliest classes records name; None for all.
         embeddings: whether records have the embedding too.
         threshold: of the positive class; None where the likelier of two is predicted.
+        confidence: how probabilities are scaled and which sets of classes are given; None where as they are.
     """
 
     top: int | None = None
     embeddings = False
     threshold: float | Threshold | None = None
+    confidence: Confidence | None = None
 
     def __init__(
         self, run: RunDirectory, config: Config, features: Features, programs: Programs, state: TrainState, step: int
@@ -115,9 +118,9 @@ class Predictor:
         if self._tags:
             found: Examples = [record["spans"] for record in self._tag(asked.inputs)]
         elif self.features.kind == "text":
-            found = self._predict_texts(asked.inputs)[0]
+            found = self._scaled(self._predict_texts(asked.inputs)[0])
         else:
-            found = self._predict_arrays(np.asarray(asked.inputs))
+            found = self._scaled(self._predict_arrays(np.asarray(asked.inputs)))
         return found[0] if asked.single else found
 
     def describe(self, inputs: Examples) -> Any:
@@ -219,7 +222,11 @@ class Predictor:
     def _described(self, values: np.ndarray) -> Record:
         if not np.isfinite(values).all():
             return {"error": "the model's answer is not a finite number: are the values far outside of the training's?"}
-        return self._task.describe(values)
+        record = self._task.describe(values)
+        return record if self.confidence is None else self.confidence.applied(record, values, self.classes)
+
+    def _scaled(self, predictions: np.ndarray) -> np.ndarray:
+        return predictions if self.confidence is None else self.confidence.scaled(predictions)
 
     def label_texts(self, texts: Sequence[Text]) -> list[Record]:
         """One record a text: label and probability of each class, or of a tagger what `tagging.tag` says of each; with

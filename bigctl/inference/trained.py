@@ -22,7 +22,7 @@ from bigctl.engine import compile_cache, experiment, resolve
 from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
-from bigctl.inference import tagging
+from bigctl.inference import confidence, tagging
 from bigctl.inference import threshold as thresholds
 from bigctl.inference.predictor import Predictor
 from bigctl.inference.run_text import run_language_model
@@ -99,6 +99,8 @@ class TrainedRun(Predictor):
         state = checkpoints.restore(saved, programs.abstract_state)
         checkpoints.close()
         found = cls(run, config, features, programs, state, saved.step)
+        if run.confidence.is_file():
+            found._use_kept_confidence()
         return found._with_kept_threshold() if run.threshold.is_file() else found
 
     def with_threshold(self, wanted: float | str | Path | None) -> Self:
@@ -155,6 +157,18 @@ class TrainedRun(Predictor):
             log.warning("the kept threshold is not used: %s", error)
             return self
 
+    def _use_kept_confidence(self) -> None:
+        try:
+            self.confidence = confidence.Confidence.of(self.run, self.step)
+        except ConfigError as error:
+            log.warning("the kept calibration is not used: %s", error)
+
+    def with_confidence(self, kept: confidence.Confidence | None) -> Self:
+        """The same model whose probabilities are scaled in another way, and other sets of classes; None for neither."""
+        other = copy.copy(self)
+        other.confidence = kept
+        return other
+
     @cached_property
     def language_model(self) -> LanguageModel:
         """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""
@@ -198,6 +212,23 @@ class TrainedRun(Predictor):
             )
             raise RunError(what, where=str(self.run.path), hint="bring it back as it was")
         return dataset
+
+    def probabilities(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities [N, classes] of a split as the model gives them, before any calibration, and its labels [N].
+
+        Raises:
+            ConfigError: for a run that predicts no single class.
+            RunError: if the data has changed.
+        """
+        if split not in self._probabilities:
+            dataset, found = self._scored(split)
+            told = confidence.probabilities_of(found.examples, str(self.run.path))
+            self._probabilities[split] = told, np.asarray(dataset.splits[split]["label"])
+        return self._probabilities[split]
+
+    @cached_property
+    def _probabilities(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {}
 
     def _scored(self, split: str) -> tuple[Dataset, Scores]:
         dataset = self.data()

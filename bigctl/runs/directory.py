@@ -49,6 +49,7 @@ class RunDirectory:
         self.tokenizer = path / "tokenizer.json"
         self.generation = path / "generation.json"
         self.threshold = path / "threshold.json"
+        self.confidence = path / "confidence.json"
         self.samples = path / "samples.jsonl"
         self.batches = path / "batches.jsonl"
         self.log = path / "log.txt"
