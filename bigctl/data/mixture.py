@@ -18,9 +18,13 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, splits
+from bigctl.data import cache, catalog, documents, splits
 from bigctl.data.dataset import SPLITS, Dataset, Features
+from bigctl.data.layouts import mixed_packed
+from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.layouts.layout import Layout
 from bigctl.data.layouts.mixed import MixedWindows
+from bigctl.data.layouts.mixed_packed import MixedPacked
 from bigctl.data.notes import notes_of
 from bigctl.data.preparation import stream as prepare_stream
 from bigctl.data.sources.decoded import Columns
@@ -46,7 +50,7 @@ def prepare_mixture(
     parts: Mapping[str, Data],
     prepare: Prepare,
     *,
-    block: int,
+    batches: BatchOptions,
     rebuild: bool = False,
     tokenizer: tokenization.Spec | None = None,
     stored: Path | None = None,
@@ -57,7 +61,7 @@ def prepare_mixture(
         config: the mixture.
         parts: its corpora by name.
         prepare: how one is prepared.
-        block: length of a window; 0 for no layout.
+        batches: what the experiment says about windows; their length is 0 for no layout.
         rebuild, tokenizer, stored: as for `prepare.prepare`.
 
     Raises:
@@ -78,9 +82,16 @@ def prepare_mixture(
             try:
                 _require_kind(part, tokenizer)
                 found[name] = prepare(part, rebuild=rebuild, tokenizer=tokenizer, stored=stored)
+                if batches.documents and "inputs" in found[name].splits["train"]:
+                    found[name] = _packed(found[name], part, batches)
             except DataError as error:
                 raise of_corpus(error, name) from error
-    return _joined(mixture, found, folder, block)
+    return _joined(mixture, found, folder, batches)
+
+
+def _packed(dataset: Dataset, config: Data, batches: BatchOptions) -> Dataset:
+    found = documents.packed(dataset, batches.block, batches.end_token, getattr(config, "format", None))
+    return dataclasses.replace(found, features=dataclasses.replace(found.features, shape=(batches.block,)))
 
 
 def _made(
@@ -121,19 +132,28 @@ def _require_kind(part: Data, tokenizer: tokenization.Spec | None) -> None:
 # ------------------------------------------------------------------------------------------------------------ joining
 
 
-def _joined(config: schema.Mixture, parts: Mapping[str, Dataset], folder: Path, block: int) -> Dataset:
-    names, first = tuple(parts), next(iter(parts.values()))
+def _joined(config: schema.Mixture, parts: Mapping[str, Dataset], folder: Path, batches: BatchOptions) -> Dataset:
+    block, first = batches.block, next(iter(parts.values()))
     by_split: dict[str, Columns] = {split: _columns(parts, split) for split in SPLITS}
     tokenized = all("inputs" in part.splits["train"] for part in parts.values())
-    if block and tokenized:
+    if block and tokenized and not batches.documents:
         _check_windows(config, parts, block)
     features = Features("stream", (block,) if block and tokenized else (), None, tokenizer=first.features.tokenizer)
-    layout = MixedWindows(block, names, config.shares) if block and tokenized else None
+    layout = _layout(config, tuple(parts), by_split, batches) if block and tokenized else None
     content = [[name, part.fingerprint] for name, part in parts.items()]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     _keep(folder, first, features, fingerprint)
     texts = {split: () if tokenized else _texts(parts, split) for split in SPLITS}
     return Dataset(by_split, features, fingerprint, _info(config, parts), str(folder), texts, layout)
+
+
+def _layout(
+    config: schema.Mixture, names: tuple[str, ...], by_split: Mapping[str, Columns], batches: BatchOptions
+) -> Layout:
+    if not batches.documents:
+        return MixedWindows(batches.block, names, config.shares)
+    most = max(int(np.diff(columns["window_pieces"]).max()) for columns in by_split.values())
+    return MixedPacked(batches.block, most, names, config.shares)
 
 
 def _columns(parts: Mapping[str, Dataset], split: str) -> Columns:
@@ -144,6 +164,8 @@ def _columns(parts: Mapping[str, Dataset], split: str) -> Columns:
         return {"inputs": joined}  # type: ignore[dict-item]
     sizes = [int(each["bytes"][0]) if "bytes" in each else 0 for each in columns]
     found = {"ends": joined.ends, "bytes": np.array(sizes, np.int64)}
+    if all("window_pieces" in each for each in columns):
+        found |= mixed_packed.joined(dict(zip(parts, columns, strict=True)))
     return {"inputs": joined, **found}  # type: ignore[dict-item]  # it stands in for an array
 
 
@@ -181,7 +203,7 @@ def _info(config: schema.Mixture, parts: Mapping[str, Dataset]) -> dict[str, Any
     """Facts for people: of each corpus, and sums over them."""
     info: dict[str, Any] = {"source": "mixture", "corpora": {}}
     for name, part in parts.items():
-        kept = ("source", "files", "format", "tokens", "documents", "characters", "bytes", "unknown_tokens")
+        kept = ("source", "files", "format", "tokens", "documents", "characters", "bytes", "unknown_tokens", "packing")
         info["corpora"][name] = {fact: part.info[fact] for fact in kept if fact in part.info}
     for fact in ("tokens", "documents", "characters", "bytes"):
         each = [facts.get(fact, {}) for facts in info["corpora"].values()]

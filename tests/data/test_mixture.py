@@ -248,9 +248,6 @@ def config() -> schema.Config:
 def test_a_wrong_mixture_is_refused_before_anything_is_read(config, keys, message):
     with pytest.raises(ConfigError, match=message):
         checks.check(dataclasses.replace(config, data=schema.Mixture(**keys)), {})
-    packing = dataclasses.replace(config.recipe, packing="documents")
-    with pytest.raises(ConfigError, match="recipe.packing=documents packs one corpus"):
-        checks.check(dataclasses.replace(config, recipe=packing), {})
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,6 @@ class Mixture(Data):
             yield "data.corpora", *self.no_corpus()
         if config.tokenizer is not None and config.block is None:
             yield "data", "data=mixture is for texts to be written", "choose recipe=gpt_lm"
-        if getattr(config.recipe, "packing", "windows") != "windows":
-            message = "recipe.packing=documents packs one corpus, and data=mixture holds several"
-            yield "recipe.packing", message, "use recipe.packing=windows, or data=text or data=tokens"
         for name, corpus in self.corpora.items():
             if not _NAME.fullmatch(name):
                 hint = "up to 40 letters (A to Z), digits, _ and -: metrics are called by it"

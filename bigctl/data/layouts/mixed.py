@@ -71,7 +71,7 @@ class MixedWindows:
 
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> FixedPlan:
         tokens = tuple(sizes(columns))
-        seeds = tuple(seed if len(tokens) == 1 else _seed(seed, name) for name in self.names)
+        seeds = tuple(seed if len(tokens) == 1 else seed_of(seed, name) for name in self.names)
         order = MixedPlan(tokens, self.shares(columns), seeds, self.block, batch_size if frozen else 0)
         return FixedPlan(order, batch_size, self.block)
 
@@ -107,13 +107,13 @@ class MixedWindows:
 
     def extra_sums(self, columns: Columns) -> Columns:
         known = columns.get("bytes")
-        return _bytes_per_token(known.sum(), len(columns["inputs"])) if known is not None and known.all() else {}
+        return bytes_per_token(known.sum(), len(columns["inputs"])) if known is not None and known.all() else {}
 
     def part_sums(self, columns: Columns, name: str) -> Columns:
         """`extra_sums` of one corpus."""
         number = self.names.index(name)
         known = columns["bytes"][number] if "bytes" in columns else 0
-        return _bytes_per_token(known, sizes(columns)[number]) if known else {}
+        return bytes_per_token(known, sizes(columns)[number]) if known else {}
 
     def _windows(self, columns: Arrays) -> list[int]:
         """Windows of a training epoch of each corpus; none of one that is too short, which is never drawn."""
@@ -126,11 +126,12 @@ def sizes(columns: Arrays) -> list[int]:
     return found
 
 
-def _bytes_per_token(size: int, tokens: int) -> Columns:
+def bytes_per_token(size: int, tokens: int) -> Columns:
+    """What an evaluation has among its sums of a text of a size [bytes in UTF-8]."""
     return {BYTES_PER_TOKEN: np.asarray(size / tokens, np.float64)}
 
 
-def _seed(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
     """The seed of a corpus's order, which depends on no other corpus."""
     return int(mix(np.uint64(seed), np.uint64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))))
 

@@ -56,7 +56,7 @@ def prepare(
     config = remote.local(config)
     if parts := catalog.parts(config):
         given: dict[str, Any] = {"rebuild": rebuild, "tokenizer": tokenizer, "stored": stored}
-        return mixture.prepare_mixture(config, parts, prepare, block=batches.block, **given)
+        return mixture.prepare_mixture(config, parts, prepare, batches=batches, **given)
     named = folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
     wanted = tokenizer
     digest = sha256(stored) if stored is not None and stored.is_file() else None
