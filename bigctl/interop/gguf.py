@@ -1,4 +1,4 @@
-"""Llamas in GGUF files, the format of llama.cpp: metadata, tokenizer and quantised tensors in one file.
+"""Llamas and GPT-2s in GGUF files, the format of llama.cpp: metadata, tokenizer and quantised tensors in one file.
 
 The header is read here, with every length checked against the file; the `gguf` package knows the quantisations.
 As in llama2.c, rope turns neighbouring features there (see `llama2c.halves`).
@@ -20,7 +20,7 @@ from bigctl.errors import DataError
 from bigctl.interop import settings, vocabularies
 from bigctl.interop.llama2c import as_parameter
 from bigctl.interop.stored import Stored
-from bigctl.models.architecture import DecoderArchitecture
+from bigctl.models.architecture import GPT, LLAMA, DecoderArchitecture
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,7 +31,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3  # kinds of tokens
 _TOP = {"token/embedding": "token_embd", "final_norm/scale": "output_norm", "head/kernel": "output"}
-_LAYER = {
+_LLAMA_LAYER = {
     "attention_norm/scale": "attn_norm",
     "attention/query/kernel": "attn_q",
     "attention/key/kernel": "attn_k",
@@ -42,6 +42,30 @@ _LAYER = {
     "up/kernel": "ffn_up",
     "down/kernel": "ffn_down",
 }
+_GPT_TOP = {"token/embedding": "token_embd", "position/embedding": "position_embd", "head/kernel": "output"}
+_GPT_MODULES = {
+    "attention_norm": "attn_norm", "attention/output": "attn_output", "mlp_norm": "ffn_norm", "up": "ffn_up",
+    "down": "ffn_down",
+}  # fmt: skip
+_QKV = ("query", "key", "value")
+
+
+def _places(kind: str, layers: int) -> dict[str, str]:
+    """The tensor that each parameter is in, or of query, key and value of a GPT-2 a third of."""
+    if kind == LLAMA:
+        places = {ours: f"{theirs}.weight" for ours, theirs in _TOP.items()}
+        for i in range(layers):
+            places |= {f"layers/{i}/{ours}": f"blk.{i}.{theirs}.weight" for ours, theirs in _LLAMA_LAYER.items()}
+        return places
+    places = {ours: f"{theirs}.weight" for ours, theirs in _GPT_TOP.items()}
+    modules = {"final_norm": "output_norm"}
+    for i in range(layers):
+        modules |= {f"layers/{i}/{ours}": f"blk.{i}.{theirs}" for ours, theirs in _GPT_MODULES.items()}
+        modules |= {f"layers/{i}/attention/{part}": f"blk.{i}.attn_qkv" for part in _QKV}
+    for ours, theirs in modules.items():
+        weight = "scale" if ours.endswith("norm") else "kernel"
+        places |= {f"{ours}/{weight}": f"{theirs}.weight", f"{ours}/bias": f"{theirs}.bias"}
+    return places
 
 
 @dataclass(frozen=True)
@@ -60,26 +84,29 @@ class StoredGguf(Stored):
     Attributes:
         file: the file.
         metadata: what it says of itself.
+        kind: of the model, "llama" or "gpt".
         architecture: of the model.
         shapes: of its parameters, by path.
 
     Raises:
-        DataError: if it is no GGUF file, is cut short, or holds another model than a Llama.
+        DataError: if it is no GGUF file, is cut short, or holds another model than these.
     """
 
     def __init__(self, file: Path):
         self.file = file
         reader = _Reader(file)
         self.metadata, self.tensors = reader.metadata, reader.tensors
-        self.architecture = _read_architecture(self.metadata, self.tensors, str(file))
-        places = dict(_TOP)
-        for i in range(self.architecture.layers):
-            places |= {f"layers/{i}/{ours}": f"blk.{i}.{theirs}" for ours, theirs in _LAYER.items()}
-        self.names = {ours: f"{name}.weight" for ours, name in places.items() if f"{name}.weight" in self.tensors}
-        self.shapes = {
-            ours: self.tensors[name].shape[::-1] if ours.endswith("kernel") else self.tensors[name].shape
-            for ours, name in self.names.items()
-        }
+        self.kind = {"llama": LLAMA, "gpt2": GPT}.get(str(self.metadata.get("general.architecture")), "")
+        read = _read_gpt if self.kind == GPT else _read_architecture
+        self.architecture = read(self.metadata, self.tensors, str(file))
+        places = _places(self.kind, self.architecture.layers)
+        self.names = {ours: name for ours, name in places.items() if name in self.tensors}
+        self.shapes = {ours: self._shape(ours) for ours in self.names}
+
+    def _shape(self, ours: str) -> tuple[int, ...]:
+        first, *rest = self.tensors[self.names[ours]].shape
+        shape = (first // 3 if ".attn_qkv." in self.names[ours] else first, *rest)
+        return shape[::-1] if ours.endswith("kernel") else shape
 
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: self._read(name) for name in names}
@@ -102,7 +129,14 @@ class StoredGguf(Stored):
                 where=str(self.file),
                 hint="take another quantisation, such as Q8_0 or Q4_K_M",
             ) from error
-        return as_parameter(name, values.reshape(tensor.shape), self.architecture.depth, self.file)
+        values = values.reshape(tensor.shape)
+        if self.kind == LLAMA:
+            return as_parameter(name, values, self.architecture.depth, self.file)
+        if not np.isfinite(values).all():
+            raise DataError(f"{name} holds values that are not finite", where=str(self.file), hint=_AGAIN)
+        if ".attn_qkv." in self.names[name]:
+            values = np.split(values, 3)[_QKV.index(name.split("/")[-2])]
+        return values.T if name.endswith("/kernel") else values
 
     def unused(self, taken: Iterable[str]) -> list[str]:
         used = {self.names[name] for name in taken}
@@ -257,6 +291,10 @@ class _Reader:
 
 
 _AGAIN = "fetch it again"
+_SIZES = {
+    "layers": "block_count", "width": "embedding_length", "heads": "attention.head_count",
+    "intermediate": "feed_forward_length", "context": "context_length",
+}  # fmt: skip
 _ROPE = tuple(
     f"llama.rope.{name}"
     for name in ("dimension_count", "freq_base", "scaling.original_context_length", "scaling.finetuned")
@@ -266,7 +304,7 @@ _ROPE = tuple(
 def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> DecoderArchitecture:
     kind = metadata.get("general.architecture")
     if kind != "llama":
-        raise DataError(f"holds a model of the kind {kind!r}", where=where, hint="only llama is supported")
+        raise DataError(f"holds a model of the kind {kind!r}", where=where, hint="only llama and gpt2 are supported")
     scaled = settings.unknown_rope_setting({k: v for k, v in metadata.items() if k.startswith("llama.rope.")}, _ROPE)
     strange = next(
         (name for name in tensors if name.endswith(".bias") or "rope_freqs" in name or "_exps" in name), None
@@ -276,18 +314,9 @@ def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tenso
         raise DataError(
             f"holds a Llama of another make: it has {what}", where=where, hint="only plain ones are supported"
         )
-    names = {
-        "layers": "block_count", "width": "embedding_length", "heads": "attention.head_count",
-        "intermediate": "feed_forward_length", "context": "context_length",
-    }  # fmt: skip
-    sizes: dict[str, Any] = {ours: metadata.get(f"llama.{theirs}") for ours, theirs in names.items()}
+    sizes = {ours: metadata.get(f"llama.{theirs}") for ours, theirs in _SIZES.items()}
     sizes["kv_heads"] = metadata.get("llama.attention.head_count_kv", sizes["heads"])
-    for ours, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise DataError(f"does not say the number of {ours}: {size!r}", where=where)
-    if sizes["layers"] > len(tensors):  # before anything is made for each of them
-        message = f"says that it has {sizes['layers']:,} layers, and holds {len(tensors):,} tensors"
-        raise DataError(message, where=where, hint="it is damaged: fetch it again")
+    _require_sizes(sizes, tensors, where)
     embedding, wide = tensors.get("token_embd.weight"), tensors.get("blk.0.ffn_gate.weight")
     width, heads = sizes["width"], sizes["heads"]
     fits = embedding is not None and len(embedding.shape) == 2 and embedding.shape[1] == width
@@ -308,4 +337,46 @@ def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tenso
         bias=False,
         tied="output.weight" not in tensors,
         eps=float(f"{eps:.7g}"),  # as it was before float32
+    )
+
+
+def _require_sizes(sizes: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> None:
+    for ours, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise DataError(f"does not say the number of {ours}: {size!r}", where=where)
+    if sizes["layers"] > len(tensors):  # before anything is made for each of them
+        message = f"says that it has {sizes['layers']:,} layers, and holds {len(tensors):,} tensors"
+        raise DataError(message, where=where, hint="it is damaged: fetch it again")
+
+
+def _read_gpt(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> DecoderArchitecture:
+    sizes = {ours: metadata.get(f"gpt2.{theirs}") for ours, theirs in _SIZES.items()}
+    _require_sizes(sizes, tensors, where)
+    width, context = sizes["width"], sizes["context"]
+    needed = {
+        "position_embd.weight": (context, width),
+        "blk.0.attn_qkv.weight": (3 * width, width),
+        "blk.0.ffn_up.weight": (sizes["intermediate"], width),
+    }
+    embedding = tensors.get("token_embd.weight")
+    fits = all(name in tensors and tensors[name].shape == shape for name, shape in needed.items())
+    if (
+        embedding is None
+        or len(embedding.shape) != 2
+        or embedding.shape[1] != width
+        or not fits
+        or width % sizes["heads"]
+    ):
+        raise DataError("holds sizes that do not go together", where=where, hint=_AGAIN)
+    eps = settings.number(metadata, "gpt2.attention.layer_norm_epsilon", 1e-5, where, hint=_AGAIN)
+    return DecoderArchitecture(
+        **sizes,
+        kv_heads=sizes["heads"],
+        vocab=embedding.shape[0],
+        position="learned",
+        norm="layer",
+        activation="gelu_tanh",
+        bias=True,
+        tied="output.weight" not in tensors,
+        eps=float(f"{eps:.7g}"),
     )

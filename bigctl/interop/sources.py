@@ -262,7 +262,7 @@ def _gguf(file: Path, kind: str, name: str) -> Source:
         kind=kind,
         name=name,
         path=file,
-        model=LLAMA,
+        model=stored.kind,
         architecture=stored.architecture.decided(),
         config=file,
         tokenizer=vocabularies.store_tokenizer(stored.tokenizer()),

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _SPACE = "\u2581"
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
@@ -55,7 +55,7 @@ def byte_level(
     except Exception as error:  # the library raises nothing more telling
         raise DataError(f"the merges do not fit the tokens: {error}", where=where) from error
     parts: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Digits(individual_digits=True)] * (split in _DIGITS)
-    parts.append(pre_tokenizers.Split(Regex(_LLAMA3 if split == "llama-bpe" else _GPT2), "isolated"))
+    parts.append(pre_tokenizers.Split(Regex(LLAMA3_SPLIT if split == "llama-bpe" else GPT2_SPLIT), "isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [*parts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )

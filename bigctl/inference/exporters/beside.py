@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,7 +96,9 @@ class Beside:
         return found
 
 
-def compare(trained: TrainedRun, network: Network, before: Copy, after: Copy, where: str) -> Beside:
+def compare(
+    trained: TrainedRun, network: Network, before: Copy, after: Copy, where: str, sizes: Sequence[int] = SIZES
+) -> Beside:
     """A copy beside float32, on the validation split (see `ROWS`), or on `network.batches` without data.
 
     Raises:
@@ -123,7 +125,7 @@ def compare(trained: TrainedRun, network: Network, before: Copy, after: Copy, wh
     interval = 1.96 * float((second - first).std()) / np.sqrt(len(first))
     on = f"{rows:,} validation {'windows' if kind == 'next' else 'rows'}" if scores else f"{rows:,} rows"
     scored = SCORED[kind] if scores else ""
-    times = tuple(timed(before, after, network, size) for size in SIZES)
+    times = tuple(timed(before, after, network, size) for size in sizes)
     return Beside(scored, on, float(first.mean()), float(second.mean()), interval, agreement, times)
 
 

@@ -34,12 +34,14 @@ class Runtime:
         imports: lines of that script.
         packages: what it needs besides numpy.
         about: one sentence for the card.
+        command: what uses the model where it takes no script of ours.
     """
 
     name: str
     imports: Sequence[str]
     packages: Sequence[str]
     about: str
+    command: str = ""
 
 
 def complete(
@@ -69,8 +71,17 @@ def complete(
     digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     kind = _kind(features)
-    argument, imports, packages = _KINDS[kind]
+    argument, _, packages = _KINDS[kind]
     needs = ", ".join(["numpy", *runtime.packages, *packages])
+    if not runtime.command:
+        (folder / "run.py").write_text(_script(trained, runtime, kind, needs), encoding="utf-8")
+    card = _card(trained, network, runtime, agreement, rounded, digests, argument, needs)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return argument
+
+
+def _script(trained: TrainedRun, runtime: Runtime, kind: str, needs: str) -> str:
+    argument, imports, _ = _KINDS[kind]
     script = [
         _template("begin").format(
             argument=argument, needs=needs, imports="".join(f"{line}\n" for line in (*imports, *runtime.imports))
@@ -80,13 +91,12 @@ def complete(
     if kind == "stream":
         script += [_template("stream")]
     else:
-        known = features.target.kind if kind != "arrays" and trained.config.recipe.purpose == "predict" else None
+        known = (
+            trained.features.target.kind if kind != "arrays" and trained.config.recipe.purpose == "predict" else None
+        )
         target = known if known is not None else NONE if kind == "text" else "other"
         script += [_template(f"inputs_{kind}"), _template(f"show_{target}")]
-    (folder / "run.py").write_text("\n".join(script), encoding="utf-8")
-    card = _card(trained, network, runtime, agreement, rounded, digests, argument, needs)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return argument
+    return "\n".join(script)
 
 
 def source(trained: TrainedRun) -> dict[str, Any]:
@@ -179,11 +189,12 @@ def _card(
     overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
     command = " ".join(["bigctl train", *(each for each in overrides if each)])
     plugins = record.get("plugins") or []
+    used = f"pip install {needs.replace(',', '')}\npython run.py {argument}"
     lines = [
         f"# {run.path.name}",
         f"A model of `recipe={trained.config.recipe.kind} model={trained.config.model.kind}`, step {trained.step:,}, "
         f"exported by bigctl {metadata.version('bigctl')}. {runtime.about}",
-        f"```\npip install {needs.replace(',', '')}\npython run.py {argument}\n```",
+        f"```\n{runtime.command or used}\n```",
         f"| input | |\n|---|---|\n{given}\n\nIt gives {gives}.",
         _compared(agreement, rounded),
         "## Data\n\n" + _data(record),

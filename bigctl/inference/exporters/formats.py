@@ -79,6 +79,12 @@ FORMATS = {
         ("onnx", "onnxruntime"),
         bits=(4, 8),
     ),
+    "gguf": Format(
+        f"{_HERE}.gguf_model",
+        "model.gguf for llama.cpp, float16 or Q8_0 and Q4_0 (gpt and llama of recipe=gpt_lm)",
+        ("gguf",),
+        bits=(4, 8),
+    ),
 }
 
 
