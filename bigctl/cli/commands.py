@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "label files or texts with a trained model",
     "generate": "let a language model write text",
     "export": "write a trained model for another library",
+    "compress": "make a run of a run with rounded or pruned weights",
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
     "show": "print the composed configuration and where each value comes from",
     "baseline": "train the cheap answer to a data set, which a model must beat",

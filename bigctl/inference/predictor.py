@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from bigctl.config.schema import Config
@@ -62,6 +64,23 @@ class Predictor:
     def model(self) -> Any:
         """The network itself, a flax `nnx.Module`."""
         return self._programs.merge(self._weights, self._state.variables)
+
+    def with_params(self, params: Any) -> Self:
+        """The same model with other weights, a nested dict of arrays as `params` is."""
+        other = copy.copy(self)
+        for name in ("model", "_forward", "language_model"):  # what was made of the old ones
+            other.__dict__.pop(name, None)
+        placed = jax.tree.map(
+            lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding), self.params, params
+        )
+        averaged = {"ema": placed} if self.config.train.ema else {}
+        other._state = dataclasses.replace(self._state, params=placed, **averaged)
+        return other
+
+    @property
+    def state(self) -> TrainState:
+        """All that the checkpoint held."""
+        return self._state
 
     @property
     def params(self) -> Any:

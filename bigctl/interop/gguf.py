@@ -314,7 +314,7 @@ def _read_architecture(metadata: Mapping[str, Any], tensors: Mapping[str, _Tenso
         raise DataError(
             f"holds a Llama of another make: it has {what}", where=where, hint="only plain ones are supported"
         )
-    sizes = {ours: metadata.get(f"llama.{theirs}") for ours, theirs in _SIZES.items()}
+    sizes: dict[str, Any] = {ours: metadata.get(f"llama.{theirs}") for ours, theirs in _SIZES.items()}
     sizes["kv_heads"] = metadata.get("llama.attention.head_count_kv", sizes["heads"])
     _require_sizes(sizes, tensors, where)
     embedding, wide = tensors.get("token_embd.weight"), tensors.get("blk.0.ffn_gate.weight")
@@ -350,7 +350,7 @@ def _require_sizes(sizes: Mapping[str, Any], tensors: Mapping[str, _Tensor], whe
 
 
 def _read_gpt(metadata: Mapping[str, Any], tensors: Mapping[str, _Tensor], where: str) -> DecoderArchitecture:
-    sizes = {ours: metadata.get(f"gpt2.{theirs}") for ours, theirs in _SIZES.items()}
+    sizes: dict[str, Any] = {ours: metadata.get(f"gpt2.{theirs}") for ours, theirs in _SIZES.items()}
     _require_sizes(sizes, tensors, where)
     width, context = sizes["width"], sizes["context"]
     needed = {

@@ -120,7 +120,7 @@ _WRITTEN = re.compile(
     r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
     r"|report\.html|curves\.png"
 )
-_BESIDE = r"(labels|preprocessing|tokenizer)\.json|README\.md|SHA256SUMS|run\.py"
+_BESIDE = r"(labels|preprocessing|tokenizer|source)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {
     "checkpoints": re.compile(
         r"\d{9,}(\.aside|\.removed)?(/(state[^/]*(/.*)?|meta\.json|manifest-\d+\.json|unfinished))?"
@@ -135,6 +135,7 @@ _FOLDERS = {
     "onnx": re.compile(rf"model\.onnx(\.data)?|{_BESIDE}"),
     "gguf": re.compile(rf"model[\w.-]*\.gguf|{_BESIDE}"),
 }
+_FOLDERS |= {f"{name}-int{bits}": _FOLDERS[name] for name in ("onnx", "gguf") for bits in (8, 4)}
 """What is written into each folder of a run."""
 
 

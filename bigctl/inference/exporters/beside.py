@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -66,6 +67,7 @@ class Beside:
         agreement: the share of predictions that are the same; of numbers, how far they are apart, as a part of the
             largest.
         times: of batches of each size.
+        around: half of the 95% interval of either score.
     """
 
     scored: str
@@ -75,6 +77,7 @@ class Beside:
     interval: float
     agreement: float
     times: tuple[Times, ...]
+    around: tuple[float, float] = (0.0, 0.0)
 
     def to_json(self) -> dict[str, Any]:
         found = asdict(self)
@@ -122,11 +125,13 @@ def compare(
     agreed = np.concatenate(same)
     agreement = float(agreed.max(initial=0.0) if kind == NUMBER else agreed.mean())
     first, second = (np.concatenate([pair[place] for pair in scores]) if scores else np.zeros(1) for place in (0, 1))
-    interval = 1.96 * float((second - first).std()) / np.sqrt(len(first))
+    interval, *around = (1.96 * float(each.std()) / math.sqrt(len(first)) for each in (second - first, first, second))
     on = f"{rows:,} validation {'windows' if kind == 'next' else 'rows'}" if scores else f"{rows:,} rows"
     scored = SCORED[kind] if scores else ""
     times = tuple(timed(before, after, network, size) for size in sizes)
-    return Beside(scored, on, float(first.mean()), float(second.mean()), interval, agreement, times)
+    return Beside(
+        scored, on, float(first.mean()), float(second.mean()), interval, agreement, times, (around[0], around[1])
+    )
 
 
 def _batches(trained: TrainedRun, network: Network) -> Iterator[tuple[Arrays, Arrays]]:

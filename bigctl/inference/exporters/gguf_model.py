@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bigctl.config import schema
+from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference.exporters import beside
 from bigctl.inference.exporters import folder as folders
 from bigctl.inference.exporters.agreement import require_agreement
 from bigctl.inference.exporters.formats import Exported
-from bigctl.inference.exporters.network import Arrays, Network, on_cpu
+from bigctl.inference.exporters.network import Arrays, Network
 from bigctl.inference.text_batches import run_tokenizer
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import gguf_export
@@ -51,11 +51,11 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None) -> Exporte
     with whole_or_nothing(folder) as partial:
         exact, file = partial / "exact.gguf", partial / MODEL
         gguf_export.write(export, exact, "F32", where)
-        agreement = require_agreement(network, Loaded(network, exact), MODEL)
+        agreement = require_agreement(network, loaded(network, exact), MODEL)
         _require_same_tokens(trained, network, exact)
         exact.unlink()
         written = gguf_export.write(export, file, kind, where)
-        found = beside.compare(trained, network, Loaded(network, None), Loaded(network, file), where, sizes=())
+        found = beside.compare(trained, network, network.copy(network.weights), loaded(network, file), where, sizes=())
         lines = [f"{kind}, {written}", *found.lines]
         about = f"`{MODEL}` is GGUF for llama.cpp, matrices as {kind}, with the tokenizer in it."
         folders.complete(partial, trained, network, folders.Runtime("", (), (), about, USE), agreement, lines)
@@ -65,24 +65,14 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None) -> Exporte
     )
 
 
-class Loaded:
-    """The model with the weights of a file, as our own reader reads it; with its own where there is none."""
-
-    def __init__(self, network: Network, file: Path | None):
-        weights = dict(network.weights)
-        if file is not None:
-            stored = StoredGguf(file)
-            for name in [name for name in weights if name in stored.shapes]:
-                values, padded = stored.read([name])[name], np.zeros_like(weights[name])
-                padded[tuple(map(slice, values.shape))] = values
-                weights[name] = padded
-        self._run = jax.jit(network.function)
-        with on_cpu():
-            self._weights = {name: jnp.asarray(values) for name, values in weights.items()}
-
-    def __call__(self, inputs: Arrays) -> Arrays:
-        with on_cpu():
-            return {name: np.asarray(values) for name, values in self._run(self._weights, dict(inputs)).items()}
+def loaded(network: Network, file: Path) -> Callable[[Arrays], Arrays]:
+    """The model with the weights of a file, as our own reader reads it."""
+    weights, stored = dict(network.weights), StoredGguf(file)
+    for name in [name for name in weights if name in stored.shapes]:
+        values, padded = stored.read([name])[name], np.zeros_like(weights[name])
+        padded[tuple(map(slice, values.shape))] = values
+        weights[name] = padded
+    return network.copy(weights)
 
 
 def _architecture(trained: TrainedRun) -> DecoderArchitecture:
@@ -109,6 +99,7 @@ def _export(trained: TrainedRun) -> gguf_export.GgufExport:
 def _require_same_tokens(trained: TrainedRun, network: Network, file: Path) -> None:
     """Raises RunError if the file's tokenizer cuts texts of the validation split otherwise than the run's."""
     ours, theirs = run_tokenizer(trained.run, trained.features), StoredGguf(file).tokenizer()
+    assert not isinstance(ours, Ngrams)  # which are no text
     for batch in network.batches:
         for row in batch["inputs"]:
             text = ours.decode(row.tolist(), skip_special_tokens=False)

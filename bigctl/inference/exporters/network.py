@@ -81,10 +81,20 @@ class Network:
     @cached_property
     def expected(self) -> list[Arrays]:
         """What the model gives for each of the batches."""
+        run = self.copy(self.weights)
+        return [run(batch) for batch in self.batches]
+
+    def copy(self, weights: Arrays) -> Callable[[Arrays], Arrays]:
+        """The same function of inputs alone, with other weights."""
         run = jax.jit(self.function)
         with on_cpu():
-            weights = {name: jnp.asarray(values) for name, values in self.weights.items()}
-            return [{k: np.asarray(v) for k, v in run(weights, dict(batch)).items()} for batch in self.batches]
+            placed = {name: jnp.asarray(values) for name, values in weights.items()}
+
+        def call(inputs: Arrays) -> Arrays:
+            with on_cpu():
+                return {name: np.asarray(values) for name, values in run(placed, dict(inputs)).items()}
+
+        return call
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""Make a run of a run whose weights are rounded or pruned, and say what that costs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bigctl.cli import common, render
+from bigctl.cli.eval import step_argument
+
+EXAMPLES = """\
+examples:
+  bigctl compress bert_cls method=int8
+  bigctl compress bert_cls method=int4 group=32 --name small
+  bigctl compress bert_cls method=prune sparsity=0.5            by=wanda, or by=magnitude
+  bigctl compress bert_cls method=prune pattern=2:4 --json
+
+The result is a run: eval, predict, compare, report and export take it. docs/compress.md says more.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="method=int8, int4 or prune, and its keys")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--name", help="the new run is runs/NAME; default: beside RUN, named after it and the method")
+    place.add_argument("--run-dir", type=Path, metavar="DIR", help="the very folder of the new run")
+    parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
+    common.add_run_plugins(parser)
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from bigctl.inference.compression.method import Method
+
+    step, method = step_argument(options.step), Method.parse(options.settings)
+    from bigctl.runs import directory
+
+    found = directory.locate(options.run)
+    from bigctl.inference.compression import compressed
+    from bigctl.inference.trained import TrainedRun
+
+    trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
+    path = compressed.destination(trained, method, options.name, options.run_dir)
+    made = compressed.compress(trained, method, path)
+    if options.json:
+        render.print_json({"run": str(made.path), "source": str(found.path), **made.table})
+        return 0
+    print(f"{found.path}, step {trained.step:,} -> {made.path}")
+    for line in made.lines:
+        print(f"  {line}")
+    print(f"next: bigctl eval {made.path}, bigctl compare {found.path} {made.path}")
+    return 0

@@ -1,0 +1,174 @@
+"""A run made of a run: the same configuration and data, its weights rounded or pruned, scored anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigctl.errors import RunError
+from bigctl.files import read_regular, write_json
+from bigctl.inference.compression import calibration
+from bigctl.inference.compression.method import PRUNE, WANDA, Method
+from bigctl.inference.compression.weights import Smaller, smaller
+from bigctl.inference.exporters import beside
+from bigctl.inference.exporters.folder import source
+from bigctl.inference.exporters.network import Network
+from bigctl.inference.trained import TrainedRun
+from bigctl.runs import directory
+from bigctl.runs.directory import RunDirectory
+from bigctl.runs.metrics_file import step_of_line
+from bigctl.training.checkpoints.arrays import flatten, shapes
+from bigctl.training.checkpoints.store import Checkpoints
+from bigctl.training.state import zeros_like
+
+MISTAKES = 24
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What was made: the new run, its table as `summary.json` has it under `compression`, and lines for people."""
+
+    path: Path
+    table: dict[str, Any]
+    lines: list[str]
+
+
+def require_new(trained: TrainedRun, path: Path) -> None:
+    """Raises RunError for a run that is compressed already or has not finished, or a folder that is taken."""
+    where, record = str(trained.run.path), trained.run.record()
+    if "compression" in record:
+        origin = (record.get("derived_from") or {}).get("derived_from", "the run it was made from")
+        what = f"is compressed already ({(record['compression'] or {}).get('method')})"
+        raise RunError(what, where=where, hint=f"compress {origin} another way")
+    if not trained.run.summary_file.is_file():
+        raise RunError("has not finished training", where=where, hint=f"bigctl resume {where}")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError("exists already", where=str(path), hint="give another --name")
+
+
+def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
+    """Make a run of a run in a new folder: all of it, or nothing.
+
+    Raises:
+        RunError: as `require_new`; if the model has no layers for the method, or the run's data cannot be had.
+    """
+    require_new(trained, path)
+    where, network = str(trained.run.path), Network.of(trained)
+    if network.dataset is None:
+        raise RunError("its data cannot be had, so what it costs is not known", where=where, hint="bring it back")
+    norms = {}
+    if method.method == PRUNE and method.by == WANDA:
+        norms = calibration.norms(network, network.dataset, method.calibration)
+    values = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(trained.params).items()}
+    found = smaller(values, method, norms, where)
+    other = trained.with_params(jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values())))
+    compared = beside.compare(
+        trained, network, network.copy(network.weights), network.copy({**network.weights, **found.values}), where
+    )
+    table = _table(trained, method, found, compared)
+    try:
+        _write(trained, other, method, path, table)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return Compressed(path, table, _lines(method, found, compared))
+
+
+def _table(trained: TrainedRun, method: Method, found: Smaller, compared: beside.Beside) -> dict[str, Any]:
+    about = {"layers": found.layers, "left": list(found.left), "zeros": found.zeros}
+    sizes = {"bytes_before": found.before, "bytes_after": found.after}
+    return {**source(trained), **method.settings, **about, **sizes, **compared.to_json(), "runtime": "jax, float32"}
+
+
+def _lines(method: Method, found: Smaller, compared: beside.Beside) -> list[str]:
+    left = f"; left as they were: {', '.join(found.left)}" if found.left else ""
+    lines = [f"{method}: {found.layers} matrices{left}"]
+    if method.method == PRUNE:
+        lines.append(
+            f"{100 * found.zeros:.1f}% zeros; {found.before:,} -> {found.after:,} bytes if zeros are not stored"
+        )
+    else:
+        lines.append(f"{found.before:,} -> {found.after:,} bytes as integers with their scales")
+    if compared.scored:
+        around = [
+            f"{value:.4f} +- {each:.4f}"
+            for value, each in zip((compared.before, compared.after), compared.around, strict=True)
+        ]
+        lines.append(f"{compared.scored}: {around[0]} -> {around[1]} on {compared.on}")
+    lines += [line for line in compared.lines if not line.startswith("slower")]
+    lines.append(
+        "weights stay float32 in this run, and jax is no faster with them: `bigctl export --int8` writes small files"
+    )
+    return lines
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def _write(trained: TrainedRun, other: TrainedRun, method: Method, path: Path, table: dict[str, Any]) -> None:
+    run, made = trained.run, RunDirectory(path)
+    made.lock()
+    try:
+        overrides = run.overrides.read_text(encoding="utf-8").splitlines() if run.overrides.is_file() else []
+        made.write_config(run.read_config(), overrides)
+        for file in (run.tokenizer, run.generation):
+            if file.is_file():
+                shutil.copyfile(file, path / file.name)
+        lines = read_regular(run.metrics).splitlines(keepends=True)
+        made.metrics.write_bytes(b"".join(line for line in lines if step_of_line(line) <= trained.step))
+        record = {name: value for name, value in run.record().items() if name not in ("updated", "message")}
+        record |= {"created": time.time(), "derived_from": source(trained), "compression": method.settings}
+        made.update_record(**{**record, "status": directory.RUNNING})
+        metrics = _scores(other, run.summary())
+        _save(trained, other, made, metrics["metrics"])
+        write_json(made.summary_file, {**run.summary(), "run": str(path), **metrics, "compression": table})
+        made.update_record(status=directory.COMPLETE, exit_code=0)
+    finally:
+        made.release()
+
+
+def _scores(other: TrainedRun, before: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the summary: metrics of the validation split, and of the test split where the run was scored on it."""
+    found: dict[str, Any] = {"selected_step": other.step, "step": other.step}
+    metrics = _plain(other.evaluate("validation"))
+    if any(name.startswith("test/") for name in before.get("metrics", {})):
+        tested = other.score("test", errors=MISTAKES)
+        metrics |= _plain(tested.metrics)
+        found |= {"confusion": tested.metrics.get("test/confusion"), "curves": tested.curves, "mistakes": tested.errors}
+    return {**found, "metrics": metrics}
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if not name.endswith("/confusion")}
+
+
+def _save(trained: TrainedRun, other: TrainedRun, made: RunDirectory, metrics: dict[str, Any]) -> None:
+    """The checkpoint: the new weights, and zeros for what only training needs."""
+    kept = Checkpoints(trained.run.checkpoints)
+    saved = kept.find(trained.step)
+    kept.close()
+    state = other.state
+    state = dataclasses.replace(state, opt_state=zeros_like(state.opt_state))
+    progress = saved.progress
+    validated = {name: value for name, value in metrics.items() if name.startswith("val/")}
+    progress.best_step, progress.best_metrics, progress.stale = progress.step, validated, 0
+    progress.best = validated.get(progress.metric, progress.best)
+    meta: dict[str, Any] = {name: saved.meta[name] for name in ("data", "tokenizer") if name in saved.meta}
+    checkpoints = Checkpoints(made.checkpoints)
+    checkpoints.save(state, progress, {"shapes": shapes(state), **meta})
+    checkpoints.wait(last=True)
+    checkpoints.close()
+
+
+def destination(trained: TrainedRun, method: Method, name: str | None, run_dir: Path | None) -> Path:
+    """Where the new run lives: as told, or beside the run, named after it and the method."""
+    if name is not None or run_dir is not None:
+        return directory.choose([], name=name, run_dir=run_dir, fresh=True)
+    return trained.run.path.with_name(f"{trained.run.path.name}-{method.method}")

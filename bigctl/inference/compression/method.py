@@ -1,0 +1,88 @@
+"""What `bigctl compress` is asked for. Nothing heavy at import."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from bigctl.errors import ConfigError
+
+INT8, INT4, PRUNE = "int8", "int4", "prune"
+METHODS = (INT8, INT4, PRUNE)
+MAGNITUDE, WANDA = "magnitude", "wanda"
+PATTERN = "2:4"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are made smaller.
+
+    Attributes:
+        method: "int8", a scale a column; "int4", in groups; or "prune", some become zero.
+        group: weights that share a scale in four bits.
+        sparsity: the share of weights that become zero.
+        by: which ones: those of the least "magnitude", or of the least magnitude times the norm of what they are given
+            ("wanda", Sun et al. 2023, arXiv 2306.11695).
+        pattern: "2:4" for two of every four neighbours; empty for any.
+        calibration: training rows that show what layers are given.
+    """
+
+    method: str
+    group: int = 32
+    sparsity: float = 0.5
+    by: str = WANDA
+    pattern: str = ""
+    calibration: int = 128
+
+    @classmethod
+    def parse(cls, settings: Sequence[str]) -> Method:
+        """Of `key=value`. Raises ConfigError for what is no key, or no value of it."""
+        found: dict[str, Any] = {}
+        kinds = {field.name: {"int": int, "float": float}.get(str(field.type), str) for field in fields(cls)}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or name not in kinds:
+                close = difflib.get_close_matches(name, kinds, 1)
+                hint = f"did you mean {close[0]}=?" if close else f"keys: {', '.join(kinds)}"
+                raise ConfigError(f"there is no key {name!r}", where="command line", hint=hint)
+            try:
+                found[name] = kinds[name](text)
+            except ValueError as error:
+                what = "a whole number" if kinds[name] is int else "a number"
+                raise ConfigError(f"{text!r} is not {what}", where=name) from error
+        if "method" not in found:
+            raise ConfigError("no method is given", where="method", hint=f"method={'|'.join(METHODS)}")
+        made = cls(**found)
+        made._check(found)
+        return made
+
+    def _check(self, given: dict[str, Any]) -> None:
+        choices = {"method": METHODS, "by": (MAGNITUDE, WANDA), "pattern": ("", PATTERN)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                hint = f"one of: {', '.join(filter(None, allowed))}"
+                raise ConfigError(f"there is no {name} {getattr(self, name)!r}", where=name, hint=hint)
+        own = {INT8: set(), INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}}[self.method]
+        if strange := sorted(given.keys() - own - {"method"}):
+            hint = f"of method={self.method} there is {', '.join(sorted(own)) or 'none'}"
+            raise ConfigError(f"is no key of method={self.method}", where=strange[0], hint=hint)
+        if not 0 < self.sparsity < 1:
+            hint = "a share between 0 and 1, such as 0.5"
+            raise ConfigError(f"{self.sparsity:g} leaves nothing, or all", where="sparsity", hint=hint)
+        if self.pattern and "sparsity" in given and self.sparsity != 0.5:
+            raise ConfigError(f"pattern={PATTERN} is a sparsity of 0.5", where="sparsity", hint="leave one of them out")
+        if self.group not in (16, 32, 64, 128):
+            raise ConfigError(f"there are no groups of {self.group}", where="group", hint="16, 32, 64 or 128")
+        if self.calibration < 1:
+            raise ConfigError("needs a row at least", where="calibration", hint="such as calibration=128")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys that count."""
+        names = {INT8: (), INT4: ("group",), PRUNE: ("sparsity", "by", "pattern")}[self.method]
+        return {name: value for name, value in asdict(self).items() if name in ("method", *names)}
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.settings.items() if value != "")

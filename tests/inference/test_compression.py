@@ -1,0 +1,148 @@
+"""Promises of `bigctl compress`: the result is a run, every number is measured anew, nothing is left out unsaid."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bigctl
+from bigctl.cli.main import main
+from bigctl.errors import ConfigError, RunError
+from bigctl.inference.compression import calibration, compressed
+from bigctl.inference.compression.method import Method
+from bigctl.inference.compression.weights import smaller
+from bigctl.inference.exporters import beside
+from bigctl.inference.exporters.network import Network
+from bigctl.runs.removal import strangers
+from bigctl.training.checkpoints.arrays import flatten
+from tests import small
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch) -> None:
+    """Nothing here is about how long something takes."""
+    monkeypatch.setattr(beside, "SECONDS", 0.02)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compress")
+    return Path(shutil.copytree(small.trained(tmp_path_factory) / "runs" / "small", folder / "small"))
+
+
+def test_the_result_is_a_run_that_says_what_it_was_made_of(run, capsys):
+    assert main(["compress", str(run), "method=int8", "--json"]) == 0
+    said, made = json.loads(capsys.readouterr().out), run.with_name("small-int8")
+    assert said["run"] == str(made) and said["derived_from"] == "small" and said["layers"] == 2 and not said["left"]
+    assert len(said["checkpoint"]["manifest-0.json"]) == 64 and said["bytes_after"] < said["bytes_before"]
+    trained, source = bigctl.load(str(made)), bigctl.load(str(run))
+    for name, values in flatten(source.params).items():
+        new, step = np.asarray(flatten(trained.params)[name]), np.abs(values).max(0) / 127
+        assert np.abs(new - values).max() <= step.max() / 2 + 1e-7
+        if name.endswith("kernel"):  # a scale a column, and 255 values at most
+            assert not np.array_equal(new, values) and np.allclose(new / step, np.rint(new / step), atol=1e-3)
+    summary = json.loads((made / "summary.json").read_text())
+    assert summary["compression"]["method"] == "int8" and summary["status"] == "complete"
+    assert summary["metrics"]["test/accuracy"] == pytest.approx(trained.evaluate("test")["test/accuracy"])
+    assert summary["compression"]["after_score"] == pytest.approx(summary["metrics"]["val/accuracy"])
+    for command in (["verify", str(made)], ["eval", str(made)], ["info", str(made)], ["compare", str(run), str(made)]):
+        assert main(command) == 0, command
+    assert not [*strangers(made)]
+    assert main(["compress", str(made), "method=int4"]) == 2
+    assert "is compressed already (int8)" in capsys.readouterr().err
+    assert main(["compress", str(run), "method=int8"]) == 2
+    assert "small-int8: exists already" in capsys.readouterr().err
+
+
+def test_pruning_by_wanda_leaves_the_head_whole_and_says_so(run, capsys):
+    folder = run.with_name("pruned")
+    assert main(["compress", str(run), "method=prune", "sparsity=0.5", "--run-dir", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "33.3% zeros" in said and "left as they were: head/kernel" in said
+    kernels = flatten(bigctl.load(str(folder)).params)
+    shares = [(np.asarray(kernels[name]) == 0).mean() for name in kernels if name.endswith("kernel")]
+    assert sorted(shares) == [0.0, pytest.approx(1 / 3)]  # one of three inputs: at most half
+
+
+def test_what_a_layer_is_given_is_what_the_model_computes(run):
+    trained = bigctl.load(str(run))
+    network = Network.of(trained)
+    assert network.dataset is not None
+    found = calibration.norms(network, network.dataset, 10**6)
+    inputs = network.dataset.splits["train"]["inputs"]
+    first, last = sorted((name for name in network.weights if name.endswith("kernel")), key=lambda name: "head" in name)
+    np.testing.assert_allclose(found[first], np.sqrt(np.square(inputs, dtype=np.float64).sum(0)), rtol=1e-5)
+    hidden = np.maximum(inputs @ network.weights[first] + network.weights[first.replace("kernel", "bias")], 0)
+    np.testing.assert_allclose(found[last], np.sqrt(np.square(hidden, dtype=np.float64).sum(0)), rtol=1e-4)
+
+
+KERNEL = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+HELD = {"layers/0/kernel": KERNEL, "head/kernel": KERNEL, "layers/0/bias": np.ones(6, np.float32)}
+
+
+def test_wanda_compares_the_weights_of_each_output_by_what_they_are_given():
+    norms = np.linspace(0.1, 5, 16)
+    found = smaller(HELD, Method.parse(["method=prune", "sparsity=0.25"]), {"layers/0/kernel": norms}, "run")
+    kernel, scores = found.values["layers/0/kernel"], np.abs(KERNEL) * norms[:, None]
+    assert ((kernel == 0).sum(0) == 4).all() and found.left == ("head/kernel",)
+    for column in range(6):
+        dropped = kernel[:, column] == 0
+        assert scores[dropped, column].max() < scores[~dropped, column].min()
+    assert np.array_equal(kernel[kernel != 0], KERNEL[kernel != 0])
+    assert found.after == 4 * 72 + 12 and found.before == 4 * 96
+
+
+def test_magnitude_compares_all_of_a_layer_and_two_of_four_their_neighbours():
+    found = smaller(HELD, Method.parse(["method=prune", "by=magnitude"]), {}, "run").values["layers/0/kernel"]
+    assert np.abs(KERNEL[found == 0]).max() < np.abs(KERNEL[found != 0]).min() and (found == 0).mean() == 0.5
+    found = smaller(HELD, Method.parse(["method=prune", "by=magnitude", "pattern=2:4"]), {}, "run").values[
+        "layers/0/kernel"
+    ]
+    assert ((found == 0).reshape(4, 4, 6).sum(1) == 2).all()
+
+
+def test_convolutions_stacked_layers_and_tables_are_rounded_along_their_inputs():
+    rng = np.random.default_rng(1)
+    shapes = {"conv/kernel": (3, 3, 4, 5), "layers/up/kernel": (2, 32, 3), "token/embedding": (7, 32)}
+    held = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    found = smaller(held, Method.parse(["method=int8"]), {}, "run")
+    assert found.layers == 3 and not found.left
+    axes = {"conv/kernel": (0, 1, 2), "layers/up/kernel": (1,), "token/embedding": (1,)}
+    for name, values in held.items():
+        step = np.abs(values).max(axes[name], keepdims=True) / 127
+        assert (np.abs(found.values[name] - values) <= step / 2 + 1e-6).all(), name
+    fours = smaller(held, Method.parse(["method=int4"]), {}, "run").values
+    assert all(
+        np.abs(fours[name] - held[name]).max() < 0.4 and not np.array_equal(fours[name], held[name]) for name in held
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["method=prune", "sparsity=1.0"], "sparsity: 1 leaves nothing, or all"),
+        (["method=prune", "sparsity=half"], "sparsity: 'half' is not a number"),
+        (["method=int8", "sparsity=0.5"], "sparsity: is no key of method=int8"),
+        (["method=prune", "pattern=2:4", "sparsity=0.7"], "pattern=2:4 is a sparsity of 0.5"),
+        (["methd=int8"], "there is no key 'methd' .did you mean method="),
+        (["method=int3"], "there is no method 'int3' .one of: int8, int4, prune"),
+        (["method=int4", "group=7"], "there are no groups of 7"),
+        (["sparsity=0.5"], "no method is given"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_one_line(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        Method.parse(settings)
+
+
+def test_a_model_without_layers_for_a_method_and_a_failure_leave_nothing_behind(run, monkeypatch):
+    with pytest.raises(RunError, match="this model has none that it can take"):
+        smaller({"conv/kernel": np.ones((3, 3, 4, 5), np.float32)}, Method.parse(["method=prune"]), {}, "run")
+    monkeypatch.setattr(compressed, "_save", lambda *arguments: (_ for _ in ()).throw(RunError("the disk is full")))
+    with pytest.raises(RunError, match="the disk is full"):
+        compressed.compress(bigctl.load(str(run)), Method.parse(["method=int4"]), run.with_name("broken"))
+    assert not run.with_name("broken").exists()
