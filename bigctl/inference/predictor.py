@@ -28,7 +28,7 @@ from bigctl.inference.threshold import Threshold
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.training.programs import Programs
-from bigctl.training.state import TrainState
+from bigctl.training.state import TrainState, Tree
 from bigctl.training.task import Judged, Record, Task
 
 log = logging.getLogger("bigctl")
@@ -65,7 +65,7 @@ class Predictor:
         """The network itself, a flax `nnx.Module`."""
         return self._programs.merge(self._weights, self._state.variables)
 
-    def with_params(self, params: Any) -> Self:
+    def with_params(self, params: Tree) -> Self:
         """The same model with other weights, a nested dict of arrays as `params` is."""
         other = copy.copy(self)
         for name in ("model", "_forward", "language_model"):  # what was made of the old ones

@@ -18,6 +18,8 @@ from bigctl.inference.exporters.network import Arrays, Network, on_cpu
 
 _SEEN_THROUGH = ("convert_element_type", "copy", "stop_gradient")
 _BATCH = 32
+_Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
+"""Of a product: those that are summed over, and those of the batch, of either side."""
 
 
 def norms(network: Network, dataset: Dataset, rows: int) -> dict[str, np.ndarray]:
@@ -65,7 +67,8 @@ class _Watch:
             return None if isinstance(atom, Literal) else known.get(atom)
 
         for eqn in jaxpr.eqns:
-            values, sources = [read(atom) for atom in eqn.invars], [origin(atom) for atom in eqn.invars]
+            values: list[Any] = [read(atom) for atom in eqn.invars]
+            sources = [origin(atom) for atom in eqn.invars]
             inner = next(
                 (eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params), None
             )
@@ -83,7 +86,7 @@ class _Watch:
             known.update(zip(eqn.outvars, made, strict=True))
         return [read(atom) for atom in jaxpr.outvars], [origin(atom) for atom in jaxpr.outvars]
 
-    def _product(self, dimensions: Any, left: Any, kernel: str | None) -> None:
+    def _product(self, dimensions: _Dimensions, left: jax.Array, kernel: str | None) -> None:
         (left_sum, right_sum), (batched, _) = dimensions
         if kernel is None or batched or tuple(right_sum) != (0,) or len(left_sum) != 1:
             return

@@ -101,8 +101,8 @@ def _lines(method: Method, found: Smaller, compared: beside.Beside) -> list[str]
             f"{value:.4f} +- {each:.4f}"
             for value, each in zip((compared.before, compared.after), compared.around, strict=True)
         ]
-        lines.append(f"{compared.scored}: {around[0]} -> {around[1]} on {compared.on}")
-    lines += [line for line in compared.lines if not line.startswith("slower")]
+        lines.append(f"{compared.scored}, each by itself: {around[0]} -> {around[1]}")
+    lines += [line for line in compared.lines if not line.startswith("slower")]  # the same computation, either way
     lines.append(
         "weights stay float32 in this run, and jax is no faster with them: `bigctl export --int8` writes small files"
     )
