@@ -231,6 +231,9 @@ def _import_all() -> None:
 def _main() -> None:
     import gc
 
+    from bigctl.parallel import host_memory
+
+    host_memory.keep_memory()  # before what is imported starts a thread; children inherit it
     _import_all()
     gc.freeze()  # what is there is not looked at again, and so not copied, in the children
     command = _serve(socket.socket(fileno=int(sys.argv[1])))
