@@ -57,7 +57,7 @@ def test_a_llama_leaves_as_one_file_with_its_tokenizer_and_can_be_started_from(r
     assert end == "<|endoftext|>" and metadata["general.file_type"] == 1
 
 
-@pytest.mark.parametrize(("flag", "kind"), [("--int8", "Q8_0"), ("--int4", "Q4_0")])
+@pytest.mark.parametrize(("flag", "kind"), [pytest.param("--int8", "Q8_0", marks=pytest.mark.slow), ("--int4", "Q4_0")])
 def test_rounded_matrices_are_those_of_llama_cpp_and_rows_that_do_not_fit_are_counted(
     run, tmp_path, capsys, flag, kind
 ):
@@ -70,6 +70,7 @@ def test_rounded_matrices_are_those_of_llama_cpp_and_rows_that_do_not_fit_are_co
     assert kinds["output_norm.weight"] == "F32" and abs(said["after_score"] - said["before_score"]) < 0.05
 
 
+@pytest.mark.slow
 def test_a_tokenizer_or_a_layout_that_came_out_otherwise_is_noticed(run, tmp_path, monkeypatch):
     trained = bigctl.load(str(run))
     monkeypatch.setattr(gguf_export, "neighbours", lambda rows, depth: rows)

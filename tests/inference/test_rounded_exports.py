@@ -47,7 +47,7 @@ def texts(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_product_and_table_is_rounded_and_the_card_says_what_it_costs(texts, tmp_path, bits):
     trained = bigctl.load(str(texts))
     facts = onnx_model.write(trained, tmp_path / "out", bits=bits).facts["rounded"]
