@@ -47,7 +47,7 @@ class BagClassifier(nnx.Module):
         self, config: schema.Bag, vocab_size: int, outputs: int, *, groups: Sequence[Group] = (), rngs: nnx.Rngs
     ):
         self.pool = config.pool
-        self.scale = max(1.0, math.log2(outputs)) if config.scale is None else config.scale
+        self.scale = max(1.0, math.log2(outputs)) ** config.scale_power if config.scale is None else config.scale
         self.groups = tuple((int(end), bool(pieces), float(weight)) for end, pieces, weight in groups)
         self.embedding = nnx.Embed(
             vocab_size, config.width or outputs, embedding_init=nnx.initializers.zeros, rngs=rngs

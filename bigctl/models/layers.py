@@ -180,9 +180,9 @@ def fold(key: Array | None, number: int) -> Array | None:
 
 
 class Unchanged(nnx.Module):
-    """Stands where a head was, and gives on what that would read."""
+    """Stands where a head was, and gives on the vectors that it would read."""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *others: Array | None) -> Array:
         return x
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bigctl.config import schema
 from bigctl.models.layers import QuickDropout, fold, matmul
+from bigctl.models.ngram_head import NgramHead
 
 
 class Recurrence(nnx.Module):
@@ -144,8 +145,11 @@ class Layer(nnx.Module):
 class LstmClassifier(nnx.Module):
     """Embedding, LSTM layers, one vector for each text, linear output. What pads a text changes nothing.
 
+    With `config.ngrams` a linear model of the text's runs of tokens is beside it, see `NgramHead`: of few examples runs
+    of words tell more than an LSTM learns.
+
     Args:
-        config: widths, layers, directions, pool, dropout.
+        config: widths, layers, directions, pool, dropout, n-grams.
         vocab_size: rows of the embedding.
         outputs: number of logits.
         per_token: give logits for each token, and not for each text: nothing is pooled then.
@@ -158,7 +162,12 @@ class LstmClassifier(nnx.Module):
         self.embedding = nnx.Embed(vocab_size, config.embedding, rngs=rngs)
         self.layers = nnx.List(Layer(width, config.hidden, config.bidirectional, rngs=rngs) for width in widths)
         self.dropout = QuickDropout(config.dropout)
-        self.head = nnx.Linear(features, outputs, rngs=rngs)
+        self.head: Callable[..., Array]  # of what is read: vectors, or vectors and tokens
+        if config.ngrams and not per_token:
+            self.head = NgramHead(features, outputs, config, rngs=rngs)
+        else:
+            self.head = nnx.Linear(features, outputs, rngs=rngs)
+        self.reads_runs = bool(config.ngrams) and not per_token
 
     def __call__(
         self,
@@ -176,7 +185,9 @@ class LstmClassifier(nnx.Module):
         if self.pool == "none":
             return self.head(self.dropout(states.swapaxes(0, 1), fold(key, len(self.layers))))
         pooled = _pool(states, last, lengths, self.pool)
-        return self.head(self.dropout(pooled, fold(key, len(self.layers))))
+        pooled = self.dropout(pooled, fold(key, len(self.layers)))
+        runs = (tokens, lengths, fold(key, len(self.layers) + 1)) if self.reads_runs else ()
+        return self.head(pooled, *runs)
 
 
 def _pool(

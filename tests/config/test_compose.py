@@ -117,7 +117,7 @@ def test_composing_imports_no_jax(tmp_path):
     ("override", "said"),
     [
         ("recipe=mlp_clss", ["no recipe named 'mlp_clss'", "did you mean recipe=mlp_cls"]),
-        ("model=mpl", ["no model named 'mpl'", "did you mean model=mlp", "lstm, minilm, mlp"]),
+        ("model=mpl", ["no model named 'mpl'", "did you mean model=mlp", "lstm, lstm_ngrams, minilm, mlp"]),
         ("modell=mlp", ["no key 'modell'", "did you mean model"]),
         ("optimizer.lrr=1", ["no key 'optimizer.lrr'", "did you mean optimizer.lr?", "weight_decay"]),
         ("train.bach_size=3", ["no key 'train.bach_size'", "did you mean train.batch_size?"]),

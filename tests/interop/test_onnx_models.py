@@ -42,6 +42,7 @@ TEXTS: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {
     "bert tags": lambda r: BertClassifier(schema.Bert(**BERT), 50, 3, per_token=True, rngs=r),
     "lstm": lambda r: LstmClassifier(schema.Lstm(embedding=8, hidden=8, layers=2, bidirectional=True), 50, 3, rngs=r),
     "lstm max": lambda r: LstmClassifier(schema.Lstm(embedding=8, hidden=8, pool="max"), 50, 3, rngs=r),
+    "lstm runs": lambda r: LstmClassifier(schema.Lstm(embedding=8, hidden=8, ngrams=3, ngram_rows=97), 50, 3, rngs=r),
     "bag": lambda r: BagClassifier(schema.Bag(width=8, pool="norm"), 50, 3, rngs=r),
 }
 STREAMS: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {

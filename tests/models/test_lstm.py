@@ -12,7 +12,9 @@ from flax import nnx
 from jax import lax
 
 from bigctl.config import schema
+from bigctl.models.layers import QuickDropout
 from bigctl.models.lstm import LstmClassifier, recur
+from bigctl.models.ngram_head import hashed_runs
 from tests.parity import cases
 
 VOCAB = 17
@@ -177,3 +179,71 @@ def test_dropout_is_drawn_only_with_a_key() -> None:
     first, again, other = (logits(model, *columns, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - exact).max() > 1e-2 and np.abs(first - other).max() > 1e-2
+
+
+# ---------------------------------------------------------------------------------------------------- runs beside it
+
+
+def filled(**options: Any) -> LstmClassifier:
+    model = classifier(ngrams=3, ngram_rows=5000, ngram_scale=2.0, **options)
+    model.head.ngrams[...] = jax.random.normal(jax.random.key(1), (5000, 3))
+    return model
+
+
+def test_logits_are_the_mean_of_those_of_the_lstm_and_of_its_runs() -> None:
+    """Each distinct run has a row, the same wherever it stands; the sum is divided by the root of their number."""
+    model, plain, (tokens, lengths, second) = filled(ngram_share=0.25), classifier(), texts()
+    mean, deep = np.asarray(logits(model, tokens, lengths, second)), np.asarray(logits(plain, tokens, lengths, second))
+    added = (mean - 0.75 * deep) / 0.25
+    table, row = np.asarray(model.head.ngrams[...]), {}
+    expected = np.zeros_like(added)
+    for text, length, found in zip(np.asarray(tokens), lengths.tolist(), expected, strict=True):
+        runs = [tuple(text[i : i + n].tolist()) for n in (1, 2, 3) for i in range(length - n + 1)]
+        for run in runs:
+            alone = jnp.asarray([run])
+            if run not in row:
+                rows, real = hashed_runs(alone, jnp.asarray([len(run)]), 3, len(table))
+                row[run] = int(rows[0][np.flatnonzero(real[0])[-1]])
+            found += 2.0 * table[row[run]] / np.sqrt(len(runs))
+    np.testing.assert_allclose(added, expected, rtol=1e-4, atol=1e-5)
+    assert len(set(row.values())) > 0.98 * len(row) > 30
+
+
+def test_an_example_teaches_one_of_the_two() -> None:
+    """In training logits are either those of the LSTM or those of the runs, and both learn from a few examples."""
+    model, plain, columns = filled(), classifier(), texts()
+    deep, wide = logits(plain, *columns), logits(filled(ngram_share=1.0), *columns)
+    drawn = jnp.stack([logits(model, *columns, key=jax.random.key(i)) for i in range(64)])
+    is_deep, is_wide = (np.isclose(drawn, x, rtol=1e-5, atol=1e-5).all(-1)[:, :4] for x in (deep, wide))
+    assert (is_deep ^ is_wide).all() and 0.3 < is_deep.mean() < 0.7
+
+    new = classifier(ngrams=2, ngram_rows=64)
+    gradient = nnx.grad(lambda model: jnp.sum(jnp.square(model(*columns, key=jax.random.key(0)) - 1)))(new)
+    for leaf in jax.tree.leaves(nnx.state(gradient)):
+        assert np.abs(leaf).max() > 0
+
+
+def test_padding_and_dropout_of_runs() -> None:
+    model, (tokens, lengths, second) = filled(ngram_share=1.0), texts()
+    longer = jnp.pad(tokens, ((0, 0), (0, 6)), constant_values=7)
+    expected = logits(model, tokens, lengths, second)
+    np.testing.assert_allclose(logits(model, longer, lengths, second), expected, rtol=1e-5, atol=1e-5)
+
+    leaves_out = filled(dropout=0.5)
+    leaves_out.dropout = QuickDropout(0.0)  # of what the LSTM reads and says
+    leaves_out.head.kernel[...] = 0 * leaves_out.head.kernel[...]
+    drawn = jnp.stack([logits(leaves_out, tokens, lengths, second, key=jax.random.key(i)) for i in range(400)])
+    np.testing.assert_allclose(2 * drawn.mean(0), expected, atol=0.5)
+    assert len(np.unique(np.asarray(drawn[:, 0]), axis=0)) > 100
+
+
+def test_runs_are_spread_over_the_rows() -> None:
+    """At least as many different rows as balls thrown at random would hit, for pairs of 300 tokens."""
+    pairs = np.stack(np.meshgrid(np.arange(300), np.arange(300)), -1).reshape(-1, 2)
+    rows, _ = hashed_runs(jnp.asarray(pairs), jnp.full(len(pairs), 2), 2, 131072)
+    assert len(np.unique(np.asarray(rows)[:, 2])) > 0.98 * 131072 * (1 - np.exp(-90000 / 131072))
+
+
+def test_tags_have_no_part_of_runs() -> None:
+    model = LstmClassifier(schema.Lstm(ngrams=3), VOCAB, 3, per_token=True, rngs=nnx.Rngs(0))
+    assert shapes(model).keys() == shapes(classifier(layers=1)).keys()

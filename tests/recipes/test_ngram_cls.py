@@ -96,9 +96,13 @@ def test_words_and_pieces_are_each_as_tf_idf_has_them() -> None:
     np.testing.assert_allclose(model(tokens, lengths, lengths), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("scale", "factor"), [(1.0, 1), (2.5, 2.5), (None, 3)])
-def test_scores_are_scaled_by_the_number_of_classes_where_nothing_is_said(scale: float | None, factor: float) -> None:
-    model = BagClassifier(schema.Bag(width=0, scale=scale, dropout=0), 4, 8, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("scale", "power", "factor"), [(1.0, 1.0, 1), (2.5, 0.5, 2.5), (None, 1.0, 3), (None, 0.5, 3**0.5), (None, 0.0, 1)]
+)
+def test_scores_are_scaled_by_the_number_of_classes_where_nothing_is_said(
+    scale: float | None, power: float, factor: float
+) -> None:
+    model = BagClassifier(schema.Bag(width=0, scale=scale, scale_power=power, dropout=0), 4, 8, rngs=nnx.Rngs(0))
     model.embedding.embedding[...] = jax.numpy.ones((4, 8))
     tokens, lengths = np.array([[1, 2]]), np.array([2])
     np.testing.assert_allclose(model(tokens, lengths, lengths), np.full((1, 8), factor), rtol=1e-6)

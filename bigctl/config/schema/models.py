@@ -220,6 +220,15 @@ class Lstm(Model):
     )  # fmt: skip
     dropout: float = key(0.3, "Dropout of embeddings, between layers and before the head.", traced=True, off=0.0,
                          ge=0, lt=1)  # fmt: skip
+    ngrams: int = key(
+        0, "Longest runs of tokens that a linear model beside the LSTM takes; 0 for none. It has no part in tags.",
+        drift=STRUCTURAL, ge=0, le=8,
+    )  # fmt: skip
+    ngram_rows: int = key(131072, "Rows that runs of tokens are hashed to.", drift=STRUCTURAL, ge=1, le=2**28)
+    ngram_scale: float = key(
+        2.0, "What they add is multiplied by, and so how fast they are learnt.", drift=STRUCTURAL, gt=0
+    )
+    ngram_share: float = key(0.7, "Their weight in the mean of the logits of both.", ge=0, le=1)
 
     def head_input(self, *, per_token: bool) -> str:
         return "each token" if per_token else f"the {self.pool} of the states"
@@ -250,6 +259,9 @@ class Bag(Model):
         1.0, "What scores are multiplied by; null for log2 of the number of outputs, 1 at least, so that those of many "
         "classes grow as fast as those of two.", drift=STRUCTURAL, gt=0,
     )  # fmt: skip
+    scale_power: float = key(
+        1.0, "Power that this log2 is raised to, where model.scale is null.", drift=STRUCTURAL, ge=0, le=2
+    )
     dropout: float = key(0.5, "Share of the n-grams of a text that are left out.", traced=True, off=0.0, ge=0, lt=1)
 
     def head_input(self, *, per_token: bool) -> str:
