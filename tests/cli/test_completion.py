@@ -166,6 +166,7 @@ def with_bigctl() -> dict[str, str]:
                 "recipe=bert_mlm",
                 "recipe=bert_tag",
                 "recipe=cnn_cls",
+                "recipe=finetune_cls",
                 "recipe=gpt_lm",
                 "recipe=lstm_cls",
                 "recipe=lstm_tag",
