@@ -22,7 +22,7 @@ import _bench
 EXAMPLES = """\
 examples:
   python scripts/bench_plan.py
-  python scripts/bench_plan.py --rounds 20 --keys model.width=256 train.batch_size=64
+  python scripts/bench_plan.py --rounds 20 --keys model.width=128 train.batch_size=16
 """
 DEVICES = 8
 MESHES = (
@@ -31,8 +31,8 @@ MESHES = (
 )  # fmt: skip
 """Devices along data, fsdp and tensor."""
 KEYS = (
-    "recipe=gpt_lm", "model.heads=8", "model.width=128", "optimizer=adamw", "data=tokens",
-    "recipe.tokenizer.type=bytes", "train.batch_size=32", "train.steps=1000",
+    "recipe=gpt_lm", "model.heads=8", "model.width=256", "optimizer=adamw", "data=tokens",
+    "recipe.tokenizer.type=bytes", "train.batch_size=8", "train.steps=1000",
 )  # fmt: skip
 
 
