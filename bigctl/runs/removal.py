@@ -117,7 +117,7 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- strangers
 
 _WRITTEN = re.compile(
-    r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
+    r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
     r"|report\.html|curves\.png"
 )
 _BESIDE = r"(labels|preprocessing|tokenizer|source)\.json|README\.md|SHA256SUMS|run\.py"

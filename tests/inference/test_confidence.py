@@ -13,6 +13,7 @@ import bigctl
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError
 from bigctl.inference import assess, confidence
+from bigctl.runs import removal
 from tests import small
 
 
@@ -137,6 +138,7 @@ def test_what_eval_fits_is_kept_and_used_by_predict(
     held = [[model.classes[k] for k in np.flatnonzero(1 - row.astype(float) <= kept["cuts"][0])] for row in given]
     assert [row["set"] for row in after] == held and 1 < np.mean([len(each) for each in held]) < 3
     assert predicted("--uncalibrated") == before
+    assert not list(removal.strangers(run)), "a run with it can still be removed"
     plain = command("eval", str(run))
     assert "temperature" not in plain and "accuracy" in plain
 

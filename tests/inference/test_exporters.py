@@ -15,6 +15,7 @@ import pytest
 import bigctl
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, RunError
+from bigctl.inference.confidence import Confidence
 from bigctl.inference.exporters import agreement, formats, stablehlo
 from bigctl.inference.exporters.network import Network
 from bigctl.inference.trained import TrainedRun
@@ -76,6 +77,7 @@ def texts(tmp_path_factory) -> TrainedRun:
 
 def test_a_table_model_answers_without_us_as_the_run_does(table, tmp_path, kind):
     trained = bigctl.load(str(table / "run"))
+    trained = trained.with_confidence(Confidence("", trained.step, temperature=1.7))
     formats.exporter(kind).write(trained, tmp_path / "out")
     expected = [*trained.predict_files([table / "rows.csv"])]
     lines = [line.split("\t") for line in run_py(tmp_path / "out", str(table / "rows.csv")).splitlines()]

@@ -138,6 +138,7 @@ def _labels(trained: TrainedRun) -> dict[str, Any]:
         "names": list(target.names),
         "positive": target.names.index(positive) if positive is not None else None,
         "threshold": decided,
+        "temperature": trained.confidence.temperature if trained.confidence is not None else None,
         "origin": target.origin,
     }
 
