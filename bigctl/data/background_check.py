@@ -5,7 +5,6 @@ A set that is not what was prepared (a disk that fails, a copy that was cut) is 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import threading
 import time
@@ -53,7 +52,10 @@ class BackgroundCheck:
 
     def _run(self) -> None:
         for name, expected in self._digests.items():
-            found = self._digest(self._folder / name)
+            try:
+                found = self._digest(self._folder / name)
+            except FileNotFoundError:  # removed by `data clean`, which is no damage; what is mapped stays readable
+                return
             if self._stop.is_set():
                 return
             if found != expected:
@@ -64,17 +66,22 @@ class BackgroundCheck:
                 return
 
     def _digest(self, file: Path) -> str | None:
+        """Of a file; None where it cannot be read, or this is to end. Raises FileNotFoundError."""
         digest = hashlib.sha256()
-        with contextlib.suppress(OSError), file.open("rb") as stream:
-            while True:
-                began = time.monotonic()
-                block = stream.read(_BLOCK)
-                digest.update(block)
-                if not block:
-                    return digest.hexdigest()
-                if self._stop.wait(_IDLE * (time.monotonic() - began)):
-                    return None
-        return None
+        try:
+            with file.open("rb") as stream:
+                while True:
+                    began = time.monotonic()
+                    block = stream.read(_BLOCK)
+                    digest.update(block)
+                    if not block:
+                        return digest.hexdigest()
+                    if self._stop.wait(_IDLE * (time.monotonic() - began)):
+                        return None
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return None
 
 
 def begin(path: str) -> BackgroundCheck | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -59,3 +60,18 @@ def test_damage_that_does_not_show_from_outside_ends_the_first_epoch(
     train("third", steps=60)  # goes on within the second epoch
     state = json.loads((tmp_path / "third" / "run.json").read_text())
     assert state["status"] == "complete"
+
+
+def test_a_set_that_is_removed_meanwhile_is_not_damaged(tmp_path: Path) -> None:
+    """As by `data clean` while the first epoch trains."""
+    (tmp_path / "there").write_bytes(b"")
+    digests = {"there": hashlib.sha256(b"").hexdigest(), "gone": "0" * 64}
+    check = background_check.BackgroundCheck(tmp_path, digests)
+    check._thread.join(10)
+    assert not check.running
+    check.require_sound()
+    (tmp_path / "gone").write_bytes(b"other")
+    check = background_check.BackgroundCheck(tmp_path, digests)
+    check._thread.join(10)
+    with pytest.raises(DataError, match="gone is not what was prepared"):
+        check.require_sound()
