@@ -19,7 +19,7 @@ from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.preparation import deduplicate, encode_by_blocks, prepare
 from bigctl.data.preparation import rows as prepare_rows
-from bigctl.data.sources import arrow, column_blocks
+from bigctl.data.sources import arrow, column_blocks, parquet
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 from tests.data.test_rows_by_blocks import EMPTY, assert_equal, reviews
@@ -156,6 +156,42 @@ def test_files_of_several_types_and_of_the_splits_are_read_by_blocks_too(kind: s
     write(tmp_path / f"test.{suffix}", changed(price=pa.array(["1"] * 60)), kind)
     whole, blocks = both(monkeypatch, config)
     assert whole == blocks and "is string, where it was a number in training" in str(blocks)
+
+
+def test_bad_rows_of_one_split_are_not_those_of_another(tmp_path, monkeypatch) -> None:
+    """All splits of a folder have one name; the second start finds the columns of the first."""
+    folder, work = tmp_path / "rows", tmp_path / "work"
+    work.mkdir()
+    folder.mkdir()
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
+    for split, columns in (("train", rows(30)), ("validation", changed(area=BAD)), ("test", rows(50, seed=2))):
+        (folder / split).mkdir()
+        (folder / split / "state.json").write_text(json.dumps({"_data_files": [{"filename": "1.arrow"}]}))
+        write(folder / split / "1.arrow", columns, "stream")
+    config = schema.Arrow(path=str(folder), label="y", on_bad="skip")
+    whole = arrow.decode(config, False)
+    monkeypatch.setattr(column_blocks, "LARGE", 0)
+    decode = arrow.by_blocks(config, False)
+    assert decode is not None
+    for _ in range(2):
+        blocks = decode(work)
+        assert {split: len(own["label"]) for split, own in blocks.splits.items()} == {
+            "train": 30, "validation": 58, "test": 50
+        }  # fmt: skip
+        assert blocks.info["notes"] == whole.info["notes"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+def test_many_files_are_as_large_as_one(kind: str, tmp_path, monkeypatch) -> None:
+    make, blocks = (schema.Parquet, column_blocks.Parquet) if kind == "parquet" else (schema.Arrow, arrow.Blocks)
+    suffix = "parquet" if kind == "parquet" else "arrow"
+    files = [write(tmp_path / f"{number}.{suffix}", rows(seed=number), kind) for number in range(3)]
+    sizes = [blocks.look(file, None).bytes for file in files]
+    source = parquet if kind == "parquet" else arrow
+    for large, path in ((sum(sizes), tmp_path), (sum(sizes) + 1, tmp_path), (sizes[0] + 1, files[0])):
+        monkeypatch.setattr(column_blocks, "LARGE", large)
+        found = source.by_blocks(make(path=str(path), label="y"), False)
+        assert (found is not None) == (large == sum(sizes))
 
 
 def test_a_column_of_another_type_in_the_second_row_group_is_one_line(tmp_path, monkeypatch) -> None:

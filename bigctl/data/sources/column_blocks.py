@@ -3,6 +3,7 @@ whenever it is looked at."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 LARGE = 2**25
-"""Bytes of the columns that are wanted, not compressed, from which on they are read by blocks."""
+"""Bytes of the columns that are wanted of all files, not compressed, from which on they are read by blocks."""
 
 _ROWS, _BYTES = 2**14, 2**23
 """Rows of a block, and bytes at about which they are fewer."""
@@ -130,8 +131,9 @@ def joined(source: str, files: Sequence[Path], kind: Kind, *, only: Sequence[str
 
 
 def are_large(files: Sequence[Path], kind: Kind, only: Sequence[str] | None) -> bool:
-    """Whether one of some files holds more than is read as a whole."""
+    """Whether some files together hold more than is read as a whole."""
     try:
-        return any(kind.look(file, only).bytes >= LARGE for file in files)
+        sizes = (kind.look(file, only).bytes for file in files)
+        return any(size >= LARGE for size in itertools.accumulate(sizes))
     except DataError:  # which reading it as a whole tells
         return False

@@ -208,12 +208,19 @@ class StoredRows:
         Raises:
             OSError: there is no room.
         """
+        return self.keep_noted(name, lambda: (make(), None))[0]
+
+    def keep_noted(self, name: str, make: Callable[[], tuple[np.ndarray, Any]]) -> tuple[np.ndarray, Any]:
+        """The same where `make` gives what is to be said of these rows too, for JSON; an earlier start's is given
+        again."""
         file = self._files.setdefault(name, self._folder / f"{len(self._files)}.column")
         part = self._parts[name] = self._parts.get(name, -1) + 1
         before, step = self._ends.get(name, 0), f"column {part} {name}"
         known = self._journal.get(step)
-        if known is None or not file.is_file() or file.stat().st_size < before + known["bytes"]:
-            known = self._written(file, name, before, make())
+        written = file.stat().st_size if file.is_file() else -1
+        if known is None or "said" not in known or written < before + known["bytes"]:
+            values, said = make()
+            known = self._written(file, name, before, values) | {"said": said}
             self._journal.note(step, known, now=True)
         elif known["new"] is not None:
             categories = self._known.setdefault(name, {})
@@ -221,8 +228,9 @@ class StoredRows:
         self._ends[name] = before + known["bytes"]
         kind = np.float64 if known["new"] is None else np.int32
         if not known["bytes"]:
-            return np.empty(0, kind)
-        return np.memmap(file, kind, "r", before, (known["bytes"] // np.dtype(kind).itemsize,))
+            return np.empty(0, kind), known["said"]
+        rows = known["bytes"] // np.dtype(kind).itemsize
+        return np.memmap(file, kind, "r", before, (rows,)), known["said"]
 
     def _written(self, file: Path, name: str, before: int, values: np.ndarray) -> dict[str, Any]:
         new: list[str | None] | None = None

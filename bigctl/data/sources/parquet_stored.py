@@ -20,18 +20,15 @@ from bigctl.data.sources.parquet_files import Part
 
 def kept(stored: StoredRows, part: Part, name: str, kind: str, bad: Bad | None) -> np.ndarray:
     """A column, with the rows that cannot be used noted in `bad`."""
-    step = f"bad {part.source} {name}"
 
-    def make() -> np.ndarray:
+    def make() -> tuple[np.ndarray, list[list[int | str | None]]]:
         own: Bad | None = None if bad is None else {}
         values = typed(part, name, kind, own)
-        if own:
-            stored.remember(step, [[row, *as_json(error)] for row, error in own.items()])
-        return values
+        return values, [[row, *as_json(error)] for row, error in (own or {}).items()]
 
-    values = stored.keep(name, make)
+    values, noted = stored.keep_noted(name, make)
     if bad is not None:
-        for row, *error in stored.known(step) or ():
+        for row, *error in noted:
             bad.setdefault(row, of_json(error))
     return values
 
