@@ -102,8 +102,9 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
     steps = ["" if side.step is None else f"{side.step:,}" for side in sides]
     metrics = differences.rows([_chosen(side, names) for side in sides], every=True)
     times = differences.rows([side.times for side in sides], every=True)
+    origins = {"made from": [side.derived_from or "" for side in sides]} if any(s.derived_from for s in sides) else {}
     tables = {
-        "run": {"status": [side.status for side in sides], "step": steps},
+        "run": {"status": [side.status for side in sides], "step": steps, **origins},
         "configuration": {key: [_text(value) for value in values] for key, values in config.items()},
         "surroundings": {key: [_text(value) for value in values] for key, values in surroundings.items()},
         "metric": {name: _metrics(values, sides) for name, values in metrics.items()},

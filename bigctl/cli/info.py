@@ -52,6 +52,7 @@ def text(known: dict[str, Any]) -> list[str]:
             lines.append(f"{name:<12} {value}")
 
     line("recipe", known["recipe"])
+    line("made from", known["derived_from"])
     line("parameters", f"{known['parameters']:,}" if known["parameters"] is not None else None)
     line("stopped", known["stopped"])
     if known["selected_step"] is not None:

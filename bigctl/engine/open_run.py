@@ -132,6 +132,8 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
     saved = composing.from_yaml(run.read_config(), where=str(run.config))
     config = _keep_decided(saved, composed.config)
     found = drift.changes(saved, config)
+    if found or status != directory.COMPLETE:
+        _require_own_training(run)
     if status == directory.DIVERGED and all(change.drift == schema.FREE for change in found):
         raise Diverged(
             f"the run diverged: {run.record().get('message', '')}",
@@ -151,7 +153,16 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
             where=str(run.path),
             hint="restore them, or start a new run with another --name",
         )
+    _require_own_training(run)
     return _Found(config, Beginning.RESUMED if trained else _without_checkpoint(run), changed, done=done)
+
+
+def _require_own_training(run: RunDirectory) -> None:
+    """Raises RunError for what `bigctl compress` made: trained on, it would begin with an optimizer that has seen
+    nothing, and be no longer what it says."""
+    if run.exists and "compression" in run.record():
+        hint = f"train a new run from its weights: model.init_from={run.path}, and another --name"
+        raise RunError("was made by `bigctl compress` and cannot be trained on", where=str(run.path), hint=hint)
 
 
 def _without_checkpoint(run: RunDirectory) -> Beginning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,16 +21,30 @@ def require_new(folder: Path) -> None:
 
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name once all is there. Raises RunError if it cannot be written."""
+    """A folder to write into, which gets its name once all is there.
+
+    Raises:
+        RunError: if it cannot be written, or the name has been taken meanwhile; nothing of that is changed.
+    """
     partial = temporary_name(folder)
     try:
         partial.mkdir(parents=True)
         yield partial
-        partial.rename(folder)
+        _named(partial, folder)
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _named(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            hint = "that was left as it is: give another name"
+            raise RunError("has been made by another command meanwhile", where=str(folder), hint=hint) from error
+        raise
 
 
 def write_json(file: Path, value: object) -> None:

@@ -49,6 +49,7 @@ class Side:
         curves: name -> step -> value, what measures time left out.
         damaged: lines of metrics.jsonl that cannot be read.
         notes: what could not be read else.
+        derived_from: the run that a compressed one was made from, and how.
     """
 
     path: str
@@ -65,6 +66,7 @@ class Side:
     curves: Mapping[str, Mapping[int, Any]]
     damaged: int
     notes: Sequence[str]
+    derived_from: str | None = None
 
 
 def sides(runs: Sequence[RunDirectory]) -> list[Side]:
@@ -120,6 +122,7 @@ def _side(run: RunDirectory, name: str) -> Side:
             surroundings=_surroundings(run, record),
             metrics={n: v for n, v in {**metrics, **(summary.get("metrics") or {})}.items() if _is_number(v)},
             times=_times(summary, lines), curves=curves, damaged=damaged, notes=notes,
+            derived_from=provenance.derived(record),
         )  # fmt: skip
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(run.metrics)) from error

@@ -93,6 +93,15 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def derived(record: Mapping[str, Any]) -> str | None:
+    """What a compressed run was made from, and how; None of any other."""
+    origin = record.get("derived_from")
+    if not origin:
+        return None
+    how = " ".join(f"{key}={value}" for key, value in (record.get("compression") or {}).items() if value != "")
+    return f"{origin.get('derived_from')}, step {origin.get('step') or 0:,}: {how}"
+
+
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What `config.drift` has rules for, from the fields of a run.json; None for what it does not say."""
     installed, machine, devices, code = (

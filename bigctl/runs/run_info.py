@@ -10,7 +10,7 @@ from typing import Any
 from bigctl.config import plugins, saved, schema
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size, read_regular
-from bigctl.runs import baselines, directory, listing
+from bigctl.runs import baselines, directory, listing, provenance
 from bigctl.runs.directory import RunDirectory
 
 
@@ -58,6 +58,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
         "bytes": disk_size(run.path),
         "created": record.get("created"),
         "updated": record.get("updated"),
+        "derived_from": provenance.derived(record),
         "starts": record.get("starts") or [],
         "overrides": record.get("overrides") or _lines(run.overrides),
         "data": {name: data.get(name) for name in ("fingerprint", "sizes", "info", "drawn")} if data else None,

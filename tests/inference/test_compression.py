@@ -51,11 +51,23 @@ def test_the_result_is_a_run_that_says_what_it_was_made_of(run, capsys):
     assert summary["compression"]["after_score"] == pytest.approx(summary["metrics"]["val/accuracy"])
     for command in (["verify", str(made)], ["eval", str(made)], ["info", str(made)], ["compare", str(run), str(made)]):
         assert main(command) == 0, command
-    assert not [*strangers(made)]
+    assert (
+        " ".join(capsys.readouterr().out.split()).count("made from small, step 30: method=int8") == 2
+    )  # info, compare
+    assert not [*strangers(made)] and summary["run"] == str(made)
     assert main(["compress", str(made), "method=int4"]) == 2
     assert "is compressed already (int8)" in capsys.readouterr().err
     assert main(["compress", str(run), "method=int8"]) == 2
     assert "small-int8: exists already" in capsys.readouterr().err
+    assert main(["compress", str(run), "method=int8", "--run-dir", str(made)]) == 2
+    assert "exists already" in (said := capsys.readouterr().err) and "--resume" not in said
+    before = {file: file.read_bytes() for file in made.rglob("*") if file.is_file() and file.name != ".lock"}
+    for changed in (["train.steps=100"], ["optimizer.lr=0.1"]):
+        assert main(["resume", str(made), *changed]) == 2
+        said = capsys.readouterr().err
+        assert "was made by `bigctl compress`" in said and f"model.init_from={made}" in said
+    assert main(["resume", str(made)]) == 0  # nothing to do
+    assert before == {file: file.read_bytes() for file in before}
 
 
 def test_pruning_by_wanda_leaves_the_head_whole_and_says_so(run, capsys):
@@ -88,7 +100,7 @@ def test_wanda_compares_the_weights_of_each_output_by_what_they_are_given():
     norms = np.linspace(0.1, 5, 16)
     found = smaller(HELD, Method.parse(["method=prune", "sparsity=0.25"]), {"layers/0/kernel": norms}, "run")
     kernel, scores = found.values["layers/0/kernel"], np.abs(KERNEL) * norms[:, None]
-    assert ((kernel == 0).sum(0) == 4).all() and found.left == ("head/kernel",)
+    assert ((kernel == 0).sum(0) == 4).all() and found.left == {"head/kernel": 384}
     for column in range(6):
         dropped = kernel[:, column] == 0
         assert scores[dropped, column].max() < scores[~dropped, column].min()
@@ -131,6 +143,7 @@ def test_convolutions_stacked_layers_and_tables_are_rounded_along_their_inputs()
         (["methd=int8"], "there is no key 'methd' .did you mean method="),
         (["method=int3"], "there is no method 'int3' .one of: int8, int4, prune"),
         (["method=int4", "group=7"], "there are no groups of 7"),
+        (["method=int8", "method=int4"], "method: is given twice"),
         (["sparsity=0.5"], "no method is given"),
     ],
 )
@@ -146,3 +159,62 @@ def test_a_model_without_layers_for_a_method_and_a_failure_leave_nothing_behind(
     with pytest.raises(RunError, match="the disk is full"):
         compressed.compress(bigctl.load(str(run)), Method.parse(["method=int4"]), run.with_name("broken"))
     assert not run.with_name("broken").exists()
+    assert not [*run.parent.glob(".broken*")]
+
+
+def test_a_name_that_is_taken_meanwhile_keeps_what_it_has(run, monkeypatch):
+    taken, save = run.with_name("taken"), compressed._save
+
+    def meanwhile(*arguments) -> None:
+        save(*arguments)
+        taken.mkdir()
+        (taken / "run.json").write_text("of another process")
+
+    monkeypatch.setattr(compressed, "_save", meanwhile)
+    with pytest.raises(RunError, match="taken: has been made by another command meanwhile"):
+        compressed.compress(bigctl.load(str(run)), Method.parse(["method=int8"]), taken)
+    assert [(file.name, file.read_text()) for file in taken.iterdir()] == [("run.json", "of another process")]
+    assert not [*run.parent.glob(".taken*")]
+
+
+def test_a_kept_threshold_is_not_taken_along_and_the_score_is_that_of_the_new_run(run, capsys):
+    source, made = shutil.copytree(run, run.with_name("decided")), run.with_name("undecided")
+    plain = bigctl.load(str(source)).evaluate("validation")["val/accuracy"]
+    kept = bigctl.load(str(source)).choose_threshold("recall>=1").evaluate("validation")
+    assert "val/threshold" in kept
+    assert main(["compress", str(source), "method=int8", "--run-dir", str(made)]) == 0
+    summary = json.loads((made / "summary.json").read_text())
+    assert not {"val/threshold", "test/threshold"} & summary["metrics"].keys()
+    trained = bigctl.load(str(made))
+    assert summary["metrics"]["val/accuracy"] == pytest.approx(trained.evaluate("validation")["val/accuracy"])
+    assert summary["compression"]["before_score"] == pytest.approx(plain)
+
+
+def test_every_array_is_rounded_or_named_with_its_bytes():
+    rng = np.random.default_rng(2)
+    shapes = {
+        "head/ngrams": (512, 2), "groups/0/first": (3, 3, 4, 5), "layer/lora_a": (32, 8), "vit/position": (9, 32),
+        "vit/cls": (1, 32), "vit/registers": (4, 32), "odd/mixture": (3, 7), "head/bias": (2,),
+    }  # fmt: skip
+    held = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    held["counts"] = np.ones((2, 2), np.int32)
+    found = smaller(held, Method.parse(["method=int8"]), {}, "run")
+    left = {"vit/cls": 128, "vit/registers": 512, "odd/mixture": 84}
+    assert found.left == left and found.layers == 4
+    axes = {"head/ngrams": (0,), "groups/0/first": (0, 1, 2), "layer/lora_a": (0,), "vit/position": (1,)}
+    for name, each in held.items():
+        step = np.abs(each).max(axes.get(name, 0), keepdims=True) / 127
+        near = np.abs(found.values[name] - each) <= step / 2 + 1e-6
+        assert near.all() and np.array_equal(found.values[name], each) != (name in axes), name
+    assert found.after == (1024 + 8) + (180 + 20) + (256 + 32) + (288 + 36)
+    pruned = smaller(held, Method.parse(["method=prune", "by=magnitude"]), {}, "run")
+    whole = {"head/ngrams": 4096, "layer/lora_a": 1024, "vit/position": 1152, **left}
+    assert pruned.left == whole and (pruned.values["groups/0/first"] == 0).mean() == 0.5
+
+
+def test_what_would_become_no_smaller_stays_as_it_is():
+    rng = np.random.default_rng(3)
+    held = {"table/embedding": rng.normal(size=(50, 4)).astype(np.float32), "layer/kernel": KERNEL}
+    found = smaller(held, Method.parse(["method=int4"]), {}, "run")
+    assert found.left == {"table/embedding": 800} and found.layers == 1
+    assert np.array_equal(found.values["table/embedding"], held["table/embedding"])

@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bigctl.errors import RunError
 from bigctl.files import read_regular, write_json
 from bigctl.inference.compression import calibration
 from bigctl.inference.compression.method import PRUNE, WANDA, Method
-from bigctl.inference.compression.weights import Smaller, smaller
+from bigctl.inference.compression.weights import Smaller, smaller, unchanged
 from bigctl.inference.exporters import beside
 from bigctl.inference.exporters.folder import source
 from bigctl.inference.exporters.network import Network
 from bigctl.inference.trained import TrainedRun
+from bigctl.interop.folders import whole_or_nothing
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.metrics_file import step_of_line
 from bigctl.training.checkpoints.arrays import flatten, shapes
 from bigctl.training.checkpoints.store import Checkpoints
-from bigctl.training.state import zeros_like
+from bigctl.training.state import Tree, zeros_like
 
 MISTAKES = 24
 
@@ -50,7 +52,7 @@ def require_new(trained: TrainedRun, path: Path) -> None:
     if not trained.run.summary_file.is_file():
         raise RunError("has not finished training", where=where, hint=f"bigctl resume {where}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError("exists already", where=str(path), hint="give another --name")
+        raise RunError("exists already", where=str(path), hint="give another --name, or --run-dir")
 
 
 def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
@@ -60,35 +62,44 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
         RunError: as `require_new`; if the model has no layers for the method, or the run's data cannot be had.
     """
     require_new(trained, path)
+    if trained.threshold is not None:  # the new run has none of its own, and is scored as it will be used
+        trained = trained.with_threshold(None)
     where, network = str(trained.run.path), Network.of(trained)
     if network.dataset is None:
         raise RunError("its data cannot be had, so what it costs is not known", where=where, hint="bring it back")
     norms = {}
     if method.method == PRUNE and method.by == WANDA:
         norms = calibration.norms(network, network.dataset, method.calibration)
-    values = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(trained.params).items()}
-    found = smaller(values, method, norms, where)
+    found = smaller(_arrays(trained.params), method, norms, where)
+    found = dataclasses.replace(found, left={**found.left, **unchanged(_arrays(trained.variables))})
     other = trained.with_params(jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values())))
     compared = beside.compare(
         trained, network, network.copy(network.weights), network.copy({**network.weights, **found.values}), where
     )
     table = _table(trained, method, found, compared)
-    try:
-        _write(trained, other, method, path, table)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+    scores = _scores(other, trained.run.summary())
+    with whole_or_nothing(path) as partial:
+        _write(trained, other, method, RunDirectory(partial), {**scores, "run": str(path), "compression": table})
     return Compressed(path, table, _lines(method, found, compared))
 
 
+def _arrays(tree: Tree) -> dict[str, np.ndarray]:
+    """By path, float32 what is floating."""
+    return {
+        name: np.asarray(leaf, np.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else np.asarray(leaf)
+        for name, leaf in flatten(tree).items()
+    }
+
+
 def _table(trained: TrainedRun, method: Method, found: Smaller, compared: beside.Beside) -> dict[str, Any]:
-    about = {"layers": found.layers, "left": list(found.left), "zeros": found.zeros}
+    about = {"layers": found.layers, "left": dict(found.left), "zeros": found.zeros}
     sizes = {"bytes_before": found.before, "bytes_after": found.after}
     return {**source(trained), **method.settings, **about, **sizes, **compared.to_json(), "runtime": "jax, float32"}
 
 
 def _lines(method: Method, found: Smaller, compared: beside.Beside) -> list[str]:
-    left = f"; left as they were: {', '.join(found.left)}" if found.left else ""
+    left = ", ".join(f"{name} ({size:,} bytes)" for name, size in found.left.items())
+    left = f"; left as they were: {left}" if left else ""
     lines = [f"{method}: {found.layers} matrices{left}"]
     if method.method == PRUNE:
         lines.append(
@@ -112,26 +123,21 @@ def _lines(method: Method, found: Smaller, compared: beside.Beside) -> list[str]
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-def _write(trained: TrainedRun, other: TrainedRun, method: Method, path: Path, table: dict[str, Any]) -> None:
-    run, made = trained.run, RunDirectory(path)
-    made.lock()
-    try:
-        overrides = run.overrides.read_text(encoding="utf-8").splitlines() if run.overrides.is_file() else []
-        made.write_config(run.read_config(), overrides)
-        for file in (run.tokenizer, run.generation):
-            if file.is_file():
-                shutil.copyfile(file, path / file.name)
-        lines = read_regular(run.metrics).splitlines(keepends=True)
-        made.metrics.write_bytes(b"".join(line for line in lines if step_of_line(line) <= trained.step))
-        record = {name: value for name, value in run.record().items() if name not in ("updated", "message")}
-        record |= {"created": time.time(), "derived_from": source(trained), "compression": method.settings}
-        made.update_record(**{**record, "status": directory.RUNNING})
-        metrics = _scores(other, run.summary())
-        _save(trained, other, made, metrics["metrics"])
-        write_json(made.summary_file, {**run.summary(), "run": str(path), **metrics, "compression": table})
-        made.update_record(status=directory.COMPLETE, exit_code=0)
-    finally:
-        made.release()
+def _write(trained: TrainedRun, other: TrainedRun, method: Method, made: RunDirectory, summary: dict[str, Any]) -> None:
+    """All of a run into a folder that nobody else knows yet; its record last, so that what is cut short is no run."""
+    run = trained.run
+    overrides = run.overrides.read_text(encoding="utf-8").splitlines() if run.overrides.is_file() else []
+    made.write_config(run.read_config(), overrides)
+    for file in (run.tokenizer, run.generation):
+        if file.is_file():
+            shutil.copyfile(file, made.path / file.name)
+    lines = read_regular(run.metrics).splitlines(keepends=True)
+    made.metrics.write_bytes(b"".join(line for line in lines if step_of_line(line) <= trained.step))
+    _save(trained, other, made, summary["metrics"])
+    write_json(made.summary_file, {**run.summary(), **summary})
+    record = {name: value for name, value in run.record().items() if name not in ("updated", "message")}
+    record |= {"created": time.time(), "derived_from": source(trained), "compression": method.settings}
+    made.update_record(**{**record, "status": directory.COMPLETE, "exit_code": 0})
 
 
 def _scores(other: TrainedRun, before: dict[str, Any]) -> dict[str, Any]:
@@ -170,5 +176,5 @@ def _save(trained: TrainedRun, other: TrainedRun, made: RunDirectory, metrics: d
 def destination(trained: TrainedRun, method: Method, name: str | None, run_dir: Path | None) -> Path:
     """Where the new run lives: as told, or beside the run, named after it and the method."""
     if name is not None or run_dir is not None:
-        return directory.choose([], name=name, run_dir=run_dir, fresh=True)
+        return directory.choose([], name=name, run_dir=run_dir, fresh=False)  # `require_new` refuses what is taken
     return trained.run.path.with_name(f"{trained.run.path.name}-{method.method}")

@@ -47,6 +47,8 @@ class Method:
                 close = difflib.get_close_matches(name, kinds, 1)
                 hint = f"did you mean {close[0]}=?" if close else f"keys: {', '.join(kinds)}"
                 raise ConfigError(f"there is no key {name!r}", where="command line", hint=hint)
+            if name in found:
+                raise ConfigError("is given twice", where=name, hint="leave one of them out")
             try:
                 found[name] = kinds[name](text)
             except ValueError as error:

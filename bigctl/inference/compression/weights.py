@@ -15,6 +15,12 @@ Arrays = Mapping[str, np.ndarray]
 Norms = Mapping[str, np.ndarray]
 """Of the inputs of layers, by the path of their kernel: float64 [inputs]."""
 _HEADS = ("head/", "decoder/")
+_TABLES = ("embedding", "position")
+"""Last parts of paths of arrays whose rows are looked up."""
+_ADAPTERS = ("lora_a", "lora_b")
+_MATRICES = ("first", "second", "ngrams", *_ADAPTERS)
+"""Of those that multiply, besides names that end with `kernel`: convolutions of `speed_cnn`, and what each hashed run
+of tokens adds to each output, whose rows are too short for scales of their own."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Smaller:
 
     Attributes:
         values: all of them, by path, float32.
-        layers: how many were changed, and `left` the paths of matrices that were not.
+        layers: how many were changed, and `left` the bytes, as float32, of each other array of two or more dimensions,
+            by path.
         before, after: bytes of those that were changed, as float32, and as integers with their scales, or without the
             zeros with a bit for each place.
         zeros: the share of zeros among them.
@@ -31,7 +38,7 @@ class Smaller:
 
     values: dict[str, np.ndarray]
     layers: int
-    left: tuple[str, ...]
+    left: Mapping[str, int]
     before: int
     after: int
     zeros: float
@@ -41,13 +48,15 @@ def smaller(values: Arrays, method: Method, norms: Norms, where: str) -> Smaller
     """The weights after a method. Raises RunError if there are none that it is for."""
     changed: dict[str, np.ndarray] = {}
     after = zeros = 0
-    known = [name for name, each in values.items() if _is_matrix(name, each)]
-    for name in known:
-        if not _takes(name, values[name], method, norms):
+    for name in unchanged(values):
+        if not _takes(name, method, norms):
             continue
         parts = [_one(part, method, norms.get(name)) for part in _matrices(name, values[name])]
+        size = sum(each for _, each in parts)
+        if size >= 4 * values[name].size:  # rows shorter than a group
+            continue
         changed[name] = _restored(name, [part for part, _ in parts], values[name])
-        after += sum(size for _, size in parts)
+        after += size
         zeros += int((changed[name] == 0).sum())
     if not changed:
         what = f"{method} is for matrices that multiply what layers are given, and this model has none that it can take"
@@ -55,26 +64,35 @@ def smaller(values: Arrays, method: Method, norms: Norms, where: str) -> Smaller
             what, where=where, hint="by=magnitude takes convolutions too" if method.method == PRUNE else None
         )
     elements = sum(each.size for each in changed.values())
-    left = tuple(name for name in known if name not in changed)
+    left = unchanged({name: each for name, each in values.items() if name not in changed})
     return Smaller({**values, **changed}, len(changed), left, 4 * elements, after, zeros / elements)
 
 
-def _is_matrix(name: str, values: np.ndarray) -> bool:
+def unchanged(values: Arrays) -> dict[str, int]:
+    """The bytes of each floating array of two or more dimensions, as float32."""
+    return {
+        name: 4 * each.size for name, each in values.items() if each.ndim > 1 and np.issubdtype(each.dtype, np.floating)
+    }
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith(_TABLES)
+
+
+def _takes(name: str, method: Method, norms: Norms) -> bool:
     last = name.rpartition("/")[2]
-    return values.ndim > 1 and (last.endswith("kernel") or last == "embedding")
-
-
-def _takes(name: str, values: np.ndarray, method: Method, norms: Norms) -> bool:
+    if not (last.endswith("kernel") or last in _MATRICES or _is_table(name)):
+        return False
     if method.method != PRUNE:
         return True
-    if name.endswith("embedding") or name.startswith(_HEADS):  # tables, and what decides in the end, stay whole
+    if _is_table(name) or name.startswith(_HEADS) or last in _ADAPTERS:  # what decides in the end stays whole, too
         return False
     return method.by == MAGNITUDE or name in norms
 
 
 def _matrices(name: str, values: np.ndarray) -> list[np.ndarray]:
     """[outputs, inputs], or rows of a table; of stacked layers and experts one each."""
-    if name.endswith("embedding"):
+    if _is_table(name):
         return [values.reshape(len(values), -1)]
     if values.ndim == 3:
         return [part.T for part in values]
@@ -82,7 +100,7 @@ def _matrices(name: str, values: np.ndarray) -> list[np.ndarray]:
 
 
 def _restored(name: str, parts: list[np.ndarray], like: np.ndarray) -> np.ndarray:
-    if name.endswith("embedding"):
+    if _is_table(name):
         return parts[0].reshape(like.shape)
     found = np.stack([part.T for part in parts]) if like.ndim == 3 else parts[0].T
     return np.ascontiguousarray(found.reshape(like.shape))
