@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bigctl.config.schema import Csv, ImageFolder, Packaged
+from bigctl.config.schema import Conll, Csv, Data, ImageFolder, Jsonl, Packaged, Parquet, TextFiles
 from bigctl.data import cache, catalog, preview
 from bigctl.data.dataset import Features
 from bigctl.data.preparation import encode, prepare
@@ -287,3 +289,48 @@ def test_clean_frees_what_it_says():
     size = sum(file.stat().st_size for file in folder.iterdir())
     assert prepare.clean(DIGITS) == size > 100_000 and not folder.exists()
     assert prepare.clean(DIGITS) == 0
+
+
+# --- Bad examples ----------------------------------------------------------------------------------------------------
+
+
+def with_bad(folder: Path, kind: str) -> Data:
+    """A source of which one example of 41, or picture of 21, cannot be used."""
+    if kind == "csv":
+        return replace(table(folder, 40, "1\n"), on_bad="skip")
+    if kind == "parquet":
+        values = [float("inf"), *(number / 3 for number in range(40))]
+        pq.write_table(pa.table({"x": values, "y": ["a", *["a", "b"] * 20]}), folder / "t.parquet")
+        return Parquet(path=str(folder / "t.parquet"), label="y", on_bad="skip")
+    if kind == "conll":
+        (folder / "t.conll").write_text("Rome B-LOC\n. O\n\n" * 40 + "Rome\n\n")
+        return Conll(path=str(folder / "t.conll"), tokens="0", tags="1", on_bad="skip")
+    if kind in ("jsonl", "text"):
+        lines = [json.dumps({"text": f"text {number}", "y": "ab"[number % 2]}) for number in range(40)]
+        (folder / "t.jsonl").write_text("\n".join([*lines, "{"]))
+        given: dict[str, Any] = {"path": str(folder / "t.jsonl"), "on_bad": "skip"}
+        return Jsonl(**given, text="text", label="y") if kind == "jsonl" else TextFiles(**given, field="text")
+    for number in range(20):
+        file = folder / "pictures" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(file)
+    (folder / "pictures" / "a" / "bad.png").write_bytes(b"no picture")
+    return ImageFolder(path=str(folder / "pictures"), on_bad="skip", decoding=kind)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "conll", "jsonl", "text", "memory", "stream"])
+def test_the_limit_of_bad_examples_counts_where_a_set_is_opened_too(kind: str, tmp_path, decoded) -> None:
+    config = with_bad(tmp_path, kind)
+    first, count = prepare.prepare(config), len(decoded)
+    assert prepare.prepare(replace(config, bad_limit=0.05)).fingerprint == first.fingerprint
+    few = replace(config, bad_limit=0.001)
+    with pytest.raises(DataError, match="1 of [24]1 .*, more than data.bad_limit=0.001 allows") as opened:
+        prepare.prepare(few)
+    assert len(decoded) == count
+    with pytest.raises(DataError) as made:
+        prepare.prepare(few, rebuild=True)
+    assert str(opened.value) == str(made.value)
+    meta = json.loads((Path(first.path) / "meta.json").read_text())
+    del meta["info"]["left_out"]  # as a set that was prepared before
+    (Path(first.path) / "meta.json").write_text(json.dumps(meta))
+    assert prepare.prepare(few).fingerprint == first.fingerprint

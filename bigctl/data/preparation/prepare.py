@@ -23,6 +23,7 @@ from bigctl.data.preparation import checks, encode
 from bigctl.data.preparation import rows as prepare_rows
 from bigctl.data.preparation import stream as prepare_stream
 from bigctl.data.preparation.deduplicate import deduplicated
+from bigctl.data.sources.bad_rows import LEFT_OUT, require_few
 from bigctl.data.sources.decoded import Columns, Decoded
 from bigctl.data.target import NONE, TOKEN_CLASS, Target
 from bigctl.data.text import tokenization
@@ -68,6 +69,7 @@ def prepare(
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
             checks.check_target(dataset.features.target, regression)
+            require_few(dataset.info.get(LEFT_OUT, ()), getattr(config, "bad_limit", 1.0))
             _verify(dataset)
             return _with_layout(dataset, batches, config)
         elif place is folder:

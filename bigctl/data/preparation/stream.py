@@ -29,6 +29,7 @@ from bigctl.data.dataset import SPLITS, Features
 from bigctl.data.preparation import partial
 from bigctl.data.progress import Progress
 from bigctl.data.sampler import permutation
+from bigctl.data.sources.bad_rows import LEFT_OUT
 from bigctl.data.sources.streamed import Stream
 from bigctl.data.text import cutting, token_pool, tokenization
 from bigctl.data.text.cutting import Cutter
@@ -175,6 +176,8 @@ def _plan(work: Path, config: Data, stream: Stream, spec: tokenization.Spec | No
         source.look()
         info["notes"] += [f"{source.empty} empty documents of {name} are left out"] if source.empty else []
         info["notes"] += source.left_out()
+        if facts := source.left_out_facts():
+            info.setdefault(LEFT_OUT, []).extend(facts)
     plan = Plan(stream, splits.spans({n: s.characters for n, s in stream.sources.items()}, config), None)
     file = work / cache.TOKENIZER
     said = {"tokenizer": None if spec is None else spec.identity(), "spans": plan.spans}

@@ -231,17 +231,6 @@ def each(places: Sequence[int], work: Callable[[int], T], wrong: dict[int, DataE
     return {i: result for i, result in results if not isinstance(result, DataError)}
 
 
-def left_out(bad: dict[int, DataError]) -> list[str]:
-    """The note on files that cannot be used."""
-    if not bad:
-        return []
-    which = "1 file is" if len(bad) == 1 else f"{len(bad)} files are"
-    others = [str(bad[place].where) for place in sorted(bad)[1:]]
-    return [
-        f"{which} left out, the first with this: {bad[min(bad)]}" + (f"; then {some(others, 20)}" if others else "")
-    ]
-
-
 @contextmanager
 def _opened(file: Path | bytes | IO[bytes], name: str | None = None) -> Iterator[Image.Image]:
     """An open image; whatever goes wrong in it, then or while it is used, is a DataError that names the file."""

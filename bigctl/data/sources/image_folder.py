@@ -12,7 +12,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.files.paths import file_digest, hidden, natural, optional, require_folder, some, walk
 from bigctl.data.sources import image_index, labelled_images, listing
 from bigctl.data.sources.decoded import Decoded, Origins
-from bigctl.data.sources.image_decoding import AS_EVER, IMAGE_SUFFIXES, is_image_name, left_out, read_image
+from bigctl.data.sources.image_decoding import AS_EVER, IMAGE_SUFFIXES, is_image_name, read_image
 from bigctl.data.sources.image_index import USUAL, Wanted
 from bigctl.data.sources.listing import Listing
 from bigctl.data.sources.unlabelled import Unlabelled
@@ -139,7 +139,6 @@ def read_image_folder(
     files = [file for by_class in listed.values() for class_files in by_class.values() for file in class_files]
     bad: dict[int, DataError] = {}
     images, index = image_index.read(files, [*folders.values()], wanted, bad)
-    notes += left_out(bad)
     labels = {
         split: np.repeat([classes.index(name) for name in own], [len(found) for found in own.values()]).astype(np.int32)
         for split, own in listed.items()
@@ -151,7 +150,7 @@ def read_image_folder(
         "images": {split: len(columns["label"]) for split, columns in splits.items()},
         "image_shape": list((images if index is None else index).shape[1:]),
         "ignored_files": ignored,
-        "notes": notes,
+        **image_index.left_out(bad, len(files), notes),
     }
     return Decoded("image", splits, classes, info, origins=_origins(path, folders, listed, bad), index=index)
 

@@ -8,15 +8,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bigctl.data.files.paths import some
 from bigctl.data.pictures import stores as picture_stores
 from bigctl.data.pictures.encoded_images import EncodedImages, Form
 from bigctl.data.pictures.stores import Files, Names, Ranges, Window
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
+from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows, require_few
 from bigctl.data.sources.decoded import Columns, Origins
 from bigctl.errors import DataError
 
@@ -129,11 +130,17 @@ def _look(wanted: Wanted) -> dict[str, str]:
 
 def refuse_many(bad: Mapping[int, DataError], count: int, most: float) -> None:
     """Raises DataError for more pictures that cannot be used than may be left out, `most` being a share."""
-    if len(bad) > most * count:
-        first, limit = bad[min(bad)], f"data.bad_limit={most:g}"
-        what = f"{len(bad):,} of {count:,} files cannot be used, more than {limit} allows"
-        shown = some([str(bad[place].where) for place in sorted(bad)], 5)
-        raise DataError(f"{what}: {shown}; of the first: {first.message}", where="data.on_bad", hint=first.hint)
+    require_few(_bad(bad).facts(count), most)
+
+
+def left_out(bad: Mapping[int, DataError], count: int, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The facts of a data set on pictures that cannot be used, of so many, with `notes` of its own."""
+    facts = _bad(bad).facts(count)
+    return {"notes": [*notes, *_bad(bad).note()]} | ({LEFT_OUT: facts} if facts else {})
+
+
+def _bad(bad: Mapping[int, DataError]) -> BadRows:
+    return BadRows.of(bad, "file", "used")
 
 
 def by_split(images: np.ndarray, labels: Mapping[str, np.ndarray], bad: Mapping[int, DataError]) -> dict[str, Columns]:

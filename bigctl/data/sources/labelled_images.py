@@ -66,7 +66,6 @@ def read_labelled_images(
     order = [row for own in rows.values() for row in own]
     bad, paths = dict[int, DataError](), [files[row] for row in order]
     images, index = image_index.read(paths, [path], wanted, bad)
-    notes += image_decoding.left_out(bad)
     splits = image_index.by_split(images, {name: sets[name] for name in rows}, bad)
     info: dict[str, Any] = {
         "source": "image_folder",
@@ -75,7 +74,7 @@ def read_labelled_images(
         "images": {name: len(columns["label"]) for name, columns in splits.items()},
         "image_shape": list((images if index is None else index).shape[1:]),
         "ignored_files": _not_named(files, path),
-        "notes": notes,
+        **image_index.left_out(bad, len(paths), notes),
     }
     origins = _origins(table.columns[file_name], rows, bad)
     return Decoded("image", splits, None, info, target, origins=origins, index=index)

@@ -21,7 +21,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.files import paths
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources import column_blocks, column_pictures, image_decoding
-from bigctl.data.sources.bad_rows import BadRows
+from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows
 from bigctl.data.sources.column_files import StoredRows, StoredTexts
 from bigctl.data.sources.column_pictures import Pictures
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Decoded, Origins
@@ -175,7 +175,7 @@ def decode_parts(
         for split, columns in inputs.items()
     }
     origins = _origins(parts, bad)
-    splits = {split: _without(columns, bad[split] or {}, config, notes) for split, columns in splits.items()}
+    splits = {split: _without(columns, bad[split] or {}, config, info) for split, columns in splits.items()}
     classes = target.names if target.kind == "class" else None
     return Decoded(kind, splits, classes, info, target, origins=origins, index=index, rows=rows)
 
@@ -192,17 +192,18 @@ def _origins(parts: Mapping[str, Part], bad: Mapping[str, Bad | None]) -> Origin
     return Origins(names, places, "row")
 
 
-def _without(columns: Columns, bad: Bad, config: schema.Parquet, notes: list[str]) -> Columns:
-    """The columns of a split without its bad rows, with a note. Raises DataError where these are too many, or all."""
+def _without(columns: Columns, bad: Bad, config: schema.Parquet, info: dict[str, Any]) -> Columns:
+    """The columns of a split without its bad rows, which `info` tells. Raises DataError where these are too many, or
+    all."""
     if not bad:
         return columns
     kept = np.ones(len(columns["label"]), bool)
     kept[[*bad]] = False
     if not kept.any():
         raise bad[min(bad)]
-    found = BadRows()
-    found.add(bad[row] for row in sorted(bad))
-    notes += found.left_out(len(kept), skip=True, limit=config.bad_limit)
+    found = BadRows.of(bad)
+    info["notes"] += found.left_out(len(kept), skip=True, limit=config.bad_limit)
+    info.setdefault(LEFT_OUT, []).extend(found.facts(len(kept)))
     return {name: values[kept] for name, values in columns.items()}
 
 

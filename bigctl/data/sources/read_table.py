@@ -13,7 +13,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.number_style import moments
-from bigctl.data.sources.bad_rows import BadRows
+from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Origins
 from bigctl.data.sources.delimited_rows import load_delimited
@@ -49,11 +49,13 @@ def split_columns(table: TextTable, group: str | None, time: str | None) -> Colu
 
 def file_facts(tables: Mapping[str, TextTable]) -> dict[str, Any]:
     """Which files the splits are from, how many rows they have and which columns, for the facts of a data set."""
-    return {
+    found: dict[str, Any] = {
         "columns": list(tables["train"].names),
         "files": {split: table.source for split, table in tables.items()},
         "rows": {split: len(table.lines) for split, table in tables.items()},
     }
+    left_out = [fact for table in tables.values() for fact in table.left_out]
+    return found | ({LEFT_OUT: left_out} if left_out else {})
 
 
 def file_origins(tables: Mapping[str, TextTable]) -> Origins:
@@ -139,13 +141,13 @@ def require_rows(table: TextTable) -> None:
 
 def without_bad(table: TextTable, dialect: Dialect) -> TextTable:
     """The table without its bad rows, with a note. Raises DataError where they are not to be left out, or too many."""
-    bad = BadRows()
-    bad.add(table.bad[row] for row in sorted(table.bad))
+    bad = BadRows.of(table.bad)
     note = bad.left_out(len(table.lines), dialect.skip_bad, dialect.bad_limit)
     kept = [row for row in range(len(table.lines)) if row not in table.bad]
     columns = {name: [values[row] for row in kept] for name, values in table.columns.items()}
     lines = [table.lines[row] for row in kept]
-    return dataclasses.replace(table, columns=columns, lines=lines, notes=[*table.notes, *note], bad={})
+    notes, left_out = [*table.notes, *note], bad.facts(len(table.lines))
+    return dataclasses.replace(table, columns=columns, lines=lines, notes=notes, bad={}, left_out=left_out)
 
 
 def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Container[str]) -> TextTable:

@@ -215,8 +215,12 @@ class _Delimited:
         notes += found.notes()
         names = delimited_rows.named(header, notes)
         columns, lines = found.columns, found.columns.lines()
-        notes += found.bad.left_out(len(lines) + found.bad.count, self.dialect.skip_bad, self.dialect.bad_limit)
-        return TextTable(name, names, columns, lines, notes, header=given is None, blocks=columns.blocks)
+        count = len(lines) + found.bad.count
+        notes += found.bad.left_out(count, self.dialect.skip_bad, self.dialect.bad_limit)
+        left_out = found.bad.facts(count)
+        return TextTable(
+            name, names, columns, lines, notes, header=given is None, blocks=columns.blocks, left_out=left_out
+        )
 
     def _header(self, looser: bool, notes: list[str]) -> tuple[list[str], int]:
         """The names of the columns, and at which row examples begin; where only all rows tell, these are read."""
@@ -353,9 +357,11 @@ def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container
             _store(rows, columns, place, bad, whole=found is None)
         columns.save()
     numbers = columns.lines()
-    notes = bad.left_out(len(numbers) + bad.count, dialect.skip_bad, dialect.bad_limit)
+    count = len(numbers) + bad.count
+    notes, left_out = bad.left_out(count, dialect.skip_bad, dialect.bad_limit), bad.facts(count)
+    names, absent = tuple(rows.names), rows.absent
     return TextTable(
-        reading.name, tuple(rows.names), columns, numbers, notes, absent=rows.absent, blocks=columns.blocks
+        reading.name, names, columns, numbers, notes, absent=absent, blocks=columns.blocks, left_out=left_out
     )
 
 

@@ -23,6 +23,9 @@ class Parts(Protocol):
     def left_out(self) -> list[str]:
         """Notes on what was left out because it cannot be read."""
 
+    def left_out_facts(self) -> list[dict[str, Any]]:
+        """See `BadRows.facts`."""
+
     def between(self, start: int, stop: int) -> Iterator[tuple[str, bool]]:
         """The characters [start, stop) in parts, each with whether a document begins with it."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.data.files.paths import some
+from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import Columns, Decoded, Origins
 from bigctl.data.sources.read_table import json_records, json_type
@@ -32,6 +33,7 @@ class Sentences:
         words: of each sentence.
         tags: of each sentence, one a word; empty where they were not asked for.
         lines: where each sentence begins, or, with `per_word`, where each of its words is, from 1.
+        left_out: see `BadRows.facts`.
     """
 
     source: str
@@ -39,6 +41,7 @@ class Sentences:
     tags: list[list[str]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     per_word: bool = False
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
     def at(self, sentence: int, word: int) -> str:
         """The file and line of a word."""
@@ -87,6 +90,8 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
         "sentences": {split: len(found.words) for split, found in by_split.items()},
         "words": {split: sum(map(len, found.words)) for split, found in by_split.items()},
     }
+    if left_out := [fact for found in by_split.values() for fact in found.left_out]:
+        facts[LEFT_OUT] = left_out
     origins = Origins.of_lines({split: (found.source, found.lines) for split, found in by_split.items()})
     return Decoded("text", splits, None, facts, Target("token_class", tuple(names)), origins=origins)
 
@@ -121,21 +126,15 @@ def left_out(found: Sentences, bad: Mapping[int, DataError], most: float = 1.0) 
     share is above `most`."""
     if not bad:
         return []
-    first = bad[min(bad)]
-    kept = [number for number in range(len(found.words)) if number not in bad]
+    rows, found_bad = len(found.words), BadRows.of(bad, "sentence")
+    kept = [number for number in range(rows) if number not in bad]
     if not kept:
-        raise first
-    if len(bad) > most * len(found.words):
-        what = (
-            f"{len(bad):,} of {len(found.words):,} sentences cannot be read, more than data.bad_limit={most:g} allows"
-        )
-        shown = f"{some([str(bad[number].where) for number in sorted(bad)], 5)}; of the first: {first.message}"
-        raise DataError(f"{what}: {shown}", where="data.on_bad", hint=first.hint)
+        raise bad[min(bad)]
+    notes = found_bad.left_out(rows, True, most)
+    found.left_out = found_bad.facts(rows)
     found.words, found.lines = [found.words[number] for number in kept], [found.lines[number] for number in kept]
     found.tags = [found.tags[number] for number in kept]
-    which = "1 sentence is" if len(bad) == 1 else f"{len(bad)} sentences are"
-    others = [str(bad[number].where) for number in sorted(bad)[1:]]
-    return [f"{which} left out, the first with this: {first}" + (f"; then {some(others, 20)}" if others else "")]
+    return notes
 
 
 def _problem(found: Sentences, number: int, row: Sequence[str]) -> DataError | None:

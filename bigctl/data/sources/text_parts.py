@@ -8,11 +8,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bigctl.data.files.paths import some
 from bigctl.data.progress import Progress
 from bigctl.data.sources import content, read_table
+from bigctl.data.sources.bad_rows import BadRows, require_few
 from bigctl.errors import DataError
 from bigctl.formatting import size
 
@@ -21,9 +21,6 @@ _BLOCK = 2**22
 
 _MARK = 2**24
 """Characters between two places at which reading can begin."""
-
-_NAMED = 21
-"""Lines that are named of those that are left out."""
 
 
 class Part(NamedTuple):
@@ -73,8 +70,8 @@ class Texts:
     starts: array[int] = field(default_factory=lambda: array("q"))
     empty: int = 0
     bad_limit: float | None = None
-    _bad: list[DataError] = field(default_factory=list)
-    _left_out: int = 0
+    _bad: BadRows = field(default_factory=lambda: BadRows(unit="line"))
+    _lines: int = 0
     _marks: list[Mark] = field(default_factory=list)
 
     def look(self) -> None:
@@ -98,7 +95,7 @@ class Texts:
                     self.characters, begins = self.characters + len(part.text), part.ends
                     progress.update(before + part.done)
                 before += file.stat().st_size
-        if self._bad:
+        if self._bad.count:
             self._check_bad()
         if not self.characters:
             raise DataError("there is no text", where=self.where, hint="is it the right file?")
@@ -137,31 +134,23 @@ class Texts:
                 self.empty += 1
 
     def _leave_out(self, error: DataError) -> None:
-        self._left_out += 1
-        if len(self._bad) < _NAMED:
-            self._bad.append(error)
+        self._bad.add([error])
 
     def _check_bad(self) -> None:
         """Raises DataError where too many lines cannot be read, or all."""
-        lines, first = len(self.starts) + self.empty, self._bad[0]  # those that are left out count as empty ones
-        self.empty -= self._left_out
+        self._lines = len(self.starts) + self.empty  # those that are left out count as empty ones
+        self.empty -= self._bad.count
         if not self.starts:
-            raise first
-        if self._left_out > (self.bad_limit or 0.0) * lines:
-            limit = f"more than data.bad_limit={self.bad_limit:g} allows"
-            what = f"{self._left_out:,} of {lines:,} lines cannot be read, {limit}"
-            shown = f"{some([str(error.where) for error in self._bad], 5)}; of the first: {first.message}"
-            raise DataError(f"{what}: {shown}", where="data.on_bad", hint=first.hint)
+            raise self._bad.named[0]
+        require_few(self.left_out_facts(), self.bad_limit or 0.0)
 
     def left_out(self) -> list[str]:
         """The note on lines that were left out because they cannot be read."""
-        if not self._bad:
-            return []
-        which = "1 line is" if self._left_out == 1 else f"{self._left_out:,} lines are"
-        others = [str(error.where) for error in self._bad[1:]]
-        more = f" and {self._left_out - len(self._bad):,} more" if self._left_out > len(self._bad) else ""
-        then = f"; then {', '.join(others)}{more}" if others else ""
-        return [f"{which} left out, the first with this: {self._bad[0]}{then}"]
+        return self._bad.note()
+
+    def left_out_facts(self) -> list[dict[str, Any]]:
+        """See `BadRows.facts`."""
+        return self._bad.facts(self._lines)
 
 
 def _nothing(error: DataError) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bigctl.data.files.paths import some
 from bigctl.errors import DataError
@@ -23,6 +24,7 @@ class TextTable:
     absent: dict[str, int] = field(default_factory=dict)  # of JSON lines: the first one that lacks a column
     bad: dict[int, DataError] = field(default_factory=dict)  # rows that could not be read, which are empty here
     blocks: Callable[[str], Iterator[list[str]]] | None = None  # a column some rows at a time, of columns in files
+    left_out: Sequence[Mapping[str, Any]] = ()  # see `BadRows.facts`
 
     def parts(self, column: str) -> Iterator[list[str]]:
         """A column that is looked at from its first cell to its last, some rows at a time."""

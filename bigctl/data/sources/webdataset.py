@@ -91,7 +91,7 @@ def decode(config: schema.Webdataset, regression: bool) -> Decoded:
         "image_shape": list((images if index is None else index).shape[1:]),
         "label": found["train"].rule,
         "ignored_files": sum(part.ignored for part in found.values()),
-        "notes": image_decoding.left_out(bad),
+        **image_index.left_out(bad, len(whole.sizes)),
     }
     return Decoded("image", splits, classes, info, origins=image_index.origins(names, bad), index=index)
 
