@@ -72,7 +72,7 @@ def add_confidence(parser: argparse.ArgumentParser) -> None:
         help="also give sets of classes that hold the true one in so many cases, such as 0.9: cut on validation, kept",
     )  # fmt: skip
     parser.add_argument(
-        "--sets", default="split", metavar="KIND",
+        "--sets", metavar="KIND",
         help="of --conformal: split, adaptive (never empty) or class (for each class); default: split",
     )  # fmt: skip
     parser.add_argument(

@@ -54,7 +54,7 @@ def step_argument(text: str) -> str | int:
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
-    level = None if options.conformal is None else level_argument(options.conformal, options.sets)
+    level = level_argument(options.conformal, options.sets)
     options.split = {"val": "validation"}.get(options.split, options.split)
     from bigctl.runs import ci_report, directory, gates, run_info
 
@@ -114,12 +114,17 @@ def run(options: argparse.Namespace) -> int:
     return common.exit_code(verdicts)
 
 
-def level_argument(text: str, kind: str) -> float:
-    """A share of examples. Raises ConfigError for what is none, and for sets that there are not."""
+def level_argument(text: str | None, kind: str | None) -> float | None:
+    """A share of examples, if one is given. Raises ConfigError for what is none, and for sets that there are not."""
     from bigctl.errors import ConfigError
+
+    if text is None:
+        if kind is not None:
+            raise ConfigError("no sets are asked for", where="--sets", hint="add --conformal 0.9")
+        return None
     from bigctl.inference import confidence
 
-    if kind not in confidence.KINDS:
+    if kind is not None and kind not in confidence.KINDS:
         hint = f"one of: {', '.join(confidence.KINDS)}"
         raise ConfigError(f"there are no sets {kind!r}", where="--sets", hint=hint)
     try:
@@ -142,7 +147,7 @@ def _assessed(
         trained, calibration = assess.calibrate(trained, options.split)
         found["calibration"] = asdict(calibration)
     if level is not None:
-        trained, coverage = assess.cover(trained, level, options.sets, options.split)
+        trained, coverage = assess.cover(trained, level, options.sets or "split", options.split)
         found["conformal"] = asdict(coverage)
     if options.bootstrap:
         found["intervals"] = {
@@ -157,14 +162,19 @@ def print_believed(found: dict[str, Any]) -> None:
         print(
             f"temperature {told['temperature']:.3f}, fitted on validation and kept: calibration error "
             f"{told['error']:.4f} -> {told['scaled_error']:.4f}, loss {told['loss']:.4f} -> {told['scaled_loss']:.4f}"
+            f"{_fitted_there(told)}"
         )
     if told := found.get("conformal"):
         low = min((share, name) for name, share in told["by_class"].items() if share is not None)
         print(
             f"sets ({told['kind']}) for {told['level']:.0%}, cut on validation and kept: they hold the class of "
             f"{told['coverage']:.1%}, with {told['size']:.2f} classes on average; least of "
-            f"{terminal.one_line(low[1])}: {low[0]:.1%}"
+            f"{terminal.one_line(low[1])}: {low[0]:.1%}{_fitted_there(told)}"
         )
+
+
+def _fitted_there(told: dict[str, Any]) -> str:
+    return " (of the very examples that it was fitted on)" if told["split"] == "validation" else ""
 
 
 _AREAS = {"roc_auc": "ROC AUC", "average_precision": "average precision"}

@@ -106,7 +106,9 @@ def run(options: argparse.Namespace) -> int:
     if trained.threshold is not None and not options.threshold:
         from bigctl.inference.threshold import describe
 
-        print(terminal.one_line(f"{describe(trained.threshold)}; --threshold none leaves it out"), file=sys.stderr)
+        scaled = None if trained.confidence is None or options.uncalibrated else trained.confidence.temperature
+        said = f"{describe(trained.threshold, scaled)}; --threshold none leaves it out"
+        print(terminal.one_line(said), file=sys.stderr)
     if options.uncalibrated:
         trained = trained.with_confidence(None)
     trained = trained.with_details(top=options.top_k, embeddings=options.embeddings)

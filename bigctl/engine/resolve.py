@@ -90,7 +90,7 @@ def _with_pictures(config: Config, pixels: Pixels | None) -> Config:
         return config
     if pixels is not None and recipe.mean is None:
         recipe = dataclasses.replace(recipe, mean=list(pixels.mean), std=list(pixels.std))
-    if isinstance(data, schema.Pictures):
+    if isinstance(data, schema.Pictures) or (isinstance(data, schema.Parquet) and data.image is not None):
         size = data.image_size or _size(data, recipe.size, pixels, fixed=config.model.fixed_size)
         decided = pixels is not None or size != data.image_size
         channels = data.channels or (None if pixels is None else len(pixels.mean))
@@ -100,7 +100,9 @@ def _with_pictures(config: Config, pixels: Pixels | None) -> Config:
     return dataclasses.replace(config, recipe=recipe, data=data)
 
 
-def _size(data: schema.Pictures, side: int | None, pixels: Pixels | None, *, fixed: bool) -> list[int] | None:
+def _size(
+    data: schema.Pictures | schema.Parquet, side: int | None, pixels: Pixels | None, *, fixed: bool
+) -> list[int] | None:
     """Height and width of pictures that no `data.image_size` is given for."""
     if pixels is not None and (side is None or fixed):
         return list(pixels.size)

@@ -151,4 +151,4 @@ def metrics_of(trained: TrainedRun, told: np.ndarray, truth: np.ndarray) -> Any:
 
 
 def _kept(trained: TrainedRun) -> Confidence:
-    return Confidence.of(trained.run, trained.step)
+    return Confidence.of(trained.run, trained.step, trained.config.eval.tta)

@@ -37,6 +37,7 @@ class Confidence:
     Attributes:
         run: what the run is known by, see `threshold.key_of`.
         step: of the weights.
+        tta: test-time augmentation that the probabilities come from.
         temperature: that logits are divided by; None as they are.
         level: share of examples whose set is to hold their class; None without sets.
         kind: of sets, one of `KINDS`.
@@ -45,15 +46,16 @@ class Confidence:
 
     run: str
     step: int
+    tta: str = "none"
     temperature: float | None = None
     level: float | None = None
     kind: str = KINDS[0]
     cuts: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, run: RunDirectory, step: int) -> Self:
-        """What is kept for these weights; nothing where there is none, or for others."""
-        nothing = cls(key_of(run), step)
+    def of(cls, run: RunDirectory, step: int, tta: str) -> Self:
+        """What is kept for these weights, used in this way; nothing where there is none, or for others."""
+        nothing = cls(key_of(run), step, tta)
         if not run.confidence.is_file():
             return nothing
         try:
@@ -67,7 +69,8 @@ class Confidence:
         except (ValueError, KeyError, TypeError) as error:
             hint = f"fit it anew: bigctl eval {run.path} --calibration"
             raise ConfigError("is not what bigctl wrote", where=str(run.confidence), hint=hint) from error
-        return replace(kept, cuts=tuple(kept.cuts)) if (kept.run, kept.step) == (nothing.run, step) else nothing
+        same = (kept.run, kept.step, kept.tta) == (nothing.run, step, tta)
+        return replace(kept, cuts=tuple(kept.cuts)) if same else nothing
 
     def save(self, path: Path) -> None:
         """Raises RunError if it cannot be written."""

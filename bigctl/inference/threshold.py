@@ -160,8 +160,12 @@ def checked(number: float) -> float:
     return float(number)
 
 
-def describe(found: float | Threshold) -> str:
-    """A threshold in a sentence."""
+def describe(found: float | Threshold, temperature: float | None = None) -> str:
+    """A threshold in a sentence; at a temperature that probabilities are scaled by also what it is of those."""
+    if temperature is not None:
+        value = found.threshold if isinstance(found, Threshold) else found
+        scaled = 1 / (1 + (1 / value - 1) ** (1 / temperature))
+        return f"{describe(found)}; {scaled:.4f} of the calibrated probability"
     if isinstance(found, Threshold):
         bound = found.objective.partition(">=")
         other = {"precision": "recall", "recall": "precision"}

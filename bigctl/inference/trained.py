@@ -159,7 +159,7 @@ class TrainedRun(Predictor):
 
     def _use_kept_confidence(self) -> None:
         try:
-            self.confidence = confidence.Confidence.of(self.run, self.step)
+            self.confidence = confidence.Confidence.of(self.run, self.step, self.config.eval.tta)
         except ConfigError as error:
             log.warning("the kept calibration is not used: %s", error)
 

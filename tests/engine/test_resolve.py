@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import bigctl
-from bigctl.config import schema
+from bigctl.config import drift, schema
 from bigctl.data import cache
 from bigctl.data.text import tokenization
 from bigctl.engine import experiment, resolve
@@ -137,6 +137,10 @@ def test_what_is_said_of_pictures_is_not_decided_again(tmp_path):
     assert decided("data.image_size=[8,9]") == ([8, 9], "crop")
     assert decided("recipe.size=null") == ([20, 20], "crop")
     assert decided("data.image_size=[8,9]", source=None) == ([8, 9], "auto")
+    given = bigctl.compose([*keys, "model.init_from=x"])
+    kept = resolve.with_architecture(given, source)
+    assert {"data.image_size", "data.channels", "recipe.mean"} <= {each.key for each in drift.changes(kept, given)}
+    assert all(drift.undecided(each) for each in drift.changes(kept, given)), "the same command goes on with such a run"
     built = resolve.resolve(bigctl.compose([*keys, "data.image_size=[8,9]"]))
     assert built.config.data.resize == "stretch" and built.dataset.features.shape == (8, 9, 3)
 

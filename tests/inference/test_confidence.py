@@ -158,6 +158,8 @@ def test_what_is_kept_for_other_weights_or_is_damaged_is_left_aside(
     file = run / "confidence.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "step": 1}))
     assert bigctl.load(run).confidence.level is None
+    file.write_text(json.dumps({**json.loads(file.read_text()), "step": model.step, "tta": "mirror"}))
+    assert bigctl.load(run).confidence.level is None
     file.write_text('{"schema": 1}')
     assert bigctl.load(run).confidence is None and "is not used" in caplog.text
 
@@ -171,6 +173,7 @@ def test_what_cannot_be_is_refused(
         ([str(run), "--conformal", "1.5"], "is no share of examples"),
         ([str(run), "--conformal", "many"], "is no share of examples"),
         ([str(run), "--conformal", "0.9", "--sets", "big"], "there are no sets"),
+        ([str(run), "--sets", "class"], "no sets are asked for"),
     ):
         assert main(["eval", *words]) == 2
         assert said in capsys.readouterr().err

@@ -14,7 +14,7 @@ import sklearn.metrics as sk
 import bigctl
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError
-from bigctl.inference import threshold
+from bigctl.inference import confidence, threshold
 from tests import small
 
 
@@ -35,6 +35,13 @@ def test_no_other_threshold_does_better(seed: int) -> None:
     assert precision == pytest.approx(sk.precision_score(truth, probability >= cut))
     cut, recall = threshold.choose("precision>=0.5", probability, truth)
     assert sk.precision_score(truth, probability >= cut) >= 0.5 and recall > 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_a_threshold_is_told_of_calibrated_probabilities_too(temperature: float) -> None:
+    told = threshold.describe(0.8, temperature)
+    raw = np.array([[0.2, 0.8]])
+    assert f"{confidence.scaled(raw, temperature)[0, 1]:.4f} of the calibrated probability" in told
 
 
 @pytest.mark.parametrize("text", ["0", "1", "1.5", "-1", "nan", "best", "recall>=2", ""])

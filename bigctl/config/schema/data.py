@@ -130,7 +130,11 @@ class Data(Component):
 @dataclass
 class Images(Data):
     image_size: list[int] | None = key(
-        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL, ge=1
+        None,
+        "Resize to [height, width]; null keeps what the images have [pixels].",
+        drift=STRUCTURAL,
+        decided=True,
+        ge=1,
     )
 
     def check(self, config: Whole) -> Iterator[Problem]:
@@ -172,7 +176,9 @@ class Pictures(Images):
     """Pictures that are kept encoded, in files or archives."""
 
     before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY, "resize": "stretch"}
-    channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+    channels: int | None = key(
+        None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL, decided=True
+    )
     background: str = key(
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
     )
@@ -282,7 +288,9 @@ class Memory(Images):
     time: str | None = key(
         None, "A column of dates or numbers: splits made by rule hold out the latest rows.", drift=STRUCTURAL
     )
-    channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the pictures.", drift=STRUCTURAL)
+    channels: int | None = key(
+        None, "1 for grey, 3 for colour; null to follow the pictures.", drift=STRUCTURAL, decided=True
+    )
     background: str = key(
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
     )

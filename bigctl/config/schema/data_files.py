@@ -206,9 +206,15 @@ class Parquet(Table):
     test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
     image: str | None = key(None, "The column with encoded images (PNG, JPEG, ...) to classify.", drift=STRUCTURAL)
     image_size: list[int] | None = key(
-        None, "Resize to [height, width]; null keeps what the images have [pixels].", drift=STRUCTURAL, ge=1
+        None,
+        "Resize to [height, width]; null keeps what the images have [pixels].",
+        drift=STRUCTURAL,
+        decided=True,
+        ge=1,
     )
-    channels: int | None = key(None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL)
+    channels: int | None = key(
+        None, "1 for grey, 3 for colour; null to follow the images.", drift=STRUCTURAL, decided=True
+    )
     background: str = key(
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
     )

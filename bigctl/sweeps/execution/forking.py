@@ -1,8 +1,9 @@
 """Trials that start at once: one process imports what they need and is forked for each.
 
 A trial of its own process pays two seconds for imports before it does anything. Here one process has imported jax, but
-started nothing of it: no device is taken, no thread runs. Its children are what a fresh process would be at that point,
-each with its own session, folder, environment, cores and log, and they live on where it, or the sweep, is killed.
+started nothing of it: no device is taken, no program is compiled. Its children are what a fresh process would be at
+that point, each with its own session, folder, environment, cores and log, and they live on where it, or the sweep, is
+killed.
 
 Linux alone has what it takes (`os.pidfd_open`, and a fork that is safe there); elsewhere, and for commands that are not
 ours, `local` starts processes in the plain way.

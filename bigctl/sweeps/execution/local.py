@@ -109,7 +109,8 @@ class Local:
             return None
         for _ in range(2):  # one that was killed is replaced
             if self._nursery is None:
-                self._nursery = Nursery()
+                with pinned(slot.cores):  # libraries that it imports make as many threads as it has cores
+                    self._nursery = Nursery()
             try:
                 return self._nursery.start(command, folder, slot.environment(), slot.cores, log)
             except OSError:
