@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def started(work: Callable[[], object]) -> int:
         try:
             work()
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     return child
@@ -179,3 +182,18 @@ def test_what_another_version_has_left_is_not_gone_on_with(tmp_path, monkeypatch
     monkeypatch.setattr(row_blocks.TextColumns, "append", lambda *a, **k: appended.append(1) or append(*a, **k))
     assert prepare.prepare(config, rebuild=True, **options).fingerprint == expected.fingerprint
     assert len(appended) > 8
+
+
+def test_a_set_that_another_process_makes_whole_between_two_looks_is_not_made_again(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "set"
+    make = Path.mkdir
+
+    def overtaken(self: Path, *given: Any, **options: Any) -> None:
+        if self == partial.partial_folder(folder) and not folder.exists():
+            make(folder)
+        make(self, *given, **options)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    with partial.alone_in(folder) as work:
+        assert work is None
+    assert not partial.partial_folder(folder).exists()

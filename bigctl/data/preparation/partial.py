@@ -42,9 +42,14 @@ def alone_in(folder: Path) -> Iterator[Path | None]:
             except BlockingIOError:
                 tell(f"data: another process is preparing {folder.name}; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is(lock.fileno(), work / LOCK):
-                yield work
+            if not _is(lock.fileno(), work / LOCK):
+                continue
+            if _number(folder) not in (before, None):  # made whole after the first look, before there was a new folder
+                shutil.rmtree(work, ignore_errors=True)
+                yield None
                 return
+            yield work
+            return
 
 
 def _is(descriptor: int, file: Path) -> bool:
