@@ -30,8 +30,27 @@ from bigctl.data.layouts.windows import (
 from bigctl.data.sampler import mix
 
 
+class Corpora:
+    """What layouts of several corpora say alike of the columns `ends` and `bytes`, see `MixedWindows`."""
+
+    names: tuple[str, ...]
+
+    def lengths(self, columns: Columns) -> np.ndarray | None:
+        return None
+
+    def extra_sums(self, columns: Columns) -> Columns:
+        known = columns.get("bytes")
+        return _bytes_per_token(known.sum(), len(columns["inputs"])) if known is not None and known.all() else {}
+
+    def part_sums(self, columns: Columns, name: str) -> Columns:
+        """`extra_sums` of one corpus."""
+        number = self.names.index(name)
+        known = columns["bytes"][number] if "bytes" in columns else 0
+        return _bytes_per_token(known, sizes(columns)[number]) if known else {}
+
+
 @dataclass(frozen=True)
-class MixedWindows:
+class MixedWindows(Corpora):
     """Windows of several texts that stand one after the other in `inputs` [T]; `ends` [K] are the places where they
     end, `bytes` [K] their lengths in UTF-8, 0 where unknown. An index is a start, and no window has tokens of two.
 
@@ -102,19 +121,6 @@ class MixedWindows:
         last = ends[xp.searchsorted(ends, indices, side="right")].astype(indices.dtype)[:, None] - 1
         return read_windows(columns, indices, last, length or self.block, xp)
 
-    def lengths(self, columns: Columns) -> np.ndarray | None:
-        return None
-
-    def extra_sums(self, columns: Columns) -> Columns:
-        known = columns.get("bytes")
-        return bytes_per_token(known.sum(), len(columns["inputs"])) if known is not None and known.all() else {}
-
-    def part_sums(self, columns: Columns, name: str) -> Columns:
-        """`extra_sums` of one corpus."""
-        number = self.names.index(name)
-        known = columns["bytes"][number] if "bytes" in columns else 0
-        return bytes_per_token(known, sizes(columns)[number]) if known else {}
-
     def _windows(self, columns: Arrays) -> list[int]:
         """Windows of a training epoch of each corpus; none of one that is too short, which is never drawn."""
         return [count(tokens, self.block) if tokens > self.block else 0 for tokens in sizes(columns)]
@@ -126,8 +132,7 @@ def sizes(columns: Arrays) -> list[int]:
     return found
 
 
-def bytes_per_token(size: int, tokens: int) -> Columns:
-    """What an evaluation has among its sums of a text of a size [bytes in UTF-8]."""
+def _bytes_per_token(size: int, tokens: int) -> Columns:
     return {BYTES_PER_TOKEN: np.asarray(size / tokens, np.float64)}
 
 

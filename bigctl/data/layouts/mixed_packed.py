@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, evaluation_batch_size
-from bigctl.data.layouts.mixed import bytes_per_token, draws, seed_of, sizes
+from bigctl.data.layouts.mixed import Corpora, draws, seed_of, sizes
 from bigctl.data.layouts.packed import Packed
 from bigctl.data.layouts.windows import LARGEST_BATCH
 from bigctl.data.sampler import BatchPlan, RowEvaluationPlan
 
 
 @dataclass(frozen=True)
-class MixedPacked:
+class MixedPacked(Corpora):
     """Windows of whole documents; an index is a window. The columns are those of `Packed`, of one corpus after the
     other, with `ends` and `bytes` as of `MixedWindows`, and `window_ends` [K], the windows where corpora end.
 
@@ -85,19 +85,6 @@ class MixedPacked:
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """As of `Packed`."""
         return Packed(self.block, self.most).gather(columns, indices, length, xp)
-
-    def lengths(self, columns: Columns) -> np.ndarray | None:
-        return None
-
-    def extra_sums(self, columns: Columns) -> Columns:
-        known = columns.get("bytes")
-        return bytes_per_token(known.sum(), len(columns["inputs"])) if known is not None and known.all() else {}
-
-    def part_sums(self, columns: Columns, name: str) -> Columns:
-        """`extra_sums` of one corpus."""
-        number = self.names.index(name)
-        known = columns["bytes"][number] if "bytes" in columns else 0
-        return bytes_per_token(known, sizes(columns)[number]) if known else {}
 
 
 def joined(parts: Mapping[str, Columns]) -> Columns:
