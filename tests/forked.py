@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bigctl.sweeps.execution import forking
+
 FEWER = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 """Compiles in half the time; jax takes it at any time, so that a child has it from its own environment."""
 AT_START = ("PYTHON", "JAX_", "XLA_", "TF_", "OMP_", "LC_", "LANG", "HOME", "XDG_")
@@ -145,10 +147,7 @@ def serve(listener: socket.socket) -> None:
                 line.sendall(pid.to_bytes(8, "big"))
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, line))
             else:
-                pid, line = key.data
-                selector.unregister(key.fileobj)
-                os.close(key.fd)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                code, line = forking.reaped(selector, key)
                 with contextlib.suppress(OSError):  # a test that did not wait
                     line.sendall(code.to_bytes(8, "big", signed=True))
                 line.close()
@@ -186,8 +185,6 @@ if __name__ == "__main__":
     import importlib
     import logging
 
-    from bigctl.sweeps.execution.forking import end_of
-
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -196,4 +193,4 @@ if __name__ == "__main__":
         sys.modules["bigctl.api"].compose(["recipe=mlp_cls"])
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
-    os._exit(end_of(_command))  # taking so much apart would cost as much again as the fork
+    os._exit(forking.end_of(_command))  # taking so much apart would cost as much again as the fork

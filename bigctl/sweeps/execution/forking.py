@@ -75,11 +75,10 @@ class Forked:
     """A child: its process id as soon as it has one, and how it ended."""
 
     def __init__(self, line: socket.socket):
-        self._line, self._code = line, None
+        self._line = line
+        self._code: int | None = None
         self.pid: int | None = None
         self._watch: int | None = None
-
-    _code: int | None
 
     def born(self, *, wait: bool = True) -> bool:
         """Whether there is such a process, or was. Raises OSError where there will be none."""
@@ -136,10 +135,7 @@ def _serve(line: socket.socket) -> Callable[[], int] | None:
     while True:
         for key, _ in selector.select():
             if key.fileobj is not line:
-                pid, told = key.data
-                selector.unregister(key.fileobj)
-                os.close(key.fd)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                code, told = reaped(selector, key)
                 with contextlib.suppress(OSError):  # a sweep that is gone
                     told.send(str(code).encode())
                 told.close()
@@ -159,6 +155,14 @@ def _serve(line: socket.socket) -> Callable[[], int] | None:
             with contextlib.suppress(OSError):
                 told.send(str(pid).encode())
             selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, told))
+
+
+def reaped(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> tuple[int, socket.socket]:
+    """The exit code of a child whose pidfd is ready, and the socket that its end is told on."""
+    pid, told = key.data
+    selector.unregister(key.fileobj)
+    os.close(key.fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), told
 
 
 def _become(log: int, text: int) -> Callable[[], int]:
