@@ -124,14 +124,13 @@ def level_argument(text: str | None, kind: str | None) -> float | None:
         return None
     from bigctl.inference import confidence
 
-    if kind is not None and kind not in confidence.KINDS:
-        hint = f"one of: {', '.join(confidence.KINDS)}"
-        raise ConfigError(f"there are no sets {kind!r}", where="--sets", hint=hint)
     try:
-        return confidence.checked_level(float(text))
+        level = float(text)
     except ValueError as error:
         said = f"{text!r} is no share of examples"
         raise ConfigError(said, where="--conformal", hint="a number such as 0.9") from error
+    confidence.require_sets(level, kind or confidence.KINDS[0])
+    return level
 
 
 def _assessed(
@@ -140,14 +139,14 @@ def _assessed(
     """What was asked for about probabilities and scores, and the model with what of it is kept."""
     from dataclasses import asdict
 
-    from bigctl.inference import assess
+    from bigctl.inference import assess, confidence
 
     found: dict[str, Any] = {}
     if options.calibration:
         trained, calibration = assess.calibrate(trained, options.split)
         found["calibration"] = asdict(calibration)
     if level is not None:
-        trained, coverage = assess.cover(trained, level, options.sets or "split", options.split)
+        trained, coverage = assess.cover(trained, level, options.sets or confidence.KINDS[0], options.split)
         found["conformal"] = asdict(coverage)
     if options.bootstrap:
         found["intervals"] = {

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from bigctl.errors import ConfigError
 from bigctl.inference import confidence
 from bigctl.inference.confidence import Confidence
 from bigctl.inference.trained import TrainedRun
@@ -93,10 +92,7 @@ def cover(trained: TrainedRun, level: float, kind: str, split: str) -> tuple[Tra
         ConfigError: for a level or kind that there is not, and as `calibrate` does.
         RunError: as `calibrate` does.
     """
-    if kind not in confidence.KINDS:
-        hint = f"one of: {', '.join(confidence.KINDS)}"
-        raise ConfigError(f"there are no sets {kind!r}", where="--conformal", hint=hint)
-    confidence.checked_level(level)
+    confidence.require_sets(level, kind)
     fitted, labels = trained.probabilities("validation")
     confidence.require_enough(len(labels), "--conformal")
     before = _kept(trained)

@@ -206,11 +206,12 @@ def in_set(probabilities: np.ndarray, kind: str, cuts: np.ndarray) -> np.ndarray
     return found
 
 
-def checked_level(level: float) -> float:
-    """Raises ConfigError for what is no share of examples."""
+def require_sets(level: float, kind: str) -> None:
+    """Raises ConfigError for what is no share of examples, and for sets that there are not."""
+    if kind not in KINDS:
+        raise ConfigError(f"there are no sets {kind!r}", where="--sets", hint=f"one of: {', '.join(KINDS)}")
     if not 0 < level < 1:
         raise ConfigError(f"{level:g} is no share of examples", where="--conformal", hint="a number such as 0.9")
-    return level
 
 
 # ---------------------------------------------------------------------------------------------------------- intervals
