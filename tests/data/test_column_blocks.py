@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import origins
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.preparation import deduplicate, encode_by_blocks, prepare
@@ -22,6 +21,7 @@ from bigctl.data.preparation import rows as prepare_rows
 from bigctl.data.sources import arrow, column_blocks, parquet
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
+from tests.data.outcome import outcome
 from tests.data.test_rows_by_blocks import EMPTY, assert_equal, reviews
 
 JOINED: list[Any] = []
@@ -46,13 +46,7 @@ def both(monkeypatch, config: schema.Parquet, **options: Any) -> tuple[Dataset, 
     for size in (2**60, 0):
         monkeypatch.setattr(column_blocks, "LARGE", size)
         before = len(JOINED)
-        try:
-            made = prepare.prepare(config, rebuild=True, **options)
-            made.info["origins"] = [origins.read(made.path, split, range(made.size(split))) for split in SPLITS]
-            made.info["files"] = sorted(file.name for file in Path(made.path).iterdir() if file.name != "sound.json")
-            found.append(made)
-        except DataError as error:
-            found.append(str(error))
+        found.append(outcome(config, options))
         assert (len(JOINED) > before) == (size == 0)
     return found[0], found[1]
 

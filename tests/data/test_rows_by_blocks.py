@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bigctl.config import schema
-from bigctl.data import journal, origins
+from bigctl.data import journal
 from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.preparation import array_file, deduplicate, encode_by_blocks, partial, prepare
@@ -20,6 +20,7 @@ from bigctl.data.preparation import rows as prepare_rows
 from bigctl.data.sources import column_files, delimited, row_blocks, text_parts
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
+from tests.data.outcome import outcome
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +66,7 @@ def both(monkeypatch, config: schema.Table, **options) -> tuple[Dataset, Dataset
     found: list = []
     for size in (2**40, 0):
         monkeypatch.setattr(delimited, "_LARGE", size)
-        try:
-            made = prepare.prepare(config, rebuild=True, **options)
-            made.info["origins"] = [origins.read(made.path, split, range(made.size(split))) for split in SPLITS]
-            made.info["files"] = sorted(file.name for file in Path(made.path).iterdir() if file.name != "sound.json")
-            found.append(made)
-        except DataError as error:
-            found.append(str(error))
+        found.append(outcome(config, options))
     return found[0], found[1]
 
 

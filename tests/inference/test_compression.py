@@ -15,17 +15,12 @@ from bigctl.errors import ConfigError, RunError
 from bigctl.inference.compression import calibration, compressed
 from bigctl.inference.compression.method import Method
 from bigctl.inference.compression.weights import smaller
-from bigctl.inference.exporters import beside
 from bigctl.inference.exporters.network import Network
 from bigctl.runs.removal import strangers
 from bigctl.training.checkpoints.arrays import flatten
 from tests import small
 
-
-@pytest.fixture(autouse=True)
-def briefly(monkeypatch) -> None:
-    """Nothing here is about how long something takes."""
-    monkeypatch.setattr(beside, "SECONDS", 0.02)
+pytestmark = pytest.mark.usefixtures("briefly")
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,7 @@ from bigctl.inference.exporters.network import Network
 from bigctl.interop.onnx import quantise
 from tests.inference.test_exporters import run_py
 
-
-@pytest.fixture(autouse=True)
-def briefly(monkeypatch) -> None:
-    """Nothing here is about how long something takes."""
-    monkeypatch.setattr(beside, "SECONDS", 0.02)
+pytestmark = pytest.mark.usefixtures("briefly")
 
 
 @pytest.fixture(scope="module")
