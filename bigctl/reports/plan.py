@@ -8,7 +8,7 @@ from typing import Any
 from bigctl.engine import plan_text
 from bigctl.formatting import size
 from bigctl.reports import page
-from bigctl.reports.plots import PALETTE, Figure, number, text
+from bigctl.reports.plots import PALETTE, Figure, number, one_bar, text
 
 _GIB = 2**30
 _ARRAYS = 8
@@ -80,40 +80,19 @@ def _memory(memory: Mapping[str, Any]) -> Figure:
     """What a device holds when it holds most, as one bar, with what it has where that is not far away."""
     peak, available = memory["peak_bytes"], memory["available_bytes"]
     unit, factor = _unit(peak)
-    data, told = [], []
-    for place, part in enumerate(plan_text.PARTS):
-        count = memory.get(f"{part}_bytes", 0)
-        if count <= 0:
-            continue
-        name = part.replace("_", " ")
-        told.append(f"{name} {size(count)}")
-        data.append(
-            {
-                "type": "bar", "orientation": "h", "name": name, "y": [""], "x": [number(count / factor)],
-                "marker": {"color": PALETTE[place % len(PALETTE)]},
-                "hovertemplate": f"{name}: {size(count)}, {count / peak:.0%}<extra></extra>",
-            }
-        )  # fmt: skip
-    layout: dict[str, Any] = {
-        "barmode": "stack", "showlegend": True, "hovermode": "closest", "xaxis": {"title": {"text": unit}},
-        "yaxis": {"visible": False, "fixedrange": True}, "bargap": 0.2,
-        "legend": {"traceorder": "normal", "entrywidth": 106},
-    }  # fmt: skip
+    counts = {part.replace("_", " "): memory.get(f"{part}_bytes", 0) for part in plan_text.PARTS}
+    counts = {name: count for name, count in counts.items() if count > 0}
+    told = [f"{name} {size(count)}" for name, count in counts.items()]
+    hover = {name: f"{name}: {size(count)}, {count / peak:.0%}" for name, count in counts.items()}
+    data, layout = one_bar({name: count / factor for name, count in counts.items()}, hover, unit)
     caption = f"{size(peak)} at most: {', '.join(told)}."
     if available:
         headroom = memory["headroom_bytes"]
         caption += f" The device has {size(available)}: "
         caption += f"{size(headroom)} are left." if headroom >= 0 else f"{size(-headroom)} too little."
         if peak > available / 4:
-            line = {
-                "type": "line",
-                "x0": available / factor,
-                "x1": available / factor,
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-            }
-            layout["shapes"] = [{**line, "line": {"dash": "dot", "width": 2, "color": PALETTE[7]}}]
+            end, line = available / factor, {"dash": "dot", "width": 2, "color": PALETTE[7]}
+            layout["shapes"] = [{"type": "line", "x0": end, "x1": end, "yref": "paper", "y0": 0, "y1": 1, "line": line}]
     return Figure("Memory of a device", caption, data, layout, height=220, wide=True)
 
 
@@ -154,11 +133,11 @@ def _time(time: Mapping[str, Any]) -> Figure:
 
 def _sent(collectives: Sequence[Mapping[str, Any]]) -> Figure:
     unit, factor = _unit(max(each["bytes"] for each in collectives))
-    axes = list(dict.fromkeys("+".join(each["axes"]) or "-" for each in collectives))
-    kinds = list(dict.fromkeys(f"{each['kind']} {each['dtype']}" for each in collectives))
-    sums = {(f"{each['kind']} {each['dtype']}", "+".join(each["axes"]) or "-"): 0.0 for each in collectives}
+    sums: dict[tuple[str, str], float] = {}
     for each in collectives:
-        sums[f"{each['kind']} {each['dtype']}", "+".join(each["axes"]) or "-"] += each["bytes"]
+        key = f"{each['kind']} {each['dtype']}", "+".join(each["axes"]) or "-"
+        sums[key] = sums.get(key, 0.0) + each["bytes"]
+    kinds, axes = (list(dict.fromkeys(names)) for names in zip(*sums, strict=True))
     data = [
         {
             "type": "bar", "name": kind, "x": axes, "marker": {"color": PALETTE[place % len(PALETTE)]},

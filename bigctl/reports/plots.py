@@ -93,21 +93,29 @@ def times(seconds: Mapping[str, float]) -> Figure | None:
     if not parts:
         return None
     whole = sum(parts.values())
+    hover = {name: f"{name}: {value:.2f} s, {value / whole:.0%}" for name, value in parts.items()}
+    data, layout = one_bar({name: round(value, 3) for name, value in parts.items()}, hover, "seconds")
+    told = ", ".join(f"{name} {value:.1f} s ({value / whole:.0%})" for name, value in parts.items())
+    return Figure("Time", f"{whole:.1f} s: {told}.", data, layout, height=220, wide=True)
+
+
+def one_bar(
+    parts: Mapping[str, float], hover: Mapping[str, str], unit: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Data and layout of the parts of a whole, one behind the other in one bar; `hover` says more of each."""
     data = [
         {
-            "type": "bar", "orientation": "h", "name": name, "y": [""], "x": [round(value, 3)],
-            "marker": {"color": PALETTE[number % len(PALETTE)]},
-            "hovertemplate": f"{name}: {value:.2f} s, {value / whole:.0%}<extra></extra>",
+            "type": "bar", "orientation": "h", "name": name, "y": [""], "x": [value],
+            "marker": {"color": PALETTE[number % len(PALETTE)]}, "hovertemplate": f"{hover[name]}<extra></extra>",
         }
         for number, (name, value) in enumerate(parts.items())
     ]  # fmt: skip
     layout = {
-        "barmode": "stack", "showlegend": True, "hovermode": "closest", "xaxis": {"title": {"text": "seconds"}},
+        "barmode": "stack", "showlegend": True, "hovermode": "closest", "xaxis": {"title": {"text": unit}},
         "yaxis": {"visible": False, "fixedrange": True}, "bargap": 0.2,
         "legend": {"traceorder": "normal", "entrywidth": 106},
     }  # fmt: skip
-    told = ", ".join(f"{name} {value:.1f} s ({value / whole:.0%})" for name, value in parts.items())
-    return Figure("Time", f"{whole:.1f} s: {told}.", data, layout, height=220, wide=True)
+    return data, layout
 
 
 def _positive(value: object) -> bool:
