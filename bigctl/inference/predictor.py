@@ -68,7 +68,7 @@ class Predictor:
     def with_params(self, params: Tree) -> Self:
         """The same model with other weights, a nested dict of arrays as `params` is."""
         other = copy.copy(self)
-        for name in ("model", "_forward", "language_model"):  # what was made of the old ones
+        for name in ("model", "_forward", "language_model", "_probabilities"):  # what was made of the old ones
             other.__dict__.pop(name, None)
         placed = jax.tree.map(
             lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding), self.params, params
