@@ -23,6 +23,7 @@ examples:
   bigctl compare sweeps/lr/trials/* --metrics 'val/*'
   bigctl compare runs/before runs/after --assert-equal               every bit of every metric at every step
   bigctl compare runs/cpu runs/gpu --tolerance 1e-5 --tolerance 'val/accuracy=0.01'
+  bigctl compare bert_cls lstm_cls --significance                     paired tests on the same test examples
 
 exit codes: 0 ok, 1 --assert-equal or --tolerance has found a difference, 2 usage or configuration
 """
@@ -45,11 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance", action="append", default=[], metavar="[METRIC=]T",
         help="as --assert-equal, up to this relative difference; may be given again, for metrics by name",
     )  # fmt: skip
+    parser.add_argument(
+        "--significance", action="store_true",
+        help="of two runs: paired tests of every metric on their test examples, which must be the same",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=common.whole(least=100, most=100_000), default=1000, metavar="N",
+        help="draws of --significance; default: 1000",
+    )  # fmt: skip
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="of --significance")
+    common.add_run_plugins(parser)
     common.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     within = differences.tolerances(options.tolerance)
+    if options.significance:
+        return _significance(options)
     sides = differences.sides([directory.locate(name) for name in options.runs])
     names = differences.known(sides, options.metrics, where="--metrics")
     differences.known(sides, within.some, where="--tolerance")
@@ -73,6 +86,38 @@ def run(options: argparse.Namespace) -> int:
     for side in sides[1:] if compared else ():
         _judge(sides[0], side, compared[side.path])
     return 0 if equal else 1
+
+
+def _significance(options: argparse.Namespace) -> int:
+    """Paired tests of two runs, printed."""
+    from dataclasses import asdict
+
+    from bigctl.errors import ConfigError
+
+    if len(options.runs) != 2:
+        raise ConfigError(f"{len(options.runs)} runs are given", where="--significance", hint="give two")
+    found = [directory.locate(name) for name in options.runs]
+    from bigctl.inference import paired
+    from bigctl.inference.trained import TrainedRun
+
+    first, second = (TrainedRun.load(str(each.path), plugins=options.plugin) for each in found)
+    told = paired.compare(first, second, split=options.split, rounds=options.rounds)
+    if options.json:
+        render.print_json(asdict(told))
+        return 0
+    print(f"{told.second} beside {told.first}: {told.count:,} {told.split} examples, {told.rounds:,} draws")
+    rows = [
+        [each.metric, number(each.first), number(each.second), f"{each.difference:+.4g}",
+         f"{each.interval[0]:+.4g} to {each.interval[1]:+.4g}", f"{each.p:.3g}"]
+        for each in told.metrics
+    ]  # fmt: skip
+    render.print_table(["metric", found[0].path.name, found[1].path.name, "difference", "95%", "p"], rows)
+    if test := told.mcnemar:
+        names = [each.path.name for each in found]
+        only = f"{test.first_only:,} examples right by {names[0]} alone, {test.second_only:,} by {names[1]} alone"
+        print(f"McNemar, exact: {only}: p {test.p:.3g}")
+    print(f"of {len(rows)} metrics looked at, one in twenty has p < 0.05 where nothing differs")
+    return 0
 
 
 def _chosen(side: Side, names: set[str]) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bigctl import terminal
-from bigctl.cli import common, render
+from bigctl.cli import common, render, trust
 from bigctl.formatting import columns, padded
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ examples:
   bigctl eval mlp_cls --threshold f1                 of two classes: chosen on validation, and kept with the run
   bigctl eval mlp_cls --threshold 'recall>=0.9'
   bigctl eval cnn_cls --calibration --conformal 0.9 --bootstrap 1000
+  bigctl eval mlp_cls --slices class                 or a column, or length of texts
+  bigctl eval cnn_cls --ood fashion_mnist            or a folder: are strange examples told from the data's own?
   bigctl eval cnn_cls --json
   bigctl eval cnn_cls --require 'test/accuracy>=0.97' --junit report.xml
 """
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_threshold(parser, objectives=True)
     common.add_confidence(parser)
+    trust.add_arguments(parser)
     common.add_tta(parser)
     common.add_run_plugins(parser)
     common.add_gates(parser)
@@ -54,7 +57,7 @@ def step_argument(text: str) -> str | int:
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
-    level = level_argument(options.conformal, options.sets)
+    level = _required(options)
     options.split = {"val": "validation"}.get(options.split, options.split)
     from bigctl.runs import ci_report, directory, gates, run_info
 
@@ -114,6 +117,12 @@ def run(options: argparse.Namespace) -> int:
     return common.exit_code(verdicts)
 
 
+def _required(options: argparse.Namespace) -> float | None:
+    """The level of --conformal. Raises ConfigError for flags that cannot be meant, before anything is loaded."""
+    trust.require(options)
+    return level_argument(options.conformal, options.sets)
+
+
 def level_argument(text: str | None, kind: str | None) -> float | None:
     """A share of examples, if one is given. Raises ConfigError for what is none, and for sets that there are not."""
     from bigctl.errors import ConfigError
@@ -152,11 +161,11 @@ def _assessed(
         found["intervals"] = {
             name: list(ends) for name, ends in assess.bootstrap(trained, options.split, options.bootstrap).items()
         }
-    return trained, found
+    return trained, {**found, **trust.assessed(trained, options)}
 
 
 def print_believed(found: dict[str, Any]) -> None:
-    """Calibration and sets, a line each."""
+    """Calibration and sets, a line each, and what `trust` has found."""
     if told := found.get("calibration"):
         print(
             f"temperature {told['temperature']:.3f}, fitted on validation and kept: calibration error "
@@ -170,6 +179,7 @@ def print_believed(found: dict[str, Any]) -> None:
             f"{told['coverage']:.1%}, with {told['size']:.2f} classes on average; least of "
             f"{terminal.one_line(low[1])}: {low[0]:.1%}{_fitted_there(told)}"
         )
+    trust.print_all(found)
 
 
 def _fitted_there(told: dict[str, Any]) -> str:

@@ -130,9 +130,8 @@ def metrics_of(trained: TrainedRun, told: np.ndarray, truth: np.ndarray) -> Any:
     classes, positive = told.shape[1], trained.positive
     second = 1 if positive is None else trained.classes.index(positive)
     losses = -np.log(np.maximum(told[np.arange(len(truth)), truth], 1e-38))
-    cut = trained.threshold if isinstance(trained.threshold, float | None) else trained.threshold.threshold
-    score = np.log(np.maximum(told[:, 1], 1e-38)) - np.log(np.maximum(told[:, 0], 1e-38)) if classes == 2 else None
-    predicted = told.argmax(1) if cut is None or score is None else predicted_at(score, second, cut)["predicted"]
+    cut, score = _cut(trained), _score(told)
+    predicted = predicted_of(trained, told)
     pairs = truth * classes + predicted
 
     def metrics(rows: np.ndarray) -> dict[str, float]:
@@ -144,6 +143,26 @@ def metrics_of(trained: TrainedRun, told: np.ndarray, truth: np.ndarray) -> Any:
         return {"loss": float(losses[rows].mean()), "accuracy": float((predicted == truth)[rows].mean()), **kept}
 
     return metrics
+
+
+def predicted_of(trained: TrainedRun, told: np.ndarray) -> np.ndarray:
+    """The class that is predicted of each example, int [N], by probabilities [N, classes] and the run's threshold."""
+    cut, score = _cut(trained), _score(told)
+    if cut is None or score is None:
+        return np.asarray(told.argmax(1))
+    second = 1 if trained.positive is None else trained.classes.index(trained.positive)
+    return np.asarray(predicted_at(score, second, cut)["predicted"])
+
+
+def _cut(trained: TrainedRun) -> float | None:
+    return trained.threshold if isinstance(trained.threshold, float | None) else trained.threshold.threshold
+
+
+def _score(told: np.ndarray) -> np.ndarray | None:
+    """Log-odds of the second of two classes, [N]."""
+    if told.shape[1] != 2:
+        return None
+    return np.asarray(np.log(np.maximum(told[:, 1], 1e-38)) - np.log(np.maximum(told[:, 0], 1e-38)))
 
 
 def _kept(trained: TrainedRun) -> Confidence:

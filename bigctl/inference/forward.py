@@ -39,6 +39,11 @@ class Forward:
         return self._compiled(lambda model, batch: self._programs.task.predict(model, batch))
 
     @cached_property
+    def logits(self) -> Compiled:
+        """Of every class, float32 [batch, classes]; of tasks that predict classes."""
+        return self._compiled(lambda model, batch: self._programs.task.exported(model, batch)["logits"])
+
+    @cached_property
     def embed(self) -> Compiled:
         """What the model's `head` reads, float32 [batch, width]."""
 

@@ -190,6 +190,13 @@ class Predictor:
             found = self._forward.arrays(np.asarray(asked.inputs), self._forward.embed)
         return found[0] if asked.single else found
 
+    def logits(self, inputs: Examples) -> np.ndarray:
+        """Of every class, float32 [N, classes], before any temperature; takes what `predict` does, of a classifier."""
+        asked = self._asked(inputs)
+        if self.features.kind == "text":
+            return self._forward.texts(asked.inputs, self._forward.logits, self._tokenizer)[0]
+        return self._forward.arrays(np.asarray(asked.inputs), self._forward.logits)
+
     def _require_embeddings(self) -> None:
         if self._tags or self.config.recipe.purpose != "predict" or not hasattr(self.model, "head"):
             what = f"a run of recipe={self.config.recipe.kind} with model={self.config.model.kind} gives no embeddings"

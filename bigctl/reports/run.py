@@ -15,7 +15,7 @@ from bigctl.errors import BigctlError
 from bigctl.files import read_regular
 from bigctl.formatting import grouped
 from bigctl.reports import curves as learning
-from bigctl.reports import history, page, plots, quality
+from bigctl.reports import history, page, plots, quality, trust
 from bigctl.reports.examples import Examples
 from bigctl.runs import corpora, directory, listing, pace, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
@@ -97,6 +97,7 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
     return page.render(
         "run.html",
         figures,
+        **_trusted(figures, run, notes),
         live=live,
         live_from=past.end,
         up=up,
@@ -135,6 +136,12 @@ def _drawn(figures: dict[str, plots.Figure], past: history.History, selected: ob
         "rates": _named(figures, "rate", learning.rates(past.curves)),
         "usage": _named(figures, "usage", learning.usage(past.curves)),
     }
+
+
+def _trusted(figures: dict[str, plots.Figure], run: RunDirectory, notes: _Notes) -> dict[str, Any]:
+    """What `eval` has found out beyond metrics."""
+    found = notes.attempt("assessment.json", lambda: trust.of_run(run), None)
+    return {"trust": found, "trusted": _named(figures, "trust", found.figures if found else [])}
 
 
 def _named(figures: dict[str, plots.Figure], name: str, found: list[plots.Figure]) -> list[str]:

@@ -50,6 +50,7 @@ class RunDirectory:
         self.generation = path / "generation.json"
         self.threshold = path / "threshold.json"
         self.confidence = path / "confidence.json"
+        self.assessment = path / "assessment.json"
         self.samples = path / "samples.jsonl"
         self.batches = path / "batches.jsonl"
         self.log = path / "log.txt"

@@ -117,8 +117,8 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- strangers
 
 _WRITTEN = re.compile(
-    r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence)\.json|(metrics|samples|batches)\.jsonl|log\.txt|\.lock"
-    r"|report\.html|curves\.png"
+    r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence|assessment)\.json"
+    r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|report\.html|curves\.png"
 )
 _BESIDE = r"(labels|preprocessing|tokenizer|source)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {
