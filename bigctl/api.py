@@ -215,7 +215,7 @@ def load(
         run: a run directory, or a name under runs/.
         step: "best", "last" or a number.
         plugins: modules with components of your own that the run was made with.
-        tta: for images "none", "mirror" or "translate", in place of what the run has as `eval.tta`.
+        tta: for images "none", "mirror", "shift" or "translate", in place of what the run has as `eval.tta`.
 
     Raises:
         ConfigError: for another `tta`, or where the run is not of images.

@@ -17,8 +17,9 @@ def mean_outputs(
 
     Args:
         images: before they are standardised.
-        which: "none"; "mirror", the image and its mirror image; "translate", half of that and a quarter each of the
-            same after a move by a pixel up left and down right, what comes in being the image reflected at its edge.
+        which: "none"; "mirror", the image and its mirror image; "shift", half of the image
+            and a quarter each of it after a move by a pixel up left and down right, what comes in being the image
+            reflected at its edge; "translate", the same with the mean over mirror images in place of each image.
         outputs: of a model, of such images.
     """
     if which == "none":
@@ -33,12 +34,15 @@ def mean_outputs(
 
 def _views(images: Array, which: str) -> Iterator[tuple[float, Array]]:
     moves = [(1.0, images)]
-    if which == "translate":
+    if which != "mirror":
         _, height, width, _ = images.shape
         mode = "reflect" if min(height, width) > 1 else "edge"
         padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode)
         ends = (padded[:, :height, :width], padded[:, 2:, 2:])
         moves = [(0.5, images), *((0.25, moved) for moved in ends)]
     for weight, moved in moves:
+        if which == "shift":
+            yield weight, moved
+            continue
         yield weight / 2, moved
         yield weight / 2, moved[:, :, ::-1]

@@ -83,7 +83,7 @@ def add_confidence(parser: argparse.ArgumentParser) -> None:
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tta", choices=("none", "mirror", "translate"),
+        "--tta", choices=("none", "mirror", "shift", "translate"),
         help="of images, the mean over which views of each is used; default: eval.tta of the run",
     )  # fmt: skip
 

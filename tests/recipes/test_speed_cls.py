@@ -99,6 +99,12 @@ def test_mirror_is_the_mean_over_two_and_none_is_one_pass() -> None:
     views.mean_outputs(x[:, :1], "translate", outputs)  # a row has nothing to be mirrored around
 
 
+def test_shift_is_half_the_image_and_a_quarter_of_each_move_and_mirrors_nothing() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5, 2)), jnp.float32)
+    expected = x[:, 1, 1] / 2 + x[:, 0, 0] / 4 + x[:, 2, 2] / 4
+    np.testing.assert_allclose(views.mean_outputs(x, "shift", lambda images: images[:, 1, 1]), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -210,7 +210,7 @@ class Train(Checked):
             yield "train.accumulate", message, "choose a divisor of the batch size"
 
 
-TTA = ("none", "mirror", "translate")
+TTA = ("none", "mirror", "shift", "translate")
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Eval(Checked):
     test: bool = key(True, "Score the test split when training is over.", drift=FREE)
     tta: str = key(
         "none", "Test-time augmentation of images: outputs are the mean over the image and its mirror image (mirror), "
-        "and over both moved by a pixel up left and down right too (translate).",
+        "over the image and itself moved by a pixel up left and down right (shift), or over all of these (translate).",
         choices=TTA,
     )  # fmt: skip
 
