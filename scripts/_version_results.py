@@ -79,21 +79,23 @@ def lines(run: Path, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def difference(old: Path, new: Path, *, config: bool) -> str:
-    """The first thing in which two runs differ, or SAME."""
-    return next(_differences(old, new, config), SAME)
+def difference(old: Path, new: Path, *, config: bool, more: bool = False) -> str:
+    """The first thing in which two runs differ, or SAME; with `more`, NEW may record what OLD did not."""
+    return next(_differences(old, new, config, more), SAME)
 
 
-def _differences(old: Path, new: Path, config: bool) -> Iterator[str]:
+def _differences(old: Path, new: Path, config: bool, more: bool) -> Iterator[str]:
     for name in ("metrics.jsonl", "samples.jsonl"):
-        yield from differences_of_values(name, lines(old, name), lines(new, name))
+        yield from differences_of_values(name, lines(old, name), lines(new, name), more=more)
     before, after = (json.loads((run / "summary.json").read_text()) for run in (old, new))
     for key in cases.SUMMARY:
-        yield from differences_of_values(f"summary.json {key}", before.get(key), after.get(key))
+        yield from differences_of_values(f"summary.json {key}", before.get(key), after.get(key), more=more)
     (meta, here), (meta_new, there) = arrays(old), arrays(new)
-    yield from differences_of_values("progress", meta["progress"], meta_new["progress"])
+    yield from differences_of_values("progress", meta["progress"], meta_new["progress"], more=more)
     for name in sorted(here.keys() | there.keys()):
         if name not in here or name not in there:
+            if more and not name.startswith("params"):
+                continue  # states of optimizers are laid out otherwise since, and read under both names
             yield f"{name} is missing in {'OLD' if name not in here else 'NEW'}"
         elif here[name].tobytes() != there[name].tobytes() or here[name].shape != there[name].shape:
             yield f"{name} {list(here[name].shape)} differs{_how_much(here[name], there[name])}"

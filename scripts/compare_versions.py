@@ -35,6 +35,7 @@ examples:
   python scripts/compare_versions.py ../before . --only mlp_cls,cnn_cls --devices 1 --quick
   python scripts/compare_versions.py ../before . --keep /tmp/compared       what OLD gives is kept there between calls
   python scripts/compare_versions.py ../before . --only sweep
+  python scripts/compare_versions.py ../last_year . --more                  versions between which metrics came
   python scripts/compare_versions.py --list
 """
 
@@ -58,7 +59,7 @@ def preload() -> None:
 
 @dataclass(frozen=True)
 class Version:
-    """A checkout, and the cache of data sets and tokenizers that is its own; compiled programs are shared."""
+    """A checkout, and the cache that is its own."""
 
     name: str
     checkout: Path
@@ -129,6 +130,7 @@ class Comparison:
         kept: where the results of OLD stay.
         scratch: for those of NEW.
         quick: no stop and start again of NEW by itself.
+        more: NEW may record what OLD did not.
     """
 
     old: Version
@@ -136,6 +138,7 @@ class Comparison:
     kept: Path
     scratch: Path
     quick: bool
+    more: bool
     bad: int = 0
 
     def before(self, name: str, make: Callable[[Path], object]) -> Path:
@@ -161,11 +164,11 @@ class Comparison:
 
         def against(run: Path) -> str:
             """The run that was never stopped; where OLD itself comes out otherwise when stopped, OLD stopped."""
-            straight = difference(self.before(name, old) / "run", run, config=False)
+            straight = difference(self.before(name, old) / "run", run, config=False, more=self.more)
             if straight == SAME:
                 return SAME
             stopped = self.before(f"{name}-stopped", lambda f: (half(f), old(f)))
-            return difference(stopped / "run", run, config=False)
+            return difference(stopped / "run", run, config=False, more=self.more)
 
         def half(folder: Path) -> object:
             return self.old.train(case, folder, devices, case.stop)
@@ -178,7 +181,10 @@ class Comparison:
             new("stopped", case.stop)
             return against(new("stopped"))
 
-        row("straight", lambda: difference(self.before(name, old) / "run", new("straight"), config=True))
+        def straight() -> str:
+            return difference(self.before(name, old) / "run", new("straight"), config=True, more=self.more)
+
+        row("straight", straight)
         row("resumed by NEW from OLD", handed_over)
         if not self.quick:
             row("resumed by NEW from NEW", stopped)
@@ -206,7 +212,7 @@ class Comparison:
 
         def judge(folder: Path) -> str:
             boards = [result(f / "run") for f in (self.before(name, lambda f: whole(self.old, f)), folder)]
-            return next(differences_of_values("leaderboard", *boards), SAME)
+            return next(differences_of_values("leaderboard", *boards, more=self.more), SAME)
 
         def straight() -> str:
             whole(self.new, self.scratch / name)
@@ -243,13 +249,12 @@ def fingerprint(checkout: Path) -> str:
 
 
 def cache_folder(folder: Path) -> Path:
-    """A cache of data and tokenizers of its own beside the shared compiled programs and downloads."""
+    """A cache of its own beside the shared downloads; compiled programs are not kept in a folder that is a link."""
     shared = Path(os.environ.get("BIGCTL_CACHE_DIR") or Path.home() / ".cache" / "bigctl")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("compiled", "packages"):
-        (shared / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not (folder / name).exists():
-            (folder / name).symlink_to((shared / name).resolve(), target_is_directory=True)
+    (shared / "packages").mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not (folder / "packages").exists():
+        (folder / "packages").symlink_to((shared / "packages").resolve(), target_is_directory=True)
     return folder
 
 
@@ -262,6 +267,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="A,B", help="cases whose name begins so, such as mlp_cls or sweep")
     parser.add_argument("--devices", default="1,8", help="simulated devices to train on; default: 1,8")
     parser.add_argument("--quick", action="store_true", help="one case a recipe, and fewer stops")
+    parser.add_argument("--more", action="store_true", help="metrics and keys that only NEW records are no difference")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep there what OLD gives, for the next call")
     parser.add_argument("--list", action="store_true", help="show the cases")
     options = parser.parse_args()
@@ -278,7 +284,7 @@ def main() -> int:
     files = cases.write_data(kept / "data")
     old = Version("OLD", options.old.resolve(), cache_folder(of_old / "cache"))
     new = Version("NEW", options.new.resolve(), cache_folder(scratch / "cache"))
-    comparison = Comparison(old, new, of_old, scratch, options.quick)
+    comparison = Comparison(old, new, of_old, scratch, options.quick, options.more)
     preload()
     print(f"{'what':<26} devices  {'how':<28}  takes   result", flush=True)
     for case in (case.placed(files) for case in chosen):

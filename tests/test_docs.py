@@ -1,4 +1,5 @@
-"""Every command of the README and of the pages below is run as it stands there; trainings are only made shorter."""
+"""Every command of the README and of the pages below is run as it stands there; trainings are only made shorter and,
+where it is not their model that the page speaks of, narrower."""
 
 from __future__ import annotations
 
@@ -29,6 +30,11 @@ PAGES = (
 SHORT = ["train.steps=4", "eval.every=4", "checkpoint.every=2"]
 SHORT_HELD_OUT = ["data.validation_fraction=0.01", "data.test_fraction=0.01"]
 SHORT_TEXTS = ["recipe.tokenizer.max_length=16", "recipe.bucketing.shapes=1"]
+NARROW = ["model.layers=1", "model.width=32", "model.heads=2", "model.intermediate=64", "model.positions=32"]
+SMALL_BERT = ["model=bert", *NARROW, "recipe.tokenizer.type=words", "recipe.tokenizer.size=500"]
+SMALL_CNN = ["model.channels=[4,8]"]
+WHOLE = ("bigctl train recipe=bert_cls", "bigctl train recipe=cnn_cls data=digits train.epochs=20", "model.lora.rank=8")
+"""A command, and parts of others, whose models stay as they are."""
 
 
 def pages() -> str:
@@ -113,10 +119,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         ("book", own),
         ("llama", [*own, "model=llama_tiny", "recipe.block=64"]),
         ("cnn_cls", ["recipe=cnn_cls"]),
-        ("bert_cls", ["recipe=bert_cls", *SHORT_TEXTS, *SHORT_HELD_OUT]),
+        ("bert_cls", ["recipe=bert_cls", *SMALL_BERT, *SHORT_TEXTS, *SHORT_HELD_OUT]),
         ("ngram_cls", ["recipe=ngram_cls"]),
-        ("bert_tag", ["recipe=bert_tag", "data=conll", "data.path=train.conll", *SHORT_TEXTS]),
-        ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SHORT_TEXTS, *SHORT_HELD_OUT]),
+        ("bert_tag", ["recipe=bert_tag", "data=conll", "data.path=train.conll", *SMALL_BERT, *SHORT_TEXTS]),
+        ("pretrained", ["recipe=bert_mlm", "data=rotten_tomatoes", *SMALL_BERT, *SHORT_TEXTS, *SHORT_HELD_OUT]),
     ):
         done = cli("train", *overrides, *SHORT, "--name", name, code=None)
         if "cannot fetch" in done.stderr:
@@ -126,6 +132,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     small = ["data=breast_cancer", "recipe=mlp_cls", "optimizer.lr=0.1,0.01", *SHORT]
     cli("sweep", *small, "--packed", "yes", "--name", "rates", "--quiet")
     return cli
+
+
+def small(command: str) -> list[str]:
+    """What makes the model of a training narrower."""
+    if command == WHOLE[0] or any(part in command for part in WHOLE[1:]):
+        return []
+    if "recipe=bert_" in command:
+        return NARROW if "model=bert" in command else SMALL_BERT
+    return SMALL_CNN if "recipe=cnn_cls" in command else []
 
 
 @pytest.mark.slow
@@ -141,6 +156,7 @@ def test_the_command_works(command: str, workplace: Cli) -> None:
         words += SHORT_TEXTS if "recipe=bert" in command or "recipe=lstm" in command else []
         words += SHORT_HELD_OUT if re.search(r"recipe=(gpt|bert)_", command) and "path=" not in command else []
         words += [] if "--name" in words or "--dry-run" in words else ["--resume", "never"]
+    words += small(command) if words[0] in ("train", "sweep") else []
     if words[0] == "sweep":
         words += [*SHORT, *(["sweep.trials=2"] if "sweep.trials" in command else []), "seed=range(2)"]
         words += ["--name", f"own-{abs(hash(command))}"]

@@ -25,7 +25,7 @@ from tests.training.test_sharding import on_eight_devices
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 BERT = ["recipe=bert_tag", "model=bert_tiny", "model.layers=1", "model.width=16", "model.heads=2", "model.positions=32"]
 BERT += ["model.intermediate=32", "recipe.tokenizer.type=bpe", "recipe.tokenizer.size=300"]
-BERT += ["recipe.tokenizer.max_length=32"]
+BERT += ["recipe.tokenizer.max_length=32", "recipe.bucketing.shapes=2"]
 LSTM = [*tagging.RECIPE, *tagging.MODEL]
 STEPS = ["train.batch_size=16", "train.steps=20", "schedule=constant", "train.log_every=5", "train.tensorboard=false"]
 
@@ -183,11 +183,12 @@ def test_a_tagger_starts_from_a_masked_language_model(cli):
     bert = [text for text in BERT if not text.startswith("recipe")]
     texts = [" ".join(word for word, _ in row) for row in tagging.sentences(0, 60)]
     (cli.folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    words = ["recipe.tokenizer.type=words", "recipe.tokenizer.size=100", "recipe.tokenizer.max_length=32"]
+    length = ["recipe.tokenizer.max_length=32", "recipe.bucketing.shapes=1"]
+    words = ["recipe.tokenizer.type=words", "recipe.tokenizer.size=100", *length]
     data = ["data=jsonl", "data.path=texts.jsonl", "data.text=text", "data.label=null"]
     cli("train", "recipe=bert_mlm", *bert, *words, *data, *STEPS, "train.steps=2", "--name", "mlm")
     done = cli(
-        "train", "recipe=bert_tag", "model=bert", "model.init_from=runs/mlm", "recipe.tokenizer.max_length=32",
+        "train", "recipe=bert_tag", "model=bert", "model.init_from=runs/mlm", *length,
         *tagging.DATA, *STEPS, "train.steps=2", "--name", "from_mlm",
     )  # fmt: skip
     assert "Traceback" not in done.stderr
