@@ -23,6 +23,7 @@ examples:
   bigctl eval cnn_cls --calibration --conformal 0.9 --bootstrap 1000
   bigctl eval mlp_cls --slices class                 or a column, or length of texts
   bigctl eval cnn_cls --ood fashion_mnist            or a folder: are strange examples told from the data's own?
+  bigctl eval cnn_cls --robust linf=0.05,0.1         accuracy under attack
   bigctl eval cnn_cls --json
   bigctl eval cnn_cls --require 'test/accuracy>=0.97' --junit report.xml
 """

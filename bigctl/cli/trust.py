@@ -26,10 +26,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ood", metavar="DATA|FOLDER",
         help="how well examples from elsewhere are told from those of the data: packaged data, a folder or a file",
     )  # fmt: skip
+    parser.add_argument(
+        "--robust", action="append", default=[], metavar="NORM=EPS",
+        help="accuracy under attack within linf=0.1,0.2 or l2=1 (pixels go from 0 to 1); may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--count", type=common.whole("number of examples", 1), default=200, metavar="N",
+        help="examples that --robust attacks; default: 200",
+    )  # fmt: skip
+    for name, default, what in _EFFORT:
+        parser.add_argument(
+            f"--attack-{name}", type=common.whole(f"number of {name}", name != "seed", 100_000), default=default,
+            metavar="N", help=f"{what}; default: {default}",
+        )  # fmt: skip
+
+
+_EFFORT = (
+    ("steps", 40, "of --robust, steps of PGD and APGD"),
+    ("restarts", 2, "of --robust, restarts of PGD"),
+    ("queries", 500, "of --robust, how often Square may ask about an example"),
+    ("seed", 0, "of --robust, of random starts and searches"),
+)
 
 
 def require(options: argparse.Namespace) -> None:
     """Raises ConfigError for flags that cannot be meant, before anything is loaded."""
+    if options.robust:
+        from bigctl.inference.attacks import threat
+
+        for text in options.robust:
+            threat.parse(text)
 
 
 def assessed(trained: TrainedRun, options: argparse.Namespace) -> dict[str, Any]:
@@ -46,6 +72,8 @@ def assessed(trained: TrainedRun, options: argparse.Namespace) -> dict[str, Any]
         from bigctl.inference import unfamiliar
 
         found["ood"] = asdict(unfamiliar.detect(trained, options.ood, options.split))
+    if options.robust:
+        found["robust"] = [_under_attack(trained, options, text) for text in options.robust]
     if found:
         from bigctl.inference import kept
 
@@ -53,11 +81,24 @@ def assessed(trained: TrainedRun, options: argparse.Namespace) -> dict[str, Any]
     return found
 
 
+def _under_attack(trained: TrainedRun, options: argparse.Namespace, text: str) -> dict[str, Any]:
+    from bigctl.inference.attacks import threat
+    from bigctl.inference.attacks.ensemble import Effort
+    from bigctl.inference.attacks.trained_runs import under_attack
+
+    norm, values = threat.parse(text)
+    effort = Effort(options.attack_steps, options.attack_restarts, options.attack_queries)
+    given = {"count": options.count, "seed": options.attack_seed, "effort": effort}
+    return under_attack(trained, options.split, norm, values, **given)
+
+
 def print_all(found: dict[str, Any]) -> None:
     for each in found.get("slices", ()):
         print_slices(each)
     if told := found.get("ood"):
         print_ood(told)
+    for each in found.get("robust", ()):
+        print_robust(each)
 
 
 def print_slices(found: dict[str, Any], most: int = 20) -> None:
@@ -113,3 +154,20 @@ def print_ood(found: dict[str, Any]) -> None:
     header = ["score", "AUROC", "FPR at 95%", "threshold", "flagged", "own flagged"]
     render.print_table(header, rows)
     print("  thresholds let 95% of the validation examples pass")
+
+
+def print_robust(found: dict[str, Any]) -> None:
+    """An eps a line, and what tells that the numbers are too good."""
+    hard = ", ".join(f"{value} {name}" for name, value in found["effort"].items())
+    print(f"under attack, {found['norm']}: {found['count']} {found['split']} examples, seed {found['seed']} ({hard})")
+    names = list(found["points"][0]["left"])
+    rows = [["0", number(found["clean"]), "", *[""] * len(names)]]
+    for point in found["points"]:
+        low, high = point["interval"]
+        told = [number(point["left"][name]) for name in names]
+        rows.append([f"{point['eps']:g}", number(point["robust"]), f"{number(low)} to {number(high)}", *told])
+    render.print_table(["eps", "accuracy", "95%", *(f"after {name}" for name in names)], rows)
+    for warning in found["warnings"]:
+        print(f"  masked gradients: {warning}")
+    if found["warnings"]:
+        print("  the model is less robust than these numbers say")

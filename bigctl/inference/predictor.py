@@ -78,6 +78,11 @@ class Predictor:
         return other
 
     @property
+    def programs(self) -> Programs:
+        """The compiled functions of the experiment."""
+        return self._programs
+
+    @property
     def state(self) -> TrainState:
         """All that the checkpoint held."""
         return self._state

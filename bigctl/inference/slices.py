@@ -122,7 +122,7 @@ def wilson(hits: int, count: int, z: float = 1.959963984540054) -> tuple[float, 
     share, square = hits / count, z * z / count
     middle = (share + square / 2) / (1 + square)
     half = z * (share * (1 - share) / count + square / (4 * count)) ** 0.5 / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, middle - half) if hits else 0.0, min(1.0, middle + half) if hits < count else 1.0
 
 
 def p_worse(measured: Measured, inside: np.ndarray) -> float:

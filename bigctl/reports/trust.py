@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from bigctl.inference import kept
-from bigctl.reports.plots import Figure, shown
+from bigctl.reports import pictures
+from bigctl.reports.plots import PALETTE, Figure, numbers, shown
 from bigctl.runs import untrusted
 from bigctl.runs.directory import RunDirectory
+
+_SIDE = 1024
+"""Of a picture, at most [pixels]."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,51 @@ def of_run(run: RunDirectory) -> Trust | None:
     trust.tables.extend(_slices(each) for each in found.get("slices", ()))
     if told := found.get("ood"):
         trust.tables.append(_ood(told))
+    for each in found.get("robust", ()):
+        trust.figures.append(_robust(each))
+        trust.notes.extend(f"Masked gradients ({each['norm']}): {said}" for said in each["warnings"])
+        trust.pictures.extend(_pair(example) for example in each["worst"] if "pixels" in example)
     return trust
+
+
+def _robust(found: Mapping[str, Any]) -> Figure:
+    """Accuracy by eps: under all attacks, and under those that were tried by themselves."""
+    points, clean = found["points"], float(found["clean"])
+    eps = [0.0, *(float(point["eps"]) for point in points)]
+    curves = {"all attacks": [clean, *(float(point["robust"]) for point in points)]}
+    for name in ("FGSM", "PGD"):
+        curves[f"{name} alone"] = [clean, *(float(point["alone"][name]) for point in points)]
+    data = [
+        {
+            "type": "scatter", "mode": "lines+markers", "name": name, "x": numbers(eps), "y": numbers(values),
+            "line": {"width": 3 if name == "all attacks" else 1.5, "color": PALETTE[place]},
+            "hovertemplate": f"{name}, eps %{{x}}: %{{y:.1%}}<extra></extra>",
+        }
+        for place, (name, values) in enumerate(curves.items())
+    ]  # fmt: skip
+    last = points[-1]
+    low, high = last["interval"]
+    caption = (
+        f"Of {int(found['count']):,} {found['split']} examples {clean:.1%} are right; {float(last['robust']):.1%} "
+        f"({float(low):.1%} to {float(high):.1%}) where each may move by {float(last['eps']):g} in {found['norm']}."
+    )
+    axes = {"title": {"text": "accuracy"}, "range": [-0.02, 1.02], "zeroline": False}
+    layout = {"xaxis": {"title": {"text": f"eps ({found['norm']})"}}, "yaxis": axes, "showlegend": True}
+    return Figure(f"Under attack, {found['norm']}", caption, data, layout, height=320)
+
+
+def _pair(example: Mapping[str, Any]) -> Picture:
+    """A picture before and after an attack. Raises ValueError for what is none."""
+    height, width, channels = (int(side) for side in example["shape"])
+    if not (0 < height <= _SIDE and 0 < width <= 2 * _SIDE and channels in (1, 3)):
+        raise ValueError("is no picture")
+    pixels = np.frombuffer(base64.b64decode(example["pixels"]), np.uint8).reshape(height, width, channels)
+    scale = max(1, 64 // height)
+    shown = pixels.repeat(scale, 0).repeat(scale, 1)
+    said = (
+        f"row {int(example['row'])}, a {example['label']}, is a {example['predicted']} at eps {float(example['eps']):g}"
+    )
+    return Picture(pictures.picture(shown), said)
 
 
 def _slices(found: Mapping[str, Any]) -> Table:
