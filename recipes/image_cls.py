@@ -9,7 +9,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bigctl.recipes import views
+from bigctl.recipes import adversarial, views
+from bigctl.recipes.adversarial import Adversary
+from bigctl.recipes.classification import class_logits
 from bigctl.recipes.supervised import OTHER, SHARE, Supervised
 from flax import nnx
 from jaxtyping import Array, Float
@@ -18,8 +20,10 @@ from bigctl.config import schema
 from bigctl.data import whitening
 from bigctl.data.augmentation import boxes, mixing, pipeline
 from bigctl.data.dataset import Features
+from bigctl.data.target import CLASS
 from bigctl.errors import ConfigError
 from bigctl.models.speed_cnn import SpeedCnn
+from bigctl.training.metrics import Sums, pair
 from bigctl.training.task import Batch, Network
 
 
@@ -46,6 +50,10 @@ class ImageCls(Supervised):
         self.dtype = jnp.dtype(config.train.precision)
         self.changes = changes_of(config, self.recipe.augment)
         self.tta = config.eval.tta
+        self.adversary = Adversary(config.train.adversarial) if config.train.adversarial.eps else None
+        if self.adversary is not None and features.target.kind != CLASS:
+            hint = "leave out train.adversarial.eps"
+            raise ConfigError("is for one class an image", where="train.adversarial", hint=hint)
         _check_border(self.recipe.augment, features.shape)
         self.mean, self.std = self._statistics()
         # Grey images become coloured ones for weights of such.
@@ -91,6 +99,37 @@ class ImageCls(Supervised):
         pictures, share = pipeline.mix(pictures, config, key, numbers, batch["mask"] > 0)
         return {**batch, "inputs": pictures, OTHER: mixing.neighbours(batch["label"]), SHARE: share}
 
+    def loss(
+        self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
+    ) -> Sums:
+        if self.adversary is None:
+            return super().loss(model, batch, key, augment_key, hparams)
+        seen = self.augment(batch, augment_key) if self.augments else batch
+        pixels, labels, mask = _unit(seen["inputs"]), batch["label"], batch["mask"]
+        moved = self.adversary.trained_on(self._logits(model), pixels, labels, augment_key, batch["number"])
+        against = self._outputs(model, {**seen, "inputs": moved * 255.0}, key=key, mask=mask)
+        if not self.adversary.trades:
+            return self.head.loss(against, batch, hparams)
+        plain = self._outputs(model, seen, key=key, mask=mask)
+        sums = dict(self.head.loss(plain, batch, hparams))
+        apart = adversarial.divergence(class_logits(plain), class_logits(against))
+        share = self.adversary.config.beta * jnp.sum(apart * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+        sums["loss"] = sums["loss"] + jnp.stack([share * sums["loss"][1], 0.0])
+        return sums
+
+    def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
+        sums = super().evaluate(model, batch)
+        if self.adversary is None:
+            return sums
+        seen, logits = self.seen(batch), self._logits(model)
+        moved = self.adversary.judged_on(logits, _unit(seen["inputs"]), batch["label"])
+        right = jnp.argmax(logits(moved), -1) == batch["label"]
+        return {**sums, "robust_accuracy": pair(right, batch["mask"])}
+
+    def _logits(self, model: nnx.Module) -> adversarial.Logits:
+        """Of every class, of pictures with pixels from 0 to 1, as the model evaluates."""
+        return adversarial.frozen(model, lambda m, x: class_logits(self.outputs(m, {"inputs": x * 255.0})))
+
     def seen(self, batch: Batch) -> Batch:
         return {**batch, "inputs": boxes.center_cropped(batch["inputs"], self.changes.center_crop)}
 
@@ -100,6 +139,11 @@ class ImageCls(Supervised):
     def outputs(self, model: Network, batch: Batch, **options: jax.Array) -> jax.Array:
         standardised = standardise(batch["inputs"], self.mean, self.std).astype(self.dtype)
         return model(standardised, **options)
+
+
+def _unit(images: Array) -> Float[Array, "batch h w c"]:
+    """Pixels from 0 to 1."""
+    return images.astype(jnp.float32) / 255.0
 
 
 def standardise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "batch h w c"]:

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin, get_type_hints
 
+from bigctl.config.schema.adversarial import *
 from bigctl.config.schema.augment import *
 from bigctl.config.schema.base import *
 from bigctl.config.schema.data import *

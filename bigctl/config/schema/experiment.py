@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bigctl.config.schema.adversarial import Adversarial
 from bigctl.config.schema.base import (
     FREE,
     MISSING,
@@ -165,6 +166,7 @@ class Train(Checked):
     )  # fmt: skip
     early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
     divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
+    adversarial: Adversarial = key(Adversarial, "Training on images that are moved against the model.")
     overfit_one_batch: bool = key(
         False, "Train on the first batch alone, as it is: a model that cannot learn it is broken."
     )
@@ -199,6 +201,7 @@ class Train(Checked):
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from Callback.problems(self.callbacks)
+        yield from self.adversarial.problems(config)
         if self.steps is None and self.epochs is None:
             yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
         if self.measures_batch_size:

@@ -159,6 +159,7 @@ class ImageCls(Classification):
 
     implementation: ClassVar[str] = "bigctl.recipes.image_cls:ImageCls"
     inputs: ClassVar[str] = "images"
+    metrics: ClassVar[Mapping[str, str]] = {"robust_accuracy": MAX}
     loss: str = key(
         CROSS_ENTROPY, "Of one class an example: cross_entropy, or bce, a yes or no to every class, the mean over the "
         "classes (Wightman et al. 2021).", choices=(CROSS_ENTROPY, BCE),
