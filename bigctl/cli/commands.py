@@ -10,6 +10,7 @@ COMMANDS = {
     "resume": "resume a run with its own configuration",
     "eval": "score a trained model on a split",
     "predict": "label files or texts with a trained model",
+    "explain": "show what each token, pixel or column adds to a model's answer",
     "generate": "let a language model write text",
     "export": "write a trained model for another library",
     "compress": "make a run of a run with rounded or pruned weights",

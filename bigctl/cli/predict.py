@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         raise RunError("a language model writes text, it labels none", where=str(found.path), hint=hint)
     texts: list[Text] = []
     if features["kind"] == "text":
-        texts = _given(options, bool(features.get("pairs")))
+        texts = given_texts(options, bool(features.get("pairs")))
         if not options.files and not texts:
             options.files = [_standard_input(options.run)]
     else:
@@ -162,7 +162,7 @@ def _located(options: argparse.Namespace) -> RunDirectory:
 # ----------------------------------------------------------------------------------------------- what is to be labelled
 
 
-def _given(options: argparse.Namespace, pairs: bool) -> list[Text]:
+def given_texts(options: argparse.Namespace, pairs: bool) -> list[Text]:
     """The texts of --text and --text-pair. Raises ConfigError where they cannot be used."""
     from bigctl.errors import ConfigError
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BATCH, FEW = 64, 16
 """Texts a batch, and where there are no more than so few of them."""
 
+_FINER = 16  # the same of a text that is computed many times
 _MULTIPLE = 32  # of which padded lengths are: few programs to compile, little padding
 
 _STRANGE = 0.5
@@ -52,9 +53,15 @@ def run_tokenizer(run: RunDirectory, features: Features) -> Tokenizer | Ngrams:
 
 
 def encode_texts(
-    tokenizer: Tokenizer | Ngrams, texts: Sequence[Text], features: Features
+    tokenizer: Tokenizer | Ngrams, texts: Sequence[Text], features: Features, *, warn: bool = True
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns `inputs`, `offsets` and `segment_start` as a data set has them, and which texts were cut, bool [N].
+
+    Args:
+        tokenizer: of the run.
+        texts: texts, or pairs of them.
+        features: of the run's data.
+        warn: whether it is told that much is unknown.
 
     Raises:
         ValueError: for a text that is empty or no text, or where there are not as many texts as the model takes.
@@ -68,7 +75,7 @@ def encode_texts(
     share = encoded.unknown  # of n-grams it is that of the words
     if not isinstance(tokenizer, Ngrams):
         share = unknown_share(share, len(encoded.tokens), len(texts), features.pairs)
-    if share > _STRANGE:
+    if warn and share > _STRANGE:
         what = "of the tokens are unknown ([UNK]) to the run's tokenizer: it was made for other texts"
         log.warning("%.0f%% %s", 100 * share, what)
     return {"inputs": encoded.tokens, "offsets": encoded.offsets, "segment_start": encoded.segment_start}, encoded.cut
@@ -102,3 +109,11 @@ def text_batches(
     columns = {name: columns[name] for name in ("inputs", "offsets", "segment_start")}
     for places, mask, length in plan.batches():
         yield places[mask > 0], layout.gather(columns, rows[places], length)
+
+
+def one_text(columns: dict[str, np.ndarray], row: int, longest: int) -> dict[str, np.ndarray]:
+    """A batch of one text alone, of one of few lengths."""
+    size = int(columns["offsets"][row + 1] - columns["offsets"][row])
+    length = min(-(-size // _FINER) * _FINER, max(longest, size))
+    named = {name: columns[name] for name in ("inputs", "offsets", "segment_start")}
+    return Ragged((length,)).gather(named, np.array([row]), length)

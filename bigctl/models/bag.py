@@ -63,16 +63,26 @@ class BagClassifier(nnx.Module):
         *,
         key: Array | None = None,
         mask: Array | None = None,
+        vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch outputs"]:
+        """Logits. `vectors` stand in place of those that `look_up` gives."""
         table = self.embedding.embedding[...]
         real = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.float32)
         weights = self.dropout(real if self.pool != "norm" else self._normed(tokens, real), key)
-        pooled = jnp.einsum("bl,blw->bw", weights, table[tokens].astype(jnp.float32))
+        pooled = jnp.einsum("bl,blw->bw", weights, self.look_up(tokens) if vectors is None else vectors)
         if self.pool != "norm":
             count = jnp.maximum(lengths, 1)[:, None].astype(jnp.float32)
             pooled = pooled / (count if self.pool == "mean" else jnp.sqrt(count))
         scores = self.head(pooled.astype(table.dtype))
         return scores if self.scale == 1 else scores * self.scale
+
+    def look_up(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        """The embedding of each n-gram, float32."""
+        return self.embedding.embedding[...][tokens].astype(jnp.float32)
+
+    def blank(self, tokens: Int[Array, "batch length"], padding: int) -> Float[Array, "batch length width"]:
+        """Zeros, as n-grams that are left out add nothing."""
+        return jnp.zeros_like(self.look_up(tokens))
 
     def _normed(
         self, tokens: Int[Array, "batch length"], real: Float[Array, "batch length"]

@@ -60,7 +60,11 @@ class Embeddings(nnx.Module):
         self.dropout = QuickDropout(config.dropout)
 
     def __call__(
-        self, tokens: Int[Array, "batch length"], segment_start: Int[Array, " batch"], key: Array | None
+        self,
+        tokens: Int[Array, "batch length"],
+        segment_start: Int[Array, " batch"],
+        key: Array | None,
+        vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch length width"]:
         length, positions = tokens.shape[1], self.position.embedding[...]
         if length > len(positions):
@@ -71,7 +75,8 @@ class Embeddings(nnx.Module):
             )
         first, other = self.segment.embedding[...]
         in_second = jnp.arange(length) >= segment_start[:, None]
-        x = self.token.embedding[...][tokens] + positions[:length] + jnp.where(in_second[..., None], other, first)
+        vectors = self.token.embedding[...][tokens] if vectors is None else vectors
+        x = vectors + positions[:length] + jnp.where(in_second[..., None], other, first)
         return self.dropout(self.norm(x), key)
 
 
@@ -91,11 +96,15 @@ class Attention(nnx.Module):
         batch, length, width = x.shape
         depth = width // self.heads
         q, k, v = (layer(x).reshape(batch, length, self.heads, depth) for layer in (self.query, self.key, self.value))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * depth**-0.5
-        real = jnp.arange(length) < lengths[:, None]
-        scores = jnp.where(real[:, None, None], scores, -1e30)  # finite, so that a text of no tokens gives no NaN
-        weights = self.dropout(jax.nn.softmax(scores).astype(x.dtype), key)
+        weights = self.dropout(_attention_weights(q, k, lengths).astype(x.dtype), key)
         return self.output(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, width))
+
+    def weights(
+        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"]
+    ) -> Float[Array, "batch heads length length"]:
+        """How much each token (the last but one dimension) takes of every other, float32."""
+        q, k = (layer(x).reshape(*x.shape[:2], self.heads, -1) for layer in (self.query, self.key))
+        return _attention_weights(q, k, lengths)
 
 
 class Layer(nnx.Module):
@@ -131,11 +140,22 @@ class Encoder(nnx.Module):
         lengths: Int[Array, " batch"],
         segment_start: Int[Array, " batch"],
         key: Array | None = None,
+        vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch length width"]:
-        x = self.embeddings(tokens, segment_start, fold(key, 0))
+        x = self.embeddings(tokens, segment_start, fold(key, 0), vectors)
         for i, layer in enumerate(self.layers):
             x = layer(x, lengths, fold(key, i + 1))
         return x
+
+    def attention(
+        self, tokens: Int[Array, "batch length"], lengths: Int[Array, " batch"], segment_start: Int[Array, " batch"]
+    ) -> Float[Array, "layers batch heads length length"]:
+        """The attention weights of each layer, float32."""
+        x, found = self.embeddings(tokens, segment_start, None), []
+        for layer in self.layers:
+            found.append(layer.attention.weights(x, lengths))
+            x = layer(x, lengths, None)
+        return jnp.stack(found)
 
 
 class BertClassifier(nnx.Module):
@@ -169,14 +189,24 @@ class BertClassifier(nnx.Module):
         *,
         key: Array | None = None,
         mask: Array | None = None,
+        vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch *length outputs"]:
-        x = self.encoder(tokens, lengths, segment_start, fold(key, 0))
+        """Logits. `vectors` stand in place of those that `look_up` gives."""
+        x = self.encoder(tokens, lengths, segment_start, fold(key, 0), vectors)
         if self.pool == "none":
             return self.head(self.dropout(x, fold(key, 1)))
         pooled = x[:, 0] if self.pool == "cls" else _mean(x, lengths)
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(pooled))
         return self.head(self.dropout(pooled, fold(key, 1)))
+
+    def look_up(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        """What the model reads of each token, without its position and segment."""
+        return self.encoder.embeddings.token.embedding[...][tokens]
+
+    def blank(self, tokens: Int[Array, "batch length"], padding: int) -> Float[Array, "batch length width"]:
+        """The same of tokens that are left out: padding stands in their places."""
+        return self.look_up(jnp.full_like(tokens, padding))
 
 
 class BertMaskedLM(nnx.Module):
@@ -211,6 +241,18 @@ class BertMaskedLM(nnx.Module):
         """Logits of every token, for the vectors of those places where one is to be guessed."""
         hidden = self.transform_norm(jax.nn.gelu(self.transform(hidden), approximate=False))
         return hidden @ self.encoder.embeddings.token.embedding[...].T + self.decoder_bias[...]
+
+
+def _attention_weights(
+    q: Float[Array, "batch length heads depth"],
+    k: Float[Array, "batch length heads depth"],
+    lengths: Int[Array, " batch"],
+) -> Float[Array, "batch heads length length"]:
+    """softmax(q k^T / sqrt(depth)) over the real tokens, in float32."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    real = jnp.arange(k.shape[1]) < lengths[:, None]
+    scores = jnp.where(real[:, None, None], scores, -1e30)  # finite, so that a text of no tokens gives no NaN
+    return jax.nn.softmax(scores)
 
 
 def _mean(x: Float[Array, "batch length width"], lengths: Int[Array, " batch"]) -> Float[Array, "batch width"]:

@@ -177,17 +177,33 @@ class LstmClassifier(nnx.Module):
         *,
         key: Array | None = None,
         mask: Array | None = None,
+        vectors: Float[Array, "batch length features"] | None = None,
     ) -> Float[Array, "batch *length outputs"]:
+        """Logits. `vectors` stand in place of those that `look_up` gives."""
         real = jnp.arange(tokens.shape[1])[:, None] < lengths
-        states = self.embedding.embedding[...][tokens.T]
+        present = None
+        if vectors is not None and self.reads_runs:
+            vectors, present = vectors[..., :-1], vectors[..., -1]
+        states = self.embedding.embedding[...][tokens.T] if vectors is None else vectors.swapaxes(0, 1)
         for i, layer in enumerate(self.layers):
             states, last = layer(self.dropout(states, fold(key, i)), real)
         if self.pool == "none":
             return self.head(self.dropout(states.swapaxes(0, 1), fold(key, len(self.layers))))
         pooled = _pool(states, last, lengths, self.pool)
         pooled = self.dropout(pooled, fold(key, len(self.layers)))
-        runs = (tokens, lengths, fold(key, len(self.layers) + 1)) if self.reads_runs else ()
+        runs = (tokens, lengths, fold(key, len(self.layers) + 1), present) if self.reads_runs else ()
         return self.head(pooled, *runs)
+
+    def look_up(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length features"]:
+        """What the model reads of each token: its embedding and, where runs of tokens are read too, a 1, which says
+        that it is there."""
+        found = self.embedding.embedding[...][tokens]
+        return jnp.concatenate([found, jnp.ones_like(found[..., :1])], -1) if self.reads_runs else found
+
+    def blank(self, tokens: Int[Array, "batch length"], padding: int) -> Float[Array, "batch length features"]:
+        """The same of tokens that are left out: padding stands in their places, and no run is there."""
+        found = self.look_up(jnp.full_like(tokens, padding))
+        return found.at[..., -1].set(0) if self.reads_runs else found
 
 
 def _pool(

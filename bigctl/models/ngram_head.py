@@ -46,11 +46,16 @@ class NgramHead(nnx.Linear):
         tokens: Int[Array, "batch length"],
         lengths: Int[Array, " batch"],
         key: Array | None,
+        present: Float[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch outputs"]:
+        """Logits. A run counts as much as the product of `present` over its tokens, by default 1."""
         table = self.ngrams[...]
         rows, real = hashed_runs(tokens, lengths, self.longest, len(table))
         count = jnp.maximum(real.sum(-1, keepdims=True), 1).astype(jnp.float32)
-        weights = self.dropout(real.astype(jnp.float32) * (self.scale / jnp.sqrt(count)), key)
+        here = real.astype(jnp.float32)
+        if present is not None:
+            here = here * _presence(present, self.longest)
+        weights = self.dropout(here * (self.scale / jnp.sqrt(count)), key)
         wide = jnp.einsum("br,bro->bo", weights, table[rows].astype(jnp.float32))
         deep, wide = super().__call__(x), wide.astype(table.dtype)
         if key is None:
@@ -74,3 +79,12 @@ def hashed_runs(
         places.append(jnp.mod(mixed + lax.div(mixed, jnp.int32(2**15)), rows))
         real.append(jnp.arange(tokens.shape[1]) + size <= lengths[:, None])
     return jnp.concatenate(places, 1), jnp.concatenate(real, 1)
+
+
+def _presence(present: Float[Array, "batch length"], longest: int) -> Float[Array, "batch runs"]:
+    """Of each run, in the order of `hashed_runs`, the product over its tokens."""
+    length, product, found = present.shape[1], jnp.ones_like(present), []
+    for size in range(1, longest + 1):
+        product = product * jnp.pad(present[:, size - 1 :], ((0, 0), (0, size - 1)))[:, :length]
+        found.append(product)
+    return jnp.concatenate(found, 1)

@@ -68,7 +68,7 @@ def encode(
             if other is None:
                 first = shorten(first, room, truncate)
             else:
-                share = _shares(len(first), len(other), room)
+                share = shares(len(first), len(other), room)
                 first, other = shorten(first, share[0], truncate), shorten(other, share[1], truncate)
         example = cls + first + sep
         starts[number] = len(example)
@@ -119,7 +119,7 @@ def shorten(ids: list[int], room: int, truncate: str) -> list[int]:
     return ids[:room]
 
 
-def _shares(first: int, other: int, room: int) -> tuple[int, int]:
+def shares(first: int, other: int, room: int) -> tuple[int, int]:
     """How much of each text of a pair is kept: the longer one is cut until they are equally long.
 
     Of an odd room the longer one, or the second, has the token more, as in the `tokenizers` library.

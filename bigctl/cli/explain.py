@@ -1,0 +1,132 @@
+"""Show why a trained model answers as it does: what each token, pixel or column adds to its answer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigctl.cli import common, explained, render
+from bigctl.cli.eval import step_argument
+
+if TYPE_CHECKING:
+    from bigctl.inference.explaining.asked import Explanation
+    from bigctl.inference.explaining.explain import Given
+    from bigctl.inference.trained import TrainedRun
+
+EXAMPLES = """\
+examples:
+  bigctl explain bert_cls --text "a film to fall asleep over"
+  bigctl explain bert_cls --text "a film to fall asleep over" --method occlusion --json
+  bigctl explain bert_cls reviews.csv --class pos --html why.html
+  bigctl explain lstm_cls --split test --count 5
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="what to explain, files as `bigctl predict` takes them"
+    )
+    parser.add_argument("--text", action="append", default=[], metavar="STR", help="a text; may be given repeatedly")
+    parser.add_argument(
+        "--text-pair", action="append", default=[], metavar="STR",
+        help="the second text, for a run on pairs; one to each --text",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", choices=("train", "validation", "val", "test"), help="explain examples of a split of the run's data"
+    )
+    parser.add_argument(
+        "--count", type=common.whole(least=1), default=5, metavar="N",
+        help="of --split, how many, from its beginning; default: 5",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", metavar="NAME",
+        help="texts: integrated_gradients (default), gradient_x_input, occlusion, attention_rollout (BERT)",
+    )  # fmt: skip
+    parser.add_argument("--class", dest="wanted", metavar="NAME", help="the class; default: the one that is predicted")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with all explanations")
+    parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
+    common.add_run_plugins(parser)
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    step = step_argument(options.step)
+    options.split = {"val": "validation"}.get(options.split, options.split)
+    _check(options)
+    from bigctl.inference.trained import TrainedRun
+
+    trained = TrainedRun.load(options.run, step=step, plugins=options.plugin)
+    from bigctl.inference.explaining import explain
+
+    explainer = explain.explainer_of(trained)
+    method = explain.require_method(explainer, options.method)
+    given = _given(trained, options)
+    found = explain.explain(trained, explainer, given, method=method, wanted=options.wanted)
+    if options.html is not None:
+        _write_page(options.html, trained, found)
+    if options.json:
+        records = [each.to_json() for each in found]
+        about: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step}
+        page = {"html": str(options.html)} if options.html is not None else {}
+        render.print_json({**about, **page, **(records[0] if len(records) == 1 else {}), "explanations": records})
+        return 0
+    for number, each in enumerate(found):
+        if number:
+            print()
+        explained.show(each)
+    if options.html is not None:
+        print(options.html)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ConfigError where not one kind of examples is given, or the page cannot be written."""
+    from bigctl.errors import ConfigError
+
+    asked = {"--text": options.text, "FILE": options.files, "--split": options.split}
+    named = [name for name, value in asked.items() if value]
+    if not named:
+        hint = f'bigctl explain {options.run} --text "...", or FILE, or --split test --count 5'
+        raise ConfigError("nothing to explain is given", hint=hint)
+    if "--split" in named and len(named) > 1:
+        raise ConfigError(f"is given beside {named[0]}", where="--split", hint="give one of them")
+    if options.html is not None and not options.html.absolute().parent.is_dir():
+        hint = "make it, or choose another --html FILE"
+        raise ConfigError("there is no such folder", where=str(options.html.absolute().parent), hint=hint)
+    read = [Path(file) for file in options.files if Path(file).exists()]
+    if options.html is not None and options.html.exists() and any(map(options.html.samefile, read)):
+        raise ConfigError("is one of the files to explain", where=str(options.html), hint="choose another --html FILE")
+
+
+def _given(trained: TrainedRun, options: argparse.Namespace) -> Given:
+    from bigctl.cli.predict import given_texts
+    from bigctl.errors import ConfigError
+    from bigctl.inference.explaining import explain
+
+    if options.split is not None:
+        return explain.of_split(trained, options.split, options.count)
+    kind = trained.features.kind
+    if (options.text or options.text_pair) and kind not in ("text", "stream"):
+        what = {"image": "images", "table": "tables"}[kind]
+        hint = f"bigctl explain {options.run} FILE, or --split test"
+        raise ConfigError(f"the run was trained on {what}, not on texts", where="--text", hint=hint)
+    texts: list[Any] = given_texts(options, trained.features.pairs)
+    found = explain.of_files(trained, options.files) if options.files else explain.Given([])
+    places: list[dict[str, Any]] = [{} for _ in texts]
+    return explain.Given([*texts, *found.inputs], [*places, *found.places]) if texts else found
+
+
+def _write_page(out: Path, trained: TrainedRun, found: list[Explanation]) -> None:
+    from bigctl.errors import ConfigError
+    from bigctl.files import write_text
+    from bigctl.reports.explanation import explanation_page
+
+    try:
+        write_text(out, explanation_page(trained, found))
+    except OSError as error:
+        hint = "choose another place with --html FILE"
+        raise ConfigError(f"cannot be written: {error.strerror}", where=str(out), hint=hint) from error
+    print(f"wrote {out}", file=sys.stderr)
