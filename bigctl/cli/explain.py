@@ -20,8 +20,13 @@ examples:
   bigctl explain bert_cls --text "a film to fall asleep over"
   bigctl explain bert_cls --text "a film to fall asleep over" --method occlusion --json
   bigctl explain bert_cls reviews.csv --class pos --html why.html
-  bigctl explain lstm_cls --split test --count 5
+  bigctl explain cnn_cls photo.png --method occlusion --html why.html
+  bigctl explain mlp_cls rows.csv                    Shapley values against 100 rows of the training split
+  bigctl explain mlp_cls --method permutation        which columns the model relies on, on validation
 """
+
+
+_PERMUTATION = "permutation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--method", metavar="NAME",
-        help="texts: integrated_gradients (default), gradient_x_input, occlusion, attention_rollout (BERT)",
+        help="texts: integrated_gradients (default), gradient_x_input, occlusion, attention_rollout (BERT); "
+        "images: integrated_gradients, occlusion, grad_cam; tables: shapley, permutation",
     )  # fmt: skip
     parser.add_argument("--class", dest="wanted", metavar="NAME", help="the class; default: the one that is predicted")
+    parser.add_argument(
+        "--background", type=common.whole(least=1, most=10_000), default=100, metavar="N",
+        help="of tables, rows of the training split that stand for what is not known; default: 100",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=common.whole("seed"), default=0, metavar="N", help="of what is drawn at random; default: 0"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with all explanations")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_run_plugins(parser)
@@ -59,9 +72,11 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(options.run, step=step, plugins=options.plugin)
+    if options.method == _PERMUTATION:
+        return _importance(trained, options)
     from bigctl.inference.explaining import explain
 
-    explainer = explain.explainer_of(trained)
+    explainer = explain.explainer_of(trained, options.background, options.seed)
     method = explain.require_method(explainer, options.method)
     given = _given(trained, options)
     found = explain.explain(trained, explainer, given, method=method, wanted=options.wanted)
@@ -88,6 +103,11 @@ def _check(options: argparse.Namespace) -> None:
 
     asked = {"--text": options.text, "FILE": options.files, "--split": options.split}
     named = [name for name, value in asked.items() if value]
+    if options.method == _PERMUTATION:
+        if named[:1] not in ([], ["--split"]) or options.wanted or options.html:
+            hint = "give --split alone, or another --method"
+            raise ConfigError("looks at a whole split", where="--method permutation", hint=hint)
+        return
     if not named:
         hint = f'bigctl explain {options.run} --text "...", or FILE, or --split test --count 5'
         raise ConfigError("nothing to explain is given", hint=hint)
@@ -99,6 +119,17 @@ def _check(options: argparse.Namespace) -> None:
     read = [Path(file) for file in options.files if Path(file).exists()]
     if options.html is not None and options.html.exists() and any(map(options.html.samefile, read)):
         raise ConfigError("is one of the files to explain", where=str(options.html), hint="choose another --html FILE")
+
+
+def _importance(trained: TrainedRun, options: argparse.Namespace) -> int:
+    from bigctl.inference.explaining.importance import permutation_importance
+
+    found = permutation_importance(trained, options.split or "validation", options.seed)
+    if options.json:
+        render.print_json({"run": str(trained.run.path), "step": trained.step, **found.to_json()})
+    else:
+        explained.show_importance(found)
+    return 0
 
 
 def _given(trained: TrainedRun, options: argparse.Namespace) -> Given:

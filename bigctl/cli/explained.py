@@ -12,6 +12,9 @@ from bigctl.inference.explaining import wording
 
 if TYPE_CHECKING:
     from bigctl.inference.explaining.asked import Explanation
+    from bigctl.inference.explaining.images import ImageExplanation
+    from bigctl.inference.explaining.importance import Importance
+    from bigctl.inference.explaining.tables import TableExplanation
     from bigctl.inference.explaining.texts import TextExplanation
 
 _FOR, _AGAINST = (17, 18, 19, 20, 26, 27), (52, 88, 124, 160, 196, 196)
@@ -20,6 +23,8 @@ _FOR, _AGAINST = (17, 18, 19, 20, 26, 27), (52, 88, 124, 160, 196, 196)
 
 def show(each: Explanation) -> None:
     """One explanation, in several lines."""
+    from bigctl.inference.explaining.images import ImageExplanation
+    from bigctl.inference.explaining.tables import TableExplanation
     from bigctl.inference.explaining.texts import TextExplanation
 
     print(terminal.one_line(wording.headline(each)))
@@ -27,6 +32,10 @@ def show(each: Explanation) -> None:
         render.print_wrapped(f"  {terminal.one_line(line)}")
     if isinstance(each, TextExplanation):
         _show_text(each)
+    if isinstance(each, ImageExplanation):
+        _show_places(each)
+    if isinstance(each, TableExplanation):
+        _show_columns(each)
 
 
 # --------------------------------------------------------------------------------------------------------------- texts
@@ -64,3 +73,51 @@ def _painted(text: str, share: float) -> str:
         return text
     palette = _FOR if share > 0 else _AGAINST
     return f"\x1b[97;48;5;{palette[min(len(palette) - 1, int(abs(share) * len(palette)))]}m{text}\x1b[0m"
+
+
+# ---------------------------------------------------------------------------------------------------- images and tables
+
+_WIDE = 24
+"""Of a bar [characters]."""
+
+
+def _show_places(each: ImageExplanation, most: int = 6) -> None:
+    """The places of a picture that matter most."""
+    from bigctl.inference.explaining.wording import places
+
+    rows = [[f"  {name}", f"{value:+.4f}"] for name, value in places(each)[:most]]
+    render.print_table(["  place, the strongest first", "adds"], rows)
+
+
+def _show_columns(each: TableExplanation) -> None:
+    from bigctl.inference.explaining.wording import columns
+
+    rows = []
+    largest = max(map(abs, each.attribution.values.tolist()), default=0.0)
+    for name, cell, value, error in columns(each):
+        spread = "" if error is None else f"+-{error:.4f}"
+        rows.append([f"  {name}", cell, f"{value:+.4f}", spread, _bar(value, largest)])
+    render.print_table(["  column", "is", "adds", "", ""], rows)
+
+
+def show_importance(found: Importance) -> None:
+    """Which columns a model relies on, the most important first."""
+    about = f"{found.what} {found.loss:.4f}; each column shuffled, seed {found.seed}"
+    print(f"{found.split} split, {found.examples:,} examples: {about}")
+    values, ends = found.values.tolist(), [*zip(found.low.tolist(), found.high.tolist(), strict=True)]
+    rows = [
+        [
+            f"  {found.names[n]}",
+            f"{values[n]:+.4f}",
+            "{:+.4f} to {:+.4f}".format(*ends[n]),
+            _bar(values[n], max(values)),
+        ]
+        for n in sorted(range(len(values)), key=lambda n: -values[n])
+    ]
+    render.print_table(["  column", "loss grows by", "95% interval", ""], rows)
+
+
+def _bar(value: float, largest: float) -> str:
+    """A bar as long as a value is of the largest, on a terminal alone."""
+    length = round(_WIDE * abs(value) / largest) if largest > 0 and sys.stdout.isatty() else 0
+    return ("#" if value > 0 else "-") * length

@@ -7,9 +7,11 @@ from typing import Any
 
 from bigctl.inference.explaining import wording
 from bigctl.inference.explaining.asked import Explanation
+from bigctl.inference.explaining.images import ImageExplanation
+from bigctl.inference.explaining.tables import TableExplanation
 from bigctl.inference.explaining.texts import TextExplanation
 from bigctl.inference.trained import TrainedRun
-from bigctl.reports import page
+from bigctl.reports import page, pictures
 
 FAINT = 0.03
 """Of the largest value: what is less is not coloured."""
@@ -24,8 +26,21 @@ def explanation_page(trained: TrainedRun, found: Sequence[Explanation]) -> str:
 
 def _shown(each: Explanation, *, alone: bool) -> dict[str, Any]:
     """What the template shows of an example."""
-    shown = {"title": wording.headline(each), "notes": each.attribution.notes, "texts": [], "rows": [], "open": alone}
+    shown = {
+        "title": wording.headline(each),
+        "notes": each.attribution.notes,
+        "texts": [],
+        "pictures": [],
+        "rows": [],
+        "open": alone,
+    }
     shown |= {"about": wording.about(each, notes=False), "what": "token", "bars": False}
+    if isinstance(each, ImageExplanation):
+        rows = [{"name": name, "value": f"{value:+.4f}"} for name, value in wording.places(each)]
+        drawn = [pictures.enlarged(each.pixels), pictures.tinted(each.pixels, each.attribution.values)]
+        shown |= {"pictures": drawn, "rows": rows, "what": "place", "open": False}
+    if isinstance(each, TableExplanation):
+        shown |= {"rows": _columns(each), "what": "column", "bars": True, "open": True}
     if isinstance(each, TextExplanation):
         shown |= {"texts": [_spans(each, part) for part in range(len(each.texts))], "rows": _rows(each)}
     return shown
@@ -41,6 +56,15 @@ def _rows(each: TextExplanation) -> list[dict[str, Any]]:
     named = [(piece.token, value) for piece, value in zip(each.pieces, values, strict=True)]
     named += [("(no word of the text)", each.rest)] if each.rest else []
     return [{"name": name, "value": f"{value:+.4f}"} for name, value in named]
+
+
+def _columns(each: TableExplanation) -> list[dict[str, Any]]:
+    largest = max(map(abs, each.attribution.values.tolist()), default=0.0)
+    rows = []
+    for name, cell, value, error in wording.columns(each):
+        spread = "" if error is None else f" ± {error:.4f}"
+        rows.append({"name": f"{name} = {cell}", "value": f"{value:+.4f}{spread}", **share_of(value, largest)})
+    return rows
 
 
 def _spans(each: TextExplanation, part: int) -> list[dict[str, Any]]:

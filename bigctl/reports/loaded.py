@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from bigctl.data.sources.frames import Examples
+    from bigctl.inference.explaining.asked import Explanation
+
 
 class LoadedRun(TrainedRun):
     """A `TrainedRun` with its curves and its page."""
@@ -37,6 +40,28 @@ class LoadedRun(TrainedRun):
     def history(self) -> Any:
         """The lines of metrics.jsonl in the order of the steps: a DataFrame where pandas is installed, else dicts."""
         return history(self.run.metrics)
+
+    def explain(
+        self, inputs: Examples, *, method: str | None = None, wanted: str | None = None
+    ) -> list[Explanation] | Explanation:
+        """What each token, pixel or column adds to the answer, as `bigctl explain` tells it; one of one example.
+
+        Args:
+            inputs: as `predict` takes them.
+            method: None for the usual one: integrated gradients, of tables Shapley values.
+            wanted: a class; None for that which is predicted.
+
+        Raises:
+            ConfigError: for a method or a class that there is not.
+            ValueError: for what the model does not take.
+        """
+        from bigctl.inference.explaining import explain
+
+        asked = self._asked(inputs)
+        with named_as_arguments():
+            explainer = explain.explainer_of(self)
+            found = explain.explain(self, explainer, explain.Given(asked.inputs), method=method, wanted=wanted)
+        return found[0] if asked.single else found
 
     def plot(self) -> Figure:
         """The main curves, drawn by matplotlib. Raises ConfigError where that is not installed."""

@@ -20,6 +20,8 @@ _THUMB = 48
 _GLOW, _STRENGTH = (255.0, 64.0, 0.0), 0.65
 """Colour of what speaks for a class, and how much of it covers a picture at most."""
 _FILTERS = 64
+_LARGE = 320
+_FOR, _AGAINST = (43.0, 108.0, 255.0), (240.0, 60.0, 40.0)
 
 
 def image_of(pixels: UInt8[np.ndarray, "height width channels"]) -> Image:
@@ -47,6 +49,35 @@ def glowing(pixels: UInt8[np.ndarray, "height width channels"], places: Float[np
     share = _STRENGTH * np.clip(cover, 0, 1)[..., None]
     mixed = np.asarray(grey, np.float32) * (1 - share) + np.asarray(_GLOW) * share
     return _uri(Image.fromarray(mixed.astype(np.uint8)), "JPEG", quality=80)
+
+
+def enlarged(pixels: UInt8[np.ndarray, "height width channels"]) -> str:
+    """A picture at about the size of a page's own, as a PNG."""
+    return _uri(_sized(image_of(pixels).convert("RGB")), "PNG", optimize=True)
+
+
+def tinted(pixels: UInt8[np.ndarray, "height width channels"], values: Float[np.ndarray, "rows columns"]) -> str:
+    """A picture with what speaks for a class in blue and against it in red, as a PNG."""
+    from PIL import Image
+
+    grey = _sized(image_of(pixels).convert("L").convert("RGB"))
+    strongest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
+    fine = values.shape[0] >= pixels.shape[0]  # a number a pixel; a few numbers are spread smoothly
+    how = Image.Resampling.NEAREST if fine else Image.Resampling.BILINEAR
+    share = np.asarray(Image.fromarray(np.asarray(values / strongest, np.float32)).resize(grey.size, how))
+    share = np.clip(share, -1, 1)[..., None]
+    colour = np.where(share > 0, np.asarray(_FOR), np.asarray(_AGAINST))
+    cover = 0.85 * np.abs(share)
+    mixed = np.asarray(grey, np.float32) * (1 - cover) + colour * cover
+    return _uri(Image.fromarray(mixed.astype(np.uint8)), "PNG", optimize=True)
+
+
+def _sized(image: Image) -> Image:
+    from PIL import Image as Images
+
+    scale = _LARGE / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Images.Resampling.NEAREST if scale > 1 else Images.Resampling.BOX)
 
 
 def strip(pictures: Sequence[UInt8[np.ndarray, "height width channels"]], wrong: Sequence[bool]) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from bigctl.data.target import CLASS, CLASSES, NUMBER
 from bigctl.errors import ConfigError, RunError
+from bigctl.inference.explaining.gradients import ENOUGH, Integrated
 from bigctl.inference.predictor import Predictor
 from bigctl.training.task import Record
 
@@ -57,6 +58,12 @@ class Attribution:
     completeness: float | None = None
     points: int | None = None
     notes: tuple[str, ...] = ()
+
+    def integrated(self, values: np.ndarray, found: Integrated) -> Self:
+        """With the values of integrated gradients, and what is to be said of them."""
+        told = replace(self, values=values, completeness=found.error, points=found.points)
+        what = f"{found.points} points do not bring the error of completeness to {ENOUGH:g}"
+        return told if found.complete else told.with_note(what)
 
     def with_note(self, note: str) -> Self:
         return replace(self, notes=(*self.notes, note))

@@ -14,8 +14,10 @@ from bigctl.data import catalog
 from bigctl.data.dataset import Dataset
 from bigctl.data.sources.frames import Examples
 from bigctl.data.target import CLASS, CLASSES, NUMBER
-from bigctl.errors import ConfigError, DataError, RunError
+from bigctl.errors import ConfigError, DataError
 from bigctl.inference.explaining.asked import Explanation, require_class, require_explainable
+from bigctl.inference.explaining.images import ImageExplainer
+from bigctl.inference.explaining.tables import BACKGROUND, TableExplainer
 from bigctl.inference.explaining.texts import TextExplainer
 from bigctl.inference.trained import TrainedRun
 from bigctl.training.task import Record
@@ -44,13 +46,23 @@ class Given:
     places: list[Record] = field(default_factory=list)
 
 
-def explainer_of(trained: TrainedRun) -> Explainer:
-    """What explains the answers of a model. Raises RunError where there is no such."""
+def explainer_of(trained: TrainedRun, rows: int = BACKGROUND, seed: int = 0) -> Explainer:
+    """What explains the answers of a model.
+
+    Args:
+        trained: the model.
+        rows: of the training split, which stand for what is not known of a table's row.
+        seed: by which these are drawn.
+
+    Raises:
+        RunError: for a model that gives no classes and no number, or one of tables whose data has changed.
+    """
     require_explainable(trained)
     if trained.features.kind == "text":
         return TextExplainer(trained)
-    what = f"runs on {trained.features.kind}s are not explained"
-    raise RunError(what, where=str(trained.run.path), hint="explain a run on texts")
+    if trained.features.kind == "image":
+        return ImageExplainer(trained)
+    return TableExplainer(trained, rows, seed)
 
 
 def explain(

@@ -67,7 +67,7 @@ def _mean(along: Along, points: int) -> np.ndarray:
     places, weights = np.polynomial.legendre.leggauss(points)
     places, weights = (places + 1) / 2, weights / 2
     parts = [along(places[i : i + POINTS], weights[i : i + POINTS]) for i in range(0, points, POINTS)]
-    return np.sum([np.asarray(part, np.float64) for part in parts], axis=0)
+    return np.asarray(np.sum([np.asarray(part, np.float64) for part in parts], axis=0))
 
 
 def at_the_end(along: Along) -> np.ndarray:

@@ -7,7 +7,7 @@ that are computed at once).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from bigctl.data.layouts.layout import Columns
 from bigctl.data.text import tokenization
 from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import RunError
@@ -105,7 +106,7 @@ class TextExplainer:
         if isinstance(self.tokenizer, Ngrams):
             return "no n-grams"
         named = self.tokenizer.id_to_token(self.marks["pad"])
-        kept = [self.tokenizer.id_to_token(self.marks[name]) for name in ("cls", "sep")]
+        kept = [str(self.tokenizer.id_to_token(self.marks[name])) for name in ("cls", "sep")]
         return f"{named} in the place of each token of the text, {' and '.join(kept)} kept"
 
     def methods(self) -> tuple[str, ...]:
@@ -131,11 +132,11 @@ class TextExplainer:
         each = zip(texts, outputs, predictions, cut.tolist(), strict=True)
         return [self._explained(self.batch(columns, row), method, *rest) for row, rest in enumerate(each)]
 
-    def batch(self, columns: dict[str, np.ndarray], row: int) -> Batch:
+    def batch(self, columns: dict[str, np.ndarray], row: int) -> Columns:
         return text_batches.one_text(columns, row, int(self.features.shape[0]))
 
     def _explained(
-        self, batch: Batch, method: str, text: Text, output: Output, prediction: Record, cut: bool
+        self, batch: Columns, method: str, text: Text, output: Output, prediction: Record, cut: bool
     ) -> TextExplanation:
         texts = (text,) if isinstance(text, str) else tuple(text)
         size, tokens = int(batch["lengths"][0]), np.asarray(batch["inputs"][0])
@@ -147,7 +148,7 @@ class TextExplainer:
         else:
             rule = (self.features.tokenizer or {})["max_length"], (self.features.tokenizer or {})["truncate"]
             pieces = text_tokens.pieces_of(self.tokenizer, texts, *rule)[1]
-        attribution = Attribution(**{**vars(attribution), "values": values})
+        attribution = replace(attribution, values=values)
         if cut:
             longest = int((self.features.tokenizer or {})["max_length"])
             what = f"the text is longer than the model takes, {longest} tokens: it was cut"
@@ -155,12 +156,12 @@ class TextExplainer:
         shown = {name: value for name, value in prediction.items() if name != "cut"}
         return TextExplanation(attribution, shown, texts=texts, pieces=tuple(pieces), rest=float(rest), cut=cut)
 
-    def attribute(self, batch: Batch, method: str, output: Output) -> Attribution:
+    def attribute(self, batch: Columns, method: str, output: Output) -> Attribution:
         """What each token of a batch of one text adds to an output; `values` [tokens]."""
         end, start = self.vectors(batch), self.blank(batch)
         size = int(batch["lengths"][0])
         score, base = (float(value) for value in self.scores(batch, np.stack([end, start]), output.number))
-        about = {"score": score, "baseline": self.baseline, "baseline_score": base}
+        told = Attribution(method, output, np.empty(0), score, self.baseline, base)
 
         def along(places: np.ndarray, weights: np.ndarray) -> np.ndarray:
             given = np.asarray(places, np.float32), np.asarray(weights, np.float32)
@@ -168,26 +169,23 @@ class TextExplainer:
 
         if method == INTEGRATED:
             found = gradients.integrated(along, start, end, score - base)
-            values = found.values.sum(-1)[:size]
-            told = Attribution(method, output, values, completeness=found.error, points=found.points, **about)
-            what = f"{found.points} points do not bring the error of completeness to {gradients.ENOUGH:g}"
-            return told if found.complete else told.with_note(what)
+            return told.integrated(found.values.sum(-1)[:size], found)
         if method == GRADIENT:
             values = (gradients.at_the_end(along) * end).sum(-1)[:size]
             return Attribution(method, output, values, score)
         if method == OCCLUSION:
             without = self.scores_where(batch, ~np.eye(size, dtype=bool), output.number)
-            return Attribution(method, output, score - without, **about)
+            return replace(told, values=score - without)
         weights = np.asarray(self._attention(self.state, batch), np.float64)[:, 0, :, :size, :size]
         values = rolled_out(weights, first=cast(BertClassifier, self.trained.model).pool == "cls")
         return Attribution(method, None, values, score).with_note("attention sees no classes: values have no sign")
 
     # ------------------------------------------------------------------------------------------------- the model asked
 
-    def vectors(self, batch: Batch) -> Float[np.ndarray, "length width"]:
+    def vectors(self, batch: Columns) -> Float[np.ndarray, "length width"]:
         return np.asarray(self._looked_up(self.state, batch["inputs"])[0], np.float32)
 
-    def blank(self, batch: Batch) -> Float[np.ndarray, "length width"]:
+    def blank(self, batch: Columns) -> Float[np.ndarray, "length width"]:
         """What the model reads where all tokens of the text are left out, but for those that the tokenizer adds."""
         tokens = batch["inputs"]
         kept = [0] if isinstance(self.tokenizer, Ngrams) else [self.marks["cls"], self.marks["sep"]]
@@ -195,7 +193,7 @@ class TextExplainer:
         return np.where(np.isin(tokens[0], kept)[:, None], self.vectors(batch), blank)
 
     def scores(
-        self, batch: Batch, vectors: Float[np.ndarray, "points length width"], number: int
+        self, batch: Columns, vectors: Float[np.ndarray, "points length width"], number: int
     ) -> Float[np.ndarray, " points"]:
         """The output of a batch of one text where the model reads other vectors, for each of some."""
 
@@ -204,7 +202,7 @@ class TextExplainer:
 
         return gradients.in_blocks(len(vectors), block)
 
-    def scores_where(self, batch: Batch, kept: np.ndarray, number: int) -> Float[np.ndarray, " points"]:
+    def scores_where(self, batch: Columns, kept: np.ndarray, number: int) -> Float[np.ndarray, " points"]:
         """The output where some tokens are left out, for each of [points, tokens], True for those that are kept."""
         end, start = self.vectors(batch), self.blank(batch)
         whole = np.ones((len(kept), len(end)), bool)
@@ -235,7 +233,8 @@ class TextExplainer:
             def total(vectors: Array) -> Array:
                 return jnp.vdot(weights, score_of(self._outputs(state, batch, vectors), number, classes))
 
-            return jax.grad(total)(start + places[:, None, None] * (end - start)).astype(jnp.float32).sum(0)
+            gradient: Array = jax.grad(total)(start + places[:, None, None] * (end - start))
+            return gradient.astype(jnp.float32).sum(0)
 
         return jax.jit(along)
 
@@ -275,4 +274,4 @@ def rolled_out(
     flow = np.eye(size)
     for layer in weights.mean(1):
         flow = (0.5 * layer + 0.5 * np.eye(size)) @ flow
-    return flow[0] if first else flow.mean(0)
+    return np.asarray(flow[0] if first else flow.mean(0))

@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bigctl.inference.explaining.asked import Explanation
+    from bigctl.inference.explaining.images import ImageExplanation
+    from bigctl.inference.explaining.tables import TableExplanation
+
+_CELLS = 8
+"""Rows and columns, at most, that the places of a picture are told in."""
 
 
 def headline(each: Explanation) -> str:
@@ -35,3 +40,32 @@ def about(each: Explanation, *, notes: bool = True) -> list[str]:
     if found.baseline is not None:
         lines.append(f"baseline: {found.baseline}")
     return [*lines, *(f"note: {note}" for note in found.notes)] if notes else lines
+
+
+def places(each: ImageExplanation) -> list[tuple[str, float]]:
+    """Parts of a picture with what they add in total, or of Grad-CAM on average; the strongest first."""
+    values, (height, width) = each.attribution.values, each.pixels.shape[:2]
+    rows, columns = (min(_CELLS, size) for size in values.shape)
+    found = []
+    for row in range(rows):
+        for column in range(columns):
+            top, bottom = (n * values.shape[0] // rows for n in (row, row + 1))
+            left, right = (n * values.shape[1] // columns for n in (column, column + 1))
+            part = values[top:bottom, left:right]
+            value = float(part.sum() if each.attribution.baseline is not None else part.mean())
+            down = _span("row", top * height // values.shape[0], bottom * height // values.shape[0])
+            across = _span("column", left * width // values.shape[1], right * width // values.shape[1])
+            found.append((f"{down}, {across}", value))
+    return sorted(found, key=lambda one: -abs(one[1]))
+
+
+def _span(name: str, start: int, stop: int) -> str:
+    return f"{name} {start}" if stop - start < 2 else f"{name}s {start}-{stop - 1}"
+
+
+def columns(each: TableExplanation) -> list[tuple[str, str, float, float | None]]:
+    """Name, cell, value and standard error of each column of a row; the strongest first."""
+    values = each.attribution.values.tolist()
+    errors = [None] * len(values) if each.errors is None else each.errors.tolist()
+    found = zip(each.names, each.cells, values, errors, strict=True)
+    return sorted(found, key=lambda one: -abs(one[2]))
