@@ -12,7 +12,7 @@ from bigctl.cli.eval import step_argument
 
 if TYPE_CHECKING:
     from bigctl.inference.explaining.asked import Explanation
-    from bigctl.inference.explaining.explain import Given
+    from bigctl.inference.explaining.explain import Explainer, Given
     from bigctl.inference.trained import TrainedRun
 
 EXAMPLES = """\
@@ -20,6 +20,7 @@ examples:
   bigctl explain bert_cls --text "a film to fall asleep over"
   bigctl explain bert_cls --text "a film to fall asleep over" --method occlusion --json
   bigctl explain bert_cls reviews.csv --class pos --html why.html
+  bigctl explain bert_cls --split test --count 50 --check
   bigctl explain cnn_cls photo.png --method occlusion --html why.html
   bigctl explain mlp_cls rows.csv                    Shapley values against 100 rows of the training split
   bigctl explain mlp_cls --method permutation        which columns the model relies on, on validation
@@ -59,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=common.whole("seed"), default=0, metavar="N", help="of what is drawn at random; default: 0"
     )
+    parser.add_argument(
+        "--check", action="store_true",
+        help="how faithful the explanations are: deletion and insertion against random orders, and random weights",
+    )  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with all explanations")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_run_plugins(parser)
@@ -80,18 +85,22 @@ def run(options: argparse.Namespace) -> int:
     method = explain.require_method(explainer, options.method)
     given = _given(trained, options)
     found = explain.explain(trained, explainer, given, method=method, wanted=options.wanted)
+    checked = _checked(explainer, given, found, options) if options.check else {}
     if options.html is not None:
         _write_page(options.html, trained, found)
     if options.json:
         records = [each.to_json() for each in found]
         about: dict[str, Any] = {"run": str(trained.run.path), "step": trained.step}
         page = {"html": str(options.html)} if options.html is not None else {}
-        render.print_json({**about, **page, **(records[0] if len(records) == 1 else {}), "explanations": records})
+        alone = records[0] if len(records) == 1 else {}
+        render.print_json({**about, **page, **alone, "explanations": records, **checked})
         return 0
     for number, each in enumerate(found):
         if number:
             print()
         explained.show(each)
+    if checked:
+        explained.show_check(checked["check"])
     if options.html is not None:
         print(options.html)
     return 0
@@ -119,6 +128,18 @@ def _check(options: argparse.Namespace) -> None:
     read = [Path(file) for file in options.files if Path(file).exists()]
     if options.html is not None and options.html.exists() and any(map(options.html.samefile, read)):
         raise ConfigError("is one of the files to explain", where=str(options.html), hint="choose another --html FILE")
+
+
+def _checked(
+    explainer: Explainer, given: Given, found: list[Explanation], options: argparse.Namespace
+) -> dict[str, Any]:
+    from bigctl.errors import ConfigError
+    from bigctl.inference.explaining.faithfulness import check
+
+    if found and found[0].attribution.output is None:
+        hint = "choose another --method"
+        raise ConfigError(f"{found[0].attribution.method} sees no classes", where="--check", hint=hint)
+    return {"check": check(explainer, given.inputs, found, options.seed)}
 
 
 def _importance(trained: TrainedRun, options: argparse.Namespace) -> int:

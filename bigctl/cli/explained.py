@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bigctl import terminal
 from bigctl.cli import render
@@ -115,6 +115,14 @@ def show_importance(found: Importance) -> None:
         for n in sorted(range(len(values)), key=lambda n: -values[n])
     ]
     render.print_table(["  column", "loss grows by", "95% interval", ""], rows)
+
+
+def show_check(found: dict[str, Any]) -> None:
+    """How faithful explanations are."""
+    from bigctl.inference.explaining.faithfulness import sentences
+
+    for line in sentences(found):
+        print(line)
 
 
 def _bar(value: float, largest: float) -> str:

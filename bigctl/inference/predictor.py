@@ -77,6 +77,13 @@ class Predictor:
         other._state = dataclasses.replace(self._state, params=placed, **averaged)
         return other
 
+    def randomised(self) -> Self:
+        """The same model with all weights drawn anew, pretrained ones too."""
+        fresh = self._programs.initialise()
+        other = self.with_params(fresh.params)
+        other._state = dataclasses.replace(other._state, variables=fresh.variables)
+        return other
+
     @property
     def programs(self) -> Programs:
         """The compiled functions of the experiment."""

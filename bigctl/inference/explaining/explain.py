@@ -16,6 +16,7 @@ from bigctl.data.sources.frames import Examples
 from bigctl.data.target import CLASS, CLASSES, NUMBER
 from bigctl.errors import ConfigError, DataError
 from bigctl.inference.explaining.asked import Explanation, require_class, require_explainable
+from bigctl.inference.explaining.faithfulness import Dissects
 from bigctl.inference.explaining.images import ImageExplainer
 from bigctl.inference.explaining.tables import BACKGROUND, TableExplainer
 from bigctl.inference.explaining.texts import TextExplainer
@@ -23,7 +24,7 @@ from bigctl.inference.trained import TrainedRun
 from bigctl.training.task import Record
 
 
-class Explainer(Protocol):
+class Explainer(Dissects, Protocol):
     """Explains what one kind of model answers."""
 
     def methods(self) -> tuple[str, ...]:

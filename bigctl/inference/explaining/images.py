@@ -6,10 +6,11 @@ at once).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from bigctl.inference import grad_cam
 from bigctl.inference.explaining import gradients
 from bigctl.inference.explaining.asked import Attribution, Explanation, Output, outputs_of, score_of
+from bigctl.inference.explaining.faithfulness import Units
 from bigctl.inference.predictor import Predictor
 from bigctl.training.state import Tree
 from bigctl.training.task import Record
@@ -97,6 +99,20 @@ class ImageExplainer:
         assert places is not None
         note = "Grad-CAM shows what speaks for the class alone, from 0 to 1"
         return Attribution(method, output, np.asarray(places[0], np.float64), score).with_note(note)
+
+    def units(self, example: np.ndarray, method: str, output: Output) -> Units:
+        """The patches of a picture; pixels of one count together."""
+        values, cells = self.attribute(example, method, output).values, patch_of(example.shape)
+        rows, columns = (np.arange(n) * size // n for n, size in zip(cells.shape, values.shape, strict=True))
+        spread = values[rows[:, None], columns]  # as many numbers as pixels
+        patch = np.bincount(cells.ravel(), spread.ravel()) / np.bincount(cells.ravel())
+        return Units(patch, lambda kept: self.scores_where(example, kept, output.number))
+
+    def randomised(self) -> Self:
+        other = copy.copy(self)
+        other.trained = self.trained.randomised()
+        other.state = nnx.split(other.trained.model)[1]
+        return other
 
     # ------------------------------------------------------------------------------------------------- the model asked
 

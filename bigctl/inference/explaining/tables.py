@@ -6,12 +6,13 @@ the background), sets (of columns that are known).
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 from bigctl.data.dataset import Features
 from bigctl.data.table_encoder import Numeric, TableEncoder
 from bigctl.inference.explaining.asked import Attribution, Explanation, Output, outputs_of, score_of
+from bigctl.inference.explaining.faithfulness import Units
 from bigctl.inference.trained import TrainedRun
 from bigctl.training.state import Tree
 from bigctl.training.task import Record
@@ -99,7 +101,7 @@ class TableExplainer:
     def _explained(self, row: np.ndarray, output: Output, prediction: Record) -> TableExplanation:
         count = len(self.names)
         ask = self.values(row, output.number)
-        found = exact(ask, count) if count <= EXACT else sampled(ask, count, PAIRS, self.seed)
+        found = self.shapley(ask)
         base, score = ask(np.stack([np.zeros(count, bool), np.ones(count, bool)])).tolist()
         target, values = self.trained.features.target, found.values
         if output.name is None:  # in the unit of the data
@@ -115,6 +117,22 @@ class TableExplainer:
         errors = None if found.errors is None else found.errors * (target.std if output.name is None else 1.0)
         cells = cells_of(self.trained.features, row)
         return TableExplanation(told, prediction, names=tuple(self.names), cells=tuple(cells), errors=errors)
+
+    def units(self, example: Float[np.ndarray, " features"], method: str, output: Output) -> Units:
+        """The columns of a row."""
+        ask = self.values(np.asarray(example, np.float32), output.number)
+        return Units(self.shapley(ask).values, ask)
+
+    def randomised(self) -> Self:
+        other = copy.copy(self)
+        other.trained = self.trained.randomised()
+        other.state = nnx.split(other.trained.model)[1]
+        return other
+
+    def shapley(self, ask: Values) -> Shapley:
+        """Exact where there are few columns."""
+        count = len(self.names)
+        return exact(ask, count) if count <= EXACT else sampled(ask, count, PAIRS, self.seed)
 
     def values(self, row: Float[np.ndarray, " features"], number: int) -> Values:
         """The mean output over the background where some columns are those of a row."""

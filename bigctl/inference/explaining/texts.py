@@ -6,10 +6,11 @@ that are computed at once).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from bigctl.errors import RunError
 from bigctl.inference import text_batches
 from bigctl.inference.explaining import gradients, text_tokens
 from bigctl.inference.explaining.asked import Attribution, Explanation, Output, outputs_of, score_of
+from bigctl.inference.explaining.faithfulness import Units
 from bigctl.inference.explaining.text_tokens import Piece
 from bigctl.inference.predictor import Predictor
 from bigctl.inference.text_batches import Text
@@ -180,6 +182,26 @@ class TextExplainer:
         values = rolled_out(weights, first=cast(BertClassifier, self.trained.model).pool == "cls")
         return Attribution(method, None, values, score).with_note("attention sees no classes: values have no sign")
 
+    def units(self, example: Text, method: str, output: Output) -> Units:
+        """The tokens of a text, or its n-grams, but for those that all texts have."""
+        columns, _ = text_batches.encode_texts(self.tokenizer, [example], self.features, warn=False)
+        batch = self.batch(columns, 0)
+        size = int(batch["lengths"][0])
+        own = np.flatnonzero(~np.isin(batch["inputs"][0, :size], self._kept))
+
+        def ask(kept: np.ndarray) -> np.ndarray:
+            whole = np.ones((len(kept), size), bool)
+            whole[:, own] = kept
+            return self.scores_where(batch, whole, output.number)
+
+        return Units(self.attribute(batch, method, output).values[own], ask)
+
+    def randomised(self) -> Self:
+        other = copy.copy(self)
+        other.trained = self.trained.randomised()
+        other.state = nnx.split(other.trained.model)[1]
+        return other
+
     # ------------------------------------------------------------------------------------------------- the model asked
 
     def vectors(self, batch: Columns) -> Float[np.ndarray, "length width"]:
@@ -188,9 +210,13 @@ class TextExplainer:
     def blank(self, batch: Columns) -> Float[np.ndarray, "length width"]:
         """What the model reads where all tokens of the text are left out, but for those that the tokenizer adds."""
         tokens = batch["inputs"]
-        kept = [0] if isinstance(self.tokenizer, Ngrams) else [self.marks["cls"], self.marks["sep"]]
         blank = np.asarray(self._blank(self.state, tokens)[0], np.float32)
-        return np.where(np.isin(tokens[0], kept)[:, None], self.vectors(batch), blank)
+        return np.where(np.isin(tokens[0], self._kept)[:, None], self.vectors(batch), blank)
+
+    @property
+    def _kept(self) -> list[int]:
+        """Tokens that are never left out: those that all texts have."""
+        return [0] if isinstance(self.tokenizer, Ngrams) else [self.marks["cls"], self.marks["sep"]]
 
     def scores(
         self, batch: Columns, vectors: Float[np.ndarray, "points length width"], number: int
