@@ -14,9 +14,10 @@ from bigctl.recipes import curves
 from bigctl.recipes.head import Head
 from jaxtyping import Array, Float, Int
 
+from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import EACH, Sums, pair
-from bigctl.training.task import Batch, Judged, Record
+from bigctl.training.task import TEACHER, Batch, Judged, Record
 
 THRESHOLD = "threshold"
 MOST_SCORED = 128
@@ -44,6 +45,8 @@ class ClassHead(Head):
     """
 
     cut: float | None = None
+    distil: schema.Distil | None = None
+    """How a teacher is heeded; None where there is none."""
 
     metric = "val/accuracy"
 
@@ -74,15 +77,28 @@ class ClassHead(Head):
         other.cut = values[THRESHOLD]
         return other
 
+    def taught(self, distil: schema.Distil) -> Self:
+        other = copy.copy(self)
+        other.distil = distil
+        return other
+
     def loss(self, outputs: Float[Array, "batch outputs"], batch: Batch, hparams: Mapping[str, Any]) -> Sums:
-        return training_sums(
-            class_logits(outputs),
+        logits = class_logits(outputs)
+        sums = training_sums(
+            logits,
             batch["label"],
             batch["mask"],
             smoothing=hparams["recipe.label_smoothing"],
             class_weights=self.class_weights,
             binary=self.binary,
         )
+        if self.distil is None:
+            return sums
+        weights = batch["mask"] if self.class_weights is None else self.class_weights[batch["label"]] * batch["mask"]
+        soft = pair(soft_losses(logits, batch[TEACHER], self.distil.temperature), weights)
+        alpha, hard = self.distil.alpha, sums["loss"]
+        mixed = jnp.stack([(1 - alpha) * hard[0] + alpha * soft[0], hard[1]])
+        return {**sums, "loss": mixed, "cross_entropy": hard, "distil": soft}
 
     def evaluate(self, outputs: Float[Array, "batch outputs"], batch: Batch) -> Sums:
         return evaluation_sums(class_logits(outputs), batch["label"], batch["mask"])
@@ -149,6 +165,15 @@ def class_logits(outputs: Float[Array, "batch outputs"]) -> Float[Array, "batch 
     if outputs.shape[-1] == 1:
         return jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=-1)
     return outputs
+
+
+def soft_losses(
+    logits: Float[Array, "batch classes"], teacher: Float[Array, "batch classes"], temperature: float
+) -> Float[Array, " batch"]:
+    """What the student's probabilities differ from the teacher's by, both softened: KL(teacher || student) times the
+    square of the temperature, so that its gradient weighs the same at any (Hinton et al. 2015)."""
+    wanted, said = (jax.nn.log_softmax(values.astype(jnp.float32) / temperature) for values in (teacher, logits))
+    return temperature**2 * jnp.sum(jnp.exp(wanted) * (wanted - said), axis=-1)
 
 
 def training_sums(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bigctl.config import schema
+from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch, Judged, Record
 
@@ -33,6 +35,11 @@ class Head:
 
     def decided(self, values: Mapping[str, float]) -> Self:
         return self
+
+    def taught(self, distil: schema.Distil) -> Self:
+        """The head that learns from a teacher's logits too, the column `TEACHER`; by default there is none such."""
+        hint = "leave it out; a teacher tells of one class an example"
+        raise ConfigError("nothing here can be taught by another run", where="distil.teacher", hint=hint)
 
     def loss(self, outputs: Float[Array, "batch outputs"], batch: Batch, hparams: Mapping[str, Any]) -> Sums:
         raise NotImplementedError

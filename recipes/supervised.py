@@ -20,11 +20,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
+from bigctl.data.augmentation import mixing
 from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums, add
-from bigctl.training.task import Batch, Judged, Network, Record, Task
+from bigctl.training.task import TEACHER, Batch, Judged, Network, Record, Task
 
 OTHER, SHARE = "other label", "share"
 """Columns of a batch whose examples are mixed, see `Supervised.augment`."""
@@ -58,6 +59,9 @@ class Supervised(Task):
         self.model_config = config.model
         self.features = features
         self.head = head_for(features, recipe.class_weights, class_counts, sigmoid, config.data.positive, binary)
+        if config.distil.teacher is not None:
+            self.head = self.head.taught(config.distil)
+        self.taught = config.distil.teacher is not None
         self.metric, self.carried = self.head.metric, self.head.carried
         self.augments = not config.train.overfit_one_batch
 
@@ -71,7 +75,9 @@ class Supervised(Task):
 
     def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         target = self.features.target
-        return {**self.inputs(n), "label": jax.ShapeDtypeStruct((n, *target.label_shape), target.dtype)}
+        logits = jax.ShapeDtypeStruct((n, len(target.names)), jax.numpy.float32)
+        taught = {TEACHER: logits} if self.taught else {}
+        return {**self.inputs(n), "label": jax.ShapeDtypeStruct((n, *target.label_shape), target.dtype), **taught}
 
     def decided(self, values: Mapping[str, float]) -> Self:
         other = copy.copy(self)
@@ -99,7 +105,10 @@ class Supervised(Task):
             return self.head.loss(outputs, batch, hparams)
         share, mask = seen[SHARE], batch["mask"]
         own = self.head.loss(outputs, {**batch, "mask": mask * share}, hparams)
-        others = self.head.loss(outputs, {**batch, "label": seen[OTHER], "mask": mask * (1.0 - share)}, hparams)
+        other = {**batch, "label": seen[OTHER], "mask": mask * (1.0 - share)}
+        if self.taught:
+            other[TEACHER] = mixing.neighbours(batch[TEACHER])
+        others = self.head.loss(outputs, other, hparams)
         return add(own, others)
 
     def _outputs(self, model: nnx.Module, batch: Batch, **options: Any) -> Float[Array, "batch outputs"]:

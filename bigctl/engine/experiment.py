@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.layouts.layout import Parted
 from bigctl.data.target import CLASSES
-from bigctl.engine import device_memory
+from bigctl.engine import device_memory, teacher
 from bigctl.engine.resolve import Resolved, resolve
 from bigctl.errors import ConfigError
 from bigctl.optim import masks, patterns
@@ -114,7 +115,10 @@ def build(config: Config) -> Experiment:
     Raises:
         ConfigError, DataError: where configuration, data and devices do not fit each other.
     """
-    return build_resolved(resolve(config))
+    resolved = resolve(config)
+    if config.distil.teacher is not None:
+        teacher.find(config, resolved.dataset)
+    return build_resolved(resolved)
 
 
 def build_resolved(resolved: Resolved) -> Experiment:
@@ -181,6 +185,12 @@ def _check_layer_decay(config: Config, programs: Programs) -> None:
 def rebuild(config: Config, features: Features) -> Programs:
     """The programs of a trained run, from what it says of its data; the data itself is not touched."""
     return compile_programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
+
+
+def on_one_device(config: Config) -> Config:
+    """A trained model is used on one device, whatever mesh it was trained on."""
+    sizes: dict[str, Any] = dict.fromkeys(config.mesh.axes, 1)
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
 
 
 def make_task(config: Config, features: Features, dataset: Dataset | None = None) -> Task:

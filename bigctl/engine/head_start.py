@@ -61,7 +61,7 @@ def _probe(experiment: Experiment) -> Experiment:
     shards = meshes.batch_shards(mesh)
     whole = dataset.size("train") // shards * shards
     train = dataclasses.replace(config.train, batch_size=whole, precision="float32", accumulate=1, ema=0.0)
-    config = dataclasses.replace(config, recipe=recipe, train=train)
+    config = dataclasses.replace(config, recipe=recipe, train=train, distil=schema.Distil())
     task = make_task(config, dataset.features, dataset)
     programs = compile_programs(config, task, mesh, len(recipe.costs))
     seen = {name: columns for name, columns in dataset.splits.items() if name != "test"}

@@ -18,7 +18,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.schema import Config
-from bigctl.engine import compile_cache, device_memory, restore
+from bigctl.engine import compile_cache, device_memory, distil, restore
 from bigctl.engine import experiment as experiments
 from bigctl.errors import ConfigError, TrainingFailed
 from bigctl.parallel import distributed
@@ -79,6 +79,7 @@ def find(config: Config) -> Found:
     train = dataclasses.replace(config.train, divergence=steady)
     experiment = experiments.build(dataclasses.replace(config, schedule=schema.Constant(), train=train))
     device_memory.require_state(experiment.programs)
+    experiment = distil.of_experiment(experiment)
     hparams = dict(experiment.programs.hparams)
     experiment = dataclasses.replace(experiment, programs=dataclasses.replace(experiment.programs, hparams=hparams))
     return judge(*_tried(experiment, hparams))

@@ -17,7 +17,7 @@ from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
 from bigctl.data import notes
 from bigctl.data.dataset import Dataset
-from bigctl.engine import open_run, resolve
+from bigctl.engine import open_run, resolve, teacher
 from bigctl.engine.resolve import Resolved
 from bigctl.engine.run import Options, Run
 from bigctl.errors import DataError
@@ -49,10 +49,11 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
         # before jax is imported, which takes seconds: most mistakes end here.
         resolved = _resolve(run)
 
-        from bigctl.engine import features, finish, fit, head_start, restore
+        from bigctl.engine import distil, features, finish, fit, head_start, restore
 
-        # 3. Build: mesh, recipe, programs; the metrics that gates and selection name are known now.
-        experiment = _build(run, resolved)
+        # 3. Build: mesh, recipe, programs; the metrics that gates and selection name are known now. A teacher says what
+        # it has to say.
+        experiment = distil.taught(run, _build(run, resolved))
 
         # 4. Restore the newest good checkpoint, or initialise; run.json says that training has begun.
         with restore.checkpoints_of(run, experiment) as checkpoints:
@@ -111,6 +112,8 @@ def _resolve(run: Run) -> Resolved:
         config = _with_batch_size(run, config, dataset, source)
         dataset = run.group.in_turn(lambda: resolve.prepare_data(config, stored, source))
     resolved = resolve.with_data(config, dataset, source, run.done)
+    if config.distil.teacher is not None and not run.resumes:  # which has what its teacher said
+        teacher.find(config, dataset, run.options.plugins)
     if not run.resumes:
         run.directory.write_config(composing.to_yaml(resolved.config), run.overrides)
     return resolved

@@ -83,7 +83,7 @@ class TrainedRun(Predictor):
             raise RunError(said, where=str(run.record_file)) from error
         if config.train.compile_cache:
             compile_cache.use_compile_cache()
-        config = _on_one_device(config)
+        config = experiment.on_one_device(config)
         if tta is not None:
             config = _with_tta(config, tta, str(run.path))
         programs = experiment.rebuild(config, features)
@@ -263,11 +263,3 @@ def _with_tta(config: Config, tta: str, where: str) -> Config:
         hint = "leave it out"
         raise ConfigError("test-time augmentation is for images, this run is of none", where=where, hint=hint)
     return dataclasses.replace(config, eval=dataclasses.replace(config.eval, tta=tta))
-
-
-def _on_one_device(config: Config) -> Config:
-    """A trained model is used on one device, whatever mesh it was trained on."""
-    import dataclasses
-
-    sizes: dict[str, Any] = dict.fromkeys(config.mesh.axes, 1)
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))

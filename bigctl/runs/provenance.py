@@ -94,10 +94,11 @@ def digest(text: str) -> str:
 
 
 def derived(record: Mapping[str, Any]) -> str | None:
-    """What a compressed run was made from, and how; None of any other."""
+    """What a compressed run was made from, and how, or what has taught a student; None of any other."""
     origin = record.get("derived_from")
     if not origin:
-        return None
+        teacher = record.get("teacher")
+        return f"labels and {teacher.get('run')}, step {teacher.get('step') or 0:,}" if teacher else None
     how = " ".join(f"{key}={value}" for key, value in (record.get("compression") or {}).items() if value != "")
     return f"{origin.get('derived_from')}, step {origin.get('step') or 0:,}: {how}"
 

@@ -53,6 +53,7 @@ RECORD: Shape = {
     "code": {"commit": str, "dirty": bool, "diff": str, "diff_cut": bool},
     "devices": {"count": COUNT, "kind": str, "platform": str, "processes": COUNT, "mesh": {str: COUNT}},
     "derived_from": {"derived_from": str, "step": COUNT}, "compression": {"method": str},
+    "teacher": {"run": str, "step": COUNT, "logits": str},
     "selection": {"metric": str, "mode": str},
     "batch_size": {"size": COUNT, "sentence": str, "free": COUNT, "tried": [{str: object}]},
 }  # fmt: skip

@@ -24,6 +24,8 @@ Batch = dict[str, jax.Array]
 int32 is the example's place in the global batch."""
 FEATURES = "features"
 """The column of what a task with a `feature_width` reads in place of its examples."""
+TEACHER = "teacher"
+"""The column of a teacher's logits, float32 [batch, classes], see `engine.distil`."""
 Network = Callable[..., jax.Array]
 """A model as a task calls it."""
 Record = dict[str, Any]

@@ -23,6 +23,7 @@ from bigctl.config.schema.base import (
     kind,
 )
 from bigctl.config.schema.data import Data
+from bigctl.config.schema.distil import Distil
 from bigctl.config.schema.extensions import Callback, Metric
 from bigctl.config.schema.models import Model
 from bigctl.config.schema.optimizers import Optimizer, Schedule
@@ -276,6 +277,7 @@ class Config:
     train: Train = key(Train, "The loop.")
     eval: Eval = key(Eval, "Validation.")
     checkpoint: Checkpoint = key(Checkpoint, "What is kept.")
+    distil: Distil = key(Distil, "Another run that teaches this one.")
     seed: int = key(0, "Seed of parameters, order, dropout and augmentation.", ge=0, le=2**32 - 1)
 
     @property

@@ -17,6 +17,7 @@ class Probe(ImageCls):
 
     implementation: ClassVar[str] = "bigctl.recipes.probe:ProbeTask"
     whole_batch: ClassVar[bool] = True
+    taught: ClassVar[bool] = False
     kind: str = kind("probe")
     costs: list[float] = key(
         [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], "How much a mistake costs beside the size of the weights "

@@ -39,6 +39,8 @@ class Recipe(Component):
     """What is done with a trained model: "predict", "generate" text, or "initialise" other models."""
     whole_batch: ClassVar[bool] = False
     """Whether each step is given all training examples, however many there are."""
+    taught: ClassVar[bool] = False
+    """Whether `distil.teacher` may teach it."""
     kind: str = kind("???")
 
     @classmethod
@@ -157,6 +159,7 @@ class Classification(Recipe):
 class ImageCls(Classification):
     """What the recipes of image recognition share."""
 
+    taught: ClassVar[bool] = True
     implementation: ClassVar[str] = "bigctl.recipes.image_cls:ImageCls"
     inputs: ClassVar[str] = "images"
     metrics: ClassVar[Mapping[str, str]] = {"robust_accuracy": MAX}
@@ -224,6 +227,7 @@ class SpeedCls(ImageCls):
 @dataclass
 class MlpCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.mlp_cls:MlpCls"
+    taught: ClassVar[bool] = True
     inputs: ClassVar[str] = "tables"
     metrics: ClassVar[Mapping[str, str]] = {"mse": MIN, "mae": MIN, "rmse": MIN}
     kind: str = kind("mlp_cls")
@@ -241,6 +245,7 @@ class Bucketing:
 class TextCls(Classification):
     """What the recipes of text classification share."""
 
+    taught: ClassVar[bool] = True
     implementation: ClassVar[str] = "bigctl.recipes.text_cls:TextCls"
     inputs: ClassVar[str] = "texts"
     tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")

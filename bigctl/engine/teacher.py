@@ -1,0 +1,125 @@
+"""A run that teaches another one: which it is, and whether it can. Free of jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bigctl.config import compose as composing
+from bigctl.config import plugins as loading
+from bigctl.config import schema
+from bigctl.config.schema import Config
+from bigctl.data.dataset import Dataset, Features
+from bigctl.data.target import CLASS
+from bigctl.engine import resolve
+from bigctl.errors import ConfigError, RunError
+from bigctl.runs import directory
+from bigctl.runs.directory import RunDirectory
+
+KEY = "distil.teacher"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained run that can teach.
+
+    Attributes:
+        run: where it is.
+        config: what it was trained with.
+        features: what its data looked like.
+        order: of each class of the student, its place among those of the teacher, int [classes].
+    """
+
+    run: RunDirectory
+    config: Config
+    features: Features
+    order: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return str(self.run.path)
+
+
+def find(config: Config, dataset: Dataset, plugins: Sequence[str] = ()) -> Teacher:
+    """The teacher of an experiment.
+
+    Args:
+        config: the student's.
+        dataset: its data.
+        plugins: modules that may be imported for it.
+
+    Raises:
+        RunError: if there is no such run, it was not trained to its end, or needs plugins.
+        ConfigError: if it does not tell the student's classes apart.
+    """
+    run = directory.locate(str(config.distil.teacher))
+    where, record = f"{KEY}={config.distil.teacher}", run.record()
+    if not run.summary_file.is_file() or "data" not in record:
+        raise RunError("has not finished training", where=where, hint=f"bigctl resume {run.path}")
+    loading.load_for_run(record.get("plugins"), plugins, where=str(run.path))
+    theirs = composing.from_yaml(run.read_config(), where=str(run.config))
+    try:
+        features = Features.from_json(record["data"]["features"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"is not as bigctl writes it: data.features ({type(error).__name__})"
+        raise RunError(what, where=str(run.record_file)) from error
+    if features.target.kind != CLASS or theirs.recipe.purpose != "predict":
+        what = f"a run of recipe={theirs.recipe.kind} tells no class of an example"
+        raise ConfigError(what, where=where, hint="name a run that classifies")
+    if features.kind != dataset.features.kind:
+        what = f"it reads {features.kind}s, the data holds {dataset.features.kind}s"
+        raise ConfigError(what, where=where, hint="name a run on data of this kind")
+    return Teacher(run, theirs, features, _order(features, dataset.features, where))
+
+
+def _order(theirs: Features, ours: Features, where: str) -> np.ndarray:
+    """Where each class of ours is among theirs; the same classes may come in another order."""
+    known, wanted = list(theirs.target.names), list(ours.target.names)
+    if sorted(known) != sorted(wanted):
+        odd = [name for name in wanted if name not in known] or [name for name in known if name not in wanted]
+        one, other = ("the data", "it") if odd[0] in wanted else ("it", "the data")
+        what = f"has other classes than the data: {one} has {odd[0]!r}, {other} has not"
+        raise ConfigError(what, where=where, hint="name a run that was trained on the same classes")
+    return np.array([known.index(name) for name in wanted])
+
+
+def its_data(teacher: Teacher, student: Config, dataset: Dataset) -> Dataset:
+    """The student's data as the teacher reads it: texts by its own tokenizer, pictures in its own size.
+
+    Raises:
+        ConfigError: where that cannot be, or gives other examples.
+    """
+    where = f"{KEY}={student.distil.teacher}"
+    config = dataclasses.replace(teacher.config, data=_seen_by(teacher.config.data, student.data))
+    found = resolve.prepare_data(config, teacher.run.tokenizer if teacher.run.tokenizer.is_file() else None)
+    theirs, own = teacher.features, found.features
+    if (theirs.tokenizer or {}).get("sha256") != (own.tokenizer or {}).get("sha256"):
+        hint = "data on which a tokenizer is made again gives another one: train the teacher on this data"
+        raise ConfigError("its tokenizer cannot be had for this data", where=where, hint=hint)
+    if own.kind == "image" and own.shape != theirs.shape:
+        what = f"it sees pictures of {_by(theirs.shape)}, here they are of {_by(own.shape)}"
+        raise ConfigError(what, where=where, hint="data.image_size and data.channels decide that")
+    same = found.fingerprint == teacher.run.record()["data"].get("fingerprint")
+    if own.kind == "table" and not same and (own.encoder is None or own.encoder != theirs.encoder):
+        hint = "train the teacher on the same file with the same data keys"
+        raise ConfigError("it reads columns in another way than this data has them", where=where, hint=hint)
+    ours, labels = dataset.splits["train"]["label"], found.splits["train"]["label"]
+    if len(ours) != len(labels) or not np.array_equal(ours, labels):
+        hint = "data keys of the teacher that choose or drop examples must be those of the student"
+        raise ConfigError("it reads other examples of this data than the student", where=where, hint=hint)
+    return found
+
+
+def _seen_by(theirs: schema.Data, ours: schema.Data) -> schema.Data:
+    """Our data with the size of pictures that they have."""
+    names = [name for name in ("image_size", "channels", "resize") if hasattr(ours, name) and hasattr(theirs, name)]
+    given: dict[str, Any] = {name: getattr(theirs, name) for name in names}
+    return dataclasses.replace(ours, **given) if given else ours
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
