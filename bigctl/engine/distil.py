@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def _with_column(experiment: Experiment, logits: np.ndarray) -> Experiment:
 
 
 def _logits(
-    config: Config, dataset: Dataset, plugins: Any, noted: Mapping[str, Any] | None
+    config: Config, dataset: Dataset, plugins: Sequence[str], noted: Mapping[str, Any] | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """A memory map float32 [N, classes], and what the record says of it."""
     shape = (dataset.size("train"), dataset.features.num_classes)

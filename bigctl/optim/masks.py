@@ -23,6 +23,22 @@ USUAL_LEVELS = (r"(?:^|/)(?:embeddings?|token|position)/", r"(?:^|/)layers/(\d+)
 """Levels of a model that does not tell its own: embeddings, and numbered layers on top of them."""
 
 
+def zeros_kept(before: PyTree, after: PyTree) -> PyTree:
+    """The weights after an update, with 0 where those before it were 0: a network that was pruned stays so.
+
+    It is asked of the kernels that pruning takes: all but the head, and none that is 0 throughout, which has only not
+    been trained yet.
+    """
+
+    def kept(path: Path, old: jax.Array, new: jax.Array) -> jax.Array:
+        name = path_name(path)
+        if not name.endswith("kernel") or name.startswith("head/"):
+            return new
+        return jax.numpy.where((old == 0) & (old != 0).any(), old, new)
+
+    return jax.tree_util.tree_map_with_path(kept, before, after)
+
+
 def trained(params: PyTree, frozen: Sequence[str]) -> PyTree[bool]:
     """Which leaves are trained, as a tree of bool: those whose path no pattern is found in.
 

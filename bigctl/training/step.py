@@ -94,6 +94,8 @@ class Step:
         if self.task.solves:
             updates, opt_state = jax.tree.map(jnp.subtract, begun, state.params), state.opt_state
         params = begun if self.task.solves else optax.apply_updates(state.params, updates)
+        if self.config.train.keep_zeros:
+            params = masks.zeros_kept(state.params, params)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
         grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
         sums["grad_norm"] = jnp.stack([grad_norm, 1.0])

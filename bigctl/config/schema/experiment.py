@@ -165,6 +165,10 @@ class Train(Checked):
         0.0, "Decay of the averaged weights, which are then evaluated and exported; 0 for none.", drift=STRUCTURAL,
         ge=0, lt=1,
     )  # fmt: skip
+    keep_zeros: bool = key(
+        False,
+        "Weights of kernels that model.init_from brings along as 0, as of a pruned run, stay 0; the head's do not.",
+    )
     early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
     divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
     adversarial: Adversarial = key(Adversarial, "Training on images that are moved against the model.")
@@ -203,6 +207,9 @@ class Train(Checked):
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from Callback.problems(self.callbacks)
         yield from self.adversarial.problems(config)
+        if self.keep_zeros and config.model.init_from is None:
+            what = "train.keep_zeros keeps the zeros of weights that are there, model.init_from names none"
+            yield "train.keep_zeros", what, "add model.init_from=PRUNED, a run that `bigctl compress` made"
         if self.steps is None and self.epochs is None:
             yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
         if self.measures_batch_size:
