@@ -27,13 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how well examples from elsewhere are told from those of the data: packaged data, a folder or a file",
     )  # fmt: skip
     parser.add_argument(
-        "--robust", action="append", default=[], metavar="NORM=EPS",
-        help="accuracy under attack within linf=0.1,0.2 or l2=1 (pixels go from 0 to 1); may be given again",
+        "--robust", action="append", default=[], metavar="WHAT",
+        help="accuracy under attack within linf=0.1,0.2 or l2=1 (of pixels from 0 to 1), of pictures under "
+        "corruptions, or under changes of text; may be given again",
     )  # fmt: skip
     parser.add_argument(
         "--count", type=common.whole("number of examples", 1), default=200, metavar="N",
         help="examples that --robust attacks; default: 200",
     )  # fmt: skip
+    parser.add_argument(
+        "--checklist", metavar="FILE", help="of --robust text, a YAML file of what should change no prediction"
+    )
     for name, default, what in _EFFORT:
         parser.add_argument(
             f"--attack-{name}", type=common.whole(f"number of {name}", name != "seed", 100_000), default=default,
@@ -51,11 +55,22 @@ _EFFORT = (
 
 def require(options: argparse.Namespace) -> None:
     """Raises ConfigError for flags that cannot be meant, before anything is loaded."""
-    if options.robust:
+    from bigctl.errors import ConfigError
+
+    if options.checklist and "text" not in options.robust:
+        raise ConfigError("is for texts", where="--checklist", hint="add --robust text")
+    attacks = [text for text in options.robust if text not in ("text", "corruptions")]
+    if attacks:
         from bigctl.inference.attacks import threat
 
-        for text in options.robust:
+        for text in attacks:
             threat.parse(text)
+    if options.checklist:
+        from pathlib import Path
+
+        from bigctl.inference.attacks import text_changes
+
+        text_changes.checklist(Path(options.checklist))
 
 
 def assessed(trained: TrainedRun, options: argparse.Namespace) -> dict[str, Any]:
@@ -82,6 +97,16 @@ def assessed(trained: TrainedRun, options: argparse.Namespace) -> dict[str, Any]
 
 
 def _under_attack(trained: TrainedRun, options: argparse.Namespace, text: str) -> dict[str, Any]:
+    if text in ("text", "corruptions"):
+        from pathlib import Path
+
+        from bigctl.inference.attacks import changed
+
+        some = {"count": options.count, "seed": options.attack_seed}
+        if text == "corruptions":
+            return changed.under_corruptions(trained, options.split, **some)
+        listed = Path(options.checklist) if options.checklist else None
+        return changed.under_text_changes(trained, options.split, checklist=listed, **some)
     from bigctl.inference.attacks import threat
     from bigctl.inference.attacks.ensemble import Effort
     from bigctl.inference.attacks.trained_runs import under_attack
@@ -98,7 +123,7 @@ def print_all(found: dict[str, Any]) -> None:
     if told := found.get("ood"):
         print_ood(told)
     for each in found.get("robust", ()):
-        print_robust(each)
+        (print_changed if "rows" in each else print_robust)(each)
 
 
 def print_slices(found: dict[str, Any], most: int = 20) -> None:
@@ -171,3 +196,31 @@ def print_robust(found: dict[str, Any]) -> None:
         print(f"  masked gradients: {warning}")
     if found["warnings"]:
         print("  the model is less robust than these numbers say")
+
+
+def print_changed(found: dict[str, Any]) -> None:
+    """A change a line: how many examples it is of, accuracy before and after, and how often the answer changes."""
+    print(f"under {found['norm']}: {found['count']} {found['split']} examples, seed {found['seed']}")
+    print(f"  accuracy {number(found['clean'])} as they are")
+    header, rows = table_of_changes(found)
+    render.print_table(header, rows)
+    worst = max(found["rows"], key=lambda row: row.get("changed", 0.0))
+    if worst.get("example"):
+        print(f"  such as, {terminal.one_line(worst['name'])}: {terminal.one_line(worst['example'])}")
+
+
+def table_of_changes(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    if found["norm"] == "corruptions":
+        names = list(dict.fromkeys(row["name"] for row in found["rows"]))
+        by = {(row["name"], row["severity"]): row for row in found["rows"]}
+        rows = [[name, *(number(by[name, severity]["accuracy"]) for severity in range(1, 6))] for name in names]
+        return ["corruption", *(f"severity {severity}" for severity in range(1, 6))], rows
+    rows = []
+    for row in found["rows"]:
+        told = [f"{row['count']:,}"]
+        if row["count"]:
+            low, high = row["interval"]
+            told += [number(row["clean"]), number(row["accuracy"]), f"{number(low)} to {number(high)}"]
+            told.append(f"{row['changed']:.1%}")
+        rows.append([row["name"], *told, *[""] * (5 - len(told))])
+    return ["change", "texts", "as they are", "changed", "95%", "other answers"], rows

