@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import terminal
-from bigctl.cli import common, data_clean, render
+from bigctl.cli import common, data_clean, data_suspects, render
 from bigctl.errors import ConfigError
 from bigctl.files import disk_size
 from bigctl.formatting import age, size
@@ -44,6 +44,7 @@ examples:
   bigctl data cifar10 --prepare                        download and decode it now
   bigctl data digits recipe=cnn_cls recipe.augment.erase=0.5 --augmented seen.png
   bigctl data text data.path=book.txt --verify         are the files and the prepared form what they were?
+  bigctl data rotten_tomatoes --suspects               examples whose label is likely wrong
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all
 """
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--augmented", type=Path, metavar="FILE.png", help="write images beside what a recipe's training sees of them"
     )
+    data_suspects.add_arguments(parser)
     common.add_json(parser)
 
 
@@ -74,14 +76,21 @@ def run(options: argparse.Namespace) -> int:
     if options.overrides[:1] == ["add"]:
         return _add(options)
     options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
-    if options.clean and (options.prepare or options.rebuild or options.verify or _sheets(options)):
+    if options.clean and (options.prepare or options.rebuild or options.verify or options.suspects or _sheets(options)):
         raise ConfigError("--clean goes with nothing else than --all", hint="prepare in a second command")
     if options.all:
         if not options.clean or options.overrides:
             raise ConfigError("--all is for `bigctl data --clean --all`")
         return data_clean.clean_all(options)
     if not options.overrides:
-        if options.clean or options.prepare or options.rebuild or options.verify or _sheets(options):
+        if (
+            options.clean
+            or options.prepare
+            or options.rebuild
+            or options.verify
+            or options.suspects
+            or _sheets(options)
+        ):
             raise ConfigError(
                 "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
             )
@@ -91,6 +100,8 @@ def run(options: argparse.Namespace) -> int:
     wanted = _configuration(options)
     if options.clean:
         return data_clean.clean(options, wanted.data, wanted.form)
+    if options.suspects:
+        return data_suspects.show(options, wanted.data, wanted.regression)
     with file_index.distrust() if options.verify else contextlib.nullcontext():
         return _show(options, wanted)
 
