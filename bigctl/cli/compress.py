@@ -1,4 +1,4 @@
-"""Make a run of a run whose weights are rounded or pruned, and say what that costs."""
+"""Make a run of a run whose weights are rounded, pruned or averaged, and say what that costs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ examples:
   bigctl compress bert_cls method=int4 group=32 --name small
   bigctl compress bert_cls method=prune sparsity=0.5            by=wanda, or by=magnitude
   bigctl compress bert_cls method=prune pattern=2:4 --json
+  bigctl compress a method=soup soup=greedy from=[b,c]
 
 The result is a run: eval, predict, compare, report and export take it. docs/compress.md says more.
 """
@@ -21,7 +22,9 @@ The result is a run: eval, predict, compare, report and export take it. docs/com
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="method=int8, int4 or prune, and its keys")
+    parser.add_argument(
+        "settings", nargs="+", metavar="KEY=VALUE", help="method=int8, int4, prune or soup, and its keys"
+    )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--name", help="the new run is runs/NAME; default: beside RUN, named after it and the method")
     place.add_argument("--run-dir", type=Path, metavar="DIR", help="the very folder of the new run")

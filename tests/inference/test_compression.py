@@ -75,6 +75,29 @@ def test_pruning_by_wanda_leaves_the_head_whole_and_says_so(run, capsys):
     assert sorted(shares) == [0.0, pytest.approx(1 / 3)]  # one of three inputs: at most half
 
 
+def test_a_soup_is_the_mean_of_checkpoints_and_a_greedy_one_is_no_worse(run, tmp_path_factory, capsys):
+    rows = small.trained(tmp_path_factory) / "rows.csv"
+    more = ["data=csv", f"data.path={rows}", "seed=3", "checkpoint.every=15", f"model.init_from={run}"]
+    other = run.with_name("other")
+    bigctl.train([*small.KEYS, *more], other, quiet=True)
+    for how in ("uniform", "greedy"):
+        made = run.with_name(f"soup-{how}")
+        asked = ["method=soup", f"soup={how}", f"from=[{other}]", "--run-dir", str(made), "--json"]
+        assert main(["compress", str(run), *asked]) == 0
+        said = json.loads(capsys.readouterr().out)
+        both = [f"small:{bigctl.load(str(run)).step}", f"other:{bigctl.load(str(other)).step}"]
+        assert sorted([*said["ingredients"], *said["left_out"]]) == sorted(both)
+        values = [flatten(bigctl.load(str(each)).params) for each in (run, other, made)]
+        if how == "uniform":
+            for name in values[0]:
+                np.testing.assert_allclose(values[2][name], (values[0][name] + values[1][name]) / 2, rtol=1e-6)
+        scores = [bigctl.load(str(each)).evaluate("validation")["val/accuracy"] for each in (run, other, made)]
+        assert how == "uniform" or scores[2] >= max(scores[:2])
+    for wrong, text in {f"from=[{run.with_name('none')}]": "no such run", "from=[]": "names no run"}.items():
+        assert main(["compress", str(run), "method=soup", wrong, "--name", "x"]) == 2
+        assert text in capsys.readouterr().err
+
+
 def test_training_goes_on_between_the_zeros_of_a_pruned_run(run, tmp_path_factory, capsys):
     folder = run.with_name("half")
     assert main(["compress", str(run), "method=prune", "by=magnitude", "--run-dir", str(folder)]) == 0

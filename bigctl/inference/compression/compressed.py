@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 from bigctl.errors import RunError
 from bigctl.files import read_regular, write_json
 from bigctl.inference.compression import calibration
-from bigctl.inference.compression.method import PRUNE, WANDA, Method
+from bigctl.inference.compression.method import PRUNE, SOUP, WANDA, Method
+from bigctl.inference.compression.soup import stirred
 from bigctl.inference.compression.weights import Smaller, smaller, unchanged
 from bigctl.inference.exporters import beside
 from bigctl.inference.exporters.folder import source
@@ -70,17 +72,24 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
     norms = {}
     if method.method == PRUNE and method.by == WANDA:
         norms = calibration.norms(network, network.dataset, method.calibration)
-    found = smaller(_arrays(trained.params), method, norms, where)
+    mixed: dict[str, Any] = {}
+    if method.method == SOUP:
+        soup = stirred(trained, method)
+        size = sum(values.nbytes for values in soup.values.values())
+        found = Smaller(soup.values, len(soup.values), {}, size, size, 0.0)
+        mixed = {"ingredients": list(soup.used), "left_out": list(soup.left_out)}
+    else:
+        found = smaller(_arrays(trained.params), method, norms, where)
     found = dataclasses.replace(found, left={**found.left, **unchanged(_arrays(trained.variables))})
     other = trained.with_params(jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values())))
     compared = beside.compare(
         trained, network, network.copy(network.weights), network.copy({**network.weights, **found.values}), where
     )
-    table = _table(trained, method, found, compared)
+    table = {**_table(trained, method, found, compared), **mixed}
     scores = _scores(other, trained.run.summary())
     with whole_or_nothing(path) as partial:
         _write(trained, other, method, RunDirectory(partial), {**scores, "run": str(path), "compression": table})
-    return Compressed(path, table, _lines(method, found, compared))
+    return Compressed(path, table, _lines(method, found, compared, **mixed))
 
 
 def _arrays(tree: Tree) -> dict[str, np.ndarray]:
@@ -97,11 +106,20 @@ def _table(trained: TrainedRun, method: Method, found: Smaller, compared: beside
     return {**source(trained), **method.settings, **about, **sizes, **compared.to_json(), "runtime": "jax, float32"}
 
 
-def _lines(method: Method, found: Smaller, compared: beside.Beside) -> list[str]:
+def _lines(
+    method: Method,
+    found: Smaller,
+    compared: beside.Beside,
+    ingredients: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> list[str]:
     left = ", ".join(f"{name} ({size:,} bytes)" for name, size in found.left.items())
     left = f"; left as they were: {left}" if left else ""
     lines = [f"{method}: {found.layers} matrices{left}"]
-    if method.method == PRUNE:
+    if method.method == SOUP:
+        lines = [f"{method}: the mean of {len(ingredients)} checkpoints, {', '.join(ingredients)}"]
+        lines += [f"left out, as validation is worse with them: {', '.join(left_out)}"] if left_out else []
+    elif method.method == PRUNE:
         lines.append(
             f"{100 * found.zeros:.1f}% zeros; {found.before:,} -> {found.after:,} bytes if zeros are not stored"
         )
@@ -114,6 +132,8 @@ def _lines(method: Method, found: Smaller, compared: beside.Beside) -> list[str]
         ]
         lines.append(f"{compared.scored}, each by itself: {around[0]} -> {around[1]}")
     lines += [line for line in compared.lines if not line.startswith("slower")]  # the same computation, either way
+    if method.method == SOUP:
+        return lines
     lines.append(
         "weights stay float32 in this run, and jax is no faster with them: `bigctl export --int8` writes small files"
     )

@@ -9,8 +9,9 @@ from typing import Any
 
 from bigctl.errors import ConfigError
 
-INT8, INT4, PRUNE = "int8", "int4", "prune"
-METHODS = (INT8, INT4, PRUNE)
+INT8, INT4, PRUNE, SOUP = "int8", "int4", "prune", "soup"
+METHODS = (INT8, INT4, PRUNE, SOUP)
+UNIFORM, GREEDY = "uniform", "greedy"
 MAGNITUDE, WANDA = "magnitude", "wanda"
 PATTERN = "2:4"
 
@@ -20,13 +21,16 @@ class Method:
     """How weights are made smaller.
 
     Attributes:
-        method: "int8", a scale a column; "int4", in groups; or "prune", some become zero.
+        method: "int8", a scale a column; "int4", in groups; "prune", some become zero; or
+            "soup", the mean of several checkpoints.
         group: weights that share a scale in four bits.
         sparsity: the share of weights that become zero.
         by: which ones: those of the least "magnitude", or of the least magnitude times the norm of what they are given
             ("wanda", Sun et al. 2023, arXiv 2306.11695).
         pattern: "2:4" for two of every four neighbours; empty for any.
         calibration: training rows that show what layers are given.
+        soup: "uniform", of all checkpoints, or "greedy", of those that do not make validation worse.
+        sources: runs to be averaged with, `from` on the command line; none for the run's own checkpoints.
     """
 
     method: str
@@ -35,12 +39,17 @@ class Method:
     by: str = WANDA
     pattern: str = ""
     calibration: int = 128
+    soup: str = UNIFORM
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, settings: Sequence[str]) -> Method:
         """Of `key=value`. Raises ConfigError for what is no key, or no value of it."""
         found: dict[str, Any] = {}
-        kinds = {field.name: {"int": int, "float": float}.get(str(field.type), str) for field in fields(cls)}
+        kinds: dict[str, Any] = {
+            field.name: {"int": int, "float": float}.get(str(field.type), str) for field in fields(cls)
+        }
+        kinds["from"] = kinds.pop("sources")
         for setting in settings:
             name, equals, text = setting.partition("=")
             if not equals or name not in kinds:
@@ -56,17 +65,20 @@ class Method:
                 raise ConfigError(f"{text!r} is not {what}", where=name) from error
         if "method" not in found:
             raise ConfigError("no method is given", where="method", hint=f"method={'|'.join(METHODS)}")
-        made = cls(**found)
+        given = {"sources": _names(found["from"])} if "from" in found else {}
+        made = cls(**{name: value for name, value in found.items() if name != "from"}, **given)
         made._check(found)
         return made
 
     def _check(self, given: dict[str, Any]) -> None:
-        choices = {"method": METHODS, "by": (MAGNITUDE, WANDA), "pattern": ("", PATTERN)}
+        choices = {"method": METHODS, "by": (MAGNITUDE, WANDA), "pattern": ("", PATTERN), "soup": (UNIFORM, GREEDY)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 hint = f"one of: {', '.join(filter(None, allowed))}"
                 raise ConfigError(f"there is no {name} {getattr(self, name)!r}", where=name, hint=hint)
-        own = {INT8: set(), INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}}[self.method]
+        own = {
+            INT8: set(), INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}, SOUP: {"soup", "from"},
+        }[self.method]  # fmt: skip
         if strange := sorted(given.keys() - own - {"method"}):
             hint = f"of method={self.method} there is {', '.join(sorted(own)) or 'none'}"
             raise ConfigError(f"is no key of method={self.method}", where=strange[0], hint=hint)
@@ -83,8 +95,16 @@ class Method:
     @property
     def settings(self) -> dict[str, Any]:
         """The keys that count."""
-        names = {INT8: (), INT4: ("group",), PRUNE: ("sparsity", "by", "pattern")}[self.method]
+        names = {INT8: (), INT4: ("group",), PRUNE: ("sparsity", "by", "pattern"), SOUP: ("soup",)}[self.method]
         return {name: value for name, value in asdict(self).items() if name in ("method", *names)}
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.settings.items() if value != "")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Of `[a,b]`. Raises ConfigError where there is none."""
+    found = tuple(name for each in text.strip("[]").split(",") if (name := each.strip()))
+    if not found:
+        raise ConfigError("names no run", where="from", hint="such as from=[a,b]")
+    return found
