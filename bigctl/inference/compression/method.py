@@ -65,7 +65,7 @@ class Method:
                 raise ConfigError(f"{text!r} is not {what}", where=name) from error
         if "method" not in found:
             raise ConfigError("no method is given", where="method", hint=f"method={'|'.join(METHODS)}")
-        given = {"sources": _names(found["from"])} if "from" in found else {}
+        given: dict[str, Any] = {"sources": _names(found["from"])} if "from" in found else {}
         made = cls(**{name: value for name, value in found.items() if name != "from"}, **given)
         made._check(found)
         return made
