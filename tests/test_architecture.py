@@ -20,7 +20,7 @@ ANY_LINES = 61
 ROOT = Path(__file__).parents[1]
 GROUND = {"errors", "files", "cache_root", "packages", "formatting", "memory", "randomness", "terminal"}
 TOP = {"cli", "api", "__main__", ""}
-ROOMS = """reports sweeps inference engine baselines recipes
+ROOMS = """reports sweeps serving inference engine baselines recipes
 interop generation training planning runs optim models parallel data config"""
 FLOORS = [TOP, *({room} for room in ROOMS.split()), GROUND]
 LEVEL = {room: -height for height, floor in enumerate(FLOORS) for room in floor}

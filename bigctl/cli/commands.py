@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "label files or texts with a trained model",
     "explain": "show what each token, pixel or column adds to a model's answer",
     "generate": "let a language model write text",
+    "serve": "answer requests with trained models, over HTTP",
     "export": "write a trained model for another library",
     "compress": "make a run of a run with rounded or pruned weights",
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ROWS = 32
 """Texts that grow at once at most."""
+Prompt = str | Sequence[Mapping[str, str]]
+"""A text or, of a chat, a conversation as `chat.render` takes it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class LanguageModel:
     name: str = "the model"
     step: int | None = None
 
-    def generate(self, prompts: Sequence[str], settings: GenerationOptions) -> list[Generation]:
+    def generate(self, prompts: Sequence[Prompt], settings: GenerationOptions) -> list[Generation]:
         """All samples of the first prompt, then those of the second. Raises as `stream` does."""
         texts: dict[tuple[int, int], str] = {}
         done = {}
@@ -85,7 +87,7 @@ class LanguageModel:
                 done[row] = Generation(*row, texts[row], piece.tokens, piece.finish)
         return [done[row] for row in sorted(done)]
 
-    def stream(self, prompts: Sequence[str], settings: GenerationOptions) -> Iterator[Piece]:
+    def stream(self, prompts: Sequence[Prompt], settings: GenerationOptions) -> Iterator[Piece]:
         """Pieces of all texts as they are written; a piece ends at the end of a character.
 
         Raises:
@@ -132,11 +134,11 @@ class LanguageModel:
                 if text or batch.finish[row]:
                     yield Piece(*rows[row], text, counts[row], batch.finish[row])
 
-    def encode(self, prompt: str, settings: GenerationOptions) -> list[int]:
+    def encode(self, prompt: Prompt, settings: GenerationOptions) -> list[int]:
         """Tokens that the model reads for a prompt. Raises as `stream` does."""
         if not prompt:
             raise DataError("the prompt is empty", where=self.name, hint="give the model something to go on from")
-        text = self._chat(prompt) if settings.chat else prompt
+        text = self._chat(prompt) if settings.chat or not isinstance(prompt, str) else prompt
         tokens = [*(() if settings.chat else self.start), *self._tokens(text)]
         context = self.model.context
         if len(tokens) <= context:
@@ -149,10 +151,11 @@ class LanguageModel:
             )
         return tokens[-context:]
 
-    def _chat(self, message: str) -> str:
+    def _chat(self, given: Prompt) -> str:
         if self.template is None:
             raise RunError("has no chat template", where=self.name, hint="generate without --chat")
-        return chat.render(self.template, [{"role": "user", "content": message}], **self.template_tokens)
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        return chat.render(self.template, messages, **self.template_tokens)
 
     def _tokens(self, text: str) -> list[int]:
         try:

@@ -145,7 +145,7 @@ class Predictor:
             DataError: for columns that are missing, unknown, or of another type than in training, and for files.
             RunError: if the run's tokenizer is not there any more, or the run predicts no classes.
         """
-        asked = self._asked(inputs)
+        asked = self.asked(inputs)
         if self._tags:
             found: Examples = [record["spans"] for record in self._tag(asked.inputs)]
         elif self.features.kind == "text":
@@ -157,11 +157,20 @@ class Predictor:
     def describe(self, inputs: Examples) -> Any:
         """What `predict` takes, as records: label and probability of each class, or the predicted value; one record for
         one example, else a list."""
-        asked = self._asked(inputs)
+        asked = self.asked(inputs)
         found = self.describe_all(asked.inputs)
         return found[0] if asked.single else found
 
-    def _asked(self, inputs: Examples) -> given_inputs.Asked:
+    def with_smaller_batches(self, sizes: Sequence[int]) -> Self:
+        """The same model that computes few images or rows in batches of these sizes, where that changes no bit."""
+        other = copy.copy(self)
+        other.__dict__.pop("_forward", None)
+        if self.features.kind != "text":
+            other._forward.use_smaller(sizes)
+        return other
+
+    def asked(self, inputs: Examples) -> given_inputs.Asked:
+        """What `predict` takes, as the model does. Raises as `predict` does."""
         return given_inputs.read(inputs, self.features, self.config.data, self._columns)
 
     @cached_property
@@ -195,7 +204,7 @@ class Predictor:
             RunError: if the model is a tagger, writes text, or has no layer called `head`.
         """
         self._require_embeddings()
-        asked = self._asked(inputs)
+        asked = self.asked(inputs)
         if self.features.kind == "text":
             found = self._forward.texts(asked.inputs, self._forward.embed, self._tokenizer)[0]
         else:
@@ -204,7 +213,7 @@ class Predictor:
 
     def logits(self, inputs: Examples) -> np.ndarray:
         """Of every class, float32 [N, classes], before any temperature; takes what `predict` does, of a classifier."""
-        asked = self._asked(inputs)
+        asked = self.asked(inputs)
         if self.features.kind == "text":
             return self._forward.texts(asked.inputs, self._forward.logits, self._tokenizer)[0]
         return self._forward.arrays(np.asarray(asked.inputs), self._forward.logits)

@@ -1,0 +1,97 @@
+"""Answer requests with trained models, over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bigctl.cli import common
+from bigctl.cli.eval import step_argument
+
+EXAMPLES = """\
+Reachable from this machine only, unless --host says otherwise. Keys: --api-key-file, or BIGCTL_API_KEYS (with commas).
+Needs the extra `serve`: pip install 'bigctl[serve]'
+
+examples:
+  bigctl serve runs/cnn_cls                               POST /predict on http://127.0.0.1:8000, /docs tells more
+  bigctl serve cnn_cls bert_cls --port 9000               several: POST /models/cnn_cls/predict
+  bigctl serve cnn_cls --host 0.0.0.0 --api-key-file keys.txt
+  bigctl serve gpt_lm                                     OpenAI's /v1/completions and /v1/chat/completions
+  curl -F file=@digit.png http://127.0.0.1:8000/predict
+"""
+PORT = 8000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a name under runs/")
+    parser.add_argument(
+        "--port", type=common.whole("port", 0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one"
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line; clients send one")
+    parser.add_argument(
+        "--max-body", type=common.whole("size in MiB", 1, 4096), default=16, metavar="MIB",
+        help="of a request, in MiB; default: 16",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-queue", type=common.whole("number of requests", 1, 10**6), default=256, metavar="N",
+        help="requests that may wait for a model, others are refused (429); default: 256",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drain", type=common.whole("number of seconds", 0, 3600), default=30, metavar="SECONDS",
+        help="that requests in flight have after SIGTERM; default: 30",
+    )  # fmt: skip
+    parser.add_argument("--log-contents", action="store_true", help="log what is asked and answered, too")
+    parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
+    common.add_run_plugins(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from bigctl.errors import RunError
+    from bigctl.serving.settings import Settings, read_keys
+
+    step = step_argument(options.step)
+    _require_packages()
+    settings = Settings(
+        host=options.host, port=options.port, max_body=options.max_body * 2**20, max_queue=options.max_queue,
+        drain=float(options.drain), keys=read_keys(options.api_key_file), log_contents=options.log_contents,
+    )  # fmt: skip
+    from bigctl.runs import directory
+    from bigctl.serving import server
+
+    names = [directory.locate(name).path.resolve().name for name in options.runs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        hint = "serve runs whose folders have different names"
+        raise RunError(f"two runs are called {twice[0]!r}", where=options.runs[names.index(twice[0])], hint=hint)
+    with server.listen(settings) as listening:
+        from bigctl.inference.trained import TrainedRun
+        from bigctl.serving.app import Site
+        from bigctl.serving.predicting import Predicting
+        from bigctl.serving.writing import Writing
+
+        predicting, writing = [], []
+        for name, given in zip(names, options.runs, strict=True):
+            trained = TrainedRun.load(given, step=step, plugins=options.plugin)
+            if trained.features.kind == "stream":
+                writing.append(Writing(name, trained.language_model, settings.max_queue))
+            else:
+                predicting.append(Predicting(name, trained))
+        site = Site(predicting, writing, settings)
+        host, port = listening.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        server.serve(site, listening)
+    return 0
+
+
+def _require_packages() -> None:
+    """Raises ConfigError, naming the extra, without the packages of the extra `serve`."""
+    import importlib.util
+
+    from bigctl.errors import ConfigError
+
+    names = {"starlette": "starlette", "uvicorn": "uvicorn", "python-multipart": "python_multipart"}
+    missing = [name for name, module in names.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        what = f"bigctl serve needs {' and '.join(missing)}"
+        raise ConfigError(what, hint="pip install 'bigctl[serve]'")

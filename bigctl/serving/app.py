@@ -1,0 +1,186 @@
+"""The addresses of a server, and what each answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from bigctl.errors import BigctlError
+from bigctl.formatting import plain
+from bigctl.serving import openapi
+from bigctl.serving.batching import Batcher, QueueFull
+from bigctl.serving.bodies import BadRequest, read_examples
+from bigctl.serving.guard import Guard, TooLarge, error_body, refusal, too_large
+from bigctl.serving.language import Language
+from bigctl.serving.metrics import Metrics
+from bigctl.serving.predicting import Predicting
+from bigctl.serving.settings import Settings
+from bigctl.serving.writing import Writing
+
+
+class Site:
+    """Models behind addresses.
+
+    Attributes:
+        guard: the ASGI application.
+        ready: whether everything is compiled.
+    """
+
+    def __init__(self, predicting: Sequence[Predicting], writing: Sequence[Writing], settings: Settings):
+        self.settings, self.metrics = settings, Metrics()
+        self.ready = False
+        self.failed: str | None = None
+        self._predicting = {model.name: model for model in predicting}
+        self._writing = list(writing)
+        self._batchers = {
+            model.name: Batcher(model.answer, model.most, settings.max_queue) for model in self._predicting.values()
+        }
+        self.guard = Guard(self._application(), settings, self.metrics)
+
+    def _application(self) -> Starlette:
+        post, get = ["POST"], ["GET"]
+        routes = [
+            Route("/docs", self._docs, methods=get),
+            Route("/openapi.json", self._openapi, methods=get),
+            Route("/health", self._health, methods=get),
+            Route("/ready", self._is_ready, methods=get),
+            Route("/metrics", self._metrics, methods=get),
+            Route("/models", self._models, methods=get),
+        ]
+        language = Language(self._writing, [*self._predicting], log_contents=self.settings.log_contents)
+        routes += language.routes()
+        if self._predicting:
+            routes += [
+                Route("/predict", self._predict, methods=post),
+                Route("/models/{name}/predict", self._predict, methods=post),
+            ]
+        handlers: dict[Any, Any] = {
+            BadRequest: _bad, HTTPException: _http, QueueFull: _full, TooLarge: _too_large, Exception: _failed
+        }  # fmt: skip
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        working = [asyncio.create_task(batcher.run()) for batcher in self._batchers.values()]
+        warming = asyncio.create_task(asyncio.to_thread(self._warm_up))
+        try:
+            yield
+        finally:
+            for task in (*working, warming):
+                task.cancel()
+            for each in (*self._batchers.values(), *self._writing):
+                each.close()
+
+    def _warm_up(self) -> None:
+        try:
+            for model in (*self._predicting.values(), *self._writing):
+                model.warm_up()
+            self.ready = True
+        except Exception as error:
+            self.failed = f"{type(error).__name__}: {error}"
+            print(json.dumps({"level": "error", "error": f"warming up: {self.failed}"[:500]}), file=sys.stderr)
+
+    # -------------------------------------------------------------------------------------------------------- answers
+
+    async def _predict(self, request: Request) -> Response:
+        model = self._named(request.path_params.get("name"))
+        examples, single = await read_examples(request)
+        if len(examples) > self.settings.max_instances:
+            raise BadRequest(f"{len(examples):,} examples; {self.settings.max_instances:,} may be in one request")
+        line = request.state.log
+        line |= {"model": model.name, "examples": len(examples)}
+        if self.settings.log_contents:
+            line["contents"] = [f"{len(e)} bytes" if isinstance(e, bytes) else e for e in examples]
+        try:
+            records = await self._batchers[model.name].ask(examples)
+        except QueueFull:
+            raise
+        except (BigctlError, ValueError) as error:
+            message = error.message if isinstance(error, BigctlError) else str(error)
+            hint = f" ({error.hint})" if isinstance(error, BigctlError) and error.hint else ""
+            raise BadRequest(f"{message}{hint}", code="invalid_example") from None
+        found = records[0] if single else {"predictions": records}
+        if self.settings.log_contents:
+            line["answer"] = found
+        return Response(json.dumps(plain(found), ensure_ascii=False), media_type="application/json")
+
+    def _named(self, name: str | None) -> Predicting:
+        if name is None and len(self._predicting) == 1:
+            return next(iter(self._predicting.values()))
+        known = ", ".join(self._predicting)
+        if name is None:
+            raise BadRequest(f"several models are served; POST /models/NAME/predict, NAME one of: {known}")
+        if name not in self._predicting:
+            said = f"there is no model {name!r} that predicts; one of: {known}"
+            raise BadRequest(said, status=404, code="model_not_found")
+        return self._predicting[name]
+
+    async def _models(self, request: Request) -> Response:
+        writing = [{"name": model.name, "kind": "language", "step": model.model.step} for model in self._writing]
+        return JSONResponse({"models": plain([model.describe() for model in self._predicting.values()]) + writing})
+
+    async def _health(self, request: Request) -> Response:
+        if self.failed is not None:
+            return JSONResponse({"status": "failed"}, 500)
+        return JSONResponse({"status": "ok"})
+
+    async def _is_ready(self, request: Request) -> Response:
+        state = "draining" if self.guard.draining else "ready" if self.ready else "warming up"
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        each = [({"model": name}, batcher) for name, batcher in self._batchers.items()]
+        texts = [({"model": model.name}, model) for model in self._writing]
+        found = self.metrics.text({
+            "bigctl_tokens_total": ("counter", "tokens written", [(of, m.tokens) for of, m in texts]),
+            "bigctl_writing": ("gauge", "texts that wait or are written", [(of, m.waiting) for of, m in texts]),
+            "bigctl_ready": ("gauge", "1 once everything is compiled", [({}, float(self.ready))]),
+            "bigctl_queue_waiting": ("gauge", "requests that wait", [(of, len(b)) for of, b in each]),
+            "bigctl_batches_total": ("counter", "batches computed", [(of, b.batches) for of, b in each]),
+            "bigctl_examples_total": ("counter", "examples answered", [(of, b.examples) for of, b in each]),
+        })  # fmt: skip
+        return PlainTextResponse(found, media_type="text/plain; version=0.0.4")
+
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi.document([model.describe() for model in self._predicting.values()]))
+
+    async def _docs(self, request: Request) -> Response:
+        document = openapi.document([model.describe() for model in self._predicting.values()])
+        return HTMLResponse(openapi.page(document), headers=SAFE)
+
+
+SAFE = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+
+async def _bad(request: Request, error: BadRequest) -> Response:
+    return JSONResponse(error_body(str(error), "invalid_request_error", error.code, error.param), error.status)
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    return refusal(error.status_code, error.detail, "not_found" if error.status_code == 404 else "http")
+
+
+async def _full(request: Request, error: QueueFull) -> Response:
+    return refusal(429, error.message, "queue_full", retry_after=str(error.retry_after))
+
+
+async def _too_large(request: Request, error: TooLarge) -> Response:
+    return too_large(error.most)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return refusal(500, "the server failed; its log says why", "failed")

@@ -1,0 +1,60 @@
+"""How a server is set: limits, keys and what is logged. Free of jax and of starlette."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigctl.errors import ConfigError
+
+KEYS_VARIABLE = "BIGCTL_API_KEYS"
+"""Environment variable with keys, separated by commas."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says about a server.
+
+    Attributes:
+        host, port: where it listens; port 0 takes a free one.
+        max_body: bytes of a request.
+        max_queue: requests that may wait for each model.
+        max_instances: examples of one request.
+        drain: seconds that requests in flight have after SIGTERM.
+        keys: of which a client must know one; none for everybody.
+        log_contents: whether log lines hold what was asked.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body: int = 16 * 2**20
+    max_queue: int = 256
+    max_instances: int = 1024
+    drain: float = 30.0
+    keys: tuple[bytes, ...] = ()
+    log_contents: bool = False
+
+    def admits(self, header: str) -> bool:
+        """Whether an Authorization header has a key; all keys are compared, in constant time each."""
+        scheme, _, given = header.partition(" ")
+        key = given.strip().encode("utf-8", "replace") if scheme.lower() == "bearer" else b""
+        found = [hmac.compare_digest(key, known) for known in self.keys]
+        return not self.keys or any(found)
+
+
+def read_keys(file: Path | None) -> tuple[bytes, ...]:
+    """Keys of a file, one a line, and of the environment. Raises ConfigError for a file without any."""
+    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            said = getattr(error, "strerror", None) or "is not UTF-8"
+            raise ConfigError(f"cannot be read: {said}", where=f"--api-key-file {file}") from None
+        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
+            raise ConfigError("holds no key", where=f"--api-key-file {file}", hint="write one key a line")
+        keys += found
+    return tuple(key.encode() for key in keys)

@@ -1,0 +1,139 @@
+"""Language models answer as OpenAI's endpoints do, with the text of `bigctl generate`."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bigctl as package
+from bigctl.generation.options import GenerationOptions
+from tests.serving import writer
+from tests.serving.running import Running, serving
+
+pytest.importorskip("starlette")
+pytestmark = pytest.mark.fewer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writer.trained(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("server"), str(run)) as running:
+        yield running
+
+
+def written(run: Path, prompt: Any, **options: Any) -> list[str]:
+    model = package.load(run).language_model
+    return [found.text for found in model.generate([prompt], GenerationOptions(**options))]
+
+
+def events(body: bytes) -> list[Any]:
+    found = [part.removeprefix("data: ") for part in body.decode().split("\n\n") if part]
+    assert found[-1] == "[DONE]"
+    return [json.loads(part) for part in found[:-1]]
+
+
+def test_text_is_that_of_generate_whole_and_in_pieces(served: Running, run: Path) -> None:
+    asked = {"prompt": "to be", "max_tokens": 40, "seed": 7, "n": 2, "temperature": 0.9, "top_p": 0.95}
+    expected = written(run, "to be", max_new_tokens=40, seed=7, num_samples=2, temperature=0.9, top_p=0.95)
+    whole = served("/v1/completions", {"model": "writer", **asked}).json
+    assert [choice["text"] for choice in whole["choices"]] == expected
+    assert whole["usage"]["prompt_tokens"] == 5 and whole["choices"][0]["finish_reason"] == "length"
+    assert whole["usage"]["completion_tokens"] == 80
+    body = served("/v1/completions", {**asked, "stream": True, "stream_options": {"include_usage": True}}).body
+    *pieces, last = events(body)
+    texts = ["", ""]
+    for piece in pieces:
+        texts[piece["choices"][0]["index"]] += piece["choices"][0]["text"]
+    assert texts == expected and last["usage"] == whole["usage"]
+
+
+def test_no_company_changes_a_text(served: Running, run: Path) -> None:
+    prompts = ["to be", "nothing", "is a", "be or"]
+    expected = [written(run, p, max_new_tokens=24, seed=n, temperature=1.0)[0] for n, p in enumerate(prompts)]
+
+    def ask(number: int) -> str:
+        body = {"prompt": prompts[number], "max_tokens": 24, "seed": number}
+        return served("/v1/completions", body).json["choices"][0]["text"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, [0, 1, 2, 3] * 2)) == expected * 2
+
+
+def test_stop_strings_end_a_text(served: Running, run: Path) -> None:
+    (whole,) = written(run, "to be", max_new_tokens=60, temperature=0.0)
+    body = {"prompt": "to be", "max_tokens": 60, "temperature": 0, "stop": whole[5:8]}
+    (choice,) = served("/v1/completions", body).json["choices"]
+    assert choice["text"] == whole[: whole.index(whole[5:8])] and choice["finish_reason"] == "stop"
+
+
+def test_chats_go_through_the_template(served: Running, run: Path) -> None:
+    messages = [{"role": "system", "content": "is"}, {"role": "user", "content": "to be"}]
+    (expected,) = written(run, "is to be or", max_new_tokens=20, temperature=0.0)
+    asked = {"messages": messages, "max_tokens": 20, "temperature": 0}
+    found = served("/v1/chat/completions", asked).json
+    assert found["object"] == "chat.completion"
+    assert found["choices"][0]["message"] == {"role": "assistant", "content": expected, "refusal": None}
+    pieces = events(served("/v1/chat/completions", {**asked, "stream": True}).body)
+    assert pieces[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "status"),
+    [
+        ({"prompt": "to be", "max_tokens": -1}, "max_tokens", 400),
+        ({"prompt": "to be", "max_tokens": 10**9}, "max_tokens", 400),
+        ({"prompt": "to be", "temprature": 1}, "temprature", 400),
+        ({"prompt": "to be", "temperature": "hot"}, "temperature", 400),
+        ({"prompt": "to be", "top_p": 0}, "top_p", 400),
+        ({"prompt": "to be", "n": 100_000}, "n", 400),
+        ({"prompt": "to be", "seed": -1}, "seed", 400),
+        ({"prompt": "to be", "logprobs": 5}, "logprobs", 400),
+        ({"prompt": "to be", "stop": ""}, None, 200),
+        ({"prompt": "to be", "stop": [""]}, "stop", 400),
+        ({"prompt": ""}, "prompt", 400),
+        ({"prompt": [1, 2]}, "prompt", 400),
+        ({"prompt": "to be" * 20}, "prompt", 400),
+        ({"prompt": "ZZZ"}, "prompt", 400),
+        ({"prompt": "to be", "model": "gpt-4"}, "model", 404),
+        ({"prompt": "to be", "stream": True, "model": ["x"]}, "model", 404),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_shape_of_openai(
+    served: Running, body: dict[str, Any], param: str | None, status: int
+) -> None:
+    answer = served("/v1/completions", body)
+    assert answer.status == status, answer.body
+    if status != 200:
+        error = answer.json["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param) and error["message"]
+
+
+def test_a_client_that_leaves_frees_its_place(served: Running) -> None:
+    body = json.dumps({"prompt": "to be", "max_tokens": 2000, "stream": True}).encode()
+    host, port = served.address.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    for _ in range(3):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(head.encode() + body)
+            assert connection.recv(64).startswith(b"HTTP/1.1 200")
+    while b'bigctl_writing{model="writer"} 0' not in served("/metrics").body:
+        time.sleep(0.02)
+    assert served("/v1/completions", {"prompt": "to be", "max_tokens": 4}).status == 200
+
+
+def test_models_are_listed(served: Running) -> None:
+    assert [model["id"] for model in served("/v1/models").json["data"]] == ["writer"]
+    assert served("/v1/models/writer").json["object"] == "model"
+    assert served("/v1/models/other").json["error"]["code"] == "model_not_found"
