@@ -57,7 +57,7 @@ class LoadedRun(TrainedRun):
         """
         from bigctl.inference.explaining import explain
 
-        asked = self._asked(inputs)
+        asked = self.asked(inputs)
         with named_as_arguments():
             explainer = explain.explainer_of(self)
             found = explain.explain(self, explainer, explain.Given(asked.inputs), method=method, wanted=wanted)

@@ -78,13 +78,17 @@ class Site:
         finally:
             for task in (*working, warming):
                 task.cancel()
-            for each in (*self._batchers.values(), *self._writing):
-                each.close()
+            for batcher in self._batchers.values():
+                batcher.close()
+            for writer in self._writing:
+                writer.close()
 
     def _warm_up(self) -> None:
         try:
-            for model in (*self._predicting.values(), *self._writing):
+            for model in self._predicting.values():
                 model.warm_up()
+            for writer in self._writing:
+                writer.warm_up()
             self.ready = True
         except Exception as error:
             self.failed = f"{type(error).__name__}: {error}"

@@ -82,8 +82,9 @@ def _messages(given: object) -> Prompt:
     for number, message in enumerate(given):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if isinstance(content, list):  # parts, of which texts alone are read
-            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+            parts = [part.get("text") for part in content if isinstance(part, dict)]
+            texts = [part for part in parts if isinstance(part, str)]
+            content = "".join(texts) if len(texts) == len(content) else None
         role = "system" if role == "developer" else role
         if role not in _ROLES or not isinstance(content, str):
             said = f"messages[{number}] has no role of {', '.join(_ROLES)}, or no text as its content"
@@ -115,5 +116,5 @@ def _options(body: Mapping[str, Any], chat: bool, context: int) -> GenerationOpt
     try:
         return GenerationOptions(**values, stop=tuple(stops), chat=chat)
     except ConfigError as error:
-        name = asked.get(error.where or "", error.where)
-        raise BadRequest(f"{name}: {error.message} ({error.hint})", code="invalid_value", param=name) from None
+        wrong = asked.get(error.where or "", error.where)
+        raise BadRequest(f"{wrong}: {error.message} ({error.hint})", code="invalid_value", param=wrong) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bigctl.generation.generate import LanguageModel, Piece, Prompt
@@ -38,7 +38,7 @@ class Writing:
         token = self.model.tokenizer.decode([max(0, len(self.model.tokenizer.get_vocab()) // 2)]) or "a"
         self.model.generate([token], GenerationOptions(max_new_tokens=8, truncate=True))
 
-    async def pieces(self, prompts: Sequence[Prompt], options: GenerationOptions) -> AsyncIterator[Piece]:
+    async def pieces(self, prompts: Sequence[Prompt], options: GenerationOptions) -> AsyncGenerator[Piece, None]:
         """Pieces of all texts as they come; closing the iterator ends the writing.
 
         Raises:
