@@ -21,6 +21,8 @@ examples:
   bigctl explain bert_cls --text "a film to fall asleep over" --method occlusion --json
   bigctl explain bert_cls reviews.csv --class pos --html why.html
   bigctl explain bert_cls --split test --count 50 --check
+  bigctl explain bert_cls --text "a film to fall asleep over" --nearest 3
+  bigctl explain gpt_lm --text "In the beginning God created the"       why the next token
   bigctl explain cnn_cls photo.png --method occlusion --html why.html
   bigctl explain mlp_cls rows.csv                    Shapley values against 100 rows of the training split
   bigctl explain mlp_cls --method permutation        which columns the model relies on, on validation
@@ -52,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="texts: integrated_gradients (default), gradient_x_input, occlusion, attention_rollout (BERT); "
         "images: integrated_gradients, occlusion, grad_cam; tables: shapley, permutation",
     )  # fmt: skip
-    parser.add_argument("--class", dest="wanted", metavar="NAME", help="the class; default: the one that is predicted")
+    parser.add_argument(
+        "--class", dest="wanted", metavar="NAME",
+        help="the class, of a language model the next token; default: the one that is predicted",
+    )  # fmt: skip
     parser.add_argument(
         "--background", type=common.whole(least=1, most=10_000), default=100, metavar="N",
         help="of tables, rows of the training split that stand for what is not known; default: 100",
@@ -63,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true",
         help="how faithful the explanations are: deletion and insertion against random orders, and random weights",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nearest", type=common.whole(least=0, most=100), default=0, metavar="N",
+        help="also the N training examples that are nearest in what the last layer reads; default: 0",
     )  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with all explanations")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
@@ -79,12 +88,16 @@ def run(options: argparse.Namespace) -> int:
     trained = TrainedRun.load(options.run, step=step, plugins=options.plugin)
     if options.method == _PERMUTATION:
         return _importance(trained, options)
-    from bigctl.inference.explaining import explain
+    from bigctl.inference.explaining import explain, neighbours
 
+    if options.nearest:
+        neighbours.require_nearest(trained)
     explainer = explain.explainer_of(trained, options.background, options.seed)
     method = explain.require_method(explainer, options.method)
     given = _given(trained, options)
     found = explain.explain(trained, explainer, given, method=method, wanted=options.wanted)
+    if options.nearest:
+        found = neighbours.with_nearest(trained, given.inputs, found, options.nearest, options.seed)
     checked = _checked(explainer, given, found, options) if options.check else {}
     if options.html is not None:
         _write_page(options.html, trained, found)
@@ -158,6 +171,9 @@ def _given(trained: TrainedRun, options: argparse.Namespace) -> Given:
     from bigctl.errors import ConfigError
     from bigctl.inference.explaining import explain
 
+    if trained.features.kind == "stream" and not options.text:
+        hint = f'bigctl explain {options.run} --text "..."'
+        raise ConfigError("a language model is asked about a prompt", where=str(trained.run.path), hint=hint)
     if options.split is not None:
         return explain.of_split(trained, options.split, options.count)
     kind = trained.features.kind

@@ -36,6 +36,8 @@ def show(each: Explanation) -> None:
         _show_places(each)
     if isinstance(each, TableExplanation):
         _show_columns(each)
+    for line in wording.nearest(each):
+        render.print_wrapped(f"  {terminal.one_line(line)}")
 
 
 # --------------------------------------------------------------------------------------------------------------- texts

@@ -176,6 +176,7 @@ class Decoder(nnx.Module):
         key: Array | None = None,
         segments: Int[Array, "batch length"] | None = None,
         positions: Int[Array, "batch length"] | None = None,
+        vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch length width"]:
         """The last layer's vectors, normalised.
 
@@ -184,9 +185,10 @@ class Decoder(nnx.Module):
             key: means training, dropout is drawn from it.
             segments: numbers of the documents in each text; tokens see those of their own document alone.
             positions: with `segments`, places of tokens in their documents.
+            vectors: stand in place of the tokens' embeddings.
         """
         length = tokens.shape[1]
-        x = embed(meshes.placed(self.token.embedding[...], "tensor"), tokens)
+        x = embed(meshes.placed(self.token.embedding[...], "tensor"), tokens) if vectors is None else vectors
         if self.position is not None:
             if length > self.context:
                 raise ConfigError(

@@ -34,7 +34,7 @@ def _shown(each: Explanation, *, alone: bool) -> dict[str, Any]:
         "rows": [],
         "open": alone,
     }
-    shown |= {"about": wording.about(each, notes=False), "what": "token", "bars": False}
+    shown |= {"about": [*wording.about(each, notes=False), *wording.nearest(each)], "what": "token", "bars": False}
     if isinstance(each, ImageExplanation):
         rows = [{"name": name, "value": f"{value:+.4f}"} for name, value in wording.places(each)]
         drawn = [pictures.enlarged(each.pixels), pictures.tinted(each.pixels, each.attribution.values)]

@@ -38,13 +38,16 @@ Command = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs `topics` (an LSTM), `bert` and `ngram`."""
-    where = topics.trained(tmp_path_factory).folder
-    data = [f"data.path={where / 'topics.csv'}" if key.startswith("data.path") else key for key in topics.DATA]
+    """A folder with the runs `bert` and `ngram`."""
+    where = tmp_path_factory.mktemp("explained")
+    topics.write(where)
     for name, keys in RUNS.items():
-        if not (where / "runs" / name).exists():
-            bigctl.train([*keys, *data], where / "runs" / name, quiet=True)
+        bigctl.train([*keys, *data_of(where)], where / "runs" / name, quiet=True)
     return where
+
+
+def data_of(folder: Path) -> list[str]:
+    return [f"data.path={folder / 'topics.csv'}" if key.startswith("data.path") else key for key in topics.DATA]
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def loaded(folder: Path, name: str) -> TrainedRun:
     found = TrainedRun.load(str(folder / "runs" / name))
-    if name == "topics":
+    if name == "lstm":
         return found
     return found.with_params(jax.tree.map(lambda p: 3 * p, found.params))  # hardly trained, it would tell little
 
@@ -74,8 +77,11 @@ def logits(trained: TrainedRun, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(trained.model(jnp.asarray(tokens[None], jnp.int32), size, size))[0]
 
 
-@pytest.mark.parametrize("name", ["topics", "bert", "ngram"])
+@pytest.mark.parametrize("name", ["bert", "ngram", pytest.param("lstm", marks=[pytest.mark.slow, pytest.mark.fewer])])
 def test_integrated_gradients_add_up_to_what_the_model_says_of_text_and_baseline(folder: Path, name: str) -> None:
+    if name == "lstm":
+        keys = [*topics.RECIPE, *topics.MODEL, *SHORT, *data_of(folder)]
+        bigctl.train(keys, folder / "runs" / "lstm", quiet=True)
     trained = loaded(folder, name)
     explainer = TextExplainer(trained)
     (found,) = explainer.explain([TEXT], wanted="sky")
@@ -212,7 +218,7 @@ def test_json_has_tokens_offsets_and_attributions(folder: Path, command: Command
 
 
 def test_examples_of_a_split_have_their_labels(command: Command) -> None:
-    found = json.loads(command("topics", "--split", "test", "--count", "2", "--method", "gradient_x_input", "--json"))
+    found = json.loads(command("ngram", "--split", "test", "--count", "2", "--method", "gradient_x_input", "--json"))
     assert [(e["split"], e["row"]) for e in found["explanations"]] == [("test", 0), ("test", 1)]
     assert all(e["true"] in topics.WORDS for e in found["explanations"])
 
@@ -235,7 +241,7 @@ def test_numbers_alone_without_a_terminal(command: Command, monkeypatch: pytest.
         (["bert", "--text", "  "], "the text is empty"),
         (["bert", "--text", "soup", "--class", "kitchn"], "there is no class 'kitchn' (did you mean kitchen?)"),
         (["bert", "--text", "soup", "--method", "ocluson"], "did you mean occlusion?"),
-        (["topics", "--text", "soup", "--method", "attention_rollout"], "one of: integrated_gradients"),
+        (["ngram", "--text", "soup", "--method", "attention_rollout"], "one of: integrated_gradients"),
         (["bert", "--text", "soup", "--split", "test"], "give one of them"),
         (["bert", "none.csv"], "there is no such file"),
         (["bert", "--text", "soup", "--html", "no/page.html"], "there is no such folder"),

@@ -18,6 +18,7 @@ from bigctl.errors import ConfigError, DataError
 from bigctl.inference.explaining.asked import Explanation, require_class, require_explainable
 from bigctl.inference.explaining.faithfulness import Dissects
 from bigctl.inference.explaining.images import ImageExplainer
+from bigctl.inference.explaining.language import LanguageExplainer
 from bigctl.inference.explaining.tables import BACKGROUND, TableExplainer
 from bigctl.inference.explaining.texts import TextExplainer
 from bigctl.inference.trained import TrainedRun
@@ -58,6 +59,8 @@ def explainer_of(trained: TrainedRun, rows: int = BACKGROUND, seed: int = 0) -> 
     Raises:
         RunError: for a model that gives no classes and no number, or one of tables whose data has changed.
     """
+    if trained.features.kind == "stream":
+        return LanguageExplainer(trained)
     require_explainable(trained)
     if trained.features.kind == "text":
         return TextExplainer(trained)
@@ -83,7 +86,7 @@ def explain(
         ValueError: for examples that the model does not take.
     """
     method = require_method(explainer, method)
-    if wanted is not None:
+    if wanted is not None and trained.features.kind != "stream":
         require_class(trained, wanted)
     found = list(explainer.explain(given.inputs, method, wanted))
     if not given.places:
@@ -149,12 +152,12 @@ def examples(dataset: Dataset, split: str, count: int) -> Examples:
     return np.asarray(dataset.splits[split]["inputs"][np.arange(count)])
 
 
-def labels_of(dataset: Dataset, split: str, count: int) -> list[Record]:
-    """What the first examples of a split are truly, as records show it."""
+def labels_of(dataset: Dataset, split: str, count: int, first: int = 0) -> list[Record]:
+    """What some examples of a split are truly, from its first one on, as records show it."""
     target, labels = dataset.features.target, dataset.splits[split].get("label")
     if labels is None:
         return [{}] * count
-    values = np.asarray(labels[:count])
+    values = np.asarray(labels[first : first + count])
     if target.kind == CLASS:
         return [{"true": target.names[value]} for value in values.tolist()]
     if target.kind == CLASSES:

@@ -42,6 +42,18 @@ def about(each: Explanation, *, notes: bool = True) -> list[str]:
     return [*lines, *(f"note: {note}" for note in found.notes)] if notes else lines
 
 
+def nearest(each: Explanation) -> list[str]:
+    """The nearest training examples, where they were asked for, in lines."""
+    if "nearest" not in each.details:
+        return []
+    lines = [f"nearest of {each.details['nearest_among']}, by the cosine of what the last layer reads:"]
+    for one in each.details["nearest"]:
+        cells = ", ".join(f"{name} {cell}" for name, cell in [*one.get("cells", {}).items()][:6])
+        true = "" if "true" not in one else f"  {one['true']}"
+        lines.append(f"  {one['cosine']:.3f}  row {one['row']}{true}  {one.get('text', cells)}".rstrip())
+    return lines
+
+
 def places(each: ImageExplanation) -> list[tuple[str, float]]:
     """Parts of a picture with what they add in total, or of Grad-CAM on average; the strongest first."""
     values, (height, width) = each.attribution.values, each.pixels.shape[:2]
