@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,6 +27,8 @@ from bigctl.serving.metrics import Metrics
 from bigctl.serving.predicting import Predicting
 from bigctl.serving.settings import Settings
 from bigctl.serving.writing import Writing
+
+_PAGE = Path(__file__).with_name("page.html")
 
 
 class Site:
@@ -50,6 +53,7 @@ class Site:
     def _application(self) -> Starlette:
         post, get = ["POST"], ["GET"]
         routes = [
+            Route("/", self._page, methods=get),
             Route("/docs", self._docs, methods=get),
             Route("/openapi.json", self._openapi, methods=get),
             Route("/health", self._health, methods=get),
@@ -157,6 +161,9 @@ class Site:
 
     async def _openapi(self, request: Request) -> Response:
         return JSONResponse(openapi.document([model.describe() for model in self._predicting.values()]))
+
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=SAFE)
 
     async def _docs(self, request: Request) -> Response:
         document = openapi.document([model.describe() for model in self._predicting.values()])
