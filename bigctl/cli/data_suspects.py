@@ -44,7 +44,7 @@ def show(options: argparse.Namespace, data: Data, regression: bool) -> int:
          f"{each.likely_probability:.3f}", one_line(each.text, 80)]
         for each in found.worst
     ]  # fmt: skip
-    render.print_table(["example", "given", "", "likely", "", "text" if rows[0][5] else ""], rows)
+    render.print_table(["example", "given", "p", "likely", "p", "text" if rows[0][5] else ""], rows)
     sure = f"{found.confident:,} of them as surely as examples of the likelier class are known"
     print(f"{found.found:,} are suspected, {sure}; look at them before you change any")
     return 0

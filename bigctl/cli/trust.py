@@ -130,7 +130,8 @@ def print_slices(found: dict[str, Any], most: int = 20) -> None:
     """A slice a line, the worst first."""
     each, main = found["slices"], found["headline"]
     print(f"by {terminal.one_line(found['by'])} ({found['split']} split, {main} {number(found['whole'])} of all)")
-    others = [name for name in ("loss", "f1", "rmse") if name in each[0]["metrics"]]
+    names = ("loss", "rmse") if found["by"] == "class" else ("loss", "f1", "rmse")  # of one class F1 says nothing
+    others = [name for name in names if name in each[0]["metrics"]]
     rows = [
         [
             row["name"],
