@@ -26,6 +26,8 @@ PAGES = (
     "docs/tagging.md",
     "docs/language_models.md",
     "docs/configuration.md",
+    "docs/trust.md",
+    "docs/explain.md",
 )
 SHORT = ["train.steps=4", "eval.every=4", "checkpoint.every=2"]
 SHORT_HELD_OUT = ["data.validation_fraction=0.01", "data.test_fraction=0.01"]
@@ -119,6 +121,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
         ("book", own),
         ("llama", [*own, "model=llama_tiny", "recipe.block=64"]),
         ("cnn_cls", ["recipe=cnn_cls"]),
+        ("mlp_cls", ["recipe=mlp_cls"]),
         ("bert_cls", ["recipe=bert_cls", *SMALL_BERT, *SHORT_TEXTS, *SHORT_HELD_OUT]),
         ("ngram_cls", ["recipe=ngram_cls"]),
         ("bert_tag", ["recipe=bert_tag", "data=conll", "data.path=train.conll", *SMALL_BERT, *SHORT_TEXTS]),
