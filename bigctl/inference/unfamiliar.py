@@ -22,7 +22,7 @@ from bigctl.inference.trained import TrainedRun
 from bigctl.recipes.classification import roc_auc
 
 WHERE = "--ood"
-MOST = 5000
+MOST = 2000
 """Training examples that distances are measured from, and examples of a split that are looked at."""
 NEIGHBOURS = 10
 KEPT = 0.95
