@@ -28,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=common.whole("port", 0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one"
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="a name that clients may use for this machine besides localhost, such as that of a proxy in front",
+    )  # fmt: skip
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line; clients send one")
     parser.add_argument(
         "--max-body", type=common.whole("size in MiB", 1, 4096), default=16, metavar="MIB",
@@ -55,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings(
         host=options.host, port=options.port, max_body=options.max_body * 2**20, max_queue=options.max_queue,
         drain=float(options.drain), keys=read_keys(options.api_key_file), log_contents=options.log_contents,
+        allowed_hosts=tuple(options.allow_host),
     )  # fmt: skip
     from bigctl.runs import directory
     from bigctl.serving import server

@@ -53,6 +53,16 @@ def too_large(most: int) -> Response:
     return refusal(413, f"the request is larger than {most:,} bytes", "too_large", connection="close")
 
 
+def _template(scope: Scope) -> str:
+    """The path of what answered, its parameters by their names, so that no client can make up new ones."""
+    if "endpoint" not in scope:
+        return "other"
+    path = str(scope["path"])
+    for name, value in scope.get("path_params", {}).items():
+        path = path.replace(f"/{value}", f"/{{{name}}}", 1)
+    return path
+
+
 class Guard:
     """An ASGI application around another.
 
@@ -101,9 +111,7 @@ class Guard:
         finally:
             self._metrics.in_flight -= 1
             seconds = time.perf_counter() - start
-            route = scope.get("route")
-            path = getattr(route, "path", None) or ("other" if refused is None else "refused")
-            self._metrics.count(path, status, seconds)
+            self._metrics.count(_template(scope) if refused is None else "refused", status, seconds)
             if scope["path"] not in _ALWAYS:
                 self._log({**line, "method": scope["method"], "path": scope["path"], "status": status,
                            "ms": round(1000 * seconds, 2), "bytes": size})  # fmt: skip
@@ -117,6 +125,8 @@ class Guard:
                 await refusal(500, "the server failed; its log says why", "failed")(scope, receive, send)
 
     def _refused(self, path: str, headers: dict[str, str]) -> Response | None:
+        if not self._settings.answers_to(headers.get("host", "")):
+            return refusal(403, "this server does not go by that name: start it with --allow-host NAME", "unknown_host")
         if self.draining and path not in _ALWAYS:
             return refusal(503, "the server is shutting down", "draining", retry_after="1")
         if path not in OPEN and not self._settings.admits(headers.get("authorization", "")):

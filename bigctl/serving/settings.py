@@ -13,6 +13,9 @@ KEYS_VARIABLE = "BIGCTL_API_KEYS"
 """Environment variable with keys, separated by commas."""
 
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the command line says about a server.
@@ -25,6 +28,8 @@ class Settings:
         drain: seconds that requests in flight have after SIGTERM.
         keys: of which a client must know one; none for everybody.
         log_contents: whether log lines hold what was asked.
+        allowed_hosts: names that requests may be addressed to besides those of this machine; needed only where it
+            listens on this machine alone, without keys.
     """
 
     host: str = "127.0.0.1"
@@ -35,6 +40,18 @@ class Settings:
     drain: float = 30.0
     keys: tuple[bytes, ...] = ()
     log_contents: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+
+    def answers_to(self, host: str) -> bool:
+        """Whether the Host header is one that this server goes by.
+
+        A page of a stranger can have its own name resolve to 127.0.0.1 and then read what a server there answers (DNS
+        rebinding); its requests bear that name. Who needs a key, or who listens to other machines, is not open to it.
+        """
+        if self.keys or self.host not in _LOOPBACK:
+            return True
+        name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":", 1)[0]
+        return name.lower() in (*_LOOPBACK, *map(str.lower, self.allowed_hosts), "")
 
     def admits(self, header: str) -> bool:
         """Whether an Authorization header has a key; all keys are compared, in constant time each."""

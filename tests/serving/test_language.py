@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said_in_the_shape_of_openai(
 def test_a_client_that_leaves_frees_its_place(served: Running) -> None:
     body = json.dumps({"prompt": "to be", "max_tokens": 2000, "stream": True}).encode()
     host, port = served.address.removeprefix("http://").split(":")
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
     for _ in range(3):
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(head.encode() + body)
@@ -137,3 +137,9 @@ def test_models_are_listed(served: Running) -> None:
     assert [model["id"] for model in served("/v1/models").json["data"]] == ["writer"]
     assert served("/v1/models/writer").json["object"] == "model"
     assert served("/v1/models/other").json["error"]["code"] == "model_not_found"
+
+
+def test_a_page_whose_name_was_made_to_lead_here_reads_nothing(served: Running) -> None:
+    answer = served("/v1/models", host="attacker.example")
+    assert (answer.status, answer.json["error"]["code"]) == (403, "unknown_host")
+    assert served("/v1/models", host="localhost:1").status == 200

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 import bigctl as package
+from bigctl.serving.settings import Settings
 from tests import small, topics
 from tests.conftest import Cli
 from tests.serving.running import Running, serving
@@ -158,10 +159,20 @@ def test_keys_and_sizes_are_checked(served: Running) -> None:
     assert ask(served, "small", b"a=1", kind="text/csv").status == 415
 
 
+def test_a_name_that_a_stranger_gave_to_this_machine_is_not_answered() -> None:
+    here = Settings()
+    for name in ("127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000", ""):
+        assert here.answers_to(name), name
+    for name in ("attacker.example", "attacker.example:8000", "127.0.0.1.attacker.example", "[::2]:8000"):
+        assert not here.answers_to(name), name
+        assert Settings(host="0.0.0.0").answers_to(name) and Settings(keys=(b"key",)).answers_to(name)
+    assert Settings(allowed_hosts=("models.example",)).answers_to("models.example:443")
+
+
 def test_a_body_without_a_length_is_bounded_too(served: Running) -> None:
     host, port = served.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        head = f"POST /models/small/predict HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        head = f"POST /models/small/predict HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
         connection.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
         chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
         try:
@@ -214,7 +225,7 @@ def test_a_run_that_is_removed_is_served_on_and_sigterm_answers_what_is_in_fligh
         host, port = running.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as slow:
             body = json.dumps(TEXTS[0]).encode()
-            slow.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+            slow.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
             slow.sendall(f"content-length: {len(body)}\r\n\r\n".encode() + body[:3])
             while running("/metrics").body.count(b"bigctl_requests_in_flight 2") == 0:
                 time.sleep(0.02)
