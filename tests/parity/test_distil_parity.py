@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import torch
 from bigctl.recipes.classification import ClassHead, soft_losses
 
 from bigctl.config import schema
 from bigctl.training.task import TEACHER
+
+torch = pytest.importorskip("torch")
 
 RNG = np.random.default_rng(0)
 STUDENT, TAUGHT = (RNG.normal(0, 3, (6, 5)).astype(np.float32) for _ in range(2))
