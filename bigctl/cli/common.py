@@ -81,6 +81,14 @@ def add_confidence(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", action="append", default=[], metavar="STR", help="a text; may be given repeatedly")
+    parser.add_argument(
+        "--text-pair", action="append", default=[], metavar="STR",
+        help="the second text, for a run on pairs; one to each --text",
+    )  # fmt: skip
+
+
 def add_tta(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tta", choices=("none", "mirror", "shift", "translate"),

@@ -37,11 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="what to explain, files as `bigctl predict` takes them"
     )
-    parser.add_argument("--text", action="append", default=[], metavar="STR", help="a text; may be given repeatedly")
-    parser.add_argument(
-        "--text-pair", action="append", default=[], metavar="STR",
-        help="the second text, for a run on pairs; one to each --text",
-    )  # fmt: skip
+    common.add_texts(parser)
     parser.add_argument(
         "--split", choices=("train", "validation", "val", "test"), help="explain examples of a split of the run's data"
     )

@@ -43,11 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, tables (csv, tsv, jsonl, ...), texts (also .txt); a folder, a pattern, or - for standard input, "
         "of texts one a line",
     )  # fmt: skip
-    parser.add_argument("--text", action="append", default=[], metavar="STR", help="a text; may be given repeatedly")
-    parser.add_argument(
-        "--text-pair", action="append", default=[], metavar="STR",
-        help="the second text, for a run on pairs; one to each --text",
-    )  # fmt: skip
+    common.add_texts(parser)
     parser.add_argument(
         "--strict", action="store_true",
         help="stop at the first file or row that cannot be read; by default it is a record with an error",
