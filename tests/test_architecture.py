@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 GROUND = {"errors", "files", "cache_root", "packages", "formatting", "memory", "randomness", "terminal"}
 TOP = {"cli", "api", "__main__", ""}
 ROOMS = """reports sweeps serving inference engine baselines recipes
-interop generation training planning runs optim models parallel data config"""
+interop generation training planning runs optim models parallel data privacy config"""
 FLOORS = [TOP, *({room} for room in ROOMS.split()), GROUND]
 LEVEL = {room: -height for height, floor in enumerate(FLOORS) for room in floor}
 
