@@ -56,8 +56,9 @@ def run(options: argparse.Namespace) -> int:
 
     step = step_argument(options.step)
     _require_packages()
+    host = options.host.removeprefix("[").removesuffix("]")
     settings = Settings(
-        host=options.host, port=options.port, max_body=options.max_body * 2**20, max_queue=options.max_queue,
+        host=host, port=options.port, max_body=options.max_body * 2**20, max_queue=options.max_queue,
         drain=float(options.drain), keys=read_keys(options.api_key_file), log_contents=options.log_contents,
         allowed_hosts=tuple(options.allow_host),
     )  # fmt: skip
@@ -69,21 +70,17 @@ def run(options: argparse.Namespace) -> int:
         hint = "serve runs whose folders have different names"
         raise RunError(f"two runs are called {twice[0]!r}", where=options.runs[names.index(twice[0])], hint=hint)
     with server.listen(settings) as listening:
-        from bigctl.inference.trained import TrainedRun
+        from bigctl.serving import loading, log
         from bigctl.serving.app import Site
-        from bigctl.serving.predicting import Predicting
-        from bigctl.serving.writing import Writing
 
-        predicting, writing = [], []
-        for name, given in zip(names, options.runs, strict=True):
-            trained = TrainedRun.load(given, step=step, plugins=options.plugin)
-            if trained.features.kind == "stream":
-                writing.append(Writing(name, trained.language_model, settings.max_queue))
-            else:
-                predicting.append(Predicting(name, trained))
-        site = Site(predicting, writing, settings)
+        log.take_warnings()
+        models = [
+            loading.load(name, given, settings, step=step, plugins=options.plugin)
+            for name, given in zip(names, options.runs, strict=True)
+        ]
+        site = Site(models, settings)
         host, port = listening.getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"{address}  (Ctrl-C ends it)", flush=True)
         server.serve(site, listening)
     return 0

@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from bigctl.errors import BigctlError
 from bigctl.formatting import plain
-from bigctl.serving import openapi
+from bigctl.serving import log, openapi
 from bigctl.serving.batching import Batcher, QueueFull
 from bigctl.serving.bodies import BadRequest, read_examples
+from bigctl.serving.delivery import Late
 from bigctl.serving.guard import Guard, TooLarge, error_body, refusal, too_large
 from bigctl.serving.language import Language
-from bigctl.serving.metrics import Metrics
+from bigctl.serving.metrics import Metrics, of_process
 from bigctl.serving.predicting import Predicting
 from bigctl.serving.settings import Settings
 from bigctl.serving.writing import Writing
@@ -39,12 +39,12 @@ class Site:
         ready: whether everything is compiled.
     """
 
-    def __init__(self, predicting: Sequence[Predicting], writing: Sequence[Writing], settings: Settings):
+    def __init__(self, models: Sequence[Predicting | Writing], settings: Settings):
         self.settings, self.metrics = settings, Metrics()
         self.ready = False
         self.failed: str | None = None
-        self._predicting = {model.name: model for model in predicting}
-        self._writing = list(writing)
+        self._predicting = {model.name: model for model in models if isinstance(model, Predicting)}
+        self._writing = [model for model in models if isinstance(model, Writing)]
         self._batchers = {
             model.name: Batcher(model.answer, model.most, settings.max_queue) for model in self._predicting.values()
         }
@@ -69,7 +69,8 @@ class Site:
                 Route("/models/{name}/predict", self._predict, methods=post),
             ]
         handlers: dict[Any, Any] = {
-            BadRequest: _bad, HTTPException: _http, QueueFull: _full, TooLarge: _too_large, Exception: _failed
+            BadRequest: _bad, HTTPException: _http, QueueFull: _full, TooLarge: _too_large, Late: _late,
+            ClientDisconnect: _gone, Exception: _failed,
         }  # fmt: skip
         return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
 
@@ -96,7 +97,7 @@ class Site:
             self.ready = True
         except Exception as error:
             self.failed = f"{type(error).__name__}: {error}"
-            print(json.dumps({"level": "error", "error": f"warming up: {self.failed}"[:500]}), file=sys.stderr)
+            log.failure(error, contents=True, during="warming up")
 
     # -------------------------------------------------------------------------------------------------------- answers
 
@@ -156,8 +157,15 @@ class Site:
             "bigctl_queue_waiting": ("gauge", "requests that wait", [(of, len(b)) for of, b in each]),
             "bigctl_batches_total": ("counter", "batches computed", [(of, b.batches) for of, b in each]),
             "bigctl_examples_total": ("counter", "examples answered", [(of, b.examples) for of, b in each]),
+            "bigctl_model_step": ("gauge", "checkpoint that answers", self._steps()),
+            **of_process(),
         })  # fmt: skip
         return PlainTextResponse(found, media_type="text/plain; version=0.0.4")
+
+    def _steps(self) -> list[tuple[dict[str, str], float]]:
+        found: dict[str, int | None] = {name: model.trained.step for name, model in self._predicting.items()}
+        found |= {model.name: model.model.step for model in self._writing}
+        return [({"model": name}, float(step)) for name, step in found.items() if step is not None]
 
     async def _openapi(self, request: Request) -> Response:
         return JSONResponse(openapi.document([model.describe() for model in self._predicting.values()]))
@@ -169,6 +177,9 @@ class Site:
         document = openapi.document([model.describe() for model in self._predicting.values()])
         return HTMLResponse(openapi.page(document), headers=SAFE)
 
+
+CLOSED = 499
+"""What the log says of a client that left while it sent its request, as that of nginx does."""
 
 SAFE = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -191,6 +202,16 @@ async def _full(request: Request, error: QueueFull) -> Response:
 
 async def _too_large(request: Request, error: TooLarge) -> Response:
     return too_large(error.most)
+
+
+async def _late(request: Request, error: Late) -> Response:
+    if error.ending:
+        return refusal(503, "the server is shutting down", "draining", retry_after="1", connection="close")
+    return refusal(408, "the rest of the request has not come", "timeout", connection="close")
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=CLOSED)  # to nobody: for the log
 
 
 async def _failed(request: Request, error: Exception) -> Response:

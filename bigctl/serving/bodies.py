@@ -28,7 +28,7 @@ async def read_json(request: Request) -> Any:
     """The value of a body. Raises BadRequest for what is no JSON, NaN among it."""
     body = await request.body()
     try:
-        return json.loads(body, parse_constant=_no_number)
+        return json.loads(body, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
         raise BadRequest("the body is nested too deeply", code="invalid_json") from None
     except ValueError as error:
@@ -37,6 +37,13 @@ async def read_json(request: Request) -> Any:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON; null stands for a value that is missing")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:20]} is too large")
+    return value
 
 
 async def read_examples(request: Request) -> tuple[list[Any], bool]:

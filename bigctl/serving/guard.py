@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -12,6 +11,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+from bigctl.serving import log
+from bigctl.serving.delivery import Deliveries
 from bigctl.serving.metrics import Metrics
 from bigctl.serving.settings import Settings
 
@@ -73,6 +74,12 @@ class Guard:
     def __init__(self, app: App, settings: Settings, metrics: Metrics):
         self._app, self._settings, self._metrics = app, settings, metrics
         self.draining = False
+        self._deliveries = Deliveries()
+
+    def drain(self) -> None:
+        """Begin to end: clients that stall in the middle of a body are given up."""
+        self.draining = True
+        self._deliveries.end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +89,7 @@ class Guard:
         given = headers.get("x-request-id", "")
         number = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["log"] = line = {"request": number}
-        start, status, size = time.perf_counter(), 0, 0
+        start, status, size, whole = time.perf_counter(), 0, 0, False
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -94,8 +101,9 @@ class Guard:
             await send(message)
 
         async def receiving() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, whole
+            message = await receive() if whole else await self._deliveries.next(receive)
+            whole = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self._settings.max_body:
                 raise TooLarge(self._settings.max_body)
@@ -113,14 +121,15 @@ class Guard:
             seconds = time.perf_counter() - start
             self._metrics.count(_template(scope) if refused is None else "refused", status, seconds)
             if scope["path"] not in _ALWAYS:
-                self._log({**line, "method": scope["method"], "path": scope["path"], "status": status,
-                           "ms": round(1000 * seconds, 2), "bytes": size})  # fmt: skip
+                told = {"status": status, "ms": round(1000 * seconds, 2), "bytes": size}
+                log.write(**{**line, "method": scope["method"], "path": scope["path"], **told})
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, status: Callable[[], int]) -> None:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            print(json.dumps({"level": "error", "error": f"{type(error).__name__}: {error}"[:500]}), file=sys.stderr)
+            number = scope["state"]["log"]["request"]
+            log.failure(error, contents=self._settings.log_contents, request=number)
             if not status():
                 await refusal(500, "the server failed; its log says why", "failed")(scope, receive, send)
 
@@ -135,7 +144,3 @@ class Guard:
         if length.isdecimal() and int(length[:20]) > self._settings.max_body:
             return too_large(self._settings.max_body)
         return None
-
-    def _log(self, line: dict[str, Any]) -> None:
-        """One line of JSON; what was asked is in it only where that is wanted."""
-        print(json.dumps({"time": round(time.time(), 3), **line}, default=str), file=sys.stderr, flush=True)

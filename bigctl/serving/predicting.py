@@ -107,6 +107,8 @@ class Predicting:
             return texts
         except (BigctlError, ValueError) as error:
             return error
+        except OverflowError:
+            return ValueError("a number is too large")
 
     def _image(self, example: Example, number: int) -> np.ndarray:
         if isinstance(example, Mapping):
@@ -147,12 +149,16 @@ class Predicting:
             for name, value in row.items():
                 if isinstance(value, list | dict):
                     raise ValueError(f"{name!r} of the row at {number} is no single value")
-            if row.keys() != examples[0].keys():
-                raise ValueError(f"the row at {number} has other columns than the first")
+            if other := [*(examples[0].keys() ^ row.keys())]:
+                which = "lacks" if other[0] in examples[0] else "has"
+                other_way = "has" if which == "lacks" else "lacks"
+                raise ValueError(f"the row at {number} {which} the column {other[0]!r}, which the first {other_way}")
         return list(examples)
 
     def _text(self, example: Example, number: int) -> Any:
         if isinstance(example, Mapping):
+            if unknown := [name for name in example if name not in ("text", "text_pair")]:
+                raise ValueError(f"the key {unknown[0]!r} of the example at {number} is unknown; a text is in 'text'")
             example = [example.get("text"), example["text_pair"]] if "text_pair" in example else example.get("text")
         if isinstance(example, str) and self.kind != "pair":
             return example

@@ -57,7 +57,7 @@ async def _run(server: _Server, site: Site, listening: socket.socket) -> None:
     def stop() -> None:
         if site.guard.draining:
             server.should_exit = server.force_exit = True
-        site.guard.draining = True
+        site.guard.drain()
         draining.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

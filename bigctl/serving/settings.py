@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +50,16 @@ class Settings:
         A page of a stranger can have its own name resolve to 127.0.0.1 and then read what a server there answers (DNS
         rebinding); its requests bear that name. Who needs a key, or who listens to other machines, is not open to it.
         """
-        if self.keys or self.host not in _LOOPBACK:
+        if self.keys or not self._local:
             return True
         name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":", 1)[0]
-        return name.lower() in (*_LOOPBACK, *map(str.lower, self.allowed_hosts), "")
+        return name.lower() in (*_LOOPBACK, self.host.lower(), *map(str.lower, self.allowed_hosts), "")
+
+    @property
+    def _local(self) -> bool:
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return self.host.lower() == "localhost"
 
     def admits(self, header: str) -> bool:
         """Whether an Authorization header has a key; all keys are compared, in constant time each."""

@@ -22,6 +22,8 @@ import pytest
 from PIL import Image
 
 import bigctl as package
+from bigctl.errors import ConfigError, RunError
+from bigctl.serving import loading, log, server
 from bigctl.serving.settings import Settings
 from tests import small, topics
 from tests.conftest import Cli
@@ -125,11 +127,15 @@ def test_no_company_changes_a_bit_of_an_answer(served: Running, runs: dict[str, 
         ("small", {"size": 1.0, "plaice": "north"}, "place"),
         ("small", {"size": 1.0, "place": "north", "colour": "red"}, "colour"),
         ("small", {"size": [1.0], "place": "north"}, "no single value"),
+        ("small", b'{"size": 1e999, "place": "north"}', "1e999 is too large"),
+        ("small", {"size": 10**400, "place": "north"}, "too large"),
+        ("small", {"instances": [{"size": 1.0, "place": "north"}, {"size": 1.0}]}, "row at 1 lacks the column 'place'"),
         ("small", "/etc/passwd", "a row is an object"),
         ("small", {"instances": []}, "no list"),
         ("small", {"instances": [{}], "parameters": 1}, "parameters"),
         ("topics", " ", "empty"),
         ("topics", {"text": 3}, "not a text"),
+        ("topics", {"text": "soup", "txet_pair": "oven"}, "'txet_pair' .* is unknown"),
         ("topics", b"[" * 100_000, "JSON|nested"),
         ("none", "a", "there is no model"),
     ],
@@ -167,6 +173,35 @@ def test_a_name_that_a_stranger_gave_to_this_machine_is_not_answered() -> None:
         assert not here.answers_to(name), name
         assert Settings(host="0.0.0.0").answers_to(name) and Settings(keys=(b"key",)).answers_to(name)
     assert Settings(allowed_hosts=("models.example",)).answers_to("models.example:443")
+    assert not Settings(host="127.0.0.2").answers_to("attacker.example")
+    assert not Settings(host="0:0:0:0:0:0:0:1").answers_to("attacker.example")
+
+
+def test_a_server_listens_on_an_address_of_ipv6() -> None:
+    try:
+        listening = server.listen(Settings(host="::1", port=0))
+    except ConfigError:
+        pytest.skip("this machine has no IPv6")
+    with listening, pytest.raises(ConfigError, match="in use"):
+        server.listen(Settings(host="::1", port=listening.getsockname()[1]))
+
+
+def test_a_model_that_does_not_fit_in_memory_is_refused_before_it_is_read(runs: dict[str, Path]) -> None:
+    loading.require_memory(runs["small"] / "checkpoints", 10**9)
+    with pytest.raises(RunError, match=r"takes .* of memory, and 1000 B are free"):
+        loading.require_memory(runs["small"] / "checkpoints", 1000)
+
+
+def test_a_failure_is_logged_with_its_place_and_without_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        int("a secret")
+    except ValueError as error:
+        log.failure(error, contents=False, request="1")
+        log.failure(error, contents=True, request="2")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["error"], first["request"]) == ("ValueError", "1")
+    assert "tests/serving/test_predicting.py:" in first["where"][0]
+    assert "secret" not in str(first) and "secret" in second["message"]
 
 
 def test_a_body_without_a_length_is_bounded_too(served: Running) -> None:
@@ -218,16 +253,19 @@ def test_a_run_that_is_removed_is_served_on_and_sigterm_answers_what_is_in_fligh
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(runs["topics"], tmp_path / "gone")
-    with serving(tmp_path, str(tmp_path / "gone"), "--log-contents") as running:
+    with serving(tmp_path, str(tmp_path / "gone"), "--log-contents", "--drain", "300") as running:
         before = running("/predict", TEXTS[0])
         shutil.rmtree(tmp_path / "gone")
         assert running("/predict", TEXTS[0]).body == before.body
         host, port = running.address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as slow:
+        address, stalled = (host, int(port)), socket.socket()
+        with socket.create_connection(address, timeout=30) as slow, stalled:
+            stalled.connect(address)
+            stalled.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
             body = json.dumps(TEXTS[0]).encode()
             slow.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
             slow.sendall(f"content-length: {len(body)}\r\n\r\n".encode() + body[:3])
-            while running("/metrics").body.count(b"bigctl_requests_in_flight 2") == 0:
+            while running("/metrics").body.count(b"bigctl_requests_in_flight 3") == 0:
                 time.sleep(0.02)
             running.process.send_signal(signal.SIGTERM)
             while running("/ready").json["status"] != "draining":
@@ -237,6 +275,8 @@ def test_a_run_that_is_removed_is_served_on_and_sigterm_answers_what_is_in_fligh
             slow.sendall(body[3:])
             answer = slow.recv(10_000)
             assert answer.startswith(b"HTTP/1.1 200")
+            stalled.settimeout(60)  # less than --drain
+            assert stalled.recv(10_000).startswith(b"HTTP/1.1 503")
         assert running.process.wait(30) == 0
         assert any(line.get("contents") == [TEXTS[0]] for line in running.lines())
 
