@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain", type=common.whole("number of seconds", 0, 3600), default=30, metavar="SECONDS",
         help="that requests in flight have after SIGTERM; default: 30",
     )  # fmt: skip
+    parser.add_argument(
+        "--reload", type=common.whole("number of seconds", 0, 10**6), default=10, metavar="SECONDS",
+        help="between two looks whether a run has a new best checkpoint, which is then served; 0: never; default: 10",
+    )  # fmt: skip
     parser.add_argument("--log-contents", action="store_true", help="log what is asked and answered, too")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_run_plugins(parser)
@@ -60,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings(
         host=host, port=options.port, max_body=options.max_body * 2**20, max_queue=options.max_queue,
         drain=float(options.drain), keys=read_keys(options.api_key_file), log_contents=options.log_contents,
-        allowed_hosts=tuple(options.allow_host),
+        allowed_hosts=tuple(options.allow_host), reload=float(options.reload),
     )  # fmt: skip
     from bigctl.runs import directory
     from bigctl.serving import server

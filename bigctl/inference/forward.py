@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +36,15 @@ class Forward:
 
     def __init__(self, programs: Programs, state: TrainState, features: Features):
         self._programs, self._state, self._features = programs, state, features
+        self._jitted: dict[str, Callable[[Tree, Tree, Batch], jax.Array]] = {}
+
+    def with_state(self, state: TrainState) -> Forward:
+        """The same functions with other weights; what is compiled is shared."""
+        other = copy.copy(self)
+        for name in ("predict", "logits", "embed"):  # which hold the old ones
+            other.__dict__.pop(name, None)
+        other._state = state
+        return other
 
     def use_smaller(self, sizes: Sequence[int]) -> None:
         """Pad few arrays to these sizes too, those of them whose answers are the full batch's to the last bit, as tried
@@ -53,12 +63,12 @@ class Forward:
     @cached_property
     def predict(self) -> Compiled:
         """What the task predicts, [batch, outputs]."""
-        return self._compiled(lambda model, batch: self._programs.task.predict(model, batch))
+        return self._compiled("predict", lambda model, batch: self._programs.task.predict(model, batch))
 
     @cached_property
     def logits(self) -> Compiled:
         """Of every class, float32 [batch, classes]; of tasks that predict classes."""
-        return self._compiled(lambda model, batch: self._programs.task.exported(model, batch)["logits"])
+        return self._compiled("logits", lambda model, batch: self._programs.task.exported(model, batch)["logits"])
 
     @cached_property
     def embed(self) -> Compiled:
@@ -70,15 +80,15 @@ class Forward:
             found: jax.Array = task.outputs(model, task.seen(batch))
             return found.astype(jnp.float32).reshape(len(found), -1)
 
-        return self._compiled(headless)
+        return self._compiled("embed", headless)
 
-    def _compiled(self, run: Callable[[nnx.Module, Batch], jax.Array]) -> Compiled:
+    def _compiled(self, name: str, run: Callable[[nnx.Module, Batch], jax.Array]) -> Compiled:
         programs, state = self._programs, self._state
 
-        @jax.jit
-        def compiled(params: Tree, variables: Tree, batch: Batch) -> jax.Array:
+        def merged(params: Tree, variables: Tree, batch: Batch) -> jax.Array:
             return run(programs.merge(params, variables), batch)
 
+        compiled = self._jitted.setdefault(name, jax.jit(merged))
         return lambda batch: compiled(programs.evaluation_weights(state), state.variables, batch)
 
     def arrays(self, inputs: np.ndarray, run: Compiled) -> np.ndarray:

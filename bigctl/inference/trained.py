@@ -30,6 +30,7 @@ from bigctl.recipes.classification import positive_scores, sigmoid
 from bigctl.runs import directory
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Evaluator, Scores
+from bigctl.training.programs import Programs
 from bigctl.training.task import Record
 
 log = logging.getLogger("bigctl")
@@ -87,6 +88,21 @@ class TrainedRun(Predictor):
         if tta is not None:
             config = _with_tta(config, tta, str(run.path))
         programs = experiment.rebuild(config, features)
+        return cls._at(step, run, config, features, programs)
+
+    def at(self, step: str | int = "best") -> Self:
+        """The same run with the weights of another checkpoint, and what is kept with the run now; what has been
+        compiled is shared. Raises as `load` does."""
+        found = self._at(step, self.run, self.config, self.features, self._programs)
+        found.top, found.embeddings = self.top, self.embeddings
+        if "_forward" in self.__dict__:
+            found.__dict__["_forward"] = self._forward.with_state(found.state)
+        return found
+
+    @classmethod
+    def _at(
+        cls, step: str | int, run: directory.RunDirectory, config: Config, features: Features, programs: Programs
+    ) -> Self:
         checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
         if isinstance(step, str) and step not in ("best", "last") and not step.isdecimal():
             hint = "best, last, or a step such as 400"

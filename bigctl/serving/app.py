@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from bigctl.serving import log, openapi
 from bigctl.serving.batching import Batcher, QueueFull
 from bigctl.serving.bodies import BadRequest, read_examples
 from bigctl.serving.delivery import Late
+from bigctl.serving.embeddings import Embeddings
 from bigctl.serving.guard import Guard, TooLarge, error_body, refusal, too_large
 from bigctl.serving.language import Language
+from bigctl.serving.loading import Loaded
 from bigctl.serving.metrics import Metrics, of_process
-from bigctl.serving.predicting import Predicting
+from bigctl.serving.predicting import Asked, Predicting
 from bigctl.serving.settings import Settings
 from bigctl.serving.writing import Writing
+from bigctl.training.task import Record
 
 _PAGE = Path(__file__).with_name("page.html")
 
@@ -39,14 +43,17 @@ class Site:
         ready: whether everything is compiled.
     """
 
-    def __init__(self, models: Sequence[Predicting | Writing], settings: Settings):
+    def __init__(self, loaded: Sequence[Loaded], settings: Settings):
         self.settings, self.metrics = settings, Metrics()
         self.ready = False
         self.failed: str | None = None
+        models = [each.model for each in loaded]
+        self._followers = [each.follower for each in loaded if each.follower is not None]
         self._predicting = {model.name: model for model in models if isinstance(model, Predicting)}
         self._writing = [model for model in models if isinstance(model, Writing)]
-        self._batchers = {
-            model.name: Batcher(model.answer, model.most, settings.max_queue) for model in self._predicting.values()
+        self._batchers: dict[str, Batcher[Asked, Record]] = {
+            name: Batcher(partial(self._computed, name), model.most, settings.max_queue)
+            for name, model in self._predicting.items()
         }
         self.guard = Guard(self._application(), settings, self.metrics)
 
@@ -64,7 +71,9 @@ class Site:
         language = Language(self._writing, [*self._predicting], log_contents=self.settings.log_contents)
         routes += language.routes()
         if self._predicting:
+            embeddings = Embeddings(self._predicting, [model.name for model in self._writing], self._asked)
             routes += [
+                *embeddings.routes(),
                 Route("/predict", self._predict, methods=post),
                 Route("/models/{name}/predict", self._predict, methods=post),
             ]
@@ -77,6 +86,7 @@ class Site:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         working = [asyncio.create_task(batcher.run()) for batcher in self._batchers.values()]
+        working.append(asyncio.create_task(self._follow()))
         warming = asyncio.create_task(asyncio.to_thread(self._warm_up))
         try:
             yield
@@ -99,29 +109,50 @@ class Site:
             self.failed = f"{type(error).__name__}: {error}"
             log.failure(error, contents=True, during="warming up")
 
+    async def _follow(self) -> None:
+        """Look for newer weights, one run after another. Where there are some, the next batch is computed with them."""
+        while self._followers:
+            await asyncio.sleep(self.settings.reload)
+            for follower in self._followers if self.ready else ():
+                found = await asyncio.to_thread(follower.look)
+                if isinstance(found, Predicting):
+                    self._predicting[follower.name] = found
+                elif found is not None:
+                    next(model for model in self._writing if model.name == follower.name).model = found
+
+    def _computed(self, name: str, asked: Sequence[Asked]) -> list[list[Record] | Exception]:
+        return self._predicting[name].answer(asked)
+
     # -------------------------------------------------------------------------------------------------------- answers
 
     async def _predict(self, request: Request) -> Response:
         model = self._named(request.path_params.get("name"))
         examples, single = await read_examples(request)
-        if len(examples) > self.settings.max_instances:
-            raise BadRequest(f"{len(examples):,} examples; {self.settings.max_instances:,} may be in one request")
-        line = request.state.log
-        line |= {"model": model.name, "examples": len(examples)}
+        asked = Asked(examples, _flag(request, "embeddings"))
+        if asked.embeddings and not model.embeds:
+            raise BadRequest(f"{model.name} gives no embeddings", param="embeddings")
+        records = await self._asked(request, model, asked)
+        found = records[0] if single else {"predictions": records}
         if self.settings.log_contents:
-            line["contents"] = [f"{len(e)} bytes" if isinstance(e, bytes) else e for e in examples]
+            request.state.log["answer"] = found
+        return Response(json.dumps(plain(found), ensure_ascii=False), media_type="application/json")
+
+    async def _asked(self, request: Request, model: Predicting, asked: Asked) -> list[Record]:
+        """The records of a request's examples. Raises BadRequest and QueueFull."""
+        if len(asked) > self.settings.max_instances:
+            raise BadRequest(f"{len(asked):,} examples; {self.settings.max_instances:,} may be in one request")
+        line = request.state.log
+        line |= {"model": model.name, "examples": len(asked)}
+        if self.settings.log_contents:
+            line["contents"] = [f"{len(e)} bytes" if isinstance(e, bytes) else e for e in asked.examples]
         try:
-            records = await self._batchers[model.name].ask(examples)
+            return await self._batchers[model.name].ask(asked)
         except QueueFull:
             raise
         except (BigctlError, ValueError) as error:
             message = error.message if isinstance(error, BigctlError) else str(error)
             hint = f" ({error.hint})" if isinstance(error, BigctlError) and error.hint else ""
             raise BadRequest(f"{message}{hint}", code="invalid_example") from None
-        found = records[0] if single else {"predictions": records}
-        if self.settings.log_contents:
-            line["answer"] = found
-        return Response(json.dumps(plain(found), ensure_ascii=False), media_type="application/json")
 
     def _named(self, name: str | None) -> Predicting:
         if name is None and len(self._predicting) == 1:
@@ -150,6 +181,8 @@ class Site:
     async def _metrics(self, request: Request) -> Response:
         each = [({"model": name}, batcher) for name, batcher in self._batchers.items()]
         texts = [({"model": model.name}, model) for model in self._writing]
+        reloads = [({"model": each.name}, each.reloads) for each in self._followers]
+        failures = [({"model": each.name}, each.failures) for each in self._followers]
         found = self.metrics.text({
             "bigctl_tokens_total": ("counter", "tokens written", [(of, m.tokens) for of, m in texts]),
             "bigctl_writing": ("gauge", "texts that wait or are written", [(of, m.waiting) for of, m in texts]),
@@ -157,6 +190,8 @@ class Site:
             "bigctl_queue_waiting": ("gauge", "requests that wait", [(of, len(b)) for of, b in each]),
             "bigctl_batches_total": ("counter", "batches computed", [(of, b.batches) for of, b in each]),
             "bigctl_examples_total": ("counter", "examples answered", [(of, b.examples) for of, b in each]),
+            "bigctl_reloads_total": ("counter", "newer weights taken", reloads),
+            "bigctl_reload_failures_total": ("counter", "newer weights that could not be read", failures),
             "bigctl_model_step": ("gauge", "checkpoint that answers", self._steps()),
             **of_process(),
         })  # fmt: skip
@@ -186,6 +221,14 @@ SAFE = {
     "connect-src 'self'; img-src data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
 }
+
+
+def _flag(request: Request, name: str) -> bool:
+    """A switch in the query of an address."""
+    given = request.query_params.get(name, "false")
+    if given not in ("true", "false"):
+        raise BadRequest(f"{name} is true or false", param=name)
+    return given == "true"
 
 
 async def _bad(request: Request, error: BadRequest) -> Response:

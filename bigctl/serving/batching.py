@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bigctl.errors import BigctlError
 
-Given = TypeVar("Given")
+Given = TypeVar("Given", bound=Sized)
 Found = TypeVar("Found")
 _RETRY = 1
 
@@ -24,7 +24,7 @@ class QueueFull(BigctlError):
 
 @dataclass
 class _Job(Generic[Given, Found]):
-    given: Sequence[Given]
+    given: Given
     answer: asyncio.Future[list[Found]]
 
 
@@ -32,14 +32,12 @@ class Batcher(Generic[Given, Found]):
     """A queue in front of a function that runs in a thread of its own, one call at a time.
 
     Args:
-        answer: examples of several requests -> for each request what is found, or what is wrong with it.
+        answer: several requests -> for each what is found of its examples, or what is wrong with it.
         most: examples a call, unless one request alone has more.
         waiting: requests that may wait.
     """
 
-    def __init__(
-        self, answer: Callable[[Sequence[Sequence[Given]]], list[list[Found] | Exception]], most: int, waiting: int
-    ):
+    def __init__(self, answer: Callable[[Sequence[Given]], list[list[Found] | Exception]], most: int, waiting: int):
         self._answer, self._most, self._longest = answer, most, waiting
         self._waiting: deque[_Job[Given, Found]] = deque()
         self._come = asyncio.Event()
@@ -50,7 +48,7 @@ class Batcher(Generic[Given, Found]):
         """How many requests wait."""
         return len(self._waiting)
 
-    async def ask(self, given: Sequence[Given]) -> list[Found]:
+    async def ask(self, given: Given) -> list[Found]:
         """What is found of each example. Raises QueueFull, or what is wrong with the request."""
         if len(self._waiting) >= self._longest:
             raise QueueFull(f"{len(self._waiting)} requests wait already", hint=f"try again in {_RETRY} s")

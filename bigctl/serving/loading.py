@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 from bigctl import memory
 from bigctl.errors import RunError
-from bigctl.formatting import size
+from bigctl.generation.generate import LanguageModel
 from bigctl.inference.trained import TrainedRun
-from bigctl.runs import directory, manifest
+from bigctl.runs import directory
+from bigctl.serving import reloading
 from bigctl.serving.predicting import Predicting
 from bigctl.serving.settings import Settings
 from bigctl.serving.writing import Writing
 
 
-def load(
-    name: str, given: str, settings: Settings, *, step: str | int, plugins: Sequence[str] | None
-) -> Predicting | Writing:
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and what looks for newer weights of it; None where one step alone is served."""
+
+    model: Predicting | Writing
+    follower: reloading.Follower[Predicting | LanguageModel] | None = None
+
+
+def load(name: str, given: str, settings: Settings, *, step: str | int, plugins: Sequence[str] | None) -> Loaded:
     """A model under a name.
 
     Args:
@@ -31,32 +38,36 @@ def load(
         RunError: if it cannot be loaded, or does not fit in memory.
     """
     run = directory.locate(given)
-    require_memory(run.checkpoints, memory.available())
+    reloading.require_memory(run.checkpoints, memory.available())
+    seen = reloading.state(run, step) if isinstance(step, str) and settings.reload else None
     try:
         trained = TrainedRun.load(given, step=step, plugins=plugins)
-        if trained.features.kind == "stream":
-            return Writing(name, trained.language_model, settings.max_queue)
-        return Predicting(name, trained)
+        model = _served(name, trained, settings)
     except MemoryError:
-        raise _too_large(run.path) from None
+        raise _too_large(str(run.path)) from None
     except RuntimeError as error:  # XLA's own
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise _too_large(run.path) from None
+            raise _too_large(str(run.path)) from None
         raise
+    if seen is None or not isinstance(step, str):
+        return Loaded(model)
+    return Loaded(model, reloading.Follower(name, trained, step, seen, plugins, lambda fresh: _ready(name, fresh)))
 
 
-def require_memory(checkpoints: Path, free: int) -> None:
-    """Raises RunError where a checkpoint takes more bytes than are free: better than to be killed in the middle."""
-    for step in reversed(manifest.steps(checkpoints)):
-        taken = sum(file.stat().st_size for file in (checkpoints / f"{step:09d}").rglob("*") if file.is_file())
-        if taken > free:
-            what = f"a checkpoint takes {size(taken)} of memory, and {size(free)} are free"
-            raise RunError(what, where=str(checkpoints.parent), hint=_SMALLER)
-        return
+def _served(name: str, trained: TrainedRun, settings: Settings) -> Predicting | Writing:
+    if trained.features.kind == "stream":
+        return Writing(name, trained.language_model, settings.max_queue)
+    return Predicting(name, trained)
 
 
-_SMALLER = "end other programs, serve it on another machine, or make it smaller: bigctl compress"
+def _ready(name: str, trained: TrainedRun) -> Predicting | LanguageModel:
+    """What takes the place of a model, everything compiled."""
+    if trained.features.kind == "stream":
+        return trained.language_model
+    found = Predicting(name, trained)
+    found.warm_up()
+    return found
 
 
-def _too_large(path: Path) -> RunError:
-    return RunError("the model does not fit in memory", where=str(path), hint=_SMALLER)
+def _too_large(where: str) -> RunError:
+    return RunError("the model does not fit in memory", where=where, hint=reloading.SMALLER)

@@ -6,6 +6,8 @@ import base64
 import binascii
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,22 @@ _MULTIPLE = 32  # of which padded lengths of texts are
 log = logging.getLogger("bigctl")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks.
+
+    Attributes:
+        examples: about which.
+        embeddings: whether what the last layer reads of each is wanted too.
+    """
+
+    examples: Sequence[Example]
+    embeddings: bool = False
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
 class Predicting:
     """A run that labels examples.
 
@@ -41,7 +59,7 @@ class Predicting:
         if trained.config.recipe.purpose != "predict":
             hint = "serve a run that labels examples, or a language model"
             raise RunError("predicts nothing that could be served", where=str(trained.run.path), hint=hint)
-        self.name, self.trained = name, trained
+        self.name, self.trained, self._whole = name, trained, trained
         features = trained.features
         self.kind = features.kind
         if features.kind == "text":
@@ -57,7 +75,7 @@ class Predicting:
     def describe(self) -> dict[str, Any]:
         """What /models says."""
         found: dict[str, Any] = {"name": self.name, "kind": self.kind, "recipe": self.trained.config.recipe.kind}
-        found |= {"step": self.trained.step, "classes": self.trained.classes}
+        found |= {"step": self.trained.step, "classes": self.trained.classes, "embeddings": self.embeds}
         if self.kind == "image":
             found["shape"] = list(self.trained.features.shape)
         if self.kind == "table":
@@ -70,10 +88,29 @@ class Predicting:
 
         return [str(name) for name in parquet.sources_of(self.trained.features)]
 
+    @cached_property
+    def _embedding(self) -> TrainedRun | None:
+        """What gives embeddings too, in full batches alone; None for models that have none."""
+        try:
+            return self._whole.with_details(embeddings=True)
+        except RunError:
+            return None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether there are embeddings."""
+        return self._embedding is not None
+
+    def tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens the model reads of these texts."""
+        columns, _ = text_batches.encode_texts(self._tokenizer, texts, self.trained.features, warn=False)
+        return len(columns["inputs"])
+
     def warm_up(self) -> None:
-        """Compile what requests will need."""
+        """Compile what requests will need, but for embeddings."""
+        _ = self._embedding
         if self.trained.features.kind != "text":
-            self.trained = self.trained.with_smaller_batches(SMALL)
+            self.trained = self._whole.with_smaller_batches(SMALL)
             return
         longest = int((self.trained.features.tokenizer or {})["max_length"])
         for words in [*range(_MULTIPLE // 2, longest, _MULTIPLE), longest]:
@@ -82,14 +119,21 @@ class Predicting:
 
     # ------------------------------------------------------------------------------------------------------- requests
 
-    def answer(self, requests: Sequence[Sequence[Example]]) -> list[list[Record] | Exception]:
+    def answer(self, requests: Sequence[Asked]) -> list[list[Record] | Exception]:
         """For each request one record an example, or what is wrong with it."""
-        read = [self._read(request) for request in requests]
-        good = [inputs for inputs in read if not isinstance(inputs, Exception)]
-        records = iter(self._records(good))
-        return [
-            inputs if isinstance(inputs, Exception) else [next(records) for _ in range(len(inputs))] for inputs in read
-        ]
+        found: list[list[Record] | Exception] = []
+        read = [self._read(request.examples) for request in requests]
+        records = {
+            wanted: iter(self._records([
+                inputs for inputs, request in zip(read, requests, strict=True)
+                if request.embeddings == wanted and not isinstance(inputs, Exception)
+            ], wanted))
+            for wanted in (False, True)
+        }  # fmt: skip
+        for inputs, request in zip(read, requests, strict=True):
+            its = records[request.embeddings]
+            found.append(inputs if isinstance(inputs, Exception) else [next(its) for _ in range(len(inputs))])
+        return found
 
     def _read(self, examples: Sequence[Example]) -> Any:
         """Inputs as the model takes them, or what is wrong with them."""
@@ -172,14 +216,17 @@ class Predicting:
 
     # -------------------------------------------------------------------------------------------------------- answers
 
-    def _records(self, read: Sequence[Any]) -> Iterator[Record]:
+    def _records(self, read: Sequence[Any], embeddings: bool) -> Iterator[Record]:
+        trained = self._embedding if embeddings else self.trained
         if not read:
             return iter(())
-        if self.trained.features.kind != "text":
-            return iter(self.trained.describe_all(np.concatenate(read)))
-        return iter(self._texts([text for texts in read for text in texts]))
+        if trained is None:
+            raise RunError("gives no embeddings", where=self.name)
+        if trained.features.kind != "text":
+            return iter(trained.describe_all(np.concatenate(read)))
+        return iter(self._texts([text for texts in read for text in texts], trained))
 
-    def _texts(self, texts: list[Any]) -> list[Record]:
+    def _texts(self, texts: list[Any], trained: TrainedRun) -> list[Record]:
         """Texts of one padded length at a time: in what company they are changes nothing then."""
         groups: dict[int, list[int]] = {}
         if self.kind == "tags":
@@ -192,5 +239,5 @@ class Predicting:
         for places in groups.values():
             for start in range(0, len(places), text_batches.FEW):
                 some = places[start : start + text_batches.FEW]
-                records |= dict(zip(some, self.trained.describe_all([texts[place] for place in some]), strict=True))
+                records |= dict(zip(some, trained.describe_all([texts[place] for place in some]), strict=True))
         return [records[place] for place in range(len(texts))]

@@ -32,6 +32,7 @@ class Settings:
         log_contents: whether log lines hold what was asked.
         allowed_hosts: names that requests may be addressed to besides those of this machine; needed only where it
             listens on this machine alone, without keys.
+        reload: seconds between two looks for newer weights; 0 for none.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +44,7 @@ class Settings:
     keys: tuple[bytes, ...] = ()
     log_contents: bool = False
     allowed_hosts: tuple[str, ...] = ()
+    reload: float = 10.0
 
     def answers_to(self, host: str) -> bool:
         """Whether the Host header is one that this server goes by.

@@ -10,6 +10,7 @@ import pytest
 
 import bigctl as package
 from bigctl.generation.options import GenerationOptions
+from tests import topics
 from tests.serving import writer
 from tests.serving.running import serving
 
@@ -60,3 +61,19 @@ def test_errors_are_those_that_the_client_knows(client: Any) -> None:
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="three").models.list()
+
+
+def test_embeddings_are_those_of_predict_in_both_encodings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = topics.trained(tmp_path_factory).folder
+    texts = ["soup under the moon", "salt and butter", "thunder"]
+    model = package.load(folder / "runs" / "topics")
+    expected = [model.embed([text])[0].tolist() for text in texts]
+    with serving(folder, "topics") as running:
+        client = openai.OpenAI(base_url=f"{running.address}/v1", api_key="none", max_retries=0)
+        assert [each.id for each in client.models.list()] == ["topics"]
+        for form in (openai.omit, "float"):  # base64 is what the client asks for by itself
+            found = client.embeddings.create(model="topics", input=texts, encoding_format=form)
+            assert [each.embedding for each in found.data] == expected and found.usage.total_tokens > 0
+        with pytest.raises(openai.BadRequestError) as bad:
+            client.embeddings.create(model="topics", input="")
+        assert bad.value.param == "input"

@@ -23,7 +23,7 @@ from PIL import Image
 
 import bigctl as package
 from bigctl.errors import ConfigError, RunError
-from bigctl.serving import loading, log, server
+from bigctl.serving import log, reloading, server
 from bigctl.serving.settings import Settings
 from tests import small, topics
 from tests.conftest import Cli
@@ -53,8 +53,8 @@ def served(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> I
         yield running
 
 
-def ask(served: Running, name: str, body: Any, **more: Any) -> Any:
-    return served(f"/models/{name}/predict", body, authorization=f"Bearer {KEY}", **more)
+def ask(served: Running, name: str, body: Any, *, query: str = "", **more: Any) -> Any:
+    return served(f"/models/{name}/predict{query}", body, authorization=f"Bearer {KEY}", **more)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -148,6 +148,42 @@ def test_what_is_wrong_is_said(served: Running, name: str, body: Any, what: str)
     assert re.search(what, error["message"]), error
 
 
+def test_embeddings_are_those_of_predict(served: Running, runs: dict[str, Path]) -> None:
+    trained = package.load(runs["topics"]).with_details(embeddings=True)
+    expected = [trained.describe(text) for text in TEXTS[:3]]
+    found = ask(served, "topics", {"instances": TEXTS[:3]}, query="?embeddings=true").json
+    assert found == {"predictions": plainly(expected)} and len(expected[0]["embedding"]) == 32
+    body = {"model": "topics", "input": TEXTS[:3]}
+    answer = served("/v1/embeddings", body, authorization=f"Bearer {KEY}").json
+    assert [each["embedding"] for each in answer["data"]] == [record["embedding"] for record in expected]
+    assert answer["usage"]["total_tokens"] >= sum(len(text.split()) for text in TEXTS[:3])
+    answer = served("/v1/embeddings", {**body, "encoding_format": "base64"}, authorization=f"Bearer {KEY}").json
+    decoded = [np.frombuffer(base64.b64decode(each["embedding"]), "<f4").tolist() for each in answer["data"]]
+    assert decoded == [record["embedding"] for record in expected]
+    trained, row = package.load(runs["small"]).with_details(embeddings=True), rows(1)[0]
+    assert ask(served, "small", row, query="?embeddings=true").json == plainly(trained.describe(row))
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "status"),
+    [
+        ({"model": "topics"}, "input", 400),
+        ({"model": "topics", "input": ["soup", ""]}, "input", 400),
+        ({"model": "topics", "input": [1, 2]}, "input", 400),
+        ({"model": "topics", "input": "soup", "dimensions": 8}, "dimensions", 400),
+        ({"model": "topics", "input": "soup", "encoding_format": "int8"}, "encoding_format", 400),
+        ({"model": "digits", "input": "soup"}, "model", 400),
+        ({"model": "none", "input": "soup"}, "model", 404),
+        ({"input": "soup"}, "model", 404),
+    ],
+)
+def test_what_is_wrong_with_a_question_for_embeddings_is_said(
+    served: Running, body: dict[str, Any], param: str, status: int
+) -> None:
+    answer = served("/v1/embeddings", body, authorization=f"Bearer {KEY}")
+    assert (answer.status, answer.json["error"]["param"]) == (status, param)
+
+
 def test_a_missing_value_is_null(served: Running, runs: dict[str, Path]) -> None:
     row = {"size": None, "place": "north"}
     assert ask(served, "small", row).json == plainly(package.load(runs["small"]).describe(row))
@@ -187,9 +223,9 @@ def test_a_server_listens_on_an_address_of_ipv6() -> None:
 
 
 def test_a_model_that_does_not_fit_in_memory_is_refused_before_it_is_read(runs: dict[str, Path]) -> None:
-    loading.require_memory(runs["small"] / "checkpoints", 10**9)
+    reloading.require_memory(runs["small"] / "checkpoints", 10**9)
     with pytest.raises(RunError, match=r"takes .* of memory, and 1000 B are free"):
-        loading.require_memory(runs["small"] / "checkpoints", 1000)
+        reloading.require_memory(runs["small"] / "checkpoints", 1000)
 
 
 def test_a_failure_is_logged_with_its_place_and_without_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:

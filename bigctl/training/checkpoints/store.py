@@ -266,7 +266,7 @@ class Checkpoints:
         return manifest.steps(self.folder)
 
     def has_best(self) -> bool:
-        return self._best_step() is not None
+        return self.best_step() is not None
 
     def find(self, which: str | int = "last") -> Saved:
         """A verified checkpoint: "last" (the newest that is whole), "best", or of a step.
@@ -283,7 +283,7 @@ class Checkpoints:
     def _find(self, which: str | int) -> Saved:
         steps = self.steps()
         if which == "best":
-            wanted = [s for s in [self._best_step()] if s is not None]
+            wanted = [s for s in [self.best_step()] if s is not None]
         elif which == "last":
             wanted = list(reversed(steps))
         else:
@@ -322,8 +322,8 @@ class Checkpoints:
         self.warn(f"the best checkpoint, of step {best}, is lost; the best from here on takes its place")
         return dataclasses.replace(progress, best=None, best_step=None, best_metrics={})
 
-    def _best_step(self) -> int | None:
-        """The best step by the newest checkpoint that can tell."""
+    def best_step(self) -> int | None:
+        """The best step by the newest checkpoint that can tell; None where there is no checkpoint of it."""
         steps = self.steps()
         for step in reversed(steps):
             try:
