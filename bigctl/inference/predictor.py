@@ -171,10 +171,10 @@ class Predictor:
 
     def asked(self, inputs: Examples) -> given_inputs.Asked:
         """What `predict` takes, as the model does. Raises as `predict` does."""
-        return given_inputs.read(inputs, self.features, self.config.data, self._columns)
+        return given_inputs.read(inputs, self.features, self.config.data, self.known_columns)
 
     @cached_property
-    def _columns(self) -> frozenset[str] | None:
+    def known_columns(self) -> frozenset[str] | None:
         """The columns of the data that the run was trained on; None where that is not known."""
         info = self.run.record()["data"].get("info") or {}
         if isinstance(found := info.get("types") or info.get("columns"), dict | list):

@@ -120,7 +120,7 @@ _WRITTEN = re.compile(
     r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence|assessment)\.json"
     r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|report\.html|curves\.png"
 )
-_BESIDE = r"(labels|preprocessing|tokenizer|source)\.json|README\.md|SHA256SUMS|run\.py"
+_BESIDE = r"(labels|preprocessing|tokenizer|source|bigctl)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {
     "checkpoints": re.compile(
         r"\d{9,}(\.aside|\.removed)?(/(state[^/]*(/.*)?|meta\.json|manifest-\d+\.json|unfinished))?"

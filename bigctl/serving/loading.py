@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bigctl import memory
 from bigctl.errors import RunError
 from bigctl.generation.generate import LanguageModel
+from bigctl.inference.artefact import Artefact, is_artefact
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs import directory
 from bigctl.serving import reloading
@@ -29,7 +31,7 @@ def load(name: str, given: str, settings: Settings, *, step: str | int, plugins:
 
     Args:
         name: in addresses and requests.
-        given: a run directory, or a name under runs/.
+        given: a run directory, a name under runs/, or a folder that `bigctl export` wrote.
         settings: of the server.
         step: "best", "last" or a number.
         plugins: modules with its components.
@@ -37,6 +39,8 @@ def load(name: str, given: str, settings: Settings, *, step: str | int, plugins:
     Raises:
         RunError: if it cannot be loaded, or does not fit in memory.
     """
+    if (folder := _artefact(given)) is not None:
+        return Loaded(Predicting(name, Artefact.load(folder, plugins=plugins)))
     run = directory.locate(given)
     reloading.require_memory(run.checkpoints, memory.available())
     seen = reloading.state(run, step) if isinstance(step, str) and settings.reload else None
@@ -52,6 +56,11 @@ def load(name: str, given: str, settings: Settings, *, step: str | int, plugins:
     if seen is None or not isinstance(step, str):
         return Loaded(model)
     return Loaded(model, reloading.Follower(name, trained, step, seen, plugins, lambda fresh: _ready(name, fresh)))
+
+
+def _artefact(given: str) -> Path | None:
+    folder = Path(given)
+    return folder if is_artefact(folder) else None
 
 
 def _served(name: str, trained: TrainedRun, settings: Settings) -> Predicting | Writing:

@@ -16,7 +16,7 @@ from bigctl.data import catalog
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import BigctlError, DataError, RunError
 from bigctl.inference import text_batches
-from bigctl.inference.trained import TrainedRun
+from bigctl.inference.predictor import Predictor
 from bigctl.training.task import Record
 
 Example = Any
@@ -55,7 +55,7 @@ class Predicting:
         kind: "image", "table", "text", "pair" or "tags".
     """
 
-    def __init__(self, name: str, trained: TrainedRun):
+    def __init__(self, name: str, trained: Predictor):
         if trained.config.recipe.purpose != "predict":
             hint = "serve a run that labels examples, or a language model"
             raise RunError("predicts nothing that could be served", where=str(trained.run.path), hint=hint)
@@ -89,7 +89,7 @@ class Predicting:
         return [str(name) for name in parquet.sources_of(self.trained.features)]
 
     @cached_property
-    def _embedding(self) -> TrainedRun | None:
+    def _embedding(self) -> Predictor | None:
         """What gives embeddings too, in full batches alone; None for models that have none."""
         try:
             return self._whole.with_details(embeddings=True)
@@ -226,7 +226,7 @@ class Predicting:
             return iter(trained.describe_all(np.concatenate(read)))
         return iter(self._texts([text for texts in read for text in texts], trained))
 
-    def _texts(self, texts: list[Any], trained: TrainedRun) -> list[Record]:
+    def _texts(self, texts: list[Any], trained: Predictor) -> list[Record]:
         """Texts of one padded length at a time: in what company they are changes nothing then."""
         groups: dict[int, list[int]] = {}
         if self.kind == "tags":

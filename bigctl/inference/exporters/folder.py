@@ -17,12 +17,11 @@ from bigctl.data.text import ngrams
 from bigctl.files import sha256
 from bigctl.inference.exporters.agreement import Agreement
 from bigctl.inference.exporters.network import Network
+from bigctl.inference.exporters.settings_file import KEPT, SUMS, kept
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import sources
 from bigctl.interop.folders import write_json
 from bigctl.runs import generation_config, manifest
-
-SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ def complete(
     write_json(folder / "source.json", source(trained))
     write_json(folder / "labels.json", _labels(trained))
     write_json(folder / "preprocessing.json", _preprocessing(trained))
+    write_json(folder / KEPT, kept(trained))
     if features.tokenizer is not None:
         shutil.copyfile(trained.run.tokenizer, folder / "tokenizer.json")
     digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}

@@ -17,6 +17,7 @@ from bigctl.inference.exporters import folder as folders
 from bigctl.inference.exporters.agreement import TOLERANCE, difference, require_agreement
 from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.exporters.network import Arrays, Network, on_cpu
+from bigctl.inference.exporters.onnx_session import Loaded
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop.folders import require_new, whole_or_nothing
 from bigctl.interop.onnx import quantise
@@ -80,28 +81,6 @@ def _round(
     size = file.stat().st_size
     lines = [str(counted), f"{MODEL}: {before:,} -> {size:,} bytes ({size / before:.0%})", *found.lines]
     return lines, {**found.to_json(), **asdict(counted), "file_before": before, "file_after": size}
-
-
-class Loaded:
-    """An ONNX model in onnxruntime on CPU.
-
-    Args:
-        content: of the file.
-        optimised: whether nodes may be fused.
-    """
-
-    def __init__(self, content: bytes, *, optimised: bool = True):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if not optimised:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self._inputs = {each.name for each in self._session.get_inputs()}
-        self._outputs = [each.name for each in self._session.get_outputs()]
-
-    def __call__(self, inputs: Arrays) -> Arrays:
-        given = {name: values for name, values in inputs.items() if name in self._inputs}
-        return dict(zip(self._outputs, self._session.run(None, given), strict=True))
 
 
 def begins(network: Network, batch: Arrays) -> str | None:

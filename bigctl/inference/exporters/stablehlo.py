@@ -51,10 +51,11 @@ class Loaded:
     """An exported model, as it lies on disk."""
 
     def __init__(self, folder: Path):
-        self._model = export.deserialize(bytearray((folder / MODEL).read_bytes()))
-        with np.load(folder / WEIGHTS) as weights:
-            self._weights = dict(weights)
+        model = export.deserialize(bytearray((folder / MODEL).read_bytes()))
+        self._call = jax.jit(model.call)
+        with np.load(folder / WEIGHTS) as weights, on_cpu():
+            self._weights = {name: jax.device_put(values) for name, values in weights.items()}
 
     def __call__(self, inputs: Arrays) -> Arrays:
         with on_cpu():
-            return {name: np.asarray(values) for name, values in self._model.call(self._weights, inputs).items()}
+            return {name: np.asarray(values) for name, values in self._call(self._weights, inputs).items()}
