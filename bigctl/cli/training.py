@@ -141,6 +141,9 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
             render.print_wrapped(f"  {waiting['sentence']}")
     if (overfit := summary.get("overfit")) is not None:
         print(f"  {_overfit_verdict(overfit)}")
+    if (private := summary.get("privacy")) is not None:
+        told = f"noise {number(private['noise'])}, {private['steps']:,} steps"
+        print(f"  privacy: epsilon {number(private['epsilon'])} at delta {private['delta']:g} ({told})")
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")

@@ -18,7 +18,7 @@ from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.layouts.layout import Parted
 from bigctl.data.target import CLASSES
-from bigctl.engine import device_memory, teacher
+from bigctl.engine import device_memory, privacy, teacher
 from bigctl.engine.resolve import Resolved, resolve
 from bigctl.errors import ConfigError
 from bigctl.optim import masks, patterns
@@ -130,6 +130,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     task = make_task(config, dataset.features, dataset)
     device_memory.require_batches(config, task)
     programs = compile_programs(config, task, mesh, resolved.cadence.total)
+    privacy.require_private(config, programs)
     metric = config.eval.metric or task.metric
     _check_freeze(config, programs)
     _check_layer_decay(config, programs)

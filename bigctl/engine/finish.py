@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from bigctl.engine import privacy
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
@@ -64,7 +65,7 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
     test = dict(tested.metrics)
     confusion = test.pop("test/confusion", None)
     followed = _followed_up(task, tested, dataset.splits["test"].get("label"))
-    timings = fitted.timings
+    timings, spent = fitted.timings, privacy.spent(config, dataset, progress.step)
     rate = (
         round(timings.steps * config.train.batch_size / timings.step, 1) if timings.step > 0 and timings.steps else None
     )
@@ -80,7 +81,7 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         "rewinds": progress.rewinds,
         "selected_step": progress.best_step if best else progress.step,
         "selected_by": experiment.metric,
-        "metrics": {**selected, **test},
+        "metrics": {**selected, **test, **({privacy.EPSILON: spent["epsilon"]} if spent else {})},
         "confusion": confusion,
         "positive": task.positive,
         "curves": followed["curves"],
@@ -94,7 +95,7 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         "examples_per_s": rate,
         "profile": fitted.profile,
     }
-    summary = cast(Summary, {**summary, **_besides(run, experiment, rate)})
+    summary = cast(Summary, {**summary, **_besides(run, experiment, rate), **({"privacy": spent} if spent else {})})
     if fitted.waits_for is not None:
         summary["waiting"] = cast(Waited, fitted.waits_for.to_json())
     _write(run, summary)

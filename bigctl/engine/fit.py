@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bigctl.data import background_check
-from bigctl.engine import restore, samples
+from bigctl.engine import privacy, restore, samples
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
@@ -57,7 +57,7 @@ def prepared(
         return state, restore.judged_as_now(run, experiment, checkpoints, back)[0]
 
     def save(state: TrainState, progress: Progress) -> None:
-        checkpoints.save(state, progress, meta)
+        checkpoints.save(state, outputs.counted(progress), meta)
         for listener in tracked:
             listener.saved(progress.step)
 
@@ -127,6 +127,7 @@ class _Outputs:
             self.console.say(sentence)
         self._tracked = tracked
         self._usage = Usage()
+        self._accountant = privacy.accountant_of(experiment.config, experiment.dataset.size("train"))
         self.sampler = samples.make_sampler(
             experiment, directory.samples, self.console.say, resumed=step, leads=directory.writes
         )
@@ -145,10 +146,21 @@ class _Outputs:
         if self._check is not None:
             self._check.require_sound()
 
+    def epsilon(self, step: int) -> float | None:
+        """What is spent by a step; None where nothing is promised."""
+        return None if self._accountant is None else self._accountant.epsilon(step)
+
+    def counted(self, progress: Progress) -> Progress:
+        """The same, with what is spent."""
+        progress.epsilon = self.epsilon(progress.step)
+        return progress
+
     def write(self, step: int, values: dict[str, Any]) -> None:
         self._require_sound()
         if "lr" in values:  # a log line, and no evaluation
             values = {**values, **self._usage.sample()}
+        if (spent := self.epsilon(step)) is not None:
+            values = {**values, privacy.EPSILON: spent}
         for writer in self._writers:
             writer.write(step, values)
         for listener in self._tracked:
@@ -189,6 +201,7 @@ def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequenc
     if resumed:
         yield f"resuming from step {resumed:,}"
     yield from notes
+    yield from privacy.announcement(config, experiment.dataset, steps)
     if not config.train.overfit_one_batch:
         drawn = experiment.drawn()
         yield from (f"  {line}" for line in corpora.lines(drawn))

@@ -70,6 +70,9 @@ def find(config: Config) -> Found:
     if config.train.overfit_one_batch:
         hint = "leave one of them out"
         raise ConfigError("--find-lr needs other batches than one", where="train.overfit_one_batch", hint=hint)
+    if config.train.privacy.on:
+        what = "--find-lr looks at the training examples, which no budget counts"
+        raise ConfigError(what, where="train.privacy", hint="find a rate on public data of the same kind")
     if distributed.read_cluster_info() is not None:
         hint = "run it outside of the cluster's job"
         raise ConfigError("--find-lr runs in one process", where="--find-lr", hint=hint)

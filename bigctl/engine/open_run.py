@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from bigctl.config import cadence, drift, schema
 from bigctl.config import compose as composing
@@ -33,6 +33,7 @@ from bigctl.training.stopping import SharedStop
 from bigctl.training.tracking import trackers
 
 log = logging.getLogger("bigctl")
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -172,19 +173,21 @@ def _without_checkpoint(run: RunDirectory) -> Beginning:
 def _keep_decided(saved: Config, config: Config) -> Config:
     """The configuration with what the first start decided where it leaves that open: a run that is made longer keeps
     the schedule it began with, one from pretrained weights their architecture."""
-    for part in dataclasses.fields(config):
-        old, new = getattr(saved, part.name), getattr(config, part.name)
-        if not dataclasses.is_dataclass(new) or isinstance(new, type) or type(old) is not type(new):
-            continue
-        decided: dict[str, Any] = {
-            field.name: getattr(old, field.name)
-            for field in dataclasses.fields(new)
-            if field.metadata.get("decided") and schema.is_open(getattr(new, field.name))
-        }
-        if decided:
-            filled: dict[str, Any] = {part.name: dataclasses.replace(new, **decided)}
-            config = dataclasses.replace(config, **filled)
-    return config
+    return _filled(saved, config)
+
+
+def _filled(saved: T, given: T) -> T:
+    """A dataclass with what is decided and left open in it, at any depth, as another of its type has it."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(given):  # type: ignore[arg-type]
+        old, new = getattr(saved, field.name), getattr(given, field.name)
+        if dataclasses.is_dataclass(new) and type(old) is type(new):
+            filled = _filled(old, new)
+            if filled is not new:
+                found[field.name] = filled
+        elif field.metadata.get("decided") and schema.is_open(new):
+            found[field.name] = old
+    return dataclasses.replace(given, **found) if found else given  # type: ignore[type-var]
 
 
 def _complete(run: RunDirectory, saved: Config, config: Config, done: cadence.Done | None) -> Summary | None:

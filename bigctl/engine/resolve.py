@@ -24,6 +24,7 @@ from bigctl.data.layouts.packed import Packed
 from bigctl.data.preparation import prepare
 from bigctl.data.sources import listing
 from bigctl.data.text import tokenization
+from bigctl.engine import privacy
 from bigctl.errors import ConfigError, DataError
 from bigctl.files import expanded
 from bigctl.runs.directory import RunDirectory
@@ -121,6 +122,7 @@ def with_data(
     when = cadence.resolve_cadence(config, dataset.size("train"), done)
     schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
     config = dataclasses.replace(config, schedule=schedule, data=_decided(config.data, dataset))
+    config = privacy.settled(config, dataset, when.total, rates_differ=done is not None)
     return Resolved(config, source, dataset, when)
 
 

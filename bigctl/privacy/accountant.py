@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -63,26 +64,35 @@ class Accountant:
 
 def noise_for(epsilon: float, rate: float, steps: int, delta: float, method: str = METHODS[0]) -> float | None:
     """The least noise, to four digits, with which so many steps spend at most epsilon; None where it is above
-    `MOST_NOISE`. By bisection: of the bound in closed form first, which is near; then on a coarser grid, which is
-    quicker and tells no less."""
+    `MOST_NOISE`. By bisection: first of the bound in closed form, which is near, then on a coarser grid, which is quick
+    and tells no less, and of what is left on the fine one."""
 
-    def fits(noise: float) -> bool:
-        return Accountant(noise, rate, delta, method, 10 * pld.INTERVAL).epsilon(steps) <= epsilon
+    def spent(noise: float, interval: float = 10 * pld.INTERVAL) -> float:
+        return Accountant(noise, rate, delta, method, interval).epsilon(steps)
 
-    if not fits(MOST_NOISE):
+    if spent(MOST_NOISE) > epsilon:
         return None
     low, high = LEAST_NOISE, MOST_NOISE
     if method == "pld":
-        above = noise_for(epsilon, rate, steps, delta, "rdp")
-        high = high if above is None else above
+        high = noise_for(epsilon, rate, steps, delta, "rdp") or high
         low = max(low, high / 1.5)
-        while low > LEAST_NOISE and fits(low):
+        while low > LEAST_NOISE and spent(low) <= epsilon:
             low, high = max(LEAST_NOISE, low / 1.5), low
-    while high / low > 1.00005:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
+    low, high = _bisected(lambda noise: spent(noise) <= epsilon, low, high, 1.001)
+    low = max(LEAST_NOISE, low / 1.005)
+    if method == "pld" and spent(low, pld.INTERVAL) <= epsilon:
+        low, high = max(LEAST_NOISE, low / 1.05), low
+    _, high = _bisected(lambda noise: spent(noise, pld.INTERVAL) <= epsilon, low, high, 1.00005)
     digits = 3 - math.floor(math.log10(high))
     return math.ceil(high * 10**digits) / 10**digits
+
+
+def _bisected(fits: Callable[[float], bool], low: float, high: float, ratio: float) -> tuple[float, float]:
+    """Both ends closer than a ratio; `high` fits, and `low` need not."""
+    while high / low > ratio:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return low, high
 
 
 @lru_cache(maxsize=4096)

@@ -164,6 +164,9 @@ def _cards(known: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[s
     for name in dict.fromkeys((f"test/{measure}", "test/accuracy", "test/loss")):
         if name in metrics and len(cards) < 3:
             cards.append((name, grouped(metrics[name]), "scored once, with the selected weights"))
+    if private := summary.get("privacy"):
+        said = f"at delta {float(private['delta']):g}, after {grouped(private['steps'])} steps"
+        cards.append(("epsilon", f"{float(private['epsilon']):.4g}", said))
     step, total = known.get("step"), known.get("total")
     if step is not None:
         of = f"of {grouped(total)}" if total else ""

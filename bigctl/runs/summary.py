@@ -47,6 +47,19 @@ class Waited(TypedDict):
     sentence: str
 
 
+class Privacy(TypedDict):
+    """What is promised: no example, added or removed, changes how likely a model is by more than a factor of e^epsilon,
+    but for delta. After so many `steps` with `noise` times `clip` added to sums of gradients no longer than `clip`."""
+
+    epsilon: float
+    delta: float
+    steps: int
+    noise: float
+    sampling_rate: float
+    clip: float
+    accountant: str
+
+
 class Summary(TypedDict):
     """The result of a run.
 
@@ -84,5 +97,6 @@ class Summary(TypedDict):
     flops_per_token: NotRequired[float]
     already_complete: NotRequired[bool]
     overfit: NotRequired[Overfit]
+    privacy: NotRequired[Privacy]
     waiting: NotRequired[Waited]
     baseline: NotRequired[Baseline]

@@ -69,6 +69,10 @@ SUMMARY: Shape = {
     "confusion": [[float]], "classes": [str], "parameters": COUNT, "data": {str: object}, "resumed_from": COUNT,
     "devices": RECORD["devices"], "timings": NUMBERS, "examples_per_s": float, "profile": [str], "tokens_per_s": float,
     "mfu": float, "flops_per_token": float, "positive": str, "curves": {str: object}, "mistakes": [{str: object}],
+    "privacy": {
+        "epsilon": float, "delta": float, "steps": COUNT, "noise": float, "sampling_rate": float, "clip": float,
+        "accountant": str,
+    },
     "baseline": BASELINE, "waiting": {"share": float, "cause": str, "seconds": NUMBERS, "sentence": str},
 }  # fmt: skip
 """Of summary.json."""

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigctl.config import schema
+from bigctl.data.layouts import poisson
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.work import Work
@@ -65,6 +66,8 @@ def make_feed(
     programs: Programs, layout: Layout, columns: Columns, config: schema.Config, observe: Observer | None = None
 ) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
+    if config.train.privacy.on:
+        layout = poisson.sampled(layout, config.train.privacy.microbatch)
     plan = training_plan(layout, columns, config)
     if not fits_on_device(columns, config):
         return SentFeed(programs, layout, columns, plan, config, observe)
@@ -177,7 +180,6 @@ class LoopFeed(_Resident):
     ):
         super().__init__(programs, layout, arrays, observe)
         self.plan = plan
-        self.batch_size = config.train.batch_size
         self.largest = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP)
         self._length: int | None = config.train.steps_per_dispatch
         self._warm = False
@@ -186,8 +188,8 @@ class LoopFeed(_Resident):
         # Short first dispatches find out how long a step takes. The count is an argument of one program, so how steps
         # are grouped changes nothing in the result.
         count = min(limit, self.largest, self._length or 1)
-        indices = np.zeros((LARGEST_LOOP, self.batch_size), np.int32)
-        indices[:count] = self.plan.indices(position, count * self.batch_size).reshape(count, self.batch_size)
+        indices = np.zeros((LARGEST_LOOP, self.plan.rows), np.int32)
+        indices[:count] = self.plan.batches(position, count)
         for each in indices[:count] if self._observe is not None else ():
             self._tell(each, self.plan.length)
         programs = self.programs

@@ -181,7 +181,8 @@ def gather_on_devices(
 
 def step_on_sent(step: Step) -> Callable[..., TrainState]:
     def run(state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
-        return step.train(state, add_places(batch, step.config.train.batch_size), hparams)
+        rows = len(next(iter(batch.values())))
+        return step.train(state, add_places(batch, rows), hparams)
 
     return run
 

@@ -53,6 +53,7 @@ class Progress:
         rewound: how often to the present one.
         anchors: the step of the checkpoint to rewind to, and that of the best one by then: neither may be deleted.
         passed_over: training examples of `position` that no kept step was made of, because of rewinds.
+        epsilon: what the steps have spent of privacy; None where nothing is promised.
         metric, mode: what `best` is of, and whether it should be large ("max") or small ("min"); empty if not told.
     """
 
@@ -67,6 +68,7 @@ class Progress:
     rewound: int = 0
     anchors: list[int] = field(default_factory=list)
     passed_over: int = 0
+    epsilon: float | None = None
     metric: str = ""
     mode: str = ""
 

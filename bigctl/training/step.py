@@ -23,7 +23,7 @@ from bigctl.models.layers import Hyperparameter
 from bigctl.optim import masks, optimizers, schedules
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
-from bigctl.training import divergence, metrics
+from bigctl.training import divergence, metrics, private
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, zeros_like
 from bigctl.training.task import Batch, Task, evaluation_sums, training_sums
@@ -76,7 +76,9 @@ class Step:
     @property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Columns of a training batch, with those that `add_places` adds."""
-        n = self.config.train.batch_size
+        n, keys = self.config.train.batch_size, self.config.train.privacy
+        if keys.on:  # steps have room for more, by what is drawn
+            n = -(-n // keys.microbatch) * keys.microbatch
         places = {"mask": jax.ShapeDtypeStruct((n,), jnp.float32), "number": jax.ShapeDtypeStruct((n,), jnp.int32)}
         return {**self.task.example_shapes(n), **places}
 
@@ -88,7 +90,9 @@ class Step:
         begun = self._solved(state, batch, hparams) if self.task.solves else state.params
         grads, variables, sums = self._gradients(begun, state.variables, batch, state.step, hparams)
         loss, weight = sums["loss"]
-        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
+        # What is drawn by chance may not decide what the noise is divided by.
+        shared = self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9)
+        grads = jax.tree.map(lambda g: g / shared, grads)
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
         updates, opt_state = self._rule(state.params, hparams, factor).update(grads, state.opt_state, state.params)
         if self.task.solves:
@@ -164,6 +168,16 @@ class Step:
                 sums = training_sums(self.task, model, part, key, augmentation, hparams)
             return sums["loss"][0], (nnx.to_pure_dict(split_model(model)[3]), sums)
 
+        if self.config.train.privacy.on:
+            noise = randomness.key(seed, randomness.PRIVACY, step)
+
+            def of_one(params: Tree, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+                total, (_, sums) = loss(params, variables, part, key)
+                return total, sums
+
+            keys, mesh = self.config.train.privacy, self.mesh
+            grads, sums = private.gradients(of_one, params, batch, trained, keys, mesh, dropout, noise)
+            return grads, variables, sums
         gradient = jax.grad(loss, has_aux=True)
         if parts == 1:
             grads, (variables, sums) = gradient(params, variables, batch, dropout)
@@ -221,8 +235,8 @@ def abstract_state(step: Step, hparams: Hparams) -> TrainState:
 
 
 def add_places(batch: Batch, n: int, mask: jax.Array | None = None) -> Batch:
-    """A batch with `mask`, 1 where none is given, and each example's place in it."""
-    whole = jnp.ones((n,), jnp.float32) if mask is None else mask
+    """A batch with `mask`, its own or 1 where none is given, and each example's place in it."""
+    whole = batch.get("mask", jnp.ones((n,), jnp.float32)) if mask is None else mask
     return {**batch, "mask": whole, "number": jnp.arange(n, dtype=jnp.int32)}
 
 

@@ -23,6 +23,7 @@ from bigctl.config.schema.extensions import *
 from bigctl.config.schema.mixture import *
 from bigctl.config.schema.models import *
 from bigctl.config.schema.optimizers import *
+from bigctl.config.schema.privacy import *
 from bigctl.config.schema.probe import *
 from bigctl.config.schema.recipes import *
 from bigctl.config.schema.sweep import *

@@ -29,6 +29,7 @@ class Recipe(Component):
     """What it trains on: images, tables, texts, masked texts or streams; models say what they take. Empty: not told."""
     metrics: ClassVar[Mapping[str, str]] = {
         "loss": MIN,
+        "epsilon": MIN,
         "examples_per_s": MAX,
         "tokens_per_s": MAX,
         "mfu": MAX,

@@ -127,8 +127,17 @@ class FixedPlan:
     def lengths(self) -> tuple[int | None, ...]:
         return (self.length,)
 
+    @property
+    def rows(self) -> int:
+        """Of a batch, with those that only pad."""
+        return self.batch_size
+
     def batch(self, position: int) -> tuple[np.ndarray, int | None]:
         return self.indices(position, self.batch_size), self.length
+
+    def batches(self, position: int, count: int) -> np.ndarray:
+        """So many batches from a position on: int [count, rows]."""
+        return self.indices(position, count * self.batch_size).reshape(count, self.batch_size)
 
     def indices(self, position: int, count: int) -> np.ndarray:
         """Indices at positions [position, position + count): int [count]."""

@@ -32,6 +32,8 @@ def refusal(configs: Sequence[Config]) -> str | None:
     """
     if distributed.read_cluster_info() is not None:
         return "several processes that train together cannot train a pack"
+    if any(config.train.privacy.on for config in configs):
+        return "trainings with differential privacy draw batches of their own (train.privacy)"
     if hasattr(configs[0].recipe, "bucketing"):
         return f"texts in batches of several lengths cannot be packed (recipe={configs[0].recipe.kind})"
     return differences(configs)

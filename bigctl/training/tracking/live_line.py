@@ -20,6 +20,7 @@ Piece = tuple[str, str]
 
 LABEL, DONE, NOTICE = "dim", "cyan", "yellow"
 LEAST_BAR, MOST_BAR = 8, 32
+_SHARES = (("perf/mfu", "MFU", ".1%"), ("train/padding", "padding", ".0%"))
 _RATES = (("perf/tokens_per_s", "tokens/s"), ("perf/examples_per_s", "examples/s"))
 
 
@@ -93,7 +94,7 @@ def _fields(now: Standing) -> Iterator[tuple[str, list[Piece]]]:
             yield name, [(f"{now.values[name]:,.0f}", ""), (f" {unit}", LABEL)]
     if "epoch" in now.values:
         yield "epoch", [("epoch ", LABEL), (f"{now.values['epoch']:.2f}", "")]
-    for name, label, pattern in (("perf/mfu", "MFU", ".1%"), ("train/padding", "padding", ".0%")):
+    for name, label, pattern in (*_SHARES, ("privacy/epsilon", "epsilon", ".3f")):
         if name in now.values:
             yield name, [(f"{label} ", LABEL), (f"{now.values[name]:{pattern}}", "")]
     if now.doing:
