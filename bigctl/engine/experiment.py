@@ -19,7 +19,6 @@ from bigctl.data.dataset import Dataset, Features
 from bigctl.data.layouts.layout import Parted
 from bigctl.data.target import CLASSES
 from bigctl.engine import device_memory, privacy, teacher
-from bigctl.engine.resolve import Resolved, resolve
 from bigctl.errors import ConfigError
 from bigctl.optim import masks, patterns
 from bigctl.parallel import mesh as meshes
@@ -32,6 +31,7 @@ from bigctl.training.task import Task, require_task
 from bigctl.training.throughput import Rates, rates
 
 if TYPE_CHECKING:
+    from bigctl.engine.resolve import Resolved
     from bigctl.interop.sources import Source
 
 
@@ -115,6 +115,8 @@ def build(config: Config) -> Experiment:
     Raises:
         ConfigError, DataError: where configuration, data and devices do not fit each other.
     """
+    from bigctl.engine.resolve import resolve  # here: who uses a trained model prepares no data
+
     resolved = resolve(config)
     if config.distil.teacher is not None:
         teacher.find(config, resolved.dataset)

@@ -15,7 +15,6 @@ from bigctl.config import schema
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import CLASS
-from bigctl.engine import resolve
 from bigctl.errors import ConfigError, RunError
 from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
@@ -95,6 +94,8 @@ def its_data(teacher: Teacher, student: Config, dataset: Dataset) -> Dataset:
     """
     where = f"{KEY}={student.distil.teacher}"
     config = dataclasses.replace(teacher.config, data=_seen_by(teacher.config.data, student.data))
+    from bigctl.engine import resolve  # here: who uses a trained model prepares no data
+
     found = resolve.prepare_data(config, teacher.run.tokenizer if teacher.run.tokenizer.is_file() else None)
     theirs, own = teacher.features, found.features
     if (theirs.tokenizer or {}).get("sha256") != (own.tokenizer or {}).get("sha256"):

@@ -18,7 +18,7 @@ from bigctl.config.schema import TTA, Config
 from bigctl.data import origins
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.files import changed_files
-from bigctl.engine import compile_cache, experiment, resolve
+from bigctl.engine import compile_cache, experiment
 from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
@@ -219,6 +219,8 @@ class TrainedRun(Predictor):
         """The run's own data, prepared. Raises DataError where it cannot be had, RunError if it has changed since."""
         if self.features.tokenizer is not None:
             _ = self._tokenizer  # rather than to make another one
+        from bigctl.engine import resolve  # here: who only predicts prepares no data
+
         with resolve.from_its_folder(self.run, self.config):
             dataset = resolve.prepare_data(self.config, self.run.tokenizer)
         begun = self.run.record()["data"]

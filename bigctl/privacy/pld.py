@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+import scipy  # whose parts are loaded when they are first used
 from jaxtyping import Float
-from scipy import fft, special
 
 INTERVAL = 1e-4
 """Distance of the points of the grid [nats], where these are not too many."""
@@ -53,7 +53,7 @@ class Losses:
         size = 1 << max(high - low, len(self.masses) - 1).bit_length()
         if size > 4 * _MOST_POINTS:
             raise OverflowError
-        powers = fft.irfft(_power(self._transformed(size), steps), size)
+        powers = scipy.fft.irfft(_power(self._transformed(size), steps), size)
         # The transform is periodic: the place of the smallest loss of interest comes first.
         masses = np.maximum(np.roll(powers, -((low - steps * self.first) % size)), 0.0)
         infinite = -math.expm1(steps * math.log1p(-self.infinite)) + _COMPOSED_TAIL
@@ -71,14 +71,14 @@ class Losses:
         """Logarithms of E exp(t loss) and E exp(-t loss) for t of `_EXPONENTS`."""
         some = self.masses > 0
         values, logs = self.values[some], np.log(self.masses[some])
-        both = [[special.logsumexp(logs + sign * t * values) for t in _EXPONENTS] for sign in (1, -1)]
+        both = [[scipy.special.logsumexp(logs + sign * t * values) for t in _EXPONENTS] for sign in (1, -1)]
         return np.array(both[0]), np.array(both[1])
 
     def _transformed(self, size: int) -> np.ndarray:
         held = self.__dict__.setdefault("_held", {})  # of the sizes asked for: a log line each asks for the same
         if size not in held:
             held.clear()
-            held[size] = fft.rfft(self.masses, size)
+            held[size] = scipy.fft.rfft(self.masses, size)
         return held[size]
 
     def epsilon(self, delta: float) -> float:
@@ -133,27 +133,27 @@ def epsilon(noise: float, rate: float, steps: int, delta: float, interval: float
 
 def _removed(noise: float, rate: float, interval: float) -> Losses:
     """The loss is log(1 - q + q exp((2 x - 1) / (2 noise^2))), x drawn from the mixture."""
-    far = -special.ndtri(_TAIL) * noise
+    far = -scipy.special.ndtri(_TAIL) * noise
     lowest, highest = _loss(-far, noise, rate), _loss(1 + far, noise, rate)
     edges, first = _grid(lowest, highest, interval)
     x = _inverse(edges, noise, rate)
     # Probabilities of each cell under both, without and with the example.
     without, alone = _cells(x / noise), _cells((x - 1) / noise)
     with_it = (1 - rate) * without + rate * alone
-    infinite = (1 - rate) * special.ndtr(-x[-1] / noise) + rate * special.ndtr((1 - x[-1]) / noise)
-    below = (1 - rate) * special.ndtr(x[0] / noise) + rate * special.ndtr((x[0] - 1) / noise)
+    infinite = (1 - rate) * scipy.special.ndtr(-x[-1] / noise) + rate * scipy.special.ndtr((1 - x[-1]) / noise)
+    below = (1 - rate) * scipy.special.ndtr(x[0] / noise) + rate * scipy.special.ndtr((x[0] - 1) / noise)
     return _connected(first, with_it, without, edges, interval, float(infinite), float(below))
 
 
 def _added(noise: float, rate: float, interval: float) -> Losses:
     """The loss is minus that of `_removed`, x drawn from the Gaussian alone."""
-    far = -special.ndtri(_TAIL) * noise
+    far = -scipy.special.ndtri(_TAIL) * noise
     lowest, highest = -_loss(far, noise, rate), -_loss(-far, noise, rate)
     edges, first = _grid(lowest, highest, interval)
     x = _inverse(-edges, noise, rate)  # falls where the loss grows
     without, alone = -_cells(x / noise), -_cells((x - 1) / noise)
     with_it = (1 - rate) * without + rate * alone
-    below, infinite = float(special.ndtr(-x[0] / noise)), float(special.ndtr(x[-1] / noise))
+    below, infinite = float(scipy.special.ndtr(-x[0] / noise)), float(scipy.special.ndtr(x[-1] / noise))
     return _connected(first, without, with_it, edges, interval, infinite, below)
 
 
@@ -182,7 +182,7 @@ def _grid(lowest: float, highest: float, interval: float) -> tuple[Masses, int]:
 
 def _cells(z: Masses) -> Masses:
     """Probabilities of a standard normal between neighbouring points, from the tail that keeps their digits."""
-    lower, upper = special.ndtr(z), special.ndtr(-z)
+    lower, upper = scipy.special.ndtr(z), scipy.special.ndtr(-z)
     return np.where((z[1:] + z[:-1]) > 0, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
 
 

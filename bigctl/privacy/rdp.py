@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy  # whose parts are loaded when they are first used
 from jaxtyping import Float
-from scipy import special
 
 ORDERS = (*(1 + each / 10 for each in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)
 """The orders that a conversion takes the best of."""
@@ -58,7 +58,7 @@ def _whole(noise: float, rate: float, order: int) -> float:
     """log A of a whole order: the binomial sum of section 3.3."""
     k = np.arange(order + 1, dtype=np.float64)
     terms = _log_binomial(order, k) + k * math.log(rate) + (order - k) * math.log1p(-rate)
-    return float(special.logsumexp(terms + k * (k - 1) / (2 * noise**2)))
+    return float(scipy.special.logsumexp(terms + k * (k - 1) / (2 * noise**2)))
 
 
 def _between(noise: float, rate: float, order: float) -> float:
@@ -68,13 +68,13 @@ def _between(noise: float, rate: float, order: float) -> float:
     while True:
         k = np.arange(count, dtype=np.float64)
         rest = order - k
-        signs, logs = special.gammasgn(rest + 1), special.gammaln(order + 1) - special.gammaln(k + 1)
-        logs = logs - special.gammaln(rest + 1)
+        signs, logs = scipy.special.gammasgn(rest + 1), scipy.special.gammaln(order + 1) - scipy.special.gammaln(k + 1)
+        logs = logs - scipy.special.gammaln(rest + 1)
         # The left half has (1 - q)^(order - k) q^k, the right one the powers exchanged.
         left = logs + rest * math.log1p(-rate) + k * math.log(rate)
-        left += k * (k - 1) / (2 * noise**2) + special.log_ndtr((edge - k) / noise)
+        left += k * (k - 1) / (2 * noise**2) + scipy.special.log_ndtr((edge - k) / noise)
         right = logs + k * math.log1p(-rate) + rest * math.log(rate)
-        right += rest * (rest - 1) / (2 * noise**2) + special.log_ndtr((rest - edge) / noise)
+        right += rest * (rest - 1) / (2 * noise**2) + scipy.special.log_ndtr((rest - edge) / noise)
         largest = float(max(left.max(), right.max()))
         if max(left[-1], right[-1]) < largest - 35 or count >= _MOST_TERMS:
             break
@@ -86,4 +86,4 @@ def _between(noise: float, rate: float, order: float) -> float:
 
 
 def _log_binomial(n: float, k: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    return np.asarray(special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1))
+    return np.asarray(scipy.special.gammaln(n + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(n - k + 1))
