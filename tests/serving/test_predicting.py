@@ -289,8 +289,13 @@ def test_a_run_that_is_removed_is_served_on_and_sigterm_answers_what_is_in_fligh
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(runs["topics"], tmp_path / "gone")
-    with serving(tmp_path, str(tmp_path / "gone"), "--log-contents", "--drain", "300") as running:
+    with serving(tmp_path, str(tmp_path / "gone"), "--log-contents", "--drain", "300", "--max-queue", "1") as running:
         before = running("/predict", TEXTS[0])
+        with ThreadPoolExecutor(6) as pool:  # one is computed, one waits, and the others are too many
+            full = list(pool.map(lambda _: running("/predict", {"instances": TEXTS[:8] * 120}), range(6)))
+        assert {answer.status for answer in full} == {200, 429}
+        refused = next(answer for answer in full if answer.status == 429)
+        assert refused.headers["retry-after"] == "1" and refused.json["error"]["code"] == "queue_full"
         shutil.rmtree(tmp_path / "gone")
         assert running("/predict", TEXTS[0]).body == before.body
         host, port = running.address.removeprefix("http://").split(":")
