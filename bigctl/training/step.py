@@ -7,8 +7,9 @@ of this, and how batches get into it, is in `programs`; where to begin reading i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -55,10 +56,31 @@ class Step:
     graphdef: nnx.GraphDef[nnx.Module]
     hyperparameters: Mapping[tuple[Any, ...], str]
 
+    # What follows is traced once for all programs that contain it; it is written out in them, as if it had been called.
+
+    @cached_property
+    def initial(self) -> Callable[[jax.Array, Hparams], TrainState]:
+        """(key, hparams) -> a new state."""
+        return jax.jit(self._initial, inline=True)
+
+    @cached_property
+    def train(self) -> Callable[[TrainState, Batch, Hparams], TrainState]:
+        """(state, batch, hparams) -> the state after one update: the mean loss over the batch, its gradient, the
+        optimizer's step; or, of a bad one, none."""
+        return jax.jit(self._train, inline=True)
+
+    @cached_property
+    def _gradients(self) -> Callable[..., tuple[Tree, Tree, Sums]]:
+        return jax.jit(self._compute_gradients, inline=True)
+
+    @cached_property
+    def evaluate(self) -> Callable[..., Sums]:
+        """(params, variables, batch, hparams) -> evaluation sums of the batch."""
+        return jax.jit(self._evaluate, inline=True)
+
     # ---------------------------------------------------------------------------------------------------- the state
 
-    def initial(self, key: jax.Array, hparams: Hparams) -> TrainState:
-        """A new state."""
+    def _initial(self, key: jax.Array, hparams: Hparams) -> TrainState:
         _, params, _, variables = split_model(self.task.build(nnx.Rngs(params=key)))
         params, variables = nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
         sums = jax.eval_shape(self._gradients, params, variables, self.batch_shapes, jnp.int32(0), hparams)[2]
@@ -84,8 +106,7 @@ class Step:
 
     # ------------------------------------------------------------------------------------------------------ training
 
-    def train(self, state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
-        """One update: the mean loss over the batch, its gradient, the optimizer's step; or, of a bad one, none."""
+    def _train(self, state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
         rule = self.config.train.divergence
         begun = self._solved(state, batch, hparams) if self.task.solves else state.params
         grads, variables, sums = self._gradients(begun, state.variables, batch, state.step, hparams)
@@ -149,7 +170,7 @@ class Step:
         """
         return jnp.minimum(self.config.train.ema, (1.0 + step) / (10.0 + step))
 
-    def _gradients(
+    def _compute_gradients(
         self, params: Tree, variables: Tree, batch: Batch, step: jax.Array, hparams: Hparams
     ) -> tuple[Tree, Tree, Sums]:
         """Gradient of the summed loss, new variables and metric sums of a batch, computed in `accumulate` parts."""
@@ -213,8 +234,7 @@ class Step:
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, params: Tree, variables: Tree, batch: Batch, hparams: Hparams) -> Sums:
-        """Evaluation sums of a batch."""
+    def _evaluate(self, params: Tree, variables: Tree, batch: Batch, hparams: Hparams) -> Sums:
         with meshes.used(self.mesh):
             return evaluation_sums(self.task, self.merge(params, variables, hparams), batch)
 
