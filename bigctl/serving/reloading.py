@@ -34,7 +34,7 @@ def state(run: RunDirectory, step: str) -> State | None:
         found = best if best is not None else max(checkpoints.steps())
         files = (run.checkpoints / f"{found:09d}" / manifest.MANIFEST, run.threshold, run.confidence)
         return found, tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-    except (BigctlError, OSError, ValueError):
+    except (BigctlError, OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -64,6 +64,14 @@ def test_records_of_a_table_are_those_of_the_run_with_its_threshold(run: Trained
     assert isinstance(wrong, Exception) and "place" in str(wrong)
 
 
+def test_onnx_gives_the_records_of_the_run(run: TrainedRun, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    exporter("onnx").write(run, tmp_path / "small")
+    assert same(answers(Artefact.load(tmp_path / "small"), ROWS), answers(run, ROWS))
+
+
+@pytest.mark.slow
 def test_records_of_texts_are_those_of_the_run(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
