@@ -11,6 +11,7 @@ COMMANDS = {
     "eval": "score a trained model on a split",
     "predict": "label files or texts with a trained model",
     "explain": "show what each token, pixel or column adds to a model's answer",
+    "audit": "tell who was trained on, and what that proves about a model's privacy",
     "generate": "let a language model write text",
     "serve": "answer requests with trained models, over HTTP",
     "export": "write a trained model for another library",

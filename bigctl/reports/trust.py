@@ -57,6 +57,8 @@ def of_run(run: RunDirectory) -> Trust | None:
     trust.tables.extend(_slices(each) for each in found.get("slices", ()))
     if told := found.get("ood"):
         trust.tables.append(_ood(told))
+    if told := found.get("audit"):
+        trust.figures.append(_audit(told))
     for each in found.get("robust", ()):
         if "rows" in each:
             trust.tables.append(_changed(each))
@@ -91,6 +93,30 @@ def _robust(found: Mapping[str, Any]) -> Figure:
     axes = {"title": {"text": "accuracy"}, "range": [-0.02, 1.02], "zeroline": False}
     layout = {"xaxis": {"title": {"text": f"eps ({found['norm']})"}}, "yaxis": axes, "showlegend": True}
     return Figure(f"Under attack, {found['norm']}", caption, data, layout, height=320)
+
+
+def _audit(found: Mapping[str, Any]) -> Figure:
+    """Members that are found by those that are wrongly taken for such, and what that proves."""
+    lines = [
+        (str(each["name"]), [float(x) for x, _ in each["roc"]], [float(y) for _, y in each["roc"]], PALETTE[place])
+        for place, each in enumerate(found["attacks"])
+    ]
+    data = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": numbers(x), "y": numbers(y),
+            "line": {"width": 2, "color": colour},
+            "hovertemplate": f"{name}, %{{x:.1%}} false: %{{y:.1%}}<extra></extra>",
+        }
+        for name, x, y, colour in [*lines, ("by chance", [0.0, 1.0], [0.0, 1.0], "#999999")]
+    ]  # fmt: skip
+    proven, promise = found["proven"], found.get("promise")
+    said = f"epsilon is at least {shown(float(proven['epsilon']))} at {float(proven['confidence']):.0%} confidence"
+    said += f"; promised: {shown(float(promise['epsilon']))}" if promise else "; nothing was promised"
+    areas = ", ".join(f"{each['name']} {float(each['auc']):.3f}" for each in found["attacks"])
+    caption = f"Area under the curve: {areas}; {said}."
+    axes = [{"title": {"text": text}, "range": [-0.01, 1.01]} for text in ("others taken for members", "members found")]
+    layout = {"xaxis": axes[0], "yaxis": axes[1], "showlegend": True}
+    return Figure("Who was trained on", caption, data, layout, height=320)
 
 
 def _changed(found: Mapping[str, Any]) -> Table:
