@@ -164,8 +164,8 @@ class Predictor:
     def with_smaller_batches(self, sizes: Sequence[int]) -> Self:
         """The same model that computes few images or rows in batches of these sizes, where that changes no bit."""
         other = copy.copy(self)
-        other.__dict__.pop("_forward", None)
         if self.features.kind != "text":
+            other.__dict__["_forward"] = copy.copy(self._forward)  # what is compiled is shared
             other._forward.use_smaller(sizes)
         return other
 

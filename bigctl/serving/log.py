@@ -6,18 +6,22 @@ import contextlib
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 _FRAMES = 3
+_LOCK = threading.Lock()
 
 
 def write(**fields: object) -> None:
     """One line."""
-    with contextlib.suppress(OSError):  # a full disk ends no request
-        print(json.dumps({"time": round(time.time(), 3), **fields}, default=str), file=sys.stderr, flush=True)
+    line = json.dumps({"time": round(time.time(), 3), **fields}, default=str)
+    with contextlib.suppress(OSError), _LOCK:  # a full disk ends no request
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def failure(error: BaseException, *, contents: bool, **fields: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 import bigctl as package
@@ -118,6 +119,23 @@ def test_a_run_that_is_removed_or_trained_on_with_another_configuration(
     found = follows.look()
     assert found is not None and found.trained.config.train.steps == 40
     assert found.answer([Asked(ROWS)]) == [expected[30]]
+
+
+def compiled(messages: list[str]) -> list[str]:
+    """Those of jax that tell of a model's program."""
+    return [message for message in messages if "Compiling" in message and "merged" in message]
+
+
+def test_nothing_is_compiled_anew(early: tuple[Path, Callable[[int], None]], caplog: pytest.LogCaptureFixture) -> None:
+    run, comes = early
+    with jax.log_compiles():
+        loaded = loading.load("run", str(run), Settings(), step="best", plugins=())
+        loaded.model.warm_up()
+        assert compiled(caplog.messages)
+        caplog.clear()
+        comes(20)
+        assert loaded.follower is not None and loaded.follower.look() is not None
+    assert not compiled(caplog.messages)
 
 
 def test_a_kept_threshold_is_taken_up(early: tuple[Path, Callable[[int], None]]) -> None:
