@@ -173,10 +173,10 @@ def _of_size(target: Target, devices: int) -> Target:
 
 def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
     """The step on a batch that the host sends: traced, compiled, and the batch that it is given."""
-    programs, task, config = experiment.programs, experiment.task, experiment.config
+    programs, task = experiment.programs, experiment.task
     shared = meshes.batch_sharding(programs.mesh)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared), task.example_shapes(config.train.batch_size)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared), task.example_shapes(programs.step.rows)
     )
     hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), programs.hparams)
     step = cast(Program, programs.step_sent)

@@ -17,7 +17,7 @@ from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
 from bigctl.data import notes
 from bigctl.data.dataset import Dataset
-from bigctl.engine import open_run, resolve, teacher
+from bigctl.engine import open_run, privacy, resolve, teacher
 from bigctl.engine.resolve import Resolved
 from bigctl.engine.run import Options, Run
 from bigctl.errors import DataError
@@ -146,5 +146,6 @@ def _build(run: Run, resolved: Resolved) -> Experiment:
     if required:
         names = built.metric_names("val")
         tested = [f"test/{name.removeprefix('val/')}" for name in names] if config.eval.test else []
-        gates.check_names(required, [*names, *tested])
+        spent = [privacy.EPSILON] if config.train.privacy.on else []
+        gates.check_names(required, [*names, *tested, *spent])
     return built

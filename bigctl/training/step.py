@@ -96,11 +96,15 @@ class Step:
         )
 
     @property
+    def rows(self) -> int:
+        """Of a batch: its size; where examples are drawn by chance the least that hold so many."""
+        size, keys = self.config.train.batch_size, self.config.train.privacy
+        return -(-size // keys.microbatch) * keys.microbatch if keys.on else size
+
+    @property
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Columns of a training batch, with those that `add_places` adds."""
-        n, keys = self.config.train.batch_size, self.config.train.privacy
-        if keys.on:  # steps have room for more, by what is drawn
-            n = -(-n // keys.microbatch) * keys.microbatch
+        n = self.rows
         places = {"mask": jax.ShapeDtypeStruct((n,), jnp.float32), "number": jax.ShapeDtypeStruct((n,), jnp.int32)}
         return {**self.task.example_shapes(n), **places}
 

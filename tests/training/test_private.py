@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import bigctl
+from bigctl.cli.main import main
 from bigctl.config import drift, schema
 from bigctl.data.layouts import poisson
 from bigctl.engine import resolve
@@ -129,6 +130,12 @@ def test_what_couples_examples_is_refused() -> None:
             bigctl.compose([*overrides, "train.privacy.noise=1"])
 
 
+def test_a_dry_run_compiles_the_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a batch that microbatches do not divide."""
+    assert main(["train", *PRIVATE, "train.batch_size=30", "train.steps=2", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+
+
 def test_changes_of_a_promise_are_refused() -> None:
     plain, other = (bigctl.compose([*MLP, f"train.privacy.clip={clip}"]) for clip in (1, 2))
     (change,) = drift.changes(plain, other)
@@ -166,7 +173,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     keys = [each for each in PRIVATE if "noise" not in each]
     keys += ["train.privacy.noise=1.5", "checkpoint.every=3", "eval.every=3", "train.log_every=1"]
-    bigctl.train([*keys, "train.steps=6"], folder / "whole", quiet=True)
+    given = ["--require", "privacy/epsilon<=1", "--run-dir", str(folder / "whole"), "--quiet"]
+    assert main(["train", *keys, "train.steps=6", *given]) == 0
     bigctl.train([*keys, "train.steps=3"], folder / "parts", quiet=True)
     bigctl.train([*keys, "train.steps=6"], folder / "parts", quiet=True)
     return folder
