@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that may wait for a model, others are refused (429); default: 256",
     )  # fmt: skip
     parser.add_argument(
+        "--slots", type=common.whole("number of texts", 1, 16), default=8, metavar="N",
+        help="texts that a language model writes at once, up to 16; default: 8",
+    )  # fmt: skip
+    parser.add_argument(
         "--drain", type=common.whole("number of seconds", 0, 3600), default=30, metavar="SECONDS",
         help="that requests in flight have after SIGTERM; default: 30",
     )  # fmt: skip
@@ -69,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     host = options.host.removeprefix("[").removesuffix("]")
     settings = Settings(
         host=host, port=options.port, max_body=options.max_body * 2**20, max_queue=options.max_queue,
+        slots=options.slots,
         drain=float(options.drain), keys=read_keys(options.api_key_file), log_contents=options.log_contents,
         allowed_hosts=tuple(options.allow_host), reload=float(options.reload),
     )  # fmt: skip

@@ -12,12 +12,13 @@ from bigctl.errors import DataError, RunError
 from bigctl.generation import chat
 from bigctl.generation.decoding import Batch, Network
 from bigctl.generation.options import GenerationOptions
+from bigctl.generation.slots import MOST_SLOTS, LogProbs
 from bigctl.generation.text_stream import TextStream
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ROWS = 32
+ROWS = MOST_SLOTS
 """Texts that grow at once at most."""
 Prompt = str | Sequence[Mapping[str, str]]
 """A text or, of a chat, a conversation as `chat.render` takes it."""
@@ -32,6 +33,7 @@ class Piece:
         text: what follows the pieces before.
         tokens: how many tokens it took so far.
         finish: None but for the last piece; "end" (the model's own end), "stop" (a stop string) or "length".
+        logprobs: its tokens with their log-probabilities, where these were asked for.
     """
 
     prompt: int
@@ -39,6 +41,7 @@ class Piece:
     text: str
     tokens: int
     finish: str | None
+    logprobs: tuple[tuple[int, LogProbs], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ class LanguageModel:
             settings,
             samples=[sample for _, sample in rows],
             end=self.end,
-            vocab=self._vocab,
-            never=() if self._unknown is None else (self._unknown,),
+            vocab=self.vocab,
+            never=self.never,
         )
         streams = [TextStream(self.tokenizer, prompts[prompt], settings.stop) for prompt, _ in rows]
         counts = [0] * len(rows)
@@ -181,8 +184,14 @@ class LanguageModel:
         return encoding.ids
 
     @cached_property
-    def _vocab(self) -> int:
+    def vocab(self) -> int:
+        """Tokens that may be written, from the first on."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Tokens that may not."""
+        return () if self._unknown is None else (self._unknown,)
 
     @cached_property
     def _unknown(self) -> int | None:

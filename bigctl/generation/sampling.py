@@ -6,6 +6,8 @@ penalty, temperature, top-k, top-p, min-p. Where several tokens tie for the last
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -15,11 +17,18 @@ from bigctl.generation.options import GenerationOptions
 
 Logits = Float[Array, "batch vocab"]
 RuleValues = dict[str, Array]
-"""The values of the rules in use, by name: an argument of the compiled program, so that others need no new one."""
+"""The numbers of all rules by name, each one for all rows or one a row [batch]: arguments of the compiled program,
+which goes past the rules that no row uses."""
+NEUTRAL = {"repetition_penalty": 1.0, "temperature": 0.0, "top_k": 0.0, "top_p": 1.0, "min_p": 0.0}
+"""Numbers that change nothing; without a temperature nothing is drawn."""
+
+
+def rule_numbers(settings: GenerationOptions) -> dict[str, float]:
+    return NEUTRAL | {name: float(getattr(settings, name)) for name in settings.rules}
 
 
 def rule_values(settings: GenerationOptions) -> RuleValues:
-    return {name: jnp.float32(getattr(settings, name)) for name in settings.rules}
+    return {name: jnp.float32(number) for name, number in rule_numbers(settings).items()}
 
 
 def choose(logits: Logits, seen: Bool[Array, "batch vocab"], keys: Array, values: RuleValues) -> Int[Array, " batch"]:
@@ -32,21 +41,31 @@ def choose(logits: Logits, seen: Bool[Array, "batch vocab"], keys: Array, values
         values: from `rule_values`.
     """
     logits = filtered(logits, seen, values)
-    if "temperature" in values:  # the Gumbel-max trick: the argmax is a sample from the softmax
-        logits += jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    drawn = values["temperature"] > 0
+
+    def draw(logits: Logits) -> Logits:  # the Gumbel-max trick: the argmax is a sample from the softmax
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        return jnp.where(drawn[..., None], logits + noise, logits)
+
+    return jnp.argmax(_where_any(drawn, draw, logits), axis=-1).astype(jnp.int32)
 
 
 def filtered(logits: Logits, seen: Bool[Array, "batch vocab"], values: RuleValues) -> Logits:
-    """Logits after the rules of which `values` has the value; -inf for tokens that are out."""
-    if "repetition_penalty" in values:
-        logits = repetition_penalty(logits, seen, values["repetition_penalty"])
-    if "temperature" in values:
-        logits = logits / values["temperature"]
-    for name, rule in (("top_k", top_k), ("top_p", top_p), ("min_p", min_p)):
-        if name in values:
-            logits = rule(logits, values[name])
-    return logits
+    """Logits after the rules; -inf for tokens that are out."""
+    column = {name: value[..., None] for name, value in values.items()}
+    if seen.shape[1]:
+        penalty = values["repetition_penalty"]
+        logits = _where_any(penalty != 1, lambda x: repetition_penalty(x, seen, penalty[..., None]), logits)
+    logits = logits / jnp.where(column["temperature"] > 0, column["temperature"], 1)
+    k, p, least = (values[name] for name in ("top_k", "top_p", "min_p"))
+    logits = _where_any(k > 0, lambda x: jnp.where(column["top_k"] > 0, top_k(x, k), x), logits)
+    logits = _where_any(p < 1, lambda x: jnp.where(column["top_p"] < 1, top_p(x, p), x), logits)
+    return _where_any(least > 0, lambda x: jnp.where(column["min_p"] > 0, min_p(x, column["min_p"]), x), logits)
+
+
+def _where_any(used: Array, rule: Callable[[Logits], Logits], logits: Logits) -> Logits:
+    """What a rule makes of logits, which is not computed where no row uses it."""
+    return jax.lax.cond(used.any(), rule, lambda x: x, logits)
 
 
 def repetition_penalty(logits: Logits, seen: Bool[Array, "batch vocab"], penalty: Array | float) -> Logits:
@@ -65,15 +84,18 @@ def min_p(logits: Logits, p: Array | float) -> Logits:
     return jnp.where(logits < logits.max(-1, keepdims=True) + jnp.log(p), -jnp.inf, logits)
 
 
-def row_keys(seed: int, samples: Int[Array, " batch"]) -> Array:
+def row_keys(seeds: int | Int[Array, " batch"], samples: Int[Array, " batch"]) -> Array:
     """Keys [batch] of rows, which with `at` give a sample the same randomness in any company."""
-    key = randomness.key(seed, randomness.SAMPLING)
-    return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(samples)
+
+    def key(seed: Array, sample: Array) -> Array:
+        return jax.random.fold_in(randomness.key(seed, randomness.SAMPLING), sample)
+
+    return jax.vmap(key)(jnp.broadcast_to(jnp.uint32(seeds), samples.shape), samples)
 
 
-def at(keys: Array, place: Int[Array, ""]) -> Array:
-    """Keys [batch] of the place-th new token."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+def at(keys: Array, places: Int[Array, "*batch"]) -> Array:
+    """Keys [batch] of new tokens, by their number among the new ones of their row."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(places, keys.shape))
 
 
 def _keep_the_largest(logits: Logits, weights: Logits, enough: Array | float) -> Logits:

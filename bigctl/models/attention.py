@@ -6,6 +6,7 @@ Dimension names: batch, length (tokens in), heads, groups (heads of keys and val
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ MASKED = -1e30
 """A score, or a logit, that counts for nothing; finite, so that it gives no NaN."""
 
 _FEW = 16  # texts
+_WINDOWS = tuple(2**power for power in range(7, 24, 2))  # places of the cache that a text is computed over
 
 Kernel = Literal["einsum", "cudnn", "xla"]
 DocumentKernel = Literal["einsum", "splash", "xla"]
@@ -127,6 +129,56 @@ def cached_attention(
     scores = jnp.where(visible[..., None, None, :, :], scores, MASKED)
     weights = jax.nn.softmax(scores).astype(q.dtype)
     return jnp.einsum("bghlr,bgrd->blghd", weights, v).reshape(batch, length, heads, depth)
+
+
+def attention_row_by_row(
+    q: Float[Array, "batch 1 heads depth"],
+    k: Float[Array, "slots groups room depth"],
+    v: Float[Array, "slots groups room depth"],
+    places: Int[Array, " batch"],
+    slots: Int[Array, " batch"],
+) -> Float[Array, "batch 1 heads depth"]:
+    """Attention of one token of each text over the cache of its slot, up to its own place.
+
+    One text after the other, in shapes that depend on its own place alone: the bits of a text are the same whatever is
+    in the other rows, however many they are, and whatever room the cache has.
+    """
+    _, groups, room, depth = k.shape
+    windows = [*(size for size in _WINDOWS if size < room), room]
+
+    def over(window: int) -> Callable[[Array], Array]:
+        def attend(row: Array) -> Array:
+            part = (1, groups, window, depth)
+            keys, values = (jax.lax.dynamic_slice(each, (slots[row], 0, 0, 0), part) for each in (k, v))
+            visible = jnp.arange(window) <= places[row]
+            return cached_attention(jax.lax.dynamic_slice_in_dim(q, row, 1), keys, values, visible[None, None])
+
+        return attend
+
+    def write(row: Array, out: Array) -> Array:
+        which = jnp.searchsorted(jnp.array(windows), places[row] + 1)
+        return jax.lax.dynamic_update_slice_in_dim(out, jax.lax.switch(which, branches, row), row, 0)
+
+    branches = [over(window) for window in windows]
+    return jax.lax.fori_loop(0, len(q), write, jnp.zeros_like(q))
+
+
+def window_of(end: int, room: int) -> int:
+    """Places that are looked at where the first `end` of them are in use."""
+    return next((size for size in _WINDOWS if end <= size < room), room)
+
+
+def write_to_slots(
+    stored: Float[Array, "slots groups room depth"],
+    new: Float[Array, "batch 1 groups depth"],
+    start: Int[Array, " batch"],
+    slots: Int[Array, " batch"],
+) -> Float[Array, "slots groups room depth"]:
+    """The cache with one entry more in each of these slots."""
+    rows = new.swapaxes(1, 2).astype(stored.dtype)
+    for i in range(len(rows)):
+        stored = jax.lax.dynamic_update_slice(stored, rows[i : i + 1], (slots[i], 0, start[i], 0))
+    return stored
 
 
 def write_to_cache(

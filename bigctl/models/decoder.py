@@ -18,7 +18,16 @@ from jaxtyping import Array, Float, Int
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.architecture import DecoderArchitecture, decoder_architecture
-from bigctl.models.attention import MASKED, Documents, cached_attention, causal_attention, rotated, write_to_cache
+from bigctl.models.attention import (
+    MASKED,
+    Documents,
+    attention_row_by_row,
+    cached_attention,
+    causal_attention,
+    rotated,
+    write_to_cache,
+    write_to_slots,
+)
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
 
@@ -76,12 +85,20 @@ class Attention(nnx.Module):
         return self.output(causal_attention(q, k, v, documents.segments).reshape(x.shape))
 
     def extend(
-        self, x: Float[Array, "batch length width"], cache: dict[str, Array], start: Int[Array, " batch"]
+        self,
+        x: Float[Array, "batch length width"],
+        cache: dict[str, Array],
+        start: Int[Array, " batch"],
+        slots: Int[Array, " batch"] | None,
     ) -> tuple[Float[Array, "batch length width"], dict[str, Array]]:
         """Attention over what is in the cache before `start` and over x, which is written there from `start` on."""
         batch, length, _ = x.shape
         places = start[:, None] + jnp.arange(length)
         q, k, v = self._project(x, places)
+        if slots is not None:
+            cache = {name: write_to_slots(cache[name], new, start, slots) for name, new in (("key", k), ("value", v))}
+            found = attention_row_by_row(q, cache["key"], cache["value"], start, slots)
+            return self.output(found.reshape(x.shape)), cache
         cache = {name: write_to_cache(cache[name], new, start) for name, new in (("key", k), ("value", v))}
         visible = jnp.arange(cache["key"].shape[2]) <= places[..., None]
         return self.output(cached_attention(q, cache["key"], cache["value"], visible).reshape(x.shape)), cache
@@ -119,8 +136,10 @@ class Layer(nnx.Module):
         x = meshes.placed(x + self.dropout(added, fold(key, 0)), "batch")
         return meshes.placed(x + self.dropout(self._feed_forward(self.mlp_norm(x)), fold(key, 1)), "batch")
 
-    def extend(self, x: Array, cache: dict[str, Array], start: Array) -> tuple[Array, dict[str, Array]]:
-        added, cache = self.attention.extend(self.attention_norm(x), cache, start)
+    def extend(
+        self, x: Array, cache: dict[str, Array], start: Array, slots: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        added, cache = self.attention.extend(self.attention_norm(x), cache, start, slots)
         x = x + added
         return x + self._feed_forward(self.mlp_norm(x)), cache
 
@@ -240,7 +259,11 @@ class Decoder(nnx.Module):
         return [{"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)} for _ in self.layers]
 
     def extend(
-        self, tokens: Int[Array, "batch length"], cache: Cache, start: Int[Array, " batch"]
+        self,
+        tokens: Int[Array, "batch length"],
+        cache: Cache,
+        start: Int[Array, " batch"],
+        slots: Int[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Cache]:
         """The vectors of tokens that continue what is in the cache: those of the call on the whole text.
 
@@ -250,13 +273,14 @@ class Decoder(nnx.Module):
             cache: from `cache` or an earlier call, with room for `start` + length tokens; without it, what is written
                 is wrong.
             start: how many tokens of each text are in the cache already.
+            slots: with one token a text, the row of the cache that is each text's; the cache may have more rows.
         """
         x = self.token.embedding[...][tokens]
         if self.position is not None:
             x = x + self.position.embedding[...][start[:, None] + jnp.arange(tokens.shape[1])]
         new = []
         for layer, part in zip(self.layers, cache, strict=True):
-            x, part = layer.extend(x, part, start)
+            x, part = layer.extend(x, part, start, slots)
             new.append(part)
         return self.final_norm(x), new
 

@@ -185,6 +185,7 @@ class Site:
         failures = [({"model": each.name}, each.failures) for each in self._followers]
         found = self.metrics.text({
             "bigctl_tokens_total": ("counter", "tokens written", [(of, m.tokens) for of, m in texts]),
+            "bigctl_prompt_tokens_reused_total": ("counter", "found in a cache", [(of, m.reused) for of, m in texts]),
             "bigctl_writing": ("gauge", "texts that wait or are written", [(of, m.waiting) for of, m in texts]),
             "bigctl_ready": ("gauge", "1 once everything is compiled", [({}, float(self.ready))]),
             "bigctl_queue_waiting": ("gauge", "requests that wait", [(of, len(b)) for of, b in each]),

@@ -10,6 +10,7 @@ from typing import Any
 from bigctl.errors import ConfigError
 from bigctl.generation.generate import Prompt
 from bigctl.generation.options import GenerationOptions
+from bigctl.generation.slots import LIKELIEST
 from bigctl.serving.bodies import BadRequest
 
 _NUMBERS = {
@@ -19,7 +20,7 @@ _NUMBERS = {
 """Numbers that options are made of; the last three are none of OpenAI's."""
 _OURS = {"n": "num_samples", "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False, 0), "top_logprobs": (None, 0), "echo": (None, False), "suffix": (None, ""),
+    "echo": (None, False), "suffix": (None, ""),
     "best_of": (None, 1), "presence_penalty": (None, 0), "frequency_penalty": (None, 0), "logit_bias": (None, {}),
     "response_format": (None, {"type": "text"}), "tools": (None, []), "tool_choice": (None, "none", "auto"),
     "store": (None, False),
@@ -41,19 +42,22 @@ class Asked:
         options: how to write.
         stream: whether in pieces.
         usage: whether pieces end with the count of tokens.
+        top: how many of the likeliest tokens are given beside each token's log-probability; None for no such numbers.
     """
 
     prompts: list[Prompt]
     options: GenerationOptions
     stream: bool
     usage: bool
+    top: int | None = None
 
 
 def read(body: object, *, chat: bool, context: int) -> Asked:
     """A request of either kind. Raises BadRequest, naming the key that is wrong."""
     if not isinstance(body, dict):
         raise BadRequest("the body is no object")
-    known = {"model", "stream", "stream_options", "stop", "messages" if chat else "prompt"}
+    known = {"model", "stream", "stream_options", "stop", "logprobs"}
+    known |= {"messages", "top_logprobs"} if chat else {"prompt"}
     for name, value in body.items():
         if name in _NEUTRAL and value not in _NEUTRAL[name]:
             raise BadRequest(f"{name} is not supported", code="unsupported_parameter", param=name)
@@ -63,7 +67,26 @@ def read(body: object, *, chat: bool, context: int) -> Asked:
     stream, more = body.get("stream") or False, body.get("stream_options") or {}
     if not isinstance(stream, bool) or not isinstance(more, dict):
         raise BadRequest("stream is true or false, and stream_options an object", param="stream")
-    return Asked(prompts, _options(body, chat, context), stream, bool(more.get("include_usage")))
+    return Asked(prompts, _options(body, chat, context), stream, bool(more.get("include_usage")), _top(body, chat))
+
+
+def _top(body: Mapping[str, Any], chat: bool) -> int | None:
+    """`logprobs: N` of completions, `logprobs: true, top_logprobs: N` of chats."""
+    wanted, top = body.get("logprobs"), body.get("top_logprobs")
+    name = "top_logprobs" if chat else "logprobs"
+    if chat:
+        if wanted not in (None, False, True) or isinstance(wanted, int) and not isinstance(wanted, bool):
+            raise BadRequest("logprobs is true or false", param="logprobs")
+        if top and not wanted:
+            raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        found = (top or 0) if wanted else None
+    else:
+        found = None if wanted is False else wanted
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= LIKELIEST:
+        raise BadRequest(f"{name} is a whole number from 0 to {LIKELIEST}", param=name)
+    return found
 
 
 def _prompts(given: object) -> list[Prompt]:

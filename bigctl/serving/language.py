@@ -20,6 +20,7 @@ from bigctl.serving.batching import QueueFull
 from bigctl.serving.bodies import BadRequest, read_json
 from bigctl.serving.completions import Asked, read
 from bigctl.serving.guard import error_body
+from bigctl.serving.logprobs import Scores, joined
 from bigctl.serving.writing import Writing
 
 _FINISH = {"end": "stop", "stop": "stop", "length": "length"}
@@ -77,7 +78,7 @@ class Language:
             line["contents"] = asked.prompts
         with _refusing():
             encoded = [await asyncio.to_thread(model.model.encode, prompt, asked.options) for prompt in asked.prompts]
-        writer = _Writer(model, asked, chat, sum(map(len, encoded)), line)
+        writer = _Writer(model, asked, chat, encoded, line)
         if not asked.stream:
             with _refusing():
                 return JSONResponse(await _unless_gone(request, writer.whole()))
@@ -100,10 +101,12 @@ class Language:
 class _Writer:
     """One request: what it is answered, in either form."""
 
-    def __init__(self, model: Writing, asked: Asked, chat: bool, prompt_tokens: int, line: dict[str, Any]):
+    def __init__(self, model: Writing, asked: Asked, chat: bool, prompts: list[list[int]], line: dict[str, Any]):
         self._model, self._asked, self._chat = model, asked, chat
-        self._prompt_tokens, self._line = prompt_tokens, line
+        self._prompts, self._line = prompts, line
+        self._prompt_tokens = sum(map(len, prompts))
         self._tokens: dict[int, int] = {}
+        self._scores: dict[int, Scores] = {}
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -116,8 +119,10 @@ class _Writer:
         """The body of an answer in one piece."""
         texts: dict[int, str] = {}
         finish: dict[int, str] = {}
+        scores: dict[int, list[dict[str, Any]]] = {}
         async for index, piece in self._pieces():
             texts[index] = texts.get(index, "") + piece.text
+            scores.setdefault(index, []).append(self._shaped(index, piece))
             if piece.finish:
                 finish[index] = _FINISH[piece.finish]
         choices = []
@@ -125,7 +130,8 @@ class _Writer:
             said: Mapping[str, Any] = {"text": texts[index]}
             if self._chat:
                 said = {"message": {"role": "assistant", "content": texts[index], "refusal": None}}
-            choices.append({"index": index, **said, "logprobs": None, "finish_reason": finish[index]})
+            logprobs = None if self._asked.top is None else joined(scores[index])
+            choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": finish[index]})
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -139,7 +145,8 @@ class _Writer:
                     said = {"delta": {**role, **({"content": piece.text} if piece.text else {})}}
                 begun.add(index)
                 finish = None if piece.finish is None else _FINISH[piece.finish]
-                yield self._event([{"index": index, **said, "logprobs": None, "finish_reason": finish}])
+                logprobs = None if self._asked.top is None else self._shaped(index, piece)
+                yield self._event([{"index": index, **said, "logprobs": logprobs, "finish_reason": finish}])
         except BigctlError as error:
             if not begun:
                 raise
@@ -153,13 +160,19 @@ class _Writer:
         return _sse({**self._head, "choices": choices, **more})
 
     async def _pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        async with contextlib.aclosing(self._model.pieces(self._asked.prompts, self._asked.options)) as pieces:
+        found = self._model.pieces(self._prompts, self._asked.options, logprobs=self._asked.top is not None)
+        async with contextlib.aclosing(found) as pieces:
             async for piece in pieces:
                 index = piece.prompt * self._asked.options.num_samples + piece.sample
                 self._model.tokens += piece.tokens - self._tokens.get(index, 0)
                 self._tokens[index] = piece.tokens
                 self._line["tokens"] = sum(self._tokens.values())
                 yield index, piece
+
+    def _shaped(self, index: int, piece: Piece) -> dict[str, Any]:
+        if index not in self._scores:
+            self._scores[index] = Scores(self._model.model.tokenizer, self._asked.top or 0, chat=self._chat)
+        return self._scores[index].shaped(piece.logprobs)
 
     def _usage(self) -> dict[str, int]:
         written = sum(self._tokens.values())

@@ -65,7 +65,7 @@ def _artefact(given: str) -> Path | None:
 
 def _served(name: str, trained: TrainedRun, settings: Settings) -> Predicting | Writing:
     if trained.features.kind == "stream":
-        return Writing(name, trained.language_model, settings.max_queue)
+        return Writing(name, trained.language_model, settings.max_queue, settings.slots)
     return Predicting(name, trained)
 
 

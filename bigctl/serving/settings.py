@@ -26,6 +26,7 @@ class Settings:
         host, port: where it listens; port 0 takes a free one.
         max_body: bytes of a request.
         max_queue: requests that may wait for each model.
+        slots: texts that a language model writes at once.
         max_instances: examples of one request.
         drain: seconds that requests in flight have after SIGTERM.
         keys: of which a client must know one; none for everybody.
@@ -39,6 +40,7 @@ class Settings:
     port: int = 8000
     max_body: int = 16 * 2**20
     max_queue: int = 256
+    slots: int = 8
     max_instances: int = 1024
     drain: float = 30.0
     keys: tuple[bytes, ...] = ()

@@ -1,15 +1,18 @@
-"""A language model that is served: requests one after another in a thread of its own, text in pieces as they come."""
+"""A language model that is served: what is asked of it goes to its engine, text comes back in pieces."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from bigctl.generation.generate import LanguageModel, Piece, Prompt
+from bigctl.generation.generate import LanguageModel, Piece
 from bigctl.generation.options import GenerationOptions
 from bigctl.serving.batching import QueueFull
+from bigctl.serving.engine import Engine, Job
+
+SLOTS = 8
+"""Texts at once."""
 
 
 class Writing:
@@ -17,68 +20,76 @@ class Writing:
 
     A request's text is that of `bigctl generate` with the same prompts, options and seed, whatever else is asked.
 
-    Attributes:
+    Args:
         name: in requests.
+        model: what is served; another one may take its place, with which later texts are written.
+        longest: requests that may wait for a slot.
+        slots: texts that are written at once.
+
+    Attributes:
         waiting: requests that wait or are written.
         tokens: how many were written so far.
     """
 
-    def __init__(self, name: str, model: LanguageModel, longest: int):
+    def __init__(self, name: str, model: LanguageModel, longest: int, slots: int = SLOTS):
         self.name, self.model, self._longest = name, model, longest
-        self.waiting = self.tokens = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bigctl-write")
+        self.tokens = 0
+        self._jobs: list[Job] = []
+        self._engine = Engine(lambda: self.model, slots)
 
     @property
     def context(self) -> int:
         """Tokens that the model sees at most."""
         return self.model.model.context
 
-    def warm_up(self) -> None:
-        """Compile what the first requests will need, with the random choice that most of them ask for."""
-        token = self.model.tokenizer.decode([max(0, len(self.model.tokenizer.get_vocab()) // 2)]) or "a"
-        self.model.generate([token], GenerationOptions(max_new_tokens=8, truncate=True))
+    @property
+    def waiting(self) -> int:
+        return len(self._jobs)
 
-    async def pieces(self, prompts: Sequence[Prompt], options: GenerationOptions) -> AsyncGenerator[Piece, None]:
+    @property
+    def reused(self) -> int:
+        """Tokens of prompts that were in a slot's cache already, so far."""
+        return self._engine.reused
+
+    def warm_up(self) -> None:
+        """Compile what requests will need."""
+        self._engine.warm_up()
+
+    async def pieces(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, *, logprobs: bool = False
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces of all texts as they come; closing the iterator ends the writing.
+
+        Args:
+            prompts: tokens, from `LanguageModel.encode`.
+            options: how to write.
+            logprobs: whether pieces have log-probabilities.
 
         Raises:
             QueueFull: where too many requests wait.
-            BigctlError: as `LanguageModel.stream`.
         """
-        if self.waiting >= self._longest:
-            raise QueueFull(f"{self.waiting} requests wait already")
-        loop, gone = asyncio.get_running_loop(), threading.Event()
+        queued = sum(not job.begun for job in self._jobs)
+        if queued >= self._longest:
+            raise QueueFull(f"{queued} requests wait already")
+        loop = asyncio.get_running_loop()
         found: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
 
         def tell(item: Piece | Exception | None) -> None:
-            if not gone.is_set():
+            with contextlib.suppress(RuntimeError):  # the server has ended
                 loop.call_soon_threadsafe(found.put_nowait, item)
 
-        def write() -> None:
-            try:
-                if gone.is_set():
-                    return
-                for piece in self.model.stream(prompts, options):
-                    if gone.is_set():
-                        return
-                    tell(piece)
-            except Exception as error:
-                tell(error)
-            finally:
-                tell(None)
-
-        self.waiting += 1
-        working = self._thread.submit(write)
+        job = Job(prompts, options, logprobs, tell)
+        self._jobs.append(job)
         try:
+            self._engine.submit(job)
             while (item := await found.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield item
         finally:
-            gone.set()
-            working.cancel()
-            self.waiting -= 1
+            job.gone = True
+            self._jobs.remove(job)
 
     def close(self) -> None:
-        """End the thread once what it writes is written."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the thread, after its turn."""
+        self._engine.close()

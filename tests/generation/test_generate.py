@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from bigctl.config import schema
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError, RunError
-from bigctl.generation import chat, decoding
+from bigctl.generation import chat, slots
 from bigctl.generation.decoding import Batch
 from bigctl.generation.generate import ROWS, LanguageModel, sample_texts
 from bigctl.generation.options import GenerationOptions
@@ -105,9 +105,9 @@ def test_sample_is_the_same_in_any_company(poet: LanguageModel) -> None:
 def test_tokens_a_dispatch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder(layers=1)
     settings = GenerationOptions(max_new_tokens=60, temperature=1.0, repetition_penalty=1.2)
-    monkeypatch.setattr(decoding, "_QUICK", 1e9)
+    monkeypatch.setattr(slots, "_QUICK", 1e9)
     expected = written(Batch(model, [[1, 2, 3], [4]], settings))
-    monkeypatch.setattr(decoding, "_QUICK", -1.0)  # one by one
+    monkeypatch.setattr(slots, "_QUICK", -1.0)  # one by one
     assert written(Batch(model, [[1, 2, 3], [4]], settings)) == expected
 
 
@@ -123,12 +123,10 @@ def test_one_program_serves_all_of_a_bucket(model: Decoder) -> None:
         written(Batch(model, [[1] * length] * 2, GenerationOptions(**options)))
 
     write(5, temperature=0.5, max_new_tokens=9)
-    before = decoding._decode._cache_size(), decoding._prefill._cache_size()
-    for length, temperature, count in ((1, 0.9, 1), (4, 1.2, 12), (9, 0.1, 7)):
-        write(length, temperature=temperature, max_new_tokens=count, seed=length)
-    assert (decoding._decode._cache_size(), decoding._prefill._cache_size()) == before
-    write(5, temperature=0, max_new_tokens=9)
-    assert decoding._decode._cache_size() == before[0] + 1
+    before = slots._write._cache_size(), slots._read._cache_size()
+    for length, temperature, count in ((1, 0.9, 1), (4, 1.2, 12), (9, 0, 7)):
+        write(length, temperature=temperature, max_new_tokens=count, seed=length, top_p=0.9, repetition_penalty=1.1)
+    assert (slots._write._cache_size(), slots._read._cache_size()) == before
 
 
 def test_end_token_ends_its_row_only(model: Decoder) -> None:
@@ -162,7 +160,7 @@ def test_low_precision_writes_too() -> None:
     model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
     batch = Batch(model, [[1, 2]], GenerationOptions(max_new_tokens=40))
     assert len(written(batch)[0]) == 40
-    assert {leaf.dtype for leaf in jax.tree.leaves(batch._cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(batch.slots.cache)} == {jnp.dtype(jnp.bfloat16)}
 
 
 # ------------------------------------------------------------------------------------------------------------- the text

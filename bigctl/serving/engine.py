@@ -1,0 +1,203 @@
+"""Continuous batching: the thread that lets the texts of all requests to a language model grow, side by side.
+
+Each turn ends the texts whose clients have gone, gives free slots to texts that wait, reads one piece of one context,
+and lets all texts that have been read grow by a few tokens. A long prompt holds the others up by one piece a turn.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from bigctl.generation.generate import LanguageModel, Piece
+from bigctl.generation.options import GenerationOptions
+from bigctl.generation.slots import New, Slots
+from bigctl.generation.text_stream import TextStream
+
+_BUSY_STEPS = 4  # tokens a turn while others wait to be read
+_LAST = 10.0  # seconds that the last turn may take
+
+Tell = Callable[["Piece | Exception | None"], None]
+
+
+@dataclass
+class Job:
+    """One request.
+
+    Attributes:
+        prompts: tokens; of each there are as many texts as the options say.
+        tell: takes pieces as they come, then None, or what went wrong.
+        gone: whether nobody listens any more.
+        begun: whether all of its texts have had a slot.
+        left: texts that have not ended.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    options: GenerationOptions
+    logprobs: bool
+    tell: Tell
+    gone: bool = False
+    begun: bool = False
+    left: int = 0
+
+
+@dataclass
+class _Text:
+    """A text of a request: one that waits, or one in a slot."""
+
+    job: Job
+    prompt: int
+    sample: int
+    stream: TextStream
+    slots: Slots | None = None
+    slot: int = -1
+    count: int = 0
+
+
+@dataclass
+class _Active:
+    """Texts that are written with the same weights, by their slots."""
+
+    model: LanguageModel
+    slots: Slots
+    texts: dict[int, _Text] = field(default_factory=dict)
+
+
+class Engine:
+    """The thread and its slots.
+
+    Args:
+        model: gives the weights that new texts are written with, and the tokenizer.
+        count: texts at once.
+
+    Attributes:
+        reused: tokens of prompts that were in the cache already, so far.
+    """
+
+    def __init__(self, model: Callable[[], LanguageModel], count: int):
+        self._model, self._count = model, count
+        self._waiting: deque[_Text] = deque()
+        self._active: list[_Active] = []  # the last one takes new texts; those before end with their texts
+        self._changed, self._turning = threading.Condition(), threading.Lock()
+        self._closed = self._together = False
+        self._thread: threading.Thread | None = None
+        self.reused = 0
+
+    def warm_up(self) -> None:
+        """Compile everything, and begin."""
+        with self._turning:
+            slots = self._slots(model := self._model())
+            slots.prepare()
+            self._together = slots.together
+            self._active = [_Active(model, slots)]
+
+    def submit(self, job: Job) -> None:
+        """Queue a request; its pieces are told from the thread."""
+        tokenizer, stop = self._model().tokenizer, job.options.stop
+        texts = [
+            _Text(job, number, sample, TextStream(tokenizer, prompt, stop))
+            for number, prompt in enumerate(job.prompts)
+            for sample in range(job.options.num_samples)
+        ]
+        job.left = len(texts)
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="bigctl-write", daemon=True)
+                self._thread.start()
+            self._waiting.extend(texts)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread, after its turn."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_LAST)
+
+    # ------------------------------------------------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and not self._waiting and not any(active.texts for active in self._active):
+                    self._changed.wait()
+                if self._closed:
+                    return
+            try:
+                with self._turning:
+                    self._turn()
+            except Exception as error:  # memory, or a device: what is written is lost, what comes next may do
+                for text in [text for active in self._active for text in active.texts.values()]:
+                    if not text.job.gone:
+                        text.job.gone = True
+                        text.job.tell(error)
+                self._active = []
+
+    def _turn(self) -> None:
+        for active in self._active:
+            for number in [number for number, text in active.texts.items() if text.job.gone]:
+                del active.texts[number]
+                active.slots.free(number)
+        self._admit()
+        self._active = [active for active in self._active[:-1] if active.texts] + self._active[-1:]
+        for active in self._active:
+            unread = [number for number in active.texts if active.slots.slots[number].unread]
+            if unread:
+                active.slots.read(unread[0])
+            ready = [number for number in active.texts if not active.slots.slots[number].unread]
+            if ready:
+                for number, new in active.slots.write(ready, _BUSY_STEPS if unread else None).items():
+                    self._tell(active, number, new)
+
+    def _slots(self, model: LanguageModel) -> Slots:
+        return Slots(model.model, self._count, end=model.end, vocab=model.vocab, never=model.never, few=True)
+
+    def _admit(self) -> None:
+        """Give free slots to those who wait longest; to each the one that has most of its prompt."""
+        model = self._model()
+        if not self._active or self._active[-1].model is not model:
+            slots = self._slots(model)
+            slots.together = self._together
+            self._active.append(_Active(model, slots))
+        active = self._active[-1]
+        while len(active.texts) < self._count and (text := self._next()) is not None:
+            prompt = text.job.prompts[text.prompt]
+            free = [number for number in range(self._count) if number not in active.texts]
+            best = max(free, key=lambda number: active.slots.worth(number, prompt))
+            self.reused += active.slots.begin(best, prompt, text.job.options, text.sample, logprobs=text.job.logprobs)
+            active.texts[best] = text
+
+    def _next(self) -> _Text | None:
+        with self._changed:
+            while self._waiting:
+                text = self._waiting.popleft()
+                if not self._waiting or self._waiting[0].job is not text.job:
+                    text.job.begun = True
+                if not text.job.gone:
+                    return text
+        return None
+
+    def _tell(self, active: _Active, number: int, new: New) -> None:
+        text, said, finish = active.texts[number], "", new.finish
+        before = text.count
+        for token in new.tokens:
+            said += text.stream.push(token)
+            text.count += 1
+            if text.stream.stopped:
+                finish = "stop"
+                break
+        if finish:
+            said += text.stream.close()
+            del active.texts[number]
+            active.slots.free(number)
+        scores = tuple(zip(new.tokens, new.logprobs, strict=False))[: text.count - before]
+        if said or finish or scores:
+            text.job.tell(Piece(text.prompt, text.sample, said, text.count, finish, scores))
+        if finish:
+            text.job.left -= 1
+            if not text.job.left:
+                text.job.tell(None)
