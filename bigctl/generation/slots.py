@@ -4,10 +4,10 @@ Two kinds of programs: `_read` reads a piece of one text's context, `_write` let
 tokens without coming back to Python. What a text becomes does not depend on its company, to the last bit:
 
 - A context is read in pieces of its own text alone, cut where its length says: shapes follow from the text.
-- A token attends text by text, over a window that its own place gives (`attention_row_by_row`).
-- The products of matrices have 2, 4, 8 or 16 rows. On the CPUs that this was measured on, a row has the same bits in all
-  of these, but others where it is the only one (that is another program), or one of 32 and more. `Slots.prepare` finds
-  out whether this holds for a model on a machine, and has texts computed one by one where it does not.
+- A token attends text by text, over a window that its own place gives (`attention_row_by_row`); so do its logits.
+- The other products of matrices have 2, 4, 8 or 16 rows. On the CPUs that this was measured on, a row has the same bits
+  in all of these, but others where it is the only one (that is another program), or one of 32 and more.
+  `Slots.prepare` finds out whether this holds for a model on a machine, and has texts computed one by one otherwise.
 """
 
 from __future__ import annotations
@@ -15,49 +15,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, UInt
 
 from bigctl.generation import sampling
+from bigctl.generation import slot_programs as programs
 from bigctl.generation.options import GenerationOptions
-from bigctl.generation.sampling import RuleValues
-from bigctl.models.attention import window_of
+from bigctl.generation.slot_programs import MOST_STEPS, Cache, Network
+from bigctl.models.attention import Rows, window_of
 
-Cache = list[dict[str, Array]]
-"""Keys and values of each layer [slots, groups, room, depth]."""
-MOST_STEPS = 64
-"""Tokens a dispatch at most."""
 MOST_SLOTS = 16
 """Rows of a product that have the same bits whatever their number."""
 PIECE, SHORT = 64, 16
 """Tokens of a context that are read at once; a rest of a few is read as the smaller piece."""
-LIKELIEST = 20
-"""Tokens whose log-probabilities are given at most."""
-
 _WIDTHS = (2, 4, 8, MOST_SLOTS)
 _ROOM = 128  # places of a cache at least, unless the context is shorter
 _TRIED = 4  # tokens
 _QUICK, _SLOW = 0.05, 0.2  # seconds of a dispatch: below, the next one may be longer; above, it is shorter
-
-
-class Network(Protocol):
-    """What writes text: a decoder as `models.decoder` has it, an `nnx.Module`."""
-
-    context: int
-    vocab_size: int
-
-    def cache(self, batch: int, length: int, dtype: DTypeLike = ...) -> Cache: ...
-
-    def extend(self, tokens: Array, cache: Cache, start: Array, slots: Array | None = ...) -> tuple[Array, Cache]: ...
-
-    def logits(self, hidden: Array) -> Array: ...
 
 
 class LogProbs(NamedTuple):
@@ -160,7 +138,7 @@ class Slots:
         if slot.numbers["repetition_penalty"] != 1:
             seen = np.zeros(self._vocab, bool)
             seen[[token for token in tokens if token < self._vocab]] = True
-            self._seen = _set_row(self._seen, jnp.int32(number), jnp.asarray(seen))
+            self._seen = programs.set_row(self._seen, jnp.int32(number), jnp.asarray(seen))
         return self._place(number, list(tokens))
 
     def _place(self, number: int, context: list[int]) -> int:
@@ -169,7 +147,7 @@ class Slots:
         shared = [self._shared(other, context) for other in self.slots]
         best = max(range(len(shared)), key=lambda other: (shared[other], other == number))
         if best != number and shared[best]:
-            self.cache = _copy(self.cache, jnp.int32(best), jnp.int32(number))
+            self.cache = programs.copy(self.cache, jnp.int32(best), jnp.int32(number))
         slot.context, slot.valid = context, shared[best]
         slot.kept = context[: shared[best]]
         return slot.valid
@@ -197,7 +175,7 @@ class Slots:
         padded[0, : len(tokens)] = tokens
         window = window_of(slot.valid + size, self._room)
         place = jnp.array([slot.valid], jnp.int32)
-        self.cache = _read(*self._model, self.cache, jnp.asarray(padded), jnp.int32(number), place, window)
+        self.cache = programs.read(*self._model, self.cache, jnp.asarray(padded), jnp.int32(number), place, window)
         slot.valid += len(tokens)
         if len(tokens) == PIECE:
             slot.kept = slot.context[: slot.valid]
@@ -214,9 +192,9 @@ class Slots:
         for window in windows:
             for size in (SHORT, PIECE):
                 tokens, zero = jnp.zeros((1, size), jnp.int32), jnp.int32(0)
-                self.cache = _read(*self._model, self.cache, tokens, zero, zero[None], window)
-        self.cache = _copy(self.cache, jnp.int32(0), jnp.int32(1))
-        self._seen = _set_row(self._seen, jnp.int32(0), jnp.zeros(self._vocab, bool))
+                self.cache = programs.read(*self._model, self.cache, tokens, zero, zero[None], window)
+        self.cache = programs.copy(self.cache, jnp.int32(0), jnp.int32(1))
+        self._seen = programs.set_row(self._seen, jnp.int32(0), jnp.zeros(self._vocab, bool))
         numbers = range(len(self.slots))
         alone = [each for number in numbers for each in self._tried([number])]
         self.together = self._tried(list(numbers)) == alone
@@ -265,9 +243,9 @@ class Slots:
         left[: len(numbers)] = [min(row.most - row.written, self.context - row.valid) for row in rows[: len(numbers)]]
         start = time.perf_counter()
         values = {name: jnp.array([row.numbers[name] for row in rows], jnp.float32) for name in sampling.NEUTRAL}
-        chosen, counts, self.cache, self._seen, likely = _write(
+        chosen, counts, self.cache, self._seen, likely = programs.write(
             self._model[0], self._vocab, self._model[1], self.cache, self._seen,
-            jnp.array((numbers + others)[:width], jnp.int32),
+            Rows(jnp.array((numbers + others)[:width], jnp.int32), jnp.int32(len(numbers))),
             jnp.array([row.context[-1] if row.context else 0 for row in rows], jnp.int32),
             jnp.asarray(places), jnp.asarray(left),
             jnp.array([row.seed for row in rows], jnp.uint32), jnp.array([row.sample for row in rows], jnp.int32),
@@ -304,111 +282,3 @@ class Slots:
             self._steps = min(2 * self._steps, MOST_STEPS)
         elif seconds > _SLOW:
             self._steps = max(1, self._steps // 2)
-
-
-# -------------------------------------------------------------------------------------------------------- the programs
-
-
-@partial(jax.jit, static_argnums=(0, 6), donate_argnums=(2,))
-def _read(
-    graphdef: nnx.GraphDef[Network],
-    params: nnx.State,
-    cache: Cache,
-    tokens: Int[Array, "1 piece"],
-    slot: Int[Array, ""],
-    start: Int[Array, " 1"],
-    window: int,
-) -> Cache:
-    """A piece of a text into its slot; what pads it is overwritten before anything looks at it."""
-    model = nnx.merge(graphdef, params)
-
-    def part(each: Array) -> Array:
-        return jax.lax.dynamic_slice(each, (slot, 0, 0, 0), (1, each.shape[1], window, each.shape[3]))
-
-    def back(each: Array, new: Array) -> Array:
-        new = jax.lax.dynamic_slice_in_dim(new, start[0], tokens.shape[1], axis=2)
-        return jax.lax.dynamic_update_slice(each, new, (slot, 0, start[0], 0))
-
-    new = model.extend(tokens, jax.tree.map(part, cache), start)[1]
-    return jax.tree.map(back, cache, new)
-
-
-@partial(jax.jit, donate_argnums=(0,))
-def _copy(cache: Cache, source: Int[Array, ""], target: Int[Array, ""]) -> Cache:
-    return jax.tree.map(
-        lambda each: jax.lax.dynamic_update_slice_in_dim(
-            each, jax.lax.dynamic_slice_in_dim(each, source, 1), target, 0
-        ),
-        cache,
-    )
-
-
-@partial(jax.jit, donate_argnums=(0,))
-def _set_row(seen: Array, row: Int[Array, ""], value: Array) -> Array:
-    return seen.at[row].set(value)
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
-def _write(
-    graphdef: nnx.GraphDef[Network],
-    vocab: int,
-    params: nnx.State,
-    cache: Cache,
-    seen: Bool[Array, "slots vocab"],
-    slots: Int[Array, " batch"],
-    last: Int[Array, " batch"],
-    places: Int[Array, " batch"],
-    left: Int[Array, " batch"],
-    seeds: UInt[Array, " batch"],
-    samples: Int[Array, " batch"],
-    written: Int[Array, " batch"],
-    values: RuleValues,
-    end: Int[Array, " ends"],
-    never: Int[Array, " never"],
-    steps: Int[Array, ""],
-    likely: Bool[Array, ""],
-) -> tuple[Int[Array, "most batch"], Int[Array, " batch"], Cache, Array, tuple[Array, Array, Array]]:
-    """Up to `steps` tokens of each row, and no more than `left`, until all rows are done.
-
-    Returns:
-        the tokens; how many each row has, one of `end` among them; cache; `seen`; and, if `likely`, log-probabilities:
-        of the tokens, and of the likeliest ones their numbers and values.
-    """
-    model = nnx.merge(graphdef, params)
-    keys = sampling.row_keys(seeds, samples)
-    top = min(LIKELIEST, vocab)
-    batch = len(last)
-
-    def going_on(state: Any) -> Array:
-        step, counts = state[0], state[4]
-        return (step < steps) & (counts < left).any()
-
-    def write(state: Any) -> Any:
-        step, cache, seen, last, counts, left, chosen, found = state
-        active = counts < left
-        hidden, cache = model.extend(last[:, None], cache, places + counts, slots)
-        raw = model.logits(hidden[:, 0])[:, :vocab].astype(jnp.float32)
-        logits = raw.at[:, never].set(-jnp.inf) if len(never) else raw
-        token = sampling.choose(logits, seen[slots], sampling.at(keys, written + counts), values)
-        found = jax.lax.cond(likely, lambda: _with_likely(found, step, raw, token), lambda: found)
-        seen = seen.at[slots, token].max(active)
-        chosen = chosen.at[step].set(token)
-        ended = active & (token[:, None] == end).any(-1)
-        counts += active
-        last, left = jnp.where(active, token, last), jnp.where(ended, counts, left)
-        return step + 1, cache, seen, last, counts, left, chosen, found
-
-    shape = (MOST_STEPS, batch)
-    found = (jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
-    state = (jnp.int32(0), cache, seen, last, jnp.zeros_like(left), left, jnp.zeros(shape, jnp.int32), found)
-    _, cache, seen, _, counts, _, chosen, found = jax.lax.while_loop(going_on, write, state)
-    return chosen, counts, cache, seen, found
-
-
-def _with_likely(
-    found: tuple[Array, Array, Array], step: Array, logits: Float[Array, "batch vocab"], token: Int[Array, " batch"]
-) -> tuple[Array, Array, Array]:
-    logprobs = jax.nn.log_softmax(logits)
-    values, which = jax.lax.top_k(logprobs, found[1].shape[-1])
-    of = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
-    return found[0].at[step].set(of), found[1].at[step].set(which), found[2].at[step].set(values)

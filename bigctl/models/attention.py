@@ -38,6 +38,18 @@ class Documents(NamedTuple):
     positions: Int[Array, "batch length"]
 
 
+class Rows(NamedTuple):
+    """Texts of which one token each is computed.
+
+    Attributes:
+        slots: the row of the cache that is each text's; the cache may have more rows.
+        used: how many of them there are; what comes behind fills the program.
+    """
+
+    slots: Int[Array, " batch"]
+    used: Int[Array, ""]
+
+
 def causal_attention(
     q: Float[Array, "batch length heads depth"],
     k: Float[Array, "batch length groups depth"],
@@ -136,9 +148,9 @@ def attention_row_by_row(
     k: Float[Array, "slots groups room depth"],
     v: Float[Array, "slots groups room depth"],
     places: Int[Array, " batch"],
-    slots: Int[Array, " batch"],
+    rows: Rows,
 ) -> Float[Array, "batch 1 heads depth"]:
-    """Attention of one token of each text over the cache of its slot, up to its own place.
+    """Attention of one token of each text over the cache of its slot, up to its own place; zeros in rows not in use.
 
     One text after the other, in shapes that depend on its own place alone: the bits of a text are the same whatever is
     in the other rows, however many they are, and whatever room the cache has.
@@ -149,7 +161,7 @@ def attention_row_by_row(
     def over(window: int) -> Callable[[Array], Array]:
         def attend(row: Array) -> Array:
             part = (1, groups, window, depth)
-            keys, values = (jax.lax.dynamic_slice(each, (slots[row], 0, 0, 0), part) for each in (k, v))
+            keys, values = (jax.lax.dynamic_slice(each, (rows.slots[row], 0, 0, 0), part) for each in (k, v))
             visible = jnp.arange(window) <= places[row]
             return cached_attention(jax.lax.dynamic_slice_in_dim(q, row, 1), keys, values, visible[None, None])
 
@@ -160,7 +172,7 @@ def attention_row_by_row(
         return jax.lax.dynamic_update_slice_in_dim(out, jax.lax.switch(which, branches, row), row, 0)
 
     branches = [over(window) for window in windows]
-    return jax.lax.fori_loop(0, len(q), write, jnp.zeros_like(q))
+    return jax.lax.fori_loop(0, rows.used, write, jnp.zeros_like(q))
 
 
 def window_of(end: int, room: int) -> int:

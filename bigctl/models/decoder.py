@@ -21,6 +21,7 @@ from bigctl.models.architecture import DecoderArchitecture, decoder_architecture
 from bigctl.models.attention import (
     MASKED,
     Documents,
+    Rows,
     attention_row_by_row,
     cached_attention,
     causal_attention,
@@ -32,6 +33,7 @@ from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
 
 _STD = 0.02
+_TILE = 512  # columns of the head
 _ONE_HOT = 1024  # tokens; the gradient of a smaller embedding is a product with one-hot rows
 
 Cache = list[dict[str, Array]]
@@ -89,15 +91,16 @@ class Attention(nnx.Module):
         x: Float[Array, "batch length width"],
         cache: dict[str, Array],
         start: Int[Array, " batch"],
-        slots: Int[Array, " batch"] | None,
+        rows: Rows | None,
     ) -> tuple[Float[Array, "batch length width"], dict[str, Array]]:
         """Attention over what is in the cache before `start` and over x, which is written there from `start` on."""
         batch, length, _ = x.shape
         places = start[:, None] + jnp.arange(length)
         q, k, v = self._project(x, places)
-        if slots is not None:
-            cache = {name: write_to_slots(cache[name], new, start, slots) for name, new in (("key", k), ("value", v))}
-            found = attention_row_by_row(q, cache["key"], cache["value"], start, slots)
+        if rows is not None:
+            new = {"key": k, "value": v}
+            cache = {name: write_to_slots(cache[name], each, start, rows.slots) for name, each in new.items()}
+            found = attention_row_by_row(q, cache["key"], cache["value"], start, rows)
             return self.output(found.reshape(x.shape)), cache
         cache = {name: write_to_cache(cache[name], new, start) for name, new in (("key", k), ("value", v))}
         visible = jnp.arange(cache["key"].shape[2]) <= places[..., None]
@@ -137,9 +140,9 @@ class Layer(nnx.Module):
         return meshes.placed(x + self.dropout(self._feed_forward(self.mlp_norm(x)), fold(key, 1)), "batch")
 
     def extend(
-        self, x: Array, cache: dict[str, Array], start: Array, slots: Array | None
+        self, x: Array, cache: dict[str, Array], start: Array, rows: Rows | None
     ) -> tuple[Array, dict[str, Array]]:
-        added, cache = self.attention.extend(self.attention_norm(x), cache, start, slots)
+        added, cache = self.attention.extend(self.attention_norm(x), cache, start, rows)
         x = x + added
         return x + self._feed_forward(self.mlp_norm(x)), cache
 
@@ -253,6 +256,29 @@ class Decoder(nnx.Module):
         """Logits of the next token, `MASKED` in the columns that only pad."""
         return masked_logits(hidden, self.head_kernel(), self.vocab_size)
 
+    def logits_row_by_row(
+        self, hidden: Float[Array, "batch width"], used: Int[Array, ""]
+    ) -> Float[Array, "batch vocab"]:
+        """`logits` of the first `used` rows, each with the bits that it has alone; zeros for the others.
+
+        Tiles of the weights stay in the processor's cache while one row after the other is multiplied with them.
+        """
+        table, axis = (self.token.embedding[...], 0) if self.head is None else (self.head.kernel[...], 1)
+        tiles = next(n for n in range(max(1, self.padded // _TILE), 0, -1) if self.padded % n == 0)
+        size = self.padded // tiles
+
+        def tile(number: Array) -> Array:
+            part = jax.lax.dynamic_slice_in_dim(table, number * size, size, axis)
+
+            def row(at: Array, found: Array) -> Array:
+                vector = hidden[at]
+                return found.at[at].set(vector @ part if axis else part @ vector)
+
+            return jax.lax.fori_loop(0, used, row, jnp.zeros((len(hidden), size), hidden.dtype))
+
+        found = jax.lax.map(tile, jnp.arange(tiles)).swapaxes(0, 1).reshape(len(hidden), -1)
+        return found[:, : self.vocab_size]
+
     def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
         """An empty cache with room for texts of `length` tokens."""
         shape = (batch, self.groups, length, self.depth)
@@ -263,7 +289,7 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "batch length"],
         cache: Cache,
         start: Int[Array, " batch"],
-        slots: Int[Array, " batch"] | None = None,
+        rows: Rows | None = None,
     ) -> tuple[Float[Array, "batch length width"], Cache]:
         """The vectors of tokens that continue what is in the cache: those of the call on the whole text.
 
@@ -273,14 +299,14 @@ class Decoder(nnx.Module):
             cache: from `cache` or an earlier call, with room for `start` + length tokens; without it, what is written
                 is wrong.
             start: how many tokens of each text are in the cache already.
-            slots: with one token a text, the row of the cache that is each text's; the cache may have more rows.
+            rows: with one token a text, where in the cache each text is.
         """
         x = self.token.embedding[...][tokens]
         if self.position is not None:
             x = x + self.position.embedding[...][start[:, None] + jnp.arange(tokens.shape[1])]
         new = []
         for layer, part in zip(self.layers, cache, strict=True):
-            x, part = layer.extend(x, part, start, slots)
+            x, part = layer.extend(x, part, start, rows)
             new.append(part)
         return self.final_norm(x), new
 

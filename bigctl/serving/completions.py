@@ -10,7 +10,7 @@ from typing import Any
 from bigctl.errors import ConfigError
 from bigctl.generation.generate import Prompt
 from bigctl.generation.options import GenerationOptions
-from bigctl.generation.slots import LIKELIEST
+from bigctl.generation.slot_programs import LIKELIEST
 from bigctl.serving.bodies import BadRequest
 
 _NUMBERS = {

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from bigctl.config import schema
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError, RunError
-from bigctl.generation import chat, slots
+from bigctl.generation import chat, slot_programs, slots
 from bigctl.generation.decoding import Batch
 from bigctl.generation.generate import ROWS, LanguageModel, sample_texts
 from bigctl.generation.options import GenerationOptions
@@ -27,9 +27,9 @@ POEM = "床前明月光,疑是地上霜。举头望明月,低头思故乡。\n�
 CONTEXT = 32
 
 
-def decoder(vocab: int = 40, layers: int = 2, **options: Any) -> Decoder:
+def decoder(vocab: int = 40, layers: int = 2, context: int = CONTEXT, **options: Any) -> Decoder:
     """A small model whose logits differ enough for its text not to hang on rounding."""
-    config = schema.Llama(layers=layers, width=32, heads=4, kv_heads=2, intermediate=64, context=CONTEXT, **options)
+    config = schema.Llama(layers=layers, width=32, heads=4, kv_heads=2, intermediate=64, context=context, **options)
     graphdef, state = nnx.split(Decoder(config, vocab, rngs=nnx.Rngs(0)))
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(state))))
     return nnx.merge(graphdef, jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), state))
@@ -123,10 +123,10 @@ def test_one_program_serves_all_of_a_bucket(model: Decoder) -> None:
         written(Batch(model, [[1] * length] * 2, GenerationOptions(**options)))
 
     write(5, temperature=0.5, max_new_tokens=9)
-    before = slots._write._cache_size(), slots._read._cache_size()
+    before = slot_programs.write._cache_size(), slot_programs.read._cache_size()
     for length, temperature, count in ((1, 0.9, 1), (4, 1.2, 12), (9, 0, 7)):
         write(length, temperature=temperature, max_new_tokens=count, seed=length, top_p=0.9, repetition_penalty=1.1)
-    assert (slots._write._cache_size(), slots._read._cache_size()) == before
+    assert (slot_programs.write._cache_size(), slot_programs.read._cache_size()) == before
 
 
 def test_end_token_ends_its_row_only(model: Decoder) -> None:
