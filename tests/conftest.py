@@ -122,3 +122,11 @@ def error_line(bigctl: Cli) -> Callable[..., str]:
         return bigctl(*arguments, code=code, **options).stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def writer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small language model with a chat template, called `writer`."""
+    from tests.serving import writer
+
+    return writer.trained(tmp_path_factory)

@@ -11,7 +11,6 @@ import pytest
 import bigctl as package
 from bigctl.generation.options import GenerationOptions
 from tests import topics
-from tests.serving import writer
 from tests.serving.running import serving
 
 openai = pytest.importorskip("openai")
@@ -20,19 +19,14 @@ pytestmark = pytest.mark.fewer
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writer.trained(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def client(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def client(writer_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     env = {"BIGCTL_API_KEYS": "one,two"}
-    with serving(tmp_path_factory.mktemp("server"), str(run), env=env) as running:
+    with serving(tmp_path_factory.mktemp("server"), str(writer_run), env=env) as running:
         yield openai.OpenAI(base_url=f"{running.address}/v1", api_key="two", max_retries=0)
 
 
-def test_completions_chats_and_streams(client: Any, run: Path) -> None:
-    model = package.load(run).language_model
+def test_completions_chats_and_streams(client: Any, writer_run: Path) -> None:
+    model = package.load(writer_run).language_model
     options = GenerationOptions(max_new_tokens=20, seed=3, temperature=1.0)
     expected = model.generate(["to be"], options)[0].text
     assert [each.id for each in client.models.list()] == ["writer"]

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 import bigctl as package
 from bigctl.generation.options import GenerationOptions
-from tests.serving import writer
 from tests.serving.running import Running, serving
 
 pytest.importorskip("starlette")
@@ -22,13 +23,8 @@ pytestmark = pytest.mark.fewer
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writer.trained(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("server"), str(run)) as running:
+def served(writer_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("server"), str(writer_run)) as running:
         yield running
 
 
@@ -43,9 +39,9 @@ def events(body: bytes) -> list[Any]:
     return [json.loads(part) for part in found[:-1]]
 
 
-def test_text_is_that_of_generate_whole_and_in_pieces(served: Running, run: Path) -> None:
+def test_text_is_that_of_generate_whole_and_in_pieces(served: Running, writer_run: Path) -> None:
     asked = {"prompt": "to be", "max_tokens": 40, "seed": 7, "n": 2, "temperature": 0.9, "top_p": 0.95}
-    expected = written(run, "to be", max_new_tokens=40, seed=7, num_samples=2, temperature=0.9, top_p=0.95)
+    expected = written(writer_run, "to be", max_new_tokens=40, seed=7, num_samples=2, temperature=0.9, top_p=0.95)
     whole = served("/v1/completions", {"model": "writer", **asked}).json
     assert [choice["text"] for choice in whole["choices"]] == expected
     assert whole["usage"]["prompt_tokens"] == 5 and whole["choices"][0]["finish_reason"] == "length"
@@ -58,9 +54,9 @@ def test_text_is_that_of_generate_whole_and_in_pieces(served: Running, run: Path
     assert texts == expected and last["usage"] == whole["usage"]
 
 
-def test_no_company_changes_a_text(served: Running, run: Path) -> None:
+def test_no_company_changes_a_text(served: Running, writer_run: Path) -> None:
     prompts = ["to be", "nothing", "is a", "be or"]
-    expected = [written(run, p, max_new_tokens=24, seed=n, temperature=1.0)[0] for n, p in enumerate(prompts)]
+    expected = [written(writer_run, p, max_new_tokens=24, seed=n, temperature=1.0)[0] for n, p in enumerate(prompts)]
 
     def ask(number: int) -> str:
         body = {"prompt": prompts[number], "max_tokens": 24, "seed": number}
@@ -70,16 +66,39 @@ def test_no_company_changes_a_text(served: Running, run: Path) -> None:
         assert list(pool.map(ask, [0, 1, 2, 3] * 2)) == expected * 2
 
 
-def test_stop_strings_end_a_text(served: Running, run: Path) -> None:
-    (whole,) = written(run, "to be", max_new_tokens=60, temperature=0.0)
+def test_log_probabilities_have_the_shapes_of_openai(served: Running, writer_run: Path) -> None:
+    model = package.load(writer_run).language_model
+    body = {"prompt": "to be", "max_tokens": 9, "temperature": 0, "logprobs": 3}
+    (choice,) = served("/v1/completions", body).json["choices"]
+    found = choice["logprobs"]
+    tokens = model.tokenizer.encode("to be" + choice["text"]).ids
+    every = jax.nn.log_softmax(model.model.logits(model.model(np.array([tokens]))))[0, 4:-1]
+    np.testing.assert_allclose(
+        found["token_logprobs"], [row[token] for row, token in zip(every, tokens[5:], strict=True)], atol=1e-4
+    )
+    assert "".join(found["tokens"]) == choice["text"] and found["text_offset"] == list(range(9))
+    for token, value, best in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+        assert len(best) == 3 and best[token] == value == max(best.values())
+    asked = {"messages": [{"role": "user", "content": "to be"}], "max_tokens": 9, "seed": 1}
+    whole = served("/v1/chat/completions", {**asked, "logprobs": True, "top_logprobs": 2}).json["choices"][0]
+    content = whole["logprobs"]["content"]
+    assert "".join(each["token"] for each in content) == whole["message"]["content"]
+    assert all(len(each["top_logprobs"]) == 2 and bytes(each["bytes"]).decode() == each["token"] for each in content)
+    pieces = events(served("/v1/chat/completions", {**asked, "logprobs": True, "top_logprobs": 2, "stream": True}).body)
+    assert [each for piece in pieces for each in piece["choices"][0]["logprobs"]["content"]] == content
+    assert served("/v1/chat/completions", asked).json["choices"][0]["logprobs"] is None
+
+
+def test_stop_strings_end_a_text(served: Running, writer_run: Path) -> None:
+    (whole,) = written(writer_run, "to be", max_new_tokens=60, temperature=0.0)
     body = {"prompt": "to be", "max_tokens": 60, "temperature": 0, "stop": whole[5:8]}
     (choice,) = served("/v1/completions", body).json["choices"]
     assert choice["text"] == whole[: whole.index(whole[5:8])] and choice["finish_reason"] == "stop"
 
 
-def test_chats_go_through_the_template(served: Running, run: Path) -> None:
+def test_chats_go_through_the_template(served: Running, writer_run: Path) -> None:
     messages = [{"role": "system", "content": "is"}, {"role": "user", "content": "to be"}]
-    (expected,) = written(run, "is to be or", max_new_tokens=20, temperature=0.0)
+    (expected,) = written(writer_run, "is to be or", max_new_tokens=20, temperature=0.0)
     asked = {"messages": messages, "max_tokens": 20, "temperature": 0}
     found = served("/v1/chat/completions", asked).json
     assert found["object"] == "chat.completion"
