@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,11 @@ from bigctl.models.attention import Rows
 
 Cache = list[dict[str, Array]]
 """Keys and values of each layer [slots, groups, room, depth]."""
+Likely = tuple[Array, Array, Array]
+"""Log-probabilities of the tokens written, and numbers and values of the likeliest ones [most, batch, likeliest]."""
+State = tuple[Array, Cache, Array, Array, Array, Array, Array, Likely]
+"""What the loop of `write` carries: steps taken, cache, tokens seen, last tokens, how many each row has, how many it
+may have, the tokens written, log-probabilities."""
 MOST_STEPS = 64
 """Tokens a dispatch at most."""
 LIKELIEST = 20
@@ -96,7 +101,7 @@ def write(
     never: Int[Array, " never"],
     steps: Int[Array, ""],
     likely: Bool[Array, ""],
-) -> tuple[Int[Array, "most batch"], Int[Array, " batch"], Cache, Array, tuple[Array, Array, Array]]:
+) -> tuple[Int[Array, "most batch"], Int[Array, " batch"], Cache, Array, Likely]:
     """Up to `steps` tokens of each row, and no more than `left`, until all rows are done.
 
     Returns:
@@ -108,11 +113,11 @@ def write(
     top = min(LIKELIEST, vocab)
     batch = len(last)
 
-    def going_on(state: Any) -> Array:
+    def going_on(state: State) -> Array:
         step, counts = state[0], state[4]
         return (step < steps) & (counts < left).any()
 
-    def step_on(state: Any) -> Any:
+    def step_on(state: State) -> State:
         step, cache, seen, last, counts, left, chosen, found = state
         active = counts < left
         hidden, cache = model.extend(last[:, None], cache, places + counts, at)
@@ -135,8 +140,8 @@ def write(
 
 
 def _with_likely(
-    found: tuple[Array, Array, Array], step: Array, logits: Float[Array, "batch vocab"], token: Int[Array, " batch"]
-) -> tuple[Array, Array, Array]:
+    found: Likely, step: Array, logits: Float[Array, "batch vocab"], token: Int[Array, " batch"]
+) -> Likely:
     logprobs = jax.nn.log_softmax(logits)
     values, which = jax.lax.top_k(logprobs, found[1].shape[-1])
     of = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from flax import nnx
 from bigctl.generation import sampling
 from bigctl.generation import slot_programs as programs
 from bigctl.generation.options import GenerationOptions
-from bigctl.generation.slot_programs import MOST_STEPS, Cache, Network
+from bigctl.generation.slot_programs import MOST_STEPS, Cache, Likely, Network
 from bigctl.models.attention import Rows, window_of
 
 MOST_SLOTS = 16
@@ -260,7 +260,7 @@ class Slots:
             for row, number in enumerate(numbers)
         }
 
-    def _taken(self, number: int, new: list[int], row: int, likely: Any) -> New:
+    def _taken(self, number: int, new: list[int], row: int, likely: Likely) -> New:
         slot = self.slots[number]
         slot.written += len(new)
         finish = "length" if slot.written >= slot.most else None
