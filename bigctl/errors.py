@@ -66,6 +66,12 @@ class RunHeld(BigctlError):
     exit_code = 5
 
 
+class Stuck(TrainingFailed):
+    """No step has come for longer than `train.step_timeout`; the last checkpoint is as it was."""
+
+    exit_code = 6
+
+
 class Preempted(BigctlError):
     """Training was asked to stop (SIGTERM 75, Ctrl-C 130); its checkpoint is saved."""
 

@@ -54,13 +54,13 @@ class Session:
     exit_code = 1
 
     def __init__(self, flags: argparse.Namespace, stop: StopRequest):
-        from bigctl.parallel import distributed
+        from bigctl.parallel import cluster, distributed
         from bigctl.runs import ci_report, gates
 
         self._flags, self._stop = flags, stop
         self._path: Path | None = None
         self._ended: tuple[Summary, list[Verdict]] | None = None
-        self._follows = distributed.is_follower()
+        self._follows = cluster.is_follower()
         if self._follows:
             distributed.silence_process()
         self._gates = gates.parse(flags.require)

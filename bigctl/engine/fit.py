@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bigctl.data import background_check
-from bigctl.engine import privacy, restore, samples
+from bigctl.engine import open_run, privacy, restore, samples
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
-from bigctl.errors import Preempted
+from bigctl.errors import Preempted, Stuck
 from bigctl.runs import corpora
 from bigctl.training import phases
 from bigctl.training import rewind as rewinding
@@ -23,6 +23,7 @@ from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.loop import Hooks, Loop
 from bigctl.training.profile import Profiler
 from bigctl.training.state import Progress, TrainState
+from bigctl.training.stuck import StuckWatch
 from bigctl.training.tracking.callbacks import Listener
 from bigctl.training.tracking.console import Console
 from bigctl.training.tracking.writers import JsonLines, TensorBoard, Writer
@@ -71,8 +72,8 @@ def prepared(
         warn=log.warning,
         sample=outputs.sampler,
         rewind=rewind,
-        doing=outputs.console.doing,
-        stepped=outputs.console.stepped,
+        doing=outputs.doing,
+        stepped=outputs.stepped,
         evaluated=outputs.console.evaluated,
     )
     run.stop.listen(outputs.console.stopping)
@@ -138,6 +139,8 @@ class _Outputs:
             self._streams.append(self.observer.lines)
             self._others.append(self.observer)
 
+        timeout = experiment.config.train.step_timeout
+        self._watch = StuckWatch(run.group, timeout, step, warn=log.warning, end=lambda *why: _end_stuck(run, *why))
         first = step * experiment.config.train.batch_size < experiment.dataset.size("train")
         self._check = background_check.begin(experiment.dataset.path) if first and directory.writes else None
 
@@ -166,6 +169,14 @@ class _Outputs:
         for listener in self._tracked:
             listener.write(step, values)
 
+    def doing(self, what: str) -> None:
+        self._watch.doing(what)
+        self.console.doing(what)
+
+    def stepped(self, step: int) -> None:
+        self._watch.stepped(step)
+        self.console.stepped(step)
+
     def flush(self) -> None:
         self._require_sound()
         for stream in self._streams:
@@ -177,10 +188,19 @@ class _Outputs:
             output.cut(step)
 
     def close(self) -> None:
+        self._watch.close()
         if self._check is not None:
             self._check.close()
         for output in (*self._writers, *self._others):
             output.close()
+
+
+def _end_stuck(run: Run, sentence: str, stack: str) -> None:
+    """The end of a run in which no step comes, by the thread that noticed; the last checkpoint is as it was."""
+    error = Stuck(sentence)
+    if run.directory.writes:
+        open_run.record_failure(run.directory, error, stack)
+    run.group.end(error)
 
 
 def _checkpoint_meta(experiment: Experiment) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bigctl.config.schema import Config
 from bigctl.engine import compile_cache, device_memory, distil, restore
 from bigctl.engine import experiment as experiments
 from bigctl.errors import ConfigError, TrainingFailed
-from bigctl.parallel import distributed
+from bigctl.parallel import cluster
 
 if TYPE_CHECKING:
     from bigctl.engine.experiment import Experiment
@@ -73,7 +73,7 @@ def find(config: Config) -> Found:
     if config.train.privacy.on:
         what = "--find-lr looks at the training examples, which no budget counts"
         raise ConfigError(what, where="train.privacy", hint="find a rate on public data of the same kind")
-    if distributed.read_cluster_info() is not None:
+    if cluster.read_cluster_info() is not None:
         hint = "run it outside of the cluster's job"
         raise ConfigError("--find-lr runs in one process", where="--find-lr", hint=hint)
     if config.train.compile_cache:

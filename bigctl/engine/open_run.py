@@ -71,7 +71,7 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
                     yield run
                 except Exception as error:
                     error = group.failed(error)
-                    _record_failure(held, error)
+                    record_failure(held, error, traceback.format_exc())
                     raise error
         except Exception as error:
             group.failed(error)
@@ -242,12 +242,12 @@ def _left_early(run: RunDirectory) -> None:
         run.update_record(status=directory.PREEMPTED, message="stopped by Ctrl-C while starting", exit_code=130)
 
 
-def _record_failure(run: RunDirectory, error: Exception) -> None:
-    """The error into run.json, its traceback into log.txt; nothing of this may hide the error itself."""
+def record_failure(run: RunDirectory, error: Exception, stack: str) -> None:
+    """The error into run.json, the stack that shows where into log.txt; nothing of this may hide the error itself."""
     ended = {Preempted: directory.PREEMPTED, Diverged: directory.DIVERGED}
     status = next((status for kind, status in ended.items() if isinstance(error, kind)), directory.FAILED)
     code = error.exit_code if isinstance(error, BigctlError) else 1
     with contextlib.suppress(Exception):
-        log.error("%s\n%s", error, traceback.format_exc())
+        log.error("%s\n%s", error, stack)
     with contextlib.suppress(Exception):
         run.update_record(status=status, message=str(error)[:2000], exit_code=code)

@@ -18,11 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bigctl import errors
-from bigctl.errors import BigctlError, ConfigError, TrainingFailed
+from bigctl.errors import BigctlError, TrainingFailed
+from bigctl.parallel.cluster import ClusterInfo, read_cluster_info
 
 T = TypeVar("T")
 
@@ -32,82 +32,6 @@ POLL = 0.5  # s between looks at what the others have said
 _GRACE = 10.0  # s for the others to hear that this process ends, and for this one to end by itself after another
 _SLICE = 2_000  # ms of one wait: between two of them Python handles signals
 _LOST = re.compile(r"gloo|nccl|coordination|connection (reset|closed|refused)|socket closed|heartbeat|barrier", re.I)
-
-ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-
-
-# --------------------------------------------------------------------------------------------------------- who we are
-
-
-@dataclass(frozen=True)
-class ClusterInfo:
-    """Which of how many processes this is.
-
-    Attributes:
-        index: from 0 on.
-        count: of all processes.
-        address: "host:port" of process 0.
-        devices: the local GPUs it may use, by number; None for all of them.
-    """
-
-    index: int
-    count: int
-    address: str
-    devices: list[int] | None = None
-
-
-def read_cluster_info() -> ClusterInfo | None:
-    """What the environment says: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else what SLURM
-    tells the tasks of a step, or Open MPI and indexed Kubernetes jobs their processes; None for a process alone.
-
-    Raises:
-        ConfigError: where it says half of it, or what cannot be.
-    """
-    count = _number(COUNT, "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    if count is None and ADDRESS in os.environ:
-        raise ConfigError("is set, and the number of processes is not", where=ADDRESS, hint=f"set {COUNT} too")
-    if count is None or count[1] == 1:
-        return None
-    index = _number(INDEX, "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
-    if index is None:
-        raise ConfigError(f"{count[1]} processes, and which of them this is is not said", where=count[0],
-                          hint=f"set {INDEX}, or {COUNT}=1 to train in this process alone")  # fmt: skip
-    if not 0 <= index[1] < count[1]:
-        raise ConfigError(f"{index[1]} is none of {count[1]} processes", where=index[0], hint="they count from 0")
-    address = os.environ.get(ADDRESS) or _slurm_address()
-    if address is None or not re.fullmatch(r".+:\d+", address):
-        raise ConfigError(
-            f"{count[1]} processes, and the address of process 0 is "
-            f"{'not set' if address is None else f'{address!r}, without a port'}",
-            where=ADDRESS,
-            hint=f"set it to HOST:PORT, the same for all; or {COUNT}=1 to train in this process alone",
-        )
-    shared = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] != "1"
-    local = _number("SLURM_LOCALID") if shared and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
-    return ClusterInfo(index[1], count[1], address, None if local is None else [local[1]])
-
-
-def is_follower() -> bool:
-    """Whether this process is one of several, and not the first."""
-    found = read_cluster_info()
-    return found is not None and found.index > 0
-
-
-def _number(*names: str) -> tuple[str, int] | None:
-    """The first of these variables that is set, and its value."""
-    for name in names:
-        if value := os.environ.get(name):
-            if not value.isdecimal():
-                raise ConfigError(f"{value!r} is no number", where=name)
-            return name, int(value)
-    return None
-
-
-def _slurm_address() -> str | None:
-    """The first host of a SLURM step, with a port that follows from the number of the job."""
-    nodes, job = os.environ.get("SLURM_STEP_NODELIST"), _number("SLURM_JOB_ID")
-    found = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes or "")  # node001,host2 or node[001-015,020]
-    return f"{found[1]}{found[2] or ''}:{61440 + job[1] % 4096}" if found and job else None
 
 
 # -------------------------------------------------------------------------------------------------------- one of many
@@ -141,6 +65,11 @@ class SingleProcess:
     def failed(self, error: Exception) -> Exception:
         """That this process ends by an error, said to the others; gives what the user is to be told."""
         return error
+
+    def end(self, error: BigctlError) -> None:
+        """Say why, and end the process at once, from any thread."""
+        _say_plainly(f"{error.message}\n        run the same command again: it goes on from the last checkpoint")
+        _end(error.exit_code)
 
 
 SINGLE_PROCESS = SingleProcess()
@@ -176,11 +105,7 @@ class ProcessGroup(SingleProcess):
             value = function()
             self.put(name, json.dumps({"value": pack(value)}))
         except Exception as error:
-            said: dict[str, Any] = {"kind": type(error).__name__, "message": str(error), "code": 1}
-            if isinstance(error, BigctlError):
-                said |= {"message": error.message, "code": error.exit_code}
-            more = {key: getattr(error, key, None) for key in ("where", "hint")}
-            self.put(name, json.dumps({"error": {**said, **more}}))
+            self.put(name, json.dumps({"error": _told(error)}))
             raise
         return value
 
@@ -211,6 +136,10 @@ class ProcessGroup(SingleProcess):
     def put(self, name: str, value: str) -> None:
         self.client.key_value_set(name, value)
 
+    def say(self, folder: str, value: str) -> None:
+        """A text of this process, in place of the one before; `below` gives those of all."""
+        self.client.key_value_set(f"{folder}/{self.index}", value, allow_overwrite=True)
+
     def get(self, name: str) -> str:
         """A text, once one of the processes has put it there; without end, as only a lost process ends the wait."""
         while True:
@@ -238,6 +167,15 @@ class ProcessGroup(SingleProcess):
                 if codes:
                     time.sleep(_GRACE / 2)  # most errors are those of all
                     _end(codes[0] if self.code is None else self.code)
+
+    def end(self, error: BigctlError) -> None:
+        self.code = error.exit_code
+        _say_plainly(f"process {self.index} of {self.count}: {error.message}\n        {_AGAIN}")
+        told = threading.Thread(target=self.failed, args=(error,), daemon=True)
+        told.start()  # the service may be what does not answer
+        told.join(1)
+        time.sleep(_GRACE / 2 if self.leads else 0)  # it holds what the others read, who have to say it too
+        _end(self.code)
 
     def leave(self) -> None:
         """At the exit of the process. Without the others there is no orderly end, only a quick one."""
@@ -380,6 +318,14 @@ def _end(code: int) -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(code)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """What the others need to raise the same, see `_error`."""
+    said: dict[str, Any] = {"kind": type(error).__name__, "message": str(error), "code": 1}
+    if isinstance(error, BigctlError):
+        said |= {"message": error.message, "code": error.exit_code}
+    return {**said, **{key: getattr(error, key, None) for key in ("where", "hint")}}
 
 
 def _error(kind: str, message: str, code: int, where: str | None, hint: str | None) -> BigctlError:

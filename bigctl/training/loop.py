@@ -343,13 +343,14 @@ class Loop:
         self._flush_log()
         noticed, bad_step = progress.step, int(state.bad_step)
         start = time.perf_counter()
-        state, progress = self.hooks.rewind(progress, bad_step)
+        with self._doing("going back"):
+            state, progress = self.hooks.rewind(progress, bad_step)
         self.hooks.warn(
             f"{divergence.describe(self.rule, bad_step)}: back to step {progress.step}, without the batches of the "
             f"steps up to {noticed}"
         )
-        self.timings.checkpoint += time.perf_counter() - start
         self._mark = (time.perf_counter(), self.timings.besides, progress.position)
+        self.timings.checkpoint += self._mark[0] - start
         return state, progress
 
     # ------------------------------------------------------------------------------------------------------- helpers

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from bigctl.errors import ConfigError, RunHeld, TrainingFailed
-from bigctl.parallel import distributed
-from bigctl.parallel.distributed import ClusterInfo, ProcessGroup
+from bigctl.parallel import cluster
+from bigctl.parallel.cluster import ClusterInfo
+from bigctl.parallel.distributed import ProcessGroup
 from bigctl.runs import manifest
 from bigctl.training.signals import StopRequest
 from bigctl.training.stopping import SharedStop
@@ -55,7 +56,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_environment_says_which_process_this_is(environment: Any, variables: dict[str, str], expected: Any) -> None:
     for name, value in variables.items():
         environment.setenv(name, value)
-    assert distributed.read_cluster_info() == expected
+    assert cluster.read_cluster_info() == expected
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_half_a_setting_is_refused(environment: Any, changes: dict[str, str], me
     for name, value in {**BY_HAND, **changes}.items():
         environment.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        distributed.read_cluster_info()
+        cluster.read_cluster_info()
 
 
 class Service:
@@ -82,9 +83,9 @@ class Service:
         self.values: dict[str, str] = {}
         self.changed = threading.Condition()
 
-    def key_value_set(self, name: str, value: str) -> None:
+    def key_value_set(self, name: str, value: str, allow_overwrite: bool = False) -> None:
         with self.changed:
-            if name in self.values:
+            if name in self.values and not allow_overwrite:
                 raise RuntimeError("ALREADY_EXISTS")
             self.values[name] = value
             self.changed.notify_all()

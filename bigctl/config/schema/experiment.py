@@ -152,6 +152,13 @@ class Train(Checked):
     max_minutes: float | None = key(
         None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE, gt=0
     )
+    step_timeout: float | None = key(
+        None,
+        "End with code 6 where no step comes for so long, and say who does not come; null to go by the pace so far, "
+        "which ends several processes and only warns a single one [s].",
+        drift=FREE,
+        gt=0,
+    )
     batch_size: BatchSize = key(
         128, "Global batch size; auto for the largest that fits, measured when a run begins [examples].", decided=True,
         gt=0,

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from bigctl.config import schema
 from bigctl.config.schema import Config
-from bigctl.parallel import distributed
+from bigctl.parallel import cluster
 
 SEED = "seed"
 NUMBER = "a number"
@@ -30,7 +30,7 @@ def refusal(configs: Sequence[Config]) -> str | None:
 
     What depends on the data and the machine is only known later, see `training.packed.refusal`.
     """
-    if distributed.read_cluster_info() is not None:
+    if cluster.read_cluster_info() is not None:
         return "several processes that train together cannot train a pack"
     if any(config.train.privacy.on for config in configs):
         return "trainings with differential privacy draw batches of their own (train.privacy)"
