@@ -72,6 +72,7 @@ def text(known: dict[str, Any]) -> list[str]:
     for start in known["starts"]:
         line("started", f"{_date(start['time'])} from step {start['step']:,}: {shlex.join(start.get('argv') or [])}")
         lines += [f"{'':<12} {note}" for note in start.get("notes") or []]
+    line("goodput", (known["goodput"] or {}).get("said"))
     line("overrides", shlex.join(known["overrides"]))
     line("plugins", ", ".join(known["plugins"]))
     if known["data"]:

@@ -15,14 +15,14 @@ from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_json
-from bigctl.runs import baselines, directory
+from bigctl.runs import baselines, directory, goodput
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.runs.summary import FollowedUp, Overfit, Summary, Times, Waited
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Scores
-from bigctl.training.loop import Timings
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.task import Task
+from bigctl.training.timings import Timings
 from bigctl.training.waiting import Verdict
 
 MISTAKES = 24
@@ -91,7 +91,7 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         "data": {"fingerprint": dataset.fingerprint, **{split: dataset.size(split) for split in dataset.splits}},
         "resumed_from": start.step,
         "devices": experiment.devices,
-        "timings": _times(timings, time.perf_counter() - run.clock),
+        "timings": _times(timings, time.monotonic() - run.clock),
         "examples_per_s": rate,
         "profile": fitted.profile,
     }
@@ -156,3 +156,4 @@ def _write(run: Run, summary: Summary) -> None:
         write_json(file, summary)
     except OSError as error:
         raise TrainingFailed(f"cannot be written: {error.strerror}", where=str(file)) from error
+    goodput.finished(run.directory, run.began)

@@ -14,7 +14,7 @@ from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
 from bigctl.errors import Preempted, Stuck
-from bigctl.runs import corpora
+from bigctl.runs import corpora, goodput
 from bigctl.training import phases
 from bigctl.training import rewind as rewinding
 from bigctl.training.checkpoints.arrays import shapes
@@ -45,15 +45,13 @@ def prepared(
     run: Run, experiment: Experiment, checkpoints: Checkpoints, start: Start, tracked: Sequence[Listener]
 ) -> Iterator[Fitting]:
     """The loop, with everything open that it writes to; an end without an error brings it all onto the disk."""
-    config, total = experiment.config, experiment.cadence.total
-    outputs = _Outputs(run, experiment, start, tracked)
-    first = min(start.step + 20, (start.step + total) // 2)  # past compiling and the first, untypical steps
-    profiler = Profiler(run.directory.path / "profile", start=first) if run.options.profile else None
+    config, outputs = experiment.config, _Outputs(run, experiment, start, tracked)
+    profiler = _profiler(run, start, experiment.cadence.total)
     meta = _checkpoint_meta(experiment)
 
     def rewind(progress: Progress, bad_step: int) -> tuple[TrainState, Progress]:
-        abstract = experiment.programs.abstract_state
-        state, back = rewinding.rewind(config.train.divergence, checkpoints, abstract, progress, bad_step)
+        rule, abstract = config.train.divergence, experiment.programs.abstract_state
+        state, back = rewinding.rewind(rule, checkpoints, abstract, progress, bad_step)
         outputs.cut(back.step)
         return state, restore.judged_as_now(run, experiment, checkpoints, back)[0]
 
@@ -93,14 +91,20 @@ def prepared(
         examples_per_epoch=experiment.dataset.size("train"),
         rates=experiment.rates,
     )
-    fitting = Fitting(loop)
+    fitting, spent = Fitting(loop), lambda: (loop.timings.parts, start.step + loop.timings.steps)
     try:
-        yield fitting
+        with goodput.kept(run.directory, run.began, start.step, spent):
+            yield fitting
         outputs.flush()
     finally:
         feed.close()
         fitting.profile = profiler.close() if profiler is not None else []
         outputs.close()
+
+
+def _profiler(run: Run, start: Start, total: int) -> Profiler | None:
+    first = min(start.step + 20, (start.step + total) // 2)  # past compiling and the first, untypical steps
+    return Profiler(run.directory.path / "profile", start=first) if run.options.profile else None
 
 
 class _Outputs:

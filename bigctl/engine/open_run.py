@@ -61,7 +61,7 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
         try:
             found = group.first(lambda: _find(held, composed, options), pack=_Found.to_json, unpack=_Found.from_json)
             shared = SharedStop(stop, group) if isinstance(group, ProcessGroup) else stop
-            run = Run(held, composed.overrides, options, group, shared, time.time(), time.perf_counter(), *found)
+            run = Run(held, composed.overrides, options, group, shared, time.time(), time.monotonic(), *found)
             if run.beginning is Beginning.COMPLETE:
                 yield run
                 return

@@ -95,7 +95,7 @@ class Run:
         options: how to train.
         group: the processes that train it together.
         stop: whether someone has asked to stop.
-        started: when, [s] since the epoch; `clock` the same by `time.perf_counter`.
+        started: when, [s] since the epoch; `clock` the same by `time.monotonic`.
         config: what to train, with what the first start decided.
         beginning: what was found in the directory.
         changed: what differs from the configuration of the start before.
@@ -115,6 +115,11 @@ class Run:
     changed: tuple[str, ...]
     summary: Summary | None
     done: Done | None = None
+
+    @property
+    def began(self) -> float:
+        """When the command was started, by `time.monotonic` [s]."""
+        return self.clock if self.options.began is None else self.options.began
 
     @property
     def resumes(self) -> bool:

@@ -176,6 +176,11 @@ def _cards(known: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[s
         rate = summary.get("tokens_per_s") or summary.get("examples_per_s")
         unit = "tokens/s" if summary.get("tokens_per_s") else "examples/s"
         cards.append(("time", _duration(wall), f"{grouped(round(rate))} {unit}" if rate else ""))
+    if (spent := known.get("goodput")) and spent["starts"] > 1:
+        lost = f", {_duration(spent['lost'])} lost to restarts" if spent["lost"] else ""
+        cards.append(
+            ("goodput", f"{spent['share']:.0%}", f"of {_duration(spent['wall'])} in {spent['starts']} starts{lost}")
+        )
     if known.get("parameters"):
         cards.append(("parameters", grouped(known["parameters"]), ""))
     return cards

@@ -51,6 +51,7 @@ class RunDirectory:
         self.threshold = path / "threshold.json"
         self.confidence = path / "confidence.json"
         self.assessment = path / "assessment.json"
+        self.goodput = path / "goodput.json"
         self.samples = path / "samples.jsonl"
         self.batches = path / "batches.jsonl"
         self.log = path / "log.txt"

@@ -10,7 +10,7 @@ from typing import Any
 from bigctl.config import plugins, saved, schema
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size, read_regular
-from bigctl.runs import baselines, directory, listing, provenance
+from bigctl.runs import baselines, directory, goodput, listing, provenance
 from bigctl.runs.directory import RunDirectory
 
 
@@ -33,6 +33,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
     if selected is not None and not any(c.committed and c.step == selected for c in saved):
         notes.append(f"the selected checkpoint, of step {selected}, is not on disk any more")
     data = record.get("data") or {}
+    spent = goodput.of_run(run)
     told = data.get("notes") or (data.get("info") or {}).get("notes") or []  # older runs keep them in the facts alone
     return {
         "run": str(run.path),
@@ -51,6 +52,7 @@ def gather_run_info(run: RunDirectory) -> dict[str, Any]:
         "metrics": summary.get("metrics") or progress.get("best_metrics") or {},
         "baseline": baselines.of_run(record, summary),
         "timings": summary.get("timings"),
+        "goodput": None if spent is None else spent.to_json(),
         "checkpoints": [
             {"step": c.step, "bytes": c.bytes, "committed": c.committed, "best": c.step == best, "last": c.step == last}
             for c in saved

@@ -31,33 +31,10 @@ from bigctl.training.programs import LARGEST_LOOP, Programs
 from bigctl.training.signals import Stop
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.throughput import Rates
+from bigctl.training.timings import Timings
 from bigctl.training.waiting import Mark, Verdict, Waiting
 
 log = logging.getLogger("bigctl.train")
-
-
-@dataclass
-class Timings:
-    """Where the wall time of a fit went [s]. `step` is what is left: training proper, compile excluded."""
-
-    total: float = 0.0
-    compile: float = 0.0
-    data_wait: float = 0.0
-    evaluate: float = 0.0
-    checkpoint: float = 0.0
-    steps: int = 0
-
-    @property
-    def step(self) -> float:
-        return max(0.0, self.total - self.compile - self.data_wait - self.evaluate - self.checkpoint)
-
-    @property
-    def besides(self) -> float:
-        return self.compile + self.evaluate + self.checkpoint
-
-    @property
-    def trained(self) -> float:
-        return self.total - self.besides
 
 
 @dataclass

@@ -146,6 +146,9 @@ def test_a_single_process_ends_with_the_place_it_stands_in(bigctl: Cli) -> None:
     assert "time.sleep(600)" in (bigctl.folder / "runs" / "run" / "log.txt").read_text()
     (bigctl.folder / "sleepy.py").write_text(SLEEPY.replace("600", "0"))
     assert "resuming from step 40" in bigctl(*shared, *more).stderr
+    spent = bigctl.json("info", "run")["goodput"]
+    assert spent["starts"] == 2 and sum(spent["parts"].values()) == pytest.approx(spent["wall"])
+    assert spent["parts"]["steps"] > spent["lost"] > 3, spent  # it slept through a third of the 60 steps it had made
     bigctl("verify", "runs/run")
 
 

@@ -1,0 +1,67 @@
+"""The ledger of wall time: what a start leaves however it ends, and what all of them come to."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from bigctl.runs import goodput
+from bigctl.runs.directory import RunDirectory
+
+
+def entry(first: int, last: int, **parts: float) -> dict[str, object]:
+    return {"begun": 1e9, "first": first, "last": last, "parts": parts}
+
+
+def run_with(folder: Path, *starts: object) -> RunDirectory:
+    run = RunDirectory(folder)
+    run.goodput.write_text(json.dumps({"starts": starts}))
+    return run
+
+
+def test_steps_that_are_made_again_are_lost(tmp_path: Path) -> None:
+    run = run_with(
+        tmp_path,
+        entry(0, 100, steps=50.0, saving=10.0),
+        entry(80, 80, steps=5.0),
+        entry(80, 200, steps=60.0, finish=5.0),
+    )
+    found = goodput.of_run(run)
+    assert found is not None and (found.starts, found.wall, found.lost) == (3, 130, 10)
+    assert found.share == pytest.approx((115 - 10) / 130) and sum(found.parts.values()) == found.wall
+    assert (
+        found.said
+        == "81% of 2:10 in 3 starts: steps 1:55, saving 0:10, finish 0:05, of the steps lost to restarts 0:10"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"starts": 3}', '{"starts": []}', '{"starts": [{"first": -1}]}'])
+def test_a_damaged_ledger_is_none(tmp_path: Path, content: str) -> None:
+    run = RunDirectory(tmp_path)
+    assert goodput.of_run(run) is None
+    run.goodput.write_text(content)
+    assert goodput.of_run(run) is None
+
+
+def test_what_is_on_disk_is_never_far_behind_and_adds_up(tmp_path: Path) -> None:
+    run = run_with(tmp_path, entry(0, 10, steps=1.0))
+    began, parts = time.monotonic() - 2, {"compiling": 0.25, "saving": 0.05}
+    with goodput.kept(run, began, 5, lambda: (parts, 7)):
+        time.sleep(0.4)
+        found = goodput.of_run(run)  # as a kill would leave it here
+        assert found is not None and found.starts == 2 and found.lost == pytest.approx(0.5)
+        assert found.parts["start-up"] == pytest.approx(2, abs=0.2) and found.parts["compiling"] == 0.25
+    goodput.finished(run, began)
+    found = goodput.of_run(run)
+    assert found is not None and found.wall - 1 == pytest.approx(time.monotonic() - began, abs=0.2)
+    assert [path.name for path in tmp_path.iterdir()] == ["goodput.json"]
+
+
+def test_a_process_that_follows_keeps_none(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, writes=False)
+    with goodput.kept(run, time.monotonic(), 0, lambda: ({}, 0)):
+        time.sleep(0.2)
+    assert not run.goodput.exists()
