@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def clean(options: argparse.Namespace, config: Data, form: Mapping[str, Any]) -> int:
     """Remove every prepared form of a data set."""
-    from bigctl.data import cache, catalog
+    from bigctl.data import cache, catalog, taught
 
     plain = cache.cache_folder(config, regression=form["regression"])
     tokens = cache.cache_folder(config, **form)
@@ -29,6 +29,8 @@ def clean(options: argparse.Namespace, config: Data, form: Mapping[str, Any]) ->
         folders += [cache.cache_folder(part), *_forms(cache.cache_folder(part))]
     present = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     freed = cache.sweep_packs(present)
+    said = {folder for each in present if (folder := taught.folder_of(each)) is not None and folder.is_dir()}
+    present += sorted(said)  # by teachers of students on it
     for folder in present:
         freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)

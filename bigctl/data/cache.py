@@ -21,7 +21,7 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import catalog
+from bigctl.data import catalog, taught
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.files import file_index, remote
 from bigctl.data.pictures import packs
@@ -345,9 +345,9 @@ def prepared() -> list[Prepared]:
 
 
 def clean_all() -> int:
-    """Delete every cache folder, and what interrupted preparations left behind; gives the bytes freed."""
+    """Delete every cache folder, what interrupted preparations left and what teachers said; gives the bytes freed."""
     freed = 0
-    for folder in [*_folders(), *_leftovers(), cache_root() / "data" / "listings", packs.root()]:
+    for folder in [*_folders(), *_leftovers(), cache_root() / "data" / "listings", packs.root(), taught.root()]:
         freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)
         freed -= disk_size(folder)

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigctl.cache_root import cache_root
 from bigctl.config.schema import Config
+from bigctl.data import taught as kept
 from bigctl.data.dataset import Dataset
 from bigctl.data.progress import Progress
 from bigctl.engine import teacher as teachers
@@ -116,7 +116,7 @@ def _source(teacher: Teacher, noted: Mapping[str, Any] | None) -> dict[str, Any]
 
 def _file(dataset: Dataset, said: Mapping[str, Any]) -> Path:
     of = [1, dataset.fingerprint, list(dataset.features.target.names), said.get("checkpoint"), said.get("step")]
-    return cache_root() / TEACHER / f"{hashlib.sha256(repr(of).encode()).hexdigest()[:32]}.npy"
+    return kept.folder(dataset.fingerprint) / f"{hashlib.sha256(repr(of).encode()).hexdigest()[:32]}.npy"
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -132,11 +132,20 @@ def _alone(file: Path) -> Iterator[None]:
     """One process at a time computes a file; others wait for it."""
     import fcntl
 
-    try:
+    with _storing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".lock").open("w") as lock:
+        lock = file.with_suffix(".lock").open("w")
+    with lock:
+        with _storing(file):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        yield
+
+
+@contextlib.contextmanager
+def _storing(file: Path) -> Iterator[None]:
+    """Raises TrainingFailed for an error of the file system within, where only this file and its folder are touched."""
+    try:
+        yield
     except OSError as error:
         hint = "free some space, or set BIGCTL_CACHE_DIR to a folder that can be written"
         what = f"what the teacher says cannot be stored: {error.strerror or error}"
@@ -149,9 +158,10 @@ def _alone(file: Path) -> Iterator[None]:
 def _compute(config: Config, dataset: Dataset, teacher: Teacher, step: int, file: Path, shape: tuple[int, ...]) -> None:
     """Fill a file beside it batch by batch, rows that are not known yet being NaN; then give it its name."""
     seen, partial = teachers.its_data(teacher, config, dataset), file.with_suffix(".partial")
-    if _read(partial, shape) is None:
-        _begin(partial, shape)
-    found = np.lib.format.open_memmap(partial, mode="r+")
+    with _storing(file):
+        if _read(partial, shape) is None:
+            _begin(partial, shape)
+        found = np.lib.format.open_memmap(partial, mode="r+")
     with meshes.over(jax.local_devices()[:1]):
         programs = rebuild(on_one_device(teacher.config), teacher.features)
         state = _restored(teacher, programs, step)
@@ -173,8 +183,9 @@ def _compute(config: Config, dataset: Dataset, teacher: Teacher, step: int, file
                     raise RunError("its answers are no finite numbers", where=f"{KEY}={teacher.name}")
                 found[rows] = values[:, teacher.order]
                 progress.update(done)
-    found.flush()
-    os.replace(partial, file)
+    with _storing(file):
+        found.flush()
+        os.replace(partial, file)
 
 
 def _compiled(programs: Programs, state: TrainState) -> Any:

@@ -18,7 +18,7 @@ from bigctl.config import cadence, drift, schema
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
-from bigctl.engine import so_far
+from bigctl.engine import so_far, teacher
 from bigctl.engine.run import Beginning, Options, Run
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError
 from bigctl.formatting import is_utf8
@@ -128,7 +128,7 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
                 where=str(run.config),
                 hint="restore it, or start a new run with another --name",
             )
-        return _Found(composed.config, _without_checkpoint(run), ())
+        return _Found(_begun(composed.config, options), _without_checkpoint(run), ())
     status, trained = run.status(), run.trained()
     saved = composing.from_yaml(run.read_config(), where=str(run.config))
     config = _keep_decided(saved, composed.config)
@@ -143,7 +143,7 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
         )
     if not trained and status != directory.COMPLETE:  # no state that another configuration could contradict
         drift.judge([], options.allow_drift, where=str(run.path))
-        return _Found(composed.config, _without_checkpoint(run), tuple(map(str, found)))
+        return _Found(_begun(composed.config, options), _without_checkpoint(run), tuple(map(str, found)))
     changed = tuple(map(str, drift.judge(found, options.allow_drift, where=str(run.path))))
     done = so_far.done(run, saved, config) if trained else None
     if status == directory.COMPLETE and (summary := _complete(run, saved, config, done)) is not None:
@@ -156,6 +156,13 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
         )
     _require_own_training(run)
     return _Found(config, Beginning.RESUMED if trained else _without_checkpoint(run), changed, done=done)
+
+
+def _begun(config: Config, options: Options) -> Config:
+    """A configuration that begins from nothing; a teacher that is none is refused while nothing is written."""
+    if config.distil.teacher is not None:
+        teacher.named(config, options.plugins)
+    return config
 
 
 def _require_own_training(run: RunDirectory) -> None:

@@ -55,6 +55,21 @@ def find(config: Config, dataset: Dataset, plugins: Sequence[str] = ()) -> Teach
         RunError: if there is no such run, it was not trained to its end, or needs plugins.
         ConfigError: if it does not tell the student's classes apart.
     """
+    run, theirs, features = named(config, plugins)
+    where = f"{KEY}={config.distil.teacher}"
+    if features.kind != dataset.features.kind:
+        what = f"it reads {features.kind}s, the data holds {dataset.features.kind}s"
+        raise ConfigError(what, where=where, hint="name a run on data of this kind")
+    return Teacher(run, theirs, features, _order(features, dataset.features, where))
+
+
+def named(config: Config, plugins: Sequence[str] = ()) -> tuple[RunDirectory, Config, Features]:
+    """The run that is to teach, its configuration and what its data looked like; looked at before any data is.
+
+    Raises:
+        RunError: if there is no such run, it was not trained to its end, or needs plugins.
+        ConfigError: if it tells no class of an example.
+    """
     run = directory.locate(str(config.distil.teacher))
     where, record = f"{KEY}={config.distil.teacher}", run.record()
     if not run.summary_file.is_file() or "data" not in record:
@@ -69,10 +84,7 @@ def find(config: Config, dataset: Dataset, plugins: Sequence[str] = ()) -> Teach
     if features.target.kind != CLASS or theirs.recipe.purpose != "predict":
         what = f"a run of recipe={theirs.recipe.kind} tells no class of an example"
         raise ConfigError(what, where=where, hint="name a run that classifies")
-    if features.kind != dataset.features.kind:
-        what = f"it reads {features.kind}s, the data holds {dataset.features.kind}s"
-        raise ConfigError(what, where=where, hint="name a run on data of this kind")
-    return Teacher(run, theirs, features, _order(features, dataset.features, where))
+    return run, theirs, features
 
 
 def _order(theirs: Features, ours: Features, where: str) -> np.ndarray:

@@ -198,6 +198,8 @@ def cut(values: np.ndarray, parts: int = PARTS) -> tuple[list[str], np.ndarray]:
     else:
         inner = np.unique(np.quantile(values[known], np.arange(1, parts) / parts))
         inner = inner[inner < different[-1]]
+        if not len(inner):  # four in five have the largest
+            inner = different[-2:-1]
         ends = [f"{value:.4g}" for value in inner]
         names = [f"up to {ends[0]}", *(f"{low} to {high}" for low, high in zip(ends, ends[1:], strict=False))]
         names.append(f"above {ends[-1]}")

@@ -13,7 +13,10 @@ import pytest
 import bigctl
 from bigctl.cache_root import cache_root
 from bigctl.cli.main import main
-from bigctl.errors import ConfigError, RunError
+from bigctl.config.compose import compose
+from bigctl.engine import distil, open_run
+from bigctl.engine.run import Options
+from bigctl.errors import BigctlError, ConfigError, RunError, TrainingFailed
 from bigctl.files import sha256
 from bigctl.runs import provenance
 from bigctl.training.checkpoints.arrays import flatten
@@ -46,7 +49,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 def kept(run: Path) -> Path:
     """The file of the logits that a student was given, found by their digest."""
     wanted = json.loads((run / "run.json").read_text())[TEACHER]["logits"]
-    return next(file for file in (cache_root() / TEACHER).glob("*.npy") if sha256(file) == wanted)
+    return next(file for file in (cache_root() / TEACHER).rglob("*.npy") if sha256(file) == wanted)
 
 
 def test_the_teacher_says_of_each_row_what_it_predicts_and_the_student_heeds_it(folder, tmp_path):
@@ -143,8 +146,33 @@ def test_a_teacher_that_cannot_teach_is_refused_in_a_line(folder, tmp_path, caps
         assert main(["train", *keys(folder, more), "--run-dir", str(tmp_path / "new")]) == 2, more
         assert wrong in (told := capsys.readouterr().err) and "Traceback" not in told, told
         assert not (tmp_path / "new").exists() or not any((tmp_path / "new").iterdir()), more
+    for name, wrong in {
+        "none": "there is no such run",
+        "numbers": "tells no class",
+        "unfinished": "not finished",
+    }.items():
+        composed = compose(keys(folder, f"distil.teacher={tmp_path / name}"))
+        with pytest.raises(BigctlError, match=wrong), open_run.opened(composed, tmp_path / "new", Options()):
+            pytest.fail("the run began")
+        assert not (tmp_path / "new").exists()
     assert main(["train", "recipe=bert_mlm", "distil.teacher=x", "--dry-run"]) == 2
     assert "recipe=bert_mlm cannot be taught by another run" in capsys.readouterr().err
+
+
+def test_what_a_teacher_said_goes_with_the_data_and_only_the_cache_is_blamed_for_what_it_cannot_hold(
+    folder, tmp_path, capsys
+):
+    bigctl.train(keys(folder, "train.steps=1"), tmp_path / "student", quiet=True)
+    file = kept(tmp_path / "student")
+    with pytest.raises(FileNotFoundError), distil._alone(file):  # another file is missing
+        (tmp_path / "elsewhere").read_bytes()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingFailed, match="cannot be stored"), distil._alone(tmp_path / "file" / "a.npy"):
+        pytest.fail("it is no folder")
+    given = [key for key in small.KEYS if key.startswith("data.")]
+    assert main(["data", "csv", f"data.path={folder / 'rows.csv'}", *given, "--clean", "--json"]) == 0
+    freed = json.loads(capsys.readouterr().out)
+    assert not file.exists() and str(file.parent) in freed["removed"] and freed["freed_bytes"] > 0
 
 
 @pytest.mark.slow

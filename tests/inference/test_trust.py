@@ -178,3 +178,8 @@ def test_what_cannot_be_told_is_refused(
     ):
         assert main(words) == 2, words
         assert said in capsys.readouterr().err
+
+
+def test_a_column_that_is_mostly_its_largest_number_is_cut_below_it():
+    names, codes = slices.cut(np.array([*range(1, 10), *[10] * 90], float))
+    assert names == ["up to 9", "above 9", "(missing)"] and np.bincount(codes).tolist() == [9, 90]
