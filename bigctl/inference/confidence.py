@@ -6,6 +6,7 @@ run (`confidence.json`) for the weights of one step, and used by `predict` from 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,9 @@ from bigctl.training.task import Record
 
 BINS = 15
 KINDS = ("split", "adaptive", "class")
+log = logging.getLogger("bigctl")
+FEW = 100
+"""Examples below which a fitted temperature is warned of."""
 LEAST = 20
 """Examples that a calibration needs at least."""
 _TINY = 1e-38
@@ -149,6 +153,8 @@ def best_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The temperature with the least loss (Guo et al. 2017), between 0.05 and 20."""
     from scipy.optimize import minimize_scalar
 
+    if len(labels) < FEW:
+        log.warning("a temperature fitted on %d examples, fewer than %d, may be far off", len(labels), FEW)
     exact = np.asarray(probabilities, np.float64)
     found = minimize_scalar(
         lambda log: loss(scaled(exact, math.exp(log)), labels), bounds=(math.log(0.05), math.log(20)), method="bounded"

@@ -180,3 +180,10 @@ def test_what_cannot_be_is_refused(
     assert not (few / "confidence.json").exists() and not (run / "confidence.json").exists()
     with pytest.raises(ConfigError, match="does not say how likely"):
         confidence.probabilities_of({"loss": np.zeros(3)}, "run")
+
+
+def test_a_temperature_of_few_examples_is_warned_of(caplog) -> None:
+    confidence.best_temperature(*drawn(100, 3, 0, 1.0))
+    assert not caplog.records
+    confidence.best_temperature(*drawn(99, 3, 0, 1.0))
+    assert "fitted on 99 examples" in caplog.text
