@@ -148,7 +148,7 @@ def test_a_single_process_ends_with_the_place_it_stands_in(bigctl: Cli) -> None:
     assert "resuming from step 40" in bigctl(*shared, *more).stderr
     spent = bigctl.json("info", "run")["goodput"]
     assert spent["starts"] == 2 and sum(spent["parts"].values()) == pytest.approx(spent["wall"])
-    assert spent["parts"]["steps"] > spent["lost"] > 3, spent  # it slept through a third of the 60 steps it had made
+    assert spent["parts"]["steps"] > spent["lost"] > 1, spent  # 20 of 60 steps, four seconds of sleep among them
     bigctl("verify", "runs/run")
 
 
