@@ -32,6 +32,10 @@ examples:
 _PERMUTATION = "permutation"
 
 
+COUNT = 5
+"""Of a split, how many are explained where nothing else is said."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
     parser.add_argument(
@@ -42,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", choices=("train", "validation", "val", "test"), help="explain examples of a split of the run's data"
     )
     parser.add_argument(
-        "--count", type=common.whole(least=1), default=5, metavar="N",
+        "--count", type=common.whole(least=1), metavar="N",
         help="of --split, how many, from its beginning; default: 5",
     )  # fmt: skip
     parser.add_argument(
@@ -129,6 +133,8 @@ def _check(options: argparse.Namespace) -> None:
     if not named:
         hint = f'bigctl explain {options.run} --text "...", or FILE, or --split test --count 5'
         raise ConfigError("nothing to explain is given", hint=hint)
+    if options.count and "--split" not in named:
+        raise ConfigError("is of --split", where="--count", hint=f"leave it out beside {named[0]}")
     if "--split" in named and len(named) > 1:
         raise ConfigError(f"is given beside {named[0]}", where="--split", hint="give one of them")
     if options.html is not None and not options.html.absolute().parent.is_dir():
@@ -171,7 +177,7 @@ def _given(trained: TrainedRun, options: argparse.Namespace) -> Given:
         hint = f'bigctl explain {options.run} --text "..."'
         raise ConfigError("a language model is asked about a prompt", where=str(trained.run.path), hint=hint)
     if options.split is not None:
-        return explain.of_split(trained, options.split, options.count)
+        return explain.of_split(trained, options.split, options.count or COUNT)
     kind = trained.features.kind
     if (options.text or options.text_pair) and kind not in ("text", "stream"):
         what = {"image": "images", "table": "tables"}[kind]

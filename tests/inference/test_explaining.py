@@ -242,6 +242,7 @@ def test_numbers_alone_without_a_terminal(command: Command, monkeypatch: pytest.
         (["bert", "--text", "soup", "--class", "kitchn"], "there is no class 'kitchn' (did you mean kitchen?)"),
         (["bert", "--text", "soup", "--method", "ocluson"], "did you mean occlusion?"),
         (["ngram", "--text", "soup", "--method", "attention_rollout"], "one of: integrated_gradients"),
+        (["ngram", "--text", "soup", "--count", "2"], "--count: is of --split"),
         (["bert", "--text", "soup", "--split", "test"], "give one of them"),
         (["bert", "none.csv"], "there is no such file"),
         (["bert", "--text", "soup", "--html", "no/page.html"], "there is no such folder"),

@@ -60,7 +60,7 @@ def checklist(path: Path) -> dict[str, Change]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise ConfigError(f"cannot be read: {said}", where=str(path), hint="give a YAML file") from error
     if not isinstance(entries, list) or not entries:
         raise ConfigError("is no list", where=str(path), hint=_HINT)

@@ -74,7 +74,8 @@ def parse(text: str) -> tuple[str, list[float]]:
     except ValueError:
         found = []
     if norm not in NORMS or not sign or not found or not all(0 < eps < 1e6 for eps in found):
-        raise ConfigError(f"{text!r} is no attack", where=WHERE, hint="linf=0.1,0.2, l2=1, text or corruptions")
+        hint = "an eps above 0 after the norm, as linf=0.1,0.2 or l2=1; or text, or corruptions"
+        raise ConfigError(f"{text!r} is no attack", where=WHERE, hint=hint)
     return norm, found
 
 

@@ -19,11 +19,15 @@ def headline(each: Explanation) -> str:
     place = " ".join(str(details[name]) for name in ("file", "split") if name in details)
     row = f" row {details['row']}" if "row" in details else ""
     told = found.get("label", found.get("labels", found.get("value")))
-    said = f"predicted {told}"
+    said = f"predicted {told if str(told).strip() else repr(told)}"  # a token may be a space
     if isinstance(probability := found.get("probability"), float):
         said += f" ({probability:.3f})"
     true = f", truly {details['true']}" if "true" in details else ""
-    what = "" if output is None or output.name is None else f"; explained: {output.name}"
+    what = (
+        ""
+        if output is None or output.name is None
+        else f"; explained: {output.name if output.name.strip() else repr(output.name)}"
+    )
     return f"{(place + row).strip()}{': ' if place else ''}{said}{true}{what}"
 
 
