@@ -102,6 +102,8 @@ class Ledger:
     def __init__(self, run: RunDirectory, began: float, first: int, spent: Spent):
         self._run, self._began, self._spent, self._before = run, began, spent, _read(run)
         self._start_up = time.monotonic() - began
+        for left in run.path.glob(f".{run.goodput.name}.*.tmp"):  # by a start that was killed
+            left.unlink(missing_ok=True)
         self._entry = {"begun": time.time() - self._start_up, "first": first, "last": first, "parts": {}}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="goodput", daemon=True)

@@ -130,12 +130,19 @@ class Engine:
             try:
                 with self._turning:
                     self._turn()
-            except Exception as error:  # memory, or a device: what is written is lost, what comes next may do
-                for text in [text for active in self._active for text in active.texts.values()]:
-                    if not text.job.gone:
-                        text.job.gone = True
-                        text.job.tell(error)
-                self._active = []
+            except Exception as error:  # memory, or a device: what was asked for is lost, what comes next may do
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Tell it to everybody, also to those who wait: it may be the room for slots itself that there is not."""
+        with self._changed:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for text in [*(text for active in self._active for text in active.texts.values()), *waiting]:
+            if not text.job.gone:
+                text.job.gone = True
+                text.job.tell(error)
+        self._active = []
 
     def _turn(self) -> None:
         for active in self._active:
@@ -168,8 +175,8 @@ class Engine:
             prompt = text.job.prompts[text.prompt]
             free = [number for number in range(self._count) if number not in active.texts]
             best = max(free, key=lambda number: active.slots.worth(number, prompt))
+            active.texts[best] = text  # which is told where this fails
             self.reused += active.slots.begin(best, prompt, text.job.options, text.sample, logprobs=text.job.logprobs)
-            active.texts[best] = text
 
     def _next(self) -> _Text | None:
         with self._changed:

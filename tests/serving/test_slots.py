@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import queue
 import random
 
 import jax
@@ -139,3 +140,27 @@ def test_a_full_queue_and_a_client_that_leaves(model: LanguageModel) -> None:
         writing.close()
 
     asyncio.run(check())
+
+
+def test_where_there_is_no_room_for_slots_everybody_is_told_and_the_next_may_have_better_luck(
+    model: LanguageModel,
+) -> None:
+    class Cramped(Engine):
+        full = True
+
+        def _slots(self, model: LanguageModel) -> Slots:
+            if self.full:
+                raise MemoryError("no room")
+            return super()._slots(model)
+
+    told: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
+    engine = Cramped(lambda: model, 2)
+    options = GenerationOptions(max_new_tokens=2, temperature=0.0)
+    for _ in range(3):
+        engine.submit(Job([prompt(0)], options, False, told.put))
+    assert all(isinstance(told.get(timeout=60), MemoryError) for _ in range(3))
+    engine.full = False
+    engine.submit(Job([prompt(0)], options, False, told.put))
+    while (found := told.get(timeout=60)) is not None:
+        assert isinstance(found, Piece)
+    engine.close()
