@@ -32,8 +32,8 @@ from bigctl.files import sha256, temporary_name
 from bigctl.parallel import mesh as meshes
 from bigctl.runs import manifest
 from bigctl.training.checkpoints.store import Checkpoints
-from bigctl.training.programs import Programs
-from bigctl.training.state import TrainState, Tree
+from bigctl.training.programs import ModelPrograms
+from bigctl.training.state import Tree, Weights
 from bigctl.training.task import TEACHER, Batch
 
 log = logging.getLogger("bigctl")
@@ -164,9 +164,9 @@ def _compute(config: Config, dataset: Dataset, teacher: Teacher, step: int, file
         found = np.lib.format.open_memmap(partial, mode="r+")
     with meshes.over(jax.local_devices()[:1]):
         programs = rebuild(on_one_device(teacher.config), teacher.features)
-        state = _restored(teacher, programs, step)
+        weights = _restored(teacher, programs, step)
         columns, layout = seen.splits["train"], seen.batches
-        names, run = list(programs.task.exported_inputs(1)), _compiled(programs, state)
+        names, run = list(programs.task.exported_inputs(1)), _compiled(programs, weights)
         plan, done = layout.evaluation_plan(columns, batch_size=None, shards=1), 0
         known = int(np.isfinite(found[:, 0]).sum())
         said = f"{KEY}: {teacher.run.path.name} reads the training split"
@@ -188,7 +188,7 @@ def _compute(config: Config, dataset: Dataset, teacher: Teacher, step: int, file
         os.replace(partial, file)
 
 
-def _compiled(programs: Programs, state: TrainState) -> Any:
+def _compiled(programs: ModelPrograms, weights: Weights) -> Any:
     """Columns of a batch -> logits [batch, classes]."""
 
     @jax.jit
@@ -196,13 +196,14 @@ def _compiled(programs: Programs, state: TrainState) -> Any:
         with meshes.used(programs.mesh):
             return programs.task.exported(programs.merge(params, variables), batch)["logits"]
 
-    return lambda batch: run(programs.evaluation_weights(state), state.variables, batch)
+    return lambda batch: run(weights.params, weights.variables, batch)
 
 
-def _restored(teacher: Teacher, programs: Programs, step: int) -> TrainState:
+def _restored(teacher: Teacher, programs: ModelPrograms, step: int) -> Weights:
     checkpoints = Checkpoints(teacher.run.checkpoints, best=teacher.config.checkpoint.best)
     try:
-        return checkpoints.restore(checkpoints.find(step), programs.abstract_state)
+        averaged = bool(teacher.config.train.ema)
+        return checkpoints.restore_weights(checkpoints.find(step), programs.weights, averaged=averaged)
     finally:
         checkpoints.close()
 

@@ -25,7 +25,7 @@ from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
 from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
-from bigctl.training.programs import Programs, compile_programs
+from bigctl.training.programs import ModelPrograms, Programs, compile_programs, model_programs
 from bigctl.training.state import Tree
 from bigctl.training.task import Task, require_task
 from bigctl.training.throughput import Rates, rates
@@ -185,8 +185,13 @@ def _check_layer_decay(config: Config, programs: Programs) -> None:
         )
 
 
-def rebuild(config: Config, features: Features) -> Programs:
-    """The programs of a trained run, from what it says of its data; the data itself is not touched."""
+def rebuild(config: Config, features: Features) -> ModelPrograms:
+    """What a trained run is used with, from what it says of its data; the data itself is not touched."""
+    return model_programs(config, make_task(config, features), meshes.make_mesh(config.mesh))
+
+
+def rebuild_training(config: Config, features: Features) -> Programs:
+    """The same with the programs that train, and the shapes of all their state."""
     return compile_programs(config, make_task(config, features), meshes.make_mesh(config.mesh), total_steps=1)
 
 

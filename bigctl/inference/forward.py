@@ -16,8 +16,8 @@ from bigctl.data.dataset import Features
 from bigctl.inference import text_batches
 from bigctl.inference.text_batches import Text
 from bigctl.models.layers import Unchanged
-from bigctl.training.programs import Programs
-from bigctl.training.state import TrainState, Tree
+from bigctl.training.programs import ModelPrograms
+from bigctl.training.state import Tree, Weights
 from bigctl.training.task import Batch
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ class Forward:
     sizes: tuple[int, ...] = (BATCH,)
     """Sizes to which batches of arrays are padded, ascending."""
 
-    def __init__(self, programs: Programs, state: TrainState, features: Features):
-        self._programs, self._state, self._features = programs, state, features
+    def __init__(self, programs: ModelPrograms, weights: Weights, features: Features):
+        self._programs, self._weights, self._features = programs, weights, features
         self._jitted: dict[str, Callable[[Tree, Tree, Batch], jax.Array]] = {}
 
-    def with_state(self, state: TrainState) -> Forward:
+    def with_weights(self, weights: Weights) -> Forward:
         """The same functions with other weights; what is compiled is shared."""
         other = copy.copy(self)
         for name in ("predict", "logits", "embed"):  # which hold the old ones
             other.__dict__.pop(name, None)
-        other._state = state
+        other._weights = weights
         return other
 
     def use_smaller(self, sizes: Sequence[int]) -> None:
@@ -83,13 +83,13 @@ class Forward:
         return self._compiled("embed", headless)
 
     def _compiled(self, name: str, run: Callable[[nnx.Module, Batch], jax.Array]) -> Compiled:
-        programs, state = self._programs, self._state
+        programs, weights = self._programs, self._weights
 
         def merged(params: Tree, variables: Tree, batch: Batch) -> jax.Array:
             return run(programs.merge(params, variables), batch)
 
         compiled = self._jitted.setdefault(name, jax.jit(merged))
-        return lambda batch: compiled(programs.evaluation_weights(state), state.variables, batch)
+        return lambda batch: compiled(weights.params, weights.variables, batch)
 
     def arrays(self, inputs: np.ndarray, run: Compiled) -> np.ndarray:
         """One row for each of [N, *features.shape]. Raises ValueError for what is of another shape or type."""

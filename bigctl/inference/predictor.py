@@ -18,6 +18,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.sources.frames import Examples
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.data.text.words import of_joined
+from bigctl.engine import experiment
 from bigctl.errors import RunError
 from bigctl.inference import file_records, given_inputs, tagging, text_batches
 from bigctl.inference.confidence import Confidence
@@ -27,8 +28,8 @@ from bigctl.inference.text_batches import Text
 from bigctl.inference.threshold import Threshold
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.metrics_file import read_metrics
-from bigctl.training.programs import Programs
-from bigctl.training.state import TrainState, Tree
+from bigctl.training.programs import ModelPrograms
+from bigctl.training.state import Tree, Weights
 from bigctl.training.task import Judged, Record, Task
 
 log = logging.getLogger("bigctl")
@@ -54,16 +55,22 @@ class Predictor:
     confidence: Confidence | None = None
 
     def __init__(
-        self, run: RunDirectory, config: Config, features: Features, programs: Programs, state: TrainState, step: int
+        self,
+        run: RunDirectory,
+        config: Config,
+        features: Features,
+        programs: ModelPrograms,
+        weights: Weights,
+        step: int,
     ):
         self.run, self.config, self.features, self.step = run, config, features, step
-        self._programs, self._state = programs, state
+        self._programs, self._weights = programs, weights
         self._task: Task = programs.task.decided(_carried(run, step, programs.task.carried))
 
     @cached_property
     def model(self) -> Any:
         """The network itself, a flax `nnx.Module`."""
-        return self._programs.merge(self._weights, self._state.variables)
+        return self._programs.merge(self.params, self.variables)
 
     def with_params(self, params: Tree) -> Self:
         """The same model with other weights, a nested dict of arrays as `params` is."""
@@ -73,45 +80,35 @@ class Predictor:
         placed = jax.tree.map(
             lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding), self.params, params
         )
-        averaged = {"ema": placed} if self.config.train.ema else {}
-        other._state = dataclasses.replace(self._state, params=placed, **averaged)
+        other._weights = dataclasses.replace(self._weights, params=placed)
         return other
 
     def randomised(self) -> Self:
         """The same model with all weights drawn anew, pretrained ones too."""
-        fresh = self._programs.initialise()
+        fresh = experiment.rebuild_training(self.config, self.features).initialise()
         other = self.with_params(fresh.params)
-        other._state = dataclasses.replace(other._state, variables=fresh.variables)
+        other._weights = dataclasses.replace(other._weights, variables=fresh.variables)
         return other
 
     @property
-    def programs(self) -> Programs:
-        """The compiled functions of the experiment."""
+    def programs(self) -> ModelPrograms:
+        """The compiled functions of the model."""
         return self._programs
-
-    @property
-    def state(self) -> TrainState:
-        """All that the checkpoint held."""
-        return self._state
 
     @property
     def params(self) -> Any:
         """Weights as a nested dict of arrays."""
-        return self._weights
+        return self._weights.params
 
     @property
     def variables(self) -> Any:
         """What the model updates by itself, such as the statistics of batch normalisation, as a nested dict."""
-        return self._state.variables
+        return self._weights.variables
 
     @property
     def task(self) -> Task:
         """What the recipe adds, with what belongs to these weights, such as a threshold."""
         return self._task
-
-    @property
-    def _weights(self) -> Any:
-        return self._programs.evaluation_weights(self._state)
 
     @property
     def classes(self) -> list[str]:
@@ -234,7 +231,7 @@ class Predictor:
 
     @cached_property
     def _forward(self) -> Forward:
-        return Forward(self._programs, self._state, self.features)
+        return Forward(self._programs, self._weights, self.features)
 
     @property
     def _predict(self) -> Compiled:

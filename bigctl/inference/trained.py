@@ -30,7 +30,7 @@ from bigctl.recipes.classification import positive_scores, sigmoid
 from bigctl.runs import directory
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Evaluator, Scores
-from bigctl.training.programs import Programs
+from bigctl.training.programs import ModelPrograms
 from bigctl.training.task import Record
 
 log = logging.getLogger("bigctl")
@@ -96,12 +96,12 @@ class TrainedRun(Predictor):
         found = self._at(step, self.run, self.config, self.features, self._programs)
         found.top, found.embeddings = self.top, self.embeddings
         if "_forward" in self.__dict__:
-            found.__dict__["_forward"] = self._forward.with_state(found.state)
+            found.__dict__["_forward"] = self._forward.with_weights(found._weights)
         return found
 
     @classmethod
     def _at(
-        cls, step: str | int, run: directory.RunDirectory, config: Config, features: Features, programs: Programs
+        cls, step: str | int, run: directory.RunDirectory, config: Config, features: Features, programs: ModelPrograms
     ) -> Self:
         checkpoints = Checkpoints(run.checkpoints, best=config.checkpoint.best)
         if isinstance(step, str) and step not in ("best", "last") and not step.isdecimal():
@@ -112,9 +112,9 @@ class TrainedRun(Predictor):
             if config.checkpoint.best:
                 log.warning("the best checkpoint is not there any more, or not yet; using the last one")
         saved = checkpoints.find(step)
-        state = checkpoints.restore(saved, programs.abstract_state)
+        weights = checkpoints.restore_weights(saved, programs.weights, averaged=bool(config.train.ema))
         checkpoints.close()
-        found = cls(run, config, features, programs, state, saved.step)
+        found = cls(run, config, features, programs, weights, saved.step)
         if run.confidence.is_file():
             found._use_kept_confidence()
         return found._with_kept_threshold() if run.threshold.is_file() else found
@@ -254,7 +254,7 @@ class TrainedRun(Predictor):
             raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)
         evaluator = Evaluator(self._programs, dataset.batches, dataset.splits[split], self.config, prefix=prefix)
-        return dataset, evaluator.score(self._weights, self._state.variables, self._task)
+        return dataset, evaluator.score(self.params, self.variables, self._task)
 
     def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[Record]:
         labels = dataset.splits[split].get("label")

@@ -17,7 +17,7 @@ from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.metrics import Sums
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import Programs
+from bigctl.training.programs import ModelPrograms
 from bigctl.training.state import Tree
 from bigctl.training.task import Batch, Task, special_metrics
 
@@ -46,7 +46,9 @@ class Evaluator:
         prefix: what metric names begin with: "val" or "test".
     """
 
-    def __init__(self, programs: Programs, layout: Layout, columns: Columns, config: schema.Config, *, prefix: str):
+    def __init__(
+        self, programs: ModelPrograms, layout: Layout, columns: Columns, config: schema.Config, *, prefix: str
+    ):
         self.programs, self.layout, self.columns, self.prefix = programs, layout, columns, prefix
         self.parted = layout if isinstance(layout, Parted) else None
         self.count = layout.size(columns, training=False)

@@ -1,7 +1,8 @@
 """The compiled functions of an experiment: initialise, train, take sums, evaluate.
 
-They are made once by `compile_programs` and never change. Trials that differ in hparams and seeds only share them, each
-with hparams of its own, see `Programs.with_config`. What they compute is in `step`.
+They are made once by `compile_programs`, or without those that train by `model_programs`, and never change. Trials that
+differ in hparams and seeds only share them, each with hparams of its own, see `Programs.with_config`. What they compute
+is in `step`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
 from bigctl.training import metrics
 from bigctl.training.metrics import Sums
-from bigctl.training.state import TrainState, Tree, zeros_like
+from bigctl.training.state import TrainState, Tree, Weights, zeros_like
 from bigctl.training.step import SEED, Hparams, Step, abstract_state, add_places, make_step, traced_hparams
 from bigctl.training.task import Batch, Task, special_metrics
 
@@ -44,39 +45,21 @@ class Compiled(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Programs:
-    """The compiled functions of one experiment on one mesh, and the arguments that are its own.
+class ModelPrograms:
+    """The compiled functions that a trained model is used with, on one mesh, and the arguments that are its own.
 
     Attributes:
         step: what is computed, not compiled.
-        abstract_state: shapes, dtypes and placements of the state, as ShapeDtypeStructs.
         hparams: numbers that enter as arguments; the seed among them where trials share the functions.
         seed: of the initial parameters.
-        kernels: which kernel computes what there are several for, such as "attention", on the devices of this mesh.
-        make_state: key -> a new state, in place on the mesh: no device ever holds more than its part.
-        step_sent: (state, batch columns, hparams) -> state: one step on a batch that the host sends.
-        step_resident: (state, arrays, indices [batch], hparams, layout, length) -> state: one step on data that is on
-            the devices.
-        steps_resident: (state, arrays, indices [LARGEST_LOOP, batch], count, hparams, layout, length) -> state: the
-            first `count` of these steps. The count is an argument of one program, so a run that is cut at any step runs
-            the same code as one that is not.
-        take_sums: state -> (state with empty sums, the sums, first bad step): what a log line needs, without waiting
-            for it. Among the sums is `skipped`, int32 [], the steps skipped so far, where steps may be.
         evaluate_sent: (params, variables, batch columns, mask [batch], hparams) -> sums.
         evaluate_resident: (params, variables, arrays, indices [batch], mask [batch], hparams, layout, length) -> sums.
         add_sums: (sums, sums) -> sums.
     """
 
     step: Step
-    abstract_state: TrainState
     hparams: Hparams
     seed: int
-    kernels: Mapping[str, str]
-    make_state: Compiled
-    step_sent: Compiled
-    step_resident: Compiled
-    steps_resident: Compiled
-    take_sums: Compiled
     evaluate_sent: Compiled
     evaluate_resident: Compiled
     add_sums: Compiled
@@ -88,6 +71,42 @@ class Programs:
     @property
     def task(self) -> Task:
         return self.step.task
+
+    @property
+    def weights(self) -> Weights:
+        """Shapes, dtypes and placements of the weights, as ShapeDtypeStructs."""
+        return self.step.weights
+
+    def merge(self, params: Tree, variables: Tree, hparams: Hparams | None = None) -> nnx.Module:
+        """The model with these weights."""
+        return self.step.merge(params, variables, self.hparams if hparams is None else hparams)
+
+
+@dataclass(frozen=True, eq=False)
+class Programs(ModelPrograms):
+    """The compiled functions of one experiment on one mesh, and the arguments that are its own.
+
+    Attributes:
+        abstract_state: shapes, dtypes and placements of the state, as ShapeDtypeStructs.
+        kernels: which kernel computes what there are several for, such as "attention", on the devices of this mesh.
+        make_state: key -> a new state, in place on the mesh: no device ever holds more than its part.
+        step_sent: (state, batch columns, hparams) -> state: one step on a batch that the host sends.
+        step_resident: (state, arrays, indices [batch], hparams, layout, length) -> state: one step on data that is on
+            the devices.
+        steps_resident: (state, arrays, indices [LARGEST_LOOP, batch], count, hparams, layout, length) -> state: the
+            first `count` of these steps. The count is an argument of one program, so a run that is cut at any step runs
+            the same code as one that is not.
+        take_sums: state -> (state with empty sums, the sums, first bad step): what a log line needs, without waiting
+            for it. Among the sums is `skipped`, int32 [], the steps skipped so far, where steps may be.
+    """
+
+    abstract_state: TrainState
+    kernels: Mapping[str, str]
+    make_state: Compiled
+    step_sent: Compiled
+    step_resident: Compiled
+    steps_resident: Compiled
+    take_sums: Compiled
 
     @property
     def state_shardings(self) -> TrainState:
@@ -120,10 +139,6 @@ class Programs:
         """Which leaves are trained."""
         return self.step.trained(params)
 
-    def merge(self, params: Tree, variables: Tree, hparams: Hparams | None = None) -> nnx.Module:
-        """The model with these weights."""
-        return self.step.merge(params, variables, self.hparams if hparams is None else hparams)
-
     def evaluation_weights(self, state: TrainState) -> Tree:
         """The averaged weights where there are any."""
         return state.ema if self.step.config.train.ema else state.params
@@ -147,23 +162,31 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         mesh: the devices.
         total_steps: length of training, for the schedule.
     """
-    step, hparams = make_step(config, task, mesh, total_steps), traced_hparams(config)
+    used = model_programs(config, task, mesh, total_steps)
+    step, hparams = used.step, used.hparams
     with meshes.recorded_kernels() as kernels:
         abstract = abstract_state(step, hparams)
     placed = jax.tree.map(lambda s: s.sharding, abstract)
     train = partial(jax.jit, donate_argnums=0, out_shardings=placed, compiler_options=_compiler_options(step))
-    sums = partial(jax.jit, out_shardings=meshes.replicated(mesh))
     return Programs(
-        step=step,
+        **{field.name: getattr(used, field.name) for field in dataclasses.fields(used)},
         abstract_state=abstract,
-        hparams=hparams,
-        seed=config.seed,
         kernels=kernels,
         make_state=jax.jit(lambda key: step.initial(key, hparams), out_shardings=placed),
         step_sent=train(step_on_sent(step)),
         step_resident=train(step_on_resident(step), static_argnums=(4, 5)),
         steps_resident=train(steps_on_resident(step), static_argnums=(5, 6)),
         take_sums=jax.jit(_take_sums, donate_argnums=0, out_shardings=(placed, None, None)),
+    )
+
+
+def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:
+    """The same without those that train, of which nothing is traced to know the shapes of a state."""
+    step, sums = make_step(config, task, mesh, total_steps), partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    return ModelPrograms(
+        step=step,
+        hparams=traced_hparams(config),
+        seed=config.seed,
         evaluate_sent=sums(_evaluation_of_sent(step)),
         evaluate_resident=sums(_evaluation_of_resident(step), static_argnums=(6, 7)),
         add_sums=jax.jit(metrics.add, donate_argnums=0),

@@ -39,6 +39,20 @@ class TrainState:
     anomaly_state: Tree
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Weights:
+    """What a trained model is used with, of all the state that it was trained with.
+
+    Attributes:
+        params: trained weights, float32; the averaged ones where the run has them.
+        variables: what the model updates by itself (batch statistics).
+    """
+
+    params: Tree
+    variables: Tree
+
+
 @dataclass
 class Progress:
     """The host's side of the state, saved with it.

@@ -26,7 +26,7 @@ from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
 from bigctl.training import divergence, metrics, private
 from bigctl.training.metrics import Sums
-from bigctl.training.state import TrainState, Tree, zeros_like
+from bigctl.training.state import TrainState, Tree, Weights, zeros_like
 from bigctl.training.task import Batch, Task, evaluation_sums, training_sums
 
 Hparams = dict[str, Any]
@@ -47,6 +47,7 @@ class Step:
         total_steps: length of training, for the schedule.
         graphdef: the model's structure.
         hyperparameters: path in the model -> the hparam that stands there.
+        weights: shapes, dtypes and placements of the model's weights, as ShapeDtypeStructs.
     """
 
     config: schema.Config
@@ -55,6 +56,7 @@ class Step:
     total_steps: int
     graphdef: nnx.GraphDef[nnx.Module]
     hyperparameters: Mapping[tuple[Any, ...], str]
+    weights: Weights
 
     # What follows is traced once for all programs that contain it; it is written out in them, as if it had been called.
 
@@ -246,15 +248,21 @@ class Step:
 def make_step(config: schema.Config, task: Task, mesh: Mesh, total_steps: int) -> Step:
     """The step of an experiment; nothing is computed but shapes."""
     key = jax.eval_shape(lambda: randomness.key(0, randomness.PARAMETERS))
-    graphdef, _, hyper, _ = jax.eval_shape(lambda k: split_model(task.build(nnx.Rngs(params=k))), key)
+    graphdef, params, hyper, variables = jax.eval_shape(lambda k: split_model(task.build(nnx.Rngs(params=k))), key)
     hyperparameters = {path: v.get_metadata()["key"] for path, v in nnx.to_flat_state(hyper)}
-    return Step(config, task, mesh, total_steps, graphdef, hyperparameters)
+    weights = _placed(config, mesh, Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(variables)))
+    return Step(config, task, mesh, total_steps, graphdef, hyperparameters, weights)
 
 
 def abstract_state(step: Step, hparams: Hparams) -> TrainState:
     """Shapes, dtypes and placements of the state, as ShapeDtypeStructs; nothing is allocated."""
     shapes = jax.eval_shape(step.initial, randomness.key(0, randomness.PARAMETERS), hparams)
-    placed = partition.shardings(step.mesh, shapes, step.config.mesh.min_shard, step.config.model.stacked)
+    return _placed(step.config, step.mesh, shapes)
+
+
+def _placed(config: schema.Config, mesh: Mesh, shapes: Tree) -> Any:
+    """Shapes and dtypes with the placements that the rules give them."""
+    placed = partition.shardings(mesh, shapes, config.mesh.min_shard, config.model.stacked)
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, placed)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigctl.engine import experiment
 from bigctl.errors import RunError
 from bigctl.files import read_regular, write_json
 from bigctl.inference.compression import calibration
@@ -179,8 +180,11 @@ def _save(trained: TrainedRun, other: TrainedRun, made: RunDirectory, metrics: d
     """The checkpoint: the new weights, and zeros for what only training needs."""
     kept = Checkpoints(trained.run.checkpoints)
     saved = kept.find(trained.step)
+    state = kept.restore(saved, experiment.rebuild_training(trained.config, trained.features).abstract_state)
     kept.close()
-    state = other.state
+    params = other.params
+    averaged = {"ema": params} if trained.config.train.ema else {}
+    state = dataclasses.replace(state, params=params, **averaged, variables=other.variables)
     state = dataclasses.replace(state, opt_state=zeros_like(state.opt_state))
     progress = saved.progress
     validated = {name: value for name, value in metrics.items() if name.startswith("val/")}

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 
 from bigctl.errors import RunError
 from bigctl.parallel.partition import path_name
-from bigctl.training.state import TrainState, Tree
+from bigctl.training.state import TrainState, Tree, Weights
 
 if TYPE_CHECKING:
     from orbax.checkpoint import AsyncCheckpointer
@@ -44,8 +44,6 @@ def restore(
     Raises:
         RunError: if its arrays do not fit.
     """
-    import orbax.checkpoint as ocp
-
     wanted = flatten(abstract)
     places = _places(shapes, wanted)
     here = {name: list(leaf.shape) for name, leaf in wanted.items()}
@@ -55,32 +53,68 @@ def restore(
     names = {name: place for name, place in places.items() if name not in fresh}
     unused = set(shapes) - set(names.values())
     left = {name for name in unused if _is_momentum(name)} | {name for name in _anomaly_state(shapes) if anew}
-    differing = [name for name, place in names.items() if shapes.get(place) != here[name]]
-    if differing or unused - left:
-        name = differing[0] if differing else sorted(unused - left)[0]
-        raise RunError(
-            f"{name} is {shapes.get(places.get(name, name), 'missing')} in the checkpoint and "
-            f"{here.get(name, 'nothing')} in this configuration",
-            where=str(path),
-            hint="resume with the model and optimizer it was made with",
-        )
+    _require_shapes(path, shapes, here, names, unused - left, "resume with the model and optimizer it was made with")
     item = {place: wanted[name] for name, place in names.items()}
-    try:
-        arrays = checkpointer.restore(
-            path.resolve() / "state",
-            args=ocp.args.PyTreeRestore(
-                item=item,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                partial_restore=bool(left),
-            ),
-        )
-    except Exception as error:
-        raise RunError(f"cannot be loaded: {error}", where=str(path)) from error
+    arrays = _read(checkpointer, path, item, all_of_it=not left)
     found = {name: arrays[place] for name, place in names.items()}
     for name in fresh:
         leaf = wanted[name]
         found[name] = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
     return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in wanted])
+
+
+def restore_weights(
+    checkpointer: AsyncCheckpointer, path: Path, shapes: dict[str, list[int]], abstract: Weights, *, averaged: bool
+) -> Weights:
+    """The weights in a checkpoint's folder, of arrays of these shapes, placed as `abstract` says: the averaged ones if
+    `averaged`, and what the model updates by itself. Nothing else is read.
+
+    Raises:
+        RunError: if these arrays do not fit.
+    """
+    params = "ema/" if averaged else "params/"
+    wanted = {re.sub("^params/", params, name): leaf for name, leaf in flatten(abstract).items()}
+    here = {name: list(leaf.shape) for name, leaf in wanted.items()}
+    unused = {name for name in shapes if name.startswith((params, "variables/")) and name not in wanted}
+    hint = "use it with the model it was made with"
+    _require_shapes(path, shapes, here, {name: name for name in wanted}, unused, hint)
+    found = _read(checkpointer, path, wanted, all_of_it=False)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in wanted])
+
+
+def _require_shapes(
+    path: Path,
+    stored: dict[str, list[int]],
+    here: dict[str, list[int]],
+    places: dict[str, str],
+    unused: Iterable[str],
+    hint: str,
+) -> None:
+    """Raises RunError where an array is of another shape in the checkpoint, is missing there, or has no place here."""
+    differing = [name for name, place in places.items() if stored.get(place) != here[name]]
+    if name := next(iter([*differing, *sorted(unused)]), None):
+        raise RunError(
+            f"{name} is {stored.get(places.get(name, name), 'missing')} in the checkpoint and "
+            f"{here.get(name, 'nothing')} in this configuration",
+            where=str(path),
+            hint=hint,
+        )
+
+
+def _read(checkpointer: AsyncCheckpointer, path: Path, item: dict[str, Any], *, all_of_it: bool) -> dict[str, Any]:
+    """Arrays by name, placed as these ShapeDtypeStructs say. Raises RunError if they cannot be read."""
+    import orbax.checkpoint as ocp
+
+    arguments = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=not all_of_it,
+    )
+    try:
+        found: dict[str, Any] = checkpointer.restore(path.resolve() / "state", args=arguments)
+    except Exception as error:
+        raise RunError(f"cannot be loaded: {error}", where=str(path)) from error
+    return found
 
 
 def _is_momentum(name: str) -> bool:

@@ -28,7 +28,7 @@ from bigctl.parallel.distributed import SINGLE_PROCESS, SingleProcess
 from bigctl.runs import logs, manifest
 from bigctl.training import phases
 from bigctl.training.checkpoints import arrays
-from bigctl.training.state import Progress, TrainState
+from bigctl.training.state import Progress, TrainState, Weights
 
 if TYPE_CHECKING:
     from orbax.checkpoint import AsyncCheckpointer
@@ -352,6 +352,14 @@ class Checkpoints:
             RunError: if its arrays do not fit.
         """
         return arrays.restore(self._orbax(), saved.path, saved.meta["shapes"], abstract)
+
+    def restore_weights(self, saved: Saved, abstract: Weights, *, averaged: bool) -> Weights:
+        """The weights of a checkpoint and nothing else, placed as `abstract` says; with `averaged` the averaged ones.
+
+        Raises:
+            RunError: if its arrays do not fit.
+        """
+        return arrays.restore_weights(self._orbax(), saved.path, saved.meta["shapes"], abstract, averaged=averaged)
 
     def clean(self, *, after: int | None = None) -> None:
         """Remove what interrupted saves have left behind. With `after`, the step that training goes on from, also set
