@@ -14,13 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import tensorstore
 
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.runs import manifest
 from bigctl.training.checkpoints.arrays import read_arrays, shapes
 from bigctl.training.checkpoints.store import Checkpoints, Saved
-from bigctl.training.state import Progress
+from bigctl.training.state import Progress, Weights
 
 
 def save(store: Checkpoints, *steps: int, best: int | None = None) -> None:
@@ -361,3 +363,36 @@ def test_momentum_that_is_turned_on_begins_with_zeros_and_can_be_turned_off(stor
 def test_state_of_another_optimizer_is_refused(store: Checkpoints) -> None:
     with pytest.raises(RunError, match=r"opt_state/1/nu is missing in the checkpoint"):
         kept(store, (OFF, MOMENTS), (OFF, {**MOMENTS, "nu": MOMENTS["mu"]}))
+
+
+# --- The weights alone ------------------------------------------------------------------------------------------------
+
+
+def bytes_read() -> int:
+    found = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+    return sum(int(value["value"]) for metric in found for value in metric["values"])
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_weights_are_restored_without_reading_the_optimizer_state(store: Checkpoints, averaged: bool) -> None:
+    large = jnp.asarray(np.random.default_rng(0).normal(size=2**19), jnp.float32)  # 2 MiB, which nothing compresses
+    params, mean = {"b": jnp.arange(3.0), "a": {"kernel": jnp.ones((2, 2))}}, {"norm": {"mean": jnp.full(3, 7.0)}}
+    ema = jax.tree.map(lambda leaf: leaf + 0.25, params)
+    state = {"params": params, "ema": ema, "variables": mean, "opt_state": {"mu": large}}
+    store.save(state, Progress(step=1), {"shapes": shapes(state)})  # type: ignore[arg-type]
+    store.wait(last=True)
+    wanted = Weights(ema if averaged else params, mean)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
+    saved, before = store.find("last"), bytes_read()
+    found = store.restore_weights(saved, abstract, averaged=averaged)
+    assert 0 < bytes_read() - before < large.nbytes / 8
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((a == b).all()), found, wanted))
+    kind, other = "ema" if averaged else "params", jax.ShapeDtypeStruct((4,), jnp.float32)
+    for changed, said in (
+        (Weights({**abstract.params, "b": other}, mean), rf"{kind}/b is \[3\] in the checkpoint and \[4\] in this"),
+        (Weights(abstract.params, {"norm": {"var": other}}), r"variables/norm/var is missing in the checkpoint"),
+        (Weights({"b": abstract.params["b"]}, mean), rf"{kind}/a/kernel is \[2, 2\] in the checkpoint and nothing in"),
+    ):
+        with pytest.raises(RunError, match=said):
+            store.restore_weights(saved, changed, averaged=averaged)

@@ -223,6 +223,11 @@ def test_a_checkpoint_of_eight_devices_is_restored_on_one(sharded: Any) -> None:
     for name, leaf in state.items():
         assert leaf.sharding.device_set == set(programs.mesh.devices.flat), name
         np.testing.assert_array_equal(np.asarray(leaf), expected[name.replace("/", "|")], err_msg=name)
+    weights = flatten(store.restore_weights(saved, programs.weights, averaged=False))
+    assert weights.keys() == {name for name in state if name.startswith(("params/", "variables/"))}
+    for name, leaf in weights.items():
+        assert leaf.sharding == state[name].sharding, name
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(state[name]), err_msg=name)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_jax_starts(bigctl: Cli) -> None:
