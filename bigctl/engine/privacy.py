@@ -105,6 +105,8 @@ def announcement(config: Config, dataset: Dataset, steps: int) -> Iterator[str]:
     count = dataset.size("train")
     accountant = accountant_of(config, count)
     if accountant is None:
+        if config.train.privacy != schema.Privacy():
+            yield f"note: nothing is private: {WHERE} has neither epsilon nor noise, and its other keys do nothing"
         return
     spent = accountant.epsilon(steps)
     yield (

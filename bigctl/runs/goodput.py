@@ -86,7 +86,8 @@ def _read(run: RunDirectory) -> list[dict[str, Any]]:
         starts = untrusted.read(run.goodput, SHAPE).get("starts") or []
     except (OSError, ValueError, BigctlError):
         return []
-    return [s for s in starts if s and None not in (s.get("first"), s.get("last"), s.get("parts"))]
+    whole = [s for s in starts if s and None not in (s.get("first"), s.get("last"), s.get("parts"))]
+    return [{**s, "parts": {name: max(0.0, float(part or 0)) for name, part in s["parts"].items()}} for s in whole]
 
 
 class Ledger:
@@ -103,7 +104,8 @@ class Ledger:
         self._run, self._began, self._spent, self._before = run, began, spent, _read(run)
         self._start_up = time.monotonic() - began
         for left in run.path.glob(f".{run.goodput.name}.*.tmp"):  # by a start that was killed
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                left.unlink()
         self._entry = {"begun": time.time() - self._start_up, "first": first, "last": first, "parts": {}}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="goodput", daemon=True)

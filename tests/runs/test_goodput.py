@@ -65,3 +65,11 @@ def test_a_process_that_follows_keeps_none(tmp_path: Path) -> None:
     with goodput.kept(run, time.monotonic(), 0, lambda: ({}, 0)):
         time.sleep(0.2)
     assert not run.goodput.exists()
+
+
+@pytest.mark.parametrize("part", [None, -5.0])
+def test_a_ledger_with_a_part_that_is_no_time_ends_no_training(tmp_path: Path, part: float | None) -> None:
+    run = run_with(tmp_path, {**entry(0, 10), "parts": {"steps": part, "saving": 2.0}})
+    goodput.finished(run, time.monotonic() - 5)
+    found = goodput.of_run(run)
+    assert found is not None and found.parts["steps"] == 0 and found.parts["finish"] == pytest.approx(3, abs=0.2)

@@ -17,7 +17,7 @@ import bigctl
 from bigctl.cli.main import main
 from bigctl.config import drift, schema
 from bigctl.data.layouts import poisson
-from bigctl.engine import resolve
+from bigctl.engine import privacy, resolve
 from bigctl.errors import ConfigError, RunError
 from bigctl.privacy.accountant import Accountant
 from bigctl.runs import comparison, directory
@@ -160,6 +160,13 @@ def test_noise_is_solved_for_the_budget_and_a_budget_too_small_names_the_steps_t
         resolved("train.privacy.epsilon=0.0001", "train.steps=100000", "train.privacy.accountant=rdp")
     with pytest.raises(ConfigError, match="no batches of 4,000"):
         resolved("train.privacy.noise=1", "train.batch_size=4000", "train.steps=1")
+
+
+def test_keys_of_a_promise_that_is_not_made_are_told() -> None:
+    for given, count in (("train.privacy.clip=0.5", 1), ("train.steps=1", 0)):
+        resolution = resolve.resolve(bigctl.compose([*MLP, given]))
+        told = list(privacy.announcement(resolution.config, resolution.dataset, 1))
+        assert len(told) == count and all("nothing is private" in sentence for sentence in told)
 
 
 def test_pictures_are_standardised_by_no_statistics_of_them() -> None:
