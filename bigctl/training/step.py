@@ -2,7 +2,7 @@
 
 The model is split once into its structure and plain trees, and merged inside of each function. Learning rate, weight
 decay, dropout and the like arrive as `hparams`, an argument, so that other values need no new program. What is compiled
-of this, and how batches get into it, is in `programs`; where to begin reading is `Step.train`.
+of this, and how batches get into it, is in `programs`; where to begin reading is `Step._train`.
 """
 
 from __future__ import annotations
