@@ -103,6 +103,9 @@ class Engine:
         ]
         job.left = len(texts)
         with self._changed:
+            if self._closed:
+                job.tell(RuntimeError("the server is ending"))
+                return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="bigctl-write", daemon=True)
                 self._thread.start()

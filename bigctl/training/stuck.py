@@ -156,25 +156,31 @@ class StuckWatch:
     def _exchange(self) -> None:
         """Say how far this process is, and hear the others."""
         assert isinstance(self.group, ProcessGroup)
-        with contextlib.suppress(Exception):  # the service has gone, which ends this process soon
-            while not self._closed.is_set() and not self.group.leaving.wait(self._interval):
-                limit = self.pace.limit(self._activity)
-                late = limit is not None and self._stands() > limit / 2
-                said = {"step": self._step, "activity": self._activity, "place": self._place() if late else ""}
-                count = self._beats + int(time.monotonic() * 1000)  # never the same twice
-                self.group.say("bigctl/pulse", json.dumps({**said, "count": count}))
-                for index, text in self.group.below("bigctl/pulse").items():
-                    word, before = Word(**json.loads(text)), self._others[int(index)]
-                    word.since = before.since if before.count == word.count else time.monotonic()
-                    self._others[int(index)] = word
-                self._heard = time.monotonic()
+        while not self._closed.is_set() and not self.group.leaving.wait(self._interval):
+            with contextlib.suppress(
+                Exception
+            ):  # the service did not answer; should it have gone, this process ends soon
+                self._say_and_hear(self.group)
+
+    def _say_and_hear(self, group: ProcessGroup) -> None:
+        limit = self.pace.limit(self._activity)
+        late = limit is not None and self._stands() > limit / 2
+        said = {"step": self._step, "activity": self._activity, "place": self._place() if late else ""}
+        count = self._beats + int(time.monotonic() * 1000)  # never the same twice
+        group.say("bigctl/pulse", json.dumps({**said, "count": count}))
+        for index, text in group.below("bigctl/pulse").items():
+            word, before = Word(**json.loads(text)), self._others[int(index)]
+            word.since = before.since if before.count == word.count else time.monotonic()
+            self._others[int(index)] = word
+        self._heard = time.monotonic()
 
     def _look(self) -> None:
         while True:
             before = time.monotonic()
             if self._closed.wait(self._interval):
                 return
-            if time.monotonic() - before > 2 * self._interval + _SILENT:  # this process was stopped itself, or starved
+            pause = min(_SILENT, (self.pace.timeout or LEAST) / 2)
+            if time.monotonic() - before > 2 * self._interval + pause:  # this process was stopped itself, or starved
                 now = time.monotonic()
                 self._since = self._heard = now
                 for word in list(self._others.values()):
