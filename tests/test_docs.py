@@ -162,6 +162,7 @@ def test_the_command_works(command: str, workplace: Cli) -> None:
         words += [] if "--name" in words or "--dry-run" in words else ["--resume", "never"]
     words += small(command) if words[0] in ("train", "sweep") else []
     if words[0] == "sweep":
+        words = [re.sub(r"^([\w.]+=[\w.-]+,[\w.-]+)(,[\w.-]+)+$", r"\1", word) for word in words]  # two of the values
         words += [*SHORT, *(["sweep.trials=2"] if "sweep.trials" in command else []), "seed=range(2)"]
         words += ["--name", f"own-{abs(hash(command))}"]
     workplace(*words)
