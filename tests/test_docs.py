@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
     "docs/data.md",
-    "docs/trust.md",
     "docs/text.md",
     "docs/tagging.md",
     "docs/language_models.md",

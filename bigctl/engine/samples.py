@@ -19,9 +19,9 @@ from bigctl.training.tracking.writers import JsonLines
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from bigctl.generation.decoding import Network
     from bigctl.generation.generate import LanguageModel
     from bigctl.generation.options import GenerationOptions
+    from bigctl.generation.slot_programs import Network
 
 _PROMPT = 16
 """Characters of the validation text that samples begin with, where no prompt is given; up to the end of a word."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bigctl.generation.options import GenerationOptions
-from bigctl.generation.slot_programs import Network as Network
+from bigctl.generation.slot_programs import Network
 from bigctl.generation.slots import Slots
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError, RunError
 from bigctl.generation import chat
-from bigctl.generation.decoding import Batch, Network
+from bigctl.generation.decoding import Batch
 from bigctl.generation.options import GenerationOptions
+from bigctl.generation.slot_programs import Network
 from bigctl.generation.slots import MOST_SLOTS, LogProbs
 from bigctl.generation.text_stream import TextStream
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from bigctl.config import schema
-    from bigctl.generation.decoding import Network
+    from bigctl.generation.slot_programs import Network
     from bigctl.interop.sources import Source
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from bigctl.data.dataset import Features
 from bigctl.data.text.ngrams import Ngrams
 from bigctl.errors import RunError
-from bigctl.generation.decoding import Network
 from bigctl.generation.generate import LanguageModel
+from bigctl.generation.slot_programs import Network
 from bigctl.inference.text_batches import run_tokenizer
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.generation_config import GenerationConfig, read_generation_config

@@ -39,7 +39,7 @@ def load(name: str, given: str, settings: Settings, *, step: str | int, plugins:
     Raises:
         RunError: if it cannot be loaded, or does not fit in memory.
     """
-    if (folder := _artefact(given)) is not None:
+    if is_artefact(folder := Path(given)):
         return Loaded(Predicting(name, Artefact.load(folder, plugins=plugins)))
     run = directory.locate(given)
     reloading.require_memory(run.checkpoints, memory.available())
@@ -56,11 +56,6 @@ def load(name: str, given: str, settings: Settings, *, step: str | int, plugins:
     if seen is None or not isinstance(step, str):
         return Loaded(model)
     return Loaded(model, reloading.Follower(name, trained, step, seen, plugins, lambda fresh: _ready(name, fresh)))
-
-
-def _artefact(given: str) -> Path | None:
-    folder = Path(given)
-    return folder if is_artefact(folder) else None
 
 
 def _served(name: str, trained: TrainedRun, settings: Settings) -> Predicting | Writing:
