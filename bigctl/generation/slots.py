@@ -4,9 +4,8 @@ Two kinds of programs: `_read` reads a piece of one text's context, `_write` let
 tokens without coming back to Python. What a text becomes does not depend on its company, to the last bit:
 
 - A context is read in pieces of its own text alone, cut where its length says: shapes follow from the text.
-- A token attends text by text, over a window that its own place gives (`attention_row_by_row`); so do its logits.
-- The other products of matrices have 2, 4, 8 or 16 rows. On the CPUs that this was measured on, a row has the same bits
-  in all of these, but others where it is the only one (that is another program), or one of 32 and more.
+- A token attends text by text, over a window that its own place gives (`attention_row_by_row`); so are products with
+  weights made (`models.decoder.by_row`), each with those of one row. A program has 2, 4, 8 or 16 rows.
   `Slots.prepare` finds out whether this holds for a model on a machine, and has texts computed one by one otherwise.
 """
 
@@ -29,7 +28,7 @@ from bigctl.generation.slot_programs import MOST_STEPS, Cache, Likely, Network
 from bigctl.models.attention import Rows, window_of
 
 MOST_SLOTS = 16
-"""Rows of a product that have the same bits whatever their number."""
+"""Texts at a time."""
 PIECE, SHORT = 64, 16
 """Tokens of a context that are read at once; a rest of a few is read as the smaller piece."""
 _WIDTHS = (2, 4, 8, MOST_SLOTS)

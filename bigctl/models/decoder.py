@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ from bigctl.models.attention import (
 )
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
+
+T = TypeVar("T")
 
 _STD = 0.02
 _TILE = 512  # columns of the head
@@ -91,17 +94,10 @@ class Attention(nnx.Module):
         x: Float[Array, "batch length width"],
         cache: dict[str, Array],
         start: Int[Array, " batch"],
-        rows: Rows | None,
     ) -> tuple[Float[Array, "batch length width"], dict[str, Array]]:
         """Attention over what is in the cache before `start` and over x, which is written there from `start` on."""
-        batch, length, _ = x.shape
-        places = start[:, None] + jnp.arange(length)
+        places = start[:, None] + jnp.arange(x.shape[1])
         q, k, v = self._project(x, places)
-        if rows is not None:
-            new = {"key": k, "value": v}
-            cache = {name: write_to_slots(cache[name], each, start, rows.slots) for name, each in new.items()}
-            found = attention_row_by_row(q, cache["key"], cache["value"], start, rows)
-            return self.output(found.reshape(x.shape)), cache
         cache = {name: write_to_cache(cache[name], new, start) for name, new in (("key", k), ("value", v))}
         visible = jnp.arange(cache["key"].shape[2]) <= places[..., None]
         return self.output(cached_attention(q, cache["key"], cache["value"], visible).reshape(x.shape)), cache
@@ -142,14 +138,36 @@ class Layer(nnx.Module):
     def extend(
         self, x: Array, cache: dict[str, Array], start: Array, rows: Rows | None
     ) -> tuple[Array, dict[str, Array]]:
-        added, cache = self.attention.extend(self.attention_norm(x), cache, start, rows)
+        if rows is not None:
+            return self._extend_rows(x, cache, start, rows)
+        added, cache = self.attention.extend(self.attention_norm(x), cache, start)
         x = x + added
         return x + self._feed_forward(self.mlp_norm(x)), cache
 
+    def _extend_rows(
+        self, x: Float[Array, "batch 1 width"], cache: dict[str, Array], start: Int[Array, " batch"], rows: Rows
+    ) -> tuple[Array, dict[str, Array]]:
+        """One token a text. Each product is made row by row, while its weights are in the processor's cache."""
+        attention = self.attention
+
+        def each(function: Callable[..., T], *given: Array) -> T:
+            return by_row(function, rows.used, *given)
+
+        q, k, v = each(lambda x, start: attention._project(self.attention_norm(x), start[:, None]), x, start)
+        new = {"key": k, "value": v}
+        cache = {name: write_to_slots(cache[name], part, start, rows.slots) for name, part in new.items()}
+        found = attention_row_by_row(q, cache["key"], cache["value"], start, rows).reshape(x.shape)
+        x = x + each(attention.output, found)
+        wide = each(lambda x: self._wide(self.mlp_norm(x)), x)
+        return x + each(self.down, wide), cache
+
     def _feed_forward(self, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
+        return self.down(self._wide(x))
+
+    def _wide(self, x: Float[Array, "*dims width"]) -> Float[Array, "*dims intermediate"]:
         if self.gate is not None:
-            return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+            return jax.nn.silu(self.gate(x)) * self.up(x)
+        return ACTIVATIONS[self.activation](self.up(x))
 
 
 class Head(nnx.Module):
@@ -317,6 +335,21 @@ class Decoder(nnx.Module):
 def rms_norm(x: Float[Array, "*dims features"], eps: float) -> Float[Array, "*dims features"]:
     """x divided by the root of its mean square."""
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def by_row(function: Callable[..., T], used: Int[Array, ""], *given: Array) -> T:
+    """A function of arrays [1, ...] on each of the first `used` rows; zeros in the others.
+
+    One row after the other: each has the bits that it has alone.
+    """
+    shapes = jax.eval_shape(function, *(each[:1] for each in given))
+    out = jax.tree.map(lambda shape: jnp.zeros((len(given[0]), *shape.shape[1:]), shape.dtype), shapes)
+
+    def body(row: Array, out: T) -> T:
+        new = function(*(jax.lax.dynamic_slice_in_dim(each, row, 1) for each in given))
+        return jax.tree.map(lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, row, 0), out, new)
+
+    return jax.lax.fori_loop(0, used, body, out)
 
 
 @jax.custom_vjp
