@@ -17,7 +17,7 @@ def report(config: Config) -> dict[str, Any]:
         BigctlError: for whatever would keep the training from starting.
     """
 
-    from bigctl.engine import batch_size, compile_cache, device_memory, plan, restore
+    from bigctl.engine import batch_size, compile_cache, device_memory, plan, restore, step_memory
     from bigctl.engine import experiment as experiments
     from bigctl.training import feed
     from bigctl.training.checkpoints import arrays
@@ -33,8 +33,8 @@ def report(config: Config) -> dict[str, Any]:
     columns = dataset.splits["train"]
     _, compiled, examples = plan.compiled_step(experiment)
     memory = compiled.memory_analysis()
-    parts = plan.memory_at_hand(experiment, compiled, examples)
-    plan.require_fit(parts)
+    available = step_memory.require_planned(experiment, compiled).free
+    parts = plan.memory_at_hand(experiment, compiled, examples, available)
     cost = compiled.cost_analysis() or {}  # of the program of each device
     flops = cost["flops"] * programs.mesh.size if "flops" in cost else None
     shardings = {name: str(leaf.sharding.spec) for name, leaf in arrays.flatten(state.params).items()}

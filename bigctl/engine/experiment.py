@@ -67,12 +67,13 @@ class Experiment:
     source: Source | None = None
     shared: Shared | None = None
 
-    def feed(self, observe: feeds.Observer | None = None) -> feeds.Feed:
-        """Where the batches of training come from; `observe` is told what each step is given."""
+    def feed(self, observe: feeds.Observer | None = None, check: feeds.Check | None = None) -> feeds.Feed:
+        """Where the batches of training come from; `observe` is told what each step is given, `check` of each compiled
+        step before it runs first."""
         layout, columns = self.dataset.batches, self.dataset.splits["train"]
         if self.shared is not None and (feed := self.shared.feed(self)) is not None:
             return feed
-        return feeds.make_feed(self.programs, layout, columns, self.config, observe)
+        return feeds.make_feed(self.programs, layout, columns, self.config, observe, check)
 
     def evaluator(self, split: str, prefix: str) -> Evaluator:
         """How a split is scored; `prefix` is what its metrics' names begin with."""

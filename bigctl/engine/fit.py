@@ -6,10 +6,11 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bigctl.data import background_check
-from bigctl.engine import open_run, privacy, restore, samples
+from bigctl.engine import open_run, privacy, restore, samples, step_memory
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
@@ -77,7 +78,7 @@ def prepared(
     run.stop.listen(outputs.console.stopping)
     if profiler is not None:
         hooks.before_dispatch = profiler.before_dispatch
-    feed = experiment.feed(outputs.observer)
+    feed = experiment.feed(outputs.observer, partial(step_memory.require_step, experiment))
     loop = Loop(
         experiment.programs,
         feed,

@@ -12,7 +12,6 @@ import jax
 from bigctl.config.schema import Config
 from bigctl.engine import experiment as experiments
 from bigctl.engine.experiment import Experiment
-from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.parallel import mesh as meshes
 from bigctl.planning import costs as costing
@@ -20,6 +19,7 @@ from bigctl.planning import devices, hlo, roofline, targets
 from bigctl.planning.costs import Costs, Program, Tree
 from bigctl.planning.devices import Found
 from bigctl.planning.targets import Target
+from bigctl.training.programs import told_step
 
 _WIDE = 0.01
 """Share of all bytes that messages of one kind must have to stand out."""
@@ -179,7 +179,7 @@ def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared), task.example_shapes(programs.step.rows)
     )
     hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), programs.hparams)
-    step = cast(Program, programs.step_sent)
+    step = cast(Program, told_step(programs))
     traced = step.trace(programs.abstract_state, batch, hparams)
     return traced, traced.lower().compile(), batch
 
@@ -187,18 +187,16 @@ def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
 def of_experiment(experiment: Experiment, traced: Program, compiled: Program, batch: Tree, target: Target) -> Costs:
     """The costs of the step of an experiment, its state by what it is for."""
     mesh = dict(experiment.programs.mesh.shape)
-    return costing.of_step(traced, compiled, _kept(experiment), batch, mesh, target)
+    return costing.of_step(traced, compiled, kept_of(experiment), batch, mesh, target)
 
 
-def memory_at_hand(experiment: Experiment, compiled: Program, batch: Tree) -> costing.Memory:
-    """The memory of a step on the devices of this machine; what they have is known of those that are no CPU."""
-    first = experiment.programs.mesh.devices.flat[0]
-    limit = (first.memory_stats() or {}).get("bytes_limit") if first.platform != "cpu" else None
-    kept = {**_kept(experiment), costing.BATCH: batch}
-    return costing.memory_of(hlo.parse(compiled.as_text()), compiled.memory_analysis(), kept, limit)
+def memory_at_hand(experiment: Experiment, compiled: Program, batch: Tree, available: int | None) -> costing.Memory:
+    """The memory of a step on the devices of this machine, which have so many bytes for it."""
+    kept = {**kept_of(experiment), costing.BATCH: batch}
+    return costing.memory_of(hlo.parse(compiled.as_text()), compiled.memory_analysis(), kept, available)
 
 
-def _kept(experiment: Experiment) -> dict[str, Tree]:
+def kept_of(experiment: Experiment) -> dict[str, Tree]:
     """What is there before a step, by what it is for."""
     state = experiment.programs.abstract_state
     others = {"ema": state.ema, "variables": state.variables, "sums": state.sums, "anomaly": state.anomaly_state}
@@ -241,19 +239,3 @@ def _fallen_back(kernels: Mapping[str, str], plan: Plan) -> list[str]:
         why = " as train.precision=float32" if plan.config.train.precision == "float32" else ""
         return [f"attention is not fused: by {attention}{why}; cuDNN's kernel is for train.precision=bfloat16"]
     return []
-
-
-def require_fit(memory: costing.Memory) -> None:
-    """Refuse a step that the devices have no memory for.
-
-    Raises:
-        ConfigError: naming the largest arrays.
-    """
-    if memory.fits:
-        return
-    names = ", ".join(f"{each.path} ({size(each.bytes)})" for each in memory.largest[:4])
-    raise ConfigError(
-        f"a step takes {size(memory.peak)} on each device, which has {size(memory.available or 0)}; largest: {names}",
-        where="train.batch_size",
-        hint="choose a smaller batch or train.accumulate, share parameters by mesh=fsdp, or remat in the model",
-    )

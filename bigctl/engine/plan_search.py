@@ -6,20 +6,18 @@ where it does not, what takes less memory, the smallest change first.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from bigctl.config.schema import Config
 from bigctl.engine.plan import Plan, plan
+from bigctl.engine.step_memory import Changes, changed, smaller
 from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.planning import devices
 from bigctl.planning.targets import Target
-
-Changes = Mapping[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ def search(config: Config, target: Target, say: Callable[[str], None]) -> list[T
     if best.fits:
         tried += [attempt({**best.changes, "train.batch_size": config.train.batch_size * n}) for n in (2, 4)]
     else:
-        for smaller in _smaller(config, target):
-            tried.append(attempt({**best.changes, **smaller}))
+        for less in smaller(config):
+            tried.append(attempt({**best.changes, **less}))
             if tried[-1].fits:
                 break
         else:
@@ -122,31 +120,6 @@ def meshes_of(config: Config, target: Target) -> Iterator[Changes]:
     for tensor in (2, 4, 8):
         if tensor <= near and count % tensor == 0 and not any(config.model.check_shared("tensor", tensor)):
             yield {"mesh.data": 1, "mesh.fsdp": count // tensor, "mesh.tensor": tensor}
-
-
-def _smaller(config: Config, target: Target) -> Iterator[Changes]:
-    """What takes less memory, the smallest change of training first."""
-    kept: dict[str, int | str] = {}
-    if getattr(config.model, "remat", "full") != "full":
-        kept["model.remat"] = "full"
-        yield dict(kept)
-    parts = config.train.accumulate
-    while config.train.batch_size % (2 * parts) == 0 and config.train.batch_size // (2 * parts) >= 1 and parts < 64:
-        parts *= 2
-        yield {**kept, "train.accumulate": parts}
-    batch = config.train.batch_size // 2
-    while batch >= 1 and batch > config.train.batch_size // 64:
-        yield {**kept, "train.batch_size": batch}
-        batch //= 2
-
-
-def changed(config: Config, changes: Changes) -> Config:
-    """The configuration with other values of some keys."""
-    for key, value in changes.items():
-        group, _, name = key.partition(".")
-        whole: dict[str, Any] = {group: dataclasses.replace(getattr(config, group), **{name: value})}
-        config = dataclasses.replace(config, **whole)
-    return config
 
 
 def lines(tried: list[Tried]) -> list[str]:

@@ -23,13 +23,15 @@ from bigctl.data.work import Work
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs
+from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Executable, Programs
 from bigctl.training.state import TrainState
 from bigctl.training.task import Batch
 
 Observer = Callable[[Columns], None]
 """Told, for each step that is dispatched and before it is, what the step is given: the columns of the batch, and of
 data on the devices its `indices`."""
+Check = Callable[[Executable], None]
+"""Told of each compiled step once, before it runs first; raises where it must not run."""
 
 
 class Feed(Protocol):
@@ -63,18 +65,23 @@ class Feed(Protocol):
 
 
 def make_feed(
-    programs: Programs, layout: Layout, columns: Columns, config: schema.Config, observe: Observer | None = None
+    programs: Programs,
+    layout: Layout,
+    columns: Columns,
+    config: schema.Config,
+    observe: Observer | None = None,
+    check: Check | None = None,
 ) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
     if config.train.privacy.on:
         layout = poisson.sampled(layout, config.train.privacy.microbatch)
     plan = training_plan(layout, columns, config)
     if not fits_on_device(columns, config):
-        return SentFeed(programs, layout, columns, plan, config, observe)
+        return SentFeed(programs, layout, columns, plan, config, observe, check=check)
     arrays = place_columns(programs.mesh, columns)
     if isinstance(plan, FixedPlan) and loops(programs.mesh, config):
-        return LoopFeed(programs, layout, arrays, plan, config, observe)
-    return ResidentFeed(programs, layout, arrays, plan, observe)
+        return LoopFeed(programs, layout, arrays, plan, config, observe, check)
+    return ResidentFeed(programs, layout, arrays, plan, observe, check)
 
 
 def training_plan(layout: Layout, columns: Columns, config: schema.Config) -> TrainingPlan:
@@ -111,11 +118,30 @@ def loops(mesh: Mesh, config: schema.Config) -> bool:
     return config.model.loops_on_cpu or not on_cpu
 
 
+class _Steps:
+    """Runs steps, each of which is shown to `check` before it runs first; jax compiles it once for both."""
+
+    def __init__(self, check: Check | None):
+        self._check = check
+        self._seen: set[int | None] = set()
+
+    def run(self, program: Compiled, length: int | None, *arguments: object) -> TrainState:
+        """Call the program; `length` tells the shapes apart that it is called with."""
+        if self._check is not None and length not in self._seen:
+            self._seen.add(length)
+            self._check(program.lower(*arguments).compile())
+        state: TrainState = program(*arguments)
+        return state
+
+
 class _Resident:
     """What both feeds on data on the devices have in common."""
 
-    def __init__(self, programs: Programs, layout: Layout, arrays: Arrays, observe: Observer | None):
+    def __init__(
+        self, programs: Programs, layout: Layout, arrays: Arrays, observe: Observer | None, check: Check | None
+    ):
         self.programs, self.layout, self.arrays = programs, layout, arrays
+        self._steps = _Steps(check)
         self.waited, self.waits_for_data = 0.0, True
         self.work: Work | None = None
         self._observe = observe
@@ -147,15 +173,17 @@ class ResidentFeed(_Resident):
         arrays: Arrays,
         plan: TrainingPlan,
         observe: Observer | None = None,
+        check: Check | None = None,
     ):
-        super().__init__(programs, layout, arrays, observe)
+        super().__init__(programs, layout, arrays, observe, check)
         self.plan, self.shapes = plan, len(plan.lengths)
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         indices, length = self.plan.batch(position)
         self._tell(indices, length)
         programs = self.programs
-        return programs.step_resident(state, self.arrays, indices, programs.hparams, self.layout, length), 1
+        given = state, self.arrays, indices, programs.hparams, self.layout, length
+        return self._steps.run(programs.step_resident, length, *given), 1
 
     def shape(self, position: int) -> int | None:
         return self.plan.batch(position)[1]
@@ -177,8 +205,9 @@ class LoopFeed(_Resident):
         plan: FixedPlan,
         config: schema.Config,
         observe: Observer | None = None,
+        check: Check | None = None,
     ):
-        super().__init__(programs, layout, arrays, observe)
+        super().__init__(programs, layout, arrays, observe, check)
         self.plan = plan
         self.largest = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP)
         self._length: int | None = config.train.steps_per_dispatch
@@ -197,9 +226,8 @@ class LoopFeed(_Resident):
         if timing:
             jax.block_until_ready(state)
         start = time.perf_counter()
-        state = programs.steps_resident(
-            state, self.arrays, indices, np.int32(count), programs.hparams, self.layout, self.plan.length
-        )
+        given = state, self.arrays, indices, np.int32(count), programs.hparams, self.layout, self.plan.length
+        state = self._steps.run(programs.steps_resident, self.plan.length, *given)
         if timing:
             jax.block_until_ready(state)
             seconds = max(time.perf_counter() - start, 1e-6)
@@ -226,8 +254,10 @@ class SentFeed:
         config: schema.Config,
         observe: Observer | None = None,
         depth: int = 3,
+        check: Check | None = None,
     ):
         self.programs, self.layout, self.plan = programs, layout, plan
+        self._steps = _Steps(check)
         self.work = Work()
         self.columns = {
             name: replace(values, work=self.work) if isinstance(values, EncodedImages) else values
@@ -262,7 +292,7 @@ class SentFeed:
         self._next = position + self.batch_size
         if self._observe is not None:
             self._observe({name: np.asarray(values) for name, values in batch.items()})
-        result = self.programs.step_sent(state, batch, self.programs.hparams)
+        result = self._steps.run(self.programs.step_sent, self.shape(position), state, batch, self.programs.hparams)
         self._trains = True
         return result, 1
 

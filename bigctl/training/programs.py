@@ -36,6 +36,10 @@ LARGEST_LOOP = 1024
 """Steps a dispatch at most: the length of the index array that a looped program takes."""
 
 
+Executable = Any
+"""What `lower(...).compile()` gives: jax has no name for it that stays."""
+
+
 class Compiled(Protocol):
     """What `jax.jit` gives: a function that is compiled when it is called, once for all arguments of one shape."""
 
@@ -167,7 +171,7 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
     with meshes.recorded_kernels() as kernels:
         abstract = abstract_state(step, hparams)
     placed = jax.tree.map(lambda s: s.sharding, abstract)
-    train = partial(jax.jit, donate_argnums=0, out_shardings=placed, compiler_options=_compiler_options(step))
+    train = partial(_training, step, placed)
     return Programs(
         **{field.name: getattr(used, field.name) for field in dataclasses.fields(used)},
         abstract_state=abstract,
@@ -178,6 +182,22 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         steps_resident=train(steps_on_resident(step), static_argnums=(5, 6)),
         take_sums=jax.jit(_take_sums, donate_argnums=0, out_shardings=(placed, None, None)),
     )
+
+
+def told_step(programs: Programs) -> Compiled:
+    """`step_sent` once more, whose compiled text says of each operation which line of the model it comes from."""
+    step = dataclasses.replace(programs.step, told=True)
+    return _training(step, programs.state_shardings, step_on_sent(step))
+
+
+def _training(
+    step: Step, placed: TrainState, run: Callable[..., TrainState], static_argnums: tuple[int, ...] = ()
+) -> Compiled:
+    options = _compiler_options(step)
+    compiled: Compiled = jax.jit(
+        run, donate_argnums=0, out_shardings=placed, static_argnums=static_argnums, compiler_options=options
+    )
+    return compiled
 
 
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:

@@ -48,6 +48,8 @@ class Step:
         graphdef: the model's structure.
         hyperparameters: path in the model -> the hparam that stands there.
         weights: shapes, dtypes and placements of the model's weights, as ShapeDtypeStructs.
+        told: whether each operation says which line of the model it comes from, for who reads the compiled program;
+            else what several programs contain is traced once for all of them, and its lines are lost.
     """
 
     config: schema.Config
@@ -57,6 +59,7 @@ class Step:
     graphdef: nnx.GraphDef[nnx.Module]
     hyperparameters: Mapping[tuple[Any, ...], str]
     weights: Weights
+    told: bool = False
 
     # What follows is traced once for all programs that contain it; it is written out in them, as if it had been called.
 
@@ -69,11 +72,11 @@ class Step:
     def train(self) -> Callable[[TrainState, Batch, Hparams], TrainState]:
         """(state, batch, hparams) -> the state after one update: the mean loss over the batch, its gradient, the
         optimizer's step; or, of a bad one, none."""
-        return jax.jit(self._train, inline=True)
+        return self._train if self.told else jax.jit(self._train, inline=True)
 
     @cached_property
     def _gradients(self) -> Callable[..., tuple[Tree, Tree, Sums]]:
-        return jax.jit(self._compute_gradients, inline=True)
+        return self._compute_gradients if self.told else jax.jit(self._compute_gradients, inline=True)
 
     @cached_property
     def evaluate(self) -> Callable[..., Sums]:

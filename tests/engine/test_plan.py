@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from typing import Any
 
 import jax
@@ -149,14 +148,11 @@ def test_a_search_without_anything_that_fits_says_what_the_least_takes(monkeypat
         plan_search.search(bigctl.compose([*MLP, "train.batch_size=2"]), tiny, lambda point: None)
 
 
-def test_a_dry_run_tells_the_same_memory_and_refuses_what_does_not_fit(compiled) -> None:
+def test_a_dry_run_tells_the_same_memory() -> None:
     report = dry_run.report(bigctl.compose([*MLP, "mesh=single"]))
     assert report["memory"]["peak_bytes"] > report["memory"]["parameters_bytes"] > 0
+    assert report["memory"]["headroom_bytes"] > 0
     assert "memory per device" in dry_run.text(report).splitlines()
-    memory = compiled[0].costs.memory
-    planning.require_fit(memory)
-    with pytest.raises(ConfigError, match=f"largest: {re.escape(memory.largest[0].path)}"):
-        planning.require_fit(dataclasses.replace(memory, available=memory.peak - 1))
 
 
 def test_what_stands_out_is_said(gpt: planning.Plan) -> None:

@@ -1,0 +1,204 @@
+"""Whether the devices have memory for a step: asked of the compiled step before it runs first, and what would fit.
+
+The compiler has said by then what the step takes, so a step that fits costs nothing more. For one that does not,
+smaller changes are compiled one after the other until one fits, and the largest arrays are read from the compiled text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from bigctl import memory
+from bigctl.config.schema import Config
+from bigctl.engine import resolve
+from bigctl.errors import ConfigError
+from bigctl.formatting import size
+from bigctl.training import feed
+from bigctl.training.programs import Executable
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from bigctl.engine.experiment import Experiment
+
+log = logging.getLogger("bigctl")
+Changes = Mapping[str, int | str]
+
+_COMPILED = 4
+"""Smaller steps that are compiled at most, to find one that fits."""
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory of a device.
+
+    Attributes:
+        limit: bytes that it has; of simulated devices each has its share of the machine.
+        taken: by what is there and no argument of the step.
+        sharing: devices of this process that share it.
+    """
+
+    limit: int
+    taken: int = 0
+    sharing: int = 1
+
+    @property
+    def free(self) -> int:
+        """Bytes that a step may take, its arguments among them."""
+        return self.limit - self.taken
+
+
+def room(mesh: Mesh, arguments: int | None = None) -> Room:
+    """The memory of the fullest device of this process.
+
+    Args:
+        mesh: the devices.
+        arguments: bytes of the step's arguments, where these are on the device by now.
+    """
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() or {} for device in local if device.platform != "cpu"]
+    told = [(int(each["bytes_limit"]), int(each.get("bytes_in_use", 0))) for each in stats if "bytes_limit" in each]
+    if not told:
+        sharing = max(1, len(local))
+        return Room(memory.limit() // sharing, sharing=sharing)
+    limit, used = min(told, key=lambda each: each[0] - each[1])
+    return Room(limit, max(0, used - (arguments or 0)))
+
+
+def peak(compiled: Executable) -> int:
+    """Bytes that a step takes on a device, by the compiler's account."""
+    analysis = compiled.memory_analysis()
+    grown = analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.generated_code_size_in_bytes
+    return int(analysis.argument_size_in_bytes + grown + analysis.temp_size_in_bytes)
+
+
+def require_step(experiment: Experiment, compiled: Executable) -> None:
+    """Refuse a compiled step that the devices have no memory for; warn where it is scarce at the moment.
+
+    Raises:
+        ConfigError: naming the largest arrays, and the smallest change that would fit.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return
+    arguments = int(analysis.argument_size_in_bytes)
+    found, needed = room(experiment.programs.mesh, arguments), peak(compiled)
+    if needed > found.free:
+        raise refusal(experiment, compiled, found)
+    if found.sharing * needed > found.sharing * arguments + memory.available() and not _on_accelerator(experiment):
+        log.warning(
+            "a step takes %s, and %s of memory are free at the moment: the machine may end this process",
+            size(found.sharing * (needed - arguments)),
+            size(memory.available()),
+        )
+
+
+def require_planned(experiment: Experiment, compiled: Executable) -> Room:
+    """As `require_step`, of a step whose arguments are not there yet; gives the memory that there is."""
+    columns = experiment.dataset.splits["train"]
+    resident = feed.fits_on_device(columns, experiment.config)
+    taken = sum(values.nbytes for values in columns.values()) if resident else 0
+    found = room(experiment.programs.mesh)
+    found = dataclasses.replace(found, taken=found.taken + taken)
+    analysis = compiled.memory_analysis()
+    if analysis is not None and peak(compiled) > found.free:
+        raise refusal(experiment, compiled, found)
+    return found
+
+
+def refusal(experiment: Experiment, compiled: Executable, found: Room) -> ConfigError:
+    """What is said of a step that does not fit."""
+    from bigctl.engine import plan
+
+    log.warning("the step does not fit the memory: smaller ones are compiled, to find one that does")
+    _, named, batch = plan.compiled_step(experiment)  # the same step, with the places of its operations
+    largest = plan.memory_at_hand(experiment, named, batch, found.free).largest
+    names = ", ".join(f"{each.path} ({each.part}, {size(each.bytes)})" for each in largest[:_NAMED])
+    needed = size(peak(compiled))
+    message = f"a step takes {needed} on each device, which has {size(max(0, found.free))}; largest: {names}"
+    besides = max(0, peak(compiled) - peak(named))  # that a program of several steps takes, or data on the device
+    found = dataclasses.replace(found, taken=found.taken + besides)
+    return ConfigError(message, where="train.batch_size", hint=_advice(experiment, named, found))
+
+
+def _advice(experiment: Experiment, compiled: Executable, found: Room) -> str:
+    """The smallest change that fits, by the compiler's account."""
+    least, tried, temporary = peak(compiled), 0, int(compiled.memory_analysis().temp_size_in_bytes)
+    fixed = least - temporary
+    for changes in smaller(experiment.config, experiment.programs.mesh):
+        if tried == _COMPILED:
+            break
+        if fixed + temporary * _share(experiment.config, changes) > found.free:
+            continue  # not even if all temporaries shrink with the examples in a part
+        tried += 1
+        try:
+            takes = _peak_with(experiment, changes)
+        except ConfigError:  # a batch that cannot be divided so
+            continue
+        least = min(least, takes)
+        if takes <= found.free:
+            said = " ".join(f"{key}={value}" for key, value in changes.items())
+            return f"the smallest change that fits: {said}, {size(takes)}"
+    return f"the least of what was tried takes {size(least)}: make the model smaller, or share it by mesh=fsdp"
+
+
+def _peak_with(experiment: Experiment, changes: Changes) -> int:
+    from bigctl.engine import experiment as experiments
+    from bigctl.engine import plan
+
+    config = changed(experiment.config, changes)
+    resolved = resolve.with_data(config, experiment.dataset, experiment.source)
+    return peak(plan.compiled_step(experiments.build_resolved(resolved))[1])
+
+
+def _share(config: Config, changes: Changes) -> float:
+    """What the changes leave of the examples that are computed at once; 0 where they change more than that."""
+    if changes.keys() - {"train.accumulate", "train.batch_size"}:
+        return 0.0
+    parts = int(changes.get("train.accumulate", config.train.accumulate))
+    rows = int(changes.get("train.batch_size", config.train.batch_size))
+    return rows / parts / (config.train.batch_size / config.train.accumulate)
+
+
+def _on_accelerator(experiment: Experiment) -> bool:
+    return bool(experiment.programs.mesh.devices.flat[0].platform != "cpu")
+
+
+def smaller(config: Config, mesh: Mesh | None = None) -> Iterator[Changes]:
+    """Changes that take less memory, the smallest change of training first.
+
+    Args:
+        config: what does not fit.
+        mesh: with it, another placement on its devices is among them.
+    """
+    kept: dict[str, int | str] = {}
+    if getattr(config.model, "remat", "full") != "full":
+        kept["model.remat"] = "full"
+        yield dict(kept)
+    if mesh is not None and mesh.size > 1 and mesh.shape["data"] == mesh.size:
+        yield {"mesh.data": 1, "mesh.fsdp": mesh.size}
+        yield {**kept, "mesh.data": 1, "mesh.fsdp": mesh.size}
+    parts = config.train.accumulate
+    while config.train.batch_size % (2 * parts) == 0 and config.train.batch_size // (2 * parts) >= 1 and parts < 64:
+        parts *= 2
+        yield {**kept, "train.accumulate": parts}
+    batch = config.train.batch_size // 2
+    while batch >= 1 and batch > config.train.batch_size // 64:
+        yield {**kept, "train.batch_size": batch}
+        batch //= 2
+
+
+def changed(config: Config, changes: Changes) -> Config:
+    """The configuration with other values of some keys."""
+    for key, value in changes.items():
+        group, _, name = key.partition(".")
+        whole: dict[str, Any] = {group: dataclasses.replace(getattr(config, group), **{name: value})}
+        config = dataclasses.replace(config, **whole)
+    return config
