@@ -21,7 +21,7 @@ import numpy as np
 
 from bigctl.cache_root import cache_root
 from bigctl.config.schema import Data
-from bigctl.data import catalog, taught
+from bigctl.data import catalog, in_place, taught
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.files import file_index, remote
 from bigctl.data.pictures import packs
@@ -82,10 +82,10 @@ def write_dataset(
     info: dict[str, Any],
     tokenizer: str | None = None,
     *,
-    in_place: Mapping[str, TokenShards] | None = None,
+    outside: Mapping[str, TokenShards] | None = None,
     keep: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Write a prepared data set; `keep` puts files beside it that are no part of it, and `in_place` are columns
+    """Write a prepared data set; `keep` puts files beside it that are no part of it, and `outside` are columns
     `inputs` that stay where they are.
 
     Raises:
@@ -110,8 +110,8 @@ def write_dataset(
         meta = _meta(features, digests, info)
         if encoded := {split: each.to_json() for split, each in _encoded(arrays).items()}:
             meta["encoded"] = encoded
-        if in_place is not None:
-            meta["in_place"] = {split: shards.to_json() for split, shards in in_place.items()}
+        if outside is not None:
+            meta["in_place"] = {split: shards.to_json() for split, shards in outside.items()}
         _write_meta(temporary, meta)
         keep(temporary)
         _put(temporary, folder, meta["fingerprint"])
@@ -161,7 +161,7 @@ def _put(temporary: Path, folder: Path, fingerprint: str) -> None:
     with _exclusive(folder.parent / ".lock"):
         present = read_dataset(folder)
         # Another process may have been quicker, and be reading what it made: equal data stays where it is.
-        if present is None or present.fingerprint != fingerprint:
+        if present is None or present.fingerprint != fingerprint or in_place.lost(present):
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
 

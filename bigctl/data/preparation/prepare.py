@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from bigctl.config.schema import Data
-from bigctl.data import cache, catalog, documents, mixture, origins, splits
+from bigctl.data import cache, catalog, documents, in_place, mixture, origins, splits
 from bigctl.data.dataset import Dataset
 from bigctl.data.files import file_index, remote
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
@@ -68,6 +68,9 @@ def prepare(
         if dataset is None:
             print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
         elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
+            if lost := in_place.lost(dataset):
+                print(f"data: {lost} was moved, copied or touched; making the index again", file=sys.stderr)
+                break
             checks.check_target(dataset.features.target, regression)
             require_few(dataset.info.get(LEFT_OUT, ()), getattr(config, "bad_limit", 1.0))
             _verify(dataset)
@@ -154,9 +157,9 @@ def _refer_to_tokens(folder: Path, decoded: Decoded, config: Data, tokenizer: to
     by_split, info = splits.split_tokens(decoded, config), dict(decoded.info)
     made = tokenization.build_tokenizer(tokenizer, iter(())) if tokenizer is not None else None
     assert not isinstance(made, Ngrams)  # which are for examples
-    features, arrays, in_place = encode.encode_tokens(by_split, tokenizer, made, info)
+    features, arrays, outside = encode.encode_tokens(by_split, tokenizer, made, info)
     text = made.to_str(pretty=True) if made is not None else None
-    cache.write_dataset(folder, features, arrays, info, text, in_place=in_place)
+    cache.write_dataset(folder, features, arrays, info, text, outside=outside)
 
 
 def _with_layout(dataset: Dataset, batches: BatchOptions, config: Data) -> Dataset:

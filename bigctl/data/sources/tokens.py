@@ -48,7 +48,7 @@ def identity(config: schema.Tokens) -> dict[str, Any]:
     """What the tokens depend on: the files, see `digests`, and the keys that say what is in them."""
     found = shards(config)
     known = digests([shard for each in found.values() for shard in each])
-    files = [[split, str(shard.file), known[shard.file]] for split, each in found.items() for shard in each]
+    files = [[split, os.path.abspath(shard.file), known[shard.file]] for split, each in found.items() for shard in each]
     return {"files": files, "format": config.format, "dtype": config.dtype, "most": config.validation_tokens}
 
 
@@ -69,7 +69,7 @@ def decode(config: schema.Tokens, regression: bool) -> Decoded:
             stored = read_format(shard.file, shard.index, config.format, config.dtype)
             _require_width(shard.file, stored, config.dtype)
             status = shard.file.stat()
-            place = str(shard.file.resolve())
+            place = os.path.abspath(shard.file)  # of a link, beside which an index may lie, the link's
             at = (stored.dtype, stored.header, 0, stored.count, status.st_size, status.st_mtime_ns)
             parts.append(Part(place, *at, known[shard.file]))
             said = f"{stored.format}, {np.dtype(stored.dtype).name}"
