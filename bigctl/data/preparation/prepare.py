@@ -61,22 +61,10 @@ def prepare(
     named = folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
     wanted = tokenizer
     digest = sha256(stored) if stored is not None and stored.is_file() else None
-    for place in (folder, folder.with_name(f"{folder.name}-{digest[:8]}") if digest else None):
-        if rebuild or place is None or not place.is_dir():
-            continue
-        dataset = cache.read_dataset(place)
-        if dataset is None:
-            print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
-        elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
-            if lost := in_place.lost(dataset):
-                print(f"data: {lost} was moved, copied or touched; making the index again", file=sys.stderr)
-                break
-            checks.check_target(dataset.features.target, regression)
-            require_few(dataset.info.get(LEFT_OUT, ()), getattr(config, "bad_limit", 1.0))
-            _verify(dataset)
+    if not rebuild:
+        dataset, folder = _opened(folder, digest, config, regression)
+        if dataset is not None:
             return _with_layout(dataset, batches, config)
-        elif place is folder:
-            folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
     if digest and tokenizer is not None:
         tokenizer = dataclasses.replace(tokenizer, file=stored)
 
@@ -95,6 +83,28 @@ def prepare(
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
     return _with_layout(dataset, batches, config)
+
+
+def _opened(folder: Path, digest: str | None, config: Data, regression: bool) -> tuple[Dataset | None, Path]:
+    """The set that is there already, where it is sound and was made with the tokenizer of a digest; and the folder that
+    it is, or else belongs, in. Raises DataError where it cannot be used."""
+    for place in (folder, folder.with_name(f"{folder.name}-{digest[:8]}") if digest else None):
+        if place is None or not place.is_dir():
+            continue
+        dataset = cache.read_dataset(place)
+        if dataset is None:
+            print(f"data: the cache {place} is damaged; making it again", file=sys.stderr)
+        elif digest in (None, (dataset.features.tokenizer or {}).get("sha256")):
+            if lost := in_place.lost(dataset):
+                print(f"data: {lost} was moved, copied or touched; making the index again", file=sys.stderr)
+                return None, place
+            checks.check_target(dataset.features.target, regression)
+            require_few(dataset.info.get(LEFT_OUT, ()), getattr(config, "bad_limit", 1.0))
+            _verify(dataset)
+            return dataset, place
+        elif place is folder:
+            folder = folder.with_name(f"{folder.name}-{digest[:8]}")  # made with a tokenizer of another version
+    return None, folder
 
 
 def _verify(dataset: Dataset) -> None:
