@@ -1,6 +1,7 @@
-"""Prepared data is opened without being read; what was skipped is read while the first epoch trains on it.
+"""Data is opened without being read as a whole; what was skipped is read while the first epoch trains on it.
 
-A set that is not what was prepared (a disk that fails, a copy that was cut) is found then, not by its results.
+A set that is not what was prepared (a disk that fails, a copy that was cut) is found then, not by its results; so are
+large files of ready-made tokens that are not what they were when they were first read as a whole.
 """
 
 from __future__ import annotations
@@ -8,10 +9,19 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from bigctl.data import cache
+import numpy as np
+
+from bigctl.cache_root import cache_root
+from bigctl.data import cache, in_place
+from bigctl.data.dataset import Dataset
+from bigctl.data.files import file_index
+from bigctl.data.sources import tokens
+from bigctl.data.text.joined_tokens import JoinedTokens
 from bigctl.errors import DataError
 
 _BLOCK = 2**22
@@ -21,16 +31,36 @@ _IDLE = 4.0
 """Times as long as a block took the thread is idle after it, so that training is not held up."""
 
 
-class BackgroundCheck:
-    """Reads the files of a prepared set in a thread of its own, and compares their digests.
+@dataclass(frozen=True)
+class Unread:
+    """A file that was not read when data was opened.
 
-    Args:
-        folder: where the set is.
-        digests: sha256 of its files, by their names.
+    Attributes:
+        file: its path.
+        sha256: what it is known to be; None for one that was never read as a whole, which is then kept.
+        folder: the prepared set that it is part of; None for a file that stays where it is.
     """
 
-    def __init__(self, folder: Path, digests: Mapping[str, str]):
-        self._folder, self._digests = folder, digests
+    file: Path
+    sha256: str | None
+    folder: Path | None = None
+
+    def problem(self) -> DataError:
+        """That it is not what it was."""
+        if self.folder is None:
+            hint = "bring it back as it was; what this run has learned is of damaged data"
+            what = "the file is damaged: its content has changed, and its size and times have not"
+            return DataError(what, where=str(self.file), hint=hint)
+        hint = "run the command again, which makes it anew; what this run has learned is of damaged data"
+        what = f"the prepared data is damaged: {self.file.name} is not what was prepared"
+        return DataError(what, where=str(self.folder), hint=hint)
+
+
+class BackgroundCheck:
+    """Reads files in a thread of its own, and compares their digests."""
+
+    def __init__(self, files: Sequence[Unread]):
+        self._files = files
         self._problem: DataError | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="digests", daemon=True)
@@ -51,18 +81,22 @@ class BackgroundCheck:
         self._thread.join()
 
     def _run(self) -> None:
-        for name, expected in self._digests.items():
+        for unread in self._files:
             try:
-                found = self._digest(self._folder / name)
-            except FileNotFoundError:  # removed by `data clean`, which is no damage; what is mapped stays readable
-                return
+                before = file_index.stamp(unread.file)
+                found = self._digest(unread.file)
+                same = file_index.stamp(unread.file) == before
+            except OSError:  # removed by `data clean`, which is no damage; what is mapped stays readable
+                continue
             if self._stop.is_set():
                 return
-            if found != expected:
-                cache.forget_sound(self._folder)
-                hint = "run the command again, which makes it anew; what this run has learned is of damaged data"
-                what = f"the prepared data is damaged: {name} is not what was prepared"
-                self._problem = DataError(what, where=str(self._folder), hint=hint)
+            if unread.sha256 is None:
+                if found is not None and same:
+                    file_index.keep(unread.file, before, found)
+            elif found != unread.sha256 and (same or unread.folder is not None):
+                if unread.folder is not None:
+                    cache.forget_sound(unread.folder)
+                self._problem = unread.problem()
                 return
 
     def _digest(self, file: Path) -> str | None:
@@ -84,8 +118,32 @@ class BackgroundCheck:
             return None
 
 
-def begin(path: str) -> BackgroundCheck | None:
-    """Begin to read a prepared set that was opened without that; None for a small one, which was read."""
-    folder = Path(path)
-    digests = cache.trusted_digests(folder) if path else {}
-    return BackgroundCheck(folder, digests) if digests else None
+def begin(dataset: Dataset) -> BackgroundCheck | None:
+    """Begin to read what was not read when data was opened; None where all was, as of a small set."""
+    files = [*_prepared(dataset), *_in_place(dataset)]
+    return BackgroundCheck(files) if files else None
+
+
+def _prepared(dataset: Dataset) -> Iterator[Unread]:
+    """The files of prepared sets: of one, or of each corpus of a mixture."""
+    folders = dict.fromkeys([Path(dataset.path)] if dataset.path else [])
+    for columns in dataset.splits.values():
+        joined = cast(object, columns.get("inputs"))
+        for part in joined.parts if isinstance(joined, JoinedTokens) else ():
+            if isinstance(part, np.memmap) and part.filename is not None:
+                folders[Path(part.filename).parent] = None
+    folders |= dict.fromkeys(Path(part.file).parent for part in in_place.token_files(dataset) if _ours(part.file))
+    for folder in folders:
+        for name, digest in cache.trusted_digests(folder).items():
+            yield Unread(folder / name, digest, folder)
+
+
+def _in_place(dataset: Dataset) -> Iterator[Unread]:
+    """Large files of ready-made tokens, of which a sample was read."""
+    files = [Path(part.file) for part in in_place.token_files(dataset) if not _ours(part.file)]
+    for file in tokens.sampled(files):
+        yield Unread(file, file_index.recalled(file))
+
+
+def _ours(file: str) -> bool:
+    return Path(file).is_relative_to(cache_root() / "data")

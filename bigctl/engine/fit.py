@@ -147,7 +147,7 @@ class _Outputs:
         timeout = experiment.config.train.step_timeout
         self._watch = StuckWatch(run.group, timeout, step, warn=log.warning, end=lambda *why: _end_stuck(run, *why))
         first = step * experiment.config.train.batch_size < experiment.dataset.size("train")
-        self._check = background_check.begin(experiment.dataset.path) if first and directory.writes else None
+        self._check = background_check.begin(experiment.dataset) if first and directory.writes else None
 
     def _require_sound(self) -> None:
         """Raises DataError where the prepared data turned out to be damaged."""

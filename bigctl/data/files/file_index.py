@@ -64,18 +64,39 @@ def digest(file: Path) -> str:
     before = stamp(file)
     if before[0] < LARGE:
         return sha256(file)
-    key = os.path.realpath(file)
-    if trusted():
-        known = _read().get(key)
-        if known is not None and known[:-1] == before:
-            return str(known[-1])
+    if trusted() and (known := recalled(file)) is not None:
+        return known
     found = _read_whole(file, before[0])
     if stamp(file) != before:
         hint = "wait until nothing writes to it any more, or give a copy"
         raise DataError("the file changes while it is read", where=str(file), hint=hint)
-    if time.time_ns() - before[2] > _SETTLED:
-        _keep(key, [*before, found])
+    keep(file, before, found)
     return found
+
+
+def recalled(file: Path) -> str | None:
+    """The sha256 that is kept of a file, if that seems not to have changed since."""
+    with contextlib.suppress(OSError):
+        known = _read().get(os.path.realpath(file))
+        if known is not None and known[:-1] == stamp(file):
+            return str(known[-1])
+    return None
+
+
+def keep(file: Path, before: list[int], found: str) -> None:
+    """Keep the sha256 of a file that had this `stamp` when it was read, unless it was changed just before."""
+    if time.time_ns() - before[2] > _SETTLED:
+        _keep(os.path.realpath(file), [*before, found])
+
+
+def require_as_kept(file: Path) -> None:
+    """Read a file of which a sha256 may be kept, and keep it. Raises DataError where it is another; OSError."""
+    before = recalled(file)
+    with distrust():
+        found = digest(file)
+    if before not in (None, found):
+        what = "the file is damaged: its content has changed, and its size and times have not"
+        raise DataError(what, where=str(file), hint="bring it back as it was")
 
 
 def _read_whole(file: Path, size: int) -> str:

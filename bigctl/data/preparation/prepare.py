@@ -108,8 +108,15 @@ def _opened(folder: Path, digest: str | None, config: Data, regression: bool) ->
 
 
 def _verify(dataset: Dataset) -> None:
-    """Decode all pictures that stay in their files, where files that seem unchanged are not to be trusted."""
-    for columns in dataset.splits.values() if not file_index.trusted() else ():
+    """Decode all pictures, and read all tokens, that stay in their files, where what seems unchanged is not trusted."""
+    if file_index.trusted():
+        return
+    for part in in_place.token_files(dataset):
+        try:
+            file_index.require_as_kept(Path(part.file))
+        except OSError as error:
+            raise DataError(f"the file cannot be read: {error.strerror}", where=part.file) from error
+    for columns in dataset.splits.values():
         images = cast(object, columns.get("inputs"))
         if isinstance(images, EncodedImages):
             images.verify()

@@ -164,12 +164,17 @@ def digests(found: Sequence[Shard]) -> dict[Path, str]:
     """
     files = [file for shard in found for file in shard.files]
     try:
-        whole = sum(file.stat().st_size for file in files) <= _WHOLE
+        whole = not sampled(files)
         blocks = max(2, _SAMPLED // max(1, len(files)))
         known = {file: sha256(file) if whole else _sampled(file, blocks) for file in files}
     except OSError as error:
         raise DataError(f"the file cannot be read: {error.strerror}", where=str(error.filename)) from error
     return {shard.file: "".join(known[file][:32] for file in shard.files) for shard in found}
+
+
+def sampled(files: Sequence[Path]) -> Sequence[Path]:
+    """Those of the files of a set that are known by samples of their content. Raises OSError."""
+    return [] if sum(file.stat().st_size for file in files) <= _WHOLE else files
 
 
 def _sampled(file: Path, blocks: int) -> str:
