@@ -17,7 +17,7 @@ from bigctl.data.dataset import SPLITS, Dataset
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.preparation import array_file, deduplicate, encode_by_blocks, partial, prepare
 from bigctl.data.preparation import rows as prepare_rows
-from bigctl.data.sources import column_files, delimited, row_blocks, text_parts
+from bigctl.data.sources import column_files, delimited, json_parts, row_blocks, text_parts
 from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 from tests.data.outcome import outcome
@@ -129,6 +129,15 @@ CASES = {
     "objects, some bad": (JSONL, JSON + '\n{"a": 1,\n{"a": [1], "y": "no"}\n[1]\n' + JSON, {"label": "y", **SKIP}),
     "objects, one cut short": (JSONL, JSON + '\n{"a": 1,', {"label": "y"}),
     "a list of objects": (JSONL, "[" + JSON.replace("\n", ",\n") + "]", {"label": "y"}),
+    "a list, some bad": (
+        JSONL,
+        " [" + JSON.replace("\n", ",") + ', 7, {"a": [1], "y": "no"}\n]',
+        {"label": "y", **SKIP},
+    ),
+    "a list that is cut short": (JSONL, "[" + JSON.replace("\n", ",\n"), {"label": "y"}),
+    "a list with more behind it": (JSONL, "[" + JSON.replace("\n", ",") + '] {"a": 1}', {"label": "y"}),
+    "a list without commas": (JSONL, "[" + JSON + "]", {"label": "y"}),
+    "an empty list": (JSONL, "[ ]", {"label": "y"}),
 }
 
 
@@ -330,3 +339,21 @@ def test_a_quote_that_is_never_closed_does_not_hold_the_rest_of_a_large_file(tmp
     with pytest.raises(DataError, match=r"rows.csv:122: a quote is opened and never closed"):
         prepare.prepare(config)
     assert read.count("reading") < read.count("looking through") / 1.5  # the header, and 2**17 characters
+
+
+def test_a_list_is_read_by_parts_as_it_is_as_a_whole(monkeypatch) -> None:
+    """Wherever its text is divided, and from each value on; a value that is cut is not taken for a shorter one."""
+    text = ' [ {"a": "x\\u00e9\\n]"}, -12.5e3 ,\n[1, {}], true, "", null, 123 ]\n '
+    known = json.loads(text)
+    whole = [*json_parts.values([text], "f")]
+    assert [value for _, value, _ in whole] == known
+    for size in (1, 2, 3, 7):
+        parts = [text[start : start + size] for start in range(0, len(text), size)]
+        assert [*json_parts.values(parts, "f")] == whole
+        for number, _, end in whole:
+            assert [*json_parts.values(parts, "f", behind=end, number=number)] == whole[number:]
+    for end in range(1, len(text.rstrip())):
+        with pytest.raises(DataError, match="invalid JSON: .* at line"):
+            list(json_parts.values([text[:3], text[3:end]], "f"))
+    with pytest.raises(DataError, match="f: invalid JSON: Expecting property name .* at line 2"):
+        list(json_parts.values(['[{"a": 1},\n', "{b: 2}", ",3]" * 9], "f"))

@@ -38,7 +38,7 @@ def identity(config: schema.Table) -> Any:
 def _is_large(config: schema.Table) -> bool:
     """Whether it is prepared by blocks."""
     files = [optional(path) for path in (config.path, config.validation_path, config.test_path)]
-    return row_blocks.are_large([file for file in files if file is not None], config.kind, _LARGE)
+    return row_blocks.are_large([file for file in files if file is not None], _LARGE)
 
 
 def by_blocks(config: schema.Table, regression: bool) -> Callable[[Path], Decoded] | None:

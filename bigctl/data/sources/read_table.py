@@ -13,6 +13,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.number_style import moments
+from bigctl.data.sources import json_parts
 from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows
 from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import GROUP, TIME, Columns, Origins
@@ -272,13 +273,15 @@ def json_records(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | D
     if not text.lstrip().startswith("["):
         yield from json_lines(text.split("\n"), name)
         return
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = f"{error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"invalid JSON: {what}", where=name, hint="a list of objects, or an object a line") from None
-    for number, value in enumerate(values, 1):
-        yield number, value if isinstance(value, dict) else _no_object(value, f"{name}:{number}")
+    yield from ((number, found) for number, found, _ in listed([text], name))
+
+
+def listed(
+    parts: Iterable[str], name: str, *, behind: int = 0, number: int = 0
+) -> Iterator[tuple[int, dict[str, Any] | DataError, int]]:
+    """The objects of one JSON list as `json_parts.values` gives them; errors in place of what is none."""
+    for at, value, end in json_parts.values(parts, name, behind=behind, number=number):
+        yield at, value if isinstance(value, dict) else _no_object(value, f"{name}:{at}"), end
 
 
 def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -308,7 +311,11 @@ def _record(line: str, where: str) -> dict[str, Any] | DataError:
 
 def json_text(line: str, where: str, key: str) -> str | TextTable:
     """What a key of one JSON line is as text; where it is missing, a table with the others. Raises DataError."""
-    found = _record(line, where)
+    return field_text(_record(line, where), where, key)
+
+
+def field_text(found: dict[str, Any] | DataError, where: str, key: str) -> str | TextTable:
+    """The same of an object, or of what is wrong in its place."""
     if isinstance(found, DataError):
         raise found
     if isinstance(value := found.get(key), str):

@@ -9,10 +9,11 @@ import itertools
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bigctl.data.journal import Journal
 from bigctl.data.progress import Progress
-from bigctl.data.sources import content, delimited_rows, read_table, text_parts
+from bigctl.data.sources import content, delimited_rows, json_parts, read_table, text_parts
 from bigctl.data.sources.bad_rows import BadRows
 from bigctl.data.sources.column_files import TextColumns
 from bigctl.data.sources.read_table import Dialect, JsonRows
@@ -32,18 +33,13 @@ _LONGEST = 2**25
 """Characters of one field, or line: a quote that is never closed would hold the rest of the file."""
 
 
-def are_large(files: Iterable[Path], format: str, size: int) -> bool:
-    """Whether one of some files has so many bytes, or a packed one a quarter, and all of them can be read by blocks: a
-    JSON list cannot."""
+def are_large(files: Iterable[Path], size: int) -> bool:
+    """Whether one of some files has so many bytes, or a packed one a quarter."""
     try:
         sizes = [file.stat().st_size * (4 if file.suffix.lower() in content.COMPRESSED else 1) for file in files]
-        return max(sizes, default=0) >= size and not (format == "jsonl" and any(map(_is_list, files)))
-    except (OSError, DataError):  # which reading it as a whole tells
+        return max(sizes, default=0) >= size
+    except OSError:  # which reading it as a whole tells
         return False
-
-
-def _is_list(file: Path) -> bool:
-    return content.read_beginning(file, 64)[0].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def load(
@@ -92,7 +88,7 @@ class _Reading:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.folder / "looked.journal")
 
-    def parts(self, what: str = "reading") -> Iterator[str]:
+    def parts(self, what: str = "reading") -> Generator[str]:
         """Its text. Raises DataError for what is none."""
         with Progress(f"data: {what} {self.file.name}", self.file.stat().st_size) as progress:
             for text, _, done in text_parts.decoded(self.file, self.encoding, 0):
@@ -189,7 +185,7 @@ class _Delimited:
     def _fields(self, looser: bool, place: _Place | None = None) -> Generator[tuple[int, list[str]]]:
         place = place or _Place()
         skipped = self.skipped + place.lines
-        parts = _behind(self.reading.parts(), self.before + place.characters)
+        parts = text_parts.behind(self.reading.parts(), self.before + place.characters)
         lines = place.counted(_lines(parts, self.reading.name))
         quoting = self.dialect.quoting
         name = self.reading.name
@@ -262,14 +258,6 @@ class _Delimited:
         is_header = count > 1 and delimited_rows.replaced_header(count, first, values)
         columns.close()
         return is_header
-
-
-def _behind(parts: Iterable[str], characters: int) -> Iterator[str]:
-    """A text without its first characters."""
-    for part in parts:
-        if characters < len(part):
-            yield part[characters:]
-        characters = max(0, characters - len(part))
 
 
 class _Found:
@@ -346,10 +334,7 @@ def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container
         place, bad, whole = _Place(*state["place"]), BadRows.from_json(state["bad"]), state["whole"]
         rows.go_on(state["rows"])
     if not whole:
-        parts = _behind(reading.parts(), place.characters)
-        lines = place.counted(_json_lines(parts, reading.name), end=1)
-        records = read_table.json_lines(lines, reading.name, place.lines + 1)
-        for number, found in itertools.chain(records, [(0, None)]):
+        for number, found in itertools.chain(_records(reading, place), [(0, None)]):
             if found is not None:
                 rows.add(number, found)
                 if len(rows) < _ROWS and rows.characters < _CHARACTERS:
@@ -363,6 +348,21 @@ def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container
     return TextTable(
         reading.name, names, columns, numbers, notes, absent=absent, blocks=columns.blocks, left_out=left_out
     )
+
+
+def _records(reading: _Reading, place: _Place) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects behind a place, which goes on with them: of lines, or of one list."""
+    with contextlib.closing(reading.parts()) as parts:
+        is_list = next((part for part in parts if part.strip()), "").lstrip().startswith("[")
+    if is_list:
+        behind, number = place.characters, place.lines
+        for at, found, end in read_table.listed(reading.parts(), reading.name, behind=behind, number=number):
+            place.characters, place.lines = end, at
+            yield at, found
+    else:
+        behind_parts = text_parts.behind(reading.parts(), place.characters)
+        lines = place.counted(json_parts.lines(behind_parts, reading.name), end=1)
+        yield from read_table.json_lines(lines, reading.name, place.lines + 1)
 
 
 def _store(rows: JsonRows, columns: TextColumns, place: _Place, bad: BadRows, *, whole: bool) -> None:
@@ -379,18 +379,3 @@ def _store(rows: JsonRows, columns: TextColumns, place: _Place, bad: BadRows, *,
         "whole": whole,
     }
     columns.append(values, len(kept), [numbers[row] for row in kept], state)
-
-
-def _json_lines(parts: Iterable[str], name: str) -> Iterator[str]:
-    """Lines, which \\n alone ends. Raises DataError for one that is too long."""
-    rest: list[str] = []
-    for part in parts:
-        *lines, last = part.split("\n")
-        if lines:
-            yield "".join([*rest, lines[0]])
-            yield from lines[1:]
-            rest = []
-        rest.append(last)
-        if sum(map(len, rest)) > _LONGEST:
-            raise DataError(f"a line has more than {_LONGEST:,} characters", where=name, hint="is it the right file?")
-    yield "".join(rest)

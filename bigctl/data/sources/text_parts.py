@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,6 +203,14 @@ def decoded(file: Path, encoding: str | None, place: int) -> Iterator[Decoded]:
             block = stream.read(_BLOCK)
 
 
+def behind(parts: Iterable[str], characters: int) -> Iterator[str]:
+    """A text without its first characters."""
+    for part in parts:
+        if characters < len(part):
+            yield part[characters:]
+        characters = max(0, characters - len(part))
+
+
 def _position(stream: object, before: content.Before, packed: bool) -> int:
     """Bytes of the file on the disk that were read; of a packed one about so many."""
     beneath = getattr(stream, "fileobj", None)
@@ -233,7 +241,7 @@ def _objects(
     at: int | None = place
     for text, after, done in decoded(file, encoding, place):
         if not seen and (rest + text).lstrip().startswith("["):
-            yield from _listed(file, field, encoding)
+            yield from _listed(file, field, encoding, refuse)
             return
         *lines, rest = (rest + text).split("\n")
         for line in lines:
@@ -249,20 +257,32 @@ def _objects(
         raise DataError("the file is empty", where=name, hint="is it the right file?")
 
 
-def _listed(file: Path, field: str, encoding: str | None) -> Iterator[Part]:
-    """The texts of one JSON list, which is read as a whole."""
-    table = read_table.load(file, "jsonl", {field}.__contains__, dialect=read_table.Dialect(encoding=encoding))
-    table.require(field, "text")
-    if field in table.absent:
-        raise _absent(field, f"{file}:{table.absent[field]}")
-    done = file.stat().st_size
-    texts = map(content.whole_characters, table.columns[field])
-    yield from (Part(text if text.strip() else "", True, None, done) for text in texts)
+def _listed(file: Path, field: str, encoding: str | None, refuse: Callable[[DataError], None] | None) -> Iterator[Part]:
+    """The texts of one JSON list, in which reading begins at its first one alone."""
+    name, done, seen = str(file), 0, False
+
+    def parts() -> Iterator[str]:
+        nonlocal done
+        for part in decoded(file, encoding, 0):
+            done = part.done
+            yield part.text
+
+    for number, found, _ in read_table.listed(parts(), name):
+        yield Part(_text_or(refuse, found, field, f"{name}:{number}", seen), True, None, done)
+        seen = True
+    if not seen:
+        raise DataError("there are no rows", where=name, hint="is it the right file?")
 
 
-def _text_or(refuse: Callable[[DataError], None] | None, line: str, field: str, where: str, seen: bool) -> str:
+def _text_or(
+    refuse: Callable[[DataError], None] | None,
+    record: str | dict[str, Any] | DataError,
+    field: str,
+    where: str,
+    seen: bool,
+) -> str:
     try:
-        return _text_of(line, field, where, seen)
+        return _text_of(record, field, where, seen)
     except DataError as error:
         if refuse is None:
             raise
@@ -270,9 +290,13 @@ def _text_or(refuse: Callable[[DataError], None] | None, line: str, field: str, 
         return ""
 
 
-def _text_of(line: str, field: str, where: str, seen: bool) -> str:
-    """The text of one JSON line; `seen` says whether lines before it had one. Raises DataError."""
-    found = read_table.json_text(line, where, field)
+def _text_of(record: str | dict[str, Any] | DataError, field: str, where: str, seen: bool) -> str:
+    """The text of one JSON line, or of one object of a list; `seen` says whether others before it had one. Raises
+    DataError."""
+    if isinstance(record, str):
+        found = read_table.json_text(record, where, field)
+    else:
+        found = read_table.field_text(record, where, field)
     if isinstance(found, str):
         return content.whole_characters(found)
     if not seen:
