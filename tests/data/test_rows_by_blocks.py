@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from bigctl.config import schema
 from bigctl.data import journal
@@ -184,6 +186,7 @@ def reviews(rows: int = 50, seed: int = 0) -> str:
 
 
 WORDS, BPE = schema.Tokenizer(type="words", size=12, max_length=16), schema.Tokenizer(type="bpe", size=300)
+RUN = schema.StreamTokenizer(type="characters")
 TEXT, STARS = {"text": "text"}, {"text": "text", "label": "stars"}
 EMPTY = json.dumps({"text": " ", "other": "x", "stars": 1, "topics": []}) + "\n"
 HALF = EMPTY.replace('" "', '"\\ud83d"')
@@ -200,6 +203,9 @@ TEXTS = {
     "bad rows left out": (reviews() + "{\n" + reviews(9, 1), STARS | {"on_bad": "skip"}, WORDS),
     "empty texts": (reviews() + EMPTY + reviews(9) + EMPTY, STARS, WORDS),
     "each once": (reviews() + reviews(30) + reviews(9, 1), STARS | {"deduplicate": True}, WORDS),
+    "one run of tokens": (reviews(), STARS, schema.StreamTokenizer(type="bpe", size=300)),
+    "one run of the first of two": (reviews(), TEXT | {"text_pair": "other", "label": None}, RUN),
+    "one run, no end token": (reviews(), TEXT | {"label": None}, schema.StreamTokenizer(type="file", path="ENDLESS")),
     "half of a character": (reviews() + HALF, STARS, WORDS),
     "no such column": (reviews(), {"text": "txt", "label": "stars"}, WORDS),
 }
@@ -213,8 +219,13 @@ def test_blocks_of_texts_give_what_the_whole_gives(case: str, tmp_path, monkeypa
     text, keys, tokenizer = TEXTS[case]
     file = tmp_path / "rows.jsonl"
     file.write_text(text)
+    if getattr(tokenizer, "path", None):
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"film": 0, "?": 1}, unk_token="?"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.save(str(tmp_path / "endless.json"))
+        tokenizer = dataclasses.replace(tokenizer, path=str(tmp_path / "endless.json"))
     spec = tokenization.spec(tokenizer) if tokenizer else None
-    config, batches = JSONL(path=str(file), **keys), BatchOptions(batch_size=4)
+    config, batches = JSONL(path=str(file), **keys), BatchOptions(batch_size=4, block=8)
     whole, blocks = both(monkeypatch, config, tokenizer=spec, batches=batches)
     if isinstance(whole, str) or isinstance(blocks, str):
         assert blocks == whole

@@ -21,7 +21,8 @@ from bigctl.data.sources.decoded import ROW, Columns, Decoded
 from bigctl.data.text import duplicates, encoding, tokenization
 from bigctl.data.text.encoding import Encoded, Texts
 from bigctl.data.text.ngrams import Ngrams
-from bigctl.files import write_text
+from bigctl.data.text.stream_encoding import StreamEncoder
+from bigctl.files import sha256, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,6 +90,56 @@ def encode_texts(
         if made is not None and described is not None:
             files |= _write_tokens(making, split, stored, own, made, described, info)
     return encode.features_of_texts(decoded, config, described, pairs=len(stored.names) > 1), files
+
+
+def encode_stream(
+    making: Making,
+    decoded: Decoded,
+    by_split: dict[str, Columns],
+    config: Data,
+    tokenizer: tokenization.Spec | None,
+    info: dict[str, Any],
+) -> tuple[Features, dict[str, str]]:
+    """Write texts as they are, and as one run of tokens a split; arguments, result and errors as of `encode_texts`."""
+    assert tokenizer is not None
+    whole = cast(StoredTexts, decoded.rows)
+    stored, rows = whole.only("text"), {split: columns[ROW] for split, columns in by_split.items()}
+    made = _tokenizer(making.work / cache.TOKENIZER, tokenizer, whole, rows["train"])
+    assert not isinstance(made, Ngrams)  # which are for examples
+    described = tokenization.describe(made, tokenizer.settings, sha256(making.work / cache.TOKENIZER))
+    files: dict[str, str] = {}
+    for split, own in rows.items():
+        files |= _write_texts(making, split, stored, own)
+        found, facts = _write_run(making, split, stored, own, made, getattr(config, "boundaries", True))
+        unknown = facts.pop("unknown")
+        info.setdefault("unknown_tokens", {})[split] = round(unknown / max(1, facts["tokens"]), 5)
+        for name, value in facts.items():
+            info.setdefault(name, {})[split] = value
+        files |= found | write_whole(making.work, split, {"bytes": np.array([facts["bytes"]], np.int64)})
+    return Features("stream", (), None, tokenizer=described), files
+
+
+def _write_run(
+    making: Making, split: str, stored: StoredTexts, rows: np.ndarray, made: Tokenizer, boundaries: bool
+) -> tuple[dict[str, str], dict[str, int]]:
+    """The tokens of a split, one text after the other; gives the digest of the array by its file, and what there is."""
+    encoder, unknown = StreamEncoder(made), tokenization.special(made).get("unk")
+    if boundaries and len(rows) > 1:
+        encoder.require_end()
+    place = Place(making.work / f"{split}.inputs.npy", encoder.dtype)
+    with ArrayFiles(making.journal, f"run {split}", [place]) as written:
+        counts = Counter(written.facts)
+        for (texts,) in _blocks(stored, rows, f"making tokens ({split})", written.done):
+            marked = [(boundaries and written.done + number > 0, text) for number, text in enumerate(texts)]
+            tokens = encoder.encode_pieces(marked)
+            counts["documents"] += len(texts)
+            counts["bytes"] += sum(len(text.encode()) for text in texts)
+            counts["characters"] += sum(map(len, texts))
+            counts["tokens"] += len(tokens)
+            counts["unknown"] += 0 if unknown is None else int(np.count_nonzero(tokens == unknown))
+            written.write(len(texts), [tokens], counts)
+    names = ("documents", "bytes", "characters", "tokens", "unknown")
+    return dict(written.digests), {name: counts[name] for name in names}
 
 
 def write_whole(work: Path, split: str, columns: Columns) -> dict[str, str]:

@@ -71,8 +71,7 @@ def prepare(
     def unchanged() -> bool:
         return cache.cache_folder(config, regression=regression, tokenizer=wanted) == named
 
-    examples = tokenizer is None or not tokenizer.stream
-    if examples and (decode := catalog.by_blocks(config, regression)) is not None:
+    if (decode := catalog.by_blocks(config, regression)) is not None:
         prepare_rows.prepare(folder, config, decode, tokenizer, regression, unchanged)
     elif (stream := catalog.stream(config)) is not None:
         _refuse_examples(tokenizer)

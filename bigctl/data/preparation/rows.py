@@ -128,7 +128,9 @@ def _made(
     places, info = origins.taken(by_split), dict(decoded.info)
     if decoded.kind == "text":
         making = encode_by_blocks.Making(work, work / _SCRATCH, journal)
-        features, files = encode_by_blocks.encode_texts(making, decoded, by_split, config, tokenizer, info)
+        one_text = tokenizer is not None and tokenizer.stream
+        write = encode_by_blocks.encode_stream if one_text else encode_by_blocks.encode_texts
+        features, files = write(making, decoded, by_split, config, tokenizer, info)
     else:
         features, files = _encoded(work, journal, decoded, by_split)
     arrays = {split: _mapped(work, split) for split in SPLITS}

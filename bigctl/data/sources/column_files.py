@@ -298,6 +298,12 @@ class StoredTexts:
     def names(self) -> list[str]:
         return [*self._blocks]
 
+    def only(self, role: str) -> StoredTexts:
+        """The same rows, with the column of one role."""
+        found = StoredTexts({}, self._named)
+        found._blocks, found._starts = {role: self._blocks[role]}, {role: self._starts[role]}
+        return found
+
     def take(self, role: str, rows: np.ndarray) -> list[str]:
         """The texts of some rows, int64 [n]; those that lie close together are read at once."""
         found: list[str] = []
