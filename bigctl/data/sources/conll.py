@@ -8,8 +8,9 @@ have another number of columns than its words. Columns have names where the file
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,9 @@ from typing import Any
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.files.paths import optional, some, split_digests, split_files
-from bigctl.data.sources import tagged
-from bigctl.data.sources.content import read_text
+from bigctl.data.sources import json_parts, tagged, text_parts
 from bigctl.data.sources.decoded import Decoded
-from bigctl.data.sources.tagged import Sentences, require_words
+from bigctl.data.sources.tagged import Repeated, Sentences, require_words
 from bigctl.data.sources.text_rows import short
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
@@ -88,18 +88,19 @@ def read_conll(
     Raises:
         DataError: the file is missing, empty or not in this encoding, or a line lacks columns that others have.
     """
-    text, name = read_text(source, encoding)
-    lines = text.replace("\r\n", "\n").split("\n")
-    mark, width = _form(lines, name)
-    names = _names(columns, lines, width, name)
+    parts, name = text_parts.texts_of(source, encoding)
+    lines = (line.removesuffix("\r") for line in json_parts.lines(parts, name))
+    head = _beginning(lines)
+    mark, width = _form(head, name)
+    names = _names(columns, head, width, name)
     first = _column(tokens, names, width, "data.tokens", name)
     second = None if tags is None else _column(tags, names, width, "data.tags", name)
     if first == second:
         what = "there is one column only" if width == 1 else "data.tokens and data.tags are the same column"
         raise DataError(what, where=name, hint="a line holds a word and its tag, with a blank or a tab between")
     identity = names.index("ID") if "ID" in names else None
-    found, open_sentence = Sentences(name, per_word=True), False
-    for number, line in enumerate(lines, 1):
+    found, open_sentence, known = Sentences(name, per_word=True), False, Repeated()
+    for number, line in enumerate(itertools.chain(head, lines), 1):
         if not line.strip(_BLANKS) or line.startswith(_DOCUMENT):
             open_sentence = False
             continue
@@ -121,10 +122,24 @@ def read_conll(
         if wrong is not None and bad is not None:
             bad.setdefault(len(found.words) - 1, wrong)
             continue
-        found.words[-1].append(fields[first].strip())
+        found.words[-1].append(known(fields[first].strip()))
         if second is not None:
-            found.tags[-1].append(fields[second].strip())
+            found.tags[-1].append(known(fields[second].strip()))
     return require_words(found, bad)
+
+
+def _beginning(lines: Iterator[str]) -> list[str]:
+    """The first lines, up to the first one of words."""
+    head: list[str] = []
+    for line in lines:
+        head.append(line)
+        if _is_of_words(line):
+            break
+    return head
+
+
+def _is_of_words(line: str) -> bool:
+    return bool(line.strip(_BLANKS)) and not line.startswith(("#", _DOCUMENT))
 
 
 def _names(columns: Sequence[str] | None, lines: Sequence[str], width: int, name: str) -> list[str]:
@@ -147,7 +162,7 @@ def _wrong(fields: Sequence[str], width: int, mark: str | None, where: str) -> D
 def _form(lines: Sequence[str], name: str) -> tuple[str | None, int]:
     """What separates columns, None for blanks, and how many there are."""
     for line in lines:
-        if line.strip(_BLANKS) and not line.startswith(("#", _DOCUMENT)):
+        if _is_of_words(line):
             mark = "\t" if "\t" in line else None
             return mark, len(_fields(line, mark))
     for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def without_bad(table: TextTable, dialect: Dialect) -> TextTable:
 
 def _load_jsonl(text: str, name: str, keep: Callable[[str], bool], lists: Container[str]) -> TextTable:
     rows = JsonRows(name, keep, lists, len(text))
-    for number, found in json_records(text, name):
+    for number, found in json_records([text], name):
         rows.add(number, found)
     columns, lines, bad = rows.take()
     return TextTable(name, tuple(rows.names), columns, lines, [], absent=rows.absent, bad=bad)
@@ -268,12 +269,20 @@ def _flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[s
     return flat
 
 
-def json_records(text: str, name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """The objects of JSON lines, or of one JSON list, each with its place from 1; errors in place of what is none."""
-    if not text.lstrip().startswith("["):
-        yield from json_lines(text.split("\n"), name)
-        return
-    yield from ((number, found) for number, found, _ in listed([text], name))
+def json_records(parts: Iterable[str], name: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects of JSON lines, or of one JSON list, each with its place from 1; errors in place of what is none. The
+    text may come in parts."""
+    parts = iter(parts)
+    head = list[str]()
+    for part in parts:
+        head.append(part)
+        if part.strip():
+            break
+    whole = itertools.chain(head, parts)
+    if head and head[-1].lstrip().startswith("["):
+        yield from ((number, found) for number, found, _ in listed(whole, name))
+    else:
+        yield from json_lines(json_parts.lines(whole, name), name)
 
 
 def listed(
@@ -286,7 +295,7 @@ def listed(
 
 def json_objects(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of JSON lines, each with its line from 1; DataError where a line is none. `name` is the file's."""
-    for number, found in json_records(text, name):
+    for number, found in json_records([text], name):
         if isinstance(found, DataError):
             raise found
         yield number, found

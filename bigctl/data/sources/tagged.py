@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bigctl.data.files.paths import some
+from bigctl.data.sources import text_parts
 from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows
-from bigctl.data.sources.content import read_text
 from bigctl.data.sources.decoded import Columns, Decoded, Origins
 from bigctl.data.sources.read_table import json_records, json_type
 from bigctl.data.sources.text_rows import short
@@ -48,11 +48,25 @@ class Sentences:
         return f"{self.source}:{self.lines[sentence] + (word if self.per_word else 0)}"
 
 
+_REMEMBERED = 2**20
+"""Different words that are kept once however often they occur."""
+
+
+class Repeated:
+    """Gives a word that was seen before as the same object: a text repeats few words, and each takes 50 bytes."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def __call__(self, word: str) -> str:
+        return self._known.setdefault(word, word) if len(self._known) < _REMEMBERED else self._known.get(word, word)
+
+
 def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decoded:
     """Tagged sentences as a data set.
 
     Args:
-        by_split: the sentences of each file, "train" among them, which alone decides the tags.
+        by_split: the sentences of each file, "train" among them, which alone decides the tags; empty ones afterwards.
         info: facts of the source.
 
     Returns:
@@ -75,6 +89,8 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
         raise DataError(what, where=train.source, hint=hint)
     place = {name: number for number, name in enumerate(names)}
     splits: dict[str, Columns] = {}
+    sentences = {split: len(found.words) for split, found in by_split.items()}
+    words_of = {split: sum(map(len, found.words)) for split, found in by_split.items()}
     for split, found in by_split.items():
         text, tags = np.empty(len(found.words), object), np.empty(len(found.words), object)
         for number, (words, row) in enumerate(zip(found.words, found.tags, strict=True)):
@@ -83,12 +99,13 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
                 tags[number] = np.array([place[tag] for tag in row], np.int32)
             except KeyError:
                 raise _unknown(found, number, place) from None
+            found.words[number] = found.tags[number] = []  # of many there is no room for both forms
         splits[split] = {"text": text, "tags": tags, "label": np.zeros(len(text), np.int32)}
     facts = {
         **info,
         "files": {split: found.source for split, found in by_split.items()},
-        "sentences": {split: len(found.words) for split, found in by_split.items()},
-        "words": {split: sum(map(len, found.words)) for split, found in by_split.items()},
+        "sentences": sentences,
+        "words": words_of,
     }
     if left_out := [fact for found in by_split.values() for fact in found.left_out]:
         facts[LEFT_OUT] = left_out
@@ -173,9 +190,9 @@ def read_json_lines(
     Raises:
         DataError: the file is missing or malformed, a field is missing or no list, or words and tags differ in number.
     """
-    text, name = read_text(source, encoding)
-    found = Sentences(name)
-    for number, record in json_records(text, name):
+    parts, name = text_parts.texts_of(source, encoding)
+    found, known = Sentences(name), Repeated()
+    for number, record in json_records(parts, name):
         where = f"{name}:{number}"
         row, own = list[str](), list[str]()
         try:
@@ -190,9 +207,9 @@ def read_json_lines(
             if bad is None:
                 raise
             bad[len(found.words)] = error
-        found.words.append(row)
+        found.words.append([*map(known, row)])
         found.lines.append(number)
-        found.tags += [own] if tags is not None else []
+        found.tags += [[*map(known, own)]] if tags is not None else []
     return require_words(found, bad)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bigctl.data.files.paths import require_file
 from bigctl.data.progress import Progress
 from bigctl.data.sources import content, read_table
 from bigctl.data.sources.bad_rows import BadRows, require_few
@@ -201,6 +202,30 @@ def decoded(file: Path, encoding: str | None, place: int) -> Iterator[Decoded]:
             if most is not None and before.count > most:
                 raise DataError(f"the file unpacks to more than {size(most)}", where=name, hint="split it into parts")
             block = stream.read(_BLOCK)
+
+
+def texts_of(source: Path | bytes, encoding: str | None) -> tuple[Iterator[str], str]:
+    """The text of a file some at a time, or of its content, and what to call it in messages.
+
+    Raises:
+        DataError: there is no such file; and, as it is read, it is empty or not in this encoding.
+    """
+    if isinstance(source, bytes):
+        text, name = content.read_text(source, encoding)
+        return iter([text]), name
+    return _with_text(require_file(source), encoding), str(source)
+
+
+def _with_text(file: Path, encoding: str | None) -> Iterator[str]:
+    blank = True
+    try:
+        for part in decoded(file, encoding, 0):
+            blank = blank and not part.text.strip()
+            yield part.text
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror}", where=str(file)) from None
+    if blank:
+        raise DataError("the file is empty", where=str(file), hint="is it the right file?")
 
 
 def behind(parts: Iterable[str], characters: int) -> Iterator[str]:
