@@ -18,7 +18,7 @@ from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.pictures import packs
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.preparation import prepare
-from bigctl.data.sources import column_pictures
+from bigctl.data.sources import column_pictures, parquet_pages
 from bigctl.errors import BigctlError, DataError
 from tests.data.test_webdataset import SIZE, folder, fresh_cache, of_folder, pictures, same  # noqa: F401
 
@@ -85,6 +85,42 @@ def test_parquet_and_arrow_give_the_batches_of_a_folder(tmp_path: Path) -> None:
         assert prepared(path, least=0.1).fingerprint == found.fingerprint
     same(prepared(ways[1], least=0.1), found)
     assert notes.notes_of(found)[-1].startswith("24 pictures (")
+
+
+def test_parquet_that_is_not_compressed_is_read_where_it_is(tmp_path: Path) -> None:
+    known = of_folder(folder(tmp_path / "folder"), least=0.1)
+    plain: dict[str, object] = {"compression": "none", "data_page_size": 2000}
+    found = prepared(parquet(tmp_path / "plain", **plain), least=0.1)
+    same(found, known)
+    ways = [
+        parquet(tmp_path / "struct", table(struct=True), use_dictionary=False, **plain),
+        parquet(tmp_path / "later", data_page_version="2.0", dictionary_pagesize_limit=3000, **plain),
+    ]
+    for path in ways:
+        again = prepared(path, least=0.1)
+        assert again.fingerprint == found.fingerprint
+        np.testing.assert_array_equal(np.asarray(images(again)), np.asarray(images(found)))
+    assert not packs.root().exists()
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_values_are_found_in_pages_byte_for_byte(tmp_path: Path, dictionary: bool, version: str) -> None:
+    """Those that repeat, are empty, missing, begin alike or hold one another, over many pages and groups."""
+    draw = np.random.default_rng(0)
+    values: list[bytes | None] = [bytes(draw.integers(0, 3, size).astype(np.uint8)) for size in range(1, 200)]
+    values += [None, b"", *values[:50], None, b"", *(bytes(value or b"") * 2 for value in values[100:150])]
+    file = tmp_path / "a.parquet"
+    pages: dict[str, object] = {"data_page_size": 500, "dictionary_pagesize_limit": 2000, "row_group_size": 120}
+    columns = pa.table({"other": range(len(values)), "it": pa.array(values, pa.binary())})
+    pq.write_table(columns, file, compression="none", use_dictionary=dictionary, data_page_version=version, **pages)
+    found = parquet_pages.places(file, "it", lambda block: block)
+    assert found is not None
+    content = file.read_bytes()
+    read = [None if size < 0 else content[start : start + size] for start, size in zip(*found, strict=True)]
+    assert read == values
+    pq.write_table(columns, file, compression={"it": "snappy", "other": "none"})
+    assert parquet_pages.places(file, "it", lambda block: block) is None
 
 
 def test_what_has_no_random_access_is_copied_once_and_that_is_told(

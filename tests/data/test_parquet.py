@@ -317,3 +317,14 @@ def test_dates_and_numbers_of_rows_are_told(tmp_path: Path) -> None:
         f"column 'day' of dates is read as one number, days since 1970; {more}",
         f"column 'as_text' holds dates as strings, which stay strings; {more}",
     ]
+
+
+def test_the_file_with_a_column_of_another_type_is_named(tmp_path) -> None:
+    for number, kind in enumerate((pa.float64(), pa.int32(), pa.string())):
+        values = pa.array([1, 2], pa.int32()).cast(kind)
+        pq.write_table(pa.table({"x": values, "y": ["a", "b"]}), tmp_path / f"{number}.parquet")
+    with pytest.raises(
+        DataError, match="2.parquet: the file stores a column differently .* x has incompatible"
+    ) as told:
+        catalog.decode(schema.Parquet(path=f"{tmp_path}/*.parquet", label="y"))
+    assert told.value.where == str(tmp_path / "2.parquet")

@@ -96,7 +96,8 @@ def joined(
 
 
 def alike(files: Sequence[Path], found: Iterable[pa.Table], drop: Sequence[str]) -> list[pa.Table]:
-    """The tables of some files without what is dropped. Raises DataError where they have not the same columns."""
+    """The tables of some files without what is dropped. Raises DataError where they have not the same columns, or
+    store one in ways that do not go together."""
     tables: list[pa.Table] = []
     for file, table in zip(files, found, strict=True):
         for name in drop if file is files[0] else ():
@@ -107,6 +108,7 @@ def alike(files: Sequence[Path], found: Iterable[pa.Table], drop: Sequence[str])
             raise DataError(
                 f"the column {other[0]!r} is not in all files", where=str(file), hint=f"{files[0]} has other columns"
             )
+    _require_alike(files, tables)
     return tables
 
 
@@ -120,6 +122,19 @@ def concatenated(source: str, tables: Sequence[pa.Table], rows: int) -> pa.Table
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"the files store a column differently: {error}", where=source, hint="write it alike") from None
+
+
+def _require_alike(files: Sequence[Path], tables: Sequence[pa.Table]) -> None:
+    """Raises DataError that names the first file with a column of a type that does not go with those before it."""
+    import pyarrow as pa
+
+    known = tables[0].schema
+    for file, table in zip(files[1:], tables[1:], strict=True):
+        try:
+            known = pa.unify_schemas([known, table.schema], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            what = f"the file stores a column differently from those before it: {error}"
+            raise DataError(what, where=str(file), hint="write it alike") from None
 
 
 def matching(path: str, suffixes: Sequence[str] = Parquet.suffixes) -> list[Path]:
