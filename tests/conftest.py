@@ -56,6 +56,7 @@ def _compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     So are those of the slow tests that are marked for it: they show that commands work, not what they compute.
     """
     marked = request.node.get_closest_marker
+    _keep_programs()
     quick = request.config.option.markexpr == "not slow" and not marked("optimized")
     if not quick and not marked("fewer"):
         yield
@@ -67,8 +68,18 @@ def _compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     _compile_with_few_optimizations(False)
 
 
+def _keep_programs() -> None:
+    """What modules and workers compile alike, the smallest programs too, is compiled once, as by commands."""
+    if "jax" in sys.modules:
+        from bigctl.engine.compile_cache import use_compile_cache
+
+        use_compile_cache()
+        sys.modules["jax"].config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def _compile_with_few_optimizations(fewer: bool) -> None:
     if "jax" in sys.modules:
+        forked.leave_out_emitters()
         sys.modules["jax"].config.update(forked.FEWER.lower(), fewer)
 
 

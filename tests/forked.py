@@ -21,11 +21,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from bigctl.sweeps.execution import forking
 
 FEWER = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 """Compiles in half the time; jax takes it at any time, so that a child has it from its own environment."""
+EMITTERS = "xla_cpu_use_fusion_emitters"
 AT_START = ("PYTHON", "JAX_", "XLA_", "TF_", "OMP_", "LC_", "LANG", "HOME", "XDG_")
 """Variables that begin so are read while something is imported."""
 SET_BY_JAX = "TF_CPP_MIN_LOG_LEVEL"
@@ -37,6 +39,25 @@ IMPORTED = (
     "rich.live", "tensorboardX", "plotly.graph_objects", "jinja2", "xml.etree.ElementTree",
 )  # fmt: skip
 """What most commands import; what is not found is left to the command."""
+
+
+def leave_out_emitters() -> None:
+    """Where few optimizations are asked for, the CPU's fusions are compiled without a pipeline of their own as well,
+    which takes as long again as all else; a jaxlib that has no other way to compile them stays as it is."""
+    from jax._src import compiler
+    from jaxlib import version
+
+    if not version.__version__.startswith("0.10.") or hasattr(compiler.get_compile_options, "asked"):
+        return
+    made = compiler.get_compile_options
+
+    def options(*given: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
+        if compiler._DISABLE_MOST_OPTIMIZATIONS.value:
+            env_options_overrides = {**(env_options_overrides or {}), EMITTERS: "False"}
+        return made(*given, env_options_overrides=env_options_overrides, **more)
+
+    options.asked = True  # type: ignore[attr-defined]
+    compiler.get_compile_options = options
 
 
 class Server:
@@ -188,6 +209,7 @@ if __name__ == "__main__":
     for name in IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    leave_out_emitters()
     logging.root.handlers.clear()  # orbax brings one where no command has set up its own
     with contextlib.suppress(Exception):  # fills what Hydra and the schema remember of themselves
         sys.modules["bigctl.api"].compose(["recipe=mlp_cls"])

@@ -34,7 +34,7 @@ def test_what_is_computed_anew_is_the_same() -> None:
     """Gradients with `remat` are those without it; branches are left out alike."""
     found, x = [], jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 1)), jnp.float32)
     for remat in ("none", "full"):
-        structure, state = nnx.split(make(remat=remat, drop_path=0.5))
+        structure, state = nnx.split(make(remat=remat, drop_path=0.5, blocks=[1], widths=[4]))
 
         def total(state: Any, structure: Any = structure) -> Any:
             return jnp.square(nnx.merge(structure, state)(x, key=jax.random.key(0))).sum()

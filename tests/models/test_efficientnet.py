@@ -27,13 +27,19 @@ def test_depthwise_convolution_and_its_gradients_are_those_of_xla(size, stride, 
             x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
         )
 
-    ours, pull = jax.vjp(
-        lambda x, kernel: depthwise_conv2d(x, kernel, stride, same_pads(sides, size, stride)), x, kernel
-    )
-    theirs, reference = jax.vjp(plain, x, kernel)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    dy = jnp.asarray(rng.normal(size=theirs.shape), jnp.float32)
-    for found, expected in zip(pull(dy), reference(dy), strict=True):
+    def ours(x, kernel):
+        return depthwise_conv2d(x, kernel, stride, same_pads(sides, size, stride))
+
+    shape = jax.eval_shape(plain, x, kernel).shape
+    dy = jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    @jax.jit
+    def both(x, kernel, dy):
+        made = [jax.vjp(function, x, kernel) for function in (ours, plain)]
+        return [(value, *pull(dy)) for value, pull in made]
+
+    for found, expected in zip(*both(x, kernel, dy), strict=True):
+        assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -52,7 +58,10 @@ def test_frozen_normalisation_is_that_of_inference():
     tiny = {"width": 0.1, "depth": 0.2}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
     models = {
-        n: EfficientNet(schema.EfficientNet(norm=n, **tiny), (32, 32, 3), 3, rngs=nnx.Rngs(0))
+        n: nnx.jit(
+            lambda n: EfficientNet(schema.EfficientNet(norm=n, **tiny), (32, 32, 3), 3, rngs=nnx.Rngs(0)),
+            static_argnums=0,
+        )(n)
         for n in ("frozen", "batch")
     }
     apply = nnx.jit(lambda model, x, key: model(x, key=key))

@@ -81,11 +81,9 @@ def test_last_token_read_backwards_is_the_last_real_one(pool: str) -> None:
     assert np.abs(logits(model, turned, lengths, second) - expected).max() > 1e-2
 
 
-@pytest.mark.parametrize(
-    ("pool", "dtype"), [("last", "float32"), ("mean", "bfloat16"), ("max", "float32"), ("max", "bfloat16")]
-)
+@pytest.mark.parametrize(("pool", "dtype"), [("last", "float32"), ("mean", "bfloat16"), ("max", "bfloat16")])
 def test_texts_of_no_or_one_token_give_finite_gradients(pool: str, dtype: str) -> None:
-    structure, params, rest = nnx.split(classifier(pool=pool, dropout=0.3), nnx.Param, ...)
+    structure, params, rest = nnx.split(classifier(pool=pool, dropout=0.3, layers=1), nnx.Param, ...)
     tokens, short = texts()[0], jnp.asarray([0, 1, 1, 0, 0])
 
     @jax.jit
@@ -218,7 +216,8 @@ def test_an_example_teaches_one_of_the_two() -> None:
     assert (is_deep ^ is_wide).all() and 0.3 < is_deep.mean() < 0.7
 
     new = classifier(ngrams=2, ngram_rows=64)
-    gradient = nnx.grad(lambda model: jnp.sum(jnp.square(model(*columns, key=jax.random.key(0)) - 1)))(new)
+    square = nnx.grad(lambda model: jnp.sum(jnp.square(model(*columns, key=jax.random.key(0)) - 1)))
+    gradient = nnx.jit(square)(new)
     for leaf in jax.tree.leaves(nnx.state(gradient)):
         assert np.abs(leaf).max() > 0
 

@@ -48,24 +48,27 @@ def built(path: str, *overrides: str) -> Any:
 
 def plain_loss(experiment: Any, state: Any, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Cross-entropy of each target from all logits, by optax."""
-    model = experiment.programs.merge(state.params, state.variables, experiment.programs.hparams)
-    logits = model.logits(model(jnp.asarray(inputs)))
-    return np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(targets)))
+
+    @jax.jit
+    def losses(params: Any, inputs: Any, targets: Any) -> Any:
+        model = experiment.programs.merge(params, state.variables, experiment.programs.hparams)
+        return optax.softmax_cross_entropy_with_integer_labels(model.logits(model(inputs)), targets)
+
+    return np.asarray(losses(state.params, inputs, targets))
 
 
 def randomised(experiment: Any) -> Any:
     """A state whose output weights are no zeros."""
     state = experiment.programs.initialise()
-    keys = iter(jax.random.split(jax.random.key(0), 100))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), state.params)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: jnp.asarray(p + 0.1 * draw.normal(size=p.shape), p.dtype), state.params)
     return replace(state, params=params)
 
 
 # --- Scores -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [3, 64])
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(("batch_size", "resident"), [(3, True), (64, False)])
 def test_the_validation_loss_is_that_of_every_token_but_the_first(path, batch_size, resident):
     experiment = built(path, f"eval.batch_size={batch_size}", f"data.resident_mib={int(resident)}")
     state, columns = randomised(experiment), experiment.dataset.splits["validation"]
@@ -73,10 +76,10 @@ def test_the_validation_loss_is_that_of_every_token_but_the_first(path, batch_si
         state.params, state.variables
     )
     tokens = np.asarray(columns["inputs"]).astype(np.int32)
-    losses = []
-    for start in range(0, len(tokens) - 1, 16):
-        window = tokens[start : start + 17]
-        losses += plain_loss(experiment, state, window[None, :-1], window[None, 1:])[0].tolist()
+    whole, losses = (len(tokens) - 1) // 16 * 16, []
+    for begin, end, width in ((0, whole, 16), (whole, len(tokens) - 1, len(tokens) - 1 - whole)):
+        inputs, targets = (tokens[begin + i : end + i].reshape(-1, width) for i in (0, 1))
+        losses += plain_loss(experiment, state, inputs, targets).ravel().tolist()
     assert len(losses) == len(tokens) - 1 and len(losses) % 16  # the last window is a part of one
     mean = float(np.mean(losses))
     assert found["val/loss"] == pytest.approx(mean, rel=1e-5)
@@ -105,10 +108,12 @@ def test_training_minimises_the_mean_over_targets_that_count(path):
     inputs, targets = rng.integers(0, 257, (2, 4, 16)).astype(np.int32)
     targets[2, 5:] = NO_TARGET
     mask = np.array([1, 1, 1, 0], np.float32)
-    model = experiment.programs.merge(state.params, state.variables, experiment.programs.hparams)
     batch = {"inputs": inputs, "targets": targets, "mask": mask, "number": np.arange(4, dtype=np.int32)}
-    batch = {name: jnp.asarray(values) for name, values in batch.items()}
-    sums = experiment.task.loss(model, batch, jax.random.key(0), jax.random.key(0), experiment.programs.hparams)
+    hparams, key = experiment.programs.hparams, jax.random.key(0)
+    merge, loss = experiment.programs.merge, experiment.task.loss
+    sums = jax.jit(lambda p, v, batch: loss(merge(p, v, hparams), batch, key, key, hparams))(
+        state.params, state.variables, batch
+    )
     losses = plain_loss(experiment, state, inputs, np.maximum(targets, 0)) * (targets != NO_TARGET) * mask[:, None]
     assert float(sums["loss"][1]) == 2 * 16 + 5
     assert float(sums["loss"][0]) == pytest.approx(float(losses.sum()), rel=1e-5)
@@ -119,15 +124,21 @@ def test_z_loss_is_added_to_what_is_minimised_and_not_to_what_is_reported(path):
     state = randomised(plain)
     tokens = np.asarray(plain.dataset.splits["train"]["inputs"][: 4 * 17]).astype(np.int32).reshape(4, 17)
     batch = {"inputs": tokens[:, :-1], "targets": jnp.asarray(tokens[:, 1:]), "mask": jnp.ones(4)}
-    found = {}
-    for name, experiment in (("plain", plain), ("z", with_z)):
-        model = experiment.programs.merge(state.params, state.variables, experiment.programs.hparams)
-        key = jax.random.key(0)
-        found[name] = experiment.task.loss(model, batch, key, key, experiment.programs.hparams)
-        found[f"{name} evaluated"] = experiment.task.evaluate(model, batch)
-    logits = model.logits(model(jnp.asarray(batch["inputs"])))
-    squares = float(jnp.sum(jax.nn.logsumexp(logits, -1) ** 2))
-    assert float(found["z"]["loss"][0]) == pytest.approx(float(found["plain"]["loss"][0]) + 0.1 * squares, rel=1e-5)
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        found, key = {}, jax.random.key(0)
+        for name, experiment in (("plain", plain), ("z", with_z)):
+            model = experiment.programs.merge(params, state.variables, experiment.programs.hparams)
+            found[name] = experiment.task.loss(model, batch, key, key, experiment.programs.hparams)
+            found[f"{name} evaluated"] = experiment.task.evaluate(model, batch)
+        logits = model.logits(model(jnp.asarray(batch["inputs"])))
+        return found, jnp.sum(jax.nn.logsumexp(logits, -1) ** 2)
+
+    found, squares = both(state.params)
+    assert float(found["z"]["loss"][0]) == pytest.approx(
+        float(found["plain"]["loss"][0]) + 0.1 * float(squares), rel=1e-5
+    )
     assert float(found["z"]["cross_entropy"][0]) == pytest.approx(float(found["plain"]["loss"][0]), rel=1e-5)
     assert float(found["z evaluated"]["loss"][0]) == pytest.approx(float(found["plain evaluated"]["loss"][0]), rel=1e-6)
 

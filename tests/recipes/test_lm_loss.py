@@ -33,17 +33,22 @@ def plain(hidden: Any, kernel: Any, targets: Any, weights: Any, z_loss: float) -
 @pytest.mark.parametrize("z_loss", [0.0, 0.3])
 def test_pieces_give_the_plain_loss_and_its_gradients(chunk: int | None, z_loss: float) -> None:
     *inputs, targets, weights = case()
-    expected, slopes = jax.value_and_grad(plain, (0, 1))(*inputs, targets, weights, z_loss)
 
     def loss(*inputs: Any) -> Any:
         sums = loss_sums(*inputs, targets, weights, VOCAB, z_loss, chunk)
         return 2 * sums.total, sums
 
-    (doubled, sums), found = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*inputs)
+    @jax.jit
+    def both(*inputs: Any) -> Any:
+        expected = jax.value_and_grad(plain, (0, 1))(*inputs, targets, weights, z_loss)
+        found = jax.value_and_grad(loss, (0, 1), has_aux=True)(*inputs)
+        undifferentiated = loss_sums(*inputs, targets, weights, VOCAB, z_loss, chunk)
+        return expected, found, undifferentiated, plain(*inputs, targets, weights, 0.0)
+
+    (expected, slopes), ((doubled, sums), found), undifferentiated, cross_entropy = both(*inputs)
     np.testing.assert_allclose(doubled, 2 * expected, rtol=1e-5)
-    np.testing.assert_allclose(sums.cross_entropy, plain(*inputs, targets, weights, 0.0), rtol=1e-5)
+    np.testing.assert_allclose(sums.cross_entropy, cross_entropy, rtol=1e-5)
     assert sums.weight == weights.sum()
-    undifferentiated = loss_sums(*inputs, targets, weights, VOCAB, z_loss, chunk)
     np.testing.assert_allclose(undifferentiated, sums, rtol=1e-5)
     for one, other in zip(found, slopes, strict=True):
         np.testing.assert_allclose(one, 2 * other, rtol=1e-4, atol=1e-4)
@@ -67,8 +72,9 @@ def test_no_array_of_all_logits_is_made() -> None:
 
 def test_half_precision_is_finite_and_near() -> None:
     *inputs, targets, weights = case(jnp.bfloat16)
-    expected = plain(*(x.astype(jnp.float32) for x in inputs), targets, weights, 0.0)
-    value, slopes = jax.value_and_grad(lambda h, k: loss_sums(h, k, targets, weights, VOCAB).total, (0, 1))(*inputs)
+    expected = jax.jit(plain)(*(x.astype(jnp.float32) for x in inputs), targets, weights, 0.0)
+    loss = jax.value_and_grad(lambda h, k: loss_sums(h, k, targets, weights, VOCAB).total, (0, 1))
+    value, slopes = jax.jit(loss)(*inputs)
     np.testing.assert_allclose(value, expected, rtol=2e-2)
     assert [s.dtype for s in slopes] == [jnp.bfloat16] * 2
     assert all(np.isfinite(np.asarray(s, np.float32)).all() for s in slopes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -90,9 +91,15 @@ def test_the_loss_of_mixed_images_is_that_of_their_mixed_targets(loss):
     given = {name: jnp.asarray(values[:N]) for name, values in split.items()}
     given |= {"mask": jnp.asarray([1.0] * (N - 3) + [0.0] * 3), "number": jnp.arange(N)}
     key = randomness.key(0, randomness.AUGMENTATION)
-    images, share = pipeline.mix(given["inputs"], task.recipe.augment, key, given["number"], given["mask"] > 0)
+
+    @jax.jit
+    def both(given):
+        images, share = pipeline.mix(given["inputs"], task.recipe.augment, key, given["number"], given["mask"] > 0)
+        sums = task.loss(model, given, key, key, {"recipe.label_smoothing": 0.0})
+        return images, share, task.outputs(model, {**given, "inputs": images}), sums
+
+    images, share, logits, sums = jax.device_get(both(given))
     assert float((share < 1).mean()) > 0.2 and images.shape == given["inputs"].shape
-    logits = np.asarray(task.outputs(model, {**given, "inputs": images}))
     own, others = (np.eye(10)[np.asarray(labels)] for labels in (given["label"], given["label"][np.arange(N) ^ 1]))
     target = share[:, None] * own + (1 - share[:, None]) * others
     each = (
@@ -100,7 +107,6 @@ def test_the_loss_of_mixed_images_is_that_of_their_mixed_targets(loss):
         if loss == "bce"
         else (optax.softmax_cross_entropy(logits, target))
     )
-    sums = task.loss(model, given, key, key, {"recipe.label_smoothing": 0.0})
     assert float(sums["loss"][1]) == pytest.approx(N - 3)
     assert mean(sums["loss"]) == pytest.approx(float(each[: N - 3].mean()), rel=1e-5)
     hits = np.take_along_axis(np.asarray(target), logits.argmax(1)[:, None], 1)[:, 0]

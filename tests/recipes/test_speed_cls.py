@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bigctl.recipes import views
+from flax import nnx
 
 import bigctl
 from bigctl.data import whitening
@@ -71,8 +72,11 @@ def test_a_trained_run_predicts_by_the_mean_over_views_and_needs_no_data(tmp_pat
     moves = {0.5: [pictures], 0.25: [padded[:, :8, :8], padded[:, 2:, 2:]]}
     features = loaded.features
 
+    forward = nnx.jit(lambda model, x: model(x))
+
     def logits(images: np.ndarray) -> np.ndarray:
-        return np.asarray(loaded.model(jnp.asarray((images / 255 - features.mean) / features.std, jnp.float32)))
+        x = jnp.asarray((images / 255 - features.mean) / features.std, jnp.float32)
+        return np.asarray(forward(loaded.model, x))
 
     views = [(w / 2, turned) for w, all_moved in moves.items() for m in all_moved for turned in (m, m[:, :, ::-1])]
     expected = jax.nn.softmax(sum(weight * logits(view) for weight, view in views))

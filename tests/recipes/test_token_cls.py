@@ -15,7 +15,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 
 import bigctl as package
 from bigctl.config import schema
-from bigctl.engine import experiment
+from bigctl.engine import experiment, resolve
 from bigctl.errors import ConfigError, DataError
 from bigctl.training import feed as feeds
 from tests import tagging
@@ -75,10 +75,11 @@ def test_scores_are_those_of_words_and_of_seqeval():
 def test_training_loss_is_the_mean_over_words_whatever_the_batch_is_divided_into():
     logits, batch = example()
     head, hparams = TagHead(TAGS, "none", None), {"recipe.label_smoothing": 0.0}
-    whole = head.loss(jnp.asarray(logits), batch, hparams)
-    np.testing.assert_allclose(whole["loss"], head.evaluate(jnp.asarray(logits), batch)["loss"], rtol=1e-6)
+    loss = jax.jit(lambda logits, batch: head.loss(logits, batch, hparams))
+    whole = loss(logits, batch)
+    np.testing.assert_allclose(whole["loss"], jax.jit(head.evaluate)(logits, batch)["loss"], rtol=1e-6)
     parts = [
-        head.loss(jnp.asarray(logits[part]), {name: values[part] for name, values in batch.items()}, hparams)["loss"]
+        loss(logits[part], {name: values[part] for name, values in batch.items()})["loss"]
         for part in (slice(0, 2), slice(2, 8))
     ]
     np.testing.assert_allclose(sum(parts), whole["loss"], rtol=1e-6)
@@ -123,13 +124,12 @@ def test_names_are_learned_and_the_best_checkpoint_is_that_of_entity_f1(cli):
     assert "by val/entity_f1" in (cli.folder / "names.out").read_text()
 
 
-def losses(overrides: list[str], steps: int, start: Any = None, done: int = 0) -> tuple[Any, list[float]]:
-    """The state after some more steps, and their training sums."""
-    exp = experiment.build(package.compose(overrides))
+def losses(exp: experiment.Experiment, steps: int) -> tuple[Any, list[float]]:
+    """The state after some steps, and their training sums."""
     feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
-    state, sums = exp.programs.initialise() if start is None else start, []
+    state, sums = exp.programs.initialise(), []
     try:
-        for number in range(done, done + steps):
+        for number in range(steps):
             state, _ = feed.advance(state, number * exp.config.train.batch_size, 1)
             sums.append(np.asarray(jax.device_get(state.sums["loss"])).tolist())
     finally:
@@ -137,22 +137,24 @@ def losses(overrides: list[str], steps: int, start: Any = None, done: int = 0) -
     return state, sums
 
 
-@pytest.mark.parametrize("recipe", [LSTM, BERT], ids=["lstm", "bert"])
+@pytest.mark.parametrize("recipe", [LSTM, pytest.param(BERT, marks=pytest.mark.slow)], ids=["lstm", "bert"])
 def test_batches_that_are_sent_and_resident_ones_train_alike_to_the_last_bit(recipe, folder):
     overrides = [*recipe, *tagging.DATA, *STEPS]
-    assert losses(overrides, 4)[1] == losses([*overrides, "data.resident_mib=0"], 4)[1]
+    resident, sent = (experiment.build(package.compose([*overrides, *more])) for more in ([], ["data.resident_mib=0"]))
+    assert losses(resident, 4)[1] == losses(sent, 4)[1]
 
 
-def test_a_resumed_run_is_bit_equal(cli):
-    cli("train", *LSTM, *tagging.DATA, *STEPS, "checkpoint.every=10", "--name", "whole")
-    cli("train", *LSTM, *tagging.DATA, *STEPS, "checkpoint.every=10", "train.steps=10", "--name", "parts")
-    cli("resume", "parts", "train.steps=20")
-    whole, parts = (
-        [json.loads(line) for line in (cli.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    )
-    last = [{k: v for k, v in rows[-1].items() if not k.startswith(("perf/", "time"))} for rows in (whole, parts)]
-    assert last[0] == last[1] and last[0]["step"] == 20
+def test_a_resumed_run_is_bit_equal(cli, monkeypatch):
+    monkeypatch.chdir(cli.folder)
+    run = [*tagging.RECIPE, *tagging.DATA, *tagging.MODEL, *tagging.LENGTH]
+    for steps in (30, 60):  # and at once in the run `names`
+        package.train([*run, f"train.steps={steps}"], "runs/parts", quiet=True)
+    last = [
+        json.loads((cli.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])
+        for name in ("names", "parts")
+    ]
+    last = [{k: v for k, v in row.items() if not k.startswith(("perf/", "time"))} for row in last]
+    assert last[0] == last[1] and last[0]["step"] == 60
 
 
 _ON_MESHES = """
@@ -162,9 +164,8 @@ from tests.recipes.test_token_cls import losses
 from bigctl.engine import experiment
 result = []
 for mesh in (["mesh=single"], ["mesh=data"]):
-    overrides = [*sys.argv[1:], *mesh]
-    state, sums = losses(overrides, 5)
-    exp = experiment.build(bigctl.compose(overrides))
+    exp = experiment.build(bigctl.compose([*sys.argv[1:], *mesh]))
+    state, sums = losses(exp, 5)
     found = exp.evaluator("test", "test").score(exp.programs.evaluation_weights(state), state.variables)
     result.append([sums, found.metrics])
 print(json.dumps(result))
@@ -172,27 +173,26 @@ print(json.dumps(result))
 
 
 def test_eight_devices_train_and_score_as_one_does(folder):
-    (one, scores), (eight, other) = on_eight_devices(_ON_MESHES, *LSTM, *tagging.DATA, *STEPS)
+    (one, scores), (eight, other) = on_eight_devices(
+        _ON_MESHES, *LSTM, "recipe.bucketing.shapes=1", *tagging.DATA, *STEPS
+    )
     np.testing.assert_allclose(one, eight, rtol=1e-4)
     assert scores.keys() == other.keys() and "test/entity_f1" in scores
     for name in scores:
         assert scores[name] == pytest.approx(other[name], abs=1e-3), name
 
 
-def test_a_tagger_starts_from_a_masked_language_model(cli):
+def test_a_tagger_starts_from_a_masked_language_model(folder):
     bert = [text for text in BERT if not text.startswith("recipe")]
     texts = [" ".join(word for word, _ in row) for row in tagging.sentences(0, 60)]
-    (cli.folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    length = ["recipe.tokenizer.max_length=32", "recipe.bucketing.shapes=1"]
-    words = ["recipe.tokenizer.type=words", "recipe.tokenizer.size=100", *length]
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    length = ["recipe.tokenizer.max_length=32", "recipe.bucketing.shapes=1", "optimizer=sgd", *STEPS, "train.steps=1"]
+    words = ["recipe.tokenizer.type=words", "recipe.tokenizer.size=100"]
     data = ["data=jsonl", "data.path=texts.jsonl", "data.text=text", "data.label=null"]
-    cli("train", "recipe=bert_mlm", *bert, *words, *data, *STEPS, "train.steps=2", "--name", "mlm")
-    done = cli(
-        "train", "recipe=bert_tag", "model=bert", "model.init_from=runs/mlm", *length,
-        *tagging.DATA, *STEPS, "train.steps=2", "--name", "from_mlm",
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr
-    log = (cli.folder / "runs" / "from_mlm" / "log.txt").read_text(encoding="utf-8")
+    package.train(["recipe=bert_mlm", *bert, *words, *data, *length], "runs/mlm", quiet=True)
+    tagger = ["recipe=bert_tag", "model=bert", "model.init_from=runs/mlm", *tagging.DATA, *length]
+    package.train(tagger, "runs/from_mlm", quiet=True)
+    log = (folder / "runs" / "from_mlm" / "log.txt").read_text(encoding="utf-8")
     assert "newly initialised: head/bias, head/kernel" in log
 
 
@@ -218,9 +218,17 @@ def test_what_is_cut_is_said(cli):
 
 
 def test_json_lines_train_as_conll_files_do(folder):
+    """All rows of all splits are the same."""
     names = f"data.tag_names=[{','.join(tagging.TAGS)}]"
     fields = ["data.path=train.jsonl", "data.test_path=test.jsonl", "data.tokens=tokens", "data.tags=ner_tags", names]
-    assert losses([*LSTM, *tagging.DATA, *STEPS], 3)[1] == losses([*LSTM, "data=jsonl", *fields, *STEPS], 3)[1]
+    conll, lines = (
+        resolve.resolve(package.compose([*LSTM, *data, *STEPS])).dataset
+        for data in (tagging.DATA, ["data=jsonl", *fields])
+    )
+    assert conll.features.classes == lines.features.classes and set(conll.splits) == set(lines.splits) > {"test"}
+    for split, columns in conll.splits.items():
+        for name, values in columns.items():
+            np.testing.assert_array_equal(values, lines.splits[split][name], err_msg=f"{split} {name}")
 
 
 def test_plain_tags_are_scored_by_word(folder):

@@ -23,6 +23,7 @@ from bigctl.data.text import tokenization
 from bigctl.errors import DataError
 
 KEYS = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[4]", "train.batch_size=32", "train.log_every=1"]
+KEYS += ["train.tensorboard=false"]
 
 
 @pytest.fixture(autouse=True)

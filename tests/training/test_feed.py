@@ -22,8 +22,6 @@ from bigctl.training.programs import LARGEST_LOOP
 from bigctl.training.state import TrainState
 from tests.training.steps import CNN, MLP, arrays_of, assert_close, assert_same_bits, built, start
 
-pytestmark = pytest.mark.optimized
-
 # ------------------------------------------------------------------------------------------ dispatches and programs
 
 
@@ -72,7 +70,7 @@ FEEDS = {
 }
 
 
-@pytest.mark.parametrize("overrides", [MLP, CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize("overrides", [pytest.param(MLP, marks=pytest.mark.slow), CNN], ids=["mlp", "cnn"])
 def test_every_feed_gives_the_same_parameters(overrides: tuple[str, ...]) -> None:
     """Dropout and augmentation included. Each feed has a program of its own, so XLA may round differently between
     them, by the last bits; within one program there is no difference at all."""

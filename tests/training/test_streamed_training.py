@@ -38,7 +38,7 @@ def pictures(folder: Path) -> Path:
 
 def test_a_streamed_run_is_trained_scored_and_predicted_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    keys = [*RUN, f"data.path={pictures(tmp_path / 'pictures')}", "train.steps=2"]
+    keys = [*RUN, f"data.path={pictures(tmp_path / 'pictures')}", "train.steps=2", "train.tensorboard=false"]
     summary = bigctl.train(bigctl.compose(keys), run_dir="run")
     told = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert any(line.get("perf/decoded_per_s", 0) > 0 and line["perf/queue_depth"] >= 0 for line in told)

@@ -20,7 +20,7 @@ from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten
 from tests.conftest import Cli
-from tests.training.test_sharding import _LOSSES, MESHES, on_eight_devices
+from tests.training.test_sharding import assert_meshes_agree
 
 ROWS = 200
 BATCH = 16
@@ -59,8 +59,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return write(tmp_path_factory.mktemp("texts"))
 
 
-def build(recipe: str, data: list[str], *overrides: str) -> Experiment:
-    always = [f"train.batch_size={BATCH}", "train.steps=20", "schedule=constant", "recipe.bucketing.shapes=2"]
+def build(recipe: str, data: list[str], *overrides: str, shapes: int = 2) -> Experiment:
+    always = [f"train.batch_size={BATCH}", "train.steps=20", "schedule=constant", f"recipe.bucketing.shapes={shapes}"]
     return experiment.build(bigctl.compose([*RECIPES[recipe], *data, *always, *overrides]))
 
 
@@ -91,31 +91,32 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert_cls", "ber
 
 @pytest.mark.parametrize("recipe", ["lstm_cls", *SLOW])
 def test_batches_that_are_sent_train_as_resident_ones_do_to_the_last_bit(recipe, data):
-    resident, sent = (fit(build(recipe, data, *more)) for more in ([], ["data.resident_mib=0"]))
-    assert resident[1] == sent[1]
-    for name, value in params(resident[0]).items():
-        np.testing.assert_array_equal(value, params(sent[0])[name], err_msg=name)
-
-
-@pytest.mark.parametrize("more", [[], ["data.resident_mib=0"]], ids=["resident", "sent"])
-def test_one_program_a_shape_and_none_after_the_first_epoch(data, more):
-    exp = build("lstm_cls", data, *more)
-    feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
-    state, used, compiled = exp.programs.initialise(), set(), []
-    steps = -(-exp.dataset.size("train") // BATCH)
-    try:
-        for number in range(3 * steps):
-            used.add(feed.shape(number * BATCH))
-            state, _ = feed.advance(state, number * BATCH, 1)
-            compiled.append(feed.program()._cache_size())
-    finally:
-        feed.close()
-    assert len(used) == feed.shapes == 2
-    assert compiled[steps] == compiled[-1] == 2
+    """With one program a shape, and none after the first epoch."""
+    found = []
+    for more in ([], ["data.resident_mib=0"]):
+        exp = build(recipe, data, *more)
+        feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
+        state, used, compiled, sums = exp.programs.initialise(), set(), [], []
+        steps = -(-exp.dataset.size("train") // BATCH)
+        try:
+            for number in range(3 * steps):
+                used.add(feed.shape(number * BATCH))
+                state, _ = feed.advance(state, number * BATCH, 1)
+                compiled.append(feed.program()._cache_size())
+                sums.append(np.asarray(jax.device_get(state.sums["loss"])).tolist())
+        finally:
+            feed.close()
+        assert len(used) == feed.shapes == 2
+        assert compiled[steps] == compiled[-1] == 2
+        found.append((sums, params(state)))
+    (resident, weights), (sent, others) = found
+    assert resident == sent and len(set(map(tuple, sent))) == len(sent)
+    for name, value in weights.items():
+        np.testing.assert_array_equal(value, others[name], err_msg=name)
 
 
 def test_one_shape_needs_one_program(data):
-    exp = build("lstm_cls", data, "recipe.bucketing.shapes=1")
+    exp = build("lstm_cls", data, shapes=1)
     feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state = exp.programs.initialise()
     for number in range(8):
@@ -124,18 +125,15 @@ def test_one_shape_needs_one_program(data):
     assert feed.shapes == feed.program()._cache_size() == 1
 
 
-@pytest.mark.parametrize("more", [[], ["train.accumulate=4"]], ids=["whole", "in parts"])
-def test_the_padding_that_is_told_is_that_of_the_batches(data, more):
-    exp = build("lstm_cls", data, *more)
+def padding(exp: Experiment, steps: int) -> list[float]:
+    """Tokens that only pad, and all, in the first batches."""
     columns = exp.dataset.splits["train"]
-    state, _ = fit(exp, steps=5)
     plan = feeds.make_feed(exp.programs, exp.dataset.batches, columns, exp.config).plan  # type: ignore[attr-defined]
     lengths, total, real = np.diff(columns["offsets"]), 0, 0
-    for number in range(5):
+    for number in range(steps):
         indices, length = plan.batch(number * BATCH)
         total, real = total + BATCH * length, real + lengths[indices].sum()
-    found = np.asarray(state.sums["padding"])
-    np.testing.assert_allclose(found, [total - real, total])
+    return [total - real, total]
 
 
 # --- The same step another way ----------------------------------------------------------------------------------------
@@ -144,31 +142,28 @@ def test_the_padding_that_is_told_is_that_of_the_batches(data, more):
 @pytest.mark.parametrize("recipe", ["lstm_cls", *SLOW])
 def test_parts_of_a_batch_train_as_the_whole(recipe, data):
     more = [*NO_DROPOUT[recipe], *(["recipe.class_weights=balanced"] if recipe != "bert_mlm" else [])]
-    whole = fit(build(recipe, data, *more), steps=4)
-    parts = fit(build(recipe, data, *more, "train.accumulate=4"), steps=4)
+    built = [build(recipe, data, *more, *parts) for parts in ([], ["train.accumulate=4"])]
+    whole, parts = (fit(exp, steps=4) for exp in built)
+    for exp, (state, _) in zip(built, (whole, parts), strict=True):
+        np.testing.assert_allclose(np.asarray(state.sums["padding"]), padding(exp, 4))
     np.testing.assert_allclose(parts[1], whole[1], rtol=2e-5)
     for name, value in params(whole[0]).items():
         np.testing.assert_allclose(params(parts[0])[name], value, atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "meshes"),
+    ("recipe", "meshes", "shapes"),
     [
-        ("bert_cls", ["fsdp"]),
-        pytest.param("bert_cls", ["data"], marks=pytest.mark.slow),
-        pytest.param("lstm_cls", ["data", "fsdp"], marks=pytest.mark.slow),
-        pytest.param("bert_mlm", ["data", "fsdp"], marks=pytest.mark.slow),
-        pytest.param("bert_cls", ["mixed", "tensor"], marks=pytest.mark.slow),
+        ("bert_cls", ["fsdp"], 1),
+        pytest.param("bert_cls", ["data"], 2, marks=pytest.mark.slow),
+        pytest.param("lstm_cls", ["data", "fsdp"], 2, marks=pytest.mark.slow),
+        pytest.param("bert_mlm", ["data", "fsdp"], 2, marks=pytest.mark.slow),
+        pytest.param("bert_cls", ["mixed", "tensor"], 2, marks=pytest.mark.slow),
     ],
 )
-def test_every_mesh_gives_the_losses_of_one_device(recipe, meshes, data):
-    chosen = {name: MESHES[name] for name in ("single", *meshes)}
-    found = on_eight_devices(_LOSSES, json.dumps([[*RECIPES[recipe], *data, "recipe.bucketing.shapes=2"], chosen]))
-    alone = found.pop("single")
-    assert alone["devices"] == 1 and len(set(alone["losses"])) == 10
-    for name, run in found.items():
-        assert run["devices"] == 8 and (run["sharded"] > 0) == (name != "data"), name
-        np.testing.assert_allclose(run["losses"], alone["losses"], rtol=1e-5, err_msg=name)
+def test_every_mesh_gives_the_losses_of_one_device(recipe, meshes, shapes, data):
+    overrides = [*RECIPES[recipe], *data, f"recipe.bucketing.shapes={shapes}"]
+    assert_meshes_agree({recipe: (overrides, meshes)})
 
 
 @pytest.mark.parametrize("recipe", ["lstm_cls", SLOW[0]])
@@ -182,7 +177,7 @@ def test_one_batch_for_ever_is_learnt(recipe, data):
 
 
 def test_frozen_weights_keep_their_bits_and_have_no_moments(data):
-    exp = build("bert_cls", data, "optimizer.freeze=[embeddings,layers/0/up]", "optimizer.weight_decay=0.1")
+    exp = build("bert_cls", data, "optimizer.freeze=[embeddings,layers/0/up]", "optimizer.weight_decay=0.1", shapes=1)
     before, state = params(exp.programs.initialise()), fit(exp, steps=2)[0]
     moments = flatten(state.opt_state)
     for name, value in params(state).items():
@@ -191,11 +186,20 @@ def test_frozen_weights_keep_their_bits_and_have_no_moments(data):
         assert any(other.endswith(name) for other in moments) is not frozen, name
 
 
-def test_low_rank_adaptation_trains_what_it_adds_and_the_head(data):
+@pytest.fixture(scope="module")
+def plain(data) -> Experiment:
+    """With averages, which change nothing of the training."""
+    return build("bert_cls", data, *NO_DROPOUT["bert_cls"], "model.pooler=true", "train.ema=0.99", shapes=1)
+
+
+def test_low_rank_adaptation_trains_what_it_adds_and_the_head(data, plain):
+    """From a start that is the model without."""
     lora = ["model.lora.rank=2", "model.lora.targets=[query,down]", "model.pooler=true"]
-    exp = build("bert_cls", data, *lora)
-    before = params(exp.programs.initialise())
-    state, _ = fit(exp, steps=2)
+    exp = build("bert_cls", data, *NO_DROPOUT["bert_cls"], *lora, shapes=1)
+    begun = exp.programs.initialise(params(plain.programs.initialise()))
+    before = params(begun)
+    state, losses = fit(exp, steps=2, start=begun)
+    assert losses[0] == pytest.approx(fit(plain, steps=1)[1][0], rel=1e-6)
     moved = {name for name, value in params(state).items() if not np.array_equal(value, before[name])}
     added = {name for name in before if "lora_" in name}
     assert moved == added | {"head/kernel", "head/bias", "pooler/kernel", "pooler/bias"}
@@ -204,16 +208,8 @@ def test_low_rank_adaptation_trains_what_it_adds_and_the_head(data):
     assert state_size == 2 * sum(before[name].size for name in moved)
 
 
-def test_the_start_of_low_rank_adaptation_is_the_model_without(data):
-    plain = build("bert_cls", data, *NO_DROPOUT["bert_cls"])
-    lora = build("bert_cls", data, *NO_DROPOUT["bert_cls"], "model.lora.rank=4")
-    weights = params(plain.programs.initialise())
-    start = lora.programs.initialise(weights)
-    assert fit(lora, steps=1, start=start)[1] == pytest.approx(fit(plain, steps=1)[1], rel=1e-6)
-
-
-def test_averages_begin_with_the_weights_that_are_given(data):
-    exp = build("bert_cls", data, "train.ema=0.99")
+def test_averages_begin_with_the_weights_that_are_given(plain):
+    exp = plain
     weights = {name: value + 1 for name, value in params(exp.programs.initialise()).items() if "encoder" in name}
     state = exp.programs.initialise(weights)
     ema, start = ({n: np.asarray(v) for n, v in flatten(tree).items()} for tree in (state.ema, state.params))
