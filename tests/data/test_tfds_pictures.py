@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ import pytest
 from bigctl.config import schema
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts.choose import BatchOptions
+from bigctl.data.pictures import packs, records
 from bigctl.data.preparation import prepare
 from bigctl.data.sources import tfds
+from bigctl.errors import DataError
 from tests.data import test_webdataset
+
+GIVEN = {"dataset": "bigctl_photographs", "image_size": test_webdataset.SIZE}
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -41,11 +46,11 @@ def test_records_are_streamed_as_they_are_encoded(tmp_path, photographs, monkeyp
     monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
 
     def prepared(**keys: object) -> Dataset:
-        given = {"dataset": "bigctl_photographs", "image_size": test_webdataset.SIZE, **keys}
+        given = GIVEN | keys
         return prepare.prepare(schema.Tfds(**given), batches=BatchOptions(least=0.1))  # type: ignore[arg-type]
 
     memory, stream = prepared(decoding="memory"), prepared(decoding="stream")
-    assert capsys.readouterr().err.count("a copy of ") == 1
+    assert "a copy of " not in capsys.readouterr().err and not packs.root().exists()
     source = tfds.read("bigctl_photographs", data_dir=tmp_path / "cache" / "tfds", streamed=True, image_size=(16, 12))
     assert source.index is not None
     members: list[tuple[str, bytes]] = []  # the same pictures in the order in which TFDS has shuffled them
@@ -59,4 +64,21 @@ def test_records_are_streamed_as_they_are_encoded(tmp_path, photographs, monkeyp
     assert not prepared().streamed and prepared().path == memory.path
     monkeypatch.setattr("bigctl.data.sources.image_index.FEW", 1000)
     assert prepared(image_size=[10, 10]).streamed
-    assert "a copy of" not in capsys.readouterr().err
+    (file,) = (tmp_path / "cache" / "tfds").rglob("*.array_record*")
+    os.utime(file)
+    with pytest.raises(DataError, match="has changed since it was indexed") as told:
+        np.asarray(stream.splits["train"]["inputs"])
+    assert told.value.where == str(file)
+    again = prepared(decoding="stream")
+    assert again.fingerprint == stream.fingerprint and "making the index again" in capsys.readouterr().err
+    np.testing.assert_array_equal(np.asarray(again.splits["test"]["inputs"]), memory.splits["test"]["inputs"])
+    monkeypatch.setattr(tfds, "_records", lambda *given: {})  # as of another format
+    copied = prepare.prepare(schema.Tfds(**GIVEN, decoding="stream"), rebuild=True)
+    assert copied.fingerprint == stream.fingerprint
+
+
+def test_a_record_that_is_no_example_is_told() -> None:
+    assert [bytes(found) for found in records._fields(memoryview(b"\x08\x96\x01\x12\x02hi\x0a\x01x"), 2)] == [b"hi"]
+    for content in (b"\x12\x05hi", b"\x08\x96", b"\x0b", b"\xff" * 12):
+        with pytest.raises(ValueError, match="cut short|of kind"):
+            list(records._fields(memoryview(content), 2))

@@ -16,10 +16,18 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from bigctl.data.pictures import records
+from bigctl.data.sources import image_decoding
 from bigctl.errors import DataError
+
+RANGES, RECORDS = "ranges", "records"
 
 _SAMPLE = 2**12
 """Bytes at the beginning and at the end of a picture that stand for its content."""
+
+
+Header = tuple[tuple[int, int], bool]
+"""(height, width) of a picture, and whether it is grey."""
 
 
 class Store(Protocol):
@@ -181,7 +189,7 @@ class Ranges:
     sizes: np.ndarray
     digests: np.ndarray
 
-    kind: ClassVar[str] = "ranges"
+    kind: ClassVar[str] = RANGES
     untold: ClassVar[tuple[str, ...]] = ("names", "name_ends", "places", "starts")
 
     def name(self, row: int) -> str:
@@ -195,6 +203,13 @@ class Ranges:
             while more := os.pread(descriptor, end - start - len(found), start + len(found)):
                 found = found + more if found else more  # of more than 2 GiB at once the system gives a part
         return found
+
+    def look(self, row: int) -> tuple[np.uint64, Header]:
+        """The digest of a picture, and its header, without reading all of it. Raises DataError."""
+        start, size, name = int(self.starts[row]), int(self.sizes[row]), self.name(row)
+        with self.opened(row) as descriptor:
+            found = digest(descriptor, size, start)
+            return found, image_decoding.header(io.BufferedReader(Window(descriptor, start, size)), name)
 
     @contextlib.contextmanager
     def opened(self, row: int) -> Iterator[int]:
@@ -229,6 +244,37 @@ class Ranges:
         return {"store": self.kind, "files": files}
 
 
+@dataclass(frozen=True)
+class Records(Ranges):
+    """Pictures in records of a few files; `starts` are numbers of records.
+
+    Attributes:
+        field: of a record, that holds the picture.
+    """
+
+    field: str = ""
+
+    kind: ClassVar[str] = RECORDS
+
+    def read(self, row: int) -> bytes:
+        file = self.files[int(self.places[row])]
+        with self.opened(row):
+            try:
+                found = records.read(file.path, file.time, int(self.starts[row]), self.field)
+            except (ValueError, RuntimeError, IndexError) as error:
+                raise _lost(file, f"the file is damaged: {error}") from None
+        if len(found) != int(self.sizes[row]):
+            raise _lost(file, "the file has changed since it was indexed")
+        return found
+
+    def look(self, row: int) -> tuple[np.uint64, Header]:
+        content = self.read(row)
+        return digest_of(content), image_decoding.header(content, self.name(row))
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {"field": self.field}
+
+
 def _lost(file: Held, message: str) -> DataError:
     hint = f"bring back {Path(file.path).name} as it was, or start a new run with the pictures as they are"
     return DataError(message, where=file.path, hint=hint)
@@ -244,7 +290,8 @@ def joined(parts: Sequence[Ranges]) -> Ranges:
     )
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("starts", "sizes", "digests")}
     places = np.concatenate([part.places + np.uint32(start) for part, start in zip(parts, first, strict=False)])
-    return Ranges(tuple(file for part in parts for file in part.files), names, places, **columns)
+    files = tuple(file for part in parts for file in part.files)
+    return replace(parts[0], files=files, names=names, places=places, **columns)
 
 
 def in_one(
@@ -260,14 +307,16 @@ def stored(columns: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> Stor
     """The store that `columns` and `to_json` gave."""
     others = {name: array for name, array in columns.items() if name not in ("names", "name_ends")}
     names = Names(columns["names"], columns["name_ends"])
-    if values.get("store") == Ranges.kind:
+    if values.get("store") == RECORDS:
+        return Records(tuple(Held(*file) for file in values["files"]), names, **others, field=values["field"])
+    if values.get("store") == RANGES:
         return Ranges(tuple(Held(*file) for file in values["files"]), names, **others)
     return Files(tuple(values["roots"]), names, **others, listing=values["listing"])
 
 
 def untold(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns of the store that `to_json` gave which change nothing in the pictures."""
-    return Ranges.untold if values.get("store") == Ranges.kind else Files.untold
+    return Ranges.untold if values.get("store") in (RANGES, RECORDS) else Files.untold
 
 
 # ------------------------------------------------------------------------------------------------------------- looking
@@ -279,6 +328,15 @@ def digest(descriptor: int, size: int, start: int = 0) -> np.uint64:
     end = start + size
     tail_start = max(start + len(head), end - _SAMPLE)
     tail = os.pread(descriptor, end - tail_start, tail_start)
+    return _digest(size, head, tail)
+
+
+def digest_of(content: bytes) -> np.uint64:
+    """The same of a picture that is in memory."""
+    return _digest(len(content), content[:_SAMPLE], content[max(_SAMPLE, len(content) - _SAMPLE) :])
+
+
+def _digest(size: int, head: bytes, tail: bytes) -> np.uint64:
     found = hashlib.blake2b(b"%d\n" % size + head + tail, digest_size=8).digest()
     return np.frombuffer(found, np.uint64)[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +13,13 @@ import numpy as np
 
 from bigctl.data.pictures import stores as picture_stores
 from bigctl.data.pictures.encoded_images import EncodedImages, Form
-from bigctl.data.pictures.stores import Files, Names, Ranges, Window
+from bigctl.data.pictures.stores import Files, Header, Names, Ranges
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows, require_few
 from bigctl.data.sources.decoded import Columns, Origins
 from bigctl.errors import DataError
 
-Header = tuple[tuple[int, int], bool]
-"""(height, width) of a picture, and whether it is grey."""
 FEW = 2**30
 """Bytes of decoded pictures up to which they are decoded once, into the array cache."""
 
@@ -195,12 +192,9 @@ def _index_ranges(ranges: Ranges, wanted: Wanted, bad: dict[int, DataError] | No
     digests = np.zeros(len(ranges.sizes), np.uint64)
 
     def look(i: int) -> Header:
-        start, size, name = int(ranges.starts[i]), int(ranges.sizes[i]), ranges.name(i)
-        with ranges.opened(i) as descriptor:
-            digests[i] = picture_stores.digest(descriptor, size, start)
-            found = image_decoding.header(io.BufferedReader(Window(descriptor, start, size)), name)
+        digests[i], found = ranges.look(i)
         if bad is not None:
-            image_decoding.read_part(ranges.read(i), name, None, 3, wanted.background, None)
+            image_decoding.read_part(ranges.read(i), ranges.name(i), None, 3, wanted.background, None)
         return found
 
     form, good = _looked_at(len(digests), look, ranges.name, wanted, bad)

@@ -272,7 +272,11 @@ def _located(builder: DatasetBuilder, roles: Roles, image: str, image_size: tupl
     for split in map(str, info.splits):
         source = builder.as_data_source(split, decoders={image: decode.SkipDecoding()})
         folder, keys = Path(builder.data_dir), [image, roles.target]
-        copy = tfds_pictures.copied(partial(_examples, source, 64), len(source), folder, split, keys)
+        examples = partial(_examples, source, 64)
+        if files := _records(builder, split, len(source)):
+            copy = tfds_pictures.in_records(examples, files, folder, split, keys)
+        else:
+            copy = tfds_pictures.copied(examples, len(source), folder, split, keys)
         if _is_unlabelled(split, copy.labels):
             unlabelled.append(split)
         else:
@@ -281,6 +285,17 @@ def _located(builder: DatasetBuilder, roles: Roles, image: str, image_size: tupl
     counts = {split: len(copy.labels) for split, copy in found.items()}
     facts = {**_facts(info), "examples": counts, "unlabelled": unlabelled, "notes": []}
     return Decoded("image", splits, tuple(info.features[roles.target].names), facts, index=index)
+
+
+def _records(builder: DatasetBuilder, split: str, count: int) -> dict[Path, int]:
+    """The ArrayRecord files of a split on this disk and the records of each; empty where it is stored otherwise."""
+    from tensorflow_datasets.core import file_adapters
+
+    info = builder.info.splits[split]
+    files = dict(zip(map(Path, map(os.fspath, info.filepaths)), info.shard_lengths, strict=True))
+    stored = builder.info.file_format == file_adapters.FileFormat.ARRAY_RECORD
+    fits = sum(files.values()) == count and all(file.is_file() for file in files)
+    return files if stored and fits else {}
 
 
 def _facts(info: DatasetInfo) -> dict[str, Any]:

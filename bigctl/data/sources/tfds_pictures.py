@@ -1,6 +1,7 @@
 """Pictures of TensorFlow Datasets that stay encoded.
 
-The records of a set are compressed, so that the pictures of each split are copied into the cache once, as they are.
+Those in ArrayRecord files are read where they are, record by record (0.1 ms for 95 kB). Of other formats the pictures
+of each split are copied into the cache once, as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bigctl.config import schema
 from bigctl.data.pictures import packs
 from bigctl.data.pictures import stores as picture_stores
 from bigctl.data.pictures.encoded_images import EncodedImages
-from bigctl.data.pictures.stores import Held, Ranges
+from bigctl.data.pictures.stores import Held, Names, Ranges, Records
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_index
 from bigctl.data.sources.decoded import Columns
@@ -60,6 +61,40 @@ class Copy:
 
     ranges: Ranges
     labels: np.ndarray
+
+
+def in_records(
+    examples: Callable[[], Iterable[dict[str, Any]]],
+    files: Mapping[Path, int],
+    folder: Path,
+    split: str,
+    keys: list[str],
+) -> Copy:
+    """The pictures of a split where they are.
+
+    Args:
+        examples: of the split.
+        files: of ArrayRecord, in order, and how many records each has.
+        folder, split, keys: as of `copied`.
+
+    Raises:
+        DataError: one of the files cannot be read.
+    """
+    count, shown = sum(files.values()), f"{folder.parent.name}/{split}"
+    sizes, labels = np.zeros(count, np.int64), np.zeros(count, np.int32)
+    with Progress(f"data: looking through {shown}", count, ("pictures", 1)) as progress:
+        for row, example in enumerate(examples()):
+            sizes[row], labels[row] = len(example[keys[0]]), example[keys[1]]
+            progress.update(row + 1)
+    lengths = np.array([*files.values()], np.int64)
+    places = np.repeat(np.arange(len(files), dtype=np.uint32), lengths)
+    starts = np.arange(count, dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    names = Names.of([str(number).encode() for number in range(count)])
+    try:
+        held = tuple(Held.of(file, shown) for file in files)
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror}", where=str(error.filename)) from error
+    return Copy(Records(held, names, places, starts, sizes, np.zeros(count, np.uint64), keys[0]), labels)
 
 
 def copied(
