@@ -131,7 +131,7 @@ class Files:
             message = f"the file cannot be read: {error.strerror}"
         with contextlib.suppress(OSError):  # so that the next start looks at the folders again
             Path(self.listing or os.devnull).unlink()
-        hint = f"bring back {file.name} as it was, or start a new run with the pictures as they are"
+        hint = f"bring back {file.name} as it was, or run the command again: pictures of the same content go on"
         raise DataError(message, where=str(file), hint=hint)
 
     def take(self, rows: np.ndarray) -> Files:
@@ -276,7 +276,7 @@ class Records(Ranges):
 
 
 def _lost(file: Held, message: str) -> DataError:
-    hint = f"bring back {Path(file.path).name} as it was, or start a new run with the pictures as they are"
+    hint = f"bring back {Path(file.path).name} as it was, or run the command again: pictures of the same content go on"
     return DataError(message, where=file.path, hint=hint)
 
 

@@ -247,7 +247,7 @@ def fingerprint(parts: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _changed(file: str) -> DataError:
-    hint = "bring it back as it was, or start a new run"
+    hint = "bring it back as it was, or run the command again: tokens of the same content go on"
     return DataError("the file has changed since it was prepared", where=file, hint=hint)
 
 
