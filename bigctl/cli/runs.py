@@ -86,8 +86,9 @@ def _list(options: argparse.Namespace, filter_by: str, root: Path) -> int:
         step = "" if row.step is None else f"{row.step:,}"
         note = row.message.splitlines()[0] if row.message and row.status != "complete" else ""
         note = note.removeprefix(f"{row.path}/").removeprefix(f"{row.path}: ")
-        table.append((row.name, row.status, row.recipe, step, best, formatting.age(row.active), note))
-    render.print_table(("name", "status", "recipe", "step", "best", "age", ""), table)
+        spent = "" if row.goodput is None else f"{row.goodput:.0%}"
+        table.append((row.name, row.status, row.recipe, step, best, spent, formatting.age(row.active), note))
+    render.print_table(("name", "status", "recipe", "step", "best", "goodput", "age", ""), table)
     return 0
 
 

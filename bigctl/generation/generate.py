@@ -157,7 +157,7 @@ class LanguageModel:
 
     def _chat(self, given: Prompt) -> str:
         if self.template is None:
-            raise RunError("has no chat template", where=self.name, hint="generate without --chat")
+            raise RunError("the model has no chat template", where=self.name, hint="generate without --chat")
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
         return chat.render(self.template, messages, **self.template_tokens)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size, read_regular
-from bigctl.runs import directory, manifest, untrusted
+from bigctl.runs import directory, goodput, manifest, untrusted
 from bigctl.runs.directory import RunDirectory
 from bigctl.terminal import escaped
 
@@ -46,6 +46,7 @@ class Row:
         metric, value: what selects the best checkpoint, and its best value so far.
         active: when the run last wrote something [seconds since the epoch].
         message: why it failed, or why it cannot be read.
+        goodput: share of its wall time in steps that counted; None where nothing tells.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Row:
     value: float | None = None
     overrides: tuple[str, ...] = ()
     message: str = ""
+    goodput: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,7 +106,7 @@ def row(run: RunDirectory, record: dict[str, Any] | None = None) -> Row:
         overrides = tuple(str(o) for o in record.get("overrides") or ())
         return Row(
             name, str(run.path), status, active, str(record.get("recipe", "")), step, metric, value, overrides,
-            str(record.get("message") or ""),
+            str(record.get("message") or ""), None if (spent := goodput.of_run(run)) is None else spent.share,
         )  # fmt: skip
     except (BigctlError, OSError) as error:
         return Row(name, str(run.path), UNREADABLE, _modified(run.path), message=str(error))

@@ -237,7 +237,10 @@ async def _bad(request: Request, error: BadRequest) -> Response:
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
-    return refusal(error.status_code, error.detail, "not_found" if error.status_code == 404 else "http")
+    if error.status_code != 404:
+        return refusal(error.status_code, error.detail, "http")
+    said = f"there is nothing at {request.url.path} here; /docs lists the addresses of the models that are served"
+    return refusal(404, said, "not_found")
 
 
 async def _full(request: Request, error: QueueFull) -> Response:

@@ -151,7 +151,7 @@ def test_listing_a_run_takes_little_work_and_reads_none_of_its_metrics(
     for number in range(20):
         run = bigctl.folder / "runs" / f"run{number}"
         run.mkdir(parents=True)
-        for name in ("run.json", "summary.json", "metrics.jsonl", ".lock"):
+        for name in ("run.json", "summary.json", "goodput.json", "metrics.jsonl", ".lock"):
             shutil.copy(trained / name, run / name)
     read: list[str] = []
     calls = 0
@@ -174,7 +174,7 @@ def test_listing_a_run_takes_little_work_and_reads_none_of_its_metrics(
     finally:
         sys.setprofile(before)
     assert len(found) == 20 and {row.status for row in found} == {"complete"}
-    assert sorted(read) == ["run.json"] * 20 + ["summary.json"] * 20
+    assert sorted(read) == ["goodput.json"] * 20 + ["run.json"] * 20 + ["summary.json"] * 20
     assert calls / 20 < 3000
 
 

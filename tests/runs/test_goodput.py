@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bigctl.runs import goodput
+from bigctl.cli.main import main
+from bigctl.runs import goodput, listing
 from bigctl.runs.directory import RunDirectory
 
 
@@ -36,6 +37,19 @@ def test_steps_that_are_made_again_are_lost(tmp_path: Path) -> None:
         found.said
         == "81% of 2:10 in 3 starts: steps 1:55, saving 0:10, finish 0:05, of the steps lost to restarts 0:10"
     )
+
+
+def test_a_list_of_runs_tells_the_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("known", "unknown"):
+        (tmp_path / name).mkdir()
+        RunDirectory(tmp_path / name).update_record(status="complete", config_hash="0", recipe="mlp_cls")
+    run_with(tmp_path / "known", entry(0, 100, steps=30.0, compiling=10.0))
+    shares = {row.name: row.goodput for row in listing.rows(tmp_path)}
+    assert shares == {"known": pytest.approx(0.75), "unknown": None}
+    assert main(["runs", "--root", str(tmp_path)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "status", "recipe", "step", "best", "goodput", "age"]
+    assert ["75%" in line for line in sorted(lines)] == [True, False]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"starts": 3}', '{"starts": []}', '{"starts": [{"first": -1}]}'])

@@ -267,7 +267,8 @@ def test_what_the_server_tells_of_itself(served: Running) -> None:
     text = served("/metrics", authorization=f"Bearer {KEY}").body.decode()
     assert 'bigctl_requests_total{path="/models/{name}/predict",status="200"}' in text
     assert 'bigctl_examples_total{model="small"}' in text and "bigctl_request_seconds_count" in text
-    assert served("/nothing", authorization=f"Bearer {KEY}").status == 404
+    nowhere = served("/v1/completions", {"prompt": "x"}, authorization=f"Bearer {KEY}")  # no model here writes text
+    assert nowhere.status == 404 and "nothing at /v1/completions here; /docs" in nowhere.json["error"]["message"]
 
 
 def test_lines_of_the_log_bear_numbers_and_no_contents(served: Running) -> None:
