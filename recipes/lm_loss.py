@@ -114,7 +114,7 @@ def _forward(
     (total, plain, d_kernel), d_hidden = _scan(
         add, (jnp.float32(0), jnp.float32(0), parts), (hidden, targets, weights), pieces
     )
-    return (total, plain), (d_hidden[:, : hidden.shape[1]], d_kernel.sum(0).astype(kernel.dtype))
+    return (total, plain), (d_hidden[:, : hidden.shape[1]], meshes.summed(d_kernel.astype(kernel.dtype)))
 
 
 def _backward(

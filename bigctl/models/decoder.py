@@ -30,6 +30,7 @@ from bigctl.models.attention import (
     write_to_cache,
     write_to_slots,
 )
+from bigctl.models.embed import embed
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
 
@@ -37,7 +38,6 @@ T = TypeVar("T")
 
 _STD = 0.02
 _TILE = 512  # columns of the head
-_ONE_HOT = 1024  # tokens; the gradient of a smaller embedding is a product with one-hot rows
 
 Cache = list[dict[str, Array]]
 """For each layer "key" and "value" [batch, groups, room, depth]."""
@@ -350,29 +350,6 @@ def by_row(function: Callable[..., T], used: Int[Array, ""], *given: Array) -> T
         return jax.tree.map(lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, row, 0), out, new)
 
     return jax.lax.fori_loop(0, used, body, out)
-
-
-@jax.custom_vjp
-def embed(table: Float[Array, "vocab width"], tokens: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
-    """Rows of a table; the gradient of a small one is a product of matrices: to add row by row is slow on CPU."""
-    return table[tokens]
-
-
-def _embed_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
-    return table[tokens], (table, tokens)
-
-
-def _embed_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
-    table, tokens = saved
-    rows = dy.reshape(-1, dy.shape[-1])
-    if len(table) <= _ONE_HOT:
-        hot = jax.nn.one_hot(tokens.reshape(-1), len(table), dtype=dy.dtype)
-        return jax.lax.dot_general(hot, rows, (((0,), (0,)), ((), ()))).astype(table.dtype), None
-    wide = jnp.zeros(table.shape, jnp.float32).at[tokens.reshape(-1)].add(rows.astype(jnp.float32))
-    return wide.astype(table.dtype), None
-
-
-embed.defvjp(_embed_forward, _embed_backward)
 
 
 def masked_logits(

@@ -3,6 +3,8 @@
 The update is that of `optax.contrib.muon`, to rounding. Two things are computed otherwise, because they take most of
 the time of a small model's step on a CPU: a matrix is never a batch of one, whose products XLA does not hand to its
 matrix multiplication, and the iteration of an oblong matrix runs on its small square product.
+
+On several devices each matrix is made orthogonal on one of them, see `owned`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from bigctl.config import schema
+from bigctl.optim import owned
 from bigctl.optim.masks import Path, stacked_axes
 from bigctl.optim.optimizers import decay_and_rate
+from bigctl.parallel import partition
 from bigctl.parallel.partition import path_name
 
 if TYPE_CHECKING:
@@ -77,13 +81,20 @@ def scale_by_muon(momentum: float, iterations: int, stacked: Sequence[str] = ())
             rule = jax.vmap(rule)
         return rule(leaf)
 
+    def lengthened(path: Path, leaf: jax.Array) -> jax.Array:
+        return leaf * _factor(math.prod(leaf.shape[stacked_axes(path, stacked) : -1]), leaf.shape[-1])
+
     def update(updates: PyTree, state: MuonState, params: PyTree | None = None) -> tuple[PyTree, MuonState]:
         count = state.count + 1
         mu = optax.tree.update_moment(updates, state.mu, momentum, 1)
         now = optax.tree.bias_correction(updates, momentum, count)
         ahead = optax.tree.bias_correction(mu, momentum, count + 1)
         ahead = jax.tree.map(lambda m, g: momentum * m + (1 - momentum) * g, ahead, now)
-        return jax.tree_util.tree_map_with_path(scaled, ahead), MuonState(count, mu)
+        rules = partition.rules_in_use()
+        if rules is None:
+            return jax.tree_util.tree_map_with_path(scaled, ahead), MuonState(count, mu)
+        whole = owned.applied(ahead, partial(orthogonal, iterations=iterations), rules)
+        return jax.tree_util.tree_map_with_path(lengthened, whole), MuonState(count, mu)
 
     return optax.GradientTransformation(init, update)
 
@@ -91,7 +102,11 @@ def scale_by_muon(momentum: float, iterations: int, stacked: Sequence[str] = ())
 def _scaled(leaf: jax.Array, iterations: int) -> jax.Array:
     matrix = leaf.reshape(-1, leaf.shape[-1])
     inputs, outputs = matrix.shape
-    return (orthogonal(matrix, iterations) * math.sqrt(max(1.0, outputs / inputs))).reshape(leaf.shape)
+    return (orthogonal(matrix, iterations) * _factor(inputs, outputs)).reshape(leaf.shape)
+
+
+def _factor(inputs: int, outputs: int) -> float:
+    return math.sqrt(max(1.0, outputs / inputs))
 
 
 def orthogonal(x: Float[Array, "inputs outputs"], iterations: int) -> Float[Array, "inputs outputs"]:

@@ -195,6 +195,12 @@ def placed(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def summed(parts: jax.Array) -> jax.Array:
+    """The sum over the first dimension, of which each device has its own part, in the type that the parts have: what
+    devices send each other is no wider."""
+    return jax.lax.reduce(parts, np.zeros((), parts.dtype), jax.lax.add, (0,))
+
+
 def shards_in_use() -> int:
     """In how many parts batches lie on the mesh that a program is traced for; 1 outside of `used`."""
     mesh = mesh_in_use()

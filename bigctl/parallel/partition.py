@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -67,6 +69,39 @@ def shardings(mesh: Mesh, tree: Tree, min_shard: int, stacked: Sequence[str] = (
 
     placed: Tree = jax.tree_util.tree_map_with_path(place, tree)
     return placed
+
+
+class Rules(NamedTuple):
+    """What `spec` is asked with on a mesh: sizes of its axes, `mesh.min_shard`, `schema.Model.stacked`."""
+
+    sizes: Mapping[str, int]
+    min_shard: int
+    stacked: tuple[str, ...] = ()
+
+    def leading(self, path: str) -> int:
+        """How many leading dimensions of a parameter count layers or experts."""
+        return sum(bool(re.search(pattern, path)) for pattern in self.stacked)
+
+    def spec(self, path: str, shape: Shape) -> PartitionSpec:
+        return spec(path, shape, self.sizes, self.min_shard, stacked=self.stacked)
+
+
+_rules: ContextVar[Rules | None] = ContextVar("rules", default=None)
+
+
+@contextmanager
+def placing(rules: Rules) -> Iterator[None]:
+    """What is traced in this context can ask `rules_in_use` where parameters live."""
+    token = _rules.set(rules)
+    try:
+        yield
+    finally:
+        _rules.reset(token)
+
+
+def rules_in_use() -> Rules | None:
+    """The rules of the mesh that a program is traced for; None on one device."""
+    return _rules.get()
 
 
 def path_name(path: jax.tree_util.KeyPath) -> str:

@@ -7,7 +7,8 @@ of this, and how batches get into it, is in `programs`; where to begin reading i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -124,7 +125,8 @@ class Step:
         shared = self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g / shared, grads)
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
-        updates, opt_state = self._rule(state.params, hparams, factor).update(grads, state.opt_state, state.params)
+        with self._placing():
+            updates, opt_state = self._rule(state.params, hparams, factor).update(grads, state.opt_state, state.params)
         if self.task.solves:
             updates, opt_state = jax.tree.map(jnp.subtract, begun, state.params), state.opt_state
         params = begun if self.task.solves else optax.apply_updates(state.params, updates)
@@ -167,6 +169,16 @@ class Step:
         return optimizers.update_rule(
             optimizer, hparams, factor, trained=trained, stacked=model.stacked, levels=model.levels
         )
+
+    @contextlib.contextmanager
+    def _placing(self) -> Iterator[None]:
+        """An optimizer that shares its work out over the devices knows where parameters live."""
+        if self.mesh.size == 1:
+            yield
+            return
+        rules = partition.Rules(dict(self.mesh.shape), self.config.mesh.min_shard, self.config.model.stacked)
+        with meshes.used(self.mesh), partition.placing(rules):
+            yield
 
     def trained(self, params: Tree) -> Tree:
         """Which leaves are trained: all but those that `optimizer.freeze` or the model leaves as they are."""
@@ -228,10 +240,19 @@ class Step:
         return carry
 
     def merge(self, params: Tree, variables: Tree, hparams: Mapping[str, Any]) -> nnx.Module:
-        """The model with these weights, cast to the compute type, and with these hparams in place."""
+        """The model with these weights, cast to the compute type, and with these hparams in place.
+
+        On several devices each casts its own part, so that it is the narrow ones that are gathered, and their gradients
+        that are added up, each device's part on that device.
+        """
         compute_dtype = jnp.dtype(self.config.train.precision)
         if compute_dtype != jnp.float32:
             params = jax.tree.map(lambda p: p.astype(compute_dtype), params)
+            alike = hash(jax.tree.structure(self.weights.params)) == hash(jax.tree.structure(params))
+            if self.mesh.size > 1 and alike:
+                params = jax.tree.map(
+                    lambda p, kept: jax.lax.with_sharding_constraint(p, kept.sharding), params, self.weights.params
+                )
         flat = {path: jnp.asarray(hparams[name], jnp.float32) for path, name in self.hyperparameters.items()}
         hyper: dict[Any, Any] = {}
         for path, value in flat.items():
