@@ -248,8 +248,8 @@ class Step:
         compute_dtype = jnp.dtype(self.config.train.precision)
         if compute_dtype != jnp.float32:
             params = jax.tree.map(lambda p: p.astype(compute_dtype), params)
-            alike = hash(jax.tree.structure(self.weights.params)) == hash(jax.tree.structure(params))
-            if self.mesh.size > 1 and alike:
+            kept_as, given_as = jax.tree.structure(self.weights.params), jax.tree.structure(params)
+            if self.mesh.size > 1 and kept_as == given_as:  # type: ignore[operator]
                 params = jax.tree.map(
                     lambda p, kept: jax.lax.with_sharding_constraint(p, kept.sharding), params, self.weights.params
                 )
