@@ -18,7 +18,7 @@ from bigctl.config import schema
 from bigctl.engine import experiment, resolve
 from bigctl.errors import ConfigError, DataError
 from bigctl.training import feed as feeds
-from tests import tagging
+from tests import forked, tagging
 from tests.conftest import Cli
 from tests.training.test_sharding import on_eight_devices
 
@@ -138,7 +138,8 @@ def losses(exp: experiment.Experiment, steps: int) -> tuple[Any, list[float]]:
 
 
 @pytest.mark.parametrize("recipe", [LSTM, pytest.param(BERT, marks=pytest.mark.slow)], ids=["lstm", "bert"])
-def test_batches_that_are_sent_and_resident_ones_train_alike_to_the_last_bit(recipe, folder):
+def test_batches_that_are_sent_and_resident_ones_train_alike_to_the_last_bit(recipe, folder, monkeypatch):
+    monkeypatch.setattr(forked, "LEAVING_OUT", False)
     overrides = [*recipe, *tagging.DATA, *STEPS]
     resident, sent = (experiment.build(package.compose([*overrides, *more])) for more in ([], ["data.resident_mib=0"]))
     assert losses(resident, 4)[1] == losses(sent, 4)[1]
