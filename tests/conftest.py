@@ -99,13 +99,17 @@ class Cli:
         given: bytes = b"",
     ):  # fmt: skip
         """`given` is what the command reads from stdin."""
-        done = self._run(self.command(*arguments), {**os.environ, **(env or {})}, timeout, given)
+        done = self.run(self.command(*arguments), {**os.environ, **(env or {})}, timeout, given)
         if code is not None:
             assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
-    def _run(self, command: list[str], environment: dict[str, str], timeout: float, given: bytes):
+    def run(
+        self, command: list[str], environment: dict[str, str] | None = None, timeout: float = 300, given: bytes = b""
+    ):
+        """A command, or `python -m MODULE ...`."""
+        environment = dict(os.environ) if environment is None else environment
         if forked.fits(environment):
             return _forked().run(command, self.folder, environment, timeout, given)
         done = subprocess.run(

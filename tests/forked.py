@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -193,10 +194,14 @@ def _become(request, descriptors) -> None:
     sys.modules["jax"].config.update(FEWER.lower(), os.environ.get(FEWER) == "1")
     os.chdir(request["folder"])
     sys.argv = request["command"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[0] = request["folder"] if sys.argv[1:2] == ["-m"] else str(Path(sys.argv[0]).parent)
 
 
 def _command() -> int:
+    if sys.argv[1:2] == ["-m"]:  # python -m MODULE
+        sys.argv = sys.argv[2:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        return 0
     from bigctl.cli import main
 
     main.STARTED = time.monotonic()
