@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import glob
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ def prepare_data(config: Config, stored: Path | None = None, source: Source | No
 @contextlib.contextmanager
 def from_its_folder(run: RunDirectory, config: Config) -> Iterator[None]:
     """Around what reads the data of a run that is there: where that is missing because paths are relative to another
-    folder than this one, the error says to which."""
+    folder than this one, or it was moved, the error says so."""
     try:
         yield
     except DataError as error:
@@ -174,20 +175,32 @@ def from_its_folder(run: RunDirectory, config: Config) -> Iterator[None]:
         keys = [key for key, value in given if _is_elsewhere(key.rpartition(".")[2], value)]
         if not keys:
             raise
-        begun = next((start["folder"] for start in run.record().get("starts") or () if start.get("folder")), None)
-        there = (
-            f"the folder in which training began, {escaped(begun)}" if begun else "the folder in which training began"
+        absolute = Path(str(dict(given)[keys[0]])).is_absolute()
+        hint = (
+            "it was there when training began: bring it back"
+            if absolute
+            else f"{_are(keys)} relative to {_origin(run)}: run this there"
         )
-        hint = f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} relative to {there}: run this there"
+        hint += f", or say where it is now: bigctl resume {run.path} {keys[0]}=..."
         raise DataError(error.message, where=error.where, hint=hint) from error
 
 
+def _are(keys: Sequence[str]) -> str:
+    return f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'}"
+
+
+def _origin(run: RunDirectory) -> str:
+    begun = next((start["folder"] for start in run.record().get("starts") or () if start.get("folder")), None)
+    return "the folder in which training began" + (f", {escaped(begun)}" if begun else "")
+
+
 def _is_elsewhere(name: str, value: object) -> bool:
-    """Whether a key of data is a path that is not here and may be elsewhere; of a pattern, its first folder tells."""
+    """Whether a key of data is a path that is not here and may be elsewhere; of a pattern, the folders before it."""
     if not is_place(name) or not isinstance(value, str) or not value or is_remote(value):
         return False
-    given = expanded(value)
-    return not given.is_absolute() and not given.exists() and not glob.has_magic(given.parts[0])
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part) and "{" not in part, expanded(value).parts)
+    found = Path(*plain)
+    return found != Path() and not found.exists()
 
 
 def batch_options(config: Config) -> BatchOptions:

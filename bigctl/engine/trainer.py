@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigctl.config import compose as composing
+from bigctl.config import drift
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
 from bigctl.data import notes
 from bigctl.data.dataset import Dataset
+from bigctl.data.files.remote import is_place
 from bigctl.engine import open_run, privacy, resolve, teacher
 from bigctl.engine.resolve import Resolved
 from bigctl.engine.run import Options, Run
@@ -43,6 +45,7 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
     # begin. A complete run needs nothing more.
     with open_run.opened(composed, path, options) as run:
         if run.summary is not None:
+            _keep_places(run)
             return run.summary
 
         # 2. Resolve: weights to start from are located, data is prepared, the length of training is known. All of it
@@ -79,6 +82,22 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
                     tracker.result(summary["step"], summary["metrics"])
         run.directory.update_record(status=directory.COMPLETE, exit_code=0)
         return summary
+
+
+def _keep_places(run: Run) -> None:
+    """A complete run whose data is said to lie elsewhere finds it there from now on, if it is the same.
+
+    Raises:
+        RunError: if it is other data.
+    """
+    if not any(is_place(change.partition(":")[0].rpartition(".")[2]) for change in run.changed):
+        return
+    stored = run.directory.tokenizer if run.directory.tokenizer.is_file() else None
+    found = run.group.in_turn(lambda: resolve.prepare_data(run.config, stored))
+    known = (run.directory.record().get("data") or {}).get("fingerprint")
+    drift.judge_surroundings({"data": known}, {"data": found.fingerprint}, where=str(run.directory.path))
+    run.directory.write_config(composing.to_yaml(run.config), run.overrides)
+    log.info("the data is found in another place from now on: %s", "; ".join(run.changed))
 
 
 def _resolve(run: Run) -> Resolved:

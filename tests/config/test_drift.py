@@ -72,10 +72,11 @@ def test_every_component_has_a_kind_of_its_own():
     ("drift", "dotted"),
     [
         (STRUCTURAL, ["Mlp.hidden", "Mlp.kind", "Cnn.channels", "AdamW.kind", "Packaged.name", "Packaged.split_seed"]),
-        (STRUCTURAL, ["Csv.path", "Csv.label", "Tfds.image_size", "train.ema", "Mlp.head"]),
+        (STRUCTURAL, ["Csv.label", "Tfds.image_size", "train.ema", "Mlp.head"]),
         (TRAJECTORY, ["AdamW.lr", "AdamW.weight_decay", "Cosine.horizon", "Cosine.warmup", "train.batch_size", "seed"]),
         (TRAJECTORY, ["train.precision", "Mlp.dropout", "MlpCls.label_smoothing", "CnnCls.augment.rotate"]),
         (FREE, ["train.steps", "train.epochs", "train.log_every", "checkpoint.every", "checkpoint.keep", "Mesh.data"]),
+        (FREE, ["Csv.path", "Csv.test_path", "Tokens.path", "ImageFolder.path", "Idx.path"]),
     ],
 )
 def test_keys_are_of_the_class_that_their_effect_asks_for(drift, dotted):

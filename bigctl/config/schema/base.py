@@ -21,7 +21,8 @@ STRUCTURAL = "structural"
 TRAJECTORY = "trajectory"
 """A resumed run may differ in this only where it is allowed by name: the results would be another run's."""
 FREE = "free"
-"""A resumed run may differ in this: it changes nothing that is computed."""
+"""A resumed run may differ in this: it changes nothing that is computed, or says where files lie whose content is
+compared."""
 
 Problem = tuple[str, str, str]
 """Key, what is wrong with it, what to do."""

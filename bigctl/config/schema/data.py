@@ -212,10 +212,10 @@ class ImageFolder(Pictures):
     streamed: ClassVar[bool] = True
     kind: str = kind("image_folder")
     path: str = key(
-        MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=STRUCTURAL
+        MISSING, "Folder with one sub-folder a class, or train/, validation/ and test/ of such.", drift=FREE
     )
-    validation_path: str | None = key(None, "Folder of the validation split.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "Folder of the test split.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "Folder of the validation split.", drift=FREE)
+    test_path: str | None = key(None, "Folder of the test split.", drift=FREE)
     labels_file: str | None = key(
         None, "A csv, tsv or jsonl file that names the classes of each image, several or none, in place of folders.",
         drift=STRUCTURAL,
@@ -244,11 +244,9 @@ class Webdataset(Pictures):
     suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tgz")
     predicts: ClassVar[tuple[str, ...]] = ("image",)
     kind: str = kind("webdataset")
-    path: str = key(
-        MISSING, "A tar file, a folder of them, or a pattern such as 'shards/{000..009}.tar'.", drift=STRUCTURAL
-    )
-    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    path: str = key(MISSING, "A tar file, a folder of them, or a pattern such as 'shards/{000..009}.tar'.", drift=FREE)
+    validation_path: str | None = key(None, "The same for the validation split.", drift=FREE)
+    test_path: str | None = key(None, "The same for the test split.", drift=FREE)
     image: str | None = key(
         None, "The suffix of the picture, such as jpg, where an example has several.", drift=STRUCTURAL
     )
@@ -307,4 +305,4 @@ class Memory(Images):
 class Idx(Data):
     implementation: ClassVar[str] = "bigctl.data.sources.idx"
     kind: str = kind("idx")
-    path: str = key(MISSING, "Folder with MNIST-style idx files, gzipped or not.", drift=STRUCTURAL)
+    path: str = key(MISSING, "Folder with MNIST-style idx files, gzipped or not.", drift=FREE)

@@ -27,9 +27,9 @@ class Table(Data):
     streamed: ClassVar[bool] = True
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"label": ("labels",)}
     kind: str = kind("???")
-    path: str = key(MISSING, "The file with the training rows.", drift=STRUCTURAL)
-    validation_path: str | None = key(None, "File with the validation rows.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "File with the test rows.", drift=STRUCTURAL)
+    path: str = key(MISSING, "The file with the training rows.", drift=FREE)
+    validation_path: str | None = key(None, "File with the validation rows.", drift=FREE)
+    test_path: str | None = key(None, "File with the test rows.", drift=FREE)
     label: str | None = key(MISSING, "The target column; null for texts without one.", drift=STRUCTURAL)
     text: str | None = key(
         None, "The column with the text to classify; without one the columns are a table.", drift=STRUCTURAL
@@ -93,9 +93,9 @@ class TextFiles(Data):
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text")
     predicts: ClassVar[tuple[str, ...]] = ("text", "words")
     kind: str = kind("text")
-    path: str = key(MISSING, "A file, a folder, or a pattern such as 'books/**/*.txt'.", drift=STRUCTURAL)
-    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    path: str = key(MISSING, "A file, a folder, or a pattern such as 'books/**/*.txt'.", drift=FREE)
+    validation_path: str | None = key(None, "The same for the validation split.", drift=FREE)
+    test_path: str | None = key(None, "The same for the test split.", drift=FREE)
     field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
@@ -170,9 +170,9 @@ class Conll(Data):
     suffixes: ClassVar[tuple[str, ...]] = (".conll", ".conllu", ".conllup", ".iob", ".iob2", ".bio", ".bioes", ".ner")
     predicts: ClassVar[tuple[str, ...]] = ("words",)
     kind: str = kind("conll")
-    path: str = key(MISSING, "The file with the training sentences.", drift=STRUCTURAL)
-    validation_path: str | None = key(None, "File with the validation sentences.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "File with the test sentences.", drift=STRUCTURAL)
+    path: str = key(MISSING, "The file with the training sentences.", drift=FREE)
+    validation_path: str | None = key(None, "File with the validation sentences.", drift=FREE)
+    test_path: str | None = key(None, "File with the test sentences.", drift=FREE)
     tokens: str = key("0", "The column with the words: 0 is the first, -1 the last; or a name.", drift=STRUCTURAL)
     tags: str = key("-1", "The column with the tags, counted or named likewise.", drift=STRUCTURAL)
     columns: list[str] | None = key(None, "Names of all columns, where the file says none.", drift=STRUCTURAL)
@@ -201,9 +201,9 @@ class Parquet(Table):
     predicts: ClassVar[tuple[str, ...]] = ("table", "text", "image")
     before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY, "resize": "stretch"}
     kind: str = kind("parquet")
-    path: str = key(MISSING, "A file, a folder, or a pattern such as 'rows/*.parquet'.", drift=STRUCTURAL)
-    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    path: str = key(MISSING, "A file, a folder, or a pattern such as 'rows/*.parquet'.", drift=FREE)
+    validation_path: str | None = key(None, "The same for the validation split.", drift=FREE)
+    test_path: str | None = key(None, "The same for the test split.", drift=FREE)
     image: str | None = key(None, "The column with encoded images (PNG, JPEG, ...) to classify.", drift=STRUCTURAL)
     image_size: list[int] | None = key(
         None,
@@ -258,4 +258,4 @@ class Arrow(Parquet):
     implementation: ClassVar[str] = "bigctl.data.sources.arrow"
     suffixes: ClassVar[tuple[str, ...]] = (".arrow", ".feather", ".ipc")
     kind: str = kind("arrow")
-    path: str = key(MISSING, "A file, a pattern, or a folder of save_to_disk.", drift=STRUCTURAL)
+    path: str = key(MISSING, "A file, a pattern, or a folder of save_to_disk.", drift=FREE)

@@ -17,15 +17,13 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 class Corpus:
     """One of them: files of ready-made tokens, as `data=tokens` reads, or of text, as `data=text` does."""
 
-    path: str = key(
-        MISSING, "A file, a folder, or a pattern such as 'books/*.txt' or 'web_{00..99}.bin'.", drift=STRUCTURAL
-    )
+    path: str = key(MISSING, "A file, a folder, or a pattern such as 'books/*.txt' or 'web_{00..99}.bin'.", drift=FREE)
     weight: float | None = key(
         None, "Its part of the windows that are drawn: weights are divided by their sum. 0 to be validated on only; "
         "null for all corpora to be drawn as often as they are long.", drift=TRAJECTORY, ge=0, le=1e9,
     )  # fmt: skip
-    validation_path: str | None = key(None, "The same for its validation split.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "The same for its test split.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "The same for its validation split.", drift=FREE)
+    test_path: str | None = key(None, "The same for its test split.", drift=FREE)
     type: str | None = key(
         None, "What the files hold; null to tell it from their names: .bin is tokens.", drift=STRUCTURAL,
         choices=("text", "tokens"),

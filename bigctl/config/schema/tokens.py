@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bigctl.config.schema.base import MISSING, STRUCTURAL, Problem, Whole, key, kind
+from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Problem, Whole, key, kind
 from bigctl.config.schema.data import Data
 
 
@@ -22,10 +22,10 @@ class Tokens(Data):
     kind: str = kind("tokens")
     path: str = key(
         MISSING, "A file, a folder of .bin files, or a pattern such as 'shards/*.bin' or 'web_{00..99}.bin'; names "
-        "with train, val or test in them say the split.", drift=STRUCTURAL,
+        "with train, val or test in them say the split.", drift=FREE,
     )  # fmt: skip
-    validation_path: str | None = key(None, "The same for the validation split.", drift=STRUCTURAL)
-    test_path: str | None = key(None, "The same for the test split.", drift=STRUCTURAL)
+    validation_path: str | None = key(None, "The same for the validation split.", drift=FREE)
+    test_path: str | None = key(None, "The same for the test split.", drift=FREE)
     format: str | None = key(
         None, "How tokens are stored: one after the other (raw, of nanoGPT), behind a header (llmc), or with an index "
         "beside them (megatron); null to tell it from the files.", drift=STRUCTURAL,
