@@ -236,6 +236,17 @@ def test_the_text_warns_where_seeds_differ_as_much_as_points() -> None:
     assert "may be chance" in leaderboard_text(noise) and "may be chance" not in leaderboard_text(clear)
 
 
+def test_private_trials_are_said_to_spend_more_than_each_of_them() -> None:
+    def private(score: float, epsilon: float) -> dict[str, float]:
+        return {"val/accuracy": score, "privacy/epsilon": epsilon}
+
+    rows = [({"lr": "1"}, [private(0.9, 1.5), private(0.8, 1.5)]), ({"lr": "2"}, [private(0.7, 4.0), "failed"])]
+    text = leaderboard_text(leaderboard.build_leaderboard(study_of(*rows)))
+    assert "The 3 trials together spend 7 at most" in " ".join(text.split())
+    plain = [({"lr": "1"}, [0.9, 0.8]), ({"lr": "2"}, [private(0.7, 4.0), "failed"])]
+    assert "together spend" not in leaderboard_text(leaderboard.build_leaderboard(study_of(*plain)))
+
+
 def test_the_text_says_what_each_key_does_the_strongest_first() -> None:
     rows = [({"m.width": w, "o.lr": r, "o.decay": d}, [int(r) + 0.4 * int(w) + 1e-6 * int(d)])
             for w in "12" for r in "123" for d in "12"]  # fmt: skip

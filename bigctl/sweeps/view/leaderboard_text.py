@@ -18,9 +18,12 @@ TOP = 10
 _EFFECTS, _LOGS, _LONGEST = 8, 3, 24
 
 
+EPSILON = "privacy/epsilon"
+
+
 def leaderboard_text(board: Mapping[str, Any]) -> str:
     """The best points, the effect of each key, the Pareto set, failures, the winner, and likely next commands."""
-    sections = (_head, _top, _effects, _pareto, _failures, _winner, _next)
+    sections = (_head, _top, _effects, _pareto, _failures, _winner, _privacy, _next)
     blocks = ["\n".join(section(board)) for section in sections]
     return escaped("\n\n".join(block for block in blocks if block))
 
@@ -194,6 +197,18 @@ def _winner(board: Mapping[str, Any]) -> Iterator[str]:
     if winner["test"]:
         scores = ", ".join(f"{metric} {_mean(spread)}" for metric, spread in winner["test"].items())
         yield from _wrapped(f"its test split, scored once: {scores}")
+
+
+def _privacy(board: Mapping[str, Any]) -> Iterator[str]:
+    """Trials that were trained with differential privacy spend more than one of them says."""
+    spent = [point["metrics"][EPSILON] for point in board["points"] if EPSILON in point["metrics"]]
+    trials = sum(each["n"] for each in spent)
+    if trials > 1:
+        together = number(sum(each["mean"] * each["n"] for each in spent))
+        yield from _wrapped(
+            f"privacy: {EPSILON} is of one training. The {trials:,} trials together spend {together} at most, their "
+            "sum, and so does a model that is chosen among them; deltas add up, too"
+        )
 
 
 def _next(board: Mapping[str, Any]) -> Iterator[str]:
