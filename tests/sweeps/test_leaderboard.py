@@ -242,7 +242,7 @@ def test_private_trials_are_said_to_spend_more_than_each_of_them() -> None:
 
     rows = [({"lr": "1"}, [private(0.9, 1.5), private(0.8, 1.5)]), ({"lr": "2"}, [private(0.7, 4.0), "failed"])]
     text = leaderboard_text(leaderboard.build_leaderboard(study_of(*rows)))
-    assert "The 3 trials together spend 7 at most" in " ".join(text.split())
+    assert "The 3 trials together spend 7.0000 at most" in " ".join(text.split())
     plain = [({"lr": "1"}, [0.9, 0.8]), ({"lr": "2"}, [private(0.7, 4.0), "failed"])]
     assert "together spend" not in leaderboard_text(leaderboard.build_leaderboard(study_of(*plain)))
 
