@@ -35,8 +35,12 @@ SHORT_TEXTS = ["recipe.tokenizer.max_length=16", "recipe.bucketing.shapes=1"]
 NARROW = ["model.layers=1", "model.width=32", "model.heads=2", "model.intermediate=64", "model.positions=32"]
 SMALL_BERT = ["model=bert", *NARROW, "recipe.tokenizer.type=words", "recipe.tokenizer.size=500"]
 SMALL_CNN = ["model.channels=[4,8]"]
-WHOLE = ("bigctl train recipe=bert_cls", "bigctl train recipe=cnn_cls data=digits train.epochs=20", "model.lora.rank=8")
-"""A command, and parts of others, whose models stay as they are."""
+SMALL_LSTM = ["model.embedding=16", "model.hidden=16"]
+SMALL_DECODER = ["model.layers=1", "model.width=32", "model.heads=2"]
+SMALL_LLAMA = [*SMALL_DECODER, "model.kv_heads=1", "model.intermediate=64"]
+WHOLE = ("bigctl train recipe=bert_cls", "bigctl train recipe=gpt_lm")
+WHOLE_WITH = "recipe=cnn_cls data=digits train.epochs=20"
+"""Commands, and a part of others, whose models stay as they are."""
 
 
 def pages() -> str:
@@ -118,8 +122,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     cli = Cli(folder)
     own = ["recipe=gpt_lm", "data=text", "data.path=book.txt"]
     for name, overrides in (
-        ("book", own),
-        ("llama", [*own, "model=llama_tiny", "recipe.block=64"]),
+        ("book", [*own, *SMALL_DECODER]),
+        ("llama", [*own, "model=llama_tiny", "recipe.block=64", *SMALL_LLAMA]),
         ("cnn_cls", ["recipe=cnn_cls"]),
         ("mlp_cls", ["recipe=mlp_cls"]),
         ("bert_cls", ["recipe=bert_cls", *SMALL_BERT, *SHORT_TEXTS, *SHORT_HELD_OUT]),
@@ -139,10 +143,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
 
 def small(command: str) -> list[str]:
     """What makes the model of a training narrower."""
-    if command == WHOLE[0] or any(part in command for part in WHOLE[1:]):
+    if command in WHOLE or WHOLE_WITH in command:
         return []
+    if "model.lora" in command:  # of a pretrained model, which a run of the page before is
+        return ["model=bert", *NARROW, "model.init_from=pretrained"]
+    if "recipe=gpt_lm" in command:
+        return SMALL_LLAMA if "model=llama" in command else SMALL_DECODER
     if "recipe=bert_" in command:
         return NARROW if "model=bert" in command else SMALL_BERT
+    if "recipe=lstm_" in command:
+        return SMALL_LSTM
     return SMALL_CNN if "recipe=cnn_cls" in command else []
 
 
@@ -157,7 +167,7 @@ def test_the_command_works(command: str, workplace: Cli) -> None:
     if words[0] == "train":
         words += [o for o in SHORT if "overfit" not in command or not o.startswith("eval")]
         words += SHORT_TEXTS if "recipe=bert" in command or "recipe=lstm" in command else []
-        words += SHORT_HELD_OUT if re.search(r"recipe=(gpt|bert)_", command) and "path=" not in command else []
+        words += SHORT_HELD_OUT if re.search(r"recipe=(gpt|bert|lstm)_", command) and "path=" not in command else []
         words += [] if "--name" in words or "--dry-run" in words else ["--resume", "never"]
     words += small(command) if words[0] in ("train", "sweep") else []
     if words[0] == "sweep":
