@@ -124,7 +124,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     for name, overrides in (
         ("book", [*own, *SMALL_DECODER]),
         ("llama", [*own, "model=llama_tiny", "recipe.block=64", *SMALL_LLAMA]),
-        ("cnn_cls", ["recipe=cnn_cls"]),
+        ("cnn_cls", ["recipe=cnn_cls", *SMALL_CNN]),
         ("mlp_cls", ["recipe=mlp_cls"]),
         ("bert_cls", ["recipe=bert_cls", *SMALL_BERT, *SHORT_TEXTS, *SHORT_HELD_OUT]),
         ("ngram_cls", ["recipe=ngram_cls"]),
