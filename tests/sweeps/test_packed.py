@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from bigctl.runs.metrics_file import read_metrics
 from bigctl.sweeps.packed import compatibility, pack_width, runner
 from bigctl.sweeps.packed.runner import PackedTrial
 from bigctl.training.signals import StopRequest
-
-pytestmark = pytest.mark.optimized
 
 TINY = (
     "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.epochs=null", "train.steps=24",
@@ -79,7 +78,16 @@ def test_the_first_20_steps_of_a_packed_trial_are_those_of_a_single_run(pack: Pa
         assert [set(line) for line in lines[0]] == [set(line) for line in lines[1]]
 
 
-def test_a_seed_that_is_an_argument_initialises_the_same_weights_to_the_last_bit() -> None:
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs as users' are."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_a_seed_that_is_an_argument_initialises_the_same_weights_to_the_last_bit(optimized: None) -> None:
     from bigctl.engine import experiment
 
     programs = experiment.build(BASE).programs
