@@ -26,6 +26,7 @@ from bigctl.runs.metrics_file import read_metrics
 from bigctl.sweeps.packed import compatibility, pack_width, runner
 from bigctl.sweeps.packed.runner import PackedTrial
 from bigctl.training.signals import StopRequest
+from tests import forked
 
 TINY = (
     "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.epochs=null", "train.steps=24",
@@ -81,10 +82,9 @@ def test_the_first_20_steps_of_a_packed_trial_are_those_of_a_single_run(pack: Pa
 @pytest.fixture
 def optimized() -> Iterator[None]:
     """Programs as users' are."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update(forked.FEWER.lower(), False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(forked.FEWER.lower(), os.environ.get(forked.FEWER) == "1")
 
 
 def test_a_seed_that_is_an_argument_initialises_the_same_weights_to_the_last_bit(optimized: None) -> None:
