@@ -90,9 +90,10 @@ class Runner:
 @pytest.mark.slow
 def test_slices_hand_the_run_on_until_the_gate_judges_it(tmp_path: Path) -> None:
     runner = Runner(tmp_path)
-    endless = f"{EXPERIMENT} train.steps=100000000 train.max_minutes=0.12"
-    step = 0
-    while not step:  # a slow machine may need more than one to begin with
+    step, minutes = 0, 0.06
+    while not step:  # a slow machine needs longer ones before it makes a step
+        minutes *= 2
+        endless = f"{EXPERIMENT} train.steps=100000000 train.max_minutes={minutes}"
         code, printed = runner.job("train", slice=1, EXPERIMENT=endless)
         assert code == 0 and "stopped by train.max_minutes" in printed, printed
         assert "to be continued" in printed and "Next: `bigctl resume runs/ci`" in printed
