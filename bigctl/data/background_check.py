@@ -49,8 +49,7 @@ class Unread:
         """That it is not what it was."""
         if self.folder is None:
             hint = "bring it back as it was; what this run has learned is of damaged data"
-            what = "the file is damaged: its content has changed, and its size and times have not"
-            return DataError(what, where=str(self.file), hint=hint)
+            return DataError(file_index.DAMAGED, where=str(self.file), hint=hint)
         hint = "run the command again, which makes it anew; what this run has learned is of damaged data"
         what = f"the prepared data is damaged: {self.file.name} is not what was prepared"
         return DataError(what, where=str(self.folder), hint=hint)

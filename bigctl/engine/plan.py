@@ -187,16 +187,16 @@ def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
 def of_experiment(experiment: Experiment, traced: Program, compiled: Program, batch: Tree, target: Target) -> Costs:
     """The costs of the step of an experiment, its state by what it is for."""
     mesh = dict(experiment.programs.mesh.shape)
-    return costing.of_step(traced, compiled, kept_of(experiment), batch, mesh, target)
+    return costing.of_step(traced, compiled, _kept(experiment), batch, mesh, target)
 
 
 def memory_at_hand(experiment: Experiment, compiled: Program, batch: Tree, available: int | None) -> costing.Memory:
     """The memory of a step on the devices of this machine, which have so many bytes for it."""
-    kept = {**kept_of(experiment), costing.BATCH: batch}
+    kept = {**_kept(experiment), costing.BATCH: batch}
     return costing.memory_of(hlo.parse(compiled.as_text()), compiled.memory_analysis(), kept, available)
 
 
-def kept_of(experiment: Experiment) -> dict[str, Tree]:
+def _kept(experiment: Experiment) -> dict[str, Tree]:
     """What is there before a step, by what it is for."""
     state = experiment.programs.abstract_state
     others = {"ema": state.ema, "variables": state.variables, "sums": state.sums, "anomaly": state.anomaly_state}

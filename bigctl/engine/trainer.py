@@ -85,19 +85,21 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
 
 
 def _keep_places(run: Run) -> None:
-    """A complete run whose data is said to lie elsewhere finds it there from now on, if it is the same.
+    """A complete run that is told nothing but where its data lies now finds it there from now on, if it is the same.
 
     Raises:
         RunError: if it is other data.
     """
-    if not any(is_place(change.partition(":")[0].rpartition(".")[2]) for change in run.changed):
+    keys = [change.partition(":")[0] for change in run.changed]
+    if not keys or not all(key.startswith("data.") and is_place(key.rpartition(".")[2]) for key in keys):
         return
     stored = run.directory.tokenizer if run.directory.tokenizer.is_file() else None
     found = run.group.in_turn(lambda: resolve.prepare_data(run.config, stored))
     known = (run.directory.record().get("data") or {}).get("fingerprint")
     drift.judge_surroundings({"data": known}, {"data": found.fingerprint}, where=str(run.directory.path))
     run.directory.write_config(composing.to_yaml(run.config), run.overrides)
-    log.info("the data is found in another place from now on: %s", "; ".join(run.changed))
+    if run.group.leads and not run.options.quiet:
+        print(f"data: it is the same, and found there from now on ({'; '.join(run.changed)})", file=sys.stderr)
 
 
 def _resolve(run: Run) -> Resolved:

@@ -61,12 +61,22 @@ def test_a_complete_run_is_told_where_its_data_is(folder: Path, capsys: pytest.C
     place = folder / "moved.csv"
     Path("rows.csv").rename(place)
     assert main(["eval", "own"]) == 2
+    capsys.readouterr()
     assert main(["resume", "own", f"data.path={place}"]) == 0
+    assert f"found there from now on (data.path: rows.csv -> {place})" in capsys.readouterr().err
     assert main(["eval", "own"]) == 0
     place.rename("again.csv")
     capsys.readouterr()
     assert main(["eval", "own"]) == 2  # an absolute path
     assert "bigctl resume runs/own data.path=..." in capsys.readouterr().err
+
+
+def test_a_complete_run_keeps_what_it_was_trained_with(folder: Path) -> None:
+    before = Path("runs/own/config.yaml").read_text()
+    shutil.copy("rows.csv", "same.csv")
+    changed = ["data.path=same.csv", "optimizer.lr=0.5", "--allow-drift", "optimizer.lr"]
+    assert main(["resume", "own", *changed]) == 0
+    assert Path("runs/own/config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize("more", [[], LONGER])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bigctl.config.schema.base import FREE, STRUCTURAL, Checked, Problem, Whole, key
+from bigctl.config.schema.base import STRUCTURAL, Checked, Problem, Whole, key
 
 TOKENIZERS = ("pretrained", "file", "bpe", "bytes", "words", "characters")
 STREAM_TOKENIZERS = (*TOKENIZERS, "gpt2", "ids")
@@ -28,7 +28,7 @@ class StreamTokenizer(Checked):
         drift=STRUCTURAL,
         choices=STREAM_TOKENIZERS,
     )
-    path: str | None = key(None, "A vocab.txt (WordPiece) or a tokenizer.json.", drift=FREE)
+    path: str | None = key(None, "A vocab.txt (WordPiece) or a tokenizer.json.", drift=STRUCTURAL)
     size: int = key(
         10000, "Largest vocabulary of a tokenizer made here, and that of ids [tokens].", drift=STRUCTURAL, ge=6
     )

@@ -23,6 +23,8 @@ from bigctl.files import sha256, write_text
 LARGE = 2**24
 """Bytes from which a file is kept in the index; smaller ones are read in no time."""
 
+DAMAGED = "the file is damaged: its content has changed, and its size and times have not"
+
 _MOST = 10_000
 """Files in the index; of more, those that were read longest ago are forgotten."""
 
@@ -95,8 +97,7 @@ def require_as_kept(file: Path) -> None:
     with distrust():
         found = digest(file)
     if before not in (None, found):
-        what = "the file is damaged: its content has changed, and its size and times have not"
-        raise DataError(what, where=str(file), hint="bring it back as it was")
+        raise DataError(DAMAGED, where=str(file), hint="bring it back as it was")
 
 
 def _read_whole(file: Path, size: int) -> str:
