@@ -304,8 +304,10 @@ def test_corpora_are_given_by_name_or_all_at_once(folder):
     (found,) = drift.changes(one, changed)
     assert found.key == "data.corpora.web.weight" and found.drift == schema.TRAJECTORY
     assert drift.judge([found], ["data.corpora.web.weight"], where="run") == [found]
-    with pytest.raises(RunError, match="data.corpora.web.path"):
-        drift.judge(drift.changes(one, compose.change(one, ["data.corpora.web.path=x"])), [], where="run")
+    (moved,) = drift.judge(drift.changes(one, compose.change(one, ["data.corpora.web.path=x"])), [], where="run")
+    assert moved.drift == schema.FREE  # where it lies; what it holds is compared when it is prepared
+    with pytest.raises(RunError, match="data.corpora.web.type"):
+        drift.judge(drift.changes(one, compose.change(one, ["data.corpora.web.type=tokens"])), [], where="run")
     composer = ManyComposer((), ())
     found_all = [composer.compose([*TINY, *given(folder, weight, 1)]).config for weight in ("2", "3")]
     assert found_all == [one, compose.change(one, ["data.corpora.web.weight=3"])]
