@@ -298,31 +298,32 @@ def _blocks(plan: Plan, written: Mapping[str, Written], encoder: StreamEncoder |
 def _cut(parts: Iterable[tuple[str, bool]], cutter: Cutter) -> Iterator[tuple[list[tuple[str, bool]], int]]:
     """Parts of documents as blocks, cut where the tokenizer lets them be, and how often they are cut elsewhere."""
     block: list[tuple[str, bool]] = []
-    rest, begins, room, torn = "", False, _BLOCK, 0
-    for text, new in parts:
-        if new and rest:
-            block.append((rest, begins))
-            room, rest = room - len(rest), ""
-        begins = begins if rest else new
-        rest += text
-        while room <= 0 or (end := _end(rest, room, cutter)) is not None:
+    text, at, begins, room, torn = "", 0, False, _BLOCK, 0  # what is before `at` is in blocks
+    for part, new in parts:
+        if new and at < len(text):
+            block.append((text[at:], begins))
+            room, at = room - (len(text) - at), len(text)
+        begins = begins if at < len(text) else new
+        text, at = text[at:] + part, 0
+        while room <= 0 or (end := _end(text, at, room, cutter)) is not None:
             if room > 0:
-                torn += end == _LONGEST
-                block.append((rest[:end], begins))
-                rest, begins = rest[end:], False
+                torn += end == at + _LONGEST
+                block.append((text[at:end], begins))
+                at, begins = end, False
             yield block, torn
             block, room, torn = [], _BLOCK, 0
-    if rest:
-        block.append((rest, begins))
+    if at < len(text):
+        block.append((text[at:], begins))
     if block:
         yield block, torn
 
 
-def _end(text: str, room: int, cutter: Cutter) -> int | None:
-    """Where a document is cut that is longer than there is room for; None where that is not known yet."""
+def _end(text: str, start: int, room: int, cutter: Cutter) -> int | None:
+    """Where a document is cut that is longer from `start` on than there is room for; None where that is not known
+    yet."""
     if cutter.rule is None:
         return None
-    found = cutter.find(text, room)
+    found = cutter.find(text, start + room)
     if found is not None and found + _BEYOND <= len(text):
-        return min(found, _LONGEST)
-    return _LONGEST if len(text) > _LONGEST + _BEYOND else None
+        return min(found, start + _LONGEST)
+    return start + _LONGEST if len(text) - start > _LONGEST + _BEYOND else None

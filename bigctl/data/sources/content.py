@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+import numpy as np
+
 from bigctl import memory
 from bigctl.config import schema
 from bigctl.data.files.paths import require_file
@@ -41,8 +43,9 @@ class Before:
     returns: int = 0
 
     def and_then(self, data: bytes) -> Before:
-        newlines, returns = self.newlines + data.count(b"\n"), self.returns + data.count(b"\r")
-        return Before(self.count + len(data), newlines, returns)
+        found = np.frombuffer(data, np.uint8)  # which counts several times as fast as `bytes` does
+        newlines, returns = (int(np.count_nonzero(found == mark)) for mark in b"\n\r")
+        return Before(self.count + len(data), self.newlines + newlines, self.returns + returns)
 
     def without(self, data: bytes) -> Before:
         """The same, less its last bytes."""
