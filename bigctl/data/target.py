@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 CLASS, NUMBER, CLASSES, TOKEN_CLASS, NONE = "class", "number", "classes", "token_class", "none"
+_COUNTED = 2**22
+"""Labels that are counted at once."""
+
 _DTYPES = {CLASS: np.int32, NUMBER: np.float32, CLASSES: np.uint8, TOKEN_CLASS: np.int32, NONE: np.int32}
 
 
@@ -48,7 +51,11 @@ class Target:
         """How many examples, or tokens, have each class, int64 [names]."""
         if self.kind == CLASSES:
             return labels.sum(0, dtype=np.int64)
-        return np.bincount(labels[labels >= 0], minlength=len(self.names))
+        found = np.zeros(len(self.names), np.int64)
+        for start in range(0, len(labels), _COUNTED):
+            block = labels[start : start + _COUNTED]
+            found += np.bincount(block[block >= 0], minlength=len(self.names))
+        return found
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
         """The group of each example, int [N]; splits made by rule hold the same share of each group.

@@ -340,9 +340,9 @@ def test_a_quote_that_is_never_closed_does_not_hold_the_rest_of_a_large_file(tmp
     monkeypatch.setattr(row_blocks, "_LONGEST", 2**17)
     monkeypatch.setattr(text_parts, "_BLOCK", 2**12)
     read: list[str] = []
-    looked = row_blocks._Reading.parts
+    looked = row_blocks.Reading.parts
     monkeypatch.setattr(
-        row_blocks._Reading,
+        row_blocks.Reading,
         "parts",
         lambda self, what="reading": (read.append(what) or part for part in looked(self, what)),
     )

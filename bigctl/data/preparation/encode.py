@@ -150,10 +150,7 @@ def encode_texts(
         for split, columns in by_split.items():
             rows, rule = columns["text"].tolist(), (described["max_length"], str(described["truncate"]))
             if "tags" in columns:
-                if isinstance(made, Ngrams):
-                    hint = "use recipe=bert_tag or recipe=lstm_tag"
-                    raise DataError("these have a tag a word, which n-grams know nothing of", where="data", hint=hint)
-                found = word_tokens.encode_words(made, [words.of_joined(text) for text in rows], *rule)
+                found = word_tokens.encode_words(refuse_ngrams(made), [words.of_joined(text) for text in rows], *rule)
                 encoded, arrays[split]["label"] = found.encoded, found.labels(columns["tags"].tolist())
                 info.setdefault("words_cut", {})[split] = int(found.lost.sum())
             else:
@@ -166,6 +163,14 @@ def encode_texts(
             info.setdefault("cut", {})[split] = int(encoded.cut.sum())
             info.setdefault("unknown_tokens", {})[split] = round(encoded.unknown, 5)
     return features_of_texts(decoded, config, described, pairs=pairs), arrays
+
+
+def refuse_ngrams(made: Tokenizer | Ngrams) -> Tokenizer:
+    """The tokenizer of sentences with tags. Raises DataError where it makes none of the words."""
+    if isinstance(made, Ngrams):
+        hint = "use recipe=bert_tag or recipe=lstm_tag"
+        raise DataError("these have a tag a word, which n-grams know nothing of", where="data", hint=hint)
+    return made
 
 
 def described_texts(

@@ -18,7 +18,8 @@ from bigctl.data.preparation.array_file import ArrayFile, ArrayFiles, Place
 from bigctl.data.progress import Progress
 from bigctl.data.sources.column_files import StoredTexts
 from bigctl.data.sources.decoded import ROW, Columns, Decoded
-from bigctl.data.text import duplicates, encoding, tokenization
+from bigctl.data.target import NONE, TOKEN_CLASS, Target
+from bigctl.data.text import duplicates, encoding, tokenization, word_tokens, words
 from bigctl.data.text.encoding import Encoded, Texts
 from bigctl.data.text.ngrams import Ngrams
 from bigctl.data.text.stream_encoding import StreamEncoder
@@ -77,7 +78,8 @@ def encode_texts(
     def of_row(split: str, row: int) -> list[str]:
         return [stored.take(name, rows[split][row : row + 1])[0] for name in stored.names]
 
-    found = duplicates.report_keys(keys, labels, decoded.target, of_row)
+    tagged = decoded.target.kind == TOKEN_CLASS
+    found = duplicates.report_keys(keys, labels, Target(NONE) if tagged else decoded.target, of_row)
     info |= {"duplicates": found}
     made: Tokenizer | Ngrams | None = None
     if tokenizer is not None:
@@ -86,9 +88,13 @@ def encode_texts(
     files: dict[str, str] = {}
     for split, own in rows.items():
         files |= _write_texts(making, split, stored, own)
-        files |= write_whole(making.work, split, {"label": labels[split].astype(decoded.target.dtype)})
         if made is not None and described is not None:
-            files |= _write_tokens(making, split, stored, own, made, described, info)
+            write = _write_tagged if tagged else _write_tokens
+            files |= write(making, split, stored, own, made, described, info)
+        elif tagged:
+            files |= _write_tags(making, split, stored, own)
+        if not tagged:
+            files |= write_whole(making.work, split, {"label": labels[split].astype(decoded.target.dtype)})
     return encode.features_of_texts(decoded, config, described, pairs=len(stored.names) > 1), files
 
 
@@ -228,6 +234,50 @@ def _write_tokens(
     info.setdefault("cut", {})[split] = counts["cut"]
     info.setdefault("unknown_tokens", {})[split] = round(counts["unknown"] / max(1, counts["known_of"]), 5)
     digests = {place.file.name: written.digests[place.file.name] for place in (inputs, second)}
+    return digests | write_whole(making.work, split, {"offsets": _offsets(lengths)})
+
+
+def _write_tags(making: Making, split: str, stored: StoredTexts, rows: np.ndarray) -> dict[str, str]:
+    """The tags of all words, one after the other."""
+    place = Place(making.work / f"{split}.label.npy", np.dtype(np.int32))
+    with ArrayFiles(making.journal, f"tags {split}", [place]) as written:
+        while written.done < len(rows):
+            block = rows[written.done : written.done + _TEXTS]
+            written.write(len(block), [np.concatenate(stored.tags(block))])
+    return dict(written.digests)
+
+
+def _write_tagged(
+    making: Making,
+    split: str,
+    stored: StoredTexts,
+    rows: np.ndarray,
+    made: Tokenizer | Ngrams,
+    described: dict[str, Any],
+    info: dict[str, Any],
+) -> dict[str, str]:
+    """The tokens of sentences, with the tag of each word beside the first of its own."""
+    tokenizer, rule = encode.refuse_ngrams(made), (int(described["max_length"]), str(described["truncate"]))
+    inputs = Place(making.work / f"{split}.inputs.npy", encoding.token_type(tokenizer))
+    lengths = Place(making.scratch / f"{split}.lengths.npy", np.dtype(np.int64))
+    second = Place(making.work / f"{split}.second.npy", np.dtype(np.int32))
+    label = Place(making.work / f"{split}.label.npy", np.dtype(np.int32))
+    with ArrayFiles(making.journal, f"tokens {split}", [inputs, lengths, second, label]) as written:
+        counts = Counter(written.facts)
+        for (texts,) in _blocks(stored, rows, f"making tokens ({split})", written.done):
+            tags = stored.tags(rows[written.done : written.done + len(texts)])
+            found = word_tokens.encode_words(tokenizer, [words.of_joined(text) for text in texts], *rule)
+            encoded = found.encoded
+            counts["cut"] += int(encoded.cut.sum())
+            counts["lost"] += int(found.lost.sum())
+            counts["unknown"] += round(encoded.unknown * encoded.known_of)
+            counts["known_of"] += encoded.known_of
+            blocks = [encoded.tokens, np.diff(encoded.offsets), encoded.segment_start, found.labels(tags)]
+            written.write(len(texts), blocks, counts)
+    info.setdefault("words_cut", {})[split] = counts["lost"]
+    info.setdefault("cut", {})[split] = counts["cut"]
+    info.setdefault("unknown_tokens", {})[split] = round(counts["unknown"] / max(1, counts["known_of"]), 5)
+    digests = {place.file.name: written.digests[place.file.name] for place in (inputs, second, label)}
     return digests | write_whole(making.work, split, {"offsets": _offsets(lengths)})
 
 

@@ -305,8 +305,11 @@ def _cut(parts: Iterable[tuple[str, bool]], cutter: Cutter) -> Iterator[tuple[li
             room, at = room - (len(text) - at), len(text)
         begins = begins if at < len(text) else new
         text, at = text[at:] + part, 0
-        while room <= 0 or (end := _end(text, at, room, cutter)) is not None:
+        while True:
             if room > 0:
+                end = _end(text, at, room, cutter)
+                if end is None:
+                    break
                 torn += end == at + _LONGEST
                 block.append((text[at:end], begins))
                 at, begins = end, False

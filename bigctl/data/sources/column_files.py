@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -282,10 +282,19 @@ class StoredTexts:
     Args:
         columns: of each role, such as "text", the files with its column.
         names: what the column of a role is called there, where that is not the role.
+        numbers: of the tags, by the number that stands for each in the column TAGS, int32 [K].
     """
 
-    def __init__(self, columns: Mapping[str, Sequence[TextColumns]], names: Mapping[str, str] | None = None):
-        self._named = names or {}
+    TAGS: ClassVar[str] = "<tags>"
+    """The role of tags of words, a character each."""
+
+    def __init__(
+        self,
+        columns: Mapping[str, Sequence[TextColumns]],
+        names: Mapping[str, str] | None = None,
+        numbers: np.ndarray | None = None,
+    ):
+        self._named, self._numbers = names or {}, numbers
         self._blocks: dict[str, list[tuple[TextColumns, int]]] = {}
         self._starts: dict[str, np.ndarray] = {}
         for role, files in columns.items():
@@ -296,7 +305,8 @@ class StoredTexts:
 
     @property
     def names(self) -> list[str]:
-        return [*self._blocks]
+        """The roles of texts."""
+        return [role for role in self._blocks if role != self.TAGS]
 
     def only(self, role: str) -> StoredTexts:
         """The same rows, with the column of one role."""
@@ -316,6 +326,13 @@ class StoredTexts:
                 texts = self._block(role, number)
                 found += [texts[place] for place in (rows[start:end] - starts[number]).tolist()]
         return found
+
+    def tags(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The tags of each of some rows, int32 [words]."""
+        assert self._numbers is not None  # without which there are none
+        found = self.take(self.TAGS, rows)
+        codes = np.frombuffer("".join(found).encode("utf-32-le", "surrogatepass"), "<u4")
+        return np.split(self._numbers[codes], np.cumsum([len(row) for row in found])[:-1])
 
     def _block(self, role: str, number: int) -> list[str]:
         if role not in self._last or self._last[role][0] != number:

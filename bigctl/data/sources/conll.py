@@ -8,9 +8,10 @@ have another number of columns than its words. Columns have names where the file
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.files.paths import optional, some, split_digests, split_files
-from bigctl.data.sources import json_parts, tagged, text_parts
+from bigctl.data.sources import json_parts, row_blocks, tagged, tagged_blocks, text_parts
 from bigctl.data.sources.decoded import Decoded
-from bigctl.data.sources.tagged import Repeated, Sentences, require_words
+from bigctl.data.sources.row_blocks import Place, Reading
+from bigctl.data.sources.tagged import Sentence, Sentences
 from bigctl.data.sources.text_rows import short
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.errors import DataError
@@ -44,9 +46,33 @@ def identity(config: schema.Conll) -> Any:
     }
 
 
+def by_blocks(config: schema.Conll, regression: bool) -> Callable[[Path], Decoded] | None:
+    """What decodes large files through others in a folder; None where `decode` will do."""
+    files = _files(config)
+    if not row_blocks.are_large(files.values(), tagged_blocks.LARGE):
+        return None
+
+    def read(reading: Reading, place: Place) -> Iterator[Sentence]:
+        with contextlib.closing(reading.parts()) as parts:
+            form = Form.of(lines_of(parts, reading.name), reading.name, config.tokens, config.tags, config.columns)
+        parts = text_parts.behind(reading.parts(), place.characters)
+        behind = place.lines
+        lines = place.counted(json_parts.lines(parts, reading.name), end=1)
+        return form.sentences((line.removesuffix("\r") for line in lines), behind)
+
+    source = tagged_blocks.Source(
+        files, read, config.encoding, per_word=True, skip_bad=config.on_bad == "skip", bad_limit=config.bad_limit
+    )
+    return lambda work: source.decode(work, {"source": config.kind, "target": config.tags})
+
+
+def _files(config: schema.Conll) -> Mapping[str, Path]:
+    return split_files(expanded(config.path), optional(config.validation_path), optional(config.test_path))
+
+
 def decode(config: schema.Conll, regression: bool) -> Decoded:
     """The sentences of files. Raises DataError."""
-    files = split_files(expanded(config.path), optional(config.validation_path), optional(config.test_path))
+    files = _files(config)
     read = partial(read_conll, tokens=config.tokens, tags=config.tags, columns=config.columns)
     found: dict[str, Sentences] = {}
     notes: list[str] = []
@@ -88,44 +114,78 @@ def read_conll(
     Raises:
         DataError: the file is missing, empty or not in this encoding, or a line lacks columns that others have.
     """
-    parts, name = text_parts.texts_of(source, encoding)
-    lines = (line.removesuffix("\r") for line in json_parts.lines(parts, name))
-    head = _beginning(lines)
-    mark, width = _form(head, name)
-    names = _names(columns, head, width, name)
-    first = _column(tokens, names, width, "data.tokens", name)
-    second = None if tags is None else _column(tags, names, width, "data.tags", name)
-    if first == second:
-        what = "there is one column only" if width == 1 else "data.tokens and data.tags are the same column"
-        raise DataError(what, where=name, hint="a line holds a word and its tag, with a blank or a tab between")
-    identity = names.index("ID") if "ID" in names else None
-    found, open_sentence, known = Sentences(name, per_word=True), False, Repeated()
-    for number, line in enumerate(itertools.chain(head, lines), 1):
-        if not line.strip(_BLANKS) or line.startswith(_DOCUMENT):
-            open_sentence = False
-            continue
-        fields = _fields(line, mark)
-        if line.startswith("#") and _is_comment(fields, mark, width, open_sentence):
-            continue
-        wrong = _wrong(fields, width, mark, f"{name}:{number}")
-        if wrong is None and identity is not None and not _PLAIN_ID.fullmatch(fields[identity]):
-            continue
-        if wrong is None and second is not None and not fields[second].strip():
-            wrong = DataError("the tag is empty", where=f"{name}:{number}", hint="O is for a word in no entity")
-        if wrong is not None and bad is None:
-            raise wrong
-        if not open_sentence:
-            found.words.append([])
-            found.tags.append([])
-            found.lines.append(number)
-            open_sentence = True
-        if wrong is not None and bad is not None:
-            bad.setdefault(len(found.words) - 1, wrong)
-            continue
-        found.words[-1].append(known(fields[first].strip()))
-        if second is not None:
-            found.tags[-1].append(known(fields[second].strip()))
-    return require_words(found, bad)
+    name = str(source) if isinstance(source, Path) else text_parts.texts_of(source, encoding)[1]
+    form = Form.of(lines_of(text_parts.texts_of(source, encoding)[0], name), name, tokens, tags, columns)
+    lines = lines_of(text_parts.texts_of(source, encoding)[0], name)
+    return tagged.collected(form.sentences(lines), name, bad, per_word=True)
+
+
+def lines_of(parts: Iterable[str], name: str) -> Iterator[str]:
+    """The lines of a text without their ends. Raises DataError for one that is too long."""
+    return (line.removesuffix("\r") for line in json_parts.lines(parts, name))
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file is written.
+
+    Attributes:
+        name: of it, for messages.
+        mark: what separates columns; None for blanks.
+        width: how many they are.
+        words, tags: which of them have the words and, if they are asked for, the tags.
+        identity: which of them numbers the words, where lines count by that.
+    """
+
+    name: str
+    mark: str | None
+    width: int
+    words: int
+    tags: int | None
+    identity: int | None
+
+    @classmethod
+    def of(cls, lines: Iterator[str], name: str, tokens: str, tags: str | None, columns: Sequence[str] | None) -> Form:
+        """That of a file, of which the first lines are read; see `read_conll`. Raises DataError."""
+        head = _beginning(lines)
+        mark, width = _form(head, name)
+        names = _names(columns, head, width, name)
+        words = _column(tokens, names, width, "data.tokens", name)
+        second = None if tags is None else _column(tags, names, width, "data.tags", name)
+        if words == second:
+            what = "there is one column only" if width == 1 else "data.tokens and data.tags are the same column"
+            raise DataError(what, where=name, hint="a line holds a word and its tag, with a blank or a tab between")
+        return cls(name, mark, width, words, second, names.index("ID") if "ID" in names else None)
+
+    def sentences(self, lines: Iterable[str], behind: int = 0) -> Iterator[Sentence]:
+        """The sentences of lines, which come after so many others; each is given once its last line is read."""
+        words, tags, first, wrong = list[str](), list[str](), 0, None
+        for number, line in enumerate(lines, behind + 1):
+            if not line.strip(_BLANKS) or line.startswith(_DOCUMENT):
+                if first:
+                    yield Sentence(words, tags, first, wrong)
+                words, tags, first, wrong = [], [], 0, None
+                continue
+            fields = _fields(line, self.mark)
+            if line.startswith("#") and _is_comment(fields, self.mark, self.width, first > 0):
+                continue
+            error, where = None, f"{self.name}:{number}"
+            if len(fields) != self.width:
+                hint = f"the first line of words has {self.width}, separated by {'tabs' if self.mark else 'blanks'}"
+                error = DataError(f"{len(fields)} columns", where=where, hint=hint)
+            elif self.identity is not None and not _PLAIN_ID.fullmatch(fields[self.identity]):
+                continue
+            elif self.tags is not None and not fields[self.tags].strip():
+                error = DataError("the tag is empty", where=where, hint="O is for a word in no entity")
+            first = first or number
+            if error is not None:
+                wrong = wrong or error
+                continue
+            words.append(fields[self.words].strip())
+            if self.tags is not None:
+                tags.append(fields[self.tags].strip())
+        if first:
+            yield Sentence(words, tags, first, wrong)
 
 
 def _beginning(lines: Iterator[str]) -> list[str]:
@@ -149,14 +209,6 @@ def _names(columns: Sequence[str] | None, lines: Sequence[str], width: int, name
         where = "data.columns" if columns else name
         raise DataError(f"{len(names)} names of columns, and {width} columns", where=where, hint="name every column")
     return names
-
-
-def _wrong(fields: Sequence[str], width: int, mark: str | None, where: str) -> DataError | None:
-    """What is wrong with a line of words."""
-    if len(fields) == width:
-        return None
-    hint = f"the first line of words has {width}, separated by {'tabs' if mark else 'blanks'}"
-    return DataError(f"{len(fields)} columns", where=where, hint=hint)
 
 
 def _form(lines: Sequence[str], name: str) -> tuple[str | None, int]:

@@ -57,7 +57,7 @@ def load(
         DataError: the file is malformed or empty.
         OSError: there is no room.
     """
-    reading = _Reading(file, str(file), dialect.encoding, folder)
+    reading = Reading(file, str(file), dialect.encoding, folder)
     if format != "jsonl":
         found = _Delimited(reading, "\t" if format == "tsv" else ",", keep, dialect).load()
     elif dialect.columns:
@@ -69,7 +69,7 @@ def load(
 
 
 @dataclass
-class _Reading:
+class Reading:
     """A file that is read more than once.
 
     Attributes:
@@ -116,7 +116,7 @@ class _Reading:
 
 
 @dataclass
-class _Place:
+class Place:
     """How far a file is read, in characters and lines."""
 
     characters: int = 0
@@ -151,7 +151,7 @@ class _Unlike(Exception):
 class _Delimited:
     """A csv or tsv file, see `delimited_rows.load_delimited`."""
 
-    reading: _Reading
+    reading: Reading
     separator: str
     keep: Callable[[str], bool]
     dialect: Dialect
@@ -182,8 +182,8 @@ class _Delimited:
         text, self.skipped, self.separator = delimited_rows.beginning(head, self.separator, self.dialect, notes)
         self.before = len(head) - len(text)
 
-    def _fields(self, looser: bool, place: _Place | None = None) -> Generator[tuple[int, list[str]]]:
-        place = place or _Place()
+    def _fields(self, looser: bool, place: Place | None = None) -> Generator[tuple[int, list[str]]]:
+        place = place or Place()
         skipped = self.skipped + place.lines
         parts = text_parts.behind(self.reading.parts(), self.before + place.characters)
         lines = place.counted(_lines(parts, self.reading.name))
@@ -241,10 +241,10 @@ class _Delimited:
 
     def _is_header(self, first: list[str], looser: bool) -> bool:
         """Whether a first line that is none of the names that are given is a header, by all rows below it."""
-        columns, place, count = self.reading.columns(f"header-{looser:d}"), _Place(), 1
+        columns, place, count = self.reading.columns(f"header-{looser:d}"), Place(), 1
         if columns.states:
             *at, count = columns.states[-1]
-            place = _Place(*at)
+            place = Place(*at)
         begun = place.lines > 0
         with contextlib.closing(self._fields(looser, place)) as rows:
             if not begun:
@@ -271,7 +271,7 @@ class _Found:
     """
 
     def __init__(self, file: _Delimited, header: Sequence[str], last_separator: bool, name: str):
-        self.columns, self.place, self.bad, self.whole = file.reading.columns(name), _Place(), BadRows(), False
+        self.columns, self.place, self.bad, self.whole = file.reading.columns(name), Place(), BadRows(), False
         self._file, self._header, self._width = file, header, len(header)
         self._kept = [(at, name) for at, name in enumerate(header) if name and file.keep(name)]
         self._last_separator, self._cut, self._empty = last_separator, 0, 0
@@ -280,7 +280,7 @@ class _Found:
         self._characters = 0
         if self.columns.states:
             state = self.columns.states[-1]
-            self.place, self.bad, self.whole = _Place(*state["place"]), BadRows.from_json(state["bad"]), state["whole"]
+            self.place, self.bad, self.whole = Place(*state["place"]), BadRows.from_json(state["bad"]), state["whole"]
             self._last_separator, self._cut, self._empty = state["ends"]
 
     def add(self, line: int, row: list[str]) -> None:
@@ -325,16 +325,16 @@ class _Found:
         return found + ([delimited_rows.said_of_empty(self._empty)] if self._empty else [])
 
 
-def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container[str], dialect: Dialect) -> TextTable:
+def _load_jsonl(reading: Reading, keep: Callable[[str], bool], lists: Container[str], dialect: Dialect) -> TextTable:
     reading.look()
     rows = JsonRows(reading.name, keep, lists, reading.characters)
-    columns, place, bad, whole = reading.columns("rows"), _Place(), BadRows(), False
+    columns, place, bad, whole = reading.columns("rows"), Place(), BadRows(), False
     if columns.states:
         state = columns.states[-1]
-        place, bad, whole = _Place(*state["place"]), BadRows.from_json(state["bad"]), state["whole"]
+        place, bad, whole = Place(*state["place"]), BadRows.from_json(state["bad"]), state["whole"]
         rows.go_on(state["rows"])
     if not whole:
-        for number, found in itertools.chain(_records(reading, place), [(0, None)]):
+        for number, found in itertools.chain(records(reading, place), [(0, None)]):
             if found is not None:
                 rows.add(number, found)
                 if len(rows) < _ROWS and rows.characters < _CHARACTERS:
@@ -350,7 +350,7 @@ def _load_jsonl(reading: _Reading, keep: Callable[[str], bool], lists: Container
     )
 
 
-def _records(reading: _Reading, place: _Place) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+def records(reading: Reading, place: Place) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     """The objects behind a place, which goes on with them: of lines, or of one list."""
     with contextlib.closing(reading.parts()) as parts:
         is_list = next((part for part in parts if part.strip()), "").lstrip().startswith("[")
@@ -365,7 +365,7 @@ def _records(reading: _Reading, place: _Place) -> Iterator[tuple[int, dict[str, 
         yield from read_table.json_lines(lines, reading.name, place.lines + 1)
 
 
-def _store(rows: JsonRows, columns: TextColumns, place: _Place, bad: BadRows, *, whole: bool) -> None:
+def _store(rows: JsonRows, columns: TextColumns, place: Place, bad: BadRows, *, whole: bool) -> None:
     """Write the rows that can be taken, but for bad ones."""
     values, numbers, wrong = rows.take()
     bad.add(wrong[row] for row in sorted(wrong))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows
 from bigctl.data.sources.decoded import Columns, Decoded, Origins
 from bigctl.data.sources.read_table import json_records, json_type
 from bigctl.data.sources.text_rows import short
-from bigctl.data.target import Target
+from bigctl.data.target import TOKEN_CLASS, Target
 from bigctl.data.text import words as wording
 from bigctl.errors import DataError
 
@@ -46,6 +47,21 @@ class Sentences:
     def at(self, sentence: int, word: int) -> str:
         """The file and line of a word."""
         return f"{self.source}:{self.lines[sentence] + (word if self.per_word else 0)}"
+
+
+class Sentence(NamedTuple):
+    """One sentence as it is read.
+
+    Attributes:
+        words, tags: see `Sentences`.
+        line: where it begins, from 1.
+        wrong: what is wrong with it, if it cannot be used.
+    """
+
+    words: list[str]
+    tags: list[str]
+    line: int
+    wrong: DataError | None = None
 
 
 _REMEMBERED = 2**20
@@ -77,16 +93,7 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
         DataError: a tag is not in the training file, or that has one tag only.
     """
     train = by_split["train"]
-    distinct = {tag for row in train.tags for tag in row}
-    numbers = all(map(_NUMBER.fullmatch, distinct))
-    names = sorted(distinct, key=int) if numbers else sorted(distinct, key=lambda tag: (tag != "O", tag))
-    if len(names) < 2:
-        hint = "is data.tags the right column?"
-        raise DataError(f"every word has the tag {short(names[0])!r}", where=train.source, hint=hint)
-    if len(names) > 100 and 2 * len(names) > sum(map(len, train.tags)):
-        hint = "is data.tags the right column?"
-        what = f"{len(names):,} different tags in {sum(map(len, train.tags)):,} words"
-        raise DataError(what, where=train.source, hint=hint)
+    names = names_of({tag for row in train.tags for tag in row}, sum(map(len, train.tags)), train.source)
     place = {name: number for number, name in enumerate(names)}
     splits: dict[str, Columns] = {}
     sentences = {split: len(found.words) for split, found in by_split.items()}
@@ -98,44 +105,93 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
             try:
                 tags[number] = np.array([place[tag] for tag in row], np.int32)
             except KeyError:
-                raise _unknown(found, number, place) from None
+                raise unknown_tag(words, row, place, partial(found.at, number)) from None
             found.words[number] = found.tags[number] = []  # of many there is no room for both forms
         splits[split] = {"text": text, "tags": tags, "label": np.zeros(len(text), np.int32)}
-    facts = {
-        **info,
-        "files": {split: found.source for split, found in by_split.items()},
-        "sentences": sentences,
-        "words": words_of,
-    }
+    sources = {split: found.source for split, found in by_split.items()}
+    facts = {**info, "files": sources, "sentences": sentences, "words": words_of}
     if left_out := [fact for found in by_split.values() for fact in found.left_out]:
         facts[LEFT_OUT] = left_out
     origins = Origins.of_lines({split: (found.source, found.lines) for split, found in by_split.items()})
-    return Decoded("text", splits, None, facts, Target("token_class", tuple(names)), origins=origins)
+    return Decoded("text", splits, None, facts, Target(TOKEN_CLASS, names), origins=origins)
 
 
-def _unknown(found: Sentences, sentence: int, known: Mapping[str, int]) -> DataError:
-    word = next(word for word, tag in enumerate(found.tags[sentence]) if tag not in known)
-    tag = short(found.tags[sentence][word])
+def names_of(distinct: Collection[str], words: int, source: str) -> tuple[str, ...]:
+    """The tags of the training file in order: O before the others, numbers by size. Raises DataError where they are of
+    no use, `words` being how many have one."""
+    numbers = all(map(_NUMBER.fullmatch, distinct))
+    names = sorted(distinct, key=int) if numbers else sorted(distinct, key=lambda tag: (tag != "O", tag))
+    if len(names) < 2:
+        hint = "is data.tags the right column?"
+        raise DataError(f"every word has the tag {short(names[0])!r}", where=source, hint=hint)
+    if len(names) > 100 and 2 * len(names) > words:
+        raise too_many(len(names), words, source)
+    return tuple(names)
+
+
+def too_many(different: int, words: int, source: str) -> DataError:
+    """What is wrong with tags that hardly repeat."""
+    what = f"{different:,} different tags in {words:,} words"
+    return DataError(what, where=source, hint="is data.tags the right column?")
+
+
+def unknown_tag(
+    words: Sequence[str], tags: Sequence[str], known: Collection[str], at: Callable[[int], str]
+) -> DataError:
+    """What is wrong with a sentence that has a tag which none of the training file has; `at` names a word's place."""
+    word = next(word for word, tag in enumerate(tags) if tag not in known)
     return DataError(
-        f"the tag {tag!r} of {short(found.words[sentence][word])!r} is not among those of the training file, "
+        f"the tag {short(tags[word])!r} of {short(words[word])!r} is not among those of the training file, "
         + some([short(name) for name in known]),
-        where=found.at(sentence, word),
+        where=at(word),
         hint="correct the tag, or add sentences with it to the training file",
     )
 
 
-def require_words(found: Sentences, bad: dict[int, DataError] | None = None) -> Sentences:
-    """Raises DataError where there is no sentence, or a word is empty or cannot be written as UTF-8; the latter two are
-    noted in `bad` instead, where that is given."""
+def collected(
+    sentences: Iterable[Sentence], source: str, bad: dict[int, DataError] | None, *, per_word: bool
+) -> Sentences:
+    """All of them in memory.
+
+    Args:
+        sentences: of a file.
+        source: its name.
+        bad: where it is given, those that cannot be used are here by their place.
+        per_word: see `Sentences.lines`.
+
+    Raises:
+        DataError: there is no sentence, or one cannot be used.
+    """
+    found, known = Sentences(source, per_word=per_word), Repeated()
+    for number, sentence in enumerate(checked(sentences, source, per_word=per_word)):
+        if sentence.wrong is not None:
+            if bad is None:
+                raise sentence.wrong
+            bad[number] = sentence.wrong
+        found.words.append([*map(known, sentence.words)])
+        found.tags.append([*map(known, sentence.tags)])
+        found.lines.append(sentence.line)
     if not found.words:
-        raise DataError("there is no sentence", where=found.source, hint="is it the right file?")
-    for number, row in enumerate(found.words):
-        if (error := _problem(found, number, row)) is None:
-            continue
-        if bad is None:
-            raise error
-        bad.setdefault(number, error)
+        raise no_sentence(source)
     return found
+
+
+def checked(sentences: Iterable[Sentence], source: str, *, per_word: bool) -> Iterator[Sentence]:
+    """The same sentences, those noted that have a word that is empty or cannot be written as UTF-8."""
+    for sentence in sentences:
+        if sentence.wrong is None:
+            wrong = _problem(sentence.words, place_of(source, sentence.line, per_word=per_word))
+            sentence = sentence if wrong is None else sentence._replace(wrong=wrong)
+        yield sentence
+
+
+def place_of(source: str, line: int, *, per_word: bool) -> Callable[[int], str]:
+    """The file and line of a word, by its number, of the sentence that begins on a line."""
+    return lambda word: f"{source}:{line + (word if per_word else 0)}"
+
+
+def no_sentence(source: str) -> DataError:
+    return DataError("there is no sentence", where=source, hint="is it the right file?")
 
 
 def left_out(found: Sentences, bad: Mapping[int, DataError], most: float = 1.0) -> list[str]:
@@ -154,15 +210,15 @@ def left_out(found: Sentences, bad: Mapping[int, DataError], most: float = 1.0) 
     return notes
 
 
-def _problem(found: Sentences, number: int, row: Sequence[str]) -> DataError | None:
+def _problem(row: Sequence[str], at: Callable[[int], str]) -> DataError | None:
     if not all(row) or any(word.isspace() for word in row):
         word = next(n for n, word in enumerate(row) if not word.strip())
-        return DataError(f"word {word + 1} of the sentence is empty", where=found.at(number, word))
+        return DataError(f"word {word + 1} of the sentence is empty", where=at(word))
     try:
         "".join(row).encode()
     except UnicodeEncodeError:  # JSON can escape half of a character: "\ud83d"
         what = "a word has half of a character (a lone surrogate)"
-        return DataError(what, where=found.at(number, 0), hint="was it cut inside an emoji?")
+        return DataError(what, where=at(0), hint="was it cut inside an emoji?")
     return None
 
 
@@ -191,8 +247,20 @@ def read_json_lines(
         DataError: the file is missing or malformed, a field is missing or no list, or words and tags differ in number.
     """
     parts, name = text_parts.texts_of(source, encoding)
-    found, known = Sentences(name), Repeated()
-    for number, record in json_records(parts, name):
+    sentences = json_sentences(json_records(parts, name), name, tokens=tokens, tags=tags, names=names)
+    return collected(sentences, name, bad, per_word=False)
+
+
+def json_sentences(
+    records: Iterable[tuple[int, dict[str, Any] | DataError]],
+    name: str,
+    *,
+    tokens: str,
+    tags: str | None,
+    names: Sequence[str] | None = None,
+) -> Iterator[Sentence]:
+    """Sentences of JSON objects, which come with their lines; see `read_json_lines`."""
+    for number, record in records:
         where = f"{name}:{number}"
         row, own = list[str](), list[str]()
         try:
@@ -204,13 +272,9 @@ def read_json_lines(
             if tags is not None:
                 own = _tags(record, tags, names, len(row), where)
         except DataError as error:
-            if bad is None:
-                raise
-            bad[len(found.words)] = error
-        found.words.append([*map(known, row)])
-        found.lines.append(number)
-        found.tags += [[*map(known, own)]] if tags is not None else []
-    return require_words(found, bad)
+            yield Sentence(row, [], number, error)
+        else:
+            yield Sentence(row, own, number)
 
 
 def _tags(record: dict[str, Any], field: str, names: Sequence[str] | None, words: int, where: str) -> list[str]:

@@ -64,7 +64,7 @@ def encode_words(tokenizer: Tokenizer, rows: Sequence[Sequence[str]], max_length
     flat = np.concatenate(tokens)
     unknown = int(np.count_nonzero(flat == marks["unk"])) if "unk" in marks else 0
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    encoded = Encoded(flat, offsets, lengths.astype(np.int32), cut, unknown / max(1, len(flat)))
+    encoded = Encoded(flat, offsets, lengths.astype(np.int32), cut, unknown / max(1, len(flat)), len(flat))
     return EncodedWords(encoded, np.concatenate(words), lost)
 
 
