@@ -244,6 +244,26 @@ def test_a_file_that_changed_or_went_is_told_and_found_by_the_next_start(photogr
     assert refused("not there any more", images(dataset).__getitem__, 1).where == str(gone)
 
 
+def test_files_that_were_touched_go_on_and_the_next_start_makes_the_index_again(photographs: Path) -> None:
+    dataset = streamed(photographs)
+    known = np.asarray(images(dataset))
+    for file in photographs.rglob("*.*"):
+        os.utime(file, (time.time() - 30, time.time() - 30))
+    again = streamed(photographs)
+    assert again.path == dataset.path  # as no folder has changed
+    np.testing.assert_array_equal(np.asarray(images(again)), known)
+    newest = streamed(photographs)
+    assert newest.path != dataset.path and newest.fingerprint == dataset.fingerprint
+    np.testing.assert_array_equal(np.asarray(images(newest)), known)
+
+
+def test_a_file_that_was_written_anew_in_the_same_size_is_told(photographs: Path) -> None:
+    dataset = streamed(photographs)
+    file = Path(images(dataset).store.name(0))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert refused("changed since it was indexed", images(dataset).__getitem__, 0).where == str(file)
+
+
 def test_to_verify_a_set_is_to_decode_all_of_it(photographs: Path) -> None:
     dataset = streamed(photographs)
     file = Path(images(dataset, "test").store.name(0))

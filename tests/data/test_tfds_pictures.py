@@ -14,7 +14,6 @@ from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.pictures import packs, records
 from bigctl.data.preparation import prepare
 from bigctl.data.sources import tfds
-from bigctl.errors import DataError
 from tests.data import test_webdataset
 
 GIVEN = {"dataset": "bigctl_photographs", "image_size": test_webdataset.SIZE}
@@ -66,9 +65,7 @@ def test_records_are_streamed_as_they_are_encoded(tmp_path, photographs, monkeyp
     assert prepared(image_size=[10, 10]).streamed
     (file,) = (tmp_path / "cache" / "tfds").rglob("*.array_record*")
     os.utime(file)
-    with pytest.raises(DataError, match="has changed since it was indexed") as told:
-        np.asarray(stream.splits["train"]["inputs"])
-    assert told.value.where == str(file)
+    np.testing.assert_array_equal(np.asarray(stream.splits["train"]["inputs"]), memory.splits["train"]["inputs"])
     again = prepared(decoding="stream")
     assert again.fingerprint == stream.fingerprint and "making the index again" in capsys.readouterr().err
     np.testing.assert_array_equal(np.asarray(again.splits["test"]["inputs"]), memory.splits["test"]["inputs"])

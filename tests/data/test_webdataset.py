@@ -299,6 +299,14 @@ def test_shards_that_go_or_change_between_two_starts_are_told(tmp_path: Path) ->
         np.asarray(first.splits["train"]["inputs"])
     assert caught.value.where == str(shard)
     assert prepared(path).path != first.path and prepared(path).fingerprint == first.fingerprint
+    second = prepared(path)
+    os.utime(shard, (1e9, 1e9))
+    np.testing.assert_array_equal(  # touched since it was opened: each picture is held against what is known of it
+        np.asarray(second.splits["train"]["inputs"]), np.asarray(prepared(path).splits["train"]["inputs"])
+    )
+    shard.write_bytes(bytes(len(content)))
+    with pytest.raises(DataError, match="has changed since it was indexed"):
+        np.asarray(second.splits["train"]["inputs"])
     shard.unlink()
     assert refused("no such file", path).where == str(shard)
     shard.write_bytes(content)

@@ -22,6 +22,8 @@ from bigctl.errors import DataError
 
 RANGES, RECORDS = "ranges", "records"
 
+_CHANGED = "the file has changed since it was indexed"
+
 _SAMPLE = 2**12
 """Bytes at the beginning and at the end of a picture that stand for its content."""
 
@@ -118,21 +120,31 @@ class Files:
         return str(self.path(row))
 
     def read(self, row: int) -> bytes:
+        """The picture, from a file that may have been touched since it was indexed, and is not another. Raises
+        DataError."""
         file = self.path(row)
         try:
             with file.open("rb") as stream:
                 status = os.fstat(stream.fileno())
-                if (status.st_size, status.st_mtime_ns) == (int(self.sizes[row]), int(self.times[row])):
-                    return stream.read()
-            message = "the file has changed since it was indexed"
+                content = stream.read() if status.st_size == int(self.sizes[row]) else b""
+            if status.st_mtime_ns == int(self.times[row]) and len(content) == status.st_size:
+                return content
+            self._look_again()
+            if content and digest_of(content) == self.digests[row]:
+                return content
+            message = _CHANGED
         except FileNotFoundError:
             message = "the file is not there any more"
         except OSError as error:
             message = f"the file cannot be read: {error.strerror}"
-        with contextlib.suppress(OSError):  # so that the next start looks at the folders again
-            Path(self.listing or os.devnull).unlink()
+        self._look_again()
         hint = f"bring back {file.name} as it was, or run the command again: pictures of the same content go on"
         raise DataError(message, where=str(file), hint=hint)
+
+    def _look_again(self) -> None:
+        """Have the next start look at the folders again."""
+        with contextlib.suppress(OSError):
+            Path(self.listing or os.devnull).unlink()
 
     def take(self, rows: np.ndarray) -> Files:
         columns = {name: getattr(self, name)[rows] for name in ("folders", "sizes", "times", "digests")}
@@ -197,23 +209,34 @@ class Ranges:
         return f"{shown}:{name}" if shown else name
 
     def read(self, row: int) -> bytes:
+        """The picture, from a file that may have been touched since it was indexed; that it is another is seen by its
+        size and by the picture. Raises DataError."""
         start, end = int(self.starts[row]), int(self.starts[row] + self.sizes[row])
         found = b""
-        with self.opened(row) as descriptor:
+        with self.opened(row) as (descriptor, touched):
             while more := os.pread(descriptor, end - start - len(found), start + len(found)):
                 found = found + more if found else more  # of more than 2 GiB at once the system gives a part
-        return found
+        return self._same(row, found) if touched else found
+
+    def _same(self, row: int, content: bytes) -> bytes:
+        """A picture of a file that was touched. Raises DataError where it is another."""
+        if digest_of(content) != self.digests[row]:
+            raise _lost(self.files[int(self.places[row])], _CHANGED)
+        return content
 
     def look(self, row: int) -> tuple[np.uint64, Header]:
         """The digest of a picture, and its header, without reading all of it. Raises DataError."""
         start, size, name = int(self.starts[row]), int(self.sizes[row]), self.name(row)
-        with self.opened(row) as descriptor:
+        with self.opened(row) as (descriptor, touched):
+            if touched:
+                raise _lost(self.files[int(self.places[row])], _CHANGED)
             found = digest(descriptor, size, start)
             return found, image_decoding.header(io.BufferedReader(Window(descriptor, start, size)), name)
 
     @contextlib.contextmanager
-    def opened(self, row: int) -> Iterator[int]:
-        """The file that a picture is in, as a descriptor. Raises DataError where it is not as it was."""
+    def opened(self, row: int) -> Iterator[tuple[int, bool]]:
+        """The file that a picture is in, as a descriptor, and whether it has another time than when it was indexed.
+        Raises DataError where it has another size, or is not there."""
         file = self.files[int(self.places[row])]
         try:
             descriptor = os.open(file.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -223,9 +246,9 @@ class Ranges:
             raise _lost(file, f"the file cannot be read: {error.strerror}") from None
         try:
             status = os.fstat(descriptor)
-            if (status.st_size, status.st_mtime_ns) != (file.bytes, file.time):
-                raise _lost(file, "the file has changed since it was indexed")
-            yield descriptor
+            if status.st_size != file.bytes:
+                raise _lost(file, _CHANGED)
+            yield descriptor, status.st_mtime_ns != file.time
         except OSError as error:
             raise _lost(file, f"the file cannot be read: {error.strerror}") from None
         finally:
@@ -258,14 +281,14 @@ class Records(Ranges):
 
     def read(self, row: int) -> bytes:
         file = self.files[int(self.places[row])]
-        with self.opened(row):
+        with self.opened(row) as (_, touched):
             try:
                 found = records.read(file.path, file.time, int(self.starts[row]), self.field)
             except (ValueError, RuntimeError, IndexError) as error:
                 raise _lost(file, f"the file is damaged: {error}") from None
         if len(found) != int(self.sizes[row]):
-            raise _lost(file, "the file has changed since it was indexed")
-        return found
+            raise _lost(file, _CHANGED)
+        return self._same(row, found) if touched else found
 
     def look(self, row: int) -> tuple[np.uint64, Header]:
         content = self.read(row)

@@ -53,8 +53,9 @@ def by_blocks(config: schema.Conll, regression: bool) -> Callable[[Path], Decode
         return None
 
     def read(reading: Reading, place: Place) -> Iterator[Sentence]:
-        with contextlib.closing(reading.parts()) as parts:
-            form = Form.of(lines_of(parts, reading.name), reading.name, config.tokens, config.tags, config.columns)
+        with contextlib.closing(reading.parts()) as beginning:
+            head = lines_of(beginning, reading.name)
+            form = Form.of(head, reading.name, config.tokens, config.tags, config.columns)
         parts = text_parts.behind(reading.parts(), place.characters)
         behind = place.lines
         lines = place.counted(json_parts.lines(parts, reading.name), end=1)
@@ -169,13 +170,14 @@ class Form:
             fields = _fields(line, self.mark)
             if line.startswith("#") and _is_comment(fields, self.mark, self.width, first > 0):
                 continue
-            error, where = None, f"{self.name}:{number}"
+            error = None
             if len(fields) != self.width:
                 hint = f"the first line of words has {self.width}, separated by {'tabs' if self.mark else 'blanks'}"
-                error = DataError(f"{len(fields)} columns", where=where, hint=hint)
+                error = DataError(f"{len(fields)} columns", where=f"{self.name}:{number}", hint=hint)
             elif self.identity is not None and not _PLAIN_ID.fullmatch(fields[self.identity]):
                 continue
             elif self.tags is not None and not fields[self.tags].strip():
+                where = f"{self.name}:{number}"
                 error = DataError("the tag is empty", where=where, hint="O is for a word in no entity")
             first = first or number
             if error is not None:
@@ -224,7 +226,12 @@ def _form(lines: Sequence[str], name: str) -> tuple[str | None, int]:
 
 
 def _fields(line: str, mark: str | None) -> list[str]:
-    return line.split(mark) if mark else _SEPARATOR.split(line.strip(_BLANKS))
+    if mark:
+        return line.split(mark)
+    fields = line.split(" ")
+    if "" in fields or "\t" in line or "\r" in line:  # seldom
+        return _SEPARATOR.split(line.strip(_BLANKS))
+    return fields
 
 
 def _is_comment(fields: Sequence[str], mark: str | None, width: int, open_sentence: bool) -> bool:

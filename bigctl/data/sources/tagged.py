@@ -101,7 +101,7 @@ def decode(by_split: Mapping[str, Sentences], info: Mapping[str, Any]) -> Decode
     for split, found in by_split.items():
         text, tags = np.empty(len(found.words), object), np.empty(len(found.words), object)
         for number, (words, row) in enumerate(zip(found.words, found.tags, strict=True)):
-            text[number] = wording.join(words)[0]
+            text[number] = wording.joined(words)
             try:
                 tags[number] = np.array([place[tag] for tag in row], np.int32)
             except KeyError:

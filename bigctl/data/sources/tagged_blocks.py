@@ -148,7 +148,7 @@ class _File:
         numbers = [known.setdefault(tag, len(known)) for tag in tags]
         if len(known) > _MOST:
             raise tagged.too_many(len(known), self.words, self.name)
-        self._texts.append(wording.join(words)[0])
+        self._texts.append(wording.joined(words))
         self._tags.append("".join(map(chr, numbers)))
         self._lines.append(sentence.line)
         self.words += len(words)

@@ -44,6 +44,13 @@ def join(words: Sequence[str]) -> tuple[str, Spans]:
     return " ".join(whole), np.stack([ends - sizes, ends], axis=1)
 
 
+def joined(words: Sequence[str]) -> str:
+    """The text that `join` makes of words."""
+    text = " ".join(words)
+    plain = len(text.split()) == len(words) == text.count(" ") + 1  # no blank is in a word
+    return text if plain else join(words)[0]
+
+
 def of_joined(text: str) -> list[str]:
     """The words that `join` has joined."""
     return text.split(" ")
