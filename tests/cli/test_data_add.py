@@ -75,6 +75,17 @@ def test_lists_of_json_lines_are_tags_or_several_classes(bigctl: Cli) -> None:
     assert bigctl.json("data", "topics", "--config-dir", "presets")["splits"]["train"]["without_class"] > 0
 
 
+def test_of_a_conll_file_columns_and_tags_are_told(bigctl: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bigctl.folder / "a.conll").write_text("it\tx\tO\nRome\tx\tB-LOC\n\n" * 200)
+    told = added(bigctl, "a", "a.conll", "data.tokens=0")
+    assert told["keys"] == {"path": "a.conll", "tokens": 0} and "2 different tags: O, B-LOC" in str(told["found"])
+    assert told["assumed"] == ["the tags are in the last column (data.tags=COLUMN)"]
+    monkeypatch.setattr(row_beginnings, "BEGINNING", 1000)
+    assert (
+        inspect(str(bigctl.folder / "a.conll"), {}).summary == "in the first 984 B 50 sentences of 99 words with tags"
+    )
+
+
 def test_pictures_of_many_sizes_are_resized_and_folders_are_counted(bigctl: Cli) -> None:
     for place in range(8):
         file = bigctl.folder / "pets" / ("cat", "dog")[place % 2] / f"{place}.png"
@@ -113,7 +124,7 @@ def test_parquet_keeps_stored_types(bigctl: Cli) -> None:
 
 
 def test_a_large_table_is_looked_at_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_beginnings, "_BEGINNING", 2000)
+    monkeypatch.setattr(row_beginnings, "BEGINNING", 2000)
     rows = [f"{i % 7},{'yes' if i % 2 else 'no'}" for i in range(1000)] + ["broken,row,beyond"]
     (tmp_path / "big.csv").write_text("\n".join(["x,answer", *rows]))
     seen = row_beginnings.of_file(tmp_path / "big.csv", "csv", {})

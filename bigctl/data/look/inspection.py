@@ -20,7 +20,7 @@ from bigctl.config import schema
 from bigctl.data.files import paths
 from bigctl.data.look import column_roles, row_beginnings
 from bigctl.data.look.row_beginnings import Beginning
-from bigctl.data.sources import arrow, image_decoding, tar_shards, text_files, webdataset
+from bigctl.data.sources import arrow, conll, content, image_decoding, tar_shards, text_files, webdataset
 from bigctl.data.sources.content import suffix_of
 from bigctl.errors import DataError
 from bigctl.files import expanded
@@ -148,8 +148,28 @@ def _by_split(path: str, kind: str, files: Sequence[Path], given: Mapping[str, A
         keys = dict(sorted(named.items()))
     train = Path(keys["path"])
     if kind == "conll":
-        return replace(_whole(path, kind, files), keys=keys)
+        return _tagged(keys, given)
     return _table(kind, keys, row_beginnings.of_file(expanded(str(train)), kind, given), given)
+
+
+def _tagged(keys: dict[str, Any], given: Mapping[str, Any]) -> Entry:
+    """CoNLL files, by the beginning of that of training."""
+    file = expanded(str(keys["path"]))
+    data, whole = content.read_beginning(file, row_beginnings.BEGINNING)
+    columns = {name: str(given[name]) for name in ("tokens", "tags") if name in given}
+    source = file if whole is None else data
+    seen = conll.read_conll(source, given.get("encoding"), bad={}, columns=given.get("columns"), **columns)
+    sentences, words = len(seen.words), sum(map(len, seen.words))
+    tags = [tag for tag, _ in Counter(tag for row in seen.tags for tag in row).most_common()]
+    about = "" if whole is None else f"in the first {size(len(data))} "
+    summary = f"{about}{sentences:,} sentences of {words:,} words with tags"
+    assumed = [
+        f"the {what} are in the {place} column (data.{key}=COLUMN)"
+        for key, what, place in (("tokens", "words", "first"), ("tags", "tags", "last"))
+        if key not in given
+    ]
+    found = (f"{len(tags):,} different tags: {paths.some(tags, 8)}",)
+    return Entry("conll", keys, summary, found, tuple(assumed), (f"recipe={_RECIPES['conll']}",))
 
 
 def _is_split(file: Path) -> bool:

@@ -20,7 +20,7 @@ from bigctl.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BEGINNING, _ROWS = 2**21, 5000
+BEGINNING, _ROWS = 2**21, 5000
 """Bytes and rows that are looked at."""
 _SEPARATORS = {",": ",", ";": ";", "\t": "tab", "|": "|"}
 
@@ -49,7 +49,7 @@ class Beginning:
 
 def of_file(file: Path, kind: str, given: Mapping[str, Any]) -> Beginning:
     """The first rows of a csv, tsv or jsonl file. Raises DataError where they cannot be read."""
-    data, more = read_beginning(file, _BEGINNING)
+    data, more = read_beginning(file, BEGINNING)
     if kind == "jsonl":
         return _of_records(file, data, more, given)
     keys: dict[str, Any] = {}
