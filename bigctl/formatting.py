@@ -97,3 +97,8 @@ def age(timestamp: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def parameters(count: int, active: int) -> str:
+    """How many parameters a model has, and how many of them a token is multiplied with where those are not all."""
+    return f"{count:,} parameters" + (f", {active:,} of them active for each token" if active < count else "")

@@ -19,11 +19,21 @@ from bigctl.data.layouts.choose import DOCUMENTS
 from bigctl.data.layouts.windows import BYTES_PER_TOKEN, NO_TARGET
 from bigctl.errors import ConfigError
 from bigctl.models.decoder import Decoder
+from bigctl.models.experts import Routing
 from bigctl.training.metrics import Sums
 from bigctl.training.task import Batch, Record, Task
 
 _PLACES = ("segments", "positions")
 """What a model is told besides of documents that are packed, see `layouts.packed`."""
+
+_ROUTING = {
+    "load_balance": "load_balance",
+    "router_z": "z",
+    "expert_load_min": "lowest",
+    "expert_load_max": "highest",
+    "dropped_tokens": "dropped",
+}
+"""Metrics of training and the fields of `models.experts.Routing` that they are the means of."""
 
 
 class GptLm(Task):
@@ -60,14 +70,27 @@ class GptLm(Task):
     def loss(
         self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
-        found = self._sums(model, batch, key, hparams["recipe.z_loss"] if self.recipe.z_loss else 0.0)
-        return {
-            "loss": jnp.stack([found.total, found.weight]),
-            **({"cross_entropy": jnp.stack([found.cross_entropy, found.weight])} if self.recipe.z_loss else {}),
+        z_loss = hparams["recipe.z_loss"] if self.recipe.z_loss else 0.0
+        found, routing = self._sums(model, batch, key, z_loss)
+        if routing is None:
+            return {
+                "loss": jnp.stack([found.total, found.weight]),
+                **({"cross_entropy": jnp.stack([found.cross_entropy, found.weight])} if self.recipe.z_loss else {}),
+            }
+        added = sum(
+            hparams[f"model.{name}"] * value
+            for name, value in (("load_balance_loss", routing.load_balance), ("router_z_loss", routing.z))
+            if getattr(self.model_config, name)
+        )
+        told = {
+            "cross_entropy": found.cross_entropy,
+            **{name: found.weight * jax.lax.stop_gradient(getattr(routing, field)) for name, field in _ROUTING.items()},
         }
+        sums = {name: jnp.stack([total, found.weight]) for name, total in told.items()}
+        return {"loss": jnp.stack([found.total + found.weight * added, found.weight]), **sums}
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
-        found = self._sums(model, batch, None, 0.0)
+        found, _ = self._sums(model, batch, None, 0.0)
         return {"loss": jnp.stack([found.cross_entropy, found.weight])}
 
     def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -91,21 +114,35 @@ class GptLm(Task):
         layers, width = (getattr(self.model_config, name, None) for name in ("layers", "width"))
         if layers is None or width is None:
             return None
-        return self.block * flops_per_token(shapes, layers=layers, width=width, block=self.block)
+        shares = {name: self.model_config.active_share(name) for name in shapes}
+        return self.block * flops_per_token(shapes, layers=layers, width=width, block=self.block, shares=shares)
 
     def _sums(
         self, model: nnx.Module, batch: Batch, key: jax.Array | None, z_loss: float | jax.Array
-    ) -> lm_loss.LossSums:
+    ) -> tuple[lm_loss.LossSums, Routing | None]:
         targets = batch["targets"]
         weights = batch["mask"][:, None] * (targets != NO_TARGET)
         model = cast(Decoder, model)
-        hidden = model(batch["inputs"], key=key, **({name: batch[name] for name in _PLACES} if self.packed else {}))
+        places = {name: batch[name] for name in _PLACES} if self.packed else {}
+        routing = None
+        if getattr(self.model_config, "experts", None):
+            hidden, routing = model.routed(batch["inputs"], key=key, weights=weights, **places)
+        else:
+            hidden = model(batch["inputs"], key=key, **places)
         kernel = model.head_kernel()
         chunk = self.recipe.loss_chunk
-        return lm_loss.loss_sums(hidden, kernel, jnp.maximum(targets, 0), weights, model.vocab_size, z_loss, chunk)
+        targets = jnp.maximum(targets, 0)
+        return lm_loss.loss_sums(hidden, kernel, targets, weights, model.vocab_size, z_loss, chunk), routing
 
 
-def flops_per_token(shapes: Mapping[str, tuple[int, ...]], *, layers: int, width: int, block: int) -> float:
+def flops_per_token(
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    layers: int,
+    width: int,
+    block: int,
+    shares: Mapping[str, float] | None = None,
+) -> float:
     """Operations that training takes for a token.
 
     It is 6 operations for each weight that multiplies it (2 forward, 4 backward) and 12 x layers x width x block for
@@ -115,7 +152,8 @@ def flops_per_token(shapes: Mapping[str, tuple[int, ...]], *, layers: int, width
         shapes: of all parameters, by path; tables that are only looked up count for nothing.
         layers, width: of the model.
         block: tokens a window.
+        shares: of the weights of experts, the part that multiplies a token; see `schema.Model.active_share`.
     """
     looked_up = {"position/embedding"} | ({"token/embedding"} if "head/kernel" in shapes else set())
-    weights = sum(math.prod(shape) for name, shape in shapes.items() if name not in looked_up)
+    weights = sum((shares or {}).get(name, 1) * math.prod(s) for name, s in shapes.items() if name not in looked_up)
     return 6.0 * weights + 12.0 * layers * width * block

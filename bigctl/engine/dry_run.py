@@ -42,6 +42,7 @@ def report(config: Config) -> dict[str, Any]:
         "recipe": config.recipe.kind,
         "model": config.model.kind,
         "parameters": experiment.parameter_count,
+        "active_parameters": experiment.active_parameters,
         "shapes": {name: list(shape) for name, shape in experiment.parameter_shapes.items()},
         "sharding": shardings,
         "devices": experiment.devices,
@@ -65,9 +66,10 @@ def report(config: Config) -> dict[str, Any]:
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
     from bigctl.engine import plan_text
-    from bigctl.formatting import size
+    from bigctl.formatting import parameters, size
 
-    lines = [f"{report['recipe']}: model {report['model']}, {report['parameters']:,} parameters"]
+    count = parameters(report["parameters"], report["active_parameters"])
+    lines = [f"{report['recipe']}: model {report['model']}, {count}"]
     width = max(len(name) for name in report["shapes"])
     for name, shape in report["shapes"].items():
         lines.append(f"  {name:<{width}}  {'x'.join(map(str, shape)) or 'scalar':<16}  {report['sharding'][name]}")

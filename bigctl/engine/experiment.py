@@ -100,6 +100,12 @@ class Experiment:
         return sum(map(math.prod, self.parameter_shapes.values()))
 
     @property
+    def active_parameters(self) -> int:
+        """Number of those that one example, or one token of a text, is multiplied with: of experts those it has."""
+        share = self.config.model.active_share
+        return round(sum(share(name) * math.prod(shape) for name, shape in self.parameter_shapes.items()))
+
+    @property
     def rates(self) -> Rates | None:
         """How examples a second become tokens a second, for a language model."""
         programs = self.programs

@@ -15,6 +15,7 @@ from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
 from bigctl.errors import Preempted, Stuck
+from bigctl.formatting import parameters
 from bigctl.runs import corpora, goodput
 from bigctl.training import phases
 from bigctl.training import rewind as rewinding
@@ -218,9 +219,10 @@ def _checkpoint_meta(experiment: Experiment) -> dict[str, Any]:
 def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequence[str]) -> Iterator[str]:
     config, devices = experiment.config, experiment.devices
     examples, steps, batch_size = experiment.dataset.size("train"), experiment.cadence.total, config.train.batch_size
+    count = parameters(experiment.parameter_count, experiment.active_parameters)
     kernels = "".join(f", {purpose} by {kernel}" for purpose, kernel in experiment.programs.kernels.items())
     yield (
-        f"{run.directory.path}: {experiment.parameter_count:,} parameters, {examples:,} training examples, "
+        f"{run.directory.path}: {count}, {examples:,} training examples, "
         f"{steps:,} steps of {batch_size} on {devices['count']} {devices['kind']}{kernels}"
     )
     if resumed:

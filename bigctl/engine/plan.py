@@ -35,6 +35,7 @@ class Plan:
         config: as resolved.
         devices: of the mesh, see `experiment.describe_mesh`.
         parameters: their number.
+        active_parameters: how many of them a token is multiplied with.
         kernels: which kernel computes what there are several for.
         tokens: in a batch; None where examples are not counted in tokens.
         model_flops: of a step by the task's formula; None without one.
@@ -48,6 +49,7 @@ class Plan:
     config: Config
     devices: Mapping[str, Any]
     parameters: int
+    active_parameters: int
     kernels: Mapping[str, str]
     tokens: int | None
     model_flops: float | None
@@ -80,6 +82,7 @@ class Plan:
             "recipe": self.config.recipe.kind,
             "model": self.config.model.kind,
             "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
             "mesh": dict(self.devices["mesh"]),
             "devices": self.used,
             "batch_size": examples,
@@ -157,6 +160,7 @@ def of_compiled(experiment: Experiment, costs: Costs, target: Target, found: Fou
         config=config,
         devices=experiment.devices,
         parameters=experiment.parameter_count,
+        active_parameters=experiment.active_parameters,
         kernels=dict(experiment.programs.kernels),
         tokens=None if tokens is None else tokens * config.train.batch_size,
         model_flops=None if per_example is None else per_example * config.train.batch_size,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bigctl.formatting import padded, size
+from bigctl.formatting import padded, parameters, size
 
 Rows = Sequence[Sequence[str]]
 PARTS = ("parameters", "optimizer", "other_state", "batch", "gradients", "activations", "temporaries")
@@ -41,7 +41,8 @@ def head(plan: dict[str, Any]) -> Iterator[str]:
     """What was planned, and how it was found."""
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1) or "one device"
     parts = f" in {plan['accumulate']} parts" if plan["accumulate"] > 1 else ""
-    yield f"{plan['recipe']}: model {plan['model']}, {plan['parameters']:,} parameters, {plan['precision']}"
+    count = parameters(plan["parameters"], plan["active_parameters"])
+    yield f"{plan['recipe']}: model {plan['model']}, {count}, {plan['precision']}"
     yield f"on {plan['machine']} ({mesh}), batches of {plan['batch_size']:,}{parts}"
     yield from (f"note: {note}" for note in plan["notes"])
 

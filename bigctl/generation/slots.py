@@ -5,7 +5,7 @@ tokens without coming back to Python. What a text becomes does not depend on its
 
 - A context is read in pieces of its own text alone, cut where its length says: shapes follow from the text.
 - A token attends text by text, over a window that its own place gives (`attention_row_by_row`); so are products with
-  weights made (`models.decoder.by_row`), each with those of one row. A program has 2, 4, 8 or 16 rows.
+  weights made (`models.layers.by_row`), each with those of one row. A program has 2, 4, 8 or 16 rows.
   `Slots.prepare` finds out whether this holds for a model on a machine, and has texts computed one by one otherwise.
 """
 

@@ -41,6 +41,14 @@ class DecoderArchitecture:
     dropout: float = 0.0
     remat: str = "none"
     scan: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+    capacity_factor: float | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward part has a third matrix, whose result is multiplied with that of the first."""
+        return self.activation == "swiglu"
 
     @property
     def depth(self) -> int:
@@ -57,6 +65,8 @@ class DecoderArchitecture:
         keys = {field.name for field in dataclasses.fields(schema.Decoder) if field.metadata.get("decided")}
         if self.position == "learned":
             keys.remove("rope_theta")
+        if not self.experts:
+            keys -= {"experts", "experts_per_token"}
         return {name: value for name, value in dataclasses.asdict(self).items() if name in keys}
 
 
@@ -103,6 +113,12 @@ def decoder_architecture(given: schema.Decoder, vocab_size: int) -> DecoderArchi
             where="model.kv_heads",
             hint="choose a divisor of model.heads",
         )
+    if found.experts_per_token > found.experts:
+        raise ConfigError(
+            f"a token cannot have {found.experts_per_token} of {found.experts} experts",
+            where="model.experts_per_token",
+            hint=f"choose {found.experts} or fewer, or a larger model.experts",
+        )
     if found.position == "rope" and found.depth % 2:
         raise ConfigError(
             f"heads of {found.depth} features cannot be rotated in pairs",
@@ -136,7 +152,7 @@ def _values(given: schema.Decoder | schema.Bert, target: type, tokens: int, exam
     names = {field.name for field in dataclasses.fields(given)} & {field.name for field in dataclasses.fields(target)}
     values = {field.name: getattr(given, field.name) for field in dataclasses.fields(target) if field.name in names}
     for name, value in values.items():
-        if value is None and name != "vocab":
+        if value is None and name not in ("vocab", "capacity_factor"):
             hint = f"give it, or take an architecture from model.init_from, such as {example}"
             raise ConfigError(f"model.{name} is not given", where=f"model.{name}", hint=hint)
     if given.vocab is not None and given.vocab < tokens:

@@ -31,7 +31,8 @@ from bigctl.models.attention import (
     write_to_slots,
 )
 from bigctl.models.embed import embed
-from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
+from bigctl.models.experts import Experts, Routing
+from bigctl.models.layers import Dense, Embedding, QuickDropout, by_row, fold
 from bigctl.parallel import mesh as meshes
 
 T = TypeVar("T")
@@ -122,18 +123,32 @@ class Layer(nnx.Module):
         width, wide = config.width, config.intermediate
         self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
         self.attention = Attention(config, rngs=rngs)
-        self.up = Dense(width, wide, bias=config.bias, std=_STD, rngs=rngs)
-        self.gate = Dense(width, wide, bias=config.bias, std=_STD, rngs=rngs) if config.activation == "swiglu" else None
-        self.down = Dense(wide, width, bias=config.bias, std=_residual_std(config), rngs=rngs)
-        self.activation = config.activation
+        self.activation = jax.nn.silu if config.gated else ACTIVATIONS[config.activation]
+        down_std = _residual_std(config)
+        self.experts = (
+            Experts(config, self.activation, std=_STD, down_std=down_std, rngs=rngs) if config.experts else None
+        )
+        if not config.experts:
+            self.up = Dense(width, wide, bias=config.bias, std=_STD, rngs=rngs)
+            self.gate = Dense(width, wide, bias=config.bias, std=_STD, rngs=rngs) if config.gated else None
+            self.down = Dense(wide, width, bias=config.bias, std=down_std, rngs=rngs)
         self.dropout = QuickDropout(config.dropout)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], key: Array | None, documents: Documents | None = None
-    ) -> Float[Array, "batch length width"]:
+        self,
+        x: Float[Array, "batch length width"],
+        key: Array | None,
+        documents: Documents | None = None,
+        weights: Float[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, "batch length width"], Routing | None]:
         added = self.attention(self.attention_norm(x), documents)
         x = meshes.placed(x + self.dropout(added, fold(key, 0)), "batch")
-        return meshes.placed(x + self.dropout(self._feed_forward(self.mlp_norm(x)), fold(key, 1)), "batch")
+        added, told = self.mlp_norm(x), None
+        if self.experts is None:
+            added = self._feed_forward(added)
+        else:
+            added, told = self.experts(added, training=key is not None, weights=weights)
+        return meshes.placed(x + self.dropout(added, fold(key, 1)), "batch"), told
 
     def extend(
         self, x: Array, cache: dict[str, Array], start: Array, rows: Rows | None
@@ -158,16 +173,18 @@ class Layer(nnx.Module):
         cache = {name: write_to_slots(cache[name], part, start, rows.slots) for name, part in new.items()}
         found = attention_row_by_row(q, cache["key"], cache["value"], start, rows).reshape(x.shape)
         x = x + each(attention.output, found)
+        if self.experts is not None:
+            return x + each(lambda x: self._feed_forward(self.mlp_norm(x)), x), cache
         wide = each(lambda x: self._wide(self.mlp_norm(x)), x)
         return x + each(self.down, wide), cache
 
     def _feed_forward(self, x: Float[Array, "*dims width"]) -> Float[Array, "*dims width"]:
-        return self.down(self._wide(x))
+        return self.down(self._wide(x)) if self.experts is None else self.experts(x)[0]
 
     def _wide(self, x: Float[Array, "*dims width"]) -> Float[Array, "*dims intermediate"]:
         if self.gate is not None:
-            return jax.nn.silu(self.gate(x)) * self.up(x)
-        return ACTIVATIONS[self.activation](self.up(x))
+            return self.activation(self.gate(x)) * self.up(x)
+        return self.activation(self.up(x))
 
 
 class Head(nnx.Module):
@@ -218,7 +235,20 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch length"] | None = None,
         vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch length width"]:
-        """The last layer's vectors, normalised.
+        """The last layer's vectors, normalised; arguments as for `routed`."""
+        return self.routed(tokens, key=key, segments=segments, positions=positions, vectors=vectors)[0]
+
+    def routed(
+        self,
+        tokens: Int[Array, "batch length"],
+        *,
+        key: Array | None = None,
+        segments: Int[Array, "batch length"] | None = None,
+        positions: Int[Array, "batch length"] | None = None,
+        vectors: Float[Array, "batch length width"] | None = None,
+        weights: Float[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, "batch length width"], Routing | None]:
+        """The last layer's vectors, normalised, and of a model of experts the mean over its layers of their `Routing`.
 
         Args:
             tokens: texts, each of them one, unless `segments` says otherwise.
@@ -226,6 +256,7 @@ class Decoder(nnx.Module):
             segments: numbers of the documents in each text; tokens see those of their own document alone.
             positions: with `segments`, places of tokens in their documents.
             vectors: stand in place of the tokens' embeddings.
+            weights: what each token counts in `Routing`.
         """
         length = tokens.shape[1]
         x = embed(meshes.placed(self.token.embedding[...], "tensor"), tokens) if vectors is None else vectors
@@ -241,25 +272,34 @@ class Decoder(nnx.Module):
         x = meshes.placed(self.dropout(x, fold(key, 0)), "batch")
         keys = [fold(key, i + 1) for i in range(len(self.layers))]
         documents = None if segments is None or positions is None else Documents(segments, positions)
-        return self.final_norm((self._looped if self.scan else self._unrolled)(x, keys, documents))
+        x, told = (self._looped if self.scan else self._unrolled)(x, keys, documents, weights)
+        return self.final_norm(x), None if told is None else jax.tree.map(jnp.mean, told)
 
-    def _unrolled(self, x: Array, keys: list[Array | None], documents: Documents | None) -> Array:
+    def _unrolled(
+        self, x: Array, keys: list[Array | None], documents: Documents | None, weights: Array | None
+    ) -> tuple[Array, Routing | None]:
+        found = []
         for layer, key in zip(self.layers, keys, strict=True):
             structure, state = nnx.split(layer)
-            x = self._rematerialised(structure)(state, x, key, documents)
-        return x
+            x, told = self._rematerialised(structure)(state, x, key, documents, weights)
+            found.append(told)
+        return x, jax.tree.map(lambda *each: jnp.stack(each), *found)
 
-    def _looped(self, x: Array, keys: list[Array | None], documents: Documents | None) -> Array:
+    def _looped(
+        self, x: Array, keys: list[Array | None], documents: Documents | None, weights: Array | None
+    ) -> tuple[Array, Routing | None]:
         """The layers as one program and a loop over their stacked weights."""
         parts = [nnx.split(layer) for layer in self.layers]
         layer = self._rematerialised(parts[0][0])
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
         stacked = None if keys[0] is None else jnp.stack(keys)  # type: ignore[arg-type]
-        return jax.lax.scan(lambda x, part: (layer(part[0], x, part[1], documents), None), x, (states, stacked))[0]
+        return jax.lax.scan(lambda x, part: layer(part[0], x, part[1], documents, weights), x, (states, stacked))
 
-    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[..., Array]:
-        def layer(state: nnx.State, x: Array, key: Array | None, documents: Documents | None) -> Array:
-            return nnx.merge(structure, state)(x, key, documents)
+    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[..., tuple[Array, Routing | None]]:
+        def layer(
+            state: nnx.State, x: Array, key: Array | None, documents: Documents | None, weights: Array | None
+        ) -> tuple[Array, Routing | None]:
+            return nnx.merge(structure, state)(x, key, documents, weights)
 
         if self.remat == "none":
             return layer
@@ -335,21 +375,6 @@ class Decoder(nnx.Module):
 def rms_norm(x: Float[Array, "*dims features"], eps: float) -> Float[Array, "*dims features"]:
     """x divided by the root of its mean square."""
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
-
-
-def by_row(function: Callable[..., T], used: Int[Array, ""], *given: Array) -> T:
-    """A function of arrays [1, ...] on each of the first `used` rows; zeros in the others.
-
-    One row after the other: each has the bits that it has alone.
-    """
-    shapes = jax.eval_shape(function, *(each[:1] for each in given))
-    out = jax.tree.map(lambda shape: jnp.zeros((len(given[0]), *shape.shape[1:]), shape.dtype), shapes)
-
-    def body(row: Array, out: T) -> T:
-        new = function(*(jax.lax.dynamic_slice_in_dim(each, row, 1) for each in given))
-        return jax.tree.map(lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, row, 0), out, new)
-
-    return jax.lax.fori_loop(0, used, body, out)
 
 
 def masked_logits(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float, Int, UInt
 
 from bigctl.config import schema
 from bigctl.models.conv import conv2d, max_pool
+
+T = TypeVar("T")
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -177,6 +180,21 @@ _MONOTONE = ("relu", "tanh", "elu", "leaky_relu", "sigmoid")
 def fold(key: Array | None, number: int) -> Array | None:
     """The key of the number-th use of randomness in a model, None in inference."""
     return None if key is None else jax.random.fold_in(key, number)
+
+
+def by_row(function: Callable[..., T], used: Int[Array, ""], *given: Array) -> T:
+    """A function of arrays [1, ...] on each of the first `used` rows; zeros in the others.
+
+    One row after the other: each has the bits that it has alone.
+    """
+    shapes = jax.eval_shape(function, *(each[:1] for each in given))
+    out = jax.tree.map(lambda shape: jnp.zeros((len(given[0]), *shape.shape[1:]), shape.dtype), shapes)
+
+    def body(row: Array, out: T) -> T:
+        new = function(*(jax.lax.dynamic_slice_in_dim(each, row, 1) for each in given))
+        return jax.tree.map(lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, row, 0), out, new)
+
+    return jax.lax.fori_loop(0, used, body, out)
 
 
 class Unchanged(nnx.Module):

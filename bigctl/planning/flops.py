@@ -98,6 +98,8 @@ def _count(
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         found.add("matmul", times * _dot(equation))
+    elif name == "ragged_dot_general":
+        found.add("matmul", times * _ragged_dot(equation))
     elif name == "conv_general_dilated":
         found.add("convolution", times * _convolution(equation))
     elif name.startswith("dot_product_attention") and (fused := _attention(equation)):
@@ -161,6 +163,15 @@ def _dot(equation: Equation) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+
+
+def _ragged_dot(equation: Equation) -> float:
+    """Of rows that are each multiplied with one group's matrix: as of one matrix for all."""
+    rows, other, _ = (v.aval.shape for v in equation.invars)
+    if len(other) == 3:  # rows [m, k] x groups [g, k, n]
+        (contracted, _), _ = equation.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(rows[axis] for axis in contracted)
+    return 2.0 * math.prod(rows) * other[-1]  # a gradient: groups of rows [m, k] x rows [m, n]
 
 
 def _convolution(equation: Equation) -> float:

@@ -8,6 +8,7 @@ of this, and how batches get into it, is in `programs`; where to begin reading i
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -247,7 +248,13 @@ class Step:
         """
         compute_dtype = jnp.dtype(self.config.train.precision)
         if compute_dtype != jnp.float32:
-            params = jax.tree.map(lambda p: p.astype(compute_dtype), params)
+            wide = self.config.model.wide
+
+            def narrowed(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
+                name = partition.path_name(path) if wide else ""
+                return leaf if any(re.search(pattern, name) for pattern in wide) else leaf.astype(compute_dtype)
+
+            params = jax.tree_util.tree_map_with_path(narrowed, params)
             kept_as, given_as = jax.tree.structure(self.weights.params), jax.tree.structure(params)
             if self.mesh.size > 1 and kept_as == given_as:  # type: ignore[operator]
                 params = jax.tree.map(

@@ -45,6 +45,15 @@ def test_what_is_computed_again_to_save_memory_counts_again() -> None:
     assert (once, again) == (6 * ONE, 8 * ONE)
 
 
+def test_rows_of_groups_count_once_each_forward_and_twice_backward() -> None:
+    def product(x, groups):
+        return jax.lax.ragged_dot(x, groups, jnp.array([3, 5], jnp.int32)).sum()
+
+    groups = jax.ShapeDtypeStruct((2, 8, 7), jnp.float32)
+    assert count(product, SQUARE, groups).total == 2 * 8 * 8 * 7
+    assert count(jax.value_and_grad(product, argnums=(0, 1)), SQUARE, groups).total == 3 * 2 * 8 * 8 * 7
+
+
 def test_loops_of_unknown_length_are_told() -> None:
     found = count(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x), SQUARE)
     assert found.untold == 1 and found.total == ONE

@@ -15,7 +15,7 @@ import optax
 import pytest
 from bigctl.recipes import gpt_lm
 
-from bigctl.config import compose
+from bigctl.config import compose, schema
 from bigctl.data.layouts.windows import NO_TARGET, WindowPlan
 from bigctl.engine import experiment as experiments
 from bigctl.engine import samples
@@ -209,6 +209,31 @@ def test_an_epoch_is_all_windows_of_the_training_text(path):
     assert experiment.cadence.total == round(2 * windows / 4)
 
 
+# --- Experts ----------------------------------------------------------------------------------------------------------
+
+
+def test_losses_of_routers_are_added_and_padding_has_no_part_in_them(path):
+    experiment = built(path, "model.experts=3", "model.load_balance_loss=0.5", "model.router_z_loss=0.25")
+    state, hparams, key = randomised(experiment), experiment.programs.hparams, jax.random.key(0)
+    merge, loss = experiment.programs.merge, experiment.task.loss
+
+    @jax.jit
+    def told(inputs):
+        mask = jnp.array([1, 1, 1, 0], jnp.float32)
+        batch = {"inputs": inputs, "targets": inputs, "mask": mask, "number": jnp.arange(4)}
+        sums = loss(merge(state.params, state.variables, hparams), batch, key, key, hparams)
+        return {name: total / weight for name, (total, weight) in sums.items()}
+
+    inputs = jnp.asarray(np.random.default_rng(0).integers(0, 257, (4, 16)), jnp.int32)
+    found = told(inputs)
+    assert found["router_z"] > 0.1 and 1 < found["load_balance"] < 6
+    assert 0 <= found["expert_load_min"] < 1 / 3 < found["expert_load_max"] <= 1 / 2 and found["dropped_tokens"] == 0
+    added = 0.5 * found["load_balance"] + 0.25 * found["router_z"]
+    assert float(found["loss"]) == pytest.approx(float(found["cross_entropy"] + added), rel=1e-5)
+    assert told(inputs.at[3].set(0)) == found
+    assert told(inputs.at[2].set(0)) != found
+
+
 # --- Rates ------------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +248,12 @@ def test_operations_of_a_token_are_those_of_the_formula():
     assert tied == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
     untied = gpt_lm.flops_per_token({**shapes, "head/kernel": (768, 50304)}, layers=12, width=768, block=1024)
     assert untied == tied + 6 * 768 * (50304 - 50257)
+    experts: dict[str, tuple[int, ...]] = {
+        "layers/0/experts/up/kernel": (8, 10, 20),
+        "layers/0/experts/router": (10, 8),
+    }
+    shares = {name: schema.Llama(experts=8, experts_per_token=2).active_share(name) for name in experts}
+    assert gpt_lm.flops_per_token(experts, layers=0, width=10, block=1, shares=shares) == 6 * (2 * 10 * 20 + 10 * 8)
 
 
 def test_utilisation_is_said_only_where_the_peak_is_known():

@@ -17,6 +17,7 @@ from bigctl.config.schema.augment import *
 from bigctl.config.schema.base import *
 from bigctl.config.schema.data import *
 from bigctl.config.schema.data_files import *
+from bigctl.config.schema.decoders import *
 from bigctl.config.schema.distil import *
 from bigctl.config.schema.experiment import *
 from bigctl.config.schema.extensions import *

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")
 NORMS = ("none", "batch", "layer")
 HEADS = ("classification", "regression")
+REMATS = ("none", "full", "dots")
 MOST_LAYERS = 1024
 """Far more than any model has; each of them is made by itself, which takes time before anything is computed."""
 
@@ -28,6 +28,8 @@ class Model(Component):
     stacked: ClassVar[tuple[str, ...]] = ()
     """Patterns of the paths of parameters that hold several in one: each pattern found stands for one leading axis, of
     layers or of experts, that is none of the single parameter's. Optimizers and weight decay look at the single one."""
+    wide: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the paths of parameters that are float32 in the model too, whatever `train.precision` says."""
     levels: ClassVar[tuple[str, ...]] = ()
     """Patterns of the paths of parameters from the bottom of the network up, for `optimizer.layer_decay`; the group of
     a pattern is the layer's number. What none fits is above them all. Empty: not told, layers/0/ and the like count."""
@@ -79,6 +81,10 @@ class Model(Component):
     def head_input(self, *, per_token: bool) -> str:
         """What stands for an example before the head; a head is not taken over by a model that has it otherwise."""
         return "each token" if per_token else ""
+
+    def active_share(self, path: str) -> float:
+        """Which part of a parameter an example, or a token of a text, is multiplied with: less than 1 of experts."""
+        return 1.0
 
     def with_defaults(self) -> Self:
         """The same model, with nulls replaced by what they stand for where nothing else decides."""
@@ -266,97 +272,3 @@ class Bag(Model):
 
     def head_input(self, *, per_token: bool) -> str:
         return f"the {self.pool} of the n-grams"
-
-
-POSITIONS = ("learned", "rope")
-DECODER_NORMS = ("layer", "rms")
-DECODER_ACTIVATIONS = ("gelu", "gelu_tanh", "relu2", "swiglu")
-REMATS = ("none", "full", "dots")
-VOCAB_MULTIPLE = 128
-"""A decoder's vocabulary is padded to a multiple of this: of matrix units, and of the devices that share it."""
-
-
-def decided(
-    doc: str,
-    choices: tuple[str, ...] = (),
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-) -> Any:
-    """A key of an architecture that the weights of `init_from` decide where it is null."""
-    return key(None, doc, drift=STRUCTURAL, choices=choices, decided=True, ge=ge, gt=gt, le=le)
-
-
-@dataclass
-class Decoder(Model):
-    """What writes text. What is null is as in the weights of `init_from`, without them as `with_defaults` has it."""
-
-    implementation: ClassVar[str] = "bigctl.models.decoder:Decoder"
-    inputs: ClassVar[tuple[str, ...]] = ("streams",)
-    packs: ClassVar[bool] = True
-    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "kv_heads", "intermediate")}
-    levels: ClassVar[tuple[str, ...]] = (r"^(?:token|position)/", r"^layers/(\d+)/")
-    usual: ClassVar[dict[str, Any]] = {}
-    layers: int | None = decided("Decoder layers.", ge=1, le=MOST_LAYERS)
-    width: int | None = decided("Width of the residual stream.", ge=1)
-    heads: int | None = decided("Attention heads.", ge=1)
-    kv_heads: int | None = decided(
-        "Heads of keys and values, each for heads / kv_heads queries; null for one each.", ge=1
-    )
-    intermediate: int | None = decided(
-        "Width inside the feed-forward part; null for 4 times the width (swiglu: 8/3).", ge=1
-    )
-    context: int | None = decided("Longest text the model can take [tokens].", ge=1)
-    vocab: int | None = decided("Tokens that the embedding is for; null for the tokenizer's.", ge=1)
-    position: str | None = decided(
-        "How a token's place is told: a learned table (null in gpt), or rotated queries and keys (null in llama).",
-        POSITIONS,
-    )
-    rope_theta: float | None = decided("Base of the wave lengths of rope; null for 10000.", gt=0)
-    norm: str | None = decided("Normalisation before each part; null for layer in gpt, rms in llama.", DECODER_NORMS)
-    norm_gain: bool | None = decided("Learn a factor for each normalised feature; null for yes.")
-    activation: str | None = decided(
-        "Non-linearity of the feed-forward part; relu2 is relu squared; null for gelu_tanh in gpt, swiglu in llama.",
-        DECODER_ACTIVATIONS,
-    )
-    bias: bool | None = decided("Biases in linear layers and layer normalisation; null for yes in gpt, no in llama.")
-    tied: bool | None = decided("Use the token embedding as the output's weights; null for yes.")
-    qk_norm: bool | None = decided("Normalise queries and keys; null for no.")
-    eps: float | None = decided("Added to the variance in normalisation; null for 1e-5.", gt=0)
-    zero_init: bool = key(False, "Start with zeros in what each part adds to the stream, and in an untied output.")
-    dropout: float = key(0.0, "Dropout of the embedding and of what each part adds.", traced=True, off=0.0,
-                         ge=0, lt=1)  # fmt: skip
-    remat: str = key(
-        "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
-        "but products with weights.", choices=REMATS,
-    )  # fmt: skip
-    scan: bool = key(False, "Compile one layer and loop over it: large models compile sooner.")
-
-    def with_defaults(self) -> Self:
-        """The same model, with every null that does not ask for a number replaced by what it stands for."""
-        usual: dict[str, Any] = {"eps": 1e-5, **self.usual}
-        usual |= {"kv_heads": self.heads, "rope_theta": 10000.0, "norm_gain": True, "tied": True, "qk_norm": False}
-        given = {name: value for name, value in usual.items() if getattr(self, name) is None}
-        result = dataclasses.replace(self, **given)
-        if result.intermediate is None and result.width is not None:
-            result.intermediate = -(-result.width // 3) * 8 if result.activation == "swiglu" else 4 * result.width
-        return result
-
-
-@dataclass
-class Gpt(Decoder):
-    """GPT-2 (Radford et al. 2019)."""
-
-    usual: ClassVar[dict[str, Any]] = {
-        "position": "learned", "norm": "layer", "activation": "gelu_tanh", "bias": True,
-    }  # fmt: skip
-    kind: str = kind("gpt")
-
-
-@dataclass
-class Llama(Decoder):
-    """Llama (Touvron et al. 2023)."""
-
-    usual: ClassVar[dict[str, Any]] = {"position": "rope", "norm": "rms", "activation": "swiglu", "bias": False}
-    kind: str = kind("llama")
