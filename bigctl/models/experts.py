@@ -135,8 +135,9 @@ class Experts(nnx.Module):
         meshes.record_kernel(
             "experts", kernel if capacity is None else f"{kernel}, at most {capacity} tokens of a text"
         )
-        ways = {"activation": self.activation, "kernel": kernel}
-        mixed = partial(dropless, **ways) if capacity is None else partial(limited, capacity=capacity, **ways)
+        mixed = partial(dropless, activation=self.activation, kernel=kernel)
+        if capacity is not None:
+            mixed = partial(limited, capacity=capacity, activation=self.activation, kernel=kernel)
         mesh = meshes.mesh_in_use()
         if mesh is None or len(x) % meshes.batch_shards(mesh):
             return mixed(x, gates, chosen, weights)

@@ -5,7 +5,8 @@ outermost axis comes first: the further in, the more its devices talk, and neigh
 
 Over `tensor` the layers of a transformer are cut as in Megatron (Shoeybi et al. 2019): what makes the heads, and the
 wide part of an MLP, by its outputs, what reads them by its inputs, so that devices add up once after either; embedding
-and output by the vocabulary. `fsdp` cuts another dimension of the same parameters.
+and output by the vocabulary. `fsdp` cuts another dimension of the same parameters. Over `expert` each device has some
+of the experts, and examples of its own.
 """
 
 from __future__ import annotations
@@ -51,11 +52,14 @@ class Axis:
         rules: what it cuts of the state; the first one whose pattern is found in a path decides.
         skips_small: whether leaves of fewer than `mesh.min_shard` elements stay whole: to cut them would cost more
             messages than it saves memory.
+        cuts_stacks: whether of a leaf that holds several parameters in one (`schema.Model.stacked`) it shares out the
+            parameters, and the shape that its rules are told is that of the stack alone; other axes cut each parameter.
     """
 
     name: str
     rules: tuple[Rule, ...]
     skips_small: bool = False
+    cuts_stacks: bool = False
 
     def dimension(self, path: str, shape: Shape, shards: int) -> int | None:
         """The dimension of a leaf that this axis cuts. Raises ValueError where no rule is for the path."""
@@ -81,12 +85,17 @@ AXES = (
         rules=(
             (r"(^|/)attention/(query|key|value)/(kernel|bias)$", last_dimension),
             (r"(^|/)attention/output/kernel$", first_dimension),
-            (r"(^|/)layers/(\d+/)?(up|gate)/(kernel|bias)$", last_dimension),
-            (r"(^|/)layers/(\d+/)?down/kernel$", first_dimension),
+            (r"(^|/)layers/(\d+/)?(experts/)?(up|gate)/(kernel|bias)$", last_dimension),
+            (r"(^|/)layers/(\d+/)?(experts/)?down/kernel$", first_dimension),
             (r"(^|/)token/embedding$", first_dimension),
             (r"(^|/)head/kernel$", last_dimension),
             (r".*", whole),
         ),
+    ),
+    Axis(
+        "expert",
+        cuts_stacks=True,
+        rules=((r"(^|/)experts/(up|gate|down)/(kernel|bias)$", first_dimension), (r".*", whole)),
     ),
 )
 NAMES = tuple(axis.name for axis in AXES)

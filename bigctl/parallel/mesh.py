@@ -231,6 +231,6 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
 def check_model(mesh: Mesh, model: schema.Model) -> None:
     """Raise ConfigError where the layers of a model cannot be shared out over an axis."""
     for axis, size in mesh.shape.items():
-        if size > 1 and axis not in BATCH_AXES:
+        if size > 1 and axis in schema.Mesh.layer_axes():
             for where, message, hint in model.check_shared(str(axis), size):
                 raise ConfigError(message, where=where, hint=hint)

@@ -37,15 +37,18 @@ def spec(
         shape: its global shape.
         sizes: devices along each axis, by name; 1 for those that are not named.
         min_shard: leaves of fewer elements are not cut by axes that skip small ones.
-        stacked: `schema.Model.stacked`. Each pattern found in the path stands for one leading dimension, which is not
-            cut; the others are cut as those of the single parameter.
+        stacked: `schema.Model.stacked`. Each pattern found in the path stands for one leading dimension, which only
+            axes that cut stacks cut; the others are cut as those of the single parameter.
         axes: the outermost first.
     """
+    names: list[str | None]
     leading = sum(bool(re.search(pattern, path)) for pattern in stacked)
     if leading:
-        single = spec(path, shape[leading:], sizes, min_shard, axes=axes)
-        return PartitionSpec(*(None,) * leading, *single) if single else single
-    names: list[str | None] = [None] * len(shape)
+        single = spec(path, shape[leading:], sizes, min_shard, axes=[axis for axis in axes if not axis.cuts_stacks])
+        stack = spec(path, shape[:leading], sizes, min_shard, axes=[axis for axis in axes if axis.cuts_stacks])
+        names = [*stack, *(None,) * (leading - len(stack)), *single]
+        return PartitionSpec(*_without_end(names))
+    names = [None] * len(shape)
     left = shape
     for axis in reversed(axes):
         shards = sizes.get(axis.name, 1)
@@ -55,9 +58,14 @@ def spec(
         if dimension is not None:
             names[dimension] = axis.name
             left = (*left[:dimension], 1, *left[dimension + 1 :])  # which nothing can cut again
+    return PartitionSpec(*_without_end(names))
+
+
+def _without_end(names: list[str | None]) -> list[str | None]:
+    """Without what stands for whole dimensions at the end."""
     while names and names[-1] is None:
         names.pop()
-    return PartitionSpec(*names)
+    return names
 
 
 def shardings(mesh: Mesh, tree: Tree, min_shard: int, stacked: Sequence[str] = ()) -> Tree:

@@ -102,6 +102,22 @@ def test_stacked_parameters_are_cut_as_single_ones_are(path: str, shape: tuple[i
     assert partition.spec(path, shape, sizes, MIN_SHARD, stacked=[r"(^|/)layers/(?!\d)"]) == expected
 
 
+EXPERT_EXAMPLES = [
+    ("params/layers/0/experts/up/kernel", (8, 256, 512), P("expert", "fsdp", "tensor")),
+    ("opt_state/0/mu/layers/0/experts/down/kernel", (8, 512, 256), P("expert", "tensor", "fsdp")),
+    ("params/layers/0/experts/gate/bias", (8, 512), P("expert", "tensor")),
+    ("params/layers/0/experts/down/bias", (8, 256), P("expert")),
+    ("params/layers/0/experts/router/kernel", (2048, 8), P("fsdp")),
+    ("params/layers/0/attention/query/kernel", (256, 512), P("fsdp", "tensor")),
+]
+
+
+@pytest.mark.parametrize(("path", "shape", "expected"), EXPERT_EXAMPLES)
+def test_experts_are_shared_out_and_each_is_cut_as_others_are(path: str, shape: tuple[int, ...], expected: P) -> None:
+    sizes = {"fsdp": 2, "tensor": 2, "expert": 4}
+    assert partition.spec(path, shape, sizes, MIN_SHARD, stacked=schema.Decoder.stacked) == expected
+
+
 def test_the_first_rule_that_matches_decides() -> None:
     rows = (r"special/kernel$", lambda shape, shards: 0)
     fsdp = dataclasses.replace(FSDP, rules=(rows, *FSDP.rules))
@@ -116,12 +132,12 @@ def test_a_path_that_no_rule_places_is_named() -> None:
 
 
 def test_a_new_axis_is_one_entry_and_takes_its_own_dimension() -> None:
-    """Experts: the first dimension of their stacked matrices, further in than all other axes."""
-    experts = axes.Axis("expert", rules=((r"experts/", axes.first_dimension), (r".*", axes.whole)))
-    sizes = {"fsdp": 2, "expert": 4}
-    found = partition.spec("params/experts/kernel", (8, 256, 512), sizes, MIN_SHARD, axes=[*axes.AXES, experts])
-    assert found == P("expert", None, "fsdp")
-    assert partition.spec("params/layers/0/kernel", (256, 512), sizes, MIN_SHARD, axes=[*axes.AXES, experts]) == P(
+    """Stages: the first dimension of their matrices, further in than all other axes."""
+    stages = axes.Axis("stage", rules=((r"stages/", axes.first_dimension), (r".*", axes.whole)))
+    sizes = {"fsdp": 2, "stage": 4}
+    found = partition.spec("params/stages/kernel", (8, 256, 512), sizes, MIN_SHARD, axes=[*axes.AXES, stages])
+    assert found == P("stage", None, "fsdp")
+    assert partition.spec("params/layers/0/kernel", (256, 512), sizes, MIN_SHARD, axes=[*axes.AXES, stages]) == P(
         None, "fsdp"
     )
 

@@ -94,12 +94,19 @@ print(json.dumps(result))
 """
 
 
-def trained(folder: Path, runs: list[str], resumed: dict[str, str], untrained: Sequence[str] = ()) -> dict[str, Any]:
+def trained(
+    folder: Path,
+    runs: list[str],
+    resumed: dict[str, str],
+    untrained: Sequence[str] = (),
+    models: dict[str, list[str]] = MODELS,
+    meshes: dict[str, list[str]] = MESHES,
+) -> dict[str, Any]:
     """What becomes of these "model/mesh"; those in `resumed` go on with the checkpoint of another mesh of the same. Of
     those in `untrained` it is only said how their arrays are cut."""
-    chosen = {key: MODELS[key.split("/")[0]] for key in runs}
+    chosen = {key: models[key.split("/")[0]] for key in runs}
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return on_eight_devices(_TRAIN, json.dumps([str(folder), chosen, MESHES, resumed, untrained]), flags=quick)
+    return on_eight_devices(_TRAIN, json.dumps([str(folder), chosen, meshes, resumed, untrained]), flags=quick)
 
 
 def same(found: dict[str, Any], model: str) -> None:

@@ -39,7 +39,10 @@ class Decoder(Model):
     packs: ClassVar[bool] = True
     stacked: ClassVar[tuple[str, ...]] = (r"(^|/)experts/(up|gate|down)/",)
     wide: ClassVar[tuple[str, ...]] = (r"(^|/)experts/router/",)
-    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "kv_heads", "intermediate")}
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "tensor": ("heads", "kv_heads", "intermediate"),
+        "expert": ("experts",),
+    }
     levels: ClassVar[tuple[str, ...]] = (r"^(?:token|position)/", r"^layers/(\d+)/")
     usual: ClassVar[dict[str, Any]] = {}
     layers: int | None = decided("Decoder layers.", ge=1, le=MOST_LAYERS)
@@ -107,6 +110,13 @@ class Decoder(Model):
         if not whole.experts or whole.experts_per_token is None or not re.search(self.stacked[0], path):
             return 1.0
         return whole.experts_per_token / whole.experts
+
+    def check_shared(self, axis: str, size: int) -> Iterator[Problem]:
+        if axis != "expert" or self.experts:
+            yield from super().check_shared(axis, size)
+        elif self.experts == 0 or self.layers is not None:  # else the weights of `init_from` decide
+            message = f"mesh.expert={size} is for models of experts, this one has none"
+            yield "mesh.expert", message, f"add model.experts={size}, or use mesh=fsdp, which shares any parameters"
 
     def check(self, config: Whole) -> Iterator[Problem]:
         if self.experts and self.experts_per_token and self.experts_per_token > self.experts:

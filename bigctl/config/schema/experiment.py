@@ -32,9 +32,17 @@ from bigctl.config.schema.recipes import Recipe
 from bigctl.config.schema.tokenizers import StreamTokenizer
 
 
-def axis(default: int, doc: str, *, shares_batch: bool = False) -> Any:
-    """The size of one axis of the mesh; what it shards is in `parallel.axes`."""
-    return field(default=default, metadata={**key(default, doc, drift=FREE).metadata, "shares_batch": shares_batch})
+def axis(default: int, doc: str, *, shares_batch: bool = False, shares_layers: bool = False) -> Any:
+    """The size of one axis of the mesh; what it shards is in `parallel.axes`.
+
+    Args:
+        default: of its size.
+        doc: one sentence.
+        shares_batch: whether its devices have different examples.
+        shares_layers: whether its devices compute different parts of a layer, which the model must allow.
+    """
+    told = {"shares_batch": shares_batch, "shares_layers": shares_layers}
+    return field(default=default, metadata={**key(default, doc, drift=FREE).metadata, **told})
 
 
 @dataclass
@@ -46,8 +54,10 @@ class Mesh(Component):
     data: int = axis(-1, "Devices that share the batch, each with all parameters.", shares_batch=True)
     fsdp: int = axis(1, "Devices that share the batch and the parameters.", shares_batch=True)
     tensor: int = axis(
-        1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary."
-    )
+        1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary.",
+        shares_layers=True,
+    )  # fmt: skip
+    expert: int = axis(1, "Devices that share the batch and the experts.", shares_batch=True, shares_layers=True)
     wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE, ge=1)
     min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE, ge=0)
 
@@ -60,6 +70,11 @@ class Mesh(Component):
     def batch_axes(cls) -> tuple[str, ...]:
         """The axes whose devices have different examples."""
         return tuple(f.name for f in fields(cls) if f.metadata.get("shares_batch"))
+
+    @classmethod
+    def layer_axes(cls) -> tuple[str, ...]:
+        """The axes whose devices compute different parts of a layer."""
+        return tuple(f.name for f in fields(cls) if f.metadata.get("shares_layers"))
 
     def check(self, config: Whole) -> Iterator[Problem]:
         axes = self.axes
@@ -80,7 +95,7 @@ class Mesh(Component):
                 return
             axes[rest[0]] = devices // fixed if devices is not None else 1
         for name, size in self.axes.items():
-            if size != 1 and name not in self.batch_axes():
+            if size != 1 and name in self.layer_axes():
                 yield from config.model.check_shared(name, axes[name])
         yield from _batch_problems(config.train, math.prod(axes[name] for name in self.batch_axes()))
 

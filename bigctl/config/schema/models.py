@@ -34,8 +34,8 @@ class Model(Component):
     """Patterns of the paths of parameters from the bottom of the network up, for `optimizer.layer_decay`; the group of
     a pattern is the layer's number. What none fits is above them all. Empty: not told, layers/0/ and the like count."""
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """The numbers that the size of an axis of the mesh must divide, by axis; an axis that shares out no batch, and is
-    not among them, is refused: it has no rules for this model."""
+    """The numbers that the size of an axis of the mesh must divide, by axis; an axis that shares out layers, and is not
+    among them, is refused: it has no rules for this model."""
     packs: ClassVar[bool] = False
     """Whether a model of streams takes `segments` and `positions` besides tokens, and keeps documents of a window
     apart (`recipe.packing=documents`)."""
@@ -93,7 +93,8 @@ class Model(Component):
     def check_shared(self, axis: str, size: int) -> Iterator[Problem]:
         """Why the layers cannot be shared out over an axis of that size."""
         if axis not in self.shared:
-            message = f"mesh.{axis} is for models of attention layers, model={self.kind} has none"
+            kind = {"expert": "experts"}.get(axis, "attention layers")
+            message = f"mesh.{axis} is for models of {kind}, model={self.kind} has none"
             yield f"mesh.{axis}", message, "mesh=fsdp shares the parameters of any model"
         whole = self.with_defaults()
         for name in self.shared.get(axis, ()):

@@ -1,0 +1,75 @@
+"""Experts on meshes with an expert axis train as on one device: on 8 simulated devices, in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigctl.config import compose
+from bigctl.errors import ConfigError
+from tests.training import test_tensor as meshed
+
+SIZES = [*meshed.SIZES, "model=llama", "model.kv_heads=4", "model.experts=4", "model.load_balance_loss=0.1"]
+MODELS = {
+    "dropless": [*SIZES, "optimizer=adamw"],
+    "capacity": [*SIZES, "model.capacity_factor=0.9", "optimizer=adamw"],
+    "muon": [*SIZES, "optimizer=muon_lm", "optimizer.iterations=2"],
+    "biases": [*SIZES, "model.bias=true", "model.activation=gelu", "model.scan=true", "model.remat=full",
+               "model.experts_per_token=1", "optimizer=adamw"],
+}  # fmt: skip
+MESHES = {
+    "single": ["mesh=single"],
+    "data": ["mesh=data"],
+    "expert": ["mesh=single", "mesh.expert=4", "mesh.data=2"],
+    "fsdp_expert": ["mesh=single", "mesh.expert=2", "mesh.fsdp=2", "mesh.data=2"],
+    "tensor_expert": ["mesh=single", "mesh.expert=4", "mesh.tensor=2"],
+}
+
+
+def trained(folder: Path, runs: list[str]) -> dict[str, Any]:
+    return meshed.trained(folder, runs, {}, models=MODELS, meshes=MESHES)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return trained(tmp_path_factory.mktemp("expert"), ["dropless/single", "dropless/fsdp_expert"])
+
+
+def test_experts_that_are_shared_out_give_the_losses_of_one_device(found: dict[str, Any]) -> None:
+    """Losses, gradients, the validation loss."""
+    meshed.same(found, "dropless")
+
+
+def test_a_device_holds_some_of_the_experts(found: dict[str, Any]) -> None:
+    cut = found["dropless/fsdp_expert"]["cut"]
+    parts = {"up/kernel": [2, 32, 32], "down/kernel": [2, 32, 32], "router/kernel": [16, 4]}
+    for name, part in parts.items():
+        places = [place for place in cut if place.endswith(f"layers/0/experts/{name}")]
+        assert len(places) == 3 and all(cut[place] == part for place in places), name
+
+
+@pytest.mark.slow
+def test_every_mesh_gives_the_losses_of_one_device_to_all_kinds_of_experts(tmp_path: Path) -> None:
+    runs = [f"{model}/{mesh}" for model in MODELS for mesh in MESHES]
+    found = trained(tmp_path, runs)
+    for model in MODELS:
+        meshed.same(found, model)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["model=llama_tiny", "model.experts=4", "mesh.expert=8"], "model.experts=4 cannot be shared out over"),
+        (["model=llama_tiny", "model.experts=6", "mesh.expert=4"], "such as mesh.expert=3"),
+        (["model=llama_tiny", "mesh.expert=2"], "models of experts, this one has none"),
+        (["recipe=cnn_cls", "mesh.expert=2"], "models of experts, model=cnn has none"),
+        (["model=llama_tiny", "model.experts=2", "model.experts_per_token=3"], "is more than model.experts=2"),
+        (["model=llama_tiny", "model.capacity_factor=1"], "is for models of experts"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shared_out_is_said_with_what_can(options: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose.compose([*(["recipe=gpt_lm"] if "recipe=cnn_cls" not in options else []), *options])
+    assert said in f"{error.value}"
