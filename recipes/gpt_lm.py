@@ -91,7 +91,7 @@ class GptLm(Task):
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
         found, _ = self._sums(model, batch, None, 0.0)
-        return {"loss": jnp.stack([found.cross_entropy, found.weight])}
+        return {"loss": jnp.stack([found.total, found.weight])}  # and not the other sum, which has no gradient
 
     def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         longest = getattr(self.model_config, "context", None) or self.block

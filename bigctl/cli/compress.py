@@ -1,4 +1,4 @@
-"""Make a run of a run whose weights are rounded, pruned or averaged, and say what that costs."""
+"""Make a run of a run whose weights are rounded, pruned, averaged or fewer, and say what that costs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ examples:
   bigctl compress bert_cls method=int4 group=32 --name small
   bigctl compress bert_cls method=prune sparsity=0.5            by=wanda, or by=magnitude
   bigctl compress bert_cls method=prune pattern=2:4 --json
+  bigctl compress bert_cls method=structured heads=0.25 columns=0.5      whole parts go; layers=2, channels=0.5
   bigctl compress a method=soup soup=greedy from=[b,c]
 
 The result is a run: eval, predict, compare, report and export take it. docs/compress.md says more.
@@ -23,7 +24,7 @@ The result is a run: eval, predict, compare, report and export take it. docs/com
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
     parser.add_argument(
-        "settings", nargs="+", metavar="KEY=VALUE", help="method=int8, int4, prune or soup, and its keys"
+        "settings", nargs="+", metavar="KEY=VALUE", help="method=int8, int4, prune, structured or soup, and its keys"
     )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--name", help="the new run is runs/NAME; default: beside RUN, named after it and the method")

@@ -16,7 +16,7 @@ import numpy as np
 
 from bigctl.errors import ConfigError
 from bigctl.interop import decoder, vocabularies
-from bigctl.models.architecture import GPT, LLAMA, DecoderArchitecture
+from bigctl.models.architecture import GPT, LLAMA, DecoderArchitecture, require_whole_heads
 
 KINDS = {None: "F16", 8: "Q8_0", 4: "Q4_0"}
 """How matrices are stored, by bits of a weight that were asked for."""
@@ -65,6 +65,7 @@ class Written:
 
 def model_kind(model: DecoderArchitecture, where: str) -> str:
     """Which of "gpt" and "llama" of llama.cpp computes what a decoder does. Raises ConfigError if neither."""
+    require_whole_heads(model, "llama.cpp", where)
     try:
         kind = decoder.exported_kind(model)
     except ConfigError as error:

@@ -21,6 +21,7 @@ from bigctl.models.architecture import (
     DecoderArchitecture,
     bert_architecture,
     decoder_architecture,
+    require_whole_heads,
 )
 from bigctl.runs.generation_config import GenerationConfig
 
@@ -92,6 +93,7 @@ def export_model(trained: Export, folder: Path) -> Path:
 
 def require_exportable(model: schema.Model, where: str) -> None:
     """Raises ConfigError for a model that transformers has no class for, naming the run."""
+    require_whole_heads(model, "transformers", where)
     if vision_export.knows(model):
         vision_export.require(model, where)
         return

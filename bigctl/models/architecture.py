@@ -44,6 +44,7 @@ class DecoderArchitecture:
     experts: int = 0
     experts_per_token: int = 0
     capacity_factor: float | None = None
+    head_dim: int | None = None
 
     @property
     def gated(self) -> bool:
@@ -53,7 +54,7 @@ class DecoderArchitecture:
     @property
     def depth(self) -> int:
         """Features of a head."""
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
 
     @property
     def padded_vocab(self) -> int:
@@ -88,6 +89,12 @@ class BertArchitecture:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ()
+    head_dim: int | None = None
+
+    @property
+    def depth(self) -> int:
+        """Features of a head."""
+        return self.head_dim or self.width // self.heads
 
     def decided(self) -> dict[str, object]:
         """What weights of this architecture decide of `schema.Bert`, by key."""
@@ -106,7 +113,7 @@ def decoder_architecture(given: schema.Decoder, vocab_size: int) -> DecoderArchi
         ConfigError: where a size is missing, or two do not go together.
     """
     found = DecoderArchitecture(**_values(given.with_defaults(), DecoderArchitecture, vocab_size, "smollm2"))
-    _check_heads(found.width, found.heads)
+    _check_heads(found)
     if found.heads % found.kv_heads:
         raise ConfigError(
             f"{found.heads} heads cannot be shared out over {found.kv_heads} heads of keys and values",
@@ -136,7 +143,7 @@ def bert_architecture(given: schema.Bert, vocab_size: int) -> BertArchitecture:
         lora_alpha=given.lora.alpha,
         lora_targets=tuple(given.lora.targets),
     )
-    _check_heads(found.width, found.heads)
+    _check_heads(found)
     for name in found.lora_targets:
         if name not in schema.LORA_TARGETS:
             raise ConfigError(
@@ -152,7 +159,7 @@ def _values(given: schema.Decoder | schema.Bert, target: type, tokens: int, exam
     names = {field.name for field in dataclasses.fields(given)} & {field.name for field in dataclasses.fields(target)}
     values = {field.name: getattr(given, field.name) for field in dataclasses.fields(target) if field.name in names}
     for name, value in values.items():
-        if value is None and name not in ("vocab", "capacity_factor"):
+        if value is None and name not in ("vocab", "capacity_factor", "head_dim"):
             hint = f"give it, or take an architecture from model.init_from, such as {example}"
             raise ConfigError(f"model.{name} is not given", where=f"model.{name}", hint=hint)
     if given.vocab is not None and given.vocab < tokens:
@@ -164,8 +171,20 @@ def _values(given: schema.Decoder | schema.Bert, target: type, tokens: int, exam
     return {**values, "vocab": given.vocab or tokens}
 
 
-def _check_heads(width: int, heads: int) -> None:
-    if width % heads:
+def require_whole_heads(model: schema.Model | DecoderArchitecture | BertArchitecture, what: str, where: str) -> None:
+    """Raises ConfigError where what writes a model out has no place for heads that do not make up its width, or for
+    blocks that are narrower inside."""
+    width, heads, each = (getattr(model, name, None) for name in ("width", "heads", "head_dim"))
+    narrower = getattr(model, "inner", None) is not None
+    if narrower or (width and heads and each and heads * each != width):
+        hint = "bigctl export --format onnx, or jax"
+        parts = "blocks are narrower inside" if narrower else f"{heads} heads of {each} features do not make up {width}"
+        raise ConfigError(f"{what} has no such model: its {parts}", where=where, hint=hint)
+
+
+def _check_heads(found: DecoderArchitecture | BertArchitecture) -> None:
+    width, heads = found.width, found.heads
+    if found.head_dim is None and width % heads:
         raise ConfigError(
             f"a width of {width} is not divisible by {heads} heads",
             where="model.heads",

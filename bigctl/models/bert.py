@@ -84,26 +84,29 @@ class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017) over the real tokens of each text."""
 
     def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
-        width, self.heads = config.width, config.heads
-        self.query, self.key, self.value, self.output = (
-            _dense(config, name, width, width, rngs) for name in ("query", "key", "value", "output")
+        width, self.heads, self.depth = config.width, config.heads, config.depth
+        wide = self.heads * self.depth
+        self.query, self.key, self.value = (
+            _dense(config, name, width, wide, rngs) for name in ("query", "key", "value")
         )
+        self.output = _dense(config, "output", wide, width, rngs)
         self.dropout = QuickDropout(config.attention_dropout, key="model.attention_dropout")
 
     def __call__(
         self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
     ) -> Float[Array, "batch length width"]:
-        batch, length, width = x.shape
-        depth = width // self.heads
-        q, k, v = (layer(x).reshape(batch, length, self.heads, depth) for layer in (self.query, self.key, self.value))
+        batch, length, _ = x.shape
+        split = (batch, length, self.heads, self.depth)
+        q, k, v = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
         weights = self.dropout(_attention_weights(q, k, lengths).astype(x.dtype), key)
-        return self.output(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, width))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return self.output(mixed.reshape(batch, length, self.heads * self.depth))
 
     def weights(
         self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"]
     ) -> Float[Array, "batch heads length length"]:
         """How much each token (the last but one dimension) takes of every other, float32."""
-        q, k = (layer(x).reshape(*x.shape[:2], self.heads, -1) for layer in (self.query, self.key))
+        q, k = (layer(x).reshape(*x.shape[:2], self.heads, self.depth) for layer in (self.query, self.key))
         return _attention_weights(q, k, lengths)
 
 

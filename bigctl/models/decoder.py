@@ -76,19 +76,23 @@ class Attention(nnx.Module):
         self.theta = config.rope_theta if config.position == "rope" else None
         self.normalised, self.eps = config.qk_norm, config.eps
         width, shared, bias = config.width, self.groups * self.depth, config.bias
-        self.query = Dense(width, width, bias=bias, std=_STD, rngs=rngs)
+        self.wide = self.heads * self.depth
+        self.query = Dense(width, self.wide, bias=bias, std=_STD, rngs=rngs)
         self.key = Dense(width, shared, bias=bias, std=_STD, rngs=rngs)
         self.value = Dense(width, shared, bias=bias, std=_STD, rngs=rngs)
-        self.output = Dense(width, width, bias=bias, std=_residual_std(config), rngs=rngs)
+        self.output = Dense(self.wide, width, bias=bias, std=_residual_std(config), rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length width"], documents: Documents | None = None
     ) -> Float[Array, "batch length width"]:
         if documents is None:
             q, k, v = self._project(x, jnp.arange(x.shape[1]))
-            return self.output(causal_attention(q, k, v).reshape(x.shape))
+            return self._out(causal_attention(q, k, v))
         q, k, v = self._project(x, documents.positions)
-        return self.output(causal_attention(q, k, v, documents.segments).reshape(x.shape))
+        return self._out(causal_attention(q, k, v, documents.segments))
+
+    def _out(self, mixed: Float[Array, "batch length heads depth"]) -> Float[Array, "batch length width"]:
+        return self.output(mixed.reshape(*mixed.shape[:2], self.wide))
 
     def extend(
         self,
@@ -101,7 +105,7 @@ class Attention(nnx.Module):
         q, k, v = self._project(x, places)
         cache = {name: write_to_cache(cache[name], new, start) for name, new in (("key", k), ("value", v))}
         visible = jnp.arange(cache["key"].shape[2]) <= places[..., None]
-        return self.output(cached_attention(q, cache["key"], cache["value"], visible).reshape(x.shape)), cache
+        return self._out(cached_attention(q, cache["key"], cache["value"], visible)), cache
 
     def _project(self, x: Float[Array, "batch length width"], places: Int[Array, "*batch length"]) -> list[Array]:
         """Queries [batch, length, heads, depth], and keys and values [batch, length, groups, depth]."""
@@ -171,7 +175,8 @@ class Layer(nnx.Module):
         q, k, v = each(lambda x, start: attention._project(self.attention_norm(x), start[:, None]), x, start)
         new = {"key": k, "value": v}
         cache = {name: write_to_slots(cache[name], part, start, rows.slots) for name, part in new.items()}
-        found = attention_row_by_row(q, cache["key"], cache["value"], start, rows).reshape(x.shape)
+        found = attention_row_by_row(q, cache["key"], cache["value"], start, rows)
+        found = found.reshape(*x.shape[:2], attention.wide)
         x = x + each(attention.output, found)
         if self.experts is not None:
             return x + each(lambda x: self._feed_forward(self.mlp_norm(x)), x), cache

@@ -49,8 +49,18 @@ class ConvNorm(nnx.Module):
 class Block(nnx.Module):
     """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1, added to the input or to its projection."""
 
-    def __init__(self, config: schema.Resnet, inputs: int, inside: int, *, stride: int, share: float, rngs: nnx.Rngs):
-        outputs, zero = inside * (_EXPANSION if config.bottleneck else 1), config.zero_init
+    def __init__(
+        self,
+        config: schema.Resnet,
+        inputs: int,
+        inside: int,
+        outputs: int,
+        *,
+        stride: int,
+        share: float,
+        rngs: nnx.Rngs,
+    ):
+        zero = config.zero_init
         frozen = config.norm == "frozen"
         if config.bottleneck:
             sizes = [(inputs, inside, 1, 1), (inside, inside, 3, stride), (inside, outputs, 1, 1)]
@@ -98,12 +108,14 @@ class Resnet(nnx.Module):
         blocks: list[Block] = []
         channels, last = config.width, max(sum(config.blocks) - 1, 1)
         for stage, count in enumerate(config.blocks):
-            inside = config.width * 2**stage
+            inside = config.width * 2**stage if config.inner is None else config.inner[stage]
+            wide = config.width * 2**stage * (_EXPANSION if config.bottleneck else 1)
             for number in range(count):
                 stride = 2 if stage and not number else 1
                 share = len(blocks) / last
-                blocks.append(Block(config, channels, inside, stride=stride, share=share, rngs=rngs))
-                channels = inside * (_EXPANSION if config.bottleneck else 1)
+                sizes = (channels, inside, wide)
+                blocks.append(Block(config, *sizes, stride=stride, share=share, rngs=rngs))
+                channels = wide
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(channels, outputs, rngs=rngs)
 

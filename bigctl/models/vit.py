@@ -26,14 +26,16 @@ from bigctl.parallel import mesh as meshes
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017), each token over all of them."""
 
-    def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs):
-        self.heads = heads
-        self.query, self.key, self.value, self.output = (Dense(features, features, rngs=rngs) for _ in range(4))
+    def __init__(self, features: int, heads: int, depth: int | None = None, *, rngs: nnx.Rngs):
+        self.heads, self.depth = heads, depth or features // heads
+        wide = heads * self.depth
+        self.query, self.key, self.value = (Dense(features, wide, rngs=rngs) for _ in range(3))
+        self.output = Dense(wide, features, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch length features"]) -> Float[Array, "batch length features"]:
-        split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        split = (*x.shape[:2], self.heads, self.depth)
         q, k, v = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
-        return self.output(full_attention(q, k, v).reshape(x.shape))
+        return self.output(full_attention(q, k, v).reshape(*x.shape[:2], self.heads * self.depth))
 
 
 class Layer(nnx.Module):
@@ -42,7 +44,7 @@ class Layer(nnx.Module):
     def __init__(self, config: schema.Vit, share: float, *, rngs: nnx.Rngs):
         features = config.width
         self.attention_norm, self.mlp_norm = LayerNorm(features, config.eps), LayerNorm(features, config.eps)
-        self.attention = Attention(features, config.heads, rngs=rngs)
+        self.attention = Attention(features, config.heads, config.head_dim, rngs=rngs)
         self.up = Dense(features, config.intermediate, rngs=rngs)
         self.down = Dense(config.intermediate, features, rngs=rngs)
         self.dropout, self.drop_path = QuickDropout(config.dropout), DropPath(config.drop_path, share)

@@ -51,6 +51,7 @@ class Decoder(Model):
     kv_heads: int | None = decided(
         "Heads of keys and values, each for heads / kv_heads queries; null for one each.", ge=1
     )
+    head_dim: int | None = decided("Features of a head; null for model.width / model.heads.", ge=1)
     intermediate: int | None = decided(
         "Width inside the feed-forward part; null for 4 times the width (swiglu: 8/3).", ge=1
     )

@@ -177,6 +177,9 @@ class Bert(Model):
     layers: int | None = key(None, "Encoder layers.", drift=STRUCTURAL, decided=True, ge=1, le=MOST_LAYERS)
     width: int | None = key(None, "Width of the residual stream.", drift=STRUCTURAL, decided=True, ge=1)
     heads: int | None = key(None, "Attention heads.", drift=STRUCTURAL, decided=True, ge=1)
+    head_dim: int | None = key(
+        None, "Features of a head; null for model.width / model.heads.", drift=STRUCTURAL, decided=True, ge=1
+    )
     intermediate: int | None = key(None, "Width inside the feed-forward part.", drift=STRUCTURAL, decided=True, ge=1)
     positions: int | None = key(None, "Longest text the model can take [tokens].", drift=STRUCTURAL, decided=True, ge=1)
     vocab: int | None = key(
@@ -205,7 +208,7 @@ class Bert(Model):
         return (r"^encoder/(?!.*/lora_[ab]$)",) if self.lora.rank else ()
 
     def check(self, config: Whole) -> Iterator[Problem]:
-        if self.width and self.heads and self.width % self.heads:
+        if self.width and self.heads and self.head_dim is None and self.width % self.heads:
             message = f"model.width={self.width} is not divisible by model.heads={self.heads}"
             yield "model.heads", message, "choose a divisor of the width"
 

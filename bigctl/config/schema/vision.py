@@ -45,6 +45,10 @@ class Resnet(Model):
         "before.", drift=STRUCTURAL, ge=1, le=MOST_LAYERS,
     )  # fmt: skip
     width: int = key(64, "Channels of the stem, and inside of the blocks of the first stage.", drift=STRUCTURAL, ge=1)
+    inner: list[int] | None = key(
+        None, "Channels inside of the blocks of each stage; null for the width, doubled from stage to stage.",
+        drift=STRUCTURAL, ge=1,
+    )  # fmt: skip
     bottleneck: bool = key(
         False, "Blocks of 1x1, 3x3 and 1x1 convolutions, four times as wide outside; else of two of 3x3.",
         drift=STRUCTURAL,
@@ -65,6 +69,11 @@ class Resnet(Model):
     def head_input(self, *, per_token: bool) -> str:
         return "the mean over all places"
 
+    def check(self, config: Whole) -> Iterator[Problem]:
+        if self.inner is not None and len(self.inner) != len(self.blocks):
+            message = f"model.blocks tells of {len(self.blocks)} stages, model.inner of {len(self.inner)}"
+            yield "model.inner", message, "give one number a stage to each, or leave model.inner out"
+
 
 @dataclass
 class Vit(Model):
@@ -80,6 +89,7 @@ class Vit(Model):
     layers: int = key(12, "Encoder layers.", drift=STRUCTURAL, ge=1, le=MOST_LAYERS)
     width: int = key(192, "Width of the residual stream.", drift=STRUCTURAL, ge=1)
     heads: int = key(3, "Attention heads.", drift=STRUCTURAL, ge=1)
+    head_dim: int | None = key(None, "Features of a head; null for model.width / model.heads.", drift=STRUCTURAL, ge=1)
     intermediate: int = key(768, "Width inside the feed-forward part.", drift=STRUCTURAL, ge=1)
     pool: str = key(
         "cls", "What stands for the image: a token of its own, or the mean of the patches.", drift=STRUCTURAL,
@@ -103,7 +113,7 @@ class Vit(Model):
         return {"cls": "the class token", "mean": "the mean of the patches"}[self.pool]
 
     def check(self, config: Whole) -> Iterator[Problem]:
-        if self.width % self.heads:
+        if self.head_dim is None and self.width % self.heads:
             message = f"model.width={self.width} is not divisible by model.heads={self.heads}"
             yield "model.heads", message, "choose a divisor of the width"
         if self.position == "sincos" and self.width % 4:

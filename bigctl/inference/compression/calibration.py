@@ -6,7 +6,7 @@ side is what the layer is given. Products inside of loops (the recurrence of an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,13 +30,20 @@ def norms(network: Network, dataset: Dataset, rows: int) -> dict[str, np.ndarray
         dataset: its data; evenly spaced batches of the training split are taken.
         rows: about how many.
     """
-    columns, layout = dataset.splits["train"], dataset.batches
-    planned = list(layout.evaluation_plan(columns, batch_size=_BATCH, shards=1).batches())
     found: dict[str, np.ndarray] = {}
-    for indices, mask, length in planned[:: max(1, len(planned) * _BATCH // max(rows, _BATCH))]:
-        batch = layout.gather(columns, indices, length)
-        _add(network, {name: np.asarray(batch[name])[mask > 0] for name in network.inputs}, found)
+    for batch in batches(dataset, rows):
+        _add(network, {name: batch[name] for name in network.inputs}, found)
     return {name: np.sqrt(values) for name, values in found.items()}
+
+
+def batches(dataset: Dataset, rows: int) -> Iterator[Arrays]:
+    """About so many rows of the training split, in evenly spaced batches without padding."""
+    columns, layout = dataset.splits["train"], dataset.batches
+    size = min(_BATCH, rows)
+    planned = list(layout.evaluation_plan(columns, batch_size=size, shards=1).batches())
+    for indices, mask, length in planned[:: max(1, len(planned) * size // rows)]:
+        batch = layout.gather(columns, indices, length)
+        yield {name: np.asarray(values)[mask > 0] for name, values in batch.items()}
 
 
 def _add(network: Network, inputs: Arrays, sums: dict[str, np.ndarray]) -> None:

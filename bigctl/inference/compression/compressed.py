@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigctl.config import compose as composing
+from bigctl.data.dataset import Dataset
 from bigctl.engine import experiment
 from bigctl.errors import RunError
 from bigctl.files import read_regular, write_json
 from bigctl.inference.compression import calibration
-from bigctl.inference.compression.method import PRUNE, SOUP, WANDA, Method
+from bigctl.inference.compression.method import PRUNE, SOUP, STRUCTURED, WANDA, Method
 from bigctl.inference.compression.soup import stirred
+from bigctl.inference.compression.structured import Shrunk, shrunk
 from bigctl.inference.compression.weights import Smaller, smaller, unchanged
 from bigctl.inference.exporters import beside
 from bigctl.inference.exporters.folder import source
@@ -70,27 +73,40 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
     where, network = str(trained.run.path), Network.of(trained)
     if network.dataset is None:
         raise RunError("its data cannot be had, so what it costs is not known", where=where, hint="bring it back")
+    found, other, more, said = _changed(trained, method, network, network.dataset)
+    copied = Network.of(other) if method.method == STRUCTURED else network
+    weights = copied.weights if method.method == STRUCTURED else {**network.weights, **found.values}
+    compared = beside.compare(trained, network, network.copy(network.weights), copied.copy(weights), where)
+    table = {**_table(trained, method, found, compared), **more}
+    scores = _scores(other, trained.run.summary())
+    with whole_or_nothing(path) as partial:
+        _write(trained, other, method, RunDirectory(partial), {**scores, "run": str(path), "compression": table})
+    return Compressed(path, table, [*said, *_scored(compared, method)])
+
+
+def _changed(
+    trained: TrainedRun, method: Method, network: Network, dataset: Dataset
+) -> tuple[Smaller, TrainedRun, dict[str, Any], list[str]]:
+    """What became of the weights, the run with them, what the table says besides, and lines for people."""
+    more: dict[str, Any] = {}
+    if method.method == STRUCTURED:
+        cut = shrunk(trained, method, dataset)
+        found = Smaller(cut.values, len(cut.removed), {}, cut.bytes_before, cut.bytes_after, 0.0)
+        more = {"removed": cut.removed, "model": cut.changed, "loss_without_layer": cut.without}
+        return found, cut.applied(trained), more, _cut_lines(method, cut)
     norms = {}
     if method.method == PRUNE and method.by == WANDA:
-        norms = calibration.norms(network, network.dataset, method.calibration)
-    mixed: dict[str, Any] = {}
+        norms = calibration.norms(network, dataset, method.calibration)
     if method.method == SOUP:
         soup = stirred(trained, method)
         size = sum(values.nbytes for values in soup.values.values())
         found = Smaller(soup.values, len(soup.values), {}, size, size, 0.0)
-        mixed = {"ingredients": list(soup.used), "left_out": list(soup.left_out)}
+        more = {"ingredients": list(soup.used), "left_out": list(soup.left_out)}
     else:
-        found = smaller(_arrays(trained.params), method, norms, where)
+        found = smaller(_arrays(trained.params), method, norms, str(trained.run.path))
     found = dataclasses.replace(found, left={**found.left, **unchanged(_arrays(trained.variables))})
     other = trained.with_params(jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values())))
-    compared = beside.compare(
-        trained, network, network.copy(network.weights), network.copy({**network.weights, **found.values}), where
-    )
-    table = {**_table(trained, method, found, compared), **mixed}
-    scores = _scores(other, trained.run.summary())
-    with whole_or_nothing(path) as partial:
-        _write(trained, other, method, RunDirectory(partial), {**scores, "run": str(path), "compression": table})
-    return Compressed(path, table, _lines(method, found, compared, **mixed))
+    return found, other, more, _lines(method, found, **more)
 
 
 def _arrays(tree: Tree) -> dict[str, np.ndarray]:
@@ -107,13 +123,12 @@ def _table(trained: TrainedRun, method: Method, found: Smaller, compared: beside
     return {**source(trained), **method.settings, **about, **sizes, **compared.to_json(), "runtime": "jax, float32"}
 
 
-def _lines(
-    method: Method,
-    found: Smaller,
-    compared: beside.Beside,
-    ingredients: Sequence[str] = (),
-    left_out: Sequence[str] = (),
-) -> list[str]:
+def _cut_lines(method: Method, cut: Shrunk) -> list[str]:
+    keys = ", ".join(f"model.{key} {old} -> {new}" for key, (old, new) in cut.changed.items() if key != "head_dim")
+    return [f"{method}: {keys}", f"{cut.bytes_before:,} -> {cut.bytes_after:,} bytes of weights"]
+
+
+def _lines(method: Method, found: Smaller, ingredients: Sequence[str] = (), left_out: Sequence[str] = ()) -> list[str]:
     left = ", ".join(f"{name} ({size:,} bytes)" for name, size in found.left.items())
     left = f"; left as they were: {left}" if left else ""
     lines = [f"{method}: {found.layers} matrices{left}"]
@@ -126,12 +141,19 @@ def _lines(
         )
     else:
         lines.append(f"{found.before:,} -> {found.after:,} bytes as integers with their scales")
+    return lines
+
+
+def _scored(compared: beside.Beside, method: Method) -> list[str]:
+    lines = []
     if compared.scored:
         around = [
             f"{value:.4f} +- {each:.4f}"
             for value, each in zip((compared.before, compared.after), compared.around, strict=True)
         ]
         lines.append(f"{compared.scored}, each by itself: {around[0]} -> {around[1]}")
+    if method.method == STRUCTURED:
+        return [*lines, *compared.lines, "bigctl train model.init_from= trains the smaller network on"]
     lines += [line for line in compared.lines if not line.startswith("slower")]  # the same computation, either way
     if method.method == SOUP:
         return lines
@@ -148,7 +170,11 @@ def _write(trained: TrainedRun, other: TrainedRun, method: Method, made: RunDire
     """All of a run into a folder that nobody else knows yet; its record last, so that what is cut short is no run."""
     run = trained.run
     overrides = run.overrides.read_text(encoding="utf-8").splitlines() if run.overrides.is_file() else []
-    made.write_config(run.read_config(), overrides)
+    text, resized = run.read_config(), other.config.model != trained.config.model
+    if resized:
+        config = composing.from_yaml(text, where=str(run.config))
+        text = composing.to_yaml(dataclasses.replace(config, model=other.config.model))
+    made.write_config(text, overrides)
     for file in (run.tokenizer, run.generation):
         if file.is_file():
             shutil.copyfile(file, made.path / file.name)
@@ -156,8 +182,10 @@ def _write(trained: TrainedRun, other: TrainedRun, method: Method, made: RunDire
     made.metrics.write_bytes(b"".join(line for line in lines if step_of_line(line) <= trained.step))
     _save(trained, other, made, summary["metrics"])
     write_json(made.summary_file, {**run.summary(), **summary})
+    count = sum(leaf.size for leaf in jax.tree.leaves(other.params))
     record = {name: value for name, value in run.record().items() if name not in ("updated", "message")}
     record |= {"created": time.time(), "derived_from": source(trained), "compression": method.settings}
+    record |= {"parameters": count} if resized else {}
     made.update_record(**{**record, "status": directory.COMPLETE, "exit_code": 0})
 
 
@@ -185,7 +213,11 @@ def _save(trained: TrainedRun, other: TrainedRun, made: RunDirectory, metrics: d
     params = other.params
     averaged = {"ema": params} if trained.config.train.ema else {}
     state = dataclasses.replace(state, params=params, **averaged, variables=other.variables)
-    state = dataclasses.replace(state, opt_state=zeros_like(state.opt_state))
+    opt_state = zeros_like(state.opt_state)
+    if other.config.model != trained.config.model:
+        wanted = experiment.rebuild_training(other.config, trained.features).abstract_state.opt_state
+        opt_state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), wanted)
+    state = dataclasses.replace(state, opt_state=opt_state)
     progress = saved.progress
     validated = {name: value for name, value in metrics.items() if name.startswith("val/")}
     progress.best_step, progress.best_metrics, progress.stale = progress.step, validated, 0

@@ -9,10 +9,12 @@ from typing import Any
 
 from bigctl.errors import ConfigError
 
-INT8, INT4, PRUNE, SOUP = "int8", "int4", "prune", "soup"
-METHODS = (INT8, INT4, PRUNE, SOUP)
+INT8, INT4, PRUNE, SOUP, STRUCTURED = "int8", "int4", "prune", "soup", "structured"
+METHODS = (INT8, INT4, PRUNE, STRUCTURED, SOUP)
 UNIFORM, GREEDY = "uniform", "greedy"
-MAGNITUDE, WANDA = "magnitude", "wanda"
+MAGNITUDE, WANDA, TAYLOR = "magnitude", "wanda", "taylor"
+SHARES = ("heads", "columns", "channels")
+"""What `structured` removes a share of."""
 PATTERN = "2:4"
 
 
@@ -21,14 +23,18 @@ class Method:
     """How weights are made smaller.
 
     Attributes:
-        method: "int8", a scale a column; "int4", in groups; "prune", some become zero; or
-            "soup", the mean of several checkpoints.
+        method: "int8", a scale a column; "int4", in groups; "prune", some become zero; "structured", whole parts of
+            the network go; or "soup", the mean of several checkpoints.
         group: weights that share a scale in four bits.
         sparsity: the share of weights that become zero.
         by: which ones: those of the least "magnitude", or of the least magnitude times the norm of what they are given
-            ("wanda", Sun et al. 2023, arXiv 2306.11695).
+            ("wanda", Sun et al. 2023, arXiv 2306.11695). Of parts that go: those of the least "magnitude", or of the
+            least change of the loss as its gradient tells ("taylor", Michel et al. 2019, arXiv 1905.10650).
         pattern: "2:4" for two of every four neighbours; empty for any.
         calibration: training rows that show what layers are given.
+        heads, columns, channels: the share of attention heads, of columns of dense layers inside of the network, and of
+            channels of convolutions that go, of each layer alike.
+        layers: how many layers go.
         soup: "uniform", of all checkpoints, or "greedy", of those that do not make validation worse.
         sources: runs to be averaged with, `from` on the command line; none for the run's own checkpoints.
     """
@@ -39,6 +45,10 @@ class Method:
     by: str = WANDA
     pattern: str = ""
     calibration: int = 128
+    heads: float = 0.0
+    columns: float = 0.0
+    channels: float = 0.0
+    layers: int = 0
     soup: str = UNIFORM
     sources: tuple[str, ...] = ()
 
@@ -66,18 +76,22 @@ class Method:
         if "method" not in found:
             raise ConfigError("no method is given", where="method", hint=f"method={'|'.join(METHODS)}")
         given: dict[str, Any] = {"sources": _names(found["from"])} if "from" in found else {}
+        if found["method"] == STRUCTURED:
+            given["by"] = found.pop("by", TAYLOR)
         made = cls(**{name: value for name, value in found.items() if name != "from"}, **given)
         made._check(found)
         return made
 
     def _check(self, given: dict[str, Any]) -> None:
-        choices = {"method": METHODS, "by": (MAGNITUDE, WANDA), "pattern": ("", PATTERN), "soup": (UNIFORM, GREEDY)}
+        ways = (MAGNITUDE, TAYLOR) if self.method == STRUCTURED else (MAGNITUDE, WANDA)
+        choices = {"method": METHODS, "by": ways, "pattern": ("", PATTERN), "soup": (UNIFORM, GREEDY)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 hint = f"one of: {', '.join(filter(None, allowed))}"
                 raise ConfigError(f"there is no {name} {getattr(self, name)!r}", where=name, hint=hint)
         own = {
             INT8: set(), INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}, SOUP: {"soup", "from"},
+            STRUCTURED: {*SHARES, "layers", "by", "calibration"},
         }[self.method]  # fmt: skip
         if strange := sorted(given.keys() - own - {"method"}):
             hint = f"of method={self.method} there is {', '.join(sorted(own)) or 'none'}"
@@ -89,13 +103,28 @@ class Method:
             raise ConfigError(f"pattern={PATTERN} is a sparsity of 0.5", where="sparsity", hint="leave one of them out")
         if self.group not in (16, 32, 64, 128):
             raise ConfigError(f"there are no groups of {self.group}", where="group", hint="16, 32, 64 or 128")
+        self._check_parts()
         if self.calibration < 1:
             raise ConfigError("needs a row at least", where="calibration", hint="such as calibration=128")
+
+    def _check_parts(self) -> None:
+        for name in SHARES:
+            if not 0 <= getattr(self, name) < 1:
+                hint = f"a share below 1, such as {name}=0.25"
+                raise ConfigError(f"{getattr(self, name):g} leaves none of them", where=name, hint=hint)
+        if self.layers < 0:
+            raise ConfigError(f"{self.layers} layers cannot go", where="layers", hint="such as layers=2")
+        if self.method == STRUCTURED and not (self.heads or self.columns or self.channels or self.layers):
+            hint = "shares such as heads=0.5 columns=0.5, channels=0.5 of convolutions, or layers=2"
+            raise ConfigError("nothing is said to go", where=f"method={STRUCTURED}", hint=hint)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The keys that count."""
-        names = {INT8: (), INT4: ("group",), PRUNE: ("sparsity", "by", "pattern"), SOUP: ("soup",)}[self.method]
+        names = {
+            INT8: (), INT4: ("group",), PRUNE: ("sparsity", "by", "pattern"), SOUP: ("soup",),
+            STRUCTURED: ("by", *(name for name in (*SHARES, "layers") if getattr(self, name))),
+        }[self.method]  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name in ("method", *names)}
 
     def __str__(self) -> str:

@@ -1,0 +1,224 @@
+"""Whole parts of a network taken out of it: what is left is a smaller network of the same kind.
+
+Layers go first, one after the other, each time the one without which the loss on calibration rows is least (Song et al.
+2024, arXiv 2402.09025). Then heads, columns and channels, in each layer those of the least importance: the mean over
+rows of the absolute gradient of the loss with respect to a gate of 1 on each of them (Michel et al. 2019,
+arXiv 1905.10650), or the size of their weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigctl.config.schema import Config
+from bigctl.data.dataset import Dataset, Features
+from bigctl.engine import experiment
+from bigctl.errors import RunError
+from bigctl.inference.compression import calibration, parts
+from bigctl.inference.compression.method import SHARES, TAYLOR, Method
+from bigctl.inference.compression.parts import Units
+from bigctl.inference.trained import TrainedRun
+from bigctl.parallel import mesh as meshes
+from bigctl.parallel.partition import path_name
+from bigctl.training.programs import ModelPrograms
+from bigctl.training.state import Weights
+from bigctl.training.step import add_places
+from bigctl.training.task import evaluation_sums
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """A network of some size, without weights."""
+
+    config: Config
+    features: Features
+
+    @cached_property
+    def programs(self) -> ModelPrograms:
+        return experiment.rebuild(self.config, self.features)
+
+    @cached_property
+    def _layout(self) -> tuple[list[str], Any, list[Any]]:
+        weights = self.programs.weights
+        leaves, structure = jax.tree_util.tree_flatten_with_path((weights.params, weights.variables))
+        names = [path_name(path).partition("/")[2] for path, _ in leaves]
+        return names, structure, [leaf for _, leaf in leaves]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all weights, by path."""
+        names, _, leaves = self._layout
+        return {name: tuple(leaf.shape) for name, leaf in zip(names, leaves, strict=True)}
+
+    def arrays(self, weights: Weights) -> Arrays:
+        """By path, parameters and what the model updates by itself alike."""
+        leaves = jax.tree.leaves((weights.params, weights.variables))
+        return {name: np.asarray(leaf) for name, leaf in zip(self._layout[0], leaves, strict=True)}
+
+    def weights(self, values: Mapping[str, np.ndarray]) -> Weights:
+        """The inverse, on the devices."""
+        names, structure, leaves = self._layout
+        placed = [
+            jax.device_put(np.asarray(values[name], leaf.dtype), leaf.sharding)
+            for name, leaf in zip(names, leaves, strict=True)
+        ]
+        return Weights(*jax.tree.unflatten(structure, placed))
+
+    def loss(self, values: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
+        """Sum of the loss over a batch and its weight, float32 [2]."""
+        names, structure, _ = self._layout
+        params, variables = jax.tree.unflatten(structure, [values[name] for name in names])
+        whole = add_places(dict(batch), len(next(iter(batch.values()))))
+        with meshes.used(self.programs.mesh):
+            return jnp.asarray(
+                evaluation_sums(self.programs.task, self.programs.merge(params, variables), whole)["loss"]
+            )
+
+    @cached_property
+    def _compiled(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.loss)
+
+    def mean_loss(self, values: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
+        total = np.sum([np.asarray(self._compiled(dict(values), dict(batch)), np.float64) for batch in rows], axis=0)
+        return float(total[0] / total[1])
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What is left of a network.
+
+    Attributes:
+        config: of the run, with the smaller model.
+        values: its weights, by path.
+        removed: numbers of what went, by the path of its place; of layers by "layers".
+        changed: keys of the model with the values that they had and have.
+        without: the mean loss on calibration rows without each layer, where layers went, counted as they were.
+        bytes_before, bytes_after: of all weights.
+    """
+
+    config: Config
+    values: Arrays
+    removed: dict[str, list[int]]
+    changed: dict[str, tuple[Any, Any]]
+    without: list[float]
+    bytes_before: int
+    bytes_after: int
+
+    def applied(self, trained: TrainedRun) -> TrainedRun:
+        """A run with this network in place of its own."""
+        sized = Sized(self.config, trained.features)
+        weights = sized.weights(self.values)
+        return type(trained)(trained.run, self.config, trained.features, sized.programs, weights, trained.step)
+
+
+def shrunk(trained: TrainedRun, method: Method, dataset: Dataset) -> Shrunk:
+    """A run's network without the parts that a method takes out.
+
+    Raises:
+        RunError: if the model has no such parts, or nothing would go, or all.
+    """
+    where, config = str(trained.run.path), trained.config
+    sized = Sized(_plain(config), trained.features)
+    values = sized.arrays(Weights(trained.params, trained.variables))
+    before, rows = _bytes(values), []
+    if method.by == TAYLOR or method.layers:
+        rows = list(calibration.batches(dataset, method.calibration))
+    removed: dict[str, list[int]] = {}
+    without: list[float] = []
+    if method.layers:
+        sized, values, removed["layers"], without = _without_layers(sized, values, method.layers, rows, where)
+    kinds, model = [kind for kind in SHARES if getattr(method, kind)], sized.config.model
+    units = [each for kind in kinds for each in parts.of_model(model, values, kind, where)]
+    if units:
+        taylor = method.by == TAYLOR
+        scores = importance(sized, values, units, rows) if taylor else [each.size(values) for each in units]
+        left: dict[str, int] = {}
+        for each, score in zip(units, scores, strict=True):
+            gone = int(getattr(method, each.kind) * each.count + 1e-9)
+            order = np.argsort(score, kind="stable")
+            removed[each.place] = sorted(order[:gone].tolist())
+            left[each.place] = each.count - gone
+            values = each.keep(values, np.sort(order[gone:]))
+        _require_some(units, removed, method, where)
+        sized = _with_model(sized, parts.resized(sized.config.model, units, left))
+    model, old = sized.config.model, config.model
+    pairs = {each.name: (getattr(old, each.name), getattr(model, each.name)) for each in dataclasses.fields(old)}
+    changed = {name: (one, other) for name, (one, other) in pairs.items() if one != other}
+    whole = dataclasses.replace(config, model=model)
+    return Shrunk(whole, values, removed, changed, without, before, _bytes(values))
+
+
+def importance(
+    sized: Sized, values: Arrays, units: Sequence[Units], rows: Sequence[Mapping[str, np.ndarray]]
+) -> list[np.ndarray]:
+    """The mean over rows of the absolute gradient of a row's loss with respect to the gate of each unit, float64
+    [count]. One row after the other: no more memory is needed than for a training step of one row."""
+
+    def of_row(gates: list[jax.Array], values: Arrays, row: Mapping[str, Any]) -> jax.Array:
+        gated: dict[str, Any] = dict(values)
+        for each, gate in zip(units, gates, strict=True):
+            gated = each.gated(gated, gate)
+        total, weight = sized.loss(gated, {name: column[None] for name, column in row.items()})
+        return total / jnp.maximum(weight, 1e-9)
+
+    @jax.jit
+    def of_batch(values: Arrays, batch: Mapping[str, Any]) -> list[jax.Array]:
+        ones = [jnp.ones(each.count) for each in units]
+        slopes = jax.lax.map(lambda row: jax.grad(of_row)(ones, values, row), dict(batch))
+        return [jnp.abs(each).sum(0) for each in slopes]
+
+    totals, count = [np.zeros(each.count) for each in units], 0
+    for batch in rows:
+        found = of_batch(values, dict(batch))
+        totals = [total + np.asarray(each, np.float64) for total, each in zip(totals, found, strict=True)]
+        count += len(next(iter(batch.values())))
+    return [total / count for total in totals]
+
+
+def _without_layers(
+    sized: Sized, values: Arrays, count: int, rows: Sequence[Mapping[str, np.ndarray]], where: str
+) -> tuple[Sized, Arrays, list[int], list[float]]:
+    there = parts.layer_count(sized.config.model, where)
+    if count >= there:
+        raise RunError(f"layers={count} leaves none of {there}", where=where, hint=f"layers={there - 1} or less")
+    numbers, first = list(range(there)), []
+    for _ in range(count):
+        fewer: dict[str, Any] = {"layers": len(numbers) - 1}
+        smaller = _with_model(sized, dataclasses.replace(sized.config.model, **fewer))
+        losses = [smaller.mean_loss(parts.without_layer(values, i), rows) for i in range(len(numbers))]
+        first = first or losses
+        worst = int(np.nanargmin(losses))
+        values, sized = parts.without_layer(values, worst), smaller
+        numbers.pop(worst)
+    return sized, values, [number for number in range(there) if number not in numbers], first
+
+
+def _with_model(sized: Sized, model: Any) -> Sized:
+    return Sized(dataclasses.replace(sized.config, model=model), sized.features)
+
+
+def _plain(config: Config) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
+
+
+def _require_some(units: Sequence[Units], removed: Mapping[str, list[int]], method: Method, where: str) -> None:
+    for kind in SHARES:
+        found = [each for each in units if each.kind == kind]
+        if found and not any(removed[each.place] for each in found):
+            most = max(each.count for each in found)
+            what = f"{kind}={getattr(method, kind):g} of {most} {kind} a layer is none"
+            raise RunError(what, where=where, hint=f"{kind}={1 / most:.2g} is one of them")
+
+
+def _bytes(values: Mapping[str, np.ndarray]) -> int:
+    return sum(each.nbytes for each in values.values())
