@@ -14,8 +14,8 @@ import numpy as np
 from bigctl.errors import BigctlError
 from bigctl.files import read_regular
 from bigctl.formatting import grouped
+from bigctl.reports import compression, history, page, plots, quality, trust
 from bigctl.reports import curves as learning
-from bigctl.reports import history, page, plots, quality, trust
 from bigctl.reports.examples import Examples
 from bigctl.runs import corpora, directory, listing, pace, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
@@ -97,7 +97,7 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
     return page.render(
         "run.html",
         figures,
-        **_trusted(figures, run, notes),
+        **_trusted(figures, run, notes, summary),
         live=live,
         live_from=past.end,
         up=up,
@@ -138,10 +138,15 @@ def _drawn(figures: dict[str, plots.Figure], past: history.History, selected: ob
     }
 
 
-def _trusted(figures: dict[str, plots.Figure], run: RunDirectory, notes: _Notes) -> dict[str, Any]:
-    """What `eval` has found out beyond metrics."""
+def _trusted(
+    figures: dict[str, plots.Figure], run: RunDirectory, notes: _Notes, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `eval` has found out beyond metrics, and `compress` of layers."""
+    told = summary.get("compression") or {}
+    layers = notes.attempt("summary.json: compression", lambda: compression.figures(told), [])
     found = notes.attempt("assessment.json", lambda: trust.of_run(run), None)
-    return {"trust": found, "trusted": _named(figures, "trust", found.figures if found else [])}
+    shown = {"trust": found, "trusted": _named(figures, "trust", found.figures if found else [])}
+    return {**shown, "compressed": _named(figures, "compressed", layers)}
 
 
 def _named(figures: dict[str, plots.Figure], name: str, found: list[plots.Figure]) -> list[str]:

@@ -44,6 +44,12 @@ def test_the_result_is_a_run_that_says_what_it_was_made_of(run, capsys):
     assert summary["compression"]["method"] == "int8" and summary["status"] == "complete"
     assert summary["metrics"]["test/accuracy"] == pytest.approx(trained.evaluate("test")["test/accuracy"])
     assert summary["compression"]["after_score"] == pytest.approx(summary["metrics"]["val/accuracy"])
+    layers = said["sensitivity"]
+    assert [*layers["layers"]] == ["layers/0", "head"] and layers["rows"] == source.data().size("validation")
+    assert layers["loss"] == pytest.approx(source.evaluate("validation")["val/loss"], rel=1e-5)
+    assert all(loss != layers["loss"] for loss in layers["layers"].values())
+    assert main(["report", str(made)]) == 0
+    assert "Sensitivity of each layer" in next(made.glob("*.html")).read_text()
     for command in (["verify", str(made)], ["eval", str(made)], ["info", str(made)], ["compare", str(run), str(made)]):
         assert main(command) == 0, command
     assert (

@@ -19,9 +19,9 @@ from bigctl.config import compose as composing
 from bigctl.data.dataset import Features
 from bigctl.engine import experiment
 from bigctl.errors import ConfigError, RunError
-from bigctl.inference.compression import parts, structured
+from bigctl.inference.compression import pareto, parts, structured
 from bigctl.inference.compression.method import SHARES, Method
-from bigctl.inference.compression.structured import Sized
+from bigctl.inference.compression.sized import Sized
 from bigctl.training.checkpoints.arrays import flatten
 from tests import small
 
@@ -104,11 +104,17 @@ def run(tmp_path_factory) -> Path:
     return Path(shutil.copytree(small.trained(tmp_path_factory) / "runs" / "small", folder / "small"))
 
 
+def said_loss(run: Path) -> float:
+    return bigctl.load(str(run)).evaluate("validation")["val/loss"]
+
+
 def test_the_smaller_network_is_a_run_that_can_be_trained_on(run, tmp_path_factory, capsys):
     made = run.with_name("small-structured")
     assert main(["compress", str(run), "method=structured", "columns=0.5", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["run"] == str(made) and said["derived_from"] == "small" and said["model"] == {"hidden": [[8], [4]]}
+    told = said["sensitivity"]
+    assert told["layers"]["layers/0"] == pytest.approx(said_loss(made), rel=1e-5) != told["loss"]
     assert [*said["removed"]] == ["layers/0"] and said["bytes_after"] < said["bytes_before"]
     trained, source = bigctl.load(str(made)), bigctl.load(str(run))
     kept = np.setdiff1d(np.arange(8), said["removed"]["layers/0"])
@@ -172,3 +178,35 @@ def test_what_a_model_has_not_cannot_go(run):
     }.items():
         with pytest.raises(RunError, match=said):
             structured.shrunk(trained, Method.parse(["method=structured", settings]), trained.data())
+
+
+def test_several_ways_are_held_beside_each_other_and_nothing_is_written(run, capsys):
+    folders = sorted(run.parent.iterdir())
+    asked = ["--pareto", "method=int8,prune,structured", "columns=0.25,0.5", "by=magnitude"]
+    assert main(["compress", str(run), *asked, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    rows = {each["method"]: each for each in said["tried"]}
+    parts = [f"method=structured by=magnitude columns={share}" for share in (0.25, 0.5)]
+    assert [*rows] == ["float32", "method=int8", "method=prune sparsity=0.5 by=magnitude", *parts]
+    assert rows[parts[1]]["bytes"] < rows[parts[0]]["bytes"] < rows["float32"]["bytes"]
+    trained = bigctl.load(str(run))
+    assert rows["float32"]["score"] == pytest.approx(trained.evaluate("validation")["val/accuracy"])
+    assert rows["method=int8"]["time"] == 1 and any(each["best"] for each in said["tried"])
+    assert main(["compress", str(run), "--pareto", "method=structured", "heads=0.5", "--name", "x"]) == 2
+    assert "--pareto writes no run" in capsys.readouterr().err
+    assert main(["compress", str(run), "--pareto", "method=structured", "heads=0.5"]) == 2
+    assert "none of the methods is for this model" in capsys.readouterr().err
+    assert folders == sorted(run.parent.iterdir())
+    for settings, wrong in {"method=soup": "there is no method 'soup' to be tried", "group=32": "no method ''"}.items():
+        with pytest.raises(ConfigError, match=wrong):
+            Method.several([settings])
+    with pytest.raises(ConfigError, match="heads: is no key of int8"):
+        Method.several(["method=int8", "heads=0.5"])
+
+
+def test_the_pareto_set_is_what_nothing_else_is_better_than():
+    points = {"whole": (0.9, 100, 1.0), "half": (0.9, 50, 1.0), "poor": (0.7, 60, 1.0), "fast": (0.6, 60, 0.5)}
+    tried = [pareto.Tried(name, score, bytes=size, time=time) for name, (score, size, time) in points.items()]
+    tried.append(pareto.Tried("none", refused="no heads"))
+    assert [each.method for each in pareto.marked(tried, larger=True) if each.best] == ["half", "fast"]
+    assert [each.method for each in pareto.marked(tried, larger=False) if each.best] == ["half", "fast"]

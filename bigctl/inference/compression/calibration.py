@@ -36,9 +36,9 @@ def norms(network: Network, dataset: Dataset, rows: int) -> dict[str, np.ndarray
     return {name: np.sqrt(values) for name, values in found.items()}
 
 
-def batches(dataset: Dataset, rows: int) -> Iterator[Arrays]:
-    """About so many rows of the training split, in evenly spaced batches without padding."""
-    columns, layout = dataset.splits["train"], dataset.batches
+def batches(dataset: Dataset, rows: int, split: str = "train") -> Iterator[Arrays]:
+    """About so many rows of a split, in evenly spaced batches without padding."""
+    columns, layout = dataset.splits[split], dataset.batches
     size = min(_BATCH, rows)
     planned = list(layout.evaluation_plan(columns, batch_size=size, shards=1).batches())
     for indices, mask, length in planned[:: max(1, len(planned) * size // rows)]:

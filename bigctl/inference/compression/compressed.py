@@ -19,8 +19,9 @@ from bigctl.data.dataset import Dataset
 from bigctl.engine import experiment
 from bigctl.errors import RunError
 from bigctl.files import read_regular, write_json
-from bigctl.inference.compression import calibration
+from bigctl.inference.compression import calibration, sensitivity
 from bigctl.inference.compression.method import PRUNE, SOUP, STRUCTURED, WANDA, Method
+from bigctl.inference.compression.sized import Sized
 from bigctl.inference.compression.soup import stirred
 from bigctl.inference.compression.structured import Shrunk, shrunk
 from bigctl.inference.compression.weights import Smaller, smaller, unchanged
@@ -34,7 +35,7 @@ from bigctl.runs.directory import RunDirectory
 from bigctl.runs.metrics_file import step_of_line
 from bigctl.training.checkpoints.arrays import flatten, shapes
 from bigctl.training.checkpoints.store import Checkpoints
-from bigctl.training.state import Tree, zeros_like
+from bigctl.training.state import Tree, Weights, zeros_like
 
 MISTAKES = 24
 
@@ -48,8 +49,18 @@ class Compressed:
     lines: list[str]
 
 
-def require_new(trained: TrainedRun, path: Path) -> None:
-    """Raises RunError for a run that is compressed already or has not finished, or a folder that is taken."""
+def require_new(path: Path) -> None:
+    """Raises RunError for a folder that is taken."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError("exists already", where=str(path), hint="give another --name, or --run-dir")
+
+
+def require_source(trained: TrainedRun) -> tuple[Network, Dataset]:
+    """The network and the data of a run that can be compressed.
+
+    Raises:
+        RunError: if it is compressed already or has not finished, or its data cannot be had.
+    """
     where, record = str(trained.run.path), trained.run.record()
     if "compression" in record:
         origin = (record.get("derived_from") or {}).get("derived_from", "the run it was made from")
@@ -57,23 +68,24 @@ def require_new(trained: TrainedRun, path: Path) -> None:
         raise RunError(what, where=where, hint=f"compress {origin} another way")
     if not trained.run.summary_file.is_file():
         raise RunError("has not finished training", where=where, hint=f"bigctl resume {where}")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError("exists already", where=str(path), hint="give another --name, or --run-dir")
+    network = Network.of(trained)
+    if network.dataset is None:
+        raise RunError("its data cannot be had, so what it costs is not known", where=where, hint="bring it back")
+    return network, network.dataset
 
 
 def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
     """Make a run of a run in a new folder: all of it, or nothing.
 
     Raises:
-        RunError: as `require_new`; if the model has no layers for the method, or the run's data cannot be had.
+        RunError: as `require_new` and `require_source`; if the model has no layers for the method.
     """
-    require_new(trained, path)
+    require_new(path)
+    network, dataset = require_source(trained)
     if trained.threshold is not None:  # the new run has none of its own, and is scored as it will be used
         trained = trained.with_threshold(None)
-    where, network = str(trained.run.path), Network.of(trained)
-    if network.dataset is None:
-        raise RunError("its data cannot be had, so what it costs is not known", where=where, hint="bring it back")
-    found, other, more, said = _changed(trained, method, network, network.dataset)
+    where = str(trained.run.path)
+    found, other, more, said = changed(trained, method, network, dataset)
     copied = Network.of(other) if method.method == STRUCTURED else network
     weights = copied.weights if method.method == STRUCTURED else {**network.weights, **found.values}
     compared = beside.compare(trained, network, network.copy(network.weights), copied.copy(weights), where)
@@ -84,15 +96,17 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
     return Compressed(path, table, [*said, *_scored(compared, method)])
 
 
-def _changed(
-    trained: TrainedRun, method: Method, network: Network, dataset: Dataset
+def changed(
+    trained: TrainedRun, method: Method, network: Network, dataset: Dataset, *, sensitive: bool = True
 ) -> tuple[Smaller, TrainedRun, dict[str, Any], list[str]]:
-    """What became of the weights, the run with them, what the table says besides, and lines for people."""
+    """What became of the weights, the run with them, what the table says besides, and lines for people; `sensitive`
+    asks each layer too."""
     more: dict[str, Any] = {}
     if method.method == STRUCTURED:
-        cut = shrunk(trained, method, dataset)
+        cut = shrunk(trained, method, dataset, sensitive=sensitive)
         found = Smaller(cut.values, len(cut.removed), {}, cut.bytes_before, cut.bytes_after, 0.0)
         more = {"removed": cut.removed, "model": cut.changed, "loss_without_layer": cut.without}
+        more |= {"sensitivity": cut.sensitivity.to_json()} if cut.sensitivity else {}
         return found, cut.applied(trained), more, _cut_lines(method, cut)
     norms = {}
     if method.method == PRUNE and method.by == WANDA:
@@ -106,7 +120,13 @@ def _changed(
         found = smaller(_arrays(trained.params), method, norms, str(trained.run.path))
     found = dataclasses.replace(found, left={**found.left, **unchanged(_arrays(trained.variables))})
     other = trained.with_params(jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values())))
-    return found, other, more, _lines(method, found, **more)
+    said = _lines(method, found, **more)
+    if sensitive and method.method != SOUP:
+        sized = Sized.of(trained)
+        values = sized.arrays(Weights(trained.params, trained.variables))
+        told = sensitivity.of_weights(sized, values, found.values, dataset)
+        more, said = {"sensitivity": told.to_json()}, [*said, *told.lines]
+    return found, other, more, said
 
 
 def _arrays(tree: Tree) -> dict[str, np.ndarray]:
@@ -125,7 +145,11 @@ def _table(trained: TrainedRun, method: Method, found: Smaller, compared: beside
 
 def _cut_lines(method: Method, cut: Shrunk) -> list[str]:
     keys = ", ".join(f"model.{key} {old} -> {new}" for key, (old, new) in cut.changed.items() if key != "head_dim")
-    return [f"{method}: {keys}", f"{cut.bytes_before:,} -> {cut.bytes_after:,} bytes of weights"]
+    lines = [f"{method}: {keys}", f"{cut.bytes_before:,} -> {cut.bytes_after:,} bytes of weights"]
+    if cut.without:
+        losses = ", ".join(f"{number}: {loss:.4f}" for number, loss in enumerate(cut.without))
+        lines.append(f"loss on the calibration rows without one layer: {losses}")
+    return lines + (cut.sensitivity.lines if cut.sensitivity else [])
 
 
 def _lines(method: Method, found: Smaller, ingredients: Sequence[str] = (), left_out: Sequence[str] = ()) -> list[str]:

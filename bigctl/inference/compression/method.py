@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -16,6 +17,14 @@ MAGNITUDE, WANDA, TAYLOR = "magnitude", "wanda", "taylor"
 SHARES = ("heads", "columns", "channels")
 """What `structured` removes a share of."""
 PATTERN = "2:4"
+KEYS: dict[str, set[str]] = {
+    INT8: set(), INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}, SOUP: {"soup", "from"},
+    STRUCTURED: {*SHARES, "layers", "by", "calibration"},
+}  # fmt: skip
+"""Of each method."""
+USUAL = ("int8", "int4", "prune sparsity=0.5", "structured columns=0.25", "structured columns=0.5",
+         "structured channels=0.5")  # fmt: skip
+"""What is tried where several methods are, and none is named."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,32 @@ class Method:
         made._check(found)
         return made
 
+    @classmethod
+    def several(cls, settings: Sequence[str]) -> list[Method]:
+        """Of `key=value,value`: each method with each combination of the values of its own keys; without any, `USUAL`.
+
+        Raises:
+            ConfigError: as `parse`; for a key that none of the methods has.
+        """
+        if not settings:
+            return [cls.parse(f"method={each}".split()) for each in USUAL]
+        given = [setting.partition("=")[::2] for setting in settings]
+        methods = next((text.split(",") for name, text in given if name == "method"), [])
+        for method in methods or [""]:
+            if method not in METHODS or method == SOUP:
+                hint = f"such as method={INT8},{INT4}; one of: {', '.join(set(METHODS) - {SOUP})}"
+                raise ConfigError(f"there is no method {method!r} to be tried", where="method", hint=hint)
+        found, used = [], {"method"}
+        for method in methods:
+            own = [(name, text.split(",")) for name, text in given if name in KEYS[method]]
+            used |= {name for name, _ in own}
+            for values in itertools.product(*(texts for _, texts in own)):
+                keys = [f"{name}={value}" for (name, _), value in zip(own, values, strict=True)]
+                found.append(cls.parse([f"method={method}", *keys]))
+        if strange := [name for name, _ in given if name not in used]:
+            raise ConfigError(f"is no key of {' or '.join(methods)}", where=strange[0], hint="leave it out")
+        return found
+
     def _check(self, given: dict[str, Any]) -> None:
         ways = (MAGNITUDE, TAYLOR) if self.method == STRUCTURED else (MAGNITUDE, WANDA)
         choices = {"method": METHODS, "by": ways, "pattern": ("", PATTERN), "soup": (UNIFORM, GREEDY)}
@@ -89,10 +124,7 @@ class Method:
             if getattr(self, name) not in allowed:
                 hint = f"one of: {', '.join(filter(None, allowed))}"
                 raise ConfigError(f"there is no {name} {getattr(self, name)!r}", where=name, hint=hint)
-        own = {
-            INT8: set(), INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}, SOUP: {"soup", "from"},
-            STRUCTURED: {*SHARES, "layers", "by", "calibration"},
-        }[self.method]  # fmt: skip
+        own = KEYS[self.method]
         if strange := sorted(given.keys() - own - {"method"}):
             hint = f"of method={self.method} there is {', '.join(sorted(own)) or 'none'}"
             raise ConfigError(f"is no key of method={self.method}", where=strange[0], hint=hint)

@@ -11,12 +11,15 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import RunError
+
+if TYPE_CHECKING:
+    import jax
 
 Arrays = Mapping[str, np.ndarray]
 HEADS, COLUMNS, CHANNELS = "heads", "columns", "channels"
@@ -63,7 +66,7 @@ class Units:
             found[part.name] = np.ascontiguousarray(taken.reshape(shape))
         return found
 
-    def gated(self, values: Mapping[str, Any], gates: Any) -> dict[str, Any]:
+    def gated(self, values: Mapping[str, Any], gates: np.ndarray | jax.Array) -> dict[str, Any]:
         """The arrays with what reads each unit multiplied by its gate, [count]."""
         found = dict(values)
         for part in self.read:
@@ -126,16 +129,23 @@ def _layers(values: Arrays) -> list[str]:
     return [f"{above}{number}/" for number, above in sorted(found)]
 
 
-def _heads(model: schema.Model, values: Arrays) -> Iterator[Units]:
-    whole: Any = model.with_defaults()
-    count = getattr(whole, "kv_heads", None) or whole.heads
+def _attention(model: schema.Bert | schema.Vit | schema.Decoder) -> tuple[int, int, int]:
+    """Heads, those of keys and values, and features of each."""
+    whole = model.with_defaults()
+    heads, width = whole.heads or 1, whole.width or 1
+    groups = whole.kv_heads if isinstance(whole, schema.Decoder) else None
+    return heads, groups or heads, whole.head_dim or width // heads
+
+
+def _heads(model: schema.Bert | schema.Vit | schema.Decoder, values: Arrays) -> Iterator[Units]:
+    count = _attention(model)[1]
     for layer in _layers(values):
         path = f"{layer}attention"
         written = sum((_dense(values, f"{path}/{name}", output=True) for name in ("query", "key", "value")), ())
         yield Units(HEADS, path, count, written, _dense(values, f"{path}/output", output=False))
 
 
-def _feed_forward(model: schema.Model, values: Arrays) -> Iterator[Units]:
+def _feed_forward(model: schema.Bert | schema.Vit | schema.Decoder, values: Arrays) -> Iterator[Units]:
     for layer in _layers(values):
         if values.get(f"{layer}up/kernel", np.zeros(0)).ndim == 2:  # and not of several experts
             written = sum((_dense(values, f"{layer}{name}", output=True) for name in ("up", "gate")), ())
@@ -178,13 +188,12 @@ def _normed(values: Arrays, path: str) -> tuple[Slice, ...]:
 def resized(model: schema.Model, units: Sequence[Units], left: Mapping[str, int]) -> schema.Model:
     """The model with so many units left at each place."""
     changed: dict[str, Any] = {}
-    whole: Any = model.with_defaults()
     by_kind = {kind: [left[each.place] for each in units if each.kind == kind] for kind in (HEADS, COLUMNS, CHANNELS)}
-    if by_kind[HEADS]:
-        groups, shared = by_kind[HEADS][0], getattr(whole, "kv_heads", None)
-        changed = {"head_dim": whole.head_dim or whole.width // whole.heads}
-        changed["heads"] = groups * (whole.heads // shared if shared else 1)
-        changed |= {"kv_heads": groups} if shared else {}
+    if by_kind[HEADS] and isinstance(model, schema.Bert | schema.Vit | schema.Decoder):
+        heads, groups, depth = _attention(model)
+        kept = by_kind[HEADS][0]
+        changed = {"heads": kept * heads // groups, "head_dim": depth}
+        changed |= {"kv_heads": kept} if isinstance(model, schema.Decoder) else {}
     if by_kind[COLUMNS]:
         lists = isinstance(model, schema.Mlp | schema.Cnn)
         changed |= {"hidden": by_kind[COLUMNS]} if lists else {"intermediate": by_kind[COLUMNS][0]}

@@ -9,9 +9,8 @@ arXiv 1905.10650), or the size of their weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -19,78 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigctl.config.schema import Config
-from bigctl.data.dataset import Dataset, Features
-from bigctl.engine import experiment
+from bigctl.data.dataset import Dataset
 from bigctl.errors import RunError
 from bigctl.inference.compression import calibration, parts
 from bigctl.inference.compression.method import SHARES, TAYLOR, Method
 from bigctl.inference.compression.parts import Units
+from bigctl.inference.compression.sensitivity import Sensitivity, of_units
+from bigctl.inference.compression.sized import Sized
 from bigctl.inference.trained import TrainedRun
-from bigctl.parallel import mesh as meshes
-from bigctl.parallel.partition import path_name
-from bigctl.training.programs import ModelPrograms
 from bigctl.training.state import Weights
-from bigctl.training.step import add_places
-from bigctl.training.task import evaluation_sums
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Sized:
-    """A network of some size, without weights."""
-
-    config: Config
-    features: Features
-
-    @cached_property
-    def programs(self) -> ModelPrograms:
-        return experiment.rebuild(self.config, self.features)
-
-    @cached_property
-    def _layout(self) -> tuple[list[str], Any, list[Any]]:
-        weights = self.programs.weights
-        leaves, structure = jax.tree_util.tree_flatten_with_path((weights.params, weights.variables))
-        names = [path_name(path).partition("/")[2] for path, _ in leaves]
-        return names, structure, [leaf for _, leaf in leaves]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all weights, by path."""
-        names, _, leaves = self._layout
-        return {name: tuple(leaf.shape) for name, leaf in zip(names, leaves, strict=True)}
-
-    def arrays(self, weights: Weights) -> Arrays:
-        """By path, parameters and what the model updates by itself alike."""
-        leaves = jax.tree.leaves((weights.params, weights.variables))
-        return {name: np.asarray(leaf) for name, leaf in zip(self._layout[0], leaves, strict=True)}
-
-    def weights(self, values: Mapping[str, np.ndarray]) -> Weights:
-        """The inverse, on the devices."""
-        names, structure, leaves = self._layout
-        placed = [
-            jax.device_put(np.asarray(values[name], leaf.dtype), leaf.sharding)
-            for name, leaf in zip(names, leaves, strict=True)
-        ]
-        return Weights(*jax.tree.unflatten(structure, placed))
-
-    def loss(self, values: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
-        """Sum of the loss over a batch and its weight, float32 [2]."""
-        names, structure, _ = self._layout
-        params, variables = jax.tree.unflatten(structure, [values[name] for name in names])
-        whole = add_places(dict(batch), len(next(iter(batch.values()))))
-        with meshes.used(self.programs.mesh):
-            return jnp.asarray(
-                evaluation_sums(self.programs.task, self.programs.merge(params, variables), whole)["loss"]
-            )
-
-    @cached_property
-    def _compiled(self) -> Callable[..., jax.Array]:
-        return jax.jit(self.loss)
-
-    def mean_loss(self, values: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float:
-        total = np.sum([np.asarray(self._compiled(dict(values), dict(batch)), np.float64) for batch in rows], axis=0)
-        return float(total[0] / total[1])
 
 
 @dataclass(frozen=True)
@@ -103,6 +41,7 @@ class Shrunk:
         removed: numbers of what went, by the path of its place; of layers by "layers".
         changed: keys of the model with the values that they had and have.
         without: the mean loss on calibration rows without each layer, where layers went, counted as they were.
+        sensitivity: the loss where parts of one layer alone are gone; None where whole layers went and no more.
         bytes_before, bytes_after: of all weights.
     """
 
@@ -111,6 +50,7 @@ class Shrunk:
     removed: dict[str, list[int]]
     changed: dict[str, tuple[Any, Any]]
     without: list[float]
+    sensitivity: Sensitivity | None
     bytes_before: int
     bytes_after: int
 
@@ -121,20 +61,21 @@ class Shrunk:
         return type(trained)(trained.run, self.config, trained.features, sized.programs, weights, trained.step)
 
 
-def shrunk(trained: TrainedRun, method: Method, dataset: Dataset) -> Shrunk:
-    """A run's network without the parts that a method takes out.
+def shrunk(trained: TrainedRun, method: Method, dataset: Dataset, *, sensitive: bool = True) -> Shrunk:
+    """A run's network without the parts that a method takes out; `sensitive` asks what each layer does to the loss.
 
     Raises:
         RunError: if the model has no such parts, or nothing would go, or all.
     """
     where, config = str(trained.run.path), trained.config
-    sized = Sized(_plain(config), trained.features)
+    sized = Sized.of(trained)
     values = sized.arrays(Weights(trained.params, trained.variables))
     before, rows = _bytes(values), []
     if method.by == TAYLOR or method.layers:
         rows = list(calibration.batches(dataset, method.calibration))
     removed: dict[str, list[int]] = {}
     without: list[float] = []
+    sensitivity = None
     if method.layers:
         sized, values, removed["layers"], without = _without_layers(sized, values, method.layers, rows, where)
     kinds, model = [kind for kind in SHARES if getattr(method, kind)], sized.config.model
@@ -142,7 +83,7 @@ def shrunk(trained: TrainedRun, method: Method, dataset: Dataset) -> Shrunk:
     if units:
         taylor = method.by == TAYLOR
         scores = importance(sized, values, units, rows) if taylor else [each.size(values) for each in units]
-        left: dict[str, int] = {}
+        left, whole_values = dict[str, int](), values
         for each, score in zip(units, scores, strict=True):
             gone = int(getattr(method, each.kind) * each.count + 1e-9)
             order = np.argsort(score, kind="stable")
@@ -150,12 +91,13 @@ def shrunk(trained: TrainedRun, method: Method, dataset: Dataset) -> Shrunk:
             left[each.place] = each.count - gone
             values = each.keep(values, np.sort(order[gone:]))
         _require_some(units, removed, method, where)
-        sized = _with_model(sized, parts.resized(sized.config.model, units, left))
+        sensitivity = of_units(sized, whole_values, units, removed, dataset) if sensitive else None
+        sized = sized.with_model(parts.resized(sized.config.model, units, left))
     model, old = sized.config.model, config.model
     pairs = {each.name: (getattr(old, each.name), getattr(model, each.name)) for each in dataclasses.fields(old)}
     changed = {name: (one, other) for name, (one, other) in pairs.items() if one != other}
     whole = dataclasses.replace(config, model=model)
-    return Shrunk(whole, values, removed, changed, without, before, _bytes(values))
+    return Shrunk(whole, values, removed, changed, without, sensitivity, before, _bytes(values))
 
 
 def importance(
@@ -194,21 +136,13 @@ def _without_layers(
     numbers, first = list(range(there)), []
     for _ in range(count):
         fewer: dict[str, Any] = {"layers": len(numbers) - 1}
-        smaller = _with_model(sized, dataclasses.replace(sized.config.model, **fewer))
+        smaller = sized.with_model(dataclasses.replace(sized.config.model, **fewer))
         losses = [smaller.mean_loss(parts.without_layer(values, i), rows) for i in range(len(numbers))]
         first = first or losses
         worst = int(np.nanargmin(losses))
         values, sized = parts.without_layer(values, worst), smaller
         numbers.pop(worst)
     return sized, values, [number for number in range(there) if number not in numbers], first
-
-
-def _with_model(sized: Sized, model: Any) -> Sized:
-    return Sized(dataclasses.replace(sized.config, model=model), sized.features)
-
-
-def _plain(config: Config) -> Config:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
 
 
 def _require_some(units: Sequence[Units], removed: Mapping[str, list[int]], method: Method, where: str) -> None:
