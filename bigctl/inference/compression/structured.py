@@ -111,7 +111,8 @@ def importance(
         for each, gate in zip(units, gates, strict=True):
             gated = each.gated(gated, gate)
         total, weight = sized.loss(gated, {name: column[None] for name, column in row.items()})
-        return total / jnp.maximum(weight, 1e-9)
+        mean: jax.Array = total / jnp.maximum(weight, 1e-9)
+        return mean
 
     @jax.jit
     def of_batch(values: Arrays, batch: Mapping[str, Any]) -> list[jax.Array]:
@@ -133,7 +134,7 @@ def _without_layers(
     there = parts.layer_count(sized.config.model, where)
     if count >= there:
         raise RunError(f"layers={count} leaves none of {there}", where=where, hint=f"layers={there - 1} or less")
-    numbers, first = list(range(there)), []
+    numbers, first = list(range(there)), list[float]()
     for _ in range(count):
         fewer: dict[str, Any] = {"layers": len(numbers) - 1}
         smaller = sized.with_model(dataclasses.replace(sized.config.model, **fewer))
