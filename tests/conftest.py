@@ -62,6 +62,14 @@ def _memory() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_of_the_session(pytestconfig: pytest.Config) -> None:
+    """What is trained once a session is compiled as the modules of the quick set are."""
+    if pytestconfig.option.markexpr == "not slow":
+        os.environ[forked.FEWER] = "1"
+        _compile_with_few_optimizations(True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Programs of the quick set, also those of commands, are compiled with few optimizations: in half the time.
@@ -71,14 +79,14 @@ def _compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     marked = request.node.get_closest_marker
     _keep_programs()
     quick = request.config.option.markexpr == "not slow" and not marked("optimized")
-    if not quick and not marked("fewer"):
-        yield
-        return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(forked.FEWER, "1")
-        _compile_with_few_optimizations(True)
+        if quick or marked("fewer"):
+            patch.setenv(forked.FEWER, "1")
+        else:
+            patch.delenv(forked.FEWER, raising=False)
+        _compile_with_few_optimizations(forked.FEWER in os.environ)
         yield
-    _compile_with_few_optimizations(False)
+    _compile_with_few_optimizations(forked.FEWER in os.environ)
 
 
 def _keep_programs() -> None:
@@ -125,6 +133,7 @@ class Cli:
         environment = dict(os.environ) if environment is None else environment
         if forked.fits(environment):
             return _forked().run(command, self.folder, environment, timeout, given)
+        environment = {**environment, **forked.flags(environment)}
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, timeout=timeout, input=given
         )

@@ -29,6 +29,8 @@ from bigctl.sweeps.execution import forking
 FEWER = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 """Compiles in half the time; jax takes it at any time, so that a child has it from its own environment."""
 EMITTERS = "xla_cpu_use_fusion_emitters"
+PARTS = "xla_cpu_parallel_codegen_split_count"
+"""Into how many modules LLVM gets a program cut: for threads that no core is left for, and a seventh of the time."""
 LEAVING_OUT = True
 """Not where two programs are compared to the last bit: without emitters they may round differently."""
 AT_START = ("PYTHON", "JAX_", "XLA_", "TF_", "OMP_", "LC_", "LANG", "HOME", "XDG_")
@@ -56,11 +58,21 @@ def leave_out_emitters() -> None:
 
     def options(*given: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
         if LEAVING_OUT and compiler._DISABLE_MOST_OPTIMIZATIONS.value:
-            env_options_overrides = {**(env_options_overrides or {}), EMITTERS: "False"}
+            env_options_overrides = {**(env_options_overrides or {}), EMITTERS: "False", PARTS: "1"}
         return made(*given, env_options_overrides=env_options_overrides, **more)
 
     options.asked = True  # type: ignore[attr-defined]
     compiler.get_compile_options = options
+
+
+def flags(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a process that is started in the plain way needs for the same, beside an environment that asks for few
+    optimizations."""
+    from jaxlib import version
+
+    if environment.get(FEWER) != "1" or not version.__version__.startswith("0.10.") or not LEAVING_OUT:
+        return {}
+    return {"XLA_FLAGS": f"{environment.get('XLA_FLAGS', '')} --{EMITTERS}=false --{PARTS}=1".strip()}
 
 
 class Server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests import forked
 
 
 @dataclass
@@ -51,13 +54,17 @@ class Running:
 @contextlib.contextmanager
 def serving(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Running]:
     """`bigctl serve` with a free port, ready; stopped at the end whatever happens."""
-    import os
-
+    environment = {**os.environ, **(env or {})}
     log = folder / f"serve-{time.monotonic_ns()}.log"
     command = [str(Path(sys.executable).with_name("bigctl")), "serve", *arguments, "--port", "0"]
     with log.open("w") as stream:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=stream, text=True, env={**os.environ, **(env or {})}
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            env={**environment, **forked.flags(environment)},
         )
     try:
         assert process.stdout is not None

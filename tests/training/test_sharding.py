@@ -28,7 +28,7 @@ def on_eight_devices(script: str, *arguments: str, flags: str = "") -> Any:
     checkout = str(Path(__file__).parents[2])  # a script may import from tests, wherever the test has gone
     quick = "1" if jax.config.read("jax_disable_most_optimizations") else "0"
     if quick == "1" and jax.__version__.startswith("0.10."):
-        flags += f" --{forked.EMITTERS}=false"
+        flags += f" --{forked.EMITTERS}=false --{forked.PARTS}=1"
     environment = {
         **os.environ, **EIGHT, "XLA_FLAGS": f"{EIGHT['XLA_FLAGS']} {flags}", "PYTHONPATH": checkout,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": quick,
