@@ -17,7 +17,7 @@ from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.generation.options import GenerationOptions
 from bigctl.inference.exporters.huggingface import export_run
 from bigctl.interop import sources
-from tests import topics
+from tests import forked, topics
 from tests.conftest import SHARED_DATA, Cli
 
 TEXT = "我有月亮,你有太阳。to be or nothing, is a question\n"
@@ -244,7 +244,8 @@ def test_file_of_llama2c_tells_its_story(command: Cli) -> None:
 def test_text_is_shown_before_all_is_written(command: Cli) -> None:
     process = subprocess.Popen(
         command.command("generate", "writer", "--prompt", "to be", "--max-new-tokens", "1000000"),
-        cwd=command.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ,
+        cwd=command.folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, **forked.flags(os.environ)},
     )  # fmt: skip
     with process:
         assert process.stdout is not None

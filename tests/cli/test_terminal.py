@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
 
 LIVE = re.compile(r"^step (\d+)/(\d+) .*eta (\d+:\d\d|-:--)  loss (\d+\.\d{4})")
@@ -29,7 +31,7 @@ class Screen:
         self.columns = columns
         size = ["-x", str(columns), "-y", "24"]
         kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-        environment = {**kept, "PS1": "$ ", "TERM": "xterm-256color"}
+        environment = {**kept, **forked.flags(kept), "PS1": "$ ", "TERM": "xterm-256color"}
         command = ["new-session", "-d", "-s", "seen", *size, "-c", str(folder), "bash --norc --noprofile"]
         subprocess.run([*self.tmux, *command], check=True, env=environment)
 

@@ -13,6 +13,7 @@ import pytest
 
 from bigctl.cli.main import main
 from bigctl.training.checkpoints.store import Checkpoints
+from tests import forked
 from tests.conftest import Cli
 
 OVERRIDES = ["recipe=cnn_cls", "data=digits", "model.channels=[16,32]", "train.steps=80", "checkpoint.every=10",
@@ -76,7 +77,7 @@ def test_a_file_that_cannot_grow_ends_the_run_and_the_checkpoint_before_loads(bi
     """Writing fails in the middle of a file, as it does with a bad disk; here with a limit on file sizes, EFBIG."""
     done = subprocess.run(
         bigctl.command("train", *SMALL, "train.steps=30", "schedule.horizon=30"),
-        cwd=bigctl.folder, capture_output=True, text=True, timeout=120,
+        cwd=bigctl.folder, capture_output=True, text=True, timeout=120, env={**os.environ, **forked.flags(os.environ)},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )  # fmt: skip
     assert_one_line_and_the_checkpoint_before(done, small, "File too large")

@@ -270,7 +270,8 @@ _MISFITS = [
 
 def test_what_does_not_fit_devices_that_only_jax_knows_is_refused(tmp_path: Path) -> None:
     """Batches that they cannot share, and meshes."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    plain = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    environment = {**plain, **forked.flags(plain)}
     given = json.dumps([overrides for overrides, _ in _MISFITS])
     command = [sys.executable, "-c", _REFUSED, given]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
