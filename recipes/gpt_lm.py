@@ -21,7 +21,8 @@ from bigctl.errors import ConfigError
 from bigctl.models.decoder import Decoder
 from bigctl.models.experts import Routing
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch, Record, Task
+from bigctl.training.state import Weights
+from bigctl.training.task import TEACHER, Batch, Record, Task
 
 _PLACES = ("segments", "positions")
 """What a model is told besides of documents that are packed, see `layouts.packed`."""
@@ -58,6 +59,7 @@ class GptLm(Task):
         (self.block,) = features.shape
         self.tokens_per_example = self.block
         self.packed = self.recipe.packing == DOCUMENTS
+        self.distil = config.distil if config.distil.teacher is not None else None
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model_config.build(self.vocabulary, rngs=rngs)
@@ -71,26 +73,36 @@ class GptLm(Task):
         self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
         z_loss = hparams["recipe.z_loss"] if self.recipe.z_loss else 0.0
-        found, routing = self._sums(model, batch, key, z_loss)
+        spoken, routing = self._spoken(model, batch, key)
+        found = self._sums(spoken, batch, z_loss)
+        plain = {"cross_entropy": jnp.stack([found.cross_entropy, found.weight])}
+        if self.distil is not None:
+            soft = self._soft(spoken, batch, hparams.get(TEACHER))
+            mixed = (1 - self.distil.alpha) * found.total + self.distil.alpha * soft
+            found, plain = found._replace(total=mixed), {**plain, "distil": jnp.stack([soft, found.weight])}
         if routing is None:
-            return {
-                "loss": jnp.stack([found.total, found.weight]),
-                **({"cross_entropy": jnp.stack([found.cross_entropy, found.weight])} if self.recipe.z_loss else {}),
-            }
+            told = plain if self.recipe.z_loss or self.distil is not None else {}
+            return {"loss": jnp.stack([found.total, found.weight]), **told}
         added = sum(
             hparams[f"model.{name}"] * value
             for name, value in (("load_balance_loss", routing.load_balance), ("router_z_loss", routing.z))
             if getattr(self.model_config, name)
         )
-        told = {
-            "cross_entropy": found.cross_entropy,
-            **{name: found.weight * jax.lax.stop_gradient(getattr(routing, field)) for name, field in _ROUTING.items()},
+        routed = {
+            name: found.weight * jax.lax.stop_gradient(getattr(routing, field)) for name, field in _ROUTING.items()
         }
-        sums = {name: jnp.stack([total, found.weight]) for name, total in told.items()}
-        return {"loss": jnp.stack([found.total + found.weight * added, found.weight]), **sums}
+        sums = {name: jnp.stack([total, found.weight]) for name, total in routed.items()}
+        return {"loss": jnp.stack([found.total + found.weight * added, found.weight]), **plain, **sums}
+
+    def _soft(self, spoken: lm_loss.Spoken, batch: Batch, weights: Weights | None) -> jax.Array:
+        """What the teacher says against it, summed; without a teacher's weights, as where only shapes are asked, 0."""
+        if self.distil is None or self.teacher is None or weights is None:
+            return jnp.float32(0)
+        teacher, _ = self._spoken(self.teacher(weights), batch, None)
+        return lm_loss.soft_sum(spoken, teacher, self._weights(batch), self.distil.temperature, self.recipe.loss_chunk)
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
-        found, _ = self._sums(model, batch, None, 0.0)
+        found = self._sums(self._spoken(model, batch, None)[0], batch, 0.0)
         return {"loss": jnp.stack([found.total, found.weight])}  # and not the other sum, which has no gradient
 
     def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -117,22 +129,24 @@ class GptLm(Task):
         shares = {name: self.model_config.active_share(name) for name in shapes}
         return self.block * flops_per_token(shapes, layers=layers, width=width, block=self.block, shares=shares)
 
-    def _sums(
-        self, model: nnx.Module, batch: Batch, key: jax.Array | None, z_loss: float | jax.Array
-    ) -> tuple[lm_loss.LossSums, Routing | None]:
-        targets = batch["targets"]
-        weights = batch["mask"][:, None] * (targets != NO_TARGET)
-        model = cast(Decoder, model)
+    def _spoken(self, model: nnx.Module, batch: Batch, key: jax.Array | None) -> tuple[lm_loss.Spoken, Routing | None]:
+        """What a model says of a batch, and where its own keys have experts, which of them were asked."""
+        model, routing = cast(Decoder, model), None
         places = {name: batch[name] for name in _PLACES} if self.packed else {}
-        routing = None
-        if getattr(self.model_config, "experts", None):
-            hidden, routing = model.routed(batch["inputs"], key=key, weights=weights, **places)
+        if key is not None and getattr(self.model_config, "experts", None):
+            hidden, routing = model.routed(batch["inputs"], key=key, weights=self._weights(batch), **places)
         else:
             hidden = model(batch["inputs"], key=key, **places)
-        kernel = model.head_kernel()
-        chunk = self.recipe.loss_chunk
-        targets = jnp.maximum(targets, 0)
-        return lm_loss.loss_sums(hidden, kernel, targets, weights, model.vocab_size, z_loss, chunk), routing
+        return lm_loss.Spoken(hidden, model.head_kernel(), model.vocab_size), routing
+
+    def _weights(self, batch: Batch) -> jax.Array:
+        """What each place counts, [batch, length]."""
+        return batch["mask"][:, None] * (batch["targets"] != NO_TARGET)
+
+    def _sums(self, spoken: lm_loss.Spoken, batch: Batch, z_loss: float | jax.Array) -> lm_loss.LossSums:
+        hidden, kernel, size = spoken
+        targets, weights = jnp.maximum(batch["targets"], 0), self._weights(batch)
+        return lm_loss.loss_sums(hidden, kernel, targets, weights, size, z_loss, self.recipe.loss_chunk)
 
 
 def flops_per_token(

@@ -68,6 +68,52 @@ def loss_sums(
     return LossSums(total, jax.lax.stop_gradient(cross_entropy), jnp.sum(weights, dtype=jnp.float32))
 
 
+class Spoken(NamedTuple):
+    """What a language model says: vectors of its last layer, weights of its output, and how many tokens it knows, those
+    of its columns that do not pad."""
+
+    hidden: Float[Array, "batch length width"]
+    head_kernel: Float[Array, "width vocab"]
+    vocab_size: int
+
+
+def soft_sum(
+    student: Spoken,
+    teacher: Spoken,
+    weights: Float[Array, "batch length"],
+    temperature: float,
+    chunk: int | None = None,
+) -> Float[Array, ""]:
+    """Summed T^2 KL(teacher || student) over the tokens that both know, each softened by the temperature T (Hinton et
+    al. 2015); no gradient flows to the teacher.
+
+    A piece of either's logits is there at once, and made anew for the gradient. `weights` and `chunk` are as for
+    `loss_sums`.
+    """
+    batch, length, _ = student.hidden.shape
+    known = min(student.vocab_size, teacher.vocab_size)
+    if chunk is None:
+        chunk = max(1, _PIECE // max(1, 2 * (batch // meshes.shards_in_use()) * student.head_kernel.shape[1]))
+    pieces = -(-length // max(1, min(chunk, length)))
+
+    @jax.checkpoint
+    def add(total: Array, piece: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        said, wanted, weight = piece
+
+        def logs(some: Array, spoken: Spoken) -> Array:
+            logits = jnp.matmul(some, spoken.head_kernel, preferred_element_type=jnp.float32)
+            logits = meshes.placed(logits, "batch", None, "tensor")
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < known, logits / temperature, _MASKED)
+            return jax.nn.log_softmax(logits)[..., : min(student.head_kernel.shape[1], teacher.head_kernel.shape[1])]
+
+        ours, theirs = logs(said, student), jax.lax.stop_gradient(logs(wanted, teacher))
+        return total + temperature**2 * jnp.sum(weight * jnp.sum(jnp.exp(theirs) * (theirs - ours), -1)), None
+
+    arrays = student.hidden, jax.lax.stop_gradient(teacher.hidden), weights.astype(jnp.float32)
+    total, _ = _scan(add, jnp.float32(0), arrays, pieces)
+    return total
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _sums(
     hidden: Array,

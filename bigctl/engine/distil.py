@@ -1,4 +1,6 @@
 """What a teacher says of the training split, computed once before the first step: a column of logits like any other.
+Of a text, where it has to say something of each token, it is asked in each step instead: its weights are an argument of
+the step beside the student's.
 
 They are kept in the cache, by what they were made of: the teacher's checkpoint and the student's data. A start that is
 killed has computed what it has computed; the next one goes on from there. A run notes their digest, and does not go on
@@ -51,6 +53,11 @@ def taught(run: Run, experiment: Experiment) -> Experiment:
     if config.distil.teacher is None:
         return experiment
     noted = run.directory.record().get(TEACHER) if run.resumes else None
+    if dataset.features.kind == teachers.STREAM:
+        experiment, said = _asked_each_step(experiment, run.options.plugins, noted)
+        if run.directory.writes:
+            run.directory.update_record(**{TEACHER: said})
+        return experiment
     logits, said = run.group.in_turn(lambda: _logits(config, dataset, run.options.plugins, noted))
     if run.directory.writes:
         run.directory.update_record(**{TEACHER: said})
@@ -62,7 +69,27 @@ def of_experiment(experiment: Experiment) -> Experiment:
     config, dataset = experiment.config, experiment.dataset
     if config.distil.teacher is None:
         return experiment
+    if dataset.features.kind == teachers.STREAM:
+        return _asked_each_step(experiment, (), None)[0]
     return _with_column(experiment, _logits(config, dataset, (), None)[0])
+
+
+def _asked_each_step(
+    experiment: Experiment, plugins: Sequence[str], noted: Mapping[str, Any] | None
+) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment whose steps are given the teacher's weights, whole on each device; and what the record says."""
+    config, programs = experiment.config, experiment.programs
+    teacher = teachers.find(config, experiment.dataset, plugins)
+    said = _source(teacher, noted)
+    train = dataclasses.replace(teacher.config.train, precision=config.train.precision)
+    with meshes.over(jax.local_devices()[:1]):
+        theirs = rebuild(on_one_device(dataclasses.replace(teacher.config, train=train)), teacher.features)
+        weights = _restored(teacher, theirs, int(said["step"]))
+    where = meshes.replicated(programs.mesh)
+    given = jax.tree.map(lambda values: meshes.put(np.asarray(values), where), weights)
+    programs.task.teacher = lambda weights: theirs.merge(weights.params, weights.variables)
+    programs = dataclasses.replace(programs, hparams={**programs.hparams, TEACHER: given})
+    return dataclasses.replace(experiment, programs=programs), said
 
 
 def _with_column(experiment: Experiment, logits: np.ndarray) -> Experiment:

@@ -20,6 +20,8 @@ from bigctl.runs import directory
 from bigctl.runs.directory import RunDirectory
 
 KEY = "distil.teacher"
+STREAM = "stream"
+"""Kind of data whose teacher is asked in each step."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def find(config: Config, dataset: Dataset, plugins: Sequence[str] = ()) -> Teach
     if features.kind != dataset.features.kind:
         what = f"it reads {features.kind}s, the data holds {dataset.features.kind}s"
         raise ConfigError(what, where=where, hint="name a run on data of this kind")
+    if features.kind == STREAM:
+        _require_same_tokens(run, theirs, features, dataset.features, where)
+        return Teacher(run, theirs, features, np.zeros(0, np.int64))
     return Teacher(run, theirs, features, _order(features, dataset.features, where))
 
 
@@ -68,7 +73,7 @@ def named(config: Config, plugins: Sequence[str] = ()) -> tuple[RunDirectory, Co
 
     Raises:
         RunError: if there is no such run, it was not trained to its end, or needs plugins.
-        ConfigError: if it tells no class of an example.
+        ConfigError: if it tells no class of an example, or, where text is to be written, writes none.
     """
     run = directory.locate(str(config.distil.teacher))
     where, record = f"{KEY}={config.distil.teacher}", run.record()
@@ -81,10 +86,30 @@ def named(config: Config, plugins: Sequence[str] = ()) -> tuple[RunDirectory, Co
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"is not as bigctl writes it: data.features ({type(error).__name__})"
         raise RunError(what, where=str(run.record_file)) from error
+    if config.recipe.inputs == "streams":
+        if features.kind != STREAM or theirs.recipe.purpose != "generate":
+            what = f"a run of recipe={theirs.recipe.kind} does not say what the next token is"
+            raise ConfigError(what, where=where, hint="name a run of recipe=gpt_lm")
+        return run, theirs, features
     if features.target.kind != CLASS or theirs.recipe.purpose != "predict":
         what = f"a run of recipe={theirs.recipe.kind} tells no class of an example"
         raise ConfigError(what, where=where, hint="name a run that classifies")
     return run, theirs, features
+
+
+def _require_same_tokens(run: RunDirectory, theirs: Config, known: Features, ours: Features, where: str) -> None:
+    """Raises ConfigError unless its numbers stand for the same tokens, and its texts may be as long as ours."""
+    words, own = known.tokenizer or {}, ours.tokenizer or {}
+    if any(words.get(name) != own.get(name) for name in ("sha256", "vocab_size")):
+        what = f"has another tokenizer: {words.get('vocab_size')} tokens, the data has {own.get('vocab_size')}"
+        if words.get("vocab_size") == own.get("vocab_size"):
+            what = "has another tokenizer: its tokens are others, or have other numbers"
+        hint = f"recipe.tokenizer.type=file recipe.tokenizer.path={run.tokenizer} takes its own"
+        raise ConfigError(what, where=where, hint=hint)
+    context, block = getattr(theirs.model, "context", None), ours.shape[0]
+    if getattr(theirs.model.with_defaults(), "position", None) == "learned" and context and context < block:
+        what = f"takes texts of {context} tokens, the student is trained on windows of {block}"
+        raise ConfigError(what, where=where, hint=f"set recipe.block={context}")
 
 
 def _order(theirs: Features, ours: Features, where: str) -> np.ndarray:

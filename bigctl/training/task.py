@@ -18,6 +18,7 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import EACH, Sums
+from bigctl.training.state import Weights
 
 Batch = dict[str, jax.Array]
 """Columns of examples, all with the batch dimension first; `mask` float32 is 0 where an example only pads, `number`
@@ -73,6 +74,8 @@ class Task:
     """Whether a step is a solution for the batch, by `solve`, in place of a step of the optimizer."""
     feature_width: int | None = None
     """Where training reads features of its examples in place of them, computed once by `compute_features`, how many."""
+    teacher: Callable[[Weights], nnx.Module] | None = None
+    """Of a task that asks its teacher in each step: the model of its weights, which stand among the hparams."""
     own_metrics: tuple[schema.Metric, ...] = ()
     """Those of `eval.metrics`, which are computed besides."""
 

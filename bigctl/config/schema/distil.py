@@ -23,4 +23,4 @@ class Distil(Checked):
     def check(self, config: Whole) -> Iterator[Problem]:
         if self.teacher is not None and not config.recipe.taught:
             what = f"recipe={config.recipe.kind} cannot be taught by another run"
-            yield "distil.teacher", what, "leave it out; recipes of one class an example of texts, images or tables can"
+            yield "distil.teacher", what, "leave it out; gpt_lm and recipes of one class an example can"

@@ -315,6 +315,7 @@ class BertMlm(Recipe):
 class GptLm(Recipe):
     """Language modelling: each token is predicted from those before it."""
 
+    taught: ClassVar[bool] = True
     implementation: ClassVar[str] = "bigctl.recipes.gpt_lm:GptLm"
     inputs: ClassVar[str] = "streams"
     metrics: ClassVar[Mapping[str, str]] = {"perplexity": MIN, "bits_per_byte": MIN, "cross_entropy": MIN}
