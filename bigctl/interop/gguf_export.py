@@ -66,6 +66,9 @@ class Written:
 def model_kind(model: DecoderArchitecture, where: str) -> str:
     """Which of "gpt" and "llama" of llama.cpp computes what a decoder does. Raises ConfigError if neither."""
     require_whole_heads(model, "llama.cpp", where)
+    if model.experts:
+        hint = "--format hf writes a Mixtral, which llama.cpp's own converter reads"
+        raise ConfigError(f"a model of experts (model.experts={model.experts}) is not written", where=where, hint=hint)
     try:
         kind = decoder.exported_kind(model)
     except ConfigError as error:

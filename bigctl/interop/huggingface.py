@@ -13,7 +13,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.interop import bert, decoder, vision_export
+from bigctl.interop import bert, decoder, decoder_config, vision_export
 from bigctl.interop.folders import require_new, whole_or_nothing, write_json
 from bigctl.interop.tensors import WEIGHTS, read_json
 from bigctl.models.architecture import (
@@ -34,6 +34,7 @@ _CLASSES = {
     "BertForTokenClassification": "AutoModelForTokenClassification",
     "GPT2LMHeadModel": "AutoModelForCausalLM",
     "LlamaForCausalLM": "AutoModelForCausalLM",
+    "MixtralForCausalLM": "AutoModelForCausalLM",
 }
 
 
@@ -67,10 +68,10 @@ class Export:
 def export_model(trained: Export, folder: Path) -> Path:
     """Write a trained model as config.json, model.safetensors and tokenizer files; LoRA is merged into the layers.
 
-    A decoder becomes a `GPT2LMHeadModel` or a `LlamaForCausalLM`, where one of them computes the same. Of BERT, a
-    classifier with pooler on the first token is a `BertForSequenceClassification`, a tagger a
-    `BertForTokenClassification`, a masked language model a `BertForMaskedLM`. No class of transformers has the other
-    ways of pooling: beside those lies a small module of their own, which is loaded with `trust_remote_code=True`.
+    A decoder becomes a `GPT2LMHeadModel`, a `LlamaForCausalLM` or, with experts, a `MixtralForCausalLM`, where one of
+    them computes the same. Of BERT, a classifier with pooler on the first token is a `BertForSequenceClassification`,
+    a tagger a `BertForTokenClassification`, a masked language model a `BertForMaskedLM`. No class of transformers has
+    the other ways of pooling: beside those lies a small module of their own, loaded with `trust_remote_code=True`.
 
     Raises:
         ConfigError: if transformers has no such model, or the folder holds something already.
@@ -177,7 +178,7 @@ def write_decoder(
     *,
     about: str,
 ) -> Path:
-    """Write a GPT-2 or a Llama as a folder for `transformers`: all of it, or nothing.
+    """Write a GPT-2, a Llama or a Mixtral as a folder for `transformers`: all of it, or nothing.
 
     Args:
         params, tokenizer, folder, about: as for `write_bert`.
@@ -199,7 +200,7 @@ def write_decoder(
     }
     if found.chat_template:
         named["chat_template"] = found.chat_template
-    config = decoder.to_config(model, special=found.special)
+    config = decoder_config.to_config(model, special=found.special)
     with whole_or_nothing(folder) as partial:
         _write_model(partial, config, decoder.to_tensors(params, model), tokenizer)
         write_json(partial / "tokenizer_config.json", named)

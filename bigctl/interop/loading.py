@@ -121,7 +121,8 @@ def stored_of(source: Source) -> Stored:
         return lite0.StoredLite0(source.path)
     if source.model in DECODERS:
         layers, tied = int(source.architecture["layers"]), bool(source.architecture["tied"])
-        return decoder.StoredTensors(source.path, source.model, layers, tied=tied)
+        experts = int(source.architecture.get("experts", 0))
+        return decoder.StoredTensors(source.path, source.model, layers, tied=tied, experts=experts)
     return _StoredFolder(source)
 
 

@@ -16,7 +16,7 @@ from bigctl.config import compose as composing
 from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS, Target
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import bert, decoder, gguf, hub, lite0, llama2c, vision, vocabularies
+from bigctl.interop import bert, decoder_config, gguf, hub, lite0, llama2c, vision, vocabularies
 from bigctl.interop.heads import Head
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
 from bigctl.models.architecture import GPT, LLAMA
@@ -193,8 +193,8 @@ def _folder(folder: Path, kind: str, name: str) -> Source:
 
 
 def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any], tensors: Tensors) -> Source:
-    """A GPT-2 or Llama of transformers."""
-    model, architecture = decoder.read_architecture(config, str(folder / "config.json"))
+    """A GPT-2, Llama or Mixtral of transformers."""
+    model, architecture = decoder_config.read_architecture(config, str(folder / "config.json"))
     tensors.require_layers(architecture.layers, folder / "config.json")
     settings, generation = (
         read_json(folder / file) if (folder / file).is_file() else {}

@@ -190,7 +190,11 @@ def test_without_a_prompt_a_terminal_is_not_read(failing: Failing, monkeypatch: 
     [
         ("model.safetensors", lambda content: content[: len(content) // 2], "cut short"),
         ("model.safetensors", lambda content: b"", "cut short"),
-        ("config.json", lambda content: content.replace(b'"gpt2"', b'"mamba"'), "only 'bert', 'gpt2' and 'llama'"),
+        (
+            "config.json",
+            lambda content: content.replace(b'"gpt2"', b'"mamba"'),
+            "'llama' and 'mixtral'",
+        ),
         ("config.json", lambda content: content.replace(b'"gpt2"', b'"llama"'), "num_hidden_layers is missing"),
         ("config.json", lambda content: content.replace(b'"n_layer": 1', b'"n_layer": 2'), "no weights for layers/1/"),
         ("config.json", lambda content: content[:30], "is not JSON"),

@@ -9,7 +9,7 @@ import pytest
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import decoder
+from bigctl.interop import decoder, decoder_config
 from bigctl.models.architecture import decoder_architecture
 from tests.parity import cases
 
@@ -51,26 +51,28 @@ def test_masks_and_a_tied_output_say_nothing() -> None:
 
 
 def test_config_json_decides_the_architecture() -> None:
-    kind, gpt = decoder.read_architecture(
+    kind, gpt = decoder_config.read_architecture(
         {**GPT2, "activation_function": "gelu", "layer_norm_epsilon": 1e-6}, "config.json"
     )
     assert kind == "gpt" and gpt.intermediate == 32 and gpt.kv_heads == 2 and gpt.tied
     assert (gpt.activation, gpt.eps, gpt.bias) == ("gelu", 1e-6, True)
-    kind, llama = decoder.read_architecture({**LLAMA, "rope_theta": 5e5, "tie_word_embeddings": True}, "config.json")
+    kind, llama = decoder_config.read_architecture(
+        {**LLAMA, "rope_theta": 5e5, "tie_word_embeddings": True}, "config.json"
+    )
     assert kind == "llama" and llama.kv_heads == 2 and llama.rope_theta == 5e5 and llama.tied
     assert (
-        decoder.read_architecture({**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "")[
+        decoder_config.read_architecture({**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "")[
             1
         ].rope_theta
         == 7.0
     )
-    assert not decoder.read_architecture(LLAMA, "config.json")[1].tied
+    assert not decoder_config.read_architecture(LLAMA, "config.json")[1].tied
 
 
 @pytest.mark.parametrize(
     "config, words",
     [
-        ({**GPT2, "model_type": "mamba"}, ["'mamba'", "'gpt2' and 'llama'"]),
+        ({**GPT2, "model_type": "mamba"}, ["'mamba'", "'gpt2', 'llama' and 'mixtral'"]),
         ({**GPT2, "n_layer": None}, ["n_layer cannot be None"]),
         ({**GPT2, "n_head": 3}, ["8 is not divisible by 3"]),
         ({**GPT2, "activation_function": "tanh"}, ["activation_function is 'tanh'", "gelu_new"]),
@@ -91,7 +93,7 @@ def test_config_json_decides_the_architecture() -> None:
 )
 def test_another_model_is_refused_in_one_line(config: dict, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
-        decoder.read_architecture(config, "folder/config.json")
+        decoder_config.read_architecture(config, "folder/config.json")
     line = str(caught.value)
     assert "\n" not in line and line.startswith("folder/config.json")
     assert all(word in line for word in words), line
@@ -109,8 +111,8 @@ def test_another_model_is_refused_in_one_line(config: dict, words: list[str]) ->
 def test_config_json_of_an_export_says_what_the_model_is(model: schema.Decoder, tied: bool) -> None:
     model.tied = tied
     whole = decoder_architecture(model, 10)
-    written = decoder.to_config(whole, special={"eos": 3})
-    kind, found = decoder.read_architecture(written, "config.json")
+    written = decoder_config.to_config(whole, special={"eos": 3})
+    kind, found = decoder_config.read_architecture(written, "config.json")
     assert kind == model.kind and written["eos_token_id"] == 3 and found.vocab == 10
     assert found == whole
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from bigctl.config import compose, schema
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import decoder, llama2c, loading, sources, vocabularies
+from bigctl.interop import decoder_config, llama2c, loading, sources, vocabularies
 from bigctl.models.architecture import decoder_architecture
 from bigctl.runs.generation_config import GenerationConfig
 from bigctl.training.checkpoints.arrays import flatten
@@ -151,7 +151,9 @@ def test_a_model_of_llama2c_is_read_with_its_tokenizer(tmp_path: Path, tied: boo
     for name in (file, file.parent):
         source = sources.locate_source(str(name))
         assert (source.model, source.format, source.generation_config.special["bos"]) == ("llama", "llama2c", 1)
-        written = decoder.read_architecture(decoder.to_config(decoder_architecture(MODEL, 0), special={}), "")[1]
+        written = decoder_config.read_architecture(
+            decoder_config.to_config(decoder_architecture(MODEL, 0), special={}), ""
+        )[1]
         expected = {**written.decided(), "tied": tied}
         assert source.architecture == expected
         assert_taken(source, params(tied))

@@ -13,7 +13,7 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.errors import DataError
-from bigctl.interop import decoder, huggingface, loading, sources, vocabularies
+from bigctl.interop import decoder, decoder_config, huggingface, loading, sources, vocabularies
 from bigctl.models.architecture import decoder_architecture
 from bigctl.models.decoder import Decoder
 from bigctl.runs.generation_config import GenerationConfig
@@ -100,8 +100,8 @@ def test_what_is_written_back_is_what_was_read(name: str, tmp_path: Path) -> Non
     assert set(tensors) == set(stored)
     for path, values in stored.items():
         np.testing.assert_array_equal(tensors[path], values, err_msg=path)
-    again = decoder.read_architecture(decoder.to_config(found, special={}), "config.json")
-    assert again == decoder.read_architecture(model.config.to_dict(), "config.json")
+    again = decoder_config.read_architecture(decoder_config.to_config(found, special={}), "config.json")
+    assert again == decoder_config.read_architecture(model.config.to_dict(), "config.json")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama with shared keys and values"])

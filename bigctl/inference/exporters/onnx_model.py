@@ -37,6 +37,9 @@ RUNTIME = folders.Runtime(
 
 def require(trained: TrainedRun) -> None:
     """See `formats.Exporter`."""
+    if experts := getattr(trained.config.model, "experts", None):
+        what = f"a model of experts (model.experts={experts}) is not written as ONNX"
+        raise ConfigError(what, where=str(trained.run.path), hint="--format jax or --format hf")
     size = sum(4 * np.size(leaf) for leaf in jax.tree.leaves((trained.params, trained.variables)))
     if size > LARGEST:
         what = f"the weights take {size / 2**30:.1f} GiB, more than an ONNX file can hold"
