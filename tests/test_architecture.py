@@ -18,7 +18,7 @@ import pytest
 ANY_LINES = 61
 """How many lines may annotate something with ": Any"."""
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "files", "cache_root", "packages", "formatting", "memory", "randomness", "terminal"}
+GROUND = {"errors", "files", "cache_root", "packages", "formatting", "imports", "memory", "randomness", "terminal"}
 TOP = {"cli", "api", "__main__", ""}
 ROOMS = """reports sweeps serving inference engine baselines recipes
 interop generation training planning runs optim models parallel data privacy config"""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigctl import imports
+
 if TYPE_CHECKING:
     from bigctl.config.compose import Composed
     from bigctl.config.schema import Config
@@ -147,7 +149,8 @@ def source_flags(options: argparse.Namespace) -> list[str]:
 
 
 def composed(options: argparse.Namespace, *, partial: bool = False) -> Composed:
-    from bigctl.config import compose
+    with imports.kept():
+        from bigctl.config import compose
 
     return compose.compose(options.overrides, config_dirs=options.config_dir, plugins=options.plugin, partial=partial)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from bigctl import cli, terminal
+from bigctl import cli, imports, terminal
 from bigctl.cli.commands import COMMANDS, load_command
 
 STARTED = time.monotonic()
@@ -35,6 +35,8 @@ exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 some trials of a sweep f
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives its exit code. Errors become one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        imports.own_process()
     with terminal.escaped_streams():
         try:
             code = _ended(arguments)
@@ -149,7 +151,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    module = load_command(command)
+    with imports.kept():
+        module = load_command(command)
     parser = _Parser(
         prog=f"bigctl {command}",
         description=module.__doc__,

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigctl import imports
 from bigctl.config import compose as composing
 from bigctl.config import drift
 from bigctl.config.compose import Composed
@@ -52,7 +53,8 @@ def train(composed: Composed, path: Path, options: Options) -> Summary:
         # before jax is imported, which takes seconds: most mistakes end here.
         resolved = _resolve(run)
 
-        from bigctl.engine import distil, features, finish, fit, head_start, restore
+        with imports.kept():
+            from bigctl.engine import distil, features, finish, fit, head_start, restore
 
         # 3. Build: mesh, recipe, programs; the metrics that gates and selection name are known now. A teacher says what
         # it has to say.

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigctl import imports
 from bigctl.errors import RunError, TrainingFailed
 from bigctl.files import write_json
 from bigctl.parallel.distributed import SINGLE_PROCESS, SingleProcess
@@ -252,7 +253,8 @@ class Checkpoints:
 
     def _orbax(self) -> AsyncCheckpointer:
         if self._checkpointer is None:
-            import orbax.checkpoint as ocp
+            with imports.kept():
+                import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are logged here, once
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)

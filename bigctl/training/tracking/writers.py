@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from bigctl import imports
 from bigctl.errors import TrainingFailed
 from bigctl.files import append_regular, read_regular, write_text
 from bigctl.formatting import plain
@@ -85,7 +86,8 @@ class TensorBoard:
     """Event files for TensorBoard; events after `step`, of a run that was cut off, are marked to be dropped."""
 
     def __init__(self, folder: Path, *, step: int):
-        from tensorboardX import SummaryWriter
+        with imports.kept(), imports.without("torch"):  # which it imports where it is installed, and does not need here
+            from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
