@@ -17,7 +17,7 @@ import gc, sys
 from bigctl.cli.main import main
 sys.argv[1:] = ["train", "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[4]", "train.steps=2", "--quiet"]
 code = main()
-brought = sorted({"torch", "torch_was_imported", "tensorflow", "pandas", "matplotlib"} & set(sys.modules))
+brought = sorted({"torch", "torch_was_imported", "tensorflow", "matplotlib"} & set(sys.modules))
 print(code, brought, gc.isenabled(), gc.get_freeze_count() > 100_000, "tensorboardX" in sys.modules)
 """
 
