@@ -27,13 +27,15 @@ from bigctl.data.text import tokenization
 text, tokenizer, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 spec = tokenization.spec(schema.StreamTokenizer(type="file", path=tokenizer))
 config = schema.TextFiles(path=text, workers=workers)
-began = time.perf_counter()
+began, before = time.perf_counter(), time.process_time()
 made = prepare.prepare(config, tokenizer=spec, batches=BatchOptions(block=64))
 first = time.perf_counter()
 prepare.prepare(config, tokenizer=spec, batches=BatchOptions(block=64))
-own, others = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-megabytes = (own + (workers if workers > 1 else 0) * others) / 1000
-print(json.dumps({"seconds": first - began, "again": time.perf_counter() - first, "megabytes": megabytes}))
+own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+megabytes = (own.ru_maxrss + (workers if workers > 1 else 0) * others.ru_maxrss) / 1000
+found = {"seconds": first - began, "again": time.perf_counter() - first, "megabytes": megabytes}
+used = {"own": own.ru_utime + own.ru_stime - before, "others": others.ru_utime + others.ru_stime}
+print(json.dumps(found | used))
 """
 
 DATASETS = """
@@ -167,6 +169,11 @@ def report(options: argparse.Namespace, found: dict[str, list[dict[str, float]]]
         print(f"{name:<28} {value:8.1f} s  {options.megabytes / value:6.1f} MB/s")
     for name, value in ratios.items():
         print(f"{name:<50} {value:5.2f}")
+    one = found["one process"][-1]
+    print(f"time of the processor, one process: {one['own']:.1f} s")
+    print(f"... two: {ours['others']:.1f} s, and {ours['own']:.1f} s of the one that reads and writes")
+    idle = one["own"] / (ours["own"] + ours["others"] / 2)
+    print(f"on two cores with nothing else to do two processes are at least {idle:.2f} times as fast")
     print(f"memory of all processes, at most the sum of their peaks: {ours['megabytes']:,.0f} MB")
     print(f"a second start, beyond imports: {ours['again']:.2f} s")
 

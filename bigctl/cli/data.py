@@ -52,9 +52,9 @@ MOST_ROWS = 40
 _KEPT = {"head": "beginning", "tail": "end", "head_tail": "beginning and the end"}
 _ELSEWHERE = (
     "duplicates", "cut", "words_cut", "unknown_tokens", "corpora", "documents", "characters", "bytes", "tokens",
-    "packing",
+    "packing", "left_out",
 )  # fmt: skip
-"""Facts that are shown in a place of their own."""
+"""Facts that are shown in a place of their own; what was left out is among the notes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
