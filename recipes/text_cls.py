@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from bigctl.recipes.supervised import Supervised
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError
-from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch, Network
+from bigctl.models.bert import BertClassifier
+from bigctl.models.layers import fold
+from bigctl.training.metrics import Sums, pair
+from bigctl.training.task import TEACHER, Batch, Network
 
 
 class TextCls(Supervised):
@@ -42,6 +45,7 @@ class TextCls(Supervised):
             )
         super().__init__(config, features, class_counts)
         self.frozen = config.model.frozen()
+        self.hidden = config.distil.hidden if self.taught else 0.0
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.model_config.build(self.vocabulary, self.head.outputs, rngs=rngs)
@@ -55,7 +59,42 @@ class TextCls(Supervised):
     def loss(
         self, model: nnx.Module, batch: Batch, key: jax.Array, augment_key: jax.Array, hparams: Mapping[str, Any]
     ) -> Sums:
-        return {**super().loss(model, batch, key, augment_key, hparams), "padding": padding(batch)}
+        if self.hidden:
+            sums = self._beside_teacher(cast(BertClassifier, model), batch, key, hparams)
+        else:
+            sums = super().loss(model, batch, key, augment_key, hparams)
+        return {**sums, "padding": padding(batch)}
+
+    def _beside_teacher(self, model: BertClassifier, batch: Batch, key: jax.Array, hparams: Mapping[str, Any]) -> Sums:
+        """The loss, and how far the vectors of the last layer point away from the teacher's; 0 without its weights, as
+        where only shapes are asked."""
+        texts = batch["inputs"], batch["lengths"], batch["segment_start"]
+        ours = model.encoder(*texts, fold(key, 0))
+        sums = self.head.loss(model.judged(ours, batch["lengths"], key), batch, hparams)
+        weights = hparams.get(TEACHER)
+        if self.teacher is None or weights is None:
+            away = jnp.zeros(len(ours))
+        else:
+            away = cosine_distances(ours, cast(BertClassifier, self.teacher(weights)).encoder(*texts), batch["lengths"])
+        total, count = sums["loss"]
+        mean = jnp.sum(away * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1e-9)
+        return {
+            **sums,
+            "loss": jnp.stack([total + self.hidden * mean * count, count]),
+            "hidden": pair(away, batch["mask"]),
+        }
+
+
+def cosine_distances(
+    ours: Float[Array, "batch length width"], theirs: Float[Array, "batch length width"], lengths: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """1 - the cosine of the angle between two vectors of each token, the mean over the real tokens of a text; no
+    gradient flows to theirs (the third loss of DistilBERT, Sanh et al. 2019)."""
+    one, other = ours.astype(jnp.float32), jax.lax.stop_gradient(theirs).astype(jnp.float32)
+    norms = jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1)
+    away = 1 - jnp.sum(one * other, -1) / jnp.maximum(norms, 1e-8)
+    real = jnp.arange(ours.shape[1]) < lengths[:, None]
+    return jnp.sum(away * real, -1) / jnp.maximum(lengths, 1)
 
 
 def require_text(features: Features, recipe: str) -> dict[str, Any]:

@@ -54,14 +54,15 @@ def taught(run: Run, experiment: Experiment) -> Experiment:
         return experiment
     noted = run.directory.record().get(TEACHER) if run.resumes else None
     if dataset.features.kind == teachers.STREAM:
-        experiment, said = _asked_each_step(experiment, run.options.plugins, noted)
-        if run.directory.writes:
-            run.directory.update_record(**{TEACHER: said})
-        return experiment
-    logits, said = run.group.in_turn(lambda: _logits(config, dataset, run.options.plugins, noted))
+        teacher = teachers.find(config, dataset, run.options.plugins)
+        said = _source(teacher, noted)
+        experiment = _asked_each_step(experiment, teacher, int(said["step"]))
+    else:
+        logits, said = run.group.in_turn(lambda: _logits(config, dataset, run.options.plugins, noted))
+        experiment = _with_hidden(_with_column(experiment, logits), run.options.plugins, said)
     if run.directory.writes:
         run.directory.update_record(**{TEACHER: said})
-    return _with_column(experiment, logits)
+    return experiment
 
 
 def of_experiment(experiment: Experiment) -> Experiment:
@@ -70,26 +71,32 @@ def of_experiment(experiment: Experiment) -> Experiment:
     if config.distil.teacher is None:
         return experiment
     if dataset.features.kind == teachers.STREAM:
-        return _asked_each_step(experiment, (), None)[0]
-    return _with_column(experiment, _logits(config, dataset, (), None)[0])
+        teacher = teachers.find(config, dataset)
+        return _asked_each_step(experiment, teacher, int(_source(teacher, None)["step"]))
+    logits, said = _logits(config, dataset, (), None)
+    return _with_hidden(_with_column(experiment, logits), (), said)
 
 
-def _asked_each_step(
-    experiment: Experiment, plugins: Sequence[str], noted: Mapping[str, Any] | None
-) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment whose steps are given the teacher's weights, whole on each device; and what the record says."""
+def _with_hidden(experiment: Experiment, plugins: Sequence[str], said: Mapping[str, Any]) -> Experiment:
+    """The experiment whose steps are given the teacher too, where its vectors are compared; `said` is of its logits."""
+    if not experiment.config.distil.hidden:
+        return experiment
+    teacher = teachers.find(experiment.config, experiment.dataset, plugins)
+    return _asked_each_step(experiment, teacher, int(_source(teacher, said)["step"]))
+
+
+def _asked_each_step(experiment: Experiment, teacher: Teacher, step: int) -> Experiment:
+    """The experiment whose steps are given the weights of a checkpoint of the teacher, whole on each device."""
     config, programs = experiment.config, experiment.programs
-    teacher = teachers.find(config, experiment.dataset, plugins)
-    said = _source(teacher, noted)
     train = dataclasses.replace(teacher.config.train, precision=config.train.precision)
     with meshes.over(jax.local_devices()[:1]):
         theirs = rebuild(on_one_device(dataclasses.replace(teacher.config, train=train)), teacher.features)
-        weights = _restored(teacher, theirs, int(said["step"]))
+        weights = _restored(teacher, theirs, step)
     where = meshes.replicated(programs.mesh)
     given = jax.tree.map(lambda values: meshes.put(np.asarray(values), where), weights)
     programs.task.teacher = lambda weights: theirs.merge(weights.params, weights.variables)
     programs = dataclasses.replace(programs, hparams={**programs.hparams, TEACHER: given})
-    return dataclasses.replace(experiment, programs=programs), said
+    return dataclasses.replace(experiment, programs=programs)
 
 
 def _with_column(experiment: Experiment, logits: np.ndarray) -> Experiment:

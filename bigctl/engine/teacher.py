@@ -65,7 +65,10 @@ def find(config: Config, dataset: Dataset, plugins: Sequence[str] = ()) -> Teach
     if features.kind == STREAM:
         _require_same_tokens(run, theirs, features, dataset.features, where)
         return Teacher(run, theirs, features, np.zeros(0, np.int64))
-    return Teacher(run, theirs, features, _order(features, dataset.features, where))
+    found = Teacher(run, theirs, features, _order(features, dataset.features, where))
+    if config.distil.hidden:
+        require_same_vectors(found, config, dataset)
+    return found
 
 
 def named(config: Config, plugins: Sequence[str] = ()) -> tuple[RunDirectory, Config, Features]:
@@ -95,6 +98,23 @@ def named(config: Config, plugins: Sequence[str] = ()) -> tuple[RunDirectory, Co
         what = f"a run of recipe={theirs.recipe.kind} tells no class of an example"
         raise ConfigError(what, where=where, hint="name a run that classifies")
     return run, theirs, features
+
+
+def require_same_vectors(teacher: Teacher, student: Config, dataset: Dataset) -> None:
+    """Raises ConfigError unless the vectors of each token can be compared: two BERTs of one width and tokenizer."""
+    where, model = "distil.hidden", teacher.config.model
+    words, own = teacher.features.tokenizer or {}, dataset.features.tokenizer or {}
+    widths = [getattr(each, "width", None) for each in (model, student.model)]
+    if model.kind != student.model.kind or widths[0] != widths[1]:
+        what = f"{teacher.name} is model={model.kind} of width {widths[0]}, the student one of {widths[1]}"
+        raise ConfigError(what, where=where, hint="give the student the teacher's width, or leave distil.hidden out")
+    if words.get("sha256") != own.get("sha256"):
+        hint = f"recipe.tokenizer.type=file recipe.tokenizer.path={teacher.run.tokenizer} takes its own"
+        raise ConfigError(f"{teacher.name} has another tokenizer", where=where, hint=hint)
+    positions = getattr(model, "positions", None)
+    if positions is not None and positions < dataset.features.shape[0]:
+        what = f"{teacher.name} takes texts of {positions} tokens, here are {dataset.features.shape[0]}"
+        raise ConfigError(what, where=where, hint=f"recipe.tokenizer.max_length={positions}")
 
 
 def _require_same_tokens(run: RunDirectory, theirs: Config, known: Features, ours: Features, where: str) -> None:

@@ -195,7 +195,12 @@ class BertClassifier(nnx.Module):
         vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch *length outputs"]:
         """Logits. `vectors` stand in place of those that `look_up` gives."""
-        x = self.encoder(tokens, lengths, segment_start, fold(key, 0), vectors)
+        return self.judged(self.encoder(tokens, lengths, segment_start, fold(key, 0), vectors), lengths, key)
+
+    def judged(
+        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
+    ) -> Float[Array, "batch *length outputs"]:
+        """Logits, from what the encoder gives with the key `fold(key, 0)`."""
         if self.pool == "none":
             return self.head(self.dropout(x, fold(key, 1)))
         pooled = x[:, 0] if self.pool == "cls" else _mean(x, lengths)
