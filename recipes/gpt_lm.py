@@ -88,8 +88,11 @@ class GptLm(Task):
             for name, value in (("load_balance_loss", routing.load_balance), ("router_z_loss", routing.z))
             if getattr(self.model_config, name)
         )
+        drops = getattr(self.model_config, "capacity_factor", None) is not None
         routed = {
-            name: found.weight * jax.lax.stop_gradient(getattr(routing, field)) for name, field in _ROUTING.items()
+            name: found.weight * jax.lax.stop_gradient(getattr(routing, field))
+            for name, field in _ROUTING.items()
+            if drops or field != "dropped"
         }
         sums = {name: jnp.stack([total, found.weight]) for name, total in routed.items()}
         return {"loss": jnp.stack([found.total + found.weight * added, found.weight]), **plain, **sums}

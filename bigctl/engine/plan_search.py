@@ -109,17 +109,20 @@ def _peak(tried: Tried) -> int:
 
 
 def meshes_of(config: Config, target: Target) -> Iterator[Changes]:
-    """Meshes that take all devices of a target: by data, by fsdp, both across hosts, and by tensor within them."""
+    """Meshes that take all devices of a target: by data, by fsdp, both across hosts, and by tensor or expert within."""
     count, near = target.devices, target.near
-    yield {"mesh.data": count, "mesh.fsdp": 1, "mesh.tensor": 1}
+    rest: Changes = {"mesh.expert": 1} if config.mesh.expert != 1 else {}
+    yield {"mesh.data": count, "mesh.fsdp": 1, "mesh.tensor": 1, **rest}
     if count == 1:
         return
-    yield {"mesh.data": 1, "mesh.fsdp": count, "mesh.tensor": 1}
+    yield {"mesh.data": 1, "mesh.fsdp": count, "mesh.tensor": 1, **rest}
     if near < count:
-        yield {"mesh.data": count // near, "mesh.fsdp": near, "mesh.tensor": 1}
-    for tensor in (2, 4, 8):
-        if tensor <= near and count % tensor == 0 and not any(config.model.check_shared("tensor", tensor)):
-            yield {"mesh.data": 1, "mesh.fsdp": count // tensor, "mesh.tensor": tensor}
+        yield {"mesh.data": count // near, "mesh.fsdp": near, "mesh.tensor": 1, **rest}
+    for axis in ("tensor", "expert"):
+        for shards in (2, 4, 8):
+            if shards <= near and count % shards == 0 and not any(config.model.check_shared(axis, shards)):
+                others = {"mesh.tensor": 1, **rest, f"mesh.{axis}": shards}
+                yield {"mesh.data": 1, "mesh.fsdp": count // shards, **others}
 
 
 def lines(tried: list[Tried]) -> list[str]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 Kernel = Literal["tiles", "ragged_dot"]
 
-_LARGEST_TILE = 128
+_LARGEST_TILE, _SMALL_TILE = 128, 8
 
 
 class Layout(NamedTuple):
@@ -23,19 +23,19 @@ class Layout(NamedTuple):
 
     Attributes:
         rows: of each choice.
-        choices: of each row, numbered through all tokens.
+        choices: of each row, tile by tile, numbered through all tokens.
         owners: the expert of each tile, their number where a tile is empty.
         counts: rows of each expert.
     """
 
     rows: Int[Array, "tokens each"]
-    choices: Int[Array, " rows"]
+    choices: Int[Array, "tiles tile"]
     owners: Int[Array, " tiles"]
     counts: Int[Array, " experts"]
 
     def owned_by(self, experts: int) -> Bool[Array, "rows experts"]:
         """Which expert's weights each row is multiplied with."""
-        owners = jnp.repeat(self.owners, len(self.choices) // len(self.owners))
+        owners = jnp.repeat(self.owners, self.choices.shape[1])
         return owners[:, None] == jnp.arange(experts)
 
 
@@ -51,7 +51,12 @@ def kernel_for(platform: str | None) -> Kernel:
 
 
 def tile_size(choices: int, experts: int) -> int:
-    """Rows of a tile: a power of two that leaves few empty where choices are spread evenly."""
+    """Rows of a tile: a power of two that leaves few empty where choices are spread evenly.
+
+    A program that is exported for any number of tokens has small ones.
+    """
+    if not isinstance(choices, int):
+        return _SMALL_TILE
     return min(_LARGEST_TILE, 2 ** int(np.log2(max(1, choices // (2 * experts)))))
 
 
@@ -64,7 +69,7 @@ def ordered(chosen: Int[Array, "tokens each"], experts: int, tile: int) -> Layou
         tile: rows of a tile; 1 leaves no row empty between experts.
     """
     flat = chosen.reshape(-1)
-    number = len(flat)
+    number = flat.shape[0]
     tiles = number if tile == 1 else (number + experts * (tile - 1)) // tile
     order = jnp.argsort(flat, stable=True)
     counts = jnp.sum(flat[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
@@ -76,7 +81,7 @@ def ordered(chosen: Int[Array, "tokens each"], experts: int, tile: int) -> Layou
     found = jnp.where(owner < experts, found, tiles * tile)
     rows = jnp.zeros(number, jnp.int32).at[order].set(found.astype(jnp.int32))
     owners = jnp.searchsorted(ends, jnp.arange(tiles) * tile, side="right").astype(jnp.int32)
-    return Layout(rows.reshape(chosen.shape), _choices(rows, tiles * tile), owners, counts)
+    return Layout(rows.reshape(chosen.shape), _choices(rows, tiles, tile), owners, counts)
 
 
 def limited(chosen: Int[Array, "tokens each"], experts: int, capacity: int) -> Layout:
@@ -90,19 +95,20 @@ def limited(chosen: Int[Array, "tokens each"], experts: int, capacity: int) -> L
     kept = (place < capacity) & (chosen < experts)
     rows = jnp.where(kept, chosen * capacity + place, experts * capacity).astype(jnp.int32)
     counts = jnp.minimum(jnp.sum(mine, axis=0, dtype=jnp.int32), capacity)
-    return Layout(rows, _choices(rows.reshape(-1), experts * capacity), jnp.arange(experts, dtype=jnp.int32), counts)
+    return Layout(rows, _choices(rows.reshape(-1), experts, capacity), jnp.arange(experts, dtype=jnp.int32), counts)
 
 
 def whole_tiles(experts: int, rows: int) -> Layout:
     """A layout of one tile for each expert, with so many rows, for `product` alone."""
     nothing = jnp.zeros((0, 1), jnp.int32)
     numbers = jnp.arange(experts, dtype=jnp.int32)
-    return Layout(nothing, jnp.zeros(experts * rows, jnp.int32), numbers, jnp.full(experts, rows, jnp.int32))
+    return Layout(nothing, jnp.zeros((experts, rows), jnp.int32), numbers, jnp.full(experts, rows, jnp.int32))
 
 
-def _choices(rows: Int[Array, " choices"], number: int) -> Int[Array, " rows"]:
-    nothing = jnp.full(number, len(rows), jnp.int32)
-    return nothing.at[rows].set(jnp.arange(len(rows), dtype=jnp.int32), mode="drop")
+def _choices(rows: Int[Array, " choices"], tiles: int, tile: int) -> Int[Array, "tiles tile"]:
+    choices = jnp.arange(rows.shape[0], dtype=jnp.int32)
+    nothing = jnp.zeros(tiles * tile, jnp.int32) + rows.shape[0]
+    return nothing.at[rows].set(choices, mode="drop").reshape(tiles, tile)
 
 
 # ---------------------------------------------------------------------------------------------------- there and back
@@ -111,7 +117,7 @@ def _choices(rows: Int[Array, " choices"], number: int) -> Int[Array, " rows"]:
 @jax.custom_vjp
 def dispatch(x: Float[Array, "tokens width"], layout: Layout) -> Float[Array, "rows width"]:
     """Tokens in their rows, zeros in empty ones. The gradient is a gather too: to add row by row is slow on CPU."""
-    return _rows_of(x, layout.choices // layout.rows.shape[1])
+    return _rows_of(x, layout.choices.reshape(-1) // layout.rows.shape[1])
 
 
 def _dispatch_forward(x: Array, layout: Layout) -> tuple[Array, Layout]:
@@ -136,7 +142,7 @@ def _collect_forward(x: Array, layout: Layout) -> tuple[Array, Layout]:
 
 
 def _collect_backward(layout: Layout, dy: Array) -> tuple[Array, None]:
-    return _rows_of(dy.reshape(-1, dy.shape[-1]), layout.choices), None
+    return _rows_of(dy.reshape(-1, dy.shape[-1]), layout.choices.reshape(-1)), None
 
 
 collect.defvjp(_collect_forward, _collect_backward)
@@ -155,7 +161,8 @@ def product(
     """Each row times the weights of its expert; zeros in rows of empty tiles."""
     if kernel == "ragged_dot":
         return jax.lax.ragged_dot(x, kernels, layout.counts)
-    return tiled(x.reshape(len(layout.owners), -1, x.shape[-1]), kernels, layout.owners).reshape(len(x), -1)
+    tiles = x.reshape(*layout.choices.shape, x.shape[-1])
+    return tiled(tiles, kernels, layout.owners).reshape(x.shape[0], kernels.shape[-1])
 
 
 @jax.custom_vjp

@@ -227,7 +227,7 @@ def test_losses_of_routers_are_added_and_padding_has_no_part_in_them(path):
     inputs = jnp.asarray(np.random.default_rng(0).integers(0, 257, (4, 16)), jnp.int32)
     found = told(inputs)
     assert found["router_z"] > 0.1 and 1 < found["load_balance"] < 6
-    assert 0 <= found["expert_load_min"] < 1 / 3 < found["expert_load_max"] <= 1 / 2 and found["dropped_tokens"] == 0
+    assert 0 <= found["expert_load_min"] < 1 / 3 < found["expert_load_max"] <= 1 / 2 and "dropped_tokens" not in found
     added = 0.5 * found["load_balance"] + 0.25 * found["router_z"]
     assert float(found["loss"]) == pytest.approx(float(found["cross_entropy"] + added), rel=1e-5)
     assert told(inputs.at[3].set(0)) == found

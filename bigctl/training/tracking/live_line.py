@@ -20,7 +20,12 @@ Piece = tuple[str, str]
 
 LABEL, DONE, NOTICE = "dim", "cyan", "yellow"
 LEAST_BAR, MOST_BAR = 8, 32
-_SHARES = (("perf/mfu", "MFU", ".1%"), ("train/padding", "padding", ".0%"))
+_SHARES = (
+    ("perf/mfu", "MFU", ".1%"),
+    ("train/padding", "padding", ".0%"),
+    ("train/expert_load_max", "most chosen expert", ".0%"),
+    ("train/dropped_tokens", "dropped", ".0%"),
+)
 _RATES = (("perf/tokens_per_s", "tokens/s"), ("perf/examples_per_s", "examples/s"))
 
 
