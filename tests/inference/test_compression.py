@@ -86,19 +86,20 @@ def test_a_soup_is_the_mean_of_checkpoints_and_a_greedy_one_is_no_worse(run, tmp
     more = ["data=csv", f"data.path={rows}", "seed=3", "checkpoint.every=15", f"model.init_from={run}"]
     other = run.with_name("other")
     bigctl.train([*small.KEYS, *more], other, quiet=True)
+    loaded = [bigctl.load(str(each)) for each in (run, other)]
+    both = sorted(f"{name}:{each.step}" for name, each in zip(("small", "other"), loaded, strict=True))
+    parts = [flatten(each.params) for each in loaded]
     for how in ("uniform", "greedy"):
         made = run.with_name(f"soup-{how}")
         asked = ["method=soup", f"soup={how}", f"from=[{other}]", "--run-dir", str(made), "--json"]
         assert main(["compress", str(run), *asked]) == 0
         said = json.loads(capsys.readouterr().out)
-        both = [f"small:{bigctl.load(str(run)).step}", f"other:{bigctl.load(str(other)).step}"]
-        assert sorted([*said["ingredients"], *said["left_out"]]) == sorted(both)
-        values = [flatten(bigctl.load(str(each)).params) for each in (run, other, made)]
+        assert sorted([*said["ingredients"], *said["left_out"]]) == both
         if how == "uniform":
-            for name in values[0]:
-                np.testing.assert_allclose(values[2][name], (values[0][name] + values[1][name]) / 2, rtol=1e-6)
-        scores = [bigctl.load(str(each)).evaluate("validation")["val/accuracy"] for each in (run, other, made)]
-        assert how == "uniform" or scores[2] >= max(scores[:2])
+            for name, values in flatten(bigctl.load(str(made)).params).items():
+                np.testing.assert_allclose(values, (parts[0][name] + parts[1][name]) / 2, rtol=1e-6)
+    scores = [each.evaluate("validation")["val/accuracy"] for each in (*loaded, bigctl.load(str(made)))]
+    assert scores[2] >= max(scores[:2])
     for wrong, text in {f"from=[{run.with_name('none')}]": "no such run", "from=[]": "names no run"}.items():
         assert main(["compress", str(run), "method=soup", wrong, "--name", "x"]) == 2
         assert text in capsys.readouterr().err
