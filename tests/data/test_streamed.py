@@ -257,6 +257,16 @@ def test_files_that_were_touched_go_on_and_the_next_start_makes_the_index_again(
     np.testing.assert_array_equal(np.asarray(images(newest)), known)
 
 
+def test_a_set_is_the_same_once_it_is_decided_how_pictures_are_resized(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run keeps what was decided, and makes the index again where the pictures were moved or the cache removed."""
+    dataset = streamed(photographs)
+    monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "other"))
+    assert streamed(photographs, resize="stretch").fingerprint == dataset.fingerprint
+    assert streamed(photographs, resize="crop").fingerprint != dataset.fingerprint
+
+
 def test_a_file_that_was_written_anew_in_the_same_size_is_told(photographs: Path) -> None:
     dataset = streamed(photographs)
     file = Path(images(dataset).store.name(0))

@@ -225,7 +225,8 @@ def _looked_at(
         for i in good[(shapes[good] != (height, width)).any(1)][:1].tolist():
             raise image_decoding.differs(name(i), shapes[i].tolist(), name(int(good[0])), (height, width))
     channels = wanted.channels or (1 if grey[good].all() else 3)
-    form = Form(height, width, channels, wanted.background, wanted.resize, sized=wanted.size is not None)
+    resize = image_decoding.STRETCH if wanted.resize in image_decoding.AS_EVER else wanted.resize
+    form = Form(height, width, channels, wanted.background, resize, sized=wanted.size is not None)
     return form, good
 
 
