@@ -31,6 +31,8 @@ from tests.data.test_idx import idx_bytes, write_idx
 from tests.interop import builders
 from tests.interop.test_decoder_sources import VOCAB, params, shapes, write_gguf, write_llama2c
 
+pytestmark = pytest.mark.fewer
+
 SECONDS = 30  # of the processor, for one file
 MEMORY = 3 * 2**30  # more than there was
 

@@ -19,6 +19,8 @@ from bigctl.runs.comparison import Comparison
 from bigctl.training import phases
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
+
 TINY = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.log_every=5", "train.tensorboard=false"]
 
 

@@ -21,6 +21,8 @@ from bigctl.data.preparation import prepare
 from bigctl.data.text import tokenization
 from tests.corpora import TINY, given, write
 
+pytestmark = pytest.mark.fewer
+
 WINDOW, LINE_END = 64, 10
 PACKING = BatchOptions(block=WINDOW, packing=DOCUMENTS, end_token=LINE_END)
 

@@ -23,6 +23,8 @@ from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.task import TEACHER
 from tests import small
 
+pytestmark = pytest.mark.fewer
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

@@ -21,6 +21,8 @@ from bigctl.cli.main import main
 from tests.beside import Command, commands
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
+
 RECIPE = ["recipe=mlp_cls", "model.hidden=[4]", "train.tensorboard=false"]
 TRAIN = ["train", *RECIPE, "--name", "a", "--quiet"]
 RUN = Path("runs/a")

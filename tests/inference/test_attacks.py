@@ -21,6 +21,8 @@ from bigctl.inference.attacks.threat import Threat
 from bigctl.reports import trust
 from bigctl.runs import directory
 
+pytestmark = pytest.mark.fewer
+
 KEY = jax.random.key(0)
 BRIEF = Effort(steps=10, restarts=1, queries=60)
 ATTACKS = {

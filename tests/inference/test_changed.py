@@ -17,6 +17,8 @@ from bigctl.reports import trust
 from bigctl.runs import directory
 from tests import topics
 
+pytestmark = pytest.mark.fewer
+
 
 @pytest.mark.parametrize("name", corruptions.names())
 @pytest.mark.parametrize("shape", [(3, 24, 20, 3), (2, 80, 70, 1)])

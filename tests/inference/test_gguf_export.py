@@ -21,6 +21,8 @@ from bigctl.interop.llama2c import halves
 from bigctl.models.architecture import decoder_architecture
 from tests import small
 
+pytestmark = pytest.mark.fewer
+
 KEYS = ["recipe=gpt_lm", "model=llama_tiny", "data=text", "recipe.tokenizer.type=bpe", "recipe.tokenizer.size=290"]
 KEYS += ["train.steps=4", "train.batch_size=4", "train.tensorboard=false", "model.layers=2", "model.width=32"]
 KEYS += ["model.heads=4", "model.kv_heads=2", "model.intermediate=48", "model.context=16"]

@@ -25,7 +25,7 @@ from bigctl.inference.exporters.network import Network
 from bigctl.interop.onnx import quantise
 from tests.inference.test_exporters import run_py
 
-pytestmark = pytest.mark.usefixtures("briefly")
+pytestmark = [pytest.mark.usefixtures("briefly"), pytest.mark.fewer]
 
 
 @pytest.fixture(scope="module")

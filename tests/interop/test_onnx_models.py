@@ -30,6 +30,8 @@ pytest.importorskip("onnxruntime")
 from bigctl.inference.exporters.onnx_model import Loaded
 from bigctl.interop.onnx.convert import to_onnx
 
+pytestmark = pytest.mark.fewer
+
 BERT = {"layers": 1, "width": 16, "heads": 2, "intermediate": 24, "positions": 32}
 LM = {"layers": 2, "width": 16, "heads": 2, "context": 32}
 LLAMA = {"position": "rope", "norm": "rms", "activation": "swiglu", "bias": False, "tied": False, "kv_heads": 1}

@@ -18,6 +18,8 @@ from bigctl.runs import comparison, directory
 from bigctl.training.checkpoints.arrays import read_arrays
 from bigctl.training.checkpoints.store import Checkpoints
 
+pytestmark = pytest.mark.fewer
+
 SMALL = ["recipe=cnn_cls", "data=digits", "model.channels=[4]", "train.tensorboard=false", "schedule=constant"]
 SMALL += ["train.batch_size=32", "train.adversarial.eps=0.1", "train.adversarial.steps=2"]
 

@@ -30,6 +30,8 @@ from tests.models.test_decoder import build
 from tests.recipes.test_gpt_lm import TINY
 from tests.training.test_sharding import on_eight_devices
 
+pytestmark = pytest.mark.fewer
+
 PACKED = [*TINY, "recipe.packing=documents", "recipe.sample_tokens=0"]
 MODELS = {
     "gpt": schema.Gpt(layers=1, width=16, heads=2, context=16),

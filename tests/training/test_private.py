@@ -27,6 +27,8 @@ from bigctl.training.checkpoints.store import Checkpoints
 from tests.training import steps
 from tests.training.steps import MLP, NO_DROPOUT, batch_of, built, start_of
 
+pytestmark = pytest.mark.fewer
+
 PRIVATE = (*MLP, NO_DROPOUT, "optimizer=sgd", "optimizer.lr=0.5", "optimizer.weight_decay=0", "train.ema=0")
 PRIVATE += (
     "train.privacy.noise=1.5",
