@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.responses import Response
@@ -24,6 +26,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/health", "/ready"})
 """Paths that need no key: they tell nothing of what is asked."""
+LINGER = 2.0
+"""Seconds for which the rest of a body is read of a request that is refused."""
 _ALWAYS = frozenset({"/health", "/ready", "/metrics"})
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -52,6 +56,17 @@ def refusal(status: int, message: str, code: str, **headers: str) -> Response:
 
 def too_large(most: int) -> Response:
     return refusal(413, f"the request is larger than {most:,} bytes", "too_large", connection="close")
+
+
+async def _discard(receive: Receive, headers: Mapping[str, str]) -> None:
+    """Read for a while what a client still sends, that it may read its answer: a connection that is closed before is
+    reset. One that asked first has sent nothing yet."""
+    if headers.get("expect", "").lower() == "100-continue":
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 def _template(scope: Scope) -> str:
@@ -106,6 +121,7 @@ class Guard:
             whole = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self._settings.max_body:
+                await _discard(receive, headers)
                 raise TooLarge(self._settings.max_body)
             return message
 
@@ -113,6 +129,7 @@ class Guard:
         self._metrics.in_flight += 1
         try:
             if refused is not None:
+                await _discard(receive, headers)
                 await refused(scope, receive, sending)
             else:
                 await self._answered(scope, receiving, sending, lambda: status)
