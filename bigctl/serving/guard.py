@@ -121,7 +121,8 @@ class Guard:
             whole = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self._settings.max_body:
-                await _discard(receive, headers)
+                if not whole:
+                    await _discard(receive, headers)
                 raise TooLarge(self._settings.max_body)
             return message
 

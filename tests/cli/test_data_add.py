@@ -83,6 +83,11 @@ def test_of_a_conll_file_columns_and_tags_are_told(bigctl: Cli, monkeypatch: pyt
     monkeypatch.setattr(row_beginnings, "BEGINNING", 1000)
     found = inspect(str(bigctl.folder / "a.conll"), {})
     assert found.summary == "in the first 994 B 48 sentences of 95 words with tags"
+    (bigctl.folder / "b.conllu").write_text(
+        ("1\tit\t_\tPRON" + 6 * "\t_" + "\n2\tis\t_\tVERB" + 6 * "\t_" + "\n\n") * 200
+    )
+    names = inspect(str(bigctl.folder / "b.conllu"), {"tokens": "FORM", "tags": "UPOS"})  # as in a smaller file
+    assert names.summary.startswith("in the first 9") and names.found == ("2 different tags: PRON, VERB",)
 
 
 def test_pictures_of_many_sizes_are_resized_and_folders_are_counted(bigctl: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -23,7 +24,8 @@ from PIL import Image
 
 import bigctl as package
 from bigctl.errors import ConfigError, RunError
-from bigctl.serving import log, reloading, server
+from bigctl.serving import guard, log, reloading, server
+from bigctl.serving.metrics import Metrics
 from bigctl.serving.settings import Settings
 from tests import small, topics
 from tests.conftest import Cli
@@ -254,6 +256,32 @@ def test_a_body_without_a_length_is_bounded_too(served: Running) -> None:
         except OSError:
             pass  # the server has closed the connection
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_of_a_body_that_is_all_there_no_more_is_waited_for() -> None:
+    parts = [{"type": "http.request", "body": b" " * 8, "more_body": more} for more in (True, False)]
+    waited: list[str] = []
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not parts:
+            waited.append("for what the client does next")
+            await asyncio.Event().wait()
+        return parts.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def reads_all(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            while (await receive())["more_body"]:
+                pass
+        except guard.TooLarge as error:
+            await guard.too_large(error.most)(scope, receive, send)
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"localhost")]}
+    asyncio.run(guard.Guard(reads_all, Settings(max_body=10), Metrics())(scope, receive, send))
+    assert sent[0]["status"] == 413 and not waited
 
 
 def test_what_the_server_tells_of_itself(served: Running) -> None:

@@ -158,7 +158,8 @@ def _tagged(keys: dict[str, Any], given: Mapping[str, Any]) -> Entry:
     data, whole = content.read_beginning(file, row_beginnings.BEGINNING)
     columns = {name: str(given[name]) for name in ("tokens", "tags") if name in given}
     source = file if whole is None else data
-    seen = conll.read_conll(source, given.get("encoding"), bad={}, columns=given.get("columns"), **columns)
+    given_columns = given.get("columns")
+    seen = conll.read_conll(source, given.get("encoding"), bad={}, columns=given_columns, name=str(file), **columns)
     sentences, words = len(seen.words), sum(map(len, seen.words))
     tags = [tag for tag, _ in Counter(tag for row in seen.tags for tag in row).most_common()]
     about = "" if whole is None else f"in the first {size(len(data))} "

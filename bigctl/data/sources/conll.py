@@ -101,6 +101,7 @@ def read_conll(
     tags: str | None = "-1",
     columns: Sequence[str] | None = None,
     bad: dict[int, DataError] | None = None,
+    name: str | None = None,
 ) -> Sentences:
     """The sentences of a CoNLL file.
 
@@ -111,13 +112,14 @@ def read_conll(
             name. Without `tags` none are read.
         columns: names of all columns.
         bad: where it is given, sentences with a line that cannot be read lack its word, and here is what is wrong.
+        name: of the file that content is of; columns of a .conllu file have names.
 
     Raises:
         DataError: the file is missing, empty or not in this encoding, or a line lacks columns that others have.
     """
-    name = str(source) if isinstance(source, Path) else text_parts.texts_of(source, encoding)[1]
-    form = Form.of(lines_of(text_parts.texts_of(source, encoding)[0], name), name, tokens, tags, columns)
-    lines = lines_of(text_parts.texts_of(source, encoding)[0], name)
+    head, name = text_parts.texts_of(source, encoding, name)
+    form = Form.of(lines_of(head, name), name, tokens, tags, columns)
+    lines = lines_of(text_parts.texts_of(source, encoding, name)[0], name)
     return tagged.collected(form.sentences(lines), name, bad, per_word=True)
 
 

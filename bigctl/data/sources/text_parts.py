@@ -204,14 +204,14 @@ def decoded(file: Path, encoding: str | None, place: int) -> Iterator[Decoded]:
             block = stream.read(_BLOCK)
 
 
-def texts_of(source: Path | bytes, encoding: str | None) -> tuple[Iterator[str], str]:
-    """The text of a file some at a time, or of its content, and what to call it in messages.
+def texts_of(source: Path | bytes, encoding: str | None, name: str | None = None) -> tuple[Iterator[str], str]:
+    """The text of a file some at a time, or of its content, which may have a name, and what to call it in messages.
 
     Raises:
         DataError: there is no such file; and, as it is read, it is empty or not in this encoding.
     """
     if isinstance(source, bytes):
-        text, name = content.read_text(source, encoding)
+        text, name = content.read_text(source, encoding, name)
         return iter([text]), name
     return _with_text(require_file(source), encoding), str(source)
 
