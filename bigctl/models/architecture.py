@@ -155,11 +155,13 @@ def bert_architecture(given: schema.Bert, vocab_size: int) -> BertArchitecture:
 
 
 def _values(given: schema.Decoder | schema.Bert, target: type, tokens: int, example: str) -> dict[str, Any]:
-    """The configured values of those keys that the architecture has too, none of them null."""
-    names = {field.name for field in dataclasses.fields(given)} & {field.name for field in dataclasses.fields(target)}
-    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(target) if field.name in names}
+    """The configured values of those keys that the architecture has too; null is what the architecture has then."""
+    names = {field.name for field in dataclasses.fields(given)}
+    usual = {field.name for field in dataclasses.fields(target) if field.default is not dataclasses.MISSING}
+    found = {field.name: getattr(given, field.name) for field in dataclasses.fields(target) if field.name in names}
+    values = {name: value for name, value in found.items() if value is not None or name not in usual}
     for name, value in values.items():
-        if value is None and name not in ("vocab", "capacity_factor", "head_dim"):
+        if value is None and name != "vocab":
             hint = f"give it, or take an architecture from model.init_from, such as {example}"
             raise ConfigError(f"model.{name} is not given", where=f"model.{name}", hint=hint)
     if given.vocab is not None and given.vocab < tokens:

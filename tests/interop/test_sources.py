@@ -89,7 +89,7 @@ def test_a_run_is_found_by_folder_and_by_name(here):
     for name in ("first", "runs/first", str(path)):
         source = sources.locate_source(name)
         assert source.kind == "run" and source.path.resolve() == path and source.classes == ("no", "yes")
-        assert source.architecture == {**builders.ARCHITECTURE, "eps": 1e-12}
+        assert source.architecture == {**builders.ARCHITECTURE, "eps": 1e-12, "head_dim": None}
         assert source.tokenizer is not None and source.tokenizer.name == "tokenizer.json"
 
 

@@ -99,7 +99,7 @@ class Decoder(Model):
         """The same model, with every null that does not ask for a number replaced by what it stands for."""
         usual: dict[str, Any] = {"eps": 1e-5, **self.usual}
         usual |= {"kv_heads": self.heads, "rope_theta": 10000.0, "norm_gain": True, "tied": True, "qk_norm": False}
-        usual |= {"experts": 0, "experts_per_token": min(2, self.experts or 0)}
+        usual |= {"experts_per_token": min(2, self.experts)} if self.experts else {"experts": 0}
         given = {name: value for name, value in usual.items() if getattr(self, name) is None}
         result = dataclasses.replace(self, **given)
         if result.intermediate is None and result.width is not None:
