@@ -381,14 +381,15 @@ def fill_architecture(model: schema.Model, source: Source | None = None) -> sche
         if ours is None or ours == "auto" or (model.kind, key) in _OF_THE_WEIGHTS:
             filled[key] = theirs
         elif ours != theirs and not (key in ("positions", "context") and ours < theirs):
-            raise ConfigError(
-                f"model.{key}={ours} is not what the weights have: {theirs}",
-                where=str(source.config),
-                hint=f"set model.{key}={theirs}, or "
-                + (
-                    f"choose model={model.kind}, which has its sizes from them" if key in open_keys else "other weights"
-                ),
-            )
+            has = "null" if theirs is None else theirs
+            other = f"choose model={model.kind}, which has its sizes from them" if key in open_keys else "other weights"
+            what = f"model.{key}={ours} is not what the weights have: {has}"
+            raise ConfigError(what, where=str(source.config), hint=f"set model.{key}={has}, or {other}")
+    if not source.architecture.get("experts"):
+        for key in ("experts", "experts_per_token", "capacity_factor"):
+            if getattr(model, key, None):
+                what = f"model.{key}={getattr(model, key)} is for models of experts, the weights have none"
+                raise ConfigError(what, where=str(source.config), hint="leave it out, or choose other weights")
     model = dataclasses.replace(model, **filled)
     for field in dataclasses.fields(model):  # what a file says is held to the bounds of what a user types
         for _, message, hint in checks.key_problems(f"model.{field.name}", field, getattr(model, field.name)):

@@ -114,11 +114,13 @@ class RunDirectory:
             return False
 
     def discard(self) -> None:
-        """Remove what a start that came to nothing has left: configuration, record, log and lock, and nothing else. A
-        folder that has checkpoints is no such thing and stays as it is, as does one that this process does not hold."""
+        """Remove what a start that came to nothing has left: configuration, tokenizer, record, log and lock, and no
+        more. A folder that has checkpoints is no such thing and stays as it is, as does one that this process does not
+        hold."""
         if self._lock is None or self.checkpoints.exists():
             return
-        for file in (self.config, self.overrides, self.record_file, self.log, self.path / ".lock"):
+        written = (self.config, self.overrides, self.tokenizer, self.generation, self.record_file, self.log)
+        for file in (*written, self.path / ".lock"):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: it held something before
             self.path.rmdir()

@@ -156,8 +156,8 @@ def test_a_layer_goes_that_is_needed_least_and_the_rest_leaves_as_onnx_but_not_f
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["heads=1.0"], "heads: 1 leaves none of them"),
-        (["columns=-0.5"], "columns: -0.5 leaves none of them"),
+        (["heads=1.0"], "heads: 1 of them cannot go"),
+        (["columns=-0.5"], "columns: -0.5 of them cannot go"),
         ([], "nothing is said to go"),
         (["layers=-1"], "layers: -1 layers cannot go"),
         (["heads=0.5", "sparsity=0.5"], "sparsity: is no key of method=structured"),
@@ -197,7 +197,10 @@ def test_several_ways_are_held_beside_each_other_and_nothing_is_written(run, cap
     assert main(["compress", str(run), "--pareto", "method=structured", "heads=0.5"]) == 2
     assert "none of the methods is for this model" in capsys.readouterr().err
     assert folders == sorted(run.parent.iterdir())
-    for settings, wrong in {"method=soup": "there is no method 'soup' to be tried", "group=32": "no method ''"}.items():
+    for settings, wrong in {
+        "method=soup": "there is no method 'soup' to be tried",
+        "group=32": "no method is given",
+    }.items():
         with pytest.raises(ConfigError, match=wrong):
             Method.several([settings])
     with pytest.raises(ConfigError, match="heads: is no key of int8"):

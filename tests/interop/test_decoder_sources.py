@@ -207,6 +207,11 @@ def test_the_model_is_as_the_weights_have_it_or_refused(tmp_path: Path) -> None:
         sources.fill_architecture(schema.Gpt(init_from=file))
     with pytest.raises(ConfigError, match="model.kv_heads=4 is not what the weights have: 2"):
         sources.fill_architecture(schema.Llama(init_from=file, kv_heads=4))
+    with pytest.raises(ConfigError, match="model.head_dim=4 is not what the weights have: null"):
+        sources.fill_architecture(schema.Llama(init_from=file, head_dim=4))
+    for key in ("experts", "experts_per_token", "capacity_factor"):
+        with pytest.raises(ConfigError, match=f"model.{key}=2 is for models of experts, the weights have none"):
+            sources.fill_architecture(schema.Llama(init_from=file, **{key: 2}))
 
 
 def test_a_run_hands_on_its_weights_and_all_of_its_architecture(tmp_path: Path) -> None:

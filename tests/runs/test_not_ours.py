@@ -178,3 +178,15 @@ def test_a_stranger_that_comes_before_the_removal_stops_it_too(runs: Path) -> No
     with pytest.raises(RunError, match=r"notes\.txt; nothing was removed"):
         removal.remove(run)
     assert (RUN / "run.json").exists() and not RunDirectory(RUN).held()
+
+
+def test_a_start_that_came_to_nothing_leaves_nothing_of_what_it_wrote(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "new")
+    run.lock()
+    run.write_config("seed: 0\n", ["seed=0"])
+    for file in (run.tokenizer, run.generation):  # of weights that then turned out to be of another model
+        file.write_text("{}")
+    assert not run.begun
+    run.discard()
+    run.release()
+    assert not run.path.exists()

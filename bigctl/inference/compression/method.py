@@ -102,9 +102,12 @@ class Method:
             return [cls.parse(f"method={each}".split()) for each in USUAL]
         given = [setting.partition("=")[::2] for setting in settings]
         methods = next((text.split(",") for name, text in given if name == "method"), [])
-        for method in methods or [""]:
+        if not methods:
+            hint = f"such as method={PRUNE},{STRUCTURED}; without any key several are tried"
+            raise ConfigError("no method is given", where="method", hint=hint)
+        for method in methods:
             if method not in METHODS or method == SOUP:
-                hint = f"such as method={INT8},{INT4}; one of: {', '.join(set(METHODS) - {SOUP})}"
+                hint = f"such as method={INT8},{INT4}; one of: {', '.join(each for each in METHODS if each != SOUP)}"
                 raise ConfigError(f"there is no method {method!r} to be tried", where="method", hint=hint)
         found, used = [], {"method"}
         for method in methods:
@@ -142,8 +145,8 @@ class Method:
     def _check_parts(self) -> None:
         for name in SHARES:
             if not 0 <= getattr(self, name) < 1:
-                hint = f"a share below 1, such as {name}=0.25"
-                raise ConfigError(f"{getattr(self, name):g} leaves none of them", where=name, hint=hint)
+                hint = f"a share from 0 to below 1, such as {name}=0.25"
+                raise ConfigError(f"{getattr(self, name):g} of them cannot go", where=name, hint=hint)
         if self.layers < 0:
             raise ConfigError(f"{self.layers} layers cannot go", where="layers", hint="such as layers=2")
         if self.method == STRUCTURED and not (self.heads or self.columns or self.channels or self.layers):

@@ -193,7 +193,8 @@ def resized(model: schema.Model, units: Sequence[Units], left: Mapping[str, int]
         heads, groups, depth = _attention(model)
         kept = by_kind[HEADS][0]
         changed = {"heads": kept * heads // groups, "head_dim": depth}
-        changed |= {"kv_heads": kept} if isinstance(model, schema.Decoder) else {}
+        if isinstance(model, schema.Decoder) and model.kv_heads is not None:
+            changed["kv_heads"] = kept
     if by_kind[COLUMNS]:
         lists = isinstance(model, schema.Mlp | schema.Cnn)
         changed |= {"hidden": by_kind[COLUMNS]} if lists else {"intermediate": by_kind[COLUMNS][0]}
