@@ -15,7 +15,7 @@ COMMANDS = {
     "generate": "let a language model write text",
     "serve": "answer requests with trained models, over HTTP",
     "export": "write a trained model for another library",
-    "compress": "make a run of a run with rounded or pruned weights",
+    "compress": "make a run of a run with rounded, pruned or fewer weights",
     "ls": "list recipes, models, optimizers, schedules, data, meshes, experiments, runs",
     "show": "print the composed configuration and where each value comes from",
     "baseline": "train the cheap answer to a data set, which a model must beat",

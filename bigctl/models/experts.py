@@ -139,7 +139,7 @@ class Experts(nnx.Module):
         if capacity is not None:
             mixed = partial(limited, capacity=capacity, activation=self.activation, kernel=kernel)
         mesh = meshes.mesh_in_use()
-        if mesh is None or len(x) % meshes.batch_shards(mesh):
+        if mesh is None or len(x) % meshes.batch_shards(mesh) or not self._divides(mesh):
             return mixed(x, gates, chosen, weights)
         texts = PartitionSpec(BATCH_AXES)
         specs = {name: {leaf: _spec(name, leaf, mesh) for leaf in part} for name, part in weights.items()}
@@ -152,6 +152,11 @@ class Experts(nnx.Module):
         )
         result: tuple[Array, Array] = inside(x, gates, chosen, weights)
         return result
+
+    def _divides(self, mesh: AbstractMesh) -> bool:
+        """Whether the mesh shares this part out evenly; that of a student need not do so for its teacher."""
+        wide = self.up.kernel[...].shape[-1]
+        return self.experts % _size(mesh, EXPERT) == 0 and wide % _size(mesh, TENSOR) == 0
 
 
 def _spec(part: str, leaf: str, mesh: AbstractMesh) -> PartitionSpec:

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from bigctl.config import schema
 from bigctl.models import grouped
 from bigctl.models.architecture import decoder_architecture
 from bigctl.models.attention import Rows
 from bigctl.models.decoder import ACTIVATIONS
-from bigctl.models.experts import Experts
+from bigctl.models.experts import EXPERT, TENSOR, Experts
+from bigctl.parallel import axes
 from tests.models import test_decoder as decoders
 
 WIDTH, LENGTH = 12, 21
@@ -140,6 +142,17 @@ def test_a_router_is_float32_whatever_the_rest_is() -> None:
     model = build(experts=4)
     logits, gates, _ = jax.eval_shape(model.route, texts().astype(jnp.bfloat16))
     assert logits.dtype == gates.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("axis", [EXPERT, TENSOR])
+def test_on_a_mesh_that_does_not_divide_them_experts_are_computed_whole(axis: str) -> None:
+    """As of a teacher, whose experts and width need not be those that the student's mesh is for."""
+    model = build(experts=5)
+    shape = tuple(8 if name == axis else 1 for name in axes.NAMES)
+    mesh = AbstractMesh(shape, axes.NAMES, axis_types=(AxisType.Auto,) * len(shape))
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = str(jax.make_jaxpr(lambda x: model(x)[0])(jnp.zeros((8, LENGTH, WIDTH))))
+    assert "shard_map" not in program
 
 
 def test_experts_write_with_a_cache_what_they_do_without() -> None:

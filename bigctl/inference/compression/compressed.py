@@ -1,4 +1,4 @@
-"""A run made of a run: the same configuration and data, its weights rounded or pruned, scored anew."""
+"""A run made of a run: the same configuration and data, its weights rounded, pruned, averaged or fewer, scored anew."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def of_model(model: schema.Model, values: Arrays, kind: str, where: str) -> list
 
 def _known(model: schema.Model) -> str:
     if isinstance(model, schema.Bert | schema.Vit | schema.Decoder):
-        return "heads, columns and layers"
+        return "heads and layers" if getattr(model, "experts", None) else "heads, columns and layers"
     if isinstance(model, schema.Cnn):
         return "channels and columns"
     known = {"mlp": "columns", "resnet": "channels"}
