@@ -71,7 +71,7 @@ def key_problems(dotted: str, field: dataclasses.Field[Any], value: object) -> I
 
 def _or_null(field: dataclasses.Field[Any]) -> str:
     """What null stands for, as the key's sentence says: ", or null for none"."""
-    said = re.search(r"null (?:to|for) [^;.:\[]*[^;.:\[\s]", str(field.metadata.get("doc")))
+    said = re.search(r"null (?:to|for) (?:[^;.:\[]|\.(?=\w))*[^;.:\[\s]", str(field.metadata.get("doc")))
     return f", or {said[0]}" if said else ""
 
 

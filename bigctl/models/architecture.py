@@ -127,10 +127,12 @@ def decoder_architecture(given: schema.Decoder, vocab_size: int) -> DecoderArchi
             hint=f"choose {found.experts} or fewer, or a larger model.experts",
         )
     if found.position == "rope" and found.depth % 2:
+        own = given.head_dim is not None
+        features = "model.head_dim" if own else "model.width / model.heads"
         raise ConfigError(
             f"heads of {found.depth} features cannot be rotated in pairs",
-            where="model.heads",
-            hint="choose model.width / model.heads as an even number, or model.position=learned",
+            where="model.head_dim" if own else "model.heads",
+            hint=f"choose {features} as an even number, or model.position=learned",
         )
     return found
 

@@ -281,6 +281,7 @@ def test_components_of_plugins_are_held_to_their_bounds_and_checks():
     refused(config(model=Own(sizes=[3, 0])), r"model\.sizes cannot be 0", "at least 1")
     refused(config(model=Own(inner=Inner(rate=1.0))), r"model\.inner\.rate cannot be 1", "in [0, 1), or null for none")
     refused(config(model=Own(sizes=[1] * 999)), "too many", "fewer")
+    refused(config(model=schema.Vit(head_dim=0)), r"head_dim cannot be 0", "or null for model.width / model.heads")
 
 
 def test_defaults_of_all_keys_are_within_their_bounds():
