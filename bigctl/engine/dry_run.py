@@ -17,7 +17,7 @@ def report(config: Config) -> dict[str, Any]:
         BigctlError: for whatever would keep the training from starting.
     """
 
-    from bigctl.engine import batch_size, compile_cache, device_memory, plan, restore, step_memory
+    from bigctl.engine import batch_size, compile_cache, device_memory, plan, restore, step_memory, teacher
     from bigctl.engine import experiment as experiments
     from bigctl.training import feed
     from bigctl.training.checkpoints import arrays
@@ -49,7 +49,7 @@ def report(config: Config) -> dict[str, Any]:
         "kernels": dict(programs.kernels),
         "data": {split: dataset.size(split) for split in dataset.splits},
         "drawn": (drawn := experiment.drawn()),
-        "notes": [*notes.notes_of(dataset), *corpora.notes(drawn)],
+        "notes": [*notes.notes_of(dataset), *corpora.notes(drawn), *teacher.uncounted(config, dataset)],
         "init_from": None if taken is None else list(taken.said),
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "batch_size": None if measured is None else measured.to_json(),

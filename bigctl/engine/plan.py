@@ -11,6 +11,7 @@ import jax
 
 from bigctl.config.schema import Config
 from bigctl.engine import experiment as experiments
+from bigctl.engine import teacher
 from bigctl.engine.experiment import Experiment
 from bigctl.formatting import size
 from bigctl.parallel import mesh as meshes
@@ -149,7 +150,7 @@ def of_compiled(experiment: Experiment, costs: Costs, target: Target, found: Fou
     config, task = experiment.config, experiment.task
     per_example = task.flops_per_example(experiment.parameter_shapes)
     tokens = task.tokens_per_example
-    notes = list(found.notes)
+    notes = [*found.notes, *teacher.uncounted(config, experiment.dataset)]
     if costs.untold:
         notes.append(f"{costs.untold} loops are as long as the data makes them; they are counted once")
     if target.chip.platform == "cpu":

@@ -71,6 +71,13 @@ def find(config: Config, dataset: Dataset, plugins: Sequence[str] = ()) -> Teach
     return found
 
 
+def uncounted(config: Config, dataset: Dataset) -> list[str]:
+    """What a plan of the step says of a teacher that is asked in each one, which it is made without."""
+    if config.distil.teacher is None or not (config.distil.hidden or dataset.features.kind == STREAM):
+        return []
+    return ["each step asks the teacher too, whose weights, memory and operations are not counted here"]
+
+
 def named(config: Config, plugins: Sequence[str] = ()) -> tuple[RunDirectory, Config, Features]:
     """The run that is to teach, its configuration and what its data looked like; looked at before any data is.
 

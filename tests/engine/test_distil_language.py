@@ -3,6 +3,7 @@ bit, and a teacher that does not fit is refused in a line."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 from bigctl.recipes import lm_loss
 
 import bigctl
+from bigctl.config import schema
 from bigctl.config.compose import compose
-from bigctl.engine import distil, experiment
+from bigctl.engine import distil, dry_run, experiment, teacher
 from bigctl.errors import BigctlError, RunError
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.task import TEACHER
@@ -79,6 +81,14 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it_and_another_
 
 
 @pytest.mark.slow
+def test_a_plan_says_that_it_is_made_without_the_teacher(folder):
+    given = compose(keys(folder)).config
+    notes = dry_run.report(given)["notes"]
+    assert any("each step asks the teacher too" in note for note in notes)
+    alone = dataclasses.replace(given, distil=schema.Distil())
+    assert not teacher.uncounted(alone, experiment.build(alone).dataset)
+
+
 def test_a_student_learns_from_it_and_goes_on_to_the_bit(folder, tmp_path):
     shutil.copytree(folder / "teacher", tmp_path / "teacher")
     asked = keys(folder, f"distil.teacher={tmp_path / 'teacher'}", "distil.alpha=0.9")
