@@ -227,12 +227,9 @@ def _write_tokens(
         counts = Counter(written.facts)
         for texts in _blocks(stored, rows, f"making tokens ({split})", written.done):
             found: Encoded = encoding.encode(made, texts[0], texts[1] if len(texts) > 1 else None, *rule)
-            counts["cut"] += int(found.cut.sum())
-            counts["unknown"] += round(found.unknown * found.known_of)
-            counts["known_of"] += found.known_of
+            _count(counts, found)
             written.write(len(texts[0]), [found.tokens, np.diff(found.offsets), found.segment_start], counts)
-    info.setdefault("cut", {})[split] = counts["cut"]
-    info.setdefault("unknown_tokens", {})[split] = round(counts["unknown"] / max(1, counts["known_of"]), 5)
+    _tell(info, split, counts)
     digests = {place.file.name: written.digests[place.file.name] for place in (inputs, second)}
     return digests | write_whole(making.work, split, {"offsets": _offsets(lengths)})
 
@@ -268,17 +265,26 @@ def _write_tagged(
             tags = stored.tags(rows[written.done : written.done + len(texts)])
             found = word_tokens.encode_words(tokenizer, [words.of_joined(text) for text in texts], *rule)
             encoded = found.encoded
-            counts["cut"] += int(encoded.cut.sum())
+            _count(counts, encoded)
             counts["lost"] += int(found.lost.sum())
-            counts["unknown"] += round(encoded.unknown * encoded.known_of)
-            counts["known_of"] += encoded.known_of
             blocks = [encoded.tokens, np.diff(encoded.offsets), encoded.segment_start, found.labels(tags)]
             written.write(len(texts), blocks, counts)
     info.setdefault("words_cut", {})[split] = counts["lost"]
-    info.setdefault("cut", {})[split] = counts["cut"]
-    info.setdefault("unknown_tokens", {})[split] = round(counts["unknown"] / max(1, counts["known_of"]), 5)
+    _tell(info, split, counts)
     digests = {place.file.name: written.digests[place.file.name] for place in (inputs, second, label)}
     return digests | write_whole(making.work, split, {"offsets": _offsets(lengths)})
+
+
+def _count(counts: Counter[str], found: Encoded) -> None:
+    counts["cut"] += int(found.cut.sum())
+    counts["unknown"] += round(found.unknown * found.known_of)
+    counts["known_of"] += found.known_of
+
+
+def _tell(info: dict[str, Any], split: str, counts: Counter[str]) -> None:
+    """How many texts of a split were cut, and which part of their tokens is unknown."""
+    info.setdefault("cut", {})[split] = counts["cut"]
+    info.setdefault("unknown_tokens", {})[split] = round(counts["unknown"] / max(1, counts["known_of"]), 5)
 
 
 def _offsets(lengths: Place) -> np.ndarray:
