@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from bigctl.config import schema
+from bigctl.config.compose import compose, from_yaml, to_yaml
 from bigctl.config.drift import (
     REFUSE,
     SURROUNDINGS,
@@ -146,6 +147,18 @@ def test_structural_changes_never_pass():
 def test_allowing_a_key_that_did_not_change_allows_nothing_else():
     refused(found(**LARGER), ["seed"], "train.batch_size")
     assert judge([], ["seed"], where="runs/a") == []
+
+
+@pytest.mark.parametrize(("kind", "recipe"), [("csv", "mlp_cls"), ("image_folder", "cnn_cls"), ("text", "gpt_lm")])
+def test_a_run_whose_bad_rows_stop_it_goes_on_where_they_are_refused(kind: str, recipe: str) -> None:
+    """The same by the name that it had at first."""
+    given = [f"recipe={recipe}", f"data={kind}", "data.path=x", *(["data.label=y"] if kind == "csv" else [])]
+    now = compose(given).config
+    saved = to_yaml(now)
+    assert saved.count("on_bad: refuse") == 1
+    assert not changes(from_yaml(saved.replace("on_bad: refuse", "on_bad: stop"), where="config.yaml"), now)
+    assert compose([*given, "data.on_bad=stop"]).config == now
+    assert [change.drift for change in changes(now, compose([*given, "data.on_bad=skip"]).config)] == ["structural"]
 
 
 def test_what_decides_on_a_rewind_is_not_free_where_there_may_be_one():

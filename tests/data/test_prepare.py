@@ -305,6 +305,10 @@ def with_bad(folder: Path, kind: str) -> Data:
     if kind == "conll":
         (folder / "t.conll").write_text("Rome B-LOC\n. O\n\n" * 40 + "Rome\n\n")
         return Conll(path=str(folder / "t.conll"), tokens="0", tags="1", on_bad="skip")
+    if kind == "tagged jsonl":
+        lines = [json.dumps({"words": ["in", "Rome"], "tags": ["O", "LOC"]})] * 40
+        (folder / "t.jsonl").write_text("\n".join([*lines, '{"words": ["in"]}']))
+        return Jsonl(path=str(folder / "t.jsonl"), tokens="words", tags="tags", on_bad="skip")
     if kind in ("jsonl", "text"):
         lines = [json.dumps({"text": f"text {number}", "y": "ab"[number % 2]}) for number in range(40)]
         (folder / "t.jsonl").write_text("\n".join([*lines, "{"]))
@@ -318,7 +322,7 @@ def with_bad(folder: Path, kind: str) -> Data:
     return ImageFolder(path=str(folder / "pictures"), on_bad="skip", decoding=kind)
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet", "conll", "jsonl", "text", "memory", "stream"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "conll", "jsonl", "tagged jsonl", "text", "memory", "stream"])
 def test_the_limit_of_bad_examples_counts_where_a_set_is_opened_too(kind: str, tmp_path, decoded) -> None:
     config = with_bad(tmp_path, kind)
     first, count = prepare.prepare(config), len(decoded)

@@ -161,6 +161,9 @@ def test_sentences_that_cannot_be_read_are_noted_or_left_out(tmp_path):
     decoded = json_lines.decode(schema.Jsonl(**keys, on_bad="skip"), False)
     assert decoded.splits["train"]["text"].tolist() == ["a", "e"]
     assert decoded.info["notes"][0].startswith("2 sentences are left out, the first with this: ")
+    told = refused("2 of 4 sentences", json_lines.decode, schema.Jsonl(**keys, on_bad="skip", bad_limit=0.4), False)
+    assert "more than data.bad_limit=0.4 allows" in told and f"{file}:2" in told
+    assert json_lines.decode(schema.Jsonl(**keys, on_bad="skip", bad_limit=0.5), False).info == decoded.info
     bad.clear()
     plain = write(tmp_path, "in O\nRome B-LOC\n\nbad line here\nnot O\n\nhere O\n")
     found = read_conll(plain, tags=None, bad=bad)

@@ -71,6 +71,18 @@ CASES = {
         JSON | SKIP,
         {},
     ),
+    "objects, bad ones up to the limit": (
+        "a.jsonl",
+        "\n".join([*objects(0), *["[1]"] * 10]),
+        JSON | SKIP | {"bad_limit": 1 / 6},
+        {},
+    ),
+    "objects, bad ones above the limit": (
+        "a.jsonl",
+        "\n".join([*objects(0), *["[1]"] * 11]),
+        JSON | SKIP | {"bad_limit": 1 / 6},
+        {},
+    ),
     "objects, one of half a character": (
         "a.jsonl",
         "\n".join([*objects(0), '{"tokens": ["\\ud83d"], "tags": ["O"]}']),

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bigctl.config.schema import bad_input
+from bigctl.config.schema.bad_input import LeavesOut
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Component, Problem, Whole, key, kind
 
 USUAL_FOLDS = 5
@@ -172,7 +174,7 @@ class Tfds(Images):
 
 
 @dataclass
-class Pictures(Images):
+class Pictures(LeavesOut, Images):
     """Pictures that are kept encoded, in files or archives."""
 
     before: ClassVar[Mapping[str, object]] = {"decoding": DECODE_MEMORY, "resize": "stretch"}
@@ -182,13 +184,8 @@ class Pictures(Images):
     background: str = key(
         "black", "What transparent pixels are laid over.", drift=STRUCTURAL, choices=("black", "white")
     )
-    on_bad: str = key(
-        "stop", "What a file that is no picture does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
-        choices=("stop", "skip"),
-    )  # fmt: skip
-    bad_limit: float = key(
-        1.0, "Share of the files that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE, ge=0, le=1
-    )
+    on_bad: str = bad_input.on_bad("a file that is no picture")
+    bad_limit: float = bad_input.bad_limit("the files")
     resize: str = key(
         "auto", "What becomes of another shape: stretched (stretch), or its middle taken (crop); auto for crop where "
         "pretrained weights or recipe.size decide the size, else stretch.", drift=STRUCTURAL,

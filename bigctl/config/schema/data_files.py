@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from bigctl.config.schema import bad_input
+from bigctl.config.schema.bad_input import LeavesOut
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, Problem, Whole, key, kind
 from bigctl.config.schema.data import (
     DECODE_MEMORY,
@@ -19,7 +21,7 @@ from bigctl.config.schema.data import (
 
 
 @dataclass
-class Table(Data):
+class Table(LeavesOut, Data):
     """Rows of a file; `label` names the target column."""
 
     implementation: ClassVar[str] = "bigctl.data.sources.delimited"
@@ -57,13 +59,8 @@ class Table(Data):
     time: str | None = key(
         None, "A column of dates or numbers: splits made by rule hold out the latest rows.", drift=STRUCTURAL
     )
-    on_bad: str = key(
-        "stop", "What a row that cannot be read does: stop, or be left out with a note (skip).", drift=STRUCTURAL,
-        choices=("stop", "skip"),
-    )  # fmt: skip
-    bad_limit: float = key(
-        1.0, "Share of the rows that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE, ge=0, le=1
-    )
+    on_bad: str = bad_input.on_bad("a row that cannot be read")
+    bad_limit: float = bad_input.bad_limit("the rows")
     labels: str | None = key(
         None, "In place of data.label: the column with all classes of a text, several or none.", drift=STRUCTURAL
     )
@@ -83,7 +80,7 @@ class Table(Data):
 
 
 @dataclass
-class TextFiles(Data):
+class TextFiles(LeavesOut, Data):
     """Text to learn to write: files of plain text, or of JSON objects with the text in one field.
 
     Splits are made by place: the beginning of the text is for training, its end for validation and test.
@@ -99,14 +96,8 @@ class TextFiles(Data):
     field: str | None = key(None, "The field of each JSON object that holds the text.", drift=STRUCTURAL)
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
     boundaries: bool = key(True, "Put the tokenizer's end token between two files or objects.", drift=STRUCTURAL)
-    on_bad: str = key(
-        "stop", "What a line of JSON that cannot be read does: stop, or be left out with a note (skip).",
-        drift=STRUCTURAL, choices=("stop", "skip"),
-    )  # fmt: skip
-    bad_limit: float = key(
-        1.0, "Share of a split's lines that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE,
-        ge=0, le=1,
-    )  # fmt: skip
+    on_bad: str = bad_input.on_bad("a line of JSON that cannot be read")
+    bad_limit: float = bad_input.bad_limit("a split's lines")
     vocabulary_characters: int = key(
         VOCABULARY_CHARACTERS,
         "Of a larger training split, how much a vocabulary is made of, drawn by data.split_seed [characters].",
@@ -163,7 +154,7 @@ class Jsonl(Table):
 
 
 @dataclass
-class Conll(Data):
+class Conll(LeavesOut, Data):
     """Sentences with a tag a word: a word a line, blank lines between sentences."""
 
     implementation: ClassVar[str] = "bigctl.data.sources.conll"
@@ -177,14 +168,8 @@ class Conll(Data):
     tags: str = key("-1", "The column with the tags, counted or named likewise.", drift=STRUCTURAL)
     columns: list[str] | None = key(None, "Names of all columns, where the file says none.", drift=STRUCTURAL)
     encoding: str | None = key(None, "Encoding of the text, such as latin-1; null for UTF-8.", drift=STRUCTURAL)
-    on_bad: str = key(
-        "stop", "What a sentence that cannot be read does: stop, or be left out with a note (skip).",
-        drift=STRUCTURAL, choices=("stop", "skip"),
-    )  # fmt: skip
-    bad_limit: float = key(
-        1.0, "Share of a file's sentences that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE,
-        ge=0, le=1,
-    )  # fmt: skip
+    on_bad: str = bad_input.on_bad("a sentence that cannot be read")
+    bad_limit: float = bad_input.bad_limit("a file's sentences")
 
     def check(self, config: Whole) -> Iterator[Problem]:
         yield from super().check(config)

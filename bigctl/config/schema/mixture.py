@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from bigctl.config.schema import bad_input
+from bigctl.config.schema.bad_input import LeavesOut
 from bigctl.config.schema.base import FREE, MISSING, STRUCTURAL, TRAJECTORY, Problem, Whole, key, kind
 from bigctl.config.schema.data import VOCABULARY_CHARACTERS, Data, check_encoding
 
@@ -40,7 +42,7 @@ class Corpus:
 
 
 @dataclass
-class Mixture(Data):
+class Mixture(LeavesOut, Data):
     """Several corpora to learn to write, drawn from in proportion to their weights, and each scored by itself too.
 
     Splits are made of each corpus by itself, as `data=tokens` and `data=text` make them.
@@ -56,14 +58,8 @@ class Mixture(Data):
     boundaries: bool = key(
         True, "Put the tokenizer's end token between two files or objects of text.", drift=STRUCTURAL
     )
-    on_bad: str = key(
-        "stop", "What a line of JSON that cannot be read does: stop, or be left out with a note (skip).",
-        drift=STRUCTURAL, choices=("stop", "skip"),
-    )  # fmt: skip
-    bad_limit: float = key(
-        1.0, "Share of a corpus's lines that data.on_bad=skip leaves out at most; of more it stops.", drift=FREE,
-        ge=0, le=1,
-    )  # fmt: skip
+    on_bad: str = bad_input.on_bad("a line of JSON that cannot be read")
+    bad_limit: float = bad_input.bad_limit("a corpus's lines")
     vocabulary_characters: int = key(
         VOCABULARY_CHARACTERS,
         "Of a larger training text, how much a vocabulary is made of, drawn by data.split_seed [characters].",

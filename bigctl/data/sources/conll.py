@@ -40,7 +40,7 @@ def identity(config: schema.Conll) -> Any:
     """What the decoded arrays depend on: the content of the files, and the keys that say what is in them."""
     files = split_digests(config.path, config.validation_path, config.test_path)
     found = files and {"files": files, "tokens": config.tokens, "tags": config.tags, "columns": config.columns}
-    later = {"encoding": None, "on_bad": "stop"}
+    later = {"encoding": None, "on_bad": "refuse"}
     return found and found | {
         key: getattr(config, key) for key, usual in later.items() if getattr(config, key) != usual
     }

@@ -31,7 +31,7 @@ def identity(config: schema.Table) -> Any:
     names += ["labels", "label_separator"] if config.labels is not None else []
     given = {name: getattr(config, name) for name in names}
     later = ("separator", "decimal", "encoding", "missing", "categorical", "numeric", "on_bad", "group", "time")
-    given |= {name: getattr(config, name) for name in later if getattr(config, name) not in (None, [], "stop")}
+    given |= {name: getattr(config, name) for name in later if getattr(config, name) not in (None, [], "refuse")}
     return files and {"files": files, "format": config.kind, "reading": _READING} | given
 
 

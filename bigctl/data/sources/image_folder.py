@@ -30,7 +30,7 @@ def identity(config: schema.ImageFolder) -> Any:
     """What the decoded arrays depend on: names, sizes and times of the files, and the keys that say what is in them."""
     listed, streamed = _listed(config)
     sizes = {"image_size": config.image_size, "channels": config.channels}
-    later = {"on_bad": ("stop",), "background": ("black",), "resize": AS_EVER}
+    later = {"on_bad": ("refuse",), "background": ("black",), "resize": AS_EVER}
     given = {name: value for name, usual in later.items() if (value := getattr(config, name)) not in usual}
     if streamed:
         given["streamed"] = [str(folder.absolute()) for path in _paths(config) if (folder := optional(path))]

@@ -75,7 +75,7 @@ def given_keys(config: schema.Parquet) -> dict[str, Any]:
     """The keys that say what is in the files; those that came later only where they are not as before."""
     names = ("label", "labels", "label_separator", "text", "text_pair", "drop", "image", "image_size", "channels")
     found = {name: getattr(config, name) for name in names}
-    later = {"background": ("black",), "on_bad": ("stop",), "resize": image_decoding.AS_EVER}
+    later = {"background": ("black",), "on_bad": ("refuse",), "resize": image_decoding.AS_EVER}
     found |= {name: value for name, usual in later.items() if (value := getattr(config, name)) not in usual}
     return found | {name: getattr(config, name) for name in ("group", "time") if getattr(config, name) is not None}
 

@@ -36,7 +36,7 @@ def identity(config: schema.TextFiles) -> dict[str, Any]:
     prints = [paths.fingerprint_files(matching(path), in_blocks=True) if path else None for path in where]
     found = {"files": prints, "field": config.field, "boundaries": config.boundaries}
     found |= {"encoding": config.encoding} if config.encoding is not None else {}
-    found |= {"on_bad": config.on_bad} if config.on_bad != "stop" else {}
+    found |= {"on_bad": config.on_bad} if config.on_bad != "refuse" else {}
     sample = config.vocabulary_characters  # of smaller texts nothing depends on it
     return found | ({"vocabulary_characters": sample} if sample != schema.TextFiles.vocabulary_characters else {})
 

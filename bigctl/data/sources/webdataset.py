@@ -46,8 +46,9 @@ def identity(config: schema.Webdataset) -> object:
     """What the decoded arrays depend on: names, sizes and times of the shards, and keys that say what they hold."""
     shards = {split: shards_of(path) for split, path in _paths(config).items()}
     found: dict[str, Any] = {"shards": {split: _stamps(own) for split, own in shards.items()}}
-    names = ("image_size", "channels", "image", "label", "on_bad", "background")
+    names = ("image_size", "channels", "image", "label", "background")
     found |= {name: getattr(config, name) for name in names} | {"names": paths.file_digest(config.names_file)}
+    found["on_bad"] = "skip" if config.on_bad == "skip" else "stop"  # as sets that are there have it
     found["resize"] = image_decoding.STRETCH if config.resize in image_decoding.AS_EVER else config.resize
     if _is_streamed(config, shards["train"]):
         found["streamed"] = {split: [os.path.abspath(file) for file in own] for split, own in shards.items()}
