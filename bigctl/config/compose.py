@@ -213,7 +213,7 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from bigctl.config.value_origins import ReadOnce, origins_of
+    from bigctl.config.value_origins import composed_by
 
     class UserPresets(SearchPathPlugin):
         """Folders of the user's own come first, so that they shadow what is packaged."""
@@ -233,12 +233,8 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(roots[-1].path), version_base="1.3"):
-            composed = [extra_keys.as_mapping(override) for override in overrides]
             loader: Any = GlobalHydra.instance().config_loader()
-            loader.repository = ReadOnce(loader.repository)
-            node = hydra.compose("config", overrides=composed)
-            OmegaConf.resolve(node)
-            origins, written = origins_of(loader, composed)
+            node, origins, written = composed_by(loader, [extra_keys.as_mapping(override) for override in overrides])
             preset_text.keep(node, written)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import shlex
 from collections.abc import Sequence
@@ -106,16 +107,21 @@ def _quoted_element(text: str) -> str:
     return in_quotes(text) if parsed is None or _is_rewritten(parsed.value(), text) else text
 
 
-def text_keys(*, many: bool = False, choices: bool = False) -> set[str]:
+def text_keys(*, many: bool = False, choices: bool = False) -> frozenset[str]:
     """Keys that hold free text, or with `choices` one of a few; with `many` those that hold a list of texts."""
+    return _text_keys(tuple(schema.components()), many, choices)
+
+
+@functools.cache
+def _text_keys(among: tuple[type[schema.Component], ...], many: bool, choices: bool) -> frozenset[str]:
     wanted = (list[str], list[str] | None) if many else (str, str | None)
-    found = [(f"{cls.group_name}.", schema.walk(cls)) for cls in schema.components()]
-    return {
+    found = [(f"{cls.group_name}.", schema.walk(cls)) for cls in among]
+    return frozenset(
         f"{group}{dotted}"
         for group, keys in [("", schema.walk(Config)), *found]
         for dotted, field, hint in keys
         if hint in wanted and (choices or not field.metadata.get("choices"))
-    }
+    )
 
 
 def parse(text: str) -> Override:

@@ -1,4 +1,4 @@
-"""Where each value of a composition comes from: the schema, a preset, or the command line. Imports Hydra."""
+"""A composition, and where each of its values comes from: the schema, a preset, or the command line. Imports Hydra."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
+from hydra.core.default_element import InputDefault
+from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from bigctl.config import preset_text, schema
@@ -26,36 +30,59 @@ class ReadOnce(CachingConfigRepository):
         self.delegate = repository
         self.cache = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ReadOnce:
-        return self
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        known = f"config_path={config_path}" in self.cache
+        found = super().load_config(config_path)
+        if found is None or known:
+            return found
+        found.defaults_list = [default for default in found.defaults_list or () if not _is_of_hydra(default)]
+        config, below = found.config, found.header.get("package") not in (None, "", "_global_")
+        if isinstance(config, DictConfig) and config._metadata.object_type is dict and not below:
+            config.pop("hydra", None)
+        return found
 
 
-def origins_of(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, preset_text.Written]]:
-    """Where each value of a composition comes from.
+def _is_of_hydra(default: InputDefault) -> bool:
+    return (getattr(default, "group", None) or "").removeprefix("/").startswith("hydra/")
 
-    Args:
-        loader: Hydra's, which composed it.
-        overrides: that it was given.
+
+def composed_by(loader: Any, overrides: Sequence[str]) -> tuple[Any, dict[str, str], dict[str, preset_text.Written]]:
+    """What Hydra composes of `config.yaml` and overrides, as `hydra.compose` does it, with interpolations resolved.
+
+    Hydra's configuration of itself is left out: its launchers and ways to log take half of the time, and nobody here
+    asks for them. The defaults list is made once, for the composition and for its origins.
 
     Returns:
-        Dotted key -> the last file of the defaults list that set it, or "command line", or "schema"; and of those set
-        in a file of the user's own what stands there.
+        The composition; dotted key -> the last file of the defaults list that set it, or "command line", or "schema";
+        and of those set in a file of the user's own what stands there.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    repository = ReadOnce(loader.repository)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    computed = loader.compute_defaults_list("config", list(overrides), RunMode.RUN)
+    computed = create_defaults_list(repository, "config", parsed, prepend_hydra=False, skip_missing=False)
+    node = loader._compose_config_from_defaults_list(defaults=computed.defaults, repo=repository)
+    OmegaConf.set_struct(node, True)
+    loader._apply_overrides_to_config(computed.config_overrides, node)
+    OmegaConf.resolve(node)
+    return node, *_origins_of(repository, parsed, computed)
+
+
+def _origins_of(
+    repository: ReadOnce, parsed: Sequence[Override], computed: DefaultsList
+) -> tuple[dict[str, str], dict[str, preset_text.Written]]:
+    from omegaconf import OmegaConf
+
     origins: dict[str, str] = {}
     written: dict[str, preset_text.Written] = {}
 
     places: dict[str, str] = {}
     for default in computed.defaults:
         path = default.config_path
-        if path is None or path.startswith("hydra/"):
+        if path is None:
             continue
-        loaded = loader.repository.load_config(path)
+        loaded = repository.load_config(path)
         if loaded is None:
             continue
         places[path] = _place(path, loaded.provider)
@@ -69,7 +96,7 @@ def origins_of(loader: Any, overrides: Sequence[str]) -> tuple[dict[str, str], d
     for field in dataclasses.fields(Config):  # a component's kind is the schema's: more telling is who chose it
         if origins.get(f"{field.name}.kind") == "schema":
             choice = computed.overrides.override_metadata.get(field.name)
-            chooser = choice.containing_config_path if choice else "config"
+            chooser = choice and choice.containing_config_path or "config"
             origins[f"{field.name}.kind"] = (
                 "command line" if choice and choice.external_override else places.get(chooser, f"{chooser}.yaml")
             )

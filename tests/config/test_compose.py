@@ -207,6 +207,12 @@ def test_own_presets_add_to_groups(tmp_path):
     assert "no model named 'wide'" in refused(MLP, "model=wide")
 
 
+def test_what_an_own_preset_sets_of_hydra_itself_is_left_out(tmp_path):
+    text = "# @package _global_\ndefaults: [override /hydra/job_logging: none]\nhydra: {run: {dir: x}}\nseed: 7\n"
+    config = compose([MLP, "experiment=mine"], config_dirs=[write(tmp_path, experiment__mine=text)]).config
+    assert config == replace(compose([MLP]).config, seed=7)
+
+
 def test_own_presets_shadow_packaged_ones_and_the_first_folder_wins(tmp_path):
     first = write(tmp_path / "first", model__mlp=WIDE)
     second = write(
