@@ -86,10 +86,16 @@ if __name__ == "__main__":
 """
 
 
+ONE, TWO, TOKENIZERS, MAP = WAYS = ("one", "two", "pool", "datasets")
+NAMES = {ONE: "one process", TWO: "two processes", TOKENIZERS: "tokenizers in a pool of two"}
+NAMES |= {MAP: "datasets.map, two processes"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", type=Path, help="real texts, UTF-8, with empty lines between paragraphs")
     parser.add_argument("--megabytes", type=float, default=150.0, help="size of the text that is made of them")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="those to be run; default: all")
     parser.add_argument("--turns", type=int, default=1, help="how often each way runs")
     parser.add_argument("--datasets", metavar="PYTHON", help="a Python that has `datasets` and `tokenizers`")
     parser.add_argument("--json", action="store_true")
@@ -106,12 +112,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[st
     write_text(options.texts, text, options.megabytes * 1e6)
     write_tokenizer(text, tokenizer)
     ways = {
-        "one process": (sys.executable, PREPARE, 1),
-        "two processes": (sys.executable, PREPARE, 2),
-        "tokenizers in a pool of two": (sys.executable, POOL, 2),
+        ONE: (sys.executable, PREPARE, 1),
+        TWO: (sys.executable, PREPARE, 2),
+        TOKENIZERS: (sys.executable, POOL, 2),
+        MAP: (options.datasets, DATASETS, 2),
     }
-    if options.datasets:
-        ways["datasets.map, two processes"] = (options.datasets, DATASETS, 2)
+    ways = {name: way for name, way in ways.items() if name in options.ways and way[0]}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(options.turns):
         for name, (python, program, workers) in ways.items():
@@ -160,22 +166,25 @@ def run(folder: Path, python: str, program: str, arguments: list[str]) -> dict[s
 
 def report(options: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
     seconds = {name: statistics.median(each["seconds"] for each in runs) for name, runs in found.items()}
-    two, ours = seconds["two processes"], found["two processes"][-1]
-    ratios = {f"{name}, over two processes": value / two for name, value in seconds.items() if name != "two processes"}
+    two = seconds.get(TWO)
+    ratios = {f"{NAMES[name]}, over two": value / two for name, value in seconds.items() if two and name != TWO}
     if options.json:
-        print(json.dumps({"seconds": seconds, "ratios": ratios, "two processes": ours}, indent=1))
+        print(json.dumps({"seconds": seconds, "ratios": ratios, "runs": found}, indent=1))
         return
     for name, value in seconds.items():
-        print(f"{name:<28} {value:8.1f} s  {options.megabytes / value:6.1f} MB/s")
-    for name, value in ratios.items():
-        print(f"{name:<50} {value:5.2f}")
-    one = found["one process"][-1]
-    print(f"time of the processor, one process: {one['own']:.1f} s")
-    print(f"... two: {ours['others']:.1f} s, and {ours['own']:.1f} s of the one that reads and writes")
-    idle = one["own"] / (ours["own"] + ours["others"] / 2)
-    print(f"on two cores with nothing else to do two processes are at least {idle:.2f} times as fast")
-    print(f"memory of all processes, at most the sum of their peaks: {ours['megabytes']:,.0f} MB")
-    print(f"a second start, beyond imports: {ours['again']:.2f} s")
+        print(f"{NAMES[name]:<28} {value:8.1f} s  {options.megabytes / value:6.1f} MB/s")
+    for name, ratio in ratios.items():
+        print(f"{name:<50} {ratio:5.2f}")
+    own = {name: found[name][-1] for name in (ONE, TWO) if name in found}
+    for name, run in own.items():
+        print(
+            f"time of the processor, {NAMES[name]}: {run['own']:.1f} s, and {run['others']:.1f} s of those it started"
+        )
+        print(f"... memory, at most the sum of all peaks: {run['megabytes']:,.0f} MB")
+        print(f"... opened again, beyond imports: {run['again']:.2f} s")
+    if len(own) == 2:
+        idle = own[ONE]["own"] / (own[TWO]["own"] + own[TWO]["others"] / 2)
+        print(f"on two cores with nothing else to do two processes are at least {idle:.2f} times as fast")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from bigctl.config import schema
 from bigctl.data.layouts import poisson
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
 from bigctl.data.pictures.encoded_images import EncodedImages
+from bigctl.data.text import token_shards
+from bigctl.data.text.joined_tokens import JoinedTokens
+from bigctl.data.text.token_shards import TokenShards
 from bigctl.data.work import Work
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
@@ -96,7 +99,16 @@ def fits_on_device(columns: Columns, config: schema.Config) -> bool:
         return False
     if any(len(values) >= 2**31 for values in columns.values()):  # which jax's int32 could not index
         return False
+    if stays_in_files(columns):
+        return False
     return sum(values.nbytes for values in columns.values()) <= config.data.resident_mib * 2**20
+
+
+def stays_in_files(columns: Columns) -> bool:
+    """Whether they are so many tokens in files that these are read as windows are drawn. An array of the cache is
+    mapped, and on CPU not even copied; of tokens to be checked a copy would take seconds at each start."""
+    tokens = (cast(object, values) for values in columns.values())
+    return any(isinstance(each, TokenShards | JoinedTokens) and len(each) > token_shards.MANY for each in tokens)
 
 
 def place_columns(mesh: Mesh, columns: Columns) -> Arrays:

@@ -10,7 +10,7 @@ from bigctl.data.pictures.encoded_images import cores
 from bigctl.data.work import Made
 from bigctl.formatting import size
 from bigctl.memory import available
-from bigctl.training.feed import Feed
+from bigctl.training.feed import Feed, SentFeed, stays_in_files
 from bigctl.training.prefetch import THREADS
 
 DISK, DECODE, TRANSFER = "disk", "decode", "transfer"
@@ -101,6 +101,8 @@ class Waiting:
 
     def _hint(self, cause: str, streams: bool) -> str:
         data, nbytes = self.config.data, self.feed.nbytes
+        if isinstance(self.feed, SentFeed) and stays_in_files(self.feed.columns):
+            return "a faster disk helps, or fewer and larger files: of so many tokens no copy is kept"
         if not streams or cause == TRANSFER:
             mib = -(-nbytes // 2**20)
             keep = f"data.resident_mib={mib} keeps the training split on the devices, if they hold {size(nbytes)}"

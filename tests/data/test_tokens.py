@@ -226,7 +226,7 @@ def test_a_file_that_lies_is_named_with_what_is_wrong(tmp_path, write, message):
 
 
 def test_a_token_that_the_sample_missed_is_found_when_it_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_shards, "_CHECKED", 0)
+    monkeypatch.setattr(token_shards, "MANY", 0)
     monkeypatch.setattr(token_shards, "_BLOCK", 8)
     many = np.zeros(10**6, np.int64)
     many[123_457] = 9999

@@ -17,6 +17,8 @@ from bigctl.recipes import gpt_lm
 
 from bigctl.config import compose, schema
 from bigctl.data.layouts.windows import NO_TARGET, WindowPlan
+from bigctl.data.text import token_shards
+from bigctl.data.text.token_shards import TokenShards
 from bigctl.engine import experiment as experiments
 from bigctl.engine import samples
 from bigctl.errors import ConfigError, DataError
@@ -172,6 +174,21 @@ def test_every_feed_trains_on_the_same_windows(path):
     for other in states[1:]:
         for a, b in zip(jax.tree.leaves(states[0].params), jax.tree.leaves(other.params), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_of_many_tokens_in_files_no_copy_is_made(tmp_path, monkeypatch):
+    np.random.default_rng(0).integers(0, 256, 4000).astype("<u2").tofile(tmp_path / "a.bin")
+    experiment = built(f"data.path={tmp_path / 'a.bin'}", "data=tokens", "recipe.tokenizer.type=bytes")
+    kept = trained(experiment, feeds.LoopFeed)
+    monkeypatch.setattr(token_shards, "MANY", 1000)
+
+    def never(*given):
+        raise AssertionError("all tokens were read")
+
+    monkeypatch.setattr(TokenShards, "__array__", never)
+    read = trained(experiment, feeds.SentFeed)
+    for a, b in zip(jax.tree.leaves(kept.params), jax.tree.leaves(read.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_where_a_run_is_cut_changes_no_bit(path):

@@ -27,8 +27,9 @@ _RESIDENT = 2**28
 _AROUND = 2**17
 """Bytes that one place of a file may bring into memory besides those wanted: pages around it."""
 
-_CHECKED = 2**26
-"""Tokens up to which all are held against the vocabulary at once; of more, so many in blocks spread evenly."""
+MANY = 2**26
+"""Tokens above which they are never read as a whole: no copy is kept on the devices, and what is held against the
+vocabulary at once are blocks spread evenly."""
 
 _BLOCK = 2**16  # tokens
 
@@ -212,7 +213,7 @@ class TokenShards:
             yield start, read
 
     def _blocks(self) -> Iterator[int]:
-        if len(self) <= _CHECKED:
+        if len(self) <= MANY:
             yield from range(0, len(self), _BLOCK)
         else:
             yield from np.linspace(0, len(self) - _BLOCK, 256).astype(np.int64).tolist()
