@@ -7,6 +7,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, cast
@@ -41,7 +43,7 @@ class Feed(Protocol):
     """Draws the batches from a position on and trains on them."""
 
     waited: float
-    """Seconds spent waiting for data so far."""
+    """Seconds so far in which nothing was computed, for want of data."""
     waits_for_data: bool
     """Whether it is data that it waits for, or the other trainings of a pack."""
     shapes: int
@@ -254,6 +256,10 @@ class LoopFeed(_Resident):
         return self.programs.steps_resident
 
 
+_LOOK = 1e-3
+"""How often it is asked whether the devices still compute, while a batch is waited for [s]."""
+
+
 class SentFeed:
     """One step a dispatch, on batches that threads gather from the memory-mapped arrays, or decode, and send ahead."""
 
@@ -286,21 +292,20 @@ class SentFeed:
         self._reads = not any(isinstance(values, EncodedImages) for values in columns.values())
         self._trains = False
         self._transfer = math.inf
+        self._before: TrainState | None = None
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         if self._batches is None or self._next != position:
             self.close()
             self._batches = prefetched(self._makers(position), self.depth, self._drawn)
-        start = time.perf_counter()
+        waited, self._before = self.waited, state
         try:
             batch = next(self._batches)
         except BaseException:
             self.close()
             raise
-        seconds = time.perf_counter() - start
-        self.waited += seconds
         if not self._trains:
-            self.work.add(first=seconds)
+            self.work.add(first=self.waited - waited)
         self._next = position + self.batch_size
         if self._observe is not None:
             self._observe({name: np.asarray(values) for name, values in batch.items()})
@@ -324,7 +329,7 @@ class SentFeed:
             yield partial(self._make, gather, indices)
 
     def _make(self, gather: Callable[[np.ndarray], Columns], indices: np.ndarray) -> Batch:
-        """One batch on the devices; what that took is taken note of."""
+        """One batch, once it is on the devices; what that took is taken note of."""
         gathering = 0.0
 
         def timed(indices: np.ndarray) -> Columns:
@@ -338,17 +343,28 @@ class SentFeed:
         batch = meshes.put_batch(timed, indices, self.sharding)
         if idle:  # no step is under way that this could wait for
             jax.block_until_ready(batch)
-        # Later transfers go on while steps are computed, and no thread waits for them: they take what the first did.
+        # Later transfers may wait for steps that are under way too: they are taken to last as long as the first did.
         transfer = time.perf_counter() - start - gathering
         if idle:
             self._transfer = min(self._transfer, transfer)
         elif math.isfinite(self._transfer):
             transfer = max(transfer, self._transfer)
         self.work.add(read=gathering if self._reads else 0.0, transfer=transfer)
-        return batch
+        return jax.block_until_ready(batch)
 
-    def _drawn(self, ready: int) -> None:
+    def _drawn(self, ready: int, batch: Future[Batch]) -> None:
+        """Waits for a batch, and counts the time in which the devices had nothing to do: the host dispatches steps long
+        before they are computed, and whoever is ahead loses nothing by waiting."""
         self.work.add(batches=1, ready=ready)
+        while not batch.done():
+            start, busy = time.perf_counter(), self._computes()
+            futures.wait([batch], timeout=_LOOK)
+            if not busy:
+                self.waited += time.perf_counter() - start
+
+    def _computes(self) -> bool:
+        """Whether a step that was dispatched is still under way on the devices of this process."""
+        return self._before is not None and not self._before.step.addressable_data(0).is_ready()
 
     def program(self) -> Compiled:
         return self.programs.step_sent

@@ -13,13 +13,13 @@ THREADS = 2  # while the last examples of a batch are read, those of the next on
 
 
 def prefetched(
-    work: Iterator[Callable[[], T]], depth: int = 3, told: Callable[[int], None] = lambda ready: None
+    work: Iterator[Callable[[], T]], depth: int = 3, told: Callable[[int, Future[T]], None] = lambda ready, result: None
 ) -> Generator[T]:
     """The results of `work` in its order, up to `depth` of them made ahead.
 
     Work is drawn in the thread that asks for results and done in others. Whatever it raises is raised in its place.
-    Before each is given, `told` hears how many are made. Closing the generator drops what is made, and waits for what
-    is being made.
+    Before each is waited for and given, `told` hears how many are made, and sees it. Closing the generator drops what
+    is made, and waits for what is being made.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch")
     ahead: deque[Future[T]] = deque()
@@ -27,7 +27,7 @@ def prefetched(
         for each in work:
             ahead.append(pool.submit(each))
             if len(ahead) > depth:
-                told(sum(made.done() for made in ahead))
+                told(sum(made.done() for made in ahead), ahead[0])
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -136,7 +140,7 @@ def sent_feed(columns: Any = None) -> tuple[Recorded, feeds.SentFeed, BatchPlan]
 
 
 def test_sent_batches_follow_the_plan_also_after_a_jump() -> None:
-    programs, feed, plan = sent_feed()
+    programs, feed, plan = sent_feed({"label": Slow(np.arange(100), 1e-3)})
     positions = [0, 32, 64, 640, 672, 0]
     for position in positions:
         feed.advance(None, position, 5)  # type: ignore[arg-type]
@@ -212,6 +216,83 @@ def test_an_error_of_the_thread_reaches_the_caller() -> None:
     assert not prefetchers()
 
 
+class Slow:
+    """A column that takes so long to be read [s]."""
+
+    def __init__(self, values: np.ndarray, seconds: float):
+        self.values, self.seconds, self.nbytes = values, seconds, values.nbytes
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        time.sleep(self.seconds)
+        return self.values[rows]
+
+    def take(self, rows: np.ndarray, *given: Any, **options: Any) -> np.ndarray:
+        return self[rows]
+
+
+@jax.jit
+def multiplied(step: jax.Array, times: int) -> jax.Array:
+    values = jnp.full((200, 200), step * 1e-3)
+    return step + 1 + jax.lax.fori_loop(0, times, lambda _, values: jnp.tanh(values @ values), values)[0, 0].astype(int)
+
+
+class Computing(Recorded):
+    """Programs whose step takes so many products."""
+
+    def __init__(self, exp: Experiment, products: int):
+        super().__init__(exp)
+        self.products = products
+
+    def step_sent(self, state: Any, batch: Any, hparams: Any) -> Any:
+        return SimpleNamespace(step=multiplied(state.step, self.products))
+
+
+def waited_for(read: float, transfer: float, products: int, patch: pytest.MonkeyPatch) -> waiting.Verdict | None:
+    """What is said of 40 steps, by the seconds that reading a batch and moving it take, and the products of a step."""
+    exp = built(*MLP, "data.resident_mib=0")
+    put_batch = feeds.meshes.put_batch
+
+    def moved(*given: Any) -> Any:
+        batch = put_batch(*given)
+        time.sleep(transfer)
+        return batch
+
+    patch.setattr(feeds.meshes, "put_batch", moved)
+    patch.setattr(waiting, "SECONDS", 0.1)
+    plan = FixedPlan(BatchPlan(100, 0), 32)
+    columns: Any = {"label": Slow(np.arange(100), read)}
+    feed = feeds.SentFeed(Computing(exp, products), Rows(), columns, plan, exp.config)  # type: ignore[arg-type]
+    follower, state = waiting.Waiting(feed, exp.config), SimpleNamespace(step=jnp.zeros((), jnp.int32))
+    start = time.perf_counter()
+    for number in range(40):
+        state, _ = feed.advance(state, number * 32, 1)  # type: ignore[arg-type,assignment]
+    jax.block_until_ready(state.step)
+    seconds = time.perf_counter() - start
+    feed.close()
+    return follower.verdict(seconds)
+
+
+def test_what_is_slow_is_what_training_is_said_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads make batches, so that half of what one takes is hidden by the other."""
+    disk = waited_for(0.04, 0.0, 1, monkeypatch)
+    assert disk is not None and (disk.cause, disk.share > 0.5) == ("disk", True)
+    transfer = waited_for(0.0, 0.04, 1, monkeypatch)
+    assert transfer is not None and (transfer.cause, transfer.share > 0.5) == ("transfer", True)
+    assert "data.resident_mib=1 keeps the training split on the devices" in transfer.hint
+
+
+def test_whoever_is_ahead_of_the_devices_does_not_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are dispatched as soon as there is a batch, and take longer than one."""
+    multiplied(jnp.zeros((), jnp.int32), 10).block_until_ready()
+    start = time.perf_counter()
+    multiplied(jnp.zeros((), jnp.int32), 200).block_until_ready()
+    products = int(200 * 0.03 / (time.perf_counter() - start)) + 10
+    assert waited_for(0.01, 0.0, products, monkeypatch) is None
+
+
 class Drawn:
     """A feed of which all is given."""
 
@@ -262,10 +343,12 @@ def test_a_wait_for_the_first_batch_alone_is_not_worth_a_word() -> None:
 
 
 def test_the_parts_of_making_batches_are_measured() -> None:
-    _, feed, _ = sent_feed()
-    for position in range(0, 320, 32):
+    _, feed, _ = sent_feed({"label": Slow(np.arange(100), 5e-3)})
+    feed.advance(None, 0, 1)  # type: ignore[arg-type]
+    assert feed.work.made().first == feed.waited > 0
+    for position in range(32, 320, 32):
         feed.advance(None, position, 1)  # type: ignore[arg-type]
     feed.close()
     made = feed.work.made()
     assert made.batches == 10 and 0 <= made.ready <= 10 * 4
-    assert made.read > 0 and made.transfer > 0 and made.first > 0 and made.pictures == made.decode == 0
+    assert made.read > 0 and made.transfer > 0 and feed.waited > made.first > 0 and made.pictures == made.decode == 0
