@@ -364,7 +364,7 @@ class SentFeed:
 
     def _computes(self) -> bool:
         """Whether a step that was dispatched is still under way on the devices of this process."""
-        return self._before is not None and not self._before.step.addressable_data(0).is_ready()
+        return self._before is not None and not self._before.step.addressable_data(0).is_ready()  # type: ignore[attr-defined]
 
     def program(self) -> Compiled:
         return self.programs.step_sent

@@ -166,7 +166,7 @@ class Tfds(Images):
     text_pair: str | None = key(None, "The feature with a second text.", drift=STRUCTURAL)
     decoding: str | None = key(
         None, "Decode pictures once, into the cache (memory), or each as training needs it (stream); null for stream "
-        "above 1 GiB of decoded pictures.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
+        "above 512 MiB of decoded pictures.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
     )  # fmt: skip
     decoding_threads: int | None = key(
         None, "Threads that decode while training; null for one a core.", drift=FREE, ge=1
@@ -193,7 +193,7 @@ class Pictures(LeavesOut, Images):
     )  # fmt: skip
     decoding: str | None = key(
         None, "Decode pictures once, into the cache (memory), or each as training needs it (stream); null for stream "
-        "above 1 GiB of decoded pictures.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
+        "above 512 MiB of decoded pictures.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
     )  # fmt: skip
     decoding_threads: int | None = key(
         None, "Threads that decode while training; null for one a core.", drift=FREE, ge=1

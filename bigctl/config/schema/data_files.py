@@ -210,7 +210,7 @@ class Parquet(Table):
     )  # fmt: skip
     decoding: str | None = key(
         None, "Decode images once, into the cache (memory), or each as training needs it (stream); null for stream "
-        "above 1 GiB of decoded images.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
+        "above 512 MiB of decoded images.", drift=STRUCTURAL, choices=(DECODE_MEMORY, DECODE_STREAM), decided=True,
     )  # fmt: skip
     decoding_threads: int | None = key(
         None, "Threads that decode while training; null for one a core.", drift=FREE, ge=1

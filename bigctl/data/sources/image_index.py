@@ -20,7 +20,7 @@ from bigctl.data.sources.bad_rows import LEFT_OUT, BadRows, require_few
 from bigctl.data.sources.decoded import Columns, Origins
 from bigctl.errors import DataError
 
-FEW = 2**30
+FEW = 2**29
 """Bytes of decoded pictures up to which they are decoded once, into the array cache."""
 
 
