@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def clean(options: argparse.Namespace, config: Data, form: Mapping[str, Any]) -> int:
     """Remove every prepared form of a data set."""
     from bigctl.data import cache, catalog, taught
+    from bigctl.data.pictures import sums
 
     plain = cache.cache_folder(config, regression=form["regression"])
     tokens = cache.cache_folder(config, **form)
@@ -32,6 +33,7 @@ def clean(options: argparse.Namespace, config: Data, form: Mapping[str, Any]) ->
     said = {folder for each in present if (folder := taught.folder_of(each)) is not None and folder.is_dir()}
     present += sorted(said)  # by teachers of students on it
     for folder in present:
+        sums.forget(folder)
         freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)
         freed -= disk_size(folder)

@@ -24,7 +24,7 @@ from bigctl.config.schema import Data
 from bigctl.data import catalog, in_place, taught
 from bigctl.data.dataset import SPLITS, Dataset, Features
 from bigctl.data.files import file_index, remote
-from bigctl.data.pictures import packs
+from bigctl.data.pictures import packs, sums
 from bigctl.data.pictures import stores as picture_stores
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
@@ -232,7 +232,7 @@ def read_dataset(folder: Path) -> Dataset | None:
         for split, values in meta.get("encoded", {}).items():
             named = [name for name in by_split[split] if name.startswith(_ENCODED)]
             own = {name.removeprefix(_ENCODED): by_split[split].pop(name) for name in named}
-            by_split[split]["inputs"] = cast(np.ndarray, EncodedImages.stored(own, values))
+            by_split[split]["inputs"] = cast(np.ndarray, EncodedImages.stored(own, values, meta["fingerprint"], split))
         if not all(pack.is_dir() for pack in _packs(meta)):
             return None
         features = Features.from_json(meta["features"])
@@ -347,7 +347,8 @@ def prepared() -> list[Prepared]:
 def clean_all() -> int:
     """Delete every cache folder, what interrupted preparations left and what teachers said; gives the bytes freed."""
     freed = 0
-    for folder in [*_folders(), *_leftovers(), cache_root() / "data" / "listings", packs.root(), taught.root()]:
+    others = [cache_root() / "data" / "listings", packs.root(), sums.root(), taught.root()]
+    for folder in [*_folders(), *_leftovers(), *others]:
         freed += disk_size(folder)
         shutil.rmtree(folder, ignore_errors=True)
         freed -= disk_size(folder)

@@ -284,7 +284,39 @@ def test_to_verify_a_set_is_to_decode_all_of_it(photographs: Path) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert streamed(photographs).fingerprint == dataset.fingerprint
     with file_index.distrust():
-        assert refused("image", streamed, photographs).where == str(file)
+        assert refused("image|not what it was", streamed, photographs).where == str(file)
+
+
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_picture_that_changes_in_its_middle_is_found_once_it_was_read(
+    touched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size, beginning and end, by which an index knows it, are what they were, and it can be decoded."""
+    monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).integers(0, 256, (24, 40, 40, 3), np.uint8)
+    for number, values in enumerate(noise):
+        file = tmp_path / "photographs" / "ab"[number % 2] / f"{number}.bmp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.tile(values, (2, 2, 1))).save(file)
+    folder = tmp_path / "photographs"
+    settled(folder)
+    first = streamed(folder)
+    np.asarray(images(first))  # an epoch
+    file = Path(images(first).store.name(3))
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    if not touched:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for dataset in (first, streamed(folder)):  # an index that is made again is the same to all that it looks at
+        assert dataset.fingerprint == first.fingerprint
+        np.asarray(images(dataset)[:3])
+        assert refused("not what it was when it was first read", images(dataset).__getitem__, 3).where == str(file)
+    with file_index.distrust():
+        assert refused("not what it was when it was first read", streamed, folder).where == str(file)
+    assert prepare.clean(config(folder, decoding="stream")) > 0
+    with file_index.distrust():
+        np.asarray(images(streamed(folder)))
 
 
 # ------------------------------------------------------------------------------------------------------ instant start

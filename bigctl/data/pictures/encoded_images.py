@@ -20,10 +20,12 @@ from bigctl import memory
 from bigctl.data.pictures import crops
 from bigctl.data.pictures import stores as picture_stores
 from bigctl.data.pictures.stores import Store
+from bigctl.data.pictures.sums import Sums
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
 from bigctl.data.sources.image_decoding import Part
 from bigctl.data.work import Work
+from bigctl.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,13 @@ class EncodedImages:
     Attributes:
         form: what is made of them.
         store: where they are.
+        sums: what they were when they were first read; None where that is not kept.
         work: takes note of what reading and decoding them takes.
     """
 
     form: Form
     store: Store
+    sums: Sums | None = field(default=None, compare=False, repr=False)
     work: Work | None = field(default=None, compare=False, repr=False)
 
     ndim: ClassVar[int] = 4
@@ -137,8 +141,13 @@ class EncodedImages:
         wanted = size if form.sized or part is not None else None
         began = time.perf_counter()
         content, name = self.store.read(row), self.store.name(row)
+        if self.sums is not None and not self.sums.agrees(row, content):
+            hint = "bring it back as it was; `bigctl data ... --clean` forgets what it was, for new runs on it as it is"
+            raise DataError("the file is not what it was when it was first read", where=name, hint=hint)
         read = time.perf_counter()
         array = image_decoding.read_part(content, name, wanted, form.channels, form.background, part)
+        if self.sums is not None:
+            self.sums.keep(row, content)
         if array.shape != form.shape:  # an orientation stored after the pixels is not in the header
             raise image_decoding.differs(name, array.shape, "the first one", size)
         if self.work is not None:
@@ -157,7 +166,7 @@ class EncodedImages:
 
     def take(self, rows: np.ndarray) -> EncodedImages:
         """Some of them, integers [n], in that order."""
-        return replace(self, store=self.store.take(rows))
+        return replace(self, store=self.store.take(rows), sums=self.sums.take(rows) if self.sums is not None else None)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays to be stored, by name."""
@@ -168,9 +177,12 @@ class EncodedImages:
         return {"form": asdict(self.form), **self.store.to_json()}
 
     @classmethod
-    def stored(cls, columns: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> EncodedImages:
-        """What `columns` and `to_json` gave."""
-        return cls(Form(**values["form"]), picture_stores.stored(columns, values))
+    def stored(
+        cls, columns: Mapping[str, np.ndarray], values: Mapping[str, Any], fingerprint: str, split: str
+    ) -> EncodedImages:
+        """What `columns` and `to_json` gave, of a split of a set."""
+        store = picture_stores.stored(columns, values)
+        return cls(Form(**values["form"]), store, Sums.of(fingerprint, split, len(store.sizes)))
 
 
 def cores() -> int:

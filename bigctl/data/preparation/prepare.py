@@ -18,6 +18,7 @@ from bigctl.data.files import file_index, remote
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.packed import Packed
 from bigctl.data.layouts.windows import Windows
+from bigctl.data.pictures import sums
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.preparation import checks, encode
 from bigctl.data.preparation import rows as prepare_rows
@@ -81,6 +82,7 @@ def prepare(
     dataset = cache.read_dataset(folder)
     if dataset is None:
         raise DataError("cannot be read back after it was written", where=str(folder), hint="check the disk")
+    _verify(dataset)
     return _with_layout(dataset, batches, config)
 
 
@@ -205,6 +207,7 @@ def clean(config: Data, *, regression: bool = False, tokenizer: tokenization.Spe
     """Delete the cache of a configuration; gives the bytes freed."""
     folder = cache.cache_folder(config, regression=regression, tokenizer=tokenizer)
     size = disk_size(folder)
+    sums.forget(folder)
     shutil.rmtree(folder, ignore_errors=True)
     return size
 
