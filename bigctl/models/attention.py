@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bigctl.models import splash
+from bigctl.models import cudnn, splash
 from bigctl.parallel import mesh as meshes
 
 MASKED = -1e30
@@ -59,10 +59,11 @@ def causal_attention(
     """softmax(q k^T / sqrt(depth)) v, each place over those up to itself; with `segments` over those of its own."""
     if segments is not None:
         return _document_attention(q, k, v, segments)
-    kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
-    meshes.record_kernel("attention", kernel)
-    if kernel != "einsum":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
+    kernel = _kernel(q, k)
+    if kernel == "cudnn":
+        return cudnn.cudnn_attention(q, k, v, causal=True)
+    if kernel == "xla":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
     places = jnp.arange(q.shape[1])
     visible = places <= places[:, None]
     return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
@@ -74,14 +75,21 @@ def full_attention(
     v: Float[Array, "batch length heads depth"],
 ) -> Float[Array, "batch length heads depth"]:
     """softmax(q k^T / sqrt(depth)) v, each place over all of them."""
+    kernel = _kernel(q, k)
+    if kernel == "cudnn":
+        return cudnn.cudnn_attention(q, k, v, causal=False)
+    if kernel == "xla":
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla")
     length = q.shape[1]
-    kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
-    if kernel == "cudnn" and length % 2:
-        kernel = "xla"  # the gradient of cuDNN's is for even lengths
-    meshes.record_kernel("attention", kernel)
-    if kernel != "einsum":
-        return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
     return cached_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.ones((length, length), bool))
+
+
+def _kernel(q: Array, k: Array) -> Kernel:
+    kernel = attention_kernel(meshes.platform_in_use(), q.dtype)
+    if kernel == "cudnn" and not cudnn.can(q.shape[1], q.shape[3], q.shape[2], k.shape[2]):
+        kernel = "xla"
+    meshes.record_kernel("attention", kernel)
+    return kernel
 
 
 def _document_attention(q: Array, k: Array, v: Array, segments: Array) -> Array:

@@ -140,18 +140,29 @@ def on_host(tree: Tree) -> Tree:
 
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
+_deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
 _kernels: ContextVar[dict[str, str] | None] = ContextVar("kernels", default=None)
 
 
 @contextmanager
-def used(mesh: Mesh) -> Iterator[None]:
-    """What is traced in this context is for that mesh: `placed`, `shards_in_use` and `platform_in_use` know it."""
+def used(mesh: Mesh, *, deterministic: bool = False) -> Iterator[None]:
+    """What is traced in this context is for that mesh: `placed`, `shards_in_use` and `platform_in_use` know it.
+
+    deterministic: whether it is compiled for deterministic kernels, see `deterministic_in_use`.
+    """
     token = _platform.set(mesh.devices.flat[0].platform)
+    exact = _deterministic.set(deterministic)
     try:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext():
             yield
     finally:
+        _deterministic.reset(exact)
         _platform.reset(token)
+
+
+def deterministic_in_use() -> bool:
+    """Whether the program that is traced is compiled for deterministic kernels, which some are told one by one."""
+    return _deterministic.get()
 
 
 def platform_in_use() -> str | None:

@@ -102,8 +102,8 @@ def _count(
         found.add("matmul", times * _ragged_dot(equation))
     elif name == "conv_general_dilated":
         found.add("convolution", times * _convolution(equation))
-    elif name.startswith("dot_product_attention") and (fused := _attention(equation)):
-        found.add("attention", times * fused)
+    elif name == "ffi_call" and "fmha" in params["target_name"]:
+        found.add("attention", times * _attention(equation))
     elif name == "cond":
         branches, index = [_open(branch) for branch in params["branches"]], equation.invars[0]
         known = int(index.val) if isinstance(index, core.Literal) else chosen.get(index)
@@ -193,10 +193,7 @@ def _convolution(equation: Equation) -> float:
 
 def _attention(equation: Equation) -> float:
     """Of cuDNN's kernels: two products forward, four backward, of [batch, length, heads, depth] each."""
-    name = equation.primitive.name
-    shapes = [v.aval.shape for v in equation.invars if len(getattr(v.aval, "shape", ())) == 4]
-    if len(shapes) < 3:
-        return 0.0
-    batch, length, heads, depth = shapes[0]
-    one = 2.0 * batch * heads * length * shapes[1][1] * depth
-    return one * (4 if "bwd" in name else 2)
+    queries, keys = (v.aval.shape for v in equation.invars[:2])
+    batch, length, heads, depth = queries
+    one = 2.0 * batch * heads * length * keys[1] * depth
+    return one * (4 if "Backward" in equation.params["target_name"] else 2)

@@ -22,8 +22,8 @@ from jax.sharding import Mesh
 from bigctl import randomness
 from bigctl.config import schema
 from bigctl.data.layouts.layout import Layout
+from bigctl.parallel import accelerators, partition
 from bigctl.parallel import mesh as meshes
-from bigctl.parallel import partition
 from bigctl.training import metrics
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, Weights, zeros_like
@@ -193,11 +193,19 @@ def told_step(programs: Programs) -> Compiled:
 def _training(
     step: Step, placed: TrainState, run: Callable[..., TrainState], static_argnums: tuple[int, ...] = ()
 ) -> Compiled:
-    options = _compiler_options(step)
     compiled: Compiled = jax.jit(
-        run, donate_argnums=0, out_shardings=placed, static_argnums=static_argnums, compiler_options=options
+        run,
+        donate_argnums=0,
+        out_shardings=placed,
+        static_argnums=static_argnums,
+        compiler_options=compiler_options(step),
     )
     return compiled
+
+
+def compiler_options(step: Step) -> accelerators.Options:
+    """Of every program that contains `step.train`: its kernels are told while it is traced what it is compiled for."""
+    return accelerators.compiler_options(step.mesh, deterministic=step.config.train.deterministic)
 
 
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:
@@ -287,11 +295,6 @@ def _evaluation_of_resident(step: Step) -> Callable[..., Sums]:
         return step.evaluate(params, variables, batch, hparams)
 
     return run
-
-
-def _compiler_options(step: Step) -> dict[str, bool] | None:
-    on_gpu = step.mesh.devices.flat[0].platform == "gpu"
-    return {"xla_gpu_deterministic_ops": True} if on_gpu and step.config.train.deterministic else None
 
 
 def _replaced(tree: Tree, given: Mapping[str, np.ndarray]) -> Tree:

@@ -207,7 +207,7 @@ class Step:
         def loss(params: Tree, variables: Tree, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
             model = self.merge(params, variables, hparams)
-            with meshes.used(self.mesh):
+            with meshes.used(self.mesh, deterministic=self.config.train.deterministic):
                 sums = training_sums(self.task, model, part, key, augmentation, hparams)
             return sums["loss"][0], (nnx.to_pure_dict(split_model(model)[3]), sums)
 

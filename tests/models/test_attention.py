@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 import bigctl
 from bigctl.engine import dry_run
-from bigctl.models import attention, splash
+from bigctl.models import attention, cudnn, splash
 from bigctl.parallel import mesh as meshes
 
 
@@ -44,8 +44,12 @@ def test_the_kernel_is_that_of_the_devices_of_the_mesh(
         used.append(implementation)
         return q
 
+    def fused(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
+        return called(q, k, v, is_causal=causal, implementation="cudnn")
+
     monkeypatch.setattr(jax.nn, "dot_product_attention", called)
-    heads = jax.ShapeDtypeStruct((2, 5, 4, 8), dtype)
+    monkeypatch.setattr(cudnn, "cudnn_attention", fused)
+    heads = jax.ShapeDtypeStruct((2, 6, 4, 8), dtype)
     with meshes.recorded_kernels() as kernels:
         if platform is None:
             jax.eval_shape(lambda x: attention.causal_attention(x, x, x), heads)

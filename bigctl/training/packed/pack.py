@@ -28,7 +28,7 @@ from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.work import Work
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
-from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs, step_on_resident
+from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs, compiler_options, step_on_resident
 from bigctl.training.state import TrainState
 from bigctl.training.step import Hparams
 
@@ -59,7 +59,8 @@ def compile_packed_steps(
         return tuple(jax.tree.map(lambda leaf, lane=lane: leaf[lane], side_by_side) for lane in range(width))
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, programs.abstract_state)
-    return jax.jit(run, donate_argnums=0, out_shardings=(placed,) * width)
+    options = compiler_options(programs.step)
+    return jax.jit(run, donate_argnums=0, out_shardings=(placed,) * width, compiler_options=options)
 
 
 class PackedSteps:

@@ -1,0 +1,66 @@
+"""Attention by cuDNN: what is asked of the kernels. Their results were held against `cached_attention` on an H100, by
+forward and gradient, with grouped heads, mapped over, with and without a fixed order; here they are only lowered."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from bigctl.models import attention, cudnn
+from bigctl.parallel import mesh as meshes
+
+SHAPE = (2, 16, 4, 8)
+
+
+def lowered(monkeypatch: pytest.MonkeyPatch, *, exact: bool, mapped: bool = False, layers: int = 3) -> str:
+    """The program of some layers of causal attention and their gradient, for an NVIDIA GPU that is not here."""
+    monkeypatch.setattr(attention.meshes, "platform_in_use", lambda: "gpu")
+
+    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        with meshes.used(Mesh(np.array(jax.devices()[:1]), ("data",)), deterministic=exact):
+            for _ in range(layers):
+                q = attention.causal_attention(q, k, v)
+        return q.astype(jnp.float32).sum()
+
+    q = jnp.zeros((3, *SHAPE) if mapped else SHAPE, jnp.bfloat16)
+    k = jnp.zeros(q.shape[:-2] + (2, 8), jnp.bfloat16)
+    gradient = jax.grad(loss, (0, 1, 2))
+    traced = jax.jit(jax.vmap(gradient) if mapped else gradient).trace(q, k, k)
+    return str(traced.lower(lowering_platforms=("cuda",)).as_text())
+
+
+def configs(text: str, target: str) -> list[dict[str, object]]:
+    found = re.findall(rf"@{re.escape(target)}\(.*?backend_config = \"(.*?)\"(?:,|}})", text)
+    return [json.loads(each.replace("\\22", '"'))["cudnn_fmha_backend_config"] for each in found]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_every_layer_says_from_the_start_whether_its_gradient_has_a_fixed_order(
+    monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    """XLA knows a kernel by what the first of equal calls says once it is compiled; others must say the same."""
+    text = lowered(monkeypatch, exact=exact)
+    backward = configs(text, "__cudnn$fmhaSoftmaxBackward")
+    assert len(backward) == 3 and len(configs(text, "__cudnn$fmhaSoftmax")) == 3
+    assert [each["force_deterministic"] for each in backward] == [exact] * 3
+    assert {each["mask_type"] for each in backward} == {"CAUSAL"}
+
+
+def test_what_is_mapped_over_becomes_a_part_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    (config,) = configs(lowered(monkeypatch, exact=True, mapped=True, layers=1), "__cudnn$fmhaSoftmaxBackward")
+    shape = config["intermediate_tensor_shape"]
+    assert isinstance(shape, dict) and shape["dimensions"] == ["6", "4", "16", "16"]
+
+
+@pytest.mark.parametrize(
+    ("length", "depth", "heads", "groups", "can"),
+    [(16, 64, 4, 4, True), (16, 64, 4, 2, True), (15, 64, 4, 4, False), (16, 60, 4, 4, False), (16, 256, 4, 4, False)],
+)
+def test_other_shapes_are_left_to_xla(length: int, depth: int, heads: int, groups: int, can: bool) -> None:
+    assert cudnn.can(length, depth, heads, groups) is can
