@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bigctl.parallel import mesh as meshes
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW_COLUMNS = 64  # below, all shifts of the input fit side by side in cache
 
@@ -115,6 +117,16 @@ max_pool.defvjp(_pool_forward, _pool_backward)
 
 
 # ------------------------------------------------------------------------------------------------------------ strides
+
+
+def conv1x1(
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "inputs outputs"], stride: int
+) -> Float[Array, "batch height2 width2 outputs"]:
+    """Every stride-th pixel, each way, times the kernel."""
+    kept = x[:, ::stride, ::stride]
+    if stride > 1 and meshes.platform_in_use() == "gpu":
+        kept = lax.optimization_barrier(kept)  # XLA's fusion of the two ends in a failed check (jax 0.10.2 and 0.11.2)
+    return kept @ kernel
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

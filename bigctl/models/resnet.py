@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.batch_norm import BatchNorm
-from bigctl.models.conv import conv2d, strided_conv2d
+from bigctl.models.conv import conv1x1, conv2d, strided_conv2d
 from bigctl.models.layers import DropPath, fold
 
 _EXPANSION = 4  # of a bottleneck's output over its inside
@@ -38,7 +38,7 @@ class ConvNorm(nnx.Module):
     ) -> Float[Array, "batch height2 width2 outputs"]:
         kernel = self.kernel[...]
         if self.size == 1:
-            y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+            y = conv1x1(x, kernel[0, 0], self.stride)
         elif self.stride == 1:
             y = conv2d(x, kernel, "same")
         else:
