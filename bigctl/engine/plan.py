@@ -131,17 +131,19 @@ def plan(config: Config, target: Target, found: Found | None = None) -> Plan:
     try:
         return _plan(config, target, found)
     except jax.errors.JaxRuntimeError as error:
-        if not found.exact or "RESOURCE_EXHAUSTED" not in str(error):
+        if not found.exact or target.chip.platform == "cpu":
             raise
+        full = "RESOURCE_EXHAUSTED" in str(error)
+        reason = "for it does not fit its memory" if full else f"saying {str(error).strip().splitlines()[0][:200]!r}"
         why = "an estimate, from the program that a CPU would run: "
-        why += f"the compiler for {target.chip.name} refuses the step, for it does not fit its memory"
+        why += f"the compiler for {target.chip.name} refuses the step, {reason}"
         return _plan(config, target, devices.stand_in(target, why))
 
 
 def _plan(config: Config, target: Target, found: Found) -> Plan:
     with meshes.over(found.devices):
         experiment = experiments.build(config)
-        traced, compiled, batch = compiled_step(experiment)
+        traced, compiled, batch = compiled_step(experiment, found.options)
     return of_compiled(experiment, of_experiment(experiment, traced, compiled, batch, target), target, found)
 
 
@@ -176,8 +178,11 @@ def _of_size(target: Target, devices: int) -> Target:
     return dataclasses.replace(target, shape=(devices,)) if target.chip.platform == "cpu" else target
 
 
-def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
-    """The step on a batch that the host sends: traced, compiled, and the batch that it is given."""
+def compiled_step(experiment: Experiment, options: Mapping[str, bool] | None = None) -> tuple[Program, Program, Tree]:
+    """The step on a batch that the host sends: traced, compiled, and the batch that it is given.
+
+    options: of the compiler, besides its own.
+    """
     programs, task = experiment.programs, experiment.task
     shared = meshes.batch_sharding(programs.mesh)
     batch = jax.tree.map(
@@ -186,7 +191,7 @@ def compiled_step(experiment: Experiment) -> tuple[Program, Program, Tree]:
     hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), programs.hparams)
     step = cast(Program, told_step(programs))
     traced = step.trace(programs.abstract_state, batch, hparams)
-    return traced, traced.lower().compile(), batch
+    return traced, traced.lower().compile(dict(options or {})), batch
 
 
 def of_experiment(experiment: Experiment, traced: Program, compiled: Program, batch: Tree, target: Target) -> Costs:

@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import memory
@@ -34,11 +34,13 @@ class Found:
         devices: all of the target.
         exact: whether they are of the target's kind; else the CPU's program stands in.
         notes: what is to be said of that.
+        options: of the compiler, besides those of the program.
     """
 
     devices: Sequence[jax.Device]
     exact: bool
     notes: tuple[str, ...] = ()
+    options: Mapping[str, bool] = field(default_factory=dict)
 
 
 def find(target: Target) -> Found:
@@ -60,7 +62,9 @@ def find(target: Target) -> Found:
             f"{'is' if len(missing) == 1 else 'are'} not installed; {command} compiles for {target.chip.name} itself"
         )
         return Found(simulated(target.devices), exact=False, notes=(note,))
-    return Found(_described(target), exact=True)
+    # Triton's products are chosen by trying, which takes a device: jax 0.11 refuses deterministic programs without one.
+    options = {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else {}
+    return Found(_described(target), exact=True, options=options)
 
 
 def stand_in(target: Target, why: str) -> Found:
