@@ -15,8 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from bigctl.parallel import mesh as meshes
 
+_PIECES = {"gpu": 2**28, "tpu": 2**27}
 _PIECE = 2**24
-"""Logits made at once, where `chunk` does not say: 64 MiB of float32."""
+"""Logits made at once, where `chunk` does not say: 64 MiB of float32 on CPUs, a gigabyte on GPUs, where the sums of the
+gradient of the output, read and written with each piece, are what costs."""
 _MASKED = -1e30
 
 
@@ -54,18 +56,22 @@ def loss_sums(
         weights: what each place counts, 0 where it is padding.
         vocab_size: tokens.
         z_loss: weight of log(Z)^2, which keeps logits from drifting (Chowdhery et al. 2022, with 1e-4); may be traced.
-        chunk: places of each row in a piece; None for pieces of at most 2^24 logits on each device.
+        chunk: places of each row in a piece; None for pieces of at most 2^24 logits on each device, 2^28 on GPUs.
     """
     batch, length, _ = hidden.shape
     shards = meshes.shards_in_use()
     hidden, head_kernel = meshes.placed(hidden, "batch"), meshes.placed(head_kernel, None, "tensor")
     if chunk is None:
-        chunk = max(1, _PIECE // max(1, batch // shards * head_kernel.shape[1]))
+        chunk = max(1, _piece_size() // max(1, batch // shards * head_kernel.shape[1]))
     pieces = -(-length // max(1, min(chunk, length)))
     total, cross_entropy = _sums(
         hidden, head_kernel, targets, weights.astype(jnp.float32), jnp.float32(z_loss), vocab_size, pieces, shards
     )
     return LossSums(total, jax.lax.stop_gradient(cross_entropy), jnp.sum(weights, dtype=jnp.float32))
+
+
+def _piece_size() -> int:
+    return _PIECES.get(meshes.platform_in_use() or "", _PIECE)
 
 
 class Spoken(NamedTuple):
@@ -93,7 +99,7 @@ def soft_sum(
     batch, length, _ = student.hidden.shape
     known = min(student.vocab_size, teacher.vocab_size)
     if chunk is None:
-        chunk = max(1, _PIECE // max(1, 2 * (batch // meshes.shards_in_use()) * student.head_kernel.shape[1]))
+        chunk = max(1, _piece_size() // max(1, 2 * (batch // meshes.shards_in_use()) * student.head_kernel.shape[1]))
     pieces = -(-length // max(1, min(chunk, length)))
 
     @jax.checkpoint

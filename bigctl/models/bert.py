@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.architecture import BertArchitecture, bert_architecture
+from bigctl.models.embed import look_up
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 
 
@@ -75,7 +76,7 @@ class Embeddings(nnx.Module):
             )
         first, other = self.segment.embedding[...]
         in_second = jnp.arange(length) >= segment_start[:, None]
-        vectors = self.token.embedding[...][tokens] if vectors is None else vectors
+        vectors = look_up(self.token.embedding[...], tokens) if vectors is None else vectors
         x = vectors + positions[:length] + jnp.where(in_second[..., None], other, first)
         return self.dropout(self.norm(x), key)
 

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from bigctl.config import schema
+from bigctl.models.embed import look_up
 from bigctl.models.layers import QuickDropout, fold, matmul
 from bigctl.models.ngram_head import NgramHead
 
@@ -184,7 +185,7 @@ class LstmClassifier(nnx.Module):
         present = None
         if vectors is not None and self.reads_runs:
             vectors, present = vectors[..., :-1], vectors[..., -1]
-        states = self.embedding.embedding[...][tokens.T] if vectors is None else vectors.swapaxes(0, 1)
+        states = look_up(self.embedding.embedding[...], tokens.T) if vectors is None else vectors.swapaxes(0, 1)
         for i, layer in enumerate(self.layers):
             states, last = layer(self.dropout(states, fold(key, i)), real)
         if self.pool == "none":

@@ -1,0 +1,31 @@
+"""Rows of a table, and their gradients."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigctl.models import embed
+
+VOCAB = 300
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 1000])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_added_in_order_are_the_sum_of_the_rows_of_each_token(count: int, dtype: jnp.dtype) -> None:
+    tokens = jax.random.randint(jax.random.key(count), (count,), 0, VOCAB)
+    rows = jax.random.normal(jax.random.key(1), (count, 4), dtype)
+    wanted = np.zeros((VOCAB, 4))
+    np.add.at(wanted, np.asarray(tokens), np.asarray(rows, np.float64))
+    np.testing.assert_allclose(embed._add_in_order(VOCAB, tokens, rows), wanted, atol=1e-5)
+
+
+def test_parts_of_a_batch_are_added_up_each_for_itself() -> None:
+    tokens = jax.random.randint(jax.random.key(0), (4, 64), 0, VOCAB)
+    rows = jax.random.normal(jax.random.key(1), (4, 64, 8))
+    parts = [jax.vmap(partial(add, VOCAB))(tokens, rows) for add in (embed._add_in_order, embed._add_rows)]
+    np.testing.assert_allclose(*parts, atol=1e-5)
