@@ -17,6 +17,8 @@ from bigctl.errors import ConfigError
 from bigctl.training.checkpoints.arrays import flatten
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.fewer
 SIZES = ["model=bert", "model.layers=3", "model.width=16", "model.heads=2", "model.intermediate=16"]
 KEYS = [
     "recipe=bert_cls", "model.positions=16", "recipe.tokenizer.type=words", "recipe.tokenizer.max_length=16",

@@ -22,6 +22,8 @@ from bigctl.errors import BigctlError, RunError
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.task import TEACHER
 
+pytestmark = pytest.mark.fewer
+
 KEYS = [
     "recipe=gpt_lm", "model=gpt", "model.layers=1", "model.width=16", "model.heads=2", "model.intermediate=32",
     "model.context=16", "train.batch_size=4", "recipe.tokenizer.type=bytes", "data=text", "train.tensorboard=false",

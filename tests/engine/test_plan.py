@@ -18,6 +18,8 @@ from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
 from bigctl.planning import devices, flops
 
+pytestmark = pytest.mark.fewer
+
 MLP = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[64,32]", "train.batch_size=64", "optimizer=adamw"]
 GPT = ["recipe=gpt_lm", "model.width=32", "model.layers=2", "model.heads=4", "optimizer=adamw"]
 CNN = ["recipe=cnn_cls", "model.channels=[4,8]", "model.hidden=[16]", "train.batch_size=16", "optimizer=adamw"]

@@ -25,7 +25,7 @@ from bigctl.inference.compression.sized import Sized
 from bigctl.training.checkpoints.arrays import flatten
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("briefly")
+pytestmark = [pytest.mark.usefixtures("briefly"), pytest.mark.fewer]
 
 CASES = {
     "bert": ["recipe=bert_cls", "recipe.tokenizer.type=words", "recipe.tokenizer.max_length=16", "model=bert_tiny",

@@ -21,6 +21,8 @@ from tests.parity import cases
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.fewer
+
 
 def conv(inputs: int, outputs: int, size: int, stride: int, groups: int = 1) -> Any:
     """A convolution with TensorFlow's padding."""

@@ -17,6 +17,8 @@ from tests.parity import cases
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.fewer
+
 
 def by_torch(values: dict[str, Any], x: Any) -> Any:
     """Logits in inference: the blocks A to E of the paper, each unit by its path here."""

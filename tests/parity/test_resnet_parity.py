@@ -17,6 +17,8 @@ from tests.parity import cases
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.fewer
+
 NETS: dict[str, tuple[schema.Resnet, int]] = {
     "basic blocks for photographs": (schema.Resnet(blocks=[1, 1], width=4), 65),
     "bottlenecks of small images": (schema.Resnet(blocks=[1, 2], width=4, bottleneck=True), 9),

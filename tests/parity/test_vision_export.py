@@ -25,6 +25,8 @@ from tests.parity import cases
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.fewer
+
 MODELS: dict[str, schema.Model] = {
     "resnet": schema.Resnet(blocks=[1, 2], width=4, stem="imagenet"),
     "resnet of bottlenecks": schema.Resnet(blocks=[1, 1], width=4, stem="imagenet", bottleneck=True),
