@@ -227,7 +227,7 @@ def _settings(options: argparse.Namespace) -> Iterator[Row]:
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, chosen in variants.items():
-            accelerators.compiler_options = lambda mesh, *, deterministic, chosen=chosen: chosen  # type: ignore[assignment]
+            accelerators.compiler_options = lambda platform, *, deterministic, chosen=chosen: chosen  # type: ignore[assignment]
             words = (*GPT2, f"train.deterministic={str(any('deterministic' in key for key in chosen)).lower()}")
             try:
                 built = _language(options, folder, (*words, "model.layers=4"), batch=32, length=1024)
@@ -278,7 +278,7 @@ def _attention(options: argparse.Namespace) -> Iterator[Row]:
     ):
         compiled = jax.jit(
             jax.grad(loss(kind, exact), (0, 1, 2)),
-            compiler_options=accelerators.compiler_options(mesh, deterministic=exact),
+            compiler_options=accelerators.compiler_options(mesh.devices.flat[0].platform, deterministic=exact),
         )
 
         def advance(steps: int, run: Any = compiled) -> None:

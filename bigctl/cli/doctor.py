@@ -17,6 +17,7 @@ from pathlib import Path
 from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.engine import device_check
+from bigctl.parallel import accelerators
 
 EXAMPLES = """\
 Every check is made, whatever became of the ones before it. Nothing needs the network.
@@ -185,6 +186,8 @@ def _gpu(timeout: float) -> Iterator[Finding]:
         yield Finding(WARN, f"nvidia-smi finds no GPU: {(listed.stderr or listed.stdout).strip()[:200]}")
     elif any(d["platform"] in ("gpu", "cuda") for d in device_check.check_devices(timeout).devices):
         yield Finding(OK, f"nvidia-smi finds {len(gpus)}, jax uses them")
+        asked = accelerators.told(accelerators.compiler_options("gpu", deterministic=True))
+        yield Finding(OK, f"programs that train are compiled with {asked}; without it by train.deterministic=false")
     elif os.environ.get("JAX_PLATFORMS") == "cpu":
         yield Finding(WARN, f"nvidia-smi finds {len(gpus)} GPUs, JAX_PLATFORMS=cpu hides them", "unset JAX_PLATFORMS")
     else:

@@ -20,7 +20,7 @@ from bigctl.planning import devices, hlo, roofline, targets
 from bigctl.planning.costs import Costs, Program, Tree
 from bigctl.planning.devices import Found
 from bigctl.planning.targets import Target
-from bigctl.training.programs import told_step
+from bigctl.training.programs import compiler_options, told_step
 
 _WIDE = 0.01
 """Share of all bytes that messages of one kind must have to stand out."""
@@ -38,6 +38,7 @@ class Plan:
         parameters: their number.
         active_parameters: how many of them a token is multiplied with.
         kernels: which kernel computes what there are several for.
+        compiler: what XLA is asked for, see `accelerators`; nothing where the CPU's program stands in.
         tokens: in a batch; None where examples are not counted in tokens.
         model_flops: of a step by the task's formula; None without one.
         costs: of the step.
@@ -52,6 +53,7 @@ class Plan:
     parameters: int
     active_parameters: int
     kernels: Mapping[str, str]
+    compiler: Mapping[str, bool | int | str]
     tokens: int | None
     model_flops: float | None
     costs: Costs
@@ -103,6 +105,7 @@ class Plan:
             "tokens_per_s": {"low": self.tokens / time.high, "high": self.tokens / time.low} if self.tokens else None,
             "mfu": {"low": mfu[0], "high": mfu[1]} if mfu else None,
             "kernels": dict(self.kernels),
+            "compiler_options": dict(self.compiler),
             "stands_out": stands_out(self),
         }
 
@@ -165,6 +168,7 @@ def of_compiled(experiment: Experiment, costs: Costs, target: Target, found: Fou
         parameters=experiment.parameter_count,
         active_parameters=experiment.active_parameters,
         kernels=dict(experiment.programs.kernels),
+        compiler=compiler_options(experiment.programs.step),
         tokens=None if tokens is None else tokens * config.train.batch_size,
         model_flops=None if per_example is None else per_example * config.train.batch_size,
         costs=costs,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bigctl.formatting import padded, parameters, size
+from bigctl.parallel import accelerators
 
 Rows = Sequence[Sequence[str]]
 PARTS = ("parameters", "optimizer", "other_state", "batch", "gradients", "activations", "temporaries")
@@ -98,6 +99,8 @@ def tail(plan: dict[str, Any]) -> list[str]:
     found = []
     if plan["kernels"]:
         found.append("kernels: " + ", ".join(f"{what} by {kernel}" for what, kernel in plan["kernels"].items()))
+    if plan["compiler_options"]:
+        found.append(f"compiler: {accelerators.told(plan['compiler_options'])}")
     return found + [f"look at: {line}" for line in plan["stands_out"]]
 
 

@@ -62,8 +62,11 @@ def find(target: Target) -> Found:
             f"{'is' if len(missing) == 1 else 'are'} not installed; {command} compiles for {target.chip.name} itself"
         )
         return Found(simulated(target.devices), exact=False, notes=(note,))
+    import jax
+
     # Triton's products are chosen by trying, which takes a device: jax 0.11 refuses deterministic programs without one.
-    options = {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else {}
+    refused = platform == "gpu" and jax.__version_info__ >= (0, 11)
+    options = {"xla_gpu_enable_triton_gemm": False} if refused else {}
     return Found(_described(target), exact=True, options=options)
 
 

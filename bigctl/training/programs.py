@@ -205,7 +205,8 @@ def _training(
 
 def compiler_options(step: Step) -> accelerators.Options:
     """Of every program that contains `step.train`: its kernels are told while it is traced what it is compiled for."""
-    return accelerators.compiler_options(step.mesh, deterministic=step.config.train.deterministic)
+    platform = step.mesh.devices.flat[0].platform
+    return accelerators.compiler_options(platform, deterministic=step.config.train.deterministic)
 
 
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:
