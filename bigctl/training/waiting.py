@@ -43,7 +43,11 @@ class Verdict:
     hint: str
 
     def __str__(self) -> str:
-        what = {DISK: "reading from disk", DECODE: "decoding pictures", TRANSFER: "moving batches to the devices"}
+        # Of mapped arrays nothing tells whether the system read them just now, or had them in memory.
+        read = (
+            "reading from disk" if DECODE in self.seconds else "copying examples out of mapped files (disk or memory)"
+        )
+        what = {DISK: read, DECODE: "decoding pictures", TRANSFER: "moving batches to the devices"}
         each = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         cause = f"{what[self.cause]} (busy: {each})"
         return f"training waits for data {self.share:.0%} of the time, which is {cause}: {self.hint}"

@@ -279,6 +279,7 @@ def test_what_is_slow_is_what_training_is_said_to_wait_for(monkeypatch: pytest.M
     """Two threads make batches, so that half of what one takes is hidden by the other."""
     disk = waited_for(0.04, 0.0, 1, monkeypatch)
     assert disk is not None and (disk.cause, disk.share > 0.5) == ("disk", True)
+    assert "which is copying examples out of mapped files (disk or memory) (busy: disk" in str(disk)
     transfer = waited_for(0.0, 0.04, 1, monkeypatch)
     assert transfer is not None and (transfer.cause, transfer.share > 0.5) == ("transfer", True)
     assert "data.resident_mib=1 keeps the training split on the devices" in transfer.hint
