@@ -20,6 +20,8 @@ from bigctl.errors import ConfigError
 from bigctl.runs.directory import RunDirectory
 from tests import small
 
+pytestmark = pytest.mark.fewer
+
 # -------------------------------------------------------------------------------------------------------- the search
 
 

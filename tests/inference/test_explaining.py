@@ -27,6 +27,8 @@ from bigctl.models.lstm import LstmClassifier
 from bigctl.models.ngram_head import hashed_runs
 from tests import topics
 
+pytestmark = pytest.mark.fewer
+
 TEXT = "butter and bread, with onion soup under the moon"
 BERT = ["recipe=bert_cls", "model=bert_tiny", "model.layers=2", "model.width=16", "model.heads=2"]
 BERT += ["model.intermediate=16", "recipe.tokenizer.max_length=24", "recipe.tokenizer.size=100"]
@@ -78,7 +80,7 @@ def logits(trained: TrainedRun, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(run(trained.model, jnp.asarray(tokens[None], jnp.int32), size))[0]
 
 
-@pytest.mark.parametrize("name", ["bert", "ngram", pytest.param("lstm", marks=[pytest.mark.slow, pytest.mark.fewer])])
+@pytest.mark.parametrize("name", ["bert", "ngram", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_integrated_gradients_add_up_to_what_the_model_says_of_text_and_baseline(folder: Path, name: str) -> None:
     if name == "lstm":
         keys = [*topics.RECIPE, *topics.MODEL, *SHORT, *data_of(folder)]

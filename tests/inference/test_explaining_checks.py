@@ -20,6 +20,8 @@ from bigctl.inference.explaining.neighbours import with_nearest
 from bigctl.inference.trained import TrainedRun
 from tests import small
 
+pytestmark = pytest.mark.fewer
+
 PROMPT = "It was night 7, and"
 GPT = ["recipe=gpt_lm", "data=text", "recipe.tokenizer.type=characters", "recipe.block=32", "model.layers=1"]
 GPT += ["model.width=32", "model.heads=2", "train.steps=2", "train.batch_size=8", "train.tensorboard=false"]
@@ -44,7 +46,6 @@ def writer(folder: Path) -> TrainedRun:
 
 
 @pytest.mark.slow
-@pytest.mark.fewer
 def test_a_prompt_is_explained_by_what_the_model_says_next(writer: TrainedRun) -> None:
     explainer = LanguageExplainer(writer)
     (found,) = explainer.explain([PROMPT])
@@ -71,7 +72,6 @@ def test_a_prompt_is_explained_by_what_the_model_says_next(writer: TrainedRun) -
 
 
 @pytest.mark.slow
-@pytest.mark.fewer
 def test_prompts_that_cannot_be_explained(
     writer: TrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ from bigctl.errors import ConfigError
 from bigctl.training.checkpoints.arrays import flatten
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
+
 TINY = [
     "recipe=speed_cls", "model.widths=[4,5]", "train.batch_size=32", "train.steps=4", "recipe.augment.flip=alternating",
     "recipe.augment.crop=1", "eval.tta=translate", "train.tensorboard=false",

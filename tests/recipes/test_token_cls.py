@@ -22,6 +22,8 @@ from tests import forked, tagging
 from tests.conftest import Cli
 from tests.training.test_sharding import on_eight_devices
 
+pytestmark = pytest.mark.fewer
+
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 BERT = ["recipe=bert_tag", "model=bert_tiny", "model.layers=1", "model.width=16", "model.heads=2", "model.positions=32"]
 BERT += ["model.intermediate=32", "recipe.tokenizer.type=bpe", "recipe.tokenizer.size=300"]

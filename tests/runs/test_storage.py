@@ -16,6 +16,8 @@ from bigctl.training.checkpoints.store import Checkpoints
 from tests import forked
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
+
 OVERRIDES = ["recipe=cnn_cls", "data=digits", "model.channels=[16,32]", "train.steps=80", "checkpoint.every=10",
              "eval.every=40", "train.tensorboard=false"]  # fmt: skip
 

@@ -28,6 +28,8 @@ from bigctl.sweeps.packed.runner import PackedTrial
 from bigctl.training.signals import StopRequest
 from tests import forked
 
+pytestmark = pytest.mark.fewer
+
 TINY = (
     "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.epochs=null", "train.steps=24",
     "train.log_every=1", "eval.every=6", "checkpoint.every=12", "eval.test=false", "train.tensorboard=false",

@@ -13,6 +13,8 @@ import bigctl
 from bigctl.reports import examples
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.fewer
+
 RUN = [
     "recipe=cnn_cls", "data=image_folder", "data.image_size=[12,12]", "data.resize=crop", "data.decoding=stream",
     "recipe.augment.random_resized_crop=0.3", "model.channels=[4]", "model.hidden=[4]", "train.batch_size=8",
