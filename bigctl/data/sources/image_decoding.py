@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -249,7 +250,9 @@ def _opened(file: Path | bytes | IO[bytes], name: str | None = None) -> Iterator
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"image is too large, above {limit} pixels: {error}", where=where, hint=hint) from None
+        found = re.search(r"\d+x\d+ pixels|\(\d+ pixels\)", str(error))  # what Pillow says names another limit
+        has = f": it has {found[0].strip('()')}" if found else ""
+        raise DataError(f"image is too large, above {limit} pixels{has}", where=where, hint=hint) from None
     except FileNotFoundError:
         raise DataError("no such file", where=where, hint=similar(Path(where))) from None
     except UnidentifiedImageError:
