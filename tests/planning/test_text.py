@@ -133,7 +133,9 @@ def test_gradients_over_a_mesh_are_added_up_by_rings(compiled) -> None:
 def test_what_is_held_at_most_is_what_the_compiler_says(compiled) -> None:
     module = hlo.parse(compiled.as_text())
     held = sum(each.bytes for each in liveness.fullest(module))
-    assert held == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.35)
+    said = compiled.memory_analysis()
+    most = said.temp_size_in_bytes + said.output_size_in_bytes  # where results are to be, temporaries may lie before
+    assert 0.65 * said.temp_size_in_bytes <= held <= 1.35 * most
     assert any("test_text.py" in each.place and each.backward for each in liveness.fullest(module))
 
 
