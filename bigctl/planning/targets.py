@@ -112,7 +112,7 @@ class Target:
     @property
     def said(self) -> str:
         if self.chip.platform == "cpu":
-            return f"{self.devices} simulated CPU devices"
+            return f"{self.devices} simulated CPU device{'s' if self.devices > 1 else ''}"
         if self.chip.platform == "gpu":
             return f"{self.devices} {self.chip.name.upper()}" + (
                 f" on {self.shape[1]} hosts" if self.shape[1] > 1 else ""

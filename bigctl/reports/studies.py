@@ -250,7 +250,7 @@ def all_curves(found: Sequence[tuple[Dot, Curve]], metric: str, mode: str) -> Fi
         found: of each trial its curve; those without points are left out.
     """
     told = [(dot, curve) for dot, curve in found if len(curve.steps)]
-    if not told:
+    if not any(len(curve.steps) > 1 for _, curve in told):  # one number each: the table of trials has them
         return None
     sign = -1.0 if mode == "max" else 1.0
     told.sort(key=lambda item: (item[0].value is None, sign * (item[0].value or 0.0)))

@@ -109,6 +109,7 @@ def _page(
         shown=_shown(points, metric),
         repeats=repeats_text(len(board.get("seeds") or ()) or 1, len(board.get("folds") or ())),
         folds=bool(board.get("folds")),
+        seeded=any(trial.get("seed") is not None for trial in trials),
         points=points,
         trials=trials,
         effects=_list(board, "effects"),

@@ -154,7 +154,22 @@ def test_sweep_page_names_folds_where_there_are_some(tmp_path: Path) -> None:
     (folder / "leaderboard.json").write_text(json.dumps(board))
     page = Page(sweep.sweep_page(folder))
     assert "mean ± standard deviation over 2 folds" in page.seen and "over 2 runs" in page.seen
+    assert ">seed</th>" not in sweep.sweep_page(folder)  # no trial has one
+    board |= {"axes": [], "trials": [t | {"point": {}} for t in board["trials"]]}
+    (folder / "leaderboard.json").write_text(json.dumps(board))
+    assert "val/accuracy over 2 folds ·" in " ".join(Page(sweep.sweep_page(folder)).seen.split())
     assert {each["name"].split()[-1] for each in page.figures["curves-0"]["data"]} == {"fold=0", "fold=1"}
+
+
+def test_sweep_of_single_evaluations_draws_no_chart_of_them(tmp_path: Path) -> None:
+    folder = folders.study.make(tmp_path / "short", points=3, seeds=1, length=30, failed=0)
+    for path in folder.glob("trials/*/metrics.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [line for line in lines if "val/accuracy" not in line] + [{"step": 30, "val/accuracy": 0.5}]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    page = Page(sweep.sweep_page(folder))
+    captions = " ".join(page.seen.split())
+    assert "val/accuracy of 3 trials" not in captions and "train/loss of 3 trials" in captions
 
 
 def test_sweep_page_has_the_whole_answer(tmp_path: Path) -> None:
