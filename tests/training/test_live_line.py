@@ -113,6 +113,29 @@ def test_a_pipe_is_told_how_long_compiling_took_and_of_a_request_to_stop(
     ]  # fmt: skip
 
 
+def test_the_time_left_is_of_steps_and_not_of_compiling(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(consoles.time, "monotonic", lambda: now[0])
+    console = Console(1000)
+
+    def step(number: int) -> None:
+        now[0] += 1.0
+        console.stepped(number)
+        console.write(number, {"train/loss": 1.0})
+
+    step(1)
+    for number in range(2, 6):  # each needs a program of its own, as batches of other lengths do
+        console.doing("compiling")
+        now[0] += 30.0
+        console.doing("")
+        step(number)
+    console.close()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "step 5/1000  eta 16:35  loss 1.0000" in last
+
+
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(40, quiet=True, every=0.0)
     console.write(20, VALUES)

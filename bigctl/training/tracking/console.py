@@ -50,6 +50,7 @@ class Console:
         self._values: dict[str, float] = {}
         self._step, self._pace = step, Pace(step)
         self._doing, self._since, self._stopping = "", time.monotonic(), False
+        self._compiling = 0.0  # seconds that are over: they tell nothing of the steps to come
         self._last, self._told, self._closed = time.monotonic(), True, False
         self._live: Live | None = None
         if not quiet and is_live():
@@ -74,7 +75,7 @@ class Console:
         self._step = max(self._step, step)
         self._told = False
         if "train/loss" in values:
-            self._pace.mark(step, time.monotonic())
+            self._pace.mark(step, self._clock())
         if self._live is None and time.monotonic() - self._last >= self.every:
             self._print()
 
@@ -119,7 +120,12 @@ class Console:
         if before == "compiling" and self._live is None and seconds >= self.every:
             self.say(f"compiled in {seconds:.0f} s")
         if before == "compiling":
-            self._pace.mark(self._step, self._since)
+            self._compiling += seconds
+            self._pace.mark(self._step, self._clock())
+
+    def _clock(self) -> float:
+        """Seconds of a clock that stands still while a program is compiled."""
+        return (self._since if self._doing == "compiling" else time.monotonic()) - self._compiling
 
     def stopping(self, reason: str) -> None:
         """Somebody asked to stop. May be called from any thread."""
@@ -158,9 +164,8 @@ class Console:
             doing = f"{doing} {seconds:.0f} s" if seconds >= 1 else ""
         if self._stopping:
             doing = "stopping"
-        return Standing(
-            self._step, self.total, self._pace.remaining(self.total, now), dict(self._values), self.metric, doing
-        )
+        eta = self._pace.remaining(self.total, self._clock())
+        return Standing(self._step, self.total, eta, dict(self._values), self.metric, doing)
 
     def _drawn(self) -> Text:
         from rich.text import Text
