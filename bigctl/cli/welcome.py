@@ -20,7 +20,7 @@ INSTEAD = {"cnn_cls": "digits"}
 OWN = """\
 your own data, where it lies (A, B: columns):
   bigctl train recipe=mlp_cls data=csv data.path=FILE data.label=B
-  bigctl train recipe=lstm_cls data=csv data.path=FILE data.text=A data.label=B
+  bigctl train recipe=ngram_cls data=csv data.path=FILE data.text=A data.label=B
   bigctl train recipe=cnn_cls data=image_folder data.path=FOLDER
   bigctl train recipe=gpt_lm data=text data.path=FILE
 """

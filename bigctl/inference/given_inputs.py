@@ -85,6 +85,8 @@ def _texts(given: Examples, features: Features) -> Asked:
 
 def _table(given: Examples, features: Features, config: schema.Data, columns: frozenset[str] | None) -> Asked:
     unnamed = bool(getattr(config, "unnamed", False))
+    if (row := frames.row_of(given)) is not None:
+        given = row
     if isinstance(given, Mapping) and given and all(np.ndim(value) == 0 for value in given.values()):
         return Asked(_rows({name: [value] for name, value in given.items()}, features, config, columns), single=True)
     if isinstance(given, Sequence) and given and all(isinstance(row, Mapping) for row in given):

@@ -56,6 +56,16 @@ def test_one_row_is_one_row() -> None:
     assert asked.single and asked.inputs.tolist() == ROWS[:1].tolist()
 
 
+def test_one_row_of_a_pandas_frame_is_one_row() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"age": [30.0, np.nan], "city": ["Oslo", "Rome"]})
+    for place in range(2):
+        asked = read(frame.iloc[place], TABLE)
+        assert asked.single and asked.inputs.tolist() == ROWS[place : place + 1].tolist()
+    with pytest.raises(ValueError, match="add a batch dimension"):
+        read(frame["age"], TABLE)  # a column
+
+
 def test_an_array_of_a_run_on_an_array_holds_raw_values() -> None:
     features = Features(
         "table",

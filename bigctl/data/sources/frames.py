@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -22,6 +22,17 @@ Examples = Any
 def is_frame(value: object) -> bool:
     """Whether something has named columns: a frame, an Arrow table, or a dict of columns."""
     return isinstance(value, Mapping) or (hasattr(value, "columns") and getattr(value, "ndim", 2) == 2)
+
+
+def row_of(value: object) -> dict[str, object] | None:
+    """The values by their names of one row of a pandas frame, as `frame.iloc[0]` gives it; None for all else."""
+    names = getattr(value, "index", None)
+    if getattr(value, "ndim", None) != 1 or callable(names) or not isinstance(value, Iterable):
+        return None
+    names = list(names) if isinstance(names, Iterable) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        return None
+    return {name: one.item() if isinstance(one, np.generic) else one for name, one in zip(names, value, strict=True)}
 
 
 def is_texts(value: object) -> TypeGuard[Sequence[str]]:
