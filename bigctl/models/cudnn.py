@@ -60,13 +60,15 @@ def cudnn_attention(
     """softmax(q k^T / sqrt(depth)) v, each place over all, or with `causal` over those up to itself.
 
     A kernel is no program that XLA could share out: over the batch, and over heads where the mesh has `tensor`, each
-    device is given its part.
+    device is given its part; what does not divide, each computes whole.
     """
     attend = partial(_attention, _Kind(causal, meshes.deterministic_in_use()))
     mesh = meshes.mesh_in_use()
     if mesh is None:
         return attend(q, k, v)
-    heads = PartitionSpec(BATCH_AXES, None, "tensor")
+    batch = BATCH_AXES if q.shape[0] % meshes.batch_shards(mesh) == 0 else None
+    divided = q.shape[2] % mesh.shape["tensor"] == 0 and k.shape[2] % mesh.shape["tensor"] == 0
+    heads = PartitionSpec(batch, None, "tensor" if divided else None)
     return jax.shard_map(attend, mesh=mesh, in_specs=(heads, heads, heads), out_specs=heads, check_vma=False)(q, k, v)
 
 

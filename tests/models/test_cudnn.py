@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigctl.models import attention, cudnn
+from bigctl.parallel import axes
 from bigctl.parallel import mesh as meshes
+from bigctl.planning import devices
 
 SHAPE = (2, 16, 4, 8)
 
@@ -56,6 +58,34 @@ def test_what_is_mapped_over_becomes_a_part_of_the_batch(monkeypatch: pytest.Mon
     (config,) = configs(lowered(monkeypatch, exact=True, mapped=True, layers=1), "__cudnn$fmhaSoftmaxBackward")
     shape = config["intermediate_tensor_shape"]
     assert isinstance(shape, dict) and shape["dimensions"] == ["6", "4", "16", "16"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "groups", "each"),
+    [(4, 4, (2, 2)), (3, 4, (3, 2)), (4, 1, (2, 4))],
+)
+def test_each_device_computes_its_part_or_the_whole_where_it_does_not_divide(
+    monkeypatch: pytest.MonkeyPatch, batch: int, groups: int, each: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(attention.meshes, "platform_in_use", lambda: "gpu")
+    sizes = {**dict.fromkeys(axes.NAMES, 1), "data": 2, "tensor": 2}
+    mesh = Mesh(
+        np.array(devices.simulated(4)).reshape(*sizes.values()), axes.NAMES, axis_types=(AxisType.Auto,) * len(sizes)
+    )
+    q, k = (
+        jax.ShapeDtypeStruct((batch, 16, heads, 8), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
+        for heads in (4, groups)
+    )
+
+    def attend(q: jax.Array, k: jax.Array) -> jax.Array:
+        with meshes.used(mesh):
+            return attention.causal_attention(q, k, k)
+
+    (config,) = configs(
+        str(jax.jit(attend).trace(q, k).lower(lowering_platforms=("cuda",)).as_text()), "__cudnn$fmhaSoftmax"
+    )
+    shape = config["intermediate_tensor_shape"]
+    assert isinstance(shape, dict) and shape["dimensions"][:2] == [str(size) for size in each]
 
 
 @pytest.mark.parametrize(
