@@ -1,4 +1,5 @@
-"""Keys, tokens and passwords cut out of texts that are kept with a run. Free of jax."""
+"""Keys, tokens and passwords cut out of texts that are kept with a run, and folders out of those that are given away.
+Free of jax."""
 
 from __future__ import annotations
 
@@ -36,6 +37,16 @@ def without_secrets(text: str) -> str:
     for pattern in _PATTERNS:
         text = pattern.sub(_cut, text)
     return text
+
+
+_FOLDERS = re.compile(r"""(?<![\w:/.~%}])~?(?:/[^\s,'"\[\]{}()/]+)+/(?P<name>[^\s,'"\[\]{}()/]+)/?""")
+"""Absolute paths of two parts or more; of an address what follows its scheme is none."""
+
+
+def without_folders(text: str) -> str:
+    """A text with the name alone of whatever file or folder stands there by its absolute path: who reads it elsewhere
+    has no use for where it lay, and need not know."""
+    return _FOLDERS.sub(lambda found: found["name"], text)
 
 
 def _cut(found: re.Match[str]) -> str:

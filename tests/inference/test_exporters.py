@@ -94,6 +94,12 @@ def test_a_text_model_answers_without_us_whatever_its_labels_are_called(texts, t
     for (label, probability), record in zip(lines, expected, strict=True):
         assert label == record["label"] and abs(float(probability) - record["probability"]) < 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    lay = str(texts.run.path.parent)
+    assert (
+        lay in texts.run.read_config()
+        and "path: texts.csv" in json.loads((folder / "bigctl.json").read_text())["config"]
+    )
+    assert not [file.name for file in folder.iterdir() if lay.encode() in file.read_bytes()], "whoever is given it"
 
 
 def test_an_artefact_takes_any_batch_and_any_length_up_to_the_longest(texts, tmp_path):

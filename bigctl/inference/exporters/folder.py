@@ -22,6 +22,7 @@ from bigctl.inference.trained import TrainedRun
 from bigctl.interop import sources
 from bigctl.interop.folders import write_json
 from bigctl.runs import generation_config, manifest
+from bigctl.runs.redaction import without_folders
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _card(
     given = "\n".join(shapes).replace("'", "")
     gives = ", ".join(f"`{name}`" for name in network.expected[0])
     overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
-    command = " ".join(["bigctl train", *(each for each in overrides if each)])
+    command = without_folders(" ".join(["bigctl train", *(each for each in overrides if each)]))
     plugins = record.get("plugins") or []
     used = f"pip install {needs.replace(',', '')}\npython run.py {argument}"
     lines = [
@@ -243,4 +244,6 @@ def _weights(trained: TrainedRun) -> str:
     if begun is None:
         return "Trained from random numbers."
     licence = sources.LICENCES.get(begun)
-    return f"Training began with `{begun}`" + (f" ({licence})." if licence else ", whose licence bigctl does not know.")
+    return f"Training began with `{without_folders(begun)}`" + (
+        f" ({licence})." if licence else ", whose licence bigctl does not know."
+    )

@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from bigctl.inference.predictor import Predictor
+from bigctl.runs.redaction import without_folders
 
 KEPT, SUMS = "bigctl.json", "SHA256SUMS"
 """The file, and the list of digests of all files."""
@@ -19,7 +20,7 @@ def kept(trained: Predictor) -> dict[str, Any]:
         "schema": 1,
         "bigctl": metadata.version("bigctl"),
         "step": trained.step,
-        "config": trained.run.read_config(),
+        "config": without_folders(trained.run.read_config()),
         "plugins": trained.run.record().get("plugins") or [],
         "features": trained.features.to_json(),
         "columns": None if columns is None else sorted(columns),
