@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from bigctl.data.dataset import Dataset
 from bigctl.data.files import file_index
 from bigctl.data.layouts.choose import BatchOptions
 from bigctl.data.layouts.streamed import Streamed
-from bigctl.data.pictures import crops
+from bigctl.data.pictures import crops, sums
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.preparation import encode, prepare
 from bigctl.data.sources import image_decoding, image_index, listing
@@ -317,6 +320,42 @@ def test_a_picture_that_changes_in_its_middle_is_found_once_it_was_read(
     assert prepare.clean(config(folder, decoding="stream")) > 0
     with file_index.distrust():
         np.asarray(images(streamed(folder)))
+
+
+def test_threads_that_begin_at_once_keep_what_they_read_in_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path))
+    both, named = threading.Barrier(2), sums.temporary_name
+
+    def together(file: Path) -> Path:
+        both.wait(timeout=10)  # neither has found a file
+        return named(file)
+
+    monkeypatch.setattr(sums, "temporary_name", together)
+    known = sums.Sums.of("ab" * 32, "train", 2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(known.keep, range(2), (b"first", b"second")))
+    later = sums.Sums.of("ab" * 32, "train", 2)
+    assert later.agrees(0, b"first") and later.agrees(1, b"second")
+    assert not later.agrees(0, b"another") and not later.agrees(1, b"another")
+    assert [file.name for file in sums.root().iterdir()] == [known.file.name]
+
+
+def test_what_pictures_were_is_known_to_this_process_alone_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is taken when the file is made: a hole in a mapped file that finds none later would end the process."""
+    monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path))
+
+    def full(*given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    known = sums.Sums.of("ab" * 32, "train", 2)
+    known.keep(1, b"second")
+    assert known.agrees(1, b"second") and not known.agrees(1, b"another")
+    assert not list(sums.root().iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------ instant start

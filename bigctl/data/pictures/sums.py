@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import os
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,17 +61,32 @@ class Sums:
         return self._known, row if self.rows is None else int(self.rows[row])
 
     def _opened(self) -> np.ndarray:
-        """Mapped, so that all processes see what one has read; of this process alone where the cache is read-only."""
+        """Mapped, so that all processes see what one has read; of this process alone where the cache is read-only or
+        full."""
         try:
             if not self.file.exists() or self.file.stat().st_size != 4 * self.count:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                made = temporary_name(self.file)
-                with made.open("wb") as stream:
-                    stream.truncate(4 * self.count)
-                made.rename(self.file)
+                self._make()
             return np.memmap(self.file, "<u4", "r+", shape=(self.count,))
         except (OSError, ValueError):
             return np.zeros(self.count, "<u4")
+
+    def _make(self) -> None:
+        """The file, with nothing known; of threads and processes that begin at once, all get that of the first."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        made = temporary_name(self.file)
+        try:
+            made.write_bytes(bytes(4 * self.count))  # no hole: a mapped one that finds the disk full ends the process
+            with contextlib.suppress(FileNotFoundError):
+                if self.file.stat().st_size != 4 * self.count:  # of another set
+                    self.file.unlink()
+            try:
+                os.link(made, self.file)
+            except FileExistsError:
+                return
+            except OSError:  # no links on this disk
+                made.replace(self.file)
+        finally:
+            made.unlink(missing_ok=True)
 
 
 def _sum(content: bytes) -> int:
