@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from bigctl.config import preset_text, schema
 from bigctl.config.schema import Config
+from bigctl.errors import ConfigError
 
 
 class ReadOnce(CachingConfigRepository):
@@ -36,9 +37,14 @@ class ReadOnce(CachingConfigRepository):
         if found is None or known:
             return found
         found.defaults_list = [default for default in found.defaults_list or () if not _is_of_hydra(default)]
-        config, below = found.config, found.header.get("package") not in (None, "", "_global_")
-        if isinstance(config, DictConfig) and config._metadata.object_type is dict and not below:
-            config.pop("hydra", None)
+        config, package = found.config, found.header.get("package")
+        at_root = package == "_global_" or (not package and "/" not in config_path)
+        if at_root and isinstance(config, DictConfig) and config._metadata.object_type is dict:
+            own = config.pop("hydra", None)
+            if isinstance(own, DictConfig) and "searchpath" in own:
+                hint = "give each folder with --config-dir, which may be repeated"
+                where = _place(config_path, found.provider)
+                raise ConfigError("hydra.searchpath adds no folders of presets", where=where, hint=hint)
         return found
 
 

@@ -213,6 +213,17 @@ def test_what_an_own_preset_sets_of_hydra_itself_is_left_out(tmp_path):
     assert config == replace(compose([MLP]).config, seed=7)
 
 
+def test_a_key_that_is_called_as_hydra_is_is_not_left_out_elsewhere(tmp_path):
+    folders = [write(tmp_path, model__own="defaults: [_mlp, _self_]\nhydra: 3\n")]
+    assert "there is no key 'model.hydra'" in refused(MLP, "model=own", config_dirs=folders)
+
+
+def test_folders_that_hydra_would_search_are_not_left_out_without_a_word(tmp_path):
+    text = "# @package _global_\nhydra: {searchpath: [file:///elsewhere]}\nseed: 7\n"
+    said = refused(MLP, "experiment=mine", config_dirs=[write(tmp_path, experiment__mine=text)])
+    assert "experiment/mine.yaml: hydra.searchpath adds no folders of presets" in said and "--config-dir" in said
+
+
 def test_own_presets_shadow_packaged_ones_and_the_first_folder_wins(tmp_path):
     first = write(tmp_path / "first", model__mlp=WIDE)
     second = write(
