@@ -110,7 +110,7 @@ def _code() -> Iterator[Finding]:
     from bigctl.runs import provenance
 
     where = Path(bigctl.__file__).resolve().parents[1]
-    kind = "checkout" if (where / "pyproject.toml").exists() else "installed"
+    kind = "a checkout" if (where / "pyproject.toml").exists() else "installed"
     yield Finding(OK, f"bigctl is {kind} in {where}")
     code = provenance.code(Path.cwd(), diff=False)
     if code:

@@ -232,8 +232,9 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     if (batch_size // accumulate) % shards:
         unit = shards * accumulate
         near = [n for n in (batch_size // unit * unit, (batch_size // unit + 1) * unit) if n]
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise ConfigError(
-            f"train.batch_size={batch_size} in {accumulate} parts cannot be divided evenly over {shards} devices",
+            f"train.batch_size={batch_size}{parts} cannot be divided evenly over {shards} devices",
             where="train.batch_size",
             hint=f"choose a multiple of {unit}, such as {' or '.join(map(str, near))}, or mesh=single",
         )
