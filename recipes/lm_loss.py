@@ -18,7 +18,7 @@ from bigctl.parallel import mesh as meshes
 _PIECES = {"gpu": 2**28, "tpu": 2**27}
 _PIECE = 2**24
 """Logits made at once, where `chunk` does not say: 64 MiB of float32 on CPUs, a gigabyte on GPUs, where the sums of the
-gradient of the output, read and written with each piece, are what costs."""
+gradient of the output, read and written with each piece, are what costs; half of that on TPUs, unmeasured."""
 _MASKED = -1e30
 
 
@@ -56,7 +56,8 @@ def loss_sums(
         weights: what each place counts, 0 where it is padding.
         vocab_size: tokens.
         z_loss: weight of log(Z)^2, which keeps logits from drifting (Chowdhery et al. 2022, with 1e-4); may be traced.
-        chunk: places of each row in a piece; None for pieces of at most 2^24 logits on each device, 2^28 on GPUs.
+        chunk: places of each row in a piece; None for pieces of at most 2^24 logits on each device, 2^28 on GPUs and
+            2^27 on TPUs.
     """
     batch, length, _ = hidden.shape
     shards = meshes.shards_in_use()
