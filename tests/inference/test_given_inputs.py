@@ -64,6 +64,8 @@ def test_one_row_of_a_pandas_frame_is_one_row() -> None:
         assert asked.single and asked.inputs.tolist() == ROWS[place : place + 1].tolist()
     with pytest.raises(ValueError, match="add a batch dimension"):
         read(frame["age"], TABLE)  # a column
+    with pytest.raises(DataError, match="duplicate column names: age"):
+        read(frame[["age", "city", "age"]].iloc[0], TABLE)
 
 
 def test_an_array_of_a_run_on_an_array_holds_raw_values() -> None:

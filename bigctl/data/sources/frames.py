@@ -25,13 +25,15 @@ def is_frame(value: object) -> bool:
 
 
 def row_of(value: object) -> dict[str, object] | None:
-    """The values by their names of one row of a pandas frame, as `frame.iloc[0]` gives it; None for all else."""
+    """The values by their names of one row of a pandas frame, as `frame.iloc[0]` gives it; None for all else. Raises
+    DataError for names that occur twice."""
     names = getattr(value, "index", None)
     if getattr(value, "ndim", None) != 1 or callable(names) or not isinstance(value, Iterable):
         return None
     names = list(names) if isinstance(names, Iterable) else []
     if not names or not all(isinstance(name, str) for name in names):
         return None
+    _require_unique(names, "the row")
     return {name: one.item() if isinstance(one, np.generic) else one for name, one in zip(names, value, strict=True)}
 
 
@@ -56,10 +58,13 @@ def table_of(frame: object, name: str) -> pa.Table:
         what = " ".join(str(part) for part in error.args).strip() or type(error).__name__
         hint = "give columns of one type and one length each"
         raise DataError(f"the columns cannot be read: {what[:200]}", where=name, hint=hint) from None
-    names = found.column_names
-    if twice := sorted({column for column in names if names.count(column) > 1}):
-        raise DataError(f"duplicate column names: {some(twice)}", where=name, hint="rename them")
+    _require_unique(found.column_names, name)
     return found
+
+
+def _require_unique(names: list[str], where: str) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"duplicate column names: {some(twice)}", where=where, hint="rename them")
 
 
 def _table(frame: object) -> pa.Table:
