@@ -106,7 +106,8 @@ class Waiting:
     def _hint(self, cause: str, streams: bool) -> str:
         data, nbytes = self.config.data, self.feed.nbytes
         if isinstance(self.feed, SentFeed) and stays_in_files(self.feed.columns):
-            return "a faster disk helps, or fewer and larger files: of so many tokens no copy is kept"
+            helps = "a faster link to the devices" if cause == TRANSFER else "a faster disk, or fewer and larger files"
+            return f"of so many tokens no copy is kept, so what helps is {helps}"
         if not streams or cause == TRANSFER:
             mib = -(-nbytes // 2**20)
             keep = f"data.resident_mib={mib} keeps the training split on the devices, if they hold {size(nbytes)}"

@@ -17,6 +17,7 @@ import bigctl
 from bigctl.data.layouts.layout import FixedPlan
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
+from bigctl.data.text.joined_tokens import JoinedTokens
 from bigctl.data.work import Work
 from bigctl.engine.experiment import Experiment
 from bigctl.training import feed as feeds
@@ -334,6 +335,23 @@ def test_what_training_waits_for_is_named_with_the_key_that_helps(
     assert told == [str(verdict)] and hint in told[0] and "\n" not in told[0]
     assert follower.verdict(200.0) is None
     assert follower.rates(follower.mark(), 10.0)["perf/queue_depth"] == 0.5
+
+
+@pytest.mark.parametrize(("slow", "helps"), [("read", "a faster disk"), ("transfer", "a faster link")])
+def test_no_key_is_said_to_help_tokens_that_stay_in_their_files(
+    slow: str, helps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds.token_shards, "MANY", 1000)
+    columns: Any = {"inputs": JoinedTokens(("a",), [np.zeros(2000, np.uint16)])}
+    assert feeds.stays_in_files(columns)
+    _, feed, _ = sent_feed(columns)
+    words = ["recipe=gpt_lm", "data=tokens", "data.path=x", "recipe.tokenizer.type=bytes"]
+    follower = waiting.Waiting(feed, bigctl.compose(words))
+    feed.waited = 5.0
+    feed.work.add(batches=10, **{slow: 3.0})
+    verdict = follower.verdict(10.0)
+    assert verdict is not None and f"no copy is kept, so what helps is {helps}" in verdict.hint
+    assert "resident_mib" not in str(verdict)
 
 
 def test_a_wait_for_the_first_batch_alone_is_not_worth_a_word() -> None:
