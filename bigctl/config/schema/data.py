@@ -89,7 +89,10 @@ class Data(Component):
         False, "Keep each text once: copies are dropped, from training before they are from the test split.",
         drift=STRUCTURAL,
     )  # fmt: skip
-    resident_mib: int = key(2048, "Largest training split kept on the device [MiB].", drift=FREE, ge=0)
+    resident_mib: int = key(
+        2048, "Largest training split kept on the device [MiB]; never more than 67 million tokens in files.",
+        drift=FREE, ge=0,
+    )  # fmt: skip
 
     @property
     def fold_count(self) -> int:
