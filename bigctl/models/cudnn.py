@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from bigctl.parallel import mesh as meshes
@@ -39,10 +39,12 @@ _PRODUCTS = {  # what left and right contract, and their dimensions of the batch
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is compiled: whether each place sees only those up to itself, and how its gradient is added up."""
+    """What is compiled: whether each place sees only those up to itself, whether its gradient is added up in a fixed
+    order, and the mesh that it is shared out over."""
 
     causal: bool
     deterministic: bool
+    mesh: AbstractMesh | None
 
 
 def can(length: int, depth: int, heads: int, groups: int) -> bool:
@@ -62,14 +64,7 @@ def cudnn_attention(
     A kernel is no program that XLA could share out: over the batch, and over heads where the mesh has `tensor`, each
     device is given its part; what does not divide, each computes whole.
     """
-    attend = partial(_attention, _Kind(causal, meshes.deterministic_in_use()))
-    mesh = meshes.mesh_in_use()
-    if mesh is None:
-        return attend(q, k, v)
-    batch = BATCH_AXES if q.shape[0] % meshes.batch_shards(mesh) == 0 else None
-    divided = q.shape[2] % mesh.shape["tensor"] == 0 and k.shape[2] % mesh.shape["tensor"] == 0
-    heads = PartitionSpec(batch, None, "tensor" if divided else None)
-    return jax.shard_map(attend, mesh=mesh, in_specs=(heads, heads, heads), out_specs=heads, check_vma=False)(q, k, v)
+    return _attention(_Kind(causal, meshes.deterministic_in_use(), meshes.mesh_in_use()), q, k, v)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -85,7 +80,7 @@ def _forward(kind: _Kind, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Ar
         out, log_sums = _call("__cudnn$fmhaSoftmax", config, [stored, sums])(q, k, v)
         return out.swapaxes(1, 2), log_sums
 
-    out, log_sums = _batched(call)(q, k, v)
+    out, log_sums = _batched(_shared_out(call, (4, 3), kind.mesh))(q, k, v)
     return out, (q, k, v, log_sums, out)
 
 
@@ -95,7 +90,7 @@ def _backward(kind: _Kind, saved: tuple[Array, ...], grad: Array) -> tuple[Array
         target = _call("__cudnn$fmhaSoftmaxBackward", config, [_turned(q), _turned(k), _turned(v)])
         return tuple(x.swapaxes(1, 2) for x in target(q, k, v, log_sums, grad, out))
 
-    return _batched(call)(*saved, grad)
+    return _batched(_shared_out(call, (4, 4, 4), kind.mesh))(*saved, grad)
 
 
 _attention.defvjp(_forward, _backward)
@@ -119,6 +114,28 @@ def _call(target: str, config: str, results: list[jax.ShapeDtypeStruct]) -> Call
         vmap_method="sequential",
     )
     return lambda *operands: list(called(*operands))[:-1]
+
+
+def _shared_out(
+    call: Callable[..., tuple[Array, ...]], dimensions: tuple[int, ...], mesh: AbstractMesh | None
+) -> Callable[..., tuple[Array, ...]]:
+    """The same over a mesh. Arrays of four dimensions are [batch, length, heads, depth], of three [batch, heads,
+    length]; `dimensions` are those of the results."""
+    if mesh is None:
+        return call
+
+    def shared(*operands: Array) -> tuple[Array, ...]:
+        (size, _, heads, _), groups, tensor = operands[0].shape, operands[1].shape[2], mesh.shape["tensor"]
+        batch = BATCH_AXES if size % meshes.batch_shards(mesh) == 0 else None
+        head = "tensor" if heads % tensor == 0 and groups % tensor == 0 else None
+        specs = {4: PartitionSpec(batch, None, head), 3: PartitionSpec(batch, head)}
+        given, results = tuple(specs[x.ndim] for x in operands), tuple(specs[count] for count in dimensions)
+        found: tuple[Array, ...] = jax.shard_map(call, mesh=mesh, in_specs=given, out_specs=results, check_vma=False)(
+            *operands
+        )
+        return found
+
+    return shared
 
 
 def _batched(call: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:

@@ -61,31 +61,34 @@ def test_what_is_mapped_over_becomes_a_part_of_the_batch(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("batch", "groups", "each"),
-    [(4, 4, (2, 2)), (3, 4, (3, 2)), (4, 1, (2, 4))],
+    ("batch", "groups", "mapped", "each"),
+    [(4, 4, 0, (2, 2)), (3, 4, 0, (3, 2)), (4, 1, 0, (2, 4)), (1, 4, 6, (3, 2))],
 )
 def test_each_device_computes_its_part_or_the_whole_where_it_does_not_divide(
-    monkeypatch: pytest.MonkeyPatch, batch: int, groups: int, each: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, batch: int, groups: int, mapped: int, each: tuple[int, int]
 ) -> None:
+    """Also of examples that are mapped over one by one, as private training has them."""
     monkeypatch.setattr(attention.meshes, "platform_in_use", lambda: "gpu")
     sizes = {**dict.fromkeys(axes.NAMES, 1), "data": 2, "tensor": 2}
-    mesh = Mesh(
-        np.array(devices.simulated(4)).reshape(*sizes.values()), axes.NAMES, axis_types=(AxisType.Auto,) * len(sizes)
-    )
+    kinds = (AxisType.Auto,) * len(sizes)
+    mesh = Mesh(np.array(devices.simulated(4)).reshape(*sizes.values()), axes.NAMES, axis_types=kinds)
+    whole = NamedSharding(mesh, PartitionSpec())
+    outside = (mapped,) if mapped else ()
     q, k = (
-        jax.ShapeDtypeStruct((batch, 16, heads, 8), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
-        for heads in (4, groups)
+        jax.ShapeDtypeStruct((*outside, batch, 16, heads, 8), jnp.bfloat16, sharding=whole) for heads in (4, groups)
     )
 
-    def attend(q: jax.Array, k: jax.Array) -> jax.Array:
+    def loss(q: jax.Array, k: jax.Array) -> jax.Array:
         with meshes.used(mesh):
-            return attention.causal_attention(q, k, k)
+            return attention.causal_attention(q, k, k).astype(jnp.float32).sum()
 
-    (config,) = configs(
-        str(jax.jit(attend).trace(q, k).lower(lowering_platforms=("cuda",)).as_text()), "__cudnn$fmhaSoftmax"
-    )
-    shape = config["intermediate_tensor_shape"]
-    assert isinstance(shape, dict) and shape["dimensions"][:2] == [str(size) for size in each]
+    gradient = jax.grad(loss, (0, 1))
+    traced = jax.jit(jax.vmap(gradient) if mapped else gradient).trace(q, k)
+    text = str(traced.lower(lowering_platforms=("cuda",)).as_text())
+    for target in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"):
+        (config,) = configs(text, target)
+        shape = config["intermediate_tensor_shape"]
+        assert isinstance(shape, dict) and shape["dimensions"][:2] == [str(size) for size in each], target
 
 
 @pytest.mark.parametrize(
