@@ -289,9 +289,14 @@ def test_what_is_slow_is_what_training_is_said_to_wait_for(monkeypatch: pytest.M
 def test_whoever_is_ahead_of_the_devices_does_not_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are dispatched as soon as there is a batch, and take longer than one."""
     multiplied(jnp.zeros((), jnp.int32), 10).block_until_ready()
-    start = time.perf_counter()
-    multiplied(jnp.zeros((), jnp.int32), 200).block_until_ready()
-    products = int(200 * 0.03 / (time.perf_counter() - start)) + 10
+    taken = []
+    for _ in range(
+        5
+    ):  # the least of them, however busy the machine is: a step is then longer than thought, if anything
+        start = time.perf_counter()
+        multiplied(jnp.zeros((), jnp.int32), 200).block_until_ready()
+        taken.append(time.perf_counter() - start)
+    products = int(200 * 0.03 / min(taken)) + 10
     assert waited_for(0.01, 0.0, products, monkeypatch) is None
 
 
