@@ -252,7 +252,7 @@ def started(folder: Path) -> list[str]:
 def test_a_sweep_killed_at_random_ends_with_the_leaderboard_of_an_undisturbed_one(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "scripts" / "kill_sweep.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "4", "--steps", "2000", "--longest", "6"],
+        [sys.executable, str(script), "--kills", "4", "--steps", "2000", "--longest", "2.5"],
         cwd=tmp_path, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
