@@ -1,7 +1,7 @@
 """What one GPU does: speed and memory of training and decoding, against torch on the same card where torch is there.
 
-Each case runs in a process of its own, so that one that fails or hangs costs the others nothing. `--part language` and
-`--part vision` take less than ten minutes each on an H100. FLOPs are counted as `bigctl plan` counts them, MFU is their
+Each case, and torch's beside it, runs in a process of its own with `--limit` seconds, so that one that fails or hangs
+costs the others nothing. FLOPs are counted as `bigctl plan` counts them, MFU is their
 share of the card's dense bfloat16 rate; memory is the peak that the allocator tells, beside what the compiler said
 before the step ran. Data are noise, placed on the card, but for --mnist. Everything is in bfloat16 with float32
 parameters.
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import _bench
+import _gpu_peers
+import _gpu_rows
+from _gpu_rows import CARD, VOCAB, Row
 
 EXAMPLES = """\
 examples:
@@ -45,15 +47,12 @@ PARTS = {
     "vision": ("resnet50", "speed_cnn", "bert", "mnist"),
     "settings": ("settings",),
 }
-CARD = "h100:1"
-VOCAB = 50_257
 GPT2 = ("model=gpt2", "optimizer=adamw", "optimizer.clip=1.0")
 LLAMA = (
     "model=llama", "model.layers=16", "model.width=2048", "model.heads=32", "model.kv_heads=8",
     "model.intermediate=8192", "model.tied=true", "optimizer=adamw", "optimizer.clip=1.0",
 )  # fmt: skip
 """Llama 3.2 1B (Meta 2024) but for its vocabulary, which is GPT-2's."""
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -88,6 +87,8 @@ def main() -> None:
     for name in chosen:
         if name != "mnist" or options.mnist is not None:
             found[name] = _in_its_process(name, options)
+            if name in _gpu_peers.CASES:
+                found[name]["rows"] += _of_peer(name, options)
             if options.out:
                 options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     keys = ("case", "what", "ms", "per_s", "unit", "tflops", "mfu", "peak_gb", "said_gb", "compile_s")
@@ -127,26 +128,14 @@ def _in_its_process(name: str, options: argparse.Namespace) -> Row:
     return {"rows": rows, "error": error, "seconds": time.perf_counter() - start}
 
 
-# ------------------------------------------------------------------------------------------------------- measuring
+def _of_peer(name: str, options: argparse.Namespace) -> list[Row]:
+    """The rows of torch, with a time limit of its own; where it is not there, or fails, one that says so."""
+    found = _in_its_process(f"torch-{name}", options)
+    said = [{"what": f"torch {found['error'].splitlines()[-1][:150]}"}] if found["error"] else []
+    return [{**row, "case": name} for row in [*found["rows"], *said]]
 
 
-def _time(advance: Callable[[int], None], options: argparse.Namespace) -> float:
-    """Seconds a step: the median over blocks; `advance(n)` makes n steps and waits for them."""
-    advance(2)
-    once = _bench.seconds(lambda: advance(2)) / 2
-    steps = max(2, round(options.seconds / once))
-    return statistics.median(_bench.seconds(lambda: advance(steps)) / steps for _ in range(options.rounds))
-
-
-def _row(what: str, seconds: float, count: float, unit: str, flops: float = 0.0, **more: Any) -> Row:
-    rate = {"tflops": flops / seconds / 1e12, "mfu": flops / seconds / _peak()} if flops else {}
-    return {"what": what, "ms": 1e3 * seconds, "per_s": count / seconds, "unit": f"{unit}/s", **rate, **more}
-
-
-def _peak() -> float:
-    from bigctl.engine import plan
-
-    return float(plan.target_of(CARD).chip.bfloat16)
+# -------------------------------------------------------------------------------------------------------- trainings
 
 
 def _train(what: str, built: Any, unit: str, options: argparse.Namespace, *, plan_too: bool = True) -> Row:
@@ -172,13 +161,13 @@ def _train(what: str, built: Any, unit: str, options: argparse.Namespace, *, pla
         jax.block_until_ready(state)
 
     first = _bench.seconds(lambda: advance(1))
-    taken = _time(advance, options)
+    taken = _gpu_rows.step_seconds(advance, options)
     stats = jax.devices()[0].memory_stats() or {}
     count = size * (built.config.recipe.block or 1 if unit == "tokens" else 1)
     more: Row = {"compile_s": first, "peak_gb": stats.get("peak_bytes_in_use", 0) / 1e9}
     if said is not None:
         more |= {"said_gb": said.memory.peak / 1e9, "planned_s": planned}
-    return _row(what, taken, count, unit, 0.0 if said is None else said.flops_per_step, **more)
+    return _gpu_rows.row(what, taken, count, unit, 0.0 if said is None else said.flops_per_step, **more)
 
 
 def _language(options: argparse.Namespace, folder: str, words: tuple[str, ...], *, batch: int, length: int) -> Any:
@@ -213,13 +202,11 @@ def _gpt2(options: argparse.Namespace) -> Iterator[Row]:
             words = (*GPT2, f"train.deterministic={exact}")
             built = _language(options, folder, words, batch=32, length=1024)
             yield _train(f"bigctl, deterministic={exact}", built, "tokens", options)
-    yield from _torch_row("gpt2", options)
 
 
 def _settings(options: argparse.Namespace) -> Iterator[Row]:
     from bigctl.parallel import accelerators
 
-    own = accelerators.compiler_options
     exact = {"xla_gpu_deterministic_ops": True}
     variants = {
         "deterministic": exact,
@@ -239,7 +226,6 @@ def _settings(options: argparse.Namespace) -> Iterator[Row]:
                 yield _train(name, built, "tokens", options, plan_too=False)
             except Exception as error:  # an option that this jax does not know is a result too
                 yield {"what": f"{name}: {str(error)[:100]}"}
-    accelerators.compiler_options = own
 
 
 def _llama(options: argparse.Namespace) -> Iterator[Row]:
@@ -290,8 +276,7 @@ def _attention(options: argparse.Namespace) -> Iterator[Row]:
                 out = run(q, k, v)
             jax.block_until_ready(out)
 
-        yield _row(name, _time(advance, options), shape[0] * shape[1], "tokens", flops)
-    yield from _torch_row("attention", options)
+        yield _gpu_rows.row(name, _gpu_rows.step_seconds(advance, options), shape[0] * shape[1], "tokens", flops)
 
 
 def _decode(options: argparse.Namespace) -> Iterator[Row]:
@@ -323,7 +308,7 @@ def _decode(options: argparse.Namespace) -> Iterator[Row]:
             advance(1)
             taken = statistics.median(_bench.seconds(lambda run=advance: run(1)) for _ in range(3)) / tokens
             bound = size / plan.target_of(CARD).chip.bandwidth
-            yield _row(f"{name}, {jnp.dtype(dtype).name}", taken, 1, "tokens", of_bound=bound / taken)
+            yield _gpu_rows.row(f"{name}, {jnp.dtype(dtype).name}", taken, 1, "tokens", of_bound=bound / taken)
 
 
 # ------------------------------------------------------------------------------------------------------------ others
@@ -335,7 +320,6 @@ def _resnet(options: argparse.Namespace) -> Iterator[Row]:
     fixed = ["recipe=resnet_cls", "model=resnet50", "optimizer=sgd", "train.precision=bfloat16", "train.steps=100000"]
     built = _bench.experiment([*fixed, f"train.batch_size={batch}"], dataset)
     yield _train("bigctl", built, "images", options)
-    yield from _torch_row("resnet50", options)
 
 
 def _speed_cnn(options: argparse.Namespace) -> Iterator[Row]:
@@ -368,7 +352,6 @@ def _bert(options: argparse.Namespace) -> Iterator[Row]:
         keys += ["model.layers=2"] if options.small else []
         built = experiment.build(bigctl.compose([*keys, "train.steps=100000"]))
         yield _train("bigctl", built, "texts", options)
-    yield from _torch_row("bert", options)
 
 
 def _mnist(options: argparse.Namespace) -> Iterator[Row]:
@@ -384,141 +367,10 @@ def _mnist(options: argparse.Namespace) -> Iterator[Row]:
         yield {"what": "from the command to its end", "ms": 1e3 * seconds, "scores": scores, "said": done.stdout[:1500]}
 
 
-# -------------------------------------------------------------------------------------------------------------- torch
-
-
-def _torch_row(name: str, options: argparse.Namespace) -> Iterator[Row]:
-    """What torch does on the same card, once more in a process of its own: both want most of its memory."""
-    if name == os.environ.get("BENCH_GPU_PEER"):
-        return
-    passed = [f"--rounds={options.rounds}", f"--seconds={options.seconds}", *_flags(options)]
-    command = [sys.executable, __file__, "--worker", f"torch-{name}", *passed]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "BENCH_GPU_PEER": name})
-    for line in done.stdout.splitlines():
-        if line.startswith("ROW "):
-            yield json.loads(line[4:])
-    if done.returncode:
-        yield {
-            "what": f"torch: {done.stderr.strip().splitlines()[-1][:150] if done.stderr.strip() else done.returncode}"
-        }
-
-
-def _torch_steps(what: str, loss: Callable[[], Any], model: Any, count: int, unit: str, options: Any) -> Row:
-    """A row about AdamW steps of a model of torch, as one would write them for a GPU; float32 parameters, autocast."""
-    import torch
-
-    rule = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=torch.cuda.is_available())
-
-    def advance(steps: int) -> None:
-        for _ in range(steps):
-            rule.zero_grad(set_to_none=True)
-            with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16):
-                value = loss()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            rule.step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    start = time.perf_counter()
-    advance(2)
-    compiling = time.perf_counter() - start
-    taken = _time(advance, options)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-    return _row(what, taken, count, unit, peak_gb=peak, compile_s=compiling)
-
-
-def _device() -> str:
-    import torch
-
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _torch_gpt2(options: argparse.Namespace) -> Iterator[Row]:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    where, batch = _device(), 2 if options.small else 32
-    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4} if options.small else {}
-    config = GPT2Config(
-        **sizes,
-        vocab_size=50_304,
-        attn_implementation="sdpa",
-        resid_pdrop=0,
-        embd_pdrop=0,
-        attn_pdrop=0,
-        use_cache=False,
-    )
-    model = GPT2LMHeadModel(config).to(where)
-    ids = torch.randint(0, VOCAB, (batch, 1024), device=where)
-    compiled = torch.compile(model)
-    yield _torch_steps(
-        "torch.compile, transformers' GPT-2",
-        lambda: compiled(ids, labels=ids).loss,
-        model,
-        batch * 1024,
-        "tokens",
-        options,
-    )
-
-
-def _torch_resnet50(options: argparse.Namespace) -> Iterator[Row]:
-    import torch
-    from torchvision.models import resnet50
-
-    where, (batch, side) = _device(), (4, 64) if options.small else (256, 224)
-    model = resnet50().to(where, memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, side, side, device=where).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (batch,), device=where)
-    compiled = torch.compile(model)
-
-    def loss() -> Any:
-        return torch.nn.functional.cross_entropy(compiled(images), labels)
-
-    yield _torch_steps(
-        "torch.compile, torchvision's, channels last, finished images", loss, model, batch, "images", options
-    )
-
-
-def _torch_bert(options: argparse.Namespace) -> Iterator[Row]:
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    where, (batch, length) = _device(), (4, 16) if options.small else (64, 128)
-    layers = {"num_hidden_layers": 2} if options.small else {}
-    model = BertForSequenceClassification(BertConfig(vocab_size=30_000, **layers)).to(where)
-    ids, labels = torch.randint(5, 30_000, (batch, length), device=where), torch.randint(0, 2, (batch,), device=where)
-    mask = torch.ones_like(ids)
-    compiled = torch.compile(model)
-    yield _torch_steps(
-        "torch.compile, transformers' BERT",
-        lambda: compiled(input_ids=ids, attention_mask=mask, labels=labels).loss,
-        model, batch, "texts", options,
-    )  # fmt: skip
-
-
-def _torch_attention(options: argparse.Namespace) -> Iterator[Row]:
-    import torch
-
-    where, shape = _device(), (2, 4, 128, 64) if options.small else (16, 12, 1024, 64)
-    q, k, v = (torch.randn(shape, device=where, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-
-    def advance(steps: int) -> None:
-        for _ in range(steps):
-            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
-        if where == "cuda":
-            torch.cuda.synchronize()
-
-    flops = 6 * 2.0 * shape[0] * shape[1] * shape[2] ** 2 * shape[3]
-    yield _row("torch's", _time(advance, options), shape[0] * shape[2], "tokens", flops)
-
-
 WORKERS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "gpt2": _gpt2, "attention": _attention, "llama1b": _llama, "decode": _decode, "resnet50": _resnet,
-    "speed_cnn": _speed_cnn, "bert": _bert, "mnist": _mnist, "settings": _settings, "torch-gpt2": _torch_gpt2,
-    "torch-resnet50": _torch_resnet50, "torch-bert": _torch_bert, "torch-attention": _torch_attention,
+    "speed_cnn": _speed_cnn, "bert": _bert, "mnist": _mnist, "settings": _settings,
+    **{f"torch-{name}": peer for name, peer in _gpu_peers.CASES.items()},
 }  # fmt: skip
 
 

@@ -151,20 +151,18 @@ def sets(options: argparse.Namespace, folder: Path) -> Any:
 
 def write_pictures(folder: Path, count: int) -> Path:
     """Two classes of small pictures, no two of them alike."""
-    import numpy as np
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (folder / name).mkdir(parents=True)
-    for number in range(count):
-        image = Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8))
-        image.save(folder / "ab"[number % 2] / f"{number:07}.png", compress_level=1)
-    return folder
+    return _two_classes(folder, count, (16, 16), (16, 16), ".png", compress_level=1)
 
 
 def write_photographs(folder: Path, count: int) -> Path:
     """Two classes of JPEGs of smooth shapes, 224 x 224."""
+    return _two_classes(folder, count, (12, 12), (SIDE, SIDE), ".jpg", quality=95)
+
+
+def _two_classes(
+    folder: Path, count: int, drawn: tuple[int, int], size: tuple[int, int], suffix: str, **how: int
+) -> Path:
+    """Noise of so many pixels, stretched to a size, in the folders of two classes."""
     import numpy as np
     from PIL import Image
 
@@ -172,9 +170,9 @@ def write_photographs(folder: Path, count: int) -> Path:
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
-        shapes = Image.fromarray(draw.integers(0, 256, (12, 12, 3), np.uint8))
-        image = shapes.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        image.save(folder / "ab"[number % 2] / f"{number:07}.jpg", quality=95)
+        image = Image.fromarray(draw.integers(0, 256, (*drawn, 3), np.uint8))
+        image = image.resize(size, Image.Resampling.BILINEAR)  # the same pixels where it is as large
+        image.save(folder / "ab"[number % 2] / f"{number:07}{suffix}", **how)
     return folder
 
 
