@@ -216,3 +216,22 @@ def experiment(overrides: Sequence[str], dataset: Any) -> Any:
     from bigctl.engine import resolve
 
     return experiments.build_resolved(resolve.with_data(bigctl.compose(overrides), dataset))
+
+
+def stepper(built: Any) -> Callable[[int], None]:
+    """Of an experiment: makes so many steps as `bigctl train` makes them, and waits for them."""
+    import jax
+
+    from bigctl.training import feed as feeds
+
+    feed = feeds.make_feed(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config)
+    state, position, size = built.programs.initialise(), 0, built.config.train.batch_size
+
+    def advance(steps: int) -> None:
+        nonlocal state, position
+        while steps:
+            state, count = feed.advance(state, position, steps)
+            position, steps = position + count * size, steps - count
+        jax.block_until_ready(state)
+
+    return advance

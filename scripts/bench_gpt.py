@@ -90,7 +90,6 @@ def _bigctl(options: argparse.Namespace) -> tuple[Callable[[], float], _Text, di
     from bigctl.parallel import host_memory
 
     host_memory.keep_memory()  # before jax, as `bigctl train` does
-    import jax
 
     import bigctl
     from bigctl.engine import experiment as experiments
@@ -99,11 +98,10 @@ def _bigctl(options: argparse.Namespace) -> tuple[Callable[[], float], _Text, di
 
     built = experiments.build(bigctl.compose(["experiment=nanogpt_cpu", *_data(options.text), "train.steps=1000000"]))
     columns = built.dataset.splits["train"]
-    feed = feeds.make_feed(built.programs, built.dataset.batches, columns, built.config)
-    state, position = built.programs.initialise(), 0
-    weights = {name: np.asarray(leaf) for name, leaf in stored.flatten(state.params).items()}
+    fresh, advance = built.programs.initialise(), _bench.stepper(built)
+    weights = {name: np.array(leaf) for name, leaf in stored.flatten(fresh.params).items()}
     first = built.programs.step_resident(
-        built.programs.initialise(),
+        fresh,
         feeds.place_columns(built.programs.mesh, columns),
         np.arange(BATCH, dtype=np.int32) * BLOCK,
         built.programs.hparams,
@@ -113,13 +111,7 @@ def _bigctl(options: argparse.Namespace) -> tuple[Callable[[], float], _Text, di
     total, weight = np.asarray(first.sums["loss"], np.float64)
 
     def block() -> float:
-        nonlocal state, position
-        start, left = time.perf_counter(), options.steps
-        while left:
-            state, count = feed.advance(state, position, left)
-            position, left = position + count * BATCH, left - count
-        jax.block_until_ready(state)
-        return (time.perf_counter() - start) / options.steps
+        return _bench.seconds(lambda: advance(options.steps)) / options.steps
 
     splits = built.dataset.splits
     data = _Text(splits["train"]["inputs"], splits["validation"]["inputs"], built.task.vocabulary)

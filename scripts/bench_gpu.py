@@ -143,27 +143,17 @@ def _train(what: str, built: Any, unit: str, options: argparse.Namespace, *, pla
     import jax
 
     from bigctl.engine import plan
-    from bigctl.training import feed as feeds
 
     start, said = time.perf_counter(), None
     if plan_too and not options.without_plan:
         traced, compiled, batch = plan.compiled_step(built)
         said = plan.of_experiment(built, traced, compiled, batch, plan.target_of(CARD))
     planned = time.perf_counter() - start
-    feed = feeds.make_feed(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config)
-    state, position, size = built.programs.initialise(), 0, built.config.train.batch_size
-
-    def advance(steps: int) -> None:
-        nonlocal state, position
-        while steps:
-            state, count = feed.advance(state, position, steps)
-            position, steps = position + count * size, steps - count
-        jax.block_until_ready(state)
-
+    advance = _bench.stepper(built)
     first = _bench.seconds(lambda: advance(1))
     taken = _gpu_rows.step_seconds(advance, options)
     stats = jax.devices()[0].memory_stats() or {}
-    count = size * (built.config.recipe.block or 1 if unit == "tokens" else 1)
+    count = built.config.train.batch_size * (built.config.recipe.block or 1 if unit == "tokens" else 1)
     more: Row = {"compile_s": first, "peak_gb": stats.get("peak_bytes_in_use", 0) / 1e9}
     if said is not None:
         more |= {"said_gb": said.memory.peak / 1e9, "planned_s": planned}

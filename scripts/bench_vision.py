@@ -143,7 +143,6 @@ def _bigctl(net: str, batch_size: int, threads: int) -> Made:
     from bigctl.parallel import host_memory
 
     host_memory.keep_memory()  # before jax, as `bigctl train` does
-    import jax
 
     from bigctl.training import feed as feeds
     from bigctl.training.checkpoints import arrays as stored
@@ -155,15 +154,7 @@ def _bigctl(net: str, batch_size: int, threads: int) -> Made:
     chosen += ["recipe.augment.crop=0", "recipe.label_smoothing=0"]
     chosen += ["train.steps=1000000", f"train.batch_size={batch_size}"]
     built = _bench.experiment(chosen, dataset)
-    feed = feeds.make_feed(built.programs, built.dataset.batches, dataset.splits["train"], built.config)
-    state, position = built.programs.initialise(), 0
-
-    def train(steps: int) -> None:
-        nonlocal state, position
-        while steps:
-            state, count = feed.advance(state, position, steps)
-            position, steps = position + count * batch_size, steps - count
-        jax.block_until_ready(state)
+    train = _bench.stepper(built)
 
     def check(path: str) -> tuple[int, float]:
         """Save the initial weights, and give their loss on the first examples, out of the real step."""
