@@ -16,14 +16,16 @@ _ONE_HOT = 1024  # tokens; the gradient of a smaller embedding is a product with
 
 def embed(table: Float[Array, "vocab width"], tokens: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
     """Rows of a table; the gradient of a small one is a product of matrices: to add row by row is slow on CPU."""
-    ordered = meshes.platform_in_use() == "gpu" and meshes.deterministic_in_use()
-    return _embed(table, tokens, ordered)
+    return _embed(table, tokens, _ordered())
 
 
 def look_up(table: Float[Array, "vocab width"], tokens: Int[Array, "*dims"]) -> Float[Array, "*dims width"]:
     """table[tokens], with its own gradient but where a GPU is asked for a fixed order, see `_add_in_order`."""
-    ordered = meshes.platform_in_use() == "gpu" and meshes.deterministic_in_use()
-    return _embed(table, tokens, True) if ordered else table[tokens]
+    return _embed(table, tokens, True) if _ordered() else table[tokens]
+
+
+def _ordered() -> bool:
+    return meshes.platform_in_use() == "gpu" and meshes.deterministic_in_use()
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
