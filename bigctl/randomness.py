@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-PARAMETERS, DROPOUT, AUGMENTATION, SAMPLING, PRIVACY = range(5)
+PARAMETERS, DROPOUT, AUGMENTATION, SAMPLING, PRIVACY, CLIENTS = range(6)
 """Purposes. Append only: a number's meaning is part of every run made with it."""
 
 

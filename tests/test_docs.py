@@ -28,6 +28,7 @@ PAGES = (
     "docs/trust.md",
     "docs/explain.md",
     "docs/privacy.md",
+    "docs/federated.md",
 )
 SHORT = ["train.steps=4", "eval.every=4", "checkpoint.every=2"]
 SHORT_HELD_OUT = ["data.validation_fraction=0.01", "data.test_fraction=0.01"]

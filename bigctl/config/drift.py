@@ -33,6 +33,8 @@ def changes(old: Config, new: Config) -> list[Change]:
     after = {dotted: (field, value) for dotted, field, value in schema.walk_config(new)}
     found = []
     for dotted in dict.fromkeys([*before, *after]):
+        if dotted == "train.batch_size" and old.train.federated.on and new.train.federated.on:
+            continue  # which follows from what clients have
         field = (after.get(dotted) or before[dotted])[0]
         values = [side[dotted][1] if dotted in side else None for side in (before, after)]
         drift = field.metadata.get("drift", schema.TRAJECTORY)

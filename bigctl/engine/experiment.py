@@ -18,7 +18,7 @@ from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.layouts.layout import Parted
 from bigctl.data.target import CLASSES
-from bigctl.engine import device_memory, privacy, teacher
+from bigctl.engine import device_memory, federated, privacy, teacher
 from bigctl.errors import ConfigError
 from bigctl.optim import masks, patterns
 from bigctl.parallel import mesh as meshes
@@ -134,6 +134,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     """As `build`, for what is resolved already."""
     config, dataset = resolved.config, resolved.dataset
     mesh = meshes.make_mesh(config.mesh)
+    federated.require_one_device(config, mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     meshes.check_model(mesh, config.model)
     task = make_task(config, dataset.features, dataset)

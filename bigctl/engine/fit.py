@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bigctl.data import background_check
-from bigctl.engine import open_run, privacy, restore, samples, step_memory
+from bigctl.engine import federated, open_run, privacy, restore, samples, step_memory
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
@@ -228,12 +228,13 @@ def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequenc
     if resumed:
         yield f"resuming from step {resumed:,}"
     yield from notes
+    yield from federated.announcement(config, experiment.dataset)
     yield from privacy.announcement(config, experiment.dataset, steps)
     if not config.train.overfit_one_batch:
         drawn = experiment.drawn()
         yield from (f"  {line}" for line in corpora.lines(drawn))
         yield from (f"note: {note}" for note in corpora.notes(drawn))
-    if batch_size > examples:
+    if batch_size > examples and not config.train.federated.on:
         yield f"note: a batch of {batch_size:,} repeats examples, there are only {examples:,}"
     horizon = config.schedule.horizon or steps
     if horizon < steps and getattr(config.schedule, "final", None) == 0:

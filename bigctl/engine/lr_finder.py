@@ -73,6 +73,9 @@ def find(config: Config) -> Found:
     if config.train.privacy.on:
         what = "--find-lr looks at the training examples, which no budget counts"
         raise ConfigError(what, where="train.privacy", hint="find a rate on public data of the same kind")
+    if config.train.federated.on:
+        what = "--find-lr tries rates in steps, and those of clients are within a round"
+        raise ConfigError(what, where="train.federated", hint="try a few rates in a sweep: optimizer.lr=0.01,0.1,1")
     if cluster.read_cluster_info() is not None:
         hint = "run it outside of the cluster's job"
         raise ConfigError("--find-lr runs in one process", where="--find-lr", hint=hint)

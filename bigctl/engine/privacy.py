@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config import schema
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset
-from bigctl.data.layouts import poisson
+from bigctl.data.layouts import masked
 from bigctl.errors import ConfigError
 from bigctl.privacy.accountant import MOST_NOISE, Accountant, noise_for
 
@@ -35,7 +35,7 @@ def settled(config: Config, dataset: Dataset, steps: int, *, rates_differ: bool 
     private, count, size = config.train.privacy, dataset.size("train"), config.train.batch_size
     if not private.on:
         return config
-    if dataset.layout is None or dataset.layout.kind not in poisson.KINDS:
+    if dataset.layout is None or dataset.layout.kind not in masked.KINDS:
         what = "examples that are read while training, or cut out of one text, are not drawn one by one"
         raise ConfigError(what, where=WHERE, hint="use images, tables or texts in memory; data.decoding=memory")
     if size > count:

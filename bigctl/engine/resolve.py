@@ -25,7 +25,7 @@ from bigctl.data.layouts.packed import Packed
 from bigctl.data.preparation import prepare
 from bigctl.data.sources import listing
 from bigctl.data.text import tokenization
-from bigctl.engine import privacy
+from bigctl.engine import federated, privacy
 from bigctl.errors import ConfigError, DataError
 from bigctl.files import expanded
 from bigctl.runs.directory import RunDirectory
@@ -120,6 +120,7 @@ def with_data(
     """What these data decide: when things happen, and where the schedule ends; `done` of a run that is resumed."""
     if config.recipe.whole_batch:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=dataset.size("train")))
+    config, dataset = federated.settled(config, dataset)
     when = cadence.resolve_cadence(config, dataset.size("train"), done)
     schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
     config = dataclasses.replace(config, schedule=schedule, data=_decided(config.data, dataset))

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bigctl.config import schema
-from bigctl.data import catalog
+from bigctl.data import column_values
 from bigctl.data.dataset import Dataset
-from bigctl.data.sources.decoded import Origins
-from bigctl.data.table_encoder import Numeric, TableEncoder
 from bigctl.data.target import CLASS
 from bigctl.errors import ConfigError
-from bigctl.files import expanded
 from bigctl.inference import confidence
 from bigctl.inference.measured import Measured, measure
 from bigctl.inference.trained import TrainedRun
@@ -162,9 +154,7 @@ def _groups(trained: TrainedRun, dataset: Dataset, split: str, by: str) -> tuple
     if by == "length" and features.kind == "text":
         texts = dataset.texts[split]
         return cut(np.array([sum(map(len, parts)) for parts in zip(*texts, strict=True)], float))
-    values = _of_encoder(dataset, split, by) if features.kind == "table" else None
-    if values is None:
-        values = _of_files(trained, dataset, split, by)
+    values = column_values.read(trained.config.data, dataset, split, by, where=WHERE)
     if values is None:
         raise _unknown(trained, dataset, by)
     return cut(values) if values.dtype.kind == "f" else named(values)
@@ -172,20 +162,14 @@ def _groups(trained: TrainedRun, dataset: Dataset, split: str, by: str) -> tuple
 
 def _unknown(trained: TrainedRun, dataset: Dataset, by: str) -> ConfigError:
     features = trained.features
-    known = [column.name for column in TableEncoder.from_json(features.encoder).columns] if features.encoder else []
-    known += ["class"] if features.target.kind == CLASS else []
+    known = ["class"] if features.target.kind == CLASS else []
     known += ["length"] if features.kind == "text" else []
-    info = dataset.info.get("types") or dataset.info.get("columns") or []
-    known = list(dict.fromkeys([*known, *map(str, info)]))
     if by == "class":
         return ConfigError("this run predicts no single class", where=WHERE, hint="slice by a column")
     if by == "length":
-        return ConfigError("the examples are no texts", where=WHERE, hint=f"one of: {', '.join(known[:20])}")
-    if by in known:
-        return ConfigError(f"{by!r} is not kept, nor found in the files", where=WHERE, hint="slice by another column")
-    close = difflib.get_close_matches(by, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"one of: {', '.join(known[:20])}"
-    return ConfigError(f"there is no column {by!r}", where=WHERE, hint=hint)
+        named = ", ".join(column_values.known(dataset, known)[:20])
+        return ConfigError("the examples are no texts", where=WHERE, hint=f"one of: {named}")
+    return column_values.unknown(dataset, by, where=WHERE, besides=known)
 
 
 def cut(values: np.ndarray, parts: int = PARTS) -> tuple[list[str], np.ndarray]:
@@ -212,85 +196,3 @@ def named(values: np.ndarray) -> tuple[list[str], np.ndarray]:
     texts = np.array(["(missing)" if value is None else str(value) for value in values.tolist()], object)
     found, codes = np.unique(texts.astype(str), return_inverse=True)
     return [str(name) for name in found], codes
-
-
-def _of_encoder(dataset: Dataset, split: str, by: str) -> np.ndarray | None:
-    """A column of an encoded table as it was, float64 or object [N]; None where it has no such."""
-    matrix, features, start = dataset.splits[split]["inputs"], dataset.features, 0
-    if features.encoder is None:
-        at = list(features.feature_names).index(by) if by in features.feature_names else None
-        return None if at is None else np.asarray(matrix[:, at], np.float64)
-    for column in TableEncoder.from_json(features.encoder).columns:
-        part = np.asarray(matrix[:, start : start + len(column.features)])
-        if column.name == by and isinstance(column, Numeric):
-            values = (part[:, 0].astype(np.float64) * column.std + column.mean).round(9)
-            return np.where(part[:, 1] > 0.5, np.nan, values) if column.missing else values
-        if column.name == by:
-            labels = [feature.removeprefix(f"{by}=") for feature in column.features]
-            seen = part.max(1, initial=0) > 0
-            told = np.array([*labels, "(new)"], object)
-            return np.asarray(told[np.where(seen, part.argmax(1) if part.size else 0, len(labels))])
-        start += len(column.features)
-    return None
-
-
-def _of_files(trained: TrainedRun, dataset: Dataset, split: str, by: str) -> np.ndarray | None:
-    """A column of the files that examples come from, which no model reads; None where they have no such.
-
-    Which row of a file an example is, is known by its place, and checked by its class.
-    """
-    config = trained.config.data
-    if dataset.features.target.kind != CLASS or not isinstance(label := getattr(config, "label", None), str):
-        return None
-    try:
-        with np.load(Path(dataset.path) / "origins.npz", allow_pickle=False) as stored:
-            unit, sources = json.loads(stored["sources"].tobytes())
-            places = stored[split]
-    except (OSError, ValueError, KeyError):
-        return None
-    files = _files(config)
-    classes = np.array(dataset.features.target.names, object)[np.asarray(dataset.splits[split]["label"])]
-    found = np.full(len(places), None, object)
-    for number, name in enumerate(sources):
-        mine = np.flatnonzero(places >> Origins.BITS == number)
-        if not len(mine):
-            continue
-        if name not in files:
-            return None
-        own, given = (catalog.read_column(files[name], config, dataset.features, each) for each in (by, label))
-        if own is None or given is None:
-            return None
-        rows = (places[mine] & Origins.MOST) - 1
-        told = _told(rows, given, classes[mine], unit)
-        if told is None:
-            hint = "its cells go over several lines: slice by another column"
-            raise ConfigError(f"which row of {name} an example is cannot be told", where=WHERE, hint=hint)
-        found[mine] = np.array(own, object)[told]
-    numbers = _as_numbers(found)
-    return found if numbers is None else numbers
-
-
-def _files(config: schema.Data) -> dict[str, Path]:
-    """The files of the data by name, but for those whose name occurs twice."""
-    path = expanded(str(getattr(config, "path", None) or ""))
-    found = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-    names = [each.name for each in found]
-    return {each.name: each for each in found if names.count(each.name) == 1}
-
-
-def _told(rows: np.ndarray, given: list[Any], classes: np.ndarray, unit: str) -> np.ndarray | None:
-    """The rows, which may stand below a header, if they have the classes that they should."""
-    for header in (0, 1) if unit == "line" else (0,):
-        told = rows - header
-        if told.min() >= 0 and told.max() < len(given):
-            there = [str(given[row]) for row in told.tolist()]
-            if there == [str(name) for name in classes]:
-                return told
-    return None
-
-
-def _as_numbers(values: np.ndarray) -> np.ndarray | None:
-    try:
-        return np.array([float("nan") if value in (None, "") else float(value) for value in values.tolist()], float)
-    except (TypeError, ValueError):
-        return None

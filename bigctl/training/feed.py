@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigctl.config import schema
-from bigctl.data.layouts import poisson
+from bigctl.data.layouts import poisson, rounds
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.text import token_shards
@@ -78,7 +78,9 @@ def make_feed(
     check: Check | None = None,
 ) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
-    if config.train.privacy.on:
+    if config.train.federated.on:
+        layout = rounds.by_rounds(layout, config.train.federated)
+    elif config.train.privacy.on:
         layout = poisson.sampled(layout, config.train.privacy.microbatch)
     plan = training_plan(layout, columns, config)
     if not fits_on_device(columns, config):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,18 @@ from jax.sharding import Mesh
 
 from bigctl import randomness
 from bigctl.config import schema
+from bigctl.data.layouts import rounds
 from bigctl.models.layers import Hyperparameter
-from bigctl.optim import masks, optimizers, schedules
+from bigctl.optim import masks, optimizers, schedules, server
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
-from bigctl.training import divergence, metrics, private
+from bigctl.training import divergence, federated, metrics, private
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, Weights, zeros_like
 from bigctl.training.task import Batch, Task, evaluation_sums, training_sums
+
+if TYPE_CHECKING:
+    from bigctl.config.schema.optimizers import Scalar
 
 Hparams = dict[str, Any]
 """Numbers that enter a compiled function as arguments, by their configuration keys."""
@@ -95,7 +99,7 @@ class Step:
             step=jnp.int32(0),
             params=params,
             variables=variables,
-            opt_state=self._rule(params, hparams).init(params),
+            opt_state=self._update_rule(params, hparams).init(params),
             ema=params if self.config.train.ema else {},
             sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **_STEP_SUMS}),
             bad_step=jnp.int32(-1),
@@ -104,8 +108,12 @@ class Step:
 
     @property
     def rows(self) -> int:
-        """Of a batch: its size; where examples are drawn by chance the least that hold so many."""
+        """Of a batch: its size; where examples are drawn by chance the least that hold so many; of a round what its
+        clients have if all have the same."""
         size, keys = self.config.train.batch_size, self.config.train.privacy
+        if (clients := self.config.train.federated).on:
+            draw = rounds.draw_of(clients)
+            return draw.places * max(1, round(size / draw.wanted / clients.epochs))
         return -(-size // keys.microbatch) * keys.microbatch if keys.on else size
 
     @property
@@ -122,12 +130,14 @@ class Step:
         begun = self._solved(state, batch, hparams) if self.task.solves else state.params
         grads, variables, sums = self._gradients(begun, state.variables, batch, state.step, hparams)
         loss, weight = sums["loss"]
-        # What is drawn by chance may not decide what the noise is divided by.
-        shared = self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9)
-        grads = jax.tree.map(lambda g: g / shared, grads)
+        if not self.config.train.federated.on:  # else it is an average
+            # What is drawn by chance may not decide what the noise is divided by.
+            shared = self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9)
+            grads = jax.tree.map(lambda g: g / shared, grads)
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
         with self._placing():
-            updates, opt_state = self._rule(state.params, hparams, factor).update(grads, state.opt_state, state.params)
+            update = self._update_rule(state.params, hparams, factor).update
+            updates, opt_state = update(grads, state.opt_state, state.params)
         if self.task.solves:
             updates, opt_state = jax.tree.map(jnp.subtract, begun, state.params), state.opt_state
         params = begun if self.task.solves else optax.apply_updates(state.params, updates)
@@ -171,6 +181,11 @@ class Step:
             optimizer, hparams, factor, trained=trained, stacked=model.stacked, levels=model.levels
         )
 
+    def _update_rule(self, params: Tree, hparams: Hparams, factor: Scalar = 1.0) -> optax.GradientTransformation:
+        """What a step updates weights by: the optimizer, or where clients have that what the server has."""
+        clients = self.config.train.federated
+        return server.server_rule(clients) if clients.on else self._rule(params, hparams, factor)
+
     @contextlib.contextmanager
     def _placing(self) -> Iterator[None]:
         """An optimizer that shares its work out over the devices knows where parameters live."""
@@ -195,31 +210,38 @@ class Step:
     def _compute_gradients(
         self, params: Tree, variables: Tree, batch: Batch, step: jax.Array, hparams: Hparams
     ) -> tuple[Tree, Tree, Sums]:
-        """Gradient of the summed loss, new variables and metric sums of a batch, computed in `accumulate` parts."""
-        parts = self.config.train.accumulate
+        """Gradient of the summed loss, new variables and metric sums of a batch, computed in `accumulate` parts; of a
+        round the mean update of its clients, with its sign turned round."""
+        train, parts = self.config.train, self.config.train.accumulate
         seed = hparams.get(SEED, self.config.seed)
         dropout = randomness.key(seed, randomness.DROPOUT, step)
-        same = self.config.train.overfit_one_batch  # one batch and, where a task draws what it asks, one question
+        same = train.overfit_one_batch  # one batch and, where a task draws what it asks, one question
         augmentation = randomness.key(seed, randomness.AUGMENTATION, jnp.zeros_like(step) if same else step)
-
         trained = self.trained(params)
 
-        def loss(params: Tree, variables: Tree, part: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        def loss(
+            params: Tree, variables: Tree, part: Batch, key: jax.Array, augmentation: jax.Array = augmentation
+        ) -> tuple[jax.Array, Any]:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
             model = self.merge(params, variables, hparams)
-            with meshes.used(self.mesh, deterministic=self.config.train.deterministic):
+            with meshes.used(self.mesh, deterministic=train.deterministic):
                 sums = training_sums(self.task, model, part, key, augmentation, hparams)
             return sums["loss"][0], (nnx.to_pure_dict(split_model(model)[3]), sums)
 
-        if self.config.train.privacy.on:
+        def of_one(params: Tree, part: Batch, *keys: jax.Array) -> tuple[jax.Array, Sums]:
+            total, (_, sums) = loss(params, variables, part, *keys)
+            return total, sums
+
+        if train.federated.on:
+            factor = schedules.factor(self.config.schedule, step, self.total_steps)
+            rule = self._rule(params, hparams, factor)
+            local = federated.Local(train.federated, jax.grad(of_one, has_aux=True), rule, trained)
+            keys = dropout, augmentation, randomness.key(seed, randomness.CLIENTS, step)
+            grads, sums = federated.average(local, params, batch, keys)
+            return grads, variables, sums
+        if train.privacy.on:
             noise = randomness.key(seed, randomness.PRIVACY, step)
-
-            def of_one(params: Tree, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-                total, (_, sums) = loss(params, variables, part, key)
-                return total, sums
-
-            keys, mesh = self.config.train.privacy, self.mesh
-            grads, sums = private.gradients(of_one, params, batch, trained, keys, mesh, dropout, noise)
+            grads, sums = private.gradients(of_one, params, batch, trained, train.privacy, self.mesh, dropout, noise)
             return grads, variables, sums
         gradient = jax.grad(loss, has_aux=True)
         if parts == 1:

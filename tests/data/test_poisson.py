@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bigctl.data.layouts.poisson import PADDING, Draw, PoissonLengthPlan, sampled
+from bigctl.data.layouts.masked import PADDING
+from bigctl.data.layouts.poisson import Draw, PoissonLengthPlan, sampled
 from bigctl.data.layouts.ragged import Ragged
 from bigctl.data.layouts.rows import Rows
 

@@ -21,6 +21,7 @@ from bigctl.config.schema.decoders import *
 from bigctl.config.schema.distil import *
 from bigctl.config.schema.experiment import *
 from bigctl.config.schema.extensions import *
+from bigctl.config.schema.federated import *
 from bigctl.config.schema.mixture import *
 from bigctl.config.schema.models import *
 from bigctl.config.schema.optimizers import *

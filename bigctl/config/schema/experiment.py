@@ -25,6 +25,7 @@ from bigctl.config.schema.base import (
 from bigctl.config.schema.data import Data
 from bigctl.config.schema.distil import Distil
 from bigctl.config.schema.extensions import Callback, Metric
+from bigctl.config.schema.federated import Federated
 from bigctl.config.schema.models import Model
 from bigctl.config.schema.optimizers import Optimizer, Schedule
 from bigctl.config.schema.privacy import Privacy
@@ -196,6 +197,7 @@ class Train(Checked):
     divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
     adversarial: Adversarial = key(Adversarial, "Training on images that are moved against the model.")
     privacy: Privacy = key(Privacy, "Training with differential privacy.")
+    federated: Federated = key(Federated, "Training by clients, each on examples of its own.")
     overfit_one_batch: bool = key(
         False, "Train on the first batch alone, as it is: a model that cannot learn it is broken."
     )
@@ -232,6 +234,7 @@ class Train(Checked):
         yield from Callback.problems(self.callbacks)
         yield from self.adversarial.problems(config)
         yield from self.privacy.problems(config)
+        yield from self.federated.problems(config)
         if self.keep_zeros and config.model.init_from is None:
             what = "train.keep_zeros keeps the zeros of weights that are there, model.init_from names none"
             yield "train.keep_zeros", what, "add model.init_from=PRUNED, a run that `bigctl compress` made"

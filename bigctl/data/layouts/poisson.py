@@ -11,39 +11,30 @@ import bisect
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from bigctl.data.layouts.layout import Arrays, Columns, FixedPlan, Indices, Layout
+from bigctl.data.layouts.layout import Columns, FixedPlan, Layout
+from bigctl.data.layouts.masked import PADDING, Masked
 from bigctl.data.layouts.ragged import Ragged, padded
 from bigctl.data.layouts.rows import Rows
-from bigctl.data.sampler import RowEvaluationPlan, mix, permute
+from bigctl.data.sampler import mix, permute
 from bigctl.privacy.accountant import EXCESS
 
-PADDING = -1
-"""The index of a place that holds no example."""
-KINDS = (Rows.kind, Ragged.kind)
-"""Layouts whose examples may be drawn so."""
 _KEY = 0x706F6973736F6E  # keys these draws apart from the order of examples
 
 
 @dataclass(frozen=True)
-class Poisson:
-    """The training split of another layout, sampled. A batch has a column `mask`, float32 [rows].
+class Poisson(Masked):
+    """The training split of another layout, sampled.
 
     Attributes:
-        base: the layout of the examples.
         unit: what the rows of a batch are a multiple of.
     """
 
-    base: Rows | Ragged
     unit: int
     kind: ClassVar[str] = "poisson"
-
-    def size(self, columns: Arrays, *, training: bool) -> int:
-        return self.base.size(columns, training=training)
 
     def training_plan(
         self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False
@@ -53,26 +44,9 @@ class Poisson:
             return PoissonLengthPlan(draw, self.base.lengths(columns), self.base.edges)
         return PoissonPlan(draw)
 
-    def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan | Any:
-        return self.base.evaluation_plan(columns, batch_size=batch_size, shards=shards)
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return self.base.rows(indices)
-
-    def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
-        real = indices >= 0
-        batch = self.base.gather(columns, xp.maximum(indices, 0), length, xp)
-        return {**batch, "mask": real.astype(xp.float32)}
-
-    def lengths(self, columns: Columns) -> np.ndarray | None:
-        return self.base.lengths(columns)
-
-    def extra_sums(self, columns: Columns) -> Columns:
-        return self.base.extra_sums(columns)
-
 
 def sampled(layout: Layout, unit: int) -> Poisson:
-    """The Poisson samples of a layout of `KINDS`."""
+    """The Poisson samples of a layout of `masked.KINDS`."""
     if not isinstance(layout, Rows | Ragged):
         raise ValueError(f"examples of {layout.kind} are not drawn one by one")
     return Poisson(layout, unit)

@@ -1,0 +1,141 @@
+"""A round of federated averaging (McMahan et al. 2017): clients train on their own examples, and an average is taken.
+
+Clients are computed one group after the other, the clients of a group side by side by vmap. What is kept is the sum of
+their updates: no client's own leaves its group. Where to begin reading is `average`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from bigctl.config import schema
+from bigctl.data.layouts import rounds
+from bigctl.training import metrics
+from bigctl.training.metrics import Sums
+from bigctl.training.state import Tree
+from bigctl.training.task import Batch
+
+Gradient = Callable[[Tree, Batch, Array, Array], tuple[Tree, Sums]]
+"""(params, batch, key of dropout, key of augmentation) -> the gradient of the summed loss, and metric sums."""
+
+Keys = tuple[Array, ...]
+"""Of dropout, of augmentation, and of the order of examples."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a client does.
+
+    Attributes:
+        config: `train.federated`.
+        gradient: of the loss.
+        rule: the clients' optimizer, new in each round.
+        trained: which leaves of the parameters are.
+    """
+
+    config: schema.Federated
+    gradient: Gradient
+    rule: optax.GradientTransformation
+    trained: Tree
+
+
+def average(local: Local, params: Tree, batch: Batch, keys: Keys) -> tuple[Tree, Sums]:
+    """The average of the clients' updates with its sign turned round, as a gradient is, and metric sums.
+
+    Among the sums are `clients`, how many sent something back, and `client_update`, the norm of what they sent.
+
+    Args:
+        local: what a client does.
+        params: the server's.
+        batch: see `data.layouts.rounds.Rounds`.
+        keys: which each client folds its place into.
+    """
+    config = local.config
+    places = rounds.draw_of(config).places
+    columns = {name: x for name, x in batch.items() if name != "number"}
+    groups = places // config.at_once
+    split = jax.tree.map(lambda x: x.reshape(groups, config.at_once, len(x) // places, *x.shape[1:]), columns)
+    numbers = jnp.arange(places).reshape(groups, config.at_once)
+
+    def one(client: Batch, number: Array) -> tuple[Tree, Array, Sums]:
+        update, sums = client_update(local, params, client, _folded(keys, number))
+        count = client["mask"].sum()
+        there = (count > 0).astype(jnp.float32)
+        sums["client_update"] = jnp.stack([optax.global_norm(update), 1.0]) * there
+        return update, count if config.weights == "examples" else there, sums | {"clients": there}
+
+    def group(carry: Tree, part: Tree) -> tuple[Tree, None]:
+        if config.at_once == 1:
+            update, weight, sums = one(*jax.tree.map(lambda x: x[0], part))
+            added = jax.tree.map(lambda u: u * weight, update), weight, sums
+        else:
+            updates, weights, sums = jax.vmap(one)(*part)
+            weighed = jax.tree.map(lambda u: jnp.tensordot(weights, u, 1), updates)
+            added = weighed, weights.sum(), jax.tree.map(lambda x: x.sum(0), sums)
+        return metrics.add(carry, added), None
+
+    first = jax.tree.map(lambda x: x[0, 0], (split, numbers))
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *first))
+    (total, weight, sums), _ = jax.lax.scan(group, start, (split, numbers))
+    sums["clients"] = jnp.stack([sums["clients"], 1.0])
+    return jax.tree.map(lambda u: -u / jnp.maximum(weight, 1e-9), total), sums
+
+
+def client_update(local: Local, params: Tree, client: Batch, keys: Keys) -> tuple[Tree, Sums]:
+    """How far a client's weights move, and metric sums over its steps; neither where it has no examples.
+
+    Args:
+        local: what it does.
+        params: that it begins with.
+        client: columns [room, ...], its examples first.
+        keys: which each step, or each epoch, folds its number into.
+    """
+    config, mask = local.config, client["mask"]
+    dropout, augmentation, shuffle = keys
+    room, count = len(mask), mask.sum().astype(jnp.int32)
+    size = min(config.batch_size or room, room)
+    steps = -(-count // size)
+    padded = -(-room // size) * size
+
+    def epoch(number: Array, carry: Tree) -> Tree:
+        order = _order(mask, jax.random.fold_in(shuffle, number)) if size < room else jnp.arange(room)
+        order = jnp.pad(order, (0, padded - room))
+
+        def step(place: Array, carry: Tree) -> Tree:
+            now, state, sums = carry
+            chosen = jax.lax.dynamic_slice_in_dim(order, place * size, size)
+            part = {name: x[chosen] for name, x in client.items()}
+            part["mask"] *= (place * size + jnp.arange(size) < count).astype(jnp.float32)
+            part["number"] = jnp.arange(size, dtype=jnp.int32)
+            which = number * steps + place
+            grads, more = local.gradient(now, part, *_folded((dropout, augmentation), which))
+            grads = jax.tree.map(lambda g: g / jnp.maximum(more["loss"][1], 1e-9), grads)
+            if config.mu:
+                pull = jax.tree.map(lambda w, w0, t: config.mu * (w - w0) if t else 0.0, now, params, local.trained)
+                grads = metrics.add(grads, pull)
+            updates, state = local.rule.update(grads, state, now)
+            return optax.apply_updates(now, updates), state, metrics.add(sums, more)
+
+        return jax.lax.fori_loop(0, steps, step, carry)
+
+    few = {name: x[:size] for name, x in client.items()} | {"number": jnp.arange(size, dtype=jnp.int32)}
+    shapes = jax.eval_shape(local.gradient, params, few, dropout, augmentation)[1]
+    start = params, local.rule.init(params), jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    after, _, sums = jax.lax.fori_loop(0, config.epochs, epoch, start)
+    return jax.tree.map(jnp.subtract, after, params), sums
+
+
+def _folded(keys: tuple[Array, ...], number: Array) -> tuple[Array, ...]:
+    return tuple(jax.random.fold_in(key, number) for key in keys)
+
+
+def _order(mask: Float[Array, " room"], key: Array) -> Array:
+    """A client's examples in random order, int32 [room], then padding."""
+    bits = jax.random.bits(key, mask.shape, jnp.uint32) >> 1
+    return jnp.argsort(jnp.where(mask > 0, bits, jnp.uint32(2**32 - 1)))

@@ -1,0 +1,249 @@
+"""Federated averaging: a round is what a plain loop over clients computes, and depends on nothing but (seed, round)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bigctl
+from bigctl import randomness
+from bigctl.cli.main import main
+from bigctl.config import schema
+from bigctl.data.layouts import rounds
+from bigctl.engine import federated as settling
+from bigctl.engine import resolve
+from bigctl.errors import BigctlError, ConfigError
+from bigctl.optim import server
+from bigctl.runs import comparison
+from bigctl.training import federated
+from bigctl.training.checkpoints.arrays import read_arrays
+from bigctl.training.checkpoints.store import Checkpoints
+from tests.training import steps
+from tests.training.steps import MLP, NO_DROPOUT, built, start_of
+
+pytestmark = pytest.mark.fewer
+
+PLAIN = (*MLP[:3], "schedule=constant", NO_DROPOUT, "optimizer=sgd", "optimizer.lr=0.3", "optimizer.weight_decay=0")
+PLAIN += ("train.ema=0", "train.tensorboard=false")
+SHARED = (*PLAIN, "train.federated.clients=8", "train.federated.fraction=0.5")
+
+
+def leaves(tree: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def first_round(*overrides: str) -> tuple[Any, Any, np.ndarray]:
+    """An experiment, its state after a round, and how far that moved the weights."""
+    exp = built(*overrides)
+    before, feed = leaves(start_of(exp.programs).params), exp.feed()
+    state, done = feed.advance(steps.start(exp), 0, 1)
+    assert done == 1
+    return exp, state, leaves(state.params) - before
+
+
+def test_all_clients_with_one_full_batch_are_sgd_on_the_whole() -> None:
+    """FedSGD: McMahan et al. 2017, section 2."""
+    all_of_them = ("train.federated.clients=7", "train.federated.fraction=1", "train.federated.batch_size=null")
+    for split in ("iid", "dirichlet"):
+        _, state, moved = first_round(*PLAIN, *all_of_them, f"train.federated.split={split}")
+        exp = built(*PLAIN, "train.batch_size=410")
+        plain, _ = exp.feed().advance(steps.start(exp), 0, 1)
+        assert np.abs(moved).max() > 1e-3
+        assert leaves(state.params) == pytest.approx(leaves(plain.params), abs=1e-6)
+
+
+def test_a_round_is_a_loop_over_clients() -> None:
+    """Two epochs of small batches with Adam and FedProx, against single steps of the program without clients."""
+    keys = ("optimizer=adam", "optimizer.lr=0.01", "optimizer.weight_decay=0", "train.federated.epochs=2")
+    keys += ("train.federated.batch_size=9", "train.federated.mu=0.2", "train.federated.split=shards", "seed=3")
+    exp, _, moved = first_round(*SHARED, *keys)
+    plain, config = built(*PLAIN, *keys[:3]), exp.config.train.federated
+    columns = exp.dataset.splits["train"]
+    plan = rounds.by_rounds(exp.dataset.batches, config).training_plan(columns, batch_size=1, seed=3)
+    assert isinstance(plan, rounds.RoundPlan)
+    gradient, rule = jax.jit(plain.programs.step._gradients), plain.programs.step._rule
+    start = jax.device_put(start_of(exp.programs))
+    shuffle = randomness.key(3, randomness.CLIENTS, 0)
+    total, weight = np.zeros_like(moved), 0
+    for place, client in enumerate(config.clients and plan.draw.drawn(3, 0)):
+        mine, key = plan.members[client], jax.random.fold_in(shuffle, place)
+        mask = (np.arange(plan.room) < len(mine)).astype(np.float32)
+        params, optimizer = start.params, rule(start.params, plain.programs.hparams)
+        state = optimizer.init(params)
+        for epoch in range(2):
+            order = np.asarray(federated._order(jnp.asarray(mask), jax.random.fold_in(key, epoch)))[: len(mine)]
+            assert sorted(order) == list(range(len(mine)))
+            for first in range(0, len(mine), 9):
+                batch = steps.batch_of(plain, mine[order[first : first + 9]])
+                count = len(batch["mask"])
+                grads = gradient(params, start.variables, batch, jnp.int32(0), plain.programs.hparams)[0]
+                grads = jax.tree.map(lambda g, w, w0, n=count: g / n + 0.2 * (w - w0), grads, params, start.params)
+                updates, state = optimizer.update(grads, state, params)
+                params = jax.tree.map(jnp.add, params, updates)
+        total += len(mine) * (leaves(params) - leaves(start.params))
+        weight += len(mine)
+    assert np.abs(moved).max() > 0.01
+    assert moved == pytest.approx(total / weight, abs=2e-5)
+
+
+def test_clients_side_by_side_change_nothing_but_rounding() -> None:
+    """Three at once, of four: two places are empty."""
+    _, one, moved = first_round(*SHARED)
+    _, three, other = first_round(*SHARED, "train.federated.at_once=3")
+    assert np.abs(moved).max() > 0.01 and other == pytest.approx(moved, abs=1e-5)
+    assert np.asarray(three.sums["clients"]) == pytest.approx(np.asarray(one.sums["clients"])) == [4, 1]
+
+
+def test_a_client_that_sends_nothing_back_counts_for_nothing() -> None:
+    keys = (*SHARED, "train.federated.dropout=0.6", "seed=1")
+    exp, state, moved = first_round(*keys)
+    draw = rounds.draw_of(exp.config.train.federated)
+    there = [int((draw.drawn(1, number) >= 0).sum()) for number in range(200)]
+    assert np.mean(there) == pytest.approx(4 * 0.4, abs=0.3)
+    assert float(state.sums["clients"][0]) == there[0] > 0
+    nobody = there.index(0)
+    size, feed, state = exp.config.train.batch_size, exp.feed(), steps.start(exp)
+    before = leaves(state.params)
+    state, _ = feed.advance(state, nobody * size, 1)
+    assert (leaves(state.params) == before).all() and np.abs(moved).max() > 0.01
+
+
+def test_weights_are_by_examples_or_equal() -> None:
+    """Of two clients, one of which has most examples, in one full batch each."""
+    exp = built(*PLAIN, "train.federated.clients=2", "train.federated.fraction=1", "train.federated.batch_size=null")
+    few = jnp.asarray(np.arange(410) < 5)
+    batch = steps.batch_of(exp, np.tile(np.arange(410), 2), np.concatenate([np.ones(410), few]))
+    found = {}
+    for weights in ("examples", "equal"):
+        config = schema.Federated(clients=2, fraction=1.0, batch_size=None, weights=weights)
+        step = exp.programs.step
+        train = dataclasses.replace(step.config.train, federated=config)
+        step = dataclasses.replace(step, config=dataclasses.replace(step.config, train=train))
+        start = jax.device_put(start_of(exp.programs))
+        grads, _, _ = jax.jit(step._gradients)(start.params, start.variables, batch, jnp.int32(0), exp.programs.hparams)
+        found[weights] = leaves(grads)
+    both, mean = found["examples"], found["equal"]
+    few_alone = (both * 415 - mean * 820) / (5 - 410)  # of two equations
+    assert mean == pytest.approx((few_alone + (both * 415 - few_alone * 5) / 410) / 2, abs=1e-6)
+    assert np.abs(both - mean).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["avg", "momentum", "adagrad", "adam", "yogi"])
+def test_servers_do_what_their_papers_say(name: str) -> None:
+    """Hsu et al. 2019; Reddi et al. 2021, Algorithm 2, where the update is what is added."""
+    keys = schema.Federated(server=name, server_lr=0.5, server_momentum=0.8, server_beta2=0.9, server_tau=0.1)
+    rule = server.server_rule(keys)
+    weights, rng = jnp.zeros(3), np.random.default_rng(0)
+    state, x, m, v = rule.init(weights), np.zeros(3), np.zeros(3), np.full(3, 0.01)
+    for _ in range(4):
+        delta = rng.normal(size=3)
+        updates, state = rule.update(jnp.asarray(-delta, jnp.float32), state, weights)
+        weights += updates
+        if name in ("avg", "momentum"):
+            m = delta if name == "avg" else 0.8 * m + delta
+            x = x + 0.5 * m
+            continue
+        m = 0.8 * m + 0.2 * delta
+        squares = {"adagrad": v + delta**2, "adam": 0.9 * v + 0.1 * delta**2}
+        v = squares.get(name, v - 0.1 * delta**2 * np.sign(v - delta**2))
+        x = x + 0.5 * m / (np.sqrt(v) + 0.1)
+    assert np.asarray(weights) == pytest.approx(x, abs=1e-5)
+
+
+REFUSED = (
+    (["recipe=cnn_cls", "model.norm=batch"], "batch normalisation keeps statistics"),
+    (["recipe=cnn_cls", "train.accumulate=2"], "train.accumulate=2 cuts a batch of the server"),
+    (["recipe=gpt_lm"], "no examples that could be a client's"),
+    (["recipe=probe"], "solves for all examples"),
+    (["recipe=cnn_cls", "recipe.augment.mixup=0.2"], "mixup mixes examples"),
+    (["recipe=cnn_cls", "distil.teacher=some"], "a teacher sees the examples of all clients"),
+    (["recipe=cnn_cls", "train.batch_size=auto"], "is not measured"),
+    (["recipe=cnn_cls", "train.overfit_one_batch=true"], "one batch for ever"),
+    (["recipe=cnn_cls", "train.privacy.noise=1"], "promises something of each example"),
+    (["recipe=cnn_cls", "train.federated.column=author", "train.federated.split=shards"], "both say who has"),
+)
+
+
+def test_what_does_not_go_with_clients_is_refused() -> None:
+    for overrides, said in REFUSED:
+        with pytest.raises(ConfigError, match=said):
+            bigctl.compose([*overrides, "train.federated.clients=5"])
+
+
+def settled(*overrides: str) -> Any:
+    return resolve.resolve(bigctl.compose([*PLAIN, *overrides]))
+
+
+def test_data_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ConfigError, match="411 clients are more than the 410 training examples"):
+        settled("train.federated.clients=411")
+    with pytest.raises(ConfigError, match="206 clients of 2 shards are more than") as told:
+        settled("train.federated.clients=206", "train.federated.split=shards")
+    assert told.value.hint == "train.federated.clients=205 or less"
+    with pytest.raises(ConfigError, match="there is no column 'mean radus'"):
+        settled("train.federated.column=mean radus")
+
+
+def test_who_takes_part_and_what_they_lack_is_told() -> None:
+    resolved = settled("train.federated.clients=20", "train.federated.split=shards", "train.federated.shards=1",
+                       "train.federated.epochs=3")  # fmt: skip
+    assert resolved.config.train.batch_size == 123  # three times over what 2 of 20 clients have of 410 examples
+    first, second = settling.announcement(resolved.config, resolved.dataset)
+    assert "a round of 2 of 20 clients, each 3 times over its examples in batches of 10; they have 20 to 21" in first
+    assert second == "note: 19 clients lack a class: they have 1 to 2 of 2"
+    plain = settled("train.federated.mu=1")
+    assert "nothing is federated" in next(settling.announcement(plain.config, plain.dataset))
+
+
+def test_clients_of_a_column_are_its_values(tmp_path: Path) -> None:
+    rng, names = np.random.default_rng(0), ["ann", "bob", "cy"]
+    rows = [
+        f"{x:.3f},{names[i % 3 if i % 5 else 0]},{'yes' if x > 0 else 'no'}" for i, x in enumerate(rng.normal(size=90))
+    ]
+    (tmp_path / "rows.csv").write_text("x,who,answer\n" + "\n".join(rows) + "\n")
+    config = ("data=csv", f"data.path={tmp_path / 'rows.csv'}", "data.label=answer", "recipe=mlp_cls",
+              "train.federated.column=who")  # fmt: skip
+    resolved = resolve.resolve(bigctl.compose([*config]))
+    owners = resolved.dataset.splits["train"][rounds.OWNER]
+    assert resolved.config.train.federated.clients == 3
+    counts = np.bincount(owners)
+    assert counts.argmax() == 0 and counts.sum() == resolved.dataset.size("train")
+    with pytest.raises(ConfigError, match="who has 3 values in the training split") as told:
+        resolve.resolve(bigctl.compose([*config, "train.federated.clients=4"]))
+    assert told.value.hint == "leave it out, or give 3"
+    numbers = ("data=csv", f"data.path={tmp_path / 'rows.csv'}", "data.label=x", "recipe=mlp_cls")
+    numbers += ("model.head=regression", "train.federated.clients=5")
+    assert resolve.resolve(bigctl.compose([*numbers, "train.federated.split=shards"]))  # by the size of the number
+    with pytest.raises(ConfigError, match="have not one each"):
+        resolve.resolve(bigctl.compose([*numbers, "train.federated.split=dirichlet"]))
+
+
+def test_resumed_run_is_bit_equal(tmp_path: Path) -> None:
+    keys = [*SHARED, "train.federated.server=adam", "train.federated.server_lr=0.05", "train.federated.dropout=0.2"]
+    keys += ["checkpoint.every=3", "eval.every=3", "train.log_every=1"]
+    assert main(["train", *keys, "train.steps=6", "--run-dir", str(tmp_path / "whole"), "--quiet"]) == 0
+    bigctl.train([*keys, "train.steps=3"], tmp_path / "parts", quiet=True)
+    bigctl.train([*keys, "train.steps=6"], tmp_path / "parts", quiet=True)
+    saved = [Checkpoints(tmp_path / name / "checkpoints").find(6) for name in ("whole", "parts")]
+    whole, parts = (read_arrays(each.path, list(each.meta["shapes"])) for each in saved)
+    assert whole.keys() == parts.keys() and any(name.startswith("opt_state") for name in whole)
+    assert all((whole[name] == parts[name]).all() for name in whole)
+    lines = [comparison.lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+    logged = [{line["step"]: line["train/loss"] for line in each if "train/loss" in line} for each in lines]
+    assert logged[0] == logged[1] and len(logged[0]) == 6
+    with pytest.raises(BigctlError, match="another configuration: train.federated.fraction: 0.5 -> 0.25"):
+        bigctl.train([*keys, "train.steps=7", "train.federated.fraction=0.25"], tmp_path / "parts", quiet=True)
+
+
+def test_several_devices_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        size, shape = 2, {"data": 2, "fsdp": 1}
+
+    with pytest.raises(ConfigError, match=r"the mesh has 2 \(data=2\)"):
+        settling.require_one_device(bigctl.compose([*SHARED]), Two())  # type: ignore[arg-type]
