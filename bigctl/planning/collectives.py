@@ -63,10 +63,12 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     devices = math.prod(mesh.values())
     found: dict[tuple[str, tuple[str, ...], str, int], list[tuple[float, float, str, Groups]]] = {}
     seen: set[str] = set()
-    for computation, instruction, times, _ in module.walk():
+    for computation, instruction, times, fused in module.walk():
         kind = instruction.opcode.removesuffix("-start")
         channel = instruction.attribute("channel_id") or instruction.name
-        if kind not in KINDS or channel in seen:  # a TPU's text has one that runs beside others once for each of those
+        # A TPU's text has one that runs beside others in the fusion of each of those; a channel alone says nothing, as
+        # all that a `shard_map` sends has the same.
+        if kind not in KINDS or (fused and channel in seen):
             continue
         seen.add(channel)
         groups = _groups(instruction, devices)

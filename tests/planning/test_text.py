@@ -88,6 +88,19 @@ def test_a_message_of_a_tpu_that_runs_beside_others_counts_once_and_those_of_a_l
     assert found[1].bytes == pytest.approx(12 * 2 * 7 / 8 * 64 * 4)
 
 
+def test_messages_of_one_channel_count_each_as_all_of_a_shard_map_have_the_same() -> None:
+    text = """HloModule m
+ENTRY %e (a: f32[8,64], b: f32[8,64]) -> (f32[64,64], f32[64,64]) {
+  %a = f32[8,64]{1,0} parameter(0)
+  %b = f32[8,64]{1,0} parameter(1)
+  %c = f32[64,64]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %d = f32[64,64]{1,0} all-gather(%b), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %t = (f32[64,64], f32[64,64]) tuple(%c, %d)
+}"""
+    (only,) = collectives.collectives(hlo.parse(text), {"fsdp": 8})
+    assert (only.count, only.bytes) == (2, 2 * 7 * 8 * 64 * 4)
+
+
 def test_sixteen_bits_that_a_cpu_adds_in_32_count_as_sixteen() -> None:
     text = """HloModule m
 ENTRY %e (a: f32[8,64]) -> f32[8,64] {
