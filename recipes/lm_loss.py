@@ -6,6 +6,7 @@ vocabulary, that is shared out over devices stays so.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,19 +61,20 @@ def loss_sums(
             2^27 on TPUs.
     """
     batch, length, _ = hidden.shape
-    shards = meshes.shards_in_use()
-    hidden, head_kernel = meshes.placed(hidden, "batch"), meshes.placed(head_kernel, None, "tensor")
-    if chunk is None:
-        chunk = max(1, _piece_size() // max(1, batch // shards * head_kernel.shape[1]))
-    pieces = -(-length // max(1, min(chunk, length)))
+    shards = meshes.token_shards_in_use(length)
+    hidden, head_kernel = meshes.placed(hidden, "batch", "context"), meshes.placed(head_kernel, None, "tensor")
+    pieces = _pieces(length // shards[1], chunk, batch // shards[0] * head_kernel.shape[1])
     total, cross_entropy = _sums(
         hidden, head_kernel, targets, weights.astype(jnp.float32), jnp.float32(z_loss), vocab_size, pieces, shards
     )
     return LossSums(total, jax.lax.stop_gradient(cross_entropy), jnp.sum(weights, dtype=jnp.float32))
 
 
-def _piece_size() -> int:
-    return _PIECES.get(meshes.platform_in_use() or "", _PIECE)
+def _pieces(length: int, chunk: int | None, logits: int) -> int:
+    """Into how many pieces a text, or a device's part of it, is cut; `logits` are those of one place of a batch."""
+    if chunk is None:
+        chunk = max(1, _PIECES.get(meshes.platform_in_use() or "", _PIECE) // max(1, logits))
+    return -(-length // max(1, min(chunk, length)))
 
 
 class Spoken(NamedTuple):
@@ -99,9 +101,8 @@ def soft_sum(
     """
     batch, length, _ = student.hidden.shape
     known = min(student.vocab_size, teacher.vocab_size)
-    if chunk is None:
-        chunk = max(1, _piece_size() // max(1, 2 * (batch // meshes.shards_in_use()) * student.head_kernel.shape[1]))
-    pieces = -(-length // max(1, min(chunk, length)))
+    shards = meshes.token_shards_in_use(length)
+    pieces = _pieces(length // shards[1], chunk, 2 * (batch // shards[0]) * student.head_kernel.shape[1])
 
     @jax.checkpoint
     def add(total: Array, piece: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -109,7 +110,7 @@ def soft_sum(
 
         def logs(some: Array, spoken: Spoken) -> Array:
             logits = jnp.matmul(some, spoken.head_kernel, preferred_element_type=jnp.float32)
-            logits = meshes.placed(logits, "batch", None, "tensor")
+            logits = meshes.placed(logits, "batch", "context", "tensor")
             logits = jnp.where(jnp.arange(logits.shape[-1]) < known, logits / temperature, _MASKED)
             return jax.nn.log_softmax(logits)[..., : min(student.head_kernel.shape[1], teacher.head_kernel.shape[1])]
 
@@ -117,7 +118,7 @@ def soft_sum(
         return total + temperature**2 * jnp.sum(weight * jnp.sum(jnp.exp(theirs) * (theirs - ours), -1)), None
 
     arrays = student.hidden, jax.lax.stop_gradient(teacher.hidden), weights.astype(jnp.float32)
-    total, _ = _scan(add, jnp.float32(0), arrays, pieces)
+    total, _ = _scan(add, jnp.float32(0), arrays, pieces, shards[1])
     return total
 
 
@@ -130,14 +131,14 @@ def _sums(
     z_loss: Array,
     vocab_size: int,
     pieces: int,
-    shards: int,
+    shards: tuple[int, int],
 ) -> tuple[Array, Array]:
     def add(sums: tuple[Array, Array], piece: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
         _, _, total, plain = _piece(kernel, *piece, z_loss, vocab_size)
         return (sums[0] + total, sums[1] + plain), None
 
     start = (jnp.float32(0), jnp.float32(0))
-    return _scan(add, start, (hidden, targets, weights), pieces)[0]
+    return _scan(add, start, (hidden, targets, weights), pieces, shards[1])[0]
 
 
 def _forward(
@@ -148,7 +149,7 @@ def _forward(
     z_loss: Array,
     vocab_size: int,
     pieces: int,
-    shards: int,
+    shards: tuple[int, int],
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     def add(carry: tuple[Array, Array, Array], piece: tuple[Array, Array, Array]) -> tuple[Any, Array]:
         some, wanted, weight = piece
@@ -158,20 +159,20 @@ def _forward(
         d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None]
         d_logits = jnp.where(columns == wanted[..., None], d_logits - weight[..., None], d_logits).astype(some.dtype)
         d_some = (d_logits @ kernel.T).astype(some.dtype)
-        rows, d_rows = (x.reshape(shards, -1, x.shape[-1]) for x in (some, d_logits))
+        rows, d_rows = (meshes.by_shard(x, shards) for x in (some, d_logits))
         added = jax.lax.dot_general(rows, d_rows, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
-        return (carry[0] + total, carry[1] + plain, meshes.placed(carry[2] + added, "batch", None, "tensor")), d_some
+        return (carry[0] + total, carry[1] + plain, meshes.placed(carry[2] + added, "tokens", None, "tensor")), d_some
 
     # Each part of the batch has a sum of its own, so that devices add theirs up once and not after each piece.
-    parts = meshes.placed(jnp.zeros((shards, *kernel.shape), jnp.float32), "batch", None, "tensor")
+    parts = meshes.placed(jnp.zeros((math.prod(shards), *kernel.shape), jnp.float32), "tokens", None, "tensor")
     (total, plain, d_kernel), d_hidden = _scan(
-        add, (jnp.float32(0), jnp.float32(0), parts), (hidden, targets, weights), pieces
+        add, (jnp.float32(0), jnp.float32(0), parts), (hidden, targets, weights), pieces, shards[1]
     )
-    return (total, plain), (d_hidden[:, : hidden.shape[1]], meshes.summed(d_kernel.astype(kernel.dtype)))
+    return (total, plain), (d_hidden, meshes.summed(d_kernel.astype(kernel.dtype)))
 
 
 def _backward(
-    vocab_size: int, pieces: int, shards: int, saved: tuple[Array, Array], slopes: tuple[Array, Array]
+    vocab_size: int, pieces: int, shards: tuple[int, int], saved: tuple[Array, Array], slopes: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
     d_hidden, d_kernel = saved
     factor = slopes[0]
@@ -186,7 +187,7 @@ def _piece(
 ) -> tuple[Array, Array, Array, Array]:
     """Logits float32 [batch, some, vocab], log Z [batch, some], and the two sums."""
     logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-    logits = meshes.placed(logits, "batch", None, "tensor")
+    logits = meshes.placed(logits, "batch", "context", "tensor")
     columns = jnp.arange(kernel.shape[1])
     if vocab_size < kernel.shape[1]:
         logits = jnp.where(columns < vocab_size, logits, _MASKED)
@@ -197,19 +198,24 @@ def _piece(
     return logits, log_z, plain + z_loss * jnp.sum(weights * jnp.square(log_z)), plain
 
 
-def _scan(function: Any, start: Any, arrays: tuple[Array, ...], pieces: int) -> tuple[Any, Any]:
-    """Like `lax.scan` over `pieces` pieces of the second axis, padded with zeros; results are joined along it."""
+def _scan(function: Any, start: Any, arrays: tuple[Array, ...], pieces: int, cuts: int) -> tuple[Any, Any]:
+    """Like `lax.scan` over `pieces` pieces of the second axis, padded with zeros; results are joined along it. Where it
+    is cut over devices, into `cuts` parts, a piece has some of each."""
     if pieces == 1:
         return function(start, arrays)
-    batch, length = arrays[0].shape[:2]
+    batch, length = arrays[0].shape[0], arrays[0].shape[1] // cuts
     some = -(-length // pieces)
 
     def cut(array: Array) -> Array:
         rest = array.shape[2:]
-        padded = jnp.pad(array, [(0, 0), (0, pieces * some - length), *((0, 0) for _ in rest)])
-        return padded.reshape(batch, pieces, some, *rest).swapaxes(0, 1)
+        array = array.reshape(batch, cuts, length, *rest)
+        padded = jnp.pad(array, [(0, 0), (0, 0), (0, pieces * some - length), *((0, 0) for _ in rest)])
+        cut = jnp.moveaxis(padded.reshape(batch, cuts, pieces, some, *rest), 2, 0)
+        return cut.reshape(pieces, batch, cuts * some, *rest)
 
     carry, parts = jax.lax.scan(function, start, tuple(cut(array) for array in arrays))
     if parts is None:
         return carry, None
-    return carry, parts.swapaxes(0, 1).reshape(batch, pieces * some, *parts.shape[3:])
+    rest = parts.shape[3:]
+    joined = jnp.moveaxis(parts.reshape(pieces, batch, cuts, some, *rest), 0, 2)
+    return carry, joined.reshape(batch, cuts, pieces * some, *rest)[:, :, :length].reshape(batch, cuts * length, *rest)

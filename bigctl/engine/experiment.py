@@ -136,7 +136,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     mesh = meshes.make_mesh(config.mesh)
     federated.require_one_device(config, mesh)
     meshes.check_batch(mesh, config.train.batch_size, config.train.accumulate)
-    meshes.check_model(mesh, config.model)
+    meshes.check_model(mesh, config)
     task = make_task(config, dataset.features, dataset)
     device_memory.require_batches(config, task)
     programs = compile_programs(config, task, mesh, resolved.cadence.total)

@@ -109,20 +109,21 @@ def _peak(tried: Tried) -> int:
 
 
 def meshes_of(config: Config, target: Target) -> Iterator[Changes]:
-    """Meshes that take all devices of a target: by data, by fsdp, both across hosts, and by tensor or expert within."""
+    """Meshes that take all devices of a target: by data, by fsdp, both across hosts, and by other axes within."""
     count, near = target.devices, target.near
-    rest: Changes = {"mesh.expert": 1} if config.mesh.expert != 1 else {}
+    others = [name for name in config.mesh.layer_axes() if name != "tensor"]
+    rest: Changes = {f"mesh.{name}": 1 for name in others if config.mesh.axes[name] != 1}
     yield {"mesh.data": count, "mesh.fsdp": 1, "mesh.tensor": 1, **rest}
     if count == 1:
         return
     yield {"mesh.data": 1, "mesh.fsdp": count, "mesh.tensor": 1, **rest}
     if near < count:
         yield {"mesh.data": count // near, "mesh.fsdp": near, "mesh.tensor": 1, **rest}
-    for axis in ("tensor", "expert"):
+    for axis in ("tensor", *others):
         for shards in (2, 4, 8):
-            if shards <= near and count % shards == 0 and not any(config.model.check_shared(axis, shards)):
-                others = {"mesh.tensor": 1, **rest, f"mesh.{axis}": shards}
-                yield {"mesh.data": 1, "mesh.fsdp": count // shards, **others}
+            if shards <= near and count % shards == 0 and not any(config.mesh.layer_problems(config, {axis: shards})):
+                sizes = {"mesh.tensor": 1, **rest, f"mesh.{axis}": shards}
+                yield {"mesh.data": 1, "mesh.fsdp": count // shards, **sizes}
 
 
 def lines(tried: list[Tried]) -> list[str]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bigctl.models import cudnn, splash
+from bigctl.models import context, cudnn, splash
 from bigctl.parallel import mesh as meshes
 
 MASKED = -1e30
@@ -57,6 +57,9 @@ def causal_attention(
     segments: Int[Array, "batch length"] | None = None,
 ) -> Float[Array, "batch length heads depth"]:
     """softmax(q k^T / sqrt(depth)) v, each place over those up to itself; with `segments` over those of its own."""
+    mesh = context.cut(q.shape[1])
+    if mesh is not None:
+        return context.cut_attention(q, k, v, segments, mesh)
     if segments is not None:
         return _document_attention(q, k, v, segments)
     kernel = _kernel(q, k)

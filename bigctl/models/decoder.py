@@ -146,13 +146,13 @@ class Layer(nnx.Module):
         weights: Float[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Routing | None]:
         added = self.attention(self.attention_norm(x), documents)
-        x = meshes.placed(x + self.dropout(added, fold(key, 0)), "batch")
+        x = meshes.placed(x + self.dropout(added, fold(key, 0)), "batch", "context")
         added, told = self.mlp_norm(x), None
         if self.experts is None:
             added = self._feed_forward(added)
         else:
             added, told = self.experts(added, training=key is not None, weights=weights)
-        return meshes.placed(x + self.dropout(added, fold(key, 1)), "batch"), told
+        return meshes.placed(x + self.dropout(added, fold(key, 1)), "batch", "context"), told
 
     def extend(
         self, x: Array, cache: dict[str, Array], start: Array, rows: Rows | None
@@ -264,6 +264,7 @@ class Decoder(nnx.Module):
             weights: what each token counts in `Routing`.
         """
         length = tokens.shape[1]
+        tokens = meshes.placed(tokens, "batch", "context")
         x = embed(meshes.placed(self.token.embedding[...], "tensor"), tokens) if vectors is None else vectors
         if self.position is not None:
             if length > self.context:
@@ -274,7 +275,7 @@ class Decoder(nnx.Module):
                 )
             table = self.position.embedding[...]
             x = x + (table[:length] if positions is None else embed(table, positions))
-        x = meshes.placed(self.dropout(x, fold(key, 0)), "batch")
+        x = meshes.placed(self.dropout(x, fold(key, 0)), "batch", "context")
         keys = [fold(key, i + 1) for i in range(len(self.layers))]
         documents = None if segments is None or positions is None else Documents(segments, positions)
         x, told = (self._looped if self.scan else self._unrolled)(x, keys, documents, weights)

@@ -3,6 +3,7 @@ cheap to add up over devices."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -39,20 +40,25 @@ def _embed_forward(table: Array, tokens: Array, ordered: bool) -> tuple[Array, t
 
 def _embed_backward(ordered: bool, saved: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
     table, tokens = saved
-    rows = dy.reshape(-1, dy.shape[-1])
-    if len(table) <= _ONE_HOT:
-        hot = jax.nn.one_hot(tokens.reshape(-1), len(table), dtype=dy.dtype)
-        return jax.lax.dot_general(hot, rows, (((0,), (0,)), ((), ()))).astype(table.dtype), None
-    add = _add_in_order if ordered else _add_rows
-    shards = meshes.shards_in_use()
-    if shards == 1 or len(tokens) % shards:
-        return add(len(table), tokens.reshape(-1), rows).astype(table.dtype), None
+    vocab, tokens = len(table), tokens.reshape(len(tokens), -1)
+    dy = dy.reshape(*tokens.shape, -1)
+    shards = meshes.token_shards_in_use(tokens.shape[1])
+    add = _add_by_product if vocab <= _ONE_HOT else _add_in_order if ordered else _add_rows
+    whole = vocab <= _ONE_HOT and shards[1] == 1
+    if whole or math.prod(shards) == 1 or len(tokens) % shards[0]:
+        return add(vocab, tokens.reshape(-1), dy.reshape(-1, dy.shape[-1])).astype(table.dtype), None
     # Each part of the batch has a sum of its own, so that what devices add up is of the table's type.
-    parts = jax.vmap(partial(add, len(table)))(tokens.reshape(shards, -1), rows.reshape(shards, -1, rows.shape[-1]))
-    return meshes.summed(meshes.placed(parts.astype(table.dtype), "batch", None, "tensor")), None
+    parts = jax.vmap(partial(add, vocab))(meshes.by_shard(tokens, shards), meshes.by_shard(dy, shards))
+    return meshes.summed(meshes.placed(parts.astype(table.dtype), "tokens", None, "tensor")), None
 
 
 _embed.defvjp(_embed_forward, _embed_backward)
+
+
+def _add_by_product(vocab: int, tokens: Array, rows: Array) -> Array:
+    """As `_add_rows`, of a few tokens, in the type of the rows."""
+    hot = jax.nn.one_hot(tokens, vocab, dtype=rows.dtype)
+    return jax.lax.dot_general(hot, rows, (((0,), (0,)), ((), ())))
 
 
 def _add_rows(vocab: int, tokens: Array, rows: Array) -> Array:

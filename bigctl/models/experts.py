@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from bigctl.models import grouped
+from bigctl.models import context, grouped
 from bigctl.models.architecture import DecoderArchitecture
 from bigctl.models.layers import Dense
 from bigctl.parallel import mesh as meshes
@@ -30,7 +30,7 @@ from bigctl.parallel.axes import BATCH_AXES
 Weights = Mapping[str, Mapping[str, Array]]
 """By part, "up", "gate" and "down": "kernel" [experts, inputs, outputs], and "bias" [experts, outputs]."""
 
-EXPERT, TENSOR = "expert", "tensor"
+CONTEXT, EXPERT, TENSOR = context.CONTEXT, "expert", "tensor"
 
 
 class Routing(NamedTuple):
@@ -141,7 +141,8 @@ class Experts(nnx.Module):
         mesh = meshes.mesh_in_use()
         if mesh is None or len(x) % meshes.batch_shards(mesh) or not self._divides(mesh):
             return mixed(x, gates, chosen, weights)
-        texts = PartitionSpec(BATCH_AXES)
+        cut = CONTEXT if capacity is None and context.cut(x.shape[1]) is not None else None  # else it is of whole texts
+        texts = PartitionSpec(BATCH_AXES, cut)
         specs = {name: {leaf: _spec(name, leaf, mesh) for leaf in part} for name, part in weights.items()}
         inside = jax.shard_map(
             partial(mixed, mesh=mesh),

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from bigctl.config import schema
 from bigctl.models.conv import conv2d, max_pool
+from bigctl.parallel import mesh as meshes
 
 T = TypeVar("T")
 
@@ -48,11 +49,18 @@ def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]
 
 def _matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    if _cut_over_devices(x.shape):  # whose parts do not lie together as rows
+        return dy @ kernel.T, jax.lax.dot_general(x, dy, (((0, 1), (0, 1)), ((), ())))
     rows, columns = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     return dy @ kernel.T, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _cut_over_devices(shape: tuple[int, ...]) -> bool:
+    """Whether activations [batch, length, features] are of texts that are cut over devices."""
+    return len(shape) == 3 and meshes.token_shards_in_use(shape[1])[1] > 1
 
 
 class Dense(nnx.Module):
@@ -107,10 +115,27 @@ class QuickDropout(Dropout):
     def _draw(self, key: Array, keep: Array, shape: tuple[int, ...]) -> Array:
         rows, columns = shape[0], math.prod(shape[1:])  # rows stay apart, as they may lie on several devices
         blocks = rows, -(-columns // 4)
+        if _cut_over_devices(shape):
+            return _kept(_bits_in_place(key, shape, blocks[1]), keep)
         counts = jnp.arange(math.prod(blocks), dtype=jnp.uint32).reshape(blocks)
         a, b = threefry(jax.random.key_data(key), jnp.zeros_like(counts), counts)
         bits = jnp.concatenate([a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16], axis=1)[:, :columns]
-        return (bits < jnp.round(keep * 65536).astype(jnp.uint32)).reshape(shape)
+        return _kept(bits, keep).reshape(shape)
+
+
+def _kept(bits: Array, keep: Array) -> Array:
+    return bits < jnp.round(keep * 65536).astype(jnp.uint32)
+
+
+def _bits_in_place(key: Array, shape: tuple[int, ...], blocks: int) -> UInt[Array, "batch length features"]:
+    """The bits of `QuickDropout` where texts are cut over devices: each activation computes its own block, four times
+    the arithmetic, and none has to come from where another part of the text is."""
+    row, place, feature = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
+    column = place * jnp.uint32(shape[2]) + feature
+    count = row * jnp.uint32(blocks) + column % jnp.uint32(blocks)
+    a, b = threefry(jax.random.key_data(key), jnp.zeros_like(count), count)
+    which = column // jnp.uint32(blocks)
+    return jnp.where(which < 2, a, b) >> (which % 2 * 16) & 0xFFFF
 
 
 def threefry(key: UInt[Array, " 2"], a: UInt[Array, "*dims"], b: UInt[Array, "*dims"]) -> tuple[Array, Array]:

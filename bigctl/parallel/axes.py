@@ -80,6 +80,7 @@ AXES = (
             (r".*", largest_dimension),
         ),
     ),
+    Axis("context", rules=((r".*", whole),)),
     Axis(
         "tensor",
         rules=(
@@ -101,3 +102,5 @@ AXES = (
 NAMES = tuple(axis.name for axis in AXES)
 BATCH_AXES = schema.Mesh.batch_axes()
 """The axes whose devices have different examples."""
+TOKEN_AXES = (*BATCH_AXES, "context")
+"""The axes whose devices have different tokens, of a text too."""

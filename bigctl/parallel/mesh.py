@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.parallel.axes import BATCH_AXES, NAMES
+from bigctl.parallel.axes import BATCH_AXES, NAMES, TOKEN_AXES
 
 Tree = TypeVar("Tree")
 
@@ -192,7 +192,8 @@ def record_kernel(purpose: str, kernel: str) -> None:
 
 
 def placed(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x with its first dimensions cut over these axes, where they divide them; "batch" stands for those of batches.
+    """x with its first dimensions cut over these axes, where they divide them; "batch" stands for those of batches,
+    "tokens" for those whose devices have different tokens.
 
     XLA places what is computed after what it is computed from, parameters too: where `fsdp` cuts those, it would rather
     send activations about than gather parameters. Outside of `used` x stays as it is.
@@ -200,9 +201,10 @@ def placed(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = mesh_in_use()
     if mesh is None:
         return x
-    sizes = {"batch": batch_shards(mesh), **mesh.shape}
+    several = {"batch": BATCH_AXES, "tokens": TOKEN_AXES}
+    sizes = {**{name: math.prod(mesh.shape[a] for a in held) for name, held in several.items()}, **mesh.shape}
     fitting = (name if name and size % sizes[name] == 0 else None for name, size in zip(axes, x.shape, strict=False))
-    spec = PartitionSpec(*(BATCH_AXES if name == "batch" else name for name in fitting))
+    spec = PartitionSpec(*(several.get(name, name) if name else None for name in fitting))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -216,6 +218,24 @@ def shards_in_use() -> int:
     """In how many parts batches lie on the mesh that a program is traced for; 1 outside of `used`."""
     mesh = mesh_in_use()
     return 1 if mesh is None else batch_shards(mesh)
+
+
+def token_shards_in_use(length: int) -> tuple[int, int]:
+    """In how many parts batches lie on the mesh in use, and texts of so many tokens: 1 where they are not cut."""
+    mesh = mesh_in_use()
+    if mesh is None:
+        return 1, 1
+    return batch_shards(mesh), 1 if length % mesh.shape["context"] else mesh.shape["context"]
+
+
+def by_shard(x: jax.Array, shards: tuple[int, int]) -> jax.Array:
+    """x [batch, length, *rest] as [shards, tokens of one, *rest], each on the devices that have it; `shards` are those
+    of `token_shards_in_use`, which divide it."""
+    batch, texts = shards
+    if texts == 1:
+        return x.reshape(batch, -1, *x.shape[2:])
+    parts = x.reshape(batch, -1, texts, x.shape[1] // texts, *x.shape[2:]).swapaxes(1, 2)
+    return placed(parts.reshape(batch * texts, -1, *x.shape[2:]), "tokens")
 
 
 def mesh_in_use() -> AbstractMesh | None:
@@ -240,9 +260,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
         )
 
 
-def check_model(mesh: Mesh, model: schema.Model) -> None:
+def check_model(mesh: Mesh, config: schema.Config) -> None:
     """Raise ConfigError where the layers of a model cannot be shared out over an axis."""
-    for axis, size in mesh.shape.items():
-        if size > 1 and axis in schema.Mesh.layer_axes():
-            for where, message, hint in model.check_shared(str(axis), size):
-                raise ConfigError(message, where=where, hint=hint)
+    sizes = {str(axis): size for axis, size in mesh.shape.items() if size > 1}
+    for where, message, hint in schema.Mesh.layer_problems(config, sizes):
+        raise ConfigError(message, where=where, hint=hint)

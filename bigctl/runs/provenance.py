@@ -126,7 +126,7 @@ def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arrangement(mesh: Mapping[str, int], processes: int) -> str:
-    text = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    text = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
     return f"{text} in {processes} processes" if processes > 1 else text
 
 

@@ -94,6 +94,7 @@ def test_a_sound_configuration_passes():
         ("mesh__data", [0, -2]),
         ("mesh__fsdp", [0, -2]),
         ("mesh__tensor", [0, -2]),
+        ("mesh__context", [0, -2]),
     ],
 )
 def test_values_out_of_range_are_refused_by_key(dotted, values):
@@ -112,6 +113,7 @@ def test_values_out_of_range_are_refused_by_key(dotted, values):
         ({"recipe": schema.MlpCls()}, "model=cnn needs images, recipe=mlp_cls reads tables", "recipe=cnn_cls"),
         ({"mesh__data": -1, "mesh__fsdp": -1}, "both -1", "number"),
         ({"mesh__data": 1, "mesh__tensor": 2}, "mesh.tensor is for .* model=cnn has none", "mesh=fsdp"),
+        ({"mesh__data": 1, "mesh__context": 2}, "mesh.context is for .* model=cnn has none", "mesh=fsdp"),
         ({"mesh__data": 3, "train__batch_size": 8}, "cannot be divided evenly over 3 devices", "train.batch_size=6"),
         (
             {"mesh__data": 4, "train__batch_size": 8, "train__accumulate": 4},
@@ -210,6 +212,15 @@ def test_what_a_tensor_axis_shares_out_must_be_divisible(given, tensor, message)
         refused(made, message, "divisor")
     else:
         check(made, {})
+
+
+def test_windows_that_a_context_axis_cannot_cut_are_refused_with_what_can():
+    made = config(recipe=schema.GptLm(block=96), data=schema.TextFiles(path="x"), model=schema.Llama(), mesh__data=1,
+                  mesh__context=5)  # fmt: skip
+    refused(made, "windows of 96 tokens cannot be cut over mesh.context=5", "mesh.context=4, or recipe.block=100")
+    check(dataclasses.replace(made, mesh=schema.Mesh(data=1, context=3)), {})
+    hidden = dataclasses.replace(made.train, privacy=schema.Privacy(epsilon=3.0))
+    refused(dataclasses.replace(made, train=hidden, mesh=schema.Mesh(data=1, context=3)), "not for train.privacy")
 
 
 def test_devices_of_the_tensor_axis_see_the_same_examples(monkeypatch):

@@ -212,7 +212,7 @@ def test_facts_of_a_record_are_those_that_have_rules() -> None:
     }
     facts = provenance.comparable(made)
     assert {*facts, "data", "tokenizer"} == {rule.name for rule in SURROUNDINGS}
-    assert facts["bigctl"] == "1.2" and facts["mesh"] == "data 2 x fsdp 1" and facts["packages"] == "numpy 2.3"
+    assert facts["bigctl"] == "1.2" and facts["mesh"] == "data 2" and facts["packages"] == "numpy 2.3"
     assert facts["cores"] >= 1 and facts["commit"] == "000000000000 and changes"
     gpu = provenance.comparable({**made, "devices": {"platform": "gpu"}})
     assert gpu["cores"] is gpu["CPU features"] is None  # nothing is computed there

@@ -40,6 +40,7 @@ class Decoder(Model):
     stacked: ClassVar[tuple[str, ...]] = (r"(^|/)experts/(up|gate|down)/",)
     wide: ClassVar[tuple[str, ...]] = (r"(^|/)experts/router/",)
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "context": (),
         "tensor": ("heads", "kv_heads", "intermediate"),
         "expert": ("experts",),
     }

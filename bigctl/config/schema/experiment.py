@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,6 +54,9 @@ class Mesh(Component):
     kind: str = kind("mesh")
     data: int = axis(-1, "Devices that share the batch, each with all parameters.", shares_batch=True)
     fsdp: int = axis(1, "Devices that share the batch and the parameters.", shares_batch=True)
+    context: int = axis(
+        1, "Devices that share the places of each text, in every layer: for long texts.", shares_layers=True
+    )
     tensor: int = axis(
         1, "Devices that share the work of each layer on the same examples: heads, MLP width, vocabulary.",
         shares_layers=True,
@@ -77,6 +80,14 @@ class Mesh(Component):
         """The axes whose devices compute different parts of a layer."""
         return tuple(f.name for f in fields(cls) if f.metadata.get("shares_layers"))
 
+    @classmethod
+    def layer_problems(cls, config: Whole, sizes: Mapping[str, int]) -> Iterator[Problem]:
+        """Why the layers of a model cannot be shared out over axes of these sizes."""
+        for name, size in sizes.items():
+            if name in cls.layer_axes():
+                yield from config.model.check_shared(name, size)
+        yield from _context_problems(config, sizes.get("context", 1))
+
     def check(self, config: Whole) -> Iterator[Problem]:
         axes = self.axes
         for name, size in axes.items():
@@ -95,10 +106,22 @@ class Mesh(Component):
                 yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {fixed}", "choose a divisor"
                 return
             axes[rest[0]] = devices // fixed if devices is not None else 1
-        for name, size in self.axes.items():
-            if size != 1 and name in self.layer_axes():
-                yield from config.model.check_shared(name, axes[name])
+        asked = {name: axes[name] for name, size in self.axes.items() if size != 1}
+        yield from self.layer_problems(config, asked)
         yield from _batch_problems(config.train, math.prod(axes[name] for name in self.batch_axes()))
+
+
+def _context_problems(config: Whole, size: int) -> Iterator[Problem]:
+    """Whether windows of text can be cut evenly over so many devices."""
+    if size > 1 and config.train.privacy.on:
+        yield "mesh.context", "mesh.context is not for train.privacy", "mesh=data shares out the examples"
+    block = config.block
+    if size == 1 or block is None or block % size == 0:
+        return
+    near = max(n for n in range(1, size) if block % n == 0)
+    above = -(-block // size) * size
+    message = f"windows of {block} tokens cannot be cut over mesh.context={size} devices"
+    yield "mesh.context", message, f"choose a divisor, such as mesh.context={near}, or recipe.block={above}"
 
 
 def _batch_problems(train: Train, shards: int) -> Iterator[Problem]:

@@ -93,7 +93,7 @@ class Model(Component):
     def check_shared(self, axis: str, size: int) -> Iterator[Problem]:
         """Why the layers cannot be shared out over an axis of that size."""
         if axis not in self.shared:
-            kind = {"expert": "experts"}.get(axis, "attention layers")
+            kind = {"expert": "experts", "context": "one long text"}.get(axis, "attention layers")
             message = f"mesh.{axis} is for models of {kind}, model={self.kind} has none"
             yield f"mesh.{axis}", message, "mesh=fsdp shares the parameters of any model"
         whole = self.with_defaults()
