@@ -8,6 +8,8 @@ from bigctl.generation.options import GenerationOptions
 from bigctl.generation.slot_programs import Network
 from bigctl.generation.slots import Slots
 
+_TRIED = 2  # tokens of two rows, alone and together, before any are written
+
 
 class Batch:
     """Rows of text that grow together; each ends by itself.
@@ -48,6 +50,8 @@ class Batch:
             self.slots.begin(row, prompt, settings, row if samples is None else samples[row])
             while self.slots.slots[row].unread:
                 self.slots.read(row)
+        if len(self.tokens) > 1:
+            self.slots.try_together((0, 1), _TRIED)
 
     @property
     def growing(self) -> list[int]:

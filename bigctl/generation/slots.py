@@ -6,14 +6,15 @@ tokens without coming back to Python. What a text becomes does not depend on its
 - A context is read in pieces of its own text alone, cut where its length says: shapes follow from the text.
 - A token attends text by text, over a window that its own place gives (`attention_row_by_row`); so are products with
   weights made (`models.layers.by_row`), each with those of one row. A program has 2, 4, 8 or 16 rows.
-  `Slots.prepare` finds out whether this holds for a model on a machine, and has texts computed one by one otherwise.
+  `Slots.try_together` finds out whether this holds for a model on a machine, and has texts computed one by one
+  otherwise.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -194,23 +195,30 @@ class Slots:
                 self.cache = programs.read(*self._model, self.cache, tokens, zero, zero[None], window)
         self.cache = programs.copy(self.cache, jnp.int32(0), jnp.int32(1))
         self._seen = programs.set_row(self._seen, jnp.int32(0), jnp.zeros(self._vocab, bool))
-        numbers = range(len(self.slots))
-        alone = [each for number in numbers for each in self._tried([number])]
-        self.together = self._tried(list(numbers)) == alone
-        self.slots = [Slot() for _ in numbers]
-        self._steps = 1
-
-    def _tried(self, numbers: list[int]) -> list[New]:
-        """The first tokens of texts made up, the same ones each time, and what the model says of them."""
         settings = GenerationOptions(temperature=1.0, max_new_tokens=_TRIED)
+        numbers = range(len(self.slots))
         for number in numbers:
             count = min(7 * number + 5, self.context - _TRIED)
             tokens = np.random.default_rng(number).integers(0, self._vocab, max(1, count))
-            self.begin(number, tokens.tolist(), settings, number, logprobs=True)
+            self.begin(number, tokens.tolist(), settings, number)
             while self.slots[number].unread:
                 self.read(number)
-        found = self._grown(numbers, _TRIED)
-        return [found[number] for number in numbers]
+        self.try_together(numbers, _TRIED)
+        self.slots = [Slot() for _ in numbers]
+
+    def try_together(self, numbers: Sequence[int], steps: int) -> None:
+        """Find out whether these texts, all read, grow by the same tokens with the same log-probabilities in company as
+        each does alone; if not, no texts are computed together. They are left as they were."""
+        before, seen, pace = list(self.slots), jnp.copy(self._seen), self._steps
+
+        def tried(several: Sequence[int]) -> list[New]:
+            self.slots = [replace(slot, context=list(slot.context), logprobs=True) for slot in before]
+            found = self._grown(list(several), steps)
+            return [found[number] for number in several]
+
+        alone = [each for number in numbers for each in tried([number])]
+        self.together = tried(numbers) == alone
+        self.slots, self._seen, self._steps = before, seen, pace
 
     # ------------------------------------------------------------------------------------------------------------- grow
 

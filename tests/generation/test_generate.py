@@ -108,6 +108,23 @@ def test_sample_is_the_same_in_any_company(poet: LanguageModel) -> None:
     assert poet.generate(["白日依山尽"], dataclasses.replace(settings, num_samples=1))[0].text == alone[0].text
 
 
+def test_where_company_changes_bits_texts_are_written_one_by_one(
+    poet: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = slot_programs.write
+
+    def disturbed(*arguments: Any) -> Any:
+        """Scores are off by a rounding, and tokens are others, where rows are written together."""
+        tokens, counts, cache, seen, (of, which, values) = write(*arguments)
+        together = int(arguments[5].used) > 1
+        return tokens + together, counts, cache, seen, (of + 1e-7 * together, which, values)
+
+    settings = GenerationOptions(max_new_tokens=40, temperature=1.0, seed=3, num_samples=3, repetition_penalty=1.2)
+    expected = poet.generate(["白日依山尽"], settings)
+    monkeypatch.setattr(slot_programs, "write", disturbed)
+    assert poet.generate(["白日依山尽"], settings) == expected
+
+
 def test_tokens_a_dispatch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder(layers=1)
     settings = GenerationOptions(max_new_tokens=60, temperature=1.0, repetition_penalty=1.2)
