@@ -199,8 +199,8 @@ class Slots:
         numbers = range(len(self.slots))
         for number in numbers:
             count = min(7 * number + 5, self.context - _TRIED)
-            tokens = np.random.default_rng(number).integers(0, self._vocab, max(1, count))
-            self.begin(number, tokens.tolist(), settings, number)
+            made_up = np.random.default_rng(number).integers(0, self._vocab, max(1, count))
+            self.begin(number, made_up.tolist(), settings, number)
             while self.slots[number].unread:
                 self.read(number)
         self.try_together(numbers, _TRIED)

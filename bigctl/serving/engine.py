@@ -27,13 +27,15 @@ class Job:
     """One request.
 
     Attributes:
-        prompts: tokens; of each there are as many texts as the options say.
+        model: the weights that it is written with, to its end.
+        prompts: tokens of its tokenizer; of each there are as many texts as the options say.
         tell: takes pieces as they come, then None, or what went wrong.
         gone: whether nobody listens any more.
         begun: whether all of its texts have had a slot.
         left: texts that have not ended.
     """
 
+    model: LanguageModel
     prompts: Sequence[Sequence[int]]
     options: GenerationOptions
     logprobs: bool
@@ -69,33 +71,32 @@ class Engine:
     """The thread and its slots.
 
     Args:
-        model: gives the weights that new texts are written with, and the tokenizer.
         count: texts at once.
 
     Attributes:
         reused: tokens of prompts that were in the cache already, so far.
     """
 
-    def __init__(self, model: Callable[[], LanguageModel], count: int):
-        self._model, self._count = model, count
+    def __init__(self, count: int):
+        self._count = count
         self._waiting: deque[_Text] = deque()
-        self._active: list[_Active] = []  # the last one takes new texts; those before end with their texts
+        self._active: list[_Active] = []  # those before the last end with their texts
         self._changed, self._turning = threading.Condition(), threading.Lock()
         self._closed = self._together = False
         self._thread: threading.Thread | None = None
         self.reused = 0
 
-    def warm_up(self) -> None:
-        """Compile everything, and begin."""
+    def warm_up(self, model: LanguageModel) -> None:
+        """Compile everything."""
         with self._turning:
-            slots = self._slots(model := self._model())
+            slots = self._slots(model)
             slots.prepare()
             self._together = slots.together
             self._active = [_Active(model, slots)]
 
     def submit(self, job: Job) -> None:
         """Queue a request; its pieces are told from the thread."""
-        tokenizer, stop = self._model().tokenizer, job.options.stop
+        tokenizer, stop = job.model.tokenizer, job.options.stop
         texts = [
             _Text(job, number, sample, TextStream(tokenizer, prompt, stop))
             for number, prompt in enumerate(job.prompts)
@@ -168,28 +169,32 @@ class Engine:
 
     def _admit(self) -> None:
         """Give free slots to those who wait longest; to each the one that has most of its prompt."""
-        model = self._model()
-        if not self._active or self._active[-1].model is not model:
-            slots = self._slots(model)
-            slots.together = self._together
-            self._active.append(_Active(model, slots))
-        active = self._active[-1]
-        while len(active.texts) < self._count and (text := self._next()) is not None:
+        while (text := self._first()) is not None:
+            active = self._active_with(text.job.model)
+            if len(active.texts) >= self._count:
+                return
+            self._waiting.popleft()
+            text.job.begun = not self._waiting or self._waiting[0].job is not text.job
             prompt = text.job.prompts[text.prompt]
             free = [number for number in range(self._count) if number not in active.texts]
             best = max(free, key=lambda number: active.slots.worth(number, prompt))
             active.texts[best] = text  # which is told where this fails
             self.reused += active.slots.begin(best, prompt, text.job.options, text.sample, logprobs=text.job.logprobs)
 
-    def _next(self) -> _Text | None:
+    def _active_with(self, model: LanguageModel) -> _Active:
+        found = next((active for active in self._active if active.model is model), None)
+        if found is None:
+            found = _Active(model, self._slots(model))
+            found.slots.together = self._together
+            self._active.append(found)
+        return found
+
+    def _first(self) -> _Text | None:
+        """The text that waits longest and that somebody still waits for."""
         with self._changed:
-            while self._waiting:
-                text = self._waiting.popleft()
-                if not self._waiting or self._waiting[0].job is not text.job:
-                    text.job.begun = True
-                if not text.job.gone:
-                    return text
-        return None
+            while self._waiting and self._waiting[0].job.gone:
+                self._waiting.popleft()
+            return self._waiting[0] if self._waiting else None
 
     def _tell(self, active: _Active, number: int, new: New) -> None:
         text, said, finish = active.texts[number], "", new.finish

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bigctl.errors import BigctlError
-from bigctl.generation.generate import Piece
+from bigctl.generation.generate import LanguageModel, Piece
 from bigctl.serving.batching import QueueFull
 from bigctl.serving.bodies import BadRequest, read_json
 from bigctl.serving.completions import Asked, read
@@ -77,8 +77,9 @@ class Language:
         if self._log_contents:
             line["contents"] = asked.prompts
         with _refusing():
-            encoded = [await asyncio.to_thread(model.model.encode, prompt, asked.options) for prompt in asked.prompts]
-        writer = _Writer(model, asked, chat, encoded, line)
+            served = model.model  # another may take its place
+            encoded = [await asyncio.to_thread(served.encode, prompt, asked.options) for prompt in asked.prompts]
+        writer = _Writer(model, served, asked, chat, encoded, line)
         if not asked.stream:
             with _refusing():
                 return JSONResponse(await _unless_gone(request, writer.whole()))
@@ -101,8 +102,11 @@ class Language:
 class _Writer:
     """One request: what it is answered, in either form."""
 
-    def __init__(self, model: Writing, asked: Asked, chat: bool, prompts: list[list[int]], line: dict[str, Any]):
-        self._model, self._asked, self._chat = model, asked, chat
+    def __init__(
+        self, model: Writing, served: LanguageModel, asked: Asked, chat: bool, prompts: list[list[int]],
+        line: dict[str, Any],
+    ):  # fmt: skip
+        self._model, self._served, self._asked, self._chat = model, served, asked, chat
         self._prompts, self._line = prompts, line
         self._prompt_tokens = sum(map(len, prompts))
         self._tokens: dict[int, int] = {}
@@ -160,7 +164,8 @@ class _Writer:
         return _sse({**self._head, "choices": choices, **more})
 
     async def _pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        found = self._model.pieces(self._prompts, self._asked.options, logprobs=self._asked.top is not None)
+        scored = self._asked.top is not None
+        found = self._model.pieces(self._served, self._prompts, self._asked.options, logprobs=scored)
         async with contextlib.aclosing(found) as pieces:
             async for piece in pieces:
                 index = piece.prompt * self._asked.options.num_samples + piece.sample
@@ -171,7 +176,7 @@ class _Writer:
 
     def _shaped(self, index: int, piece: Piece) -> dict[str, Any]:
         if index not in self._scores:
-            self._scores[index] = Scores(self._model.model.tokenizer, self._asked.top or 0, chat=self._chat)
+            self._scores[index] = Scores(self._served.tokenizer, self._asked.top or 0, chat=self._chat)
         return self._scores[index].shaped(piece.logprobs)
 
     def _usage(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ class Writing:
 
     Args:
         name: in requests.
-        model: what is served; another one may take its place, with which later texts are written.
+        model: what is served; another one may take its place, for later requests.
         longest: requests that may wait for a slot.
         slots: texts that are written at once.
 
@@ -35,7 +35,7 @@ class Writing:
         self.name, self.model, self._longest = name, model, longest
         self.tokens = 0
         self._jobs: list[Job] = []
-        self._engine = Engine(lambda: self.model, slots)
+        self._engine = Engine(slots)
 
     @property
     def context(self) -> int:
@@ -53,15 +53,21 @@ class Writing:
 
     def warm_up(self) -> None:
         """Compile what requests will need."""
-        self._engine.warm_up()
+        self._engine.warm_up(self.model)
 
     async def pieces(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, *, logprobs: bool = False
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        *,
+        logprobs: bool = False,
     ) -> AsyncGenerator[Piece, None]:
         """Pieces of all texts as they come; closing the iterator ends the writing.
 
         Args:
-            prompts: tokens, from `LanguageModel.encode`.
+            model: what was served when the request came.
+            prompts: tokens, from its `encode`.
             options: how to write.
             logprobs: whether pieces have log-probabilities.
 
@@ -78,7 +84,7 @@ class Writing:
             with contextlib.suppress(RuntimeError):  # the server has ended
                 loop.call_soon_threadsafe(found.put_nowait, item)
 
-        job = Job(prompts, options, logprobs, tell)
+        job = Job(model, prompts, options, logprobs, tell)
         self._jobs.append(job)
         try:
             self._engine.submit(job)

@@ -14,13 +14,15 @@ import jax
 import pytest
 
 import bigctl as package
+from bigctl.generation.options import GenerationOptions
 from bigctl.inference.trained import TrainedRun
 from bigctl.serving import loading
 from bigctl.serving.predicting import Asked, Predicting
 from bigctl.serving.reloading import Follower
 from bigctl.serving.settings import Settings
 from tests import small
-from tests.serving.running import serving
+from tests.serving import writer
+from tests.serving.running import Answer, serving
 
 pytest.importorskip("starlette")
 pytestmark = pytest.mark.fewer
@@ -54,7 +56,11 @@ STEPS = ["000000010", "000000020", "000000030"]
 
 @pytest.fixture
 def early(whole: Path, tmp_path: Path) -> tuple[Path, Callable[[int], None]]:
-    """The run as it was after its first checkpoint, and what brings it another one, as a save does: at once."""
+    return earlier(whole, tmp_path)
+
+
+def earlier(whole: Path, tmp_path: Path) -> tuple[Path, Callable[[int], None]]:
+    """A run as it was after its first checkpoint, and what brings it another one, as a save does: at once."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     for step in STEPS[1:]:
@@ -175,3 +181,68 @@ def test_no_request_is_dropped_while_weights_change_places(
         assert [line["step"] for line in running.lines() if line.get("event") == "reload"] == [30]
     assert {status for status, _ in found} == {200}
     assert all(answer in expected.values() for _, answer in found) and found[0][1] == expected[10]
+
+
+# ------------------------------------------------------------------------------------------------------ language models
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a language model with checkpoints of three steps, the last of them the best."""
+    folder = tmp_path_factory.mktemp("writers")
+    (folder / "text.txt").write_text("to be or nothing, is a question\n" * 400, encoding="utf-8")
+    keys = [*writer.KEYS, f"data.path={folder / 'text.txt'}", "train.steps=30"]
+    keys += ["checkpoint.every=10", "checkpoint.keep=3", "eval.every=10"]
+    package.train(keys, folder / "run", quiet=True)
+    assert [path.name for path in sorted((folder / "run" / "checkpoints").iterdir())] == STEPS
+    assert package.load(folder / "run").step == 30
+    return folder / "run"
+
+
+def test_every_answer_is_wholly_of_the_old_or_wholly_of_the_new_weights(writers: Path, tmp_path: Path) -> None:
+    """Requests for more texts than there are slots, whole and as streams, while the weights change places."""
+    options = GenerationOptions(max_new_tokens=60, temperature=1.0, seed=2, num_samples=6)
+    whole = TrainedRun.load(str(writers))
+    expected = {
+        step: [each.text for each in whole.at(step).language_model.generate(["to be"], options)] for step in (10, 30)
+    }
+    assert not set(expected[10]) & set(expected[30])
+    run, comes = earlier(writers, tmp_path)
+    found: list[tuple[float, int, list[str]]] = []
+    ended = threading.Event()
+    body = {"prompt": "to be", "max_tokens": 60, "seed": 2, "n": 6}
+    with serving(tmp_path, str(run), "--reload", "1", "--slots", "2") as running:
+
+        def ask(stream: bool) -> None:
+            while not ended.is_set():
+                begin, answer = time.monotonic(), running("/v1/completions", {**body, "stream": stream})
+                found.append((begin, answer.status, texts(answer, stream)))
+
+        clients = [threading.Thread(target=ask, args=(number % 2 == 0,)) for number in range(4)]
+        for client in clients:
+            client.start()
+        comes(30)
+        deadline = time.monotonic() + 60
+        while running("/models").json["models"][0]["step"] != 30:
+            assert running.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        ended.set()
+        for client in clients:
+            client.join()
+        assert texts(running("/v1/completions", body), False) == expected[30]
+        assert [line["step"] for line in running.lines() if line.get("event") == "reload"] == [30]
+    assert {status for _, status, _ in found} == {200} and found[0][2] == expected[10]
+    assert all(answered in expected.values() for _, _, answered in found)
+
+
+def texts(answer: Answer, stream: bool) -> list[str]:
+    """Those of an answer, which is whole."""
+    if not stream:
+        return [choice["text"] for choice in answer.json["choices"]]
+    *pieces, last, nothing = answer.body.decode().split("\n\n")
+    assert (last, nothing) == ("data: [DONE]", "")
+    found = [""] * 6
+    for piece in pieces:
+        (choice,) = json.loads(piece.removeprefix("data: "))["choices"]
+        found[choice["index"]] += choice["text"]
+    return found

@@ -6,11 +6,15 @@ import asyncio
 import dataclasses
 import queue
 import random
+import threading
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from bigctl.generation.generate import LanguageModel, Piece
 from bigctl.generation.options import GenerationOptions
@@ -97,8 +101,8 @@ def test_company_that_comes_and_goes_changes_no_bit(model: LanguageModel, togeth
         batch = Slots(model.model, 1, len(prompt(number)) + asked(number).max_new_tokens)
         batch.begin(0, prompt(number), asked(number), 0)
         expected.append(grown(batch, 0).tokens)
-    engine = Engine(lambda: model, 4)
-    engine.warm_up()
+    engine = Engine(4)
+    engine.warm_up(model)
     assert engine._together  # which holds on every CPU that was tried; where it does not, the other case is used
     engine._together = engine._active[0].slots.together = together
     rng, found = random.Random(0), {}
@@ -107,7 +111,7 @@ def test_company_that_comes_and_goes_changes_no_bit(model: LanguageModel, togeth
         await asyncio.sleep(rng.random() / 2)
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
         tell = lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece)  # noqa: E731
-        engine.submit(Job([prompt(number)], asked(number), True, tell))
+        engine.submit(Job(model, [prompt(number)], asked(number), True, tell))
         said: list[Piece] = []
         while (piece := await pieces.get()) is not None:
             assert not isinstance(piece, Exception), piece
@@ -122,17 +126,47 @@ def test_company_that_comes_and_goes_changes_no_bit(model: LanguageModel, togeth
     assert [found[number] for number in range(count)] == expected
 
 
+def test_a_text_is_written_with_the_weights_that_were_served_when_it_was_asked_for(model: LanguageModel) -> None:
+    """While others take their place, and whether it had begun or still waited."""
+    newer = LanguageModel(perturbed(model.model), model.tokenizer, name="newer")
+    options = GenerationOptions(temperature=1.0, seed=1, max_new_tokens=150)
+    expected = [each.generate(["to be"], options)[0].text for each in (model, newer)]
+    assert expected[0] != expected[1]
+    said: list[list[str]] = [[] for _ in range(6)]
+    ended = [threading.Event() for _ in said]
+
+    def tell(number: int, piece: Piece | Exception | None) -> None:
+        assert not isinstance(piece, Exception)
+        said[number] += [] if piece is None else [piece.text]
+        if piece is None:
+            ended[number].set()
+
+    engine = Engine(2)
+    engine.warm_up(model)
+    asked_of = [model, model, model, newer, newer, model]
+    for number, which in enumerate(asked_of):
+        engine.submit(Job(which, [which.encode("to be", options)], options, False, partial(tell, number)))
+    assert all(event.wait(60) for event in ended)
+    engine.close()
+    assert ["".join(text) for text in said] == [expected[which is newer] for which in asked_of]
+
+
+def perturbed(model: Any) -> Any:
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(lambda each: each * 1.5, state))
+
+
 def test_a_full_queue_and_a_client_that_leaves(model: LanguageModel) -> None:
     async def check() -> None:
         writing = Writing("bytes", model, 1, 1)
         options = dataclasses.replace(asked(0), max_new_tokens=10_000)
-        first = writing.pieces([prompt(0)], options)
+        first = writing.pieces(model, [prompt(0)], options)
         await anext(first)
-        second = writing.pieces([prompt(0)], asked(0))
+        second = writing.pieces(model, [prompt(0)], asked(0))
         waits = asyncio.ensure_future(anext(second))
         await asyncio.sleep(0.05)
         with pytest.raises(QueueFull):
-            await anext(writing.pieces([prompt(0)], asked(0)))
+            await anext(writing.pieces(model, [prompt(0)], asked(0)))
         await first.aclose()
         assert (await waits).tokens > 0
         await second.aclose()
@@ -154,13 +188,13 @@ def test_where_there_is_no_room_for_slots_everybody_is_told_and_the_next_may_hav
             return super()._slots(model)
 
     told: queue.SimpleQueue[Piece | Exception | None] = queue.SimpleQueue()
-    engine = Cramped(lambda: model, 2)
+    engine = Cramped(2)
     options = GenerationOptions(max_new_tokens=2, temperature=0.0)
     for _ in range(3):
-        engine.submit(Job([prompt(0)], options, False, told.put))
+        engine.submit(Job(model, [prompt(0)], options, False, told.put))
     assert all(isinstance(told.get(timeout=60), MemoryError) for _ in range(3))
     engine.full = False
-    engine.submit(Job([prompt(0)], options, False, told.put))
+    engine.submit(Job(model, [prompt(0)], options, False, told.put))
     while (found := told.get(timeout=60)) is not None:
         assert isinstance(found, Piece)
     engine.close()
