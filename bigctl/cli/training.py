@@ -143,7 +143,8 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         print(f"  {_overfit_verdict(overfit)}")
     if (private := summary.get("privacy")) is not None:
         told = f"noise {number(private['noise'])}, {private['steps']:,} steps"
-        print(f"  privacy: epsilon {number(private['epsilon'])} at delta {private['delta']:g} ({told})")
+        whose = " of each client" if private.get("unit") == "client" else ""
+        print(f"  privacy: epsilon {number(private['epsilon'])}{whose} at delta {private['delta']:g} ({told})")
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")

@@ -36,9 +36,10 @@ def settled(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
     law, count = law_of(config, dataset), dataset.size("train")
     owners = owners_of(config, dataset, "train", law)
     keys = dataclasses.replace(config.train.federated, clients=law.clients)
-    draw = rounds.draw_of(keys)
+    settled = dataclasses.replace(config.train, federated=keys)
+    draw = rounds.draw_of(settled)
     size = max(1, round(keys.epochs * draw.wanted * count / draw.clients))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, federated=keys, batch_size=size))
+    config = dataclasses.replace(config, train=dataclasses.replace(settled, batch_size=size))
     train = {**dataset.splits["train"], rounds.OWNER: owners}
     return config, dataclasses.replace(dataset, splits={**dataset.splits, "train": train})
 
@@ -113,13 +114,14 @@ def announcement(config: Config, dataset: Dataset) -> Iterator[str]:
         if keys != type(keys)():
             yield f"note: nothing is federated: {WHERE}.clients is not given, and its other keys do nothing"
         return
-    draw, owners = rounds.draw_of(keys), dataset.splits["train"][rounds.OWNER]
+    draw, owners = rounds.draw_of(config.train), dataset.splits["train"][rounds.OWNER]
     sizes = np.bincount(owners, minlength=draw.clients)
     size = "one batch of all" if keys.batch_size is None else f"batches of {keys.batch_size}"
+    about = "about " if draw.chance else ""
     times = "once" if keys.epochs == 1 else f"{keys.epochs} times"
     yield (
-        f"federated: a step is a round of {draw.wanted:,} of {draw.clients:,} clients, each {times} over its examples "
-        f"in {size}; they have {_span(sizes)} examples"
+        f"federated: a step is a round of {about}{draw.wanted:,} of {draw.clients:,} clients, each {times} over its "
+        f"examples in {size}; they have {_span(sizes)} examples"
     )
     names = dataset.features.target.names
     if dataset.features.target.kind != CLASS:

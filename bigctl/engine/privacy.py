@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bigctl.config import schema
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset
-from bigctl.data.layouts import masked
+from bigctl.data.layouts import masked, rounds
 from bigctl.errors import ConfigError
 from bigctl.privacy.accountant import MOST_NOISE, Accountant, noise_for
 
@@ -38,13 +38,13 @@ def settled(config: Config, dataset: Dataset, steps: int, *, rates_differ: bool 
     if dataset.layout is None or dataset.layout.kind not in masked.KINDS:
         what = "examples that are read while training, or cut out of one text, are not drawn one by one"
         raise ConfigError(what, where=WHERE, hint="use images, tables or texts in memory; data.decoding=memory")
-    if size > count:
+    if size > count and not config.train.federated.on:
         hint = f"train.batch_size={count} or less"
         raise ConfigError(f"{count:,} examples have no batches of {size:,}", where="train.batch_size", hint=hint)
     if rates_differ:
         what = "what is spent is counted by one size of batches, and the run has steps of another"
         raise ConfigError(what, where="train.batch_size", hint="give its own train.batch_size again, or another --name")
-    rate = size / count
+    rate = rate_of(config, count)
     if private.noise is None:
         assert private.epsilon is not None
         noise = noise_for(private.epsilon, rate, steps, private.delta, private.accountant)
@@ -71,12 +71,20 @@ def _too_small(private: schema.Privacy, accountant: Accountant, steps: int) -> C
     return ConfigError(f"{what}: {fits}", where=f"{WHERE}.epsilon", hint=more)
 
 
+def rate_of(config: Config, examples: int) -> float:
+    """The probability that an example, or a client, takes part in a step."""
+    if config.train.privacy.unit == "client":
+        draw = rounds.draw_of(config.train)
+        return draw.wanted / draw.clients
+    return config.train.batch_size / examples
+
+
 def accountant_of(config: Config, examples: int) -> Accountant | None:
     """The accountant of a settled configuration on so many training examples; None where nothing is promised."""
     private = config.train.privacy
     if private.noise is None:
         return None
-    return Accountant(private.noise, config.train.batch_size / examples, private.delta, private.accountant)
+    return Accountant(private.noise, rate_of(config, examples), private.delta, private.accountant)
 
 
 def require_private(config: Config, programs: Programs) -> None:
@@ -108,13 +116,14 @@ def announcement(config: Config, dataset: Dataset, steps: int) -> Iterator[str]:
         if config.train.privacy != schema.Privacy():
             yield f"note: nothing is private: {WHERE} has neither epsilon nor noise, and its other keys do nothing"
         return
-    spent = accountant.epsilon(steps)
+    spent, unit = accountant.epsilon(steps), config.train.privacy.unit
+    count = count if unit == "example" else config.train.federated.clients or 1
     yield (
-        f"privacy: epsilon {spent:.4g} at delta {accountant.delta:g} after {steps:,} steps, each with every example at "
+        f"privacy: epsilon {spent:.4g} at delta {accountant.delta:g} after {steps:,} steps, each with every {unit} at "
         f"probability {accountant.rate:.4g}, clip {config.train.privacy.clip:g}, noise {accountant.noise:g}"
     )
     if accountant.delta >= 1 / count:
-        yield f"note: train.privacy.delta={accountant.delta:g} should be well below 1 / {count:,} examples"
+        yield f"note: train.privacy.delta={accountant.delta:g} should be well below 1 / {count:,} {unit}s"
     if dataset.features.encoder:
         yield "note: how columns are encoded, their means and their categories, is of the training split, without noise"
     if config.tokenizer is not None and config.tokenizer.type not in ("pretrained", "file", "gpt2", "bytes"):
@@ -128,4 +137,4 @@ def spent(config: Config, dataset: Dataset, steps: int) -> dict[str, Any] | None
     accountant = accountant_of(config, dataset.size("train"))
     if accountant is None:
         return None
-    return {**accountant.to_json(steps), "clip": config.train.privacy.clip}
+    return {**accountant.to_json(steps), "clip": config.train.privacy.clip, "unit": config.train.privacy.unit}

@@ -33,7 +33,8 @@ def done(run: RunDirectory, saved: Config, config: Config) -> Done | None:
         config: as it goes on.
     """
     found = _counted(progress(run), saved)
-    if found is None or found.examples == found.steps * config.train.batch_size:
+    size = (saved if config.train.federated.on else config).train.batch_size  # of a round it is not settled yet
+    if found is None or found.examples == found.steps * size:
         return None
     return _counted(progress(run, whole=True), saved)  # of that checkpoint which will be read
 

@@ -48,8 +48,9 @@ class Waited(TypedDict):
 
 
 class Privacy(TypedDict):
-    """What is promised: no example, added or removed, changes how likely a model is by more than a factor of e^epsilon,
-    but for delta. After so many `steps` with `noise` times `clip` added to sums of gradients no longer than `clip`."""
+    """What is promised: no `unit`, an example or a client, added or removed, changes how likely a model is by more than
+    a factor of e^epsilon, but for delta. After so many `steps` with `noise` times `clip` added to sums of gradients, or
+    of clients' updates, no longer than `clip`."""
 
     epsilon: float
     delta: float
@@ -58,6 +59,7 @@ class Privacy(TypedDict):
     sampling_rate: float
     clip: float
     accountant: str
+    unit: NotRequired[str]
 
 
 class Summary(TypedDict):

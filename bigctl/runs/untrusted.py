@@ -71,7 +71,7 @@ SUMMARY: Shape = {
     "mfu": float, "flops_per_token": float, "positive": str, "curves": {str: object}, "mistakes": [{str: object}],
     "privacy": {
         "epsilon": float, "delta": float, "steps": COUNT, "noise": float, "sampling_rate": float, "clip": float,
-        "accountant": str,
+        "accountant": str, "unit": str,
     },
     "baseline": BASELINE, "waiting": {"share": float, "cause": str, "seconds": NUMBERS, "sentence": str},
 }  # fmt: skip

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from bigctl.config import schema
 from bigctl.data.layouts import rounds
-from bigctl.training import metrics
+from bigctl.training import metrics, private, updates
 from bigctl.training.metrics import Sums
 from bigctl.training.state import Tree
 from bigctl.training.task import Batch
@@ -33,58 +33,78 @@ class Local:
     """What a client does.
 
     Attributes:
-        config: `train.federated`.
+        train: the keys.
         gradient: of the loss.
         rule: the clients' optimizer, new in each round.
         trained: which leaves of the parameters are.
     """
 
-    config: schema.Federated
+    train: schema.Train
     gradient: Gradient
     rule: optax.GradientTransformation
     trained: Tree
 
 
-def average(local: Local, params: Tree, batch: Batch, keys: Keys) -> tuple[Tree, Sums]:
+def average(local: Local, params: Tree, batch: Batch, keys: Keys, noise: Array) -> tuple[Tree, Sums]:
     """The average of the clients' updates with its sign turned round, as a gradient is, and metric sums.
 
-    Among the sums are `clients`, how many sent something back, and `client_update`, the norm of what they sent.
+    Among the sums are `clients`, how many sent something back, `client_update`, the norm of what a client has learned,
+    and `upload_bytes` of a round. With `train.privacy` each client's update is clipped, the sum is hidden by noise, and
+    divided by how many clients are expected (McMahan et al. 2018); `clipped` is the share of those that were.
 
     Args:
         local: what a client does.
         params: the server's.
         batch: see `data.layouts.rounds.Rounds`.
         keys: which each client folds its place into.
+        noise: key of the noise.
     """
-    config = local.config
-    places = rounds.draw_of(config).places
+    config, private_keys, draw = local.train.federated, local.train.privacy, rounds.draw_of(local.train)
+    which = jax.tree.leaves(local.trained)
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    layers = private.layers_of([path for path, used in zip(paths, which, strict=True) if used], private_keys)
     columns = {name: x for name, x in batch.items() if name != "number"}
-    groups = places // config.at_once
-    split = jax.tree.map(lambda x: x.reshape(groups, config.at_once, len(x) // places, *x.shape[1:]), columns)
-    numbers = jnp.arange(places).reshape(groups, config.at_once)
+    groups, room = draw.places // config.at_once, len(batch["mask"]) // draw.places
+    split = jax.tree.map(lambda x: x.reshape(groups, config.at_once, room, *x.shape[1:]), columns)
+    numbers = jnp.arange(draw.places).reshape(groups, config.at_once)
 
-    def one(client: Batch, number: Array) -> tuple[Tree, Array, Sums]:
-        update, sums = client_update(local, params, client, _folded(keys, number))
+    def one(client: Batch, number: Array) -> tuple[updates.Leaves, Array, Sums]:
+        own = _folded(keys, number)
+        update, sums = client_update(local, params, client, own)
+        update = [x for x, used in zip(jax.tree.leaves(update), which, strict=True) if used]
         count = client["mask"].sum()
         there = (count > 0).astype(jnp.float32)
         sums["client_update"] = jnp.stack([optax.global_norm(update), 1.0]) * there
-        return update, count if config.weights == "examples" else there, sums | {"clients": there}
+        sums["clients"], sums["upload_bytes"] = there, there * updates.sent_bytes(update, config)
+        weight = count if config.weights == "examples" else there
+        return updates.compressed(update, config, own[2]), weight, sums
 
     def group(carry: Tree, part: Tree) -> tuple[Tree, None]:
-        if config.at_once == 1:
-            update, weight, sums = one(*jax.tree.map(lambda x: x[0], part))
-            added = jax.tree.map(lambda u: u * weight, update), weight, sums
+        if config.at_once == 1:  # not by vmap: a loop of one stays a loop that ends when its client is done
+            found = jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], part)))
         else:
-            updates, weights, sums = jax.vmap(one)(*part)
-            weighed = jax.tree.map(lambda u: jnp.tensordot(weights, u, 1), updates)
-            added = weighed, weights.sum(), jax.tree.map(lambda x: x.sum(0), sums)
-        return metrics.add(carry, added), None
+            found = jax.vmap(one)(*part)
+        sent, weights, sums = found
+        if private_keys.on:
+            total, clipped = private.clipped_sum(sent, weights, layers, private_keys.clip)
+            sums["clipped"] = jnp.stack([clipped, weights], 1)
+        else:
+            total = [jnp.tensordot(weights, x, 1) for x in sent]
+        return metrics.add(carry, (total, weights.sum(), jax.tree.map(lambda x: x.sum(0), sums))), None
 
     first = jax.tree.map(lambda x: x[0, 0], (split, numbers))
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *first))
-    (total, weight, sums), _ = jax.lax.scan(group, start, (split, numbers))
-    sums["clients"] = jnp.stack([sums["clients"], 1.0])
-    return jax.tree.map(lambda u: -u / jnp.maximum(weight, 1e-9), total), sums
+    total, weight, sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *first))
+    if private_keys.on:
+        sums["clipped"] = jnp.zeros(2)
+    (total, weight, sums), _ = jax.lax.scan(group, (total, weight, sums), (split, numbers))
+    for name in ("clients", "upload_bytes"):
+        sums[name] = jnp.stack([sums[name], 1.0])
+    if private_keys.on:
+        total = private.with_noise(total, noise, (private_keys.noise or 0.0) * private_keys.clip)
+        weight = jnp.float32(draw.reporting)
+    mean = iter([-x / jnp.maximum(weight, 1e-9) for x in total])
+    grads = [next(mean) if used else jnp.zeros_like(x) for x, used in zip(jax.tree.leaves(params), which, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), grads), sums
 
 
 def client_update(local: Local, params: Tree, client: Batch, keys: Keys) -> tuple[Tree, Sums]:
@@ -96,7 +116,7 @@ def client_update(local: Local, params: Tree, client: Batch, keys: Keys) -> tupl
         client: columns [room, ...], its examples first.
         keys: which each step, or each epoch, folds its number into.
     """
-    config, mask = local.config, client["mask"]
+    config, mask = local.train.federated, client["mask"]
     dropout, augmentation, shuffle = keys
     room, count = len(mask), mask.sum().astype(jnp.int32)
     size = min(config.batch_size or room, room)

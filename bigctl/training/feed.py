@@ -79,7 +79,7 @@ def make_feed(
 ) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
     if config.train.federated.on:
-        layout = rounds.by_rounds(layout, config.train.federated)
+        layout = rounds.by_rounds(layout, config.train)
     elif config.train.privacy.on:
         layout = poisson.sampled(layout, config.train.privacy.microbatch)
     plan = training_plan(layout, columns, config)

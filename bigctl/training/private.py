@@ -43,7 +43,7 @@ def gradients(
     paths, leaves = zip(*jax.tree_util.tree_flatten_with_path(params)[0], strict=True)
     structure, which = jax.tree.structure(params), jax.tree.leaves(trained)
     chosen = [leaf for leaf, used in zip(leaves, which, strict=True) if used]
-    layers = _layers([path for path, used in zip(paths, which, strict=True) if used], config)
+    layers = layers_of([path for path, used in zip(paths, which, strict=True) if used], config)
 
     def one(chosen: Gradients, example: Batch) -> tuple[Array, Sums]:
         rest = iter(chosen)
@@ -115,7 +115,7 @@ def with_noise(total: Gradients, key: Array, deviation: float) -> Gradients:
     return [x + deviation * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(total, keys, strict=True)]
 
 
-def _layers(paths: Sequence[Any], config: schema.Privacy) -> list[list[int]]:
+def layers_of(paths: Sequence[Any], config: schema.Privacy) -> list[list[int]]:
     """Which leaves are clipped together: all, or those of each layer."""
     if not config.per_layer:
         return [list(range(len(paths)))]

@@ -112,7 +112,7 @@ class Step:
         clients have if all have the same."""
         size, keys = self.config.train.batch_size, self.config.train.privacy
         if (clients := self.config.train.federated).on:
-            draw = rounds.draw_of(clients)
+            draw = rounds.draw_of(self.config.train)
             return draw.places * max(1, round(size / draw.wanted / clients.epochs))
         return -(-size // keys.microbatch) * keys.microbatch if keys.on else size
 
@@ -235,9 +235,10 @@ class Step:
         if train.federated.on:
             factor = schedules.factor(self.config.schedule, step, self.total_steps)
             rule = self._rule(params, hparams, factor)
-            local = federated.Local(train.federated, jax.grad(of_one, has_aux=True), rule, trained)
+            local = federated.Local(train, jax.grad(of_one, has_aux=True), rule, trained)
             keys = dropout, augmentation, randomness.key(seed, randomness.CLIENTS, step)
-            grads, sums = federated.average(local, params, batch, keys)
+            noise = randomness.key(seed, randomness.PRIVACY, step)
+            grads, sums = federated.average(local, params, batch, keys, noise)
             return grads, variables, sums
         if train.privacy.on:
             noise = randomness.key(seed, randomness.PRIVACY, step)

@@ -87,7 +87,7 @@ def test_rounds_are_functions_of_seed_and_number() -> None:
 
 def test_a_batch_holds_each_clients_examples_in_its_place() -> None:
     columns = {"inputs": np.arange(60)[:, None], "label": np.arange(60), rounds.OWNER: np.arange(60) ** 2 % 7 % 4}
-    config = schema.Federated(clients=4, fraction=0.75, at_once=2)
+    config = schema.Train(federated=schema.Federated(clients=4, fraction=0.75, at_once=2))
     layout = rounds.by_rounds(Rows(), config)
     plan = layout.training_plan(columns, batch_size=45, seed=2)
     indices, length = plan.batch(90)
@@ -102,9 +102,18 @@ def test_texts_of_a_round_are_padded_to_its_longest() -> None:
     offsets = np.cumsum([0, 3, 3, 9, 9])
     columns = {"inputs": np.arange(24, dtype=np.int32), "offsets": offsets, "label": np.arange(4)}
     columns[rounds.OWNER] = np.array([0, 0, 1, 1])
-    layout = rounds.by_rounds(Ragged((4, 12)), schema.Federated(clients=2, fraction=0.5))
+    layout = rounds.by_rounds(Ragged((4, 12)), schema.Train(federated=schema.Federated(clients=2, fraction=0.5)))
     plan = layout.training_plan(columns, batch_size=2, seed=0)
     for number in range(6):
         indices, length = plan.batch(2 * number)
         assert length == (4, 12)[layout.draw.drawn(0, number)[0]]
         assert layout.gather(columns, indices, length)["inputs"].shape == (2, length)
+
+
+def test_where_privacy_is_counted_each_client_is_drawn_by_itself() -> None:
+    draw = rounds.Round(clients=60, wanted=12, unit=4, chance=True)
+    assert draw.places % 4 == 0 and draw.places >= 40
+    there = np.stack([np.isin(np.arange(60), draw.drawn(0, number)) for number in range(1000)])
+    sizes = there.sum(1)
+    assert sizes.mean() == pytest.approx(12, abs=0.4) and sizes.var() == pytest.approx(60 * 0.2 * 0.8, rel=0.15)
+    assert (there[:, :30].astype(float).T @ there[:, 30:] / 1000).mean() == pytest.approx(0.04, abs=0.003)

@@ -17,11 +17,12 @@ from bigctl.cli.main import main
 from bigctl.config import schema
 from bigctl.data.layouts import rounds
 from bigctl.engine import federated as settling
-from bigctl.engine import resolve
+from bigctl.engine import privacy, resolve
 from bigctl.errors import BigctlError, ConfigError
 from bigctl.optim import server
-from bigctl.runs import comparison
-from bigctl.training import federated
+from bigctl.privacy.accountant import Accountant
+from bigctl.runs import comparison, directory
+from bigctl.training import federated, updates
 from bigctl.training.checkpoints.arrays import read_arrays
 from bigctl.training.checkpoints.store import Checkpoints
 from tests.training import steps
@@ -65,7 +66,7 @@ def test_a_round_is_a_loop_over_clients() -> None:
     exp, _, moved = first_round(*SHARED, *keys)
     plain, config = built(*PLAIN, *keys[:3]), exp.config.train.federated
     columns = exp.dataset.splits["train"]
-    plan = rounds.by_rounds(exp.dataset.batches, config).training_plan(columns, batch_size=1, seed=3)
+    plan = rounds.by_rounds(exp.dataset.batches, exp.config.train).training_plan(columns, batch_size=1, seed=3)
     assert isinstance(plan, rounds.RoundPlan)
     gradient, rule = jax.jit(plain.programs.step._gradients), plain.programs.step._rule
     start = jax.device_put(start_of(exp.programs))
@@ -103,7 +104,7 @@ def test_clients_side_by_side_change_nothing_but_rounding() -> None:
 def test_a_client_that_sends_nothing_back_counts_for_nothing() -> None:
     keys = (*SHARED, "train.federated.dropout=0.6", "seed=1")
     exp, state, moved = first_round(*keys)
-    draw = rounds.draw_of(exp.config.train.federated)
+    draw = rounds.draw_of(exp.config.train)
     there = [int((draw.drawn(1, number) >= 0).sum()) for number in range(200)]
     assert np.mean(there) == pytest.approx(4 * 0.4, abs=0.3)
     assert float(state.sums["clients"][0]) == there[0] > 0
@@ -166,6 +167,7 @@ REFUSED = (
     (["recipe=cnn_cls", "train.batch_size=auto"], "is not measured"),
     (["recipe=cnn_cls", "train.overfit_one_batch=true"], "one batch for ever"),
     (["recipe=cnn_cls", "train.privacy.noise=1"], "promises something of each example"),
+    (["recipe=cnn_cls", "train.privacy.noise=1", "train.privacy.unit=client"], "some count for many"),
     (["recipe=cnn_cls", "train.federated.column=author", "train.federated.split=shards"], "both say who has"),
 )
 
@@ -224,10 +226,16 @@ def test_clients_of_a_column_are_its_values(tmp_path: Path) -> None:
         resolve.resolve(bigctl.compose([*numbers, "train.federated.split=dirichlet"]))
 
 
-def test_resumed_run_is_bit_equal(tmp_path: Path) -> None:
-    keys = [*SHARED, "train.federated.server=adam", "train.federated.server_lr=0.05", "train.federated.dropout=0.2"]
+PRIVATE = ("train.privacy.unit=client", "train.federated.weights=equal", "train.privacy.clip=0.2")
+
+
+def test_resumed_run_is_bit_equal_and_its_epsilon_goes_on(tmp_path: Path) -> None:
+    """With all that is drawn: clients by chance, who drops out, rounding, noise."""
+    keys = [*SHARED, *PRIVATE, "train.federated.server=adam", "train.federated.server_lr=0.05"]
+    keys += ["train.privacy.noise=2", "train.federated.dropout=0.2", "train.federated.compress=int8"]
     keys += ["checkpoint.every=3", "eval.every=3", "train.log_every=1"]
-    assert main(["train", *keys, "train.steps=6", "--run-dir", str(tmp_path / "whole"), "--quiet"]) == 0
+    given = ["--require", "privacy/epsilon<=9", "--run-dir", str(tmp_path / "whole"), "--quiet"]
+    assert main(["train", *keys, "train.steps=6", *given]) == 0
     bigctl.train([*keys, "train.steps=3"], tmp_path / "parts", quiet=True)
     bigctl.train([*keys, "train.steps=6"], tmp_path / "parts", quiet=True)
     saved = [Checkpoints(tmp_path / name / "checkpoints").find(6) for name in ("whole", "parts")]
@@ -235,10 +243,68 @@ def test_resumed_run_is_bit_equal(tmp_path: Path) -> None:
     assert whole.keys() == parts.keys() and any(name.startswith("opt_state") for name in whole)
     assert all((whole[name] == parts[name]).all() for name in whole)
     lines = [comparison.lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
-    logged = [{line["step"]: line["train/loss"] for line in each if "train/loss" in line} for each in lines]
+    names = ("train/loss", "train/clients", "train/upload_bytes", "train/clipped", "privacy/epsilon")
+    logged = [{line["step"]: [line[name] for name in names] for line in each if names[0] in line} for each in lines]
     assert logged[0] == logged[1] and len(logged[0]) == 6
+    expected = [Accountant(2.0, 0.5, 1e-5).epsilon(step) for step in range(1, 7)]  # 4 of 8 clients, not 32 examples
+    assert [values[-1] for values in logged[0].values()] == pytest.approx(expected)
+    assert {values[2] / values[1] for values in logged[0].values() if values[1]} == {8 * 30 + 8 + 8 + 1 + 4 * 4}
+    summary = directory.locate(str(tmp_path / "parts")).summary()
+    assert summary is not None and summary["privacy"]["unit"] == "client"
     with pytest.raises(BigctlError, match="another configuration: train.federated.fraction: 0.5 -> 0.25"):
         bigctl.train([*keys, "train.steps=7", "train.federated.fraction=0.25"], tmp_path / "parts", quiet=True)
+
+
+def test_a_private_round_is_the_clipped_sum_over_who_is_expected_and_noise() -> None:
+    """Each client's update scaled down to the clip, by the round without privacy of these same clients."""
+    exp, state, moved = first_round(*SHARED, *PRIVATE, "train.privacy.noise=1e-6", "train.federated.batch_size=null")
+    draw = rounds.draw_of(exp.config.train)
+    total, start = np.zeros_like(moved), jax.device_put(start_of(exp.programs))
+    clients = [client for client in draw.drawn(0, 0) if client >= 0]
+    plain = built(*PLAIN)
+    gradient = jax.jit(plain.programs.step._gradients)
+    for client in clients:
+        mine = np.flatnonzero(exp.dataset.splits["train"][rounds.OWNER] == client)
+        batch = steps.batch_of(plain, np.resize(mine, 64), np.arange(64) < len(mine))
+        grads = gradient(start.params, start.variables, batch, jnp.int32(0), plain.programs.hparams)[0]
+        update = -0.3 * leaves(grads) / len(mine)
+        total += update * min(1, 0.2 / np.linalg.norm(update))
+    assert np.asarray(state.sums["clipped"])[0] > 0
+    assert moved == pytest.approx(total / 4, abs=1e-5)  # and not by how many were drawn
+    _, _, noisy = first_round(*SHARED, *PRIVATE, "train.privacy.noise=3", "train.federated.batch_size=null")
+    noise = (noisy - moved) * 4
+    assert noise.std() == pytest.approx(3 * 0.2, rel=4 / np.sqrt(2 * len(noise)))
+
+
+def test_noise_is_solved_by_clients_and_rounds() -> None:
+    given = (*PRIVATE, "train.privacy.accountant=rdp", "train.federated.clients=100", "train.steps=30")
+    config = settled(*given, "train.privacy.epsilon=4").config
+    assert config.train.privacy.noise is not None
+    assert 3.99 < Accountant(config.train.privacy.noise, 0.1, 1e-5, "rdp").epsilon(30) <= 4
+    resolved = settled(*given, "train.privacy.noise=1", "train.privacy.delta=0.02")
+    told = list(privacy.announcement(resolved.config, resolved.dataset, 30))
+    assert "each with every client at probability 0.1" in told[0]
+    assert told[1] == "note: train.privacy.delta=0.02 should be well below 1 / 100 clients"
+    with pytest.raises(ConfigError, match="is about clients, and there are none"):
+        bigctl.compose([*PLAIN, "train.privacy.noise=1", "train.privacy.unit=client"])
+
+
+def test_the_largest_numbers_are_sent_or_all_in_8_bits() -> None:
+    rng = np.random.default_rng(0)
+    update = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((30, 8), (8,), (8, 1))]
+    flat, key = leaves(update), jax.random.key(0)
+    few = schema.Federated(compress="topk", keep=0.1)
+    sent = leaves(updates.compressed(update, few, key))
+    assert (sent != 0).sum() == 26 and updates.sent_bytes(update, few) == 26 * 8
+    assert (sent[sent != 0] == flat[sent != 0]).all() and np.abs(flat[sent == 0]).max() < np.abs(sent[sent != 0]).min()
+    small = schema.Federated(compress="int8")
+    drawn = jax.vmap(lambda key: updates.compressed(update, small, key))(jax.random.split(key, 2000))
+    for ours, theirs in zip(drawn, update, strict=True):
+        step = float(jnp.abs(theirs).max()) / 127
+        levels = np.asarray(ours, np.float64) / step
+        assert levels == pytest.approx(levels.round(), abs=1e-3) and np.abs(levels).max() <= 127.001
+        assert np.asarray(ours).mean(0) == pytest.approx(np.asarray(theirs), abs=step * 0.06)
+    assert updates.sent_bytes(update, small) == 256 + 12 and updates.sent_bytes(update, schema.Federated()) == 1024
 
 
 def test_several_devices_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bigctl.config.schema.base import FREE, STRUCTURAL, Problem, Whole, key
 
 SPLITS = ("iid", "shards", "dirichlet")
+COMPRESSIONS = ("none", "topk", "int8")
 SERVERS = ("avg", "momentum", "adagrad", "adam", "yogi")
 
 
@@ -48,6 +49,11 @@ class Federated:
     server_momentum: float = key(0.9, "Of all servers but avg.", ge=0, lt=1)
     server_beta2: float = key(0.99, "Of adam and yogi, decay of the average of squares.", ge=0, lt=1)
     server_tau: float = key(1e-3, "Of adagrad, adam and yogi, what is added to the root.", gt=0)
+    compress: str = key(
+        "none", "What a client sends: all of its update, its largest numbers (topk), or 8 bits a number (int8).",
+        choices=COMPRESSIONS,
+    )  # fmt: skip
+    keep: float = key(0.05, "Of topk, the share of numbers that is sent.", gt=0, le=1)
     at_once: int = key(
         1, "Clients computed side by side; they take memory and change nothing but rounding.", drift=FREE, ge=1
     )
@@ -102,6 +108,9 @@ class Federated:
         if train.measures_batch_size:
             what = "train.batch_size follows from what clients have, and is not measured"
             yield "train.batch_size", what, "leave it out; clients have train.federated.batch_size"
-        if train.privacy.on:
+        if train.privacy.on and train.privacy.unit == "example":
             what = "train.privacy promises something of each example, by gradients that the server does not see"
-            yield "train.privacy", what, "leave out train.privacy"
+            yield "train.privacy.unit", what, "train.privacy.unit=client"
+        if train.privacy.on and self.weights != "equal":
+            what = f"train.privacy bounds what a client adds, and by weights={self.weights} some count for many"
+            yield "train.federated.weights", what, "train.federated.weights=equal"

@@ -25,8 +25,13 @@ class Privacy:
         drift=STRUCTURAL, ge=1e-10, lt=1,
     )  # fmt: skip
     clip: float = key(
-        1.0, "Largest norm of the gradient of one example; longer ones are scaled down to it.", drift=STRUCTURAL, gt=0
-    )
+        1.0, "Largest norm of the gradient of an example, or of the update of a client; longer ones are scaled down.",
+        drift=STRUCTURAL, gt=0,
+    )  # fmt: skip
+    unit: str = key(
+        "example", "Whom the promise is about: each example; or each client of train.federated, with all that it has "
+        "(McMahan et al. 2018).", drift=STRUCTURAL, choices=("example", "client"),
+    )  # fmt: skip
     per_layer: bool = key(False, "Clip the gradient of each layer by itself, at clip / sqrt(layers).", drift=STRUCTURAL)
     microbatch: int = key(64, "Examples whose gradients are in memory at once; they change nothing but rounding.", ge=1)
     accountant: str = key(
@@ -45,6 +50,9 @@ class Privacy:
         name = "train.privacy.epsilon" if self.epsilon is not None else "train.privacy.noise"
         for dotted, what, remedy in self._refused(config):
             yield dotted, f"{what}, which {name} does not allow", remedy
+        if self.unit == "client" and not config.train.federated.on:
+            what = "train.privacy.unit=client is about clients, and there are none"
+            yield "train.privacy.unit", what, "give train.federated.clients, or leave train.privacy.unit out"
         if config.train.accumulate > 1:
             what = f"train.accumulate={config.train.accumulate} does nothing where gradients are taken by microbatches"
             yield "train.accumulate", what, "leave it out; train.privacy.microbatch saves memory"
@@ -60,7 +68,7 @@ class Privacy:
                 what = f"recipe={recipe.kind} solves for all examples at once"
             yield "recipe.kind", what, "use a recipe of images, tables or texts with labels"
         yield from self._refused_of_images(config)
-        if train.adversarial.eps:
+        if train.adversarial.eps and self.unit == "example":
             yield "train.adversarial.eps", "training is against attacks", "leave out train.adversarial.eps"
         if (teacher := getattr(config, "distil", None)) is not None and teacher.teacher is not None:
             what = "a teacher that has seen the examples without noise gives them away"

@@ -8,7 +8,7 @@ drawn where it trains.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data.layouts.layout import Arrays, Columns, Indices, Layout
 from bigctl.data.layouts.masked import PADDING, Masked
+from bigctl.data.layouts.poisson import Draw
 from bigctl.data.layouts.ragged import Ragged, padded
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import mix, permute
@@ -35,27 +36,45 @@ class Round:
         wanted: take part in a round.
         unit: what the places of a round are a multiple of.
         dropout: probability that one of them sends nothing back.
+        chance: whether each client takes part by a draw of its own, as the accounting of privacy has it, and `wanted`
+            is what that comes to on average.
     """
 
     clients: int
     wanted: int
     unit: int = 1
     dropout: float = 0.0
+    chance: bool = False
 
     @property
     def places(self) -> int:
         """For clients, in a batch."""
+        if self.chance:
+            return _sample(self.clients, self.wanted, 0, self.unit).rows
         return -(-self.wanted // self.unit) * self.unit
+
+    @property
+    def reporting(self) -> float:
+        """Clients that send something back, on average."""
+        return self.wanted * (1 - self.dropout)
 
     def drawn(self, seed: int, number: int) -> np.ndarray:
         """The clients of a round, counted from 0: int64 [places], `PADDING` where there is none, or none that sends
         something back."""
         key = mix(mix(np.uint64(seed), np.uint64(_ROUND)), np.uint64(number))
-        found = np.full(self.places, PADDING, np.int64)
-        chosen = permute(np.arange(self.wanted), self.clients, np.atleast_1d(key), np.zeros(self.wanted, np.int64))
-        uniform = (mix(mix(key, np.uint64(_DROPPED)), chosen.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
-        found[: self.wanted] = np.where(uniform < self.dropout, PADDING, chosen)
-        return found
+        if self.chance:
+            found = _sample(self.clients, self.wanted, seed, self.unit).indices(number).astype(np.int64)
+        else:
+            found = np.full(self.places, PADDING, np.int64)
+            places = np.arange(self.wanted)
+            found[: self.wanted] = permute(places, self.clients, np.atleast_1d(key), np.zeros_like(places))
+        uniform = (mix(mix(key, np.uint64(_DROPPED)), found.astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
+        return np.where(uniform < self.dropout, PADDING, found)
+
+
+@lru_cache(maxsize=64)
+def _sample(clients: int, wanted: int, seed: int, unit: int) -> Draw:
+    return Draw(clients, wanted, seed, unit)
 
 
 @dataclass(frozen=True)
@@ -88,17 +107,18 @@ class Rounds(Masked):
         return super().gather(others, indices, length, xp)
 
 
-def draw_of(config: schema.Federated) -> Round:
+def draw_of(train: schema.Train) -> Round:
     """What the rounds of a configuration draw, which knows how many clients there are."""
-    clients = config.clients or 1
-    return Round(clients, max(1, round(config.fraction * clients)), config.at_once, config.dropout)
+    keys, clients = train.federated, train.federated.clients or 1
+    wanted = max(1, round(keys.fraction * clients))
+    return Round(clients, wanted, keys.at_once, keys.dropout, chance=train.privacy.on)
 
 
-def by_rounds(layout: Layout, config: schema.Federated) -> Rounds:
+def by_rounds(layout: Layout, train: schema.Train) -> Rounds:
     """The rounds of a layout of `masked.KINDS`."""
     if not isinstance(layout, Rows | Ragged):
         raise ValueError(f"examples of {layout.kind} are no client's")
-    return Rounds(layout, draw_of(config))
+    return Rounds(layout, draw_of(train))
 
 
 @dataclass(frozen=True, eq=False)
