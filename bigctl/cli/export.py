@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from bigctl import formatting
@@ -51,6 +52,9 @@ def run(options: argparse.Namespace) -> int:
 
     trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
     found_exporter.require(trained)
+    if (quantize := trained.config.train.quantize) is not None and options.bits is None:
+        what = "train.quantize=%s: this file has the float32 weights; --format onnx --%s writes what it was tuned for"
+        logging.getLogger("bigctl").warning(what, quantize, quantize)
     exported = found_exporter.write(trained, folder, **rounding)
     files = sorted(file.name for file in folder.iterdir())
     facts = dict(exported.facts)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from bigctl.config import schema
 from bigctl.models.conv import conv2d, max_pool
+from bigctl.models.rounded import rounded_inputs
 from bigctl.parallel import mesh as meshes
 
 T = TypeVar("T")
@@ -66,12 +67,14 @@ def _cut_over_devices(shape: tuple[int, ...]) -> bool:
 class Dense(nnx.Module):
     """x @ kernel, + bias where there is one; the kernel is drawn from a normal distribution."""
 
+    rounds_inputs = False  # see `rounded.rounding`
+
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, std: float = 0.02, rngs: nnx.Rngs):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
-        y = matmul(x, self.kernel[...])
+        y = matmul(rounded_inputs(x) if self.rounds_inputs else x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -18,6 +18,7 @@ from bigctl.config import schema
 from bigctl.models.embed import look_up
 from bigctl.models.layers import QuickDropout, fold, matmul
 from bigctl.models.ngram_head import NgramHead
+from bigctl.models.rounded import rounded_inputs
 
 
 class Recurrence(nnx.Module):
@@ -27,6 +28,8 @@ class Recurrence(nnx.Module):
     bias_ih + bias_hh = bias: its two biases are only ever added. The forget gate's bias starts at 1 (Jozefowicz et al.
     2015), the kernels as in Keras: Glorot uniform and orthogonal.
     """
+
+    rounds_inputs = False  # see `rounded.rounding`; the state is never rounded
 
     def __init__(self, inputs: int, hidden: int, *, backward: bool = False, rngs: nnx.Rngs):
         self.input_kernel = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (inputs, 4 * hidden)))
@@ -38,6 +41,7 @@ class Recurrence(nnx.Module):
         self, x: Float[Array, "time batch inputs"], real: Bool[Array, "time batch"]
     ) -> tuple[Float[Array, "time batch hidden"], Float[Array, "batch hidden"]]:
         """States at each token, and the state after the last one read. Padding leaves the state as it is."""
+        x = rounded_inputs(x) if self.rounds_inputs else x
         projected = matmul(x, self.input_kernel[...]) + self.bias[...]
         if self.backward:
             states = recur(projected[::-1], self.recurrent_kernel[...], real[::-1])

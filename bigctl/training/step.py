@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from bigctl import randomness
 from bigctl.config import schema
 from bigctl.data.layouts import rounds
+from bigctl.models import rounded
 from bigctl.models.layers import Hyperparameter
 from bigctl.optim import masks, optimizers, schedules, server
 from bigctl.parallel import mesh as meshes
@@ -264,11 +265,13 @@ class Step:
         return carry
 
     def merge(self, params: Tree, variables: Tree, hparams: Mapping[str, Any]) -> nnx.Module:
-        """The model with these weights, cast to the compute type, and with these hparams in place.
+        """The model with these weights, rounded (`train.quantize`), cast to the compute type, and with these hparams.
 
         On several devices each casts its own part, so that it is the narrow ones that are gathered, and their gradients
         that are added up, each device's part on that device.
         """
+        if self.config.train.quantize is not None:
+            params = rounded.rounded_weights(params)
         compute_dtype = jnp.dtype(self.config.train.precision)
         if compute_dtype != jnp.float32:
             wide = self.config.model.wide
@@ -302,7 +305,10 @@ class Step:
 def make_step(config: schema.Config, task: Task, mesh: Mesh, total_steps: int) -> Step:
     """The step of an experiment; nothing is computed but shapes."""
     key = jax.eval_shape(lambda: randomness.key(0, randomness.PARAMETERS))
-    graphdef, params, hyper, variables = jax.eval_shape(lambda k: split_model(task.build(nnx.Rngs(params=k))), key)
+    rounding: Callable[[nnx.Module], nnx.Module] = rounded.rounding if config.train.quantize else lambda model: model
+    graphdef, params, hyper, variables = jax.eval_shape(
+        lambda k: split_model(rounding(task.build(nnx.Rngs(params=k)))), key
+    )
     hyperparameters = {path: v.get_metadata()["key"] for path, v in nnx.to_flat_state(hyper)}
     weights = _placed(config, mesh, Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(variables)))
     return Step(config, task, mesh, total_steps, graphdef, hyperparameters, weights)

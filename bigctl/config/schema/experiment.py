@@ -153,6 +153,9 @@ else:
 
 PRECISIONS = ("float32", "bfloat16")
 TRACKERS = ("wandb", "mlflow")
+QUANTIZED = ("int8",)
+_OF_DENSE_LAYERS = ("mlp", "lstm", "bert", "gpt", "llama", "vit")
+"""Models whose products are those of dense layers; an export leaves convolutions as they are."""
 
 
 @dataclass
@@ -216,6 +219,12 @@ class Train(Checked):
         False,
         "Weights of kernels that model.init_from brings along as 0, as of a pruned run, stay 0; the head's do not.",
     )
+    quantize: str | None = key(
+        None,
+        "Fine-tune the weights of model.init_from for an export with integers of this kind: they and what dense "
+        "layers are given are rounded in each step and whenever the run is used; null for none.",
+        choices=QUANTIZED,
+    )
     early_stop: EarlyStop = key(EarlyStop, "When to stop before the end.")
     divergence: Divergence = key(Divergence, "What to do when training goes wrong.")
     adversarial: Adversarial = key(Adversarial, "Training on images that are moved against the model.")
@@ -261,6 +270,8 @@ class Train(Checked):
         if self.keep_zeros and config.model.init_from is None:
             what = "train.keep_zeros keeps the zeros of weights that are there, model.init_from names none"
             yield "train.keep_zeros", what, "add model.init_from=PRUNED, a run that `bigctl compress` made"
+        if self.quantize is not None:
+            yield from _quantize_problems(self.quantize, config)
         if self.steps is None and self.epochs is None:
             yield "train.steps", "the length of training is not given", "add train.steps=N or train.epochs=N"
         if self.measures_batch_size:
@@ -270,6 +281,21 @@ class Train(Checked):
         elif self.batch_size % self.accumulate:
             message = f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}"
             yield "train.accumulate", message, "choose a divisor of the batch size"
+
+
+def _quantize_problems(kind: str, config: Whole) -> Iterator[Problem]:
+    """Why a model cannot be fine-tuned for an export in integers."""
+    model, name = config.model, "train.quantize"
+    if model.init_from is None:
+        hint = "add model.init_from=RUN: train as ever first, then fine-tune with a small learning rate"
+        yield name, f"{name}={kind} fine-tunes weights that are there, model.init_from names none", hint
+    if model.kind not in _OF_DENSE_LAYERS:
+        what = f"{name} is for models of dense layers, the export leaves those of model={model.kind} as they are"
+        yield name, what, f"leave it out; of {', '.join(_OF_DENSE_LAYERS)}"
+    elif getattr(model, "experts", None):
+        yield name, f"{name}: no export in eight bits takes a model of experts", "leave it out"
+    elif (lora := getattr(model, "lora", None)) is not None and lora.rank:
+        yield name, f"{name} rounds whole matrices, model.lora adds to them", "model.lora.rank=0"
 
 
 TTA = ("none", "mirror", "shift", "translate")

@@ -59,7 +59,8 @@ def require_source(trained: TrainedRun) -> tuple[Network, Dataset]:
     """The network and the data of a run that can be compressed.
 
     Raises:
-        RunError: if it is compressed already or has not finished, or its data cannot be had.
+        RunError: if it is compressed already, fine-tuned for an export in integers, or not finished, or if its data
+            cannot be had.
     """
     where, record = str(trained.run.path), trained.run.record()
     if "compression" in record:
@@ -68,6 +69,9 @@ def require_source(trained: TrainedRun) -> tuple[Network, Dataset]:
         raise RunError(what, where=where, hint=f"compress {origin} another way")
     if not trained.run.summary_file.is_file():
         raise RunError("has not finished training", where=where, hint=f"bigctl resume {where}")
+    if (quantize := trained.config.train.quantize) is not None:
+        hint = f"bigctl export {where} --format onnx --{quantize} writes it; compress the run that it began with"
+        raise RunError(f"was fine-tuned for its export in {quantize}", where=where, hint=hint)
     network = Network.of(trained)
     if network.dataset is None:
         raise RunError("its data cannot be had, so what it costs is not known", where=where, hint="bring it back")

@@ -52,11 +52,13 @@ class Network:
     dataset: Dataset | None = None
 
     @classmethod
-    def of(cls, trained: TrainedRun) -> Network:
-        """The model of a run. Raises ConfigError if its recipe says of no inputs."""
+    def of(cls, trained: TrainedRun, *, rounded: bool = False) -> Network:
+        """The model of a run, with `rounded` as `train.quantize` has it. Raises ConfigError if its recipe says of no
+        inputs."""
         config, features = trained.config, trained.features
-        plain = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
-        programs = experiment.rebuild(plain, features)
+        quantize = config.train.quantize if rounded else None
+        train = dataclasses.replace(config.train, precision="float32", quantize=quantize)
+        programs = experiment.rebuild(dataclasses.replace(config, train=train), features)
         leaves, structure = jax.tree_util.tree_flatten_with_path((trained.params, trained.variables))
         names = [path_name(path).partition("/")[2] for path, _ in leaves]
         weights = {name: _plain(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
@@ -72,6 +74,8 @@ class Network:
             raise ConfigError(what, where=str(trained.run.path), hint="define Task.exported_inputs") from error
         dataset = _data(trained)
         batches, checked = _examples(trained, dataset, longest)
+        if quantize != config.train.quantize:
+            checked += " (float32, without the rounding of train.quantize)"
         return cls(weights, function, _symbolic(longest, features), batches, checked, dataset)
 
     @cached_property

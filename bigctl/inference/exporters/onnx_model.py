@@ -23,10 +23,13 @@ from bigctl.interop.folders import require_new, whole_or_nothing
 from bigctl.interop.onnx import quantise
 from bigctl.interop.onnx.convert import Watched, evaluated, to_onnx
 from bigctl.interop.onnx.graph import OPSET
+from bigctl.models.rounded import rounded_weights
 
 MODEL = "model.onnx"
 LARGEST = 2**31 - 2**20
 """Bytes that an ONNX file can have."""
+BITS_OF = {"int8": 8}
+"""Of what `train.quantize` names."""
 RUNTIME = folders.Runtime(
     "onnx",
     ("import onnxruntime",),
@@ -83,7 +86,35 @@ def _round(
     found = beside.compare(trained, network, loaded, after, where)
     size = file.stat().st_size
     lines = [str(counted), f"{MODEL}: {before:,} -> {size:,} bytes ({size / before:.0%})", *found.lines]
-    return lines, {**found.to_json(), **asdict(counted), "file_before": before, "file_after": size}
+    facts = {**found.to_json(), **asdict(counted), "file_before": before, "file_after": size}
+    if bits == BITS_OF.get(trained.config.train.quantize or ""):
+        told, facts["trained_for"] = _as_trained(trained, network, rounded, after)
+        lines += told
+    return lines, facts
+
+
+def _as_trained(
+    trained: TrainedRun, network: Network, rounded: onnx.ModelProto, after: Loaded
+) -> tuple[list[str], dict[str, Any]]:
+    """How a run that was fine-tuned for these integers is met: they must be those that it was trained with.
+
+    Raises:
+        RunError: if they are not.
+    """
+    where, quantize = str(trained.run.path), trained.config.train.quantize
+    integers = quantise.products(rounded)
+    wanted = {name: np.asarray(values) for name, values in rounded_weights(dict(network.weights)).items()}
+    pairs = [(wanted[name], values) for name, values in integers.items() if name in wanted]
+    off = max((difference(expected, found) for expected, found in pairs), default=0.0)
+    if off > TOLERANCE:
+        what = f"the integers are not those that train.quantize={quantize} trained with: off by {off:.2g}"
+        raise RunError(what, where=where, hint="nothing was written; this is a mistake in bigctl: please report it")
+    own = Network.of(trained, rounded=True)
+    found = beside.compare(trained, network, own.copy(own.weights), after, where, sizes=())
+    lines = [
+        f"train.quantize={quantize}: the integers of {len(pairs)} products are those trained with; beside the run:"
+    ]
+    return [*lines, *found.lines], {"products": len(pairs), **found.to_json()}
 
 
 def begins(network: Network, batch: Arrays) -> str | None:

@@ -119,6 +119,19 @@ def _counted(model: ModelProto, bits: int) -> dict[str, int]:
     return found
 
 
+def products(model: ModelProto) -> dict[str, np.ndarray]:
+    """What the integers of each product in eight bits stand for, float32 [inputs, outputs], by the path of the weights
+    that they were made of."""
+    held = {each.name: each for each in model.graph.initializer}
+    found = {}
+    for name in held:
+        path, known, _ = name.partition("_quantized")
+        if known and f"{path}_scale" in held:
+            scale = numpy_helper.to_array(held[f"{path}_scale"])
+            found[path.rpartition("_")[0]] = numpy_helper.to_array(held[name]).astype(np.float32) * scale
+    return found
+
+
 def nodes(graph: GraphProto) -> Iterator[tuple[NodeProto, GraphProto]]:
     """All nodes and the graph that each is in, those inside of others too."""
     for node in graph.node:
