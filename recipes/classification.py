@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -24,6 +24,8 @@ MOST_SCORED = 128
 """Classes up to which an evaluation keeps what each example's probabilities are, to rank the examples by."""
 ClassWeights = str | Sequence[float] | None
 """`recipe.class_weights`: none, balanced, or a number for each class."""
+Reduction = Callable[..., Array]
+"""`jnp.mean` or `jnp.sum`."""
 
 
 class ClassHead(Head):
@@ -35,7 +37,8 @@ class ClassHead(Head):
         counts: training examples of each class; None where nothing is trained.
         sigmoid: whether two classes are told apart by one output, the log-odds of the second.
         positive: of two classes the one that binary metrics are about; None for the second.
-        binary: whether training asks yes or no of every class, by binary cross-entropy.
+        binary: where training asks yes or no of every class, by binary cross-entropy, how the losses of the classes
+            become one: their mean or sum. None for cross-entropy over all of them.
 
     Attributes:
         cut: the least probability of the positive class at which it is predicted; None to predict the likelier class.
@@ -58,7 +61,7 @@ class ClassHead(Head):
         *,
         sigmoid: bool = False,
         positive: str | None = None,
-        binary: bool = False,
+        binary: Reduction | None = None,
     ):
         if positive is not None and (len(classes) != 2 or positive not in classes):
             what = f"{positive!r} is none of the classes" if len(classes) == 2 else f"there are {len(classes)} classes"
@@ -183,18 +186,18 @@ def training_sums(
     *,
     smoothing: float | jax.Array = 0.0,
     class_weights: Float[Array, " classes"] | None = None,
-    binary: bool = False,
+    binary: Reduction | None = None,
 ) -> Sums:
     """Cross-entropy and accuracy.
 
     Label smoothing mixes the target with the uniform distribution (Szegedy et al. 2016). With class weights the mean
     is that of torch's `CrossEntropyLoss(weight=...)`: over the weights, not over the examples. Binary cross-entropy is
-    the mean over the classes (Beyer et al. 2020), as timm's `BinaryCrossEntropy` has it; class weights are then those
-    of an example's own class.
+    what `binary` makes of those of the classes: the mean (Beyer et al. 2020), as timm's `BinaryCrossEntropy` has it, or
+    the sum; class weights are then those of an example's own class.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    if binary:
-        losses = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+    if binary is not None:
+        losses = binary(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
         weights = mask if class_weights is None else class_weights[labels] * mask
         return {"loss": pair(losses, weights), "accuracy": pair(jnp.argmax(logits, -1) == labels, mask)}
     log_probabilities = jax.nn.log_softmax(logits)

@@ -45,7 +45,7 @@ class ImageCls(Supervised):
                 hint="use recipe=mlp_cls for tables, bert_cls or lstm_cls for texts, or a data set of images",
             )
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
-        super().__init__(config, features, class_counts, binary=self.recipe.loss == schema.BCE)
+        super().__init__(config, features, class_counts, binary=jnp.mean if self.recipe.loss == schema.BCE else None)
         require_colours(self.recipe.augment, features)
         self.dtype = jnp.dtype(config.train.precision)
         self.changes = changes_of(config, self.recipe.augment)

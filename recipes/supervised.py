@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import jax
 import numpy as np
-from bigctl.recipes.classification import ClassHead, ClassWeights
+from bigctl.recipes.classification import ClassHead, ClassWeights, Reduction
 from bigctl.recipes.head import Head
 from bigctl.recipes.multilabel import LabelsHead
 from bigctl.recipes.regression import NumberHead
@@ -40,7 +40,7 @@ class Supervised(Task):
         class_counts: how many training examples each class has; where an example has several classes, [2, classes]:
             how many are without and with it. None where nothing is trained.
         sigmoid: whether two classes are told apart by one output.
-        binary: whether the loss of one class an example is a yes or no to every class.
+        binary: how the losses of a yes or no to every class become that of an example of one class; None for none such.
 
     Raises:
         ConfigError: if the recipe's keys are not those of a classification.
@@ -53,7 +53,7 @@ class Supervised(Task):
         class_counts: np.ndarray | None,
         *,
         sigmoid: bool = False,
-        binary: bool = False,
+        binary: Reduction | None = None,
     ):
         recipe = schema.Classification.require(config.recipe, by=type(self).__name__)
         self.model_config = config.model
@@ -174,7 +174,7 @@ def head_for(
     counts: np.ndarray | None,
     sigmoid: bool = False,
     positive: str | None = None,
-    binary: bool = False,
+    binary: Reduction | None = None,
 ) -> Head:
     """The head that fits the kind of target; arguments as those of `ClassHead`."""
     target = features.target

@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigctl.recipes.classification import Reduction
 from bigctl.recipes.supervised import Supervised
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -29,7 +30,14 @@ class TextCls(Supervised):
         ConfigError: if the data holds no texts, or no classes.
     """
 
-    def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
+    def __init__(
+        self,
+        config: schema.Config,
+        features: Features,
+        class_counts: np.ndarray | None = None,
+        *,
+        binary: Reduction | None = None,
+    ):
         self.vocabulary: int = require_text(features, config.recipe.kind)["vocab_size"]
         if features.target.kind == TOKEN_CLASS:
             raise ConfigError(
@@ -43,7 +51,7 @@ class TextCls(Supervised):
                 where="data",
                 hint="name the column with the classes: data.label=COLUMN, or data.labels=COLUMN for several a text",
             )
-        super().__init__(config, features, class_counts)
+        super().__init__(config, features, class_counts, binary=binary)
         self.frozen = config.model.frozen()
         self.hidden = config.distil.hidden if self.taught else 0.0
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
 import pytest
+from bigctl.recipes.ngram_cls import NgramCls
 from flax import nnx
 
 import bigctl
 from bigctl.cli.main import main
 from bigctl.config import schema
+from bigctl.engine import experiment
 from bigctl.models.bag import BagClassifier
 from tests import topics
 
@@ -116,3 +119,30 @@ def test_dropout_leaves_out_whole_ngrams() -> None:
     found = np.asarray(jax.jit(lambda key: model(tokens, lengths, lengths, key=key))(jax.random.key(0)))
     assert {float(row) for row in found[:, 0].round(4)} == {0.0, float(found[:, 0][found[:, 0] != 0][0].round(4))}
     assert 150 < np.count_nonzero(found[:, 0]) < 250
+
+
+def test_each_of_three_classes_is_held_against_all_others_and_of_two_they_against_each_other() -> None:
+    with open("three.csv", "w", encoding="utf-8") as stream:
+        stream.write("words,topic\n" + "".join(f"{word} of {word},{word}\n" for word in ("sea", "sky", "land") * 20))
+    data = ["data=csv", "data.text=words", "data.label=topic", *SHORT]
+    for path, others in (("three.csv", 3), ("topics.csv", 2)):
+        built = [
+            experiment.build(bigctl.compose(["recipe=ngram_cls", f"data.path={path}", f"recipe.loss={loss}", *data]))
+            for loss in ("one_vs_rest", "cross_entropy")
+        ]
+        heads = [cast(NgramCls, each.programs.task).head for each in built]
+        logits, label = jax.numpy.linspace(-1, 2, others)[None], jax.numpy.zeros(1, int)
+        batch = {"label": label, "mask": jax.numpy.ones(1)}
+        sums = [head.loss(logits, batch, {"recipe.label_smoothing": 0.0})["loss"] for head in heads]
+        truth = (np.arange(others) == 0) * 2.0 - 1
+        apart = np.logaddexp(0, -truth * np.asarray(logits[0])).sum()
+        together = float(jax.nn.logsumexp(logits) - logits[0, 0])
+        expected = [apart if others > 2 else together, together]
+        np.testing.assert_allclose([float(each[0]) for each in sums], expected, rtol=1e-5)
+        for head in heads:  # what is said is the softmax, whatever was asked in training
+            np.testing.assert_allclose(head.predict(logits), jax.nn.softmax(logits), rtol=1e-6)
+
+
+def test_a_run_from_before_there_was_a_loss_to_choose_has_cross_entropy() -> None:
+    assert schema.NgramCls().loss == "cross_entropy"
+    assert bigctl.compose(["recipe=ngram_cls"]).recipe.loss == "one_vs_rest"

@@ -67,17 +67,21 @@ def test_label_smoothing_mixes_in_the_uniform_distribution():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_binary_cross_entropy_is_the_mean_over_the_classes(smoothing):
+def test_binary_cross_entropy_is_the_mean_or_the_sum_over_the_classes(smoothing):
     # torch.nn.BCEWithLogitsLoss()(logits, targets), which timm's BinaryCrossEntropy is too
     logits, labels = batch()
     targets = (1 - smoothing) * np.eye(CLASSES)[labels] + smoothing / CLASSES
     probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
     expected = -(targets * np.log(probability) + (1 - targets) * np.log1p(-probability)).mean(1)
-    sums = cls.training_sums(logits, labels, ONES, smoothing=smoothing, binary=True)
+    sums = cls.training_sums(logits, labels, ONES, smoothing=smoothing, binary=jnp.mean)
     assert mean(sums["loss"]) == pytest.approx(expected.mean(), rel=1e-5)
     assert mean(sums["accuracy"]) == pytest.approx(np.mean(logits.argmax(1) == labels))
+    summed = cls.training_sums(logits, labels, ONES, smoothing=smoothing, binary=jnp.sum)
+    assert mean(summed["loss"]) == pytest.approx(CLASSES * expected.mean(), rel=1e-5)
     weights = np.array([0.5, 2.0, 1.0, 0.0, 3.0])
-    sums = cls.training_sums(logits, labels, ONES, smoothing=smoothing, class_weights=jnp.float32(weights), binary=True)
+    sums = cls.training_sums(
+        logits, labels, ONES, smoothing=smoothing, class_weights=jnp.float32(weights), binary=jnp.mean
+    )
     assert mean(sums["loss"]) == pytest.approx(np.average(expected, weights=weights[labels]), rel=1e-5)
 
 

@@ -15,7 +15,7 @@ from bigctl.config.schema.tokenizers import NgramTokenizer, StreamTokenizer, Tok
 from bigctl.errors import ConfigError
 
 MAX, MIN = "max", "min"
-CROSS_ENTROPY, BCE = "cross_entropy", "bce"
+CROSS_ENTROPY, BCE, ONE_VS_REST = "cross_entropy", "bce", "one_vs_rest"
 NEW, PROBE = "new", "probe"
 """What a head may begin as."""
 
@@ -270,6 +270,11 @@ class NgramCls(Classification):
     implementation: ClassVar[str] = "bigctl.recipes.ngram_cls:NgramCls"
     inputs: ClassVar[str] = "n-grams"
     kind: str = kind("ngram_cls")
+    loss: str = key(
+        CROSS_ENTROPY, "Of one class a text, where there are more than two: cross_entropy, or one_vs_rest, a yes or no "
+        "to every class, the sum over the classes, as that of linear models in scikit-learn.",
+        choices=(CROSS_ENTROPY, ONE_VS_REST),
+    )  # fmt: skip
     tokenizer: NgramTokenizer = key(NgramTokenizer, "Which n-grams a text is told by.")
     bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
 
