@@ -5,9 +5,10 @@
 Starts the server on loopback, on a free port. Clients keep connections open and ask about examples made up here
 (pixels, rows, words of the tokenizer; of language models prompts with a seed); now and then one leaves in the middle of
 its body, does not read its answer, sends what is no JSON, or, as a process of its own, is killed. Every answer is held
-against what `bigctl.load(RUN)` says of the example alone. At the end: requests, refusals, wrong answers, latency, and
-memory, open files and requests in flight of the server, a tenth into the time and at the end. Exit code 1 for a wrong
-answer, a failed request, something left in flight, or memory that grew by more than --growth per cent.
+against what `bigctl.load(RUN)` says of the example alone. With --rate the clients ask so often a second, all together,
+instead of as often as they can: for a long load beside other work. At the end: requests, refusals, wrong answers,
+latency, and memory, open files and requests in flight of the server, a tenth into the time and at the end. Exit code 1
+for a wrong answer, a failed request, something left in flight, or memory that grew by more than --growth per cent.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ import numpy as np
 import bigctl
 
 KILLED = """
-import json, socket, sys
-body = sys.argv[3].encode()
+import json, socket, sys, time
+body, pause = sys.argv[3].encode(), float(sys.argv[4])
 head = f"POST {sys.argv[2]} HTTP/1.1\\r\\nhost: localhost\\r\\ncontent-type: application/json\\r\\n"
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
     while True:
         connection.sendall(f"{head}content-length: {len(body)}\\r\\n\\r\\n".encode() + body)
         connection.recv(1000)
+        time.sleep(pause)
 """
 TOKENS = 12
 
@@ -52,14 +54,15 @@ class Model:
         path: of its requests.
         bodies: of requests, as JSON.
         expected: the answer to each, without what differs from time to time.
+        writes: whether it is a language model.
     """
 
     def __init__(self, run: str, count: int, rng: random.Random):
         trained = bigctl.load(run)
         self.name, features = trained.run.path.resolve().name, trained.features
         self.path = f"/models/{self.name}/predict"
-        self._writes = features.kind == "stream"
-        if self._writes:
+        self.writes = features.kind == "stream"
+        if self.writes:
             self.path = "/v1/completions"
             prompts = [self._words(trained, rng) for _ in range(min(count, 24))]
             asked = [{"prompt": prompt, "seed": n, "max_tokens": TOKENS} for n, prompt in enumerate(prompts)]
@@ -72,10 +75,10 @@ class Model:
             given = [self._example(trained, rng) for _ in range(count)]
             self.expected = json.loads(json.dumps([self._described(trained, example) for example in given]))
         self.bodies = [json.dumps(example).encode() for example in given]
-        self._many = None if self._writes else json.dumps({"instances": given[:20]}).encode()
+        self._many = None if self.writes else json.dumps({"instances": given[:20]}).encode()
 
     def said(self, answer: Any) -> Any:
-        return answer["choices"][0]["text"] if self._writes else answer
+        return answer["choices"][0]["text"] if self.writes else answer
 
     def question(self, rng: random.Random) -> tuple[bytes, Any]:
         """A body, and the answer to it."""
@@ -124,8 +127,8 @@ class Model:
 class Load:
     """Clients, and what they were told."""
 
-    def __init__(self, port: int, models: list[Model], until: float):
-        self.port, self.models, self.until = port, models, until
+    def __init__(self, port: int, models: list[Model], until: float, pause: float):
+        self.port, self.models, self.until, self.pause = port, models, until, pause
         self.counts: Counter[str] = Counter()
         self.seconds: list[float] = []
         self.wrong: list[str] = []
@@ -134,10 +137,11 @@ class Load:
     def client(self, number: int) -> None:
         rng, connection = random.Random(number), self._connection()
         while time.monotonic() < self.until:
+            time.sleep(2 * rng.random() * self.pause)
             model, whim = rng.choice(self.models), rng.random()
             body, expected = model.question(rng)
             if whim < 0.04:
-                self._leave(model.path, body, rng)
+                self._leave(model, body, rng)
                 continue
             if whim < 0.06:
                 body = body[:-1]  # no JSON
@@ -165,18 +169,26 @@ class Load:
         while time.monotonic() < self.until:
             model = rng.choice(self.models)
             body, _ = model.question(rng)
-            command = [sys.executable, "-S", "-c", KILLED, str(self.port), model.path, body.decode()]
+            time.sleep(2 * rng.random() * self.pause)
+            asked = [str(self.port), model.path, body.decode(), str(self.pause / 4)]
+            command = [sys.executable, "-S", "-c", KILLED, *asked]
             process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
             time.sleep(0.1 + rng.random())
             process.kill()
             process.wait()
             self._note("killed")
 
-    def _leave(self, path: str, body: bytes, rng: random.Random) -> None:
-        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    def _leave(self, model: Model, body: bytes, rng: random.Random) -> None:
+        """In the middle of the body, before the answer, or in the middle of a long stream of text."""
+        streams = model.writes and rng.random() < 0.5
+        if streams:
+            body = json.dumps({**json.loads(body), "max_tokens": 500, "stream": True}).encode()
+        head = f"POST {model.path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         whole = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
         with socket.create_connection(("127.0.0.1", self.port)) as connection:
-            connection.sendall(whole[: rng.randrange(1, len(whole) + 1)])
+            connection.sendall(whole if streams else whole[: rng.randrange(1, len(whole) + 1)])
+            if streams:
+                connection.recv(64)
             time.sleep(rng.random() / 50)
         self._note("left")
 
@@ -205,6 +217,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rate", type=float, help="requests a second, of all clients; default: as many as they can")
     parser.add_argument("--examples", type=int, default=100, help="different ones, of each run")
     parser.add_argument("--growth", type=float, default=5.0, help="per cent of memory that may be added; default: 5")
     options = parser.parse_args()
@@ -227,7 +240,7 @@ def main() -> int:
 def loaded(port: int, models: list[Model], options: argparse.Namespace) -> tuple[Load, list[dict[str, float]]]:
     """The load, and what the server said of itself after a tenth of the time and once all had gone."""
     begin, seconds = time.monotonic(), 60 * options.minutes
-    load = Load(port, models, begin + seconds)
+    load = Load(port, models, begin + seconds, options.clients / options.rate if options.rate else 0.0)
     threads = [threading.Thread(target=load.client, args=(n,)) for n in range(options.clients)]
     threads.append(threading.Thread(target=load.killer))
     for thread in threads:

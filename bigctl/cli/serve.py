@@ -17,7 +17,8 @@ examples:
   bigctl serve cnn_cls bert_cls --port 9000               several: POST /models/cnn_cls/predict
   bigctl serve cnn_cls --host 0.0.0.0 --api-key-file keys.txt
   bigctl serve gpt_lm                                     OpenAI's /v1/completions and /v1/chat/completions
-  bigctl serve runs/cnn_cls/onnx                          what bigctl export wrote, --format onnx or jax
+  bigctl serve runs/cnn_cls/onnx                          what bigctl export wrote, --format onnx, jax or hf
+  bigctl serve smollm2                                    packaged weights; or a Hugging Face folder of a Llama
   curl -F file=@digit.png http://127.0.0.1:8000/predict
 """
 PORT = 8000
@@ -28,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a run directory, a name under runs/, or a folder that `bigctl export` wrote (onnx or jax)",
+        help="a run directory, a name under runs/, a folder that `bigctl export` wrote (onnx or jax; of language "
+        "models jax or hf), packaged weights (smollm2), or a Hugging Face folder of a GPT or a Llama",
     )
     parser.add_argument(
         "--port", type=common.whole("port", 0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one"
@@ -78,8 +80,9 @@ def run(options: argparse.Namespace) -> int:
         allowed_hosts=tuple(options.allow_host), reload=float(options.reload),
     )  # fmt: skip
     from bigctl.serving import server
+    from bigctl.serving.naming import name_of
 
-    names = [_name_of(given) for given in options.runs]
+    names = [name_of(given) for given in options.runs]
     if twice := [name for name in names if names.count(name) > 1]:
         hint = "serve runs whose folders have different names"
         raise RunError(f"two runs are called {twice[0]!r}", where=options.runs[names.index(twice[0])], hint=hint)
@@ -98,15 +101,6 @@ def run(options: argparse.Namespace) -> int:
         print(f"{address}  (Ctrl-C ends it)", flush=True)
         server.serve(site, listening)
     return 0
-
-
-def _name_of(given: str) -> str:
-    """What a run or an exported model is called. Raises RunError where there is none."""
-    from bigctl.runs import directory
-
-    if (Path(given) / "SHA256SUMS").is_file():
-        return Path(given).resolve().name
-    return directory.locate(given).path.resolve().name
 
 
 def _require_packages() -> None:

@@ -6,8 +6,9 @@ looked like, which `bigctl.json` keeps beside the model.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from bigctl.data.target import NUMBER
 from bigctl.engine import compile_cache, experiment
 from bigctl.errors import ConfigError, RunError
 from bigctl.files import sha256
+from bigctl.generation.generate import LanguageModel
+from bigctl.inference import exported_text
 from bigctl.inference.confidence import Confidence
 from bigctl.inference.exporters.settings_file import KEPT, SUMS
 from bigctl.inference.forward import Compiled, Forward
@@ -35,12 +38,8 @@ _SHAPE: untrusted.Shape = {
     "features": untrusted.RECORD["data"]["features"], "confidence": {str: object},
 }  # fmt: skip
 _HINT = "export the run again"
+STREAM = "stream"
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-
-
-def is_artefact(folder: Path) -> bool:
-    """Whether a folder is one that `bigctl export` wrote."""
-    return (folder / SUMS).is_file() and not (folder / "run.json").exists()
 
 
 class Artefact(Predictor):
@@ -69,22 +68,9 @@ class Artefact(Predictor):
             RunError: for a file that is damaged, cut short or missing, and for a format that is not computed here.
             ConfigError: without the package that computes it.
         """
-        name = next((name for name in MODELS if (folder / name).exists()), None)
-        if name is None:
-            hint = "llama.cpp serves model.gguf, transformers loads Hugging Face's files; or serve the run itself"
-            raise RunError("holds neither model.onnx nor model.jax", where=str(folder), hint=hint)
-        require_whole(folder)
-        if not (folder / KEPT).is_file():
-            raise RunError(f"has no {KEPT}: it was exported by an older bigctl", where=str(folder), hint=_HINT)
-        try:
-            found = untrusted.read(folder / KEPT, _SHAPE)
-            loading.load_for_run(found["plugins"], plugins, where=str(folder))
-            compile_cache.use_compile_cache()
-            return cls(folder, found, _runtime(folder, MODELS[name]))
-        except OSError as error:
-            raise RunError(f"cannot be read: {error.strerror}", where=str(folder)) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError("is not as bigctl writes it", where=str(folder / KEPT), hint=_HINT) from error
+        kind = kind_of(folder)
+        with _as_written(folder):
+            return cls(folder, _kept(folder, plugins), _runtime(folder, kind))
 
     @cached_property
     def known_columns(self) -> frozenset[str] | None:
@@ -110,6 +96,49 @@ class _Exported(Forward):
     @cached_property
     def predict(self) -> Compiled:
         return lambda batch: self._run({name: np.asarray(batch[name]) for name in self._names})[self._output]
+
+
+def load(folder: Path, *, plugins: Sequence[str] | None = ()) -> Artefact | LanguageModel:
+    """The model of a folder: what labels examples, or what writes text. Raises as `Artefact.load` does."""
+    kind = kind_of(folder)
+    with _as_written(folder):
+        found = _kept(folder, plugins)
+        if found["features"]["kind"] != STREAM:
+            return Artefact(folder, found, _runtime(folder, kind))
+        if kind != "jax":
+            what = "is a language model as ONNX, which would read the whole text for each token: it is not served"
+            raise RunError(what, where=str(folder), hint="serve its run, or export that with --format jax or hf")
+        return exported_text.read(folder, found, hint=_HINT)
+
+
+def kind_of(folder: Path) -> str:
+    """The format of an export. Raises RunError for one that is not computed here."""
+    name = next((name for name in MODELS if (folder / name).exists()), None)
+    if name is None:
+        hint = "serve the run itself, or export it with --format onnx, jax or hf"
+        raise RunError("holds neither model.onnx nor model.jax", where=str(folder), hint=hint)
+    return MODELS[name]
+
+
+def _kept(folder: Path, plugins: Sequence[str] | None) -> dict[str, Any]:
+    """What `bigctl.json` of a whole folder says, its plugins loaded."""
+    require_whole(folder)
+    if not (folder / KEPT).is_file():
+        raise RunError(f"has no {KEPT}: it was exported by an older bigctl", where=str(folder), hint=_HINT)
+    found: dict[str, Any] = untrusted.read(folder / KEPT, _SHAPE)
+    loading.load_for_run(found["plugins"], plugins, where=str(folder))
+    compile_cache.use_compile_cache()
+    return found
+
+
+@contextlib.contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=str(folder)) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError("is not as bigctl writes it", where=str(folder / KEPT), hint=_HINT) from error
 
 
 def require_whole(folder: Path) -> None:

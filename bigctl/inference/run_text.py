@@ -50,16 +50,22 @@ def run_language_model(
         RunError: if the run is of another kind, or its tokenizer is not there any more.
     """
     require_language_model(run, run.record())
-    tokenizer = run_tokenizer(run, features)
+    return language_model(run, features, network(), step)
+
+
+def language_model(folder: RunDirectory, features: Features, network: Network, step: int) -> LanguageModel:
+    """The same of a folder that holds a run's `tokenizer.json` and `generation.json`. Raises RunError without the
+    first."""
+    tokenizer = run_tokenizer(folder, features)
     assert not isinstance(tokenizer, Ngrams)  # which are no text
-    found = read_generation_config(run, features.tokenizer or {})
+    found = read_generation_config(folder, features.tokenizer or {})
     return LanguageModel(
-        network(),
+        network,
         tokenizer,
         end=found.ends,
         template=found.chat_template,
         template_tokens=template_tokens(tokenizer, found),
-        name=str(run.path),
+        name=str(folder.path),
         step=step,
     )
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from bigctl import memory
 from bigctl.errors import RunError
 from bigctl.generation.generate import LanguageModel
-from bigctl.inference.artefact import Artefact, is_artefact
+from bigctl.inference import artefact
+from bigctl.inference.artefact import Artefact
+from bigctl.inference.language_models import pretrained_language_model
 from bigctl.inference.trained import TrainedRun
+from bigctl.interop import sources
 from bigctl.runs import directory
-from bigctl.serving import reloading
+from bigctl.serving import llama_cpp, naming, reloading
 from bigctl.serving.predicting import Predicting
 from bigctl.serving.settings import Settings
 from bigctl.serving.writing import Writing
@@ -31,37 +34,68 @@ def load(name: str, given: str, settings: Settings, *, step: str | int, plugins:
 
     Args:
         name: in addresses and requests.
-        given: a run directory, a name under runs/, or a folder that `bigctl export` wrote.
+        given: a run directory, a name under runs/, a folder that `bigctl export` wrote, or weights of a GPT or a Llama:
+            packaged ones, or a Hugging Face folder.
         settings: of the server.
         step: "best", "last" or a number.
         plugins: modules with its components.
 
     Raises:
-        RunError: if it cannot be loaded, or does not fit in memory.
+        RunError, DataError: if it cannot be loaded, or does not fit in memory.
     """
-    if is_artefact(folder := Path(given)):
-        return Loaded(Predicting(name, Artefact.load(folder, plugins=plugins)))
-    run = directory.locate(given)
-    reloading.require_memory(run.checkpoints, memory.available())
-    seen = reloading.state(run, step) if isinstance(step, str) and settings.reload else None
     try:
-        trained = TrainedRun.load(given, step=step, plugins=plugins)
-        model = _served(name, trained, settings)
+        if naming.kind_of(given) == "run":
+            return _of_run(name, directory.locate(given), settings, step, plugins)
+        return Loaded(_without_run(name, given, settings, plugins))
     except MemoryError:
-        raise _too_large(str(run.path)) from None
+        raise _too_large(given) from None
     except RuntimeError as error:  # XLA's own
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise _too_large(str(run.path)) from None
+            raise _too_large(given) from None
         raise
+
+
+def _of_run(
+    name: str, run: directory.RunDirectory, settings: Settings, step: str | int, plugins: Sequence[str] | None
+) -> Loaded:
+    reloading.require_memory(run.checkpoints, memory.available())
+    seen = reloading.state(run, step) if isinstance(step, str) and settings.reload else None
+    trained = TrainedRun.load(str(run.path), step=step, plugins=plugins)
+    model = _served(name, trained, settings)
     if seen is None or not isinstance(step, str):
         return Loaded(model)
     return Loaded(model, reloading.Follower(name, trained, step, seen, plugins, lambda fresh: _ready(name, fresh)))
 
 
+def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[str] | None) -> Predicting | Writing:
+    path = Path(given)
+    if given not in naming.PACKAGED:
+        if (gguf := naming.gguf_of(path)) is not None:
+            hint = f"{llama_cpp.command(gguf)}; or serve the run"
+            raise RunError("is llama.cpp's own format, which bigctl does not serve", where=str(gguf), hint=hint)
+        reloading.require_room(path, memory.available())
+    if naming.kind_of(given) == "export":
+        found = artefact.load(path, plugins=plugins)
+        return Predicting(name, found) if isinstance(found, Artefact) else _writing(name, found, settings)
+    source = sources.locate_source(given)
+    if source.model not in sources.DECODERS:
+        what = f"holds weights of model={source.model}, and only those of a GPT or a Llama are served without their run"
+        raise RunError(what, where=given, hint="serve the run, or what `bigctl export --format onnx` makes of it")
+    model = pretrained_language_model(source)
+    if source.format == "gguf":
+        llama_cpp.offer(name, model, llama_cpp.command(source.path))
+    return _writing(name, model, settings)
+
+
 def _served(name: str, trained: TrainedRun, settings: Settings) -> Predicting | Writing:
     if trained.features.kind == "stream":
-        return Writing(name, trained.language_model, settings.max_queue, settings.slots)
+        llama_cpp.offer_run(name, trained)
+        return _writing(name, trained.language_model, settings)
     return Predicting(name, trained)
+
+
+def _writing(name: str, model: LanguageModel, settings: Settings) -> Writing:
+    return Writing(name, model, settings.max_queue, settings.slots)
 
 
 def _ready(name: str, trained: TrainedRun) -> Predicting | LanguageModel:

@@ -102,8 +102,14 @@ def _what(run: RunDirectory) -> tuple[str, str]:
 def require_memory(checkpoints: Path, free: int) -> None:
     """Raises RunError where a checkpoint takes more bytes than are free: better than to be killed in the middle."""
     for step in reversed(manifest.steps(checkpoints)):
-        taken = sum(file.stat().st_size for file in (checkpoints / f"{step:09d}").rglob("*") if file.is_file())
-        if taken > free:
-            what = f"a checkpoint takes {size(taken)} of memory, and {size(free)} are free"
-            raise RunError(what, where=str(checkpoints.parent), hint=SMALLER)
+        require_room(checkpoints / f"{step:09d}", free, what="a checkpoint", where=checkpoints.parent)
         return
+
+
+def require_room(path: Path, free: int, *, what: str = "the model", where: Path | None = None) -> None:
+    """Raises RunError where what lies in a folder takes more bytes than are free."""
+    files = [path] if path.is_file() else path.rglob("*")
+    taken = sum(file.stat().st_size for file in files if file.is_file())
+    if taken > free:
+        said = f"{what} takes {size(taken)} of memory, and {size(free)} are free"
+        raise RunError(said, where=str(where or path), hint=SMALLER)

@@ -69,6 +69,8 @@ def complete(
     write_json(folder / KEPT, kept(trained))
     if features.tokenizer is not None:
         shutil.copyfile(trained.run.tokenizer, folder / "tokenizer.json")
+    if trained.run.generation.is_file():
+        shutil.copyfile(trained.run.generation, folder / trained.run.generation.name)
     digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     kind = _kind(features)
