@@ -141,21 +141,25 @@ def on_host(tree: Tree) -> Tree:
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 _deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
+_context_by: ContextVar[str] = ContextVar("context_by", default=schema.GATHER)
 _kernels: ContextVar[dict[str, str] | None] = ContextVar("kernels", default=None)
 
 
 @contextmanager
-def used(mesh: Mesh, *, deterministic: bool = False) -> Iterator[None]:
+def used(mesh: Mesh, *, deterministic: bool = False, context_by: str = schema.GATHER) -> Iterator[None]:
     """What is traced in this context is for that mesh: `placed`, `shards_in_use` and `platform_in_use` know it.
 
     deterministic: whether it is compiled for deterministic kernels, see `deterministic_in_use`.
+    context_by: `schema.Mesh.context_by`.
     """
     token = _platform.set(mesh.devices.flat[0].platform)
     exact = _deterministic.set(deterministic)
+    by = _context_by.set(context_by)
     try:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh.size > 1 else nullcontext():
             yield
     finally:
+        _context_by.reset(by)
         _deterministic.reset(exact)
         _platform.reset(token)
 
@@ -163,6 +167,11 @@ def used(mesh: Mesh, *, deterministic: bool = False) -> Iterator[None]:
 def deterministic_in_use() -> bool:
     """Whether the program that is traced is compiled for deterministic kernels, which some are told one by one."""
     return _deterministic.get()
+
+
+def context_by_in_use() -> str:
+    """`schema.Mesh.context_by` of the program that is traced."""
+    return _context_by.get()
 
 
 def platform_in_use() -> str | None:
@@ -263,5 +272,5 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
 def check_model(mesh: Mesh, config: schema.Config) -> None:
     """Raise ConfigError where the layers of a model cannot be shared out over an axis."""
     sizes = {str(axis): size for axis, size in mesh.shape.items() if size > 1}
-    for where, message, hint in schema.Mesh.layer_problems(config, sizes):
+    for where, message, hint in config.mesh.layer_problems(config, sizes):
         raise ConfigError(message, where=where, hint=hint)

@@ -225,7 +225,8 @@ class Step:
         ) -> tuple[jax.Array, Any]:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
             model = self.merge(params, variables, hparams)
-            with meshes.used(self.mesh, deterministic=train.deterministic):
+            by = self.config.mesh.context_by
+            with meshes.used(self.mesh, deterministic=train.deterministic, context_by=by):
                 sums = training_sums(self.task, model, part, key, augmentation, hparams)
             return sums["loss"][0], (nnx.to_pure_dict(split_model(model)[3]), sums)
 
@@ -298,7 +299,7 @@ class Step:
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def _evaluate(self, params: Tree, variables: Tree, batch: Batch, hparams: Hparams) -> Sums:
-        with meshes.used(self.mesh):
+        with meshes.used(self.mesh, context_by=self.config.mesh.context_by):
             return evaluation_sums(self.task, self.merge(params, variables, hparams), batch)
 
 

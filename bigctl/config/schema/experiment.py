@@ -46,6 +46,10 @@ def axis(default: int, doc: str, *, shares_batch: bool = False, shares_layers: b
     return field(default=default, metadata={**key(default, doc, drift=FREE).metadata, **told})
 
 
+GATHER, ZIGZAG = "gather", "zigzag"
+CONTEXT_WAYS = (GATHER, "ring", ZIGZAG)
+
+
 @dataclass
 class Mesh(Component):
     """How many devices along each axis; -1 takes all that are left."""
@@ -62,6 +66,13 @@ class Mesh(Component):
         shares_layers=True,
     )  # fmt: skip
     expert: int = axis(1, "Devices that share the batch and the experts.", shares_batch=True, shares_layers=True)
+    context_by: str = key(
+        ZIGZAG,
+        "How devices of mesh.context see each other's keys and values: gather those of a layer; ring, pass them on; "
+        "zigzag, the same with an early and a late part of the text on each device, so that all have as much to do.",
+        drift=FREE,
+        choices=CONTEXT_WAYS,
+    )
     wait: int = key(300, "How long several processes wait for each other at the start [s].", drift=FREE, ge=1)
     min_shard: int = key(2**14, "Smallest parameter worth sharding over fsdp [elements].", drift=FREE, ge=0)
 
@@ -80,13 +91,12 @@ class Mesh(Component):
         """The axes whose devices compute different parts of a layer."""
         return tuple(f.name for f in fields(cls) if f.metadata.get("shares_layers"))
 
-    @classmethod
-    def layer_problems(cls, config: Whole, sizes: Mapping[str, int]) -> Iterator[Problem]:
+    def layer_problems(self, config: Whole, sizes: Mapping[str, int]) -> Iterator[Problem]:
         """Why the layers of a model cannot be shared out over axes of these sizes."""
         for name, size in sizes.items():
-            if name in cls.layer_axes():
+            if name in self.layer_axes():
                 yield from config.model.check_shared(name, size)
-        yield from _context_problems(config, sizes.get("context", 1))
+        yield from _context_problems(config, sizes.get("context", 1), self.context_by)
 
     def check(self, config: Whole) -> Iterator[Problem]:
         axes = self.axes
@@ -111,17 +121,20 @@ class Mesh(Component):
         yield from _batch_problems(config.train, math.prod(axes[name] for name in self.batch_axes()))
 
 
-def _context_problems(config: Whole, size: int) -> Iterator[Problem]:
+def _context_problems(config: Whole, size: int, by: str) -> Iterator[Problem]:
     """Whether windows of text can be cut evenly over so many devices."""
     if size > 1 and config.train.privacy.on:
         yield "mesh.context", "mesh.context is not for train.privacy", "mesh=data shares out the examples"
-    block = config.block
-    if size == 1 or block is None or block % size == 0:
+    block, parts = config.block, 2 if by == ZIGZAG else 1
+    unit = size * parts
+    if size == 1 or block is None or block % unit == 0:
         return
-    near = max(n for n in range(1, size) if block % n == 0)
-    above = -(-block // size) * size
+    near = max((n for n in range(1, size) if block % (n * parts) == 0), default=1)
     message = f"windows of {block} tokens cannot be cut over mesh.context={size} devices"
-    yield "mesh.context", message, f"choose a divisor, such as mesh.context={near}, or recipe.block={above}"
+    message += " in two parts each" if parts > 1 else ""
+    ways = f"mesh.context={near}, or recipe.block={max(1, block // unit) * unit}"
+    ways += ", or mesh.context_by=ring" if block % size == 0 else ""
+    yield "mesh.context", message, f"for example {ways}"
 
 
 def _batch_problems(train: Train, shards: int) -> Iterator[Problem]:
