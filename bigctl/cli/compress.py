@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   bigctl compress bert_cls method=int8
+  bigctl compress cnn_cls method=int8 ranges=percentile         convolutions too: fixed ranges of activations
   bigctl compress bert_cls method=int4 group=32 --name small
   bigctl compress bert_cls method=prune sparsity=0.5            by=wanda, or by=magnitude
   bigctl compress bert_cls method=prune pattern=2:4 --json

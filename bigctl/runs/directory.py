@@ -52,6 +52,7 @@ class RunDirectory:
         self.confidence = path / "confidence.json"
         self.assessment = path / "assessment.json"
         self.goodput = path / "goodput.json"
+        self.static = path / "int8.onnx"
         self.samples = path / "samples.jsonl"
         self.batches = path / "batches.jsonl"
         self.log = path / "log.txt"

@@ -118,7 +118,7 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 
 _WRITTEN = re.compile(
     r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence|assessment|goodput)\.json"
-    r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|report\.html|curves\.png"
+    r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|int8\.onnx|report\.html|curves\.png"
 )
 _BESIDE = r"(labels|preprocessing|tokenizer|source|bigctl)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {

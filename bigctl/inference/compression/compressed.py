@@ -18,8 +18,9 @@ from bigctl.config import compose as composing
 from bigctl.data.dataset import Dataset
 from bigctl.engine import experiment
 from bigctl.errors import RunError
-from bigctl.files import read_regular, write_json
+from bigctl.files import read_regular, sha256, write_json
 from bigctl.inference.compression import calibration, sensitivity
+from bigctl.inference.compression import static as statics
 from bigctl.inference.compression.method import PRUNE, SOUP, STRUCTURED, WANDA, Method
 from bigctl.inference.compression.sized import Sized
 from bigctl.inference.compression.soup import stirred
@@ -92,10 +93,17 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
     found, other, more, said = changed(trained, method, network, dataset)
     copied = Network.of(other) if method.method == STRUCTURED else network
     weights = copied.weights if method.method == STRUCTURED else {**network.weights, **found.values}
-    compared = beside.compare(trained, network, network.copy(network.weights), copied.copy(weights), where)
+    if method.ranges:
+        static = statics.made(trained, method, network, dataset)
+        compared, more, said = static.compared, {**more, **static.facts}, [*said, *static.lines]
+    else:
+        static = None
+        compared = beside.compare(trained, network, network.copy(network.weights), copied.copy(weights), where)
     table = {**_table(trained, method, found, compared), **more}
     scores = _scores(other, trained.run.summary())
     with whole_or_nothing(path) as partial:
+        if static is not None:
+            RunDirectory(partial).static.write_bytes(static.content)
         _write(trained, other, method, RunDirectory(partial), {**scores, "run": str(path), "compression": table})
     return Compressed(path, table, [*said, *_scored(compared, method)])
 
@@ -182,6 +190,12 @@ def _scored(compared: beside.Beside, method: Method) -> list[str]:
         lines.append(f"{compared.scored}, each by itself: {around[0]} -> {around[1]}")
     if method.method == STRUCTURED:
         return [*lines, *compared.lines, "bigctl train model.init_from= trains the smaller network on"]
+    if method.ranges:
+        return [
+            *lines,
+            *compared.lines,
+            "`bigctl export --format onnx --int8` writes this file; jax rounds weights alone",
+        ]
     lines += [line for line in compared.lines if not line.startswith("slower")]  # the same computation, either way
     if method.method == SOUP:
         return lines
@@ -213,6 +227,7 @@ def _write(trained: TrainedRun, other: TrainedRun, method: Method, made: RunDire
     count = sum(leaf.size for leaf in jax.tree.leaves(other.params))
     record = {name: value for name, value in run.record().items() if name not in ("updated", "message")}
     record |= {"created": time.time(), "derived_from": source(trained), "compression": method.settings}
+    record |= {"static": sha256(made.static)} if made.static.is_file() else {}
     record |= {"parameters": count} if resized else {}
     made.update_record(**{**record, "status": directory.COMPLETE, "exit_code": 0})
 

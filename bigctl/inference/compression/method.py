@@ -14,11 +14,14 @@ INT8, INT4, PRUNE, SOUP, STRUCTURED = "int8", "int4", "prune", "soup", "structur
 METHODS = (INT8, INT4, PRUNE, STRUCTURED, SOUP)
 UNIFORM, GREEDY = "uniform", "greedy"
 MAGNITUDE, WANDA, TAYLOR = "magnitude", "wanda", "taylor"
+RANGES = ("percentile", "minmax", "entropy")
+"""How the range of what a layer is given is chosen, see `bigctl.interop.onnx.static`."""
 SHARES = ("heads", "columns", "channels")
 """What `structured` removes a share of."""
 PATTERN = "2:4"
 KEYS: dict[str, set[str]] = {
-    INT8: set(), INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}, SOUP: {"soup", "from"},
+    INT8: {"ranges", "calibration", "data"},
+    INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}, SOUP: {"soup", "from"},
     STRUCTURED: {*SHARES, "layers", "by", "calibration"},
 }  # fmt: skip
 """Of each method."""
@@ -41,6 +44,8 @@ class Method:
             least change of the loss as its gradient tells ("taylor", Michel et al. 2019, arXiv 1905.10650).
         pattern: "2:4" for two of every four neighbours; empty for any.
         calibration: training rows that show what layers are given.
+        ranges: of "int8", by which of `RANGES` activations get ranges that are fixed; empty for none.
+        data: a .npy file of rows in place of the training split.
         heads, columns, channels: the share of attention heads, of columns of dense layers inside of the network, and of
             channels of convolutions that go, of each layer alike.
         layers: how many layers go.
@@ -54,6 +59,8 @@ class Method:
     by: str = WANDA
     pattern: str = ""
     calibration: int = 128
+    ranges: str = ""
+    data: str = ""
     heads: float = 0.0
     columns: float = 0.0
     channels: float = 0.0
@@ -116,6 +123,9 @@ class Method:
             for values in itertools.product(*(texts for _, texts in own)):
                 keys = [f"{name}={value}" for (name, _), value in zip(own, values, strict=True)]
                 found.append(cls.parse([f"method={method}", *keys]))
+        if any(each.ranges for each in found):
+            hint = "leave it out: what is tried is computed in jax, with weights rounded alone"
+            raise ConfigError("is of onnxruntime, and no key of --pareto", where="ranges", hint=hint)
         if strange := [name for name, _ in given if name not in used]:
             raise ConfigError(f"is no key of {' or '.join(methods)}", where=strange[0], hint="leave it out")
         return found
@@ -123,6 +133,7 @@ class Method:
     def _check(self, given: dict[str, Any]) -> None:
         ways = (MAGNITUDE, TAYLOR) if self.method == STRUCTURED else (MAGNITUDE, WANDA)
         choices = {"method": METHODS, "by": ways, "pattern": ("", PATTERN), "soup": (UNIFORM, GREEDY)}
+        choices["ranges"] = ("", *RANGES)
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 hint = f"one of: {', '.join(filter(None, allowed))}"
@@ -139,6 +150,9 @@ class Method:
         if self.group not in (16, 32, 64, 128):
             raise ConfigError(f"there are no groups of {self.group}", where="group", hint="16, 32, 64 or 128")
         self._check_parts()
+        if self.method == INT8 and not self.ranges and (alone := sorted(given.keys() & {"calibration", "data"})):
+            hint = f"such as ranges={RANGES[0]}; one of: {', '.join(RANGES)}"
+            raise ConfigError("is for ranges of activations, and no ranges= is given", where=alone[0], hint=hint)
         if self.calibration < 1:
             raise ConfigError("needs a row at least", where="calibration", hint="such as calibration=128")
 
@@ -157,7 +171,8 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """The keys that count."""
         names = {
-            INT8: (), INT4: ("group",), PRUNE: ("sparsity", "by", "pattern"), SOUP: ("soup",),
+            INT8: ("ranges", "calibration") if self.ranges else (),
+            INT4: ("group",), PRUNE: ("sparsity", "by", "pattern"), SOUP: ("soup",),
             STRUCTURED: ("by", *(name for name in (*SHARES, "layers") if getattr(self, name))),
         }[self.method]  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name in ("method", *names)}

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 
 from bigctl.errors import ConfigError, RunError
+from bigctl.files import sha256
 from bigctl.inference.exporters import beside
 from bigctl.inference.exporters import folder as folders
 from bigctl.inference.exporters.agreement import TOLERANCE, difference, require_agreement
@@ -76,7 +77,8 @@ def _round(
 ) -> tuple[list[str], dict[str, Any]]:
     """Write the model again with its weights rounded; gives what that costs and gains, for people and as JSON."""
     where, before = str(trained.run.path), file.stat().st_size
-    rounded, counted = quantise.quantised(model, bits, where)
+    kept = _static(trained) if bits == 8 and trained.run.static.is_file() else None
+    rounded, counted = kept or quantise.quantised(model, bits, where)
     onnx.save(rounded, file)
     try:
         after = Loaded(file.read_bytes())
@@ -91,6 +93,16 @@ def _round(
         told, facts["trained_for"] = _as_trained(trained, network, rounded, after)
         lines += told
     return lines, facts
+
+
+def _static(trained: TrainedRun) -> tuple[onnx.ModelProto, quantise.Quantised]:
+    """The model that `bigctl compress method=int8 ranges=` left in the run. Raises RunError where it has changed."""
+    file, where = trained.run.static, str(trained.run.static)
+    if sha256(file) != trained.run.record().get("static"):
+        raise RunError(
+            "is not what was written here", where=where, hint="compress the run that it was made of once more"
+        )
+    return onnx.load(file), quantise.Quantised(**trained.run.summary()["compression"]["static"])
 
 
 def _as_trained(
