@@ -15,7 +15,7 @@ from bigctl.formatting import number
 if TYPE_CHECKING:
     from bigctl.engine.run import Options
     from bigctl.runs.gates import Verdict
-    from bigctl.runs.summary import Overfit, Summary
+    from bigctl.runs.summary import Federated, Overfit, Summary
     from bigctl.training.signals import StopRequest
 
 
@@ -118,6 +118,17 @@ def _overfit_verdict(found: Overfit) -> str:
     return f"one batch: NOT LEARNED ({losses}): {hint}"
 
 
+def _served(found: Federated) -> str:
+    """How the clients of a federated training are served."""
+    told, clients = found["accuracy"], f"{found['scored']:,}"
+    clients += f" of {found['clients']:,}" if found["scored"] < found["clients"] else ""
+    return (
+        f"clients: accuracy {told['worst']:.4f} of the worst, {told['tenth']:.4f} or less for a tenth, "
+        f"{told['median']:.4f} in the middle ({clients}, each on its part of the test split; spread "
+        f"{found['spread']:.3f}, by chance alone {found['spread_by_chance']:.3f})"
+    )
+
+
 def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
     """What came out, and the commands that are likely next."""
     metrics, run = summary["metrics"], summary["run"]
@@ -145,6 +156,8 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         told = f"noise {number(private['noise'])}, {private['steps']:,} steps"
         whose = " of each client" if private.get("unit") == "client" else ""
         print(f"  privacy: epsilon {number(private['epsilon'])}{whose} at delta {private['delta']:g} ({told})")
+    if (clients := summary.get("federated")) is not None:
+        render.print_wrapped(f"  {_served(clients)}")
     if summary["stopped"]:
         print(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")

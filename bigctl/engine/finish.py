@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from bigctl.engine import privacy
+from bigctl.engine import fairness, privacy
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
@@ -95,17 +95,21 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
         "examples_per_s": rate,
         "profile": fitted.profile,
     }
-    summary = cast(Summary, {**summary, **_besides(run, experiment, rate), **({"privacy": spent} if spent else {})})
+    clients = fairness.of_clients(config, dataset, task, tested.examples)
+    summary = cast(Summary, {**summary, **_besides(run, experiment, rate, privacy=spent, federated=clients)})
     if fitted.waits_for is not None:
         summary["waiting"] = cast(Waited, fitted.waits_for.to_json())
     _write(run, summary)
     return summary
 
 
-def _besides(run: Run, experiment: Experiment, rate: float | None) -> dict[str, Any]:
-    """The baseline of the data, rates of a task of tokens, and what training on one batch came to."""
-    beaten = baselines.of_run(run.directory.record(), {}, experiment.task.positive)
-    found: dict[str, Any] = {} if beaten is None else {"baseline": beaten}
+def _besides(
+    run: Run, experiment: Experiment, rate: float | None, **told: Mapping[str, object] | None
+) -> dict[str, Any]:
+    """The baseline of the data, rates of a task of tokens, what training on one batch came to, and what else is told,
+    as far as there is such."""
+    told["baseline"] = baselines.of_run(run.directory.record(), {}, experiment.task.positive)
+    found: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     if (rates := experiment.rates) is not None:
         found |= {**(rates(rate) if rate else {}), "flops_per_token": rates.flops_per_token}
     if experiment.config.train.overfit_one_batch and run.directory.writes:

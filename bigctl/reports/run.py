@@ -14,7 +14,7 @@ import numpy as np
 from bigctl.errors import BigctlError
 from bigctl.files import read_regular
 from bigctl.formatting import grouped
-from bigctl.reports import compression, history, page, plots, quality, trust
+from bigctl.reports import compression, federated, history, page, plots, quality, trust
 from bigctl.reports import curves as learning
 from bigctl.reports.examples import Examples
 from bigctl.runs import corpora, directory, listing, pace, run_info, untrusted
@@ -141,11 +141,14 @@ def _drawn(figures: dict[str, plots.Figure], past: history.History, selected: ob
 def _trusted(
     figures: dict[str, plots.Figure], run: RunDirectory, notes: _Notes, summary: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `eval` has found out beyond metrics, and `compress` of layers."""
+    """What `eval` has found out beyond metrics, `compress` of layers, and a federated training of its clients."""
     told = summary.get("compression") or {}
     layers = notes.attempt("summary.json: compression", lambda: compression.figures(told), [])
     found = notes.attempt("assessment.json", lambda: trust.of_run(run), None)
     shown = {"trust": found, "trusted": _named(figures, "trust", found.figures if found else [])}
+    of = summary.get("federated")
+    clients, shown["worst"] = notes.attempt("summary.json: federated", lambda: federated.shown(of), ([], None))
+    shown["clients"] = _named(figures, "clients", clients)
     return {**shown, "compressed": _named(figures, "compressed", layers)}
 
 

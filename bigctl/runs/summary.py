@@ -62,6 +62,34 @@ class Privacy(TypedDict):
     unit: NotRequired[str]
 
 
+class Served(TypedDict):
+    """A client, by its number: its training and test examples, and the classes that it has most of, as text."""
+
+    client: int
+    examples: int
+    scored: int
+    accuracy: float
+    classes: str
+
+
+class Federated(TypedDict):
+    """How the clients of a federated training are served, each on its part of the test split.
+
+    `scored` of all `clients` have such; `accuracy` has mean, worst, tenth, median and best of theirs, `spread` is their
+    standard deviation, and `spread_by_chance` what it would be if all were served alike; `histogram` counts clients in
+    equal parts from 0 to 1.
+    """
+
+    clients: int
+    scored: int
+    split: str
+    accuracy: dict[str, float]
+    spread: float
+    spread_by_chance: float
+    histogram: list[int]
+    worst: list[Served]
+
+
 class Summary(TypedDict):
     """The result of a run.
 
@@ -100,5 +128,6 @@ class Summary(TypedDict):
     already_complete: NotRequired[bool]
     overfit: NotRequired[Overfit]
     privacy: NotRequired[Privacy]
+    federated: NotRequired[Federated]
     waiting: NotRequired[Waited]
     baseline: NotRequired[Baseline]

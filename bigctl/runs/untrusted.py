@@ -73,6 +73,11 @@ SUMMARY: Shape = {
         "epsilon": float, "delta": float, "steps": COUNT, "noise": float, "sampling_rate": float, "clip": float,
         "accountant": str, "unit": str,
     },
+    "federated": {
+        "clients": COUNT, "scored": COUNT, "split": str, "accuracy": NUMBERS, "spread": float,
+        "spread_by_chance": float, "histogram": [COUNT],
+        "worst": [{"client": COUNT, "examples": COUNT, "scored": COUNT, "accuracy": float, "classes": str}],
+    },
     "baseline": BASELINE, "waiting": {"share": float, "cause": str, "seconds": NUMBERS, "sentence": str},
 }  # fmt: skip
 """Of summary.json."""

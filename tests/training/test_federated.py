@@ -16,8 +16,8 @@ from bigctl import randomness
 from bigctl.cli.main import main
 from bigctl.config import schema
 from bigctl.data.layouts import rounds
+from bigctl.engine import fairness, privacy, resolve
 from bigctl.engine import federated as settling
-from bigctl.engine import privacy, resolve
 from bigctl.errors import BigctlError, ConfigError
 from bigctl.optim import server
 from bigctl.privacy.accountant import Accountant
@@ -251,6 +251,9 @@ def test_resumed_run_is_bit_equal_and_its_epsilon_goes_on(tmp_path: Path) -> Non
     assert {values[2] / values[1] for values in logged[0].values() if values[1]} == {8 * 30 + 8 + 8 + 1 + 4 * 4}
     summary = directory.locate(str(tmp_path / "parts")).summary()
     assert summary is not None and summary["privacy"]["unit"] == "client"
+    assert sum(summary["federated"]["histogram"]) == summary["federated"]["scored"] == 8
+    assert main(["report", str(tmp_path / "parts"), "--samples", "0", "--out", str(tmp_path / "page.html")]) == 0
+    assert "The worst served" in (tmp_path / "page.html").read_text()
     with pytest.raises(BigctlError, match="another configuration: train.federated.fraction: 0.5 -> 0.25"):
         bigctl.train([*keys, "train.steps=7", "train.federated.fraction=0.25"], tmp_path / "parts", quiet=True)
 
@@ -305,6 +308,26 @@ def test_the_largest_numbers_are_sent_or_all_in_8_bits() -> None:
         assert levels == pytest.approx(levels.round(), abs=1e-3) and np.abs(levels).max() <= 127.001
         assert np.asarray(ours).mean(0) == pytest.approx(np.asarray(theirs), abs=step * 0.06)
     assert updates.sent_bytes(update, small) == 256 + 12 and updates.sent_bytes(update, schema.Federated()) == 1024
+
+
+def test_the_client_that_is_served_worst_is_found() -> None:
+    """One of which every test example is taken for the other class; all others are right but for one example."""
+    exp = built(*PLAIN, "train.federated.clients=12", "train.federated.split=shards")
+    labels, train = np.asarray(exp.dataset.splits["test"]["label"]), exp.dataset.splits["train"]
+    owners = settling.owners_of(exp.config, exp.dataset, "test", settling.law_of(exp.config, exp.dataset))
+    wrong = owners == 7
+    wrong[np.flatnonzero(owners == 2)[0]] = True
+    told = {"predicted": np.where(wrong, 1 - labels, labels), "loss": np.ones(len(labels)), "probability": labels}
+    found = fairness.of_clients(exp.config, exp.dataset, exp.task, told)
+    assert found is not None and found["scored"] == 12 and found["accuracy"]["best"] == found["accuracy"]["median"] == 1
+    first, second, *rest = found["worst"]
+    assert (first["client"], first["accuracy"], second["client"]) == (7, 0, 2)
+    assert second["accuracy"] == pytest.approx(1 - 1 / (owners == 2).sum())
+    assert all(each["accuracy"] == 1 for each in rest)
+    mine = np.bincount(train["label"][train[rounds.OWNER] == 7])
+    assert first["classes"].startswith(f"{exp.dataset.features.target.names[mine.argmax()]} {mine.max()}")
+    assert fairness.of_clients(built(*PLAIN).config, exp.dataset, exp.task, told) is None
+    assert fairness.of_clients(exp.config, exp.dataset, exp.task, {}) is None
 
 
 def test_several_devices_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
