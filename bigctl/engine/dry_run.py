@@ -19,6 +19,7 @@ def report(config: Config) -> dict[str, Any]:
 
     from bigctl.engine import batch_size, compile_cache, device_memory, plan, restore, step_memory, teacher
     from bigctl.engine import experiment as experiments
+    from bigctl.optim import thawing
     from bigctl.training import feed
     from bigctl.training.checkpoints import arrays
 
@@ -28,6 +29,7 @@ def report(config: Config) -> dict[str, Any]:
     experiment = experiments.build(config)
     programs, dataset = experiment.programs, experiment.dataset
     state = programs.abstract_state
+    thawed = thawing.told(config, programs.trained(state.params), experiment.cadence.total)
     taken = restore.taken_over(experiment)
     config = experiment.config
     columns = dataset.splits["train"]
@@ -51,6 +53,7 @@ def report(config: Config) -> dict[str, Any]:
         "drawn": (drawn := experiment.drawn()),
         "notes": [*notes.notes_of(dataset), *corpora.notes(drawn), *teacher.uncounted(config, dataset)],
         "init_from": None if taken is None else list(taken.said),
+        "unfreeze": thawed,
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "batch_size": None if measured is None else measured.to_json(),
         "resident": feed.fits_on_device(columns, config),
@@ -81,7 +84,7 @@ def text(report: dict[str, Any]) -> str:
     lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
     lines += [f"  {line}" for line in corpora.lines(report["drawn"])]
     lines += [f"note: {note}" for note in report["notes"]]
-    lines += report["init_from"] or []
+    lines += [*(report["init_from"] or []), *report["unfreeze"]]
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
     if report["batch_size"] is not None:
         lines.append(report["batch_size"]["sentence"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from bigctl.data.layouts.layout import Parted
 from bigctl.data.target import CLASSES
 from bigctl.engine import device_memory, federated, privacy, teacher
 from bigctl.errors import ConfigError
-from bigctl.optim import masks, patterns
+from bigctl.optim import masks, patterns, thawing
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
 from bigctl.training import feed as feeds
@@ -144,6 +145,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     metric = config.eval.metric or task.metric
     _check_freeze(config, programs)
     _check_layer_decay(config, programs)
+    _check_unfreeze(config, programs, resolved.cadence.total)
     known = _metric_names(programs, dataset, "val")
     if metric not in known:
         raise ConfigError(
@@ -180,17 +182,39 @@ _TOP = re.compile(r"(head|pooler|transform|transform_norm|decoder_bias|final_nor
 
 def _check_layer_decay(config: Config, programs: Programs) -> None:
     """Of a model that does not tell its layers, every parameter must be known to be in one or above them all."""
-    if config.optimizer.layer_decay == 1 or config.model.levels:
+    optimizer = config.optimizer
+    if (optimizer.layer_decay == 1 and not optimizer.unfreeze) or config.model.levels:
         return
+    key, off = ("layer_decay", "1") if optimizer.layer_decay != 1 else ("unfreeze", "[]")
     found = masks.depths(programs.abstract_state.params)
     unplaced = [name for name, depth in found.items() if depth is None and not _TOP.match(name)]
     if unplaced or all(depth is None for depth in found.values()):
         raise ConfigError(
             f"model={config.model.kind} does not tell which layers are below which"
             + (f": {few(unplaced)} may be anywhere" if unplaced else ""),
-            where="optimizer.layer_decay",
-            hint="set optimizer.layer_decay=1, or give the model's dataclass `levels`, as bigctl.config.schema.Cnn has",
+            where=f"optimizer.{key}",
+            hint=f"set optimizer.{key}={off}, or give the model's dataclass `levels`, as bigctl.config.schema.Cnn has",
         )
+
+
+def _check_unfreeze(config: Config, programs: Programs, total_steps: int) -> None:
+    """Every group of layers must have one, and a time within the training."""
+    if not config.optimizer.unfreeze:
+        return
+    where, begins = "optimizer.unfreeze", thawing.times(config, total_steps)
+    trained = programs.trained(programs.abstract_state.params)
+    layers = max(masks.layers_of(trained, config.model.levels).values(), default=0)
+    if layers < len(begins):
+        there = f"{layers} layer{'s' * (layers != 1)} below its head"
+        what = f"names {len(begins)} times, of model={config.model.kind} {there} can be trained"
+        raise ConfigError(what, where=where, hint=f"give {layers} or fewer" if layers else "leave it out")
+    if any(later <= earlier for earlier, later in itertools.pairwise(begins)):
+        what = f"groups of layers begin at steps {', '.join(map(str, begins))}, each below the one before"
+        raise ConfigError(what, where=where, hint="give rising numbers that are a step or more apart")
+    if begins[-1] >= total_steps:
+        what = f"the last group of layers begins at step {begins[-1]:,}, training has {total_steps:,}"
+        hint = "numbers below 1 are fractions of the training; optimizer.freeze leaves layers as they are"
+        raise ConfigError(what, where=where, hint=hint)
 
 
 def rebuild(config: Config, features: Features) -> ModelPrograms:

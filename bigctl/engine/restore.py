@@ -21,6 +21,7 @@ from bigctl.engine.experiment import Experiment, shapes_by_path
 from bigctl.engine.run import Run
 from bigctl.errors import TrainingFailed
 from bigctl.files import write_text
+from bigctl.optim import thawing
 from bigctl.runs import generation_config, provenance
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.training import early_stop
@@ -102,6 +103,9 @@ def _made_with(config: Config) -> dict[str, Any]:
 
 def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:
     taken = taken_over(experiment)
+    trained = experiment.programs.trained(experiment.programs.abstract_state.params)
+    for line in thawing.told(experiment.config, trained, experiment.cadence.total):
+        log.info("%s", line)
     if taken is None:
         return Start(experiment.programs.initialise(), Progress(), 0, made_with)
     from bigctl.interop import transfer

@@ -115,6 +115,14 @@ def depths(params: PyTree, levels: Sequence[str] = USUAL_LEVELS) -> dict[str, in
     return found
 
 
+def layers_of(trained: PyTree[bool], levels: Sequence[str] = ()) -> dict[str, int]:
+    """By path, the layer of each parameter that is trained: 1 for the highest that is, 0 above all layers."""
+    kept = {path_name(path) for path, leaf in jax.tree_util.tree_flatten_with_path(trained)[0] if leaf}
+    below = {name: depth or 0 for name, depth in depths(trained, levels or USUAL_LEVELS).items() if name in kept}
+    number = {depth: layer for layer, depth in enumerate(sorted({0, *below.values()}))}
+    return {name: number[depth] for name, depth in below.items()}
+
+
 def _place(path: str, levels: Sequence[str]) -> tuple[int, int] | None:
     """Which of the levels a parameter belongs to, the topmost that fits, and the number of its layer there."""
     for level in reversed(range(len(levels))):

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from bigctl.config import schema
 from bigctl.optim.masks import USUAL_LEVELS, by_layer, decays, norm_biases
+from bigctl.optim.thawing import Thaw, by_groups
 
 if TYPE_CHECKING:
     from bigctl.config.schema.optimizers import Hparams, Scalar
@@ -32,6 +33,7 @@ def update_rule(
     trained: PyTree[bool] | None = None,
     stacked: tuple[str, ...] = (),
     levels: Sequence[str] = (),
+    thaw: Thaw | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer as one optax transformation.
 
@@ -42,6 +44,7 @@ def update_rule(
         trained: which leaves are trained, as `masks.trained` gives it; None for all. The others have no state.
         stacked: the model's patterns of parameters that hold several in one, see `schema.Model.stacked`.
         levels: the model's patterns of layers, see `schema.Model.levels`.
+        thaw: which groups of layers are trained yet, each with a state of its own; None for all, with one state.
 
     Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay on
     the leaves that `masks.decays` names, the learning rate), what `layer_decay` leaves of the update. What is off keeps
@@ -55,7 +58,7 @@ def update_rule(
     slower = optax.identity()
     if config.layer_decay != 1:
         slower = by_layer(hparams["optimizer.layer_decay"], trained, levels or USUAL_LEVELS)
-    whole = optax.chain(clip, *rule, slower)
+    whole = optax.chain(clip, *((by_groups(optax.chain(*rule), thaw),) if thaw else rule), slower)
     return whole if trained is None or all(jax.tree.leaves(trained)) else optax.masked(whole, trained)
 
 

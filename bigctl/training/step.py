@@ -25,7 +25,7 @@ from bigctl.config import schema
 from bigctl.data.layouts import rounds
 from bigctl.models import rounded
 from bigctl.models.layers import Hyperparameter
-from bigctl.optim import masks, optimizers, schedules, server
+from bigctl.optim import masks, optimizers, schedules, server, thawing
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
 from bigctl.training import divergence, federated, metrics, private
@@ -137,7 +137,7 @@ class Step:
             grads = jax.tree.map(lambda g: g / shared, grads)
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
         with self._placing():
-            update = self._update_rule(state.params, hparams, factor).update
+            update = self._update_rule(state.params, hparams, factor, state.step).update
             updates, opt_state = update(grads, state.opt_state, state.params)
         if self.task.solves:
             updates, opt_state = jax.tree.map(jnp.subtract, begun, state.params), state.opt_state
@@ -176,16 +176,21 @@ class Step:
         self.task.solve(model, batch, state.step, hparams)
         return nnx.to_pure_dict(split_model(model)[1])
 
-    def _rule(self, params: Tree, hparams: Hparams, factor: Any = 1.0) -> optax.GradientTransformation:
+    def _rule(
+        self, params: Tree, hparams: Hparams, factor: Any = 1.0, step: Scalar = 0
+    ) -> optax.GradientTransformation:
         optimizer, model, trained = self.config.optimizer, self.config.model, self.trained(params)
+        thaw = thawing.thaw(self.config, trained, step, self.total_steps)
         return optimizers.update_rule(
-            optimizer, hparams, factor, trained=trained, stacked=model.stacked, levels=model.levels
+            optimizer, hparams, factor, trained=trained, stacked=model.stacked, levels=model.levels, thaw=thaw
         )
 
-    def _update_rule(self, params: Tree, hparams: Hparams, factor: Scalar = 1.0) -> optax.GradientTransformation:
+    def _update_rule(
+        self, params: Tree, hparams: Hparams, factor: Scalar = 1.0, step: Scalar = 0
+    ) -> optax.GradientTransformation:
         """What a step updates weights by: the optimizer, or where clients have that what the server has."""
         clients = self.config.train.federated
-        return server.server_rule(clients) if clients.on else self._rule(params, hparams, factor)
+        return server.server_rule(clients) if clients.on else self._rule(params, hparams, factor, step)
 
     @contextlib.contextmanager
     def _placing(self) -> Iterator[None]:
@@ -219,11 +224,13 @@ class Step:
         same = train.overfit_one_batch  # one batch and, where a task draws what it asks, one question
         augmentation = randomness.key(seed, randomness.AUGMENTATION, jnp.zeros_like(step) if same else step)
         trained = self.trained(params)
+        thaw = thawing.thaw(self.config, trained, step, self.total_steps)
 
         def loss(
             params: Tree, variables: Tree, part: Batch, key: jax.Array, augmentation: jax.Array = augmentation
         ) -> tuple[jax.Array, Any]:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
+            params = thawing.gated(params, thaw)
             model = self.merge(params, variables, hparams)
             by = self.config.mesh.context_by
             with meshes.used(self.mesh, deterministic=train.deterministic, context_by=by):
@@ -236,16 +243,16 @@ class Step:
 
         if train.federated.on:
             factor = schedules.factor(self.config.schedule, step, self.total_steps)
-            rule = self._rule(params, hparams, factor)
+            rule = self._rule(params, hparams, factor, step)
             local = federated.Local(train, jax.grad(of_one, has_aux=True), rule, trained)
             keys = dropout, augmentation, randomness.key(seed, randomness.CLIENTS, step)
             noise = randomness.key(seed, randomness.PRIVACY, step)
             grads, sums = federated.average(local, params, batch, keys, noise)
-            return grads, variables, sums
+            return thawing.closed(grads, thaw), variables, sums  # noise is added to what waits too
         if train.privacy.on:
             noise = randomness.key(seed, randomness.PRIVACY, step)
             grads, sums = private.gradients(of_one, params, batch, trained, train.privacy, self.mesh, dropout, noise)
-            return grads, variables, sums
+            return thawing.closed(grads, thaw), variables, sums
         gradient = jax.grad(loss, has_aux=True)
         if parts == 1:
             grads, (variables, sums) = gradient(params, variables, batch, dropout)

@@ -117,6 +117,9 @@ class Whole(Protocol):
     def data(self) -> Any: ...
 
     @property
+    def optimizer(self) -> Any: ...
+
+    @property
     def train(self) -> Any: ...
 
     @property

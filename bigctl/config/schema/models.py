@@ -31,8 +31,9 @@ class Model(Component):
     wide: ClassVar[tuple[str, ...]] = ()
     """Patterns of the paths of parameters that are float32 in the model too, whatever `train.precision` says."""
     levels: ClassVar[tuple[str, ...]] = ()
-    """Patterns of the paths of parameters from the bottom of the network up, for `optimizer.layer_decay`; the group of
-    a pattern is the layer's number. What none fits is above them all. Empty: not told, layers/0/ and the like count."""
+    """Patterns of the paths of parameters from the bottom of the network up, for `optimizer.layer_decay` and
+    `unfreeze`; the group of a pattern is the layer's number. What none fits is above them all. Empty: not told,
+    layers/0/ and the like count."""
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The numbers that the size of an axis of the mesh must divide, by axis; an axis that shares out layers, and is not
     among them, is refused: it has no rules for this model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,11 @@ class Optimizer(Component):
     freeze: list[str] = key(
         [], "Patterns of parameters that are not trained, such as embeddings or 'layers/[0-3]/'.", drift=STRUCTURAL
     )
+    unfreeze: list[float] = key(
+        [], "When each group of layers begins to be trained, from the head downward; what is above all layers is from "
+        "the start. The layers are divided into as many groups as there are numbers "
+        "[steps; below 1: fraction of the horizon].", drift=STRUCTURAL, ge=0,
+    )  # fmt: skip
 
     def build(self, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...] = ()) -> Rule:
         """The rule itself, weight decay and learning rate included: one transformation, or several in their order.
@@ -64,6 +70,10 @@ class Optimizer(Component):
             except (re.error, RecursionError, OverflowError) as error:
                 message = f"{pattern!r} is no regular expression: {error}"
                 yield "optimizer.freeze", message, "a plain part of a path will do, such as embeddings"
+        for earlier, later in itertools.pairwise(self.unfreeze):
+            if later <= earlier and (earlier < 1) == (later < 1):
+                message = f"a lower group of layers cannot begin at {later:g} where the one above begins at {earlier:g}"
+                yield "optimizer.unfreeze", message, "give rising numbers, such as [0.1,0.2,0.3]"
 
 
 @dataclass

@@ -34,6 +34,8 @@ class Probe(ImageCls):
             yield "recipe.augment", "recipe=probe computes features once, of pictures as they are", "leave it out"
         if self.head != NEW:
             yield "recipe.head", "recipe=probe solves for its head, whatever it begins as", "leave it out"
+        if config.optimizer.unfreeze:
+            yield "optimizer.unfreeze", "recipe=probe trains the head alone, and solves for it", "leave it out"
         if not self.costs:
             yield "recipe.costs", "recipe.costs names no cost", "for example recipe.costs=[0.003]"
         for name, usual in (("precision", "float32"), ("accumulate", 1), ("ema", 0.0)):
