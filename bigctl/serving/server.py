@@ -40,7 +40,8 @@ def serve(site: Site, listening: socket.socket) -> None:
         site.guard, log_config=None, access_log=False, lifespan="on", server_header=False, date_header=False,
         timeout_graceful_shutdown=int(site.settings.drain) + 1,
     )  # fmt: skip
-    asyncio.run(_run(_Server(config), site, listening))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop's, where it is installed
+        runner.run(_run(_Server(config), site, listening))
 
 
 class _Server(uvicorn.Server):
