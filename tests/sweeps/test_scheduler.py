@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bigctl.errors import DataError
 from bigctl.runs import directory
 from bigctl.sweeps import sweep
 from bigctl.sweeps.execution.local import Job
@@ -86,6 +87,46 @@ def test_a_sweep_stops_when_more_have_failed_than_may(tmp_path: Path, limit: int
     loop = scheduler(tmp_path, bench, SchedulerOptions(max_failures=limit))
     loop.run()
     assert len(bench.commands) == started and bool(loop.halted) == (limit is not None)
+
+
+class Refused(Bench):
+    """One whose jobs end with an error of the command line or of the data."""
+
+    def __init__(self, said: str):
+        super().__init__(2, 2)
+        self._said = said
+
+    def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
+        log.write_text(f"bigctl: {self._said}\n        do this\n")
+        return super().start(command, folder=folder, log=log, avoid=avoid)
+
+
+FOLDS = "data.folds: 8 folds cannot be made of 4 rows"
+
+
+@pytest.mark.parametrize("axis", ["seed=0,1", "model.dropout=0,0.1"])
+def test_data_that_no_trial_can_use_ends_the_sweep_before_any_is_trained(tmp_path: Path, axis: str) -> None:
+    bench = Refused(FOLDS)
+    with pytest.raises(DataError, match=r"^data\.folds: 8 folds cannot be made of 4 rows \(do this\)$"):
+        scheduler(tmp_path, bench, None, axis).run()
+    assert len(bench.commands) == bench.slots, "those that had been started at once, and no more"
+
+
+@pytest.mark.parametrize(
+    ("said", "axis"),
+    [
+        (FOLDS, "data.test_fraction=0.1,0.5"),
+        ("data.max_length: 3 is too short for this model", "model.dropout=0,0.1"),
+        ("cuda: out of memory", "seed=0,1"),
+    ],
+)
+def test_an_error_that_may_be_of_one_trial_alone_leaves_the_others_their_turn(
+    tmp_path: Path, said: str, axis: str
+) -> None:
+    bench = Refused(said)
+    loop = scheduler(tmp_path, bench, None, axis)
+    loop.run()
+    assert len(bench.commands) == 6 and {s.status for s in loop.study.states.values()} == {"failed"}
 
 
 @pytest.mark.parametrize("orders", [((), ("seed=range(3)",)), (("seed=range(3)",), ())])

@@ -207,6 +207,26 @@ def test_a_dry_run_lists_the_points_and_leaves_nothing(command: Command, capsys:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["data.label=y", "data.fold=range(8)"],
+            "bigctl: data.folds: 8 folds cannot be made of 4 rows (take at most 4",
+        ),
+        (["data.label=q", "optimizer.lr=1e-3,1e-2"], "bigctl: t.csv: there is no target column 'q' ("),
+    ],
+)
+def test_data_that_no_trial_can_use_ends_the_sweep_with_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+    rows = ["a,b,y", "1,2,x", "2,3,z", "3,4,x", "5,4,z", "6,7,x", "8,9,z"]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    study = ["sweep", "recipe=mlp_cls", "data=csv", "data.path=t.csv", "--name", "s", "--jobs", "1"]
+    done = Cli(tmp_path)(*study, *words, code=2)
+    assert done.stderr.splitlines()[-1].startswith(said) and done.stderr.count("failed") == 0
+    assert sum(starts(tmp_path / "sweeps" / "s").values()) == 1 and not done.stdout
+
+
+@pytest.mark.slow
 def test_a_metric_that_no_trial_reports_ends_the_sweep_and_names_those_there_are(tmp_path: Path) -> None:
     done = Cli(tmp_path)(*STUDY, RATES, "sweep.metric=val/f2", code=2)
     assert "sweep.metric: there is no metric 'val/f2' to select by" in done.stderr and "val/accuracy" in done.stderr

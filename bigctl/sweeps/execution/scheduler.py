@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bigctl.errors import ConfigError, Preempted, TrainingFailed
+from bigctl.errors import ConfigError, DataError, Preempted, TrainingFailed
 from bigctl.runs import untrusted
 from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps import ledger as ledgers
@@ -24,7 +24,7 @@ from bigctl.sweeps.ledger import Ledger
 from bigctl.sweeps.search.choose import make_pruner
 from bigctl.sweeps.search.samplers import key_of
 from bigctl.sweeps.search.space import Plan
-from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, STOPPED, State, Study
+from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, STOPPED, State, Study
 from bigctl.sweeps.view.live import LiveView
 from bigctl.sweeps.view.scene import TrialProgress
 from bigctl.training.signals import StopRequest
@@ -33,6 +33,8 @@ POLL = 0.1
 """Time between two checks of what is running [s]."""
 _MOST_IDLE = 3
 """A trial fails after so many starts in a row that were interrupted before it saved a checkpoint."""
+_CHOOSE_DATA = ("data", "recipe", "experiment")
+"""Beginnings of keys that decide what a trial reads."""
 
 
 @dataclass
@@ -136,6 +138,7 @@ class Scheduler:
         Raises:
             Preempted: if it was asked to stop; its trials have saved.
             ConfigError: for a metric that no trial reports.
+            DataError: for data that no trial could be trained on, before any was.
             RunError: if the ledger cannot be written.
         """
         self._recover()
@@ -319,9 +322,23 @@ class Scheduler:
                 end = dataclasses.replace(end, status=FAILED, message=message or monitor.exit_cause(code, running.log))
         if end.status == FAILED and end.message.startswith("eval.metric: "):
             raise ConfigError(end.message.removeprefix("eval.metric: "), where="sweep.metric")
+        if end.status == FAILED and code == DataError.exit_code and self._fails_everywhere(end.message):
+            where, message = end.message.split(": ", 1)
+            raise DataError(message, where=where)
         if end.status == COMPLETE and end.seconds is not None and not running.own:
             seconds = end.seconds
         self._record_end(state, end, seconds, code)
+
+    def _fails_everywhere(self, message: str) -> bool:
+        """Whether the first error is of data that all trials share, such as more folds than rows."""
+        keys = [axis.key for axis in self.plan.space.axes]
+        file = getattr(self.plan.base.config.data, "path", None) or "data."
+        if not message.startswith(("data.", str(file))) or any(key.startswith(_CHOOSE_DATA) for key in keys):
+            return False
+        if not message.startswith("data.fold") and any(key.startswith("model") for key in keys):
+            return False  # of a model that this data does not fit
+        states = self.study.states.values()
+        return not any(s.status in ENDED or monitor.last_checkpoint(self.study.run(s)) is not None for s in states)
 
     def _worth_restarting(self, name: str, code: int) -> bool:
         """Whether a trial that saved nothing was only interrupted, not too often in a row, or held elsewhere (5)."""
