@@ -73,8 +73,6 @@ def model_kind(model: DecoderArchitecture, where: str) -> str:
         kind = decoder.exported_kind(model)
     except ConfigError as error:
         raise ConfigError(error.message.replace("transformers", "llama.cpp"), where=where, hint=error.hint) from error
-    if model.scan:
-        raise ConfigError("layers of model.scan=true are stacked", where=where, hint="train with model.scan=false")
     if kind == GPT and model.activation != "gelu_tanh":
         hint = "train model.activation=gelu_tanh; --format onnx takes any"
         raise ConfigError(f"llama.cpp has no GPT-2 with activation={model.activation}", where=where, hint=hint)
