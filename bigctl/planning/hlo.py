@@ -144,13 +144,31 @@ class Module:
         told = _TRIPS.search(loop.attributes)
         if told:
             return int(told[1])
-        condition = self.computations.get((loop.attribute("condition") or "").lstrip("%"))
+        condition = self._named(loop, "condition")
         limits = [
             int(each.text)
             for each in (condition.instructions.values() if condition else ())
             if each.opcode == "constant" and each.arrays[0].shape == () and each.text.isdigit()
         ]
-        return limits[0] if len(limits) == 1 and limits[0] > 0 else None
+        return -(-limits[0] // self._step(loop)) if len(limits) == 1 and limits[0] > 0 else None
+
+    def _named(self, loop: Instruction, attribute: str) -> Computation | None:
+        return self.computations.get((loop.attribute(attribute) or "").lstrip("%"))
+
+    def _step(self, loop: Instruction) -> int:
+        """What a loop adds to its counter: a TPU's products that gather their weights meanwhile take two parts at a time."""
+        condition, body = self._named(loop, "condition"), self._named(loop, "body")
+        if condition is None or body is None:
+            return 1
+        for value in condition.operands(condition.root):
+            place = value.attribute("index") if value.opcode == "get-tuple-element" else None
+            if place is None or int(place) >= len(body.root.operands):
+                continue
+            counted = body.instructions.get(body.root.operands[int(place)])
+            added = body.operands(counted) if counted is not None and counted.opcode == "add" else []
+            steps = [int(each.text) for each in added if each.opcode == "constant" and each.text.isdigit()]
+            return max(steps, default=1) or 1
+        return 1
 
     @property
     def loops_untold(self) -> list[str]:

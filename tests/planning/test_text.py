@@ -101,6 +101,17 @@ ENTRY %e (a: f32[8,64], b: f32[8,64]) -> (f32[64,64], f32[64,64]) {
     assert (only.count, only.bytes) == (2, 2 * 7 * 8 * 64 * 4)
 
 
+@pytest.mark.parametrize(("step", "times"), [(1, 12), (2, 6), (5, 3)])
+def test_a_loop_that_counts_in_steps_runs_less_often(step: int, times: int) -> None:
+    counted = f"""  %constant.6 = s32[]{{:T(128)}} constant({step})
+  %add.9 = s32[]{{:T(128)}} add(%get-tuple-element.2, %constant.6)
+  ROOT %tuple.1 = (s32[], f32[64]) tuple(%add.9, %all-reduce.3)"""
+    text = TPU.replace("  ROOT %tuple.1 = (s32[], f32[64]) tuple(%get-tuple-element.2, %all-reduce.3)", counted)
+    assert text != TPU
+    looped = collectives.collectives(hlo.parse(text), {"fsdp": 8})[1]
+    assert looped.count == times
+
+
 def test_sixteen_bits_that_a_cpu_adds_in_32_count_as_sixteen() -> None:
     text = """HloModule m
 ENTRY %e (a: f32[8,64]) -> f32[8,64] {
