@@ -169,11 +169,14 @@ def _folded(eqn: JaxprEqn, values: list[Value]) -> list[Value] | None:
 
 def _scan(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     graph, params = walk.graph, eqn.params
-    consts, carries = params["num_consts"], params["num_carry"]
+    body, closed = Graph(graph), params["jaxpr"]
+    # By their shapes, for how the parameters say it differs between versions of jax: what is gone over, and what is
+    # stacked up, has one dimension more outside of the body.
+    carries = sum(shaped(a).ndim == shaped(b).ndim for a, b in zip(eqn.outvars, closed.jaxpr.outvars, strict=True))
+    each = sum(shaped(a).ndim > shaped(b).ndim for a, b in zip(eqn.invars, closed.jaxpr.invars, strict=True))
+    consts = len(values) - carries - each
     fixed, start, xs = values[:consts], values[consts : consts + carries], values[consts + carries :]
     start, xs = [graph.full(v) for v in start], [graph.full(v) for v in xs]
-    body = Graph(graph)
-    closed = params["jaxpr"]
     inner = [body.input(body.fresh("carry"), v.shape, v.dtype) for v in start]
     inner += [body.input(body.fresh("each"), v.shape[1:], v.dtype) for v in xs]
     if not xs:  # Scan goes over something
