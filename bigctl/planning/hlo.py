@@ -156,7 +156,7 @@ class Module:
         return self.computations.get((loop.attribute(attribute) or "").lstrip("%"))
 
     def _step(self, loop: Instruction) -> int:
-        """What a loop adds to its counter: a TPU's products that gather their weights meanwhile take two parts at a time."""
+        """What a loop adds to its counter: products of a TPU that gather weights meanwhile take two parts a round."""
         condition, body = self._named(loop, "condition"), self._named(loop, "body")
         if condition is None or body is None:
             return 1
