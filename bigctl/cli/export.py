@@ -9,6 +9,7 @@ from pathlib import Path
 from bigctl import formatting
 from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
+from bigctl.errors import ConfigError
 from bigctl.inference.exporters.formats import FORMATS, exporter, require_bits
 
 EXAMPLES = """\
@@ -17,6 +18,7 @@ examples:
   bigctl export cnn_cls --format jax --out digits && python digits/run.py 7.png
   bigctl export bert_cls --format hf --out sentiment --step last
   bigctl export bert_cls --format onnx --int8 --out small
+  bigctl export gpt_lm --format onnx --cache --int8
   bigctl export bert_cls --format hf --json
 
 """ + "\n".join(f"{name}: {found.about}" for name, found in FORMATS.items())
@@ -31,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for bits in (8, 4):
         what = f"weights of {bits} bits, with what that costs and gains; of --format {rounds}"
         small.add_argument(f"--int{bits}", dest="bits", action="store_const", const=bits, help=what)
+    parser.add_argument(
+        "--cache",
+        action="store_true",
+        help="keys and values of earlier tokens go in and out; of language models as onnx",
+    )
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     common.add_run_plugins(parser)
     common.add_json(parser)
@@ -40,6 +47,9 @@ def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     found_exporter = exporter(options.format)
     rounding = {} if options.bits is None else {"bits": options.bits}
+    cache = {"cache": True} if options.cache else {}
+    if cache and options.format != "onnx":
+        raise ConfigError(f"--format {options.format} has none", where="--cache", hint="--format onnx has")
     if rounding:
         require_bits(options.format, options.bits)
     from bigctl.interop.folders import require_new
@@ -52,10 +62,14 @@ def run(options: argparse.Namespace) -> int:
 
     trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
     found_exporter.require(trained)
+    if cache:
+        from bigctl.inference.exporters import cached
+
+        cached.require(trained)
     if (quantize := trained.config.train.quantize) is not None and options.bits is None:
         what = "train.quantize=%s: this file has the float32 weights; --format onnx --%s writes what it was tuned for"
         logging.getLogger("bigctl").warning(what, quantize, quantize)
-    exported = found_exporter.write(trained, folder, **rounding)
+    exported = found_exporter.write(trained, folder, **rounding, **cache)
     files = sorted(file.name for file in folder.iterdir())
     facts = dict(exported.facts)
     what, lines = facts.pop("what"), facts.pop("lines", [])
@@ -68,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"  {file:<24} {formatting.size((folder / file).stat().st_size):>10}")
     if "checked" in facts and not rounding:
         print(f"it computes what the run does: {facts['checked']}")
+    if "text" in facts:
+        print(f"it writes {facts['text']}")
     for line in lines:
         print(f"  {line}")
     print("to use it:")

@@ -204,13 +204,22 @@ def write_to_slots(
     return stored
 
 
+def places_after(cache: dict[str, Array], length: int, start: Array | None) -> Int[Array, "*batch length"]:
+    """The places of tokens that come after what is in the cache: `start` of each text, or all of it."""
+    begin = cache["key"].shape[2] if start is None else start[:, None]
+    return begin + jnp.arange(length)
+
+
 def write_to_cache(
     stored: Float[Array, "batch groups room depth"],
     new: Float[Array, "batch length groups depth"],
-    start: Int[Array, " batch"],
-) -> Float[Array, "batch groups room depth"]:
-    """The cache with new entries from `start` on; of a few texts row by row, as a scatter is slow on CPU."""
+    start: Int[Array, " batch"] | None,
+) -> Float[Array, "batch groups room2 depth"]:
+    """The cache with new entries from `start` on, or longer by them where that is None; of a few texts row by row, as a
+    scatter is slow on CPU."""
     rows = new.swapaxes(1, 2).astype(stored.dtype)
+    if start is None:
+        return jnp.concatenate([stored, rows], axis=2)
     if len(rows) > _FEW:
         return jax.vmap(lambda old, row, at: jax.lax.dynamic_update_slice(old, row, (0, at, 0)))(stored, rows, start)
     for i in range(len(rows)):

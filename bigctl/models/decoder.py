@@ -26,6 +26,7 @@ from bigctl.models.attention import (
     attention_row_by_row,
     cached_attention,
     causal_attention,
+    places_after,
     rotated,
     write_to_cache,
     write_to_slots,
@@ -98,10 +99,10 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch length width"],
         cache: dict[str, Array],
-        start: Int[Array, " batch"],
+        start: Int[Array, " batch"] | None,
     ) -> tuple[Float[Array, "batch length width"], dict[str, Array]]:
-        """Attention over what is in the cache before `start` and over x, which is written there from `start` on."""
-        places = start[:, None] + jnp.arange(x.shape[1])
+        """Attention over what is in the cache before `start` and over x, which `write_to_cache` puts there."""
+        places = places_after(cache, x.shape[1], start)
         q, k, v = self._project(x, places)
         cache = {name: write_to_cache(cache[name], new, start) for name, new in (("key", k), ("value", v))}
         visible = jnp.arange(cache["key"].shape[2]) <= places[..., None]
@@ -155,9 +156,9 @@ class Layer(nnx.Module):
         return meshes.placed(x + self.dropout(added, fold(key, 1)), "batch", "context"), told
 
     def extend(
-        self, x: Array, cache: dict[str, Array], start: Array, rows: Rows | None
+        self, x: Array, cache: dict[str, Array], start: Array | None, rows: Rows | None
     ) -> tuple[Array, dict[str, Array]]:
-        if rows is not None:
+        if rows is not None and start is not None:
             return self._extend_rows(x, cache, start, rows)
         added, cache = self.attention.extend(self.attention_norm(x), cache, start)
         x = x + added
@@ -352,7 +353,7 @@ class Decoder(nnx.Module):
         self,
         tokens: Int[Array, "batch length"],
         cache: Cache,
-        start: Int[Array, " batch"],
+        start: Int[Array, " batch"] | None,
         rows: Rows | None = None,
     ) -> tuple[Float[Array, "batch length width"], Cache]:
         """The vectors of tokens that continue what is in the cache: those of the call on the whole text.
@@ -360,14 +361,13 @@ class Decoder(nnx.Module):
         Args:
             tokens: the next ones of each text; what pads a row at its end is overwritten by a later call that begins
                 there, and never seen before.
-            cache: from `cache` or an earlier call, with room for `start` + length tokens; without it, what is written
-                is wrong.
-            start: how many tokens of each text are in the cache already.
+            cache: from `cache` or an earlier call; without room for `start` + length tokens, what is written is wrong.
+            start: how many tokens of each text are in the cache already; None where it is full, and becomes longer.
             rows: with one token a text, where in the cache each text is.
         """
         x = self.token.embedding[...][tokens]
         if self.position is not None:
-            x = x + self.position.embedding[...][start[:, None] + jnp.arange(tokens.shape[1])]
+            x = x + self.position.embedding[...][places_after(cache[0], tokens.shape[1], start)]
         new = []
         for layer, part in zip(self.layers, cache, strict=True):
             x, part = layer.extend(x, part, start, rows)

@@ -146,7 +146,7 @@ def _batches(trained: TrainedRun, network: Network) -> Iterator[tuple[Arrays, Ar
     planned = list(layout.evaluation_plan(columns, batch_size=size, shards=1).batches())
     for indices, mask, length in planned[:: -(-len(planned) * size // most)]:
         batch = {name: np.asarray(values)[mask > 0] for name, values in layout.gather(columns, indices, length).items()}
-        yield {name: batch[name] for name in network.inputs}, batch
+        yield network.given(batch), batch
 
 
 def _labels(kind: str, outputs: np.ndarray) -> np.ndarray:

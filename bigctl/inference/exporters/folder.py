@@ -77,13 +77,14 @@ def complete(
     argument, _, packages = _KINDS[kind]
     needs = ", ".join(["numpy", *runtime.packages, *packages])
     if not runtime.command:
-        (folder / "run.py").write_text(_script(trained, runtime, kind, needs), encoding="utf-8")
+        begin = "stream" if "inputs" in network.inputs and len(network.inputs) == 1 else "stream_cached"
+        (folder / "run.py").write_text(_script(trained, runtime, kind, needs, begin), encoding="utf-8")
     card = _card(trained, network, runtime, agreement, rounded, digests, argument, needs)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return argument
 
 
-def _script(trained: TrainedRun, runtime: Runtime, kind: str, needs: str) -> str:
+def _script(trained: TrainedRun, runtime: Runtime, kind: str, needs: str, writes: str) -> str:
     argument, imports, _ = _KINDS[kind]
     script = [
         _template("begin").format(
@@ -92,7 +93,7 @@ def _script(trained: TrainedRun, runtime: Runtime, kind: str, needs: str) -> str
         _template(f"runtime_{runtime.name}"),
     ]
     if kind == "stream":
-        script += [_template("stream")]
+        script += [_template(writes)]
     else:
         known = (
             trained.features.target.kind if kind != "arrays" and trained.config.recipe.purpose == "predict" else None
@@ -169,7 +170,9 @@ def _preprocessing(trained: TrainedRun) -> dict[str, Any]:
         known = features.tokenizer or {}
         (context,) = trained.task.exported_inputs(1)["inputs"].shape[1:]
         ends = generation_config.read_generation_config(trained.run, known).ends
-        return found | {"context": context, "ends": list(ends)}
+        model = trained.language_model
+        told = {"start": list(model.start), "never": list(model.never), "vocab": model.vocab}
+        return found | {"context": context, "ends": list(ends), **told}
     return found | dict(features.tokenizer or {}) | {"pairs": features.pairs}
 
 

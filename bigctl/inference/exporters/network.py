@@ -15,6 +15,7 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import export
 
 from bigctl.data.dataset import Dataset, Features
@@ -41,6 +42,7 @@ class Network:
         inputs: shapes of the inputs, with symbols.
         batches: examples: inputs by name.
         checked: what these are, for people.
+        model: weights by path -> the model.
         dataset: the run's data, None where it cannot be had.
     """
 
@@ -49,6 +51,7 @@ class Network:
     inputs: dict[str, jax.ShapeDtypeStruct]
     batches: list[Arrays]
     checked: str
+    model: Callable[[dict[str, jax.Array]], nnx.Module]
     dataset: Dataset | None = None
 
     @classmethod
@@ -63,9 +66,12 @@ class Network:
         names = [path_name(path).partition("/")[2] for path, _ in leaves]
         weights = {name: _plain(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
 
-        def function(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def model(weights: dict[str, jax.Array]) -> nnx.Module:
             params, variables = jax.tree_util.tree_unflatten(structure, [weights[name] for name in names])
-            return programs.task.exported(programs.merge(params, variables), inputs)
+            return programs.merge(params, variables)
+
+        def function(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return programs.task.exported(model(weights), inputs)
 
         try:
             longest = programs.task.exported_inputs(ROWS)
@@ -76,7 +82,19 @@ class Network:
         batches, checked = _examples(trained, dataset, longest)
         if quantize != config.train.quantize:
             checked += " (float32, without the rounding of train.quantize)"
-        return cls(weights, function, _symbolic(longest, features), batches, checked, dataset)
+        return cls(weights, function, _symbolic(longest, features), batches, checked, model, dataset)
+
+    def given(self, batch: Arrays) -> Arrays:
+        """The inputs, of a batch of data; what it has no column for is a cache with nothing in it."""
+        rows = len(next(iter(batch.values())))
+
+        def empty(shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (rows, *(size if isinstance(size, int) else 0 for size in shape[1:]))
+
+        return {
+            name: batch[name] if name in batch else np.zeros(empty(shape.shape), shape.dtype)
+            for name, shape in self.inputs.items()
+        }
 
     @cached_property
     def weight_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,7 +13,7 @@ import onnxruntime
 
 from bigctl.errors import ConfigError, RunError
 from bigctl.files import sha256
-from bigctl.inference.exporters import beside
+from bigctl.inference.exporters import beside, cached
 from bigctl.inference.exporters import folder as folders
 from bigctl.inference.exporters.agreement import TOLERANCE, difference, require_agreement
 from bigctl.inference.exporters.formats import Exported
@@ -50,10 +50,10 @@ def require(trained: TrainedRun) -> None:
         raise ConfigError(what, where=str(trained.run.path), hint="--format jax has no such limit")
 
 
-def write(trained: TrainedRun, folder: Path, bits: int | None = None) -> Exported:
-    """See `formats.Exporter`; with `bits` 8 or 4 its weights are rounded, see `quantise`."""
+def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: bool = False) -> Exported:
+    """See `formats.Exporter`; with `bits` 8 or 4 its weights are rounded, see `quantise`; with `cache` see `cached`."""
     require_new(folder)
-    network = Network.of(trained)
+    network = cached.of(trained) if cache else Network.of(trained)
     model = to_onnx(network.function, network.weights, network.inputs, name=trained.run.path.name)
     model.doc_string = f"{trained.run.path.name}, step {trained.step}"
     onnx.checker.check_model(model)
@@ -63,6 +63,8 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None) -> Exporte
         agreement = require_agreement(network, loaded, MODEL, lambda batch: begins(network, batch))
         facts = {"opset": OPSET, "difference": agreement.difference, "checked": str(agreement)}
         lines: list[str] = []
+        if cache:
+            facts["text"] = cached.require_same_text(trained, network, loaded, MODEL)
         if bits is not None:
             lines, facts["rounded"] = _round(trained, network, model, loaded, partial / MODEL, bits)
             facts["lines"] = lines
