@@ -43,6 +43,11 @@ def available() -> int:
         with contextlib.suppress(OSError, ValueError):
             taken = int(Path(used).read_text(encoding="ascii")) - _cached(Path(used).with_name("memory.stat"))
             found.append(int(Path(most).read_text(encoding="ascii")) - taken)
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            found.append(soft - pages * os.sysconf("SC_PAGE_SIZE"))
     return max(0, min(found))
 
 

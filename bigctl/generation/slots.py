@@ -84,6 +84,18 @@ class Slot:
         return max(0, len(self.context) - 1 - self.valid)
 
 
+def width_of(count: int) -> int:
+    """How many slots there are where so many are asked for."""
+    return next(width for width in _WIDTHS if width >= count)
+
+
+def memory_of(model: Network, count: int) -> int:
+    """Bytes that the cache of so many slots takes, for texts of the whole context."""
+    dtype = jax.tree.leaves(nnx.split(model)[1])[0].dtype
+    shapes = jax.eval_shape(lambda: model.cache(width_of(count), -(-model.context // PIECE) * PIECE, dtype))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
 class Slots:
     """A cache of some slots, and the texts in them.
 
@@ -111,7 +123,7 @@ class Slots:
         never: Sequence[int] = (),
         few: bool = False,
     ):
-        self.slots = [Slot() for _ in range(next(width for width in _WIDTHS if width >= count))]
+        self.slots = [Slot() for _ in range(width_of(count))]
         self.together = True
         self._widths = (_WIDTHS[0], len(self.slots)) if few else (len(self.slots),)
         self.context = model.context

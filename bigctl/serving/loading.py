@@ -8,7 +8,9 @@ from pathlib import Path
 
 from bigctl import memory
 from bigctl.errors import RunError
+from bigctl.formatting import size
 from bigctl.generation.generate import LanguageModel
+from bigctl.generation.slots import memory_of
 from bigctl.inference import artefact
 from bigctl.inference.artefact import Artefact
 from bigctl.inference.language_models import pretrained_language_model
@@ -95,6 +97,12 @@ def _served(name: str, trained: TrainedRun, settings: Settings) -> Predicting | 
 
 
 def _writing(name: str, model: LanguageModel, settings: Settings) -> Writing:
+    """Raises RunError where there is no memory for the texts that are written at once."""
+    free, taken = memory.available(), memory_of(model.model, settings.slots)
+    if taken > free:
+        fits = next((n for n in range(settings.slots, 0, -1) if memory_of(model.model, n) <= free), None)
+        what = f"{settings.slots} texts at once take {size(taken)} of memory, and {size(free)} are free"
+        raise RunError(what, where=model.name, hint=reloading.SMALLER if fits is None else f"--slots {fits}")
     return Writing(name, model, settings.max_queue, settings.slots)
 
 

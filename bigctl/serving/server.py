@@ -37,8 +37,8 @@ def listen(settings: Settings) -> socket.socket:
 def serve(site: Site, listening: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C; what is in flight then is answered, a second signal ends it at once."""
     config = uvicorn.Config(
-        site.guard, log_config=None, access_log=False, lifespan="on", server_header=False, date_header=False,
-        timeout_graceful_shutdown=int(site.settings.drain) + 1,
+        site.guard, log_config=None, access_log=False, lifespan="on", proxy_headers=False, server_header=False,
+        date_header=False, timeout_graceful_shutdown=int(site.settings.drain) + 1,
     )  # fmt: skip
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop's, where it is installed
         runner.run(_run(_Server(config), site, listening))

@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from bigctl.errors import ConfigError
@@ -59,7 +60,7 @@ class Settings:
         name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":", 1)[0]
         return name.lower() in (*_LOOPBACK, self.host.lower(), *map(str.lower, self.allowed_hosts), "")
 
-    @property
+    @cached_property
     def _local(self) -> bool:
         with contextlib.suppress(ValueError):
             return ipaddress.ip_address(self.host).is_loopback

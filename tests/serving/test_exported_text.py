@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from bigctl.errors import BigctlError, RunError
 from bigctl.files import sha256
 from bigctl.generation.generate import LanguageModel
 from bigctl.generation.options import GenerationOptions
+from bigctl.generation.slots import Slots, memory_of
 from bigctl.inference.exporters.formats import exporter
 from bigctl.inference.trained import TrainedRun
 from bigctl.serving import llama_cpp, loading, naming
@@ -93,6 +95,23 @@ def test_weights_that_are_cut_short_or_another_models_are_refused(exported: Path
     with_digests(folder)
     with pytest.raises(RunError, match=f"does not hold {first}"):
         loaded(folder)
+
+
+def test_texts_that_have_no_room_are_refused_before_they_end_the_process(
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = run.language_model.model
+    slots = Slots(model, 8)
+    assert memory_of(model, 8) == sum(leaf.nbytes for leaf in jax.tree.leaves(slots.cache))
+    monkeypatch.setattr(loading.memory, "available", lambda: memory_of(model, 4))
+    with pytest.raises(RunError, match="8 texts at once take") as refused:
+        loading._writing("writer", run.language_model, Settings(slots=8))
+    assert refused.value.hint == "--slots 4"
+    assert loading._writing("writer", run.language_model, Settings(slots=4)).name == "writer"
+    monkeypatch.setattr(loading.memory, "available", lambda: 0)
+    with pytest.raises(RunError, match="8 texts") as refused:
+        loading._writing("writer", run.language_model, Settings(slots=8))
+    assert "compress" in str(refused.value.hint)
 
 
 def test_folders_that_hold_no_language_model_are_refused(tmp_path: Path) -> None:
