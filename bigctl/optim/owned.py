@@ -2,7 +2,8 @@
 
 Matrices of one shape that lie on the mesh alike are stacked; the stack is cut into whole matrices, an all-to-all where
 the mesh cuts the matrices themselves, and so are the results back (Liu et al. 2025, arXiv 2502.16982, distribute Muon
-so). No device repeats what another does, except that a stack is filled with zeros until it can be shared out evenly.
+so). No device repeats what another does, except that a stack is filled with zeros until it can be shared out evenly,
+and that slices, which are far from each other, all compute all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from bigctl.parallel import mesh as meshes
+from bigctl.parallel.axes import FAR
 from bigctl.parallel.partition import Rules, path_name
 
 Rule = Callable[[Float[Array, "inputs outputs"]], Float[Array, "inputs outputs"]]
@@ -77,7 +79,7 @@ def _kind(leaf: _Leaf) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 def _of_group(leaves: list[_Leaf], rule: Rule, rules: Rules) -> Iterator[tuple[_Leaf, Array]]:
     """Of matrices of one shape, in the same place, each leaf's results."""
-    devices = math.prod(rules.sizes.values())
+    devices = math.prod(size for name, size in rules.sizes.items() if name != FAR)
     counts = [len(leaf.matrices) for leaf in leaves]
     together = jnp.concatenate([leaf.matrices for leaf in leaves])
     together = jnp.pad(together, ((0, -sum(counts) % devices), (0, 0), (0, 0)))
@@ -104,7 +106,7 @@ def _ways(placed: Placed, rules: Rules) -> list[PartitionSpec]:
     for number in range(1, len(cutting) + 1):
         left = [None if axis in cutting[:number] else axis for axis in (rows, columns)]
         ways.append(PartitionSpec(tuple(cutting[:number]), *left))
-    others = [name for name, size in rules.sizes.items() if size > 1 and name not in cutting]
+    others = [name for name, size in rules.sizes.items() if size > 1 and name not in (*cutting, FAR)]
     if others:
         ways.append(PartitionSpec((*cutting, *others)))
     return ways

@@ -70,6 +70,7 @@ class Axis:
 
 
 AXES = (
+    Axis("dcn", rules=((r".*", whole),)),
     Axis("data", rules=((r".*", whole),)),
     Axis(
         "fsdp",
@@ -102,5 +103,7 @@ AXES = (
 NAMES = tuple(axis.name for axis in AXES)
 BATCH_AXES = schema.Mesh.batch_axes()
 """The axes whose devices have different examples."""
+FAR = "dcn"
+"""The axis over which only gradients are sent."""
 TOKEN_AXES = (*BATCH_AXES, "context")
 """The axes whose devices have different tokens, of a text too."""

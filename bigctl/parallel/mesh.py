@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.parallel.axes import BATCH_AXES, NAMES, TOKEN_AXES
+from bigctl.parallel.axes import BATCH_AXES, FAR, NAMES, TOKEN_AXES
 
 Tree = TypeVar("Tree")
 
@@ -43,15 +43,38 @@ def make_mesh(config: schema.Mesh) -> Mesh:
             where="mesh",
             hint="mesh=data uses all there are",
         )
-    idle = {device.process_index for device in devices} - {device.process_index for device in devices[:needed]}
+    slices = _slices(devices, sizes[FAR], needed)
+    chosen = [device for each in slices for device in each]
+    idle = {device.process_index for device in devices} - {device.process_index for device in chosen}
     if idle:
         raise ConfigError(
             f"{_sizes_text(sizes)} leaves process {min(idle)} without a device",
             where="mesh",
             hint=f"mesh=data uses all {len(devices)} devices there are; or start fewer processes",
         )
-    shape = tuple(sizes[name] for name in NAMES)
-    return jax.make_mesh(shape, NAMES, axis_types=(AxisType.Auto,) * len(NAMES), devices=devices[:needed])
+    kinds, shape = (AxisType.Auto,) * len(NAMES), (1, *(sizes[name] for name in NAMES[1:]))  # of a slice
+    meshes = [jax.make_mesh(shape, NAMES, axis_types=kinds, devices=each) for each in slices]
+    if len(meshes) == 1:
+        return meshes[0]
+    return Mesh(np.concatenate([mesh.devices for mesh in meshes]), NAMES, axis_types=kinds)
+
+
+def _slices(devices: Sequence[jax.Device], count: int, needed: int) -> list[Sequence[jax.Device]]:
+    """The devices in use, by the slices of `mesh.dcn`: those of one all lie in one slice of a TPU, or lie together in
+    jax's order, which is that of hosts. Raises ConfigError where the machine's slices are others."""
+    by_slice: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    there, each = len(by_slice), needed // count
+    if count == 1 or there == 1:
+        return [devices[i * each : (i + 1) * each] for i in range(count)]
+    if count % there or any(len(own) < each * (count // there) for own in by_slice.values()):
+        raise ConfigError(
+            f"mesh.dcn={count} slices of {each} devices do not lie in {there} slices of {len(devices) // there}",
+            where="mesh.dcn",
+            hint=f"mesh.dcn={there}, and axes whose product divides {len(devices) // there}",
+        )
+    return [own[i * each : (i + 1) * each] for own in by_slice.values() for i in range(count // there)]
 
 
 _given: ContextVar[Sequence[jax.Device] | None] = ContextVar("given", default=None)
@@ -218,9 +241,18 @@ def placed(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def summed(parts: jax.Array) -> jax.Array:
-    """The sum over the first dimension, of which each device has its own part, in the type that the parts have: what
-    devices send each other is no wider."""
-    return jax.lax.reduce(parts, np.zeros((), parts.dtype), jax.lax.add, (0,))
+    """The sum over the first dimension of parts [shards, rows, columns], of which each device has its own, in the type
+    that the parts have: what devices send each other is no wider. Slices add up within themselves first, and each of
+    their devices sends a part of that to the others."""
+
+    def added(parts: jax.Array, dimension: int) -> jax.Array:
+        return jax.lax.reduce(parts, np.zeros((), parts.dtype), jax.lax.add, (dimension,))
+
+    mesh = mesh_in_use()
+    slices = 1 if mesh is None else mesh.shape[FAR]
+    if slices > 1 and len(parts) % slices == 0:
+        parts = placed(added(parts.reshape(slices, -1, *parts.shape[1:]), 1), FAR, "fsdp", "tensor")
+    return added(parts, 0)
 
 
 def shards_in_use() -> int:

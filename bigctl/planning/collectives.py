@@ -64,7 +64,7 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     found: dict[tuple[str, tuple[str, ...], str, int], list[tuple[float, float, str, Groups]]] = {}
     seen: set[str] = set()
     for computation, instruction, times, fused in module.walk():
-        kind = instruction.opcode.removesuffix("-start")
+        kind = _between_slices(instruction) or instruction.opcode.removesuffix("-start")
         channel = instruction.attribute("channel_id") or instruction.name
         # A TPU's text has one that runs beside others in the fusion of each of those; a channel alone says nothing, as
         # all that a `shard_map` sends has the same.
@@ -116,7 +116,21 @@ def _share(kind: str, size: int) -> float:
     return (size - 1) / size
 
 
+def _between_slices(instruction: Instruction) -> str | None:
+    """What a TPU sends to other slices, which its text has as messages of hosts: their kind."""
+    told = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if told is None or instruction.opcode != "send":
+        return None
+    kind = told[1].lower().replace("_", "-")
+    return kind if kind in KINDS else "collective-permute"
+
+
 def _groups(instruction: Instruction, devices: int) -> Groups:
+    if instruction.opcode == "send":  # "{1,2}x{0:15}": slices, and the devices of each
+        target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', instruction.attributes)
+        ends = [[int(n) for n in each.split(":")] for each in target[1].split(",")] if target else [[0]]
+        slices = sum(each[-1] - each[0] + 1 for each in ends)
+        return [[i * (devices // slices) for i in range(slices)]]
     if instruction.opcode.startswith("collective-permute"):
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes)
         told = re.findall(r"\{(\d+),(\d+)", pairs[0]) if pairs else []

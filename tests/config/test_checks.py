@@ -91,6 +91,7 @@ def test_a_sound_configuration_passes():
         ("data__image_size", [[32], [8, 0], [8, 8, 3]]),
         ("data__split_seed", [-1, 2**32]),
         ("seed", [-1, 2**32, 10**400]),
+        ("mesh__dcn", [0, -2]),
         ("mesh__data", [0, -2]),
         ("mesh__fsdp", [0, -2]),
         ("mesh__tensor", [0, -2]),

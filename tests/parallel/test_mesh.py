@@ -1,6 +1,9 @@
-"""What is refused of a mesh."""
+"""What is refused of a mesh, and where slices lie in it."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,3 +31,28 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_sizes_that_they_can(
         meshes.check_batch(mesh, batch, parts)
     assert hint in str(caught.value.hint)
     meshes.check_batch(mesh, 16, 4)
+
+
+def machine(slices: int, each: int) -> list[Any]:
+    """Devices of several slices, in an order that goes from one slice to the other."""
+    return [SimpleNamespace(id=i, slice_index=i % slices) for i in range(slices * each)]
+
+
+def test_each_part_of_the_dcn_axis_lies_in_one_slice() -> None:
+    for count, needed in ((2, 16), (4, 16), (2, 8)):
+        found = meshes._slices(machine(2, 8), count, needed)
+        assert [len(own) for own in found] == [needed // count] * count
+        assert all(len({device.slice_index for device in own}) == 1 for own in found)
+        assert len({device.id for own in found for device in own}) == needed
+
+
+def test_a_dcn_axis_that_is_not_that_of_the_machine_is_refused_with_the_one_that_is() -> None:
+    for count, needed in ((3, 12), (2, 32)):
+        with pytest.raises(ConfigError, match=f"mesh.dcn={count} slices of {needed // count} devices") as caught:
+            meshes._slices(machine(2, 8), count, needed)
+        assert "mesh.dcn=2" in str(caught.value.hint)
+
+
+def test_devices_without_slices_are_shared_out_in_their_order() -> None:
+    devices = [SimpleNamespace(id=i) for i in range(8)]
+    assert [[d.id for d in own] for own in meshes._slices(devices, 2, 8)] == [[0, 1, 2, 3], [4, 5, 6, 7]]  # type: ignore[arg-type]

@@ -88,6 +88,19 @@ def test_a_message_of_a_tpu_that_runs_beside_others_counts_once_and_those_of_a_l
     assert found[1].bytes == pytest.approx(12 * 2 * 7 / 8 * 64 * 4)
 
 
+def test_what_slices_of_a_tpu_send_each_other_is_read_from_messages_of_their_hosts() -> None:
+    text = """HloModule m
+ENTRY %e (a: bf16[8,128], t: token[]) -> token[] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  %t = token[] parameter(1)
+  %send.1 = (bf16[8,128]{1,0}, u32[], token[]) send(%a, %t), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %done = token[] send-done(%send.1), channel_id=4, is_host_transfer=true
+}"""  # noqa: E501
+    (only,) = collectives.collectives(hlo.parse(text), {"dcn": 2, "fsdp": 16})
+    assert (only.kind, only.axes, only.dtype, only.count) == ("all-reduce", ("dcn",), "bf16", 1)
+    assert (only.bytes, only.first) == (8 * 128 * 2, (0, 16))
+
+
 def test_messages_of_one_channel_count_each_as_all_of_a_shard_map_have_the_same() -> None:
     text = """HloModule m
 ENTRY %e (a: f32[8,64], b: f32[8,64]) -> (f32[64,64], f32[64,64]) {

@@ -23,7 +23,7 @@ MODELS = {
 }
 MESHES = {
     "single": ["mesh=single"],
-    "data_context": ["mesh=context", "mesh.data=2"],
+    "dcn_context": ["mesh=context", "mesh.dcn=2", "mesh.fsdp=2"],
     "fsdp_context_tensor": ["mesh=context", "mesh.fsdp=2", "mesh.tensor=2"],
     "expert_context": ["mesh=context", "mesh.expert=2", "mesh.data=2"],
 }
@@ -43,7 +43,7 @@ def test_texts_that_are_cut_give_the_losses_of_one_device(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_every_mesh_with_a_context_axis_gives_the_losses_of_one_device(tmp_path: Path) -> None:
-    meshes = {"learned": "data_context", "experts": "expert_context", "capacity": "fsdp_context_tensor"}
+    meshes = {"learned": "dcn_context", "experts": "expert_context", "capacity": "fsdp_context_tensor"}
     found = trained(tmp_path, [f"{model}/{mesh}" for model in meshes for mesh in ("single", meshes[model])])
     for model in meshes:
         meshed.same(found, model)

@@ -56,6 +56,10 @@ class Mesh(Component):
 
     group_name: ClassVar[str] = "mesh"
     kind: str = kind("mesh")
+    dcn: int = axis(
+        1, "Slices of TPUs, or other groups of devices far from each other, that share the batch; gradients cross.",
+        shares_batch=True,
+    )  # fmt: skip
     data: int = axis(-1, "Devices that share the batch, each with all parameters.", shares_batch=True)
     fsdp: int = axis(1, "Devices that share the batch and the parameters.", shares_batch=True)
     context: int = axis(
