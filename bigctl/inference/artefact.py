@@ -106,8 +106,8 @@ def load(folder: Path, *, plugins: Sequence[str] | None = ()) -> Artefact | Lang
         if found["features"]["kind"] != STREAM:
             return Artefact(folder, found, _runtime(folder, kind))
         if kind != "jax":
-            what = "is a language model as ONNX, which would read the whole text for each token: it is not served"
-            raise RunError(what, where=str(folder), hint="serve its run, or export that with --format jax or hf")
+            hint = "serve its run, or export that with --format jax or hf; run.py writes with this one"
+            raise RunError("is a language model as ONNX, which is not served", where=str(folder), hint=hint)
         return exported_text.read(folder, found, hint=_HINT)
 
 
