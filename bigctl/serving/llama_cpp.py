@@ -10,7 +10,6 @@ from flax import nnx
 
 from bigctl.errors import BigctlError
 from bigctl.generation.generate import LanguageModel
-from bigctl.inference.exporters import gguf_model
 from bigctl.inference.trained import TrainedRun
 from bigctl.serving import log
 
@@ -27,6 +26,8 @@ def offer_run(name: str, trained: TrainedRun) -> None:
     """Say it of a run that can be written as GGUF."""
     if not _faster(trained.language_model):
         return
+    from bigctl.inference.exporters import gguf_model
+
     with contextlib.suppress(BigctlError):
         gguf_model.require(trained)
         path = trained.run.path

@@ -13,9 +13,7 @@ from bigctl.generation.generate import LanguageModel
 from bigctl.generation.slots import memory_of
 from bigctl.inference import artefact
 from bigctl.inference.artefact import Artefact
-from bigctl.inference.language_models import pretrained_language_model
 from bigctl.inference.trained import TrainedRun
-from bigctl.interop import sources
 from bigctl.runs import directory
 from bigctl.serving import llama_cpp, naming, reloading
 from bigctl.serving.predicting import Predicting
@@ -79,6 +77,9 @@ def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[st
     if naming.kind_of(given) == "export":
         found = artefact.load(path, plugins=plugins)
         return Predicting(name, found) if isinstance(found, Artefact) else _writing(name, found, settings)
+    from bigctl.inference.language_models import pretrained_language_model
+    from bigctl.interop import sources
+
     source = sources.locate_source(given)
     if source.model not in sources.DECODERS:
         what = f"holds weights of model={source.model}, and only those of a GPT or a Llama are served without their run"

@@ -15,6 +15,7 @@ from bigctl.files import sha256
 from bigctl.generation.generate import LanguageModel
 from bigctl.generation.options import GenerationOptions
 from bigctl.generation.slots import Slots, memory_of
+from bigctl.inference.exporters import gguf_model
 from bigctl.inference.exporters.formats import exporter
 from bigctl.inference.trained import TrainedRun
 from bigctl.serving import llama_cpp, loading, naming
@@ -131,7 +132,7 @@ def test_where_llama_cpp_is_faster_it_is_said_with_the_command(
     monkeypatch.setattr(llama_cpp, "LARGE", 0)
     llama_cpp.offer_run("small", run)  # whose tokenizer has no place in GGUF
     assert not capsys.readouterr().err
-    monkeypatch.setattr(llama_cpp.gguf_model, "require", lambda trained: None)
+    monkeypatch.setattr(gguf_model, "require", lambda trained: None)
     llama_cpp.offer_run("small", run)
     said = capsys.readouterr().err
     assert f"bigctl export {run.run.path} --format gguf" in said and "llama-server -m" in said
