@@ -27,6 +27,7 @@ from bigctl.data.files import file_index, remote
 from bigctl.data.pictures import packs, sums
 from bigctl.data.pictures import stores as picture_stores
 from bigctl.data.pictures.encoded_images import EncodedImages
+from bigctl.data.pictures.taken import TakenRows
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.text import token_shards, tokenization
 from bigctl.data.text.encoding import Texts
@@ -103,6 +104,9 @@ def write_dataset(
         for split, columns in arrays.items():
             for name, values in _on_disk(columns).items():
                 file = temporary / f"{split}.{on_disk.get(name, name)}.npy"
+                if isinstance(values, TakenRows):
+                    digests[file.name] = values.save(file)
+                    continue
                 np.save(file, values, allow_pickle=False)
                 digests[file.name] = sha256(file)
         if tokenizer is not None:

@@ -20,6 +20,8 @@ _FLAT = 4.0
 _PAIRS = 2 * 10**9
 """Pairs of pictures that are compared at most."""
 _AT_ONCE = 256
+_PIXELS = 2**21
+"""Of pictures that are made smaller at once."""
 
 
 def near_copies(
@@ -29,9 +31,9 @@ def near_copies(
     found = np.zeros(len(pictures), bool)
     if min(train.shape[1:3]) < _LEAST or len(pictures) * len(train) > _PAIRS:
         return found
-    known = _thumbnails(train).T
+    own, known = _thumbnails(pictures), _thumbnails(train).T
     for start in range(0, len(pictures), _AT_ONCE):
-        part = _thumbnails(pictures[start : start + _AT_ONCE])
+        part = own[start : start + _AT_ONCE]
         found[start : start + len(part)] = (part @ known).max(1, initial=0) >= ALIKE
     return found
 
@@ -40,8 +42,9 @@ def _thumbnails(pictures: UInt8[np.ndarray, "n height width channels"]) -> Float
     """Zero mean and unit length; zeros for a picture of one colour."""
     rows, columns = (np.linspace(0, side, _SIDE + 1).astype(int) for side in pictures.shape[1:3])
     found = np.zeros((len(pictures), _SIDE * _SIDE), np.float32)
-    for start in range(0, len(pictures), _AT_ONCE):
-        grey = np.asarray(pictures[start : start + _AT_ONCE]).mean(-1, dtype=np.float32)
+    step = max(1, min(_AT_ONCE, _PIXELS // (pictures.shape[1] * pictures.shape[2])))
+    for start in range(0, len(pictures), step):
+        grey = np.asarray(pictures[start : start + step]).mean(-1, dtype=np.float32)
         sums = np.add.reduceat(np.add.reduceat(grey, rows[:-1], 1), columns[:-1], 2)
         means = sums / (np.diff(rows)[:, None] * np.diff(columns)[None, :])
         flat = means.reshape(len(means), -1)

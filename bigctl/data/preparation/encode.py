@@ -63,7 +63,7 @@ def encode_examples(
     if decoded.target.kind != NUMBER:  # of which the features have the statistics already
         features = dataclasses.replace(features, target=decoded.target)
     kind = features.target.dtype
-    if decoded.index is None:
+    if decoded.kind == "table":
         inputs = {split: np.ascontiguousarray(values) for split, values in inputs.items()}
     return features, {split: {"inputs": inputs[split], "label": labels[split].astype(kind)} for split in SPLITS}
 

@@ -18,7 +18,7 @@ from bigctl.data.files import file_index, remote
 from bigctl.data.layouts.choose import NO_OPTIONS, BatchOptions, choose_layout
 from bigctl.data.layouts.packed import Packed
 from bigctl.data.layouts.windows import Windows
-from bigctl.data.pictures import sums
+from bigctl.data.pictures import sums, taken
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.preparation import checks, encode
 from bigctl.data.preparation import rows as prepare_rows
@@ -135,12 +135,19 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
     if decoded.kind == "tokens":
         _refer_to_tokens(folder, decoded, config, tokenizer)
         return
+    arrays: list[np.ndarray] = []
+    if decoded.kind == "image" and decoded.index is None:
+        decoded = dataclasses.replace(decoded, splits={name: {**own} for name, own in decoded.splits.items()})
+        arrays = taken.in_place(decoded.splits, "image")
     by_split = (
         splits.split_stream(decoded, config) if decoded.kind == "stream" else splits.split_examples(decoded, config)
     )
     if decoded.index is not None:
         for columns in by_split.values():  # in place of arrays, which they are read like
             columns["image"] = cast(np.ndarray, decoded.index.take(columns["image"]))
+    elif arrays:
+        for columns in by_split.values():
+            columns["image"] = cast(np.ndarray, taken.TakenRows(arrays, columns["image"]))
     places, info, made = origins.taken(by_split), dict(decoded.info), None
     one_text = decoded.kind == "stream" or (decoded.kind == "text" and tokenizer is not None and tokenizer.stream)
     if decoded.kind == "text" and not one_text:
@@ -149,15 +156,15 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
         made = tokenization.build_tokenizer(tokenizer, iter(_training_texts(by_split["train"])))
     if one_text:
         assert not isinstance(made, Ngrams)  # which are for examples
-        features, arrays = encode.encode_stream(by_split, config, tokenizer, made, info)
+        features, encoded = encode.encode_stream(by_split, config, tokenizer, made, info)
     elif decoded.kind == "text":
-        features, arrays = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)
+        features, encoded = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)
     else:
-        features, arrays = encode.encode_examples(decoded, by_split, config, info)
-    checks.note_findings(info, arrays, features, config)
+        features, encoded = encode.encode_examples(decoded, by_split, config, info)
+    checks.note_findings(info, encoded, features, config)
     text = made.to_str(pretty=True) if made is not None else None
     cache.write_dataset(
-        folder, features, arrays, info, text, keep=lambda at: origins.write(at, decoded.origins, places)
+        folder, features, encoded, info, text, keep=lambda at: origins.write(at, decoded.origins, places)
     )
 
 
