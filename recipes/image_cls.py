@@ -20,6 +20,7 @@ from bigctl.config import schema
 from bigctl.data import whitening
 from bigctl.data.augmentation import boxes, mixing, pipeline
 from bigctl.data.dataset import Features
+from bigctl.data.pictures import scaling
 from bigctl.data.target import CLASS
 from bigctl.errors import ConfigError
 from bigctl.models.speed_cnn import SpeedCnn
@@ -58,6 +59,8 @@ class ImageCls(Supervised):
         self.mean, self.std = self._statistics()
         # Grey images become coloured ones for weights of such.
         self.shape = (*features.shape[:2], max(len(self.mean), features.shape[2]))
+        for side in self.recipe.augment.sizes:
+            self._check_size(side)
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel: those that the recipe names, else those of the training split."""
@@ -70,6 +73,27 @@ class ImageCls(Supervised):
                 hint = f"data.channels={len(given)} reads files so; or choose other weights"
                 raise ConfigError(message, where=f"recipe.{name}", hint=hint)
         return tuple(mean), tuple(std)
+
+    def _check_size(self, side: int) -> None:
+        """Raises ConfigError where pictures would not grow from it, or the model cannot take them at that size."""
+        height, width, channels = self.shape
+        if side >= min(height, width):
+            what = f"pictures of {height} x {width} pixels do not grow from {side}"
+            hint = f"give sides below {min(height, width)}"
+            raise ConfigError(what, where="recipe.augment.sizes", hint=hint)
+        shape = (*scaling.scaled_size((height, width), side), channels)
+        model, images = self.model_config, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+        def network(size: Sequence[int]) -> Any:
+            return model.build(tuple(size), self.head.outputs, rngs=nnx.Rngs(0))
+
+        nnx.eval_shape(lambda: network(shape))  # which says what is too small
+        try:
+            nnx.eval_shape(lambda x: network(self.shape)(x), images)
+        except (TypeError, ValueError) as error:
+            what = f"model={model.kind} takes pictures of one size"
+            hint = "leave it out; resnet18, convnext_t, lite0, speed_cnn and inception_v3 take any"
+            raise ConfigError(what, where="recipe.augment.sizes", hint=hint) from error
 
     def look(self, columns: Mapping[str, Any]) -> None:
         if size := self.model_config.whitens:

@@ -17,6 +17,7 @@ from bigctl.config import schema
 from bigctl.config.cadence import Cadence
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.layouts import growing
 from bigctl.data.layouts.layout import Parted
 from bigctl.data.target import CLASSES
 from bigctl.engine import device_memory, federated, privacy, teacher
@@ -90,6 +91,12 @@ class Experiment:
         """What the training draws from each corpus of a mixture, see `Parted`; of other data nothing."""
         layout, draws = self.dataset.batches, self.cadence.total * self.config.train.batch_size
         return layout.drawn(self.dataset.splits["train"], draws) if isinstance(layout, Parted) else []
+
+    @property
+    def growth(self) -> list[str]:
+        """What sides training sees its pictures at, as a line, where it does not see them whole from the start."""
+        stages = feeds.stages_of(self.config, self.cadence.total)
+        return growing.told(stages, self.config.train.batch_size, self.dataset.features.shape)
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -104,7 +104,8 @@ def _made_with(config: Config) -> dict[str, Any]:
 def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:
     taken = taken_over(experiment)
     trained = experiment.programs.trained(experiment.programs.abstract_state.params)
-    for line in thawing.told(experiment.config, trained, experiment.cadence.total):
+    changes = thawing.told(experiment.config, trained, experiment.cadence.total)
+    for line in [*changes, *experiment.growth]:
         log.info("%s", line)
     if taken is None:
         return Start(experiment.programs.initialise(), Progress(), 0, made_with)

@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigctl.config import schema
-from bigctl.data.layouts import poisson, rounds
-from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
+from bigctl.data.layouts import growing, poisson, rounds
+from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, Stages, TrainingPlan
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.text import token_shards
 from bigctl.data.text.joined_tokens import JoinedTokens
@@ -78,6 +78,7 @@ def make_feed(
     check: Check | None = None,
 ) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
+    layout = growing.grown(layout, stages_of(config, programs.step.total_steps))
     if config.train.federated.on:
         layout = rounds.by_rounds(layout, config.train)
     elif config.train.privacy.on:
@@ -89,6 +90,15 @@ def make_feed(
     if isinstance(plan, FixedPlan) and loops(programs.mesh, config):
         return LoopFeed(programs, layout, arrays, plan, config, observe, check)
     return ResidentFeed(programs, layout, arrays, plan, observe, check)
+
+
+def stages_of(config: schema.Config, total_steps: int) -> Stages:
+    """What sides training sees its pictures at before it sees them whole."""
+    augment = getattr(config.recipe, "augment", None)
+    if augment is None:
+        return ()
+    stages: Stages = augment.stages(config.schedule.horizon or total_steps, config.train.batch_size)
+    return stages
 
 
 def training_plan(layout: Layout, columns: Columns, config: schema.Config) -> TrainingPlan:
@@ -211,8 +221,6 @@ class ResidentFeed(_Resident):
 class LoopFeed(_Resident):
     """Many steps a dispatch, about a second of them at most, on data that is on the devices."""
 
-    shapes = 1
-
     def __init__(
         self,
         programs: Programs,
@@ -224,7 +232,7 @@ class LoopFeed(_Resident):
         check: Check | None = None,
     ):
         super().__init__(programs, layout, arrays, observe, check)
-        self.plan = plan
+        self.plan, self.shapes = plan, len(plan.lengths)
         self.largest = min(LARGEST_LOOP, config.train.steps_per_dispatch or LARGEST_LOOP)
         self._length: int | None = config.train.steps_per_dispatch
         self._warm = False
@@ -232,18 +240,19 @@ class LoopFeed(_Resident):
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         # Short first dispatches find out how long a step takes. The count is an argument of one program, so how steps
         # are grouped changes nothing in the result.
-        count = min(limit, self.largest, self._length or 1)
+        count = self.plan.alike(position, min(limit, self.largest, self._length or 1))
+        length = self.plan.length_at(position)
         indices = np.zeros((LARGEST_LOOP, self.plan.rows), np.int32)
         indices[:count] = self.plan.batches(position, count)
         for each in indices[:count] if self._observe is not None else ():
-            self._tell(each, self.plan.length)
+            self._tell(each, length)
         programs = self.programs
         timing = self._warm and self._length is None
         if timing:
             jax.block_until_ready(state)
         start = time.perf_counter()
-        given = state, self.arrays, indices, np.int32(count), programs.hparams, self.layout, self.plan.length
-        state = self._steps.run(programs.steps_resident, self.plan.length, *given)
+        given = state, self.arrays, indices, np.int32(count), programs.hparams, self.layout, length
+        state = self._steps.run(programs.steps_resident, length, *given)
         if timing:
             jax.block_until_ready(state)
             seconds = max(time.perf_counter() - start, 1e-6)
@@ -252,7 +261,7 @@ class LoopFeed(_Resident):
         return state, count
 
     def shape(self, position: int) -> int | None:
-        return self.plan.length
+        return self.plan.length_at(position)
 
     def program(self) -> Compiled:
         return self.programs.steps_resident

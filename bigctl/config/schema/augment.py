@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,14 +62,40 @@ class Augment:
         1.0, "Side of the middle part that evaluation and predictions see, resized to the whole [fraction].", gt=0, le=1
     )
 
+    sizes: list[int] = key(
+        [], "Shorter sides of the pictures that training sees before it sees them whole, each for an equal part of "
+        "`grow`; each is a program to compile [pixels].", ge=1,
+    )  # fmt: skip
+    grow: float = key(0.75, "Share of the training in which it sees pictures at `sizes`.", gt=0, le=1)
+
+    def stages(self, steps: int, batch_size: int) -> tuple[tuple[int, int], ...]:
+        """The position up to which each of `sizes` is seen, and that size.
+
+        Args:
+            steps: length of the training.
+            batch_size: examples a step.
+        """
+        ends = [round(self.grow * steps * number / len(self.sizes)) for number in range(1, len(self.sizes) + 1)]
+        return tuple((end * batch_size, size) for end, size in zip(ends, self.sizes, strict=True))
+
     @property
     def mixes(self) -> bool:
         """Whether examples are mixed with one another."""
         return bool(self.mixup or self.cutmix) and self.mix > 0
 
+    def _size_problems(self, config: Whole) -> Iterator[Problem]:
+        place, train = "recipe.augment.sizes", config.train
+        if any(later <= earlier for earlier, later in itertools.pairwise(self.sizes)):
+            what = f"pictures grow, and {place}={self.sizes} does not"
+            yield place, what, "give rising numbers below the pictures' shorter side, such as [96,112] of 128"
+        for name, on in (("federated.clients", train.federated.on), ("privacy", train.privacy.on)):
+            if self.sizes and on:
+                yield place, f"batches of train.{name} have one size", f"leave out {place}"
+
     def problems(self, config: Whole) -> Iterator[Problem]:
         """What of these keys does not go together with the rest of an experiment."""
         train, place = config.train, "recipe.augment"
+        yield from self._size_problems(config)
         if train.measures_batch_size or type(train.batch_size) is not int:  # a power of two; refused by its own check
             return
         if train.batch_size % self.repeats:

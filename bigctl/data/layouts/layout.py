@@ -27,12 +27,17 @@ EvaluationBatch = tuple[np.ndarray, np.ndarray, int | None]
 """Indices or starts [batch], mask float32 [batch] (0 where an index only pads), and the length."""
 
 
+Stages = tuple[tuple[int, int], ...]
+"""Of a training whose pictures grow: the position up to which each side is seen, and that side [pixels]."""
+
+
 class TrainingPlan(Protocol):
     """Which examples make up the batch at a position: a pure function of (seed, position)."""
 
     @property
     def lengths(self) -> tuple[int | None, ...]:
-        """What batches are padded to, or the length of windows; (None,) for fixed shapes. One program each."""
+        """What batches are padded to, the length of windows, or the shorter side of pictures; (None,) for fixed shapes.
+        One program each."""
 
     def batch(self, position: int) -> tuple[np.ndarray, int | None]:
         """Indices of examples, or starts of windows, int [batch]; and the length that they are gathered with."""
@@ -108,7 +113,8 @@ class Order(Protocol):
 
 
 class FixedPlan:
-    """A `TrainingPlan` whose batches all have one shape, so that several steps can go into one dispatch.
+    """A `TrainingPlan` whose batches have one shape, or few in long stages, so that several steps can go into one
+    dispatch.
 
     Indices come out of blocks computed at once: a call to the order costs what thousands of indices do.
 
@@ -117,15 +123,28 @@ class FixedPlan:
         batch_size: examples a batch.
         length: of windows; None for examples of a fixed shape.
         ahead: indices computed at once.
+        stages: lengths that come before that one.
     """
 
-    def __init__(self, order: Order, batch_size: int, length: int | None = None, ahead: int = 2**14):
+    def __init__(
+        self, order: Order, batch_size: int, length: int | None = None, ahead: int = 2**14, stages: Stages = ()
+    ):
         self.order, self.batch_size, self.length, self.ahead = order, batch_size, length, ahead
+        self.stages = stages
         self._start, self._block = 0, np.empty(0, np.int32)
 
     @property
     def lengths(self) -> tuple[int | None, ...]:
-        return (self.length,)
+        return (*(length for _, length in self.stages), self.length)
+
+    def length_at(self, position: int) -> int | None:
+        """What the batch at a position is gathered with."""
+        return next((length for until, length in self.stages if position < until), self.length)
+
+    def alike(self, position: int, count: int) -> int:
+        """How many of the next `count` batches have the length of the first."""
+        until = next((until for until, _ in self.stages if position < until), None)
+        return count if until is None else min(count, -(-(until - position) // self.batch_size))
 
     @property
     def rows(self) -> int:
@@ -133,7 +152,7 @@ class FixedPlan:
         return self.batch_size
 
     def batch(self, position: int) -> tuple[np.ndarray, int | None]:
-        return self.indices(position, self.batch_size), self.length
+        return self.indices(position, self.batch_size), self.length_at(position)
 
     def batches(self, position: int, count: int) -> np.ndarray:
         """So many batches from a position on: int [count, rows]."""

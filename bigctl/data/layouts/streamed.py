@@ -7,7 +7,7 @@ same whichever thread or process decodes it, and whatever became of the batches 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar, cast
 
@@ -18,12 +18,13 @@ from bigctl.data.layouts.layout import (
     Columns,
     FixedPlan,
     Indices,
+    Stages,
     TrainingPlan,
     evaluation_batch_size,
     without_mirror,
 )
 from bigctl.data.layouts.rows import LARGEST_BATCH
-from bigctl.data.pictures import crops
+from bigctl.data.pictures import crops, scaling
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sampler import RowEvaluationPlan, training_order
 
@@ -41,12 +42,14 @@ class Streamed:
         threads: that decode; None for one a core.
         alternating: whether training sees each picture mirrored in every other epoch, see `Rows`.
         repeats: how often an example is in a training batch, each time another part of it.
+        stages: what sides training sees pictures at before it sees them whole, see `growing`; they are decoded to that.
     """
 
     least: float = 0.0
     threads: int | None = None
     alternating: bool = False
     repeats: int = 1
+    stages: Stages = ()
     kind: ClassVar[str] = "streamed"
 
     def size(self, columns: Arrays, *, training: bool) -> int:
@@ -57,7 +60,7 @@ class Streamed:
             self.size(columns, training=True), seed, batch_size, frozen=frozen, alternating=self.alternating,
             repeats=self.repeats,
         )  # fmt: skip
-        rows = FixedPlan(order, batch_size)
+        rows = FixedPlan(order, batch_size, stages=() if frozen else self.stages)
         return rows if frozen or not self.least else PartsPlan(rows, seed)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
@@ -74,6 +77,9 @@ class Streamed:
         if self.alternating:
             rows, mirrored = without_mirror(rows, self.size(columns, training=True))
         images = cast(EncodedImages, columns["inputs"])
+        if length is not None:
+            height, width = scaling.scaled_size((images.form.height, images.form.width), length)
+            images = replace(images, form=replace(images.form, height=height, width=width, sized=True))
         decoded = images.decode(rows, keys=keys, least=self.least, threads=self.threads)
         others = {name: np.asarray(values[rows]) for name, values in columns.items() if name != "inputs"}
         return {"inputs": decoded, **others, **mirrored}
@@ -94,9 +100,9 @@ class PartsPlan:
 
     @property
     def lengths(self) -> tuple[int | None, ...]:
-        return (None,)
+        return self.order.lengths
 
-    def batch(self, position: int) -> tuple[np.ndarray, None]:
-        rows, _ = self.order.batch(position)
+    def batch(self, position: int) -> tuple[np.ndarray, int | None]:
+        rows, length = self.order.batch(position)
         keys = crops.keys(self.seed, np.arange(position, position + len(rows), dtype=np.int64))
-        return np.stack([rows.astype(np.int64), keys.view(np.int64)], axis=1), None
+        return np.stack([rows.astype(np.int64), keys.view(np.int64)], axis=1), length

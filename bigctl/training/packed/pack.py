@@ -132,6 +132,8 @@ def refusal(programs: Programs, layout: Layout, columns: Columns, config: schema
         return "pictures that are decoded while training (data.decoding=stream) cannot be packed"
     if not isinstance(feeds.training_plan(layout, columns, config), FixedPlan):
         return "texts in batches of several lengths cannot be packed"
+    if feeds.stages_of(config, programs.step.total_steps):
+        return "pictures that grow (recipe.augment.sizes) cannot be packed"
     if config.distil.teacher is not None:
         return "trainings that another run teaches (distil.teacher) cannot be packed"
     if not feeds.fits_on_device(columns, config):
