@@ -148,6 +148,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     task = make_task(config, dataset.features, dataset)
     device_memory.require_batches(config, task)
     programs = compile_programs(config, task, mesh, resolved.cadence.total)
+    federated.require_no_statistics(config, programs)
     privacy.require_private(config, programs)
     metric = config.eval.metric or task.metric
     _check_freeze(config, programs)

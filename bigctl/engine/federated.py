@@ -18,6 +18,8 @@ from bigctl.errors import ConfigError
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from bigctl.training.programs import Programs
+
 WHERE = "train.federated"
 
 
@@ -105,6 +107,15 @@ def require_one_device(config: Config, mesh: Mesh) -> None:
         axes = ", ".join(f"{name}={size}" for name, size in dict(mesh.shape).items() if size > 1)
         what = f"clients are trained one after the other on one device, and the mesh has {mesh.size} ({axes})"
         raise ConfigError(what, where="mesh", hint="mesh=single; train.federated.at_once computes several side by side")
+
+
+def require_no_statistics(config: Config, programs: Programs) -> None:
+    """Raises ConfigError where the model keeps what is not trained: what a client has of it would be lost."""
+    import jax
+
+    if config.train.federated.on and jax.tree.leaves(programs.abstract_state.variables):
+        what = f"model={config.model.kind} keeps statistics of batches, whose average over clients is not defined"
+        raise ConfigError(what, where=WHERE, hint="choose a model without, such as model=cnn")
 
 
 def announcement(config: Config, dataset: Dataset) -> Iterator[str]:

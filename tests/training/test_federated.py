@@ -330,6 +330,14 @@ def test_the_client_that_is_served_worst_is_found() -> None:
     assert fairness.of_clients(exp.config, exp.dataset, exp.task, {}) is None
 
 
+def test_a_model_that_keeps_statistics_is_refused() -> None:
+    with pytest.raises(ConfigError, match="keeps statistics of batches, whose average over clients is not defined"):
+        settling.require_no_statistics(
+            bigctl.compose([*SHARED]), built("recipe=mlp_cls", "data=breast_cancer", "model.norm=batch").programs
+        )
+    settling.require_no_statistics(bigctl.compose([*SHARED]), built(*SHARED).programs)
+
+
 def test_several_devices_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Two:
         size, shape = 2, {"data": 2, "fsdp": 1}
