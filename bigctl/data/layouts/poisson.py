@@ -103,7 +103,7 @@ class PoissonPlan(FixedPlan):
     """Of examples of a fixed shape. A position counts the examples that steps draw on average."""
 
     def __init__(self, draw: Draw):
-        self.draw, self.batch_size, self.length = draw, draw.expected, None
+        self.draw, self.batch_size, self.length, self.stages = draw, draw.expected, None, ()
 
     @property
     def rows(self) -> int:
