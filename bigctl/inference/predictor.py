@@ -72,23 +72,22 @@ class Predictor:
         """The network itself, a flax `nnx.Module`."""
         return self._programs.merge(self.params, self.variables)
 
-    def with_params(self, params: Tree) -> Self:
-        """The same model with other weights, a nested dict of arrays as `params` is."""
+    def with_params(self, params: Tree, variables: Tree | None = None) -> Self:
+        """The same model with other weights, a nested dict of arrays as `params` is, and other `variables` if given."""
         other = copy.copy(self)
         for name in ("model", "_forward", "language_model", "_probabilities"):  # what was made of the old ones
             other.__dict__.pop(name, None)
         placed = jax.tree.map(
             lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding), self.params, params
         )
-        other._weights = dataclasses.replace(self._weights, params=placed)
+        kept = self.variables if variables is None else variables
+        other._weights = dataclasses.replace(self._weights, params=placed, variables=kept)
         return other
 
     def randomised(self) -> Self:
         """The same model with all weights drawn anew, pretrained ones too."""
         fresh = experiment.rebuild_training(self.config, self.features).initialise()
-        other = self.with_params(fresh.params)
-        other._weights = dataclasses.replace(other._weights, variables=fresh.variables)
-        return other
+        return self.with_params(fresh.params, fresh.variables)
 
     @property
     def programs(self) -> ModelPrograms:

@@ -92,7 +92,8 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
     where = str(trained.run.path)
     found, other, more, said = changed(trained, method, network, dataset)
     copied = Network.of(other) if method.method == STRUCTURED else network
-    weights = copied.weights if method.method == STRUCTURED else {**network.weights, **found.values}
+    whole = {**network.weights, **found.values, **_arrays(other.variables)}
+    weights = copied.weights if method.method == STRUCTURED else whole
     if method.ranges:
         static = statics.made(trained, method, network, dataset)
         compared, more, said = static.compared, {**more, **static.facts}, [*said, *static.lines]
@@ -120,18 +121,20 @@ def changed(
         more = {"removed": cut.removed, "model": cut.changed, "loss_without_layer": cut.without}
         more |= {"sensitivity": cut.sensitivity.to_json()} if cut.sensitivity else {}
         return found, cut.applied(trained), more, _cut_lines(method, cut)
-    norms = {}
+    norms, variables = {}, None
     if method.method == PRUNE and method.by == WANDA:
         norms = calibration.norms(network, dataset, method.calibration)
     if method.method == SOUP:
         soup = stirred(trained, method)
+        variables = soup.variables
         size = sum(values.nbytes for values in soup.values.values())
         found = Smaller(soup.values, len(soup.values), {}, size, size, 0.0)
         more = {"ingredients": list(soup.used), "left_out": list(soup.left_out)}
     else:
         found = smaller(_arrays(trained.params), method, norms, str(trained.run.path))
     found = dataclasses.replace(found, left={**found.left, **unchanged(_arrays(trained.variables))})
-    other = trained.with_params(jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values())))
+    params = jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values()))
+    other = trained.with_params(params, variables)
     said = _lines(method, found, **more)
     if sensitive and method.method != SOUP:
         sized = Sized.of(trained)

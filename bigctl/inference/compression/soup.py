@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigctl.errors import RunError
+from bigctl.inference.compression import statistics
 from bigctl.inference.compression.method import GREEDY, Method
+from bigctl.inference.compression.statistics import Statistics
 from bigctl.inference.trained import TrainedRun
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.checkpoints.store import Checkpoints
+from bigctl.training.state import Tree
 
 Weights = dict[str, np.ndarray]
 
@@ -27,30 +30,31 @@ class Soup:
     Attributes:
         values: the mean weights, by path, float32.
         used: the checkpoints in it, and `left_out` those that made validation worse, as RUN:STEP.
+        variables: statistics of batch normalisation for these weights; None for a model without.
     """
 
     values: Weights
     used: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    variables: Tree | None = None
 
 
 def stirred(trained: TrainedRun, method: Method) -> Soup:
     """The mean of the checkpoints of a run, or of those of several: of all, or greedily of those that help.
 
     Raises:
-        RunError: if there is one only, they are of other data or shapes, or keep statistics, which no mean is of.
+        RunError: if there is one only, or they are of other data or shapes.
     """
     where = str(trained.run.path)
-    if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in flatten(trained.variables).values()):
-        what = f"model={trained.config.model.kind} keeps statistics of its own weights, which those of a mean are not"
-        raise RunError(what, where=where, hint="average models without batch normalisation")
+    gathered = statistics.Statistics(trained) if statistics.kept(trained) else None
     cooked = list(_ingredients(trained, method))
     if len(cooked) < 2:
         hint = "from=[RUN,RUN] averages several runs; checkpoint.keep=5 keeps more checkpoints of one"
         raise RunError("has one checkpoint only", where=where, hint=hint)
     if method.soup == GREEDY:
-        return _greedy(trained, cooked)
-    return Soup(_mean([values for _, values in cooked]), tuple(name for name, _ in cooked))
+        return _greedy(trained, cooked, gathered)
+    mean = _mean([values for _, values in cooked])
+    return Soup(mean, tuple(name for name, _ in cooked), (), _variables(trained, mean, gathered))
 
 
 def _ingredients(trained: TrainedRun, method: Method) -> Iterator[tuple[str, Weights]]:
@@ -75,17 +79,29 @@ def _ingredients(trained: TrainedRun, method: Method) -> Iterator[tuple[str, Wei
             raise RunError(
                 "was trained on other data", where=f"from={source}", hint=f"that of {trained.run.path} is needed"
             )
+        ours, theirs = statistics.others(trained), statistics.others(other)
+        if unlike := [name for name, each in ours.items() if not np.array_equal(each, theirs[name])]:
+            what = f"keeps another {unlike[0]}, for which its weights are"
+            raise RunError(what, where=f"from={source}", hint=f"average runs that begin as {trained.run.path} does")
         yield f"{other.run.path.name}:{other.step}", values
 
 
-def _greedy(trained: TrainedRun, cooked: list[tuple[str, Weights]]) -> Soup:
+def _tree(trained: TrainedRun, values: Weights) -> Tree:
+    return jax.tree.unflatten(jax.tree.structure(trained.params), list(values.values()))
+
+
+def _variables(trained: TrainedRun, values: Weights, gathered: Statistics | None) -> Tree | None:
+    return None if gathered is None else gathered.of(_tree(trained, values))
+
+
+def _greedy(trained: TrainedRun, cooked: list[tuple[str, Weights]], gathered: Statistics | None) -> Soup:
     """The best first; another one stays in where the mean with it is no worse on the validation split."""
     chosen = trained.run.record().get("selection") or {"metric": "val/loss", "mode": "min"}
     sign = 1 if chosen["mode"] == "max" else -1
 
     def score(values: Weights) -> float:
-        tree = jax.tree.unflatten(jax.tree.structure(trained.params), list(values.values()))
-        return sign * float(trained.with_params(tree).evaluate("validation")[chosen["metric"]])
+        other = trained.with_params(_tree(trained, values), _variables(trained, values, gathered))
+        return sign * float(other.evaluate("validation")[chosen["metric"]])
 
     ranked = sorted(((score(values), name, values) for name, values in cooked), key=lambda each: -each[0])
     best, first, values = ranked[0]
@@ -96,7 +112,7 @@ def _greedy(trained: TrainedRun, cooked: list[tuple[str, Weights]]) -> Soup:
             best, pot, used = found, [*pot, values], [*used, name]
         else:
             left.append(name)
-    return Soup(_mean(pot), tuple(used), tuple(left))
+    return Soup(_mean(pot), tuple(used), tuple(left), _variables(trained, _mean(pot), gathered))
 
 
 def _mean(pot: list[Weights]) -> Weights:
