@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 A key with several values is searched, in Hydra's syntax: a,b,c  choice(a,b)  range(1,5)  glob(*)  interval(0,1)
-tag(log, interval(1e-5,1e-2)). seed=range(3) repeats every point with three seeds, data.fold=range(5) trains it on five
-folds. sweep.* says how to search:
+tag(log, interval(1e-5,1e-2)). 'seed=range(3)' repeats every point with three seeds, 'data.fold=range(5)' trains it on
+five folds. sweep.* says how to search:
   sweep.sampler=grid|random|tpe|cmaes|gp|nsga2  sweep.trials=40 (points in all)  sweep.pruner=median|asha|hyperband
   sweep.metric=val/loss  sweep.zip=[[key1,key2]]  sweep=NAME (a preset; `bigctl ls sweeps`)
 

@@ -151,15 +151,17 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         if (waiting := summary.get("waiting")) is not None:
             render.print_wrapped(f"  {waiting['sentence']}")
     if (overfit := summary.get("overfit")) is not None:
-        print(f"  {_overfit_verdict(overfit)}")
+        render.print_wrapped(f"  {_overfit_verdict(overfit)}")
     if (private := summary.get("privacy")) is not None:
         told = f"noise {number(private['noise'])}, {private['steps']:,} steps"
         whose = " of each client" if private.get("unit") == "client" else ""
-        print(f"  privacy: epsilon {number(private['epsilon'])}{whose} at delta {private['delta']:g} ({told})")
+        render.print_wrapped(
+            f"  privacy: epsilon {number(private['epsilon'])}{whose} at delta {private['delta']:g} ({told})"
+        )
     if (clients := summary.get("federated")) is not None:
         render.print_wrapped(f"  {_served(clients)}")
     if summary["stopped"]:
-        print(f"  stopped early: {summary['stopped']}")
+        render.print_wrapped(f"  stopped early: {summary['stopped']}")
     print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
     from bigctl.runs import baselines, run_info
     from bigctl.runs.directory import RunDirectory
@@ -168,12 +170,12 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
     render.print_metrics(shown)
     if beaten := baselines.of_run(RunDirectory(Path(run)).record(), summary):
         for line in baselines.lines(beaten, metrics, summary["selected_by"]):
-            print(f"  {line}")
+            render.print_wrapped(f"  {line}")
     if (confusion := summary.get("confusion")) and not summary.get("already_complete"):
         render.print_confusion(confusion, summary["classes"])
     render.print_passed(verdicts)
     for line in summary.get("profile") or []:
-        print(f"  slow: {line}")
+        render.print_wrapped(f"  slow: {line}")
     print("next:")
     print(f"  bigctl eval {run}{run_info.plugin_flags(RunDirectory(Path(run)))}")
     print(f"  {run_info.next_command(RunDirectory(Path(run)))}")

@@ -139,6 +139,11 @@ def _images(given: Examples, features: Features, config: schema.Data) -> Asked:
         raise ValueError(
             f"one image of shape {array.shape} is given; add a batch dimension and channels: image[None, :, :, None]"
         )
+    if array.shape[:2] == shape[:2] and array.ndim == len(shape) and array.shape[-1] in (1, 3, 4):
+        raise ValueError(
+            f"one image of {array.shape[-1]} channels is given, of shape {array.shape}; the model reads {shape}: "
+            "give a PIL image or a path, which is converted"
+        )
     grey = array.ndim == 3 and shape[-1] == 1 and array.shape[1:] == shape[:2]
     return Asked(array[..., None] if grey else array)
 

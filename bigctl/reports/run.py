@@ -248,7 +248,7 @@ def _settings(run: RunDirectory, known: Mapping[str, Any]) -> list[Setting]:
     given = [str(o) for o in known.get("overrides") or []]
     own, origins = _composed(given) if given else ({}, {})
     if defaults:  # of what the recipe itself does not choose
-        defaults = {**_of_components(values), **defaults}
+        defaults = _of_components(values, defaults)
     for key in schema.decided_keys():  # what the start decided is nobody's choice
         if key in values and own.get(key, page.scalar(None)) == defaults.get(key) == page.scalar(None):
             defaults[key] = values[key]
@@ -265,16 +265,17 @@ def _settings(run: RunDirectory, known: Mapping[str, Any]) -> list[Setting]:
     return sorted(found, key=lambda setting: not setting.changed)
 
 
-def _of_components(values: Mapping[str, str]) -> dict[str, str]:
-    """What the keys of the chosen components are by default, as text."""
+def _of_components(values: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """The defaults of a recipe; those of the chosen components for keys of others than the recipe has."""
     from bigctl.config import schema
 
-    found = {}
+    found = dict(defaults)
     for group in schema.GROUPS:
         if (cls := schema.component(group, values.get(f"{group}.kind", ""))) is not None:
             for dotted, field, hint in schema.walk(cls):
                 default = field.default if field.default_factory is MISSING else field.default_factory()
-                if default is not MISSING and default != schema.MISSING and not is_dataclass(hint):
+                known = f"{group}.{dotted}" in found and values[f"{group}.kind"] == defaults.get(f"{group}.kind")
+                if default not in (MISSING, schema.MISSING) and not (is_dataclass(hint) or known or dotted == "kind"):
                     found[f"{group}.{dotted}"] = page.scalar(default)
     return found
 

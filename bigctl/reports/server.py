@@ -38,7 +38,7 @@ from bigctl.formatting import plain
 from bigctl.reports import find, history, overlay, page, plots, run, sweep
 from bigctl.runs import directory, listing, pace
 from bigctl.runs.directory import RunDirectory
-from bigctl.sweeps import ledger
+from bigctl.sweeps import leaderboard, ledger
 
 LOOPBACK = "127.0.0.1"
 _NAME = re.compile(r"\w[\w.=,+-]*")
@@ -176,7 +176,7 @@ def _leads_out(folder: Path, root: Path) -> bool:
 
 
 def _glance(folder: Path) -> dict[str, Any]:
-    """A sweep in one row: how many trials are in which state, and the best value."""
+    """A sweep in one row: how many trials are in which state, and the metric of the winner."""
     study = ledger.Study(folder)
     with contextlib.suppress(BigctlError):
         study = ledger.read_study(folder)
@@ -185,8 +185,7 @@ def _glance(folder: Path) -> dict[str, Any]:
             board, _ = sweep.read_study(folder)
             best = (board.get("winner") or {}).get("mean")
             return {"name": folder.name, "status": board.get("status"), "metric": board.get("metric"), "best": best}
-    scores = [score for state in study.states.values() if (score := state.score(study.metric)) is not None]
-    best = (max if study.mode == "max" else min)(scores, default=None)
+    best = leaderboard.best_mean(study)
     counts = Counter(state.status for state in study.states.values())
     return {"name": folder.name, "status": dict(counts), "metric": study.metric, "best": best}
 

@@ -140,6 +140,12 @@ def _ranked(study: Study) -> list[_Point]:
     return sorted(points, key=order)
 
 
+def best_mean(study: Study) -> float | None:
+    """The mean of the metric over the seeds and folds of the point in front; None where there is none."""
+    front = next((point for point in _ranked(study) if point.sound), None)
+    return None if front is None else float(_spread(front.scores)["mean"])
+
+
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {
         "mean": statistics.fmean(values) if values else None,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from bigctl import formatting, packages
-from bigctl.cli import main, render, welcome
+from bigctl.cli import main, render, training, welcome
 from bigctl.cli.commands import COMMANDS
 from bigctl.data.sources import packaged
+from bigctl.runs import baselines, run_info
 
 Capture = pytest.CaptureFixture[str]
 
@@ -37,6 +40,30 @@ def test_it_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, welcome.text().splitlines())) <= 80
+
+
+def test_a_summary_is_no_wider_than_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    beaten = {
+        "name": "logistic regression",
+        "selected_by": "val/accuracy",
+        "metrics": {"val/accuracy": 0.9783, "test/accuracy": 0.9735},
+    }
+    monkeypatch.setattr(baselines, "of_run", lambda record, summary: beaten)
+    (tmp_path / "run.json").write_text(json.dumps({"schema_version": 1}))
+    monkeypatch.setattr(run_info, "next_command", lambda run: "")
+    summary = {
+        "run": str(tmp_path), "already_complete": True, "stopped": "", "selected_step": 1,
+        "selected_by": "val/accuracy",
+        "metrics": {"val/accuracy": 0.9783, "test/accuracy": 0.9646},
+    }  # fmt: skip
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    training.print_summary(cast(Any, summary), [])
+    lines = capsys.readouterr().out.splitlines()
+    place = next(n for n, line in enumerate(lines) if "baseline: " in line)
+    assert len(lines[place]) <= 80 and lines[place + 1].startswith("    ") and "-0.0089)" in lines[place + 1], lines
 
 
 def test_every_packaged_set_is_in_a_wheel_or_comes_with_scikit_learn() -> None:

@@ -149,7 +149,7 @@ def test_files_of_several_types_and_of_the_splits_are_read_by_blocks_too(kind: s
         write(tmp_path / "many" / f"2.{suffix}", rows(seed=1), kind)
     write(tmp_path / f"test.{suffix}", changed(price=pa.array(["1"] * 60)), kind)
     whole, blocks = both(monkeypatch, config)
-    assert whole == blocks and "is string, where it was a number in training" in str(blocks)
+    assert whole == blocks and "is text, where it was a number in training" in str(blocks)
 
 
 def test_bad_rows_of_one_split_are_not_those_of_another(tmp_path, monkeypatch) -> None:

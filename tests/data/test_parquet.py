@@ -141,7 +141,7 @@ def test_other_files_are_held_to_the_training_file(tmp_path: Path) -> None:
     decoded = decode(train, test_path=str(more))
     assert np.isnan(decoded.splits["test"]["x"]).all() and decoded.splits["test"]["label"].tolist() == [1]
     strings = write(tmp_path / "strings.parquet", {"x": ["1"], "z": ["c"], "y": ["q"]})
-    assert "string, where it was a number in training" in str(refused("'x' is", train, test_path=str(strings)))
+    assert "text, where it was a number in training" in str(refused("'x' is", train, test_path=str(strings)))
     stranger = write(tmp_path / "stranger.parquet", {"x": [1, 2], "z": ["c", "c"], "y": ["q", "r"]})
     error = refused("'r' is not among the training classes p, q", train, test_path=str(stranger))
     assert error.where == f"{stranger}:row 2:y"

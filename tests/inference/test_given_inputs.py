@@ -47,7 +47,7 @@ def test_frames_of_pandas_are_read_as_others() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"city": pandas.Categorical(["Oslo", "Rome"]), "age": [30.0, np.nan]}, index=[7, 3])
     np.testing.assert_array_equal(read(frame, TABLE).inputs, ROWS)
-    with pytest.raises(DataError, match="'age' is (large_)?string, where it was a number"):
+    with pytest.raises(DataError, match="'age' is text, where it was a number"):
         read(frame.astype({"age": str}), TABLE)
 
 
@@ -89,7 +89,7 @@ def test_an_array_of_a_run_on_an_array_holds_raw_values() -> None:
         ({"age": [1], "town": ["Oslo"]}, "no feature column 'city'"),
         ({"Age": [1], "city": ["Oslo"]}, "did you mean 'age'|no feature column 'age'.*did you mean 'Age'"),
         ({"age": [1], "city": ["Oslo"], "extra": [0]}, "'extra' is none of the training's.*leave it out"),
-        ({"age": ["1"], "city": ["Oslo"]}, "'age' is string, where it was a number"),
+        ({"age": ["1"], "city": ["Oslo"]}, "'age' is text, where it was a number"),
         ({"age": [1], "city": [5]}, "'city' is int64, where it was a category"),
         ({"age": [1, 2], "city": ["Oslo"]}, "one length each"),
         ({"age": [], "city": []}, "there are no rows"),
@@ -127,6 +127,14 @@ def test_pictures_come_as_arrays_images_and_paths(tmp_path: Path) -> None:
 def test_one_example_without_a_batch_dimension_is_told_so(given: np.ndarray, features: Features) -> None:
     with pytest.raises(ValueError, match="add a batch dimension"):
         read(given, features)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_one_image_of_other_channels_is_told_so(channels: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^one image of {channels} channels is given, .* reads \(4, 6, 1\): give a PIL"
+    ):
+        read(np.zeros((4, 6, channels), np.uint8), GREY)
 
 
 def test_texts_come_alone_in_lists_and_in_frames() -> None:

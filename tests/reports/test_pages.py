@@ -257,6 +257,17 @@ def test_without_matplotlib_the_page_is_written_and_the_picture_asked_for(
     assert found["report"] == "runs/digits/report.html" and found["png"] is None and "matplotlib" in found["missing"]
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_table_of_metrics_has_no_column_for_a_test_split_that_was_not_scored(tmp_path: Path, scored: bool) -> None:
+    folder = folders.run(tmp_path / "digits")
+    metrics = {"val/accuracy": 0.9} | ({"test/accuracy": 0.8} if scored else {})
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"metrics": metrics}))
+    text = run.run_page(RunDirectory(folder), samples=0)
+    head = text[text.index(">metric</th>") :].partition("</tr>")[0]
+    assert (">test</th>" in head) == scored and ">validation</th>" in head
+
+
 def test_what_the_start_decided_is_no_difference(tmp_path: Path) -> None:
     from bigctl.config import compose
 

@@ -71,5 +71,5 @@ def test_settings_of_another_component_are_held_against_its_own_defaults(
         "optimizer.lr": "0.05",
         "train.steps": "30",
     }.items() <= rows.items()
-    assert not {"data.separator", "data.on_bad", "data.missing", "schedule.horizon"} & rows.keys()
+    assert not {"data.test_fraction", "data.separator", "data.on_bad", "data.missing", "schedule.horizon"} & rows.keys()
     assert "by itself" not in table and "from Python" in text

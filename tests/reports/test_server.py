@@ -79,6 +79,13 @@ def test_index_leads_to_every_page(client: Client) -> None:
         assert status == 200 and "Learning curves" in text
 
 
+def test_index_has_the_mean_that_a_sweep_was_won_by(tmp_path: Path) -> None:
+    folder = folders.study.make(tmp_path / "lr", points=3, seeds=3, length=5, failed=0)
+    board = json.loads((folder / "leaderboard.json").read_text())
+    scores = [trial["metrics"]["val/accuracy"] for trial in board["trials"]]
+    assert server._glance(folder)["best"] == pytest.approx(board["winner"]["mean"]) != pytest.approx(max(scores))
+
+
 @pytest.mark.parametrize(
     "address",
     [

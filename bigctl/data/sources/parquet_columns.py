@@ -192,7 +192,8 @@ def typed(part: Part, name: str, kind: str, bad: Bad | None = None) -> np.ndarra
     """A column as the training files have it. Raises DataError where it is stored as something else."""
     stored = part.stored(name)
     if kind_of(stored) != kind and not is_empty(part, name):
-        was = f"{stored}, where it was {kind} in training"
+        told = "text" if str(stored) in ("string", "large_string", "string_view") else str(stored)
+        was = f"{told}, where it was {kind} in training"
         raise DataError(f"the column {name!r} is {was}", where=part.source, hint="store it as the training files do")
     return numbers(part, name, bad) if kind == NUMBER else categories(part, name, bad)
 
