@@ -66,8 +66,10 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     for computation, instruction, times, fused in module.walk():
         kind = _between_slices(instruction) or instruction.opcode.removesuffix("-start")
         channel = instruction.attribute("channel_id") or instruction.name
-        # A TPU's text has one that runs beside others in the fusion of each of those; a channel alone says nothing, as
-        # all that a `shard_map` sends has the same.
+        if chain := re.search(r'chain_id="(\d+)"', instruction.attributes):
+            channel += f" {chain[1]}"
+        # A TPU's text has one that runs beside others in the fusion of each of those, with the number of their chain; a
+        # channel alone says nothing, as all that a `shard_map` sends has the same.
         if kind not in KINDS or (fused and channel in seen):
             continue
         seen.add(channel)

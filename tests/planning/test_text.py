@@ -125,6 +125,24 @@ def test_a_loop_that_counts_in_steps_runs_less_often(step: int, times: int) -> N
     assert looped.count == times
 
 
+def test_messages_of_a_shard_map_on_a_tpu_count_once_for_each_chain() -> None:
+    shared = "f32[64,64]{1,0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}"
+    fusions = "".join(
+        f"""
+%async.{i} (p: f32[8,64]) -> f32[64,64] {{
+  %p = f32[8,64]{{1,0}} parameter(0)
+  ROOT %g.{i} = {shared}, frontend_attributes={{chain_id="{chain}"}}
+}}
+"""
+        for i, chain in enumerate((1, 1, 2))
+    )
+    calls = "".join(f"  %f.{i} = f32[64,64]{{1,0}} fusion(%a), kind=kCustom, calls=%async.{i}\n" for i in range(3))
+    entry = f"ENTRY %e (a: f32[8,64]) -> f32[64,64] {{\n  %a = f32[8,64]{{1,0}} parameter(0)\n{calls}}}"
+    text = f"HloModule m\n{fusions}\n{entry}"
+    (only,) = collectives.collectives(hlo.parse(text), {"fsdp": 8})
+    assert (only.count, only.bytes) == (2, 2 * 7 * 8 * 64 * 4)
+
+
 def test_sixteen_bits_that_a_cpu_adds_in_32_count_as_sixteen() -> None:
     text = """HloModule m
 ENTRY %e (a: f32[8,64]) -> f32[8,64] {
