@@ -51,7 +51,7 @@ _MODULES = {
         (r"head", "classifier"),
     ),
 }
-_LEAVES = {"kernel": "weight", **{ours: theirs for theirs, ours in TORCH_NORM.items()}}
+LEAVES = {"kernel": "weight", **{ours: theirs for theirs, ours in TORCH_NORM.items()}}
 _CLASSES = {
     RESNET: "ResNetForImageClassification",
     VIT: "ViTForImageClassification",
@@ -111,19 +111,30 @@ def files(export: Export, where: str) -> tuple[dict[str, Any], dict[str, Any], d
         hint = "model.stem=imagenet is what it knows; bigctl.load(RUN).params gives the weights as arrays"
         raise ConfigError("transformers has no ResNet with a stem for small images", where=where, hint=hint)
     if export.model.kind == VIT and "position" not in values:
-        values["position"] = _fixed_places(cast(schema.Vit, export.model), export.shape)
-    if values["head/kernel"].shape[-1] == 1 and len(export.classes) == 2:  # one output, the log-odds of the second
-        for name in ("head/kernel", "head/bias"):
-            values[name] = np.concatenate([np.zeros_like(values[name]), values[name]], -1)
+        values["position"] = fixed_places(cast(schema.Vit, export.model), export.shape)
+    values |= two_outputs(export)
     blocks = list(getattr(export.model, "blocks", []))
     tensors = {
-        _tensor_name(export.model.kind, path, blocks): _turned(export.model, path, np.asarray(value, np.float32))
+        _tensor_name(export.model.kind, path, blocks): turned(export.model, path, np.asarray(value, np.float32))
         for path, value in values.items()
     }
-    if export.model.kind == RESNET:  # counts of batches, which it would miss
-        norms = [name for name in tensors if name.endswith("running_mean")]
-        tensors |= {name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for name in norms}
-    return _config(export), _processor(export), tensors
+    return _config(export), _processor(export), with_counts(tensors)
+
+
+def two_outputs(export: Export) -> dict[str, np.ndarray]:
+    """Kernel and bias of a head of two classes whose one output is the log-odds of the second, as one of two; nothing
+    for other heads."""
+    names = ("head/kernel", "head/bias")
+    if export.values[names[0]].shape[-1] != 1 or len(export.classes) != 2:
+        return {}
+    return {name: np.concatenate([np.zeros_like(export.values[name]), export.values[name]], -1) for name in names}
+
+
+def with_counts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors, and of each batch normalisation a count of batches, which torch would miss."""
+    norms = [name for name in tensors if name.endswith("running_mean")]
+    counts = {name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for name in norms}
+    return {**tensors, **counts}
 
 
 def save(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -146,28 +157,34 @@ def loading_lines(folder: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------- names and layouts
 
 
-def _tensor_name(kind: str, path: str, blocks: list[int]) -> str:
+def staged(path: str, blocks: list[int]) -> str:
+    """A path whose block is numbered within its stage: blocks/2.1 is the second block of the third stage."""
+
     def within(match: re.Match[str]) -> str:
         stage, number = 0, int(match[1])
         while number >= blocks[stage]:
             stage, number = stage + 1, number - blocks[stage]
         return f"blocks/{stage}.{number}"
 
+    return re.sub(r"^blocks/(\d+)", within, path)
+
+
+def _tensor_name(kind: str, path: str, blocks: list[int]) -> str:
     if path in ("cls", "position"):
         return {"cls": "vit.embeddings.cls_token", "position": "vit.embeddings.position_embeddings"}[path]
-    path = re.sub(r"^blocks/(\d+)", within, path)
+    path = staged(path, blocks)
     module, _, leaf = path.rpartition("/")
     if kind == CONVNEXT and leaf == "scale" and (match := re.fullmatch(r"blocks/(\d+)\.(\d+)", module)):
         return match.expand(_CONVNEXT_STAGE + r".layers.\2.layer_scale_parameter")
     for pattern, name in _MODULES[kind]:
         if match := re.fullmatch(pattern, module):
-            return f"{match.expand(name)}.{_LEAVES[leaf]}"
+            return f"{match.expand(name)}.{LEAVES[leaf]}"
     raise KeyError(path)
 
 
-def _turned(model: schema.Model, path: str, values: np.ndarray) -> np.ndarray:
+def turned(model: schema.Model, path: str, values: np.ndarray) -> np.ndarray:
     """Values in torch's layout: the inverse of `vision.turned`."""
-    if path in ("cls", "position"):
+    if path in ("cls", "position", "registers"):
         return np.ascontiguousarray(values[None])
     if not path.endswith("/kernel"):
         return np.ascontiguousarray(values)
@@ -177,7 +194,7 @@ def _turned(model: schema.Model, path: str, values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values.T)
 
 
-def _fixed_places(model: schema.Vit, shape: tuple[int, int, int]) -> np.ndarray:
+def fixed_places(model: schema.Vit, shape: tuple[int, int, int]) -> np.ndarray:
     """Sines and cosines as a table; the class token has no place."""
     from bigctl.models.vit import sincos
 

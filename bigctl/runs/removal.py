@@ -131,6 +131,7 @@ _FOLDERS = {
         r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt|vocab\.txt"
         r"|model[\w.-]*\.safetensors(\.index\.json)?|\w+\.py|chat_template\.jinja|README\.md"
     ),
+    "timm": re.compile(r"config\.json|model\.safetensors|README\.md"),
     "jax": re.compile(rf"model\.jax|weights\.npz|{_BESIDE}"),
     "onnx": re.compile(rf"model\.onnx(\.data)?|{_BESIDE}"),
     "gguf": re.compile(rf"model[\w.-]*\.gguf|{_BESIDE}"),

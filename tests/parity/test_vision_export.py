@@ -37,9 +37,9 @@ MODELS: dict[str, schema.Model] = {
 SHAPE = (32, 24, 3)
 
 
-def drawn(model: schema.Model, outputs: int) -> tuple[Any, dict[str, np.ndarray]]:
+def drawn(model: schema.Model, outputs: int, shape: tuple[int, int, int] = SHAPE) -> tuple[Any, dict[str, np.ndarray]]:
     """(the model as a function of pictures, its parameters and statistics), none of them as they begin."""
-    empty = nnx.eval_shape(lambda: model.build(SHAPE, outputs, rngs=nnx.Rngs(0)))
+    empty = nnx.eval_shape(lambda: model.build(shape, outputs, rngs=nnx.Rngs(0)))
     structure, params, rest = nnx.split(empty, nnx.Param, ...)
     random = np.random.default_rng(0)
 

@@ -85,6 +85,10 @@ FORMATS = {
         ("gguf",),
         bits=(4, 8),
     ),
+    "timm": Format(
+        f"{_HERE}.timm_folder",
+        "config.json and model.safetensors, as timm reads them (model=resnet, vit, convnext in sizes that timm has)",
+    ),
 }
 
 

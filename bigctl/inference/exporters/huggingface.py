@@ -62,10 +62,15 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
 
 
 def _export_vision(trained: TrainedRun, folder: Path) -> Path:
+    return huggingface.write_vision(exported(trained), folder)
+
+
+def exported(trained: TrainedRun) -> vision_export.Export:
+    """What is exported of a classifier of pictures."""
     features, recipe = trained.features, trained.config.recipe
     values = {**flatten(trained.params), **flatten(trained.variables)}
     height, width, channels = features.shape
-    export = vision_export.Export(
+    return vision_export.Export(
         model=trained.config.model,
         values={name: np.asarray(value, np.float32) for name, value in values.items()},
         shape=(height, width, channels),
@@ -75,4 +80,3 @@ def _export_vision(trained: TrainedRun, folder: Path) -> Path:
         several=features.target.kind == CLASSES,
         about=f"{trained.run.path.name}, step {trained.step}",
     )
-    return huggingface.write_vision(export, folder)

@@ -1,0 +1,21 @@
+"""`--format timm`: a trained ResNet, ViT or ConvNeXt as a folder that timm loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bigctl.inference.exporters import huggingface
+from bigctl.inference.exporters.formats import Exported
+from bigctl.inference.trained import TrainedRun
+from bigctl.interop import timm_export
+
+
+def require(trained: TrainedRun) -> None:
+    """See `formats.Exporter`."""
+    timm_export.require(trained.config.model, str(trained.run.path))
+
+
+def write(trained: TrainedRun, folder: Path) -> Exported:
+    """See `formats.Exporter`."""
+    timm_export.write(huggingface.exported(trained), folder)
+    return Exported(timm_export.loading_lines(str(folder), trained.features.shape[2]), {"what": "folder for timm"})
