@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -134,3 +137,23 @@ def test_a_teacher_that_cannot_teach_is_refused_in_a_line(folder, tmp_path):
     }.items():
         with pytest.raises(BigctlError, match=wrong):
             bigctl.train(keys(folder, more), tmp_path / "new", quiet=True)
+
+
+@pytest.mark.slow
+def test_a_student_of_packed_documents_and_one_on_several_devices_learn_as_others_do(folder, tmp_path):
+    """The teacher reads the same documents, each by itself; shared out, the loss is that of one device."""
+    (end,) = bigctl.load(str(folder / "teacher")).language_model.tokenizer.encode("\n").ids
+    more = ["recipe.packing=documents", f"recipe.end_token={end}", "train.steps=4"]
+    told = {}
+    for devices in (1, 2):
+        run = tmp_path / f"on-{devices}"
+        asked = [*keys(folder, *more, f"mesh.data={devices}", "train.log_every=1"), "--run-dir", str(run), "--quiet"]
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        subprocess.run(
+            [sys.executable, "-m", "bigctl", "train", *asked], env={**os.environ, "XLA_FLAGS": flags}, check=True,
+            capture_output=True, timeout=300,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        told[devices] = [line["train/distil"] for line in lines if "train/distil" in line]
+    assert len(told[1]) == 4 and told[1][-1] < told[1][0]
+    np.testing.assert_allclose(told[1], told[2], rtol=1e-4)
