@@ -41,7 +41,13 @@ def trained(
         for part in parents:
             node = node.setdefault(part, {})
         node[last] = leaf
-    found = SimpleNamespace(run=run, config=SimpleNamespace(model=model), features=features, step=7, params=nested)
+    found = SimpleNamespace(
+        run=run,
+        config=SimpleNamespace(model=model, train=SimpleNamespace(quantize=None)),
+        features=features,
+        step=7,
+        params=nested,
+    )
     return found  # type: ignore[return-value]
 
 
