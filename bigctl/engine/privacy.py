@@ -54,6 +54,11 @@ def settled(config: Config, dataset: Dataset, steps: int, *, rates_differ: bool 
     accountant = Accountant(private.noise or 0.0, rate, private.delta, private.accountant)
     if private.epsilon is not None and accountant.epsilon(steps) > private.epsilon:
         raise _too_small(private, accountant, steps)
+    expected = rounds.expected(config.train)
+    if private.noise_of_sums(expected) is None:
+        what = f"{expected:g} {private.unit}s a step are too few to count those below a quantile with noise="
+        hint = f"leave out {WHERE}.quantile, or have more than {10 * (private.noise or 0.0):g} in a step"
+        raise ConfigError(f"{what}{private.noise:g}", where=f"{WHERE}.quantile", hint=hint)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, privacy=private))
     recipe = config.recipe
     if isinstance(recipe, schema.ImageCls) and recipe.mean is None:  # else it would be that of the training split
@@ -118,9 +123,10 @@ def announcement(config: Config, dataset: Dataset, steps: int) -> Iterator[str]:
         return
     spent, unit = accountant.epsilon(steps), config.train.privacy.unit
     count = count if unit == "example" else config.train.federated.clients or 1
+    begins = " at first" if config.train.privacy.adapts else ""
     yield (
         f"privacy: epsilon {spent:.4g} at delta {accountant.delta:g} after {steps:,} steps, each with every {unit} at "
-        f"probability {accountant.rate:.4g}, clip {config.train.privacy.clip:g}, noise {accountant.noise:g}"
+        f"probability {accountant.rate:.4g}, clip {config.train.privacy.clip:g}{begins}, noise {accountant.noise:g}"
     )
     if accountant.delta >= 1 / count:
         yield f"note: train.privacy.delta={accountant.delta:g} should be well below 1 / {count:,} {unit}s"

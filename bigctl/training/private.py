@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from bigctl.training.state import Tree, zeros_like
 from bigctl.training.task import Batch
 
 Loss = Callable[[Tree, Batch, Array], tuple[Array, Sums]]
+_COUNT = 2**31 - 1
+"""In place of a leaf's number, in the key of the noise."""
 Gradients = list[Float[Array, "..."]]
 
 
@@ -113,6 +116,31 @@ def with_noise(total: Gradients, key: Array, deviation: float) -> Gradients:
     """Each leaf with normal noise of its own."""
     keys = [jax.random.fold_in(key, place) for place in range(len(total))]
     return [x + deviation * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(total, keys, strict=True)]
+
+
+def at_clip(config: schema.Privacy, expected: float, clip: Array | None) -> schema.Privacy:
+    """The keys of one step: with the clip as it has become, and with the part of the noise that sums are given."""
+    if not config.adapts:
+        return config
+    now: dict[str, Any] = {} if clip is None else {"clip": clip}
+    return dataclasses.replace(config, noise=config.noise_of_sums(expected), **now)
+
+
+def adapted(config: schema.Privacy, clip: Array, clipped: Float[Array, 2], expected: float, noise: Array) -> Array:
+    """The clip of the next step, float32 []: larger where fewer than `quantile` were below it (Andrew et al. 2021).
+
+    Args:
+        config: `train.privacy`.
+        clip: of this step.
+        clipped: how many were above it, of how many.
+        expected: how many are expected in a step.
+        noise: key of the step's noise.
+    """
+    # Each counts for half, up or down, so that one more or less moves the count by no more than that.
+    below = clipped[1] / 2 - clipped[0]
+    deviation = schema.noise_of_count(expected)
+    below += deviation * jax.random.normal(jax.random.fold_in(noise, _COUNT), dtype=jnp.float32)
+    return clip * jnp.exp(-config.quantile_rate * (below / expected + 0.5 - (config.quantile or 0.0)))
 
 
 def layers_of(paths: Sequence[Any], config: schema.Privacy) -> list[list[int]]:

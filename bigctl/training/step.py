@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,10 @@ Hparams = dict[str, Any]
 
 SEED = "seed"
 """The name among the hparams that the seed has where trials of several seeds share a program."""
+
+
+CLIP = "train.privacy.clip"
+"""Likewise, of the clip where it adapts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +104,18 @@ class Step:
             step=jnp.int32(0),
             params=params,
             variables=variables,
-            opt_state=self._update_rule(params, hparams).init(params),
+            opt_state=self._begun(self._update_rule(params, hparams).init(params)),
             ema=params if self.config.train.ema else {},
-            sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **_STEP_SUMS}),
+            sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **self._step_sums}),
             bad_step=jnp.int32(-1),
             anomaly_state=divergence.new_anomaly_state(self.config.train.divergence),
         )
+
+    @property
+    def _step_sums(self) -> Sums:
+        """Of those that a step adds itself: their shapes."""
+        names = ["grad_norm", "update_norm"] + ["clip"] * self.config.train.privacy.adapts
+        return {name: jax.ShapeDtypeStruct((2,), jnp.float32) for name in names}
 
     @property
     def rows(self) -> int:
@@ -129,6 +139,7 @@ class Step:
     def _train(self, state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
         rule = self.config.train.divergence
         begun = self._solved(state, batch, hparams) if self.task.solves else state.params
+        held, hparams = self._held(state.opt_state, hparams)
         grads, variables, sums = self._gradients(begun, state.variables, batch, state.step, hparams)
         loss, weight = sums["loss"]
         if not self.config.train.federated.on:  # else it is an average
@@ -138,7 +149,8 @@ class Step:
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
         with self._placing():
             update = self._update_rule(state.params, hparams, factor, state.step).update
-            updates, opt_state = update(grads, state.opt_state, state.params)
+            updates, opt_state = update(grads, held, state.params)
+        opt_state = self._kept(opt_state, sums, state.step, hparams)
         if self.task.solves:
             updates, opt_state = jax.tree.map(jnp.subtract, begun, state.params), state.opt_state
         params = begun if self.task.solves else optax.apply_updates(state.params, updates)
@@ -169,6 +181,34 @@ class Step:
             bad_step=jnp.where(lost, state.step + 1, state.bad_step),
             anomaly_state=anomaly_state,
         )
+
+    def _begun(self, held: Tree) -> Tree:
+        """The optimizer's state of a run that begins; of one whose clip adapts with that clip."""
+        keys = self.config.train.privacy
+        return {"rule": held, CLIP: jnp.float32(keys.clip)} if keys.adapts else held
+
+    def _held(self, opt_state: Tree, hparams: Hparams) -> tuple[Tree, Hparams]:
+        """What the optimizer keeps, and the hparams with the clip as it is by now."""
+        if not self.config.train.privacy.adapts:
+            return opt_state, hparams
+        return opt_state["rule"], {**hparams, CLIP: opt_state[CLIP]}
+
+    def _train_keys(self, hparams: Hparams) -> schema.Train:
+        """`train`, with the clip and the noise of a step."""
+        train = self.config.train
+        if not train.privacy.adapts:
+            return train
+        return replace(train, privacy=private.at_clip(train.privacy, rounds.expected(train), hparams.get(CLIP)))
+
+    def _kept(self, held: Tree, sums: Sums, step: jax.Array, hparams: Hparams) -> Tree:
+        """`_held` the other way round, with the clip of the next step."""
+        keys = self.config.train.privacy
+        if not keys.adapts:
+            return held
+        noise = randomness.key(hparams.get(SEED, self.config.seed), randomness.PRIVACY, step)
+        sums["clip"] = jnp.stack([hparams[CLIP], 1.0])
+        clip = private.adapted(keys, hparams[CLIP], sums["clipped"], rounds.expected(self.config.train), noise)
+        return {"rule": held, CLIP: clip}
 
     def _solved(self, state: TrainState, batch: Batch, hparams: Hparams) -> Tree:
         """The weights that the task solves for."""
@@ -218,7 +258,7 @@ class Step:
     ) -> tuple[Tree, Tree, Sums]:
         """Gradient of the summed loss, new variables and metric sums of a batch, computed in `accumulate` parts; of a
         round the mean update of its clients, with its sign turned round."""
-        train, parts = self.config.train, self.config.train.accumulate
+        train, parts = self._train_keys(hparams), self.config.train.accumulate
         seed = hparams.get(SEED, self.config.seed)
         dropout = randomness.key(seed, randomness.DROPOUT, step)
         same = train.overfit_one_batch  # one batch and, where a task draws what it asks, one question
@@ -338,9 +378,6 @@ def add_places(batch: Batch, n: int, mask: jax.Array | None = None) -> Batch:
     """A batch with `mask`, its own or 1 where none is given, and each example's place in it."""
     whole = batch.get("mask", jnp.ones((n,), jnp.float32)) if mask is None else mask
     return {**batch, "mask": whole, "number": jnp.arange(n, dtype=jnp.int32)}
-
-
-_STEP_SUMS = {name: jax.ShapeDtypeStruct((2,), jnp.float32) for name in ("grad_norm", "update_norm")}
 
 
 def traced_hparams(config: schema.Config) -> Hparams:

@@ -183,7 +183,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training in one go and in two, with epsilon given."""
     folder = tmp_path_factory.mktemp("runs")
     keys = [each for each in PRIVATE if "noise" not in each]
-    keys += ["train.privacy.noise=1.5", "checkpoint.every=3", "eval.every=3", "train.log_every=1"]
+    keys += [
+        "train.privacy.noise=1.5",
+        "train.privacy.quantile=0.5",
+        "checkpoint.every=3",
+        "eval.every=3",
+        "train.log_every=1",
+    ]
     given = ["--require", "privacy/epsilon<=1", "--run-dir", str(folder / "whole"), "--quiet"]
     assert main(["train", *keys, "train.steps=6", *given]) == 0
     bigctl.train([*keys, "train.steps=3"], folder / "parts", quiet=True)
@@ -221,7 +227,8 @@ def test_what_a_run_promised_stays(runs: Path) -> None:
         bigctl.train([*keys, "train.steps=9", "train.privacy.clip=0.5"], runs / "parts", quiet=True)
     with pytest.raises(ConfigError, match="by one size of batches"):
         bigctl.train(
-            [*PRIVATE, "train.batch_size=16", "train.steps=9", "checkpoint.every=3", "eval.every=3"],
+            [*PRIVATE, "train.privacy.quantile=0.5", "train.batch_size=16", "train.steps=9", "checkpoint.every=3",
+             "eval.every=3"],
             runs / "parts", quiet=True, allow_drift=["train.batch_size"],
         )  # fmt: skip
 
@@ -248,3 +255,51 @@ def test_noise_has_the_same_bits_on_one_device_and_on_eight() -> None:
         out = subprocess.run([sys.executable, "-c", NOISE], env=env, capture_output=True, text=True, check=True)
         told.append(out.stdout.split())
     assert [each[0] for each in told] == ["1", "8"] and told[0][1] == told[1][1]
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_a_clip_that_adapts_comes_to_the_quantile(unit: str) -> None:
+    """Andrew et al. 2021: from far above and from far below, while the weights stay as they are."""
+    keys = [each for each in PRIVATE if "clip=" not in each and "noise=" not in each and "optimizer.lr" not in each]
+    keys += ["train.privacy.noise=0.5", "train.privacy.quantile=0.6", "train.privacy.quantile_rate=0.5"]
+    keys += ["optimizer.lr=1e-9"] if unit == "example" else ["optimizer.lr=0.01", "train.privacy.unit=client"]
+    if unit == "client":
+        keys += ["train.federated.clients=40", "train.federated.weights=equal", "train.federated.fraction=0.5"]
+        keys += ["train.federated.server_lr=1e-9"]
+    ends = []
+    for clip in (50.0, 0.001):
+        exp = built(*keys, f"train.privacy.clip={clip}")
+        feed, state, size, position = exp.feed(), steps.start(exp), exp.config.train.batch_size, 0
+        for until in (60, 120):
+            state, _, _ = exp.programs.take_sums(state)
+            while position < until * size:
+                state, done = feed.advance(state, position, until - position // size)
+                position += done * size
+        clipped, count = np.asarray(state.sums["clipped"])
+        assert clipped / count == pytest.approx(0.4, abs=0.06)
+        total, times = np.asarray(state.sums["clip"])
+        assert times == 60 and total / times == pytest.approx(float(state.opt_state["train.privacy.clip"]), rel=0.6)
+        ends.append(total / times)
+    assert ends[0] == pytest.approx(ends[1], rel=0.15)
+
+
+def test_what_adapting_the_clip_takes_of_the_noise() -> None:
+    """A sum with noise z' C and a count by halves with noise b are one mechanism: z^-2 = z'^-2 + (2 b)^-2."""
+    keys = schema.Privacy(noise=1.1, quantile=0.5)
+    sums = keys.noise_of_sums(512)
+    assert sums is not None and sums**-2 + (2 * 512 / 20) ** -2 == pytest.approx(1.1**-2)
+    assert schema.Privacy(noise=1.1).noise_of_sums(8) == 1.1 and keys.noise_of_sums(11) is None
+    clip, key = jnp.float32(2.0), jax.random.key(0)
+    moved = jax.vmap(lambda k: private.adapted(keys, clip, jnp.array([300.0, 500.0]), 512, k))(
+        jax.random.split(key, 4000)
+    )
+    told = np.log(np.asarray(moved) / 2) / -0.2  # the share below, as it is seen, without the quantile
+    assert told.mean() == pytest.approx((200 - 250) / 512, abs=4 / 20 / np.sqrt(4000))
+    assert told.std() == pytest.approx(1 / 20, rel=0.05)
+
+
+def test_too_few_to_adapt_a_clip_by_are_refused() -> None:
+    with pytest.raises(ConfigError, match="8 examples a step are too few to count those below a quantile with noise=1"):
+        resolved("train.privacy.noise=1", "train.privacy.quantile=0.5", "train.batch_size=8", "train.steps=1")
+    with pytest.raises(ConfigError, match="of the norm of all layers together"):
+        bigctl.compose([*PRIVATE, "train.privacy.quantile=0.5", "train.privacy.per_layer=true"])

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from bigctl.config.schema.base import FREE, STRUCTURAL, Problem, Whole, key
 
 
+def noise_of_count(expected: float) -> float:
+    """What is added to a count among so many, for `Privacy.quantile`: a twentieth, as Andrew et al. 2021 recommend."""
+    return expected / 20
+
+
 @dataclass
 class Privacy:
     """DP-SGD (Abadi et al. 2016): the gradient of each example is clipped, and noise is added to their sum."""
@@ -28,6 +33,11 @@ class Privacy:
         1.0, "Largest norm of the gradient of an example, or of the update of a client; longer ones are scaled down.",
         drift=STRUCTURAL, gt=0,
     )  # fmt: skip
+    quantile: float | None = key(
+        None, "Adapts clip, from where it begins: this share of the norms comes to lie below it, 0.5 for the median "
+        "(Andrew et al. 2021); null to keep it.", drift=STRUCTURAL, gt=0, lt=1,
+    )  # fmt: skip
+    quantile_rate: float = key(0.2, "How fast that goes.", drift=STRUCTURAL, gt=0, le=10)
     unit: str = key(
         "example", "Whom the promise is about: each example; or each client of train.federated, with all that it has "
         "(McMahan et al. 2018).", drift=STRUCTURAL, choices=("example", "client"),
@@ -43,6 +53,18 @@ class Privacy:
     def on(self) -> bool:
         return self.epsilon is not None or self.noise is not None
 
+    @property
+    def adapts(self) -> bool:
+        return self.on and self.quantile is not None
+
+    def noise_of_sums(self, expected: float) -> float | None:
+        """Of `noise`, in units of clip, what is added to sums of so many: where clip adapts the count of those below it
+        takes its part, and both together are as private as a sum alone. None where nothing is left for the sums."""
+        if self.noise is None or not self.adapts:
+            return self.noise
+        left = self.noise**-2 - (2 * noise_of_count(expected)) ** -2
+        return left**-0.5 if left > 0 else None
+
     def problems(self, config: Whole) -> Iterator[Problem]:
         """What of these keys does not go together with the rest of an experiment."""
         if not self.on:
@@ -53,6 +75,9 @@ class Privacy:
         if self.unit == "client" and not config.train.federated.on:
             what = "train.privacy.unit=client is about clients, and there are none"
             yield "train.privacy.unit", what, "give train.federated.clients, or leave train.privacy.unit out"
+        if self.adapts and self.per_layer:
+            what = "train.privacy.quantile is of the norm of all layers together"
+            yield "train.privacy.per_layer", what, "leave out train.privacy.per_layer"
         if config.train.accumulate > 1:
             what = f"train.accumulate={config.train.accumulate} does nothing where gradients are taken by microbatches"
             yield "train.accumulate", what, "leave it out; train.privacy.microbatch saves memory"

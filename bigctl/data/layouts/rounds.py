@@ -114,6 +114,11 @@ def draw_of(train: schema.Train) -> Round:
     return Round(clients, wanted, keys.at_once, keys.dropout, chance=train.privacy.on)
 
 
+def expected(train: schema.Train) -> float:
+    """How many a private step sums up, on average: examples, or clients that send something."""
+    return draw_of(train).reporting if train.federated.on else float(train.batch_size)
+
+
 def by_rounds(layout: Layout, train: schema.Train) -> Rounds:
     """The rounds of a layout of `masked.KINDS`."""
     if not isinstance(layout, Rows | Ragged):
