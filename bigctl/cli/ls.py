@@ -126,6 +126,7 @@ def _print(listing: dict[str, list[dict[str, str]]], known: dict[str, str], *, t
         for entry in entries:
             own = kind != "runs" and entry["origin"] != f"{known[kind]}/{entry['name']}.yaml"
             tail = f"  ({entry['origin']})" if own else ""
-            print(f"{'  ' if titled else ''}{entry['name']:<{width}}  {entry['headline']}{tail}".rstrip())
+            begin = f"{'  ' if titled else ''}{entry['name']:<{width}}  "
+            render.print_wrapped(f"{begin}{entry['headline']}{tail}".rstrip(), len(begin))
     if not any(listing.values()):
         print(f"bigctl: no {' or '.join(listing)} here", file=sys.stderr)

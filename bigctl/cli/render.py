@@ -37,16 +37,20 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print(cut("  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip(), room))
 
 
-def print_wrapped(line: str) -> None:
-    """A line; on a terminal that it does not fit it goes on in the next one, indented, between two words."""
+def print_wrapped(line: str, indent: int = 0) -> None:
+    """A line; on a terminal that it does not fit it goes on in the next one, indented, between two words.
+
+    Args:
+        indent: columns before what goes on, where they leave room for it; 0 for two more than the line has.
+    """
     if not sys.stdout.isatty():
         print(line)
         return
     import textwrap
 
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
     room = max(20, shutil.get_terminal_size((120, 24)).columns)
-    print(textwrap.fill(line, room, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True))
+    after = " " * (indent if 0 < indent <= room // 2 else len(line) - len(line.lstrip()) + 2)
+    print(textwrap.fill(line, room, subsequent_indent=after, break_on_hyphens=False, drop_whitespace=True))
 
 
 def print_passed(verdicts: Iterable[Verdict]) -> None:

@@ -88,6 +88,8 @@ def _no_recipe(given: Sequence[str], roots: Sequence[Root]) -> int:
 
     suggestions.reject_bare(given, roots)
     print("bigctl: no recipe is chosen; one of:", file=sys.stderr)
-    for name, path in sorted(presets.files(roots, "recipe").items()):
-        print(f"  recipe={name:<10} {presets.headline(path)}", file=sys.stderr)
+    recipes = sorted(presets.files(roots, "recipe").items())
+    width = max((len(name) for name, _ in recipes), default=0)
+    for name, path in recipes:
+        print(f"  recipe={name:<{width}}  {presets.headline(path)}", file=sys.stderr)
     return 2

@@ -66,6 +66,12 @@ def test_a_summary_is_no_wider_than_the_terminal(
     assert len(lines[place]) <= 80 and lines[place + 1].startswith("    ") and "-0.0089)" in lines[place + 1], lines
 
 
+def test_recipes_to_choose_from_stand_in_columns(capsys: Capture) -> None:
+    lines = [line for line in said(capsys, "train").splitlines() if line.startswith("  recipe=")]
+    place = len("  recipe=finetune_cls  ")
+    assert len(lines) > 10 and all(line[place - 2 : place] == "  " and line[place] != " " for line in lines), lines
+
+
 def test_every_packaged_set_is_in_a_wheel_or_comes_with_scikit_learn() -> None:
     for name in ("digits", "breast_cancer", *packaged.WHEELS):
         files, _ = packaged._known(name)

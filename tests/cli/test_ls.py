@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bigctl.cli import main
 from bigctl.config import presets
 
 
@@ -86,6 +87,17 @@ def test_no_runs_is_said_on_stderr_and_is_no_failure(bigctl):
     done = bigctl("ls", "runs")
     assert done.stdout == ""
     assert "no runs" in done.stderr
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_a_listing_is_no_wider_than_the_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main.main(["ls", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    after = next(line for number, line in enumerate(lines) if lines[number - 1].startswith("bert_mlm"))
+    assert max(map(len, lines)) <= columns and after.startswith("  "), lines
+    assert columns == 20 or after.startswith(" " * len("finetune_cls  "))
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["ls", "models", "--json"], ["ls", "runs"]])

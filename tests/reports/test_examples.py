@@ -38,6 +38,7 @@ def test_images_are_the_worst_mistakes_and_then_others(tmp_path: Path) -> None:
     page = run.run_page(RunDirectory(tmp_path / "digits"), samples=5)
     assert page.count('<img src="data:image/png;base64,') == 5 + 1  # the filters of the first layer
     assert page.count('<img src="data:image/jpeg;base64,') == 5 + 10 and page.count('class="looked"') == 5
+    assert all(f">row {item.row}</small>" in page for item in found.items[:5])
     assert [gallery.label for gallery in found.galleries] == [str(digit) for digit in range(10)]
     assert sum(g.count - g.right for g in found.galleries) == int((guesses != split["label"]).sum())
     assert sum(g.count for g in found.galleries) == len(split["label"])
