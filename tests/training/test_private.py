@@ -257,6 +257,7 @@ def test_noise_has_the_same_bits_on_one_device_and_on_eight() -> None:
     assert [each[0] for each in told] == ["1", "8"] and told[0][1] == told[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["example", "client"])
 def test_a_clip_that_adapts_comes_to_the_quantile(unit: str) -> None:
     """Andrew et al. 2021: from far above and from far below, while the weights stay as they are."""
