@@ -99,7 +99,9 @@ def _assign(config: Config, dotted: str, value: object) -> None:
     setattr(node, name, value)
 
 
-def _below(wanted: Sequence[str], leaves: dict[str, Any]) -> dict[str, Any]:
+def _below(
+    wanted: Sequence[str], leaves: dict[str, Any], hint: str = "`bigctl show` without it lists all keys"
+) -> dict[str, Any]:
     """The keys that were asked for. Raises ConfigError, with close matches, for one that is not there."""
     for key in wanted:
         if not any(_under(leaf, [key]) for leaf in leaves):
@@ -110,7 +112,7 @@ def _below(wanted: Sequence[str], leaves: dict[str, Any]) -> dict[str, Any]:
             known = {leaf.rsplit(".", depth)[0] for leaf in leaves for depth in range(leaf.count(".") + 1)}
             close = difflib.get_close_matches(key, sorted(known), n=3)
             guess = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ConfigError(f"there is no key {key!r} here{guess}", hint="`bigctl show` without it lists all keys")
+            raise ConfigError(f"there is no key {key!r} here{guess}", hint=hint)
     return {leaf: found for leaf, found in leaves.items() if _under(leaf, wanted)}
 
 
@@ -155,6 +157,7 @@ def _diff(options: argparse.Namespace) -> int:
     now = common.composed(options).config
     then = compose.from_yaml(found.read_config(), where=str(found.config))
     values = [{key: value for key, _, value in schema.walk_config(side)} for side in (then, now)]
+    _below(options.only, dict.fromkeys([*values[0], *values[1]]), "`bigctl compare RUN RUN` compares two runs")
     changes = [c for c in drift.changes(then, now) if _under(c.key, options.only) and not drift.undecided(c)]
     if options.json:
         sides = dict(zip(("run", "now"), values, strict=True))  # a side that has no such key is left out

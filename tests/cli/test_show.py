@@ -143,6 +143,13 @@ def test_diff_without_overrides_composes_those_of_the_run(bigctl, tmp_path):
     assert bigctl.json("show", "--diff", "old")["changes"] == []
 
 
+def test_diff_of_a_word_that_is_no_key_is_a_usage_error(bigctl, tmp_path):
+    make_run(tmp_path, "recipe=mlp_cls")
+    said = bigctl("show", "old", "--diff", "old", code=2).stderr
+    assert "there is no key 'old' here" in said and "bigctl compare RUN RUN" in said
+    assert "no difference" in bigctl("show", "optimizer", "--diff", "old").stdout
+
+
 def test_diff_with_no_such_run_is_a_usage_error(error_line):
     assert "there is no such run" in error_line("show", "recipe=cnn_cls", "--diff", "nothing")
 
