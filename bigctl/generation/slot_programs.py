@@ -8,7 +8,6 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from bigctl.generation import sampling
@@ -34,7 +33,7 @@ class Network(Protocol):
     context: int
     vocab_size: int
 
-    def cache(self, batch: int, length: int, dtype: DTypeLike = ...) -> Cache: ...
+    def cache(self, batch: int, length: int) -> Cache: ...
 
     def extend(self, tokens: Array, cache: Cache, start: Array, rows: Rows | None = ...) -> tuple[Array, Cache]: ...
 

@@ -91,8 +91,7 @@ def width_of(count: int) -> int:
 
 def memory_of(model: Network, count: int) -> int:
     """Bytes that the cache of so many slots takes, for texts of the whole context."""
-    dtype = jax.tree.leaves(nnx.split(model)[1])[0].dtype
-    shapes = jax.eval_shape(lambda: model.cache(width_of(count), -(-model.context // PIECE) * PIECE, dtype))
+    shapes = jax.eval_shape(lambda: model.cache(width_of(count), -(-model.context // PIECE) * PIECE))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
@@ -131,8 +130,7 @@ class Slots:
         self._vocab = min(model.vocab_size, vocab or 2**31)
         whole = -(-model.context // PIECE) * PIECE
         self._room = whole if length is None else min(whole, max(_ROOM, 1 << max(0, length - 1).bit_length()))
-        dtype = jax.tree.leaves(self._model[1])[0].dtype
-        self.cache: Cache = model.cache(len(self.slots), self._room, dtype)
+        self.cache: Cache = model.cache(len(self.slots), self._room)
         self._seen = jnp.zeros((len(self.slots), self._vocab), bool)
         self._end, self._never = jnp.array(tuple(end), jnp.int32), jnp.array(tuple(never), jnp.int32)
         self._ends = frozenset(end)

@@ -13,7 +13,6 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from bigctl.config import schema
@@ -344,9 +343,9 @@ class Decoder(nnx.Module):
         found = jax.lax.map(tile, jnp.arange(tiles)).swapaxes(0, 1).reshape(len(hidden), -1)
         return found[:, : self.vocab_size]
 
-    def cache(self, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
-        """An empty cache with room for texts of `length` tokens."""
-        shape = (batch, self.groups, length, self.depth)
+    def cache(self, batch: int, length: int) -> Cache:
+        """An empty cache with room for texts of `length` tokens, of the type that the model computes in."""
+        shape, dtype = (batch, self.groups, length, self.depth), self.token.embedding[...].dtype
         return [{"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)} for _ in self.layers]
 
     def extend(

@@ -179,8 +179,9 @@ def test_the_token_for_what_is_unknown_is_never_written() -> None:
 
 
 def test_low_precision_writes_too() -> None:
-    graphdef, state = nnx.split(decoder(layers=1))
-    model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
+    """The rate of dropout, which is no weight, stays float32, as in a run."""
+    graphdef, weights, rest = nnx.split(decoder(layers=1, dropout=0.1), nnx.Param, ...)
+    model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights), rest)
     batch = Batch(model, [[1, 2]], GenerationOptions(max_new_tokens=40))
     assert len(written(batch)[0]) == 40
     assert {leaf.dtype for leaf in jax.tree.leaves(batch.slots.cache)} == {jnp.dtype(jnp.bfloat16)}

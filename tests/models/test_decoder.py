@@ -164,8 +164,9 @@ def test_with_the_cache_as_without(name: str, batch: int) -> None:
         lengths = lengths + step
 
 
-def test_the_cache_holds_the_shared_heads_alone_in_the_type_asked_for() -> None:
-    cache = build(MODELS["llama"]).cache(3, 24, jnp.bfloat16)
+def test_the_cache_holds_the_shared_heads_alone_in_the_type_of_the_model() -> None:
+    graphdef, state = nnx.split(build(MODELS["llama"]))
+    cache = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)).cache(3, 24)
     assert [{name: (a.shape, a.dtype) for name, a in layer.items()} for layer in cache] == [
         dict.fromkeys(("key", "value"), ((3, 2, 24, 8), jnp.bfloat16))
     ] * 2
