@@ -100,6 +100,7 @@ def test_every_way_to_a_batch_sees_the_same_sides_and_gives_the_same_weights() -
     assert refused is not None and "recipe.augment.sizes" in refused
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_within_a_stage_goes_on_at_its_side(tmp_path: Path) -> None:
     keys = [*GROWS, "recipe.augment.crop=1", "train.ema=0.9", "checkpoint.every=6", "eval.every=6", "eval.test=false"]
     whole = bigctl.train(bigctl.compose(keys), tmp_path / "whole", quiet=True)
