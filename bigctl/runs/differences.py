@@ -219,14 +219,20 @@ def rows(found: Sequence[Mapping[str, Any]], *, every: bool) -> dict[str, list[A
 
 
 def configuration(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]:
-    """As `rows`, by the runs whose configuration can be read, two or more; what follows from other keys in all of them
-    is no difference of its own."""
+    """As `rows`, by the runs whose configuration can be read, two or more. No difference of its own is what follows
+    from other keys in all of them, and what components that only some have leave at its default."""
     readable = [side for side in found if side.config]
     if len(readable) < 2:
         return {}
     table = rows([side.config for side in readable], every=every)
     follows = frozenset.intersection(*(side.decided for side in readable))
-    chosen = {name: iter(values) for name, values in table.items() if every or name not in follows}
+    defaults = [_defaults(side.config) for side in readable]
+
+    def is_chosen(name: str, values: Sequence[Any]) -> bool:
+        found = [v == usual.get(name, ABSENT) for v, usual in zip(values, defaults, strict=True)]
+        return name not in follows and not (any(name not in usual for usual in defaults) and all(found))
+
+    chosen = {name: iter(values) for name, values in table.items() if every or is_chosen(name, values)}
     return {name: [next(values) if side.config else UNREADABLE for side in found] for name, values in chosen.items()}
 
 

@@ -224,3 +224,12 @@ def test_a_horizon_that_follows_from_the_length_is_no_difference(tmp_path: Path)
     assert "schedule.horizon" not in differences.configuration(sides(a, b), every=False)
     assert differences.configuration(sides(a, b), every=True)["schedule.horizon"] == [20, 40]
     assert differences.configuration(sides(b, chosen), every=False)["schedule.horizon"] == [40, 20]
+
+
+def test_what_one_kind_leaves_at_its_default_is_no_difference_from_another_without_such_a_key(tmp_path: Path) -> None:
+    tables = make(tmp_path / "a", config="data: {kind: csv, path: a.csv, label: y, separator: null, encoding: latin-1}")
+    arrays = make(tmp_path / "b", config="data: {kind: memory}")
+    found = differences.configuration(sides(tables, arrays), every=False)
+    assert found["data.kind"] == ["csv", "memory"] and found["data.encoding"] == ["latin-1", "-"]
+    assert found["data.path"] == ["a.csv", "-"] and "data.separator" not in found and "data.decimal" not in found
+    assert differences.configuration(sides(tables, arrays), every=True)["data.decimal"] == [None, "-"]
