@@ -134,6 +134,7 @@ def announcement(config: Config, dataset: Dataset) -> Iterator[str]:
         f"federated: a step is a round of {about}{draw.wanted:,} of {draw.clients:,} clients, each {times} over its "
         f"examples in {size}; they have {_span(sizes)} examples"
     )
+    yield from (f"note: {WHERE}.{found}, does nothing here" for found in keys.idle)
     names = dataset.features.target.names
     if dataset.features.target.kind != CLASS:
         return

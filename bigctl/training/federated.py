@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from bigctl.config import schema
 from bigctl.data.layouts import rounds
+from bigctl.optim import masks
 from bigctl.training import metrics, private, updates
 from bigctl.training.metrics import Sums
 from bigctl.training.state import Tree
@@ -140,7 +141,9 @@ def client_update(local: Local, params: Tree, client: Batch, keys: Keys) -> tupl
                 pull = jax.tree.map(lambda w, w0, t: config.mu * (w - w0) if t else 0.0, now, params, local.trained)
                 grads = metrics.add(grads, pull)
             updates, state = local.rule.update(grads, state, now)
-            return optax.apply_updates(now, updates), state, metrics.add(sums, more)
+            after = optax.apply_updates(now, updates)
+            after = masks.zeros_kept(params, after) if local.train.keep_zeros else after
+            return after, state, metrics.add(sums, more)
 
         return jax.lax.fori_loop(0, steps, step, carry)
 

@@ -72,7 +72,11 @@ def test_rows_of_a_file_are_taken_and_others_refused_by_their_shape(run, tmp_pat
         "shape.npy": rng.integers(0, 256, (9, 7, 8, 1), np.uint8), "type.npy": rng.normal(size=(9, 8, 8, 1)),
         "none.npy": np.zeros((0, 8, 8, 1), np.uint8),
     }  # fmt: skip
-    said = {"shape.npy": "holds uint8 [9, 7, 8, 1], the model takes uint8 [rows, 8, 8, 1]", "none.npy": "holds no rows"}
+    said = {"cut.npy": "is no .npy file of numbers", "gone.npy": "cannot be read: No such file"}
+    said |= {
+        "shape.npy": "holds uint8 [9, 7, 8, 1], the model takes uint8 [rows, 8, 8, 1]",
+        "none.npy": "holds no rows",
+    }
     for name, values in wrong.items():
         np.save(tmp_path / name, values)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "shape.npy").read_bytes()[:60])

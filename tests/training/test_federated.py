@@ -135,6 +135,23 @@ def test_weights_are_by_examples_or_equal() -> None:
     assert np.abs(both - mean).max() > 1e-3
 
 
+def test_clients_of_a_pruned_network_train_it_pruned() -> None:
+    exp = built(*SHARED)
+    step = exp.programs.step
+    step = dataclasses.replace(
+        step, config=dataclasses.replace(step.config, train=dataclasses.replace(step.config.train, keep_zeros=True))
+    )
+    start, batch = start_of(exp.programs), steps.batch_of(exp, np.arange(200))  # four clients of a round, 50 each
+    pruned = jax.tree_util.tree_map_with_path(
+        lambda path, x: np.where(np.indices(x.shape).sum(0) % 2, x, 0) if "layers" in str(path) and x.ndim == 2 else x,
+        start.params,
+    )
+    hparams = exp.programs.hparams
+    found, _, _ = jax.jit(step._gradients)(pruned, start.variables, batch, jnp.int32(0), hparams)
+    kernel, moved = pruned["layers"][0]["kernel"], np.asarray(found["layers"][0]["kernel"])
+    assert (moved[kernel == 0] == 0).all() and np.abs(moved[kernel != 0]).max() > 1e-4
+
+
 @pytest.mark.parametrize("name", ["avg", "momentum", "adagrad", "adam", "yogi"])
 def test_servers_do_what_their_papers_say(name: str) -> None:
     """Hsu et al. 2019; Reddi et al. 2021, Algorithm 2, where the update is what is added."""
@@ -199,6 +216,12 @@ def test_who_takes_part_and_what_they_lack_is_told() -> None:
     first, second = settling.announcement(resolved.config, resolved.dataset)
     assert "a round of 2 of 20 clients, each 3 times over its examples in batches of 10; they have 20 to 21" in first
     assert second == "note: 19 clients lack a class: they have 1 to 2 of 2"
+    idle = settled("train.federated.clients=20", "train.federated.alpha=0.1", "train.federated.server=momentum",
+                   "train.federated.server_momentum=0.5", "train.federated.server_tau=0.1")  # fmt: skip
+    assert list(settling.announcement(idle.config, idle.dataset))[1:] == [
+        "note: train.federated.alpha, for split=dirichlet alone, does nothing here",
+        "note: train.federated.server_tau, for server=adagrad, adam and yogi alone, does nothing here",
+    ]
     plain = settled("train.federated.mu=1")
     assert "nothing is federated" in next(settling.announcement(plain.config, plain.dataset))
 

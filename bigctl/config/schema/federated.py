@@ -62,6 +62,25 @@ class Federated:
     def on(self) -> bool:
         return self.clients is not None or self.column is not None
 
+    @property
+    def idle(self) -> list[str]:
+        """Keys that are set and do nothing beside the others, as "alpha, for split=dirichlet alone"."""
+        split = self.split if self.column is None else ""
+        adaptive = self.server in SERVERS[2:]
+        uses = {
+            "shards": (split == "shards", "split=shards"), "alpha": (split == "dirichlet", "split=dirichlet"),
+            "keep": (self.compress == "topk", "compress=topk"),
+            "server_momentum": (self.server != "avg", "servers other than avg"),
+            "server_beta2": (self.server in ("adam", "yogi"), "server=adam and yogi"),
+            "server_tau": (adaptive, "server=adagrad, adam and yogi"),
+        }  # fmt: skip
+        plain = type(self)()
+        return [
+            f"{name}, for {where} alone"
+            for name, (used, where) in uses.items()
+            if not used and getattr(self, name) != getattr(plain, name)
+        ]
+
     def problems(self, config: Whole) -> Iterator[Problem]:
         """What of these keys does not go together, with each other or the rest of an experiment."""
         where = "train.federated"

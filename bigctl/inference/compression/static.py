@@ -85,8 +85,10 @@ def _batches(method: Method, network: Network, dataset: Dataset) -> Sequence[Arr
     hint = f"a .npy file of {wanted.dtype} [rows, {size}]; without data= rows of the training split are taken"
     try:
         values = np.load(Path(method.data), allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=where, hint=hint) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", where=where, hint=hint) from error
+    except (ValueError, EOFError) as error:
+        raise ConfigError("is no .npy file of numbers, or is cut short", where=where, hint=hint) from error
     if not isinstance(values, np.ndarray):
         raise ConfigError("holds several arrays", where=where, hint=hint)
     if len(network.inputs) > 1 or values.shape[1:] != wanted.shape[1:] or values.dtype != wanted.dtype:
