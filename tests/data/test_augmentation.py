@@ -34,7 +34,8 @@ def step_key(step: int = 0) -> jax.Array:
 
 def augmented(pixels: np.ndarray, config: Augment, numbers: np.ndarray | None = None, step: int = 0) -> np.ndarray:
     numbers = np.arange(len(pixels), dtype=np.int32) if numbers is None else numbers
-    return np.asarray(_augment(pixels, numbers, step_key(step), tuple(dataclasses.astuple(config))))
+    keys = tuple(tuple(v) if isinstance(v, list) else v for v in dataclasses.astuple(config))  # to be hashed
+    return np.asarray(_augment(pixels, numbers, step_key(step), keys))
 
 
 @functools.partial(jax.jit, static_argnums=3)
