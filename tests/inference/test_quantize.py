@@ -78,6 +78,20 @@ def test_its_export_has_the_integers_that_it_was_trained_with(run, tmp_path, cap
     assert not (tmp_path / "off").exists()
 
 
+def test_a_weight_halfway_between_two_integers_may_go_either_way():
+    """As a few of a million do, for XLA divides otherwise than numpy."""
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from bigctl.inference.exporters.onnx_model import off_beyond_ties
+
+    weights = np.array([[64, 6.4], [39.499996, 3.1], [-2.5, 0]], np.float32)
+    trained = np.array([[64, 6.4], [40, 3.1], [-2, 0]], np.float32)
+    for place, value, off in (((1, 0), 39, False), ((2, 0), -3, False), ((0, 0), 63, True), ((1, 1), 3.2, True)):
+        written = trained.copy()
+        written[place] = value
+        assert (off_beyond_ties(weights, trained, written) > 1e-4) == off, place
+    assert off_beyond_ties(weights, trained, trained.T) == np.inf
+
+
 def test_what_cannot_be_is_refused_in_a_line(run, capsys):
     assert main(["compress", str(run), "method=int4"]) == 2
     assert "was fine-tuned for its export in int8" in capsys.readouterr().err
