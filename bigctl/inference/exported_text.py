@@ -36,7 +36,8 @@ def read(folder: Path, kept: Mapping[str, Any], *, hint: str) -> LanguageModel:
         KeyError, TypeError, ValueError, AttributeError: for what is not as bigctl writes it.
     """
     config = experiment.on_one_device(composing.from_yaml(kept["config"], where=str(folder)))
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="float32"))
+    train = dataclasses.replace(config.train, precision="float32", quantize=None)  # as its model.jax computes
+    config = dataclasses.replace(config, train=train)
     features = Features.from_json(kept["features"])
     programs = experiment.rebuild(config, features)
     shapes = (programs.weights.params, programs.weights.variables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import sha256
 from bigctl.generation.generate import LanguageModel
 from bigctl.generation.options import GenerationOptions
 from bigctl.generation.slots import Slots, memory_of
+from bigctl.inference import exported_text
 from bigctl.inference.exporters import gguf_model
 from bigctl.inference.exporters.formats import exporter
 from bigctl.inference.trained import TrainedRun
@@ -57,6 +60,19 @@ def test_jax_and_hugging_face_write_what_the_run_writes(run: TrainedRun, exporte
         assert isinstance(found, Writing) and found.name == folder.name
         assert written(found.model) == expected and found.model.end == run.language_model.end
     assert loaded(exported).model.step == run.step
+
+
+def test_the_weights_of_an_export_are_served_as_they_are(exported: Path) -> None:
+    """Also of a run that was fine-tuned for integers: its `model.jax` rounds nothing."""
+    kept = json.loads((exported / "bigctl.json").read_text())
+    assert "quantize: null" in kept["config"]
+    kept["config"] = (
+        kept["config"].replace("quantize: null", "quantize: int8").replace("init_from: null", "init_from: x")
+    )
+    model = exported_text.read(exported, kept, hint="").model
+    with np.load(exported / "weights.npz") as stored:
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+            assert np.array_equal(np.asarray(leaf[...]), stored["/".join(map(str, path))])
 
 
 def with_digests(folder: Path) -> None:
