@@ -17,7 +17,7 @@ def report(config: Config) -> dict[str, Any]:
         BigctlError: for whatever would keep the training from starting.
     """
 
-    from bigctl.engine import batch_size, compile_cache, device_memory, plan, restore, step_memory, teacher
+    from bigctl.engine import batch_size, compile_cache, device_memory, federated, plan, restore, step_memory, teacher
     from bigctl.engine import experiment as experiments
     from bigctl.optim import thawing
     from bigctl.training import feed
@@ -54,6 +54,7 @@ def report(config: Config) -> dict[str, Any]:
         "notes": [*notes.notes_of(dataset), *corpora.notes(drawn), *teacher.uncounted(config, dataset)],
         "init_from": None if taken is None else list(taken.said),
         "unfreeze": thawed,
+        "federated": list(federated.announcement(config, dataset)),
         "sizes": experiment.growth,
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "batch_size": None if measured is None else measured.to_json(),
@@ -85,7 +86,7 @@ def text(report: dict[str, Any]) -> str:
     lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
     lines += [f"  {line}" for line in corpora.lines(report["drawn"])]
     lines += [f"note: {note}" for note in report["notes"]]
-    lines += [*(report["init_from"] or []), *report["unfreeze"], *report["sizes"]]
+    lines += [*(report["init_from"] or []), *report["unfreeze"], *report["federated"], *report["sizes"]]
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
     if report["batch_size"] is not None:
         lines.append(report["batch_size"]["sentence"])

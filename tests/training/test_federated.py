@@ -226,6 +226,13 @@ def test_who_takes_part_and_what_they_lack_is_told() -> None:
     assert "nothing is federated" in next(settling.announcement(plain.config, plain.dataset))
 
 
+def test_a_dry_run_tells_who_takes_part_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SHARED, "train.federated.keep=0.5", "train.steps=2", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "federated: a step is a round of 4 of 8 clients" in told
+    assert "note: train.federated.keep, for compress=topk alone, does nothing here" in told
+
+
 def test_clients_of_a_column_are_its_values(tmp_path: Path) -> None:
     rng, names = np.random.default_rng(0), ["ann", "bob", "cy"]
     rows = [
