@@ -74,6 +74,7 @@ def test_every_component_has_a_kind_of_its_own():
     [
         (STRUCTURAL, ["Mlp.hidden", "Mlp.kind", "Cnn.channels", "AdamW.kind", "Packaged.name", "Packaged.split_seed"]),
         (STRUCTURAL, ["Csv.label", "GptLm.tokenizer.path", "Tfds.image_size", "train.ema", "Mlp.head"]),
+        (STRUCTURAL, ["train.federated.clients", "train.federated.server"]),
         (TRAJECTORY, ["AdamW.lr", "AdamW.weight_decay", "Cosine.horizon", "Cosine.warmup", "train.batch_size", "seed"]),
         (TRAJECTORY, ["train.precision", "Mlp.dropout", "MlpCls.label_smoothing", "CnnCls.augment.rotate"]),
         (FREE, ["train.steps", "train.epochs", "train.log_every", "checkpoint.every", "checkpoint.keep", "Mesh.data"]),

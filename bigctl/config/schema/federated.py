@@ -43,7 +43,7 @@ class Federated:
     weights: str = key("examples", "What a client counts in the average.", choices=("examples", "equal"))
     server: str = key(
         "avg", "What becomes of the average: it is added (avg), with momentum (FedAvgM), or scaled as FedAdagrad, "
-        "FedAdam and FedYogi do (Reddi et al. 2021).", choices=SERVERS,
+        "FedAdam and FedYogi do (Reddi et al. 2021).", drift=STRUCTURAL, choices=SERVERS,
     )  # fmt: skip
     server_lr: float = key(1.0, "What the server multiplies its update by.", gt=0)
     server_momentum: float = key(0.9, "Of all servers but avg.", ge=0, lt=1)
