@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,8 +118,8 @@ def require_no_statistics(config: Config, programs: Programs) -> None:
         raise ConfigError(what, where=WHERE, hint="choose a model without, such as model=cnn")
 
 
-def announcement(config: Config, dataset: Dataset) -> Iterator[str]:
-    """Who takes part and what they have, as sentences."""
+def announcement(config: Config, dataset: Dataset, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """Who takes part and what they have, as sentences, and which of the `overrides` that were given do nothing."""
     keys = config.train.federated
     if not keys.on:
         if keys != type(keys)():
@@ -135,6 +135,8 @@ def announcement(config: Config, dataset: Dataset) -> Iterator[str]:
         f"examples in {size}; they have {_span(sizes)} examples"
     )
     yield from (f"note: {WHERE}.{found}, does nothing here" for found in keys.idle)
+    if any(each.startswith("train.batch_size=") for each in overrides):
+        yield f"note: train.batch_size follows from what clients have, {WHERE}.batch_size is that of their steps"
     names = dataset.features.target.names
     if dataset.features.target.kind != CLASS:
         return

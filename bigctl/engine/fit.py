@@ -228,7 +228,7 @@ def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequenc
     if resumed:
         yield f"resuming from step {resumed:,}"
     yield from notes
-    yield from federated.announcement(config, experiment.dataset)
+    yield from federated.announcement(config, experiment.dataset, run.overrides)
     yield from privacy.announcement(config, experiment.dataset, steps)
     if not config.train.overfit_one_batch:
         drawn = experiment.drawn()

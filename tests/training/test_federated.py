@@ -218,9 +218,10 @@ def test_who_takes_part_and_what_they_lack_is_told() -> None:
     assert second == "note: 19 clients lack a class: they have 1 to 2 of 2"
     idle = settled("train.federated.clients=20", "train.federated.alpha=0.1", "train.federated.server=momentum",
                    "train.federated.server_momentum=0.5", "train.federated.server_tau=0.1")  # fmt: skip
-    assert list(settling.announcement(idle.config, idle.dataset))[1:] == [
+    assert list(settling.announcement(idle.config, idle.dataset, ["seed=1", "train.batch_size=7"]))[1:] == [
         "note: train.federated.alpha, for split=dirichlet alone, does nothing here",
         "note: train.federated.server_tau, for server=adagrad, adam and yogi alone, does nothing here",
+        "note: train.batch_size follows from what clients have, train.federated.batch_size is that of their steps",
     ]
     plain = settled("train.federated.mu=1")
     assert "nothing is federated" in next(settling.announcement(plain.config, plain.dataset))

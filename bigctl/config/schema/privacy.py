@@ -43,7 +43,9 @@ class Privacy:
         "(McMahan et al. 2018).", drift=STRUCTURAL, choices=("example", "client"),
     )  # fmt: skip
     per_layer: bool = key(False, "Clip the gradient of each layer by itself, at clip / sqrt(layers).", drift=STRUCTURAL)
-    microbatch: int = key(64, "Examples whose gradients are in memory at once; they change nothing but rounding.", ge=1)
+    microbatch: int = key(
+        64, "Of unit=example, those whose gradients are in memory at once; they change nothing but rounding.", ge=1
+    )
     accountant: str = key(
         "pld", "Distribution of the privacy loss, tight (pld), or Renyi divergences, an upper bound (rdp).", drift=FREE,
         choices=("pld", "rdp"),
