@@ -239,7 +239,7 @@ def test_a_run_goes_on_by_one_and_by_two_after_one_of_two_is_killed(bigctl: Cli)
             assert "resuming from step" in errors[0] and outputs[1] == errors[1] == ""
         else:
             done = Cli(folder)(*TRAIN, env={"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""})
-            assert "data 2 x" in done.stderr, done.stderr
+            assert "data 2" in done.stderr, done.stderr
         assert_same_losses(run, whole)
         assert json.loads((run / "run.json").read_text())["status"] == "complete"
         bigctl("verify", str(run))
