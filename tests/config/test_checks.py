@@ -215,7 +215,7 @@ def test_what_a_tensor_axis_shares_out_must_be_divisible(given, tensor, message)
         check(made, {})
 
 
-def test_windows_that_a_context_axis_cannot_cut_are_refused_with_what_can():
+def test_windows_that_a_context_axis_cannot_cut_are_refused_with_what_can(monkeypatch):
     made = config(recipe=schema.GptLm(block=96), data=schema.TextFiles(path="x"), model=schema.Llama(), mesh__data=1,
                   mesh__context=5)  # fmt: skip
     refused(made, "windows of 96 tokens cannot be cut over mesh.context=5", "mesh.context=4, or recipe.block=90")
@@ -223,6 +223,10 @@ def test_windows_that_a_context_axis_cannot_cut_are_refused_with_what_can():
     fits = dataclasses.replace(made, mesh=schema.Mesh(data=1, context=32))
     refused(fits, "over mesh.context=32 devices in two parts each", "mesh.context=24, or recipe.block=64, or")
     check(dataclasses.replace(made, mesh=schema.Mesh(data=1, context=32, context_by="ring")), {})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=64")
+    refused(
+        fits, "over mesh.context=32 devices", "mesh.context=16, or recipe.block=64, or"
+    )  # as 64 devices divide by it
     hidden = dataclasses.replace(made.train, privacy=schema.Privacy(epsilon=3.0))
     refused(dataclasses.replace(made, train=hidden, mesh=schema.Mesh(data=1, context=3)), "not for train.privacy")
 

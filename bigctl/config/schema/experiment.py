@@ -133,7 +133,9 @@ def _context_problems(config: Whole, size: int, by: str) -> Iterator[Problem]:
     unit = size * parts
     if size == 1 or block is None or block % unit == 0:
         return
-    near = max((n for n in range(1, size) if block % (n * parts) == 0), default=1)
+    devices = _devices_without_jax() or 0  # which what is proposed divides as well, where what is asked does
+    whole = devices if devices % size == 0 else 0
+    near = max((n for n in range(1, size) if block % (n * parts) == whole % n == 0), default=1)
     message = f"windows of {block} tokens cannot be cut over mesh.context={size} devices"
     message += " in two parts each" if parts > 1 else ""
     ways = f"mesh.context={near}, or recipe.block={max(1, block // unit) * unit}"
