@@ -166,6 +166,8 @@ def _misfit(value: object, shape: Shape) -> str:
         if not isinstance(value, list):
             return " is not a list"
         for place, item in enumerate(value):
+            if item is None and shape[0] is str:
+                return f"[{place}] is not a text"
             if problem := _misfit(item, shape[0]):
                 return f"[{place}]{problem}"
         return ""

@@ -115,11 +115,12 @@ def read_study(folder: Path) -> Study:
 def _apply(study: Study, line: dict[str, Any]) -> None:
     event = line["event"]
     if event == "study":
-        for axis in line["definition"].get("axes") or ():
+        definition = dict(line["definition"])
+        for axis in definition.get("axes") or ():
             low, least = axis.get("low"), 0 if axis.get("log") else -_LARGEST
             if low is not None and not least < low <= axis["high"]:
                 raise ValueError("an axis without extent, or with a logarithm of what has none")
-        study.definition = dict(line["definition"])
+        study.definition = definition
         return
     name = str(line["id"])
     if event == "trial":

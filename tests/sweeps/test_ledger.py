@@ -74,8 +74,10 @@ def test_lines_that_make_no_sense_are_counted_and_passed_over(tmp_path: Path) ->
     book.close()
     with book.path.open("ab") as stream:
         stream.write(b'{"event": "end", "id": "nobody", "status": "complete"}\n\xff\xfe\n[1]\n{}\n"x"\n')
+        stream.write(b'{"event": "study", "definition": null}\n')
+        stream.write(b'{"event": "trial", "id": "a", "number": 0, "overrides": [null], "point": {}}\n')
     found = ledger.read_study(tmp_path)
-    assert found.damaged == 5 and found.states[name].status == WAITING
+    assert found.damaged == 7 and "a" not in found.states and found.states[name].status == WAITING
 
 
 def test_failed_trials_are_taken_up_again_only_when_asked(tmp_path: Path) -> None:
