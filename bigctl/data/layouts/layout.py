@@ -126,6 +126,9 @@ class FixedPlan:
         stages: lengths that come before that one.
     """
 
+    length: int | None = None
+    stages: Stages = ()
+
     def __init__(
         self, order: Order, batch_size: int, length: int | None = None, ahead: int = 2**14, stages: Stages = ()
     ):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bigctl.data.layouts.layout import Arrays, Columns, Indices
+from bigctl.data.layouts.layout import Arrays, Columns, Indices, Layout
 from bigctl.data.layouts.ragged import Ragged
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import RowEvaluationPlan
@@ -17,6 +17,13 @@ PADDING = -1
 """The index of a place that holds no example."""
 KINDS = (Rows.kind, Ragged.kind)
 """Layouts whose examples may be drawn one by one."""
+
+
+def drawable(layout: Layout) -> Rows | Ragged:
+    """The layout, which is one of `KINDS`. Raises ValueError for others."""
+    if not isinstance(layout, Rows | Ragged):
+        raise ValueError(f"examples of {layout.kind} are not drawn one by one")
+    return layout
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from bigctl.data.layouts.layout import Columns, FixedPlan, Layout
-from bigctl.data.layouts.masked import PADDING, Masked
+from bigctl.data.layouts.masked import PADDING, Masked, drawable
 from bigctl.data.layouts.ragged import Ragged, padded
-from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import mix, permute
 from bigctl.privacy.accountant import EXCESS
 
@@ -47,9 +46,7 @@ class Poisson(Masked):
 
 def sampled(layout: Layout, unit: int) -> Poisson:
     """The Poisson samples of a layout of `masked.KINDS`."""
-    if not isinstance(layout, Rows | Ragged):
-        raise ValueError(f"examples of {layout.kind} are not drawn one by one")
-    return Poisson(layout, unit)
+    return Poisson(drawable(layout), unit)
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class PoissonPlan(FixedPlan):
     """Of examples of a fixed shape. A position counts the examples that steps draw on average."""
 
     def __init__(self, draw: Draw):
-        self.draw, self.batch_size, self.length, self.stages = draw, draw.expected, None, ()
+        self.draw, self.batch_size = draw, draw.expected
 
     @property
     def rows(self) -> int:

@@ -16,10 +16,9 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.layouts.layout import Arrays, Columns, Indices, Layout
-from bigctl.data.layouts.masked import PADDING, Masked
+from bigctl.data.layouts.masked import PADDING, Masked, drawable
 from bigctl.data.layouts.poisson import Draw
 from bigctl.data.layouts.ragged import Ragged, padded
-from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import mix, permute
 
 OWNER = "client"
@@ -121,9 +120,7 @@ def expected(train: schema.Train) -> float:
 
 def by_rounds(layout: Layout, train: schema.Train) -> Rounds:
     """The rounds of a layout of `masked.KINDS`."""
-    if not isinstance(layout, Rows | Ragged):
-        raise ValueError(f"examples of {layout.kind} are no client's")
-    return Rounds(layout, draw_of(train))
+    return Rounds(drawable(layout), draw_of(train))
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,7 +112,8 @@ def _greedy(trained: TrainedRun, cooked: list[tuple[str, Weights]], gathered: St
             best, pot, used = found, [*pot, values], [*used, name]
         else:
             left.append(name)
-    return Soup(_mean(pot), tuple(used), tuple(left), _variables(trained, _mean(pot), gathered))
+    mean = _mean(pot)
+    return Soup(mean, tuple(used), tuple(left), _variables(trained, mean, gathered))
 
 
 def _mean(pot: list[Weights]) -> Weights:
