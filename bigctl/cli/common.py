@@ -83,6 +83,26 @@ def add_confidence(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_passphrase(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--passphrase-file", type=Path, metavar="FILE",
+        help="of an encrypted export, its first line; default: the environment variable BIGCTL_PASSPHRASE",
+    )  # fmt: skip
+
+
+def passphrase(file: Path | None, folders: Iterable[str]) -> str | None:
+    """The passphrase, where one of some folders is an encrypted export. Raises ConfigError where none is and a file is
+    given, and as `sealed.passphrase` does."""
+    from bigctl.errors import ConfigError
+    from bigctl.inference.exporters import sealed
+
+    if any(sealed.is_sealed(Path(folder)) for folder in folders):
+        return sealed.passphrase(file)
+    if file is not None:
+        raise ConfigError("nothing that is given is an encrypted export", where="--passphrase-file")
+    return None
+
+
 def add_texts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="append", default=[], metavar="STR", help="a text; may be given repeatedly")
     parser.add_argument(

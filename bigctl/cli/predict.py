@@ -16,6 +16,7 @@ from bigctl.cli import common, render
 from bigctl.cli.eval import step_argument
 
 if TYPE_CHECKING:
+    from bigctl.inference.predictor import Predictor
     from bigctl.inference.text_batches import Text
     from bigctl.inference.trained import TrainedRun
     from bigctl.runs.directory import RunDirectory
@@ -33,11 +34,13 @@ examples:
   bigctl predict runs/bert_cls reviews.csv             the text column is that of training
   bigctl predict runs/bert_tag words.jsonl              spans of a tagger, words being those of the file
   cat reviews.txt | bigctl predict runs/bert_cls -     one text a line, labelled as they come
+  bigctl predict runs/mlp_cls/onnx new_rows.csv         what bigctl export wrote, --format onnx or jax
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
+    what = "a run directory, a name under runs/, or a folder that `bigctl export` wrote (onnx or jax)"
+    parser.add_argument("run", metavar="RUN", help=what)
     parser.add_argument(
         "files", nargs="*", metavar="FILE",
         help="images, tables (csv, tsv, jsonl, ...), texts (also .txt); a folder, a pattern, or - for standard input, "
@@ -70,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     common.add_threshold(parser)
     common.add_tta(parser)
+    common.add_passphrase(parser)
     common.add_run_plugins(parser)
 
 
@@ -77,16 +81,9 @@ def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     if options.out is not None:
         _check_out(options.out, options.files)
-    from bigctl.errors import RunError
-
-    found = _located(options)
-    record = found.record()
-    if "data" not in record:
-        raise RunError("the run has not started training", where=str(found.path))
-    features = record["data"]["features"]
-    if features["kind"] == "stream":
-        hint = f'bigctl generate {options.run} --prompt "..."'
-        raise RunError("a language model writes text, it labels none", where=str(found.path), hint=hint)
+    secret = common.passphrase(options.passphrase_file, [options.run])
+    exported = _exported(options, secret)
+    where, features = _located_features(options) if exported is None else (options.run, exported.features.to_json())
     texts: list[Text] = []
     if features["kind"] == "text":
         texts = given_texts(options, bool(features.get("pairs")))
@@ -94,17 +91,8 @@ def run(options: argparse.Namespace) -> int:
             options.files = [_standard_input(options.run)]
     else:
         _require_files(options, features["kind"])
-    named = _named(options.files, features, str(found.path))
-    from bigctl.inference.trained import TrainedRun
-
-    trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin, tta=options.tta)
-    trained = common.with_threshold(trained, options.threshold)
-    if trained.threshold is not None and not options.threshold:
-        from bigctl.inference.threshold import describe
-
-        scaled = None if trained.confidence is None or options.uncalibrated else trained.confidence.temperature
-        said = f"{describe(trained.threshold, scaled)}; --threshold none leaves it out"
-        print(terminal.one_line(said), file=sys.stderr)
+    named = _named(options.files, features, where)
+    trained = exported or _trained(options, where, step)
     if options.uncalibrated:
         trained = trained.with_confidence(None)
     trained = trained.with_details(top=options.top_k, embeddings=options.embeddings)
@@ -120,9 +108,56 @@ def run(options: argparse.Namespace) -> int:
         piped = [_all_of_stdin()]
         answers.show(trained.predict_files(piped, strict=options.strict, ids=ids, require=bool(options.id)))
     code = answers.end()
-    if options.out is not None:
-        print(f"next:\n  bigctl report {found.path}\n  bigctl ui")
+    if options.out is not None and exported is None:
+        print(f"next:\n  bigctl report {where}\n  bigctl ui")
     return code
+
+
+def _exported(options: argparse.Namespace, secret: str | None) -> Predictor | None:
+    """The model of an export; None where a run is meant. Raises ConfigError for what only a run has."""
+    from bigctl.errors import ConfigError
+    from bigctl.serving.naming import kind_of
+
+    if kind_of(options.run) != "export":
+        return None
+    for flag, given in (("--threshold", options.threshold), ("--tta", options.tta)):
+        if given is not None:
+            raise ConfigError("an export has that of its run", where=flag, hint="leave it out, or predict with the run")
+    if options.step != "best":
+        raise ConfigError("an export holds one step", where="--step", hint="leave it out, or predict with the run")
+    from bigctl.inference.artefact import Artefact
+
+    return Artefact.load(Path(options.run), plugins=options.plugin, passphrase=secret)
+
+
+def _located_features(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """A run, and what its data looked like. Raises RunError for one that labels nothing."""
+    from bigctl.errors import RunError
+
+    found = _located(options)
+    where, record = str(found.path), found.record()
+    if "data" not in record:
+        raise RunError("the run has not started training", where=where)
+    features: dict[str, Any] = record["data"]["features"]
+    if features["kind"] == "stream":
+        hint = f'bigctl generate {options.run} --prompt "..."'
+        raise RunError("a language model writes text, it labels none", where=where, hint=hint)
+    return where, features
+
+
+def _trained(options: argparse.Namespace, where: str, step: str | int) -> TrainedRun:
+    """The model of a run, with the threshold that is asked for."""
+    from bigctl.inference.trained import TrainedRun
+
+    trained = TrainedRun.load(where, step=step, plugins=options.plugin, tta=options.tta)
+    trained = common.with_threshold(trained, options.threshold)
+    if trained.threshold is not None and not options.threshold:
+        from bigctl.inference.threshold import describe
+
+        scaled = None if trained.confidence is None or options.uncalibrated else trained.confidence.temperature
+        said = f"{describe(trained.threshold, scaled)}; --threshold none leaves it out"
+        print(terminal.one_line(said), file=sys.stderr)
+    return trained
 
 
 def _check_out(out: Path, files: list[str]) -> None:
@@ -278,13 +313,13 @@ def _all_of_stdin() -> bytes:
 # ---------------------------------------------------------------------------------------------------------- the answers
 
 
-def _labelled(trained: TrainedRun, texts: list[Text]) -> Iterable[dict[str, Any]]:
+def _labelled(trained: Predictor, texts: list[Text]) -> Iterable[dict[str, Any]]:
     for text, record in zip(texts, trained.label_texts(texts), strict=True):
         first, *second = (text,) if isinstance(text, str) else text
         yield {"text": first, **({"text_pair": second[0]} if second else {}), **record}
 
 
-def _stream(trained: TrainedRun, answers: _Answers, strict: bool) -> None:
+def _stream(trained: Predictor, answers: _Answers, strict: bool) -> None:
     """Texts on standard input, answered as they arrive."""
     from bigctl.errors import DataError
     from bigctl.inference import read_lines

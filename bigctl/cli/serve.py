@@ -18,6 +18,7 @@ examples:
   bigctl serve cnn_cls --host 0.0.0.0 --api-key-file keys.txt
   bigctl serve gpt_lm                                     OpenAI's /v1/completions and /v1/chat/completions
   bigctl serve runs/cnn_cls/onnx                          what bigctl export wrote, --format onnx, jax or hf
+  bigctl serve sealed --passphrase-file secret.txt        what --encrypt wrote
   bigctl serve smollm2                                    packaged weights; or a Hugging Face folder of a Llama
   curl -F file=@digit.png http://127.0.0.1:8000/predict
 """
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-host", action="append", default=[], metavar="NAME",
         help="a name that clients may use for this machine besides localhost, such as that of a proxy in front",
     )  # fmt: skip
+    common.add_passphrase(parser)
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line; clients send one")
     parser.add_argument(
         "--max-body", type=common.whole("size in MiB", 1, 4096), default=16, metavar="MIB",
@@ -78,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
         slots=options.slots,
         drain=float(options.drain), keys=read_keys(options.api_key_file), log_contents=options.log_contents,
         allowed_hosts=tuple(options.allow_host), reload=float(options.reload),
+        passphrase=common.passphrase(options.passphrase_file, options.runs),
     )  # fmt: skip
     from bigctl.serving import server
     from bigctl.serving.naming import name_of

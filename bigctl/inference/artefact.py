@@ -7,6 +7,7 @@ looked like, which `bigctl.json` keeps beside the model.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -25,6 +26,7 @@ from bigctl.files import sha256
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference import exported_text
 from bigctl.inference.confidence import Confidence
+from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.settings_file import KEPT, SUMS
 from bigctl.inference.forward import Compiled, Forward
 from bigctl.inference.predictor import Predictor
@@ -57,20 +59,33 @@ class Artefact(Predictor):
             self.confidence = Confidence(**{**confidence, "cuts": tuple(confidence["cuts"])})
 
     @classmethod
-    def load(cls, folder: Path, *, plugins: Sequence[str] | None = ()) -> Artefact:
+    def load(cls, folder: Path, *, plugins: Sequence[str] | None = (), passphrase: str | None = None) -> Artefact:
         """The model of a folder.
 
         Args:
             folder: of an export.
             plugins: modules with its components.
+            passphrase: of an encrypted export; by default that of the environment, see `sealed`.
 
         Raises:
-            RunError: for a file that is damaged, cut short or missing, and for a format that is not computed here.
-            ConfigError: without the package that computes it.
+            RunError: for a file that is damaged, cut short or missing, for a format that is not computed here, for a
+                language model, and for a wrong passphrase.
+            ConfigError: without the package that computes it, or without a passphrase.
         """
-        kind = kind_of(folder)
-        with _as_written(folder):
-            return cls(folder, _kept(folder, plugins), _runtime(folder, kind))
+        found = load(folder, plugins=plugins, passphrase=passphrase)
+        if not isinstance(found, Artefact):
+            raise RunError("a language model writes text, it labels none", where=str(folder), hint="serve it")
+        return found
+
+    @classmethod
+    def _of(cls, folder: Path, clear: Path, found: dict[str, Any], run: Run) -> Artefact:
+        """That of a folder whose files lie in clear in another one, which will be gone."""
+        made = cls(clear, found, run)
+        if clear != folder:
+            if made.features.tokenizer is not None:
+                _ = made._tokenizer
+            made.run = RunDirectory(folder, writes=False)
+        return made
 
     @cached_property
     def known_columns(self) -> frozenset[str] | None:
@@ -98,17 +113,19 @@ class _Exported(Forward):
         return lambda batch: self._run({name: np.asarray(batch[name]) for name in self._names})[self._output]
 
 
-def load(folder: Path, *, plugins: Sequence[str] | None = ()) -> Artefact | LanguageModel:
+def load(
+    folder: Path, *, plugins: Sequence[str] | None = (), passphrase: str | None = None
+) -> Artefact | LanguageModel:
     """The model of a folder: what labels examples, or what writes text. Raises as `Artefact.load` does."""
-    kind = kind_of(folder)
-    with _as_written(folder):
-        found = _kept(folder, plugins)
+    with sealed.opened(folder, passphrase) as clear, _as_written(clear):
+        kind = kind_of(clear)
+        found = _kept(clear, plugins)
         if found["features"]["kind"] != STREAM:
-            return Artefact(folder, found, _runtime(folder, kind))
+            return Artefact._of(folder, clear, found, _runtime(clear, kind))
         if kind != "jax":
             hint = "serve its run, or export that with --format jax or hf; run.py writes with this one"
             raise RunError("is a language model as ONNX, which is not served", where=str(folder), hint=hint)
-        return exported_text.read(folder, found, hint=_HINT)
+        return dataclasses.replace(exported_text.read(clear, found, hint=_HINT), name=str(folder))
 
 
 def kind_of(folder: Path) -> str:

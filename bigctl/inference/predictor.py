@@ -193,6 +193,12 @@ class Predictor:
         other.top, other.embeddings = top, embeddings
         return other
 
+    def with_confidence(self, kept: Confidence | None) -> Self:
+        """The same model whose probabilities are scaled in another way, and other sets of classes; None for neither."""
+        other = copy.copy(self)
+        other.confidence = kept
+        return other
+
     def embed(self, inputs: Examples) -> np.ndarray:
         """What the last layer reads of each example, float32 [N, width], [width] of one; takes what `predict` does.
 

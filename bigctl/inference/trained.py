@@ -179,12 +179,6 @@ class TrainedRun(Predictor):
         except ConfigError as error:
             log.warning("the kept calibration is not used: %s", error)
 
-    def with_confidence(self, kept: confidence.Confidence | None) -> Self:
-        """The same model whose probabilities are scaled in another way, and other sets of classes; None for neither."""
-        other = copy.copy(self)
-        other.confidence = kept
-        return other
-
     @cached_property
     def language_model(self) -> LanguageModel:
         """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""

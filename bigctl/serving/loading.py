@@ -75,7 +75,7 @@ def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[st
             raise RunError("is llama.cpp's own format, which bigctl does not serve", where=str(gguf), hint=hint)
         reloading.require_room(path, memory.available())
     if naming.kind_of(given) == "export":
-        found = artefact.load(path, plugins=plugins)
+        found = artefact.load(path, plugins=plugins, passphrase=settings.passphrase)
         return Predicting(name, found) if isinstance(found, Artefact) else _writing(name, found, settings)
     from bigctl.inference.language_models import pretrained_language_model
     from bigctl.interop import sources

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bigctl.inference.exporters import sealed
 from bigctl.runs import directory
 
 PACKAGED = ("smollm2",)
@@ -15,7 +16,7 @@ def kind_of(given: str) -> str:
     path = Path(given)
     if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
         return "run"
-    if (path / "SHA256SUMS").is_file():
+    if (path / "SHA256SUMS").is_file() or sealed.is_sealed(path):
         return "export"
     return "weights" if given in PACKAGED or _is_weights(path) else "run"
 

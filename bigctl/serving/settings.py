@@ -6,7 +6,7 @@ import contextlib
 import hmac
 import ipaddress
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Settings:
         allowed_hosts: names that requests may be addressed to besides those of this machine; needed only where it
             listens on this machine alone, without keys.
         reload: seconds between two looks for newer weights; 0 for none.
+        passphrase: of encrypted exports.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +49,7 @@ class Settings:
     log_contents: bool = False
     allowed_hosts: tuple[str, ...] = ()
     reload: float = 10.0
+    passphrase: str | None = field(default=None, repr=False)
 
     def answers_to(self, host: str) -> bool:
         """Whether the Host header is one that this server goes by.
