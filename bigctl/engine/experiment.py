@@ -152,6 +152,7 @@ def build_resolved(resolved: Resolved) -> Experiment:
     privacy.require_private(config, programs)
     metric = config.eval.metric or task.metric
     _check_freeze(config, programs)
+    _check_biases(config, programs)
     _check_layer_decay(config, programs)
     _check_unfreeze(config, programs, resolved.cadence.total)
     known = _metric_names(programs, dataset, "val")
@@ -183,6 +184,12 @@ def _check_freeze(config: Config, programs: Programs) -> None:
             )
     if not any(jax.tree.leaves(programs.trained(programs.abstract_state.params))):
         raise ConfigError("nothing is left to train", where="optimizer.freeze", hint="freeze less")
+
+
+def _check_biases(config: Config, programs: Programs) -> None:
+    if config.optimizer.bias_factor != 1 and not any(jax.tree.leaves(masks.biases(programs.abstract_state.params))):
+        what = f"model={config.model.kind} has no biases with these keys"
+        raise ConfigError(what, where="optimizer.bias_factor", hint="leave it out")
 
 
 _TOP = re.compile(r"(head|pooler|transform|transform_norm|decoder_bias|final_norm)(/|$)")

@@ -22,17 +22,19 @@ def lamb(
     config: schema.Lamb, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]
 ) -> tuple[optax.GradientTransformation, ...]:
     """Adam, weight decay, the trust ratio, the learning rate."""
-    decay, rate = decay_and_rate(hparams, factor, stacked)
-    return optax.scale_by_adam(config.b1, config.b2, config.eps), decay, scale_by_trust_ratio(stacked), rate
+    decay, rate = decay_and_rate(config, hparams, factor, stacked)
+    ratio = scale_by_trust_ratio(stacked, vectors=bool(config.bias_decay))
+    return optax.scale_by_adam(config.b1, config.b2, config.eps), decay, ratio, rate
 
 
-def scale_by_trust_ratio(stacked: Sequence[str] = ()) -> optax.GradientTransformation:
+def scale_by_trust_ratio(stacked: Sequence[str] = (), *, vectors: bool = False) -> optax.GradientTransformation:
     """An update times |w| / |update|, where neither is 0: of the leaves that weight decay acts on, as in the authors'
-    code and in timm; of a leaf [layers or experts, ...] that `stacked` names, each part by itself."""
+    code and in timm, so of `vectors` where they decay too; of a leaf [layers or experts, ...] that `stacked` names,
+    each part by itself."""
 
     def scale(updates: PyTree, params: PyTree | None = None) -> PyTree:
         def scaled(path: Path, update: jax.Array, param: jax.Array, adapts: bool) -> jax.Array:
-            if not adapts:
+            if not (adapts or vectors):
                 return update
             rule = _scaled
             for _ in range(stacked_axes(path, stacked)):

@@ -64,7 +64,13 @@ def decays(params: PyTree, stacked: Sequence[str] = ()) -> PyTree[bool]:
     return jax.tree_util.tree_map_with_path(lambda p, leaf: leaf.ndim - stacked_axes(p, stacked) >= 2, params)
 
 
+_BIAS = re.compile(r"(?:^|[/_])bias$")
 _NORM_BIAS = re.compile(r"(?:^|/)\w*norm\w*/(?:.+/)?bias$")
+
+
+def biases(params: PyTree) -> PyTree[bool]:
+    """Which leaves are biases, of normalisation layers too."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(_BIAS.search(path_name(path))), params)
 
 
 def norm_biases(params: PyTree) -> PyTree[bool]:

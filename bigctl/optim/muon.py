@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PyTree
 from bigctl.config import schema
 from bigctl.optim import owned
 from bigctl.optim.masks import Path, stacked_axes
-from bigctl.optim.optimizers import decay_and_rate
+from bigctl.optim.optimizers import decay_and_rate, decay_of_vectors
 from bigctl.parallel import partition
 from bigctl.parallel.partition import path_name
 
@@ -46,8 +46,9 @@ def muon(
 ) -> tuple[optax.GradientTransformation]:
     """Muon for the matrices inside, Adam for all else."""
     scaled = scale_by_muon(config.momentum, config.iterations, stacked)
-    matrices = optax.chain(scaled, *decay_and_rate(hparams, factor, stacked))
-    others = optax.adamw(hparams["optimizer.adam_lr"] * factor, weight_decay=0.0, nesterov=True)
+    matrices = optax.chain(scaled, *decay_and_rate(config, hparams, factor, stacked))
+    adam = optax.scale_by_adam(nesterov=True), decay_of_vectors(config, hparams, stacked)
+    others = optax.chain(*adam, optax.scale(-hparams["optimizer.adam_lr"] * factor))
     return (optax.partition({"muon": matrices, "adam": others}, partial(_muon_or_adam, stacked=stacked)),)
 
 

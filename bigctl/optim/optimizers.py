@@ -6,6 +6,7 @@ no new program. Its state has the same structure whatever those numbers are.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import optax
 from jaxtyping import PyTree
 
 from bigctl.config import schema
-from bigctl.optim.masks import USUAL_LEVELS, by_layer, decays, norm_biases
+from bigctl.optim.masks import USUAL_LEVELS, biases, by_layer, decays, norm_biases
 from bigctl.optim.thawing import Thaw, by_groups
 
 if TYPE_CHECKING:
@@ -46,38 +47,52 @@ def update_rule(
         levels: the model's patterns of layers, see `schema.Model.levels`.
         thaw: which groups of layers are trained yet, each with a state of its own; None for all, with one state.
 
-    Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay on
-    the leaves that `masks.decays` names, the learning rate), what `layer_decay` leaves of the update. What is off keeps
-    its place as an identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
+    Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay, the
+    learning rate), what `layer_decay` and the factors of biases make of the update. What is off keeps its place as an
+    identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
     """
     clip = optax.clip_by_global_norm(hparams["optimizer.clip"]) if config.clip is not None else optax.identity()
     built = config.build(hparams, factor, stacked) if stacked else config.build(hparams, factor)
     rule = (built,) if isinstance(built, optax.GradientTransformation) else built
     if not isinstance(rule, tuple) or not all(isinstance(part, optax.GradientTransformation) for part in rule):
         raise config.incomplete(f"must build an optax.GradientTransformation, not {type(built).__name__}")
-    slower = optax.identity()
+    rates = [
+        optax.masked(optax.scale(hparams[f"optimizer.{name}"]), those)
+        for name, those in (("bias_factor", biases), ("norm_bias_factor", norm_biases))
+        if getattr(config, name) != 1
+    ]
     if config.layer_decay != 1:
-        slower = by_layer(hparams["optimizer.layer_decay"], trained, levels or USUAL_LEVELS)
-    whole = optax.chain(clip, *((by_groups(optax.chain(*rule), thaw),) if thaw else rule), slower)
+        rates.append(by_layer(hparams["optimizer.layer_decay"], trained, levels or USUAL_LEVELS))
+    changed = optax.chain(*rates) if rates else optax.identity()
+    whole = optax.chain(clip, *((by_groups(optax.chain(*rule), thaw),) if thaw else rule), changed)
     return whole if trained is None or all(jax.tree.leaves(trained)) else optax.masked(whole, trained)
 
 
-def decay_and_rate(hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
+def decay_and_rate(config: schema.Optimizer, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
     """What every rule ends in: decoupled weight decay (Loshchilov & Hutter 2019), then the learning rate."""
     decay = optax.add_decayed_weights(hparams["optimizer.weight_decay"], mask=partial(decays, stacked=stacked))
+    if config.bias_decay:
+        decay = optax.chain(decay, decay_of_vectors(config, hparams, stacked))
     return decay, optax.scale(-hparams["optimizer.lr"] * factor)
+
+
+def decay_of_vectors(
+    config: schema.Optimizer, hparams: Hparams, stacked: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Decoupled weight decay of biases, norms and other vectors, which is off where it is not asked for."""
+    if not config.bias_decay:
+        return optax.identity()
+    others = lambda params: jax.tree.map(operator.not_, decays(params, stacked))  # noqa: E731
+    return optax.add_decayed_weights(hparams["optimizer.bias_decay"], mask=others)
 
 
 def sgd(config: schema.Sgd, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
     momentum = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
-    rules = momentum, *decay_and_rate(hparams, factor, stacked)
-    if config.norm_bias_factor == 1:
-        return rules
-    return *rules, optax.masked(optax.scale(hparams["optimizer.norm_bias_factor"]), norm_biases)
+    return momentum, *decay_and_rate(config, hparams, factor, stacked)
 
 
 def adagrad(config: schema.Adagrad, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
-    return scale_by_root(config.initial_accumulator, config.eps), *decay_and_rate(hparams, factor, stacked)
+    return scale_by_root(config.initial_accumulator, config.eps), *decay_and_rate(config, hparams, factor, stacked)
 
 
 def scale_by_root(initial_accumulator: float, eps: float) -> optax.GradientTransformation:
@@ -100,8 +115,8 @@ def scale_by_root(initial_accumulator: float, eps: float) -> optax.GradientTrans
 
 
 def adam(config: schema.Adam, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
-    return optax.scale_by_adam(config.b1, config.b2, config.eps), *decay_and_rate(hparams, factor, stacked)
+    return optax.scale_by_adam(config.b1, config.b2, config.eps), *decay_and_rate(config, hparams, factor, stacked)
 
 
 def lion(config: schema.Lion, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:
-    return optax.scale_by_lion(config.b1, config.b2), *decay_and_rate(hparams, factor, stacked)
+    return optax.scale_by_lion(config.b1, config.b2), *decay_and_rate(config, hparams, factor, stacked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,3 +150,11 @@ def test_auto_is_the_same_data_as_stretched(tmp_path):
     keys = [*photographs(tmp_path / "p", [(40, 30)] * 10), "recipe.size=null", "data.image_size=[8,9]"]
     first, second = (resolve.prepare_data(bigctl.compose([*keys, *more])) for more in ([], ["data.resize=stretch"]))
     assert first.path == second.path
+
+
+def test_a_factor_of_biases_is_refused_for_a_model_without_any() -> None:
+    config = SimpleNamespace(optimizer=schema.AdamW(bias_factor=2.0), model=schema.Gpt())
+    for params, refused in (({"head": {"kernel": np.ones((2, 2))}}, True), ({"head": {"bias": np.ones(2)}}, False)):
+        programs = SimpleNamespace(abstract_state=SimpleNamespace(params=params))
+        with pytest.raises(ConfigError, match="model=gpt has no biases") if refused else contextlib.nullcontext():
+            experiment._check_biases(cast(Any, config), cast(Any, programs))

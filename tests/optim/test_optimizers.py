@@ -244,7 +244,8 @@ def test_another_number_needs_no_new_program(config):
 
     values, state = numbers(config), jax.jit(optimizers.update_rule(config, numbers(config)).init)(PARAMS)
     first, _ = step(PARAMS, state, values, jnp.float32(1.0))
-    for name in values.keys() - {"optimizer.layer_decay", "optimizer.norm_bias_factor"}:  # at 1 left out of the step
+    left_out = {f"optimizer.{name}" for name in ("layer_decay", "bias_factor", "norm_bias_factor", "bias_decay")}
+    for name in values.keys() - left_out:
         changed = {**values, name: values[name] * 0.5 + 0.013}
         other, after = step(PARAMS, state, changed, jnp.float32(1.0))
         assert str(jax.tree.structure(after)) == str(jax.tree.structure(state))

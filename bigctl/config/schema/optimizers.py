@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Optimizer(Component):
-    """An update rule. Clipping, layer-wise decay and what is frozen are the same for all, and added around it."""
+    """An update rule. Clipping, other rates of biases and of layers, and what is frozen are the same for all, and added
+    around it."""
 
     group_name: ClassVar[str] = "optimizer"
     kind: str = kind("???")
     lr: float = key(1e-3, "Peak learning rate.", traced=True, gt=0)
     weight_decay: float = key(
-        0.0, "Decoupled weight decay, times the learning rate; never on biases and norms.", traced=True, ge=0
+        0.0, "Decoupled weight decay, times the learning rate; not on biases and norms.", traced=True, ge=0
     )
     clip: float | None = key(None, "Largest global norm of the gradient; null for none.", traced=True, gt=0)
     layer_decay: float = key(
@@ -40,6 +41,16 @@ class Optimizer(Component):
         off=1.0,
         gt=0,
         le=1,
+    )
+    bias_factor: float = key(
+        1.0, "What the learning rate is multiplied by for biases, those of norms too.", traced=True, off=1.0, gt=0
+    )
+    norm_bias_factor: float = key(
+        1.0, "What the learning rate is multiplied by for biases of norms, besides optimizer.bias_factor.",
+        traced=True, off=1.0, gt=0,
+    )  # fmt: skip
+    bias_decay: float = key(
+        0.0, "What stands for optimizer.weight_decay for biases, norms and other vectors.", traced=True, off=0.0, ge=0
     )
     freeze: list[str] = key(
         [], "Patterns of parameters that are not trained, such as embeddings or 'layers/[0-3]/'.", drift=STRUCTURAL
@@ -83,9 +94,6 @@ class Sgd(Optimizer):
     lr: float = key(0.1, "Peak learning rate.", traced=True, gt=0)
     momentum: float = key(0.9, "Decay of the momentum; 0 for plain gradient descent.", ge=0, lt=1)
     nesterov: bool = key(False, "Use Nesterov's look-ahead momentum.")
-    norm_bias_factor: float = key(
-        1.0, "What the learning rate is multiplied by for biases of normalisation layers.", traced=True, off=1.0, gt=0
-    )
 
 
 @dataclass
@@ -110,7 +118,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     kind: str = kind("adamw")
     weight_decay: float = key(
-        0.01, "Decoupled weight decay, times the learning rate; never on biases and norms.", traced=True, ge=0
+        0.01, "Decoupled weight decay, times the learning rate; not on biases and norms.", traced=True, ge=0
     )
 
 
@@ -131,7 +139,7 @@ class Lamb(Adam):
     kind: str = kind("lamb")
     lr: float = key(5e-3, "Peak learning rate.", traced=True, gt=0)
     weight_decay: float = key(
-        0.02, "Decoupled weight decay, times the learning rate; never on biases and norms.", traced=True, ge=0
+        0.02, "Decoupled weight decay, times the learning rate; not on biases and norms.", traced=True, ge=0
     )
     eps: float = key(1e-6, "Added to the denominator.", gt=0)
 
