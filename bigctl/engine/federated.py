@@ -138,8 +138,8 @@ def announcement(config: Config, dataset: Dataset, overrides: Sequence[str] = ()
     if any(each.startswith("train.batch_size=") for each in overrides):
         yield f"note: train.batch_size follows from what clients have, {WHERE}.batch_size is that of their steps"
     names = dataset.features.target.names
-    if dataset.features.target.kind != CLASS:
-        return
+    if dataset.features.target.kind != CLASS or config.recipe.purpose != "predict":
+        return  # classes that the data has are none that is learned
     found = classes_of(owners, dataset.splits["train"]["label"], draw.clients, len(names)) > 0
     if lacking := int((~found.all(1)).sum()):
         yield f"note: {lacking:,} clients lack a class: they have {_span(found.sum(1))} of {len(names)}"

@@ -216,6 +216,8 @@ def test_who_takes_part_and_what_they_lack_is_told() -> None:
     first, second = settling.announcement(resolved.config, resolved.dataset)
     assert "a round of 2 of 20 clients, each 3 times over its examples in batches of 10; they have 20 to 21" in first
     assert second == "note: 19 clients lack a class: they have 1 to 2 of 2"
+    pretraining = dataclasses.replace(resolved.config, recipe=schema.BertMlm())  # learns no classes that data has
+    assert len([*settling.announcement(pretraining, resolved.dataset)]) == 1
     idle = settled("train.federated.clients=20", "train.federated.alpha=0.1", "train.federated.server=momentum",
                    "train.federated.server_momentum=0.5", "train.federated.server_tau=0.1")  # fmt: skip
     assert list(settling.announcement(idle.config, idle.dataset, ["seed=1", "train.batch_size=7"]))[1:] == [
