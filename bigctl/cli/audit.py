@@ -17,6 +17,7 @@ examples:
   bigctl audit cnn_cls
   bigctl audit cnn_cls --split test --confidence 0.99
   bigctl audit cnn_cls --step last --json
+  bigctl train recipe=cnn_cls train.privacy.canaries=1000 --name watched && bigctl audit watched
 """
 
 
@@ -80,6 +81,12 @@ def _print(found: Audit) -> None:
         f"  epsilon is at least {number(proven.epsilon)} at {proven.confidence:.0%} confidence, delta {found.delta:g}: "
         f"{proven.guess}, right of {proven.right:,} in {proven.count:,}, wrong of {proven.wrong:,} in {proven.others:,}"
     )
+    if (told := found.canaries) is not None:
+        print(
+            f"  by {told.count:,} canaries, {told.inside:,} of them trained on: epsilon is at least "
+            f"{number(told.epsilon)} at {told.confidence:.0%} confidence, {told.right:,} of {told.guesses:,} guesses "
+            "are right"
+        )
     if found.promise is None:
         print("  nothing was promised: train.privacy.epsilon trains with differential privacy")
     elif found.holds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from bigctl.data.canaries import Canaries
 from bigctl.data.layouts.layout import Columns, Layout
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.target import CLASSES, TOKEN_CLASS, Target
@@ -91,6 +92,7 @@ class Dataset:
         texts: for text, split -> the texts themselves; of pairs, the first and the second ones; of one long text
             its documents.
         layout: how examples become batches; None for texts that are not tokens yet.
+        canaries: those of the training split, which is then without some of them; None for data as it is.
     """
 
     splits: dict[str, Columns]
@@ -100,6 +102,7 @@ class Dataset:
     path: str = ""
     texts: dict[str, tuple[Texts, ...]] = field(default_factory=dict)
     layout: Layout | None = None
+    canaries: Canaries | None = None
 
     @property
     def batches(self) -> Layout:

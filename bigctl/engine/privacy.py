@@ -6,10 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bigctl.config import schema
 from bigctl.config.schema import Config
+from bigctl.data.canaries import Canaries
 from bigctl.data.dataset import Dataset
 from bigctl.data.layouts import masked, rounds
+from bigctl.data.target import CLASS
 from bigctl.errors import ConfigError
 from bigctl.privacy.accountant import MOST_NOISE, Accountant, noise_for
 
@@ -67,6 +71,29 @@ def settled(config: Config, dataset: Dataset, steps: int, *, rates_differ: bool 
     return config
 
 
+def planted(config: Config, dataset: Dataset) -> Dataset:
+    """The data with the canaries of `train.privacy.canaries`; as it is without such, and where it has them already.
+    Free of jax.
+
+    Raises:
+        ConfigError: where these data have no place for them.
+    """
+    count, where = config.train.privacy.canaries, f"{WHERE}.canaries"
+    if not count or dataset.canaries is not None:
+        return dataset
+    target, layout = dataset.features.target, dataset.layout
+    if target.kind != CLASS or dataset.streamed or layout is None or layout.kind not in masked.KINDS:
+        what = "canaries are examples with one class each, held in memory, and these are none"
+        raise ConfigError(what, where=where, hint="leave it out; of pictures data.decoding=memory holds them")
+    labels = np.asarray(dataset.splits["train"]["label"])
+    if count > len(labels) // 2:
+        what = f"{count:,} canaries are more than half of the {len(labels):,} training examples"
+        raise ConfigError(what, where=where, hint=f"{len(labels) // 10} or fewer leave the model what to learn")
+    drawn = Canaries.drawn(labels, len(target.names), count, config.seed)
+    train = drawn.planted(dataset.splits["train"], masked.drawable(layout))
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": train}, canaries=drawn)
+
+
 def _too_small(private: schema.Privacy, accountant: Accountant, steps: int) -> ConfigError:
     assert private.epsilon is not None
     most = accountant.most_steps(private.epsilon, limit=steps)
@@ -116,9 +143,14 @@ def require_private(config: Config, programs: Programs) -> None:
 def announcement(config: Config, dataset: Dataset, steps: int) -> Iterator[str]:
     """What is promised and what is not, as sentences."""
     count = dataset.size("train")
+    if (planted := dataset.canaries) is not None:
+        yield (
+            f"canaries: {len(planted.rows):,} training examples have a wrong label; {int(planted.inside.sum()):,} of "
+            "them are trained on and the others left out, for bigctl audit"
+        )
     accountant = accountant_of(config, count)
     if accountant is None:
-        if config.train.privacy != schema.Privacy():
+        if dataclasses.replace(config.train.privacy, canaries=0) != schema.Privacy():
             yield f"note: nothing is private: {WHERE} has neither epsilon nor noise, and its other keys do nothing"
         return
     spent, unit = accountant.epsilon(steps), config.train.privacy.unit

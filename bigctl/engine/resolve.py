@@ -118,6 +118,7 @@ def with_data(
     config: Config, dataset: Dataset, source: Source | None = None, done: cadence.Done | None = None
 ) -> Resolved:
     """What these data decide: when things happen, and where the schedule ends; `done` of a run that is resumed."""
+    dataset = privacy.planted(config, dataset)
     if config.recipe.whole_batch:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=dataset.size("train")))
     config, dataset = federated.settled(config, dataset)

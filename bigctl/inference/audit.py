@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from bigctl.engine import privacy
 from bigctl.errors import ConfigError
-from bigctl.inference import measured
+from bigctl.inference import canaries, measured
+from bigctl.inference.canaries import ByCanaries
 from bigctl.inference.trained import TrainedRun
 
 Scores = Float[np.ndarray, " examples"]
@@ -79,6 +80,7 @@ class Audit:
         proven: by the better attack; it, its threshold and its guess are chosen on one half of the examples, and the
             rates counted on the other.
         promise: what the training has promised at this step, see `engine.privacy.spent`; None where nothing is.
+        canaries: what those of the run prove; None where it has none. They count in nothing else.
     """
 
     split: str
@@ -88,11 +90,13 @@ class Audit:
     attacks: list[Attack]
     proven: Proven
     promise: dict[str, Any] | None
+    canaries: ByCanaries | None = None
 
     @property
     def holds(self) -> bool:
         """Whether nothing was proven that contradicts the promise."""
-        return self.promise is None or self.proven.epsilon <= self.promise["epsilon"]
+        found = [self.proven.epsilon, *([self.canaries.epsilon] if self.canaries else [])]
+        return self.promise is None or max(found) <= self.promise["epsilon"]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "holds": self.holds}
@@ -113,11 +117,14 @@ def audit(trained: TrainedRun, split: str, *, confidence: float = 0.95, delta: f
         RunError: if the data has changed.
     """
     measured.require_classes(trained, "audit")
-    losses, labels = zip(*(_losses(trained, name) for name in ("train", split)), strict=True)
+    data = privacy.planted(trained.config, trained.data())
+    planted = data.canaries
+    left_out = np.arange(0) if planted is None else planted.rows
+    losses, labels = zip(_losses(trained, "train", left_out), _losses(trained, split), strict=True)
     if min(map(len, losses)) < LEAST:
         what = f"the {split} split has {len(losses[1])} examples, the training split {len(losses[0])}"
         raise ConfigError(what, where="--split", hint=f"an audit needs {LEAST} of each; another --split may have more")
-    promise = privacy.spent(trained.config, trained.data(), trained.step)
+    promise = privacy.spent(trained.config, data, trained.step)
     delta = float(promise["delta"]) if promise else delta
     scores = [dict(zip(ATTACKS, each, strict=True)) for each in _scores(losses, labels)]
     rng = np.random.default_rng(seed)
@@ -130,14 +137,19 @@ def audit(trained: TrainedRun, split: str, *, confidence: float = 0.95, delta: f
             best, proven = found
     assert proven is not None
     attacks = [attack_of(name, scores[0][name], scores[1][name]) for name in ATTACKS]
-    return Audit(split, len(losses[0]), len(losses[1]), delta, attacks, proven, promise)
+    by_canaries = None
+    if planted is not None:
+        told = canaries.scores_of(planted, trained.probabilities("train")[0])
+        by_canaries = canaries.proven(told, planted.inside, delta, confidence)
+    return Audit(split, len(losses[0]), len(losses[1]), delta, attacks, proven, promise, by_canaries)
 
 
-def _losses(trained: TrainedRun, split: str) -> tuple[Scores, np.ndarray]:
-    """Cross-entropy of each example of a split, and its label."""
+def _losses(trained: TrainedRun, split: str, without: Counts | None = None) -> tuple[Scores, np.ndarray]:
+    """Cross-entropy of each example of a split, and its label; but for some rows."""
     told, labels = trained.probabilities(split)
     found = np.asarray(told, np.float64)[np.arange(len(labels)), labels]
-    return -np.log(np.maximum(found, 1e-30)), labels
+    losses = -np.log(np.maximum(found, 1e-30))
+    return (losses, labels) if without is None else (np.delete(losses, without), np.delete(labels, without))
 
 
 def _scores(losses: tuple[Scores, ...], labels: tuple[np.ndarray, ...]) -> list[tuple[Scores, Scores]]:

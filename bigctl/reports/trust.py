@@ -112,6 +112,8 @@ def _audit(found: Mapping[str, Any]) -> Figure:
     proven, promise = found["proven"], found.get("promise")
     said = f"epsilon is at least {shown(float(proven['epsilon']))} at {float(proven['confidence']):.0%} confidence"
     said += f"; promised: {shown(float(promise['epsilon']))}" if promise else "; nothing was promised"
+    if by := found.get("canaries"):
+        said = f"by {int(by['count']):,} canaries epsilon is at least {shown(float(by['epsilon']))}; {said}"
     areas = ", ".join(f"{each['name']} {float(each['auc']):.3f}" for each in found["attacks"])
     caption = f"Area under the curve: {areas}; {said}."
     axes = [{"title": {"text": text}, "range": [-0.01, 1.01]} for text in ("others taken for members", "members found")]

@@ -51,6 +51,11 @@ class Privacy:
         choices=("pld", "rdp"),
     )  # fmt: skip
 
+    canaries: int = key(
+        0, "Training examples that get a wrong label, half of which are left out by chance: bigctl audit tells by them "
+        "what the model gives away.", drift=STRUCTURAL, ge=0,
+    )  # fmt: skip
+
     @property
     def on(self) -> bool:
         return self.epsilon is not None or self.noise is not None
@@ -69,6 +74,8 @@ class Privacy:
 
     def problems(self, config: Whole) -> Iterator[Problem]:
         """What of these keys does not go together with the rest of an experiment."""
+        if self.canaries:
+            yield from self._without_canaries(config)
         if not self.on:
             return
         name = "train.privacy.epsilon" if self.epsilon is not None else "train.privacy.noise"
@@ -83,6 +90,19 @@ class Privacy:
         if config.train.accumulate > 1:
             what = f"train.accumulate={config.train.accumulate} does nothing where gradients are taken by microbatches"
             yield "train.accumulate", what, "leave it out; train.privacy.microbatch saves memory"
+
+    def _without_canaries(self, config: Whole) -> Iterator[Problem]:
+        where, remedy = "train.privacy.canaries", "leave out train.privacy.canaries"
+        if config.train.federated.on:
+            yield where, "canaries are of training examples, and the clients of train.federated have these", remedy
+        if config.recipe.whole_batch or config.recipe.purpose != "predict":
+            yield (
+                where,
+                f"recipe={config.recipe.kind} is not trained on examples with a label each, step by step",
+                remedy,
+            )
+        if (teacher := getattr(config, "distil", None)) is not None and teacher.teacher is not None:
+            yield where, "a teacher says what the labels are, and canaries need their own", remedy
 
     def _refused(self, config: Whole) -> Iterator[Problem]:
         recipe, model, train = config.recipe, config.model, config.train

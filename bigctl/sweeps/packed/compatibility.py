@@ -34,6 +34,8 @@ def refusal(configs: Sequence[Config]) -> str | None:
         return "several processes that train together cannot train a pack"
     if any(config.train.privacy.on for config in configs):
         return "trainings with differential privacy draw batches of their own (train.privacy)"
+    if any(config.train.privacy.canaries for config in configs):
+        return "trainings with canaries leave out examples of their own (train.privacy.canaries)"
     if any(config.train.federated.on for config in configs):
         return "federated trainings draw clients, not batches (train.federated)"
     if hasattr(configs[0].recipe, "bucketing"):
