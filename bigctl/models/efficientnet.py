@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
+from bigctl.errors import ConfigError
 from bigctl.models.batch_norm import BatchNorm
 from bigctl.models.conv import strided_conv2d
 from bigctl.models.depthwise import depthwise_conv2d, same_pads
@@ -27,6 +28,8 @@ _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80
 _STEM, _TOP = 32, 1280
 """Channels of the first and the last convolution, which no multiplier changes in the Lite models."""
 _MOMENTUM, _EPS = 0.99, 1e-3
+_LEAST = 17
+"""Shorter side of an image of which something is left for the last stage to halve [pixels]."""
 
 
 class ConvNorm(nnx.Module):
@@ -87,11 +90,20 @@ class EfficientNet(nnx.Module):
 
     Args:
         config: width and depth as multiples of Lite0's, normalisation, dropout, stochastic depth.
-        shape: [height, width, channels] of one image; any size will do, 32 pixels or more make sense.
+        shape: [height, width, channels] of one image; 17 pixels or more.
         outputs: number of logits.
+
+    Raises:
+        ConfigError: if nothing is left of the images before the last stage.
     """
 
     def __init__(self, config: schema.EfficientNet, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs):
+        if min(shape[:2]) < _LEAST:
+            raise ConfigError(
+                f"images of {shape[0]}x{shape[1]} are used up before the last of {len(_STAGES)} stages",
+                where="model",
+                hint=f"set data.image_size to {_LEAST} or more, or choose model=resnet20",
+            )
         config = config.with_defaults()
         norm = config.norm or "batch"
         self.stem = ConvNorm(shape[2], _STEM, size=3, stride=2, norm=norm, rngs=rngs)

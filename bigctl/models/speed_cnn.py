@@ -75,15 +75,16 @@ class SpeedCnn(nnx.Module):
         outputs: number of logits.
 
     Raises:
-        ConfigError: if the images are smaller than the patches.
+        ConfigError: if nothing is left of the images before the last group.
     """
 
     def __init__(self, config: schema.SpeedCnn, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs):
-        if min(shape[:2]) < PATCH:
+        needed = PATCH - 1 + 2 ** (len(config.widths) - 1)
+        if min(shape[:2]) < needed:
             raise ConfigError(
-                f"images of {shape[0]}x{shape[1]} have no patches of {PATCH}x{PATCH} pixels",
-                where="data.image_size",
-                hint=f"set data.image_size to {2 * PATCH ** len(config.widths)} or more",
+                f"images of {shape[0]}x{shape[1]} are used up before the last of {len(config.widths)} groups",
+                where="model.widths",
+                hint=f"use fewer groups, or a data.image_size of {needed} or more",
             )
         self.activation, self.factor = config.activation, config.output_factor
         self.whiten = Whiten(shape[2])

@@ -36,7 +36,7 @@ BERT = {"layers": 1, "width": 16, "heads": 2, "intermediate": 24, "positions": 3
 LM = {"layers": 2, "width": 16, "heads": 2, "context": 32}
 LLAMA = {"position": "rope", "norm": "rms", "activation": "swiglu", "bias": False, "tied": False, "kv_heads": 1}
 GPT = {"position": "learned", "norm": "layer", "activation": "gelu_tanh", "bias": True, "tied": True}
-PICTURE = (16, 16, 3)
+PICTURE = (20, 20, 3)
 
 TEXTS: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {
     "bert": lambda r: BertClassifier(schema.Bert(**BERT), 50, 3, rngs=r),

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from bigctl.config import schema
+from bigctl.errors import ConfigError
 from bigctl.models.depthwise import depthwise_conv2d, same_pads
 from bigctl.models.efficientnet import EfficientNet, stages
 
@@ -71,3 +72,12 @@ def test_frozen_normalisation_is_that_of_inference():
     assert float(jnp.abs(models["frozen"].stem.norm.mean[...]).max()) == 0
     assert float(jnp.abs(models["batch"].stem.norm.mean[...]).max()) > 0
     assert len(stages(schema.EfficientNet(**tiny))) == 7
+
+
+def test_images_of_which_nothing_is_left_are_a_config_error() -> None:
+    def built(side: int) -> None:
+        nnx.eval_shape(lambda: EfficientNet(schema.EfficientNet(), (side, 40, 3), 2, rngs=nnx.Rngs(0)))
+
+    built(17)
+    with pytest.raises(ConfigError, match="16x40 are used up before the last of 7 stages"):
+        built(16)

@@ -25,7 +25,7 @@ def test_sizes_are_those_of_airbench() -> None:
     assert count == 24 + convolutions + 2 * (64 + 256 + 256) + 256 * 10  # its 1.97 M, the whitening not counted
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (2, 9, 3), (28, 28, 1), (33, 40, 3)])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 9, 3), (28, 28, 1), (33, 40, 3)])
 def test_any_size_and_number_of_channels_is_taken(shape: tuple[int, int, int]) -> None:
     def outputs() -> jax.Array:
         return SpeedCnn(schema.SpeedCnn(widths=[4, 5, 6]), shape, 3, rngs=nnx.Rngs(0))(jnp.zeros((2, *shape)))
@@ -33,9 +33,11 @@ def test_any_size_and_number_of_channels_is_taken(shape: tuple[int, int, int]) -
     assert jax.eval_shape(outputs).shape == (2, 3)
 
 
-def test_images_without_a_patch_are_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="1x8 have no patches"):
-        SpeedCnn(schema.SpeedCnn(), (1, 8, 3), 2, rngs=nnx.Rngs(0))
+def test_images_of_which_nothing_is_left_are_a_config_error() -> None:
+    for widths, side in ([8], 1), ([8, 8], 2), ([8, 8, 8], 4):
+        with pytest.raises(ConfigError, match=f"{side}x8 are used up before the last of {len(widths)} groups") as error:
+            SpeedCnn(schema.SpeedCnn(widths=widths), (side, 8, 3), 2, rngs=nnx.Rngs(0))
+        assert error.value.hint and f"data.image_size of {side + 1} or more" in error.value.hint
     with pytest.raises(ConfigError, match="names no group"):
         compose(["recipe=speed_cls", "model.widths=[]"])
 
