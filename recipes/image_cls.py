@@ -87,12 +87,16 @@ class ImageCls(Supervised):
         def network(size: Sequence[int]) -> Any:
             return model.build(tuple(size), self.head.outputs, rngs=nnx.Rngs(0))
 
-        nnx.eval_shape(lambda: network(shape))  # which says what is too small
+        try:
+            nnx.eval_shape(lambda: network(shape))
+        except ConfigError as error:  # which says what is too small, or no whole number of patches
+            hint = f"give sides that model={model.kind} takes"
+            raise ConfigError(error.message, where="recipe.augment.sizes", hint=hint) from error
         try:
             nnx.eval_shape(lambda x: network(self.shape)(x), images)
         except (TypeError, ValueError) as error:
             what = f"model={model.kind} takes pictures of one size"
-            hint = "leave it out; resnet18, convnext_t, lite0, speed_cnn and inception_v3 take any"
+            hint = "leave it out; resnet18, convnext_t, vit_s, lite0, speed_cnn and inception_v3 take several"
             raise ConfigError(what, where="recipe.augment.sizes", hint=hint) from error
 
     def look(self, columns: Mapping[str, Any]) -> None:

@@ -76,7 +76,8 @@ class Vit(nnx.Module):
 
     Args:
         config: sizes, what stands for the image, how places are told.
-        shape: [height, width, channels] of one image.
+        shape: [height, width, channels] of one image. Images of other whole numbers of patches get the places of theirs
+            between those of this one's.
         outputs: number of logits.
 
     Raises:
@@ -87,12 +88,14 @@ class Vit(nnx.Module):
         patch, features = config.patch, config.width
         if shape[0] % patch or shape[1] % patch:
             fitting = math.gcd(math.gcd(shape[0], shape[1]), 16)
+            if fitting == min(shape[:2]):  # one patch would be all there is
+                fitting = max(fitting // 2, 1)
             raise ConfigError(
                 f"images of {shape[0]}x{shape[1]} are no whole number of patches of {patch}x{patch}",
                 where="model.patch",
                 hint=f"choose a divisor, such as {fitting}, or another data.image_size",
             )
-        rows, columns = shape[0] // patch, shape[1] // patch
+        self.grid = rows, columns = shape[0] // patch, shape[1] // patch
         self.patch, self.pool, self.remat = patch, config.pool, config.remat
         self.embed = Dense(patch * patch * shape[2], features, rngs=rngs)
         std = 0.02
@@ -102,9 +105,9 @@ class Vit(nnx.Module):
             if config.registers
             else None
         )
-        self.fixed = (rows, columns) if config.position == "sincos" else None
         places = rows * columns + (self.cls is not None)
-        self.position = None if self.fixed else nnx.Param(std * jax.random.normal(rngs.params(), (places, features)))
+        learned = config.position == "learned"
+        self.position = nnx.Param(std * jax.random.normal(rngs.params(), (places, features))) if learned else None
         self.dropout = QuickDropout(config.dropout)
         last = max(config.layers - 1, 1)
         self.layers = nnx.List(Layer(config, i / last, rngs=rngs) for i in range(config.layers))
@@ -147,12 +150,13 @@ class Vit(nnx.Module):
         rows, columns = height // self.patch, width // self.patch
         cells = x.reshape(batch, rows, self.patch, columns, self.patch, channels).swapaxes(2, 3)
         x = self.embed(cells.reshape(batch, rows * columns, -1))
+        table = None if self.position is None else self.position[...]
         first = 0 if self.cls is None else 1
-        table = jnp.asarray(sincos(rows, columns, x.shape[2]), x.dtype) if self.position is None else self.position[...]
-        x = x + (table if self.position is None else table[first:])
+        places = jnp.asarray(sincos(*self.grid, x.shape[2]), x.dtype) if table is None else table[first:]
+        x = x + resampled(places, self.grid, (rows, columns))
         parts = []
         if self.cls is not None:  # fixed places tell nothing of a token that has none
-            parts.append(self.cls[...] if self.position is None else self.cls[...] + table[:1])
+            parts.append(self.cls[...] if table is None else self.cls[...] + table[:1])
         if self.registers is not None:
             parts.append(self.registers[...])
         shared = [jnp.broadcast_to(part, (batch, *part.shape)) for part in parts]
@@ -166,6 +170,17 @@ class Vit(nnx.Module):
             return layer
         keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
         return jax.checkpoint(layer, policy=keep)
+
+
+def resampled(
+    table: Float[Array, "places features"], grid: tuple[int, int], wanted: tuple[int, int]
+) -> Float[Array, "places2 features"]:
+    """Places on a grid of (rows, columns) as those of another grid over the whole picture: bicubic, antialiased, as
+    timm's `resample_abs_pos_embed` has it."""
+    if grid == wanted:
+        return table
+    whole = table.astype(jnp.float32).reshape(*grid, -1)
+    return jax.image.resize(whole, (*wanted, whole.shape[2]), "cubic").reshape(-1, whole.shape[2]).astype(table.dtype)
 
 
 def sincos(rows: int, columns: int, features: int) -> np.ndarray:

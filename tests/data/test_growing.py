@@ -100,6 +100,25 @@ def test_every_way_to_a_batch_sees_the_same_sides_and_gives_the_same_weights() -
     assert refused is not None and "recipe.augment.sizes" in refused
 
 
+def test_a_vision_transformer_takes_pictures_that_grow() -> None:
+    keys = [
+        "recipe=vit_cls",
+        "optimizer=sgd",
+        "model.layers=1",
+        "model.width=8",
+        "model.heads=2",
+        "model.intermediate=8",
+    ]
+    made = experiment.build(
+        bigctl.compose([*keys, *(key for key in GROWS[1:] if not key.startswith("model.")), "recipe.augment.sizes=[4]"])
+    )
+    seen: list[int] = []
+    before, after = steps.start(made), trained(made, seen)
+    assert seen == [4] * 9 + [8] * 3
+    moved = np.abs(np.asarray(after.params["position"]) - np.asarray(before.params["position"])).max(-1)
+    assert (moved > 0).all()  # each place of the table has learned, though small pictures have fewer
+
+
 @pytest.mark.slow
 def test_a_run_that_is_cut_within_a_stage_goes_on_at_its_side(tmp_path: Path) -> None:
     keys = [*GROWS, "recipe.augment.crop=1", "train.ema=0.9", "checkpoint.every=6", "eval.every=6", "eval.test=false"]
@@ -134,7 +153,8 @@ def test_pictures_that_are_decoded_while_training_are_decoded_to_each_side(tmp_p
         (["recipe.augment.grow=0"], "recipe.augment.grow"),
         (["recipe.augment.sizes=[6,8]"], "pictures of 8 x 8 pixels do not grow from 8"),
         (["recipe=cnn_cls"], "model=cnn takes pictures of one size"),
-        (["recipe=vit_cls"], "model=vit takes pictures of one size"),
+        (["recipe=vit_cls", "recipe.augment.sizes=[3]"], "3x3 are no whole number of patches of 2x2"),
+        (["recipe=speed_cls"], "4x4 are used up before the last of 3 groups"),
         (["recipe=cnn_cls", "train.federated.clients=4"], "batches of train.federated.clients have one size"),
         (["recipe=cnn_cls", "train.privacy.epsilon=3"], "batches of train.privacy have one size"),
     ],

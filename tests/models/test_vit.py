@@ -53,7 +53,25 @@ def test_fixed_places_all_differ() -> None:
     np.testing.assert_allclose(np.square(table).sum(1), 8, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("pool", "position"), [("cls", "learned"), ("mean", "sincos")])
+def test_smaller_images_have_the_places_between_those_of_whole_ones(pool: str, position: str) -> None:
+    model = make(pool=pool, position=position)
+    grid, first = (3, 2), int(pool == "cls")
+    table = sincos(*grid, 8) if model.position is None else np.asarray(model.position[...])[first:]
+    run = nnx.jit(lambda model, x: model._tokens(x)[:, first:])
+    seen = np.asarray(run(model, jnp.zeros((1, 4, 2, 1))) - model.embed(jnp.zeros((1, 1, 4))))[0]
+    torch = pytest.importorskip("torch")
+    whole = torch.tensor(table.reshape(1, *grid, 8)).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(whole, (2, 1), mode="bicubic", antialias=True)  # as timm does it
+    np.testing.assert_allclose(seen, expected.permute(0, 2, 3, 1).reshape(2, 8).numpy(), rtol=1e-5, atol=1e-6)
+    again = np.asarray(run(model, jnp.zeros((1, 6, 4, 1))) - model.embed(jnp.zeros((1, 1, 4))))[0]
+    np.testing.assert_allclose(again, table, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no whole number of patches of 16x16") as error:
+        nnx.eval_shape(lambda: Vit(schema.Vit(), (8, 8, 1), 3, rngs=nnx.Rngs(0)))
+    assert error.value.hint and "such as 4" in error.value.hint  # 8 would be one patch
     with pytest.raises(ConfigError, match="images of 6x4 are no whole number of patches of 4x4") as error:
         make(patch=4)
     assert error.value.hint and "such as 2" in error.value.hint
