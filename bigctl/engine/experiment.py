@@ -234,6 +234,8 @@ def _check_unfreeze(config: Config, programs: Programs, total_steps: int) -> Non
 
 def rebuild(config: Config, features: Features) -> ModelPrograms:
     """What a trained run is used with, from what it says of its data; the data itself is not touched."""
+    if getattr(config.model, "remat", "none") == "offload":  # nothing is trained, and the host's memory may be none
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **{"remat": "names"}))
     return model_programs(config, make_task(config, features), meshes.make_mesh(config.mesh))
 
 

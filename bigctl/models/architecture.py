@@ -86,6 +86,8 @@ class BertArchitecture:
     pooler: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    remat: str = "none"
+    scan: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.architecture import BertArchitecture, bert_architecture
+from bigctl.models.depth import named, through
 from bigctl.models.embed import look_up
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 
@@ -98,9 +99,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch length width"]:
         batch, length, _ = x.shape
         split = (batch, length, self.heads, self.depth)
-        q, k, v = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
+        q, k, v = (named(layer(x).reshape(split), "projected") for layer in (self.query, self.key, self.value))
         weights = self.dropout(_attention_weights(q, k, lengths).astype(x.dtype), key)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        mixed = named(jnp.einsum("bhqk,bkhd->bqhd", weights, v), "attended")
         return self.output(mixed.reshape(batch, length, self.heads * self.depth))
 
     def weights(
@@ -127,6 +128,7 @@ class Layer(nnx.Module):
         self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
     ) -> Float[Array, "batch length width"]:
         x = self.attention_norm(x + self.dropout(self.attention(x, lengths, fold(key, 0)), fold(key, 1)))
+        x = named(x, "stream")
         hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
         return self.output_norm(x + self.dropout(hidden, fold(key, 2)))
 
@@ -135,6 +137,7 @@ class Encoder(nnx.Module):
     """Embeddings and layers: token ids to one vector for each token."""
 
     def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
+        self.remat, self.scan = config.remat, config.scan
         self.embeddings = Embeddings(config, rngs=rngs)
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))
 
@@ -147,9 +150,14 @@ class Encoder(nnx.Module):
         vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch length width"]:
         x = self.embeddings(tokens, segment_start, fold(key, 0), vectors)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, lengths, fold(key, i + 1))
-        return x
+        return through(
+            self.layers,
+            x,
+            [fold(key, i + 1) for i in range(len(self.layers))],
+            lambda layer, x, key: (layer(x, lengths, key), None),
+            scan=self.scan,
+            remat=self.remat,
+        )[0]
 
     def attention(
         self, tokens: Int[Array, "batch length"], lengths: Int[Array, " batch"], segment_start: Int[Array, " batch"]

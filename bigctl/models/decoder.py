@@ -30,6 +30,7 @@ from bigctl.models.attention import (
     write_to_cache,
     write_to_slots,
 )
+from bigctl.models.depth import named, through
 from bigctl.models.embed import embed
 from bigctl.models.experts import Experts, Routing
 from bigctl.models.layers import Dense, Embedding, QuickDropout, by_row, fold
@@ -85,11 +86,10 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], documents: Documents | None = None
     ) -> Float[Array, "batch length width"]:
-        if documents is None:
-            q, k, v = self._project(x, jnp.arange(x.shape[1]))
-            return self._out(causal_attention(q, k, v))
-        q, k, v = self._project(x, documents.positions)
-        return self._out(causal_attention(q, k, v, documents.segments))
+        places = jnp.arange(x.shape[1]) if documents is None else documents.positions
+        q, k, v = (named(part, "projected") for part in self._project(x, places))
+        mixed = causal_attention(q, k, v, None if documents is None else documents.segments)
+        return self._out(named(mixed, "attended"))
 
     def _out(self, mixed: Float[Array, "batch length heads depth"]) -> Float[Array, "batch length width"]:
         return self.output(mixed.reshape(*mixed.shape[:2], self.wide))
@@ -146,7 +146,7 @@ class Layer(nnx.Module):
         weights: Float[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, "batch length width"], Routing | None]:
         added = self.attention(self.attention_norm(x), documents)
-        x = meshes.placed(x + self.dropout(added, fold(key, 0)), "batch", "context")
+        x = named(meshes.placed(x + self.dropout(added, fold(key, 0)), "batch", "context"), "stream")
         added, told = self.mlp_norm(x), None
         if self.experts is None:
             added = self._feed_forward(added)
@@ -276,41 +276,16 @@ class Decoder(nnx.Module):
             table = self.position.embedding[...]
             x = x + (table[:length] if positions is None else embed(table, positions))
         x = meshes.placed(self.dropout(x, fold(key, 0)), "batch", "context")
-        keys = [fold(key, i + 1) for i in range(len(self.layers))]
         documents = None if segments is None or positions is None else Documents(segments, positions)
-        x, told = (self._looped if self.scan else self._unrolled)(x, keys, documents, weights)
+        x, told = through(
+            self.layers,
+            x,
+            [fold(key, i + 1) for i in range(len(self.layers))],
+            lambda layer, x, key: layer(x, key, documents, weights),
+            scan=self.scan,
+            remat=self.remat,
+        )
         return self.final_norm(x), None if told is None else jax.tree.map(jnp.mean, told)
-
-    def _unrolled(
-        self, x: Array, keys: list[Array | None], documents: Documents | None, weights: Array | None
-    ) -> tuple[Array, Routing | None]:
-        found = []
-        for layer, key in zip(self.layers, keys, strict=True):
-            structure, state = nnx.split(layer)
-            x, told = self._rematerialised(structure)(state, x, key, documents, weights)
-            found.append(told)
-        return x, jax.tree.map(lambda *each: jnp.stack(each), *found)
-
-    def _looped(
-        self, x: Array, keys: list[Array | None], documents: Documents | None, weights: Array | None
-    ) -> tuple[Array, Routing | None]:
-        """The layers as one program and a loop over their stacked weights."""
-        parts = [nnx.split(layer) for layer in self.layers]
-        layer = self._rematerialised(parts[0][0])
-        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in parts))
-        stacked = None if keys[0] is None else jnp.stack(keys)  # type: ignore[arg-type]
-        return jax.lax.scan(lambda x, part: layer(part[0], x, part[1], documents, weights), x, (states, stacked))
-
-    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[..., tuple[Array, Routing | None]]:
-        def layer(
-            state: nnx.State, x: Array, key: Array | None, documents: Documents | None, weights: Array | None
-        ) -> tuple[Array, Routing | None]:
-            return nnx.merge(structure, state)(x, key, documents, weights)
-
-        if self.remat == "none":
-            return layer
-        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-        return jax.checkpoint(layer, policy=keep)
 
     def head_kernel(self) -> Float[Array, "width vocab"]:
         """The output's weights, those of the token embedding where they are tied."""

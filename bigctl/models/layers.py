@@ -245,9 +245,12 @@ class DropPath(nnx.Module):
         self.share = share
         self.rate = Hyperparameter(jnp.float32(rate), key=key) if rate and share else None
 
-    def __call__(self, branch: Float[Array, batch * dims], key: Array | None) -> Float[Array, batch * dims]:
+    def __call__(
+        self, branch: Float[Array, batch * dims], key: Array | None, share: Float[Array, ""] | None = None
+    ) -> Float[Array, batch * dims]:
+        """`share` stands in place of its own where several branches are one program."""
         if self.rate is None or key is None:
             return branch
-        keep = 1.0 - self.rate[...] * self.share
+        keep = 1.0 - self.rate[...] * (self.share if share is None else share)
         kept = jax.random.bernoulli(key, keep, (len(branch), *(1,) * (branch.ndim - 1)))
         return jnp.where(kept, branch / keep.astype(branch.dtype), jnp.zeros_like(branch))

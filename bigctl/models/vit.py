@@ -7,7 +7,7 @@ row by row), features (of the residual stream), heads, depth (features of a head
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.attention import full_attention
 from bigctl.models.bert import LayerNorm
+from bigctl.models.depth import named, through
 from bigctl.models.layers import Dense, DropPath, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
 
@@ -34,8 +35,9 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch length features"]) -> Float[Array, "batch length features"]:
         split = (*x.shape[:2], self.heads, self.depth)
-        q, k, v = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
-        return self.output(full_attention(q, k, v).reshape(*x.shape[:2], self.heads * self.depth))
+        q, k, v = (named(layer(x).reshape(split), "projected") for layer in (self.query, self.key, self.value))
+        mixed = named(full_attention(q, k, v), "attended")
+        return self.output(mixed.reshape(*x.shape[:2], self.heads * self.depth))
 
 
 class Layer(nnx.Module):
@@ -50,12 +52,13 @@ class Layer(nnx.Module):
         self.dropout, self.drop_path = QuickDropout(config.dropout), DropPath(config.drop_path, share)
 
     def __call__(
-        self, x: Float[Array, "batch length features"], key: Array | None
+        self, x: Float[Array, "batch length features"], key: Array | None, share: Float[Array, ""] | None = None
     ) -> Float[Array, "batch length features"]:
+        """What the layer gives; `share` stands in place of that of its `DropPath`."""
         added = self.dropout(self.attention(self.attention_norm(x)), fold(key, 0))
-        x = meshes.placed(x + self.drop_path(added, fold(key, 1)), "batch")
-        added = self._fed_forward(x)
-        return meshes.placed(x + self.drop_path(self.dropout(added, fold(key, 2)), fold(key, 3)), "batch")
+        x = named(meshes.placed(x + self.drop_path(added, fold(key, 1), share), "batch"), "stream")
+        added = self.dropout(self._fed_forward(x), fold(key, 2))
+        return meshes.placed(x + self.drop_path(added, fold(key, 3), share), "batch")
 
     def inspect(
         self, x: Float[Array, "batch length features"], added: Float[Array, "batch patches features"]
@@ -96,7 +99,8 @@ class Vit(nnx.Module):
                 hint=f"choose a divisor, such as {fitting}, or another data.image_size",
             )
         self.grid = rows, columns = shape[0] // patch, shape[1] // patch
-        self.patch, self.pool, self.remat = patch, config.pool, config.remat
+        self.patch, self.pool = patch, config.pool
+        self.remat, self.scan = config.remat, config.scan
         self.embed = Dense(patch * patch * shape[2], features, rngs=rngs)
         std = 0.02
         self.cls = nnx.Param(std * jax.random.normal(rngs.params(), (1, features))) if self.pool == "cls" else None
@@ -118,9 +122,15 @@ class Vit(nnx.Module):
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
         x = meshes.placed(self.dropout(self._tokens(x), fold(key, 0)), "batch")
-        for i, layer in enumerate(self.layers):
-            structure, state = nnx.split(layer)
-            x = self._rematerialised(structure)(state, x, fold(key, i + 1))
+        shares = [jnp.float32(layer.drop_path.share) if self.scan else None for layer in self.layers]
+        x, _ = through(
+            self.layers,
+            x,
+            [(fold(key, i + 1), share) for i, share in enumerate(shares)],
+            lambda layer, x, own: (layer(x, *own), None),
+            scan=self.scan,
+            remat=self.remat,
+        )
         return self._judged(x)
 
     def inspect(self, x: Float[Array, "batch height width channels"], added: Array) -> tuple[Array, Array]:
@@ -161,15 +171,6 @@ class Vit(nnx.Module):
             parts.append(self.registers[...])
         shared = [jnp.broadcast_to(part, (batch, *part.shape)) for part in parts]
         return jnp.concatenate([*shared, x], axis=1) if shared else x
-
-    def _rematerialised(self, structure: nnx.GraphDef[Layer]) -> Callable[..., Array]:
-        def layer(state: nnx.State, x: Array, key: Array | None) -> Array:
-            return nnx.merge(structure, state)(x, key)
-
-        if self.remat == "none":
-            return layer
-        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-        return jax.checkpoint(layer, policy=keep)
 
 
 def resampled(

@@ -302,7 +302,13 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
 
 
 def check_model(mesh: Mesh, config: schema.Config) -> None:
-    """Raise ConfigError where the layers of a model cannot be shared out over an axis."""
+    """Raise ConfigError where the layers of a model cannot be shared out over an axis, or what it keeps in the host's
+    memory cannot be put there."""
+    device = mesh.devices.flat[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}  # none where a program is only compiled for it
+    if getattr(config.model, "remat", "none") == "offload" and kinds and "pinned_host" not in kinds:
+        message = f"a {device.device_kind} reaches no pinned memory of its host, which model.remat=offload is kept in"
+        raise ConfigError(message, where="model.remat", hint="model.remat=names keeps the same on the device")
     sizes = {str(axis): size for axis, size in mesh.shape.items() if size > 1}
     for where, message, hint in config.mesh.layer_problems(config, sizes):
         raise ConfigError(message, where=where, hint=hint)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from bigctl.config.compose import compose
 from bigctl.errors import ConfigError
 from bigctl.parallel import axes
 from bigctl.parallel import mesh as meshes
@@ -56,3 +57,18 @@ def test_a_dcn_axis_that_is_not_that_of_the_machine_is_refused_with_the_one_that
 def test_devices_without_slices_are_shared_out_in_their_order() -> None:
     devices = [SimpleNamespace(id=i) for i in range(8)]
     assert [[d.id for d in own] for own in meshes._slices(devices, 2, 8)] == [[0, 1, 2, 3], [4, 5, 6, 7]]  # type: ignore[arg-type]
+
+
+def test_activations_are_put_in_the_host_s_memory_only_where_there_is_some_that_devices_reach() -> None:
+    config = compose(["recipe=vit_cls", "model.remat=offload"]).config
+    sizes = dict.fromkeys(axes.NAMES, 1)
+
+    def mesh(*kinds: str) -> Any:
+        memories = [SimpleNamespace(kind=kind) for kind in kinds]
+        device = SimpleNamespace(device_kind="Abacus", addressable_memories=lambda: memories)
+        return SimpleNamespace(shape=sizes, devices=np.array([device]))
+
+    meshes.check_model(mesh("device", "pinned_host"), config)
+    with pytest.raises(ConfigError, match="Abacus reaches no pinned memory") as caught:
+        meshes.check_model(mesh("device"), config)
+    assert "model.remat=names" in str(caught.value.hint)

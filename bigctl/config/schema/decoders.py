@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from bigctl.config.schema.base import STRUCTURAL, Problem, Whole, key, kind
-from bigctl.config.schema.models import MOST_LAYERS, REMATS, Model
+from bigctl.config.schema.models import MOST_LAYERS, Model, remat_of_layers, scan_of_layers
 
 POSITIONS = ("learned", "rope")
 DECODER_NORMS = ("layer", "rms")
@@ -90,11 +90,8 @@ class Decoder(Model):
     zero_init: bool = key(False, "Start with zeros in what each part adds to the stream, and in an untied output.")
     dropout: float = key(0.0, "Dropout of the embedding and of what each part adds.", traced=True, off=0.0,
                          ge=0, lt=1)  # fmt: skip
-    remat: str = key(
-        "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
-        "but products with weights.", choices=REMATS,
-    )  # fmt: skip
-    scan: bool = key(False, "Compile one layer and loop over it: large models compile sooner.")
+    remat: str = remat_of_layers()
+    scan: bool = scan_of_layers()
 
     def with_defaults(self) -> Self:
         """The same model, with every null that does not ask for a number replaced by what it stands for."""

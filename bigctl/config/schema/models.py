@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "elu", "leaky_relu", "sigmoid")
 NORMS = ("none", "batch", "layer")
 HEADS = ("classification", "regression")
-REMATS = ("none", "full", "dots")
+REMATS = ("none", "full", "dots", "names", "offload")
 MOST_LAYERS = 1024
 """Far more than any model has; each of them is made by itself, which takes time before anything is computed."""
 
@@ -108,6 +108,22 @@ class Model(Component):
                 yield f"model.{name}", message, remedy
 
 
+def remat_of_layers() -> str:
+    """The key of what is kept of each transformer layer for the backward pass."""
+    found: str = key(
+        "none", "What is computed anew in the backward pass, to save memory: none, full for all of a layer, dots for "
+        "all but products with weights, names for all but a few arrays; offload keeps these in the host's memory.",
+        choices=REMATS,
+    )  # fmt: skip
+    return found
+
+
+def scan_of_layers() -> bool:
+    """The key of the loop over layers."""
+    found: bool = key(False, "Compile one layer and loop over it: large models compile sooner.")
+    return found
+
+
 @dataclass
 class Mlp(Model):
     implementation: ClassVar[str] = "bigctl.models.mlp:MLP"
@@ -196,6 +212,8 @@ class Bert(Model):
         ge=0, lt=1,
     )  # fmt: skip
     attention_dropout: float = key(0.1, "Dropout of attention weights.", traced=True, off=0.0, ge=0, lt=1)
+    remat: str = remat_of_layers()
+    scan: bool = scan_of_layers()
     lora: Lora = key(Lora, "Low-rank adaptation.")
 
     def head_input(self, *, per_token: bool) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from bigctl.config.schema.base import STRUCTURAL, Problem, Whole, key, kind
-from bigctl.config.schema.models import ACTIVATIONS, MOST_LAYERS, POOLS, REMATS, Model
+from bigctl.config.schema.models import ACTIVATIONS, MOST_LAYERS, POOLS, Model, remat_of_layers, scan_of_layers
 
 LEAST_PHOTOGRAPH = 64
 """Shorter side from which on images are taken for photographs, whose first layers may shrink them [pixels]."""
@@ -104,10 +104,8 @@ class Vit(Model):
     dropout: float = key(0.0, "Dropout of the patches and of what each part adds.", traced=True, off=0.0,
                          ge=0, lt=1)  # fmt: skip
     drop_path: float = _drop_path("layer")
-    remat: str = key(
-        "none", "What is computed anew in the backward pass, to save memory: none, full for all of it, or dots for all "
-        "but products with weights.", choices=REMATS,
-    )  # fmt: skip
+    remat: str = remat_of_layers()
+    scan: bool = scan_of_layers()
 
     def head_input(self, *, per_token: bool) -> str:
         return {"cls": "the class token", "mean": "the mean of the patches"}[self.pool]

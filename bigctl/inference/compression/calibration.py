@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from bigctl.data.dataset import Dataset
 from bigctl.inference.exporters.network import Arrays, Network, on_cpu
 
-_SEEN_THROUGH = ("convert_element_type", "copy", "stop_gradient")
+_SEEN_THROUGH = ("convert_element_type", "copy", "name", "stop_gradient")
 _BATCH = 32
 _Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 """Of a product: those that are summed over, and those of the batch, of either side."""

@@ -20,6 +20,7 @@ from jax import export
 
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import experiment
+from bigctl.engine.step_memory import changed
 from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.inference.trained import TrainedRun
 from bigctl.parallel.partition import path_name
@@ -61,17 +62,19 @@ class Network:
         config, features = trained.config, trained.features
         quantize = config.train.quantize if rounded else None
         train = dataclasses.replace(config.train, precision="float32", quantize=quantize)
+        if getattr(config.model, "scan", False):  # written out, so that every matrix is met by its own name
+            config = changed(config, {"model.scan": False})
         programs = experiment.rebuild(dataclasses.replace(config, train=train), features)
         leaves, structure = jax.tree_util.tree_flatten_with_path((trained.params, trained.variables))
         names = [path_name(path).partition("/")[2] for path, _ in leaves]
         weights = {name: _plain(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
 
-        def model(weights: dict[str, jax.Array]) -> nnx.Module:
+        def merged(weights: dict[str, jax.Array]) -> nnx.Module:
             params, variables = jax.tree_util.tree_unflatten(structure, [weights[name] for name in names])
             return programs.merge(params, variables)
 
         def function(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return programs.task.exported(model(weights), inputs)
+            return programs.task.exported(merged(weights), inputs)
 
         try:
             longest = programs.task.exported_inputs(ROWS)
@@ -82,7 +85,7 @@ class Network:
         batches, checked = _examples(trained, dataset, longest)
         if quantize != config.train.quantize:
             checked += " (float32, without the rounding of train.quantize)"
-        return cls(weights, function, _symbolic(longest, features), batches, checked, model, dataset)
+        return cls(weights, function, _symbolic(longest, features), batches, checked, merged, dataset)
 
     def given(self, batch: Arrays) -> Arrays:
         """The inputs, of a batch of data; what it has no column for is a cache with nothing in it."""

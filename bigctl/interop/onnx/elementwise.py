@@ -191,5 +191,5 @@ TABLE: dict[str, Handler] = {
     "and": _logic("And", "BitwiseAnd"), "or": _logic("Or", "BitwiseOr"), "xor": _logic("Xor", "BitwiseXor"),
     "not": _logic("Not", "BitwiseNot"), "ne": by(_ne), "round": _round, "rem": _rem, "is_finite": by(_is_finite),
     "convert_element_type": _cast, "select_n": _select,
-    **dict.fromkeys(("copy", "copy_p", "stop_gradient", "sharding_constraint", "optimization_barrier"), same),
+    **dict.fromkeys(("copy", "copy_p", "name", "stop_gradient", "sharding_constraint", "optimization_barrier"), same),
 }  # fmt: skip

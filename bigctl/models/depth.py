@@ -1,0 +1,85 @@
+"""Layers of one structure on top of each other: written out, or one of them compiled and looped over their stacked
+weights; and what of each is kept for the backward pass.
+
+Dimension names: layers; batch, length, width as in the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, PyTree
+
+NAMES = ("projected", "attended", "stream")
+"""What `remat=names` and `offload` keep of a layer: queries, keys and values; what attention makes of them, before its
+projection; and what the feed-forward part reads and adds to."""
+
+Call = Callable[[Any, Array, Any], tuple[Array, Any]]
+"""(layer, x, what is this layer's own) -> (x after it, what it tells)."""
+
+
+def named(x: Array, name: str) -> Array:
+    """The same array, which `remat` can ask for by one of `NAMES`."""
+    return checkpoint_name(x, name)
+
+
+def through(
+    layers: Sequence[nnx.Module], x: Array, own: Sequence[PyTree], call: Call, *, scan: bool, remat: str
+) -> tuple[Array, PyTree]:
+    """What comes out of the topmost layer, and what each layer tells, stacked [layers, ...].
+
+    Args:
+        layers: of one structure; with `scan` they may differ in what `own` says alone, and the topmost is the pattern.
+        x: what the lowest one reads.
+        own: what each layer has of its own besides its weights, such as a key.
+        call: how a layer is called.
+        scan: compile one layer and loop over it.
+        remat: as in the configuration.
+    """
+    if scan:
+        return _looped(layers, x, own, call, remat)
+    found = []
+    for layer, mine in zip(layers, own, strict=True):
+        structure, state = nnx.split(layer)
+        x, told = rematerialised(_calling(call, structure), remat)(x, mine, state)
+        found.append(told)
+    return x, jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+
+def _looped(layers: Sequence[nnx.Module], x: Array, own: Sequence[PyTree], call: Call, remat: str) -> tuple[Array, Any]:
+    """The layers as one program and a loop over their stacked weights."""
+    parts: list[Any] = [nnx.split(layer, nnx.Param, ...) for layer in layers]
+    structure, _, rest = parts[-1]
+    layer = rematerialised(_calling(call, structure), remat)
+    pairs = [(mine, params) for mine, (_, params, _) in zip(own, parts, strict=True)]
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *pairs)
+    return jax.lax.scan(lambda x, part: layer(x, *part, rest), x, stacked)
+
+
+def _calling(call: Call, structure: nnx.GraphDef[Any]) -> Callable[..., tuple[Array, Any]]:
+    return lambda x, own, *states: call(nnx.merge(structure, *states), x, own)
+
+
+def rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """The layer, of which the backward pass computes anew what `model.remat` says."""
+    return layer if remat == "none" else jax.checkpoint(layer, policy=_policy(remat))
+
+
+def _policy(remat: str) -> Callable[..., Any] | None:
+    """What is kept; None for nothing but what the layer reads."""
+    policies = jax.checkpoint_policies
+    if remat == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    if remat == "names":
+        return policies.save_only_these_names(*NAMES)
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=list(NAMES),
+            offload_src="device", offload_dst="pinned_host",
+        )  # fmt: skip
+    return None
