@@ -67,7 +67,8 @@ class RunHeld(BigctlError):
 
 
 class Stuck(TrainingFailed):
-    """No step has come for longer than `train.step_timeout`; the last checkpoint is as it was."""
+    """No step has come for longer than `train.step_timeout`, or another process of the run is gone or did not come; the
+    last checkpoint is as it was, and the same command goes on from it."""
 
     exit_code = 6
 

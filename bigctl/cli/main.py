@@ -28,7 +28,7 @@ examples:
 
 `bigctl COMMAND --help` shows a command's flags. Shell completion: eval "$(bigctl --completion bash)"
 exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 some trials of a sweep failed, 4 a --require gate was missed,
-  5 run in use, 75 preempted (run again), 130 Ctrl-C, 143 second SIGTERM
+  5 run in use, 6 stuck, or a process was lost (run again), 75 preempted (run again), 130 Ctrl-C, 143 second SIGTERM
 """
 
 

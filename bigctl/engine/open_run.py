@@ -18,7 +18,7 @@ from bigctl.config import cadence, drift, schema
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
-from bigctl.engine import so_far, teacher
+from bigctl.engine import same_start, so_far, teacher
 from bigctl.engine.run import Beginning, Options, Run
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError
 from bigctl.formatting import is_utf8
@@ -59,6 +59,7 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
         elif isinstance(stop, StopRequest):
             stop.closing = lambda: _left_early(held)
         try:
+            same_start.require(group, composed.config)
             found = group.first(lambda: _find(held, composed, options), pack=_Found.to_json, unpack=_Found.from_json)
             shared = SharedStop(stop, group) if isinstance(group, ProcessGroup) else stop
             run = Run(held, composed.overrides, options, group, shared, time.time(), time.monotonic(), *found)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from bigctl import errors
-from bigctl.errors import BigctlError, TrainingFailed
+from bigctl.errors import BigctlError, Stuck, TrainingFailed
 from bigctl.parallel.cluster import ClusterInfo, read_cluster_info
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class ProcessGroup(SingleProcess):
     def failed(self, error: Exception) -> Exception:
         # A collective that breaks off, or a save that needed the others: either may be the first to notice.
         if (type(error) is TrainingFailed or not isinstance(error, BigctlError)) and _LOST.search(str(error)):
-            error = TrainingFailed(_UNREACHABLE, hint=_AGAIN)
+            error = Stuck(_UNREACHABLE, hint=_AGAIN)
             if not self.leads:  # the first says it as any error; it may also be the one that is gone
                 _say_lost(self)
         self.code = error.exit_code if isinstance(error, BigctlError) else 1
@@ -210,7 +210,7 @@ def join(timeout: int) -> SingleProcess:
         timeout: how long to wait for them [s].
 
     Raises:
-        TrainingFailed: if they do not come.
+        Stuck: if they do not come.
     """
     global _group, _missing
     where = read_cluster_info()
@@ -237,7 +237,7 @@ def join(timeout: int) -> SingleProcess:
             shutdown_timeout_seconds=HEARTBEAT,
         )
     except Exception as error:
-        raise TrainingFailed(f"{_missing}: {str(error)[:200]}", hint=_START) from error
+        raise Stuck(f"{_missing}: {str(error)[:200]}", hint=_START) from error
     _group = ProcessGroup(where, distributed.global_state.client)
     atexit.register(_group.leave)
     return _group
@@ -300,7 +300,7 @@ def _aborted(number: int) -> None:
         _say_lost(_group)
     else:
         _say_plainly(f"{_missing}\n        {_START}")
-    os._exit(1)
+    os._exit(Stuck.exit_code)
 
 
 def _say_lost(group: ProcessGroup) -> None:

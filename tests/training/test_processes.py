@@ -10,12 +10,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import bigctl
+from bigctl.config.schema import Config
+from bigctl.engine import same_start
 from bigctl.errors import ConfigError, RunHeld, TrainingFailed
 from bigctl.parallel import cluster
 from bigctl.parallel.cluster import ClusterInfo
@@ -152,6 +156,31 @@ def test_what_the_first_finds_and_what_it_fails_with_is_that_of_all(groups: list
         assert (caught.value.where, caught.value.hint, caught.value.exit_code) == ("runs/a", "wait", 5)
 
 
+def test_a_process_that_was_started_otherwise_is_refused_by_name(groups: list[ProcessGroup]) -> None:
+    config = bigctl.compose(["recipe=mlp_cls", "data=csv", "data.path=a.csv", "data.label=kind"])
+    moved = replace(config, data=replace(config.data, path="b.csv"))
+    slower = replace(config, optimizer=replace(config.optimizer, lr=0.5))
+    told: dict[int, str] = {}
+
+    def start(index: int, config: Config) -> None:
+        try:
+            same_start.require(groups[index], config)
+        except ConfigError as error:
+            told[index] = str(error)
+
+    for configs in ((config, moved, config), (config, config, slower)):
+        threads = [threading.Thread(target=start, args=item, daemon=True) for item in enumerate(configs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert (len(told) == 3) == (configs[2] is slower), told
+        groups[0].client.values.clear()
+    assert len(set(told.values())) == 1 and "process 2 was started otherwise than process 0: optimizer.lr: " in told[0]
+    here = same_start.Started.here(config)
+    assert here.differences(replace(here, versions={**here.versions, "jax": "0.0.1"}))[0].endswith("-> 0.0.1")
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [
@@ -229,7 +258,7 @@ def test_a_run_goes_on_by_one_and_by_two_after_one_of_two_is_killed(bigctl: Cli)
         wait_for_checkpoint(run)
         pair[killed].kill()
         codes, _, errors = end(pair)
-        assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1
+        assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 6
         assert "another process of the run has ended" in errors[1 - killed]
         assert "Traceback" not in errors[1 - killed] and not (run / "summary.json").exists()
         if together:
@@ -264,5 +293,5 @@ def test_a_process_that_waits_in_vain_says_so(bigctl: Cli) -> None:
     pair = start(bigctl, bigctl.folder, "mesh.wait=2")
     pair[0].kill()
     codes, _, errors = end(pair)
-    assert codes[1] == 1 and "process 1 of 2: not all came within 2 s" in errors[1], errors
+    assert codes[1] == 6 and "process 1 of 2: not all came within 2 s" in errors[1], errors
     assert not (bigctl.folder / "runs").exists()
