@@ -28,9 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    with training.session(options) as session:
-        from bigctl.runs import directory
+    from bigctl.runs import directory
 
+    if options.elastic:
+        from bigctl.cli import elastic
+
+        found = directory.locate(options.run)
+        if (code := elastic.run(options, _compose(options, found).config, found.path)) is not None:
+            return code
+    with training.session(options) as session:
         found = directory.locate(options.run)
         composed = _compose(options, found)
         how = session.options(found.path, resume="must")

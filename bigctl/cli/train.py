@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bigctl.cli import common, render, training
 
 if TYPE_CHECKING:
+    from bigctl.config.compose import Composed
     from bigctl.config.presets import Root
 
 EXAMPLES = """\
@@ -23,6 +24,7 @@ examples:
   bigctl train recipe=mlp_cls --baseline
   bigctl train recipe=cnn_cls --find-lr
   bigctl train recipe=cnn_cls --require 'val/accuracy>=0.97' --junit report.xml
+  bigctl train recipe=gpt_lm --run-dir /shared/long --elastic 3:4      on each host: three go on where one is lost
 """
 
 
@@ -67,11 +69,14 @@ def run(options: argparse.Namespace) -> int:
         else:
             print(dry_run.text(report))
         return 0
-    with training.session(options) as session:
-        from bigctl.runs import directory
+    if options.elastic:
+        from bigctl.cli import elastic
 
-        composed, fresh = common.composed(options), options.resume == "never"
-        path = directory.choose(composed.overrides, name=options.name, run_dir=options.run_dir, fresh=fresh)
+        composed, path = _chosen(options)
+        if (code := elastic.run(options, composed.config, path)) is not None:
+            return code
+    with training.session(options) as session:
+        composed, path = _chosen(options)
         how = session.options(path, resume=options.resume)
         if options.baseline:
             from bigctl.baselines.baseline import baseline
@@ -81,6 +86,14 @@ def run(options: argparse.Namespace) -> int:
 
         session.end(trainer.train(composed, path, how))
     return session.exit_code
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Composed, Path]:
+    """What is trained, and where."""
+    from bigctl.runs import directory
+
+    composed, fresh = common.composed(options), options.resume == "never"
+    return composed, directory.choose(composed.overrides, name=options.name, run_dir=options.run_dir, fresh=fresh)
 
 
 def _no_recipe(given: Sequence[str], roots: Sequence[Root]) -> int:

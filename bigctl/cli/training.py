@@ -24,6 +24,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--allow-drift", action="append", default=[], metavar="KEY", help="resume although this key differs"
     )
     parser.add_argument("--profile", action="store_true", help="write a profiler trace and name the slow parts")
+    parser.add_argument(
+        "--elastic", metavar="LEAST:MOST",
+        help="train with so many processes, this command on each host; a lost one is done without, and taken back",
+    )  # fmt: skip
+    parser.add_argument(
+        "--restarts", type=int, default=5, metavar="N",
+        help="with --elastic: end after more starts in a row that came to no new checkpoint; default: 5",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     common.add_gates(parser)
     common.add_json(parser)

@@ -132,7 +132,7 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
         return _Found(_begun(composed.config, options), _without_checkpoint(run), ())
     status, trained = run.status(), run.trained()
     saved = composing.from_yaml(run.read_config(), where=str(run.config))
-    config = _keep_decided(saved, composed.config)
+    config = keep_decided(saved, composed.config)
     found = drift.changes(saved, config)
     if found or status != directory.COMPLETE:
         _require_own_training(run)
@@ -178,7 +178,7 @@ def _without_checkpoint(run: RunDirectory) -> Beginning:
     return Beginning.RESTARTED if run.exists and run.record().get("starts") else Beginning.NEW
 
 
-def _keep_decided(saved: Config, config: Config) -> Config:
+def keep_decided(saved: Config, config: Config) -> Config:
     """The configuration with what the first start decided where it leaves that open: a run that is made longer keeps
     the schedule it began with, one from pretrained weights their architecture."""
     return _filled(saved, config)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from bigctl.errors import ConfigError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+ELASTIC = "BIGCTL_ELASTIC"
+"""Set for a process that is started again by itself, see `engine.elastic`."""
 
 
 @dataclass(frozen=True)

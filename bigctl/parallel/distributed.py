@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from bigctl import errors
 from bigctl.errors import BigctlError, Stuck, TrainingFailed
-from bigctl.parallel.cluster import ClusterInfo, read_cluster_info
+from bigctl.parallel.cluster import ELASTIC, ClusterInfo, read_cluster_info
 
 T = TypeVar("T")
 
@@ -195,7 +195,11 @@ class ProcessGroup(SingleProcess):
 
 _group: ProcessGroup | None = None
 _UNREACHABLE = "another process of the run has ended, or cannot be reached"
-_AGAIN = "start all processes again: they go on from the last checkpoint"
+_AGAIN = (
+    "those that are there go on from the last checkpoint"
+    if os.environ.get(ELASTIC)
+    else "start all processes again: they go on from the last checkpoint"
+)
 
 
 def current() -> SingleProcess:

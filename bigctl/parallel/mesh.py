@@ -33,7 +33,9 @@ def make_mesh(config: schema.Mesh) -> Mesh:
         fixed = math.prod(size for size in sizes.values() if size != -1)
         if len(devices) % fixed:
             raise ConfigError(
-                f"{len(devices)} devices cannot be shared evenly by {fixed}", where="mesh", hint="choose a divisor"
+                f"{len(devices)} devices cannot be shared evenly by {fixed}",
+                where="mesh",
+                hint=f"a multiple of {fixed} devices, or axes whose product divides {len(devices)}",
             )
         sizes[rest[0]] = len(devices) // fixed
     needed = math.prod(sizes.values())

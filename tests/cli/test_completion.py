@@ -43,7 +43,7 @@ def test_commands_are_those_of_the_command_line():
 
 
 def test_flags_and_their_choices_are_those_of_the_parser():
-    assert found("train --re") == ["--require", "--resume"]
+    assert found("train --re") == ["--require", "--restarts", "--resume"]
     assert found("train --resume ") == found("train recipe=cnn_cls --resume ") == ["auto", "must", "never"]
     assert found("eval x --split=t") == ["--split=test", "--split=train"]
     assert {"--docs", "--diff", "--json", "--config-dir"} <= set(found("show --"))

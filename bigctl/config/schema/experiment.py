@@ -117,7 +117,7 @@ class Mesh(Component):
         devices, fixed = _devices_without_jax(), math.prod(size for size in axes.values() if size != -1)
         if rest:
             if devices is not None and devices % fixed:
-                yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {fixed}", "choose a divisor"
+                yield "mesh.fsdp", f"{devices} devices cannot be shared evenly by {fixed}", "choose a divisor of them"
                 return
             axes[rest[0]] = devices // fixed if devices is not None else 1
         asked = {name: axes[name] for name, size in self.axes.items() if size != 1}
@@ -158,9 +158,10 @@ def _batch_problems(train: Train, shards: int) -> Iterator[Problem]:
 
 
 def _devices_without_jax() -> int | None:
-    """The number of devices where the environment alone tells it: simulated ones."""
+    """The number of devices where the environment alone tells it: simulated ones, of all processes."""
     match = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    return int(match[1]) if match else None
+    processes = os.environ.get("JAX_NUM_PROCESSES", "")
+    return int(match[1]) * (int(processes) if processes.isdecimal() else 1) if match else None
 
 
 AUTO = "auto"
