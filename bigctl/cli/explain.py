@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigctl import terminal
 from bigctl.cli import common, explained, render
 from bigctl.cli.eval import step_argument
 
@@ -26,6 +27,7 @@ examples:
   bigctl explain cnn_cls photo.png --method occlusion --html why.html
   bigctl explain mlp_cls rows.csv                    Shapley values against 100 rows of the training split
   bigctl explain mlp_cls --method permutation        which columns the model relies on, on validation
+  bigctl explain bert_cls --global                   words by class, kept for the report; patches, columns
 """
 
 
@@ -66,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=common.whole("seed"), default=0, metavar="N", help="of what is drawn at random; default: 0"
     )
     parser.add_argument(
+        "--global", dest="overall", action="store_true",
+        help="what the model goes by on a whole split (default: validation): columns and their values, words or "
+        "patches by class; kept for the report",
+    )  # fmt: skip
+    parser.add_argument(
         "--check", action="store_true",
         help="how faithful the explanations are: deletion and insertion against random orders, and random weights",
     )  # fmt: skip
@@ -86,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(options.run, step=step, plugins=options.plugin)
+    if options.overall:
+        return _overall(trained, options)
     if options.method == _PERMUTATION:
         return _importance(trained, options)
     from bigctl.inference.explaining import explain, neighbours
@@ -125,6 +134,17 @@ def _check(options: argparse.Namespace) -> None:
 
     asked = {"--text": options.text, "FILE": options.files, "--split": options.split}
     named = [name for name, value in asked.items() if value]
+    if options.overall:
+        rest = {
+            "--class": options.wanted,
+            "--html": options.html,
+            "--check": options.check,
+            "--nearest": options.nearest,
+        }
+        if other := [*(name for name in named if name != "--split"), *(name for name, value in rest.items() if value)]:
+            hint = "give --split, --count and --method alone; `bigctl report` shows what is found"
+            raise ConfigError(f"looks at a whole split, and {other[0]} does not", where="--global", hint=hint)
+        return
     if options.method == _PERMUTATION:
         if named[:1] not in ([], ["--split"]) or options.wanted or options.html:
             hint = "give --split alone, or another --method"
@@ -164,7 +184,25 @@ def _importance(trained: TrainedRun, options: argparse.Namespace) -> int:
     if options.json:
         render.print_json({"run": str(trained.run.path), "step": trained.step, **found.to_json()})
     else:
-        explained.show_importance(found)
+        explained.show_importance(found.to_json())
+    return 0
+
+
+def _overall(trained: TrainedRun, options: argparse.Namespace) -> int:
+    from bigctl.inference import kept
+    from bigctl.inference.explaining import overall
+
+    asked = options.split or "validation", options.count, options.method, options.seed
+    found = overall.overall(trained, *asked)
+    kept.keep(trained.run, trained.step, {"overall": found})
+    if options.json:
+        render.print_json({"run": str(trained.run.path), "step": trained.step, **found})
+        return 0
+    if found["kind"] == "table":
+        explained.show_importance(found["importance"])
+    for line in overall.sentences(found):
+        render.print_wrapped(terminal.one_line(line))
+    print(f"next:\n  bigctl report {trained.run.path}")
     return 0
 
 

@@ -13,9 +13,9 @@ from bigctl.inference.explaining import wording
 if TYPE_CHECKING:
     from bigctl.inference.explaining.asked import Explanation
     from bigctl.inference.explaining.images import ImageExplanation
-    from bigctl.inference.explaining.importance import Importance
     from bigctl.inference.explaining.tables import TableExplanation
     from bigctl.inference.explaining.texts import TextExplanation
+    from bigctl.training.task import Record
 
 _FOR, _AGAINST = (17, 18, 19, 20, 26, 27), (52, 88, 124, 160, 196, 196)
 """Backgrounds of 256 colours, from faint to strong: blue speaks for a class, red against it."""
@@ -102,19 +102,20 @@ def _show_columns(each: TableExplanation) -> None:
     render.print_table(["  column", "is", "adds", "", ""], rows)
 
 
-def show_importance(found: Importance) -> None:
-    """Which columns a model relies on, the most important first."""
-    about = f"{found.what} {found.loss:.4f}; each column shuffled, seed {found.seed}"
-    print(f"{found.split} split, {found.examples:,} examples: {about}")
-    values, ends = found.values.tolist(), [*zip(found.low.tolist(), found.high.tolist(), strict=True)]
+def show_importance(found: Record) -> None:
+    """Which columns a model relies on, the most important first, as `Importance.to_json` tells it."""
+    about = f"{found['what']} {found['loss']:.4f}; each column shuffled, seed {found['seed']}"
+    print(f"{found['split']} split, {found['examples']:,} examples: {about}")
+    columns = sorted(found["columns"], key=lambda each: -each["importance"])
+    largest = columns[0]["importance"] if columns else 0.0
     rows = [
         [
-            f"  {found.names[n]}",
-            f"{values[n]:+.4f}",
-            "{:+.4f} to {:+.4f}".format(*ends[n]),
-            _bar(values[n], max(values)),
+            f"  {each['column']}",
+            f"{each['importance']:+.4f}",
+            "{:+.4f} to {:+.4f}".format(*each["interval"]),
+            _bar(each["importance"], largest),
         ]
-        for n in sorted(range(len(values)), key=lambda n: -values[n])
+        for each in columns
     ]
     render.print_table(["  column", "loss grows by", "95% interval", ""], rows)
 

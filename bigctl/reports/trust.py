@@ -57,6 +57,8 @@ def of_run(run: RunDirectory) -> Trust | None:
     trust.tables.extend(_slices(each) for each in found.get("slices", ()))
     if told := found.get("ood"):
         trust.tables.append(_ood(told))
+    if told := found.get("overall"):
+        _overall(trust, told)
     if told := found.get("audit"):
         trust.figures.append(_audit(told))
     for each in found.get("robust", ()):
@@ -135,16 +137,83 @@ def _changed(found: Mapping[str, Any]) -> Table:
 
 def _pair(example: Mapping[str, Any]) -> Picture:
     """A picture before and after an attack. Raises ValueError for what is none."""
-    height, width, channels = (int(side) for side in example["shape"])
-    if not (0 < height <= _SIDE and 0 < width <= 2 * _SIDE and channels in (1, 3)):
-        raise ValueError("is no picture")
-    pixels = np.frombuffer(base64.b64decode(example["pixels"]), np.uint8).reshape(height, width, channels)
-    scale = max(1, 64 // height)
+    pixels = _pixels(example)
+    scale = max(1, 64 // len(pixels))
     shown = pixels.repeat(scale, 0).repeat(scale, 1)
     said = (
         f"row {int(example['row'])}, a {example['label']}, is a {example['predicted']} at eps {float(example['eps']):g}"
     )
     return Picture(pictures.picture(shown), said)
+
+
+def _pixels(stored: Mapping[str, Any]) -> np.ndarray:
+    """A picture that is kept, uint8 [height, width, channels]. Raises ValueError for what is none."""
+    height, width, channels = (int(side) for side in stored["shape"])
+    if not (0 < height <= _SIDE and 0 < width <= 2 * _SIDE and channels in (1, 3)):
+        raise ValueError("is no picture")
+    return np.frombuffer(base64.b64decode(stored["pixels"]), np.uint8).reshape(height, width, channels)
+
+
+def _overall(trust: Trust, found: Mapping[str, Any]) -> None:
+    """What the model goes by: columns and their values, words or patches by class."""
+    if found["kind"] == "table":
+        trust.tables.append(_importance(found["importance"]))
+        trust.figures.extend(_dependence(each, found) for each in found["dependence"])
+    about = f"{int(found['examples']):,} {found['split']} examples"
+    for name, told in found.get("classes", {}).items():
+        if found["kind"] == "text":
+            trust.tables.append(_words(str(name), told, about))
+            continue
+        values = np.asarray(told["adds"], np.float64)
+        said = f"{name}: the mean of {int(told['examples']):,} pictures; what speaks for it is blue, against it red"
+        trust.pictures.append(Picture(pictures.tinted(_pixels(told["mean"]), values), said))
+        for each in told["patches"]:
+            said = (
+                f"{name}: around the strongest patch of row {int(each['row'])}, which adds {float(each['adds']):+.3g}"
+            )
+            trust.pictures.append(Picture(pictures.enlarged(_pixels(each["around"])), said))
+
+
+def _importance(found: Mapping[str, Any]) -> Table:
+    columns = sorted(found["columns"], key=lambda each: -float(each["importance"]))
+    rows = []
+    for each in columns:
+        low, high = (float(end) for end in each["interval"])
+        rows.append([str(each["column"]), shown(float(each["importance"])), f"{shown(low)} to {shown(high)}"])
+    caption = (
+        f"By how much the {found['what']} of {int(found['examples']):,} {found['split']} examples, "
+        f"{shown(float(found['loss']))}, grows where a column is shuffled."
+    )
+    return Table("Columns that matter", caption, ["column", "grows by", "95% interval"], rows)
+
+
+def _dependence(each: Mapping[str, Any], found: Mapping[str, Any]) -> Figure:
+    """Mean answers by the value of a column."""
+    grid = each["grid"]
+    ordered = all(isinstance(value, int | float) for value in grid)
+    data = [
+        {
+            "type": "scatter", "mode": "lines+markers" if ordered else "markers", "name": str(name),
+            "x": numbers(grid) if ordered else [str(value) for value in grid], "y": numbers(map(float, values)),
+            "line": {"width": 2, "color": PALETTE[place % len(PALETTE)]},
+            "hovertemplate": f"{name}, %{{x}}: %{{y:.4g}}<extra></extra>",
+        }
+        for place, (name, values) in enumerate(each["answers"].items())
+    ]  # fmt: skip
+    what = "value" if [*each["answers"]] == ["value"] else "probability"
+    column, size = str(each["column"]), int(found["examples"])
+    caption = f"Mean {what} where all of {size:,} {found['split']} rows had this {column} (partial dependence)."
+    layout = {"xaxis": {"title": {"text": column}}, "yaxis": {"title": {"text": what}}, "showlegend": len(data) > 1}
+    return Figure(f"Answers by {column}", caption, data, layout)
+
+
+def _words(name: str, told: Mapping[str, Any], about: str) -> Table:
+    rows = [
+        [str(each["word"]), f"{float(each['adds']):+.3f}", f"{int(each['texts']):,}"]
+        for each in (*told["for"], *told["against"][::-1])
+    ]
+    caption = f"What words add to its logit on average, in the {int(told['examples']):,} of {about} taken for it."
+    return Table(f"Words of {name}", caption, ["word", "adds", "texts"], rows)
 
 
 def _slices(found: Mapping[str, Any]) -> Table:

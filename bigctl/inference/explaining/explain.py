@@ -146,10 +146,15 @@ def require_split(dataset: Dataset, split: str) -> None:
 
 def examples(dataset: Dataset, split: str, count: int) -> Examples:
     """The first examples of a split, as `Predictor.describe_all` takes them."""
+    return examples_at(dataset, split, np.arange(count))
+
+
+def examples_at(dataset: Dataset, split: str, rows: np.ndarray) -> Examples:
+    """The examples of a split in some rows, int [n], as `Predictor.describe_all` takes them."""
     if dataset.texts.get(split):
-        columns = [[texts[row] for row in range(count)] for texts in dataset.texts[split]]
+        columns = [[texts[row] for row in rows.tolist()] for texts in dataset.texts[split]]
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    return np.asarray(dataset.splits[split]["inputs"][np.arange(count)])
+    return np.asarray(dataset.splits[split]["inputs"][rows])
 
 
 def labels_of(dataset: Dataset, split: str, count: int, first: int = 0) -> list[Record]:
