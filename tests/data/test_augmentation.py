@@ -21,7 +21,7 @@ from bigctl.engine import experiment, resolve
 from bigctl.errors import ConfigError
 from bigctl.training.evaluation import Evaluator
 
-EVERYTHING = Augment(rotate=20, scale=0.2, shift=0.1, flip="both", crop=2)
+EVERYTHING = Augment(rotate=20, scale=0.2, shift=0.1, elastic=0.02, flip="both", crop=2)
 
 
 def pictures(batch: int, height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -70,6 +70,26 @@ def test_affine_is_that_of_scipy(shape: tuple[int, int], degrees: float, zoom: f
             x[b, :, :, c].astype(np.float64), m[:, :2], offset, order=1, mode="grid-constant"
         )
         np.testing.assert_allclose(found[b, :, :, c], expected, atol=2e-2, rtol=1e-4)  # of 255
+
+
+def test_a_warp_after_an_affine_map_is_that_of_scipy() -> None:
+    x, m = pictures(1, 9, 12, channels=2).astype(np.float32), matrix(20, 1.1, 0.5, -1)
+    moves = 2 * np.asarray(geometry.warp(jax.random.normal(jax.random.key(0), (1, 2, 7, 7)), 9, 12))
+    centre = np.array([4, 5.5]).reshape(2, 1, 1)
+    places = np.tensordot(m[:, :2], np.mgrid[:9, :12] - centre, 1) + m[:, 2:, None] + centre + moves[0]
+    found = np.asarray(affine(x, m[None], moves))[0]
+    for c in range(2):
+        expected = ndimage.map_coordinates(x[0, :, :, c].astype(np.float64), places, order=1, mode="grid-constant")
+        np.testing.assert_allclose(found[..., c], expected, atol=2e-3)
+
+
+def test_a_warp_moves_every_pixel_as_far_as_is_asked_and_neighbours_alike() -> None:
+    keys = randomness.per_example(step_key(), np.arange(2000))
+    moves = np.asarray(pipeline._warped(Augment(elastic=0.05), keys, 10, 20))
+    np.testing.assert_allclose(moves.std(0)[0], 0.5, rtol=0.1)  # of 10 pixels, at the edges too
+    np.testing.assert_allclose(moves.std(0)[1], 1.0, rtol=0.1)
+    assert np.abs(moves.mean(0)).max() < 0.1
+    assert np.diff(moves[:, 1], axis=2).std() < 0.25  # 0.05 of a side, where nodes are 3.2 pixels apart
 
 
 def test_each_image_gets_its_own_matrix() -> None:

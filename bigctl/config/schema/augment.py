@@ -25,6 +25,10 @@ class Augment:
     rotate: float = key(0.0, "Largest rotation either way [degrees].", ge=0)
     scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.", ge=0, lt=1)
     shift: float = key(0.0, "Largest shift along each axis [fraction of the image].", ge=0)
+    elastic: float = key(
+        0.0, "Typical move of a pixel along each axis by a smooth random warp, 0.03 for digits [fraction of the side].",
+        ge=0,
+    )  # fmt: skip
     flip: str = key(
         "none", "Mirror half of the images: drawn anew each time, or (alternating) left to right, each image in every "
         "other epoch.", choices=("none", "horizontal", "vertical", "both", "alternating"),

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float
 
 from bigctl.config.schema import Augment
 
+NODES = 7
+"""Points along each side of an image from which the moves of a warp are interpolated."""
+
 
 def draw_affine(key: jax.Array, config: Augment, shape: tuple[int, ...]) -> Float[Array, "2 3"]:
     """The inverse map, from output to input pixels relative to the centre: rows (row, column), columns (y, x, 1)."""
@@ -21,8 +24,24 @@ def draw_affine(key: jax.Array, config: Augment, shape: tuple[int, ...]) -> Floa
     return jnp.array([[cos, sin, down * config.shift * height], [-sin, cos, right * config.shift * width]])
 
 
-def affine(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "batch height width channels"]:
-    """Resample with bilinear interpolation: output pixel p shows the input at `matrix @ (p - centre, 1) + centre`.
+def warp(drawn: Float[Array, "batch 2 nodes nodes"], height: int, width: int) -> Float[Array, "batch 2 height width"]:
+    """A smooth field of moves, down and right, from normal draws at the nodes of a grid over the image, after Simard et
+    al. 2003: each pixel's is the nodes' sum, weighted by a bell as wide as their distance, with variance 1.
+    """
+
+    def weights(side: int) -> Float[Array, "side nodes"]:
+        places = jnp.arange(side) / max(side - 1, 1) * (NODES - 1)
+        bell = jnp.exp(-0.5 * (places[:, None] - jnp.arange(NODES)) ** 2)
+        return bell / jnp.linalg.norm(bell, axis=1, keepdims=True)
+
+    return jnp.einsum("bdij,hi,wj->bdhw", drawn, weights(height), weights(width))
+
+
+def affine(
+    images: Array, matrices: Float[Array, "batch 2 3"], moves: Float[Array, "batch 2 height width"] | None = None
+) -> Float[Array, "batch height width channels"]:
+    """Resample with bilinear interpolation: output pixel p shows the input at `matrix @ (p - centre, 1) + centre`, and
+    at `moves` from there, rows and columns [pixels], where they are given.
 
     Outside is 0, also for the interpolation at the border, as `scipy.ndimage.affine_transform(order=1,
     mode="grid-constant")` and `torch.nn.functional.grid_sample(align_corners=True)` have it.
@@ -33,6 +52,8 @@ def affine(images: Array, matrices: Float[Array, "batch 2 3"]) -> Float[Array, "
     flat = padded.reshape(batch * rows * stride, channels)
     # Clipped into the border of zeros, so every index below is inside.
     row, column = _places(matrices, height, width)
+    if moves is not None:
+        row, column = row + moves[:, 0], column + moves[:, 1]
     row, column = jnp.clip(row, -1, height), jnp.clip(column, -1, width)
     row0, column0 = jnp.floor(row), jnp.floor(column)
     down, right = (row - row0)[..., None], (column - column0)[..., None]

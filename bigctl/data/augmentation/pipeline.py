@@ -17,7 +17,7 @@ from bigctl import randomness
 from bigctl.config.schema import BLACK, NOISE, RANDAUGMENT, Augment
 from bigctl.data.augmentation import boxes, colour, geometry, mixing, policies
 
-FLIP, CROP, PART, JITTER, POLICY, ERASE, FILL, MIX = range(1, 9)
+FLIP, CROP, PART, JITTER, POLICY, ERASE, FILL, MIX, WARP = range(1, 10)
 """What an example's key is folded with for each kind of change; the affine map draws from the key itself. Append only:
 a number's meaning is part of every run made with it."""
 
@@ -50,8 +50,9 @@ def augment(
         least = config.random_resized_crop
         parts = _drawn(keys, PART, lambda k: boxes.resized_crop_box(boxes.uniform(k), height, width, least))
         images = boxes.resized(images, parts)
-    if config.rotate or config.scale or config.shift:
-        images = geometry.affine(images, jax.vmap(lambda k: geometry.draw_affine(k, config, images.shape))(keys))
+    if config.rotate or config.scale or config.shift or config.elastic:
+        matrices = jax.vmap(lambda k: geometry.draw_affine(k, config, images.shape))(keys)
+        images = geometry.affine(images, matrices, _warped(config, keys, height, width))
     if config.flip == "alternating":
         assert mirrored is not None
         images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
@@ -87,6 +88,15 @@ def mix(
 def _drawn(keys: jax.Array, purpose: int, draw: Callable[[jax.Array], Any]) -> Any:
     """What each example draws."""
     return jax.vmap(lambda k: draw(jax.random.fold_in(k, purpose)))(keys)
+
+
+def _warped(config: Augment, keys: jax.Array, height: int, width: int) -> Float[Array, "batch 2 height width"] | None:
+    """How far the elastic warp moves each pixel; None for no warp."""
+    if not config.elastic:
+        return None
+    drawn = _drawn(keys, WARP, lambda k: jax.random.normal(k, (2, geometry.NODES, geometry.NODES)))
+    side = jnp.array([height, width])[None, :, None, None]
+    return config.elastic * side * geometry.warp(drawn, height, width)
 
 
 def _jittered(images: Array, config: Augment, keys: jax.Array) -> Array:
