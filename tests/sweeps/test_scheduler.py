@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bigctl.errors import DataError
+from bigctl.errors import ConfigError
 from bigctl.runs import directory
 from bigctl.sweeps import sweep
+from bigctl.sweeps.execution import refusals
 from bigctl.sweeps.execution.local import Job
 from bigctl.sweeps.execution.scheduler import Scheduler, SchedulerOptions
 from bigctl.sweeps.ledger import Ledger
@@ -90,43 +91,60 @@ def test_a_sweep_stops_when_more_have_failed_than_may(tmp_path: Path, limit: int
 
 
 class Refused(Bench):
-    """One whose jobs end with an error of the command line or of the data."""
+    """One whose jobs end with an error; `said` has the number of the trial for {}."""
 
-    def __init__(self, said: str):
-        super().__init__(2, 2)
+    def __init__(self, said: str, code: int = 2):
+        super().__init__(1, code)
         self._said = said
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
-        log.write_text(f"bigctl: {self._said}\n        do this\n")
+        log.write_text(f"bigctl: {self._said.format(len(self.commands))}\n        do this\n")
         return super().start(command, folder=folder, log=log, avoid=avoid)
 
 
-FOLDS = "data.folds: 8 folds cannot be made of 4 rows"
+TWICE = "model.dropout=0,0.1"
 
 
-@pytest.mark.parametrize("axis", ["seed=0,1", "model.dropout=0,0.1"])
-def test_data_that_no_trial_can_use_ends_the_sweep_before_any_is_trained(tmp_path: Path, axis: str) -> None:
-    bench = Refused(FOLDS)
-    with pytest.raises(DataError, match=r"^data\.folds: 8 folds cannot be made of 4 rows \(do this\)$"):
-        scheduler(tmp_path, bench, None, axis).run()
-    assert len(bench.commands) == bench.slots, "those that had been started at once, and no more"
+@pytest.mark.parametrize(("axes", "starts"), [((), 2), (("seed=0,1",), 3), ((TWICE,), 3), (("data.fold=range(3)",), 4)])
+def test_a_sweep_ends_where_trials_without_a_common_value_are_refused_alike(
+    tmp_path: Path, axes: tuple[str, ...], starts: int
+) -> None:
+    bench = Refused("there is no such file")
+    loop = scheduler(tmp_path, bench, None, *axes)
+    with pytest.raises(ConfigError, match=r"^no trial can begin: there is no such file \(do this\)$"):
+        loop.run()
+    assert len(bench.commands) == starts
+    assert {s.status for s in loop.study.states.values()} == {"waiting"}, "they have their turn when it is mended"
 
 
 @pytest.mark.parametrize(
-    ("said", "axis"),
+    ("said", "code", "axes"),
     [
-        (FOLDS, "data.test_fraction=0.1,0.5"),
-        ("data.max_length: 3 is too short for this model", "model.dropout=0,0.1"),
-        ("cuda: out of memory", "seed=0,1"),
+        ("optimizer.lr: {} is too large", 2, ()),  # each is refused for its own value
+        ("the loss is not finite", 1, ()),  # it had begun
+        ("there is no such file", 2, (TWICE, "data.split_seed=0,1", "sweep.sampler=random", "sweep.trials=1")),
     ],
 )
 def test_an_error_that_may_be_of_one_trial_alone_leaves_the_others_their_turn(
-    tmp_path: Path, said: str, axis: str
+    tmp_path: Path, said: str, code: int, axes: tuple[str, ...]
 ) -> None:
-    bench = Refused(said)
-    loop = scheduler(tmp_path, bench, None, axis)
+    bench = Refused(said, code)
+    loop = scheduler(tmp_path, bench, None, *axes)
     loop.run()
-    assert len(bench.commands) == 6 and {s.status for s in loop.study.states.values()} == {"failed"}
+    assert len(bench.commands) == len(loop.study.states) and {s.status for s in loop.study.states.values()} == {
+        "failed"
+    }
+
+
+def test_a_trial_that_was_trained_shows_that_others_can_be(tmp_path: Path) -> None:
+    loop = scheduler(tmp_path, Bench(3))
+    loop._start()
+    states = list(loop.study.states.values())
+    for state in states:
+        state.status, state.exit_code, state.message = "failed", 2, "there is no such file"
+    assert refusals.of_all(loop.study, loop.plan.space) == "there is no such file"
+    states[-1].status = "complete"
+    assert refusals.of_all(loop.study, loop.plan.space) is None
 
 
 @pytest.mark.parametrize("orders", [((), ("seed=range(3)",)), (("seed=range(3)",), ())])

@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bigctl.errors import ConfigError, DataError, Preempted, TrainingFailed
+from bigctl.errors import ConfigError, Preempted, TrainingFailed
 from bigctl.runs import untrusted
 from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps import ledger as ledgers
-from bigctl.sweeps.execution import monitor, trial_commands
+from bigctl.sweeps.execution import monitor, refusals, trial_commands
 from bigctl.sweeps.execution.local import Executor, Job
 from bigctl.sweeps.execution.monitor import Monitors, RunEnd, RunMonitor
 from bigctl.sweeps.execution.proposals import Proposals
@@ -24,7 +24,7 @@ from bigctl.sweeps.ledger import Ledger
 from bigctl.sweeps.search.choose import make_pruner
 from bigctl.sweeps.search.samplers import key_of
 from bigctl.sweeps.search.space import Plan
-from bigctl.sweeps.trials import COMPLETE, ENDED, FAILED, PRUNED, STOPPED, State, Study
+from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, STOPPED, State, Study
 from bigctl.sweeps.view.live import LiveView
 from bigctl.sweeps.view.scene import TrialProgress
 from bigctl.training.signals import StopRequest
@@ -33,8 +33,6 @@ POLL = 0.1
 """Time between two checks of what is running [s]."""
 _MOST_IDLE = 3
 """A trial fails after so many starts in a row that were interrupted before it saved a checkpoint."""
-_CHOOSE_DATA = ("data", "recipe", "experiment")
-"""Beginnings of keys that decide what a trial reads."""
 
 
 @dataclass
@@ -137,8 +135,7 @@ class Scheduler:
 
         Raises:
             Preempted: if it was asked to stop; its trials have saved.
-            ConfigError: for a metric that no trial reports.
-            DataError: for data that no trial could be trained on, before any was.
+            ConfigError: for a metric that no trial reports, or where no trial can begin.
             RunError: if the ledger cannot be written.
         """
         self._recover()
@@ -318,27 +315,23 @@ class Scheduler:
             if name in self._pruned:
                 end = dataclasses.replace(end, status=PRUNED, message=self._pruned[name])
             elif running.own and not running.stopping and not advanced and not self._worth_restarting(name, code):
-                message = trial_commands.ends(running.log.with_suffix(".json")).get(name)
+                message, code = trial_commands.ends(running.log.with_suffix(".json")).get(name, ("", code))
                 end = dataclasses.replace(end, status=FAILED, message=message or monitor.exit_cause(code, running.log))
         if end.status == FAILED and end.message.startswith("eval.metric: "):
             raise ConfigError(end.message.removeprefix("eval.metric: "), where="sweep.metric")
-        if end.status == FAILED and code == DataError.exit_code and self._fails_everywhere(end.message):
-            where, message = end.message.split(": ", 1)
-            raise DataError(message, where=where)
         if end.status == COMPLETE and end.seconds is not None and not running.own:
             seconds = end.seconds
         self._record_end(state, end, seconds, code)
+        self._end_if_none_can_begin()
 
-    def _fails_everywhere(self, message: str) -> bool:
-        """Whether the first error is of data that all trials share, such as more folds than rows."""
-        keys = [axis.key for axis in self.plan.space.axes]
-        file = getattr(self.plan.base.config.data, "path", None) or "data."
-        if not message.startswith(("data.", str(file))) or any(key.startswith(_CHOOSE_DATA) for key in keys):
-            return False
-        if not message.startswith("data.fold") and any(key.startswith("model") for key in keys):
-            return False  # of a model that this data does not fit
-        states = self.study.states.values()
-        return not any(s.status in ENDED or monitor.last_checkpoint(self.study.run(s)) is not None for s in states)
+    def _end_if_none_can_begin(self) -> None:
+        why = refusals.of_all(self.study, self.plan.space)
+        begun = (monitor.last_checkpoint(self.study.run(s)) is not None for s in self.study.states.values())
+        if why is None or any(begun):
+            return
+        for state in refusals.refused(self.study):  # they have their turn when the cause is gone
+            self.ledger.append("again", id=state.trial.id)
+        raise ConfigError(f"no trial can begin: {why}")
 
     def _worth_restarting(self, name: str, code: int) -> bool:
         """Whether a trial that saved nothing was only interrupted, not too often in a row, or held elsewhere (5)."""

@@ -55,11 +55,16 @@ def pack(
     return [sys.executable, "-P", "-m", "bigctl.sweeps.packed.runner", str(job)]
 
 
-def ends(job: Path) -> dict[str, str]:
-    """{identity: cause} of the trials that failed in the process of a pack, as far as it could record them."""
+def ends(job: Path) -> dict[str, tuple[str, int]]:
+    """{identity: (cause, exit code)} of the trials that failed in the process of a pack, as far as it could record
+    them."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         found = untrusted.read(job.with_suffix(".ends.json"))["trials"]
-        return {name: str(end["message"]) for name, end in found.items() if end["status"] == "failed"}
+        return {
+            name: (str(end["message"]), int(end["exit_code"]))
+            for name, end in found.items()
+            if end["status"] == "failed"
+        }
     return {}
 
 
