@@ -6,7 +6,10 @@ import contextlib
 import errno
 import os
 import re
+import traceback
 from collections.abc import Iterator
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class BigctlError(Exception):
@@ -30,6 +33,14 @@ class BigctlError(Exception):
         text = f"{self.where}: {self.message}" if self.where else self.message
         text = f"{text} ({self.hint})" if self.hint else text
         return text.replace("\n", "\\n").replace("\r", "\\r")  # what a file holds may be called anything
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, in place of all frames: the line that called bigctl, and the error. IPython asks by
+        this name."""
+        frames = traceback.extract_tb(self.__traceback__)
+        ours = next((n for n, frame in enumerate(frames) if frame.filename.startswith(_PACKAGE)), 0)
+        called = [f"line {frame.lineno}: {frame.line}" for frame in frames[:ours][-1:] if frame.line]
+        return [*called, f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(BigctlError):

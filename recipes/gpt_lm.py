@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bigctl.recipes import lm_loss
+from bigctl.recipes.misfit import misfit
 from flax import nnx
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.layouts.choose import DOCUMENTS
 from bigctl.data.layouts.windows import BYTES_PER_TOKEN, NO_TARGET
-from bigctl.errors import ConfigError
 from bigctl.models.decoder import Decoder
 from bigctl.models.experts import Routing
 from bigctl.training.metrics import Sums
@@ -47,10 +47,11 @@ class GptLm(Task):
 
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
         if features.kind != "stream" or features.tokenizer is None:
-            raise ConfigError(
-                f"recipe=gpt_lm needs a text, the data holds {features.kind}s",
-                where="data",
-                hint="data=text data.path=FILE takes any text; data=csv data.text=COLUMN a column of texts",
+            raise misfit(
+                "gpt_lm",
+                "a text",
+                features,
+                "data=text data.path=FILE is any text, data=csv data.text=COLUMN a column of texts",
             )
         self.recipe = schema.GptLm.require(config.recipe, by="recipes.gpt_lm")
         self.model_config = config.model

@@ -12,6 +12,7 @@ import numpy as np
 from bigctl.recipes import adversarial, views
 from bigctl.recipes.adversarial import Adversary
 from bigctl.recipes.classification import class_logits
+from bigctl.recipes.misfit import misfit
 from bigctl.recipes.supervised import OTHER, SHARE, Supervised
 from flax import nnx
 from jaxtyping import Array, Float
@@ -40,11 +41,7 @@ class ImageCls(Supervised):
 
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
         if features.kind != "image" or not features.target.names:
-            raise ConfigError(
-                f"recipe={config.recipe.kind} needs images with classes, the data holds {features.kind} rows",
-                where="data",
-                hint="use recipe=mlp_cls for tables, bert_cls or lstm_cls for texts, or a data set of images",
-            )
+            raise misfit(config.recipe.kind, "images with classes", features)
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
         super().__init__(config, features, class_counts, binary=jnp.mean if self.recipe.loss == schema.BCE else None)
         require_colours(self.recipe.augment, features)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bigctl.recipes.misfit import misfit
 from bigctl.recipes.supervised import Supervised
 from flax import nnx
 
 from bigctl.config import schema
 from bigctl.data.dataset import Features
-from bigctl.errors import ConfigError
 from bigctl.training.task import Batch, Network
 
 
@@ -23,11 +23,7 @@ class MlpCls(Supervised):
 
     def __init__(self, config: schema.Config, features: Features, class_counts: np.ndarray | None = None):
         if features.kind != "table":
-            raise ConfigError(
-                f"recipe=mlp_cls needs table rows, the data holds {features.kind}s",
-                where="data",
-                hint="use recipe=cnn_cls for images (model=mlp works there too), recipe=bert_cls or lstm_cls for texts",
-            )
+            raise misfit("mlp_cls", "table rows", features)
         super().__init__(config, features, class_counts, sigmoid=True)
         self.dtype = jnp.dtype(config.train.precision)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bigctl.recipes.classification import Reduction
+from bigctl.recipes.misfit import NAME_CLASSES, misfit
 from bigctl.recipes.supervised import Supervised
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -40,16 +41,12 @@ class TextCls(Supervised):
     ):
         self.vocabulary: int = require_text(features, config.recipe.kind)["vocab_size"]
         if features.target.kind == TOKEN_CLASS:
-            raise ConfigError(
-                f"recipe={config.recipe.kind} needs a class a text, these have a tag a word",
-                where="data",
-                hint="use recipe=bert_tag or recipe=lstm_tag",
-            )
+            raise misfit(config.recipe.kind, "a class a text", features)
         if not features.target.names:
             raise ConfigError(
                 f"recipe={config.recipe.kind} needs texts with classes, these have none",
                 where="data",
-                hint="name the column with the classes: data.label=COLUMN, or data.labels=COLUMN for several a text",
+                hint=NAME_CLASSES,
             )
         super().__init__(config, features, class_counts, binary=binary)
         self.frozen = config.model.frozen()
@@ -108,11 +105,8 @@ def cosine_distances(
 def require_text(features: Features, recipe: str) -> dict[str, Any]:
     """What is known of the tokenizer of a data set of texts. Raises ConfigError if it holds none."""
     if features.kind != "text" or features.tokenizer is None:
-        raise ConfigError(
-            f"recipe={recipe} needs texts, the data holds {features.kind} rows",
-            where="data",
-            hint="name the column with the text, data.text=COLUMN; or choose a set of texts, see `bigctl ls data`",
-        )
+        also = ["data.text=COLUMN names a column of texts"] if features.kind == "table" else []
+        raise misfit(recipe, "texts", features, *also)
     return features.tokenizer
 
 

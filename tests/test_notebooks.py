@@ -44,3 +44,37 @@ def test_notebooks_are_kept_without_output() -> None:
     for name in NOTEBOOKS:
         cells = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))["cells"]
         assert name in listed and not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+CELLS = {
+    "train": "import bigctl\nrun = bigctl.train(['recipe=mlp_cls', 'train.steps=20', 'eval.every=10'], 'runs/a')",
+    "repr": "run",
+    "history": "run.history",
+    "plot": "run.plot()",
+    "report": "run.report()",
+    "typo": "bigctl.train(['recipe=mlp_cls', 'optimizer.lrr=1'], 'runs/b')",
+}
+
+
+@pytest.mark.slow
+def test_a_kernel_without_a_display_shows_a_bar_curves_and_errors_of_two_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of Jupyter's own, whose screen is what is written to the notebook."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    for needed in ("ipykernel", "pandas", "matplotlib"):
+        pytest.importorskip(needed)
+    for name in ("MPLBACKEND", "DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in CELLS.values()])
+    client = nbclient.NotebookClient(book, timeout=240, allow_errors=True, resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    (bar,), (told,), (table,), (drawn,), (page,), (error,) = (cell.outputs for cell in book.cells)
+    assert "step 20/20" in bar.data["text/html"] and "<svg" in bar.data["text/html"]
+    assert "step 20/20" in bar.data["text/plain"] and "<" not in bar.data["text/plain"]
+    assert told.data["text/plain"].startswith("<bigctl run runs/a: mlp_cls, step 20; test/accuracy ")
+    assert "train/loss" in table.data["text/html"]
+    assert drawn.data["image/png"]
+    assert page.data["text/html"].startswith("<iframe")
+    assert error.ename == "ConfigError" and len(error.traceback) == 2
+    assert error.traceback[0] == f"line 1: {CELLS['typo']}" and "did you mean optimizer.lr?" in error.traceback[1]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 import bigctl
 from bigctl import api, errors
@@ -156,6 +157,39 @@ def test_what_is_no_data_is_refused(data: object, what: str) -> None:
     assert re.search(what, str(error.value), re.DOTALL), str(error.value)
 
 
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 4, 5), np.uint8)
+NUMBERS = np.random.default_rng(0).normal(size=(40, 3))
+TEXTS = [f"a text {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "inputs", "holds", "hint"),
+    [
+        ("ngram_cls", PIXELS, "images with classes", "recipe=cnn_cls"),
+        ("lstm_cls", [Image.fromarray(one) for one in PIXELS], "images with classes", "recipe=cnn_cls"),
+        ("lstm_tag", PIXELS, "images with classes", "recipe=cnn_cls"),
+        ("ngram_cls", NUMBERS, "table rows", "recipe=mlp_cls reads them; data.text=COLUMN"),
+        ("gpt_lm", NUMBERS, "table rows", "recipe=mlp_cls"),
+        ("mlp_cls", TEXTS, "texts with classes", "recipe=ngram_cls"),
+        ("mlp_cls", PIXELS, "images with classes", "recipe=cnn_cls"),
+        ("cnn_cls", TEXTS, "texts with classes", "recipe=ngram_cls"),
+        ("cnn_cls", NUMBERS, "table rows", "recipe=mlp_cls"),
+    ],
+)
+def test_a_recipe_that_reads_other_data_names_the_one_that_fits(
+    recipe: str, inputs: object, holds: str, hint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BigctlError) as error:
+        bigctl.train([f"recipe={recipe}"], tmp_path / "run", data=(inputs, [0, 1] * 20), quiet=True)
+    assert f"the data holds {holds}" in str(error.value) and hint in str(error.value)
+
+
+def test_of_several_columns_one_of_texts_is_advised() -> None:
+    frame = {"age": [1.0, 2.0], "title": ["a", "b"], "body": ["c", "d"], "label": ["x", "y"]}
+    with pytest.raises(DataError, match="which column holds the text is not told.*data.text=title"):
+        memory.read(frame, schema.Memory(), texts=True)
+
+
 def test_a_notebook_shows_a_bar_and_curves() -> None:
     shown: list[str] = []
     progress = inline.Progress(10, "<run>", shown.append)
@@ -198,6 +232,15 @@ def test_errors_name_arguments_and_no_flags(trained: bigctl.api.Finished) -> Non
         with pytest.raises(bigctl.BigctlError, match=re.escape(said)) as caught:
             call()
         assert "--" not in str(caught.value)
+
+
+def test_a_notebook_shows_the_line_that_called_and_the_error() -> None:
+    """IPython asks an exception for what is shown of it, in place of every frame within bigctl."""
+    with pytest.raises(bigctl.BigctlError) as caught:
+        bigctl.train(["recipe=mlp_cls", "optimizer.lrr=1"])
+    line, said = caught.value._render_traceback_()
+    assert re.fullmatch(r'line \d+: bigctl.train\(\["recipe=mlp_cls", "optimizer.lrr=1"\]\)', line)
+    assert said == f"ConfigError: {caught.value}" and "did you mean optimizer.lr?" in said
 
 
 def test_flags_become_arguments_and_commands_stay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,12 @@ from bigctl.data.sources.frames import Examples
 from bigctl.data.sources.unlabelled import Unlabelled
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import DataError
+
+log = logging.getLogger("bigctl")
+FRAME = "the frame"
+"""What messages call columns with names."""
+_FAR = 10.0
+"""Half of the values of a standardised column are nearer to 0 by far."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,13 @@ def _texts(given: Examples, features: Features) -> Asked:
     if features.pairs and isinstance(given, tuple) and len(given) == 2 and frames.is_texts(given):
         return Asked([given], single=True)
     if frames.is_frame(given):
-        part = frames.part_of(frames.table_of(given, "the frame"), "the frame")
+        part = frames.part_of(frames.table_of(given, FRAME), FRAME)
         if features.target.kind == TOKEN_CLASS:
             raise ValueError("a tagger takes texts or lists of words: give a column, frame['text']")
         return Asked(_sound(parquet.rows_to_predict(part, features)))
+    numbers = getattr(getattr(given, "dtype", None), "kind", "") in tuple("biuf")
+    if image_decoding.is_picture(given) or numbers:
+        raise ValueError(f"{_said(given)} is given, and the model takes texts: give one, or a list of them")
     if not isinstance(given, Iterable):
         raise ValueError(f"{given!r} is no text; give one, or a list of texts")
     return Asked(list(given))
@@ -95,23 +105,38 @@ def _table(given: Examples, features: Features, config: schema.Data, columns: fr
     if frames.is_frame(given):
         return Asked(_rows(given, features, config, columns))
     array = np.asarray(given)
-    if array.ndim == 0:
-        raise ValueError(f"{given!r} is no row; give a frame, or one row as a dict")
-    if array.ndim == 1 and array.size:
+    numbers = array.dtype.kind in "biuf"
+    if array.ndim == 0 or array.ndim > 2 or image_decoding.is_picture(given):
+        hint = "give a frame, an array [N, features], or one row as a dict"
+        raise ValueError(f"{_said(given)} is given, and the model takes rows of a table: {hint}")
+    if array.ndim == 1 and array.size and numbers:
         raise ValueError(f"one row of {len(array)} values is given; add a batch dimension: row[None]")
+    if not numbers:
+        raise ValueError("values that are no numbers need the names of their columns: give a frame, or a list of dicts")
+    width = len(parquet.sources_of(features)) if unnamed else features.shape[0]
+    if array.ndim == 2 and array.shape[1] != width:
+        what = f"the array has {array.shape[1]} columns, the model takes {width}"
+        raise ValueError(what if unnamed else f"{what} features, encoded; give a frame of the columns instead")
     if unnamed and array.ndim == 2:
-        return Asked(_rows(memory.unnamed(array), features, config, columns))
-    if array.dtype.kind not in "biuf":
-        raise ValueError("an array of a table has no names for its columns; give a frame")
+        return Asked(_rows(memory.unnamed(array), features, config, columns, name="the array"))
+    if array.size and (np.nanmedian(np.abs(array), axis=0) > _FAR).any():
+        log.warning("these rows do not look standardised, and an array is taken as it is: give a frame of the columns")
     return Asked(array)
 
 
-def _rows(given: Examples, features: Features, config: schema.Data, columns: frozenset[str] | None) -> np.ndarray:
-    """The rows of a frame, encoded. Raises DataError for columns that are missing, unknown or of another type."""
-    part = frames.part_of(frames.table_of(given, "the frame"), "the frame")
+def _rows(
+    given: Examples,
+    features: Features,
+    config: schema.Data,
+    columns: frozenset[str] | None,
+    *,
+    name: str = FRAME,
+) -> np.ndarray:
+    """Rows, encoded. Raises DataError for columns that are missing, unknown or of another type."""
+    part = frames.part_of(frames.table_of(given, name), name)
     needed = parquet.sources_of(features)
-    for name in needed:
-        part.column(name, "feature")
+    for source in needed:
+        part.column(source, "feature")
     if columns is not None:
         roles = [getattr(config, role, None) for role in ("label", "labels", "group", "time")]
         known = {*needed, *columns, *(getattr(config, "drop", None) or ()), *(name for name in roles if name)}
@@ -132,6 +157,8 @@ def _images(given: Examples, features: Features, config: schema.Data) -> Asked:
         if wrong is not None:
             raise ValueError(f"pictures, paths and arrays are not mixed; {type(wrong).__name__} is among others")
         return Asked(np.concatenate([_one(item, features, config) for item in given]))
+    if frames.is_frame(given):
+        raise ValueError("a frame is given, and the model takes images: give pictures of Pillow, paths or an array")
     array, shape = np.asarray(given), tuple(features.shape)
     if array.shape == shape:
         raise ValueError(f"one image of shape {shape} is given; add a batch dimension: image[None]")
@@ -163,3 +190,11 @@ def _pictures(pictures: Sequence[Any], features: Features, config: schema.Data) 
     height, width, channels = features.shape
     below, resize = str(getattr(config, "background", "black")), str(getattr(config, "resize", "stretch"))
     return image_decoding.read_pictures(pictures, (height, width), channels, below, resize)
+
+
+def _said(given: Examples) -> str:
+    """What something is, in words."""
+    if image_decoding.is_picture(given):
+        return "a picture"
+    shape = getattr(given, "shape", None)
+    return f"an array of shape {tuple(shape)}" if shape is not None else repr(given)

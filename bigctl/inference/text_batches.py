@@ -83,7 +83,7 @@ def encode_texts(
 
 def checked_parts(given: str | Sequence[str], number: int, pairs: bool) -> tuple[str, ...]:
     """A text, or both of a pair, without surrounding blanks. Raises ValueError as `encode_texts` does."""
-    parts = (given,) if isinstance(given, str) else tuple(given)
+    parts = tuple(given) if isinstance(given, list | tuple | np.ndarray) else (given,)
     if len(parts) != 1 + pairs:
         what = "pairs of texts, (first, second)" if pairs else "single texts"
         raise ValueError(f"the model takes {what}; at {number} there are {len(parts)}")

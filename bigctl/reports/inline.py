@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -126,7 +127,12 @@ def _nowhere(content: str) -> None:
 
 def _screen() -> Callable[[str], None]:
     """One place in the output of the cell that is being run."""
-    from IPython.display import HTML, display
+    from IPython.display import display
 
-    handle = display(HTML(""), display_id=True)
-    return _nowhere if handle is None else lambda content: handle.update(HTML(content))
+    handle = display(_bundle(""), display_id=True, raw=True)
+    return _nowhere if handle is None else lambda content: handle.update(_bundle(content), raw=True)
+
+
+def _bundle(content: str) -> dict[str, str]:
+    """HTML, and what a front end without it shows."""
+    return {"text/html": content, "text/plain": " ".join(re.sub(r"<[^>]*>", " ", content).split())}

@@ -79,8 +79,36 @@ def test_an_array_of_a_run_on_an_array_holds_raw_values() -> None:
     known = frozenset({"x0", "x1"})
     asked = given_inputs.read(np.array([[3, 4]]), features, memory, known)
     assert asked.inputs.tolist() == [[1, 4]]
-    with pytest.raises(DataError, match="'x2' is none of the training's"):
+    with pytest.raises(ValueError, match=r"^the array has 3 columns, the model takes 2$"):
         given_inputs.read(np.zeros((1, 3)), features, memory, known)
+
+
+PICTURE = Image.new("L", (6, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "features", "what"),
+    [
+        (PICTURE, TABLE, "a picture is given, and the model takes rows of a table"),
+        (np.zeros((2, 4, 6)), TABLE, r"an array of shape \(2, 4, 6\) is given, and the model takes rows of a table"),
+        (["a text"], TABLE, "need the names of their columns"),
+        (np.zeros((2, 9)), TABLE, r"the array has 9 columns, the model takes \d features, encoded; give a frame"),
+        (PICTURE, TEXT, "a picture is given, and the model takes texts"),
+        (np.zeros((2, 3)), TEXT, r"an array of shape \(2, 3\) is given, and the model takes texts"),
+        ({"age": [1]}, GREY, "a frame is given, and the model takes images"),
+    ],
+)
+def test_what_is_for_another_model_is_named(given: Any, features: Features, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        read(given, features)
+
+
+def test_raw_values_where_encoded_ones_are_taken_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    raw = np.array([[650.0, *[0.0] * (TABLE.shape[0] - 1)]])
+    read(raw / 1000, TABLE)
+    assert not caplog.records
+    read(raw, TABLE)
+    assert "give a frame of the columns" in caplog.text
 
 
 @pytest.mark.parametrize(

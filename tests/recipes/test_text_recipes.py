@@ -203,7 +203,7 @@ def test_without_a_mask_token_nothing_can_be_masked():
 @pytest.mark.parametrize("recipe", [schema.BertCls(), schema.LstmCls()], ids=lambda recipe: recipe.kind)
 def test_other_data_and_texts_without_classes_are_refused(recipe):
     made = config(recipe, schema.Lstm())
-    with pytest.raises(ConfigError, match="needs texts, the data holds image rows"):
+    with pytest.raises(ConfigError, match="needs texts, the data holds images with classes .*recipe=cnn_cls"):
         TextCls(made, Features("image", (8, 8, 1), ("a", "b")))
     with pytest.raises(ConfigError, match="needs texts with classes") as caught:
         TextCls(made, Features("text", (64,), None, tokenizer=KNOWN))

@@ -263,9 +263,9 @@ def test_pretraining_on_unlabelled_texts_gives_weights_to_fine_tune(bigctl: Cli)
         (
             ["recipe=bert_cls", "model=bert_tiny", *WORDS, "data=digits"],
             "needs texts, the data holds image",
-            "data.text",
+            "recipe=cnn_cls",
         ),
-        (["recipe=cnn_cls", "TEXTS"], "needs images with classes, the data holds text", ""),
+        (["recipe=cnn_cls", "TEXTS"], "needs images with classes, the data holds text", "recipe=ngram_cls"),
         (["recipe=bert_mlm", "TEXTS", "recipe.tokenizer.size=100"], "100 is too small", "at least 261"),
         (["recipe=lstm_cls", "TEXTS", "optimizer.freeze=[encoder]"], "no parameter's path has 'encoder'", "embedding"),
         (["recipe=lstm_cls", "model=cnn", "TEXTS"], "model=cnn does not read text", "model=lstm"),

@@ -20,6 +20,7 @@ from bigctl.config import schema
 from bigctl.data.sources import frames, image_decoding, parquet
 from bigctl.data.sources.decoded import Decoded
 from bigctl.data.sources.frames import Examples
+from bigctl.data.sources.parquet_columns import CATEGORY, kind_of
 from bigctl.data.sources.parquet_files import Part
 from bigctl.errors import DataError
 
@@ -159,15 +160,19 @@ class _Split:
             self.roles = {"text": "text", "label": None}
         else:
             raise DataError(f"this is {_said(given)}, which is no set of examples", where=self.name, hint=_FORMS)
-        if texts and config.text is None and "text" not in self.roles:
-            self.roles["text"] = self._only_text(config)
+        if texts and config.text is None and "text" not in self.roles and self.pictures is None:
+            self.roles |= self._only_text(config)
 
-    def _only_text(self, config: schema.Memory) -> str:
+    def _only_text(self, config: schema.Memory) -> dict[str, str]:
+        """The column with the text; nothing of a table, which the recipe refuses."""
         others = {config.label, config.labels, config.group, config.time, *config.drop}
         names = [name for name in self.table.column_names if name not in others]
-        if len(names) != 1:
-            raise DataError("which column holds the text is not told", where=self.name, hint=f"data.text={names[0]}")
-        return names[0]
+        if len(names) == 1:
+            return {"text": names[0]}
+        words = [name for name in names if kind_of(self.table.column(name).type) == CATEGORY]
+        if words:
+            raise DataError("which column holds the text is not told", where=self.name, hint=f"data.text={words[0]}")
+        return {}
 
     def _with_labels(self, inputs: object, labels: object, config: schema.Memory) -> pa.Table:
         target = config.labels or config.label or "label"
