@@ -61,6 +61,15 @@ def test_what_is_not_known_is_not_made_up(now: Standing, shown: str) -> None:
     assert "eta" not in line(80, Standing(5000, 5000, 0.0, VALUES)), "at the end there is nothing to wait for"
 
 
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_round_in_which_no_client_answers_is_said_in_words(width: int) -> None:
+    silent = Standing(3, 12, 4.0, {"train/loss": float("nan"), "train/clients": 0.0})
+    assert "nan" not in line(width, silent) + text(silent)
+    assert "no client answered" in text(silent) and ("no client answered" in line(width, silent)) == (width > 20)
+    spread = Standing(3, 12, 4.0, {"train/loss": float("nan")})
+    assert "loss nan" in text(spread), "any other loss that is not finite is shown as it is"
+
+
 def test_while_compiling_the_seconds_are_seen_at_any_width() -> None:
     for width in (20, 40, 80, 120):
         assert "compiling 12 s" in line(width, Standing(0, 5000, doing="compiling 12 s"))

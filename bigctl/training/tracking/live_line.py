@@ -87,10 +87,12 @@ def number(value: float) -> str:
 def _fields(now: Standing) -> Iterator[tuple[str, list[Piece]]]:
     yield "step", [("step ", LABEL), (f"{now.step}/{now.total}", "")]
     yield "bar", [(" " * LEAST_BAR, "")]
-    loss, started = now.values.get("train/loss"), now.eta is not None or "train/loss" in now.values
+    loss, started = _loss(now), now.eta is not None or "train/loss" in now.values
     if started and now.step < now.total:
         yield "eta", [("eta ", LABEL), ("-:--" if now.eta is None else clock(now.eta), "")]
-    if loss is not None:
+    if isinstance(loss, str):
+        yield "loss", [(loss, NOTICE)]
+    elif loss is not None:
         yield "loss", [("loss ", LABEL), (number(loss), "bold")]
     if now.metric in now.values:
         yield "score", [(f"{now.metric} ", LABEL), (number(now.values[now.metric]), "")]
@@ -104,6 +106,14 @@ def _fields(now: Standing) -> Iterator[tuple[str, list[Piece]]]:
             yield name, [(f"{label} ", LABEL), (f"{now.values[name]:{pattern}}", "")]
     if now.doing:
         yield "doing", [(now.doing, NOTICE)]
+
+
+def _loss(now: Standing) -> float | str | None:
+    """The last loss of training, or why there is none."""
+    loss = now.values.get("train/loss")
+    if loss is not None and math.isnan(loss) and now.values.get("train/clients") == 0:
+        return "no client answered"
+    return loss
 
 
 def _rest(named: Mapping[str, object]) -> list[str]:
@@ -124,9 +134,11 @@ def _bar(now: Standing, width: int, ascii_only: bool) -> list[Piece]:
 
 def _narrow(now: Standing) -> Iterator[str]:
     """Without words, ever shorter: the step goes last."""
-    step, loss = f"{now.step}/{now.total}", now.values.get("train/loss")
+    step, loss = f"{now.step}/{now.total}", _loss(now)
     timed = [step, *([] if now.eta is None else [clock(now.eta)])]
-    if loss is not None:
+    if isinstance(loss, str):
+        yield " ".join([*timed, loss])
+    elif loss is not None:
         for digits in (4, 3, 2):
             yield " ".join([*timed, f"{loss:.{digits}f}" if 0.01 <= abs(loss) < 1e4 else f"{loss:.0e}"])
     elif now.doing:
