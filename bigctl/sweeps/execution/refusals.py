@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bigctl.errors import ConfigError
 from bigctl.sweeps.search.space import Space
-from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, State, Study
+from bigctl.sweeps.trials import COMPLETE, FAILED, PRUNED, Point, State, Study
 
 REFUSED = ConfigError.exit_code
 """Of what the command line, the configuration or the data does not allow: nothing was started."""
@@ -38,5 +38,5 @@ def of_all(study: Study, space: Space) -> str | None:
     return next((one.message for one, other in pairs if one.message == other.message and apart(one, other)), None)
 
 
-def _differ(one: dict[str, str], other: dict[str, str], keys: Sequence[str]) -> bool:
+def _differ(one: Point, other: Point, keys: Sequence[str]) -> bool:
     return all(one.get(key) != other.get(key) for key in keys)
