@@ -64,7 +64,7 @@ def wait_for(address: str) -> None:
             with urllib.request.urlopen(f"{address}/ready"):
                 return
         except urllib.error.HTTPError:
-            time.sleep(0.2)
+            time.sleep(0.02)
 
 
 def block(address: str, count: int, options: Any) -> Callable[[], float]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from bigctl.generation import sampling
 from bigctl.generation.sampling import RuleValues
 from bigctl.models.attention import Rows
+from bigctl.models.layers import by_row
 
 Cache = list[dict[str, Array]]
 """Keys and values of each layer [slots, groups, room, depth]."""
@@ -116,14 +117,18 @@ def write(
         step, counts = state[0], state[4]
         return (step < steps) & (counts < left).any()
 
+    def choose(raw: Array, seen: Array, keys: Array, values: RuleValues) -> Array:
+        logits = raw.at[:, never].set(-jnp.inf) if len(never) else raw
+        return sampling.choose(logits, seen, keys, values)
+
     def step_on(state: State) -> State:
         step, cache, seen, last, counts, left, chosen, found = state
         active = counts < left
         hidden, cache = model.extend(last[:, None], cache, places + counts, at)
         raw = model.logits_row_by_row(hidden[:, 0], at.used)[:, :vocab].astype(jnp.float32)
-        logits = raw.at[:, never].set(-jnp.inf) if len(never) else raw
-        token = sampling.choose(logits, seen[at.slots], sampling.at(keys, written + counts), values)
-        found = jax.lax.cond(likely, lambda: _with_likely(found, step, raw, token), lambda: found)
+        now = sampling.at(keys, written + counts)
+        token = by_row(choose, at.used, raw, seen[at.slots], now, values)
+        found = jax.lax.cond(likely, lambda: _with_likely(found, step, raw, token, at.used), lambda: found)
         seen = seen.at[at.slots, token].max(active)
         chosen = chosen.at[step].set(token)
         ended = active & (token[:, None] == end).any(-1)
@@ -139,9 +144,12 @@ def write(
 
 
 def _with_likely(
-    found: Likely, step: Array, logits: Float[Array, "batch vocab"], token: Int[Array, " batch"]
+    found: Likely, step: Array, logits: Float[Array, "batch vocab"], token: Int[Array, " batch"], used: Int[Array, ""]
 ) -> Likely:
-    logprobs = jax.nn.log_softmax(logits)
-    values, which = jax.lax.top_k(logprobs, found[1].shape[-1])
-    of = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
-    return found[0].at[step].set(of), found[1].at[step].set(which), found[2].at[step].set(values)
+    def of_row(logits: Array, token: Array) -> tuple[Array, Array, Array]:
+        logprobs = jax.nn.log_softmax(logits)
+        values, which = jax.lax.top_k(logprobs, found[1].shape[-1])
+        return jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0], which, values
+
+    new = by_row(of_row, used, logits, token)  # the sum of a softmax is in another order where rows are summed together
+    return jax.tree.map(lambda all, one: all.at[step].set(one), found, new)

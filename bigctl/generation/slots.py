@@ -15,12 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bigctl.generation import sampling
 from bigctl.generation import slot_programs as programs
@@ -28,6 +29,7 @@ from bigctl.generation.options import GenerationOptions
 from bigctl.generation.slot_programs import MOST_STEPS, Cache, Likely, Network
 from bigctl.models.attention import Rows, window_of
 
+T = TypeVar("T")
 MOST_SLOTS = 16
 """Texts at a time."""
 PIECE, SHORT = 64, 16
@@ -36,6 +38,14 @@ _WIDTHS = (2, 4, 8, MOST_SLOTS)
 _ROOM = 128  # places of a cache at least, unless the context is shorter
 _TRIED = 4  # tokens
 _QUICK, _SLOW = 0.05, 0.2  # seconds of a dispatch: below, the next one may be longer; above, it is shorter
+
+
+def _beside(params: nnx.State, given: T) -> T:
+    """Arrays on the devices of the weights, as programs give them back: other places would be other programs."""
+    place = jax.tree.leaves(params)[0].sharding
+    return (
+        jax.device_put(given, NamedSharding(place.mesh, PartitionSpec())) if isinstance(place, NamedSharding) else given
+    )
 
 
 class LogProbs(NamedTuple):
@@ -130,8 +140,8 @@ class Slots:
         self._vocab = min(model.vocab_size, vocab or 2**31)
         whole = -(-model.context // PIECE) * PIECE
         self._room = whole if length is None else min(whole, max(_ROOM, 1 << max(0, length - 1).bit_length()))
-        self.cache: Cache = model.cache(len(self.slots), self._room)
-        self._seen = jnp.zeros((len(self.slots), self._vocab), bool)
+        self.cache: Cache = _beside(self._model[1], model.cache(len(self.slots), self._room))
+        self._seen = _beside(self._model[1], jnp.zeros((len(self.slots), self._vocab), bool))
         self._end, self._never = jnp.array(tuple(end), jnp.int32), jnp.array(tuple(never), jnp.int32)
         self._ends = frozenset(end)
         self._steps = 1

@@ -346,7 +346,7 @@ class Decoder(nnx.Module):
         for layer, part in zip(self.layers, cache, strict=True):
             x, part = layer.extend(x, part, start, rows)
             new.append(part)
-        return self.final_norm(x), new
+        return (self.final_norm(x) if rows is None else by_row(self.final_norm, rows.used, x)), new
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -210,16 +210,22 @@ def fold(key: Array | None, number: int) -> Array | None:
     return None if key is None else jax.random.fold_in(key, number)
 
 
-def by_row(function: Callable[..., T], used: Int[Array, ""], *given: Array) -> T:
-    """A function of arrays [1, ...] on each of the first `used` rows; zeros in the others.
+def by_row(function: Callable[..., T], used: Int[Array, ""], *given: object) -> T:
+    """A function of arrays [1, ...], or of trees of them, on each of the first `used` rows; zeros in the others.
 
     One row after the other: each has the bits that it has alone.
     """
-    shapes = jax.eval_shape(function, *(each[:1] for each in given))
-    out = jax.tree.map(lambda shape: jnp.zeros((len(given[0]), *shape.shape[1:]), shape.dtype), shapes)
+
+    def row_of(row: Array | int) -> list[Any]:
+        return jax.tree.map(lambda each: jax.lax.dynamic_slice_in_dim(each, row, 1), list(given))
+
+    count = len(jax.tree.leaves(given)[0])
+    function = jax.jit(function, inline=True)  # traced once for its shapes and for the loop
+    shapes = jax.eval_shape(lambda: function(*row_of(0)))
+    out = jax.tree.map(lambda shape: jnp.zeros((count, *shape.shape[1:]), shape.dtype), shapes)
 
     def body(row: Array, out: T) -> T:
-        new = function(*(jax.lax.dynamic_slice_in_dim(each, row, 1) for each in given))
+        new = function(*row_of(row))
         return jax.tree.map(lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one, row, 0), out, new)
 
     return jax.lax.fori_loop(0, used, body, out)

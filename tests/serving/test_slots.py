@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bigctl.config import schema
 from bigctl.generation.generate import LanguageModel, Piece
 from bigctl.generation.options import GenerationOptions
 from bigctl.generation.slots import New, Slots
+from bigctl.models.decoder import Decoder
 from bigctl.serving.batching import QueueFull
 from bigctl.serving.engine import Engine, Job
 from bigctl.serving.writing import Writing
@@ -198,3 +200,13 @@ def test_where_there_is_no_room_for_slots_everybody_is_told_and_the_next_may_hav
     while (found := told.get(timeout=60)) is not None:
         assert isinstance(found, Piece)
     engine.close()
+
+
+@pytest.mark.parametrize("width", [192, 576])
+def test_sums_over_a_wide_row_are_made_row_by_row_too(width: int) -> None:
+    """A norm or a softmax of two rows may be summed in another order than one of eight: SmolLM2 was written one text
+    after the other for a last bit of its final norm."""
+    config = schema.Llama(layers=1, width=width, heads=3, kv_heads=3, intermediate=128, context=64)
+    found = Slots(Decoder(config, 5_000, rngs=nnx.Rngs(0)), 8, few=True)
+    found.prepare()
+    assert found.together
