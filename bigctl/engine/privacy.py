@@ -165,7 +165,10 @@ def announcement(config: Config, dataset: Dataset, steps: int) -> Iterator[str]:
     if dataset.features.encoder:
         yield "note: how columns are encoded, their means and their categories, is of the training split, without noise"
     if config.tokenizer is not None and config.tokenizer.type not in ("pretrained", "file", "gpt2", "bytes"):
-        yield "note: the vocabulary is of the training texts, without noise; that of recipe.tokenizer.type=file is not"
+        yield (
+            "note: the vocabulary is of the training texts, without noise; that of recipe.tokenizer.type=file is not, "
+            "and recipe.tokenizer.min_count leaves rare words out"
+        )
     if config.model.init_from is not None:
         yield "note: the weights of model.init_from count as public"
 

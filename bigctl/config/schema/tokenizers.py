@@ -33,6 +33,10 @@ class StreamTokenizer(Checked):
         10000, "Largest vocabulary of a tokenizer made here, and that of ids [tokens].", drift=STRUCTURAL, ge=6
     )
     lowercase: bool = key(False, "Fold case, in a tokenizer made here or from a vocab.txt.", drift=STRUCTURAL)
+    min_count: int = key(
+        1, "How often a word, a character, or a pair that bpe joins must occur in the training split to be in a "
+        "vocabulary made here; what is rarer may be private.", drift=STRUCTURAL, ge=1,
+    )  # fmt: skip
 
     def check(self, config: Whole) -> Iterator[Problem]:
         model, this = config.model, f"recipe.tokenizer.type={self.type}"
@@ -53,6 +57,9 @@ class StreamTokenizer(Checked):
             yield "recipe.tokenizer.type", message, "leave it out, or give data=tokens data.path=FILES"
         if self.type == "file" and not self.path:
             yield "recipe.tokenizer.path", "recipe.tokenizer.path is not given", "give a vocab.txt or a tokenizer.json"
+        if self.min_count > 1 and self.type not in ("bpe", "words", "characters"):
+            what = f"recipe.tokenizer.min_count is for a vocabulary made here, {this} makes none of the texts"
+            yield "recipe.tokenizer.min_count", what, "leave it out, or give recipe.tokenizer.type=words"
         if self.path and self.type != "file":
             yield (
                 "recipe.tokenizer.path",

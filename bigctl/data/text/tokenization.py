@@ -84,6 +84,8 @@ class Spec:
     def identity(self) -> Any:
         """What the tokens of a text depend on, as JSON."""
         settings = {name: value for name, value in asdict(self.settings).items() if name not in ("path", "type")}
+        if settings.get("min_count") == 1:  # what was prepared before there was such a key stays what it was
+            del settings["min_count"]
         if self.file is None:
             rule = {"rule": ngrams.RULE} if isinstance(self.settings, schema.NgramTokenizer) else {}
             return {**settings, "type": self.settings.type, **rule}
@@ -240,6 +242,7 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
             hint=f"at least {smallest}",
         )
     options: dict[str, Any] = {"vocab_size": settings.size, "special_tokens": special, "show_progress": False}
+    options |= {"min_frequency": settings.min_count} if settings.min_count > 1 else {}
     fold: list[Any] = [normalizers.Lowercase()] if settings.lowercase else []
     if not stream:  # of one long text each character counts
         fold = [normalizers.NFC(), *fold]
@@ -261,7 +264,7 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
             if stream:
                 tokenizer.decoder = decoders.Fuse()
             if not fold:
-                tokenizer.model = models.WordLevel(_characters(texts, special, settings.size), unk_token="[UNK]")
+                tokenizer.model = models.WordLevel(_characters(texts, special, settings), unk_token="[UNK]")
                 tokenizer.add_special_tokens(special)
                 return tokenizer
         trainer = trainers.WordLevelTrainer(**options)
@@ -272,13 +275,13 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def _characters(texts: Iterable[str], special: Sequence[str], size: int) -> dict[str, int]:
+def _characters(texts: Iterable[str], special: Sequence[str], settings: schema.StreamTokenizer) -> dict[str, int]:
     """Special tokens, then characters, the most frequent first and equal ones in order: as the library does it."""
     counts = np.zeros(0x110000, np.int64)
     for block in _blocks(texts, _COUNTED):
         counts += np.bincount(np.frombuffer(block.encode("utf-32-le", "replace"), "<u4"), minlength=len(counts))
-    found = np.flatnonzero(counts)
-    found = found[np.lexsort((found, -counts[found]))][: max(0, size - len(special))]
+    found = np.flatnonzero(counts >= settings.min_count)
+    found = found[np.lexsort((found, -counts[found]))][: max(0, settings.size - len(special))]
     return {word: number for number, word in enumerate([*special, *map(chr, found.tolist())])}
 
 
