@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -49,6 +50,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def alike(names: Sequence[str]) -> str:
+    """Those that share a place, in words: "a", "a and b, alike", "a, b and 2 more, alike"."""
+    if len(names) == 1:
+        return names[0]
+    if len(names) > 3:
+        return f"{names[0]}, {names[1]} and {len(names) - 2} more, alike"
+    return f"{', '.join(names[:-1])} and {names[-1]}, alike"
 
 
 def clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ from bigctl.reports.plots import PALETTE, POINTS, SPLITS, Figure, numbers, shown
 from bigctl.reports.thinning import thin
 from bigctl.runs.pace import CLOCK
 
+CLIENTS, EPSILON = "train/clients", "privacy/epsilon"
 _USAGE = {
     "CPU": (("perf/cpu_percent",), "percent, 100 is one core"),
     "Memory": (("perf/memory_mib",), "MiB, resident"),
@@ -43,8 +44,10 @@ def figures(found: Mapping[str, Curve], selected: int | None = None, *, live: bo
         selected: the step of the selected checkpoint, which is marked.
         live: whether points are still to come.
     """
+    clients = found.get(CLIENTS)
+    silent = frozenset(clients.steps[clients.values == 0].tolist()) if clients is not None else frozenset()
     return [
-        _figure(name, members, selected)
+        _figure(name, members, selected, silent)
         for name, members in grouped(found).items()
         if not all(_flat(curve, live=live) for curve in members.values())
     ]
@@ -93,7 +96,9 @@ def usage(found: Mapping[str, Curve]) -> list[Figure]:
     return drawn
 
 
-def _figure(title: str, members: Mapping[str, Curve], selected: int | None = None) -> Figure:
+def _figure(
+    title: str, members: Mapping[str, Curve], selected: int | None = None, silent: frozenset[int] = frozenset()
+) -> Figure:
     data, sentences = [], []
     order = list(SPLITS)
     for name in sorted(members, key=lambda n: order.index(s) if (s := n.partition("/")[0]) in order else 9):
@@ -106,7 +111,7 @@ def _figure(title: str, members: Mapping[str, Curve], selected: int | None = Non
             "line": {"width": 2, "color": SPLITS.get(split, PALETTE[0])}, "marker": {"size": 5},
             "hovertemplate": "%{y:.5g}",
         })  # fmt: skip
-        sentences.append(sentence(name, curve))
+        sentences.append(sentence(name, curve, silent))
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "step"}},
         "hovermode": "x unified",
@@ -129,24 +134,35 @@ def _figure(title: str, members: Mapping[str, Curve], selected: int | None = Non
     return Figure(title, " ".join(sentences), data, layout, log=spans(values))
 
 
-def sentence(name: str, curve: Curve) -> str:
-    """Where a curve ends, and its best value where it is known which that is, else between which values it stayed."""
+def sentence(name: str, curve: Curve, silent: frozenset[int] = frozenset()) -> str:
+    """Where a curve ends, and its best value where it is known which that is, else between which values it stayed.
+
+    Args:
+        silent: steps of federated training at which no client answered, and nothing is known of the clients.
+    """
     finite = np.flatnonzero(np.isfinite(curve.values))
     if not len(finite):
         return f"{name} has no finite value."
     values, steps = curve.values[finite], curve.steps[finite]
-    gaps = len(curve.values) - len(finite)
-    tail = f"; {gaps:,} values are not finite." if gaps else "."
+    missing = set(curve.steps[~np.isfinite(curve.values)].tolist())
+    gaps, unanswered = len(missing - silent), len(missing & silent)
+    tail = f"; {gaps:,} values are not finite" if gaps else ""
+    tail += f"; at {unanswered:,} of the steps no client answered." if unanswered else "."
     ends = f"{name} ends at {shown(values[-1])}"
     if values.min() == values.max():
         return f"{name} is {shown(values[-1])} at {_steps(steps)}{tail}"
-    direction = schema.known_direction(name)
-    if direction is None:
+    towards = direction(name)
+    if towards is None:
         return f"{ends}, between {shown(values.min())} and {shown(values.max())}{tail}"
-    best = int(values.argmax() if direction == "max" else values.argmin())
+    best = int(values.argmax() if towards == "max" else values.argmin())
     if values[best] == values[-1]:
         return f"{ends}, its best value{tail}"
     return f"{ends}; its best is {shown(values[best])} at step {shown(steps[best])}{tail}"
+
+
+def direction(name: str) -> str | None:
+    """Whether a curve's best value is its "max" or "min"; None where none is, as of a price that only grows."""
+    return None if name == EPSILON else schema.known_direction(name)
 
 
 def _steps(steps: np.ndarray) -> str:

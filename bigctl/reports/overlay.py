@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigctl.errors import BigctlError
+from bigctl.formatting import alike
 from bigctl.reports import curves, history, page
 from bigctl.reports.history import Curve
 from bigctl.reports.plots import Figure, number, numbers, shown, spans, text
@@ -129,9 +130,7 @@ def _figure(metric: str, members: Sequence[tuple[int, str, Curve]], *, alone: bo
 
 def _caption(metric: str, members: Sequence[tuple[int, str, Curve]]) -> str:
     """Which run has the best value, where it is known which that is; else where each ends."""
-    from bigctl.config import schema
-
-    direction = schema.known_direction(metric)
+    direction = curves.direction(metric)
     finite = [(name, curve.values[np.isfinite(curve.values)]) for _, name, curve in members]
     ends = [(name, values) for name, values in finite if len(values)]
     if not ends:
@@ -139,6 +138,7 @@ def _caption(metric: str, members: Sequence[tuple[int, str, Curve]]) -> str:
     if direction is None or len(ends) == 1:
         told = ", ".join(f"{name} at {shown(values[-1])}" for name, values in ends[:4])
         return f"{metric} ends: {told}{' and others' if len(ends) > 4 else ''}."
-    best = (max if direction == "max" else min)(ends, key=lambda e: float(getattr(e[1], direction)()))
-    value = number(float(getattr(best[1], direction)()))
-    return f"The best {metric}, {shown(value)}, is of {best[0]}."
+    reached = {name: float(getattr(values, direction)()) for name, values in ends}
+    best = (max if direction == "max" else min)(reached.values())
+    tied = [name for name, value in reached.items() if value == best]
+    return f"The best {metric}, {shown(number(best))}, is of {alike(tied)}."

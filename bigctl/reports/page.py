@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from bigctl.reports.plots import Figure
 
 if TYPE_CHECKING:
     import jinja2
+    from markupsafe import Markup
 
 HERE = Path(__file__).parent
 
@@ -97,7 +99,8 @@ def _environment() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters.update(number=grouped, date=date, seconds=seconds, deviation=deviation)
+    found.filters.update(number=grouped, date=date, seconds=seconds, deviation=deviation, parted=parted)
+    found.tests.update(numeric=numeric)
     return found
 
 
@@ -111,6 +114,23 @@ def seconds(value: object) -> str:
 def deviation(value: object) -> str:
     """Of a deviation two digits say enough."""
     return f"{value:.2g}" if isinstance(value, int | float) else "-"
+
+
+def parted(name: str) -> Markup:
+    """The name of a metric, which a narrow card may break after its parts and nowhere else."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(name))))
+
+
+def numeric(cell: object) -> bool:
+    """Whether the text of a cell is a number, to be aligned with those below it; so is one that is missing."""
+    text = str(cell).replace(",", "").rstrip("% ")
+    try:
+        float(text or 0)
+    except ValueError:
+        return text in ("-", "?")
+    return True
 
 
 def date(timestamp: float | str | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bigctl.formatting import alike
 from bigctl.reports.history import Curve
 from bigctl.reports.plots import PALETTE, Figure, number, numbers, shown, spans, text
 from bigctl.reports.thinning import thin
@@ -216,9 +217,9 @@ def slices(dots: Sequence[Dot], scales: Sequence[Scale], metric: str, mode: str)
             "hovermode": "closest",
             "showlegend": False,
         }
-        where_best = places[top.index(best(top))]
-        name = f"{where_best:g}" if where.numeric else where.names[int(where_best)]
-        caption = f"{len(known)} trials; the best {metric}, {shown(best(top))}, is at {where.key}={name}."
+        at = [place for place, value in zip(places, top, strict=True) if value == best(top)]
+        names = alike([f"{place:g}" if where.numeric else where.names[int(place)] for place in at])
+        caption = f"{len(known)} trials; the best {metric}, {shown(best(top))}, is at {where.key}={names}."
         found.append(Figure(where.key, caption, data, layout, log=spans([v for _, v, _ in known])))
     return found
 
@@ -243,11 +244,12 @@ def importance(effects: Sequence[Mapping[str, Any]], metric: str) -> Figure | No
     return Figure("Importance", caption, data, layout, height=110 + 36 * len(known))
 
 
-def all_curves(found: Sequence[tuple[Dot, Curve]], metric: str, mode: str) -> Figure | None:
+def all_curves(found: Sequence[tuple[Dot, Curve]], metric: str, by: str, mode: str) -> Figure | None:
     """The metric of every trial over the steps; the best ones in colour and named, the others muted.
 
     Args:
         found: of each trial its curve; those without points are left out.
+        by, mode: what the trials are ranked by, and whether it is to be "max" or "min".
     """
     told = [(dot, curve) for dot, curve in found if len(curve.steps)]
     if not any(len(curve.steps) > 1 for _, curve in told):  # one number each: the table of trials has them
@@ -270,7 +272,10 @@ def all_curves(found: Sequence[tuple[Dot, Curve]], metric: str, mode: str) -> Fi
     positive = spans(np.concatenate([curve.values for _, curve in told]))
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": text(metric)}}, "hovermode": "closest",
               "showlegend": True}  # fmt: skip
-    best = f"; the best is {told[0][0].label}" if told[0][0].value is not None else ""
+    first = told[0][0]
+    tied = sum(dot.value == first.value for dot, _ in told)
+    which = f"the best by {by}" if tied == 1 else f"one of {tied} with the best {by}"
+    best = f"; {first.label}, {which}, is drawn thick" if first.value is not None else ""
     return Figure(metric, f"{metric} of {len(told)} trials{best}.", data, layout, height=440, log=positive, wide=True)
 
 

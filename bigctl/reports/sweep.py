@@ -229,7 +229,7 @@ def _curves(trials: Sequence[Mapping[str, Any]], metric: str, mode: str) -> list
         curves: list[tuple[Dot, Curve]] = [
             (trial["dot"], history.read_one(trial["path"] / "metrics.jsonl", name)) for trial in trials
         ]
-        found.append(studies.all_curves(curves, name, mode))
+        found.append(studies.all_curves(curves, name, metric, mode))
     return found
 
 

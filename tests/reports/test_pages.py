@@ -36,6 +36,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.tags.append(tag)
+        if tag == "wbr":  # it is the same word
+            self.seen = self.seen.removesuffix(" ")
         self._inside = (found.get("id") or tag) if tag in ("script", "style") else ""
         self.ids += [found["id"] or ""] if "id" in found else []
         self.addresses += [found[name] or "" for name in ("href", "src") if name in found]

@@ -119,7 +119,7 @@ def test_what_cannot_be_packed_is_refused_by_name() -> None:
     assert "optimizer.clip differs" in (compatibility.refusal([BASE, variation(clip=1.0)]) or "")
     without = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.0))  # type: ignore[call-arg]
     some = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropout=0.5))  # type: ignore[call-arg]
-    assert "model.dropout differs: 0.0 and others" in (compatibility.refusal([without, some]) or "")
+    assert "model.dropout differs: 0.0, which is off, and others" in (compatibility.refusal([without, some]) or "")
     texts = compose(["recipe=lstm_cls"]).config
     assert "several lengths cannot be packed (recipe=lstm_cls)" in (compatibility.refusal([texts, texts]) or "")
     groups = compatibility.groups([BASE, wider, variation(lr=1.0)], lambda config: config)

@@ -56,7 +56,7 @@ def differences(configs: Sequence[Config]) -> str | None:
             reasons.append(f"{key.removesuffix('.kind')} differs: {_few(values)}")
         elif not key.startswith(tuple(groups)):  # another component has other keys
             off = next((value for value in values if value != NUMBER), "")
-            reasons.append(f"{key} differs: {f'{off} and others' if NUMBER in values else _few(values)}")
+            reasons.append(f"{key} differs: {f'{off}, which is off, and others' if NUMBER in values else _few(values)}")
     if not reasons:
         return None
     allowed = ", ".join(key for key in numbers(configs[0]) if key != SEED)
