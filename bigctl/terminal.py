@@ -10,12 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from bigctl.formatting import columns
+
 if TYPE_CHECKING:
     from rich.live import Live
+
+_BOUND = "\x00"
+"""A blank at which no line is broken."""
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but newline and tab, what turns the direction of a text around, and halves of characters, as which
@@ -44,6 +50,42 @@ def _shown(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
+def wrapped(text: str, stream: TextIO, indent: int = 0) -> str:
+    """A line as a stream shows it: on a terminal that it does not fit it goes on in the next one, between two words.
+
+    What stands between backticks is to be typed, and stays in one piece.
+
+    Args:
+        text: one line.
+        stream: where it goes.
+        indent: columns before what goes on, where they leave room for it; 0 for two more than the line has.
+    """
+    if "\n" in text or not stream.isatty():
+        return text
+    room = max(20, _width(stream))
+    lead = len(text) - len(text.lstrip(" "))
+    if lead > room // 4:
+        text, lead = f"  {text.lstrip(' ')}", 2 - 2 * bool(indent)
+    after = " " * (indent if 0 < indent <= room // 4 else lead + 2)
+    whole = re.sub("`[^`]*`", lambda found: found[0].replace(" ", _BOUND), text)
+    first, *words = whole.split(" ")
+    lines = [first]
+    for word in words:
+        if lines[-1].strip() and columns(lines[-1]) + 1 + columns(word) > room:
+            lines.append(after + word)
+        else:
+            lines[-1] += f" {word}"
+    return "\n".join(line.rstrip() for line in lines).replace(_BOUND, " ")
+
+
+def _width(stream: TextIO) -> int:
+    """Columns of the terminal that a stream goes to, which need not be that of standard output."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if not os.environ.get("COLUMNS"):
+            return os.get_terminal_size(stream.fileno()).columns
+    return shutil.get_terminal_size((120, 24)).columns
+
+
 def is_live() -> bool:
     """Whether standard error is a terminal that can draw a line anew."""
     return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -54,7 +96,7 @@ def tell(line: str, live: Live | None = None) -> bool:
     `2>&1 | head`, which is no reason to stop what is told of."""
     try:
         if live is None:
-            print(escaped(line), file=sys.stderr, flush=True)
+            print(wrapped(escaped(line), sys.stderr), file=sys.stderr, flush=True)
         else:
             live.console.print(escaped(line), markup=False, highlight=False)
     except OSError:

@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     if positive is not None:
         print(f"positive class: {terminal.one_line(positive)}")
     if trained.threshold is not None:
-        print(terminal.one_line(describe(trained.threshold)))
+        render.print_wrapped(terminal.one_line(describe(trained.threshold)))
     if each:
         print_classes(each)
     if confusion is not None:
@@ -168,14 +168,14 @@ def _assessed(
 def print_believed(found: dict[str, Any]) -> None:
     """Calibration and sets, a line each, and what `trust` has found."""
     if told := found.get("calibration"):
-        print(
+        render.print_wrapped(
             f"temperature {told['temperature']:.3f}, fitted on validation and kept: calibration error "
             f"{told['error']:.4f} -> {told['scaled_error']:.4f}, loss {told['loss']:.4f} -> {told['scaled_loss']:.4f}"
             f"{_fitted_there(told)}"
         )
     if told := found.get("conformal"):
         low = min((share, name) for name, share in told["by_class"].items() if share is not None)
-        print(
+        render.print_wrapped(
             f"sets ({told['kind']}) for {told['level']:.0%}, cut on validation and kept: they hold the class of "
             f"{told['coverage']:.1%}, with {told['size']:.2f} classes on average; least of "
             f"{terminal.one_line(low[1])}: {low[0]:.1%}{_fitted_there(told)}"

@@ -94,12 +94,12 @@ def _print(options: argparse.Namespace, found: Found, picture: Path | None, fold
     from bigctl.sweeps.view.table_view import sparkline
 
     end = "" if found.diverged is None else f", diverges at {found.diverged:g}"
-    print(f"{_override(found)}: there the loss falls fastest; it is lowest at {found.lowest:g}{end}")
+    render.print_wrapped(f"{_override(found)}: there the loss falls fastest; it is lowest at {found.lowest:g}{end}")
     most = max(found.smoothed[: len(found.smoothed) // 2 + 1])  # what diverges would hide the rest
     curve = sparkline([min(loss, most) for loss in found.smoothed], _WIDTH)
     print(f"  {found.rates[0]:g} {curve} {found.rates[-1]:.2g}")
     if picture is None:
-        print(f"  {folder / 'lr.json'}; a picture needs matplotlib: pip install 'bigctl[report]'")
+        render.print_wrapped(f"  {folder / 'lr.json'}; a picture needs matplotlib: pip install 'bigctl[report]'")
     else:
         print(f"  {picture}")
     others = [o for o in options.overrides if not o.lstrip("+").startswith("optimizer.lr=")]

@@ -209,6 +209,11 @@ def _print_ending(error: BaseException, run: object) -> None:
     render.print_json({**ending, "message": known.message, "where": known.where, "hint": known.hint})
 
 
+def _tell(line: str, *, typed: bool = False) -> None:
+    """A line on standard error, wrapped but for what is to be typed."""
+    print(line if typed else terminal.wrapped(line, sys.stderr, 8), file=sys.stderr)
+
+
 def _render(error: Exception) -> int:
     """One line for an error that the user can correct; for an unexpected one, the traceback goes into a file."""
     from bigctl.config import plugins
@@ -221,9 +226,9 @@ def _render(error: Exception) -> int:
         return 1
     if (known := explained(error)) is not None:
         place = f"{known.where}: " if known.where else ""
-        print(f"bigctl: {terminal.one_line(place + known.message)}", file=sys.stderr)
+        _tell(f"bigctl: {terminal.one_line(place + known.message)}")
         if known.hint:
-            print(f"        {terminal.one_line(known.hint)}", file=sys.stderr)
+            _tell(f"        {terminal.one_line(known.hint)}", typed=known.hint.startswith("bigctl "))
         return known.exit_code
     import tempfile
     import traceback

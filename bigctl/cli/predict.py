@@ -96,7 +96,9 @@ def run(options: argparse.Namespace) -> int:
     if options.uncalibrated:
         trained = trained.with_confidence(None)
     trained = trained.with_details(top=options.top_k, embeddings=options.embeddings)
-    answers = _Answers() if options.out is None else _Table(options.out, ranked=options.top_k is not None)
+    answers = _Answers()
+    if options.out is not None:
+        answers = _Table(options.out, ranked=options.top_k is not None, embedded=bool(options.embeddings))
     ids = [options.id] if options.id else ["id", "ID", "Id"] if options.out is not None else []
     if texts:
         answers.show(_labelled(trained, texts))
@@ -156,7 +158,7 @@ def _trained(options: argparse.Namespace, where: str, step: str | int) -> Traine
 
         scaled = None if trained.confidence is None or options.uncalibrated else trained.confidence.temperature
         said = f"{describe(trained.threshold, scaled)}; --threshold none leaves it out"
-        print(terminal.one_line(said), file=sys.stderr)
+        print(terminal.wrapped(terminal.one_line(said), sys.stderr), file=sys.stderr)
     return trained
 
 
@@ -355,7 +357,7 @@ class _Answers:
         self.finish()
         if self.errors:
             what = f"{self.errors:,} of {self.count:,} could not be predicted; each says why"
-            print(f"warning: {what}", file=sys.stderr)
+            print(terminal.wrapped(f"warning: {what}", sys.stderr, 9), file=sys.stderr)
         return 2 if self.count and self.errors == self.count else 0
 
     def finish(self) -> None:
@@ -365,9 +367,9 @@ class _Answers:
 class _Table(_Answers):
     """Writes records to a file, once all are there."""
 
-    def __init__(self, out: Path, *, ranked: bool):
+    def __init__(self, out: Path, *, ranked: bool, embedded: bool):
         super().__init__()
-        self._out, self._ranked = out, ranked
+        self._out, self._ranked, self._embedded = out, ranked, embedded
         self._records: list[dict[str, Any]] = []
 
     def show(self, records: Iterable[dict[str, Any]]) -> None:
@@ -380,4 +382,4 @@ class _Table(_Answers):
         from bigctl.inference.prediction_file import write_predictions
 
         write_predictions(self._out, self._records, ranked=self._ranked)
-        print(f"{self._out}: {self.count:,} predictions")
+        print(f"{self._out}: {self.count:,} predictions{' with embeddings' * self._embedded}")

@@ -43,14 +43,7 @@ def print_wrapped(line: str, indent: int = 0) -> None:
     Args:
         indent: columns before what goes on, where they leave room for it; 0 for two more than the line has.
     """
-    if not sys.stdout.isatty():
-        print(line)
-        return
-    import textwrap
-
-    room = max(20, shutil.get_terminal_size((120, 24)).columns)
-    after = " " * (indent if 0 < indent <= room // 2 else len(line) - len(line.lstrip()) + 2)
-    print(textwrap.fill(line, room, subsequent_indent=after, break_on_hyphens=False, drop_whitespace=True))
+    print(terminal.wrapped(line, sys.stdout, indent))
 
 
 def print_passed(verdicts: Iterable[Verdict]) -> None:
@@ -74,7 +67,7 @@ def print_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], 
         short = [cut(name, 12, "") for name in classes]
         width = max(len(str(n)) for row in confusion for n in row)
         width = max(width, *map(columns, short))
-        print("confusion (rows: true class, columns: predicted)")
+        print_wrapped("confusion (rows: true class, columns: predicted)")
         print(" " * 14 + " ".join(" " * (width - columns(name)) + name for name in short))
         for name, row in zip(short, confusion, strict=True):
             print("  " + padded(name, 12) + " ".join(str(n).rjust(width) for n in row))

@@ -149,7 +149,7 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         rate += f", MFU {summary['mfu']:.1%}" if summary.get("mfu") else ""
         before = summary["resumed_from"]
         own = f" ({before:,} of them before)" if before else ""
-        print(f"{run}: {summary['step']:,} steps{own} in {times['wall']:.1f} s{rate}")
+        render.print_wrapped(f"{run}: {summary['step']:,} steps{own} in {times['wall']:.1f} s{rate}")
         known = times["train"] + times["compile"] + times["evaluate"] + times["checkpoint"] + times["data_wait"]
         other = times["wall"] - known
         render.print_wrapped(
@@ -170,7 +170,7 @@ def print_summary(summary: Summary, verdicts: list[Verdict]) -> None:
         render.print_wrapped(f"  {_served(clients)}")
     if summary["stopped"]:
         render.print_wrapped(f"  stopped early: {summary['stopped']}")
-    print(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
+    render.print_wrapped(f"  selected: step {summary['selected_step']:,} by {summary['selected_by']}")
     from bigctl.runs import baselines, run_info
     from bigctl.runs.directory import RunDirectory
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bigctl import terminal
 from bigctl.formatting import cut
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ def text() -> str:
     later = [choice for choice in choices if choice.megabytes]
     wide = max((len(choice.command) for choice in choices), default=0)
     room = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    lines = [f"bigctl {__version__}: compose an experiment, train it with JAX, and use what comes out.", ""]
+    about = f"bigctl {__version__}: compose an experiment, train it with JAX, and use what comes out."
+    lines = [terminal.wrapped(about, sys.stdout), ""]
     for title, found in (("ready to be trained here, without a download:", here), ("after a download:", later)):
         if found:
             lines += [title]
             for choice in found:
                 size = f"{choice.megabytes:3.0f} MB  " if choice.megabytes else ""
-                lines.append(f"  {choice.command:<{wide}}  {size}{cut(choice.what, room - wide - len(size) - 4)}")
+                what = cut(choice.what, max(0, room - wide - len(size) - 4), "..." if room > wide + 20 else "")
+                lines.append(f"  {choice.command:<{wide}}  {size}{what}".rstrip())
             lines += [""]
     return "\n".join([*lines, OWN, TRY])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bigctl.errors import RunError
 from bigctl.files import append_regular
-from bigctl.terminal import escaped
+from bigctl.terminal import escaped, wrapped
 
 _run: contextvars.ContextVar[Path | None] = contextvars.ContextVar("run", default=None)
 """Whose log.txt is kept in this context; other threads than those that a run has started know of none."""
@@ -61,7 +61,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
-            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+            print(wrapped(f"warning: {record.getMessage()}", sys.stderr, 9), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
