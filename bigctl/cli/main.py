@@ -14,8 +14,24 @@ from typing import NoReturn
 from bigctl import cli, imports, terminal
 from bigctl.cli.commands import COMMANDS, load_command
 
-STARTED = time.monotonic()
-"""About when the process was started: everything heavy is imported later [s]."""
+_LONG = 60.0
+"""A process that has run for longer when this is imported was not started for a command [s]."""
+
+
+def _started() -> float:
+    """When this process was started, by `time.monotonic` [s]; where that is not told, or long ago, about now."""
+    now = time.monotonic()
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as stream:
+            ticks = int(stream.read().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):  # not Linux
+        return now
+    return now - age if 0 <= age < _LONG else now
+
+
+STARTED = _started()
+"""When the process was started [s]."""
 MULTIRUN = {"-m", "--multirun"}
 """Hydra's own words for a sweep: `bigctl train -m ...` is `bigctl sweep ...`."""
 

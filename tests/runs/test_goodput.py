@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -72,6 +74,12 @@ def test_what_is_on_disk_is_never_far_behind_and_adds_up(tmp_path: Path) -> None
     found = goodput.of_run(run)
     assert found is not None and found.wall - 1 == pytest.approx(time.monotonic() - began, abs=0.2)
     assert [path.name for path in tmp_path.iterdir()] == ["goodput.json"]
+
+
+def test_a_command_counts_from_the_start_of_its_process() -> None:
+    late = "import time; time.sleep(0.5); from bigctl.cli import main; print(time.monotonic() - main.STARTED)"
+    told = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert 0.5 < float(told) < 50
 
 
 def test_a_process_that_follows_keeps_none(tmp_path: Path) -> None:
