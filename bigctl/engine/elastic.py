@@ -199,9 +199,11 @@ class Agent:
         if chosen[0].name != self.members.own.name:  # the first does, or is gone soon
             return
         number, hosts = (last.number if last else 0) + 1, tuple(member.host for member in chosen)
-        names = tuple(member.name for member in chosen)
+        names, address = tuple(member.name for member in chosen), chosen[0].address
+        if len({(member.host, member.space) for member in chosen}) == 1:  # whatever networks this machine has
+            address = f"127.0.0.1:{address.rpartition(':')[2]}"
         with contextlib.suppress(OSError):
-            self.members.propose(Round(number, names, hosts, chosen[0].address, tuple(unfit)))
+            self.members.propose(Round(number, names, hosts, address, tuple(unfit)))
 
     def _goes_on(self, found: Round) -> bool:
         """Whether a process of a round may still train in it."""
