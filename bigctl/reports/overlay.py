@@ -136,6 +136,8 @@ def _caption(metric: str, members: Sequence[tuple[int, str, Curve]]) -> str:
     if not ends:
         return f"{metric} has no finite value."
     if direction is None or len(ends) == 1:
+        if len({float(values[-1]) for _, values in ends}) == 1 < len(ends):
+            return f"{metric} ends at {shown(ends[0][1][-1])} in all {len(ends)} runs."
         told = ", ".join(f"{name} at {shown(values[-1])}" for name, values in ends[:4])
         return f"{metric} ends: {told}{' and others' if len(ends) > 4 else ''}."
     reached = {name: float(getattr(values, direction)()) for name, values in ends}

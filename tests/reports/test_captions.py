@@ -40,6 +40,12 @@ def test_an_overlay_names_all_runs_that_have_the_best_value(best: dict[str, floa
     assert overlay._caption("val/accuracy", members) == f"The best val/accuracy, 2, {said}"
 
 
+def test_an_overlay_tells_once_what_all_runs_end_at() -> None:
+    members = [(place, name, curve(0.5, end)) for place, (name, end) in enumerate({"a": 1, "b": 1}.items())]
+    assert overlay._caption("lr", members) == "lr ends at 1 in all 2 runs."
+    assert overlay._caption("lr", members[:1]) == "lr ends: a at 1."
+
+
 def test_of_the_training_loss_a_sweep_says_by_what_a_trial_is_the_best() -> None:
     dots = [(studies.Dot(f"lr={n}", {}, value, {}), curve(3, 2, n)) for n, value in ((1, 0.7), (2, 0.9))]
     drawn = studies.all_curves(dots, "train/loss", "val/accuracy", "max")
