@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         piped = [_all_of_stdin()]
         answers.show(trained.predict_files(piped, strict=options.strict, ids=ids, require=bool(options.id)))
     code = answers.end()
-    if options.out is not None and exported is None:
+    if options.out is not None and exported is None and answers.errors < answers.count:
         print(f"next:\n  bigctl report {where}\n  bigctl ui")
     return code
 
@@ -356,12 +356,16 @@ class _Answers:
         """The exit code: that of an error where nothing could be predicted."""
         self.finish()
         if self.errors:
-            what = f"{self.errors:,} of {self.count:,} could not be predicted; each says why"
+            what = f"{self.errors:,} of {self.count:,} could not be predicted; {self.why()}"
             print(terminal.wrapped(f"warning: {what}", sys.stderr, 9), file=sys.stderr)
         return 2 if self.count and self.errors == self.count else 0
 
     def finish(self) -> None:
         """All records are there."""
+
+    def why(self) -> str:
+        """Where it is told why some could not be predicted."""
+        return "each says why"
 
 
 class _Table(_Answers):
@@ -378,8 +382,13 @@ class _Table(_Answers):
             self.errors += "error" in record
             self._records.append(record)
 
+    def why(self) -> str:
+        return f"the first: {next(record['error'] for record in self._records if 'error' in record)}"
+
     def finish(self) -> None:
         from bigctl.inference.prediction_file import write_predictions
 
         write_predictions(self._out, self._records, ranked=self._ranked)
-        print(f"{self._out}: {self.count:,} predictions{' with embeddings' * self._embedded}")
+        failed = f", {self.errors:,} with an error" if self.errors else ""
+        made = f"{self.count - self.errors:,} predictions{' with embeddings' * self._embedded}"
+        print(f"{self._out}: {made}{failed}")

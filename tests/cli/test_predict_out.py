@@ -94,7 +94,8 @@ def test_a_row_that_cannot_be_read_keeps_its_place(predict: Any) -> None:
     found = table("bad_out.csv")
     assert [row["id"] for row in found] == IDS
     assert [bool(row["error"]) for row in found] == [number == BAD for number in range(5)]
-    assert found[BAD]["label"] == "" and "1 of 5 could not be predicted" in done.err
+    assert found[BAD]["label"] == "" and "1 of 5 could not be predicted; the first: " in done.err
+    assert "4 predictions, 1 with an error" in done.out
 
 
 def test_the_likeliest_classes_come_in_order(predict: Any) -> None:
