@@ -17,6 +17,7 @@ from bigctl.engine.run import Run
 from bigctl.errors import Preempted, Stuck
 from bigctl.formatting import parameters
 from bigctl.runs import corpora, goodput
+from bigctl.runs.metrics_file import read_metrics
 from bigctl.training import phases
 from bigctl.training import rewind as rewinding
 from bigctl.training.checkpoints.arrays import shapes
@@ -27,6 +28,7 @@ from bigctl.training.profile import Profiler
 from bigctl.training.state import Progress, TrainState
 from bigctl.training.stuck import StuckWatch
 from bigctl.training.tracking.callbacks import Listener
+from bigctl.training.tracking.collapse import CollapseWatch
 from bigctl.training.tracking.console import Console
 from bigctl.training.tracking.writers import JsonLines, TensorBoard, Writer
 from bigctl.training.usage import Usage
@@ -130,6 +132,10 @@ class _Outputs:
             self._writers += self._streams
             if experiment.config.train.tensorboard:
                 self._writers.append(TensorBoard(directory.tensorboard, step=step))
+        if experiment.config.train.adversarial.eps:
+            before = read_metrics(directory.metrics) if step else []
+            known = [line for line in before if line["step"] <= step]
+            self._writers.append(CollapseWatch(log.warning if directory.writes else lambda text: None, known))
         for sentence in _announcement(run, experiment, step, start.notes):
             self.console.say(sentence)
         self._tracked = tracked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from bigctl.errors import ConfigError
 from bigctl.runs import comparison, directory
 from bigctl.training.checkpoints.arrays import read_arrays
 from bigctl.training.checkpoints.store import Checkpoints
+from bigctl.training.tracking.collapse import CollapseWatch
 
 pytestmark = pytest.mark.fewer
 
@@ -121,3 +123,53 @@ def test_training_against_attacks_withstands_them(tmp_path: Path) -> None:
         found = under_attack(trained, "test", "linf", [0.15], count=60, effort=Effort(10, 1, 40))
         robust[eps] = found["points"][0]["robust"]
     assert robust[0.15] > robust[0.0] + 0.2
+
+
+def told_of(*evaluations: tuple[int, float, float], before: int = 0) -> list[str]:
+    """What is said of evaluations (step, robust accuracy, accuracy); a resumed run has had the first ones before."""
+    lines = [{"step": s, "val/robust_accuracy": r, "val/accuracy": a} for s, r, a in evaluations]
+    said: list[str] = []
+    watch = CollapseWatch(said.append, [{"step": 1, "loss": 1.0}, *lines[:before]])
+    for line in lines[before:]:
+        watch.write(line["step"], line)
+    return said
+
+
+def test_a_collapse_is_told_once_and_neither_noise_nor_divergence_is_one() -> None:
+    whole = [(10, 0.2, 0.8), (20, 0.45, 0.9), (30, 0.42, 0.95), (40, 0.01, 0.97), (50, 0.0, 0.98)]
+    (said,) = told_of(*whole)
+    assert "is 0.010 at step 40, 0.450 at step 20, while val/accuracy is 0.970" in said
+    assert len(told_of(*whole, (60, 0.4, 0.9), (70, 0.0, 0.98))) == 2  # again, once it had recovered
+    assert told_of(*whole, before=4) == [] and len(told_of(*whole, before=3)) == 1
+    assert told_of((10, 0.09, 0.5), (20, 0.01, 0.9)) == []  # there was nothing to lose
+    assert told_of((10, 0.5, 0.9), (20, 0.05, 0.1)) == []  # all is lost, and not this alone
+    assert told_of((10, 0.5, 0.9), (20, 0.3, 0.95)) == []
+    assert len(told_of((10, 0.5, 0.9), (20, 0.2, 0.9), (30, 0.3, 0.9), (40, 0.2, 0.9))) == 1  # no recovery between
+    said = []
+    watch = CollapseWatch(said.append)
+    for step, robust in ((10, 0.5), (20, 0.0)):
+        watch.write(step, {"val/robust_accuracy": robust, "val/accuracy": 0.9})
+    watch.cut(10)  # training has gone back
+    watch.write(20, {"val/robust_accuracy": 0.0, "val/accuracy": 0.9})
+    assert len(said) == 2
+
+
+@pytest.mark.slow
+def test_a_run_whose_one_step_helps_instead_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What catastrophic overfitting comes to: the step moves pictures to where the model has them right."""
+    keys = ["recipe=cnn_cls", "data=digits", "model.channels=[32]", "model.hidden=[]", "train.tensorboard=false"]
+    keys += ["train.adversarial.eps=0.2", "train.adversarial.method=fast", "eval.every=50", "optimizer.lr=0.005"]
+    keys += ["recipe.augment.rotate=0", "recipe.augment.scale=0", "recipe.augment.shift=0", "schedule=constant"]
+    keys += ["train.ema=0", "model.dropout=0", "train.batch_size=64"]
+    bigctl.train([*keys, "train.steps=150"], tmp_path / "run", quiet=True)
+    assert "catastrophic" not in caplog.text
+    own = Adversary.trained_on
+
+    def helpful(self: Adversary, logits: Any, x: jax.Array, *rest: Any) -> jax.Array:
+        return jnp.clip(x + 5 * (x - own(self, logits, x, *rest)), 0, 1)
+
+    monkeypatch.setattr(Adversary, "trained_on", helpful)
+    bigctl.train([*keys, "train.steps=350"], tmp_path / "run", quiet=True)
+    assert caplog.text.count("catastrophic overfitting: val/robust_accuracy is") == 1
