@@ -119,7 +119,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     (folder / "test.conll").write_text(conll * 20)
     tagged = json.dumps({"tokens": [word for word, _ in sentence], "ner_tags": [tag for _, tag in sentence]})
     (folder / "train.jsonl").write_text(f"{tagged}\n" * 60)
-    (folder / "secret.txt").write_text("seven words drawn by dice")
     (folder / "prompts.txt").write_text("It was\nthe sea\n")
     cli = Cli(folder)
     own = ["recipe=gpt_lm", "data=text", "data.path=book.txt"]
