@@ -187,7 +187,7 @@ class _Bench:
         self._built = True
         try:
             batch = _zeros(programs, size)
-            step = programs.step_sent.lower(programs.abstract_state, batch, programs.hparams).compile()
+            step = programs.step_sent.lower(programs.carried_state, batch, programs.hparams).compile()
             taken = _bytes_of(step.memory_analysis(), self.resident)
             if taken is not None and taken > SHARE * self.free:
                 told = f"its step takes {in_bytes(taken)} a device, and {in_bytes(self.free)} are free there"

@@ -47,15 +47,15 @@ def finish(run: Run, experiment: Experiment, checkpoints: Checkpoints, start: St
     Raises:
         TrainingFailed: if it cannot be written.
     """
-    config, dataset, state = experiment.config, experiment.dataset, fitted.state
+    config, dataset, programs, state = experiment.config, experiment.dataset, experiment.programs, fitted.state
     progress = checkpoints.without_lost_best(fitted.progress)
     best = config.checkpoint.best and progress.best_step is not None
     if best and progress.best_step != progress.step and config.eval.test:  # else nothing is left to score
-        state = checkpoints.restore(checkpoints.find("best"), experiment.programs.abstract_state)
+        state = programs.carried(checkpoints.restore(checkpoints.find("best"), programs.abstract_state))
 
     def score(split: str, prefix: str, task: Task) -> Scores:
         evaluator = experiment.evaluator(split, prefix)
-        return evaluator.score(experiment.programs.evaluation_weights(state), state.variables, task)
+        return evaluator.score(programs.evaluation_weights(state), state.variables, task)
 
     # the scores of another step would not be those of the selected weights
     selected = dict(progress.best_metrics if best else score("validation", "val", experiment.task).metrics)

@@ -57,10 +57,10 @@ def prepared(
         rule, abstract = config.train.divergence, experiment.programs.abstract_state
         state, back = rewinding.rewind(rule, checkpoints, abstract, progress, bad_step)
         outputs.cut(back.step)
-        return state, restore.judged_as_now(run, experiment, checkpoints, back)[0]
+        return experiment.programs.carried(state), restore.judged_as_now(run, experiment, checkpoints, back)[0]
 
     def save(state: TrainState, progress: Progress) -> None:
-        checkpoints.save(state, outputs.counted(progress), meta)
+        checkpoints.save(experiment.programs.stored(state), outputs.counted(progress), meta)
         for listener in tracked:
             listener.saved(progress.step)
 

@@ -32,7 +32,8 @@ def begun(experiment: Experiment, start: Start) -> Start:
     if not start.new_head or getattr(experiment.config.recipe, "head", schema.NEW) != schema.PROBE:
         return start
     probe, solving = features.computed(_probe(experiment), start)
-    params, variables = (_on_host(tree) for tree in (start.state.params, start.state.variables))
+    stored = experiment.programs.stored(start.state)
+    params, variables = (_on_host(tree) for tree in (stored.params, stored.variables))
     state = probe.programs.initialise(params, variables)
     feed, scored, size = probe.feed(), probe.evaluator("validation", "val"), probe.config.train.batch_size
     costs: list[float] = getattr(probe.config.recipe, "costs", [])

@@ -194,7 +194,7 @@ def compiled_step(experiment: Experiment, options: Mapping[str, bool] | None = N
     )
     hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), programs.hparams)
     step = cast(Program, told_step(programs))
-    traced = step.trace(programs.abstract_state, batch, hparams)
+    traced = step.trace(programs.carried_state, batch, hparams)
     return traced, traced.lower().compile(dict(options or {})), batch
 
 
@@ -212,7 +212,7 @@ def memory_at_hand(experiment: Experiment, compiled: Program, batch: Tree, avail
 
 def _kept(experiment: Experiment) -> dict[str, Tree]:
     """What is there before a step, by what it is for."""
-    state = experiment.programs.abstract_state
+    state = experiment.programs.carried_state
     others = {"ema": state.ema, "variables": state.variables, "sums": state.sums, "anomaly": state.anomaly_state}
     return {
         costing.PARAMETERS: state.params,

@@ -137,7 +137,7 @@ def _resumed(run: Run, experiment: Experiment, checkpoints: Checkpoints, made_wi
         lambda: _judge_surroundings(run, experiment, saved, made_with), pack=lambda _: None, unpack=lambda _: []
     )
     checkpoints.clean(after=saved.step)
-    state = checkpoints.restore(saved, experiment.programs.abstract_state)
+    state = experiment.programs.carried(checkpoints.restore(saved, experiment.programs.abstract_state))
     log.info("resuming from step %d of %d", saved.step, experiment.cadence.total)
     progress, note = run.group.first(
         lambda: judged_as_now(run, experiment, checkpoints, checkpoints.without_lost_best(saved.progress)),

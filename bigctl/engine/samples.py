@@ -78,7 +78,7 @@ class Samples:
         weights, variables = programs.evaluation_weights(state), state.variables
         if programs.mesh.size > 1:  # a text is written on one device
             weights, variables = meshes.on_host((weights, variables))
-        model = programs.merge(weights, variables)
+        model = programs.merge(programs.step.stored(weights), variables)
         end = tokenization.end(self.tokenizer)
         return LanguageModel(cast("Network", model), self.tokenizer, end=() if end is None else (end,))
 

@@ -86,7 +86,8 @@ class Predictor:
 
     def randomised(self) -> Self:
         """The same model with all weights drawn anew, pretrained ones too."""
-        fresh = experiment.rebuild_training(self.config, self.features).initialise()
+        programs = experiment.rebuild_training(self.config, self.features)
+        fresh = programs.stored(programs.initialise())
         return self.with_params(fresh.params, fresh.variables)
 
     @property

@@ -137,7 +137,7 @@ class Encoder(nnx.Module):
     """Embeddings and layers: token ids to one vector for each token."""
 
     def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
-        self.remat, self.scan = config.remat, config.scan
+        self.remat, self.scan, self.count = config.remat, config.scan, config.layers
         self.embeddings = Embeddings(config, rngs=rngs)
         self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))
 
@@ -153,7 +153,8 @@ class Encoder(nnx.Module):
         return through(
             self.layers,
             x,
-            [fold(key, i + 1) for i in range(len(self.layers))],
+            self.count,
+            lambda number: fold(key, number + 1),
             lambda layer, x, key: (layer(x, lengths, key), None),
             scan=self.scan,
             remat=self.remat,

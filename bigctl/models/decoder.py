@@ -220,7 +220,7 @@ class Decoder(nnx.Module):
     def __init__(self, given: schema.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
         config = decoder_architecture(given, vocab_size)
         self.vocab_size, self.padded, self.context = config.vocab, config.padded_vocab, config.context
-        self.remat, self.scan = config.remat, config.scan
+        self.remat, self.scan, self.count = config.remat, config.scan, config.layers
         self.groups, self.depth = config.kv_heads, config.depth
         self.token = Embedding(self.padded, config.width, std=_STD, rngs=rngs)
         self.position = (
@@ -280,7 +280,8 @@ class Decoder(nnx.Module):
         x, told = through(
             self.layers,
             x,
-            [fold(key, i + 1) for i in range(len(self.layers))],
+            self.count,
+            lambda number: fold(key, number + 1),
             lambda layer, x, key: layer(x, key, documents, weights),
             scan=self.scan,
             remat=self.remat,

@@ -6,7 +6,7 @@ Dimension names: layers; batch, length, width as in the models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ NAMES = ("projected", "attended", "stream")
 """What `remat=names` and `offload` keep of a layer: queries, keys and values; what attention makes of them, before its
 projection; and what the feed-forward part reads and adds to."""
 
+Layers = nnx.List[Any] | nnx.Module
+"""Layers of a model: a list, or all of them as one module, see `as_one`."""
 Call = Callable[[Any, Array, Any], tuple[Array, Any]]
 """(layer, x, what is this layer's own) -> (x after it, what it tells)."""
 
@@ -29,36 +31,47 @@ def named(x: Array, name: str) -> Array:
 
 
 def through(
-    layers: Sequence[nnx.Module], x: Array, own: Sequence[PyTree], call: Call, *, scan: bool, remat: str
+    layers: Layers, x: Array, count: int, own: Callable[[Any], PyTree], call: Call, *, scan: bool, remat: str
 ) -> tuple[Array, PyTree]:
     """What comes out of the topmost layer, and what each layer tells, stacked [layers, ...].
 
     Args:
         layers: of one structure; with `scan` they may differ in what `own` says alone, and the topmost is the pattern.
         x: what the lowest one reads.
-        own: what each layer has of its own besides its weights, such as a key.
+        count: of the layers.
+        own: what the layer of a number, the lowest 0, has of its own besides its weights, such as a key.
         call: how a layer is called.
         scan: compile one layer and loop over it.
         remat: as in the configuration.
     """
-    if scan:
-        return _looped(layers, x, own, call, remat)
+    if scan or not isinstance(layers, nnx.List):
+        structure, params, rest = _together(layers)
+        layer = rematerialised(_calling(call, structure), remat)
+        given = jax.vmap(own)(jnp.arange(count)), params
+        return jax.lax.scan(lambda x, part: layer(x, *part, rest), x, given)
     found = []
-    for layer, mine in zip(layers, own, strict=True):
-        structure, state = nnx.split(layer)
-        x, told = rematerialised(_calling(call, structure), remat)(x, mine, state)
+    for number, each in enumerate(layers):
+        structure, state = nnx.split(each)
+        x, told = rematerialised(_calling(call, structure), remat)(x, own(number), state)
         found.append(told)
     return x, jax.tree.map(lambda *each: jnp.stack(each), *found)
 
 
-def _looped(layers: Sequence[nnx.Module], x: Array, own: Sequence[PyTree], call: Call, remat: str) -> tuple[Array, Any]:
-    """The layers as one program and a loop over their stacked weights."""
+def as_one(model: nnx.Module) -> nnx.Module:
+    """The model, whose `layers` are one, with parameters [layers, ...]; it can do nothing but what it is called for."""
+    for module in [found for _, found in nnx.iter_graph(model)]:
+        if isinstance(getattr(module, "layers", None), nnx.List) and getattr(module, "scan", False):
+            module.layers = nnx.merge(*_together(module.layers))
+    return model
+
+
+def _together(layers: Layers) -> Any:
+    """(the structure of one layer, the parameters of all, stacked, and what else one has)."""
+    if not isinstance(layers, nnx.List):
+        return nnx.split(layers, nnx.Param, ...)
     parts: list[Any] = [nnx.split(layer, nnx.Param, ...) for layer in layers]
     structure, _, rest = parts[-1]
-    layer = rematerialised(_calling(call, structure), remat)
-    pairs = [(mine, params) for mine, (_, params, _) in zip(own, parts, strict=True)]
-    stacked = jax.tree.map(lambda *each: jnp.stack(each), *pairs)
-    return jax.lax.scan(lambda x, part: layer(x, *part, rest), x, stacked)
+    return structure, jax.tree.map(lambda *each: jnp.stack(each), *(part[1] for part in parts)), rest
 
 
 def _calling(call: Call, structure: nnx.GraphDef[Any]) -> Callable[..., tuple[Array, Any]]:

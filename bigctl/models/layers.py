@@ -205,7 +205,7 @@ class Conv(nnx.Module):
 _MONOTONE = ("relu", "tanh", "elu", "leaky_relu", "sigmoid")
 
 
-def fold(key: Array | None, number: int) -> Array | None:
+def fold(key: Array | None, number: int | Array) -> Array | None:
     """The key of the number-th use of randomness in a model, None in inference."""
     return None if key is None else jax.random.fold_in(key, number)
 

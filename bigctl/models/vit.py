@@ -100,7 +100,7 @@ class Vit(nnx.Module):
             )
         self.grid = rows, columns = shape[0] // patch, shape[1] // patch
         self.patch, self.pool = patch, config.pool
-        self.remat, self.scan = config.remat, config.scan
+        self.remat, self.scan, self.count = config.remat, config.scan, config.layers
         self.embed = Dense(patch * patch * shape[2], features, rngs=rngs)
         std = 0.02
         self.cls = nnx.Param(std * jax.random.normal(rngs.params(), (1, features))) if self.pool == "cls" else None
@@ -122,11 +122,13 @@ class Vit(nnx.Module):
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
         x = meshes.placed(self.dropout(self._tokens(x), fold(key, 0)), "batch")
-        shares = [jnp.float32(layer.drop_path.share) if self.scan else None for layer in self.layers]
+        last = max(self.count - 1, 1)
+        shares = jnp.asarray([number / last for number in range(self.count)], jnp.float32)
         x, _ = through(
             self.layers,
             x,
-            [(fold(key, i + 1), share) for i, share in enumerate(shares)],
+            self.count,
+            lambda number: (fold(key, number + 1), shares[number] if self.scan else None),
             lambda layer, x, own: (layer(x, *own), None),
             scan=self.scan,
             remat=self.remat,

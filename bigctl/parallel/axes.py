@@ -97,7 +97,7 @@ AXES = (
     Axis(
         "expert",
         cuts_stacks=True,
-        rules=((r"(^|/)experts/(up|gate|down)/(kernel|bias)$", first_dimension), (r".*", whole)),
+        rules=((r"(^|/)experts/(up|gate|down)/(kernel|bias)$", last_dimension), (r".*", whole)),  # of [layers, experts]
     ),
 )
 NAMES = tuple(axis.name for axis in AXES)

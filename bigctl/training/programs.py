@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import jax
@@ -25,9 +25,10 @@ from bigctl.data.layouts.layout import Layout
 from bigctl.parallel import accelerators, partition
 from bigctl.parallel import mesh as meshes
 from bigctl.training import metrics
+from bigctl.training.forms import carried_state, make_step, placed_by_rules
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, Weights, zeros_like
-from bigctl.training.step import SEED, Hparams, Step, abstract_state, add_places, make_step, traced_hparams
+from bigctl.training.step import SEED, Hparams, Step, add_places, traced_hparams
 from bigctl.training.task import Batch, Task, special_metrics
 
 Arrays = Mapping[str, jax.Array]
@@ -91,7 +92,9 @@ class Programs(ModelPrograms):
     """The compiled functions of one experiment on one mesh, and the arguments that are its own.
 
     Attributes:
-        abstract_state: shapes, dtypes and placements of the state, as ShapeDtypeStructs.
+        abstract_state: shapes, dtypes and placements of the state as it is stored, as ShapeDtypeStructs.
+        carried_state: the same of the state as training keeps it, which is what the functions below take and give: with
+            like layers as one where `stacking` says so, else the same tree.
         kernels: which kernel computes what there are several for, such as "attention", on the devices of this mesh.
         make_state: key -> a new state, in place on the mesh: no device ever holds more than its part.
         step_sent: (state, batch columns, hparams) -> state: one step on a batch that the host sends.
@@ -105,6 +108,7 @@ class Programs(ModelPrograms):
     """
 
     abstract_state: TrainState
+    carried_state: TrainState
     kernels: Mapping[str, str]
     make_state: Compiled
     step_sent: Compiled
@@ -114,7 +118,23 @@ class Programs(ModelPrograms):
 
     @property
     def state_shardings(self) -> TrainState:
-        return jax.tree.map(lambda s: s.sharding, self.abstract_state)
+        return jax.tree.map(lambda s: s.sharding, self.carried_state)
+
+    def carried(self, state: TrainState) -> TrainState:
+        """A stored state, such as a checkpoint's, as training keeps it."""
+        return state if self.step.deep is None else self._carried(state)
+
+    def stored(self, state: TrainState) -> TrainState:
+        """`carried` the other way round: what a checkpoint is made of, with a name for each layer."""
+        return state if self.step.deep is None else self._stored(state)
+
+    @cached_property
+    def _carried(self) -> Compiled:
+        return jax.jit(self.step.carried, out_shardings=self.state_shardings)
+
+    @cached_property
+    def _stored(self) -> Compiled:
+        return jax.jit(self.step.stored, out_shardings=jax.tree.map(lambda s: s.sharding, self.abstract_state))
 
     def with_config(self, config: schema.Config) -> Programs:
         """The same functions, compiled once for both, with the hparams and the seed of another configuration, which
@@ -134,10 +154,11 @@ class Programs(ModelPrograms):
         state: TrainState = self.make_state(randomness.key(self.seed, randomness.PARAMETERS))
         if not weights:
             return state
+        state = self.stored(state)
         state = dataclasses.replace(state, variables=_replaced(state.variables, variables or {}))
         params = _replaced(state.params, weights)
         ema = jax.tree.map(jnp.copy, params) if self.step.config.train.ema else state.ema
-        return dataclasses.replace(state, params=params, ema=ema)
+        return self.carried(dataclasses.replace(state, params=params, ema=ema))
 
     def trained(self, params: Tree) -> Tree:
         """Which leaves are trained."""
@@ -169,12 +190,14 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
     used = model_programs(config, task, mesh, total_steps)
     step, hparams = used.step, used.hparams
     with meshes.recorded_kernels() as kernels:
-        abstract = abstract_state(step, hparams)
-    placed = jax.tree.map(lambda s: s.sharding, abstract)
+        carried = carried_state(step, hparams)
+    stored = carried if step.deep is None else placed_by_rules(jax.eval_shape(step.stored, carried), config, mesh)
+    placed = jax.tree.map(lambda s: s.sharding, carried)
     train = partial(_training, step, placed)
     return Programs(
         **{field.name: getattr(used, field.name) for field in dataclasses.fields(used)},
-        abstract_state=abstract,
+        abstract_state=stored,
+        carried_state=carried,
         kernels=kernels,
         make_state=jax.jit(lambda key: step.initial(key, hparams), out_shardings=placed),
         step_sent=train(step_on_sent(step)),

@@ -28,7 +28,7 @@ from bigctl.models.layers import Hyperparameter
 from bigctl.optim import masks, optimizers, schedules, server, thawing
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel import partition
-from bigctl.training import divergence, federated, metrics, private
+from bigctl.training import divergence, federated, metrics, private, stacking
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, Weights, zeros_like
 from bigctl.training.task import Batch, Task, evaluation_sums, training_sums
@@ -59,6 +59,7 @@ class Step:
         graphdef: the model's structure.
         hyperparameters: path in the model -> the hparam that stands there.
         weights: shapes, dtypes and placements of the model's weights, as ShapeDtypeStructs.
+        deep: the model with like layers as one, where training keeps them so, see `stacking`.
         told: whether each operation says which line of the model it comes from, for who reads the compiled program;
             else what several programs contain is traced once for all of them, and its lines are lost.
     """
@@ -70,6 +71,7 @@ class Step:
     graphdef: nnx.GraphDef[nnx.Module]
     hyperparameters: Mapping[tuple[Any, ...], str]
     weights: Weights
+    deep: stacking.Form | None = None
     told: bool = False
 
     # What follows is traced once for all programs that contain it; it is written out in them, as if it had been called.
@@ -98,7 +100,7 @@ class Step:
 
     def _initial(self, key: jax.Array, hparams: Hparams) -> TrainState:
         _, params, _, variables = split_model(self.task.build(nnx.Rngs(params=key)))
-        params, variables = nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
+        params, variables = self.carried(nnx.to_pure_dict(params)), nnx.to_pure_dict(variables)
         sums = jax.eval_shape(self._gradients, params, variables, self.batch_shapes, jnp.int32(0), hparams)[2]
         return TrainState(
             step=jnp.int32(0),
@@ -110,6 +112,19 @@ class Step:
             bad_step=jnp.int32(-1),
             anomaly_state=divergence.new_anomaly_state(self.config.train.divergence),
         )
+
+    def carried(self, tree: Tree) -> Tree:
+        """A state, or weights, as training keeps them, from what has a name for each layer."""
+        return tree if self.deep is None else stacking.stacked(tree)
+
+    def stored(self, tree: Tree) -> Tree:
+        """`carried` the other way round."""
+        return tree if self.deep is None else stacking.unstacked(tree, self.deep.count)
+
+    @property
+    def stacked(self) -> tuple[str, ...]:
+        """Patterns of the paths of parameters that hold several in one, see `schema.Model.stacked`."""
+        return (*self.config.model.stacked, *([stacking.PATTERN] if self.deep else []))
 
     @property
     def _step_sums(self) -> Sums:
@@ -219,10 +234,11 @@ class Step:
     def _rule(
         self, params: Tree, hparams: Hparams, factor: Any = 1.0, step: Scalar = 0
     ) -> optax.GradientTransformation:
-        optimizer, model, trained = self.config.optimizer, self.config.model, self.trained(params)
+        optimizer, trained = self.config.optimizer, self.trained(params)
         thaw = thawing.thaw(self.config, trained, step, self.total_steps)
+        levels = self.config.model.levels
         return optimizers.update_rule(
-            optimizer, hparams, factor, trained=trained, stacked=model.stacked, levels=model.levels, thaw=thaw
+            optimizer, hparams, factor, trained=trained, stacked=self.stacked, levels=levels, thaw=thaw
         )
 
     def _update_rule(
@@ -238,13 +254,16 @@ class Step:
         if self.mesh.size == 1:
             yield
             return
-        rules = partition.Rules(dict(self.mesh.shape), self.config.mesh.min_shard, self.config.model.stacked)
+        rules = partition.Rules(dict(self.mesh.shape), self.config.mesh.min_shard, self.stacked)
         with meshes.used(self.mesh), partition.placing(rules):
             yield
 
     def trained(self, params: Tree) -> Tree:
         """Which leaves are trained: all but those that `optimizer.freeze` or the model leaves as they are."""
-        return masks.trained(params, [*self.config.optimizer.freeze, *self.task.frozen])
+        frozen = [*self.config.optimizer.freeze, *self.task.frozen]
+        if self.deep is None or not stacking.is_stacked(params):
+            return masks.trained(params, frozen)
+        return stacking.of_one(masks.trained(jax.eval_shape(self.stored, params), frozen))
 
     def _ema_decay(self, step: jax.Array) -> jax.Array:
         """`train.ema`, less in the first steps, so that a short training does not average its starting point.
@@ -318,6 +337,7 @@ class Step:
         On several devices each casts its own part, so that it is the narrow ones that are gathered, and their gradients
         that are added up, each device's part on that device.
         """
+        form = self.deep if self.deep is not None and stacking.is_stacked(params) else self
         if self.config.train.quantize is not None:
             params = rounded.rounded_weights(params)
         compute_dtype = jnp.dtype(self.config.train.precision)
@@ -329,49 +349,19 @@ class Step:
                 return leaf if any(re.search(pattern, name) for pattern in wide) else leaf.astype(compute_dtype)
 
             params = jax.tree_util.tree_map_with_path(narrowed, params)
-            kept_as, given_as = jax.tree.structure(self.weights.params), jax.tree.structure(params)
+            kept_as, given_as = jax.tree.structure(form.weights.params), jax.tree.structure(params)
             if self.mesh.size > 1 and kept_as == given_as:  # type: ignore[operator]
                 params = jax.tree.map(
-                    lambda p, kept: jax.lax.with_sharding_constraint(p, kept.sharding), params, self.weights.params
+                    lambda p, kept: jax.lax.with_sharding_constraint(p, kept.sharding), params, form.weights.params
                 )
-        flat = {path: jnp.asarray(hparams[name], jnp.float32) for path, name in self.hyperparameters.items()}
-        hyper: dict[Any, Any] = {}
-        for path, value in flat.items():
-            node = hyper
-            for part in path[:-1]:
-                node = node.setdefault(part, {})
-            node[path[-1]] = value
-        return nnx.merge(self.graphdef, params, hyper, variables)
+        hyper = {path: jnp.asarray(hparams[name], jnp.float32) for path, name in form.hyperparameters.items()}
+        return nnx.merge(form.graphdef, params, nnx.traversals.unflatten_mapping(hyper), variables)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def _evaluate(self, params: Tree, variables: Tree, batch: Batch, hparams: Hparams) -> Sums:
         with meshes.used(self.mesh, context_by=self.config.mesh.context_by):
             return evaluation_sums(self.task, self.merge(params, variables, hparams), batch)
-
-
-def make_step(config: schema.Config, task: Task, mesh: Mesh, total_steps: int) -> Step:
-    """The step of an experiment; nothing is computed but shapes."""
-    key = jax.eval_shape(lambda: randomness.key(0, randomness.PARAMETERS))
-    rounding: Callable[[nnx.Module], nnx.Module] = rounded.rounding if config.train.quantize else lambda model: model
-    graphdef, params, hyper, variables = jax.eval_shape(
-        lambda k: split_model(rounding(task.build(nnx.Rngs(params=k)))), key
-    )
-    hyperparameters = {path: v.get_metadata()["key"] for path, v in nnx.to_flat_state(hyper)}
-    weights = _placed(config, mesh, Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(variables)))
-    return Step(config, task, mesh, total_steps, graphdef, hyperparameters, weights)
-
-
-def abstract_state(step: Step, hparams: Hparams) -> TrainState:
-    """Shapes, dtypes and placements of the state, as ShapeDtypeStructs; nothing is allocated."""
-    shapes = jax.eval_shape(step.initial, randomness.key(0, randomness.PARAMETERS), hparams)
-    return _placed(step.config, step.mesh, shapes)
-
-
-def _placed(config: schema.Config, mesh: Mesh, shapes: Tree) -> Any:
-    """Shapes and dtypes with the placements that the rules give them."""
-    placed = partition.shardings(mesh, shapes, config.mesh.min_shard, config.model.stacked)
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, placed)
 
 
 def add_places(batch: Batch, n: int, mask: jax.Array | None = None) -> Batch:

@@ -69,24 +69,26 @@ for key, overrides in runs.items():
         result[key] = {"cut": cut}
         continue
     state, first = losses(exp, exp.programs.initialise(), range(1))
-    leaves = flatten(state)
+    leaves = flatten(exp.programs.stored(state))
     if mesh == "single":
         alone = {n: np.asarray(v) for n, v in leaves.items()}
     worst = max(np.abs(np.asarray(v) - alone[n]).max() / max(np.abs(alone[n]).max(), 1e-6)
                 for n, v in leaves.items() if "/mu/" in n)
     state, more = losses(exp, state, range(1, 3))
     store = stores[key] = Checkpoints(pathlib.Path(folder) / key)
-    store.save(state, Progress(step=3, position=24), {"shapes": shapes(exp.programs.abstract_state)})
+    meta = {"shapes": shapes(exp.programs.abstract_state)}
+    store.save(exp.programs.stored(state), Progress(step=3, position=24), meta)
     store.close()
     if key in resumed:
         state = store.restore(stores[f"{model}/{resumed[key]}"].find("last"), exp.programs.abstract_state)
+        state = exp.programs.carried(state)
     state, last = losses(exp, state, range(3, 5))
     columns = exp.dataset.splits["validation"]
     evaluator = Evaluator(exp.programs, exp.dataset.batches, columns, config, prefix="val")
     scored = evaluator(exp.programs.evaluation_weights(state), {})
     result[key] = {"losses": [*first, *more, *last], "gradients": float(worst), "validation": scored["val/loss"],
                    "devices": exp.programs.mesh.size,
-                   "cut": {n: v.sharding.shard_shape(v.shape) for n, v in flatten(state).items()}}
+                   "cut": {n: v.sharding.shard_shape(v.shape) for n, v in flatten(exp.programs.stored(state)).items()}}
 config = bigctl.compose(["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[256,256]", "mesh=data",
                          "train.batch_size=64", "train.compile_cache=false"])
 result["report"] = dry_run.report(config)

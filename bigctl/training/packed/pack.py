@@ -58,7 +58,7 @@ def compile_packed_steps(
             side_by_side = step(side_by_side, indices[:, 0], hparams)
         return tuple(jax.tree.map(lambda leaf, lane=lane: leaf[lane], side_by_side) for lane in range(width))
 
-    placed = jax.tree.map(lambda leaf: leaf.sharding, programs.abstract_state)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, programs.carried_state)
     options = compiler_options(programs.step)
     return jax.jit(run, donate_argnums=0, out_shardings=(placed,) * width, compiler_options=options)
 
