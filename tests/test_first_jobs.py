@@ -306,7 +306,7 @@ def test_k_folds(mine: Newcomer) -> None:
 @pytest.mark.slow
 def test_compare(mine: Newcomer) -> None:
     shown, told = mine.do("compare")
-    assert re.search(r"train.epochs +40\S* +150", shown)
+    assert re.search(r"train.epochs +40 +150$", shown, re.MULTILINE)
     found = json.loads(told)
     assert found["config"] == {"train.epochs": [40, 150]}
     scores = [mine.metrics(run)["test/loss"] for run in ("customers", "long")]

@@ -194,6 +194,8 @@ def _blocks(tables: Mapping[str, Mapping[str, Sequence[str]]], count: int) -> li
 
 
 def _text(value: object) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        value = int(value)  # as it was typed: 40 epochs, and not 40.0
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split()) or '""'
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 + 3 :]}"
