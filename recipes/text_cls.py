@@ -20,7 +20,8 @@ from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.models.bert import BertClassifier
 from bigctl.models.layers import fold
-from bigctl.training.metrics import Sums, pair
+from bigctl.models.lstm import LstmClassifier
+from bigctl.training.metrics import Sums, add, pair
 from bigctl.training.task import TEACHER, Batch, Network
 
 
@@ -66,6 +67,10 @@ class TextCls(Supervised):
     ) -> Sums:
         if self.hidden:
             sums = self._beside_teacher(cast(BertClassifier, model), batch, key, hparams)
+        elif isinstance(model, LstmClassifier) and model.reads_runs:  # the mean of both losses, and of both accuracies
+            texts = batch["inputs"], batch["lengths"], batch["segment_start"]
+            logits = model.apart(*texts, key=key, mask=batch["mask"])
+            sums = add(*(self.head.loss(each, batch, hparams) for each in logits))
         else:
             sums = super().loss(model, batch, key, augment_key, hparams)
         return {**sums, "padding": padding(batch)}

@@ -58,7 +58,8 @@ LICENCES = {"minilm": "all-MiniLM-L6-v2, Apache-2.0", "smollm2": "SmolLM2-135M-I
 LICENCES |= {LITE0: "EfficientNet-Lite0, Apache-2.0"}
 """Of these weights."""
 
-_FREE = {"bert": {"pool", "pooler", "lora"}, "lstm": {"pool", "ngrams"}, "mlp": {"head"}}
+_RUNS = {"ngrams", "ngram_rows", "ngram_scale", "ngram_lr"}  # of the head
+_FREE = {"bert": {"pool", "pooler", "lora"}, "lstm": {"pool", "window", *_RUNS}, "mlp": {"head"}}
 """What a model may have otherwise than the run that it starts from, by kind."""
 _OF_THE_WEIGHTS = {(vision.VIT, "eps"), (vision.CONVNEXT, "eps")}
 """Keys that are as the weights have them, whatever a preset says."""

@@ -6,7 +6,7 @@ Dimension names: time (the padded length), batch, inputs, hidden, gates (4 * hid
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ class LstmClassifier(nnx.Module):
     of words tell more than an LSTM learns.
 
     Args:
-        config: widths, layers, directions, pool, dropout, n-grams.
+        config: widths, layers, directions, pool, dropout, window, n-grams.
         vocab_size: rows of the embedding.
         outputs: number of logits.
         per_token: give logits for each token, and not for each text: nothing is pooled then.
@@ -164,6 +164,7 @@ class LstmClassifier(nnx.Module):
         features = config.hidden * (2 if config.bidirectional else 1)
         widths = [config.embedding, *[features] * (config.layers - 1)]
         self.pool = "none" if per_token else config.pool
+        self.window = None if per_token else config.window
         self.embedding = nnx.Embed(vocab_size, config.embedding, rngs=rngs)
         self.layers = nnx.List(Layer(width, config.hidden, config.bidirectional, rngs=rngs) for width in widths)
         self.dropout = QuickDropout(config.dropout)
@@ -185,19 +186,38 @@ class LstmClassifier(nnx.Module):
         vectors: Float[Array, "batch length features"] | None = None,
     ) -> Float[Array, "batch *length outputs"]:
         """Logits. `vectors` stand in place of those that `look_up` gives."""
-        real = jnp.arange(tokens.shape[1])[:, None] < lengths
+        return self.head(*self._read(tokens, lengths, key, vectors))
+
+    def apart(
+        self,
+        tokens: Int[Array, "batch length"],
+        lengths: Int[Array, " batch"],
+        segment_start: Int[Array, " batch"],
+        *,
+        key: Array | None = None,
+        mask: Array | None = None,
+    ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch outputs"]]:
+        """The logits of the LSTM and those of the runs beside it; only where there are such."""
+        return cast(NgramHead, self.head).apart(*self._read(tokens, lengths, key, None))
+
+    def _read(self, tokens: Array, lengths: Array, key: Array | None, vectors: Array | None) -> tuple[Any, ...]:
+        """What the head is given."""
         present = None
         if vectors is not None and self.reads_runs:
             vectors, present = vectors[..., :-1], vectors[..., -1]
-        states = look_up(self.embedding.embedding[...], tokens.T) if vectors is None else vectors.swapaxes(0, 1)
+        begun = tokens[:, : self.window]
+        read = jnp.minimum(lengths, begun.shape[1])
+        real = jnp.arange(begun.shape[1])[:, None] < read
+        states = look_up(self.embedding.embedding[...], begun.T) if vectors is None else vectors.swapaxes(0, 1)
+        states = states[: self.window]
         for i, layer in enumerate(self.layers):
             states, last = layer(self.dropout(states, fold(key, i)), real)
         if self.pool == "none":
-            return self.head(self.dropout(states.swapaxes(0, 1), fold(key, len(self.layers))))
-        pooled = _pool(states, last, lengths, self.pool)
+            return (self.dropout(states.swapaxes(0, 1), fold(key, len(self.layers))),)
+        pooled = _pool(states, last, read, self.pool)
         pooled = self.dropout(pooled, fold(key, len(self.layers)))
         runs = (tokens, lengths, fold(key, len(self.layers) + 1), present) if self.reads_runs else ()
-        return self.head(pooled, *runs)
+        return (pooled, *runs)
 
     def look_up(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length features"]:
         """What the model reads of each token: its embedding and, where runs of tokens are read too, a 1, which says

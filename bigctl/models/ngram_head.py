@@ -1,16 +1,15 @@
 """A linear layer that reads a vector for each text, and beside it a linear model of the text's runs of tokens, which
 are hashed as it computes.
 
-What is wide and what is deep are joined as in Cheng et al. (2016), but each learns by itself: trained on their sum, a
-network that has fitted the training texts leaves nothing for the runs to learn, which are the better of the two where
-there are few texts.
+What is wide and what is deep are joined as in Cheng et al. (2016), but each learns by itself, by a loss of its own:
+trained on their sum, a network that has fitted the training texts leaves nothing for the runs to learn, which are the
+better of the two where there are few texts.
 
 Dimension names: batch, length (of the padded text), features, runs, outputs.
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -26,7 +25,7 @@ class NgramHead(nnx.Linear):
     """A weighted mean of the logits of `nnx.Linear` and of what each run of 1 to n tokens adds to each output.
 
     What runs add is nothing at first; their sum is divided by the root of how many a text has. Dropout leaves out runs,
-    not parts of what they say (Iyyer et al. 2015). In training an example is seen by one of the two, drawn at random.
+    not parts of what they say (Iyyer et al. 2015).
 
     Args:
         features: width of the vectors.
@@ -49,6 +48,18 @@ class NgramHead(nnx.Linear):
         present: Float[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch outputs"]:
         """Logits. A run counts as much as the product of `present` over its tokens, by default 1."""
+        deep, wide = self.apart(x, tokens, lengths, key, present)
+        return (1 - self.share) * deep + self.share * wide
+
+    def apart(
+        self,
+        x: Float[Array, "batch features"],
+        tokens: Int[Array, "batch length"],
+        lengths: Int[Array, " batch"],
+        key: Array | None,
+        present: Float[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, "batch outputs"], Float[Array, "batch outputs"]]:
+        """The logits of the linear layer and those of the runs, which training has a loss for each of."""
         table = self.ngrams[...]
         rows, real = hashed_runs(tokens, lengths, self.longest, len(table))
         count = jnp.maximum(real.sum(-1, keepdims=True), 1).astype(jnp.float32)
@@ -57,10 +68,7 @@ class NgramHead(nnx.Linear):
             here = here * _presence(present, self.longest)
         weights = self.dropout(here * (self.scale / jnp.sqrt(count)), key)
         wide = jnp.einsum("br,bro->bo", weights, table[rows].astype(jnp.float32))
-        deep, wide = super().__call__(x), wide.astype(table.dtype)
-        if key is None:
-            return (1 - self.share) * deep + self.share * wide
-        return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), 0.5, (len(x), 1)), wide, deep)
+        return super().__call__(x), wide.astype(table.dtype)
 
 
 def hashed_runs(

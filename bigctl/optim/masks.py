@@ -64,6 +64,13 @@ def decays(params: PyTree, stacked: Sequence[str] = ()) -> PyTree[bool]:
     return jax.tree_util.tree_map_with_path(lambda p, leaf: leaf.ndim - stacked_axes(p, stacked) >= 2, params)
 
 
+def named(params: PyTree, pattern: str) -> PyTree[str]:
+    """Which leaves' paths a pattern is found in: "rows" of those, "others" of the rest."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "rows" if re.search(pattern, path_name(path)) else "others", params
+    )
+
+
 _BIAS = re.compile(r"(?:^|[/_])bias$")
 _NORM_BIAS = re.compile(r"(?:^|/)\w*norm\w*/(?:.+/)?bias$")
 

@@ -17,13 +17,16 @@ import optax
 from jaxtyping import PyTree
 
 from bigctl.config import schema
-from bigctl.optim.masks import USUAL_LEVELS, biases, by_layer, decays, norm_biases
+from bigctl.optim.masks import USUAL_LEVELS, biases, by_layer, decays, named, norm_biases
 from bigctl.optim.thawing import Thaw, by_groups
 
 if TYPE_CHECKING:
     from bigctl.config.schema.optimizers import Hparams, Scalar
 
 Parts = tuple[optax.GradientTransformation, ...]
+
+_SELDOM = 1e-6
+"""What the sums of squares of rows that are seldom seen begin with: it holds back the rarest."""
 
 
 def update_rule(
@@ -35,6 +38,7 @@ def update_rule(
     stacked: tuple[str, ...] = (),
     levels: Sequence[str] = (),
     thaw: Thaw | None = None,
+    seldom: tuple[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer as one optax transformation.
 
@@ -46,6 +50,7 @@ def update_rule(
         stacked: the model's patterns of parameters that hold several in one, see `schema.Model.stacked`.
         levels: the model's patterns of layers, see `schema.Model.levels`.
         thaw: which groups of layers are trained yet, each with a state of its own; None for all, with one state.
+        seldom: what Adagrad trains, at a rate of its own and unclipped, see `schema.Model.seldom`.
 
     Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay, the
     learning rate), what `layer_decay` and the factors of biases make of the update. What is off keeps its place as an
@@ -56,6 +61,10 @@ def update_rule(
     rule = (built,) if isinstance(built, optax.GradientTransformation) else built
     if not isinstance(rule, tuple) or not all(isinstance(part, optax.GradientTransformation) for part in rule):
         raise config.incomplete(f"must build an optax.GradientTransformation, not {type(built).__name__}")
+    if seldom is not None:
+        rows = scale_by_root(_SELDOM, 1e-7), optax.scale(-seldom[1] * factor)
+        parts = {"rows": optax.chain(*rows), "others": optax.chain(clip, *rule)}  # rows would use up the norm
+        clip, rule = optax.identity(), (optax.partition(parts, partial(named, pattern=seldom[0])),)
     rates = [
         optax.masked(optax.scale(hparams[f"optimizer.{name}"]), those)
         for name, those in (("bias_factor", biases), ("norm_bias_factor", norm_biases))

@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -234,12 +234,10 @@ class Step:
     def _rule(
         self, params: Tree, hparams: Hparams, factor: Any = 1.0, step: Scalar = 0
     ) -> optax.GradientTransformation:
-        optimizer, trained = self.config.optimizer, self.trained(params)
+        model, trained = self.config.model, self.trained(params)
         thaw = thawing.thaw(self.config, trained, step, self.total_steps)
-        levels = self.config.model.levels
-        return optimizers.update_rule(
-            optimizer, hparams, factor, trained=trained, stacked=self.stacked, levels=levels, thaw=thaw
-        )
+        rule = partial(optimizers.update_rule, stacked=self.stacked, levels=model.levels, seldom=model.seldom())
+        return rule(self.config.optimizer, hparams, factor, trained=trained, thaw=thaw)
 
     def _update_rule(
         self, params: Tree, hparams: Hparams, factor: Scalar = 1.0, step: Scalar = 0

@@ -36,7 +36,14 @@ def texts(tmp_path_factory) -> Path:
         writer = csv.writer(stream)
         writer.writerow(["text", "label"])
         writer.writerows((f"{('fine', 'dull')[n % 2]} film {n}", ("good", "bad")[n % 2]) for n in range(120))
-    keys = ["recipe=lstm_cls", "data=csv", f"data.path={folder / 'texts.csv'}", "data.text=text", "data.label=label"]
+    keys = [
+        "recipe=lstm_cls",
+        "model=lstm",
+        "data=csv",
+        f"data.path={folder / 'texts.csv'}",
+        "data.text=text",
+        "data.label=label",
+    ]
     keys += ["model.embedding=32", "model.hidden=16", "train.steps=30", "recipe.tokenizer.max_length=16"]
     keys += ["recipe.tokenizer.size=80", "train.batch_size=32", "recipe.bucketing.shapes=1", "optimizer.lr=0.02"]
     bigctl.train([*keys, "train.tensorboard=false"], folder / "run", quiet=True)

@@ -145,6 +145,24 @@ def state_of(config: schema.Optimizer) -> Any:
     return optimizers.update_rule(config, numbers(config)).init(PARAMS)
 
 
+def test_rows_that_are_seldom_seen_are_trained_by_adagrad_and_the_others_as_without_them() -> None:
+    """Their gradient has no part in the norm that is clipped, and they do not decay."""
+    config, seen = schema.AdamW(lr=0.01, weight_decay=0.1, clip=0.5), {"dense": PARAMS["dense"]}
+    rule = optimizers.update_rule(config, numbers(config), 0.5, seldom=(r"^conv/kernel$", 0.2))
+    expected = optax.chain(
+        optax.clip_by_global_norm(0.5), optax.adamw(0.005, weight_decay=0.1, mask=lambda p: {"dense": mask(p)["dense"]})
+    )
+    adagrad = optimizers.scale_by_root(1e-6, 1e-7)
+    state, others, sums = rule.init(PARAMS), expected.init(seen), adagrad.init(PARAMS["conv"])
+    for number in range(3):
+        grads = {**gradients(number), "scale": np.zeros(4, np.float32)}
+        updates, state = rule.update(grads, state, PARAMS)
+        wanted, others = expected.update({"dense": grads["dense"]}, others, seen)
+        rows, sums = adagrad.update(grads["conv"], sums)
+        equal(updates["dense"], wanted["dense"])
+        equal(updates["conv"], jax.tree.map(lambda g: -0.1 * g, rows))
+
+
 def test_the_schedule_multiplies_the_rate():
     config = schema.AdamW(weight_decay=0.1)
     half = optimizers.update_rule(config, numbers(config), 0.5)

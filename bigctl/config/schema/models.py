@@ -83,6 +83,11 @@ class Model(Component):
         """What stands for an example before the head; a head is not taken over by a model that has it otherwise."""
         return "each token" if per_token else ""
 
+    def seldom(self) -> tuple[str, float] | None:
+        """A pattern of the paths of parameters whose rows are each seldom seen, and the peak learning rate that Adagrad
+        trains them with, whatever the optimizer; None where there are none."""
+        return None
+
     def active_share(self, path: str) -> float:
         """Which part of a parameter an example, or a token of a text, is multiplied with: less than 1 of experts."""
         return 1.0
@@ -258,6 +263,17 @@ class Lstm(Model):
         2.0, "What they add is multiplied by, and so how fast they are learnt.", drift=STRUCTURAL, gt=0
     )
     ngram_share: float = key(0.7, "Their weight in the mean of the logits of both.", ge=0, le=1)
+    ngram_lr: float | None = key(
+        None, "Peak learning rate of the runs, by Adagrad, as each is seldom seen; null to train them as all else.",
+        drift=STRUCTURAL, gt=0,
+    )  # fmt: skip
+    window: int | None = key(
+        None, "Tokens of a text that the LSTM reads, from its beginning; null for all. Runs are of the whole text; "
+        "words that are tagged are all read.", drift=STRUCTURAL, ge=1,
+    )  # fmt: skip
+
+    def seldom(self) -> tuple[str, float] | None:
+        return (r"^head/ngrams$", self.ngram_lr) if self.ngrams and self.ngram_lr else None
 
     def head_input(self, *, per_token: bool) -> str:
         return "each token" if per_token else f"the {self.pool} of the states"
