@@ -3,7 +3,8 @@
 The main thread tells when a step is on its way and what else it does; a thread of its own looks whether that goes on.
 Several processes tell each other how far they are, through the service that connects them. Where one does not come, all
 wait for it, so all notice at the same time: those that are farthest behind are named, with the place in the code where
-they stand, and the run ends. No clock is compared with that of another process: each counts for itself how long it has
+they stand, and the run ends. One that says it does something else than steps, such as compiling, is waited for as long
+as that may take. No clock is compared with that of another process: each counts for itself how long it has
 seen nothing new.
 """
 
@@ -70,13 +71,15 @@ class Pace:
 
 @dataclass
 class Word:
-    """What a process has said last: how often it has spoken, the step it is at, what it does, and the place in the code
-    once it seems stuck; `since` is when it was heard, by the clock of who heard it."""
+    """What a process has said last: how often it has spoken, the step it is at, what it does, the place in the code
+    once it seems stuck, and whether what it does is no step and may still take a while; `since` is when it was heard,
+    by the clock of who heard it."""
 
     count: int
     step: int
     activity: str
     place: str = ""
+    busy: bool = False
     since: float = 0.0
 
 
@@ -165,7 +168,8 @@ class StuckWatch:
     def _say_and_hear(self, group: ProcessGroup) -> None:
         limit = self.pace.limit(self._activity)
         late = limit is not None and self._stands() > limit / 2
-        said = {"step": self._step, "activity": self._activity, "place": self._place() if late else ""}
+        busy = self._activity != STEPS and (limit is None or self._stands() <= limit)
+        said = {"step": self._step, "activity": self._activity, "place": self._place() if late else "", "busy": busy}
         count = self._beats + int(time.monotonic() * 1000)  # never the same twice
         group.say("bigctl/pulse", json.dumps({**said, "count": count}))
         for index, text in group.below("bigctl/pulse").items():
@@ -187,7 +191,7 @@ class StuckWatch:
                     word.since = now
                 continue
             limit, stands, step = self.pace.limit(self._activity), self._stands(), self._step
-            if limit is None or stands <= limit or self._told_of == self._beats:
+            if limit is None or stands <= limit or self._told_of == self._beats or self._others_busy():
                 continue
             if self.group.count == 1 and self.pace.timeout is None:
                 self._told_of = self._beats
@@ -198,6 +202,12 @@ class StuckWatch:
             beats, sentence = self._beats, self._sentence(stands)
             if beats == self._beats and not self._closed.is_set():
                 self._end(sentence, self._stack())
+
+    def _others_busy(self) -> bool:
+        """Whether a process that is behind, and answers, is at something else than steps and not for too long yet."""
+        now, quiet = time.monotonic(), max(_SILENT, 3 * self._interval)
+        behind = [word for word in list(self._others.values()) if word.step < self._step]
+        return any(word.busy and now - word.since <= quiet for word in behind)
 
     def _past(self, step: int, stands: float) -> str:
         doing = f", {self._activity}" if self._activity != STEPS else ""

@@ -103,6 +103,26 @@ def test_a_process_that_does_not_answer_is_named(quick: None) -> None:
         group.leaving.set()
 
 
+def test_one_that_still_compiles_is_waited_for_until_it_does_not_answer(quick: None) -> None:
+    service = Service()
+    groups = [ProcessGroup(ClusterInfo(index, 2, "here:1"), service) for index in range(2)]
+    said: list[str] = []
+    slow = StuckWatch(groups[1], 1.0, 0, warn=said.append, end=lambda *why: said.append("slow"))
+    slow.doing("compiling")  # for the first time
+    ahead = StuckWatch(groups[0], 1.0, 0, warn=said.append, end=lambda sentence, stack: said.append(sentence))
+    ahead.stepped(1)
+    time.sleep(3)
+    assert said == []
+    slow.close()  # as if the whole process were stopped
+    groups[1].leaving.set()
+    deadline = time.monotonic() + 20
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ahead.close()
+    groups[0].leaving.set()
+    assert said and "process 1 does not answer" in said[0]
+
+
 def test_slow_steps_and_a_process_that_was_stopped_are_no_alarm(quick: None) -> None:
     said: list[str] = []
     watch = StuckWatch(SINGLE_PROCESS, 1.5, 0, warn=said.append, end=lambda sentence, stack: said.append(sentence))
