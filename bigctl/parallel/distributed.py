@@ -174,7 +174,7 @@ class ProcessGroup(SingleProcess):
         told = threading.Thread(target=self.failed, args=(error,), daemon=True)
         told.start()  # the service may be what does not answer
         told.join(1)
-        time.sleep(_GRACE / 2 if self.leads else 0)  # it holds what the others read, who have to say it too
+        time.sleep(_GRACE / 2)  # the others have to say it too, and the first process holds what they read
         _end(self.code)
 
     def leave(self) -> None:

@@ -33,6 +33,7 @@ TIMES_MEDIAN, TIMES_LONGEST = 20.0, 5.0
 FIRST = 3600.0
 """What is done for the first time, as compiling or a first evaluation, may take that long [s]."""
 _KNOWN = 5  # steps before the usual length of one is known
+_LOOK = 2.0  # s between two looks at most: all are to say who it is before the first of them ends
 _SILENT = 3.0  # s without a word, and three times what lies between two words, make a process silent
 
 
@@ -181,7 +182,7 @@ class StuckWatch:
     def _look(self) -> None:
         while True:
             before = time.monotonic()
-            if self._closed.wait(self._interval):
+            if self._closed.wait(min(_LOOK, self._interval)):
                 return
             pause = min(_SILENT, (self.pace.timeout or LEAST) / 2)
             if time.monotonic() - before > 2 * self._interval + pause:  # this process was stopped itself, or starved
