@@ -348,8 +348,9 @@ class Agent:
         counts = Counter(found.hosts)
         hosts = ", ".join(host if n == 1 else f"{n} on {host}" for host, n in counts.items())
         at = f" from step {step:,}" if (step := self._newest()) else ""
-        what = "processes train" if found.number == 1 else "processes go on"
-        self.say(f"round {found.number}: {len(found.names)} {what}{at} ({hosts})")
+        one, several = ("trains", "train") if found.number == 1 else ("goes on", "go on")
+        what = f"1 process {one}" if len(found.names) == 1 else f"{len(found.names)} processes {several}"
+        self.say(f"round {found.number}: {what}{at} ({hosts})")
 
     def _folder_lost(self, why: str) -> None:
         said = f"cannot be reached: {why}; waiting for it" if why else "can be reached again"

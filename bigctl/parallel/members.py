@@ -9,6 +9,7 @@ cannot be reached nobody is taken for lost.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ BEAT = 1.0
 """Between two words of a process [s]."""
 SILENT = 20.0
 """Without a new word for so long a process is gone [s]; one of this machine as soon as it has ended."""
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Of `os.link` where a file system has none."""
 COMING, HERE, TRAINING, LEAVING = "coming", "here", "training", "leaving"
 
 
@@ -110,8 +113,7 @@ class Members:
         self.own = replace(self.own, **changes, count=self.own.count + 1)  # type: ignore[arg-type]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError), open(self.folder / f"started-{self.own.started}", "x") as stream:
-                stream.write(self._started)
+            _once(self.folder / f"started-{self.own.started}", self._started)
             _replace(self._file(self.own.name), asdict(self.own))
             found = self._read_all()
         except OSError as error:
@@ -179,16 +181,12 @@ class Members:
 
     def propose(self, proposed: Round) -> None:
         """Begin a round, unless another process has begun the same. Raises OSError."""
-        with (
-            contextlib.suppress(FileExistsError),
-            open(self.folder / f"round-{proposed.number:06d}.json", "x") as stream,
-        ):
-            stream.write(json.dumps(asdict(proposed)))
+        _once(self.folder / f"round-{proposed.number:06d}.json", json.dumps(asdict(proposed)))
 
     def mark(self, what: str, number: int, text: str = "") -> None:
         """Say something of a round once and for all, such as that it was the last. The first word counts."""
-        with contextlib.suppress(OSError), open(self.folder / f"{what}-{number:06d}", "x") as stream:
-            stream.write(text)
+        with contextlib.suppress(OSError):
+            _once(self.folder / f"{what}-{number:06d}", text)
 
     def marked(self, what: str, number: int) -> str | None:
         """What was said of it; None where nothing was."""
@@ -250,6 +248,25 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (OSError, IndexError):
         return True
+
+
+def _once(file: Path, text: str) -> None:
+    """Make a file that nobody sees half written, also where the disk is full; one that is there stays. Raises OSError,
+    and makes none then."""
+    temporary = temporary_name(file)
+    try:
+        temporary.write_text(text)
+        os.link(temporary, file)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with contextlib.suppress(FileExistsError), open(file, "x") as stream:
+            stream.write(text)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _replace(file: Path, values: Mapping[str, object]) -> None:

@@ -3,6 +3,7 @@ trains, and one run of four real processes."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -204,6 +205,33 @@ def test_who_says_nothing_is_gone_and_a_lost_folder_is_waited_for(tmp_path: Path
     one.propose(Round(1, ("a",), ("h",), "h:1"))
     two.propose(Round(1, ("b",), ("h",), "h:2"))
     assert one.round() == two.round() == Round(1, ("a",), ("h",), "h:1")
+
+
+@pytest.mark.parametrize("code", [None, errno.EPERM, errno.ENOSPC])
+def test_what_is_made_once_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    """An empty file of a round, or of an end, would hold up or break all who read it: on a full disk there is none."""
+
+    def link(*_: object) -> None:
+        raise OSError(code, "no link")
+
+    if code is not None:
+        monkeypatch.setattr(members.os, "link", link)
+    one = Members(tmp_path, "a")
+    proposed = Round(1, ("a",), ("h",), "h:1")
+    if code == errno.ENOSPC:
+        with pytest.raises(OSError, match="no link"):
+            one.propose(proposed)
+        one.mark("end", 1, "0")
+        assert one.round() is None and one.marked("end", 1) is None and not [*tmp_path.iterdir()]
+        return
+    one.propose(proposed)
+    one.propose(Round(1, ("b",), ("h",), "h:2"))
+    one.mark("end", 1, "0")
+    one.mark("end", 1, "4")  # the first word counts
+    assert one.round() == proposed and one.marked("end", 1) == "0"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["end-000001", "round-000001.json"]
 
 
 @pytest.mark.parametrize("text", ["", "0", "4:3", "3:4:5", "-1", "three"])
