@@ -70,26 +70,26 @@ def _share(text: str) -> float:
 
 
 def _print(found: Audit) -> None:
-    print(f"{found.members:,} members, {found.others:,} of {found.split} that are none")
+    render.print_wrapped(f"{found.members:,} members, {found.others:,} of {found.split} that are none")
     rows = [
         [attack.name, f"{attack.auc:.4f}", *(f"{share:.2%}" for share in attack.tpr.values())]
         for attack in found.attacks
     ]
     render.print_table(["told by", "AUC", "found at 1% false", "at 0.1%"], rows)
     proven = found.proven
-    print(
+    render.print_wrapped(
         f"  epsilon is at least {number(proven.epsilon)} at {proven.confidence:.0%} confidence, delta {found.delta:g}: "
         f"{proven.guess}, right of {proven.right:,} in {proven.count:,}, wrong of {proven.wrong:,} in {proven.others:,}"
     )
     if (told := found.canaries) is not None:
-        print(
+        render.print_wrapped(
             f"  by {told.count:,} canaries, {told.inside:,} of them trained on: epsilon is at least "
             f"{number(told.epsilon)} at {told.confidence:.0%} confidence, {told.right:,} of {told.guesses:,} guesses "
             "are right"
         )
     if found.promise is None:
-        print("  nothing was promised: train.privacy.epsilon trains with differential privacy")
+        render.print_wrapped("  nothing was promised: train.privacy.epsilon trains with differential privacy")
     elif found.holds:
-        print(f"  promised: {number(found.promise['epsilon'])}, which nothing here contradicts")
+        render.print_wrapped(f"  promised: {number(found.promise['epsilon'])}, which nothing here contradicts")
     else:
-        print(f"  promised: {number(found.promise['epsilon'])}: BROKEN, what is proven is more")
+        render.print_wrapped(f"  promised: {number(found.promise['epsilon'])}: BROKEN, what is proven is more")

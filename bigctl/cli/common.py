@@ -96,10 +96,12 @@ def passphrase(file: Path | None, folders: Iterable[str]) -> str | None:
     from bigctl.errors import ConfigError
     from bigctl.inference.exporters import sealed
 
+    folders = list(folders)
     if any(sealed.is_sealed(Path(folder)) for folder in folders):
         return sealed.passphrase(file)
     if file is not None:
-        raise ConfigError("nothing that is given is an encrypted export", where="--passphrase-file")
+        hint = "leave it out, or give the folder that `bigctl export --encrypt` wrote"
+        raise ConfigError(f"{', '.join(folders)}: no encrypted export", where="--passphrase-file", hint=hint)
     return None
 
 

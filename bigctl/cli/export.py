@@ -138,7 +138,8 @@ def _decrypt(options: argparse.Namespace) -> int:
         )
     if options.out is None:
         raise ConfigError("no folder is given to write to", where="--decrypt", hint="add --out DIR")
-    if given := [f"--{name}" for name in ("format", "bits", "cache") if getattr(options, name)]:
+    flags = {"--format": options.format, f"--int{options.bits}": options.bits, "--cache": options.cache}
+    if given := [name for name, value in flags.items() if value]:
         raise ConfigError("an export that is opened stays what it is", where=given[0], hint="leave it out")
     require_new(options.out)
     secret = sealed.passphrase(options.passphrase_file)

@@ -11,7 +11,7 @@ import pytest
 import bigctl
 from bigctl.config import schema
 from bigctl.data.text import tokenization
-from bigctl.errors import ConfigError
+from bigctl.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.fewer
 COMMON = ["good", "film", "bad", "the", "plot"]
@@ -85,3 +85,8 @@ def test_what_was_prepared_before_is_found_again() -> None:
 def test_a_count_that_does_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="makes none of the texts"):
         bigctl.compose(["recipe=gpt_lm", "recipe.tokenizer.type=bytes", "recipe.tokenizer.min_count=2"])
+
+
+def test_a_count_that_leaves_no_word_is_refused() -> None:
+    with pytest.raises(DataError, match="nothing is in the texts 1,000 times"):
+        tokenization.train(schema.Tokenizer(type="words", min_count=1000), TEXTS)

@@ -46,6 +46,12 @@ def test_the_bound_is_where_the_probability_is_what_was_asked() -> None:
     assert canaries.lower_bound(100, 100, 100, 1e-5, 0.005) == pytest.approx(2.9, abs=0.1)
 
 
+def test_where_nothing_is_proven_the_most_guesses_are_told() -> None:
+    rng = np.random.default_rng(0)
+    found = canaries.proven(rng.random(200), rng.random(200) < 0.5, 1e-5, 0.95)
+    assert found.epsilon == 0 and found.guesses == 200 and 70 < found.right < 130
+
+
 @pytest.mark.parametrize("true", [0.0, 1.0])
 def test_a_mechanism_of_known_epsilon_is_not_proven_worse(true: float) -> None:
     """Randomised response tells each coin with e^epsilon / (1 + e^epsilon), which is all that epsilon allows."""

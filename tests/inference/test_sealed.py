@@ -197,9 +197,12 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(bigctl: Cli, folder: Path
     assert "there is no passphrase" in said("predict", str(folder), "x.csv")
     assert "holds no export.sealed" in said("export", str(exported), "--decrypt", "--out", "x")
     assert "add --out DIR" in said("export", str(folder), "--decrypt")
-    assert "stays what it is" in said("export", str(folder), "--decrypt", "--out", "x", "--format", "jax")
+    assert "--format: an export that is opened stays" in said(
+        "export", str(folder), "--decrypt", "--out", "x", "--format", "jax"
+    )
+    assert "--int8: an export that is opened stays" in said("export", str(folder), "--decrypt", "--out", "x", "--int8")
     assert "add --encrypt" in said("export", "any", "--format", "jax", "--passphrase-file", "x")
     assert "no format is given" in said("export", "any")
-    assert "nothing that is given is an encrypted export" in said("predict", "any", "--passphrase-file", "x")
+    assert "any: no encrypted export" in said("predict", "any", "--passphrase-file", "x")
     assert "an export has that of its run" in said("predict", str(exported), "x.csv", "--threshold", "0.3")
     assert "an export holds one step" in said("predict", str(exported), "x.csv", "--step", "3")

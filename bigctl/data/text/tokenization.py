@@ -224,7 +224,7 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
     """A tokenizer made from texts; the same texts give the same one.
 
     Raises:
-        DataError: if `tokenizer.size` is too small for one.
+        DataError: if `tokenizer.size` is too small for one, or `tokenizer.min_count` too large.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -270,6 +270,9 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
         trainer = trainers.WordLevelTrainer(**options)
         texts = (piece for text in texts for piece in pieces(text))
     tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() == len(special) and settings.min_count > 1:
+        what = f"nothing is in the texts {settings.min_count:,} times"
+        raise DataError(what, where="recipe.tokenizer.min_count", hint="a smaller one leaves words to learn from")
     if not stream:
         _frame(tokenizer)
     return tokenizer
