@@ -142,6 +142,16 @@ def test_ctrl_c_at_the_start_is_one_line() -> None:
     assert (done.returncode, done.stderr) == (130, "bigctl: interrupted\n")
 
 
+def test_ctrl_c_while_export_imports_numpy_is_one_line() -> None:
+    """jaxlib, were it the first to import numpy, would print the traceback itself."""
+    finder = "def find(self, name, *_):\n if name == 'numpy._core.einsumfunc': raise KeyboardInterrupt"
+    start = "import sys; from bigctl.cli.main import main; assert 'numpy' not in sys.modules"
+    meet = "sys.meta_path.insert(0, type('Finder', (), {'find_spec': find})())"
+    program = f"{start}\n{finder}\n{meet}; sys.exit(main(['export', 'any', '--format', 'jax']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "bigctl: interrupted\n")
+
+
 def test_ctrl_c_in_the_middle_of_anything_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

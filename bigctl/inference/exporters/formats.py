@@ -100,6 +100,7 @@ def exporter(name: str) -> Exporter:
     if missing:
         what = f"{name} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
         raise ConfigError(what, where="--format", hint=f'pip install "bigctl[{name}]"')
+    importlib.import_module("numpy")  # out of jaxlib, which else imports it, a Ctrl-C would be shown as a traceback
     return cast(Exporter, importlib.import_module(FORMATS[name].module))
 
 
