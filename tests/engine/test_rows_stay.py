@@ -87,6 +87,13 @@ def test_a_count_that_does_nothing_is_refused() -> None:
         bigctl.compose(["recipe=gpt_lm", "recipe.tokenizer.type=bytes", "recipe.tokenizer.min_count=2"])
 
 
-def test_a_count_that_leaves_no_word_is_refused() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        schema.Tokenizer(type="words", min_count=1000),
+        schema.StreamTokenizer(type="characters", min_count=1000),
+    ],
+)
+def test_a_count_that_leaves_no_word_is_refused(settings: schema.StreamTokenizer) -> None:
     with pytest.raises(DataError, match="nothing is in the texts 1,000 times"):
-        tokenization.train(schema.Tokenizer(type="words", min_count=1000), TEXTS)
+        tokenization.train(settings, TEXTS)

@@ -236,11 +236,8 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
         return _bytes(special, stream)
     smallest = len(special) + (256 if settings.type == "bpe" else 1)
     if settings.size < smallest:
-        raise DataError(
-            f"a vocabulary of {settings.size} is too small for recipe.tokenizer.type={settings.type}",
-            where="recipe.tokenizer.size",
-            hint=f"at least {smallest}",
-        )
+        what = f"a vocabulary of {settings.size} is too small for recipe.tokenizer.type={settings.type}"
+        raise DataError(what, where="recipe.tokenizer.size", hint=f"at least {smallest}")
     options: dict[str, Any] = {"vocab_size": settings.size, "special_tokens": special, "show_progress": False}
     options |= {"min_frequency": settings.min_count} if settings.min_count > 1 else {}
     fold: list[Any] = [normalizers.Lowercase()] if settings.lowercase else []
@@ -266,15 +263,21 @@ def train(settings: schema.StreamTokenizer, texts: Iterable[str]) -> Tokenizer:
             if not fold:
                 tokenizer.model = models.WordLevel(_characters(texts, special, settings), unk_token="[UNK]")
                 tokenizer.add_special_tokens(special)
-                return tokenizer
+                return _with_words(tokenizer, len(special), settings.min_count)
         trainer = trainers.WordLevelTrainer(**options)
         texts = (piece for text in texts for piece in pieces(text))
     tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() == len(special) and settings.min_count > 1:
-        what = f"nothing is in the texts {settings.min_count:,} times"
-        raise DataError(what, where="recipe.tokenizer.min_count", hint="a smaller one leaves words to learn from")
+    _with_words(tokenizer, len(special), settings.min_count)
     if not stream:
         _frame(tokenizer)
+    return tokenizer
+
+
+def _with_words(tokenizer: Tokenizer, special: int, min_count: int) -> Tokenizer:
+    """A tokenizer that knows more than its special tokens. Raises DataError where nothing is so frequent."""
+    if tokenizer.get_vocab_size() == special and min_count > 1:
+        what, hint = f"nothing is in the texts {min_count:,} times", "a smaller one leaves words to learn from"
+        raise DataError(what, where="recipe.tokenizer.min_count", hint=hint)
     return tokenizer
 
 
