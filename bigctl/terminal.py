@@ -72,7 +72,7 @@ def wrapped(text: str, stream: TextIO, indent: int = 0) -> str:
     lines = [first]
     for word in words:
         if lines[-1].strip() and columns(lines[-1]) + 1 + columns(word) > room:
-            lines.append(after + word)
+            lines.append(after + word if columns(after + word) <= room else word)
         else:
             lines[-1] += f" {word}"
     return "\n".join(line.rstrip() for line in lines).replace(_BOUND, " ")

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, config: Config, path: Path) -> int | None:
     with StopRequest() as stop:
         if (minutes := config.train.max_minutes) is not None:
             stop.at(options.began + 60 * minutes, f"train.max_minutes={minutes:g}")
-        command = [sys.executable, "-m", "bigctl", *_without_own(options.argv[1:])]
+        command = [sys.executable, "-P", "-m", "bigctl", *_without_own(options.argv[1:])]
         say = (lambda line: None) if options.quiet else (lambda line: print(line, file=sys.stderr, flush=True))
         return Agent(command, config, path, size, restarts=options.restarts, stop=stop, say=say).run()
 

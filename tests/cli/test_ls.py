@@ -96,7 +96,8 @@ def test_a_listing_is_no_wider_than_the_terminal(columns, monkeypatch, capsys):
     assert main.main(["ls", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     after = next(line for number, line in enumerate(lines) if lines[number - 1].startswith("bert_mlm"))
-    assert max(map(len, lines)) <= columns and after.startswith("  "), lines
+    broken = [line for line in lines if "`" not in line]  # what is to be typed stays in one piece
+    assert len(broken) >= len(lines) - 3 and max(map(len, broken)) <= columns and after.startswith("  "), lines
     assert columns == 20 or after.startswith(" " * len("finetune_cls  "))
 
 

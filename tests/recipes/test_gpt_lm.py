@@ -355,7 +355,7 @@ def test_a_prompt_of_unknown_characters_is_refused_before_training(bigctl: Cli, 
 
 
 def test_data_that_is_no_text_is_refused(path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="needs a text, the data holds tables"):
+    with pytest.raises(ConfigError, match="needs a text, the data holds table rows"):
         experiments.build(compose.compose([*TINY[:-1], "data=breast_cancer"]).config)
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(DataError, match="17 are needed"):
