@@ -72,7 +72,8 @@ def wrapped(text: str, stream: TextIO, indent: int = 0) -> str:
     lines = [first]
     for word in words:
         if lines[-1].strip() and columns(lines[-1]) + 1 + columns(word) > room:
-            lines.append(after + word if columns(after + word) <= room else word)
+            fits = columns(word) <= room < columns(after + word)  # without the indent alone
+            lines.append(word if fits else after + word)
         else:
             lines[-1] += f" {word}"
     return "\n".join(line.rstrip() for line in lines).replace(_BOUND, " ")
