@@ -26,7 +26,7 @@ class Augment:
     scale: float = key(0.0, "Largest relative change of size, 0.1 for 0.9 to 1.1.", ge=0, lt=1)
     shift: float = key(0.0, "Largest shift along each axis [fraction of the image].", ge=0)
     elastic: float = key(
-        0.0, "Typical move of a pixel along each axis by a smooth random warp, 0.03 for digits [fraction of the side].",
+        0.0, "Typical move of a pixel along each axis by a smooth random warp [fraction of the side].",
         ge=0,
     )  # fmt: skip
     flip: str = key(
