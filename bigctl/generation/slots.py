@@ -42,7 +42,7 @@ _QUICK, _SLOW = 0.05, 0.2  # seconds of a dispatch: below, the next one may be l
 
 def _beside(params: nnx.State, given: T) -> T:
     """Arrays on the devices of the weights, as programs give them back: other places would be other programs."""
-    place = jax.tree.leaves(params)[0].sharding
+    place = getattr(jax.tree.leaves(params)[0], "sharding", None)  # none of arrays on the host
     return (
         jax.device_put(given, NamedSharding(place.mesh, PartitionSpec())) if isinstance(place, NamedSharding) else given
     )

@@ -210,3 +210,11 @@ def test_sums_over_a_wide_row_are_made_row_by_row_too(width: int) -> None:
     found = Slots(Decoder(config, 5_000, rngs=nnx.Rngs(0)), 8, few=True)
     found.prepare()
     assert found.together
+
+
+def test_weights_on_the_host_write_the_same(model: LanguageModel) -> None:
+    """As samples are written while a training keeps its weights on several devices."""
+    graphdef, state = nnx.split(model.model)
+    host = dataclasses.replace(model, model=nnx.merge(graphdef, jax.tree.map(np.asarray, state)))
+    settings = GenerationOptions(temperature=1.0, max_new_tokens=5)
+    assert host.generate(["cat"], settings) == model.generate(["cat"], settings)
