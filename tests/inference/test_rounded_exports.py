@@ -19,6 +19,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import onnx
+import onnxruntime
 
 from bigctl.inference.exporters import beside, onnx_model
 from bigctl.inference.exporters.network import Network
@@ -109,6 +110,25 @@ def convolution(kernel: np.ndarray, dense: np.ndarray | None = None) -> onnx.Mod
         onnx.helper.make_tensor_value_info(name, 1, [None, None, None, None]) for name in ("x", nodes[-1].output[0])
     ]
     return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", shapes[:1], shapes[1:], held))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_table_of_short_rows_shrinks_to_a_quarter(bits):
+    """As that of n-grams, where a scale for each row of two classes left three quarters."""
+    values = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32) * np.float32([1, 30])
+    given = onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.INT64, [None])
+    told = onnx.helper.make_tensor_value_info("found", 1, [None, 2])
+    node, held = (
+        onnx.helper.make_node("Gather", ["table", "rows"], ["found"]),
+        onnx.numpy_helper.from_array(values, "table"),
+    )
+    graph = onnx.helper.make_graph([node], "g", [given], [told], [held])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    found, facts = quantise.quantised(model, bits, "run")
+    assert facts.layers == {"Gather": 1} and (facts.before, facts.after) == (4000, 1000 + 8) and not facts.kept
+    rows = np.arange(500)
+    (answer,) = onnxruntime.InferenceSession(found.SerializeToString()).run(None, {"rows": rows})
+    assert (np.abs(answer - values).max(0) <= np.abs(values).max(0) / 254 + 1e-6).all()
 
 
 def test_a_model_without_products_or_with_hardly_any_is_refused():

@@ -2,7 +2,8 @@
 
 Matrix products become integer products with activations rounded as they come (eight bits; by onnxruntime's own
 quantiser), or `MatMulNBits` (four bits in groups of 32). Tables that are looked up become integers with a scale a row,
-or a group: onnxruntime's quantiser would give a whole table one scale. Both are operators of onnxruntime.
+or a group, and of short rows a scale a column: onnxruntime's quantiser would give a whole table one scale. Both are
+operators of onnxruntime.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ PRODUCT, LOOKUP = "MatMul", "Gather"
 """Operators whose weights become integers."""
 LEAST_GAIN = 0.9
 """What must be left of the bytes of all weights at most, for it to be worth a file."""
+SHORT = 8
+"""Up to this width rows of a table share the scales of their columns: one of their own would take half their room and
+more (of n-grams, as wide as there are classes)."""
 OURS = "com.microsoft"
 """The domain of onnxruntime's own operators."""
 _WEIGHT_INPUT = {PRODUCT: 1, LOOKUP: 0}
@@ -244,12 +248,15 @@ class _Rewriter:
                     quantize_axis=1,
                 )
             ]  # fmt: skip
-        whole, scale = rounding.to_int8(values)
-        table, scales = self._add(f"{name}_table8", whole), self._add(f"{name}_scales", scale)
+        short = values.shape[1] <= SHORT
+        whole, scale = rounding.to_int8(values.T if short else values)
+        table = self._add(f"{name}_table8", whole.T if short else whole)
+        scales = self._add(f"{name}_scales", scale.reshape(-1) if short else scale)
         small, plain, factor = (f"{output}_looked_up_{part}" for part in ("int8", "float", "scale"))
+        own = [] if short else [helper.make_node(LOOKUP, [scales, node.input[1]], [factor], axis=0)]
         return [
             helper.make_node(LOOKUP, [table, node.input[1]], [small], axis=0),
             helper.make_node("Cast", [small], [plain], to=TensorProto.FLOAT),
-            helper.make_node(LOOKUP, [scales, node.input[1]], [factor], axis=0),
-            helper.make_node("Mul", [plain, factor], [output]),
+            *own,
+            helper.make_node("Mul", [plain, scales if short else factor], [output]),
         ]
