@@ -11,6 +11,7 @@ import pytest
 import bigctl
 from bigctl.cli.main import main
 from bigctl.errors import RunError
+from bigctl.files import sha256
 from tests import small
 
 pytest.importorskip("onnx")
@@ -64,6 +65,19 @@ def test_it_writes_what_generate_does_also_past_the_context(run, tmp_path, capsy
 
     with pytest.raises(RunError, match="another text than `bigctl generate` from token 2 on"):
         cached.require_same_text(trained, network, opposite, "model.onnx")
+
+
+def test_without_a_cache_it_writes_the_same_and_never_what_the_tokenizer_does_not_know(run, tmp_path):
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--format", "jax", "--out", str(out)]) == 0
+    (expected,) = bigctl.load(str(run)).generate(["the cat"], max_new_tokens=100, temperature=0)
+    assert run_py(out, "the cat", "100").rstrip("\n") == ("the cat" + expected.text).rstrip("\n")
+    settings = json.loads((out / "preprocessing.json").read_text())
+    unknown = bigctl.load(str(run)).language_model.tokenizer.token_to_id(expected.text[0])
+    (out / "preprocessing.json").write_text(json.dumps({**settings, "never": [unknown]}))
+    sums = [line.split("  ") for line in (out / "SHA256SUMS").read_text().splitlines()]
+    (out / "SHA256SUMS").write_text("".join(f"{sha256(out / name)}  {name}\n" for _, name in sums))
+    assert run_py(out, "the cat", "1").rstrip("\n") not in ("the cat", ("the cat" + expected.text[0]).rstrip("\n"))
 
 
 def test_what_has_no_cache_is_refused_in_a_line(tmp_path_factory, tmp_path, capsys):
