@@ -20,8 +20,9 @@ import numpy as np
 
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset
-from bigctl.engine import device_memory, resolve
+from bigctl.engine import device_memory, distil, resolve
 from bigctl.engine import experiment as experiments
+from bigctl.engine import teacher as teachers
 from bigctl.errors import ConfigError
 from bigctl.formatting import size as in_bytes
 from bigctl.parallel import distributed
@@ -95,21 +96,25 @@ def with_size(config: Config, size: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
 
 
-def measure(config: Config, dataset: Dataset, source: Source | None = None) -> Measured:
+def measure(config: Config, dataset: Dataset, source: Source | None = None, plugins: Sequence[str] = ()) -> Measured:
     """Find the largest batch that fits, or on a CPU the largest that is of use. All processes come here.
+
+    A teacher that each step asks is in what is measured.
 
     Args:
         config: with its architecture, its batch size open.
         dataset: its data, prepared.
         source: the weights to start from.
+        plugins: modules that may be imported for a teacher.
 
     Raises:
         ConfigError: if not even the smallest batch fits, or the experiment itself cannot be built.
+        RunError: if its teacher cannot teach it.
     """
     mesh = meshes.make_mesh(config.mesh)
     unit = meshes.batch_shards(mesh) * config.train.accumulate
     sizes = candidates(unit, dataset.size("train"))
-    bench = _Bench(config, dataset, source, mesh)
+    bench = _Bench(config, dataset, source, mesh, plugins)
     best, tried, ended = _climb(bench, sizes)
     if best is None:
         tight = tried[0]
@@ -159,8 +164,15 @@ class _Bench:
         timed: whether steps are timed: on a CPU.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, source: Source | None, mesh: jax.sharding.Mesh):
-        self.config, self.dataset, self.source = config, dataset, source
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        source: Source | None,
+        mesh: jax.sharding.Mesh,
+        plugins: Sequence[str] = (),
+    ):
+        self.config, self.dataset, self.source, self.plugins = config, dataset, source, plugins
         self.group = distributed.current()
         self.timed = mesh.devices.flat[0].platform == "cpu"
         self.free = self.group.first(lambda: device_memory.free_per_device(mesh))
@@ -169,6 +181,7 @@ class _Bench:
         self.resident = sum(values.nbytes for values in columns.values()) if fits else 0
         self._state: TrainState | None = None
         self._built = False
+        self._teacher: distil.Asked | None = None
 
     def try_size(self, size: int) -> Tried:
         """What a batch of this size takes; the processes agree on what the first one finds."""
@@ -178,7 +191,7 @@ class _Bench:
     def _tried(self, size: int) -> Tried:
         try:
             resolved = resolve.with_data(with_size(self.config, size), self.dataset, self.source)
-            programs = experiments.build_resolved(resolved).programs
+            programs = self._programs(resolved)
             device_memory.require_state(programs)
         except ConfigError as error:
             if not self._built:  # it is not the size that is wrong
@@ -198,6 +211,14 @@ class _Bench:
                 raise
             self._state = None
             return Tried(size, refused=f"there was no memory for its step; {in_bytes(self.free)} were free a device")
+
+    def _programs(self, resolved: resolve.Resolved) -> Programs:
+        experiment = experiments.build_resolved(resolved)
+        if not teachers.asked_each_step(self.config, self.dataset):
+            return experiment.programs
+        if self._teacher is None:
+            self._teacher = distil.asked_by(experiment, self.plugins)
+        return self._teacher.joined(experiment).programs
 
     def _run(
         self, programs: Programs, step: Compiled, shapes: Mapping[str, jax.ShapeDtypeStruct], size: int

@@ -14,12 +14,14 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from bigctl.config.schema import Config
 from bigctl.data import taught as kept
@@ -56,10 +58,12 @@ def taught(run: Run, experiment: Experiment) -> Experiment:
     if dataset.features.kind == teachers.STREAM:
         teacher = teachers.find(config, dataset, run.options.plugins)
         said = _source(teacher, noted)
-        experiment = _asked_each_step(experiment, teacher, int(said["step"]))
+        experiment = asked_by(experiment, run.options.plugins, said).joined(experiment)
     else:
         logits, said = run.group.in_turn(lambda: _logits(config, dataset, run.options.plugins, noted))
-        experiment = _with_hidden(_with_column(experiment, logits), run.options.plugins, said)
+        experiment = _with_column(experiment, logits)
+        if config.distil.hidden:
+            experiment = asked_by(experiment, run.options.plugins, said).joined(experiment)
     if run.directory.writes:
         run.directory.update_record(**{TEACHER: said})
     return experiment
@@ -71,32 +75,47 @@ def of_experiment(experiment: Experiment) -> Experiment:
     if config.distil.teacher is None:
         return experiment
     if dataset.features.kind == teachers.STREAM:
-        teacher = teachers.find(config, dataset)
-        return _asked_each_step(experiment, teacher, int(_source(teacher, None)["step"]))
+        return asked_by(experiment).joined(experiment)
     logits, said = _logits(config, dataset, (), None)
-    return _with_hidden(_with_column(experiment, logits), (), said)
+    experiment = _with_column(experiment, logits)
+    return asked_by(experiment, (), said).joined(experiment) if config.distil.hidden else experiment
 
 
-def _with_hidden(experiment: Experiment, plugins: Sequence[str], said: Mapping[str, Any]) -> Experiment:
-    """The experiment whose steps are given the teacher too, where its vectors are compared; `said` is of its logits."""
-    if not experiment.config.distil.hidden:
-        return experiment
+@dataclass(frozen=True)
+class Asked:
+    """A teacher that is asked in each step.
+
+    Attributes:
+        weights: of its checkpoint, whole on each device.
+        network: weights -> its network.
+    """
+
+    weights: Weights
+    network: Callable[[Weights], nnx.Module]
+
+    def joined(self, experiment: Experiment) -> Experiment:
+        """The experiment whose steps are given its weights."""
+        programs = experiment.programs
+        programs.task.teacher = self.network
+        programs = dataclasses.replace(programs, hparams={**programs.hparams, TEACHER: self.weights})
+        return dataclasses.replace(experiment, programs=programs)
+
+
+def asked_by(experiment: Experiment, plugins: Sequence[str] = (), noted: Mapping[str, Any] | None = None) -> Asked:
+    """The teacher that the steps of an experiment ask; `noted` is what a run that goes on says of it.
+
+    Raises:
+        ConfigError, RunError: where it cannot teach.
+    """
     teacher = teachers.find(experiment.config, experiment.dataset, plugins)
-    return _asked_each_step(experiment, teacher, int(_source(teacher, said)["step"]))
-
-
-def _asked_each_step(experiment: Experiment, teacher: Teacher, step: int) -> Experiment:
-    """The experiment whose steps are given the weights of a checkpoint of the teacher, whole on each device."""
-    config, programs = experiment.config, experiment.programs
-    train = dataclasses.replace(teacher.config.train, precision=config.train.precision)
+    step = int(_source(teacher, noted)["step"])
+    train = dataclasses.replace(teacher.config.train, precision=experiment.config.train.precision)
     with meshes.over(jax.local_devices()[:1]):
         theirs = rebuild(on_one_device(dataclasses.replace(teacher.config, train=train)), teacher.features)
         weights = _restored(teacher, theirs, step)
-    where = meshes.replicated(programs.mesh)
+    where = meshes.replicated(experiment.programs.mesh)
     given = jax.tree.map(lambda values: meshes.put(np.asarray(values), where), weights)
-    programs.task.teacher = lambda weights: theirs.merge(weights.params, weights.variables)
-    programs = dataclasses.replace(programs, hparams={**programs.hparams, TEACHER: given})
-    return dataclasses.replace(experiment, programs=programs)
+    return Asked(given, lambda weights: theirs.merge(weights.params, weights.variables))
 
 
 def _with_column(experiment: Experiment, logits: np.ndarray) -> Experiment:

@@ -71,9 +71,14 @@ def find(config: Config, dataset: Dataset, plugins: Sequence[str] = ()) -> Teach
     return found
 
 
+def asked_each_step(config: Config, dataset: Dataset) -> bool:
+    """Whether a teacher's weights are an argument of each step, not what it said before a column of the data."""
+    return config.distil.teacher is not None and bool(config.distil.hidden or dataset.features.kind == STREAM)
+
+
 def uncounted(config: Config, dataset: Dataset) -> list[str]:
     """What a plan of the step says of a teacher that is asked in each one, which it is made without."""
-    if config.distil.teacher is None or not (config.distil.hidden or dataset.features.kind == STREAM):
+    if not asked_each_step(config, dataset):
         return []
     return ["each step asks the teacher too, whose weights, memory and operations are not counted here"]
 

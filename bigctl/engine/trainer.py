@@ -149,7 +149,7 @@ def _with_batch_size(run: Run, config: Config, dataset: Dataset, source: Source 
     speaks = run.group.leads and not run.options.quiet
     if speaks:
         print(f"{batch_size.KEY}=auto: measuring the largest batch that fits", file=sys.stderr, flush=True)
-    found = batch_size.measure(config, dataset, source)
+    found = batch_size.measure(config, dataset, source, run.options.plugins)
     if speaks:
         print(found.sentence, file=sys.stderr, flush=True)
     log.info("%s", found.sentence)

@@ -20,7 +20,7 @@ from bigctl.recipes import lm_loss
 import bigctl
 from bigctl.config import schema
 from bigctl.config.compose import compose
-from bigctl.engine import distil, dry_run, experiment, teacher
+from bigctl.engine import batch_size, distil, dry_run, experiment, resolve, teacher
 from bigctl.errors import BigctlError, RunError
 from bigctl.training.checkpoints.arrays import flatten
 from bigctl.training.task import TEACHER
@@ -83,6 +83,23 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it_and_another_
         sums = built.task.loss(model, given, None, None, built.programs.hparams)
         assert (abs(float(sums["distil"][0])) < 1e-3) == same
         assert float(sums["loss"][0]) == pytest.approx(float(sums["distil"][0]), abs=1e-6)
+
+
+def test_a_measured_batch_has_room_for_the_teacher(folder, monkeypatch):
+    monkeypatch.setattr(batch_size, "candidates", lambda unit, examples: [4])
+    monkeypatch.setattr(batch_size._Bench, "_run", lambda *_: None)
+    taken = []
+    for more in ([], ["distil.teacher=null"]):
+        given = compose(keys(folder, "train.batch_size=auto", *more)).config
+        taken += [found.bytes for found in batch_size.measure(given, resolve.prepare_data(given)).tried]
+    weights = flatten(bigctl.load(str(folder / "teacher")).params).values()
+    assert taken[0] - taken[1] >= sum(np.asarray(each).nbytes for each in weights)
+    shutil.move(folder / "teacher", folder / "gone")
+    try:
+        with pytest.raises(RunError, match="there is no such run"):
+            batch_size.measure(compose(keys(folder, "train.batch_size=auto")).config, resolve.prepare_data(given))
+    finally:
+        shutil.move(folder / "gone", folder / "teacher")
 
 
 @pytest.mark.slow
