@@ -62,10 +62,17 @@ def loss_sums(
     """
     batch, length, _ = hidden.shape
     shards = meshes.token_shards_in_use(length)
-    hidden, head_kernel = meshes.placed(hidden, "batch", "context"), meshes.placed(head_kernel, None, "tensor")
-    pieces = _pieces(length // shards[1], chunk, batch // shards[0] * head_kernel.shape[1])
+    table = meshes.placed(head_kernel.T, "tensor")
+    pieces = _pieces(length // shards[1], chunk, batch // shards[0] * len(table))
     total, cross_entropy = _sums(
-        hidden, head_kernel, targets, weights.astype(jnp.float32), jnp.float32(z_loss), vocab_size, pieces, shards
+        meshes.placed(hidden, "batch", "context"),
+        table,
+        targets,
+        weights.astype(jnp.float32),
+        jnp.float32(z_loss),
+        vocab_size,
+        pieces,
+        shards,
     )
     return LossSums(total, jax.lax.stop_gradient(cross_entropy), jnp.sum(weights, dtype=jnp.float32))
 
@@ -125,7 +132,7 @@ def soft_sum(
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _sums(
     hidden: Array,
-    kernel: Array,
+    table: Array,
     targets: Array,
     weights: Array,
     z_loss: Array,
@@ -134,7 +141,7 @@ def _sums(
     shards: tuple[int, int],
 ) -> tuple[Array, Array]:
     def add(sums: tuple[Array, Array], piece: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
-        _, _, total, plain = _piece(kernel, *piece, z_loss, vocab_size)
+        _, _, total, plain = _piece(table.T, *piece, z_loss, vocab_size)
         return (sums[0] + total, sums[1] + plain), None
 
     start = (jnp.float32(0), jnp.float32(0))
@@ -143,7 +150,7 @@ def _sums(
 
 def _forward(
     hidden: Array,
-    kernel: Array,
+    table: Array,
     targets: Array,
     weights: Array,
     z_loss: Array,
@@ -153,30 +160,31 @@ def _forward(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     def add(carry: tuple[Array, Array, Array], piece: tuple[Array, Array, Array]) -> tuple[Any, Array]:
         some, wanted, weight = piece
-        logits, log_z, total, plain = _piece(kernel, some, wanted, weight, z_loss, vocab_size)
+        logits, log_z, total, plain = _piece(table.T, some, wanted, weight, z_loss, vocab_size)
         slope = weight * (1 + 2 * z_loss * log_z)
-        columns = jnp.arange(kernel.shape[1])
+        columns = jnp.arange(len(table))
         d_logits = jnp.exp(logits - log_z[..., None]) * slope[..., None]
         d_logits = jnp.where(columns == wanted[..., None], d_logits - weight[..., None], d_logits).astype(some.dtype)
-        d_some = (d_logits @ kernel.T).astype(some.dtype)
+        d_some = (d_logits @ table).astype(some.dtype)
         rows, d_rows = (meshes.by_shard(x, shards) for x in (some, d_logits))
-        added = jax.lax.dot_general(rows, d_rows, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
-        return (carry[0] + total, carry[1] + plain, meshes.placed(carry[2] + added, "tokens", None, "tensor")), d_some
+        added = jax.lax.dot_general(d_rows, rows, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+        return (carry[0] + total, carry[1] + plain, meshes.placed(carry[2] + added, "tokens", "tensor")), d_some
 
     # Each part of the batch has a sum of its own, so that devices add theirs up once and not after each piece.
-    parts = meshes.placed(jnp.zeros((math.prod(shards), *kernel.shape), jnp.float32), "tokens", None, "tensor")
-    (total, plain, d_kernel), d_hidden = _scan(
+    parts = meshes.placed(jnp.zeros((math.prod(shards), *table.shape), jnp.float32), "tokens", "tensor")
+    (total, plain, parts), d_hidden = _scan(
         add, (jnp.float32(0), jnp.float32(0), parts), (hidden, targets, weights), pieces, shards[1]
     )
-    return (total, plain), (d_hidden, meshes.summed(d_kernel.astype(kernel.dtype)))
+    return (total, plain), (d_hidden, parts.astype(table.dtype))
 
 
 def _backward(
     vocab_size: int, pieces: int, shards: tuple[int, int], saved: tuple[Array, Array], slopes: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
-    d_hidden, d_kernel = saved
-    factor = slopes[0]
-    return d_hidden * factor.astype(d_hidden.dtype), d_kernel * factor.astype(d_kernel.dtype), None, None, None
+    """Parts are added up last: where the table is also that of the tokens, XLA adds them to the parts of its gradient
+    there, and devices send each other one sum in place of two."""
+    d_hidden, parts = (d * slopes[0].astype(d.dtype) for d in saved)
+    return d_hidden, meshes.summed(parts), None, None, None
 
 
 _sums.defvjp(_forward, _backward)
