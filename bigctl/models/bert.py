@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.architecture import BertArchitecture, bert_architecture
-from bigctl.models.depth import named, through
+from bigctl.models.depth import made, named, through
 from bigctl.models.embed import look_up
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 
@@ -139,7 +139,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
         self.remat, self.scan, self.count = config.remat, config.scan, config.layers
         self.embeddings = Embeddings(config, rngs=rngs)
-        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))
+        self.layers = made(lambda _, rngs: Layer(config, rngs=rngs), config.layers, rngs)
 
     def __call__(
         self,

@@ -30,7 +30,7 @@ from bigctl.models.attention import (
     write_to_cache,
     write_to_slots,
 )
-from bigctl.models.depth import named, through
+from bigctl.models.depth import made, named, through
 from bigctl.models.embed import embed
 from bigctl.models.experts import Experts, Routing
 from bigctl.models.layers import Dense, Embedding, QuickDropout, by_row, fold
@@ -227,7 +227,7 @@ class Decoder(nnx.Module):
             Embedding(config.context, config.width, std=_STD, rngs=rngs) if config.position == "learned" else None
         )
         self.dropout = QuickDropout(config.dropout)
-        self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.layers))
+        self.layers = made(lambda _, rngs: Layer(config, rngs=rngs), config.layers, rngs)
         self.final_norm = Norm(config)
         self.head = None if config.tied else Head(config, rngs=rngs)
 

@@ -6,7 +6,9 @@ Dimension names: layers; batch, length, width as in the models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -55,6 +57,46 @@ def through(
         x, told = rematerialised(_calling(call, structure), remat)(x, own(number), state)
         found.append(told)
     return x, jax.tree.map(lambda *each: jnp.stack(each), *found)
+
+
+_by_loop: ContextVar[bool] = ContextVar("by_loop", default=False)
+
+
+@contextmanager
+def made_as_one() -> Iterator[None]:
+    """Layers that are `made` in this context are one module, see `as_one`: the program that draws the weights of many
+    is as long as that for one. The bits are those of layers that are made one by one."""
+    token = _by_loop.set(True)
+    try:
+        yield
+    finally:
+        _by_loop.reset(token)
+
+
+def made(make: Callable[[int, nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.List[Any]:
+    """Layers of one structure, the lowest first; in `made_as_one` one module in place of the list.
+
+    Args:
+        make: gives the layer of a number, the lowest 0. Each draws as many keys.
+        count: of the layers.
+        rngs: of which `params` alone is drawn from.
+    """
+    if count < 2 or not _by_loop.get():
+        return nnx.List(make(number, rngs) for number in range(count))
+    stream = rngs.params
+    begun = stream.count[...]
+    structure, _, rest = _together(make(count - 1, rngs))  # with other weights in the end
+    keys = stream.count[...] - begun
+
+    def weights(number: Array) -> PyTree:
+        own = nnx.Rngs(params=stream.key[...])
+        own.params.count[...] = begun + number * keys
+        return nnx.state(make(count - 1, own), nnx.Param)
+
+    params = jax.vmap(weights)(jnp.arange(count, dtype=jnp.uint32))
+    stream.count[...] = begun + count * keys
+    merged: nnx.List[Any] = nnx.merge(structure, params, rest)
+    return merged
 
 
 def as_one(model: nnx.Module) -> nnx.Module:

@@ -19,7 +19,7 @@ from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.attention import full_attention
 from bigctl.models.bert import LayerNorm
-from bigctl.models.depth import named, through
+from bigctl.models.depth import made, named, through
 from bigctl.models.layers import Dense, DropPath, QuickDropout, fold
 from bigctl.parallel import mesh as meshes
 
@@ -114,7 +114,7 @@ class Vit(nnx.Module):
         self.position = nnx.Param(std * jax.random.normal(rngs.params(), (places, features))) if learned else None
         self.dropout = QuickDropout(config.dropout)
         last = max(config.layers - 1, 1)
-        self.layers = nnx.List(Layer(config, i / last, rngs=rngs) for i in range(config.layers))
+        self.layers = made(lambda i, rngs: Layer(config, i / last, rngs=rngs), config.layers, rngs)
         self.final_norm = LayerNorm(features, config.eps)
         self.head = Dense(features, outputs, rngs=rngs)
 

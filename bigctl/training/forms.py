@@ -28,7 +28,8 @@ def make_step(config: schema.Config, task: Task, mesh: Mesh, total_steps: int) -
     count = stacking.layers_of(weights.params, step.trained) if stacking.is_asked(config) else 0
     if count < 2:
         return step
-    graphdef, hyperparameters, weights = _parts(task, depth.as_one)
+    with depth.made_as_one():
+        graphdef, hyperparameters, weights = _parts(task, depth.as_one)
     patterns = (*config.model.stacked, stacking.PATTERN)
     deep = stacking.Form(graphdef, hyperparameters, placed_by_rules(weights, config, mesh, patterns), count)
     return replace(step, deep=deep)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from bigctl import randomness
 from bigctl.config import schema
 from bigctl.data.layouts import rounds
-from bigctl.models import rounded
+from bigctl.models import depth, rounded
 from bigctl.models.layers import Hyperparameter
 from bigctl.optim import masks, optimizers, schedules, server, thawing
 from bigctl.parallel import mesh as meshes
@@ -99,7 +99,9 @@ class Step:
     # ---------------------------------------------------------------------------------------------------- the state
 
     def _initial(self, key: jax.Array, hparams: Hparams) -> TrainState:
-        _, params, _, variables = split_model(self.task.build(nnx.Rngs(params=key)))
+        with depth.made_as_one() if self.deep is not None else contextlib.nullcontext():
+            model = self.task.build(nnx.Rngs(params=key))
+        _, params, _, variables = split_model(model)
         params, variables = self.carried(nnx.to_pure_dict(params)), nnx.to_pure_dict(variables)
         sums = jax.eval_shape(self._gradients, params, variables, self.batch_shapes, jnp.int32(0), hparams)[2]
         return TrainState(

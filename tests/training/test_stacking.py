@@ -112,11 +112,12 @@ def test_what_looks_at_single_layers_has_them_one_by_one(key: str) -> None:
     assert built(*VIT, key).programs.step.deep is None
 
 
-def test_the_traced_step_is_as_long_for_any_number_of_layers(text: str) -> None:
-    def equations(layers: int) -> int:
+def test_the_step_and_the_first_state_are_traced_as_long_for_any_number_of_layers(text: str) -> None:
+    def equations(layers: int) -> tuple[int, int]:
         made = built(*CASES["adamw"], text, f"model.layers={layers}")
         programs, shapes = made.programs, made.task.example_shapes(4)
         traced = programs.step_sent.trace(programs.carried_state, shapes, programs.hparams)
-        return str(traced.jaxpr).count(" = ")
+        first = programs.make_state.trace(jax.random.key(0))
+        return str(traced.jaxpr).count(" = "), str(first.jaxpr).count(" = ")
 
     assert equations(2) == equations(6)
