@@ -1,8 +1,8 @@
 """Convolution and max-pooling whose gradients are quick on CPU; elsewhere they are the ordinary XLA operations.
 
-XLA's own code for the gradient of a convolution's kernel takes twice the time of the matrix products below on CPU, and
-thirty times in the body of a loop; that of `reduce_window` is slower still. Both functions have reverse-mode rules of
-their own for that reason, and no forward-mode ones.
+XLA's own code for the gradient of a convolution's kernel takes several times what is below on CPU, and thirty times in
+the body of a loop; that of `reduce_window` is slower still. Both functions have reverse-mode rules of their own for
+that reason, and no forward-mode ones.
 """
 
 from __future__ import annotations
@@ -65,18 +65,21 @@ def _pads(size: int, padding: str) -> tuple[int, int]:
 
 
 def _kernel_gradient(x: Array, dy: Array, shape: tuple[int, ...], padding: str) -> Array:
-    """Matrix products of the shifted input with `dy`."""
+    """The convolution of the input with `dy`, its examples and channels having changed places.
+
+    XLA runs that quickly on CPU once both lie in memory as a convolution wants them, and slowly from where they are.
+    Of few columns it is a product of matrices.
+    """
     rows, columns, inputs, outputs = shape
-    x = jnp.pad(x, ((0, 0), _pads(rows, padding), _pads(columns, padding), (0, 0)))
-    height, width = dy.shape[1:3]
-    dy = dy.reshape(-1, outputs)
+    pads = _pads(rows, padding), _pads(columns, padding)
     if rows * columns * inputs <= _FEW_COLUMNS:
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        height, width = dy.shape[1:3]
         shifts = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
         patches = jnp.concatenate(shifts, -1).reshape(-1, rows * columns * inputs)
-        return (patches.T @ dy).reshape(shape)
-    wide = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], -1)
-    products = [wide[:, i : i + height].reshape(-1, columns * inputs).T @ dy for i in range(rows)]
-    return jnp.stack(products).reshape(shape)
+        return (patches.T @ dy.reshape(-1, outputs)).reshape(shape)
+    x, dy = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
+    return _convolve(x, dy, pads).transpose(1, 2, 0, 3)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

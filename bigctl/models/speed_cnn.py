@@ -97,7 +97,10 @@ class SpeedCnn(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
-        x = ACTIVATIONS[self.activation](self.whiten(x))
+        activation = ACTIVATIONS[self.activation]
+        if key is not None:  # of all layers' values most are these: what derivatives need is computed anew in less time
+            activation = jax.checkpoint(activation)
+        x = activation(self.whiten(x))
         for group in self.groups:
             x = group(x, training=key is not None, mask=mask)
         return self.head(x.max((1, 2))) * self.factor
