@@ -1,8 +1,11 @@
-"""Whether what an experiment is made of fits the memory there is: asked of shapes, before anything is allocated."""
+"""Whether what an experiment is made of fits the memory there is: asked of shapes before anything is allocated, and of
+compiled programs before they run. Steps of training are in `step_memory`."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from bigctl.config.schema import Config
-    from bigctl.training.programs import Programs
+    from bigctl.training.feed import Check
+    from bigctl.training.programs import Executable, ModelPrograms, Programs
+    from bigctl.training.state import Tree
     from bigctl.training.task import Task
 
 _INDEX = 64
@@ -76,3 +81,90 @@ def _room(mesh: Mesh) -> tuple[int, int]:
     if limit := stats.get("bytes_limit"):
         return int(limit), 1
     return memory.limit(), max(1, len(local))
+
+
+# ---------------------------------------------------------------------------------------------------- compiled programs
+
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory of a device.
+
+    Attributes:
+        limit: bytes that it has; of simulated devices each has its share of the machine.
+        taken: by what is there and no argument of the step.
+        sharing: devices of this process that share it.
+    """
+
+    limit: int
+    taken: int = 0
+    sharing: int = 1
+
+    @property
+    def free(self) -> int:
+        """Bytes that a step may take, its arguments among them."""
+        return self.limit - self.taken
+
+
+def room(mesh: Mesh, arguments: int | None = None) -> Room:
+    """The memory of the fullest device of this process.
+
+    Args:
+        mesh: the devices.
+        arguments: bytes of the step's arguments, where these are on the device by now.
+    """
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() or {} for device in local if device.platform != "cpu"]
+    told = [(int(each["bytes_limit"]), int(each.get("bytes_in_use", 0))) for each in stats if "bytes_limit" in each]
+    if not told:
+        sharing = max(1, len(local))
+        return Room(memory.limit() // sharing, sharing=sharing)
+    limit, used = min(told, key=lambda each: each[0] - each[1])
+    return Room(limit, max(0, used - (arguments or 0)))
+
+
+def peak(compiled: Executable) -> int:
+    """Bytes that a step takes on a device, by the compiler's account."""
+    analysis = compiled.memory_analysis()
+    grown = analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.generated_code_size_in_bytes
+    return int(analysis.argument_size_in_bytes + grown + analysis.temp_size_in_bytes)
+
+
+def check_of_evaluation(programs: ModelPrograms) -> Check:
+    """What refuses a compiled evaluation that the devices have no memory for, see `require`."""
+    said = "a batch of an evaluation", "eval.batch_size", "a smaller eval.batch_size takes less"
+    return partial(require, programs.mesh, programs.weights, said)
+
+
+def check_of_pack(programs: Programs, width: int) -> Check:
+    """The same of steps of so many trials side by side."""
+    states = (programs.carried_state,) * width
+    said = f"a step of {width} trials side by side", "packed trials", "train them one by one, or by smaller batches"
+    return partial(require, programs.mesh, states, said)
+
+
+def require(mesh: Mesh, kept: Tree, said: tuple[str, str, str], compiled: Executable) -> None:
+    """Refuse a compiled program that the devices have no memory for.
+
+    Args:
+        mesh: the devices.
+        kept: a tree of what is there before it runs, besides data.
+        said: what it is, its key, and what would take less.
+        compiled: the program, whose arguments are on the devices by now.
+
+    Raises:
+        ConfigError: naming the largest arrays.
+    """
+    from bigctl.planning import costs, hlo
+
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return
+    found, needed, (what, where, hint) = room(mesh, int(analysis.argument_size_in_bytes)), peak(compiled), said
+    if needed > found.free:
+        told = costs.memory_of(hlo.parse(compiled.as_text()), analysis, {costs.PARAMETERS: kept}, found.free)
+        names = ", ".join(f"{each.path} ({each.part}, {size(each.bytes)})" for each in told.largest[:_NAMED])
+        message = f"{what} takes {size(needed)} on each device, which has {size(max(0, found.free))}; largest: {names}"
+        raise ConfigError(message, where=where, hint=hint)

@@ -81,7 +81,8 @@ class Experiment:
         """How a split is scored; `prefix` is what its metrics' names begin with."""
         if self.shared is not None:
             return self.shared.evaluator(split, prefix)
-        return Evaluator(self.programs, self.dataset.batches, self.dataset.splits[split], self.config, prefix=prefix)
+        columns, check = self.dataset.splits[split], device_memory.check_of_evaluation(self.programs)
+        return Evaluator(self.programs, self.dataset.batches, columns, self.config, prefix=prefix, check=check)
 
     def metric_names(self, prefix: str) -> list[str]:
         """The numbers that an evaluation gives."""

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.config.schema import Config
-from bigctl.engine import compile_cache, device_memory, distil, restore
+from bigctl.engine import compile_cache, device_memory, distil, restore, step_memory
 from bigctl.engine import experiment as experiments
 from bigctl.errors import ConfigError, TrainingFailed
 from bigctl.parallel import cluster
@@ -94,7 +95,8 @@ def find(config: Config) -> Found:
 def _tried(experiment: Experiment, hparams: dict[str, Any]) -> tuple[list[float], list[float], bool]:
     """Rates, losses, and whether the last one has diverged."""
     programs, state = experiment.programs, _first_state(experiment)
-    feed, batch = experiment.feed(), experiment.config.train.batch_size
+    feed = experiment.feed(check=partial(step_memory.require_step, experiment))
+    batch = experiment.config.train.batch_size
     rates = np.geomspace(LOW, HIGH, STEPS).tolist()
     losses: list[float] = []
     try:

@@ -251,5 +251,6 @@ def _fallen_back(kernels: Mapping[str, str], plan: Plan) -> list[str]:
     platform, attention = plan.target.chip.platform, kernels.get("attention", "")
     if platform == "gpu" and plan.found.exact and attention and not attention.startswith("cudnn"):
         why = " as train.precision=float32" if plan.config.train.precision == "float32" else ""
-        return [f"attention is not fused: by {attention}{why}; cuDNN's kernel is for train.precision=bfloat16"]
+        suits = "train.precision=bfloat16, texts of even length and heads of 8, 16, ... to 128 features"
+        return [f"attention is not fused: by {attention}{why}; cuDNN's kernel is for {suits}"]
     return []

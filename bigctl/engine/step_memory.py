@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import jax
 
 from bigctl import memory
 from bigctl.config.schema import Config
 from bigctl.engine import resolve
+from bigctl.engine.device_memory import Room, peak, room
 from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.training import feed
@@ -33,50 +31,6 @@ Changes = Mapping[str, int | str]
 _COMPILED = 4
 """Smaller steps that are compiled at most, to find one that fits."""
 _NAMED = 4
-
-
-@dataclass(frozen=True)
-class Room:
-    """Memory of a device.
-
-    Attributes:
-        limit: bytes that it has; of simulated devices each has its share of the machine.
-        taken: by what is there and no argument of the step.
-        sharing: devices of this process that share it.
-    """
-
-    limit: int
-    taken: int = 0
-    sharing: int = 1
-
-    @property
-    def free(self) -> int:
-        """Bytes that a step may take, its arguments among them."""
-        return self.limit - self.taken
-
-
-def room(mesh: Mesh, arguments: int | None = None) -> Room:
-    """The memory of the fullest device of this process.
-
-    Args:
-        mesh: the devices.
-        arguments: bytes of the step's arguments, where these are on the device by now.
-    """
-    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    stats = [device.memory_stats() or {} for device in local if device.platform != "cpu"]
-    told = [(int(each["bytes_limit"]), int(each.get("bytes_in_use", 0))) for each in stats if "bytes_limit" in each]
-    if not told:
-        sharing = max(1, len(local))
-        return Room(memory.limit() // sharing, sharing=sharing)
-    limit, used = min(told, key=lambda each: each[0] - each[1])
-    return Room(limit, max(0, used - (arguments or 0)))
-
-
-def peak(compiled: Executable) -> int:
-    """Bytes that a step takes on a device, by the compiler's account."""
-    analysis = compiled.memory_analysis()
-    grown = analysis.output_size_in_bytes - analysis.alias_size_in_bytes + analysis.generated_code_size_in_bytes
-    return int(analysis.argument_size_in_bytes + grown + analysis.temp_size_in_bytes)
 
 
 def require_step(experiment: Experiment, compiled: Executable) -> None:
@@ -144,7 +98,7 @@ def _advice(experiment: Experiment, compiled: Executable, found: Room) -> str:
             continue
         least = min(least, takes)
         if takes <= found.free:
-            said = " ".join(f"{key}={value}" for key, value in changes.items())
+            said = " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
             return f"the smallest change that fits: {said}, {size(takes)}"
     return f"the least of what was tried takes {size(least)}: make the model smaller, or share it by mesh=fsdp"
 
@@ -179,8 +133,11 @@ def smaller(config: Config, mesh: Mesh | None = None) -> Iterator[Changes]:
         mesh: with it, another placement on its devices is among them.
     """
     kept: dict[str, int | str] = {}
-    if getattr(config.model, "remat", "full") != "full":
+    loops = getattr(config.model, "scan", True) or mesh is None or mesh.devices.flat[0].platform != "cpu"
+    if getattr(config.model, "remat", "full") != "full" or not loops:
         kept["model.remat"] = "full"
+        if not loops:  # of layers that are written out a CPU's compiler undoes it
+            kept["model.scan"] = True
         yield dict(kept)
     if mesh is not None and mesh.size > 1 and mesh.shape["data"] == mesh.size:
         yield {"mesh.data": 1, "mesh.fsdp": mesh.size}

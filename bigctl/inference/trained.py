@@ -18,7 +18,7 @@ from bigctl.config.schema import TTA, Config
 from bigctl.data import origins
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.files import changed_files
-from bigctl.engine import compile_cache, experiment
+from bigctl.engine import compile_cache, device_memory, experiment
 from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
@@ -247,7 +247,8 @@ class TrainedRun(Predictor):
         if split not in dataset.splits:
             raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
         prefix = {"validation": "val"}.get(split, split)
-        evaluator = Evaluator(self._programs, dataset.batches, dataset.splits[split], self.config, prefix=prefix)
+        columns, check = dataset.splits[split], device_memory.check_of_evaluation(self._programs)
+        evaluator = Evaluator(self._programs, dataset.batches, columns, self.config, prefix=prefix, check=check)
         return dataset, evaluator.score(self.params, self.variables, self._task)
 
     def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[Record]:

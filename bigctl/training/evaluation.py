@@ -19,7 +19,7 @@ from bigctl.training.metrics import Sums
 from bigctl.training.prefetch import prefetched
 from bigctl.training.programs import ModelPrograms
 from bigctl.training.state import Tree
-from bigctl.training.task import Batch, Task, special_metrics
+from bigctl.training.task import Task, special_metrics
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,18 @@ class Evaluator:
         columns: the split's arrays.
         config: the experiment.
         prefix: what metric names begin with: "val" or "test".
+        check: told of each compiled evaluation before it runs first.
     """
 
     def __init__(
-        self, programs: ModelPrograms, layout: Layout, columns: Columns, config: schema.Config, *, prefix: str
+        self,
+        programs: ModelPrograms,
+        layout: Layout,
+        columns: Columns,
+        config: schema.Config,
+        *,
+        prefix: str,
+        check: feed.Check | None = None,
     ):
         self.programs, self.layout, self.columns, self.prefix = programs, layout, columns, prefix
         self.parted = layout if isinstance(layout, Parted) else None
@@ -56,6 +64,7 @@ class Evaluator:
         self.plan = layout.evaluation_plan(columns, batch_size=config.eval.batch_size, shards=shards)
         self.resident = feed.fits_on_device(columns, config)
         self._arrays: Mapping[str, jax.Array] | None = None
+        self._checked = feed.Checked(check)
 
     def __call__(self, params: Tree, variables: Tree, task: Task | None = None) -> dict[str, Any]:
         """Metrics of these weights, named `prefix/...`; `task` where it is decided, see `Task.decided`."""
@@ -121,23 +130,22 @@ class Evaluator:
             yield from self._sent(params, variables)
             return
         for indices, mask, length in self.plan.batches():
-            found = programs.evaluate_resident(
-                params, variables, arrays, indices, mask, programs.hparams, self.layout, length
-            )
+            given = params, variables, arrays, indices, mask, programs.hparams, self.layout, length
+            found = self._checked.run(programs.evaluate_resident, length, *given)
             yield indices, mask, found
 
     def _sent(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
         """The same of a split that is not on the devices, whose batches are made ahead."""
         programs, where = self.programs, meshes.batch_sharding(self.programs.mesh)
 
-        def made(indices: np.ndarray, mask: np.ndarray, length: int | None) -> tuple[np.ndarray, np.ndarray, Batch]:
+        def made(indices: np.ndarray, mask: np.ndarray, length: int | None) -> tuple[Any, ...]:
             gather = partial(self.layout.gather, self.columns, length=length)
-            return indices, mask, meshes.put_batch(gather, indices, where)
+            return indices, mask, length, meshes.put_batch(gather, indices, where)
 
         with contextlib.closing(prefetched(partial(made, *planned) for planned in self.plan.batches())) as batches:
-            for indices, mask, batch in batches:
-                found = programs.evaluate_sent(params, variables, batch, meshes.put(mask, where), programs.hparams)
-                yield indices, mask, found
+            for indices, mask, length, batch in batches:
+                given = params, variables, batch, meshes.put(mask, where), programs.hparams
+                yield indices, mask, self._checked.run(programs.evaluate_sent, length, *given)
 
 
 def _added(parts: Iterable[Sums]) -> Sums:

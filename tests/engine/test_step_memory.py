@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 import bigctl
 from bigctl import memory
 from bigctl.cli.main import main
-from bigctl.engine import dry_run, step_memory
+from bigctl.engine import device_memory, dry_run, lr_finder, step_memory
 from bigctl.engine import experiment as experiments
 from bigctl.errors import ConfigError
+from bigctl.parallel import mesh as meshes
+from bigctl.sweeps.packed import pack_width
+from bigctl.training.packed.pack import PackedSteps
 
 WIDE = ["recipe=mlp_cls", "data=breast_cancer", "model.hidden=[2000]", "model.dropout=0", "train.batch_size=256",
         "train.steps=2", "optimizer=adamw", "mesh=single"]  # fmt: skip
@@ -59,6 +66,49 @@ def test_without_a_change_that_fits_the_least_is_told(monkeypatch: pytest.Monkey
         step_memory.require_step(experiment, compiled)
 
 
+def test_an_evaluation_without_memory_is_refused_naming_its_arrays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["train", *WIDE, "train.batch_size=8", "train.steps=1", "--run-dir", str(tmp_path / "run"), "--quiet"]
+    assert main(run) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(memory, "limit", lambda: 2**18)
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    told = re.search(r"eval\.batch_size: a batch of an evaluation takes .* which has 256\.0 KiB; largest: (.*)", said)
+    assert told and "(parameters, " in told[1] and "a smaller eval.batch_size" in said, said
+
+
+def test_packed_steps_without_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiments.build(bigctl.compose(WIDE))
+    programs, columns = experiment.programs, experiment.dataset.splits["train"]
+    steps = PackedSteps(
+        programs, experiment.dataset.batches, columns, experiment.config, experiment.cadence, width=2,
+        check=device_memory.check_of_pack(programs, 2),
+    )  # fmt: skip
+    monkeypatch.setattr(memory, "limit", lambda: 3 * 2**20)
+    hparams = {name: np.stack([np.asarray(value)] * 2) for name, value in programs.hparams.items()}
+    states = (programs.initialise(), programs.initialise())
+    with pytest.raises(
+        ConfigError, match="packed trials: a step of 2 trials side by side takes .*; largest: .*activations, "
+    ):
+        steps(states, lambda count: np.zeros((2, count, 256), np.int32), 1, hparams)
+    group: Any = SimpleNamespace(steps=lambda width: steps, experiment=experiment)
+    assert pack_width._cost(group, 2, 0.1) == math.inf  # so that `auto` packs fewer, or none
+
+
+def test_a_search_for_a_rate_refuses_a_step_without_memory(three_mib: None) -> None:
+    with pytest.raises(ConfigError, match=r"3\.0 MiB; largest: .*change that fits: train\.accumulate"):
+        lr_finder.find(bigctl.compose(WIDE))
+
+
+def test_on_a_cpu_remat_is_proposed_with_a_loop_alone() -> None:
+    config = bigctl.compose(["recipe=gpt_lm", "data=text", "data.path=."])
+    assert next(step_memory.smaller(config)) == {"model.remat": "full"}
+    mesh = meshes.make_mesh(bigctl.compose(WIDE).mesh)
+    assert next(step_memory.smaller(config, mesh)) == {"model.remat": "full", "model.scan": True}
+
+
 @contextmanager
 def compilations() -> Iterator[list[str]]:
     found: list[str] = []
@@ -72,6 +122,15 @@ def compilations() -> Iterator[list[str]]:
         yield found
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def test_an_evaluation_is_compiled_once_for_its_check() -> None:
+    experiment = experiments.build(bigctl.compose(WIDE))
+    state, evaluator = experiment.programs.initialise(), experiment.evaluator("validation", "val")
+    with compilations() as found:
+        for _ in range(2):
+            evaluator(state.params, state.variables)
+    assert len(found) <= 2  # the evaluation and the sum of batches
 
 
 def test_the_check_compiles_nothing_twice() -> None:

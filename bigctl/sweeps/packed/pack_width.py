@@ -137,7 +137,7 @@ def _cost(shared: TrialGroup, width: int, seconds: float) -> float:
         try:
             states, count = steps(states, draw, steps.largest, hparams)
             jax.block_until_ready(states)
-        except JaxRuntimeError as error:  # there is no memory for so many
+        except (JaxRuntimeError, ConfigError) as error:  # there is no memory for so many
             log.info("packed by %d: %s", width, str(error)[:200])
             return math.inf
         taken.append((time.perf_counter() - start) / count / width)

@@ -151,15 +151,16 @@ class TrialGroup:
 
     def steps(self, width: int) -> PackedSteps:
         """The compiled steps of so many trials side by side."""
+        from bigctl.engine import device_memory
         from bigctl.training.packed.pack import PackedSteps
 
         built = self.experiment
         columns = built.dataset.splits["train"]
         with self._lock:
             if width not in self._steps:
-                layout = built.dataset.batches
+                layout, check = built.dataset.batches, device_memory.check_of_pack(built.programs, width)
                 self._steps[width] = PackedSteps(
-                    built.programs, layout, columns, built.config, built.cadence, width=width
+                    built.programs, layout, columns, built.config, built.cadence, width=width, check=check
                 )
             return self._steps[width]
 

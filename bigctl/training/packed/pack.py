@@ -73,6 +73,7 @@ class PackedSteps:
         config: of any of them.
         cadence: of all of them.
         width: how many states are side by side.
+        check: told of the compiled steps before they run first.
 
     Raises:
         ConfigError: where batches do not come from the memory of one device.
@@ -87,6 +88,7 @@ class PackedSteps:
         cadence: Cadence,
         *,
         width: int,
+        check: feeds.Check | None = None,
     ):
         if (refused := refusal(programs, layout, columns, config)) is not None:
             raise ConfigError(refused, where="packed trials", hint="train them one by one")
@@ -99,6 +101,7 @@ class PackedSteps:
         self.largest = min(most, 1 << (between - 1).bit_length())
         self._length: int | None = config.train.steps_per_dispatch if looped else 1
         self._warm = False
+        self._checked = feeds.Checked(check)
         self.program = compile_packed_steps(programs, layout, self.length, width=width, looped=looped)
 
     def __call__(
@@ -116,7 +119,8 @@ class PackedSteps:
         if timing:
             jax.block_until_ready(states)
         start = time.perf_counter()
-        states = self.program(states, self.arrays, indices, np.int32(count), hparams)
+        given = states, self.arrays, indices, np.int32(count), hparams
+        states = self._checked.run(self.program, self.length, *given)
         if timing:
             jax.block_until_ready(states)
             self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))
