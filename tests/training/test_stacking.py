@@ -58,7 +58,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", ["adamw", pytest.param("muon", marks=pytest.mark.slow), pytest.param("lamb", marks=pytest.mark.slow)]
+    "case", ["adamw", *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.fewer]) for name in ("muon", "lamb"))]
 )
 def test_updates_are_those_of_layers_one_by_one(case: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After two steps: clipping, decay, trust ratios, Newton-Schulz, dropout, frozen parameters, the average."""
