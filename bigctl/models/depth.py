@@ -48,7 +48,9 @@ def through(
     """
     if scan or not isinstance(layers, nnx.List):
         structure, params, rest = _together(layers)
-        layer = rematerialised(_calling(call, structure), remat)
+        layer = (
+            _lean(_calling(call, structure)) if remat == "none" else rematerialised(_calling(call, structure), remat)
+        )
         given = jax.vmap(own)(jnp.arange(count)), params
         return jax.lax.scan(lambda x, part: layer(x, *part, rest), x, given)
     found = []
@@ -123,6 +125,20 @@ def _calling(call: Call, structure: nnx.GraphDef[Any]) -> Callable[..., tuple[Ar
 def rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """The layer, of which the backward pass computes anew what `model.remat` says."""
     return layer if remat == "none" else jax.checkpoint(layer, policy=_policy(remat))
+
+
+_QUICK = {
+    "abs", "add", "add_any", "broadcast_in_dim", "convert_element_type", "copy", "div", "erf", "erfc", "exp",
+    "integer_pow", "log", "logistic", "max", "min", "mul", "neg", "pow", "reshape", "rsqrt", "select_n", "sign",
+    "sqrt", "square", "squeeze", "stop_gradient", "sub", "tanh", "transpose",
+}  # fmt: skip
+"""Primitives that take each element by itself; not comparisons, whose results take a byte."""
+
+
+def _lean(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """The layer, of which a loop does not keep what is quick to make anew from what it keeps: XLA decides this itself
+    where layers are written out, and not across the passes of a loop."""
+    return jax.checkpoint(layer, policy=lambda primitive, *_, **__: primitive.name not in _QUICK, prevent_cse=False)
 
 
 def _policy(remat: str) -> Callable[..., Any] | None:
