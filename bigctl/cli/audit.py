@@ -75,12 +75,15 @@ def _print(found: Audit) -> None:
         [attack.name, f"{attack.auc:.4f}", *(f"{share:.2%}" for share in attack.tpr.values())]
         for attack in found.attacks
     ]
-    render.print_table(["told by", "AUC", "found at 1% false", "at 0.1%"], rows)
-    proven = found.proven
-    render.print_wrapped(
-        f"  epsilon is at least {number(proven.epsilon)} at {proven.confidence:.0%} confidence, delta {found.delta:g}: "
-        f"{proven.guess}, right of {proven.right:,} in {proven.count:,}, wrong of {proven.wrong:,} in {proven.others:,}"
-    )
+    if (proven := found.proven) is None:
+        render.print_wrapped("  too few for attacks by loss: canaries alone are asked")
+    else:
+        render.print_table(["told by", "AUC", "found at 1% false", "at 0.1%"], rows)
+        render.print_wrapped(
+            f"  epsilon is at least {number(proven.epsilon)} at {proven.confidence:.0%} confidence, delta "
+            f"{found.delta:g}: {proven.guess}, right of {proven.right:,} in {proven.count:,}, wrong of "
+            f"{proven.wrong:,} in {proven.others:,}"
+        )
     if (told := found.canaries) is not None:
         render.print_wrapped(
             f"  by {told.count:,} canaries, {told.inside:,} of them trained on: epsilon is at least "

@@ -122,6 +122,9 @@ def _write_encrypted(
         sealed.seal(clear / "export", folder, secret)
         served = any((clear / "export" / name).is_file() for name in ("model.onnx", "model.jax"))
     usage = [f"bigctl serve {folder} --passphrase-file FILE"] if served else []
+    for line in exported.usage:
+        if line.startswith("bigctl predict "):
+            usage.append(f"{line.replace(str(clear / 'export'), str(folder))} --passphrase-file FILE")
     usage.append(f"bigctl export {folder} --decrypt --out DIR --passphrase-file FILE")
     return Exported(usage, {**exported.facts, "what": f"{exported.facts['what']}; encrypted"})
 

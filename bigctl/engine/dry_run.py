@@ -7,6 +7,7 @@ from typing import Any
 
 from bigctl.config.schema import Config
 from bigctl.data import notes
+from bigctl.engine import privacy
 from bigctl.runs import corpora
 
 
@@ -55,6 +56,7 @@ def report(config: Config) -> dict[str, Any]:
         "init_from": None if taken is None else list(taken.said),
         "unfreeze": thawed,
         "federated": list(federated.announcement(config, dataset)),
+        "privacy": list(privacy.announcement(config, dataset, experiment.cadence.total)),
         "sizes": experiment.growth,
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "batch_size": None if measured is None else measured.to_json(),
@@ -86,7 +88,8 @@ def text(report: dict[str, Any]) -> str:
     lines.append("data: " + ", ".join(f"{split} {n:,}" for split, n in report["data"].items()))
     lines += [f"  {line}" for line in corpora.lines(report["drawn"])]
     lines += [f"note: {note}" for note in report["notes"]]
-    lines += [*(report["init_from"] or []), *report["unfreeze"], *report["federated"], *report["sizes"]]
+    lines += [*(report["init_from"] or []), *report["unfreeze"], *report["federated"], *report["privacy"]]
+    lines += report["sizes"]
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
     if report["batch_size"] is not None:
         lines.append(report["batch_size"]["sentence"])

@@ -78,7 +78,8 @@ class Audit:
         members, others: examples of both.
         attacks: each by all examples.
         proven: by the better attack; it, its threshold and its guess are chosen on one half of the examples, and the
-            rates counted on the other.
+            rates counted on the other. None, and no attacks, where canaries alone are asked, as one of the splits has
+            fewer than `LEAST` examples.
         promise: what the training has promised at this step, see `engine.privacy.spent`; None where nothing is.
         canaries: what those of the run prove; None where it has none. They count in nothing else.
     """
@@ -88,14 +89,14 @@ class Audit:
     others: int
     delta: float
     attacks: list[Attack]
-    proven: Proven
+    proven: Proven | None
     promise: dict[str, Any] | None
     canaries: ByCanaries | None = None
 
     @property
     def holds(self) -> bool:
         """Whether nothing was proven that contradicts the promise."""
-        found = [self.proven.epsilon, *([self.canaries.epsilon] if self.canaries else [])]
+        found = [each.epsilon for each in (self.proven, self.canaries) if each is not None]
         return self.promise is None or max(found) <= self.promise["epsilon"]
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def audit(trained: TrainedRun, split: str, *, confidence: float = 0.95, delta: f
         seed: which examples are in which half.
 
     Raises:
-        ConfigError: for a run that predicts no single class, or with too few examples.
+        ConfigError: for a run that predicts no single class, or with too few examples and no canaries.
         RunError: if the data has changed.
     """
     measured.require_classes(trained, "audit")
@@ -121,27 +122,33 @@ def audit(trained: TrainedRun, split: str, *, confidence: float = 0.95, delta: f
     planted = data.canaries
     left_out = np.arange(0) if planted is None else planted.rows
     losses, labels = zip(_losses(trained, "train", left_out), _losses(trained, split), strict=True)
-    if min(map(len, losses)) < LEAST:
+    few = min(map(len, losses)) < LEAST
+    if few and planted is None:
         what = f"the {split} split has {len(losses[1])} examples, the training split {len(losses[0])}"
         raise ConfigError(what, where="--split", hint=f"an audit needs {LEAST} of each; another --split may have more")
     promise = privacy.spent(trained.config, data, trained.step)
     delta = float(promise["delta"]) if promise else delta
-    scores = [dict(zip(ATTACKS, each, strict=True)) for each in _scores(losses, labels)]
-    rng = np.random.default_rng(seed)
-    halves = [rng.permutation(len(each)) < len(each) // 2 for each in losses]
-    proven, best = None, -1.0
-    for name in ATTACKS:
-        members, others = scores[0][name], scores[1][name]
-        found = proven_by(members, others, halves[0], halves[1], delta, confidence)
-        if found[0] > best:
-            best, proven = found
-    assert proven is not None
-    attacks = [attack_of(name, scores[0][name], scores[1][name]) for name in ATTACKS]
+    attacks, proven = ([], None) if few else _attacked(losses, labels, delta, confidence, seed)
     by_canaries = None
     if planted is not None:
         told = canaries.scores_of(planted, trained.probabilities("train")[0])
         by_canaries = canaries.proven(told, planted.inside, delta, confidence)
     return Audit(split, len(losses[0]), len(losses[1]), delta, attacks, proven, promise, by_canaries)
+
+
+def _attacked(
+    losses: tuple[Scores, ...], labels: tuple[np.ndarray, ...], delta: float, confidence: float, seed: int
+) -> tuple[list[Attack], Proven | None]:
+    """Each attack by all examples, and what the better one proves."""
+    scores = [dict(zip(ATTACKS, each, strict=True)) for each in _scores(losses, labels)]
+    rng = np.random.default_rng(seed)
+    halves = [rng.permutation(len(each)) < len(each) // 2 for each in losses]
+    proven, best = None, -1.0
+    for name in ATTACKS:
+        found = proven_by(scores[0][name], scores[1][name], halves[0], halves[1], delta, confidence)
+        if found[0] > best:
+            best, proven = found
+    return [attack_of(name, scores[0][name], scores[1][name]) for name in ATTACKS], proven
 
 
 def _losses(trained: TrainedRun, split: str, without: Counts | None = None) -> tuple[Scores, np.ndarray]:

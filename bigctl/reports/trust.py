@@ -112,12 +112,14 @@ def _audit(found: Mapping[str, Any]) -> Figure:
         for name, x, y, colour in [*lines, ("by chance", [0.0, 1.0], [0.0, 1.0], "#999999")]
     ]  # fmt: skip
     proven, promise = found["proven"], found.get("promise")
-    said = f"epsilon is at least {shown(float(proven['epsilon']))} at {float(proven['confidence']):.0%} confidence"
-    said += f"; promised: {shown(float(promise['epsilon']))}" if promise else "; nothing was promised"
+    said = [f"promised: {shown(float(promise['epsilon']))}" if promise else "nothing was promised"]
+    if proven:
+        at = f"{float(proven['confidence']):.0%} confidence"
+        said.insert(0, f"epsilon is at least {shown(float(proven['epsilon']))} at {at}")
     if by := found.get("canaries"):
-        said = f"by {int(by['count']):,} canaries epsilon is at least {shown(float(by['epsilon']))}; {said}"
+        said.insert(0, f"by {int(by['count']):,} canaries epsilon is at least {shown(float(by['epsilon']))}")
     areas = ", ".join(f"{each['name']} {float(each['auc']):.3f}" for each in found["attacks"])
-    caption = f"Area under the curve: {areas}; {said}."
+    caption = f"Area under the curve: {areas or 'too few examples'}; {'; '.join(said)}."
     axes = [{"title": {"text": text}, "range": [-0.01, 1.01]} for text in ("others taken for members", "members found")]
     layout = {"xaxis": axes[0], "yaxis": axes[1], "showlegend": True}
     return Figure("Who was trained on", caption, data, layout, height=320)

@@ -14,7 +14,9 @@ import bigctl
 from bigctl.cli.main import main
 from bigctl.engine import privacy
 from bigctl.errors import ConfigError
-from bigctl.inference import canaries
+from bigctl.inference import audit, canaries
+from bigctl.reports import trust
+from bigctl.runs import directory
 from tests import small
 
 
@@ -97,6 +99,11 @@ def test_a_run_without_privacy_is_found_out_and_a_promise_holds(
     assert main(["audit", str(folder / "plain"), "--step", "last"]) == 1
     said = capsys.readouterr().out
     assert "BROKEN" in said and "by 300 canaries, 1" in said
+    monkeypatch.setattr(audit, "LEAST", 5000)  # more than there are: canaries need no others
+    few = audited("plain", code=1)
+    assert few["proven"] is None and not few["attacks"] and few["canaries"] == plain["canaries"]
+    shown = trust.of_run(directory.locate(str(folder / "plain")))
+    assert shown is not None and "too few examples; by 300 canaries" in shown.figures[0].caption
 
 
 def test_canaries_where_there_is_no_place_for_them_are_refused(folder: Path, tmp_path: Path) -> None:

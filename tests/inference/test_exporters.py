@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -49,7 +51,9 @@ def table(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("table")
     shutil.copytree(small.trained(tmp_path_factory) / "runs" / "small", folder / "run")
     small.write(folder / "rows.csv", small.columns())
-    assert main(["export", str(folder / "run"), "--format", "jax"]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["export", str(folder / "run"), "--format", "jax"]) == 0
+    assert f"bigctl predict {folder / 'run' / 'jax'} FILE.csv" in said.getvalue()
     return folder
 
 

@@ -128,6 +128,9 @@ def test_the_command_keeps_what_the_report_shows(table: TrainedRun, capsys: pyte
     assert found["report"].tables[0].rows[0][0] == "strong" and len(found["report"].figures) == 3
     assert main(["explain", str(table.run.path), "--global"]) == 0
     assert "strong: " in capsys.readouterr().out
+    alike = {"column": "idle", "grid": [2.0], "answers": {"large": [0.25], "small": [0.75]}}
+    (_, line) = overall.sentences({**found, "dependence": [alike]})
+    assert line == "  idle: large 0.25; it is 2 in all of these examples"
 
 
 def test_pictures_are_told_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,10 +179,13 @@ def test_the_commands(bigctl: Cli, tmp_path_factory: pytest.TempPathFactory, tmp
     given = ["--passphrase-file", "secret"]
     said = bigctl("export", run, "--format", "jax", "--out", "sealed", "--encrypt", *given).stdout
     assert "encrypted" in said and "--decrypt" in said and "bigctl serve sealed" in said
+    assert "bigctl predict sealed FILE.csv --passphrase-file FILE" in said
     assert sorted(contents(tmp_path / "sealed")) == ["README.md", sealed.FILE]
     assert b"small" not in contents(tmp_path / "sealed")["README.md"]
     assert bigctl("predict", "sealed", "new.csv", *given).stdout.count("label") == 3
-    bigctl("export", "sealed", "--decrypt", "--out", "opened", *given)
+    (tmp_path / "secret").chmod(0o644)
+    opened = bigctl("export", "sealed", "--decrypt", "--out", "opened", *given)
+    assert "warning: secret can be read by others" in opened.stderr
     assert bigctl("predict", "opened", "new.csv").stdout == bigctl(
         "predict", "sealed", "new.csv", env={sealed.VARIABLE: SECRET}
     ).stdout  # fmt: skip

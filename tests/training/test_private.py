@@ -137,7 +137,8 @@ def test_what_couples_examples_is_refused() -> None:
 def test_a_dry_run_compiles_the_step(capsys: pytest.CaptureFixture[str]) -> None:
     """Of a batch that microbatches do not divide."""
     assert main(["train", *PRIVATE, "train.batch_size=30", "train.steps=2", "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 2 and "privacy: epsilon" in found["privacy"][0]
 
 
 def test_changes_of_a_promise_are_refused() -> None:

@@ -273,4 +273,6 @@ def _of_values(each: Record) -> str:
     low, high = min(range(len(values)), key=values.__getitem__), max(range(len(values)), key=values.__getitem__)
     at = [f"{value:g}" if isinstance(value, float) else str(value) for value in (each["grid"][low], each["grid"][high])]
     what = "" if name == "value" else f"{name} "
+    if len(values) == 1:
+        return f"{what}{values[0]:.4g}; it is {at[0]} in all of these examples"
     return f"{what}{values[low]:.4g} where it is {at[0]}, {values[high]:.4g} where it is {at[1]}"

@@ -84,6 +84,19 @@ def complete(
     return argument
 
 
+def usage(folder: Path, argument: str, features: Features) -> list[str]:
+    """Lines that use what was written, by its own script and by `bigctl predict`; a language model labels nothing.
+
+    Args:
+        folder: of the export.
+        argument: what `complete` gave.
+        features: of the run's data.
+    """
+    given = {"image": "PICTURE ...", "table": "FILE.csv", "text": "--text TEXT"}.get(features.kind)
+    lines = [f"python {folder / 'run.py'} {argument}"]
+    return lines if given is None else [*lines, f"bigctl predict {folder} {given}"]
+
+
 def _script(trained: TrainedRun, runtime: Runtime, kind: str, needs: str, writes: str) -> str:
     argument, imports, _ = _KINDS[kind]
     script = [

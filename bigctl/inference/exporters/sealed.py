@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bigctl.errors import BigctlError, ConfigError, RunError
 from bigctl.interop.folders import whole_or_nothing
+from bigctl.runs import logs
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -90,6 +91,7 @@ def passphrase(file: Path | None, *, new: bool = False) -> str:
         found = lines[0] if lines else ""
         with contextlib.suppress(OSError):
             if file.stat().st_mode & 0o077 and file.is_file():
+                logs.show_warnings()
                 log.warning("%s can be read by others: chmod 600 %s", file, file)
     else:
         where, found = VARIABLE, os.environ.get(VARIABLE, "")
