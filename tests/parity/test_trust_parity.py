@@ -153,3 +153,34 @@ def test_attacks_are_as_strong_as_those_of_foolbox(digits: tuple[TrainedRun, Any
         theirs = 1 - float(broken.float().mean())
         found = 1 - float(arena.wrong(arena.attack(name, ours[name], x, labels, eps), labels).mean())
         assert 0.02 < theirs < 0.98 and abs(found - theirs) <= 0.005, (name, found, theirs)
+
+
+# ----------------------------------------------------------------------------------------------------------- autoattack
+
+
+def test_the_ensemble_is_as_strong_as_autoattack(digits: tuple[TrainedRun, Any]) -> None:
+    """By torchattacks, a port of the authors' code. No extra brings it, as it asks for a requests of 2020:
+    `pip install --no-deps torchattacks`. Of theirs a targeted attack, FAB and 5,000 queries are more than ours has."""
+    theirs = pytest.importorskip("torchattacks")
+    trained, net = digits
+    x, labels, _ = trained_runs.examples(trained, trained.data(), "train", 1000)
+    weights, eps = (trained.params, trained.variables), 0.1
+    arena = ensemble.Arena(trained_runs.asking(trained), weights, trained_runs.threat_of(trained, "linf"))
+    ours = ensemble.attacks(10, ensemble.Effort(steps=100))
+    given, truth = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.astype(np.int64))
+
+    def left(attack: Any) -> float:
+        attack.set_device("cpu")
+        return float((net(attack(given, truth)).argmax(1) == truth).float().mean())
+
+    broken = np.zeros(len(x), bool)
+    for name in ("APGD-CE", "APGD-DLR", "Square"):
+        moved = arena.attack(name, ours[name], x, labels, eps)
+        assert np.abs(moved - x).max() <= eps + 1e-6 and moved.min() >= 0 and moved.max() <= 1
+        wrong = arena.wrong(moved, labels)
+        broken |= wrong
+        if name.startswith("APGD"):
+            loss = name.removeprefix("APGD-").lower()
+            alone = left(theirs.APGD(net, eps=eps, steps=100, loss=loss))
+            assert abs(1 - float(wrong.mean()) - alone) <= 0.005, name
+    assert 0.1 < 1 - float(broken.mean()) <= left(theirs.AutoAttack(net, eps=eps)) + 0.005
