@@ -184,7 +184,7 @@ def _backward(
     """Parts are added up last: where the table is also that of the tokens, XLA adds them to the parts of its gradient
     there, and devices send each other one sum in place of two."""
     d_hidden, parts = (d * slopes[0].astype(d.dtype) for d in saved)
-    return d_hidden, meshes.summed(parts), None, None, None
+    return d_hidden, meshes.summed(parts, "tensor", "fsdp"), None, None, None
 
 
 _sums.defvjp(_forward, _backward)

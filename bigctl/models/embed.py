@@ -49,7 +49,7 @@ def _embed_backward(ordered: bool, saved: tuple[Array, Array], dy: Array) -> tup
         return add(vocab, tokens.reshape(-1), dy.reshape(-1, dy.shape[-1])).astype(table.dtype), None
     # Each part of the batch has a sum of its own, so that what devices add up is of the table's type.
     parts = jax.vmap(partial(add, vocab))(meshes.by_shard(tokens, shards), meshes.by_shard(dy, shards))
-    return meshes.summed(meshes.placed(parts.astype(table.dtype), "tokens", None, "tensor")), None
+    return meshes.summed(meshes.placed(parts.astype(table.dtype), "tokens", None, "tensor"), "fsdp", "tensor"), None
 
 
 _embed.defvjp(_embed_forward, _embed_backward)

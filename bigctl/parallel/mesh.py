@@ -242,10 +242,10 @@ def placed(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def summed(parts: jax.Array) -> jax.Array:
+def summed(parts: jax.Array, rows: str, columns: str) -> jax.Array:
     """The sum over the first dimension of parts [shards, rows, columns], of which each device has its own, in the type
     that the parts have: what devices send each other is no wider. Slices add up within themselves first, and each of
-    their devices sends a part of that to the others."""
+    their devices, by the axes that cut rows and columns there, sends a part of that to the others."""
 
     def added(parts: jax.Array, dimension: int) -> jax.Array:
         return jax.lax.reduce(parts, np.zeros((), parts.dtype), jax.lax.add, (dimension,))
@@ -253,7 +253,7 @@ def summed(parts: jax.Array) -> jax.Array:
     mesh = mesh_in_use()
     slices = 1 if mesh is None else mesh.shape[FAR]
     if slices > 1 and len(parts) % slices == 0:
-        parts = placed(added(parts.reshape(slices, -1, *parts.shape[1:]), 1), FAR, "fsdp", "tensor")
+        parts = placed(added(parts.reshape(slices, -1, *parts.shape[1:]), 1), FAR, rows, columns)
     return added(parts, 0)
 
 
