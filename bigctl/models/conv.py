@@ -2,7 +2,7 @@
 
 XLA's own code for the gradient of a convolution's kernel takes several times what is below on CPU, and thirty times in
 the body of a loop; that of `reduce_window` is slower still. Both functions have reverse-mode rules of their own for
-that reason, and no forward-mode ones.
+that reason, no forward-mode ones, and on CPU no second derivatives by kernels.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def _backward(padding: str, saved: tuple[Array, Array], dy: Array) -> tuple[Arra
     dx = _convolve(dy, turned, ((rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)))
     shape, dtype = kernel.shape, kernel.dtype
 
-    def by_matmul(x: Array, dy: Array) -> Array:
+    def quick(x: Array, dy: Array) -> Array:
         return _kernel_gradient(x, dy, shape, padding)
 
     def by_xla(x: Array, dy: Array) -> Array:
         transpose = jax.linear_transpose(lambda k: _convolve(x, k, padding.upper()), jax.ShapeDtypeStruct(shape, dtype))
         return transpose(dy)[0]
 
-    return dx, lax.platform_dependent(x, dy, cpu=by_matmul, default=by_xla)
+    return dx, lax.platform_dependent(x, dy, cpu=quick, default=by_xla)
 
 
 conv2d.defvjp(_forward, _backward)
@@ -65,21 +65,47 @@ def _pads(size: int, padding: str) -> tuple[int, int]:
 
 
 def _kernel_gradient(x: Array, dy: Array, shape: tuple[int, ...], padding: str) -> Array:
+    """By a convolution; for several kernels at once, as under `jax.vmap`, by products, each in the time of its own."""
+
+    @jax.custom_batching.custom_vmap
+    def gradient(x: Array, dy: Array) -> Array:
+        return _by_convolution(x, dy, shape, padding)
+
+    @gradient.def_vmap
+    def _(size: int, batched: list[bool], x: Array, dy: Array) -> tuple[Array, bool]:
+        axes = tuple(0 if each else None for each in batched)
+        return jax.vmap(lambda x, dy: _by_products(x, dy, shape, padding), in_axes=axes)(x, dy), True
+
+    found: Array = gradient(x, dy)
+    return found
+
+
+def _by_convolution(x: Array, dy: Array, shape: tuple[int, ...], padding: str) -> Array:
     """The convolution of the input with `dy`, its examples and channels having changed places.
 
     XLA runs that quickly on CPU once both lie in memory as a convolution wants them, and slowly from where they are.
-    Of few columns it is a product of matrices.
     """
-    rows, columns, inputs, outputs = shape
-    pads = _pads(rows, padding), _pads(columns, padding)
+    rows, columns, inputs, _ = shape
     if rows * columns * inputs <= _FEW_COLUMNS:
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        height, width = dy.shape[1:3]
+        return _by_products(x, dy, shape, padding)
+    x, dy = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
+    return _convolve(x, dy, (_pads(rows, padding), _pads(columns, padding))).transpose(1, 2, 0, 3)
+
+
+def _by_products(x: Array, dy: Array, shape: tuple[int, ...], padding: str) -> Array:
+    """Matrix products of the shifted input with `dy`: of several kernels XLA would make a grouped convolution, half as
+    long again."""
+    rows, columns, inputs, outputs = shape
+    x = jnp.pad(x, ((0, 0), _pads(rows, padding), _pads(columns, padding), (0, 0)))
+    height, width = dy.shape[1:3]
+    dy = dy.reshape(-1, outputs)
+    if rows * columns * inputs <= _FEW_COLUMNS:
         shifts = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
         patches = jnp.concatenate(shifts, -1).reshape(-1, rows * columns * inputs)
-        return (patches.T @ dy.reshape(-1, outputs)).reshape(shape)
-    x, dy = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
-    return _convolve(x, dy, pads).transpose(1, 2, 0, 3)
+        return (patches.T @ dy).reshape(shape)
+    wide = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], -1)
+    products = [wide[:, i : i + height].reshape(-1, columns * inputs).T @ dy for i in range(rows)]
+    return jnp.stack(products).reshape(shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
