@@ -84,17 +84,19 @@ def complete(
     return argument
 
 
-def usage(folder: Path, argument: str, features: Features) -> list[str]:
-    """Lines that use what was written, by its own script and by `bigctl predict`; a language model labels nothing.
+def usage(folder: Path, argument: str, trained: TrainedRun) -> list[str]:
+    """Lines that use what was written, by its own script and by `bigctl predict` where it labels something.
 
     Args:
         folder: of the export.
         argument: what `complete` gave.
-        features: of the run's data.
+        trained: the run.
     """
-    given = {"image": "PICTURE ...", "table": "FILE.csv", "text": "--text TEXT"}.get(features.kind)
+    text = "--text TEXT --text-pair TEXT" if trained.features.pairs else "--text TEXT"
+    given = {"image": "PICTURE ...", "table": "FILE.csv", "text": text}.get(trained.features.kind)
     lines = [f"python {folder / 'run.py'} {argument}"]
-    return lines if given is None else [*lines, f"bigctl predict {folder} {given}"]
+    labels = given is not None and trained.config.recipe.purpose == "predict"
+    return [*lines, f"bigctl predict {folder} {given}"] if labels else lines
 
 
 def _script(trained: TrainedRun, runtime: Runtime, kind: str, needs: str, writes: str) -> str:

@@ -71,7 +71,7 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
         argument = folders.complete(partial, trained, network, RUNTIME, agreement, lines)
     kind = "float32" if bits is None else f"int{bits}"
     what = f"ONNX, opset {OPSET}, {len(model.graph.node)} nodes, {kind}"
-    return Exported(folders.usage(folder, argument, trained.features), {"what": what, **facts})
+    return Exported(folders.usage(folder, argument, trained), {"what": what, **facts})
 
 
 def _round(

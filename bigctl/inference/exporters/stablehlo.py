@@ -44,7 +44,7 @@ def write(trained: TrainedRun, folder: Path) -> Exported:
         "difference": agreement.difference,
         "checked": str(agreement),
     }
-    return Exported(folders.usage(folder, argument, trained.features), facts)
+    return Exported(folders.usage(folder, argument, trained), facts)
 
 
 class Loaded:
