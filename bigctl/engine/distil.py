@@ -56,9 +56,8 @@ def taught(run: Run, experiment: Experiment) -> Experiment:
         return experiment
     noted = run.directory.record().get(TEACHER) if run.resumes else None
     if dataset.features.kind == teachers.STREAM:
-        teacher = teachers.find(config, dataset, run.options.plugins)
-        said = _source(teacher, noted)
-        experiment = asked_by(experiment, run.options.plugins, said).joined(experiment)
+        asked = asked_by(experiment, run.options.plugins, noted)
+        experiment, said = asked.joined(experiment), asked.said
     else:
         logits, said = run.group.in_turn(lambda: _logits(config, dataset, run.options.plugins, noted))
         experiment = _with_column(experiment, logits)
@@ -88,10 +87,12 @@ class Asked:
     Attributes:
         weights: of its checkpoint, whole on each device.
         network: weights -> its network.
+        said: what a run keeps of which checkpoint that is.
     """
 
     weights: Weights
     network: Callable[[Weights], nnx.Module]
+    said: Mapping[str, Any]
 
     def joined(self, experiment: Experiment) -> Experiment:
         """The experiment whose steps are given its weights."""
@@ -108,14 +109,14 @@ def asked_by(experiment: Experiment, plugins: Sequence[str] = (), noted: Mapping
         ConfigError, RunError: where it cannot teach.
     """
     teacher = teachers.find(experiment.config, experiment.dataset, plugins)
-    step = int(_source(teacher, noted)["step"])
+    said = _source(teacher, noted)
     train = dataclasses.replace(teacher.config.train, precision=experiment.config.train.precision)
     with meshes.over(jax.local_devices()[:1]):
         theirs = rebuild(on_one_device(dataclasses.replace(teacher.config, train=train)), teacher.features)
-        weights = _restored(teacher, theirs, step)
+        weights = _restored(teacher, theirs, int(said["step"]))
     where = meshes.replicated(experiment.programs.mesh)
     given = jax.tree.map(lambda values: meshes.put(np.asarray(values), where), weights)
-    return Asked(given, lambda weights: theirs.merge(weights.params, weights.variables))
+    return Asked(given, lambda weights: theirs.merge(weights.params, weights.variables), said)
 
 
 def _with_column(experiment: Experiment, logits: np.ndarray) -> Experiment:
