@@ -4,6 +4,7 @@ compiled programs before they run. Steps of training are in `step_memory`."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from bigctl.config.schema import Config
+    from bigctl.planning.costs import Holding
     from bigctl.training.feed import Check
     from bigctl.training.programs import Executable, ModelPrograms, Programs
     from bigctl.training.state import Tree
@@ -165,6 +167,10 @@ def require(mesh: Mesh, kept: Tree, said: tuple[str, str, str], compiled: Execut
     found, needed, (what, where, hint) = room(mesh, int(analysis.argument_size_in_bytes)), peak(compiled), said
     if needed > found.free:
         told = costs.memory_of(hlo.parse(compiled.as_text()), analysis, {costs.PARAMETERS: kept}, found.free)
-        names = ", ".join(f"{each.path} ({each.part}, {size(each.bytes)})" for each in told.largest[:_NAMED])
-        message = f"{what} takes {size(needed)} on each device, which has {size(max(0, found.free))}; largest: {names}"
-        raise ConfigError(message, where=where, hint=hint)
+        raise ConfigError(too_large(what, needed, found, told.largest), where=where, hint=hint)
+
+
+def too_large(what: str, needed: int, found: Room, largest: Sequence[Holding]) -> str:
+    """What is said of a program that takes more bytes on a device than are free."""
+    names = ", ".join(f"{each.path} ({each.part}, {size(each.bytes)})" for each in largest[:_NAMED])
+    return f"{what} takes {size(needed)} on each device, which has {size(max(0, found.free))}; largest: {names}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bigctl import memory
 from bigctl.config.schema import Config
 from bigctl.engine import resolve
-from bigctl.engine.device_memory import Room, peak, room
+from bigctl.engine.device_memory import Room, peak, room, too_large
 from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.training import feed
@@ -30,7 +30,6 @@ Changes = Mapping[str, int | str]
 
 _COMPILED = 4
 """Smaller steps that are compiled at most, to find one that fits."""
-_NAMED = 4
 
 
 def require_step(experiment: Experiment, compiled: Executable) -> None:
@@ -74,9 +73,7 @@ def refusal(experiment: Experiment, compiled: Executable, found: Room) -> Config
     log.warning("the step does not fit the memory: smaller ones are compiled, to find one that does")
     _, named, batch = plan.compiled_step(experiment)  # the same step, with the places of its operations
     largest = plan.memory_at_hand(experiment, named, batch, found.free).largest
-    names = ", ".join(f"{each.path} ({each.part}, {size(each.bytes)})" for each in largest[:_NAMED])
-    needed = size(peak(compiled))
-    message = f"a step takes {needed} on each device, which has {size(max(0, found.free))}; largest: {names}"
+    message = too_large("a step", peak(compiled), found, largest)
     besides = max(0, peak(compiled) - peak(named))  # that a program of several steps takes, or data on the device
     found = dataclasses.replace(found, taken=found.taken + besides)
     return ConfigError(message, where="train.batch_size", hint=_advice(experiment, named, found))
