@@ -43,8 +43,8 @@ spent = summary["timings"]
 steps = summary["step"]
 times["epoch"] = spent["train"] + spent["compile"] + spent["data_wait"]
 times["steps_alone"] = spent["train"]
-spent = resource.getrusage(resource.RUSAGE_SELF)
-times["memory"], times["processor"] = spent.ru_maxrss / 1024, spent.ru_utime + spent.ru_stime
+used = resource.getrusage(resource.RUSAGE_SELF)
+times["memory"], times["processor"] = used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
 print("RESULT " + json.dumps({**times, "steps": steps}))
 """
 )
