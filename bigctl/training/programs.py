@@ -55,7 +55,7 @@ class ModelPrograms:
 
     Attributes:
         step: what is computed, not compiled.
-        hparams: numbers that enter as arguments; the seed among them where trials share the functions.
+        hparams: numbers that enter as arguments, the seed among them: other values need no new program.
         seed: of the initial parameters.
         evaluate_sent: (params, variables, batch columns, mask [batch], hparams) -> sums.
         evaluate_resident: (params, variables, arrays, indices [batch], mask [batch], hparams, layout, length) -> sums.
@@ -139,8 +139,7 @@ class Programs(ModelPrograms):
     def with_config(self, config: schema.Config) -> Programs:
         """The same functions, compiled once for both, with the hparams and the seed of another configuration, which
         must differ in nothing else."""
-        hparams = {**traced_hparams(config), SEED: jnp.asarray(np.int64(config.seed))}
-        return dataclasses.replace(self, hparams=hparams, seed=config.seed)
+        return dataclasses.replace(self, hparams=hparams_of(config), seed=config.seed)
 
     def initialise(
         self, weights: Mapping[str, np.ndarray] | None = None, variables: Mapping[str, np.ndarray] | None = None
@@ -207,6 +206,11 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
     )
 
 
+def hparams_of(config: schema.Config) -> Hparams:
+    """What enters the programs of an experiment as arguments: its numbers and its seed, of which no program knows."""
+    return {**traced_hparams(config), SEED: jnp.asarray(np.int64(config.seed))}
+
+
 def told_step(programs: Programs) -> Compiled:
     """`step_sent` once more, whose compiled text says of each operation which line of the model it comes from."""
     step = dataclasses.replace(programs.step, told=True)
@@ -237,7 +241,7 @@ def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: i
     step, sums = make_step(config, task, mesh, total_steps), partial(jax.jit, out_shardings=meshes.replicated(mesh))
     return ModelPrograms(
         step=step,
-        hparams=traced_hparams(config),
+        hparams=hparams_of(config),
         seed=config.seed,
         evaluate_sent=sums(_evaluation_of_sent(step)),
         evaluate_resident=sums(_evaluation_of_resident(step), static_argnums=(6, 7)),

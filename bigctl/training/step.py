@@ -40,7 +40,7 @@ Hparams = dict[str, Any]
 """Numbers that enter a compiled function as arguments, by their configuration keys."""
 
 SEED = "seed"
-"""The name among the hparams that the seed has where trials of several seeds share a program."""
+"""The name among the hparams that the seed has: trainings of several seeds share a program."""
 
 
 CLIP = "train.privacy.clip"

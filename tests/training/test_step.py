@@ -195,6 +195,21 @@ def test_other_numbers_need_no_new_program() -> None:
     assert len(set(kernels)) == len(kernels)  # every one of them is really used
 
 
+def test_another_seed_needs_no_new_program() -> None:
+    """What is kept of programs on the disk goes by their text."""
+    one, other = (built(*MLP, "model.dropout=0.5", f"seed={seed}") for seed in (0, 1))
+    arrays, indices = arrays_of(one), np.arange(32, dtype=np.int32)
+    given = [(exp.programs, (start(exp), arrays, indices, exp.programs.hparams, Rows(), None)) for exp in (one, other)]
+    texts = [programs.step_resident.lower(*arguments).as_text() for programs, arguments in given]
+    assert texts[0] == texts[1]
+    program, arguments = given[0]
+    after = program.step_resident(*arguments).params
+    hparams = other.programs.hparams
+    redrawn = program.step_resident(start(one), arrays, indices, hparams, Rows(), None).params
+    assert_close(after, program.step_resident(start(one), arrays, indices, program.hparams, Rows(), None).params, 0, 0)
+    assert not np.array_equal(flatten(after)["layers/0/kernel"], flatten(redrawn)["layers/0/kernel"])
+
+
 # -------------------------------------------------------------------------------------------------------- precision
 
 
