@@ -10,11 +10,11 @@ GROUP = 32
 
 
 def to_int8(
-    values: Float[np.ndarray, "rows columns"],
+    values: Float[np.ndarray, "rows columns"], levels: int = 127
 ) -> tuple[Int8[np.ndarray, "rows columns"], Float[np.ndarray, "rows 1"]]:
-    """Each row as integers in [-127, 127] times a scale of its own, nearest first; symmetric, so that 0 stays 0."""
+    """Each row as integers in [-levels, levels] times a scale of its own; symmetric, so that 0 stays 0."""
     largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
-    scale = (largest / 127).astype(np.float32)
+    scale = (largest / levels).astype(np.float32)
     found = np.rint(values / np.where(scale > 0, scale, 1)).astype(np.int8)
     return found, scale
 

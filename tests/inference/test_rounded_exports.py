@@ -131,6 +131,34 @@ def test_a_table_of_short_rows_shrinks_to_a_quarter(bits):
     assert (np.abs(answer - values).max(0) <= np.abs(values).max(0) / 254 + 1e-6).all()
 
 
+def test_rows_are_rounded_each_by_itself_once_for_all_products_and_as_training_rounds_them():
+    """A row beside others a thousand times as large gives what it gives alone, to the bit; a row of zeros gives 0."""
+    from bigctl.models import rounded
+
+    rng = np.random.default_rng(0)
+    held = {f"{name}/kernel_1": rng.normal(size=(24, 6)).astype(np.float32) for name in ("query", "key")}
+    held["key/kernel_1"][:, 2] = 0
+    given = onnx.helper.make_tensor_value_info("x", 1, [None, None, 24])
+    told = [onnx.helper.make_tensor_value_info(name[:1], 1, [None, None, 6]) for name in held]
+    nodes = [onnx.helper.make_node("MatMul", ["x", name], [name[:1]]) for name in held]
+    kernels = [onnx.numpy_helper.from_array(values, name) for name, values in held.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [given], told, kernels)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    found, facts = quantise.quantised(model, 8, "run")
+    assert facts.layers == {"MatMul": 2} and [n.op_type for n in found.graph.node].count("QuantizeLinear") == 1
+    run = onnxruntime.InferenceSession(found.SerializeToString()).run
+    x = rng.normal(size=(3, 5, 24)).astype(np.float32) * np.float32([[[1]], [[1000]], [[0.01]]])
+    x[1, 2], x[2] = 0, np.abs(x[2])
+    answers = run(None, {"x": x})
+    for answer, (name, values) in zip(answers, held.items(), strict=True):
+        kernel = rounded.rounded_matrix(values, 0, quantise.LEVELS)
+        np.testing.assert_allclose(quantise.products(found)[name[:-2]], kernel, atol=1e-6)
+        expected = np.asarray(rounded.rounded_inputs(x) @ kernel)
+        np.testing.assert_allclose(answer, expected, atol=1e-5 * np.abs(expected).max())
+        assert np.isfinite(answer).all() and not answer[1, 2].any()
+    assert all(np.array_equal(one, both[:1]) for one, both in zip(run(None, {"x": x[:1]}), answers, strict=True))
+
+
 def test_a_model_without_products_or_with_hardly_any_is_refused():
     kernel = np.ones((64, 8, 3, 3), np.float32)
     with pytest.raises(RunError, match="run: has no matrix products or tables to write as int8"):

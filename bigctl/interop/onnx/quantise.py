@@ -1,21 +1,21 @@
 """An ONNX model with its weights as small integers, for onnxruntime; none is left out unsaid.
 
-Matrix products become integer products with activations rounded as they come (eight bits; by onnxruntime's own
-quantiser), or `MatMulNBits` (four bits in groups of 32). Tables that are looked up become integers with a scale a row,
-or a group, and of short rows a scale a column: onnxruntime's quantiser would give a whole table one scale. Both are
-operators of onnxruntime.
+Matrix products become integer products with activations rounded as they come (eight bits, `MatMulInteger`), or
+`MatMulNBits` of onnxruntime (four bits in groups of 32). Tables that are looked up become integers with a scale a row,
+or a group, and of short rows a scale a column.
+
+What an integer product is given has a range for each of its rows, a token of a text, as `bigctl.models.rounded` trains.
+The quantiser of onnxruntime takes one for all rows of a batch: for `bert_cls` three times the error of the logits, and
+an answer that depends on who else is in the batch. Inside of loops we do so too: the state of an LSTM has bounds, and
+with a range for each row every step would take half as long again.
 """
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bigctl.errors import RunError
@@ -23,6 +23,9 @@ from bigctl.interop import rounding
 
 PRODUCT, LOOKUP = "MatMul", "Gather"
 """Operators whose weights become integers."""
+LEVELS = 64
+"""The largest integer of a weight that multiplies: seven of the eight bits. With all of them processors without VNNI
+saturate, and compute something else."""
 LEAST_GAIN = 0.9
 """What must be left of the bytes of all weights at most, for it to be worth a file."""
 SHORT = 8
@@ -89,8 +92,6 @@ def quantised(model: ModelProto, bits: int, where: str) -> tuple[ModelProto, Qua
     changed = ModelProto()
     changed.CopyFrom(model)
     _Rewriter(changed, bits, {found.name for found in before}).run()
-    if bits == 8 and counted[PRODUCT]:
-        changed = _integer_products(changed)
     left = {found.name: found for found in weights(changed)}
     found = _counted(changed, bits)
     unchanged = [each.name for each in before if each.name in left]
@@ -102,7 +103,8 @@ def quantised(model: ModelProto, bits: int, where: str) -> tuple[ModelProto, Qua
     for each in (found for found in left.values() if found.name in known):
         name = "/".join(sorted({op for op, _ in each.users}))
         kept[name] = kept.get(name, 0) + each.bytes
-    after = sum(numpy_helper.to_array(each).nbytes for each in changed.graph.initializer if each.name not in known)
+    made = [each for each in changed.graph.initializer if each.name not in known and np.prod(each.dims) > 1]
+    after = sum(numpy_helper.to_array(each).nbytes for each in made)
     saved = sum(each.bytes for each in before)
     if after + sum(kept.values()) > LEAST_GAIN * (saved + sum(kept.values())):
         told = ", ".join(f"{name} {size:,} bytes" for name, size in kept.items())
@@ -129,8 +131,8 @@ def products(model: ModelProto) -> dict[str, np.ndarray]:
     held = {each.name: each for each in model.graph.initializer}
     found = {}
     for name in held:
-        path, known, _ = name.partition("_quantized")
-        if known and f"{path}_scale" in held:
+        if name.endswith("_int8"):
+            path = name.removesuffix("_int8")
             scale = numpy_helper.to_array(held[f"{path}_scale"])
             found[path.rpartition("_")[0]] = numpy_helper.to_array(held[name]).astype(np.float32) * scale
     return found
@@ -158,30 +160,33 @@ def weights(model: ModelProto) -> list[Weights]:
     ]
 
 
-def _integer_products(model: ModelProto) -> ModelProto:
-    """Matrix products with weights of eight bits a column, by onnxruntime's quantiser.
+@dataclass(frozen=True)
+class _Rounded:
+    """What a product is given, as integers: names of these, of their scale, of the integer that stands for 0, and of
+    those of each row besides, float32, where each has one of its own."""
 
-    Seven of the eight bits are used: with all of them processors without VNNI saturate, and compute something else.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    integers: str
+    scale: str
+    zero: str
+    zeros: str = ""
 
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it recommends a preparation that is for graphs of other makes
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.onnx"
-            quantize_dynamic(
-                model, file, op_types_to_quantize=[PRODUCT], per_channel=True, reduce_range=True,
-                weight_type=QuantType.QInt8, extra_options={"EnableSubgraph": True, "MatMulConstBOnly": True},
-            )  # fmt: skip
-            return onnx.load(file)
-    finally:
-        logger.setLevel(level)
+
+class _Chain:
+    """Nodes of one output each, in order; gives the name of the output of what it is called with."""
+
+    def __init__(self, stem: str):
+        self.stem = stem
+        self.nodes: list[NodeProto] = []
+
+    def __call__(self, op: str, *inputs: str, **attributes: int) -> str:
+        node = helper.make_node(op, inputs, [f"{self.stem}_{len(self.nodes)}"])
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        self.nodes.append(node)
+        return str(self.nodes[-1].output[0])
 
 
 class _Rewriter:
-    """Replaces nodes that take certain weights; of eight bits, look-ups alone."""
+    """Replaces nodes that take certain weights."""
 
     def __init__(self, model: ModelProto, bits: int, names: set[str]):
         self.model, self.bits = model, bits
@@ -198,12 +203,13 @@ class _Rewriter:
         if any(node.domain == OURS for node, _ in nodes(graph)):
             self.model.opset_import.append(helper.make_opsetid(OURS, 1))
 
-    def _graph(self, graph: GraphProto) -> None:
+    def _graph(self, graph: GraphProto, *, inside: bool = False) -> None:
         found: list[NodeProto] = []
+        rounded: dict[str, _Rounded] = {}  # several products can be given the same
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.GRAPH:
-                    self._graph(attribute.g)
+                    self._graph(attribute.g, inside=True)
             name = node.input[_WEIGHT_INPUT[node.op_type]] if node.op_type in _WEIGHT_INPUT else ""
             if name not in self.held:
                 found.append(node)
@@ -212,7 +218,11 @@ class _Rewriter:
             elif self.bits == 4:
                 found.append(self._product(node, name))
             else:
-                found.append(node)
+                given = node.input[0]
+                if given not in rounded:
+                    rounded[given], made = (self._whole if inside else self._rows)(given, f"{node.output[0]}_given")
+                    found += made
+                found += self._integer_product(node, name, rounded[given])
         del graph.node[:]
         graph.node.extend(found)
 
@@ -220,8 +230,8 @@ class _Rewriter:
         self.done.add(name)
         return numpy_helper.to_array(self.held[name])
 
-    def _add(self, name: str, values: np.ndarray) -> str:
-        self.added.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(values), name))
+    def _add(self, name: str, values: np.ndarray | np.generic) -> str:
+        self.added.setdefault(name, numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
     def _product(self, node: NodeProto, name: str) -> NodeProto:
@@ -234,6 +244,39 @@ class _Rewriter:
             "MatMulNBits", given, node.output, name=node.name, domain=OURS, K=inner, N=outer, bits=4,
             block_size=rounding.GROUP, accuracy_level=4,
         )  # fmt: skip
+
+    def _integer_product(self, node: NodeProto, name: str, given: _Rounded) -> list[NodeProto]:
+        """`scale * (integers @ integers - zero * sums) * scale_of_column`; the zero of all rows is in the product."""
+        made = _Chain(f"{node.output[0]}_part")
+        whole, scale = rounding.to_int8(self._values(name).T, LEVELS)
+        weights, scales = self._add(f"{name}_int8", whole.T), self._add(f"{name}_scale", scale.reshape(-1))
+        product = made("Cast", made("MatMulInteger", given.integers, weights, given.zero), to=TensorProto.FLOAT)
+        if given.zeros:
+            sums = self._add(f"{name}_sums", whole.sum(1, dtype=np.float32))
+            moved = made("Sub", product, made("Mul", given.zeros, sums))
+            made("Mul", made("Mul", moved, given.scale), scales)
+        else:
+            made("Mul", product, made("Mul", given.scale, scales))  # onnxruntime knows this form, and fuses it
+        made.nodes[-1].output[0], made.nodes[-1].name = node.output[0], node.name
+        return made.nodes
+
+    def _whole(self, given: str, stem: str) -> tuple[_Rounded, list[NodeProto]]:
+        """All of it as 256 values."""
+        names = [f"{stem}_{part}" for part in ("integers", "scale", "zero")]
+        return _Rounded(*names), [helper.make_node("DynamicQuantizeLinear", [given], names)]
+
+    def _rows(self, given: str, stem: str) -> tuple[_Rounded, list[NodeProto]]:
+        """Each row as 256 values from its least to its largest element, 0 among them: `rounded.rounded_inputs`."""
+        made = _Chain(stem)
+        last = self._add("rows_axis", np.array([-1], np.int64))
+        some, nothing = self._add("rows_least", np.float32(1e-30)), self._add("rows_nothing", np.float32(0))
+        highest = made("Max", made("ReduceMax", given, last, keepdims=1), some)  # a row of zeros has a scale, too
+        lowest = made("Min", made("ReduceMin", given, last, keepdims=1), nothing)
+        scale = made("Div", made("Sub", highest, lowest), self._add("rows_levels", np.float32(255)))
+        zero = made("Round", made("Neg", made("Div", lowest, scale)))
+        places = made("Add", made("Div", given, scale), zero)
+        none, one = self._add("rows_zero", np.uint8(0)), self._add("rows_one", np.float32(1))
+        return _Rounded(made("QuantizeLinear", places, one, none), scale, none, zero), made.nodes
 
     def _lookup(self, node: NodeProto, name: str) -> list[NodeProto]:
         values, (output,) = self._values(name), node.output
