@@ -26,7 +26,7 @@ from bigctl.data.target import CLASS
 from bigctl.errors import ConfigError
 from bigctl.models.speed_cnn import SpeedCnn
 from bigctl.training.metrics import Sums, pair
-from bigctl.training.task import Batch, Network
+from bigctl.training.task import STEP, Batch, Network
 
 
 class ImageCls(Supervised):
@@ -131,7 +131,8 @@ class ImageCls(Supervised):
             return super().loss(model, batch, key, augment_key, hparams)
         seen = self.augment(batch, augment_key) if self.augments else batch
         pixels, labels, mask = _unit(seen["inputs"]), batch["label"], batch["mask"]
-        moved = self.adversary.trained_on(self._logits(model), pixels, labels, augment_key, batch["number"])
+        number, step = batch["number"], hparams[STEP]
+        moved = self.adversary.trained_on(self._logits(model), pixels, labels, augment_key, number, step)
         against = self._outputs(model, {**seen, "inputs": moved * 255.0}, key=key, mask=mask)
         if not self.adversary.trades:
             return self.head.loss(against, batch, hparams)

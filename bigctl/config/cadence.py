@@ -51,7 +51,7 @@ def resolve_cadence(config: Config, examples: int, done: Done | None = None) -> 
     """The cadence of a training split of so many examples, and of what is left of it.
 
     Raises:
-        ConfigError: where the schedule does not fit the length of training.
+        ConfigError: where the schedule, or the growth of an attack, does not fit the length of training.
     """
     per_epoch = examples / config.train.batch_size
     total = total_steps(config, examples, done)
@@ -61,6 +61,9 @@ def resolve_cadence(config: Config, examples: int, done: Done | None = None) -> 
     if config.schedule.warmup > horizon:
         message, hint = config.schedule.warmup_problem(horizon)
         raise ConfigError(message, where="schedule.warmup", hint=hint)
+    if (adversarial := config.train.adversarial).eps and adversarial.warmup > total:
+        message, hint = adversarial.warmup_problem(total)
+        raise ConfigError(message, where="train.adversarial.warmup", hint=hint)
     samples = config.recipe.sample_cadence(config.eval.every)
     log, save = config.train.log_every, config.checkpoint.every
     if config.train.divergence.policy == "rewind":  # what is gone back to, and what is left out, hangs on no clock

@@ -31,7 +31,7 @@ from bigctl.parallel import partition
 from bigctl.training import divergence, federated, metrics, private, stacking
 from bigctl.training.metrics import Sums
 from bigctl.training.state import TrainState, Tree, Weights, zeros_like
-from bigctl.training.task import Batch, Task, evaluation_sums, training_sums
+from bigctl.training.task import STEP, Batch, Task, evaluation_sums, training_sums
 
 if TYPE_CHECKING:
     from bigctl.config.schema.optimizers import Scalar
@@ -293,7 +293,7 @@ class Step:
             model = self.merge(params, variables, hparams)
             by = self.config.mesh.context_by
             with meshes.used(self.mesh, deterministic=train.deterministic, context_by=by):
-                sums = training_sums(self.task, model, part, key, augmentation, hparams)
+                sums = training_sums(self.task, model, part, key, augmentation, {**hparams, STEP: step})
             return sums["loss"][0], (nnx.to_pure_dict(split_model(model)[3]), sums)
 
         def of_one(params: Tree, part: Batch, *keys: jax.Array) -> tuple[jax.Array, Sums]:

@@ -27,6 +27,8 @@ FEATURES = "features"
 """The column of what a task with a `feature_width` reads in place of its examples."""
 TEACHER = "teacher"
 """The column of a teacher's logits, float32 [batch, classes], see `engine.distil`."""
+STEP = "step"
+"""The name among the hparams of `Task.loss` that the number of the update has, int32 [], counted from 0."""
 Network = Callable[..., jax.Array]
 """A model as a task calls it."""
 Record = dict[str, Any]

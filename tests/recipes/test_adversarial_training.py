@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_images_stay_in_the_ball_and_are_drawn_by_their_number(norm: str, method
     assert (moved(slice(None), 1) != whole).any()
 
 
+@pytest.mark.parametrize("method", schema.adversarial.METHODS)
+def test_eps_grows_with_the_steps_and_evaluations_take_the_whole(method: str) -> None:
+    rng = np.random.default_rng(0)
+    x, labels = jnp.asarray(rng.uniform(0.3, 0.7, (4, 3, 3, 1)), jnp.float32), jnp.asarray([0, 1, 0, 1])
+    weights = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
+    adversary = Adversary(schema.Adversarial(eps=0.2, method=method, steps=5, warmup=4))
+
+    def logits(z: jax.Array) -> jax.Array:
+        return z.reshape(len(z), 9) @ weights
+
+    def size(moved: jax.Array) -> float:
+        return float(jnp.abs(moved - x).max())
+
+    key, numbers = jax.random.key(0), jnp.arange(4)
+    moved = jax.jit(lambda step: adversary.trained_on(logits, x, labels, key, numbers, step))
+    sizes = [size(moved(jnp.int32(step))) for step in (0, 1, 2, 3, 4, 400)]
+    assert sizes == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2, 0.2], abs=1e-6)
+    assert size(adversary.judged_on(logits, x, labels)) == pytest.approx(0.2, abs=1e-6)
+
+
 def test_divergence_is_that_of_scipy() -> None:
     from scipy.special import softmax
     from scipy.stats import entropy
@@ -83,6 +104,7 @@ def test_what_cannot_be_trained_against_is_refused() -> None:
         (["recipe=mlp_cls", "data=breast_cancer", "train.adversarial.eps=0.1"], "trains on none"),
         (["recipe=cnn_cls", "train.adversarial.eps=0.1", "recipe.augment.mixup=0.2"], "mixup mixes them"),
         (["recipe=cnn_cls", "train.adversarial.eps=-1"], "cannot be -1"),
+        ([*SMALL, "train.steps=8", "train.adversarial.warmup=9"], "would not reach 0.1 in a training of 8"),
         (["recipe=cnn_cls", "train.adversarial.method=slow"], "one of: pgd, fast, trades"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -94,11 +116,14 @@ def test_what_cannot_be_trained_against_is_refused() -> None:
 
 @pytest.mark.slow
 def test_resumed_run_is_bit_equal(tmp_path: Path) -> None:
-    """With the robust accuracy of every evaluation."""
+    """With the robust accuracy of every evaluation, and eps still growing."""
     keys = [*SMALL, "checkpoint.every=3", "eval.every=3", "train.adversarial.method=trades"]
+    keys += ["train.adversarial.warmup=5"]
     bigctl.train([*keys, "train.steps=6"], tmp_path / "whole", quiet=True)
-    bigctl.train([*keys, "train.steps=3"], tmp_path / "parts", quiet=True)
-    bigctl.train([*keys, "train.steps=6"], tmp_path / "parts", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(Checkpoints(tmp_path / "parts" / "checkpoints").find(6).path)
+    (tmp_path / "parts" / "summary.json").unlink()  # as if it had been killed after step 3
+    assert bigctl.train([*keys, "train.steps=6"], tmp_path / "parts", quiet=True)["resumed_from"] == 3
     saved = [Checkpoints(tmp_path / name / "checkpoints").find(6) for name in ("whole", "parts")]
     whole, parts = (read_arrays(each.path, list(each.meta["shapes"])) for each in saved)
     assert whole.keys() == parts.keys() and any(name.startswith("opt_state") for name in whole)

@@ -22,6 +22,10 @@ class Adversarial:
         "loss of the images and how far the model's answer moves (Zhang et al. 2019).", choices=METHODS,
     )  # fmt: skip
     steps: int = key(7, "Of pgd and trades, for each batch; training takes as many times longer.", ge=1, le=1000)
+    warmup: int = key(
+        0, "Over how many steps eps grows to its value; with a large one at once a new model may not begin to learn.",
+        ge=0,
+    )  # fmt: skip
     beta: float = key(6.0, "Of trades, what the second part counts.", gt=0)
 
     def problems(self, config: Whole) -> Iterator[Problem]:
@@ -36,6 +40,8 @@ class Adversarial:
         elif self.norm == "linf" and self.eps > 1:
             what = f"{place}.eps={self.eps:g} lets an image be any other: pixels go from 0 to 1"
             yield f"{place}.eps", what, f"of pixels from 0 to 255 it is {place}.eps={self.eps / 255:.4g}"
+        if config.train.steps is not None and self.warmup > config.train.steps:
+            yield f"{place}.warmup", *self.warmup_problem(config.train.steps)
         augment = getattr(recipe, "augment", None)
         if augment is not None and augment.mixes:
             name = "mixup" if augment.mixup else "cutmix"
@@ -44,3 +50,8 @@ class Adversarial:
                 f"{place} is for images of one class each, {name} mixes them",
                 (f"leave out recipe.augment.{name}"),
             )
+
+    def warmup_problem(self, total: int) -> tuple[str, str]:
+        """What to say of a warmup that is longer than the training, and the remedy."""
+        message = f"eps grows over {self.warmup:,} steps and would not reach {self.eps:g} in a training of {total:,}"
+        return message, f"train.adversarial.warmup={total // 2} or less, or train longer"
