@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
     if options.dry_run:
         return _show(options, plan, points, path)
 
-    executor = _executor(options, jobs, packed=packed != "no")
+    executor = _executor(options, jobs, plan, packed=packed != "no")
     trials = sweep.count_points(plan) * len(plan.space.repeats)
     learns = plan.sweep.sampler not in (
         "grid",
@@ -122,14 +122,16 @@ def _packed(asked: str, plan: Plan, *, quiet: bool) -> str:
     return "no"
 
 
-def _executor(options: argparse.Namespace, jobs: int | None, *, packed: bool) -> Executor:
+def _executor(options: argparse.Namespace, jobs: int | None, plan: Plan, *, packed: bool) -> Executor:
     if options.slurm is not None:
         from bigctl.sweeps.execution.slurm import Slurm, parse
 
         return Slurm(parse(options.slurm), jobs or _SUBMITTED)
+    from bigctl.config.numbers import numbers
     from bigctl.sweeps.execution.local import Local, machine
 
-    return Local(jobs or (max(1, len(machine()[1])) if packed else None))
+    shared = () if plan.plugins else numbers(plan.base.config)  # what a plugin keeps of a trial is not known
+    return Local(jobs or (max(1, len(machine()[1])) if packed else None), numbers=shared)
 
 
 _SUBMITTED = 16

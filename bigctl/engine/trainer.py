@@ -159,12 +159,12 @@ def _with_batch_size(run: Run, config: Config, dataset: Dataset, source: Source 
 
 def _build(run: Run, resolved: Resolved) -> Experiment:
     """The experiment; the names of the run's gates are checked before anything is trained."""
-    from bigctl.engine import compile_cache, device_memory, experiment
+    from bigctl.engine import compile_cache, device_memory, kept
 
     config, shared, required = resolved.config, run.options.shared, run.options.require
     if config.train.compile_cache:
         compile_cache.use_compile_cache()
-    built = experiment.build_resolved(resolved) if shared is None else shared.build(resolved)
+    built = kept.built(resolved) if shared is None else shared.build(resolved)
     device_memory.require_state(built.programs)
     if required:
         names = built.metric_names("val")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from bigctl.sweeps.execution import forking as forking_module
 from bigctl.sweeps.execution import local
 from bigctl.sweeps.execution.forking import Forked
 from bigctl.sweeps.execution.local import Job, Local, Slot
+from bigctl.training.checkpoints import arrays
 
 
 def wait(job: Job) -> int:
@@ -164,3 +166,74 @@ def test_a_command_that_could_not_be_forked_is_started_in_the_plain_way(tmp_path
     executor._nursery._process.kill()
     job = executor.start(ours("show", "recipe=mlp_cls"), folder=tmp_path, log=tmp_path / "log")
     assert wait(job) == 0 and "recipe" in (tmp_path / "log").read_text()
+
+
+# ------------------------------------------------------------------------------------------ one trial after another
+
+
+NUMBERS = ("seed", "optimizer.lr", "model.dropout")
+TRIAL = (
+    "train", "recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "model.dropout=0.2", "mesh=single",
+    "train.epochs=null", "train.steps=40", "eval.every=20", "eval.test=false", "--quiet",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def staying() -> Local:
+    return Local(1, numbers=NUMBERS, look=lambda: (sorted(os.sched_getaffinity(0))[:1], []))
+
+
+def trained(executor: Local, folder: Path, name: str, *words: str) -> Job:
+    command = ours(*TRIAL, *words, "--run-dir", str(folder / name))
+    job = executor.start(command, folder=folder, log=folder / f"{name}.log")
+    assert wait(job) == 0, (folder / f"{name}.log").read_text()
+    return job
+
+
+def pid(job: Job) -> int | None:
+    return job._process.pid  # type: ignore[attr-defined]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    newest = max((run / "checkpoints").glob("[0-9]*"))
+    names = list(json.loads((newest / "meta.json").read_text())["shapes"])
+    return {name: values.tobytes() for name, values in arrays.read_arrays(newest, names, None).items()}
+
+
+def test_a_process_that_stays_trains_each_trial_as_one_of_its_own_does(staying: Local, tmp_path: Path) -> None:
+    given = {"one": ("optimizer.lr=0.01", "seed=0"), "two": ("optimizer.lr=0.03", "seed=1")}
+    jobs = [trained(staying, tmp_path, name, *words) for name, words in given.items()]
+    assert pid(jobs[0]) == pid(jobs[1])
+    alone = Local(1, look=lambda: (sorted(os.sched_getaffinity(0))[:1], []))
+    trained(alone, tmp_path, "alone", *given["two"])
+    assert weights(tmp_path / "two") == weights(tmp_path / "alone")
+    assert weights(tmp_path / "two") != weights(tmp_path / "one")
+    for name in given:
+        assert f"/{name}: 40 steps" in (tmp_path / f"{name}.log").read_text()
+    assert [job.poll() for job in jobs] == [0, 0], "the ends of trials are still known"
+
+
+def test_only_what_differs_in_numbers_is_trained_in_the_same_process(staying: Local, tmp_path: Path) -> None:
+    off = [trained(staying, tmp_path, value, f"model.dropout={value}") for value in ("0.1", "0")]
+    assert pid(off[0]) == pid(off[1])
+    alone = Local(1, look=lambda: (sorted(os.sched_getaffinity(0))[:1], []))
+    trained(alone, tmp_path, "alone", "model.dropout=0")
+    assert weights(tmp_path / "0") == weights(tmp_path / "alone"), "no dropout at all is another program"
+    refused = staying.start(ours(*TRIAL, "model.norm=none_such"), folder=tmp_path, log=tmp_path / "refused.log")
+    assert wait(refused) == 2 and pid(refused) != pid(off[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid(off[0]) or 0, 0)  # it holds nothing any more
+    assert not staying._stayed
+
+
+def test_a_process_that_stays_can_be_killed_and_ends_when_nothing_is_left(staying: Local, tmp_path: Path) -> None:
+    first = trained(staying, tmp_path, "first")
+    first.kill()  # its trial has ended, so nothing happens
+    os.kill(pid(first) or 0, 0)
+    os.kill(pid(first) or 0, signal.SIGKILL)
+    assert staying._stayed[0][1]._gone(wait=60)
+    again = trained(staying, tmp_path, "again")
+    assert pid(again) != pid(first)
+    staying.rest()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid(again) or 0, 0)

@@ -46,6 +46,8 @@ class Bench:
         self.avoided.append(avoid)
         return Ended(self._code)
 
+    def rest(self) -> None: ...
+
 
 def scheduler(folder: Path, bench: Bench, options: SchedulerOptions | None = None, *more: str) -> Scheduler:
     words = ["recipe=mlp_cls", "data=breast_cancer", "optimizer.lr=1e-3,1e-2,1e-1", *more]

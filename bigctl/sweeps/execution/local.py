@@ -19,7 +19,7 @@ from typing import Protocol
 
 from bigctl.errors import ConfigError, TrainingFailed
 from bigctl.files import append_regular
-from bigctl.sweeps.execution.forking import Forked, Nursery, fits
+from bigctl.sweeps.execution.forking import Forked, Nursery, Where, alike, fits, may_stay
 
 MEMORY_A_JOB = 2 * 2**30
 """What `--jobs auto` assumes a job needs at least [bytes]."""
@@ -48,6 +48,9 @@ class Executor(Protocol):
     def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
         """Run a command in a folder, if possible in none of the places to avoid; its output is appended to the log.
         Raises TrainingFailed if it cannot be started."""
+
+    def rest(self) -> None:
+        """No job runs, and none will for a while: nothing is kept for the next one."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,20 @@ class Local:
 
     Args:
         jobs: how many at once; None for as many as it has GPUs, or else cores and memory for.
+        numbers: keys that trials may differ in to be trained one after another by one process, see `forking`.
         look: seam for tests: gives (cores, GPUs) of the machine.
 
     Raises:
         ConfigError: for too many jobs.
     """
 
-    def __init__(self, jobs: int | None = None, *, look: Callable[[], tuple[list[int], list[str]]] | None = None):
+    def __init__(
+        self,
+        jobs: int | None = None,
+        *,
+        numbers: Collection[str] = (),
+        look: Callable[[], tuple[list[int], list[str]]] | None = None,
+    ):
         cores, gpus = (look or machine)()
         self.slots = jobs or len(gpus) or max(1, min(len(cores), _memory() // MEMORY_A_JOB))
         if self.slots > 8 * max(len(cores), len(gpus)):
@@ -93,18 +103,40 @@ class Local:
             )
         self._free = divide(self.slots, cores, gpus)
         self._nursery: Nursery | None = None
+        self._numbers = numbers
+        self._stayed: list[tuple[_Process, Forked]] = []
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
         slot = next((slot for slot in self._free if slot.place not in avoid), self._free[0])
         self._free.remove(slot)
         try:
-            return _Process(command, slot, folder, log, lambda: self._free.append(slot), self._forked)
+            return _Process(command, slot, folder, log, self._left, self._forked)
         except OSError as error:
             self._free.insert(0, slot)
             raise TrainingFailed(f"cannot be started: {error.strerror}", where=str(log)) from error
 
+    def rest(self) -> None:
+        """End the processes that have stayed for another trial, so that what they hold is free."""
+        for _, process in self._stayed:
+            process.close(wait=_PATIENCE)
+        self._stayed.clear()
+
+    def _left(self, process: _Process, forked: Forked | None) -> None:
+        """A job has ended; its process may have stayed."""
+        self._free.append(process.slot)
+        if forked is not None:
+            self._stayed.append((process, forked))
+
     def _forked(self, command: Sequence[str], slot: Slot, folder: Path, log: int) -> Forked | None:
-        """The command in a child of the process that has imported everything; None where that cannot be."""
+        """The command in a process that has imported everything, or done its like; None where that cannot be."""
+        stayed = next((each for each in self._stayed if each[0].slot == slot), None)
+        where = Where(folder, slot.environment(), slot.cores)
+        if stayed is not None:
+            self._stayed.remove(stayed)
+            if alike(stayed[0].command, command, self._numbers):
+                with contextlib.suppress(OSError):  # it was killed meanwhile
+                    return stayed[1].again(command, where, log)
+            stayed[1].close(wait=_PATIENCE)
         if not fits(command):
             return None
         for _ in range(2):  # one that was killed is replaced
@@ -112,22 +144,29 @@ class Local:
                 with pinned(slot.cores):  # libraries that it imports make as many threads as it has cores
                     self._nursery = Nursery()
             try:
-                return self._nursery.start(command, folder, slot.environment(), slot.cores, log)
+                return self._nursery.start(command, where, log, stays=may_stay(command, self._numbers))
             except OSError:
                 self._nursery.close()
                 self._nursery = None
         return None
 
 
-_Fork = Callable[[Sequence[str], Slot, Path, int], Forked | None]
+_PATIENCE = 10.0
+"""How long is waited for a process that is told to end, and has nothing to do [s]."""
 
 
 class _Process:
     def __init__(
-        self, command: Sequence[str], slot: Slot, folder: Path, log: Path, left: Callable[[], None], fork: _Fork
+        self,
+        command: Sequence[str],
+        slot: Slot,
+        folder: Path,
+        log: Path,
+        left: Callable[[_Process, Forked | None], None],
+        fork: Callable[[Sequence[str], Slot, Path, int], Forked | None],
     ):
-        self.place = slot.place
-        self._left: Callable[[], None] | None = left
+        self.place, self.slot, self.command = slot.place, slot, command
+        self._left: Callable[[_Process, Forked | None], None] | None = left
         self._process: Forked | subprocess.Popen[bytes]
         self._plain = lambda: _started(command, slot, folder, log)
         with append_regular(log) as stream:
@@ -140,7 +179,8 @@ class _Process:
             self._process = self._plain()
             code = None
         if code is not None and self._left is not None:
-            self._left()
+            stayed = isinstance(self._process, Forked) and self._process.stayed
+            self._left(self, self._process if stayed else None)  # type: ignore[arg-type]
             self._left = None
         return code
 

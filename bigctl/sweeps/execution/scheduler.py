@@ -153,6 +153,7 @@ class Scheduler:
         finally:
             for running in self.running:  # after an error: the trials save by themselves
                 running.job.terminate()
+            self.executor.rest()
         if self.stop.exit_code is not None:
             planned = self.proposals.planned
             left = planned - sum(s.status in (COMPLETE, PRUNED, FAILED) for s in self.study.states.values())

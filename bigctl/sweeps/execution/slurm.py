@@ -120,6 +120,9 @@ class Slurm:
                 raise ConfigError(f"there is no {program} on PATH", where=WHERE, hint=hint)
         self._queue = Queue()
 
+    def rest(self) -> None:
+        """Nothing is kept between jobs."""
+
     def executor(self, folder: Path, name: str) -> SlurmExecutor:
         """An executor of submitit, which keeps scripts, pickles and output in a folder that all nodes see."""
         from submitit.slurm.slurm import SlurmExecutor

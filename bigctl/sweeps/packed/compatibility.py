@@ -1,28 +1,18 @@
 """Which trials may be packed, to be trained in one process as one program: those that differ in numbers and seeds only.
 
-A number is what the compiled step takes as an argument (`traced` in the schema): learning rate, weight decay, dropout,
-clipping, smoothing. All else decides what the program is. So does a number that turns a part of it off: no clipping at
-all, or no dropout, is another program than a little of it. Free of jax.
+What such a number is, `config.numbers` says. Free of jax.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from bigctl.config import schema
+from bigctl.config.numbers import NUMBER, SEED, numbers, structure
 from bigctl.config.schema import Config
 from bigctl.parallel import cluster
 
-SEED = "seed"
-NUMBER = "a number"
 T = TypeVar("T")
-
-
-def numbers(config: Config) -> list[str]:
-    """The keys that trials of one pack may differ in."""
-    return [SEED, *(key for key, field, value in schema.walk_config(config) if _traced(field) and value is not None)]
 
 
 def refusal(configs: Sequence[Config]) -> str | None:
@@ -63,19 +53,6 @@ def differences(configs: Sequence[Config]) -> str | None:
     return f"{'; '.join(reasons)}: trials of one pack may differ in {allowed} and seed only"
 
 
-def structure(config: Config) -> dict[str, str]:
-    """What two experiments must have in common to be packed: {key: value as text}."""
-    found = {}
-    for key, field, value in schema.walk_config(config):
-        if key == SEED:
-            continue
-        if not _traced(field) or value is None or value == field.metadata.get("off"):
-            found[key] = str(value)
-        else:
-            found[key] = NUMBER
-    return found
-
-
 def _few(values: Sequence[str]) -> str:
     return ", ".join(values[:3]) + (", ..." if len(values) > 3 else "")
 
@@ -86,7 +63,3 @@ def groups(trials: Sequence[T], config: Callable[[T], Config]) -> list[list[T]]:
     for trial in trials:
         found.setdefault(tuple(structure(config(trial)).items()), []).append(trial)
     return list(found.values())
-
-
-def _traced(field: dataclasses.Field[object]) -> bool:
-    return bool(field.metadata.get("traced"))
