@@ -18,45 +18,38 @@ from bigctl.parallel import mesh as meshes
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW_COLUMNS = 64  # below, all shifts of the input fit side by side in cache
+_PIECE = 2**21  # bytes of dy that stay in a processor's cache while every place of the kernel meets them
+_MOST_PIECES = 8  # each is a convolution to compile
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv2d(
     x: Float[Array, "batch height width inputs"], kernel: Float[Array, "rows columns inputs outputs"], padding: str
 ) -> Float[Array, "batch height2 width2 outputs"]:
     """Cross-correlation at stride 1, `padding` "same" or "valid", as `torch.nn.Conv2d` defines it."""
-    return _convolve(x, kernel, padding.upper())
-
-
-def _convolve(x: Array, kernel: Array, padding: str | tuple[tuple[int, int], tuple[int, int]]) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
-
-
-def _forward(x: Array, kernel: Array, padding: str) -> tuple[Array, tuple[Array, Array]]:
-    return conv2d(x, kernel, padding), (x, kernel)
-
-
-def _backward(padding: str, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
     rows, columns = kernel.shape[:2]
-    (top, bottom), (left, right) = _pads(rows, padding), _pads(columns, padding)
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    dx = _convolve(dy, turned, ((rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)))
-    shape, dtype = kernel.shape, kernel.dtype
-
-    def quick(x: Array, dy: Array) -> Array:
-        return _kernel_gradient(x, dy, shape, padding)
-
-    def by_xla(x: Array, dy: Array) -> Array:
-        transpose = jax.linear_transpose(lambda k: _convolve(x, k, padding.upper()), jax.ShapeDtypeStruct(shape, dtype))
-        return transpose(dy)[0]
-
-    return dx, lax.platform_dependent(x, dy, cpu=quick, default=by_xla)
+    return _conv(x, kernel, 1, (_pads(rows, padding), _pads(columns, padding)))
 
 
-conv2d.defvjp(_forward, _backward)
+def strided_conv2d(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "size size inputs outputs"],
+    stride: int,
+    pad: int,
+) -> Float[Array, "batch height2 width2 outputs"]:
+    """Cross-correlation with `pad` zeros on every side, as `torch.nn.Conv2d` defines it."""
+    return _conv(x, kernel, stride, ((pad, pad), (pad, pad)))
+
+
+def conv1x1(
+    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "inputs outputs"], stride: int
+) -> Float[Array, "batch height2 width2 outputs"]:
+    """Every stride-th pixel, each way, times the kernel."""
+    kept = x[:, ::stride, ::stride]
+    if stride > 1 and meshes.platform_in_use() == "gpu":
+        kept = lax.optimization_barrier(kept)  # XLA's fusion of the two ends in a failed check (jax 0.10.2 and 0.11.2)
+    return kept @ kernel
 
 
 def _pads(size: int, padding: str) -> tuple[int, int]:
@@ -64,48 +57,137 @@ def _pads(size: int, padding: str) -> tuple[int, int]:
     return ((size - 1) // 2, size - 1 - (size - 1) // 2) if padding == "same" else (0, 0)
 
 
-def _kernel_gradient(x: Array, dy: Array, shape: tuple[int, ...], padding: str) -> Array:
-    """By a convolution; for several kernels at once, as under `jax.vmap`, by products, each in the time of its own."""
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    return _convolve(x, kernel, stride, pads)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+
+
+def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel, stride, pads), (x, kernel)
+
+
+def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    def quick(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        dx = _input_gradient(dy, kernel, x.shape, stride, pads)
+        return dx, _kernel_gradient(x, dy, kernel.shape, stride, pads)
+
+    def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
+        dx, dk = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, pads), x, kernel)[1](dy)
+        return (_input_gradient(dy, kernel, x.shape, stride, pads) if stride == 1 else dx), dk
+
+    gradients: tuple[Array, Array] = lax.platform_dependent(*saved, dy, cpu=quick, default=by_xla)
+    return gradients
+
+
+_conv.defvjp(_forward, _backward)
+
+
+def _input_gradient(dy: Array, kernel: Array, shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
+    """Pixels whose place leaves the same remainder meet the same entries of the kernel: a convolution for each of the
+    stride x stride remainders, none of which multiplies by zeros between the pixels of `dy`."""
+
+    def axis(place: int, size: int, side: int, before: int) -> tuple[slice, int, tuple[int, int]]:
+        """Of the pixels place, place + stride, ...: entries they meet, how many they are, and zeros around `dy`."""
+        first, far = (place + before) % stride, (place + before) // stride
+        entries = slice(first, None, stride)
+        met = len(range(size)[entries])
+        count = -(-(side - place) // stride)
+        return entries, count, (met - 1 - far, count + far)
+
+    (rows, columns), (height, width) = kernel.shape[:2], shape[1:3]
+    lines = []
+    for top in range(stride):
+        down, high, (above, below) = axis(top, rows, height, pads[0][0])
+        line = []
+        for left in range(stride):
+            across, wide, (before, after) = axis(left, columns, width, pads[1][0])
+            turned = kernel[down, across][::-1, ::-1].swapaxes(2, 3)
+            around = ((above, below - dy.shape[1]), (before, after - dy.shape[2]))
+            none = jnp.zeros((len(dy), high, wide, shape[3]), dy.dtype)  # where the kernel is smaller than the stride
+            line.append(_convolve(dy, turned, 1, around) if turned.size else none)
+        lines.append(line)
+    return lines[0][0] if stride == 1 else _interleave(lines, height, width)
+
+
+def _interleave(lines: list[list[Array]], height: int, width: int) -> Array:
+    """Pixel [i, j] of `lines[top][left]` at [i x stride + top, j x stride + left] of one picture."""
+    stride, (batch, high, wide, channels) = len(lines), lines[0][0].shape
+    room = [
+        [jnp.pad(y, ((0, 0), (0, high - y.shape[1]), (0, wide - y.shape[2]), (0, 0))) for y in line] for line in lines
+    ]
+    together = jnp.stack([jnp.stack(line, 3) for line in room], 2)
+    return together.reshape(batch, high * stride, wide * stride, channels)[:, :height, :width]
+
+
+def _kernel_gradient(x: Array, dy: Array, shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
+    """By convolutions; for several kernels at once, as under `jax.vmap`, by products, each in the time of its own."""
 
     @jax.custom_batching.custom_vmap
     def gradient(x: Array, dy: Array) -> Array:
-        return _by_convolution(x, dy, shape, padding)
+        few = shape[0] * shape[1] * shape[2] <= _FEW_COLUMNS
+        return (_by_products if few else _by_convolutions)(x, dy, shape, stride, pads)
 
     @gradient.def_vmap
     def _(size: int, batched: list[bool], x: Array, dy: Array) -> tuple[Array, bool]:
         axes = tuple(0 if each else None for each in batched)
-        return jax.vmap(lambda x, dy: _by_products(x, dy, shape, padding), in_axes=axes)(x, dy), True
+        return jax.vmap(lambda x, dy: _by_products(x, dy, shape, stride, pads), in_axes=axes)(x, dy), True
 
     found: Array = gradient(x, dy)
     return found
 
 
-def _by_convolution(x: Array, dy: Array, shape: tuple[int, ...], padding: str) -> Array:
-    """The convolution of the input with `dy`, its examples and channels having changed places.
+def _by_convolutions(x: Array, dy: Array, shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
+    """The convolution of the input with `dy`, whose examples are channels, and whose channels examples.
 
-    XLA runs that quickly on CPU once both lie in memory as a convolution wants them, and slowly from where they are.
+    Columns and channels of the input are one axis, along which a column is `inputs` places away: so come out all
+    columns of the kernel and its inputs as one row of pixels, as many as XLA's code for convolutions on CPU wants.
+    It reads all of `dy` for a few of them at a time, hence the pieces.
     """
-    rows, columns, inputs, _ = shape
-    if rows * columns * inputs <= _FEW_COLUMNS:
-        return _by_products(x, dy, shape, padding)
-    x, dy = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
-    return _convolve(x, dy, (_pads(rows, padding), _pads(columns, padding))).transpose(1, 2, 0, 3)
+    rows, columns, inputs, outputs = shape
+    (batch, height, width, _), (high, wide) = x.shape, dy.shape[1:3]
+    (top, _), (left, _) = pads
+    seen = (wide - 1) * stride + columns - left  # columns of the input, zeros behind it among them
+    sides = (left * inputs, max(seen - width, 0) * inputs)
+    pieces = min(high, _MOST_PIECES, -(-dy.size * dy.dtype.itemsize // _PIECE))
+    each = -(-high // pieces)
+    found: Array | None = None
+    for first in range(0, high, each):
+        piece = dy[:, first : first + each].transpose(1, 2, 0, 3)
+        low = first * stride - top
+        end = low + (len(piece) - 1) * stride + rows
+        part = x[:, max(low, 0) : min(end, height), :seen].transpose(1, 2, 3, 0)
+        more = lax.conv_general_dilated(
+            part.reshape(1, len(part), -1, batch), piece, (1, 1), ((max(-low, 0), max(end - height, 0)), sides),
+            rhs_dilation=(stride, stride * inputs), dimension_numbers=_LAYOUT,
+        )  # fmt: skip
+        found = more if found is None else found + more
+    assert found is not None
+    return found.reshape(rows, columns, inputs, outputs)
 
 
-def _by_products(x: Array, dy: Array, shape: tuple[int, ...], padding: str) -> Array:
+def _by_products(x: Array, dy: Array, shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
     """Matrix products of the shifted input with `dy`: of several kernels XLA would make a grouped convolution, half as
     long again."""
     rows, columns, inputs, outputs = shape
-    x = jnp.pad(x, ((0, 0), _pads(rows, padding), _pads(columns, padding), (0, 0)))
-    height, width = dy.shape[1:3]
+    high, wide = dy.shape[1:3]
+    down, across = (high - 1) * stride + 1, (wide - 1) * stride + 1  # pixels from the first to the last one met
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     dy = dy.reshape(-1, outputs)
+    columnwise = [x[:, :, j : j + across : stride] for j in range(columns)]
     if rows * columns * inputs <= _FEW_COLUMNS:
-        shifts = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+        shifts = [line[:, i : i + down : stride] for i in range(rows) for line in columnwise]
         patches = jnp.concatenate(shifts, -1).reshape(-1, rows * columns * inputs)
         return (patches.T @ dy).reshape(shape)
-    wide = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], -1)
-    products = [wide[:, i : i + height].reshape(-1, columns * inputs).T @ dy for i in range(rows)]
+    side = jnp.concatenate(columnwise, -1)
+    products = [side[:, i : i + down : stride].reshape(-1, columns * inputs).T @ dy for i in range(rows)]
     return jnp.stack(products).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------------------------ pooling
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -143,71 +225,3 @@ def _pool_backward(size: int, saved: tuple[Array, Array], dy: Array) -> tuple[Ar
 
 
 max_pool.defvjp(_pool_forward, _pool_backward)
-
-
-# ------------------------------------------------------------------------------------------------------------ strides
-
-
-def conv1x1(
-    x: Float[Array, "batch height width inputs"], kernel: Float[Array, "inputs outputs"], stride: int
-) -> Float[Array, "batch height2 width2 outputs"]:
-    """Every stride-th pixel, each way, times the kernel."""
-    kept = x[:, ::stride, ::stride]
-    if stride > 1 and meshes.platform_in_use() == "gpu":
-        kept = lax.optimization_barrier(kept)  # XLA's fusion of the two ends in a failed check (jax 0.10.2 and 0.11.2)
-    return kept @ kernel
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def strided_conv2d(
-    x: Float[Array, "batch height width inputs"],
-    kernel: Float[Array, "size size inputs outputs"],
-    stride: int,
-    pad: int,
-) -> Float[Array, "batch height2 width2 outputs"]:
-    """Cross-correlation with `pad` zeros on every side, as `torch.nn.Conv2d` defines it.
-
-    Its gradients are on CPU those of the same sum at stride 1, in which the pixels of a cell of stride x stride are
-    channels of one pixel.
-    """
-    pads = ((pad, pad), (pad, pad))
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
-
-
-def _strided_forward(x: Array, kernel: Array, stride: int, pad: int) -> tuple[Array, tuple[Array, Array]]:
-    return strided_conv2d(x, kernel, stride, pad), (x, kernel)
-
-
-def _strided_backward(stride: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    def by_cells(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-        return jax.vjp(lambda x, kernel: _conv_by_cells(x, kernel, stride, pad), x, kernel)[1](dy)
-
-    def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-        pads = ((pad, pad), (pad, pad))
-
-        def plain(x: Array, kernel: Array) -> Array:
-            return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
-
-        return jax.vjp(plain, x, kernel)[1](dy)
-
-    gradients: tuple[Array, Array] = lax.platform_dependent(*saved, dy, cpu=by_cells, default=by_xla)
-    return gradients
-
-
-strided_conv2d.defvjp(_strided_forward, _strided_backward)
-
-
-def _conv_by_cells(x: Array, kernel: Array, stride: int, pad: int) -> Array:
-    """`strided_conv2d` by a convolution at stride 1 of cells of pixels."""
-    size, _, inputs, outputs = kernel.shape
-    height, width = ((side + 2 * pad - size) // stride + 1 for side in x.shape[1:3])
-    cells = -(-size // stride)  # of the kernel, each way
-    high, wide = height + cells - 1, width + cells - 1
-    # What the last window does not reach is cut off by the negative padding.
-    low_high = [(0, 0), *((pad, n * stride - pad - side) for n, side in zip((high, wide), x.shape[1:3], strict=True))]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(low, end, 0) for low, end in (*low_high, (0, 0))])
-    x = x.reshape(len(x), high, stride, wide, stride, inputs).swapaxes(2, 3).reshape(len(x), high, wide, -1)
-    more = cells * stride - size
-    kernel = jnp.pad(kernel, ((0, more), (0, more), (0, 0), (0, 0)))
-    kernel = kernel.reshape(cells, stride, cells, stride, inputs, outputs).swapaxes(1, 2)
-    return conv2d(x, kernel.reshape(cells, cells, -1, outputs), "valid")

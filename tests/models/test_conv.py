@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bigctl.models.conv import conv2d, max_pool
+from bigctl.models import conv
+from bigctl.models.conv import conv2d, max_pool, strided_conv2d
 from bigctl.models.depthwise import depthwise_conv2d
 
 CASES = {
@@ -58,6 +59,40 @@ def test_convolution_and_its_gradients_are_those_of_lax(name: str, padding: str)
     x, k = numbers(*inputs), numbers(*kernel, seed=1)
     ours = values_and_gradients(lambda x, k: conv2d(x, k, padding), x, k)
     assert_close(ours, values_and_gradients(lambda x, k: reference(x, k, padding), x, k))
+
+
+@pytest.mark.parametrize("piece", [2**21, 64])
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "stride", "pad"),
+    [
+        ((2, 8, 8, 4), (3, 3, 4, 5), 2, 1),
+        ((2, 9, 6, 40), (3, 3, 40, 3), 2, 1),
+        ((2, 12, 10, 30), (3, 3, 30, 2), 2, 0),  # the last row and column are not seen
+        ((2, 11, 13, 3), (7, 7, 3, 4), 2, 3),
+        ((3, 4, 1, 70), (3, 3, 70, 2), 2, 1),
+        ((2, 10, 11, 9), (3, 3, 9, 2), 3, 1),
+        ((2, 9, 8, 70), (1, 1, 70, 2), 2, 0),  # pixels that nothing sees
+        ((2, 9, 9, 20), (2, 2, 20, 3), 3, 0),
+    ],
+)
+def test_strided_convolution_and_its_gradients_are_those_of_lax(
+    monkeypatch: pytest.MonkeyPatch, inputs: Any, kernel: Any, stride: int, pad: int, piece: int
+) -> None:
+    monkeypatch.setattr(conv, "_PIECE", piece)  # 64 bytes: each row of outputs by itself
+    x, k = numbers(*inputs), numbers(*kernel, seed=1)
+
+    def plain(x: Any, k: Any) -> Any:
+        pads = ((pad, pad), (pad, pad))
+        return lax.conv_general_dilated(x, k, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    ours = values_and_gradients(lambda x, k: strided_conv2d(x, k, stride, pad), x, k)
+    assert_close(ours, values_and_gradients(plain, x, k))
+    several = jax.vmap(lambda k: strided_conv2d(x, k, stride, pad))
+    assert_close(
+        values_and_gradients(several, jnp.stack([k, 2 * k])),
+        values_and_gradients(jax.vmap(lambda k: plain(x, k)), jnp.stack([k, 2 * k])),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize(
