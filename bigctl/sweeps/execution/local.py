@@ -101,6 +101,7 @@ class Local:
             raise ConfigError(
                 f"{self.slots} jobs on {len(cores)} cores", where="--jobs", hint="give fewer, or --jobs auto"
             )
+        self._all = Slot(tuple(cores))
         self._free = divide(self.slots, cores, gpus)
         self._nursery: Nursery | None = None
         self._numbers = numbers
@@ -114,6 +115,10 @@ class Local:
         except OSError as error:
             self._free.insert(0, slot)
             raise TrainingFailed(f"cannot be started: {error.strerror}", where=str(log)) from error
+
+    def alone(self, command: Sequence[str], *, folder: Path, log: Path) -> Job:
+        """Run a command with all of the machine, as a shell does, while no job runs. Raises OSError."""
+        return _Process(command, self._all, folder, log, lambda process, forked: None, self._forked)
 
     def rest(self) -> None:
         """End the processes that have stayed for another trial, so that what they hold is free."""
