@@ -1,4 +1,4 @@
-"""One study by `bigctl sweep`, by Optuna with joblib, and by Keras Tuner: wall time, and what is in hand at the end.
+"""One study by `bigctl sweep`, by Optuna with joblib, and by Keras Tuner: time, and what is in hand at the end.
 
 All train the same network on the same rows of breast_cancer, every learning rate with every seed, for the same steps in
 the same batches, validated after each epoch, from nothing compiled. Optuna's objective is the plain JAX and optax
@@ -12,8 +12,11 @@ learning rate, which is far too high, killed half-way with SIGKILL, and started 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
+import resource
 import shlex
 import signal
 import statistics
@@ -70,25 +73,29 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     )
 
     ends: dict[str, Path] = {}
+    computed: dict[str, list[float]] = {name: [] for name in options.only}
+    _adopt()
 
     def measured(name: str) -> float:
         ends[name] = folder / f"{name}-{time.monotonic_ns()}"
         _prepare(ends[name], spec, folder)
-        start = time.perf_counter()
+        before, start = _computed(), time.perf_counter()
         code = _run(name, ends[name], spec, folder)
         if code != 0:
             sys.exit(f"bench_sweep_peers: {name} ended with {code}:\n{_said(ends[name])[-3000:]}")
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        computed[name].append(_computed() - before)
+        return seconds
 
     blocks: dict[str, Callable[[], float]] = {name: lambda name=name: measured(name) for name in options.only}  # type: ignore[misc]
     samples = _bench.interleave(blocks, options.rounds, warmup=0, patience=options.patience)
     first = options.only[0]
     times = [
         [CANDIDATES[name], statistics.median(values), statistics.median(values) / spec.trials,
-         _bench.ratio(samples, name, first)[0]]
+         _bench.ratio(samples, name, first)[0], statistics.median(computed[name])]
         for name, values in samples.items()
     ]  # fmt: skip
-    _bench.table(["", "wall s", "s a trial", f"x {CANDIDATES[first]}"], times)
+    _bench.table(["", "wall s", "s a trial", f"x {CANDIDATES[first]}", "processor s"], times)
     found = {
         name: {"every learning rate with every seed": yes(len(RESULTS[name](ends[name])), spec.trials)}
         | FACTS[name](ends[name], spec)
@@ -101,6 +108,21 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
     questions = list(dict.fromkeys(question for facts in found.values() for question in facts))
     header = ["in hand at the end", *(CANDIDATES[name] for name in options.only)]
     _bench.table(header, [[q, *(found[name].get(q, "no") for name in options.only)] for q in questions])
+
+
+def _adopt() -> None:
+    """Processes that lose their parent become children of this one, so that what they computed is known; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def _computed() -> float:
+    """Seconds of the processor that all processes started so far have taken, of which none is left."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def _rows(file: Path) -> int:
