@@ -1,8 +1,8 @@
 """Kill a sweep at random moments, start it again each time, and hold its leaderboard against an undisturbed one.
 
-Each kill is a SIGKILL of the sweep alone, of one of its trials, or of everything at once. The leaderboards must agree
-to the last bit, and the ledger must show that no trial was trained twice: none is started after it was complete, and
-each start goes on where a checkpoint of the one before was. Exits with 1 where that is not so.
+Each kill is a SIGKILL of the sweep alone, of a trial or the process that trials are forked from, or of all at once. The
+leaderboards must agree to the last bit, and the ledger must show that no trial was trained twice: none is started after
+it was complete, and each start goes on where a checkpoint of the one before was. Exits with 1 where that is not so.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ AIMS = ("the sweep", "a trial", "everything")
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
+    """The processes that a process has started and that still run, and theirs: trials are forked from one of them."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return []
-    return [int(word) for word in text.split()]
+    own = [int(word) for word in text.split()]
+    return [*own, *(theirs for child in own for theirs in children(child))]
 
 
 def kill(pid: int) -> None:
@@ -86,7 +87,7 @@ class Campaign:
             for trial in trials if aim == "everything" else ():
                 kill(trial)
             process.wait()
-        self.kills.append({"aim": aim, "after": round(seconds, 2), "trials": len(trials)})
+        self.kills.append({"aim": aim, "after": round(seconds, 2), "processes": len(trials)})
 
 
 def result(folder: Path) -> dict[str, Any]:
