@@ -47,7 +47,7 @@ def _parts(task: Task, changed: Callable[[nnx.Module], nnx.Module]) -> tuple[Any
 
 def carried_state(step: Step, hparams: Hparams) -> TrainState:
     """Shapes, dtypes and placements of the state as training keeps it, as ShapeDtypeStructs; nothing is allocated."""
-    shapes = jax.eval_shape(step.initial, randomness.key(0, randomness.PARAMETERS), hparams)
+    shapes = jax.eval_shape(step.initial, randomness.key(0, randomness.PARAMETERS), hparams, {}, {})
     return placed_by_rules(shapes, step.config, step.mesh, step.stacked)
 
 

@@ -96,7 +96,8 @@ class Programs(ModelPrograms):
         carried_state: the same of the state as training keeps it, which is what the functions below take and give: with
             like layers as one where `stacking` says so, else the same tree.
         kernels: which kernel computes what there are several for, such as "attention", on the devices of this mesh.
-        make_state: key -> a new state, in place on the mesh: no device ever holds more than its part.
+        make_state: (key, weights by path, variables by path) -> a new state with these, in place on the mesh: no device
+            ever holds more than its part, and what is given is not drawn.
         step_sent: (state, batch columns, hparams) -> state: one step on a batch that the host sends.
         step_resident: (state, arrays, indices [batch], hparams, layout, length) -> state: one step on data that is on
             the devices.
@@ -150,14 +151,10 @@ class Programs(ModelPrograms):
             weights: parameters by path that replace the initial ones, such as pretrained ones.
             variables: the same of what the model updates by itself.
         """
-        state: TrainState = self.make_state(randomness.key(self.seed, randomness.PARAMETERS))
-        if not weights:
-            return state
-        state = self.stored(state)
-        state = dataclasses.replace(state, variables=_replaced(state.variables, variables or {}))
-        params = _replaced(state.params, weights)
-        ema = jax.tree.map(jnp.copy, params) if self.step.config.train.ema else state.ema
-        return self.carried(dataclasses.replace(state, params=params, ema=ema))
+        shapes = self.abstract_state
+        given = _placed(shapes.params, weights or {}), _placed(shapes.variables, variables or {})
+        state: TrainState = self.make_state(randomness.key(self.seed, randomness.PARAMETERS), *given)
+        return state
 
     def trained(self, params: Tree) -> Tree:
         """Which leaves are trained."""
@@ -198,7 +195,7 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         abstract_state=stored,
         carried_state=carried,
         kernels=kernels,
-        make_state=jax.jit(lambda key: step.initial(key, hparams), out_shardings=placed),
+        make_state=jax.jit(partial(_new_state, step, hparams), out_shardings=placed),
         step_sent=train(step_on_sent(step)),
         step_resident=train(step_on_resident(step), static_argnums=(4, 5)),
         steps_resident=train(steps_on_resident(step), static_argnums=(5, 6)),
@@ -325,11 +322,16 @@ def _evaluation_of_resident(step: Step) -> Callable[..., Sums]:
     return run
 
 
-def _replaced(tree: Tree, given: Mapping[str, np.ndarray]) -> Tree:
-    """The tree with the leaves that are given by their paths."""
+def _new_state(step: Step, hparams: Hparams, key: jax.Array, weights: Arrays, variables: Arrays) -> TrainState:
+    return step.initial(key, hparams, weights, variables)
 
-    def put(path: Any, leaf: jax.Array) -> jax.Array:
-        values = given.get(partition.path_name(path))
-        return leaf if values is None else meshes.put(values.astype(leaf.dtype), leaf.sharding)
 
-    return jax.tree_util.tree_map_with_path(put, tree)
+def _placed(shapes: Tree, given: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Those of the values that have a place in the tree, on the devices."""
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0] if given else []
+    known = {partition.path_name(path): leaf for path, leaf in leaves}
+    return {
+        name: meshes.put(values.astype(known[name].dtype), known[name].sharding)
+        for name, values in given.items()
+        if name in known
+    }

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 Hparams = dict[str, Any]
 """Numbers that enter a compiled function as arguments, by their configuration keys."""
 
+Given = Mapping[str, jax.Array]
+"""Values of parameters or variables by path."""
+
 SEED = "seed"
 """The name among the hparams that the seed has: trainings of several seeds share a program."""
 
@@ -77,8 +80,8 @@ class Step:
     # What follows is traced once for all programs that contain it; it is written out in them, as if it had been called.
 
     @cached_property
-    def initial(self) -> Callable[[jax.Array, Hparams], TrainState]:
-        """(key, hparams) -> a new state."""
+    def initial(self) -> Callable[..., TrainState]:
+        """(key, hparams, weights by path, variables by path) -> a new state, in which these replace initial ones."""
         return jax.jit(self._initial, inline=True)
 
     @cached_property
@@ -98,11 +101,13 @@ class Step:
 
     # ---------------------------------------------------------------------------------------------------- the state
 
-    def _initial(self, key: jax.Array, hparams: Hparams) -> TrainState:
-        with depth.made_as_one() if self.deep is not None else contextlib.nullcontext():
+    def _initial(self, key: jax.Array, hparams: Hparams, weights: Given, given: Given) -> TrainState:
+        # Layers that are one have no names of their own, by which their weights could be given.
+        with depth.made_as_one() if self.deep is not None and not weights else contextlib.nullcontext():
             model = self.task.build(nnx.Rngs(params=key))
         _, params, _, variables = split_model(model)
-        params, variables = self.carried(nnx.to_pure_dict(params)), nnx.to_pure_dict(variables)
+        params = self.carried(_replaced(nnx.to_pure_dict(params), weights))
+        variables = _replaced(nnx.to_pure_dict(variables), given)
         sums = jax.eval_shape(self._gradients, params, variables, self.batch_shapes, jnp.int32(0), hparams)[2]
         return TrainState(
             step=jnp.int32(0),
@@ -382,3 +387,8 @@ def traced_hparams(config: schema.Config) -> Hparams:
 def split_model(model: nnx.Module) -> Any:
     """(structure, trained weights, hyperparameters, everything else)."""
     return nnx.split(model, nnx.Param, Hyperparameter, ...)
+
+
+def _replaced(tree: Tree, given: Given) -> Tree:
+    """The tree with the leaves that are given by their paths."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: given.get(partition.path_name(path), leaf), tree)

@@ -172,7 +172,7 @@ config = bigctl.compose([*overrides, "mesh=fsdp"])
 exp = experiment.build(config)
 programs = exp.programs
 key = randomness.key(config.seed, randomness.PARAMETERS)
-make = programs.make_state.lower(key).compile()
+make = programs.make_state.lower(key, {}, {}).compile()
 plan = make.memory_analysis()
 state = programs.initialise()
 def bytes_on_first(tree):

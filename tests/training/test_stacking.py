@@ -105,6 +105,17 @@ def test_a_state_is_the_same_bits_in_either_form(text: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
+def test_weights_that_are_given_layer_by_layer_are_those_of_the_state_and_the_others_are_drawn(text: str) -> None:
+    made = built(*CASES["adamw"], text)
+    drawn = arrays(made, made.programs.initialise())
+    given = {name.removeprefix("params/"): drawn[name] + 1 for name in drawn if name.startswith("params/layers/1/")}
+    assert given
+    for name, leaf in arrays(made, made.programs.initialise(given)).items():
+        kind, _, path = name.partition("/")
+        expected = given.get(path, drawn[name]) if kind in ("params", "ema") else drawn[name]
+        np.testing.assert_array_equal(leaf, expected, err_msg=name)
+
+
 @pytest.mark.parametrize(
     "key", ["optimizer.layer_decay=0.9", "optimizer.unfreeze=[2,4]", "optimizer.freeze=[layers/0/]"]
 )
@@ -117,7 +128,7 @@ def test_the_step_and_the_first_state_are_traced_as_long_for_any_number_of_layer
         made = built(*CASES["adamw"], text, f"model.layers={layers}")
         programs, shapes = made.programs, made.task.example_shapes(4)
         traced = programs.step_sent.trace(programs.carried_state, shapes, programs.hparams)
-        first = programs.make_state.trace(jax.random.key(0))
+        first = programs.make_state.trace(jax.random.key(0), {}, {})
         return str(traced.jaxpr).count(" = "), str(first.jaxpr).count(" = ")
 
     assert equations(2) == equations(6)
