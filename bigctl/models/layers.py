@@ -121,7 +121,9 @@ class QuickDropout(Dropout):
         if _cut_over_devices(shape):
             return _kept(_bits_in_place(key, shape, blocks[1]), keep)
         counts = jnp.arange(math.prod(blocks), dtype=jnp.uint32).reshape(blocks)
-        a, b = threefry(jax.random.key_data(key), jnp.zeros_like(counts), counts)
+        # Passed through memory once: XLA would compute the blocks anew in each of the four parts.
+        words = jnp.stack(threefry(jax.random.key_data(key), jnp.zeros_like(counts), counts))
+        a, b = jax.lax.optimization_barrier(words)
         bits = jnp.concatenate([a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16], axis=1)[:, :columns]
         return _kept(bits, keep).reshape(shape)
 

@@ -217,6 +217,17 @@ def test_threefry_is_that_of_its_authors_and_of_jax() -> None:
     np.testing.assert_array_equal(a ^ b, jax.random.bits(key, (5,)))
 
 
+def test_four_activations_of_a_row_share_a_block_of_threefry() -> None:
+    """The same in a program, and of several keys at once."""
+    keys, x = jax.random.split(jax.random.key(3), 2), jnp.ones((3, 2, 5))
+    found = jax.jit(jax.vmap(lambda key: QuickDropout(0.4)(x, key)))(keys)
+    for key, masked in zip(keys, found, strict=True):
+        count = jnp.arange(9, dtype=jnp.uint32).reshape(3, 3)
+        a, b = (np.asarray(word) for word in threefry(jax.random.key_data(key), jnp.zeros_like(count), count))
+        bits = np.concatenate([a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16], axis=1)[:, :10].reshape(x.shape)
+        np.testing.assert_array_equal(np.asarray(masked) > 0, bits < round(0.6 * 65536))
+
+
 @pytest.mark.parametrize("last", [128, 3])
 def test_masks_have_the_rate_and_no_pattern(last: int) -> None:
     """Shares kept overall, of each position in the last dimension, and of neighbours together: all as independent."""
