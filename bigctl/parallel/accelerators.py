@@ -14,6 +14,9 @@ def compiler_options(platform: str, *, deterministic: bool) -> Options:
     """Of the programs that train, on "cpu", "gpu" or "tpu"."""
     if platform == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}  # no sums by atomics, no kernels chosen by their time
+    if platform == "cpu":
+        # Operations in the order that takes the least memory: an eighth less temporaries for BERT, and as quick.
+        return {"xla_cpu_scheduler_type": 1}
     return {}
 
 
