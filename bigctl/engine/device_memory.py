@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bigctl.config.schema import Config
     from bigctl.planning.costs import Holding
-    from bigctl.training.feed import Check
+    from bigctl.training.calls import Check
     from bigctl.training.programs import Executable, ModelPrograms, Programs
     from bigctl.training.state import Tree
     from bigctl.training.task import Task

@@ -26,6 +26,7 @@ from bigctl.optim import masks, patterns, thawing
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
 from bigctl.training import feed as feeds
+from bigctl.training.calls import Check
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.programs import ModelPrograms, Programs, compile_programs, model_programs
 from bigctl.training.state import Tree
@@ -69,7 +70,7 @@ class Experiment:
     source: Source | None = None
     shared: Shared | None = None
 
-    def feed(self, observe: feeds.Observer | None = None, check: feeds.Check | None = None) -> feeds.Feed:
+    def feed(self, observe: feeds.Observer | None = None, check: Check | None = None) -> feeds.Feed:
         """Where the batches of training come from; `observe` is told what each step is given, `check` of each compiled
         step before it runs first."""
         layout, columns = self.dataset.batches, self.dataset.splits["train"]

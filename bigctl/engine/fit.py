@@ -16,6 +16,7 @@ from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
 from bigctl.errors import Preempted, Stuck
 from bigctl.formatting import parameters
+from bigctl.parallel import host_memory
 from bigctl.runs import corpora, goodput
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.training import phases
@@ -95,6 +96,7 @@ def prepared(
         examples_per_epoch=experiment.dataset.size("train"),
         rates=experiment.rates,
     )
+    host_memory.set_apart()
     fitting, spent = Fitting(loop), lambda: (loop.timings.parts, start.step + loop.timings.steps)
     try:
         with goodput.kept(run.directory, run.began, start.step, spent):

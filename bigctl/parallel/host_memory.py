@@ -11,6 +11,11 @@ _LARGE = 2**30
 """Blocks that are given back all the same [bytes]: kept ones of several sizes would lie beside each other, and what
 clearing their pages costs is little beside the work of a step that needs so much."""
 
+_SMALL, _LID, _TRIED = 64 * 2**20, 2**20, 256
+"""Bytes that are set apart for small blocks, and of the block above them; how often it is tried to have it there."""
+
+_keeps = False
+
 
 def keep_memory() -> bool:
     """Keep freed memory in the process, where XLA computes on the CPU; whether that was possible.
@@ -23,6 +28,7 @@ def keep_memory() -> bool:
     It is for a process that has one thread as yet: where a second one has taken memory, glibc has decided on an arena a
     thread, and such arenas hand large blocks back whatever is set here.
     """
+    global _keeps
     if any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")):
         return False
     try:
@@ -30,4 +36,51 @@ def keep_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     large = mallopt(_M_MMAP_THRESHOLD, _LARGE) or mallopt(_M_MMAP_MAX, 0)  # older ones know no threshold above 32 MiB
-    return bool(mallopt(_M_ARENA_MAX, 1) and large and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    _keeps = bool(mallopt(_M_ARENA_MAX, 1) and large and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return _keeps
+
+
+def set_apart() -> None:
+    """Room for small blocks below that for the temporaries of steps: to be called once all that lasts is in memory.
+
+    A small block that is taken while a step computes would lie right above the step's temporaries. Steps of another
+    size could not grow over it, and each size would keep a place of its own. What is set apart takes no memory until it
+    is used.
+    """
+    if not _keeps:
+        return
+    give_back()
+    libc = _malloc()
+    room, taken = libc.malloc(_SMALL), []
+    for _ in range(_TRIED if room else 0):
+        taken.append(libc.malloc(_LID))  # a hole below may be taken first
+        if (taken[-1] or room) >= room:
+            taken.pop()  # what lies above the room stays, or it would become one with what is above
+            break
+    for block in (*taken, room):
+        libc.free(block)
+
+
+def give_back() -> None:
+    """Give unused memory back to the kernel, where it is kept otherwise: what a compiler or a reader of weights has
+    used once is not what steps take again."""
+    if _keeps:
+        _malloc().malloc_trim(0)
+
+
+def _malloc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    return libc
+
+
+def keeps() -> bool:
+    """Whether memory is kept, see `keep_memory`."""
+    return _keeps
+
+
+def is_large(size: int) -> bool:
+    """Whether a computation with temporaries of so many bytes waits for the one before, on a machine whose memory they
+    are taken from."""
+    return _keeps and size > _SMALL

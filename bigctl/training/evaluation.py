@@ -15,9 +15,10 @@ from bigctl.config import schema
 from bigctl.data.layouts.layout import Columns, Layout, Parted
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
+from bigctl.training.calls import Calls, Check
 from bigctl.training.metrics import Sums
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import ModelPrograms
+from bigctl.training.programs import Compiled, ModelPrograms
 from bigctl.training.state import Tree
 from bigctl.training.task import Task, special_metrics
 
@@ -55,16 +56,19 @@ class Evaluator:
         config: schema.Config,
         *,
         prefix: str,
-        check: feed.Check | None = None,
+        check: Check | None = None,
     ):
         self.programs, self.layout, self.columns, self.prefix = programs, layout, columns, prefix
         self.parted = layout if isinstance(layout, Parted) else None
         self.count = layout.size(columns, training=False)
         shards = meshes.batch_shards(programs.mesh)
         self.plan = layout.evaluation_plan(columns, batch_size=config.eval.batch_size, shards=shards)
-        self.resident = feed.fits_on_device(columns, config)
+        # Where a program has the arrays of a split for arguments, each split has programs of its own: one is enough,
+        # but not one a length, and a batch of texts is soon sent.
+        self.resident = layout.lengths(columns) is None and feed.fits_on_device(columns, config)
         self._arrays: Mapping[str, jax.Array] | None = None
-        self._checked = feed.Checked(check)
+        self._calls = Calls(check)
+        self._before: Sums = {}
 
     def __call__(self, params: Tree, variables: Tree, task: Task | None = None) -> dict[str, Any]:
         """Metrics of these weights, named `prefix/...`; `task` where it is decided, see `Task.decided`."""
@@ -131,8 +135,7 @@ class Evaluator:
             return
         for indices, mask, length in self.plan.batches():
             given = params, variables, arrays, indices, mask, programs.hparams, self.layout, length
-            found = self._checked.run(programs.evaluate_resident, length, *given)
-            yield indices, mask, found
+            yield indices, mask, self._run(programs.evaluate_resident, length, *given)
 
     def _sent(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
         """The same of a split that is not on the devices, whose batches are made ahead."""
@@ -145,7 +148,13 @@ class Evaluator:
         with contextlib.closing(prefetched(partial(made, *planned) for planned in self.plan.batches())) as batches:
             for indices, mask, length, batch in batches:
                 given = params, variables, batch, meshes.put(mask, where), programs.hparams
-                yield indices, mask, self._checked.run(programs.evaluate_sent, length, *given)
+                yield indices, mask, self._run(programs.evaluate_sent, length, *given)
+
+    def _run(self, program: Compiled, length: int | None, *arguments: object) -> Sums:
+        """The sums of a batch, after those of the one before where there is memory for one at a time."""
+        found: Sums = self._calls.run(program, length, *arguments, after=self._before)
+        self._before = found
+        return found
 
 
 def _added(parts: Iterable[Sums]) -> Sums:

@@ -27,16 +27,15 @@ from bigctl.data.text.token_shards import TokenShards
 from bigctl.data.work import Work
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
+from bigctl.training.calls import Calls, Check
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Executable, Programs
-from bigctl.training.state import TrainState, Tree
+from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs
+from bigctl.training.state import TrainState
 from bigctl.training.task import Batch
 
 Observer = Callable[[Columns], None]
 """Told, for each step that is dispatched and before it is, what the step is given: the columns of the batch, and of
 data on the devices its `indices`."""
-Check = Callable[[Executable], None]
-"""Told of each compiled program once, before it runs first; raises where it must not run."""
 
 
 class Feed(Protocol):
@@ -144,21 +143,6 @@ def loops(mesh: Mesh, config: schema.Config) -> bool:
     return config.model.loops_on_cpu or not on_cpu
 
 
-class Checked:
-    """Runs programs, each of which is shown to `check` before it runs first; jax compiles it once for both."""
-
-    def __init__(self, check: Check | None):
-        self._check = check
-        self._seen: set[int | None] = set()
-
-    def run(self, program: Compiled, length: int | None, *arguments: object) -> Tree:
-        """Call the program; `length` tells the shapes apart that it is called with."""
-        if self._check is not None and length not in self._seen:
-            self._check(program.lower(*arguments).compile())
-            self._seen.add(length)
-        return program(*arguments)
-
-
 class _Resident:
     """What both feeds on data on the devices have in common."""
 
@@ -166,7 +150,7 @@ class _Resident:
         self, programs: Programs, layout: Layout, arrays: Arrays, observe: Observer | None, check: Check | None
     ):
         self.programs, self.layout, self.arrays = programs, layout, arrays
-        self._steps = Checked(check)
+        self._steps = Calls(check)
         self.waited, self.waits_for_data = 0.0, True
         self.work: Work | None = None
         self._observe = observe
@@ -285,7 +269,7 @@ class SentFeed:
         check: Check | None = None,
     ):
         self.programs, self.layout, self.plan = programs, layout, plan
-        self._steps = Checked(check)
+        self._steps = Calls(check)
         self.work = Work()
         self.columns = {
             name: replace(values, work=self.work) if isinstance(values, EncodedImages) else values

@@ -48,6 +48,46 @@ def test_a_block_that_a_thread_takes_again_is_the_same_pages():
     assert faults < 24_576 / 10  # pages of 4 KiB
 
 
+SIZES = """
+import ctypes, sys
+from bigctl.parallel import host_memory
+
+kept = host_memory.keep_memory()
+libc = host_memory._malloc()
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+def touched(mib):
+    block = libc.malloc(mib * 2**20)
+    ctypes.memset(block, 1, mib * 2**20)
+    return block
+
+small, before = [], resident()
+if sys.argv[1] == "apart":
+    host_memory.set_apart()
+for size in (80, 120, 160):
+    for _ in range(2):
+        step = touched(size)
+        small += [libc.malloc(count) for count in (5_000, 70_000, 300_000)]
+        libc.free(step)
+print(int(kept), round(resident() - before))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
+def test_steps_of_several_sizes_take_the_memory_of_the_largest():
+    def grown(how: str) -> int:
+        kept, mib = map(int, subprocess.check_output([sys.executable, "-c", SIZES, how], text=True).split())
+        if not kept:
+            pytest.skip("another malloc, or a machine with an accelerator")
+        return mib
+
+    assert grown("apart") < 200  # MiB: the largest step takes 160
+    assert grown("as it comes") > 220
+
+
 def test_memory_is_kept_before_a_thread_is_started(tmp_path, monkeypatch):
     seen: list[list[str]] = []
     monkeypatch.setattr(

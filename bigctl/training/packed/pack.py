@@ -28,6 +28,7 @@ from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.work import Work
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
+from bigctl.training.calls import Calls, Check
 from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs, compiler_options, step_on_resident
 from bigctl.training.state import TrainState
 from bigctl.training.step import Hparams
@@ -88,7 +89,7 @@ class PackedSteps:
         cadence: Cadence,
         *,
         width: int,
-        check: feeds.Check | None = None,
+        check: Check | None = None,
     ):
         if (refused := refusal(programs, layout, columns, config)) is not None:
             raise ConfigError(refused, where="packed trials", hint="train them one by one")
@@ -101,7 +102,7 @@ class PackedSteps:
         self.largest = min(most, 1 << (between - 1).bit_length())
         self._length: int | None = config.train.steps_per_dispatch if looped else 1
         self._warm = False
-        self._checked = feeds.Checked(check)
+        self._calls = Calls(check)
         self.program = compile_packed_steps(programs, layout, self.length, width=width, looped=looped)
 
     def __call__(
@@ -120,7 +121,7 @@ class PackedSteps:
             jax.block_until_ready(states)
         start = time.perf_counter()
         given = states, self.arrays, indices, np.int32(count), hparams
-        states = self._checked.run(self.program, self.length, *given)
+        states = self._calls.run(self.program, self.length, *given)
         if timing:
             jax.block_until_ready(states)
             self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))

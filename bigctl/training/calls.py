@@ -1,0 +1,44 @@
+"""Calling compiled programs: each compiled once for each shape of batch, shown to a check before it runs first, and on
+CPU never so many under way that their temporaries lie beside each other in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from bigctl.parallel import host_memory
+from bigctl.training.programs import Compiled, Executable
+from bigctl.training.state import Tree
+
+Check = Callable[[Executable], None]
+"""Told of each compiled program once, before it runs first; raises where it must not run."""
+
+
+class Calls:
+    """Runs programs, each of which is shown to `check` before it runs first; jax compiles it once for both."""
+
+    def __init__(self, check: Check | None):
+        self._check = check
+        self._waits: dict[int | None, bool] = {}
+
+    def run(self, program: Compiled, length: int | None, *arguments: object, after: Tree = ()) -> Tree:
+        """Call the program; `length` tells the shapes apart that it is called with.
+
+        On CPU the temporaries of a call are taken when it is dispatched: where they are large, it waits for its
+        arguments and for `after`, so that it can have the memory of the call before. Nothing is computed while a
+        program is compiled: what stays of that in memory would lie above the temporaries, and keep larger ones from
+        growing over them.
+        """
+        first = length not in self._waits
+        if host_memory.keeps() and (first or self._waits[length]):
+            jax.block_until_ready((arguments, after))
+        if first and (self._check is not None or host_memory.keeps()):
+            compiled = program.lower(*arguments).compile()
+            host_memory.give_back()
+            if self._check is not None:
+                self._check(compiled)
+            analysis = compiled.memory_analysis()
+            self._waits[length] = analysis is not None and host_memory.is_large(int(analysis.temp_size_in_bytes))
+        self._waits.setdefault(length, False)
+        return program(*arguments)
