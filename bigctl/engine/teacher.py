@@ -90,8 +90,12 @@ def named(config: Config, plugins: Sequence[str] = ()) -> tuple[RunDirectory, Co
         RunError: if there is no such run, it was not trained to its end, or needs plugins.
         ConfigError: if it tells no class of an example, or, where text is to be written, writes none.
     """
-    run = directory.locate(str(config.distil.teacher))
-    where, record = f"{KEY}={config.distil.teacher}", run.record()
+    where = f"{KEY}={config.distil.teacher}"
+    try:
+        run = directory.locate(str(config.distil.teacher))
+    except RunError as error:
+        raise RunError(error.message, where=where, hint=error.hint) from error
+    record = run.record()
     if not run.summary_file.is_file() or "data" not in record:
         raise RunError("has not finished training", where=where, hint=f"bigctl resume {run.path}")
     loading.load_for_run(record.get("plugins"), plugins, where=str(run.path))

@@ -138,7 +138,7 @@ def test_a_teacher_that_cannot_teach_is_refused_in_a_line(folder, tmp_path, caps
     shutil.copytree(folder / "runs" / "small", unfinished)
     (unfinished / "summary.json").unlink()
     for more, wrong in {
-        f"distil.teacher={tmp_path / 'none'}": "there is no such run",
+        f"distil.teacher={tmp_path / 'none'}": f"distil.teacher={tmp_path / 'none'}: there is no such run",
         f"distil.teacher={unfinished}": "has not finished training",
         f"distil.teacher={tmp_path / 'numbers'}": "a run of recipe=mlp_cls tells no class of an example",
         f"distil.teacher={tmp_path / 'pictures'}": "it reads images, the data holds tables",
