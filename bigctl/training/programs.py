@@ -230,7 +230,8 @@ def _training(
 def compiler_options(step: Step) -> accelerators.Options:
     """Of every program that contains `step.train`: its kernels are told while it is traced what it is compiled for."""
     platform = step.mesh.devices.flat[0].platform
-    return accelerators.compiler_options(platform, deterministic=step.config.train.deterministic)
+    pictures = any(len(column.shape) == 4 for column in step.task.example_shapes(1).values())
+    return accelerators.compiler_options(platform, deterministic=step.config.train.deterministic, pictures=pictures)
 
 
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:
