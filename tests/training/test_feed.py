@@ -20,12 +20,20 @@ from bigctl.data.sampler import BatchPlan
 from bigctl.data.text.joined_tokens import JoinedTokens
 from bigctl.data.work import Work
 from bigctl.engine.experiment import Experiment
+from bigctl.parallel import host_memory
 from bigctl.training import feed as feeds
 from bigctl.training import waiting
 from bigctl.training.prefetch import prefetched
 from bigctl.training.programs import LARGEST_LOOP
 from bigctl.training.state import TrainState
 from tests.training.steps import CNN, MLP, arrays_of, assert_close, assert_same_bits, built, start
+
+
+@pytest.fixture(autouse=True)
+def memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ran before in this process: else programs are compiled before they are called; stand-ins cannot be."""
+    monkeypatch.setattr(host_memory, "keeps", lambda: False)
+
 
 # ------------------------------------------------------------------------------------------ dispatches and programs
 
