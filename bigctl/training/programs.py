@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, Protocol
 
 import jax
@@ -231,7 +231,18 @@ def compiler_options(step: Step) -> accelerators.Options:
     """Of every program that contains `step.train`: its kernels are told while it is traced what it is compiled for."""
     platform = step.mesh.devices.flat[0].platform
     pictures = any(len(column.shape) == 4 for column in step.task.example_shapes(1).values())
-    return accelerators.compiler_options(platform, deterministic=step.config.train.deterministic, pictures=pictures)
+    asked = accelerators.compiler_options(platform, deterministic=step.config.train.deterministic, pictures=pictures)
+    return {name: value for name, value in asked.items() if _is_known(name, value)}
+
+
+@cache
+def _is_known(name: str, value: bool | int | str) -> bool:
+    """Whether XLA has this option yet and still: it may be named otherwise in another version."""
+    try:
+        jax.jit(jnp.negative, compiler_options={name: value}).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:

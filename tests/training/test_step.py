@@ -14,8 +14,10 @@ from jax import lax
 
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
+from bigctl.parallel import accelerators
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.programs import compiler_options
 from tests.training.steps import (
     CNN,
     MLP,
@@ -193,6 +195,14 @@ def test_other_numbers_need_no_new_program() -> None:
     assert programs.step_resident._cache_size() == 1
     kernels = [np.asarray(flatten(params)["layers/0/kernel"]).tobytes() for params in results]
     assert len(set(kernels)) == len(kernels)  # every one of them is really used
+
+
+def test_an_option_that_this_xla_does_not_have_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(platform: str, **_: Any) -> accelerators.Options:
+        return {"xla_cpu_no_such_option": 1, "xla_cpu_scheduler_type": 1}
+
+    monkeypatch.setattr(accelerators, "compiler_options", asked)
+    assert compiler_options(built(*MLP).programs.step) == {"xla_cpu_scheduler_type": 1}
 
 
 def test_another_seed_needs_no_new_program() -> None:
