@@ -211,10 +211,10 @@ def score_test_split(
             if code >= 0 or stop.exit_code is not None:  # and was not killed
                 break
         try:
-            metrics = json.loads(said[said.index("{\n") : said.rindex("\n}") + 2])["metrics"] if code == 0 else None
-        except (ValueError, KeyError):
+            metrics = _metrics(said) if code == 0 else None
+        except ValueError:
             metrics = None
-        if metrics is None and stop.exit_code is not None:  # Ctrl-C has reached it as well
+        if metrics is None and stop.exit_code is not None:  # it was killed, or Ctrl-C has reached it
             break
         if metrics is None:
             why = [line.removeprefix("bigctl: ") for line in said.splitlines() if line.startswith("bigctl: ")]
@@ -224,6 +224,21 @@ def score_test_split(
         book.append("test", id=name, metrics=numbers)
         scored = True
     return scored
+
+
+def _metrics(said: str) -> dict[str, Any]:
+    """Out of the JSON among what `eval --json` printed, warnings of libraries perhaps before and after it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for start in reversed([i for i, char in enumerate(said) if char == "{" and said[i - 1 : i] in ("", "\n")]):
+        try:
+            found, _ = json.JSONDecoder().raw_decode(said, start)
+            return dict(found["metrics"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    raise ValueError("no metrics")
 
 
 def _said(command: Sequence[str], executor: Executor | None, log: Path, stop: StopRequest) -> tuple[int, str]:
