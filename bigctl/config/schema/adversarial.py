@@ -54,4 +54,4 @@ class Adversarial:
     def warmup_problem(self, total: int) -> tuple[str, str]:
         """What to say of a warmup that is longer than the training, and the remedy."""
         message = f"eps grows over {self.warmup:,} steps and would not reach {self.eps:g} in a training of {total:,}"
-        return message, f"train.adversarial.warmup={total // 2} or less, or train longer"
+        return message, f"train.adversarial.warmup={total // 2}{' or less' * (total > 1)}, or train longer"
