@@ -361,7 +361,8 @@ def fill_architecture(model: schema.Model, source: Source | None = None) -> sche
     """The model with its open architecture keys decided by the weights that it starts from.
 
     Args:
-        model: as configured; without `init_from` it is given back as it is.
+        model: as configured; without `init_from` it is given back as it is. It may have fewer layers than the weights,
+            their first ones, where that key is open.
         source: what `init_from` names, if that has been located before.
 
     Raises:
@@ -377,11 +378,12 @@ def fill_architecture(model: schema.Model, source: Source | None = None) -> sche
             hint=f"choose model={source.model}, or other weights",
         )
     filled, open_keys = {}, {f.name for f in dataclasses.fields(model) if f.metadata.get("decided")}
+    less = {"positions", "context"} | ({"layers"} & open_keys)
     for key, theirs in source.architecture.items():
         ours = getattr(model, key)
         if ours is None or ours == "auto" or (model.kind, key) in _OF_THE_WEIGHTS:
             filled[key] = theirs
-        elif ours != theirs and not (key in ("positions", "context") and ours < theirs):
+        elif ours != theirs and not (key in less and ours < theirs):
             has = "null" if theirs is None else theirs
             other = f"choose model={model.kind}, which has its sizes from them" if key in open_keys else "other weights"
             what = f"model.{key}={ours} is not what the weights have: {has}"

@@ -83,6 +83,8 @@ def take_over(source: Source, start: Start) -> Transfer:
     variables = stored.read_variables(start.variables)
     said[0] += f", {len(variables)} of {len(start.variables)} statistics" if start.variables else ""
     said[0] += f" from {start.config.model.init_from}"
+    ours, theirs = getattr(start.config.model, "layers", None), source.architecture.get("layers")
+    said += [f"the first {ours} of {theirs} layers"] if ours and theirs and ours < theirs else []
     if matched is not None:
         said += _fit_columns(values, matched, layer)
     if head is not None:

@@ -203,6 +203,9 @@ def test_the_model_is_as_the_weights_have_it_or_refused(tmp_path: Path) -> None:
     filled = sources.fill_architecture(schema.Llama(init_from=file, context=8))
     assert isinstance(filled, schema.Llama)
     assert (filled.layers, filled.kv_heads, filled.context, filled.rope_theta) == (LAYERS, GROUPS, 8, 5000.0)
+    assert sources.fill_architecture(schema.Llama(init_from=file, layers=1)).layers == 1
+    with pytest.raises(ConfigError, match="model.layers=9 is not what the weights have: 2"):
+        sources.fill_architecture(schema.Llama(init_from=file, layers=9))
     with pytest.raises(ConfigError, match="holds weights of model=llama, this is model=gpt"):
         sources.fill_architecture(schema.Gpt(init_from=file))
     with pytest.raises(ConfigError, match="model.kv_heads=4 is not what the weights have: 2"):

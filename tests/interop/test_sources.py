@@ -268,6 +268,18 @@ def test_a_masked_language_model_hands_its_encoder_to_a_classifier_and_its_head_
     assert not new and not unused and np.array_equal(taken["decoder_bias"], values["decoder_bias"])
 
 
+def test_fewer_layers_than_the_weights_have_are_their_first_ones(here):
+    values = builders.params(builders.model())
+    builders.folder(here / "model", values)
+    source = sources.locate_source(str(here / "model"))
+    assert sources.fill_architecture(schema.Bert(init_from=str(here / "model"), layers=1)).layers == 1
+    wanted = builders.shapes(builders.model(layers=1))
+    taken, new, unused = loading.load_weights(source, wanted)
+    assert set(taken) | set(new) == set(wanted) and set(new) == {"head/kernel", "head/bias"}
+    assert all(np.array_equal(taken[name], values[name]) for name in taken)
+    assert len([name for name in unused if ".layer.1." in name]) == 16 == len(unused) - 2  # and the head
+
+
 def test_a_longer_table_of_positions_is_cut(here):
     values = builders.params(builders.model())
     builders.folder(here / "model", values)
