@@ -16,6 +16,9 @@ from bigctl.errors import ConfigError
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+import onnx
+import onnxruntime
+
 from bigctl.inference.exporters.onnx_model import Loaded
 from bigctl.interop.onnx.convert import to_onnx
 
@@ -117,6 +120,15 @@ def test_onnxruntime_computes_what_jax_does(name):
 def test_what_onnx_lacks_is_named_with_its_place():
     with pytest.raises(ConfigError, match=r"test_onnx\.py:\d+.*: onnx: sort cannot be expressed \(--format jax"):
         converted(lambda x, w: jnp.sort(x, axis=-1), X, True)
+
+
+def test_onnxruntime_computes_a_gelu_at_once(tmp_path):
+    _, model = converted(lambda x, w: jax.nn.gelu(x @ w["w"] + w["w"][0], approximate=False), X, True)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert kinds == ["MatMul", "BiasGelu"]
 
 
 def test_products_become_matmul_and_what_weights_alone_decide_is_computed_before():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from jax.extend.core import JaxprEqn
@@ -99,7 +100,11 @@ def _mul(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     for x, factor in (values, values[::-1]):
         if factor.origin[:1] == ("rsqrt",):  # as the fusions of onnxruntime know it
             return plain("Div")(graph, eqn, [x, factor.origin[1]])
-    return plain("Mul")(graph, eqn, values)
+    (found,) = plain("Mul")(graph, eqn, values)
+    for x, factor in (values, values[::-1]):
+        if x.origin[:1] == ("neg",) and factor.constant is not None and factor.constant.size == 1:
+            return [replace(found, origin=("neg", x.origin[1], x.origin[2] * factor.constant.item()))]
+    return [found]
 
 
 def _max(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
@@ -115,14 +120,16 @@ def _max(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 
 def _erfc(make: _Maker, values: list[Value]) -> Value:
     (x,) = values
-    if x.origin[:1] == ("neg",):
-        return make("Add", make("Erf", x.origin[1]), 1.0)
+    if x.origin[:1] == ("neg",) and x.origin[2]:
+        _, inner, factor = x.origin
+        scaled = inner if factor == 1 else make("Div", inner, 1 / factor)  # onnxruntime knows a GELU by its Div
+        return make("Add", make("Erf", scaled), 1.0)
     return make("Sub", 1.0, make("Erf", x))
 
 
 def _neg(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     (found,) = plain("Neg")(graph, eqn, values)
-    return [Value(found.name, found.shape, found.wanted, found.dtype, None, ("neg", values[0]))]
+    return [Value(found.name, found.shape, found.wanted, found.dtype, None, ("neg", values[0], 1.0))]
 
 
 def _integer_pow(make: _Maker, values: list[Value]) -> Value:
