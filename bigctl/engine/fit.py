@@ -14,7 +14,7 @@ from bigctl.engine import federated, open_run, privacy, restore, samples, step_m
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
-from bigctl.errors import Preempted, Stuck
+from bigctl.errors import BigctlError, Diverged, Preempted, Stuck
 from bigctl.formatting import parameters
 from bigctl.parallel import host_memory
 from bigctl.runs import corpora, goodput
@@ -99,13 +99,25 @@ def prepared(
     host_memory.set_apart()
     fitting, spent = Fitting(loop), lambda: (loop.timings.parts, start.step + loop.timings.steps)
     try:
-        with goodput.kept(run.directory, run.began, start.step, spent):
+        with goodput.kept(run.directory, run.began, start.step, spent), _best_kept(outputs, saves):
             yield fitting
         outputs.flush()
     finally:
         feed.close()
         fitting.profile = profiler.close() if profiler is not None else []
         outputs.close()
+
+
+@contextlib.contextmanager
+def _best_kept(outputs: _Outputs, saves: TimedSaves) -> Iterator[None]:
+    """A training that diverges saves the best that it holds."""
+    try:
+        yield
+    except Diverged:
+        with contextlib.suppress(BigctlError):
+            outputs.flush()
+            saves.save_held()
+        raise
 
 
 def _profiler(run: Run, start: Start, total: int) -> Profiler | None:

@@ -59,8 +59,9 @@ class Hooks:
         flush: metrics onto the disk, before a checkpoint counts on them.
         warn: a sentence for the user.
         sample: (state, step): show what the model can do so far.
-        due: without a cadence of checkpoints, whether the time for one has come; asked where something else happens.
-        hold: then keep the best so far, to be saved with the next checkpoint; False if it must be saved now.
+        due: whether the time for a checkpoint has come; asked where something else happens, with a cadence of
+            checkpoints only where an evaluation was the best so far.
+        hold: else keep the best so far, to be saved with the next checkpoint; False if it must be saved now.
         rewind: (progress, bad step) -> the state of a checkpoint and its progress, see `rewind.rewind`; what was
             written since is taken back.
         before_dispatch: (step, state) -> how many steps the next dispatch may take at most.
@@ -272,10 +273,10 @@ class Loop:
         self._report_recompiles(pending.step)
 
     def _saves_now(self, state: TrainState, progress: Progress, *, event: bool, improved: bool) -> bool:
-        """Whether a checkpoint is saved although no step is due: a better one at once, or else when it is time."""
-        if self.cadence.save is not None:
+        """Whether a checkpoint is saved although no step is due: when it is time; with a cadence, only a better one."""
+        if self.rule.policy == "rewind":
             return improved
-        if event and self.hooks.due():
+        if (improved if self.cadence.save is not None else event) and self.hooks.due():
             return True
         if not improved:
             return False

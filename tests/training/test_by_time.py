@@ -99,10 +99,10 @@ def test_a_request_to_stop_saves_at_once() -> None:
     assert seen([0.1, 0.5, 0.3, 0.2], stop_at=7) == [("hold", 3), ("hold", 6), ("save", 7)]
 
 
-def test_what_is_typed_is_what_happens() -> None:
-    never = iter(())
-    saves = seen([0.1, 0.5, 0.3, 0.2], save=5, due=lambda: next(never))
-    assert saves == [("save", 3), ("save", 5), ("save", 6), ("save", 10), ("save", 12)]
+def test_with_a_cadence_a_better_one_is_saved_at_once_if_it_is_time_and_held_if_not() -> None:
+    due = iter([True, False, False])  # asked where an evaluation was the best so far, and nowhere else
+    saves = seen([0.1, 0.5, 0.3, 0.6], save=5, due=lambda: next(due))
+    assert saves == [("save", 3), ("save", 5), ("hold", 6), ("save", 10), ("save", 12)]
 
 
 # --------------------------------------------------------------------------------------------------------- the cadence

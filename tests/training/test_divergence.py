@@ -24,6 +24,7 @@ from bigctl.config.schema import Divergence
 from bigctl.engine import trainer
 from bigctl.engine.run import Options
 from bigctl.errors import Diverged, Preempted, TrainingFailed
+from bigctl.runs import manifest
 from bigctl.training import divergence
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten, read_arrays
@@ -280,6 +281,17 @@ def test_a_diverged_run_goes_on_once_it_may_skip(table: Path, tmp_path: Path) ->
     logged = [line for line in lines(run) if "train/loss" in line]
     assert logged[-1]["train/skipped"] == summary["skipped"]
     assert all(math.isfinite(line["train/loss"]) for line in logged)
+
+
+def test_a_run_that_diverges_between_two_checkpoints_leaves_its_best(table: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Diverged):
+        train(overrides(table, *SPIKES, "checkpoint.every=40", "eval.every=1"), run)
+    (best,) = manifest.steps(run / "checkpoints")
+    scored = {line["step"]: line["val/loss"] for line in lines(run) if "val/loss" in line}
+    meta = manifest.verify_checkpoint(run / "checkpoints" / f"{best:09d}")
+    assert meta["progress"]["best_step"] == best and meta["progress"]["best_metrics"]["val/loss"] == scored[best]
+    assert len(scored) > 1
 
 
 def test_a_run_that_diverges_wherever_it_begins_gives_up(tmp_path: Path) -> None:

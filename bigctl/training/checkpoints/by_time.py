@@ -1,4 +1,5 @@
-"""When checkpoints are saved where `checkpoint.every` leaves it open: by the clock, within a share of the time.
+"""When checkpoints are saved where `checkpoint.every` leaves it open: by the clock, within a share of the time. With a
+cadence, when better ones are that come between its steps: a small training has one every few milliseconds.
 
 When a run is saved has no say in what it computes, so a clock may decide. What must not be lost is the best so far: it
 is held in memory until the next checkpoint, which is saved after it. So whatever is on the disk has the best of its
@@ -38,7 +39,7 @@ class _Held:
 
 
 class TimedSaves:
-    """What a loop without a cadence for checkpoints asks.
+    """What a loop asks at steps for which its cadence has no checkpoint.
 
     Args:
         checkpoints: of the run; in several processes the first one's clock counts.
@@ -72,9 +73,16 @@ class TimedSaves:
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Save a state, and before it the best so far where that is still held."""
-        held, self._held = self._held, None
+        held = self._held
         best = held is not None and progress.best_step == held.progress.step != progress.step
-        if held is not None and best:
-            self._begin(held.state, held.progress)
+        if best:
+            self.save_held()
+        self._held = None
         self._begin(state, progress)
         self._last, self._count = self._clock(), 1 + best
+
+    def save_held(self) -> None:
+        """Save the best so far where it is still held: nothing may follow it."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._begin(held.state, held.progress)
