@@ -15,6 +15,7 @@ import numpy as np
 from bigctl import memory
 from bigctl.errors import ConfigError
 from bigctl.formatting import size
+from bigctl.parallel import mesh as meshes
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -142,7 +143,10 @@ def check_of_evaluation(programs: ModelPrograms) -> Check:
 
 def check_of_pack(programs: Programs, width: int) -> Check:
     """The same of steps of so many trials side by side."""
-    states = (programs.carried_state,) * width
+    states = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((width, *leaf.shape), leaf.dtype, sharding=meshes.replicated(programs.mesh)),
+        programs.carried_state,
+    )
     said = f"a step of {width} trials side by side", "packed trials", "train them one by one, or by smaller batches"
     return partial(require, programs.mesh, states, said)
 

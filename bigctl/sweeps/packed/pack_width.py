@@ -125,7 +125,7 @@ def _cost(shared: TrialGroup, width: int, seconds: float) -> float:
     config = shared.experiment.config
     lane = programs.with_config(config)
     hparams = {name: np.stack([np.asarray(value)] * width) for name, value in lane.hparams.items()}
-    states = tuple(lane.initialise() for _ in range(width))
+    states = [lane.initialise() for _ in range(width)]
 
     def draw(count: int) -> np.ndarray:
         return np.zeros((width, count, config.train.batch_size), np.int32)

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bigctl.config import schema
@@ -27,6 +26,7 @@ from bigctl.data.layouts.layout import Columns, FixedPlan, Layout
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.work import Work
 from bigctl.errors import ConfigError
+from bigctl.parallel import mesh as meshes
 from bigctl.training import feed as feeds
 from bigctl.training.calls import Calls, Check
 from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs, compiler_options, step_on_resident
@@ -36,32 +36,68 @@ from bigctl.training.step import Hparams
 Draw = Callable[[int], np.ndarray]
 
 
-def compile_packed_steps(
-    programs: Programs, layout: Layout, length: int | None, *, width: int, looped: bool
-) -> Compiled:
-    """(states [width], arrays, indices [width, largest, batch], count, hparams [width] each) -> states: the first
+def compile_packed_steps(programs: Programs, layout: Layout, length: int | None, *, looped: bool) -> Compiled:
+    """(states [width, ...], arrays, indices [width, largest, batch], count, hparams [width] each) -> states: the first
     `count` steps of all, or just the first where they are not `looped`."""
     one_step = step_on_resident(programs.step)
 
     def run(
-        states: tuple[TrainState, ...], arrays: Arrays, indices: jax.Array, count: jax.Array, hparams: Hparams
-    ) -> tuple[TrainState, ...]:
+        side_by_side: TrainState, arrays: Arrays, indices: jax.Array, count: jax.Array, hparams: Hparams
+    ) -> TrainState:
         def one(state: TrainState, indices: jax.Array, hparams: Hparams) -> TrainState:
             return one_step(state, arrays, indices, hparams, layout, length)
 
         step = jax.vmap(one)
-        side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        if looped:
-            side_by_side = jax.lax.fori_loop(
-                0, count, lambda i, all_states: step(all_states, indices[:, i], hparams), side_by_side
-            )
-        else:
-            side_by_side = step(side_by_side, indices[:, 0], hparams)
-        return tuple(jax.tree.map(lambda leaf, lane=lane: leaf[lane], side_by_side) for lane in range(width))
+        if not looped:
+            return step(side_by_side, indices[:, 0], hparams)
+        return jax.lax.fori_loop(0, count, lambda i, states: step(states, indices[:, i], hparams), side_by_side)
 
-    placed = jax.tree.map(lambda leaf: leaf.sharding, programs.carried_state)
-    options = compiler_options(programs.step)
-    return jax.jit(run, donate_argnums=0, out_shardings=(placed,) * width, compiler_options=options)
+    everywhere, options = meshes.replicated(programs.mesh), compiler_options(programs.step)
+    return jax.jit(run, donate_argnums=0, out_shardings=everywhere, compiler_options=options)
+
+
+class SideBySide:
+    """States in and out of one tree of arrays [width, ...]. A program that had them one by one for its arguments, and
+    the arrays of each, would take twice as long to compile as that of one training.
+
+    Args:
+        programs: of any of the trainings.
+        width: how many states are side by side.
+    """
+
+    def __init__(self, programs: Programs, width: int):
+        self.width, self._one = width, programs.carried_state
+        self._everywhere = meshes.replicated(programs.mesh)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self._one)
+        self._put = jax.jit(_put, donate_argnums=0, out_shardings=self._everywhere)
+        self._take = jax.jit(_take, out_shardings=placed)
+        self._spare: list[TrainState] = []  # of dispatches before, whose memory is written to again
+
+    def joined(self, states: Sequence[TrainState]) -> TrainState:
+        """At most `width` states as one, in whose rows that are left over is the first; they are used up."""
+        found = self._spare.pop() if self._spare else jax.tree.map(self._zeros, self._one)
+        for row in range(self.width):
+            found = self._put(found, states[row] if row < len(states) else states[0], np.int32(row))
+        for leaf in jax.tree.leaves(states):
+            leaf.delete()
+        return found
+
+    def parted(self, side_by_side: TrainState, count: int) -> list[TrainState]:
+        """The first `count` of them, one by one; what they were side by side in is used up."""
+        found = [self._take(side_by_side, np.int32(row)) for row in range(count)]
+        self._spare.append(side_by_side)
+        return found
+
+    def _zeros(self, one: jax.ShapeDtypeStruct) -> jax.Array:
+        return meshes.put(np.zeros((self.width, *one.shape), one.dtype), self._everywhere)
+
+
+def _put(side_by_side: TrainState, state: TrainState, row: jax.Array) -> TrainState:
+    return jax.tree.map(lambda leaf, one: leaf.at[row].set(one), side_by_side, state)
+
+
+def _take(side_by_side: TrainState, row: jax.Array) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf[row], side_by_side)
 
 
 class PackedSteps:
@@ -103,14 +139,16 @@ class PackedSteps:
         self._length: int | None = config.train.steps_per_dispatch if looped else 1
         self._warm = False
         self._calls = Calls(check)
-        self.program = compile_packed_steps(programs, layout, self.length, width=width, looped=looped)
+        self.program = compile_packed_steps(programs, layout, self.length, looped=looped)
+        self._side_by_side = SideBySide(programs, width)
 
     def __call__(
-        self, states: tuple[TrainState, ...], draw: Draw, limit: int, hparams: Hparams
-    ) -> tuple[tuple[TrainState, ...], int]:
-        """Up to `limit` steps of all states, about a second of them at most; gives how many they were.
+        self, states: Sequence[TrainState], draw: Draw, limit: int, hparams: Hparams
+    ) -> tuple[list[TrainState], int]:
+        """Up to `limit` steps of at most `width` states, which are used up, about a second of them at most; gives how
+        many they were.
 
-        `draw(count)` gives the examples of that many steps for each state: int32 [width, count, batch].
+        `draw(count)` gives the examples of that many steps for each row: int32 [width, count, batch].
         """
         count = min(limit, self.largest, self._length or 1)
         drawn = draw(count)
@@ -120,8 +158,8 @@ class PackedSteps:
         if timing:
             jax.block_until_ready(states)
         start = time.perf_counter()
-        given = states, self.arrays, indices, np.int32(count), hparams
-        states = self._calls.run(self.program, self.length, *given)
+        given = self._side_by_side.joined(states), self.arrays, indices, np.int32(count), hparams
+        states = self._side_by_side.parted(self._calls.run(self.program, self.length, *given), len(states))
         if timing:
             jax.block_until_ready(states)
             self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))
@@ -173,7 +211,6 @@ class Pack:
         self._living = set(range(lanes))
         self._turns: dict[int, _Turn] = {}
         self._hparams: tuple[list[int], Hparams] = ([], {})
-        self._idle: list[TrainState] = []  # in place of those that have ended
 
     def advance(self, feed: PackedFeed, turn: _Turn) -> tuple[TrainState, int]:
         with self._lock:
@@ -198,7 +235,7 @@ class Pack:
         try:
             lanes = sorted(turns)
             states, count = self.steps(
-                self._padded([turns[lane].state for lane in lanes]),
+                [turns[lane].state for lane in lanes],
                 partial(self._draw, [(self._feeds[lane], turns[lane].position) for lane in lanes]),
                 min(turn.limit for turn in turns.values()),
                 self._hparams_of(lanes),
@@ -207,15 +244,8 @@ class Pack:
             for turn in turns.values():
                 turn.done.set_exception(error)
             return
-        self._idle = list(states[len(lanes) :])
-        for lane, state in zip(lanes, states, strict=False):
+        for lane, state in zip(lanes, states, strict=True):
             turns[lane].done.set_result((state, count))
-
-    def _padded(self, states: list[TrainState]) -> tuple[TrainState, ...]:
-        missing = self.steps.width - len(states)
-        while len(self._idle) < missing:
-            self._idle.append(jax.tree.map(jnp.copy, states[0]))
-        return (*states, *self._idle[:missing])
 
     def _draw(self, turns: list[tuple[PackedFeed, int]], count: int) -> np.ndarray:
         drawn = [feed.draw(position, count) for feed, position in turns]
