@@ -281,6 +281,8 @@ class Loop:
         if not improved:
             return False
         self._check_finite(int(state.bad_step))
+        if self._pending is not None:
+            self._pending.done.result()  # its thread must not look at the clock when the time below has begun
         start = time.perf_counter()
         progress.metric, progress.mode = self.metric, self.mode
         held = self.hooks.hold(state, progress)
