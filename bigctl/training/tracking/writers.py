@@ -96,7 +96,8 @@ class TensorBoard:
         # Not its `SummaryWriter`, whose events are pickled from one thread to another: where 16 small trainings share a
         # process, that took 2 of its 11 seconds.
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer: Any = EventsWriter(str(folder / "events"))
+        self._writer = EventsWriter(str(folder / "events"))
+        self._failed = False
         self._flushed = -math.inf
         self._folder = folder
         if step:
@@ -121,7 +122,7 @@ class TensorBoard:
     def _add(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        if self._writer is None:
+        if self._failed:
             return
         try:
             self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
@@ -130,9 +131,8 @@ class TensorBoard:
                 self._flushed = time.monotonic()
         except OSError as error:  # all of it is in metrics.jsonl too
             log.warning("%s: %s; no more events are written", self._folder, error.strerror)
-            self._writer = None
+            self._failed = True
 
     def close(self) -> None:
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
+        with contextlib.suppress(OSError):
+            self._writer.close()
