@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +198,32 @@ def put(node: Any, override: str) -> object:
 
 
 def to_yaml(config: Config) -> str:
+    """What `OmegaConf.to_yaml` gives for it, without a node and a check for each value, which take most of its time."""
+    import yaml
     from omegaconf import OmegaConf
+    from omegaconf._utils import get_omega_conf_dumper
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    try:
+        values = _plain(config)
+    except TypeError:
+        return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    dumper = get_omega_conf_dumper()
+    return yaml.dump(values, Dumper=dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+
+
+def _plain(value: object, annotation: str = "") -> object:
+    """A configuration as dicts, lists and scalars. Raises TypeError for what OmegaConf would make something else of."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name), str(f.type)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {name: _plain(each, annotation) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each, annotation) for each in value]
+    if value is None or type(value) in (bool, float) or (type(value) is str and "${" not in value):
+        return value
+    if type(value) is int and "float" not in annotation:
+        return value
+    raise TypeError(value)
 
 
 # ----------------------------------------------------------------------------------------------------------- compose

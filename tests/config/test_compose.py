@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from bigctl.config import presets, schema, suggestions
 from bigctl.config.compose import compose, from_yaml, to_yaml
@@ -24,6 +25,10 @@ def run(folder: Path, code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def by_omegaconf(config: schema.Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
 # --- What is composed -------------------------------------------------------------------------------------------------
@@ -52,6 +57,7 @@ def test_a_configuration_survives_its_yaml(recipe):
     for overrides in ([], changed):
         config = compose([f"recipe={recipe}", *overrides]).config
         assert from_yaml(to_yaml(config), where="x") == config
+        assert to_yaml(config) == by_omegaconf(config)
 
 
 @pytest.mark.parametrize("recipe", golden.options("recipe"))
@@ -330,6 +336,13 @@ def test_every_kind_of_value_survives_yaml():
     config = compose([MLP, "data=csv", "data.path='a b.csv'", "data.label=y", "data.drop=[id,'n,m']"]).config
     config = replace(config, recipe=schema.MlpCls(class_weights=[1, 2.5]))
     assert from_yaml(to_yaml(config), where="x") == config
+    config = replace(config, optimizer=replace(config.optimizer, lr=1))  # as a Python program may have it
+    for told in (
+        config,
+        replace(config, data=replace(config.data, label="\u00e4: 'x\n#", drop=["1", "no", "1e3", ""])),
+    ):
+        assert to_yaml(told) == by_omegaconf(told)
+    assert "  lr: 1.0\n" in to_yaml(config)
 
 
 def test_keys_are_complete_for_suggestions():
