@@ -353,13 +353,13 @@ def _import_all() -> None:
 
 
 def _main() -> None:
-    import gc
-
+    from bigctl import imports
     from bigctl.parallel import host_memory
 
     host_memory.keep_memory()  # before what is imported starts a thread; children inherit it
-    _import_all()
-    gc.freeze()  # what is there is not looked at again, and so not copied, in the children
+    imports.own_process()
+    with imports.kept():  # so it is not looked at, and not copied, in the children either
+        _import_all()
     command = _serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0 if command is None else end_of(command))  # taking so much apart would cost as much again as the fork
 
