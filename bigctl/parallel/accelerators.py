@@ -23,6 +23,12 @@ def compiler_options(platform: str, *, deterministic: bool, pictures: bool = Fal
     return {}
 
 
+def options_of_one_call(platform: str) -> Options:
+    """Of a program that runs once: on a CPU what fewer optimizations compile in a third to four fifths of the time, to
+    the same bits."""
+    return {"xla_backend_optimization_level": 1} if platform == "cpu" else {}
+
+
 def told(options: Options) -> str:
     """As a plan and `bigctl doctor` say them."""
     return ", ".join(f"{name}={str(value).lower()}" for name, value in options.items())

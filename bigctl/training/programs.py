@@ -195,7 +195,9 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         abstract_state=stored,
         carried_state=carried,
         kernels=kernels,
-        make_state=jax.jit(partial(_new_state, step, hparams), out_shardings=placed),
+        make_state=jax.jit(
+            partial(_new_state, step, hparams), out_shardings=placed, compiler_options=_options_of_one_call(step)
+        ),
         step_sent=train(step_on_sent(step)),
         step_resident=train(step_on_resident(step), static_argnums=(4, 5)),
         steps_resident=train(steps_on_resident(step), static_argnums=(5, 6)),
@@ -233,6 +235,12 @@ def compiler_options(step: Step) -> accelerators.Options:
     pictures = any(len(column.shape) == 4 for column in step.task.example_shapes(1).values())
     asked = accelerators.compiler_options(platform, deterministic=step.config.train.deterministic, pictures=pictures)
     return {name: value for name, value in asked.items() if _is_known(name, value)}
+
+
+def _options_of_one_call(step: Step) -> accelerators.Options:
+    if jax.config.read("jax_disable_most_optimizations"):
+        return {}  # fewer still
+    return accelerators.options_of_one_call(step.mesh.devices.flat[0].platform)
 
 
 @cache

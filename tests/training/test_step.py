@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax import lax
 
+from bigctl import randomness
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
 from bigctl.parallel import accelerators
@@ -274,3 +275,12 @@ def test_the_first_step_without_a_finite_loss_is_kept() -> None:
         state = step(exp, state, batch)
         seen.append(int(state.bad_step))
     assert seen == [-1, -1, 3, 3, 3]
+
+
+@pytest.mark.optimized
+def test_a_state_made_by_fewer_optimizations_is_the_same_to_the_last_bit() -> None:
+    programs = built(*MLP).programs
+    key = randomness.key(3, randomness.PARAMETERS)
+    with_all = jax.jit(programs.step.initial)(key, programs.hparams, {}, {})
+    assert_same_bits(programs.make_state(key, {}, {}), with_all)
+    assert accelerators.options_of_one_call("cpu") and not accelerators.options_of_one_call("gpu")
