@@ -262,6 +262,8 @@ def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequenc
             f"note: the learning rate is 0 from step {horizon:,} on, where this run was to end at first: "
             f"more steps change nothing; schedule.horizon={steps} --allow-drift schedule.horizon stretches the schedule"
         )
+    if config.train.adversarial.warmup and not config.train.adversarial.eps:
+        yield "note: train.adversarial.warmup has nothing to grow: train.adversarial.eps is 0, no image is moved"
     if config.train.accumulate > 1 and getattr(config.model, "norm", "none") == "batch":
         yield "note: batch normalisation sees each of the train.accumulate parts by itself, not the whole batch"
 

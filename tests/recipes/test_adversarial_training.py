@@ -114,6 +114,12 @@ def test_what_cannot_be_trained_against_is_refused() -> None:
     assert change.drift == schema.TRAJECTORY
 
 
+def test_a_warmup_of_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [*SMALL, "train.steps=1", "train.adversarial.eps=0", "train.adversarial.warmup=1"]
+    bigctl.train(keys, tmp_path / "run")
+    assert "note: train.adversarial.warmup has nothing to grow" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_resumed_run_is_bit_equal(tmp_path: Path) -> None:
     """With the robust accuracy of every evaluation, and eps still growing."""
