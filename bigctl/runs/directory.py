@@ -336,6 +336,10 @@ def locate(run: str) -> RunDirectory:
         if (path / "ledger.jsonl").is_file():
             hint = f"its runs are in {path / 'trials'}"
             raise RunError("is a sweep, not a run", where=str(path), hint=hint)
+        if (path / "bigctl.json").is_file() and (path / "source.json").is_file():
+            used = f"`bigctl predict {path}` and `bigctl serve {path}` answer with it"
+            made = f"; it was made from the run {path.parent}" if (path.parent / "run.json").is_file() else ""
+            raise RunError("is an export of a run, not a run", where=str(path), hint=used + made)
     import difflib
 
     known = sorted(p.parent.name for p in ROOT.glob("*/run.json") if p.is_file())
