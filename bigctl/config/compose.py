@@ -337,6 +337,9 @@ def _to_config(node: Any, origins: dict[str, str], *, partial: bool) -> tuple[Co
         for name, others in cls.instead.items():
             if child._get_node(name)._is_missing() and any(child.get(other) is not None for other in others):
                 child[name] = None
+    unlabelled = getattr(OmegaConf.get_type(node, "recipe"), "unlabelled", False)
+    if unlabelled and "label" in set(node.data) and OmegaConf.is_missing(node.data, "label"):
+        node.data.label = None
     missing = sorted(OmegaConf.missing_keys(node))
     if missing and not partial:
         dotted = missing[0]

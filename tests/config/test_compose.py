@@ -351,3 +351,15 @@ def test_keys_are_complete_for_suggestions():
         keys
     )
     assert keys == sorted(set(keys)) and "train.early_stop" not in keys
+
+
+@pytest.mark.parametrize("data", ["csv", "jsonl"])
+def test_texts_to_be_masked_need_no_label(data):
+    config = compose(["recipe=bert_mlm", f"data={data}", "data.path=x", "data.text=text"]).config
+    assert config.data.label is None
+    assert (
+        compose(["recipe=bert_mlm", f"data={data}", "data.path=x", "data.text=t", "data.label=y"]).config.data.label
+        == "y"
+    )
+    with pytest.raises(ConfigError, match="data.label must be given"):
+        compose(["recipe=bert_cls", f"data={data}", "data.path=x", "data.text=text"])

@@ -42,6 +42,8 @@ class Recipe(Component):
     """Whether each step is given all training examples, however many there are."""
     taught: ClassVar[bool] = False
     """Whether `distil.teacher` may teach it."""
+    unlabelled: ClassVar[bool] = False
+    """Whether it has no use for a label, so that data need not name one."""
     kind: str = kind("???")
 
     @classmethod
@@ -304,6 +306,7 @@ class LstmTag(TokenCls):
 class BertMlm(Recipe):
     """Masked language modelling (Devlin et al. 2019): labels are not used."""
 
+    unlabelled: ClassVar[bool] = True
     implementation: ClassVar[str] = "bigctl.recipes.bert_mlm:BertMlm"
     inputs: ClassVar[str] = "masked texts"
     metrics: ClassVar[Mapping[str, str]] = {"accuracy": MAX, "perplexity": MIN}
