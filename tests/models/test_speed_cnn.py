@@ -14,7 +14,7 @@ from bigctl.config import schema
 from bigctl.config.compose import compose
 from bigctl.data import whitening
 from bigctl.errors import ConfigError
-from bigctl.models.speed_cnn import SpeedCnn, Whiten, dirac
+from bigctl.models.speed_cnn import SpeedCnn, Whiten, biased, dirac
 
 
 def test_sizes_are_those_of_airbench() -> None:
@@ -81,6 +81,22 @@ def test_whitened_patches_are_uncorrelated_and_both_signs_are_there() -> None:
     assert values.shape == (64, 8, 7, 24)
     np.testing.assert_allclose(values[..., :12], -values[..., 12:], atol=1e-4)
     np.testing.assert_allclose(np.cov(values[..., :12].reshape(-1, 12).T), np.eye(12), atol=2e-3)
+
+
+def test_whitening_is_the_convolution_and_the_gradient_of_its_bias_the_sum() -> None:
+    draw = np.random.default_rng(0)
+    whiten = Whiten(3)
+    whiten.put(draw.normal(size=(12, 2, 2, 3)))
+    x, dy = draw.normal(size=(4, 7, 6, 3)).astype("f4"), draw.normal(size=(4, 6, 5, 24)).astype("f4")
+    expected = jax.lax.conv_general_dilated(
+        x, whiten.kernel[...], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(whiten(jnp.asarray(x)), expected, atol=1e-5)
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.2)):
+        y, back = jax.vjp(biased, jnp.asarray(expected, dtype), jnp.ones(24))
+        dx, bias = back(jnp.asarray(dy, dtype))
+        assert y.dtype == dx.dtype == dtype and bias.dtype == "float32"
+        np.testing.assert_allclose(bias, dy.sum((0, 1, 2)), atol=tolerance)
 
 
 def test_the_sample_is_fixed_and_a_part_of_many_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
