@@ -110,8 +110,8 @@ class ImageCls(Supervised):
         return {"inputs": jax.ShapeDtypeStruct((n, *self.features.shape), jnp.uint8)}
 
     def example_shapes(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        alternating = self.recipe.augment.flip == "alternating"
-        order = {"mirrored": jax.ShapeDtypeStruct((n,), jnp.bool_)} if alternating else {}
+        alternates = self.recipe.augment.alternates
+        order = {"mirrored": jax.ShapeDtypeStruct((n,), jnp.bool_)} if alternates else {}
         return {**super().example_shapes(n), **order}
 
     def augment(self, batch: Batch, key: jax.Array) -> Batch:

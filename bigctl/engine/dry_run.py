@@ -57,7 +57,7 @@ def report(config: Config) -> dict[str, Any]:
         "unfreeze": thawed,
         "federated": list(federated.announcement(config, dataset)),
         "privacy": list(privacy.announcement(config, dataset, experiment.cadence.total)),
-        "sizes": experiment.growth,
+        "sight": experiment.sight,
         "batch": {name: list(value.shape) for name, value in examples.items()},
         "batch_size": None if measured is None else measured.to_json(),
         "resident": feed.fits_on_device(columns, config),
@@ -89,7 +89,7 @@ def text(report: dict[str, Any]) -> str:
     lines += [f"  {line}" for line in corpora.lines(report["drawn"])]
     lines += [f"note: {note}" for note in report["notes"]]
     lines += [*(report["init_from"] or []), *report["unfreeze"], *report["federated"], *report["privacy"]]
-    lines += report["sizes"]
+    lines += report["sight"]
     batch = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in report["batch"].items())
     if report["batch_size"] is not None:
         lines.append(report["batch_size"]["sentence"])

@@ -95,10 +95,16 @@ class Experiment:
         return layout.drawn(self.dataset.splits["train"], draws) if isinstance(layout, Parted) else []
 
     @property
-    def growth(self) -> list[str]:
-        """What sides training sees its pictures at, as a line, where it does not see them whole from the start."""
-        stages = feeds.stages_of(self.config, self.cadence.total)
-        return growing.told(stages, self.config.train.batch_size, self.dataset.features.shape)
+    def sight(self) -> list[str]:
+        """How training sees its pictures, as lines, where the configuration alone does not say it."""
+        stages, shape = feeds.stages_of(self.config, self.cadence.total), self.dataset.features.shape
+        lines = growing.told(stages, self.config.train.batch_size, shape)
+        augment = getattr(self.config.recipe, "augment", None)
+        if augment is not None and augment.flip == "auto" and augment.alternates_of(shape[-1]):
+            lines.append(
+                "recipe.augment.flip: images have colour, each is mirrored in every other epoch; none turns it off"
+            )
+        return lines
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -248,6 +248,7 @@ def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequenc
     if resumed:
         yield f"resuming from step {resumed:,}"
     yield from notes
+    yield from (f"  {line}" for line in experiment.sight)
     yield from federated.announcement(config, experiment.dataset, run.overrides)
     yield from privacy.announcement(config, experiment.dataset, steps)
     if not config.train.overfit_one_batch:

@@ -213,7 +213,7 @@ def batch_options(config: Config) -> BatchOptions:
     if augment is not None:
         least, threads = augment.random_resized_crop, getattr(config.data, "decoding_threads", None)
         options = dataclasses.replace(options, least=least, threads=threads)
-        options = dataclasses.replace(options, alternating=augment.flip == "alternating", repeats=augment.repeats)
+        options = dataclasses.replace(options, alternating=augment.alternates, repeats=augment.repeats)
     if (packing := getattr(config.recipe, "packing", None)) is not None:
         options = dataclasses.replace(options, packing=packing, end_token=getattr(config.recipe, "end_token", None))
     bucketing = getattr(config.recipe, "bucketing", None)

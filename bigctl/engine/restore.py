@@ -105,7 +105,7 @@ def _new(experiment: Experiment, made_with: Mapping[str, Any]) -> Start:
     taken = taken_over(experiment)
     trained = experiment.programs.trained(experiment.programs.abstract_state.params)
     changes = thawing.told(experiment.config, trained, experiment.cadence.total)
-    for line in [*changes, *experiment.growth]:
+    for line in [*changes, *experiment.sight]:
         log.info("%s", line)
     if taken is None:
         return Start(experiment.programs.initialise(), Progress(), 0, made_with)

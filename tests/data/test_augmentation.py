@@ -201,6 +201,14 @@ def test_what_the_order_says_is_mirrored_is_mirrored() -> None:
     np.testing.assert_array_equal(found, np.where(mirrored[:, None, None, None], x[:, :, ::-1], x))
 
 
+@pytest.mark.parametrize(("channels", "turned"), [(3, True), (1, False)])
+def test_auto_mirrors_pictures_of_colour_and_leaves_grey_ones(channels: int, turned: bool) -> None:
+    x, mirrored = pictures(4, 5, 6, channels), np.array([True, False, False, True])
+    found = pipeline.augment(jnp.asarray(x), Augment(flip="auto"), step_key(), jnp.arange(4), mirrored)
+    wanted = np.where(mirrored[:, None, None, None], x[:, :, ::-1], x) if turned else x
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_alternation_trains_alike_from_the_devices_and_from_the_host() -> None:
     keys = ["recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[8]", "train.batch_size=700"]
     keys += ["recipe.augment.flip=alternating", "recipe.augment.rotate=0"]

@@ -83,7 +83,7 @@ def trained(made: Any, seen: list[int], **keys: Any) -> Any:
 
 def test_every_way_to_a_batch_sees_the_same_sides_and_gives_the_same_weights() -> None:
     made = experiment.build(bigctl.compose([*GROWS, "recipe.augment.sizes=[6]"]))
-    assert made.growth == ["recipe.augment.sizes: 6 x 6 pixels up to step 9, then 8 x 8"]
+    assert made.sight == ["recipe.augment.sizes: 6 x 6 pixels up to step 9, then 8 x 8"]
     states, config = {}, made.config
     ways = {
         "one": {"train": dataclasses.replace(config.train, steps_per_dispatch=1)},

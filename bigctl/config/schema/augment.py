@@ -31,7 +31,8 @@ class Augment:
     )  # fmt: skip
     flip: str = key(
         "none", "Mirror half of the images: drawn anew each time, or (alternating) left to right, each image in every "
-        "other epoch.", choices=("none", "horizontal", "vertical", "both", "alternating"),
+        "other epoch; auto is alternating for images of colour, none for grey ones, as of digits and letters.",
+        choices=("none", "horizontal", "vertical", "both", "alternating", "auto"),
     )  # fmt: skip
     crop: int = key(0, "Pad by this many pixels, then crop back at random [pixels].", ge=0)
     border: str = key("black", "What images are padded with for that: nothing (black), or what is inside, mirrored.",
@@ -81,6 +82,15 @@ class Augment:
         """
         ends = [round(self.grow * steps * number / len(self.sizes)) for number in range(1, len(self.sizes) + 1)]
         return tuple((end * batch_size, size) for end, size in zip(ends, self.sizes, strict=True))
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the order of training says which images are mirrored, see `alternates_of`."""
+        return self.flip in ("alternating", "auto")
+
+    def alternates_of(self, channels: int) -> bool:
+        """Whether images of so many channels are mirrored in every other epoch."""
+        return self.flip == "alternating" or (self.flip == "auto" and channels > 1)
 
     @property
     def mixes(self) -> bool:

@@ -113,7 +113,7 @@ class Federated:
             if getattr(augment, name):
                 what = f"{name} mixes examples of a batch, padding among them"
                 yield f"recipe.augment.{name}", what, f"leave out recipe.augment.{name}"
-        if augment is not None and (augment.repeats != 1 or augment.flip == "alternating"):
+        if augment is not None and (augment.repeats != 1 or augment.alternates):
             what = "what is in a batch, or mirrored, is planned over all examples"
             which = "repeats" if augment.repeats != 1 else "flip"
             yield f"recipe.augment.{which}", what, f"leave out recipe.augment.{which}"

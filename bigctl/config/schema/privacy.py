@@ -142,9 +142,9 @@ class Privacy:
         if augment is not None and augment.repeats != 1:
             what = "a batch holds examples several times"
             yield "recipe.augment.repeats", what, "recipe.augment.repeats=1"
-        if augment is not None and (augment.flip == "alternating" or augment.random_resized_crop):
+        if augment is not None and (augment.alternates or augment.random_resized_crop):
             what = "what is done to an image depends on when it was last drawn"
-            which = "flip" if augment.flip == "alternating" else "random_resized_crop"
+            which = "flip" if augment.alternates else "random_resized_crop"
             yield f"recipe.augment.{which}", what, f"leave out recipe.augment.{which}"
         if augment is not None and augment.erase and augment.erase_fill != "black":
             what = "erased boxes are filled by statistics of the training split"

@@ -41,7 +41,7 @@ def augment(
         config: how much of what. What mixes or repeats examples, or is for evaluations, is left to others.
         key: the step's key for augmentation.
         numbers: int32 [batch], each example's place in the global batch, so that any sharding draws the same.
-        mirrored: which images the order of training shows mirrored; needed for flip=alternating.
+        mirrored: which images the order of training shows mirrored; needed where `config.alternates`.
         mean, std: of the channels of the training split, in [0, 1].
     """
     keys = randomness.per_example(key, numbers)
@@ -53,10 +53,10 @@ def augment(
     if config.rotate or config.scale or config.shift or config.elastic:
         matrices = jax.vmap(lambda k: geometry.draw_affine(k, config, images.shape))(keys)
         images = geometry.affine(images, matrices, _warped(config, keys, height, width))
-    if config.flip == "alternating":
+    if config.alternates_of(images.shape[3]):
         assert mirrored is not None
         images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    elif config.flip != "none":
+    elif config.flip not in ("none", "auto"):
         images = jax.vmap(lambda image, k: geometry.flip(image, jax.random.fold_in(k, FLIP), config.flip))(images, keys)
     if config.crop:
         crop, border = config.crop, config.border
