@@ -115,8 +115,8 @@ class Federated:
                 yield f"recipe.augment.{name}", what, f"leave out recipe.augment.{name}"
         if augment is not None and (augment.repeats != 1 or augment.alternates):
             what = "what is in a batch, or mirrored, is planned over all examples"
-            which = "repeats" if augment.repeats != 1 else "flip"
-            yield f"recipe.augment.{which}", what, f"leave out recipe.augment.{which}"
+            which, off = ("repeats", "1") if augment.repeats != 1 else ("flip", "none")
+            yield f"recipe.augment.{which}", what, f"recipe.augment.{which}={off}"
         if (teacher := getattr(config, "distil", None)) is not None and teacher.teacher is not None:
             yield "distil.teacher", "a teacher sees the examples of all clients", "leave out distil.teacher"
         if train.accumulate > 1:

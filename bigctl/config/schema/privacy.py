@@ -135,6 +135,9 @@ class Privacy:
     def _refused_of_images(self, config: Whole) -> Iterator[Problem]:
         recipe = config.recipe
         augment = getattr(recipe, "augment", None)
+        if config.model.whitens:
+            what = f"model={config.model.kind} begins with statistics of the images"
+            yield "model.kind", what, "use model=cnn"
         if augment is not None and augment.mixes:
             name = "mixup" if augment.mixup else "cutmix"
             what = f"{name} puts several examples into one"
@@ -144,13 +147,10 @@ class Privacy:
             yield "recipe.augment.repeats", what, "recipe.augment.repeats=1"
         if augment is not None and (augment.alternates or augment.random_resized_crop):
             what = "what is done to an image depends on when it was last drawn"
-            which = "flip" if augment.alternates else "random_resized_crop"
-            yield f"recipe.augment.{which}", what, f"leave out recipe.augment.{which}"
+            which, off = ("flip", "none") if augment.alternates else ("random_resized_crop", "0")
+            yield f"recipe.augment.{which}", what, f"recipe.augment.{which}={off}"
         if augment is not None and augment.erase and augment.erase_fill != "black":
             what = "erased boxes are filled by statistics of the training split"
             yield "recipe.augment.erase_fill", what, "recipe.augment.erase_fill=black"
         if getattr(recipe, "head", "new") == "probe":
             yield "recipe.head", "recipe.head=probe solves for the head without noise", "recipe.head=new"
-        if config.model.whitens:
-            what = f"model={config.model.kind} begins with statistics of the images"
-            yield "model.kind", what, "use model=cnn"
