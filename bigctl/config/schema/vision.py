@@ -183,7 +183,7 @@ class SpeedCnn(Model):
     )  # fmt: skip
     activation: str = key("gelu", "Non-linearity after each layer.", choices=ACTIVATIONS)
     norm_momentum: float = key(
-        0.6, "What batch normalisation keeps of its running statistics at each step; they have no factors.", ge=0, lt=1
+        0.9, "What batch normalisation keeps of its running statistics at each step; they have no factors.", ge=0, lt=1
     )
     output_factor: float = key(1 / 9, "What the output layer is multiplied by.", gt=0)
 
