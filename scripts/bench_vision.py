@@ -151,7 +151,7 @@ def _bigctl(net: str, batch_size: int, threads: int) -> Made:
     chosen = ["recipe=speed_cls", f"model.widths={list(WIDTHS)}", "optimizer.norm_bias_factor=1"]
     if net == "resnet18":
         chosen = ["recipe=resnet_cls", "model=resnet18", "model.zero_init=false"]
-    chosen += ["recipe.augment.crop=0", "recipe.label_smoothing=0"]
+    chosen += ["recipe.augment.crop=0", "recipe.augment.flip=none", "recipe.label_smoothing=0"]
     chosen += ["train.steps=1000000", f"train.batch_size={batch_size}"]
     built = _bench.experiment(chosen, dataset)
     train = _bench.stepper(built)
