@@ -124,7 +124,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=20, help="default: 20")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: 0")
-    parser.add_argument("--steps", type=int, default=8000, help="of each trial; default: 8000")
+    parser.add_argument("--steps", type=int, default=600_000, help="of each trial; default: 600,000")
     parser.add_argument("--longest", type=float, default=12.0, help="the most before a kill [s]; default: 12")
     parser.add_argument("--jobs", default="2", help="default: 2")
     parser.add_argument("--packed", default="no", help="as of `bigctl sweep`; default: no")
