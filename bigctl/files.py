@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Container
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +28,12 @@ def temporary_name(path: Path) -> Path:
     """A name beside a file or folder that is to get its own once it is whole; no other process, here or on another
     machine that shares the disk, and no other thread takes the same."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(path: Path, names: Container[str]) -> bool:
+    """Whether a path is such a name of this process, for one of `names`."""
+    name, _, rest = path.name.removeprefix(".").rpartition(f".{os.getpid()}-")
+    return rest.endswith(".tmp") and name in names
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:

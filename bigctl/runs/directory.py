@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import BigctlError, RunError, RunHeld
-from bigctl.files import open_regular, read_regular, write_json, write_text
+from bigctl.files import is_temporary, open_regular, read_regular, write_json, write_text
 from bigctl.runs import manifest, untrusted
 from bigctl.terminal import escaped
 
@@ -120,10 +120,18 @@ class RunDirectory:
         hold."""
         if self._lock is None or self.checkpoints.exists():
             return
-        written = (self.config, self.overrides, self.tokenizer, self.generation, self.record_file, self.log)
-        for file in (*written, self.path / ".lock"):
-            file.unlink(missing_ok=True)
+        self.writes = False
+        files = (self.config, self.overrides, self.tokenizer, self.generation, self.record_file, self.log)
+        names = {file.name for file in files}
         with contextlib.suppress(OSError):  # not empty: it held something before
+            for _ in range(100):  # Ctrl-C is answered beside a thread that may be writing one of them just then
+                left = [file for file in self.path.iterdir() if file.name in names or is_temporary(file, names)]
+                if not left:
+                    break
+                for file in left:
+                    file.unlink(missing_ok=True)
+                time.sleep(0.01)
+            (self.path / ".lock").unlink(missing_ok=True)  # last: who takes it now begins a run of its own
             self.path.rmdir()
 
     def release(self) -> None:

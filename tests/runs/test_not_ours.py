@@ -3,10 +3,12 @@ there; and a folder is a run by what stands in its record alone."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,5 +190,31 @@ def test_a_start_that_came_to_nothing_leaves_nothing_of_what_it_wrote(tmp_path: 
         file.write_text("{}")
     assert not run.begun
     run.discard()
+    run.release()
+    assert not run.path.exists()
+
+
+def test_a_start_that_is_ended_while_it_writes_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(tmp_path / "new")
+    run.lock()
+    writing, ended = threading.Event(), threading.Event()
+    synced = os.fsync
+
+    def slow(descriptor: int) -> None:  # config.yaml lies there under another name until the disk has it
+        writing.set()
+        ended.wait(0.1)
+        synced(descriptor)
+
+    def write() -> None:
+        with contextlib.suppress(RunError):
+            run.write_config("seed: 0\n", ["seed=0"])
+
+    monkeypatch.setattr(os, "fsync", slow)
+    worker = threading.Thread(target=write)
+    worker.start()
+    writing.wait(10)
+    run.discard()
+    ended.set()
+    worker.join()
     run.release()
     assert not run.path.exists()
