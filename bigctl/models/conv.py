@@ -1,8 +1,9 @@
 """Convolution and max-pooling whose gradients are quick on CPU; elsewhere they are the ordinary XLA operations.
 
 XLA's own code for the gradient of a convolution's kernel takes several times what is below on CPU, and thirty times in
-the body of a loop; that of `reduce_window` is slower still. Both functions have reverse-mode rules of their own for
-that reason, no forward-mode ones, and on CPU no second derivatives by kernels.
+the body of a loop; that of `reduce_window` is slower still. Large convolutions train by fewer products (`winograd`).
+Both functions have reverse-mode rules of their own for that reason, no forward-mode ones, and on CPU no second
+derivatives by kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bigctl.models import winograd
 from bigctl.parallel import mesh as meshes
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -68,13 +70,27 @@ def _convolve(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
 
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, stride, pads), (x, kernel)
+    """Of training alone, which computes the same pictures again and again; all else is given XLA's convolution."""
+    if not winograd.worth_it(x, kernel, stride, pads):
+        return _conv(x, kernel, stride, pads), (x, kernel)
+
+    def quick(x: Array, kernel: Array) -> Array:
+        return winograd.convolve(x, kernel, pads)
+
+    def by_xla(x: Array, kernel: Array) -> Array:
+        return _convolve(x, kernel, stride, pads)
+
+    y: Array = lax.platform_dependent(x, kernel, cpu=quick, default=by_xla)
+    return y, (x, kernel)
 
 
 def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     def quick(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-        dx = _input_gradient(dy, kernel, x.shape, stride, pads)
-        return dx, _kernel_gradient(x, dy, kernel.shape, stride, pads)
+        if winograd.worth_it(x, kernel, stride, pads):
+            dx = winograd.input_gradient(dy, kernel, pads)
+        else:
+            dx = _input_gradient(dy, kernel, x.shape, stride, pads)
+        return dx, _kernel_gradient(x, dy, kernel, stride, pads)
 
     def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         dx, dk = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, pads), x, kernel)[1](dy)
@@ -133,8 +149,11 @@ def _interleave(lines: list[list[Array]], height: int, width: int) -> Array:
     return together.reshape(batch, high * stride, wide * stride, channels)[:, :height, :width]
 
 
-def _kernel_gradient(x: Array, dy: Array, shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
+def _kernel_gradient(x: Array, dy: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     """By convolutions; for several kernels at once, as under `jax.vmap`, by products, each in the time of its own."""
+    if winograd.worth_it(x, kernel, stride, pads):
+        return winograd.kernel_gradient(x, dy, pads)
+    shape = kernel.shape
 
     @jax.custom_batching.custom_vmap
     def gradient(x: Array, dy: Array) -> Array:
