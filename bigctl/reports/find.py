@@ -43,6 +43,7 @@ def locate(name: str) -> Found:
         if (path / "run.json").is_file() or any((path / file).is_file() for file in _OF_A_RUN):
             return Found(path, False)
     if Path(name).is_dir():
+        directory.require_no_export(Path(name))
         hint = "`bigctl runs` lists the runs"
         raise RunError("holds neither a run nor a sweep", where=name, hint=hint)
     return Found(directory.locate(name).path, False)

@@ -330,6 +330,14 @@ def checked_name(name: str) -> str:
     return name
 
 
+def require_no_export(path: Path) -> None:
+    """Raises RunError for the folder of an export, which says what answers with it."""
+    if (path / "bigctl.json").is_file() and (path / "source.json").is_file():
+        used = f"`bigctl predict {path}` and `bigctl serve {path}` answer with it"
+        made = f"; it was made from the run {path.parent}" if (path.parent / "run.json").is_file() else ""
+        raise RunError("is an export of a run, not a run", where=str(path), hint=used + made)
+
+
 def locate(run: str) -> RunDirectory:
     """The run that a command names: a folder, or a name under runs/.
 
@@ -344,10 +352,7 @@ def locate(run: str) -> RunDirectory:
         if (path / "ledger.jsonl").is_file():
             hint = f"its runs are in {path / 'trials'}"
             raise RunError("is a sweep, not a run", where=str(path), hint=hint)
-        if (path / "bigctl.json").is_file() and (path / "source.json").is_file():
-            used = f"`bigctl predict {path}` and `bigctl serve {path}` answer with it"
-            made = f"; it was made from the run {path.parent}" if (path.parent / "run.json").is_file() else ""
-            raise RunError("is an export of a run, not a run", where=str(path), hint=used + made)
+        require_no_export(path)
     import difflib
 
     known = sorted(p.parent.name for p in ROOT.glob("*/run.json") if p.is_file())

@@ -42,6 +42,7 @@ def test_the_result_is_a_run_that_says_what_it_was_made_of(run, capsys):
             assert not np.array_equal(new, values) and np.allclose(new / step, np.rint(new / step), atol=1e-3)
     summary = json.loads((made / "summary.json").read_text())
     assert summary["compression"]["method"] == "int8" and summary["status"] == "complete"
+    assert "timings" not in summary, "the training was another run's"
     assert summary["metrics"]["test/accuracy"] == pytest.approx(trained.evaluate("test")["test/accuracy"])
     assert summary["compression"]["after_score"] == pytest.approx(summary["metrics"]["val/accuracy"])
     layers = said["sensitivity"]

@@ -210,6 +210,9 @@ def _scored(compared: beside.Beside, method: Method) -> list[str]:
 
 # -------------------------------------------------------------------------------------------------------------- writing
 
+_OF_TRAINING = ("timings", "examples_per_s", "tokens_per_s", "mfu", "profile", "waiting")
+"""Fields of a summary that tell how its training went, which was another run's."""
+
 
 def _write(trained: TrainedRun, other: TrainedRun, method: Method, made: RunDirectory, summary: dict[str, Any]) -> None:
     """All of a run into a folder that nobody else knows yet; its record last, so that what is cut short is no run."""
@@ -226,7 +229,8 @@ def _write(trained: TrainedRun, other: TrainedRun, method: Method, made: RunDire
     lines = read_regular(run.metrics).splitlines(keepends=True)
     made.metrics.write_bytes(b"".join(line for line in lines if step_of_line(line) <= trained.step))
     _save(trained, other, made, summary["metrics"])
-    write_json(made.summary_file, {**run.summary(), **summary})
+    before = {name: value for name, value in run.summary().items() if name not in _OF_TRAINING}
+    write_json(made.summary_file, {**before, **summary})
     count = sum(leaf.size for leaf in jax.tree.leaves(other.params))
     record = {name: value for name, value in run.record().items() if name not in ("updated", "message")}
     record |= {"created": time.time(), "derived_from": source(trained), "compression": method.settings}
