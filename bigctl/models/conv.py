@@ -2,8 +2,8 @@
 
 XLA's own code for the gradient of a convolution's kernel takes several times what is below on CPU, and thirty times in
 the body of a loop; that of `reduce_window` is slower still. Large convolutions train by fewer products (`winograd`).
-Both functions have reverse-mode rules of their own for that reason, no forward-mode ones, and on CPU no second
-derivatives by kernels.
+Both functions have reverse-mode rules of their own for that reason, no forward-mode ones, and where XLA
+convolves on a CPU no second derivatives by kernels.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _convolve(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
 
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    """Of training alone, which computes the same pictures again and again; all else is given XLA's convolution."""
+    """Where gradients are asked for; all else is given XLA's convolution."""
     if not winograd.worth_it(x, kernel, stride, pads):
         return _conv(x, kernel, stride, pads), (x, kernel)
 

@@ -18,21 +18,32 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from bigctl.parallel import mesh as meshes
+
 _TILE, _SIZE = 4, 6  # pixels of a tile of the output and of the input, each way
 _NARROW = 64  # channels; with fewer the transforms cost more than is saved
-_FEW = 32  # tiles of all pictures; with fewer the transform of the kernel does
+_FEW = 64  # tiles of all pictures; with fewer the transform of the kernel does
+_FILLED = 0.6  # of the pixels of all tiles, those that are of the output; with fewer the products do
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Tiles = Float[Array, "places tiles channels"]
 
 
 def worth_it(x: Array, kernel: Array, stride: int, pads: Pads) -> bool:
-    """Whether `convolve` can do this and is the quicker way on a CPU."""
+    """Whether `convolve` can do this and is the quicker way on a CPU.
+
+    On several devices it is not: XLA would send gradients and gathered kernels transformed, 36 values for 9.
+    """
     if stride != 1 or kernel.shape[:2] != (3, 3) or not x.dtype == kernel.dtype == jnp.float32:
         return False
+    mesh = meshes.mesh_in_use()
+    if mesh is not None and mesh.size > 1:
+        return False
     high, wide = _output_sides(x.shape, pads)
-    few = isinstance(x.shape[0], int) and x.shape[0] * _count(high) * _count(wide) < _FEW
-    return min(kernel.shape[2:]) >= _NARROW and min(high, wide) > 2 and not few
+    tiles = _count(high) * _count(wide)
+    filled = high * wide / (tiles * _TILE**2)
+    few = isinstance(x.shape[0], int) and x.shape[0] * tiles < _FEW
+    return filled >= _FILLED and min(kernel.shape[2:]) * filled >= _NARROW and min(high, wide) > 2 and not few
 
 
 def convolve(

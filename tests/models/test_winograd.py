@@ -55,8 +55,9 @@ def assert_close(found: Any, expected: Any) -> None:
 @pytest.fixture
 def anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small convolutions too are done so."""
-    monkeypatch.setattr(winograd, "_NARROW", 1)
+    monkeypatch.setattr(winograd, "_NARROW", 0)
     monkeypatch.setattr(winograd, "_FEW", 1)
+    monkeypatch.setattr(winograd, "_FILLED", 0)
 
 
 @pytest.mark.usefixtures("anything")
@@ -97,9 +98,11 @@ def test_for_several_kernels_or_examples_at_once() -> None:
 _SPREAD = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from bigctl.config import schema
 from bigctl.models import winograd
 from bigctl.models.conv import conv2d
-winograd._NARROW = winograd._FEW = 1
+from bigctl.parallel import mesh as meshes
+winograd._NARROW = winograd._FEW = winograd._FILLED = 0
 draw = np.random.default_rng(0).normal
 x, kernel = draw(size=(8, 6, 6, 4)).astype(np.float32), draw(size=(3, 3, 4, 5)).astype(np.float32)
 def loss(x, kernel):
@@ -107,6 +110,9 @@ def loss(x, kernel):
     return (out * jax.numpy.cos(jax.numpy.arange(out.size)).reshape(out.shape)).sum(), out
 function = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 spread = jax.device_put(x, NamedSharding(Mesh(np.array(jax.devices()), "data"), PartitionSpec("data")))
+for one in (True, False):
+    with meshes.over(jax.devices()[:1] if one else jax.devices()), meshes.used(meshes.make_mesh(schema.Mesh())):
+        assert winograd.worth_it(jax.numpy.asarray(x), jax.numpy.asarray(kernel), 1, ((1, 1), (1, 1))) == one
 one, eight = function(x, kernel), function(spread, kernel)
 assert len(eight[0][1].sharding.device_set) == 8
 for a, b in zip(jax.tree.leaves(one[0][1:] + one[1]), jax.tree.leaves(eight[0][1:] + eight[1]), strict=True):
@@ -124,7 +130,7 @@ def test_eight_devices_compute_what_one_does_each_on_its_own_pictures() -> None:
 
 def test_training_on_a_cpu_alone_takes_it() -> None:
     """Programs of other devices, and all that has no gradients, have XLA's convolutions and no product."""
-    x, kernel = numbers(2, 16, 16, 64), numbers(3, 3, 64, 64, seed=1)
+    x, kernel = numbers(4, 16, 16, 64), numbers(3, 3, 64, 64, seed=1)
 
     def counts(function: Any, platform: str) -> tuple[int, int]:
         text = jax.jit(function).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
@@ -137,12 +143,16 @@ def test_training_on_a_cpu_alone_takes_it() -> None:
 
 
 def test_what_it_cannot_do_or_would_not_be_quicker() -> None:
-    x, kernel = numbers(2, 16, 16, 64), numbers(3, 3, 64, 64, seed=1)
+    x, kernel = numbers(4, 16, 16, 64), numbers(3, 3, 64, 64, seed=1)
     assert winograd.worth_it(x, kernel, 1, SAME)
     assert not winograd.worth_it(x, kernel, 2, SAME)
     assert not winograd.worth_it(x, numbers(5, 5, 64, 64), 1, ((2, 2), (2, 2)))
     assert not winograd.worth_it(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), 1, SAME)
     assert not winograd.worth_it(x[..., :32], kernel[:, :, :32], 1, SAME)  # few channels
-    assert not winograd.worth_it(x[:1], kernel, 1, SAME)  # few tiles
+    assert not winograd.worth_it(x[:3], kernel, 1, SAME)  # few tiles
+    many, wide = numbers(64, 5, 5, 128), numbers(3, 3, 128, 128)
+    assert not winograd.worth_it(many, wide, 1, SAME)  # tiles of which most is not of the picture
+    assert not winograd.worth_it(numbers(64, 7, 7, 64), kernel, 1, SAME)
+    assert winograd.worth_it(numbers(64, 7, 7, 128), wide, 1, SAME)
     assert_close(jax.vjp(lambda x: strided_conv2d(x, kernel, 2, 1), x)[0], lax.conv_general_dilated(
         x, kernel, (2, 2), SAME, dimension_numbers=("NHWC", "HWIO", "NHWC")))  # fmt: skip
