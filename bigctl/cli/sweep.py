@@ -35,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the sweep, a folder under sweeps/; default: made from the overrides")
     parser.add_argument("--sweep-dir", type=Path, metavar="DIR", help="folder of the sweep")
     parser.add_argument(
-        "--jobs", default="auto", metavar="N", help="trials at once; auto: one a GPU, or one a core; default: auto"
-    )
+        "--jobs", default="auto", metavar="N",
+        help="processes at once; auto: one a GPU, or one a core (with --packed: one for 8 trials); default: auto",
+    )  # fmt: skip
     parser.add_argument(
         "--packed", default="no", choices=("auto", "yes", "no"),
         help="train trials that differ only in numbers as one program; auto measures whether that is faster",
@@ -76,12 +77,9 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
     if options.dry_run:
         return _show(options, plan, points, path)
 
-    executor = _executor(options, jobs, plan, packed=packed != "no")
     trials = sweep.count_points(plan) * len(plan.space.repeats)
-    learns = plan.sweep.sampler not in (
-        "grid",
-        "random",
-    )  # from results, so they cannot all start at once
+    learns = plan.sweep.sampler not in ("grid", "random")  # from results, so they cannot all start at once
+    executor = _executor(options, jobs, plan, most=None if packed == "no" else 1 if learns else _packs(trials))
     scheduler = SchedulerOptions(
         fail_fast=options.fail_fast,
         max_failures=options.max_failures,
@@ -104,6 +102,14 @@ _LEARNING = 8
 """Trials of a pack where the sampler learns from earlier ones."""
 
 
+def _packs(trials: int) -> int:
+    """Into how many processes, of cores of their own, packed trials are divided at most: what is not arithmetic, such
+    as validation, metrics and checkpoints, is done by one thread of a process at a time."""
+    from bigctl.sweeps.packed.pack_width import WIDEST_ON_CPU
+
+    return -(-trials // WIDEST_ON_CPU)
+
+
 def _packed(asked: str, plan: Plan, *, quiet: bool) -> str:
     """What is asked; "no" where the trials need several programs, which is an error with "yes"."""
     if asked == "no":
@@ -122,16 +128,16 @@ def _packed(asked: str, plan: Plan, *, quiet: bool) -> str:
     return "no"
 
 
-def _executor(options: argparse.Namespace, jobs: int | None, plan: Plan, *, packed: bool) -> Executor:
+def _executor(options: argparse.Namespace, jobs: int | None, plan: Plan, *, most: int | None) -> Executor:
     if options.slurm is not None:
         from bigctl.sweeps.execution.slurm import Slurm, parse
 
         return Slurm(parse(options.slurm), jobs or _SUBMITTED)
     from bigctl.config.numbers import numbers
-    from bigctl.sweeps.execution.local import Local, machine
+    from bigctl.sweeps.execution.local import Local
 
     shared = () if plan.plugins else numbers(plan.base.config)  # what a plugin keeps of a trial is not known
-    return Local(jobs or (max(1, len(machine()[1])) if packed else None), numbers=shared)
+    return Local(jobs, most=most, numbers=shared)
 
 
 _SUBMITTED = 16

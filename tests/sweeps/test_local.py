@@ -85,6 +85,29 @@ def test_auto_takes_one_job_a_gpu_or_a_core() -> None:
     assert 1 <= Local(None, look=lambda: ([0, 1], [])).slots <= 2
 
 
+def test_auto_takes_no_more_jobs_than_are_of_use_but_one_for_each_gpu() -> None:
+    assert Local(None, most=1, look=lambda: ([0, 1], [])).slots == 1
+    assert Local(None, most=1, look=lambda: ([0, 1], ["0", "1"])).slots == 2
+    assert Local(4, most=1, look=lambda: ([0, 1], [])).slots == 4, "what is asked for is done"
+
+
+def test_a_tpu_has_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert not local.has_tpu(tmp_path)
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio/vfio").touch()
+    assert not local.has_tpu(tmp_path), "every machine with the driver has this one"
+    (tmp_path / "vfio/0").touch()
+    assert local.has_tpu(tmp_path)
+    (tmp_path / "vfio/0").rename(tmp_path / "accel0")
+    assert local.has_tpu(tmp_path)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not local.has_tpu(tmp_path)
+    monkeypatch.setattr(local, "has_tpu", lambda: True)
+    assert Local(None, look=lambda: ([0, 1, 2, 3], [])).slots == 1
+
+
 def test_gpus_are_those_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")

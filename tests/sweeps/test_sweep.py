@@ -18,6 +18,7 @@ import pytest
 from bigctl.cli.main import main
 from bigctl.runs.directory import RunDirectory
 from bigctl.sweeps import ledger
+from bigctl.sweeps.execution import local
 from tests.beside import Command, commands
 from tests.conftest import Cli
 
@@ -147,6 +148,15 @@ def test_packed_trials_give_the_answer_of_those_with_a_process_each(
         assert board["points"][0]["metrics"][name]["mean"] == pytest.approx(spread["mean"], rel=1e-4), name
     for failure in board["failures"]:
         assert "not finite at step 1" in failure["message"] and Path(failure["log"]).exists()
+
+
+def test_packed_trials_have_a_process_of_their_own_cores_for_every_eight(command: Command) -> None:
+    command(*STUDY[:-1], "nine", "optimizer.lr=1e-3,3e-3,1e-2", "seed=range(3)", "--packed", "yes", "--quiet")
+    started = [event for event in events(Path("sweeps/nine")) if event["event"] == "start"]
+    places = Counter(event["place"] for event in started)
+    cores = min(len(local.machine()[0]), local._memory() // local.MEMORY_A_JOB)
+    assert len(started) == 9 and sorted(places.values()) == ([4, 5] if cores >= 2 else [9])
+    assert len(list(Path("sweeps/nine/logs").glob("*.pack.log"))) == len(places)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input

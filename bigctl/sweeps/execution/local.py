@@ -7,6 +7,7 @@ itself is killed they continue to their end, and the next start of the sweep fin
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import os
 import signal
@@ -80,7 +81,8 @@ class Local:
     """Processes on this machine.
 
     Args:
-        jobs: how many at once; None for as many as it has GPUs, or else cores and memory for.
+        jobs: how many at once; None for as many as it has GPUs, or else cores and memory for; one where a TPU computes.
+        most: of use where none of these is said and there is no GPU.
         numbers: keys that trials may differ in to be trained one after another by one process, see `forking`.
         look: seam for tests: gives (cores, GPUs) of the machine.
 
@@ -92,11 +94,12 @@ class Local:
         self,
         jobs: int | None = None,
         *,
+        most: int | None = None,
         numbers: Collection[str] = (),
         look: Callable[[], tuple[list[int], list[str]]] | None = None,
     ):
         cores, gpus = (look or machine)()
-        self.slots = jobs or len(gpus) or max(1, min(len(cores), _memory() // MEMORY_A_JOB))
+        self.slots = jobs or len(gpus) or _processes(len(cores), most)
         if self.slots > 8 * max(len(cores), len(gpus)):
             raise ConfigError(
                 f"{self.slots} jobs on {len(cores)} cores", where="--jobs", hint="give fewer, or --jobs auto"
@@ -255,6 +258,20 @@ def machine() -> tuple[list[int], list[str]]:
         return cores, [name for name in asked.split(",") if name and name != "-1"]
     found = [device.name.removeprefix("nvidia") for device in Path("/dev").glob("nvidia[0-9]*")]
     return cores, sorted((name for name in found if name.isdecimal()), key=int)
+
+
+def _processes(cores: int, most: int | None) -> int:
+    """How many jobs at once this machine is for where it has no GPU."""
+    if has_tpu():
+        return 1
+    return max(1, min(cores, _memory() // MEMORY_A_JOB, most or cores))
+
+
+def has_tpu(devices: Path = Path("/dev")) -> bool:
+    """Whether jax would compute on a TPU, whose chips belong to one process at a time; found without jax."""
+    if (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu" or importlib.util.find_spec("libtpu") is None:
+        return False  # without libtpu, /dev/vfio may be of any device
+    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
 
 
 def _memory() -> int:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bigctl")
 
+WIDEST_ON_CPU = 8
+"""Trials side by side: a CPU has no use for more."""
+
 
 class TrialGroup(Protocol):
     """What the trials of a process share: `runner.TrialGroup`."""
@@ -83,8 +86,8 @@ def _before(runs: Sequence[Path]) -> int | None:
 
 
 def widths(count: int, platform: str) -> list[int]:
-    """How many trials side by side are worth a try: a CPU has no use for more than about 8."""
-    most = 8 if platform == "cpu" else 128
+    """How many trials side by side are worth a try."""
+    most = WIDEST_ON_CPU if platform == "cpu" else 128
     powers = [2**n for n in range(3, 8, 2) if 2**n <= most]
     return sorted({*(w for w in powers if w < count), min(count, most)} - {1})
 
