@@ -82,7 +82,7 @@ class Local:
 
     Args:
         jobs: how many at once; None for as many as it has GPUs, or else cores and memory for; one where a TPU computes.
-        most: of use where none of these is said and there is no GPU.
+        most: no more than so many are of use, where neither `jobs` nor GPUs decide.
         numbers: keys that trials may differ in to be trained one after another by one process, see `forking`.
         look: seam for tests: gives (cores, GPUs) of the machine.
 
