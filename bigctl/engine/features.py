@@ -20,6 +20,7 @@ from bigctl.engine.restore import Start
 from bigctl.files import temporary_name
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
+from bigctl.training.programs import options_of_use
 from bigctl.training.state import TrainState
 from bigctl.training.task import FEATURES, Batch
 
@@ -59,7 +60,7 @@ def _of_split(experiment: Experiment, state: TrainState, split: str) -> np.ndarr
         with meshes.used(programs.mesh):
             return task.compute_features(programs.merge(params, variables), batch)
 
-    compiled = jax.jit(run)
+    compiled = jax.jit(run, compiler_options=options_of_use(programs.step))
     shards = meshes.batch_shards(programs.mesh)
     plan = layout.evaluation_plan(columns, batch_size=-(-_BATCH // shards) * shards, shards=shards)
     found = np.zeros((layout.size(columns, training=False), task.feature_width or 0), np.float32)

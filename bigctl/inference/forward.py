@@ -16,7 +16,7 @@ from bigctl.data.dataset import Features
 from bigctl.inference import text_batches
 from bigctl.inference.text_batches import Text
 from bigctl.models.layers import Unchanged
-from bigctl.training.programs import ModelPrograms
+from bigctl.training.programs import ModelPrograms, options_of_use
 from bigctl.training.state import Tree, Weights
 from bigctl.training.task import Batch
 
@@ -88,7 +88,7 @@ class Forward:
         def merged(params: Tree, variables: Tree, batch: Batch) -> jax.Array:
             return run(programs.merge(params, variables), batch)
 
-        compiled = self._jitted.setdefault(name, jax.jit(merged))
+        compiled = self._jitted.setdefault(name, jax.jit(merged, compiler_options=options_of_use(programs.step)))
         return lambda batch: compiled(weights.params, weights.variables, batch)
 
     def arrays(self, inputs: np.ndarray, run: Compiled) -> np.ndarray:

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 Options = dict[str, bool | int | str]
 
+# What XLA does by itself but for convolutions: YNNPACK's code runs them on one core unless kernels are large.
+_CONVOLUTIONS_ON_ALL_CORES: Options = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
+
 
 def compiler_options(platform: str, *, deterministic: bool, pictures: bool = False) -> Options:
     """Of the programs that train, on "cpu", "gpu" or "tpu"; of `pictures`, most are made of convolutions."""
     if platform == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}  # no sums by atomics, no kernels chosen by their time
-    if platform == "cpu" and pictures:
-        # What XLA does by itself but for convolutions: YNNPACK's code runs them on one core unless kernels are large.
-        return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-    if platform == "cpu":
+    if platform == "cpu" and not pictures:
         # Operations in the order that takes the least memory: an eighth less temporaries for BERT, and as quick.
         return {"xla_cpu_scheduler_type": 1}
-    return {}
+    return options_of_use(platform, pictures=pictures)
+
+
+def options_of_use(platform: str, *, pictures: bool) -> Options:
+    """Of the programs that ask a model without training it."""
+    return dict(_CONVOLUTIONS_ON_ALL_CORES) if platform == "cpu" and pictures else {}
 
 
 def options_of_one_call(platform: str) -> Options:

@@ -231,16 +231,34 @@ def _training(
 
 def compiler_options(step: Step) -> accelerators.Options:
     """Of every program that contains `step.train`: its kernels are told while it is traced what it is compiled for."""
-    platform = step.mesh.devices.flat[0].platform
-    pictures = any(len(column.shape) == 4 for column in step.task.example_shapes(1).values())
-    asked = accelerators.compiler_options(platform, deterministic=step.config.train.deterministic, pictures=pictures)
-    return {name: value for name, value in asked.items() if _is_known(name, value)}
+    pictures, deterministic = _of_pictures(step.task.example_shapes(1)), step.config.train.deterministic
+    asked = accelerators.compiler_options(_platform(step), deterministic=deterministic, pictures=pictures)
+    return _known(asked)
+
+
+def options_of_use(step: Step) -> accelerators.Options:
+    """Of a program that asks the model about examples, or scores it on them."""
+    pictures = _of_pictures(step.task.exported_inputs(1))  # also where training sees features of them
+    return _known(accelerators.options_of_use(_platform(step), pictures=pictures))
+
+
+def _of_pictures(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
+    return any(len(column.shape) == 4 for column in shapes.values())
+
+
+def _platform(step: Step) -> str:
+    platform: str = step.mesh.devices.flat[0].platform
+    return platform
 
 
 def _options_of_one_call(step: Step) -> accelerators.Options:
     if jax.config.read("jax_disable_most_optimizations"):
         return {}  # fewer still
-    return accelerators.options_of_one_call(step.mesh.devices.flat[0].platform)
+    return accelerators.options_of_one_call(_platform(step))
+
+
+def _known(asked: accelerators.Options) -> accelerators.Options:
+    return {name: value for name, value in asked.items() if _is_known(name, value)}
 
 
 @cache
@@ -255,7 +273,8 @@ def _is_known(name: str, value: bool | int | str) -> bool:
 
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:
     """The same without those that train, of which nothing is traced to know the shapes of a state."""
-    step, sums = make_step(config, task, mesh, total_steps), partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    step = make_step(config, task, mesh, total_steps)
+    sums = partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=options_of_use(step))
     return ModelPrograms(
         step=step,
         hparams=hparams_of(config),

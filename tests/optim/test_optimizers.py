@@ -309,17 +309,18 @@ def test_the_trust_ratio_of_stacked_layers_is_each_layers_own():
         np.testing.assert_allclose(found["layers"]["kernel"][number], expected, rtol=1e-5)
 
 
-def test_lamb_is_that_of_timm():
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_lamb_is_that_of_timm(clip):
+    """Which has the second by default; the gradients here are longer."""
     torch, reference = pytest.importorskip("torch"), pytest.importorskip("timm.optim")
-    config = schema.Lamb(lr=0.01, weight_decay=0.1)
-    kernel = torch.nn.Parameter(torch.tensor(PARAMS["dense"]["kernel"]))
-    bias = torch.nn.Parameter(torch.tensor(PARAMS["dense"]["bias"]))
-    groups = [{"params": [kernel], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
-    rule = reference.Lamb(groups, lr=0.01, max_grad_norm=None)
+    config = schema.Lamb(lr=0.01, weight_decay=0.1, clip=clip)
+    weights = [torch.nn.Parameter(torch.tensor(leaf)) for leaf in jax.tree.leaves(PARAMS)]
+    groups = [{"params": [w], "weight_decay": 0.1 if w.ndim > 1 else 0.0} for w in weights]
+    rule = reference.Lamb(groups, lr=0.01, max_grad_norm=clip)
     for number in range(5):
-        grads = gradients(number)["dense"]
-        kernel.grad, bias.grad = torch.tensor(grads["kernel"]), torch.tensor(grads["bias"])
+        for weight, gradient in zip(weights, jax.tree.leaves(gradients(number)), strict=True):
+            weight.grad = torch.tensor(gradient)
         rule.step()
-    found = updated(optimizers.update_rule(config, numbers(config)))["dense"]
-    np.testing.assert_allclose(found["kernel"], kernel.detach(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["bias"], bias.detach(), rtol=1e-5, atol=1e-6)
+    found = jax.tree.leaves(updated(optimizers.update_rule(config, numbers(config))))
+    for ours, theirs in zip(found, weights, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-5, atol=1e-6)

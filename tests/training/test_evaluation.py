@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from sklearn import metrics as sk
 import bigctl
 from bigctl.engine import experiment
 from bigctl.engine.experiment import Experiment
+from bigctl.inference.forward import Forward
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.metrics import means
 from bigctl.training.programs import Programs
-from bigctl.training.state import TrainState
+from bigctl.training.state import TrainState, Weights
 
 DIGITS = (
     "recipe=cnn_cls", "data=digits", "model=mlp", "model.hidden=[]", "model.dropout=0", "train.steps=1",
@@ -70,6 +72,26 @@ def test_every_example_counts_exactly_once(size: int, resident: bool) -> None:
     np.testing.assert_array_equal(confusion.sum(1), np.bincount(columns["label"], minlength=10))
     chosen = predictions(exp, columns["inputs"]).argmax(1)
     np.testing.assert_array_equal(confusion, sk.confusion_matrix(columns["label"], chosen, labels=range(10)))
+
+
+def test_no_convolution_of_a_program_that_asks_a_model_is_left_to_one_core() -> None:
+    """On a CPU, XLA hands those of small kernels one by one to a library whose code runs them on one."""
+    exp = built("recipe=resnet_cls", "data=digits", "model.blocks=[2,1]", "model.width=64", "train.steps=1")
+    state, columns, programs = state_of(exp), first(exp.dataset.splits["validation"], 64), exp.programs
+    shapes = {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in columns.items()}
+    mask = jax.ShapeDtypeStruct((64,), np.float32)
+    given = (state.params, state.variables, {"inputs": shapes["inputs"]})
+    asked = Forward(programs, Weights(state.params, state.variables), exp.dataset.features)
+    assert len(asked.predict(columns)) == 64
+    (predict,) = asked._jitted.values()
+    sent = programs.evaluate_sent.lower(state.params, state.variables, shapes, mask, programs.hparams)
+    for compiled in (sent.compile(), predict.lower(*given).compile()):
+        text = compiled.as_text()
+        assert " convolution(" in text
+        handed = set(re.findall(r"fusion\(.*calls=(%[^, ]+).*ynn_fusion", text))
+        bodies = dict(re.findall(r"^(%[\w.]+) \([^\n]*\{$(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+        assert handed <= set(bodies)
+        assert not [body for name in handed if " convolution(" in (body := bodies[name]) and " dot(" not in body]
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:
