@@ -172,9 +172,12 @@ def source_flags(options: argparse.Namespace) -> list[str]:
 
 def composed(options: argparse.Namespace, *, partial: bool = False) -> Composed:
     with imports.kept():
-        from bigctl.config import compose
+        from bigctl.config import compose, compose_many
 
-    return compose.compose(options.overrides, config_dirs=options.config_dir, plugins=options.plugin, partial=partial)
+    given = {"config_dirs": options.config_dir, "plugins": options.plugin}
+    if partial:
+        return compose.compose(options.overrides, **given, partial=True)
+    return compose_many.compose_next(options.overrides, **given)
 
 
 def composed_data(options: argparse.Namespace, command: str) -> Config:

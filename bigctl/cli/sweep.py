@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bigctl.cli import common, render
 
 if TYPE_CHECKING:
-    from bigctl.sweeps.execution.local import Executor
+    from bigctl.sweeps.execution.local import Executor, Local
     from bigctl.sweeps.search.space import Plan
     from bigctl.training.signals import StopRequest
 
@@ -60,11 +60,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, stop: StopRequest) -> int:
     from bigctl.errors import ConfigError
-    from bigctl.sweeps.search import space
 
     jobs = _jobs(options.jobs)
     if options.max_failures is not None and options.max_failures < 0:
         raise ConfigError(f"{options.max_failures} is no count", where="--max-failures", hint="give 0 or more")
+    if options.dry_run or options.slurm is not None:
+        return _composed(options, jobs, stop, None)
+    from bigctl.sweeps.execution.local import Local
+
+    here = Local(jobs)
+    here.expect()
+    try:
+        return _composed(options, jobs, stop, here)
+    finally:
+        here.close()
+
+
+def _composed(options: argparse.Namespace, jobs: int | None, stop: StopRequest, here: Local | None) -> int:
+    from bigctl.sweeps.search import space
+
     plan = space.plan(options.overrides, config_dirs=options.config_dir, plugins=options.plugin)
     points = space.points(plan) if plan.sweep.sampler == "grid" else None
     space.check_points(plan, points)
@@ -79,7 +93,12 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
 
     trials = sweep.count_points(plan) * len(plan.space.repeats)
     learns = plan.sweep.sampler not in ("grid", "random")  # from results, so they cannot all start at once
-    executor = _executor(options, jobs, plan, most=None if packed == "no" else 1 if learns else _packs(trials))
+    if here is not None:
+        from bigctl.config.numbers import numbers
+
+        shared = () if plan.plugins else numbers(plan.base.config)  # what a plugin keeps of a trial is not known
+        here.settle(most=None if packed == "no" else 1 if learns else _packs(trials), numbers=shared)
+    executor = here or _slurm(options, jobs)
     scheduler = SchedulerOptions(
         fail_fast=options.fail_fast,
         max_failures=options.max_failures,
@@ -128,16 +147,10 @@ def _packed(asked: str, plan: Plan, *, quiet: bool) -> str:
     return "no"
 
 
-def _executor(options: argparse.Namespace, jobs: int | None, plan: Plan, *, most: int | None) -> Executor:
-    if options.slurm is not None:
-        from bigctl.sweeps.execution.slurm import Slurm, parse
+def _slurm(options: argparse.Namespace, jobs: int | None) -> Executor:
+    from bigctl.sweeps.execution.slurm import Slurm, parse
 
-        return Slurm(parse(options.slurm), jobs or _SUBMITTED)
-    from bigctl.config.numbers import numbers
-    from bigctl.sweeps.execution.local import Local
-
-    shared = () if plan.plugins else numbers(plan.base.config)  # what a plugin keeps of a trial is not known
-    return Local(jobs, most=most, numbers=shared)
+    return Slurm(parse(options.slurm), jobs or _SUBMITTED)
 
 
 _SUBMITTED = 16

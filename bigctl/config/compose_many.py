@@ -93,6 +93,27 @@ class ManyComposer:
         return copy.copy(self._values[structure, override])
 
 
+_kept: dict[tuple[tuple[Path, ...], tuple[str, ...]], ManyComposer] | None = None
+
+
+def keep() -> None:
+    """From here on `compose_next` makes an experiment of those that it composed before."""
+    global _kept
+    _kept = {}
+
+
+def compose_next(
+    overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), plugins: Sequence[str] = ()
+) -> Composed:
+    """What `compose` gives for the next experiment of this process, which raises ConfigError as it does."""
+    if _kept is None:
+        return compose(overrides, config_dirs=config_dirs, plugins=plugins)
+    given = tuple(config_dirs), tuple(plugins)
+    if given not in _kept:
+        _kept[given] = ManyComposer(*given)
+    return _kept[given].compose(overrides)
+
+
 def compose_all(
     experiments: Sequence[Sequence[str]], *, config_dirs: Sequence[Path] = (), plugins: Sequence[str] = ()
 ) -> list[Composed]:

@@ -8,6 +8,7 @@ with the plugin's file and line.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.abc
 import inspect
@@ -62,11 +63,12 @@ def load_for_run(recorded: object, given: Sequence[str] | None, *, where: str) -
     return list(dict.fromkeys([*(name for name in needed if name in there), *(given or ())]))
 
 
-def installed() -> list[str]:
+@functools.cache
+def installed() -> tuple[str, ...]:
     """Plugin modules of installed packages."""
     from importlib.metadata import entry_points
 
-    return list(dict.fromkeys(entry.value for entry in entry_points(group="bigctl.plugins")))
+    return tuple(dict.fromkeys(entry.value for entry in entry_points(group="bigctl.plugins")))
 
 
 def _import(name: str) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from bigctl.errors import BigctlError, ConfigError, Preempted, RunError
 from bigctl.files import read_regular
 from bigctl.runs import directory
 from bigctl.sweeps import leaderboard, ledger, trials
-from bigctl.sweeps.execution.local import Executor, Local
+from bigctl.sweeps.execution.local import Executor, Job, Local
 from bigctl.sweeps.execution.scheduler import Scheduler, SchedulerOptions
 from bigctl.sweeps.ledger import Ledger
 from bigctl.sweeps.search.space import Plan, choices
@@ -196,34 +195,88 @@ def score_test_split(
 ) -> bool:
     """Score the test split with the winner's trials, each only once; whether anything was scored."""
     scored = False
-    missing = [name for name in ids if name not in book.study.test]
-    if missing:
-        view.say(f"scoring the test split with the winner's {len(missing)} run{'s' * (len(missing) > 1)}")
-    for name in missing:
-        if stop.exit_code is not None:
-            break
-        state = book.study.states[name]
-        run = book.study.run(state)
-        command = [sys.executable, "-P", "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
-        command += [word for module in plugins for word in ("--plugin", module)]
-        for _ in range(_TRIES):
-            code, said = _said(command, executor, book.study.path / "logs" / f"{name}.test.log", stop)
-            if code >= 0 or stop.exit_code is not None:  # and was not killed
-                break
-        try:
-            metrics = _metrics(said) if code == 0 else None
-        except ValueError:
-            metrics = None
-        if metrics is None and stop.exit_code is not None:  # it was killed, or Ctrl-C has reached it
-            break
-        if metrics is None:
-            why = [line.removeprefix("bigctl: ") for line in said.splitlines() if line.startswith("bigctl: ")]
-            view.say(f"note: the test split is not scored with {state.trial.label}: {(why or ['it failed'])[0]}")
-            continue
-        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float)) and k.startswith("test/")}
-        book.append("test", id=name, metrics=numbers)
-        scored = True
+    waiting = [name for name in ids if name not in book.study.test]
+    if waiting:
+        view.say(f"scoring the test split with the winner's {len(waiting)} run{'s' * (len(waiting) > 1)}")
+    here = executor if isinstance(executor, Local) else Local(1)
+    running: list[_Scoring] = []
+    while running or (waiting and stop.exit_code is None):
+        while waiting and len(running) < here.alone_at_once and stop.exit_code is None:
+            running.append(_Scoring(waiting.pop(0), book.study, here, plugins))
+        for each in [each for each in running if each.ended(stop)]:
+            running.remove(each)
+            numbers = each.numbers()
+            if numbers is not None:
+                book.append("test", id=each.name, metrics=numbers)
+                scored = True
+            elif stop.exit_code is None:  # else it was killed, or Ctrl-C has reached it
+                label = book.study.states[each.name].trial.label
+                view.say(f"note: the test split is not scored with {label}: {each.why()}")
+        time.sleep(_POLL if running else 0)
     return scored
+
+
+class _Scoring:
+    """A process that scores the test split with one run; it need not import what trials have."""
+
+    def __init__(self, name: str, study: Study, executor: Local, plugins: Sequence[str]):
+        self.name = name
+        run = study.run(study.states[name])
+        self._command = [sys.executable, "-P", "-m", "bigctl", "eval", str(run), "--json", "--errors", "0"]
+        self._command += [word for module in plugins for word in ("--plugin", module)]
+        self._log = study.path / "logs" / f"{name}.test.log"
+        self._executor = executor
+        self._tries = 0
+        self._said = ""
+        self._code: int | None = None
+        self._job: Job | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._tries += 1
+        try:
+            self._log.parent.mkdir(exist_ok=True)
+            self._log.unlink(missing_ok=True)
+            self._job = self._executor.alone(self._command, folder=Path.cwd(), log=self._log)
+        except OSError as error:
+            self._fails(error)
+
+    def _fails(self, error: OSError) -> None:
+        self._code, self._said = 1, f"bigctl: {self._log}: {error.strerror}"
+
+    def ended(self, stop: StopRequest) -> bool:
+        if self._code is not None or self._job is None:
+            return True
+        if stop.exit_code is not None:
+            self._job.kill()  # it writes nothing
+        code = self._job.poll()
+        if code is None:
+            return False
+        if code < 0 and stop.exit_code is None and self._tries < _TRIES:  # it was killed
+            self._start()
+            return self._code is not None
+        try:
+            self._said = read_regular(self._log).decode("utf-8", "replace")
+            if code == 0:
+                self._log.unlink()
+            self._code = code
+        except OSError as error:
+            self._fails(error)
+        return True
+
+    def numbers(self) -> dict[str, float] | None:
+        """The metrics of the test split; None if it ended without any."""
+        try:
+            found = _metrics(self._said) if self._code == 0 else None
+        except ValueError:
+            found = None
+        if found is None:
+            return None
+        return {k: float(v) for k, v in found.items() if isinstance(v, (int, float)) and k.startswith("test/")}
+
+    def why(self) -> str:
+        lines = [line.removeprefix("bigctl: ") for line in self._said.splitlines() if line.startswith("bigctl: ")]
+        return (lines or ["it failed"])[0]
 
 
 def _metrics(said: str) -> dict[str, Any]:
@@ -239,27 +292,6 @@ def _metrics(said: str) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             continue
     raise ValueError("no metrics")
-
-
-def _said(command: Sequence[str], executor: Executor | None, log: Path, stop: StopRequest) -> tuple[int, str]:
-    """The exit code of a command, and what it printed; on this machine it need not import what trials have."""
-    if not isinstance(executor, Local):
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        return done.returncode, f"{done.stderr}\n{done.stdout}"
-    try:
-        log.parent.mkdir(exist_ok=True)
-        log.unlink(missing_ok=True)
-        job = executor.alone(command, folder=Path.cwd(), log=log)
-        while (code := job.poll()) is None:
-            time.sleep(_POLL)
-            if stop.exit_code is not None:
-                job.kill()  # it writes nothing
-        said = read_regular(log).decode("utf-8", "replace")
-        if code == 0:
-            log.unlink()
-        return code, said
-    except OSError as error:
-        return 1, f"bigctl: {log}: {error.strerror}"
 
 
 def exit_code(study_status: dict[str, int]) -> int:

@@ -51,3 +51,22 @@ def test_a_length_is_settled_in_each() -> None:
     assert [each.config.train.steps for each in found] == [9, 9]
     with pytest.raises(ConfigError, match="two lengths"):
         compose_many.compose_all([["recipe=mlp_cls", "train.epochs=1", f"train.steps={n}"] for n in ("null", "2")])
+
+
+def test_a_process_that_keeps_composes_the_next_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [[*MLP, f"optimizer.lr={lr}", f"seed={seed}"] for lr, seed in (("1e-3", 0), ("0.5", 1), ("0.25", 2))]
+    alone = [compose(point) for point in points]
+    calls: list[list[str]] = []
+
+    def counted(overrides: list[str], **more: object) -> object:
+        calls.append(overrides)
+        return compose(overrides)
+
+    monkeypatch.setattr(compose_many, "compose", counted)
+    assert [compose_many.compose_next(point) for point in points] == alone and calls == points
+    monkeypatch.setattr(compose_many, "_kept", None)  # as it was, after this test
+    compose_many.keep()
+    calls.clear()
+    assert [compose_many.compose_next(point) for point in points] == alone and calls == points[:1]
+    with pytest.raises(ConfigError, match="optimizer.lr"):
+        compose_many.compose_next([*MLP, "optimizer.lr=fast", "seed=0"])

@@ -199,6 +199,34 @@ def test_a_command_that_could_not_be_forked_is_started_in_the_plain_way(tmp_path
     assert wait(job) == 0 and "recipe" in (tmp_path / "log").read_text()
 
 
+def test_what_is_expected_is_forked_from_a_process_that_was_begun_before(tmp_path: Path) -> None:
+    executor = Local(1, look=lambda: (sorted(os.sched_getaffinity(0))[:1], []))
+    executor.expect()
+    assert executor._nursery is not None
+    begun = executor._nursery._process.pid
+    executor.settle(numbers=NUMBERS)
+    job = executor.start(ours("show", "recipe=mlp_cls"), folder=tmp_path, log=tmp_path / "log")
+    assert wait(job) == 0 and executor._nursery._process.pid == begun
+    executor.close()
+    assert executor._nursery is None
+
+
+def test_what_was_expected_and_does_not_come_leaves_no_process() -> None:
+    executor = Local(None, look=lambda: ([0, 1], []))
+    executor.expect()
+    assert executor._nursery is not None
+    process = executor._nursery._process
+    executor.settle(most=1)  # one job with all cores is another process than two with one each
+    assert executor._nursery is None and process.returncode == -signal.SIGKILL
+    executor.expect()
+    assert executor._nursery is not None
+    process = executor._nursery._process
+    executor.settle(most=1)
+    assert process.poll() is None, "nothing else is known than before"
+    executor.close()
+    assert process.returncode == -signal.SIGKILL
+
+
 # ------------------------------------------------------------------------------------------ one trial after another
 
 

@@ -35,7 +35,7 @@ _IMPORTED = (
     "bigctl.cli.main", "bigctl.cli.train", "bigctl.cli.training", "bigctl.engine.trainer", "bigctl.engine.experiment",
     "bigctl.engine.fit", "bigctl.engine.finish", "bigctl.engine.kept", "bigctl.recipes.classification",
     "bigctl.config.value_origins", "hydra._internal.config_loader_impl", "flax.nnx", "optax", "orbax.checkpoint",
-    "rich.live", "tensorboardX",
+    "bigctl.training.tracking.writers", "rich.live",
 )  # fmt: skip
 """What most trials import; the rest is left to them."""
 STAYED = "stayed"
@@ -45,11 +45,14 @@ _LOST = -signal.SIGKILL
 """The exit code of a child whose parent was killed, so that nobody has seen how it ended."""
 
 
+def possible() -> bool:
+    """Whether processes can be forked here."""
+    return sys.platform == "linux" and hasattr(os, "pidfd_open")
+
+
 def fits(command: Sequence[str]) -> bool:
     """Whether a command is one that can be forked here."""
-    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
-        return False
-    return list(command[:3]) == [sys.executable, "-P", "-m"] and command[3] in COMMANDS
+    return possible() and list(command[:3]) == [sys.executable, "-P", "-m"] and command[3] in COMMANDS
 
 
 def may_stay(command: Sequence[str], numbers: Collection[str]) -> bool:
@@ -75,6 +78,7 @@ class Nursery:
     """The process that is forked. It ends when this object is gone, its children do not."""
 
     def __init__(self) -> None:
+        self._asked = False
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -84,6 +88,9 @@ class Nursery:
 
     def close(self) -> None:
         self._line.close()
+        if not self._asked:  # it may be importing still, for nobody
+            self._process.kill()
+            self._process.wait()
 
     def start(self, command: Sequence[str], where: Where, log: int, *, stays: bool = False) -> Forked:
         """Run a command that `fits`, its output into an open file; one that `stays` can be asked for another.
@@ -91,6 +98,7 @@ class Nursery:
         Raises:
             OSError: where the process is gone.
         """
+        self._asked = True
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             _ask(self._line, command, where, log, stays, theirs.fileno())
@@ -287,9 +295,11 @@ def _live(told: socket.socket, command: _Command) -> int:
     import gc
 
     if command.stays:
+        from bigctl.config import compose_many
         from bigctl.engine import kept
 
         kept.keep()
+        compose_many.keep()
     while True:
         code = _code_of(command)
         if code or not command.stays:
@@ -347,6 +357,8 @@ def _import_all() -> None:
     for name in _IMPORTED:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("bigctl.training.tracking.writers").events_writer()
     with contextlib.suppress(Exception):  # fills what Hydra and the schema remember of themselves
         compose(["recipe=mlp_cls"])
     logging.root.handlers.clear()  # orbax brings one where no command has set up its own

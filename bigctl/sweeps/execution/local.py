@@ -20,6 +20,7 @@ from typing import Protocol
 
 from bigctl.errors import ConfigError, TrainingFailed
 from bigctl.files import append_regular
+from bigctl.sweeps.execution import forking
 from bigctl.sweeps.execution.forking import Forked, Nursery, Where, alike, fits, may_stay
 
 MEMORY_A_JOB = 2 * 2**30
@@ -98,17 +99,39 @@ class Local:
         numbers: Collection[str] = (),
         look: Callable[[], tuple[list[int], list[str]]] | None = None,
     ):
-        cores, gpus = (look or machine)()
-        self.slots = jobs or len(gpus) or _processes(len(cores), most)
-        if self.slots > 8 * max(len(cores), len(gpus)):
-            raise ConfigError(
-                f"{self.slots} jobs on {len(cores)} cores", where="--jobs", hint="give fewer, or --jobs auto"
-            )
-        self._all = Slot(tuple(cores))
-        self._free = divide(self.slots, cores, gpus)
+        self._jobs = jobs
+        self._cores, self._gpus = (look or machine)()
+        self._all = Slot(tuple(self._cores))
+        self._free: list[Slot] = []
         self._nursery: Nursery | None = None
-        self._numbers = numbers
         self._stayed: list[tuple[_Process, Forked]] = []
+        self.settle(most=most, numbers=numbers)
+
+    def settle(self, *, most: int | None = None, numbers: Collection[str] = ()) -> None:
+        """What was not known when this object was made, see there; before the first job. Raises ConfigError."""
+        before = self._free[0] if self._nursery is not None else None
+        self.slots = self._jobs or len(self._gpus) or _processes(len(self._cores), most)
+        if self.slots > 8 * max(len(self._cores), len(self._gpus)):
+            raise ConfigError(
+                f"{self.slots} jobs on {len(self._cores)} cores", where="--jobs", hint="give fewer, or --jobs auto"
+            )
+        self._free = divide(self.slots, self._cores, self._gpus)
+        self._numbers = numbers
+        if before is not None and len(before.cores) != len(self._free[0].cores):
+            self.close()  # see `_begin`
+
+    def expect(self) -> None:
+        """Jobs of ours will be started soon: what they need is imported while the caller finds out what they are."""
+        if self._nursery is None and forking.possible():
+            with contextlib.suppress(OSError):
+                self._nursery = _begin(self._free[0])
+
+    def close(self) -> None:
+        """Let go of the processes that no job runs in."""
+        self.rest()
+        if self._nursery is not None:
+            self._nursery.close()
+            self._nursery = None
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
         slot = next((slot for slot in self._free if slot.place not in avoid), self._free[0])
@@ -120,8 +143,13 @@ class Local:
             raise TrainingFailed(f"cannot be started: {error.strerror}", where=str(log)) from error
 
     def alone(self, command: Sequence[str], *, folder: Path, log: Path) -> Job:
-        """Run a command with all of the machine, as a shell does, while no job runs. Raises OSError."""
+        """Run a command with all of the machine, as a shell does, beside no job but others like it. Raises OSError."""
         return _Process(command, self._all, folder, log, lambda process, forked: None, self._forked)
+
+    @property
+    def alone_at_once(self) -> int:
+        """How many commands may run `alone` beside each other: one, where each would take the device for itself."""
+        return 1 if self._gpus or has_tpu() else self.slots
 
     def rest(self) -> None:
         """End the processes that have stayed for another trial, so that what they hold is free."""
@@ -149,14 +177,18 @@ class Local:
             return None
         for _ in range(2):  # one that was killed is replaced
             if self._nursery is None:
-                with pinned(slot.cores):  # libraries that it imports make as many threads as it has cores
-                    self._nursery = Nursery()
+                self._nursery = _begin(slot)
             try:
                 return self._nursery.start(command, where, log, stays=may_stay(command, self._numbers))
             except OSError:
                 self._nursery.close()
                 self._nursery = None
         return None
+
+
+def _begin(slot: Slot) -> Nursery:
+    with pinned(slot.cores):  # libraries that it imports make as many threads as it has cores
+        return Nursery()
 
 
 _PATIENCE = 10.0

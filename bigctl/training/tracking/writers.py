@@ -86,17 +86,23 @@ class JsonLines:
         self._stream.close()
 
 
+def events_writer() -> Any:
+    """The class of tensorboardX that writes events.
+
+    Not its `SummaryWriter`, whose events are pickled from one thread to another: where 16 small trainings share a
+    process, that took 2 of its 11 seconds.
+    """
+    with imports.kept(), imports.without("torch"):  # a second's import where it is installed, and not needed here
+        from tensorboardX.event_file_writer import EventsWriter
+    return EventsWriter
+
+
 class TensorBoard:
     """Event files for TensorBoard; events after `step`, of a run that was cut off, are marked to be dropped."""
 
     def __init__(self, folder: Path, *, step: int):
-        with imports.kept(), imports.without("torch"):  # which it imports where it is installed, and does not need here
-            from tensorboardX.event_file_writer import EventsWriter
-
-        # Not its `SummaryWriter`, whose events are pickled from one thread to another: where 16 small trainings share a
-        # process, that took 2 of its 11 seconds.
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
+        self._writer = events_writer()(str(folder / "events"))
         self._failed = False
         self._flushed = -math.inf
         self._folder = folder
