@@ -232,14 +232,25 @@ def _training(
 def compiler_options(step: Step) -> accelerators.Options:
     """Of every program that contains `step.train`: its kernels are told while it is traced what it is compiled for."""
     pictures, deterministic = _of_pictures(step.task.example_shapes(1)), step.config.train.deterministic
-    asked = accelerators.compiler_options(_platform(step), deterministic=deterministic, pictures=pictures)
-    return _known(asked)
+    return _known(
+        accelerators.compiler_options(
+            _platform(step), deterministic=deterministic, pictures=pictures, small=_is_small(step)
+        )
+    )
 
 
 def options_of_use(step: Step) -> accelerators.Options:
     """Of a program that asks the model about examples, or scores it on them."""
     pictures = _of_pictures(step.task.exported_inputs(1))  # also where training sees features of them
-    return _known(accelerators.options_of_use(_platform(step), pictures=pictures))
+    return _known(accelerators.options_of_use(_platform(step), pictures=pictures, small=_is_small(step)))
+
+
+_FEW = 12
+"""Parameters, each an array, that a small model has at most: an MLP of five layers or an LSTM, no transformer."""
+
+
+def _is_small(step: Step) -> bool:
+    return step.deep is None and len(jax.tree.leaves(step.weights.params)) <= _FEW
 
 
 def _of_pictures(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
@@ -254,18 +265,19 @@ def _platform(step: Step) -> str:
 def _options_of_one_call(step: Step) -> accelerators.Options:
     if jax.config.read("jax_disable_most_optimizations"):
         return {}  # fewer still
-    return accelerators.options_of_one_call(_platform(step))
+    return _known(accelerators.options_of_one_call(_platform(step), small=_is_small(step)))
 
 
 def _known(asked: accelerators.Options) -> accelerators.Options:
-    return {name: value for name, value in asked.items() if _is_known(name, value)}
+    """Those of them that XLA has yet and still: they may be named otherwise in another version."""
+    found = tuple(asked.items())
+    return asked if not asked or _are_known(found) else dict(each for each in found if _are_known((each,)))
 
 
 @cache
-def _is_known(name: str, value: bool | int | str) -> bool:
-    """Whether XLA has this option yet and still: it may be named otherwise in another version."""
+def _are_known(options: tuple[tuple[str, bool | int | str], ...]) -> bool:
     try:
-        jax.jit(jnp.negative, compiler_options={name: value}).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
+        jax.jit(jnp.negative, compiler_options=dict(options)).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

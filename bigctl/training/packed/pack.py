@@ -29,7 +29,15 @@ from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed as feeds
 from bigctl.training.calls import Calls, Check
-from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs, compiler_options, step_on_resident
+from bigctl.training.programs import (
+    LARGEST_LOOP,
+    Arrays,
+    Compiled,
+    Programs,
+    compiler_options,
+    options_of_use,
+    step_on_resident,
+)
 from bigctl.training.state import TrainState
 from bigctl.training.step import Hparams
 
@@ -69,8 +77,9 @@ class SideBySide:
         self.width, self._one = width, programs.carried_state
         self._everywhere = meshes.replicated(programs.mesh)
         placed = jax.tree.map(lambda leaf: leaf.sharding, self._one)
-        self._put = jax.jit(_put, donate_argnums=0, out_shardings=self._everywhere)
-        self._take = jax.jit(_take, out_shardings=placed)
+        compiled = partial(jax.jit, compiler_options=options_of_use(programs.step))
+        self._put = compiled(_put, donate_argnums=0, out_shardings=self._everywhere)
+        self._take = compiled(_take, out_shardings=placed)
         self._spare: list[TrainState] = []  # of dispatches before, whose memory is written to again
 
     def joined(self, states: Sequence[TrainState]) -> TrainState:
