@@ -246,7 +246,7 @@ def options_of_use(step: Step) -> accelerators.Options:
 
 
 _FEW = 12
-"""Parameters, each an array, that a small model has at most: an MLP of five layers or an LSTM, no transformer."""
+"""Parameters, each an array, that a small model has at most: an MLP of five layers, an LSTM, a transformer of one."""
 
 
 def _is_small(step: Step) -> bool:
