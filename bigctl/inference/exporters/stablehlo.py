@@ -20,7 +20,7 @@ MODEL, WEIGHTS = "model.jax", "weights.npz"
 RUNTIME = folders.Runtime(
     "jax",
     ("from jax import export",),
-    ("jax",),
+    ("jax", "flatbuffers"),
     f"`{MODEL}` is what `jax.export` serialises, for {', '.join(PLATFORMS)}; it takes `{WEIGHTS}` first.",
 )
 
