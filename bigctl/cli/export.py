@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         report = {"run": str(found.path), "step": trained.step, "format": options.format, "folder": str(folder)}
         render.print_json({**report, **facts, "encrypted": options.encrypt, "files": _files(folder)})
     else:
-        _print(f"{found.path}, step {trained.step:,}", folder, exported, rounded=options.bits is not None)
+        _print(f"{found.path}, step {trained.step:,}", folder, exported, options)
     return 0
 
 
@@ -120,13 +121,7 @@ def _write_encrypted(
     with sealed.clear_folder(size) as clear:
         exported = found_exporter.write(trained, clear / "export", **asked)
         sealed.seal(clear / "export", folder, secret)
-        served = any((clear / "export" / name).is_file() for name in ("model.onnx", "model.jax"))
-    usage = [f"bigctl serve {folder} --passphrase-file FILE"] if served else []
-    for line in exported.usage:
-        if line.startswith("bigctl predict "):
-            usage.append(f"{line.replace(str(clear / 'export'), str(folder))} --passphrase-file FILE")
-    usage.append(f"bigctl export {folder} --decrypt --out DIR --passphrase-file FILE")
-    return Exported(usage, {**exported.facts, "what": f"{exported.facts['what']}; encrypted"})
+    return replace(exported, usage=[], facts={**exported.facts, "what": f"{exported.facts['what']}; encrypted"})
 
 
 def _decrypt(options: argparse.Namespace) -> int:
@@ -157,18 +152,24 @@ def _decrypt(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print(what: str, folder: Path, exported: Exported, *, rounded: bool) -> None:
+def _print(what: str, folder: Path, exported: Exported, options: argparse.Namespace) -> None:
     facts = exported.facts
     print(f"{what} -> {folder} ({facts['what']})")
     _print_files(folder)
-    if "checked" in facts and not rounded:
+    if "checked" in facts and options.bits is None:
         print(f"it computes what the run does: {facts['checked']}")
     if "text" in facts:
         print(f"it writes {facts['text']}")
     for line in facts.get("lines", []):
         print(f"  {line}")
     print("to use it:")
-    for line in exported.usage:
+    if options.encrypt:
+        lines = [f"bigctl serve {folder}"] if exported.served else []
+        lines += [f"bigctl predict {folder} {exported.examples}"] if exported.examples else []
+        lines = [f"{line} --passphrase-file FILE" for line in (*lines, f"bigctl export {folder} --decrypt --out DIR")]
+    else:
+        lines = [*exported.usage, *([f"bigctl predict {folder} {exported.examples}"] if exported.examples else [])]
+    for line in lines:
         print(f"  {line}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bigctl.errors import ConfigError, RunError
+from bigctl.errors import BigctlError, ConfigError, RunError
 from bigctl.files import temporary_name
 
 
@@ -31,6 +31,9 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         _named(partial, folder)
+    except BigctlError as error:  # which is about a folder that nobody has heard of
+        error.where = error.where and error.where.replace(str(partial), str(folder))
+        raise
     except OSError as error:
         raise RunError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import hmac
 import io
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from bigctl.cli import export
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference.artefact import Artefact
 from bigctl.inference.exporters import sealed
-from bigctl.inference.exporters.formats import exporter
+from bigctl.inference.exporters.formats import Exported, exporter
 from bigctl.inference.trained import TrainedRun
 from bigctl.serving import loading, naming
 from bigctl.serving.settings import Settings
@@ -209,3 +211,18 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(bigctl: Cli, folder: Path
     assert "any: no encrypted export" in said("predict", "any", "--passphrase-file", "x")
     assert "an export has that of its run" in said("predict", str(exported), "x.csv", "--threshold", "0.3")
     assert "an export holds one step" in said("predict", str(exported), "x.csv", "--step", "3")
+
+
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("examples", ["FILE.csv", ""])
+def test_commands_are_told_that_the_export_answers_to(
+    folder: Path, served: bool, examples: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where its folder has a name that is part of a command: no line is recognised by how it begins."""
+    made = Exported(["bigctl predict of another kind"], {"what": "ONNX; encrypted"}, examples, served)
+    export._print("run", folder, made, argparse.Namespace(encrypt=True, bits=None))
+    told = capsys.readouterr().out.split("to use it:\n")[1]
+    opened = f"  bigctl export {folder} --decrypt --out DIR --passphrase-file FILE\n"
+    serve = f"  bigctl serve {folder} --passphrase-file FILE\n" if served else ""
+    predict = f"  bigctl predict {folder} {examples} --passphrase-file FILE\n" if examples else ""
+    assert told == serve + predict + opened

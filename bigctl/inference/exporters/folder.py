@@ -16,6 +16,7 @@ from bigctl.data.target import NONE
 from bigctl.data.text import ngrams
 from bigctl.files import sha256
 from bigctl.inference.exporters.agreement import Agreement
+from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.exporters.network import Network
 from bigctl.inference.exporters.settings_file import KEPT, SUMS, kept
 from bigctl.inference.trained import TrainedRun
@@ -84,19 +85,19 @@ def complete(
     return argument
 
 
-def usage(folder: Path, argument: str, trained: TrainedRun) -> list[str]:
-    """Lines that use what was written, by its own script and by `bigctl predict` where it labels something.
+def exported(folder: Path, argument: str, trained: TrainedRun, facts: dict[str, Any], *, served: bool) -> Exported:
+    """What was written, for people.
 
     Args:
         folder: of the export.
         argument: what `complete` gave.
         trained: the run.
+        facts, served: see `Exported`.
     """
     text = "--text TEXT --text-pair TEXT" if trained.features.pairs else "--text TEXT"
     given = {"image": "PICTURE ...", "table": "FILE.csv", "text": text}.get(trained.features.kind)
-    lines = [f"python {folder / 'run.py'} {argument}"]
     labels = given is not None and trained.config.recipe.purpose == "predict"
-    return [*lines, f"bigctl predict {folder} {given}"] if labels else lines
+    return Exported([f"python {folder / 'run.py'} {argument}"], facts, given if labels and given else "", served)
 
 
 def _script(trained: TrainedRun, runtime: Runtime, kind: str, needs: str, writes: str) -> str:

@@ -40,12 +40,16 @@ class Exported:
     """What was written.
 
     Attributes:
-        usage: lines that load or use it.
+        usage: lines that load or use it without bigctl.
         facts: what the command says besides, JSON-serialisable; `what` names the thing in a word.
+        examples: what `bigctl predict FOLDER` is given; empty where it labels nothing with it.
+        served: whether `bigctl serve FOLDER` answers with it.
     """
 
     usage: Sequence[str]
     facts: dict[str, Any]
+    examples: str = ""
+    served: bool = False
 
 
 class Exporter(Protocol):

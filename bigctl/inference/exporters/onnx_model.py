@@ -71,7 +71,8 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
         argument = folders.complete(partial, trained, network, RUNTIME, agreement, lines)
     kind = "float32" if bits is None else f"int{bits}"
     what = f"ONNX, opset {OPSET}, {len(model.graph.node)} nodes, {kind}"
-    return Exported(folders.usage(folder, argument, trained), {"what": what, **facts})
+    served = trained.features.kind != "stream"  # what writes text is served as its run, or as jax
+    return folders.exported(folder, argument, trained, {"what": what, **facts}, served=served)
 
 
 def _round(

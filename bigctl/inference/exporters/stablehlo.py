@@ -44,7 +44,7 @@ def write(trained: TrainedRun, folder: Path) -> Exported:
         "difference": agreement.difference,
         "checked": str(agreement),
     }
-    return Exported(folders.usage(folder, argument, trained), facts)
+    return folders.exported(folder, argument, trained, facts, served=True)
 
 
 class Loaded:
