@@ -22,7 +22,7 @@ def figures(told: Mapping[str, Any]) -> list[Figure]:
     if without := told.get("loss_without_layer"):
         least = min(map(float, without))
         changes = {f"layer {number}": float(loss) - least for number, loss in enumerate(without)}
-        said = "What the loss on the calibration rows is above the least, where this layer alone is left out"
+        said = "What the loss on rows of the training split is above the least, where this layer alone is left out"
         found.append(_bars("Layers that can be done without", said, changes, least))
     return found
 

@@ -131,7 +131,7 @@ def test_what_a_layer_is_given_is_what_the_model_computes(run):
     trained = bigctl.load(str(run))
     network = Network.of(trained)
     assert network.dataset is not None
-    found = calibration.norms(network, network.dataset, 10**6)
+    found = calibration.norms(network, calibration.batches(network.dataset, 10**6))
     inputs = network.dataset.splits["train"]["inputs"]
     first, last = sorted((name for name in network.weights if name.endswith("kernel")), key=lambda name: "head" in name)
     np.testing.assert_allclose(found[first], np.sqrt(np.square(inputs, dtype=np.float64).sum(0)), rtol=1e-5)

@@ -6,7 +6,7 @@ side is what the layer is given. Products inside of loops (the recurrence of an 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,16 +22,15 @@ _Dimensions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Se
 """Of a product: those that are summed over, and those of the batch, of either side."""
 
 
-def norms(network: Network, dataset: Dataset, rows: int) -> dict[str, np.ndarray]:
+def norms(network: Network, rows: Iterable[Arrays]) -> dict[str, np.ndarray]:
     """Root of the sum of squares of each input of each kernel, float64 [inputs], by path.
 
     Args:
         network: the model.
-        dataset: its data; evenly spaced batches of the training split are taken.
-        rows: about how many.
+        rows: batches of what it is given, see `batches`.
     """
     found: dict[str, np.ndarray] = {}
-    for batch in batches(dataset, rows):
+    for batch in rows:
         _add(network, {name: batch[name] for name in network.inputs}, found)
     return {name: np.sqrt(values) for name, values in found.items()}
 
@@ -44,6 +43,16 @@ def batches(dataset: Dataset, rows: int, split: str = "train") -> Iterator[Array
     for indices, mask, length in planned[:: max(1, len(planned) * size // rows)]:
         batch = layout.gather(columns, indices, length)
         yield {name: np.asarray(values)[mask > 0] for name, values in batch.items()}
+
+
+def count(rows: Iterable[Arrays]) -> int:
+    """Rows of some batches."""
+    return sum(len(next(iter(batch.values()))) for batch in rows)
+
+
+def told(rows: int, dataset: Dataset) -> str:
+    """So many of the training split, for people."""
+    return f"{rows:,} {'windows' if dataset.features.kind == 'stream' else 'rows'} of the training split"
 
 
 def _add(network: Network, inputs: Arrays, sums: dict[str, np.ndarray]) -> None:

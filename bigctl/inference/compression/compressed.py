@@ -106,7 +106,7 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
         if static is not None:
             RunDirectory(partial).static.write_bytes(static.content)
         _write(trained, other, method, RunDirectory(partial), {**scores, "run": str(path), "compression": table})
-    return Compressed(path, table, [*said, *_scored(compared, method)])
+    return Compressed(path, table, [*said, *_scored(compared, method, _tested(trained, scores))])
 
 
 def changed(
@@ -118,12 +118,14 @@ def changed(
     if method.method == STRUCTURED:
         cut = shrunk(trained, method, dataset, sensitive=sensitive)
         found = Smaller(cut.values, len(cut.removed), {}, cut.bytes_before, cut.bytes_after, 0.0)
-        more = {"removed": cut.removed, "model": cut.changed, "loss_without_layer": cut.without}
+        more = {"rows": cut.rows, "removed": cut.removed, "model": cut.changed, "loss_without_layer": cut.without}
         more |= {"sensitivity": cut.sensitivity.to_json()} if cut.sensitivity else {}
-        return found, cut.applied(trained), more, _cut_lines(method, cut)
+        return found, cut.applied(trained), more, _cut_lines(method, cut, dataset)
     norms, variables = {}, None
     if method.method == PRUNE and method.by == WANDA:
-        norms = calibration.norms(network, dataset, method.calibration)
+        seen = list(calibration.batches(dataset, method.calibration))
+        norms = calibration.norms(network, seen)
+        more = {"rows": calibration.count(seen)}
     if method.method == SOUP:
         soup = stirred(trained, method)
         variables = soup.variables
@@ -135,12 +137,14 @@ def changed(
     found = dataclasses.replace(found, left={**found.left, **unchanged(_arrays(trained.variables))})
     params = jax.tree.unflatten(jax.tree.structure(trained.params), list(found.values.values()))
     other = trained.with_params(params, variables)
-    said = _lines(method, found, **more)
+    said = _soup_lines(method, **more) if method.method == SOUP else _lines(method, found)
+    if "rows" in more:
+        said.append(f"what layers are given: that of {calibration.told(more['rows'], dataset)}")
     if sensitive and method.method != SOUP:
         sized = Sized.of(trained)
         values = sized.arrays(Weights(trained.params, trained.variables))
         told = sensitivity.of_weights(sized, values, found.values, dataset)
-        more, said = {"sensitivity": told.to_json()}, [*said, *told.lines]
+        more, said = {**more, "sensitivity": told.to_json()}, [*said, *told.lines]
     return found, other, more, said
 
 
@@ -155,26 +159,29 @@ def _arrays(tree: Tree) -> dict[str, np.ndarray]:
 def _table(trained: TrainedRun, method: Method, found: Smaller, compared: beside.Beside) -> dict[str, Any]:
     about = {"layers": found.layers, "left": dict(found.left), "zeros": found.zeros}
     sizes = {"bytes_before": found.before, "bytes_after": found.after}
-    return {**source(trained), **method.settings, **about, **sizes, **compared.to_json(), "runtime": "jax, float32"}
+    return {**source(trained), **method.settings, **about, **sizes, **compared.to_json()}
 
 
-def _cut_lines(method: Method, cut: Shrunk) -> list[str]:
+def _cut_lines(method: Method, cut: Shrunk, dataset: Dataset) -> list[str]:
     keys = ", ".join(f"model.{key} {old} -> {new}" for key, (old, new) in cut.changed.items() if key != "head_dim")
-    lines = [f"{method}: {keys}", f"{cut.bytes_before:,} -> {cut.bytes_after:,} bytes of weights"]
+    shown = f"; chosen on {calibration.told(cut.rows, dataset)}" if cut.rows else ""
+    lines = [f"{method}: {keys}{shown}", f"{cut.bytes_before:,} -> {cut.bytes_after:,} bytes of weights"]
     if cut.without:
         losses = ", ".join(f"{number}: {loss:.4f}" for number, loss in enumerate(cut.without))
-        lines.append(f"loss on the calibration rows without one layer: {losses}")
+        lines.append(f"loss on these rows without one layer: {losses}")
     return lines + (cut.sensitivity.lines if cut.sensitivity else [])
 
 
-def _lines(method: Method, found: Smaller, ingredients: Sequence[str] = (), left_out: Sequence[str] = ()) -> list[str]:
+def _soup_lines(method: Method, ingredients: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    lines = [f"{method}: the mean of {len(ingredients)} checkpoints, {', '.join(ingredients)}"]
+    return lines + ([f"left out, as validation is worse with them: {', '.join(left_out)}"] if left_out else [])
+
+
+def _lines(method: Method, found: Smaller) -> list[str]:
     left = ", ".join(f"{name} ({size:,} bytes)" for name, size in found.left.items())
     left = f"; left as they were: {left}" if left else ""
     lines = [f"{method}: {found.layers} matrices{left}"]
-    if method.method == SOUP:
-        lines = [f"{method}: the mean of {len(ingredients)} checkpoints, {', '.join(ingredients)}"]
-        lines += [f"left out, as validation is worse with them: {', '.join(left_out)}"] if left_out else []
-    elif method.method == PRUNE:
+    if method.method == PRUNE:
         lines.append(
             f"{100 * found.zeros:.1f}% zeros; {found.before:,} -> {found.after:,} bytes if zeros are not stored"
         )
@@ -183,7 +190,7 @@ def _lines(method: Method, found: Smaller, ingredients: Sequence[str] = (), left
     return lines
 
 
-def _scored(compared: beside.Beside, method: Method) -> list[str]:
+def _scored(compared: beside.Beside, method: Method, tested: Sequence[str]) -> list[str]:
     lines = []
     if compared.scored:
         around = [
@@ -192,20 +199,32 @@ def _scored(compared: beside.Beside, method: Method) -> list[str]:
         ]
         lines.append(f"{compared.scored}, each by itself: {around[0]} -> {around[1]}")
     if method.method == STRUCTURED:
-        return [*lines, *compared.lines, "bigctl train model.init_from= trains the smaller network on"]
+        return [*lines, *compared.lines, *tested, "bigctl train model.init_from= trains the smaller network on"]
     if method.ranges:
         return [
             *lines,
             *compared.lines,
+            *tested,
             "`bigctl export --format onnx --int8` writes this file; jax rounds weights alone",
         ]
     lines += [line for line in compared.lines if not line.startswith("slower")]  # the same computation, either way
+    lines += tested
     if method.method == SOUP:
         return lines
     lines.append(
         "weights stay float32 in this run, and jax is no faster with them: `bigctl export --int8` writes small files"
     )
     return lines
+
+
+def _tested(trained: TrainedRun, scores: dict[str, Any]) -> list[str]:
+    """The metric that the run was selected by, of its test split, as it was and as it is."""
+    summary = trained.run.summary()
+    name = str(summary.get("selected_by") or trained.task.metric).replace("val/", "test/")
+    was, now = (found.get("metrics", {}).get(name) for found in (summary, scores))
+    if not isinstance(was, float) or not isinstance(now, float) or summary.get("selected_step") != trained.step:
+        return []
+    return [f"{name} {was:.4f} -> {now:.4f}, looked at once"]
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

@@ -51,8 +51,6 @@ def made(trained: TrainedRun, method: Method, network: Network, dataset: Dataset
         RunError: if the model has no convolutions; if what it gives is no number.
     """
     require(method)
-    import onnxruntime
-
     from bigctl.inference.exporters.onnx_session import Loaded
     from bigctl.interop.onnx import static
     from bigctl.interop.onnx.convert import to_onnx
@@ -63,15 +61,13 @@ def made(trained: TrainedRun, method: Method, network: Network, dataset: Dataset
     changed, counted = static.fixed(model, batches, method.ranges, where)
     content = changed.SerializeToString()
     compared = beside.compare(trained, network, Loaded(before), Loaded(content), where)
-    rows = sum(len(next(iter(batch.values()))) for batch in batches)
+    rows = calibration.count(batches)
+    seen = f"{rows:,} rows of {method.data}" if method.data else calibration.told(rows, dataset)
     lines = [
-        f"onnxruntime {onnxruntime.__version__}, {counted}; ranges by {method.ranges} of {rows} rows",
+        f"{counted}; ranges by {method.ranges} of {seen}",
         f"file: {len(before):,} -> {len(content):,} bytes ({len(content) / len(before):.0%})",
     ]
-    facts = {
-        "rows": rows, "file_before": len(before), "file_after": len(content),
-        "runtime": f"onnxruntime {onnxruntime.__version__}", "static": asdict(counted),
-    }  # fmt: skip
+    facts = {"rows": rows, "file_before": len(before), "file_after": len(content), "static": asdict(counted)}
     return Static(content, compared, facts, lines)
 
 

@@ -40,7 +40,8 @@ class Shrunk:
         values: its weights, by path.
         removed: numbers of what went, by the path of its place; of layers by "layers".
         changed: keys of the model with the values that they had and have.
-        without: the mean loss on calibration rows without each layer, where layers went, counted as they were.
+        rows: of the training split, which showed what can be done without; 0 where weights alone were looked at.
+        without: the mean loss on these rows without each layer, where layers went, counted as they were.
         sensitivity: the loss where parts of one layer alone are gone; None where whole layers went and no more.
         bytes_before, bytes_after: of all weights.
     """
@@ -49,6 +50,7 @@ class Shrunk:
     values: Arrays
     removed: dict[str, list[int]]
     changed: dict[str, tuple[Any, Any]]
+    rows: int
     without: list[float]
     sensitivity: Sensitivity | None
     bytes_before: int
@@ -97,7 +99,8 @@ def shrunk(trained: TrainedRun, method: Method, dataset: Dataset, *, sensitive: 
     pairs = {each.name: (getattr(old, each.name), getattr(model, each.name)) for each in dataclasses.fields(old)}
     changed = {name: (one, other) for name, (one, other) in pairs.items() if one != other}
     whole = dataclasses.replace(config, model=model)
-    return Shrunk(whole, values, removed, changed, without, sensitivity, before, _bytes(values))
+    seen = calibration.count(rows)
+    return Shrunk(whole, values, removed, changed, seen, without, sensitivity, before, _bytes(values))
 
 
 def importance(

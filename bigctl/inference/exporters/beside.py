@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS
 from bigctl.errors import RunError
+from bigctl.formatting import size
 from bigctl.inference.exporters.network import Arrays, Network
 from bigctl.inference.trained import TrainedRun
 
-Copy = Callable[[Arrays], Arrays]
-"""A model in some runtime: inputs -> outputs, by name."""
 SIZES = (1, 64)
 """Examples a batch that are timed."""
 SECONDS, ROUNDS = 1.5, 200
@@ -31,6 +30,33 @@ SCORED = {
     "next": "loss [nats a token]",
 }
 """What is compared, by kind of target; of others, with nothing to score by, agreement alone."""
+
+
+class Copy(Protocol):
+    """A model in some runtime: inputs -> outputs, by name.
+
+    Attributes:
+        runtime: what computes it, for people.
+    """
+
+    runtime: str
+
+    def __call__(self, inputs: Arrays) -> Arrays: ...
+
+    def peak_memory(self, inputs: Arrays) -> int | None:
+        """Bytes that it takes at most for a batch, see `peak_memory.measured`."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What loading it and one batch take at most [bytes], of float32 and of the other, see `peak_memory.measured`."""
+
+    batch: int
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}: {size(self.before)} -> {size(self.after)} of memory at most"
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,8 @@ class Beside:
             largest.
         times: of batches of each size.
         around: half of the 95% interval of either score.
+        runtime: what computed the copy.
+        memory: of the largest batch, where all sizes are timed; None else, and where nothing tells.
     """
 
     scored: str
@@ -78,6 +106,8 @@ class Beside:
     agreement: float
     times: tuple[Times, ...]
     around: tuple[float, float] = (0.0, 0.0)
+    runtime: str = ""
+    memory: Memory | None = None
 
     def to_json(self) -> dict[str, Any]:
         found = asdict(self)
@@ -85,15 +115,16 @@ class Beside:
 
     @property
     def lines(self) -> list[str]:
-        """For people: score, agreement, times, and whether it is slower here."""
-        same = "the same predictions"
-        found = [f"{same} for {100 * self.agreement:.2f}% of {self.on}"]
+        """For people: score, agreement, times, memory, and whether it is slower here."""
+        alike = f"the same predictions for {100 * self.agreement:.2f}% of {self.on}"
         if self.scored == SCORED[NUMBER]:
-            found = [f"within {self.agreement:.2g} of the largest value on {self.on}"]
+            alike = f"within {self.agreement:.2g} of the largest value on {self.on}"
+        found = [f"in {self.runtime}: {alike}" if self.runtime else alike]
         if self.scored:
             change = f"{self.after - self.before:+.4f} +- {self.interval:.4f}"
             found.append(f"{self.scored} {self.before:.4f} -> {self.after:.4f} ({change}) on {self.on}")
         found += [str(each) for each in self.times]
+        found += [str(self.memory)] if self.memory else []
         if slow := [str(each.batch) for each in self.times if each.slower]:
             found.append(f"slower here at batch {' and '.join(slow)}: keep float32 where time matters")
         return found
@@ -128,10 +159,10 @@ def compare(
     interval, *around = (1.96 * float(each.std()) / math.sqrt(len(first)) for each in (second - first, first, second))
     on = f"{rows:,} validation {'windows' if kind == 'next' else 'rows'}" if scores else f"{rows:,} rows"
     scored = SCORED[kind] if scores else ""
-    times = tuple(timed(before, after, network, size) for size in sizes)
-    return Beside(
-        scored, on, float(first.mean()), float(second.mean()), interval, agreement, times, (around[0], around[1])
-    )
+    means, both = (float(first.mean()), float(second.mean())), (around[0], around[1])
+    times = tuple(timed(before, after, network, each) for each in sizes)
+    memory = _memory(before, after, network, max(sizes)) if tuple(sizes) == SIZES else None
+    return Beside(scored, on, *means, interval, agreement, times, both, after.runtime, memory)
 
 
 def _batches(trained: TrainedRun, network: Network) -> Iterator[tuple[Arrays, Arrays]]:
@@ -182,10 +213,20 @@ def _score(kind: str, outputs: np.ndarray, batch: Arrays) -> np.ndarray:
     return np.asarray(hits.astype(np.float64).reshape(len(hits), -1).mean(-1))
 
 
-def timed(before: Copy, after: Copy, network: Network, size: int) -> Times:
+def _memory(before: Copy, after: Copy, network: Network, rows: int) -> Memory | None:
+    batch = _batch(network, rows)
+    first, second = (copy.peak_memory(batch) for copy in (before, after))
+    return None if first is None or second is None else Memory(rows, first, second)
+
+
+def _batch(network: Network, rows: int) -> Arrays:
+    """So many examples, the same ones again where there are fewer."""
+    return {name: np.resize(values, (rows, *values.shape[1:])) for name, values in network.batches[0].items()}
+
+
+def timed(before: Copy, after: Copy, network: Network, rows: int) -> Times:
     """Batches of one size in either, one of each in turn."""
-    rows = network.batches[0]
-    batch = {name: np.resize(values, (size, *values.shape[1:])) for name, values in rows.items()}
+    batch = _batch(network, rows)
     found: tuple[list[float], list[float]] = ([], [])
     for copy in (before, after):
         copy(batch)
@@ -196,4 +237,4 @@ def timed(before: Copy, after: Copy, network: Network, size: int) -> Times:
             copy(batch)
             taken.append(1e3 * (time.perf_counter() - begun))
     first, second = (np.percentile(each, (50, 99)) for each in found)
-    return Times(size, len(found[0]), *(float(value) for value in (*first, *second)))
+    return Times(rows, len(found[0]), *(float(value) for value in (*first, *second)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from bigctl.inference.exporters import beside
 from bigctl.inference.exporters import folder as folders
 from bigctl.inference.exporters.agreement import require_agreement
 from bigctl.inference.exporters.formats import Exported
-from bigctl.inference.exporters.network import Arrays, Network
+from bigctl.inference.exporters.network import Computed, Network
 from bigctl.inference.text_batches import run_tokenizer
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import gguf_export
@@ -65,7 +64,7 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None) -> Exporte
     )
 
 
-def loaded(network: Network, file: Path) -> Callable[[Arrays], Arrays]:
+def loaded(network: Network, file: Path) -> Computed:
     """The model with the weights of a file, as our own reader reads it."""
     weights, stored = dict(network.weights), StoredGguf(file)
     for name in [name for name in weights if name in stored.shapes]:

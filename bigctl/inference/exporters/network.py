@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import experiment
 from bigctl.engine.step_memory import changed
 from bigctl.errors import ConfigError, DataError, RunError
+from bigctl.inference.exporters import peak_memory
 from bigctl.inference.trained import TrainedRun
 from bigctl.parallel.partition import path_name
 
@@ -31,6 +33,8 @@ ROWS = 32
 """Examples of each batch that a copy is compared on."""
 
 Arrays = dict[str, np.ndarray]
+Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
+Function = Callable[[dict[str, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Network:
     """
 
     weights: Arrays
-    function: Callable[[dict[str, jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]
+    function: Function
     inputs: dict[str, jax.ShapeDtypeStruct]
     batches: list[Arrays]
     checked: str
@@ -109,17 +113,52 @@ class Network:
         run = self.copy(self.weights)
         return [run(batch) for batch in self.batches]
 
-    def copy(self, weights: Arrays) -> Callable[[Arrays], Arrays]:
+    def copy(self, weights: Arrays) -> Computed:
         """The same function of inputs alone, with other weights."""
-        run = jax.jit(self.function)
+        return Computed(self.function, weights, self._peaks)
+
+    @cached_property
+    def _peaks(self) -> dict[tuple[Shapes, Shapes], int | None]:
+        return {}
+
+
+class Computed:
+    """A function of weights and a batch as jax computes it on CPU, with weights of its own: inputs -> outputs, by name.
+
+    Args:
+        function: see `Network.function`.
+        weights: by path.
+        peaks: what is known of the memory that the function takes, by shapes of weights and inputs.
+    """
+
+    runtime = f"jax {jax.__version__}"
+
+    def __init__(self, function: Function, weights: Arrays, peaks: dict[tuple[Shapes, Shapes], int | None]):
+        self._run, self._peaks = jax.jit(function), peaks
         with on_cpu():
-            placed = {name: jnp.asarray(values) for name, values in weights.items()}
+            self._weights = {name: jnp.asarray(values) for name, values in weights.items()}
 
-        def call(inputs: Arrays) -> Arrays:
-            with on_cpu():
-                return {name: np.asarray(values) for name, values in run(placed, dict(inputs)).items()}
+    def __call__(self, inputs: Arrays) -> Arrays:
+        with on_cpu():
+            return {name: np.asarray(values) for name, values in self._run(self._weights, dict(inputs)).items()}
 
-        return call
+    def peak_memory(self, inputs: Arrays) -> int | None:
+        """Bytes, see `beside.Copy`."""
+        key = _shapes(self._weights), _shapes(inputs)
+        if key not in self._peaks:
+            self._peaks[key] = peak_memory.measured(lambda folder: self._write(folder, inputs), inputs)
+        return self._peaks[key]
+
+    def _write(self, folder: Path, inputs: Arrays) -> None:
+        with on_cpu():
+            made = export.export(self._run, platforms=("cpu",))(self._weights, dict(inputs))
+        (folder / peak_memory.JAX).write_bytes(made.serialize())
+        weights = {name: np.asarray(values) for name, values in self._weights.items()}
+        np.savez(folder / peak_memory.WEIGHTS, **weights)  # type: ignore[arg-type]
+
+
+def _shapes(arrays: Mapping[str, np.ndarray | jax.Array]) -> Shapes:
+    return tuple((name, tuple(arrays[name].shape), str(arrays[name].dtype)) for name in sorted(arrays))
 
 
 @contextmanager

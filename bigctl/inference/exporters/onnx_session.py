@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import onnxruntime
 
-from bigctl.inference.exporters.network import Arrays
+from bigctl.inference.exporters import peak_memory
+
+if TYPE_CHECKING:  # which needs jax
+    from bigctl.inference.exporters.network import Arrays
 
 
 class Loaded:
@@ -15,7 +21,10 @@ class Loaded:
         optimised: whether nodes may be fused.
     """
 
+    runtime = f"onnxruntime {onnxruntime.__version__}"
+
     def __init__(self, content: bytes, *, optimised: bool = True):
+        self._content = content
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Threads that spin between two calls took three quarters of a server's processor time.
@@ -29,3 +38,11 @@ class Loaded:
     def __call__(self, inputs: Arrays) -> Arrays:
         given = {name: values for name, values in inputs.items() if name in self._inputs}
         return dict(zip(self._outputs, self._session.run(None, given), strict=True))
+
+    def peak_memory(self, inputs: Arrays) -> int | None:
+        """Bytes, see `beside.Copy`."""
+        return peak_memory.measured(lambda folder: _write(self._content, folder), inputs)
+
+
+def _write(content: bytes, folder: Path) -> None:
+    (folder / peak_memory.ONNX).write_bytes(content)
