@@ -161,8 +161,9 @@ def test_rows_are_rounded_each_by_itself_once_for_all_products_and_as_training_r
 
 def test_a_model_without_products_or_with_hardly_any_is_refused():
     kernel = np.ones((64, 8, 3, 3), np.float32)
-    with pytest.raises(RunError, match="run: has no matrix products or tables to write as int8"):
+    with pytest.raises(RunError, match="run: has no matrix products or tables to write as int8") as refused:
         quantise.quantised(convolution(kernel), 8, "run")
+    assert "compress RUN method=int8 ranges=" in str(refused.value.hint)
     with pytest.raises(RunError, match=r"int4 would hardly make it smaller: 64 -> \d+ bytes, and Conv 18,432 bytes"):
         quantise.quantised(convolution(kernel, np.ones((4, 4), np.float32)), 4, "run")
 

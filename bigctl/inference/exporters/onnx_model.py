@@ -62,15 +62,16 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
         loaded = Loaded((partial / MODEL).read_bytes())
         agreement = require_agreement(network, loaded, MODEL, lambda batch: begins(network, batch))
         facts = {"opset": OPSET, "difference": agreement.difference, "checked": str(agreement)}
-        lines: list[str] = []
+        lines, nodes = list[str](), len(model.graph.node)
         if cache:
             facts["text"] = cached.require_same_text(trained, network, loaded, MODEL)
         if bits is not None:
-            lines, facts["rounded"] = _round(trained, network, model, loaded, partial / MODEL, bits)
-            facts["lines"] = lines
+            lines, rounded = _round(trained, network, model, loaded, partial / MODEL, bits)
+            facts |= {"lines": lines, "rounded": rounded}
+            nodes = rounded["nodes"]
         argument = folders.complete(partial, trained, network, RUNTIME, agreement, lines)
     kind = "float32" if bits is None else f"int{bits}"
-    what = f"ONNX, opset {OPSET}, {len(model.graph.node)} nodes, {kind}"
+    what = f"ONNX, opset {OPSET}, {nodes} nodes, {kind}"
     served = trained.features.kind != "stream"  # what writes text is served as its run, or as jax
     return folders.exported(folder, argument, trained, {"what": what, **facts}, served=served)
 
@@ -92,6 +93,7 @@ def _round(
     size = file.stat().st_size
     lines = [str(counted), f"{MODEL}: {before:,} -> {size:,} bytes ({size / before:.0%})", *found.lines]
     facts = {**found.to_json(), **asdict(counted), "file_before": before, "file_after": size}
+    facts["nodes"] = len(rounded.graph.node)
     if bits == BITS_OF.get(trained.config.train.quantize or ""):
         told, facts["trained_for"] = _as_trained(trained, network, rounded, after)
         lines += told

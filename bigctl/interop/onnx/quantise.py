@@ -12,7 +12,7 @@ with a range for each row every step would take half as long again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,8 +86,8 @@ def quantised(model: ModelProto, bits: int, where: str) -> tuple[ModelProto, Qua
     """
     before = [found for found in weights(model) if found.quantisable]
     if not before:
-        hint = "convolutions and recurrences alone gain nothing from it: keep float32"
-        raise RunError(f"has no matrix products or tables to write as int{bits}", where=where, hint=hint)
+        what = f"has no matrix products or tables to write as int{bits}"
+        raise RunError(what, where=where, hint=_otherwise({node.op_type: 1 for node, _ in nodes(model.graph)}, bits))
     counted = {op: sum(each == op for found in before for each, _ in found.users) for op in (PRODUCT, LOOKUP)}
     changed = ModelProto()
     changed.CopyFrom(model)
@@ -109,9 +109,16 @@ def quantised(model: ModelProto, bits: int, where: str) -> tuple[ModelProto, Qua
     if after + sum(kept.values()) > LEAST_GAIN * (saved + sum(kept.values())):
         told = ", ".join(f"{name} {size:,} bytes" for name, size in kept.items())
         what = f"int{bits} would hardly make it smaller: {saved:,} -> {after:,} bytes, and {told} stay float32"
-        raise RunError(what, where=where, hint="keep float32")
+        raise RunError(what, where=where, hint=_otherwise(kept, bits))
     counts = {op: count for op, count in counted.items() if count}
     return changed, Quantised(bits, counts, saved, after, kept)
+
+
+def _otherwise(kept: Mapping[str, int], bits: int) -> str:
+    """What to do with a model that is hardly anything but what stays float32, by its operators."""
+    if bits == 8 and "Conv" in kept:
+        return "`bigctl compress RUN method=int8 ranges=percentile` rounds convolutions, too; or keep float32"
+    return "keep float32"
 
 
 def _counted(model: ModelProto, bits: int) -> dict[str, int]:
