@@ -20,7 +20,7 @@ examples:
   bigctl compress bert_cls method=int4 group=32 --name small
   bigctl compress bert_cls method=prune sparsity=0.5            by=wanda, or by=magnitude
   bigctl compress bert_cls method=prune pattern=2:4 --json
-  bigctl compress bert_cls method=structured heads=0.25 columns=0.5      whole parts go; layers=2, channels=0.5
+  bigctl compress bert_cls method=structured heads=0.25 columns=0.5      whole parts go; layers=2, keep=[0,5]
   bigctl compress bert_cls --pareto                             several methods beside each other; writes nothing
   bigctl compress bert_cls --pareto method=prune,structured sparsity=0.3,0.5 columns=0.25,0.5
   bigctl compress a method=soup soup=greedy from=[b,c]

@@ -148,6 +148,8 @@ def test_a_layer_goes_that_is_needed_least_and_the_rest_leaves_as_onnx_but_not_f
     said, made = json.loads(capsys.readouterr().out), str(tmp_path / "run-structured")
     assert said["model"] == {"layers": [2, 1], "heads": [4, 2], "head_dim": [None, 4]}
     assert said["removed"]["layers"] == [int(np.argmin(said["loss_without_layer"]))]
+    assert main(["compress", str(tmp_path / "run"), "method=structured", "keep=[1]", "--name", "kept"]) == 0
+    assert "keep=[1]: model.layers 2 -> 1" in capsys.readouterr().out
     assert main(["export", made, "--format", "onnx", "--out", str(tmp_path / "onnx")]) == 0
     assert main(["export", made, "--format", "hf", "--out", str(tmp_path / "hf")]) == 2
     assert "2 heads of 4 features do not make up 16" in capsys.readouterr().err
@@ -160,6 +162,10 @@ def test_a_layer_goes_that_is_needed_least_and_the_rest_leaves_as_onnx_but_not_f
         (["columns=-0.5"], "columns: -0.5 of them cannot go"),
         ([], "nothing is said to go"),
         (["layers=-1"], "layers: -1 layers cannot go"),
+        (["layers=1", "keep=[0]"], "keep: says by itself how many layers go"),
+        (["keep=[]"], "keep: '\\[\\]' names no layers"),
+        (["keep=[0,first]"], "keep: '\\[0,first\\]' names no layers"),
+        (["keep=[1,1]"], "keep: \\[1,1\\] names a layer twice"),
         (["heads=0.5", "sparsity=0.5"], "sparsity: is no key of method=structured"),
         (["heads=0.5", "by=wanda"], "there is no by 'wanda' .one of: magnitude, taylor"),
     ],
@@ -169,11 +175,30 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(settings, said):
         Method.parse(["method=structured", *settings])
 
 
+def test_layers_that_are_named_stay_as_they_are():
+    sized, values, batch = network("llama")
+    kept, left, gone = structured._with_layers(sized, values, (1,), "run")
+    assert gone == [0] and getattr(kept.config.model, "layers", None) == 1
+    for name, array in left.items():
+        assert np.array_equal(array, values[name.replace("layers/0/", "layers/1/")]), name
+    assert logits(kept, left, batch).shape == logits(sized, values, batch).shape
+    for wrong, said in (((0, 2), "there is no layer 2"), ((-1,), "no layer -1"), ((0, 1), "names all of the 2 layers")):
+        with pytest.raises(RunError, match=said):
+            structured._with_layers(sized, values, wrong, "run")
+
+
+def test_lists_of_layers_are_values_of_their_own():
+    tried = Method.several(["method=structured", "keep=[0,2],[1]", "columns=0.5"])
+    assert [each.keep for each in tried] == [(0, 2), (1,)]
+    assert str(tried[0]) == "method=structured by=taylor columns=0.5 keep=[0,2]"
+
+
 def test_what_a_model_has_not_cannot_go(run):
     trained = bigctl.load(str(run))
     for settings, said in {
         "heads=0.5": "model=mlp has no heads that can go",
         "layers=1": "model=mlp has no layers that can go",
+        "keep=[0]": "model=mlp has no layers that can go",
         "columns=0.01": "columns=0.01 of 8 columns a layer is none",
     }.items():
         with pytest.raises(RunError, match=said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -22,7 +23,7 @@ PATTERN = "2:4"
 KEYS: dict[str, set[str]] = {
     INT8: {"ranges", "calibration", "data"},
     INT4: {"group"}, PRUNE: {"sparsity", "by", "pattern", "calibration"}, SOUP: {"soup", "from"},
-    STRUCTURED: {*SHARES, "layers", "by", "calibration"},
+    STRUCTURED: {*SHARES, "layers", "keep", "by", "calibration"},
 }  # fmt: skip
 """Of each method."""
 USUAL = ("int8", "int4", "prune sparsity=0.5", "structured columns=0.25", "structured columns=0.5",
@@ -49,6 +50,7 @@ class Method:
         heads, columns, channels: the share of attention heads, of columns of dense layers inside of the network, and of
             channels of convolutions that go, of each layer alike.
         layers: how many layers go.
+        keep: in place of `layers`: the numbers, from 0, of those that stay.
         soup: "uniform", of all checkpoints, or "greedy", of those that do not make validation worse.
         sources: runs to be averaged with, `from` on the command line; none for the run's own checkpoints.
     """
@@ -65,6 +67,7 @@ class Method:
     columns: float = 0.0
     channels: float = 0.0
     layers: int = 0
+    keep: tuple[int, ...] = ()
     soup: str = UNIFORM
     sources: tuple[str, ...] = ()
 
@@ -92,10 +95,11 @@ class Method:
         if "method" not in found:
             raise ConfigError("no method is given", where="method", hint=f"method={'|'.join(METHODS)}")
         given: dict[str, Any] = {"sources": _names(found["from"])} if "from" in found else {}
+        given |= {"keep": _numbers(found.pop("keep"))} if "keep" in found else {}
         if found["method"] == STRUCTURED:
             given["by"] = found.pop("by", TAYLOR)
         made = cls(**{name: value for name, value in found.items() if name != "from"}, **given)
-        made._check(found)
+        made._check({*found, *given} - {"sources"})
         return made
 
     @classmethod
@@ -108,6 +112,7 @@ class Method:
         if not settings:
             return [cls.parse(f"method={each}".split()) for each in USUAL]
         given = [setting.partition("=")[::2] for setting in settings]
+        between = re.compile(r",(?![^\[]*\])")  # and not those of a list
         methods = next((text.split(",") for name, text in given if name == "method"), [])
         if not methods:
             hint = f"such as method={PRUNE},{STRUCTURED}; without any key several are tried"
@@ -118,7 +123,7 @@ class Method:
                 raise ConfigError(f"there is no method {method!r} to be tried", where="method", hint=hint)
         found, used = [], {"method"}
         for method in methods:
-            own = [(name, text.split(",")) for name, text in given if name in KEYS[method]]
+            own = [(name, between.split(text)) for name, text in given if name in KEYS[method]]
             used |= {name for name, _ in own}
             for values in itertools.product(*(texts for _, texts in own)):
                 keys = [f"{name}={value}" for (name, _), value in zip(own, values, strict=True)]
@@ -130,7 +135,7 @@ class Method:
             raise ConfigError(f"is no key of {' or '.join(methods)}", where=strange[0], hint="leave it out")
         return found
 
-    def _check(self, given: dict[str, Any]) -> None:
+    def _check(self, given: set[str]) -> None:
         ways = (MAGNITUDE, TAYLOR) if self.method == STRUCTURED else (MAGNITUDE, WANDA)
         choices = {"method": METHODS, "by": ways, "pattern": ("", PATTERN), "soup": (UNIFORM, GREEDY)}
         choices["ranges"] = ("", *RANGES)
@@ -139,7 +144,7 @@ class Method:
                 hint = f"one of: {', '.join(filter(None, allowed))}"
                 raise ConfigError(f"there is no {name} {getattr(self, name)!r}", where=name, hint=hint)
         own = KEYS[self.method]
-        if strange := sorted(given.keys() - own - {"method"}):
+        if strange := sorted(given - own - {"method"}):
             hint = f"of method={self.method} there is {', '.join(sorted(own)) or 'none'}"
             raise ConfigError(f"is no key of method={self.method}", where=strange[0], hint=hint)
         if not 0 < self.sparsity < 1:
@@ -150,7 +155,7 @@ class Method:
         if self.group not in (16, 32, 64, 128):
             raise ConfigError(f"there are no groups of {self.group}", where="group", hint="16, 32, 64 or 128")
         self._check_parts()
-        if self.method == INT8 and not self.ranges and (alone := sorted(given.keys() & {"calibration", "data"})):
+        if self.method == INT8 and not self.ranges and (alone := sorted(given & {"calibration", "data"})):
             hint = f"such as ranges={RANGES[0]}; one of: {', '.join(RANGES)}"
             raise ConfigError("is for ranges of activations, and no ranges= is given", where=alone[0], hint=hint)
         if self.calibration < 1:
@@ -163,8 +168,10 @@ class Method:
                 raise ConfigError(f"{getattr(self, name):g} of them cannot go", where=name, hint=hint)
         if self.layers < 0:
             raise ConfigError(f"{self.layers} layers cannot go", where="layers", hint="such as layers=2")
-        if self.method == STRUCTURED and not (self.heads or self.columns or self.channels or self.layers):
-            hint = "shares such as heads=0.5 columns=0.5, channels=0.5 of convolutions, or layers=2"
+        if self.layers and self.keep:
+            raise ConfigError("says by itself how many layers go", where="keep", hint="leave out layers=")
+        if self.method == STRUCTURED and not (any(getattr(self, name) for name in SHARES) or self.layers or self.keep):
+            hint = "shares such as heads=0.5 columns=0.5, channels=0.5 of convolutions, layers=2, or keep=[0,5]"
             raise ConfigError("nothing is said to go", where=f"method={STRUCTURED}", hint=hint)
 
     @property
@@ -173,12 +180,28 @@ class Method:
         names = {
             INT8: ("ranges", "calibration") if self.ranges else (),
             INT4: ("group",), PRUNE: ("sparsity", "by", "pattern"), SOUP: ("soup",),
-            STRUCTURED: ("by", *(name for name in (*SHARES, "layers") if getattr(self, name))),
+            STRUCTURED: ("by", *(name for name in (*SHARES, "layers", "keep") if getattr(self, name))),
         }[self.method]  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name in ("method", *names)}
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in self.settings.items() if value != "")
+        return " ".join(f"{name}={_text(value)}" for name, value in self.settings.items() if value != "")
+
+
+def _text(value: object) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Of `[0,5]`, in order. Raises ConfigError where there is none, or one twice."""
+    try:
+        found = sorted(int(each) for each in text.strip("[]").split(","))
+    except ValueError as error:
+        hint = "numbers of layers from 0, such as keep=[0,5]"
+        raise ConfigError(f"{text!r} names no layers", where="keep", hint=hint) from error
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{text} names a layer twice", where="keep", hint="leave one of them out")
+    return tuple(found)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """Whole parts of a network taken out of it: what is left is a smaller network of the same kind.
 
-Layers go first, one after the other, each time the one without which the loss on calibration rows is least (Song et al.
-2024, arXiv 2402.09025). Then heads, columns and channels, in each layer those of the least importance: the mean over
-rows of the absolute gradient of the loss with respect to a gate of 1 on each of them (Michel et al. 2019,
-arXiv 1905.10650), or the size of their weights.
+Layers go first: all but those that are named, or one after the other, each time the one without which the loss on
+calibration rows is least (Song et al. 2024, arXiv 2402.09025). Then heads, columns and channels, in each layer those of
+the least importance: the mean over rows of the absolute gradient of the loss with respect to a gate of 1 on each of
+them (Michel et al. 2019, arXiv 1905.10650), or the size of their weights.
 """
 
 from __future__ import annotations
@@ -73,13 +73,15 @@ def shrunk(trained: TrainedRun, method: Method, dataset: Dataset, *, sensitive: 
     sized = Sized.of(trained)
     values = sized.arrays(Weights(trained.params, trained.variables))
     before, rows = _bytes(values), []
-    if method.by == TAYLOR or method.layers:
+    if method.layers or (method.by == TAYLOR and any(getattr(method, kind) for kind in SHARES)):
         rows = list(calibration.batches(dataset, method.calibration))
     removed: dict[str, list[int]] = {}
     without: list[float] = []
     sensitivity = None
     if method.layers:
         sized, values, removed["layers"], without = _without_layers(sized, values, method.layers, rows, where)
+    elif method.keep:
+        sized, values, removed["layers"] = _with_layers(sized, values, method.keep, where)
     kinds, model = [kind for kind in SHARES if getattr(method, kind)], sized.config.model
     units = [each for kind in kinds for each in parts.of_model(model, values, kind, where)]
     if units:
@@ -139,14 +141,31 @@ def _without_layers(
         raise RunError(f"layers={count} leaves none of {there}", where=where, hint=f"layers={there - 1} or less")
     numbers, first = list(range(there)), list[float]()
     for _ in range(count):
-        fewer: dict[str, Any] = {"layers": len(numbers) - 1}
-        smaller = sized.with_model(dataclasses.replace(sized.config.model, **fewer))
+        smaller = _of_layers(sized, len(numbers) - 1)
         losses = [smaller.mean_loss(parts.without_layer(values, i), rows) for i in range(len(numbers))]
         first = first or losses
         worst = int(np.nanargmin(losses))
         values, sized = parts.without_layer(values, worst), smaller
         numbers.pop(worst)
     return sized, values, [number for number in range(there) if number not in numbers], first
+
+
+def _with_layers(sized: Sized, values: Arrays, kept: Sequence[int], where: str) -> tuple[Sized, Arrays, list[int]]:
+    there = parts.layer_count(sized.config.model, where)
+    if not 0 <= kept[0] <= kept[-1] < there:
+        strange = kept[0] if kept[0] < 0 else kept[-1]
+        raise RunError(f"there is no layer {strange}", where=f"{where}: keep", hint=f"they are 0 to {there - 1}")
+    gone = [number for number in range(there) if number not in kept]
+    if not gone:
+        raise RunError(f"keep= names all of the {there} layers", where=where, hint="name fewer")
+    for number in reversed(gone):
+        values = parts.without_layer(values, number)
+    return _of_layers(sized, len(kept)), values, gone
+
+
+def _of_layers(sized: Sized, count: int) -> Sized:
+    fewer: dict[str, Any] = {"layers": count}
+    return sized.with_model(dataclasses.replace(sized.config.model, **fewer))
 
 
 def _require_some(units: Sequence[Units], removed: Mapping[str, list[int]], method: Method, where: str) -> None:
