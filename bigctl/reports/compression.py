@@ -16,7 +16,7 @@ def figures(told: Mapping[str, Any]) -> list[Figure]:
         before = float(measured["loss"])
         changes = {str(name): float(loss) - before for name, loss in measured["layers"].items()}
         title = "Sensitivity of each layer"
-        rows = f"{int(measured['rows']):,} validation rows"
+        rows = f"{int(measured['rows']):,} validation {text(measured.get('unit', 'rows'))}"
         said = f"What the loss changes by, on {rows}, where this layer alone is compressed"
         found.append(_bars(title, said, changes, before))
     if without := told.get("loss_without_layer"):

@@ -12,10 +12,11 @@ import pytest
 import bigctl
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, RunError
-from bigctl.inference.compression import calibration, compressed
+from bigctl.inference.compression import calibration, compressed, sensitivity
 from bigctl.inference.compression.method import Method
 from bigctl.inference.compression.weights import smaller
 from bigctl.inference.exporters.network import Network
+from bigctl.reports import compression
 from bigctl.runs.removal import strangers
 from bigctl.training.checkpoints.arrays import flatten
 from tests import small
@@ -265,3 +266,9 @@ def test_what_would_become_no_smaller_stays_as_it_is():
     found = smaller(held, Method.parse(["method=int4"]), {}, "run")
     assert found.left == {"table/embedding": 800} and found.layers == 1
     assert np.array_equal(found.values["table/embedding"], held["table/embedding"])
+
+
+def test_windows_of_a_text_are_called_so():
+    found = sensitivity.Sensitivity(32, 1.0, {"layers/0": 1.5}, "windows")
+    assert found.lines[0].startswith("loss 1.0000 on 32 validation windows;")
+    assert "32 validation windows" in compression.figures({"sensitivity": found.to_json()})[0].caption

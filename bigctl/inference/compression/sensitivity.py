@@ -28,20 +28,22 @@ class Sensitivity:
         rows: how many.
         before: of the network as it was.
         alone: with one layer alone compressed, by its path, in the order of the network.
+        unit: what is counted: "rows", or "windows" of a text.
     """
 
     rows: int
     before: float
     alone: dict[str, float]
+    unit: str = "rows"
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": self.rows, "loss": self.before, "layers": self.alone}
+        return {"rows": self.rows, "unit": self.unit, "loss": self.before, "layers": self.alone}
 
     @property
     def lines(self) -> list[str]:
         """For people."""
         wide = max(map(len, self.alone), default=0)
-        found = [f"loss {self.before:.4f} on {self.rows:,} validation rows; with one layer alone compressed:"]
+        found = [f"loss {self.before:.4f} on {self.rows:,} validation {self.unit}; with one layer alone compressed:"]
         return found + [f"  {name:{wide}}  {loss:.4f} ({loss - self.before:+.4f})" for name, loss in self.alone.items()]
 
 
@@ -86,12 +88,13 @@ def layer_of(name: str) -> str:
 def _measured(
     sized: Sized, values: Arrays, layers: Mapping[str, Any], altered: Callable[[str], Arrays], dataset: Dataset
 ) -> Sensitivity:
-    rows = WINDOWS if dataset.features.kind == "stream" else ROWS
+    stream = dataset.features.kind == "stream"
+    rows, unit = (WINDOWS, "windows") if stream else (ROWS, "rows")
     batches = list(calibration.batches(dataset, rows, split="validation"))
     count = sum(len(next(iter(batch.values()))) for batch in batches)
     names = sorted(layers, key=_place)
     alone = {name: sized.mean_loss(altered(name), batches) for name in names}
-    return Sensitivity(count, sized.mean_loss(values, batches), alone)
+    return Sensitivity(count, sized.mean_loss(values, batches), alone, unit)
 
 
 def _place(name: str) -> tuple[int, list[tuple[bool, int, str]]]:
