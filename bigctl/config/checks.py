@@ -33,8 +33,9 @@ def check(config: Config, origins: Origins, *, only: str = "") -> None:
         only: check only keys that begin with this, such as "data.", where the rest is incomplete.
     """
     for dotted, message, hint in problems(config, only):
-        origin = origins.get(dotted)
-        raise ConfigError(message, where=None if origin in (None, "schema") else origin, hint=hint)
+        origin, key = origins.get(dotted), "" if dotted in message else dotted
+        known = "" if origin in (None, "schema") else origin
+        raise ConfigError(message, where=", ".join(filter(None, (known, key))) or None, hint=hint)
 
 
 def problems(config: Config, only: str = "") -> Iterator[Problem]:

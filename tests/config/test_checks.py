@@ -246,6 +246,14 @@ def test_the_error_tells_where_the_value_was_set():
         assert caught.value.where == where
 
 
+def test_the_error_names_a_key_that_its_sentence_does_not():
+    made = config(optimizer__unfreeze=[4.0, 2.0])
+    for origin, where in (("command line", "command line, optimizer.unfreeze"), ("schema", "optimizer.unfreeze")):
+        with pytest.raises(ConfigError) as caught:
+            check(made, {"optimizer.unfreeze": origin})
+        assert caught.value.where == where
+
+
 def test_every_key_with_choices_is_held_to_them():
     choices = {
         dotted: field.metadata["choices"] for dotted, field, _ in walk_config(config()) if field.metadata["choices"]

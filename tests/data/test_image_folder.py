@@ -227,7 +227,8 @@ def test_one_bit_and_cmyk_images_are_read(tmp_path):
 
 def test_a_missing_folder_is_named_with_its_likes(tmp_path):
     two_classes(tmp_path / "flowers")
-    assert "did you mean flowers" in str(refused("no such directory", read_image_folder, tmp_path / "flower"))
+    (tmp_path / "flower.err").touch()  # no folder
+    assert "did you mean flowers?" in str(refused("no such directory", read_image_folder, tmp_path / "flower"))
     assert "does not exist either" in str(refused("no such directory", read_image_folder, tmp_path / "x" / "y"))
 
 

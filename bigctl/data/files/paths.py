@@ -129,20 +129,21 @@ def require_file(path: Path) -> Path:
 def require_folder(path: Path) -> Path:
     """`path` if it is a directory; otherwise a DataError that names similar ones beside it."""
     if not path.exists():
-        raise DataError("no such directory", where=str(path), hint=similar(path))
+        raise DataError("no such directory", where=str(path), hint=similar(path, folders=True))
     if not path.is_dir():
         raise DataError("this is a file, not a directory", where=str(path), hint="give the folder that holds it")
     return path
 
 
-def similar(path: Path) -> str:
-    """A hint for a path that is not there: what is beside it."""
-    beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+def similar(path: Path, *, folders: bool = False) -> str:
+    """A hint for a path that is not there: what is beside it, or of that the folders."""
+    there = path.parent.iterdir() if path.parent.is_dir() else ()
+    beside = sorted(entry.name for entry in there if entry.is_dir() or not folders)
     if not path.parent.is_dir():
         return f"the directory {str(path.parent)!r} does not exist either"
     if close := difflib.get_close_matches(path.name, beside, cutoff=0.5):
         return f"did you mean {' or '.join(close)}?"
-    return f"{str(path.parent)!r} holds {some(beside)}"
+    return f"{str(path.parent)!r} holds {some(beside) if beside or not folders else 'no folder'}"
 
 
 def natural(path: Path | str) -> tuple[list[str | int], str]:
