@@ -212,7 +212,8 @@ def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that
     assert compiler_options(mlp).items() >= quick.items() and options_of_use(mlp) == quick
     deep = built(*MLP, "model.hidden=[4,4,4,4,4,4,4,4]").programs.step  # 18 arrays
     pictures = built("recipe=cnn_cls", "data=digits", "model.channels=[4]").programs.step
-    for each in (deep, pictures):
+    texts = built("recipe=lstm_cls", "model=lstm", "recipe.label_smoothing=0").programs.step
+    for each in (deep, pictures, texts):
         assert not {**compiler_options(each), **options_of_use(each)}.keys() & quick.keys()
 
 
