@@ -117,7 +117,7 @@ def _write_encrypted(
     from bigctl.files import disk_size
     from bigctl.inference.exporters import sealed
 
-    size = 4 * disk_size(trained.run.checkpoints / f"{trained.step:09d}")
+    size = 5 * disk_size(trained.run.checkpoints / f"{trained.step:09d}")
     with sealed.clear_folder(size) as clear:
         exported = found_exporter.write(trained, clear / "export", **asked)
         sealed.seal(clear / "export", folder, secret)

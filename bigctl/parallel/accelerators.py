@@ -22,7 +22,7 @@ _COMPILED_TOGETHER: Options = {"xla_cpu_use_fusion_emitters": False}
 
 def compiler_options(platform: str, *, deterministic: bool, pictures: bool = False, small: bool = False) -> Options:
     """Of the programs that train, on "cpu", "gpu" or "tpu"; of `pictures`, most are made of convolutions; `small` ones
-    are of tables and have few parameters."""
+    are of tables and have few arrays of parameters."""
     if platform == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}  # no sums by atomics, no kernels chosen by their time
     if platform == "cpu" and not pictures:

@@ -200,19 +200,25 @@ def score_test_split(
         view.say(f"scoring the test split with the winner's {len(waiting)} run{'s' * (len(waiting) > 1)}")
     here = executor if isinstance(executor, Local) else Local(1)
     running: list[_Scoring] = []
-    while running or (waiting and stop.exit_code is None):
-        while waiting and len(running) < here.alone_at_once and stop.exit_code is None:
-            running.append(_Scoring(waiting.pop(0), book.study, here, plugins))
-        for each in [each for each in running if each.ended(stop)]:
-            running.remove(each)
-            numbers = each.numbers()
-            if numbers is not None:
-                book.append("test", id=each.name, metrics=numbers)
-                scored = True
-            elif stop.exit_code is None:  # else it was killed, or Ctrl-C has reached it
-                label = book.study.states[each.name].trial.label
-                view.say(f"note: the test split is not scored with {label}: {each.why()}")
-        time.sleep(_POLL if running else 0)
+    try:
+        while running or (waiting and stop.exit_code is None):
+            while waiting and len(running) < here.alone_at_once and stop.exit_code is None:
+                running.append(_Scoring(waiting.pop(0), book.study, here, plugins))
+            for each in [each for each in running if each.ended(stop)]:
+                running.remove(each)
+                numbers = each.numbers()
+                if numbers is not None:
+                    book.append("test", id=each.name, metrics=numbers)
+                    scored = True
+                elif stop.exit_code is None:  # else it was killed, or Ctrl-C has reached it
+                    label = book.study.states[each.name].trial.label
+                    view.say(f"note: the test split is not scored with {label}: {each.why()}")
+            time.sleep(_POLL if running else 0)
+    finally:
+        for each in running:  # the ledger cannot be written, say
+            each.kill()
+        if here is not executor:
+            here.close()
     return scored
 
 
@@ -263,6 +269,10 @@ class _Scoring:
         except OSError as error:
             self._fails(error)
         return True
+
+    def kill(self) -> None:
+        if self._job is not None and self._code is None:
+            self._job.kill()
 
     def numbers(self) -> dict[str, float] | None:
         """The metrics of the test split; None if it ended without any."""

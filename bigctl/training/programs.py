@@ -241,7 +241,11 @@ def compiler_options(step: Step) -> accelerators.Options:
 
 def options_of_use(step: Step) -> accelerators.Options:
     """Of a program that asks the model about examples, or scores it on them."""
-    pictures = _of_pictures(step.task.exported_inputs(1))  # also where training sees features of them
+    try:
+        shapes = step.task.exported_inputs(1)  # pictures also where training sees features of them
+    except NotImplementedError:  # of a plugin
+        shapes = step.task.example_shapes(1)
+    pictures = _of_pictures(shapes)
     return _known(accelerators.options_of_use(_platform(step), pictures=pictures, small=_is_small_of_tables(step)))
 
 

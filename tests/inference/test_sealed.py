@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,10 @@ def test_commands_are_told_that_the_export_answers_to(
     serve = f"  bigctl serve {folder} --passphrase-file FILE\n" if served else ""
     predict = f"  bigctl predict {folder} {examples} --passphrase-file FILE\n" if examples else ""
     assert told == serve + predict + opened
+
+
+def test_what_is_written_to_be_measured_is_in_the_clear_folder_too() -> None:
+    before = tempfile.gettempdir()
+    with sealed.clear_folder(1) as clear, tempfile.TemporaryDirectory() as inside:
+        assert Path(inside).parent == clear
+    assert tempfile.gettempdir() == before and not clear.exists()

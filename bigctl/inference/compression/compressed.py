@@ -139,7 +139,7 @@ def changed(
     other = trained.with_params(params, variables)
     said = _soup_lines(method, **more) if method.method == SOUP else _lines(method, found)
     if "rows" in more:
-        said.append(f"what layers are given: that of {calibration.told(more['rows'], dataset)}")
+        said.append(f"inputs of layers: from {calibration.told(more['rows'], dataset)}")
     if sensitive and method.method != SOUP:
         sized = Sized.of(trained)
         values = sized.arrays(Weights(trained.params, trained.variables))
@@ -224,7 +224,7 @@ def _tested(trained: TrainedRun, scores: dict[str, Any]) -> list[str]:
     was, now = (found.get("metrics", {}).get(name) for found in (summary, scores))
     if not isinstance(was, float) or not isinstance(now, float) or summary.get("selected_step") != trained.step:
         return []
-    return [f"{name} {was:.4f} -> {now:.4f}, looked at once"]
+    return [f"{name} {was:.4f} -> {now:.4f}, scored once for this run"]
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

@@ -194,8 +194,11 @@ def _text(value: object) -> str:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Of `[0,5]`, in order. Raises ConfigError where there is none, or one twice."""
+    inside = re.fullmatch(r"\[(.*)\]", text)
     try:
-        found = sorted(int(each) for each in text.strip("[]").split(","))
+        if inside is None:
+            raise ValueError("no list")
+        found = sorted(int(each) for each in inside[1].split(","))
     except ValueError as error:
         hint = "numbers of layers from 0, such as keep=[0,5]"
         raise ConfigError(f"{text!r} names no layers", where="keep", hint=hint) from error

@@ -40,7 +40,7 @@ def main() -> int:
 def _of_onnx(folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
     from bigctl.inference.exporters.onnx_session import Loaded
 
-    return lambda: Loaded((folder / ONNX).read_bytes())(inputs)
+    return lambda: Loaded(folder / ONNX)(inputs)
 
 
 def _of_jax(folder: Path, inputs: dict[str, np.ndarray]) -> Callable[[], object]:

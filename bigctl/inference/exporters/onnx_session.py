@@ -17,21 +17,22 @@ class Loaded:
     """An ONNX model in onnxruntime on CPU.
 
     Args:
-        content: of the file.
+        content: of the file, or where it is.
         optimised: whether nodes may be fused.
     """
 
     runtime = f"onnxruntime {onnxruntime.__version__}"
 
-    def __init__(self, content: bytes, *, optimised: bool = True):
-        self._content = content
+    def __init__(self, content: bytes | Path, *, optimised: bool = True):
+        self._content = content  # which the session holds as well
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Threads that spin between two calls took three quarters of a server's processor time.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        given = content if isinstance(content, bytes) else str(content)
+        self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         self._inputs = {each.name for each in self._session.get_inputs()}
         self._outputs = [each.name for each in self._session.get_outputs()]
 
@@ -44,5 +45,5 @@ class Loaded:
         return peak_memory.measured(lambda folder: _write(self._content, folder), inputs)
 
 
-def _write(content: bytes, folder: Path) -> None:
-    (folder / peak_memory.ONNX).write_bytes(content)
+def _write(content: bytes | Path, folder: Path) -> None:
+    (folder / peak_memory.ONNX).write_bytes(content if isinstance(content, bytes) else content.read_bytes())

@@ -300,9 +300,20 @@ def clear_folder(size: int) -> Iterator[Path]:
     with _ending_on_signals():
         try:
             folder.mkdir(mode=0o700)
-            yield folder
+            with _temporary_files_in(folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """What is written meanwhile to be measured or converted is in clear too."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _alive(name: str) -> bool:

@@ -101,6 +101,7 @@ class Local:
     ):
         self._jobs = jobs
         self._cores, self._gpus = (look or machine)()
+        self._memory = _memory()
         self._all = Slot(tuple(self._cores))
         self._free: list[Slot] = []
         self._nursery: Nursery | None = None
@@ -110,7 +111,7 @@ class Local:
     def settle(self, *, most: int | None = None, numbers: Collection[str] = ()) -> None:
         """What was not known when this object was made, see there; before the first job. Raises ConfigError."""
         before = self._free[0] if self._nursery is not None else None
-        self.slots = self._jobs or len(self._gpus) or _processes(len(self._cores), most)
+        self.slots = self._jobs or len(self._gpus) or _processes(len(self._cores), self._memory, most)
         if self.slots > 8 * max(len(self._cores), len(self._gpus)):
             raise ConfigError(
                 f"{self.slots} jobs on {len(self._cores)} cores", where="--jobs", hint="give fewer, or --jobs auto"
@@ -284,7 +285,7 @@ def machine() -> tuple[list[int], list[str]]:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if os.environ.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("cuda", "gpu"):
+    if (os.environ.get("JAX_PLATFORMS") or "cuda").split(",")[0] not in ("cuda", "gpu"):
         return cores, []
     if asked is not None:
         return cores, [name for name in asked.split(",") if name and name != "-1"]
@@ -292,11 +293,11 @@ def machine() -> tuple[list[int], list[str]]:
     return cores, sorted((name for name in found if name.isdecimal()), key=int)
 
 
-def _processes(cores: int, most: int | None) -> int:
+def _processes(cores: int, memory: int, most: int | None) -> int:
     """How many jobs at once this machine is for where it has no GPU."""
     if has_tpu():
         return 1
-    return max(1, min(cores, _memory() // MEMORY_A_JOB, most or cores))
+    return max(1, min(cores, memory // MEMORY_A_JOB, most or cores))
 
 
 def has_tpu(devices: Path = Path("/dev")) -> bool:
