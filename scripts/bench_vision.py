@@ -1,9 +1,11 @@
-"""Training speed of speed_cnn and resnet18 at 32 pixels: bigctl's own step against torch on the same network.
+"""Training speed of networks for pictures: bigctl's own step against torch on the same network.
 
 bigctl runs what `bigctl train recipe=speed_cls` (or `resnet_cls model=resnet18`) runs, crops and flips off: gather from
 the resident uint8 images, standardise, step, metrics. torch is handed finished float32 batches, in both of its memory
 layouts, and keeps no metrics. Both are SGD with Nesterov's momentum, float32, in a process each; blocks of steps are
-measured in turn, by the clock and by the time of the processor. Before that the loss on equal weights is compared.
+measured in turn, by the clock and by the time of the processor. Before that the loss on equal weights is compared for
+speed_cnn and resnet18 (of 32 pixels), which are written here in torch. The others (128 pixels unless `--pixels` says
+otherwise) are timm's, with as many parameters; that their logits are equal is held by tests/parity.
 """
 
 from __future__ import annotations
@@ -26,9 +28,14 @@ EXAMPLES = """\
 examples:
   python scripts/bench_vision.py
   python scripts/bench_vision.py --net resnet18 --batch-size 32 --rounds 6 --steps 2
+  python scripts/bench_vision.py --net vit_ti --net resnet50 --batch-size 16 --steps 2
 """
 
-NETS = ("speed_cnn", "resnet18")
+OWN = ("speed_cnn", "resnet18")
+TIMM = {
+    "resnet50": "resnet50", "vit_ti": "vit_tiny_patch16_224", "convnext_t": "convnext_tiny",
+    "inception_v3": "inception_v3", "lite0": "efficientnet_lite0",
+}  # fmt: skip
 BATCHES = 4
 MEAN, STD = 0.5, 0.29  # of the synthetic images, in [0, 1]
 WIDTHS, FACTOR = (32, 64, 128), 1 / 9  # of speed_cnn
@@ -41,7 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--net", choices=NETS, action="append", help="may be repeated; default both")
+    parser.add_argument(
+        "--net", choices=(*OWN, *TIMM), action="append", help=f"may be repeated; default {' and '.join(OWN)}"
+    )
+    parser.add_argument("--pixels", type=int, help="of timm's networks; default 128")
     parser.add_argument("--batch-size", type=int, default=128, help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each candidate (default %(default)s)")
     parser.add_argument("--steps", type=int, default=4, help="steps of a block (default %(default)s)")
@@ -53,7 +63,7 @@ def main() -> None:
         _work(options)
         return
     _bench.print_facts("bigctl", "jax", "flax", "torch")
-    for net in options.net or NETS:
+    for net in options.net or OWN:
         _compare(net, options)
 
 
@@ -66,7 +76,9 @@ def _compare(net: str, options: argparse.Namespace) -> None:
             found = [worker.ask({"check": path}) for worker in workers]
         if found[0]["parameters"] != found[1]["parameters"] or abs(found[0]["loss"] - found[1]["loss"]) > 1e-3:
             sys.exit(f"bench_vision: the networks differ, no comparison: {found}")
-        print(f"{net}, batch {options.batch_size}: {found[0]['parameters']:,} parameters, loss {found[0]['loss']:.4f}")
+        loss = f", loss {found[0]['loss']:.4f}" if net in OWN else ""
+        side = _side(net, options)
+        print(f"{net}, {side} pixels, batch {options.batch_size}: {found[0]['parameters']:,} parameters{loss}")
         processor: dict[str, list[float]] = {}
         blocks = {
             name: (lambda w=worker, n=name: w.measure(n, options.steps, processor))  # type: ignore[misc]
@@ -85,12 +97,16 @@ def _compare(net: str, options: argparse.Namespace) -> None:
         _bench.table([f"ms/step, {what}", "median", "min", "this/bigctl: medians", "minima", "in a round"], rows)
 
 
+def _side(net: str, options: argparse.Namespace) -> int:
+    return 32 if net in OWN else options.pixels or 128
+
+
 class _Worker:
     """A candidate in a process of its own."""
 
     def __init__(self, name: str, net: str, options: argparse.Namespace):
         command = [sys.executable, __file__, "--worker", name, "--net", net, "--threads", str(options.threads)]
-        command += ["--batch-size", str(options.batch_size)]
+        command += ["--batch-size", str(options.batch_size), "--pixels", str(_side(net, options))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, question: dict[str, Any]) -> Any:
@@ -123,7 +139,7 @@ class _Worker:
 def _work(options: argparse.Namespace) -> None:
     _bench.pin(options.threads)
     make = _bigctl if options.worker == "bigctl" else _torch
-    variants, check = make(options.net[0], options.batch_size, options.threads)
+    variants, check = make(options.net[0], options.batch_size, options.threads, options.pixels)
     for block in variants.values():
         block(2)
     print(json.dumps({"variants": list(variants)}), flush=True)
@@ -139,7 +155,7 @@ def _work(options: argparse.Namespace) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _bigctl(net: str, batch_size: int, threads: int) -> Made:
+def _bigctl(net: str, batch_size: int, threads: int, side: int) -> Made:
     from bigctl.parallel import host_memory
 
     host_memory.keep_memory()  # before jax, as `bigctl train` does
@@ -147,10 +163,12 @@ def _bigctl(net: str, batch_size: int, threads: int) -> Made:
     from bigctl.training import feed as feeds
     from bigctl.training.checkpoints import arrays as stored
 
-    dataset = _bench.synthetic("image", BATCHES * batch_size, (32, 32, 3))
+    dataset = _bench.synthetic("image", BATCHES * batch_size, (side, side, 3))
     chosen = ["recipe=speed_cls", f"model.widths={list(WIDTHS)}", "optimizer.norm_bias_factor=1"]
     if net == "resnet18":
         chosen = ["recipe=resnet_cls", "model=resnet18", "model.zero_init=false"]
+    elif net in TIMM:
+        chosen = ["recipe=resnet_cls", f"model={net}", *(["model.dropout=0"] if net == "inception_v3" else [])]
     chosen += ["recipe.augment.crop=0", "recipe.augment.flip=none", "recipe.label_smoothing=0"]
     chosen += ["train.steps=1000000", f"train.batch_size={batch_size}"]
     built = _bench.experiment(chosen, dataset)
@@ -160,6 +178,8 @@ def _bigctl(net: str, batch_size: int, threads: int) -> Made:
         """Save the initial weights, and give their loss on the first examples, out of the real step."""
         fresh = built.programs.initialise()
         params = {name: np.asarray(leaf) for name, leaf in stored.flatten(fresh.params).items()}
+        if net in TIMM:
+            return sum(leaf.size for leaf in params.values()), 0.0
         whitening = {} if net == "resnet18" else {"whiten/kernel": np.asarray(fresh.variables["whiten"]["kernel"])}
         np.savez(path, **params, **whitening)  # type: ignore[arg-type]
         arrays = feeds.place_columns(built.programs.mesh, dataset.splits["train"])
@@ -171,17 +191,17 @@ def _bigctl(net: str, batch_size: int, threads: int) -> Made:
     return {"bigctl": train}, check
 
 
-def _torch(net: str, batch_size: int, threads: int) -> Made:
+def _torch(net: str, batch_size: int, threads: int, side: int) -> Made:
     import torch
     import torch.nn.functional as functional
 
     torch.set_num_threads(threads)
-    columns = _bench.synthetic("image", BATCHES * batch_size, (32, 32, 3)).splits["train"]
+    columns = _bench.synthetic("image", BATCHES * batch_size, (side, side, 3)).splits["train"]
     images = torch.from_numpy((columns["inputs"].astype(np.float32) / 255 - MEAN) / STD).permute(0, 3, 1, 2)
     targets = torch.from_numpy(columns["label"].astype(np.int64)).split(batch_size)
 
     def variant(layout: torch.memory_format) -> Block:
-        model = _torch_net(net).to(memory_format=layout)
+        model = _torch_net(net, side).to(memory_format=layout)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.85, nesterov=True, weight_decay=5e-4, fused=True)
         xs = [x.contiguous(memory_format=layout) for x in images.split(batch_size)]
@@ -195,7 +215,9 @@ def _torch(net: str, batch_size: int, threads: int) -> Made:
         return train
 
     def check(path: str) -> tuple[int, float]:
-        model = _torch_net(net)
+        model = _torch_net(net, side)
+        if net in TIMM:
+            return sum(p.numel() for p in model.parameters()), 0.0
         given = np.load(path)
         for name, parameter in _places(net, model).items():
             value = given[name]
@@ -211,9 +233,14 @@ def _torch(net: str, batch_size: int, threads: int) -> Made:
     }, check
 
 
-def _torch_net(net: str) -> Any:
+def _torch_net(net: str, side: int) -> Any:
     from torch import nn
 
+    if net in TIMM:
+        import timm
+
+        sized = {"img_size": side} if net == "vit_ti" else {}
+        return timm.create_model(TIMM[net], num_classes=10, **sized)
     if net == "resnet18":
         return _torch_resnet()
 
