@@ -18,7 +18,7 @@ from bigctl.data.sampler import BatchPlan
 from bigctl.parallel import accelerators
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten
-from bigctl.training.programs import compiler_options, options_of_use
+from bigctl.training.programs import _known, compiler_options, options_of_use
 from tests.training.steps import (
     CNN,
     MLP,
@@ -207,14 +207,15 @@ def test_an_option_that_this_xla_does_not_have_is_left_out(monkeypatch: pytest.M
 
 
 def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that_is_quick_for_them() -> None:
-    quick = {"xla_cpu_use_fusion_emitters": False}
+    quick = _known({"xla_cpu_use_fusion_emitters": False})  # nothing where XLA has no other way any more
     mlp = built(*MLP).programs.step
     assert compiler_options(mlp).items() >= quick.items() and options_of_use(mlp) == quick
+    assert quick or tuple(map(int, jax.__version__.split(".")[:2])) > (0, 10)
     deep = built(*MLP, "model.hidden=[4,4,4,4,4,4,4,4]").programs.step  # 18 arrays
     pictures = built("recipe=cnn_cls", "data=digits", "model.channels=[4]").programs.step
     texts = built("recipe=lstm_cls", "model=lstm", "recipe.label_smoothing=0").programs.step
     for each in (deep, pictures, texts):
-        assert not {**compiler_options(each), **options_of_use(each)}.keys() & quick.keys()
+        assert "xla_cpu_use_fusion_emitters" not in {**compiler_options(each), **options_of_use(each)}
 
 
 def test_another_seed_needs_no_new_program() -> None:
