@@ -18,6 +18,7 @@ from bigctl.models.architecture import BertArchitecture, bert_architecture
 from bigctl.models.depth import made, named, through
 from bigctl.models.embed import look_up
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
+from bigctl.models.ops import gelu, matmul
 
 
 class AdaptedDense(Dense):
@@ -33,7 +34,7 @@ class AdaptedDense(Dense):
         self.lora_b = nnx.Param(jnp.zeros((rank, outputs)))
 
     def __call__(self, x: Float[Array, "*dims inputs"]) -> Float[Array, "*dims outputs"]:
-        return super().__call__(x) + (x @ self.lora_a[...]) @ self.lora_b[...] * self.lora_scale
+        return super().__call__(x) + matmul(matmul(x, self.lora_a[...]), self.lora_b[...]) * self.lora_scale
 
 
 class LayerNorm(nnx.Module):
@@ -129,7 +130,7 @@ class Layer(nnx.Module):
     ) -> Float[Array, "batch length width"]:
         x = self.attention_norm(x + self.dropout(self.attention(x, lengths, fold(key, 0)), fold(key, 1)))
         x = named(x, "stream")
-        hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
+        hidden = self.down(gelu(self.up(x)))
         return self.output_norm(x + self.dropout(hidden, fold(key, 2)))
 
 
@@ -257,7 +258,7 @@ class BertMaskedLM(nnx.Module):
 
     def logits(self, hidden: Float[Array, "n width"]) -> Float[Array, "n vocab"]:
         """Logits of every token, for the vectors of those places where one is to be guessed."""
-        hidden = self.transform_norm(jax.nn.gelu(self.transform(hidden), approximate=False))
+        hidden = self.transform_norm(gelu(self.transform(hidden)))
         return hidden @ self.encoder.embeddings.token.embedding[...].T + self.decoder_bias[...]
 
 

@@ -1,9 +1,8 @@
-"""Convolution and max-pooling whose gradients are quick on CPU; elsewhere they are the ordinary XLA operations.
+"""Convolution whose gradients are quick on CPU; elsewhere it is the ordinary XLA operation.
 
 XLA's own code for the gradient of a convolution's kernel takes several times what is below on CPU, and thirty times in
-the body of a loop; that of `reduce_window` is slower still. Large convolutions train by fewer products (`winograd`).
-Both functions have reverse-mode rules of their own for that reason, no forward-mode ones, and where XLA
-convolves on a CPU no second derivatives by kernels.
+the body of a loop. Large convolutions train by fewer products (`winograd`). There are reverse-mode rules alone for that
+reason, and where XLA convolves on a CPU no second derivatives by kernels.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bigctl.models import winograd
+from bigctl.models.ops import matmul
 from bigctl.parallel import mesh as meshes
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -52,7 +52,7 @@ def conv1x1(
     kept = x[:, ::stride, ::stride]
     if stride > 1 and meshes.platform_in_use() == "gpu":
         kept = lax.optimization_barrier(kept)  # XLA's fusion of the two ends in a failed check (jax 0.10.2 and 0.11.2)
-    return kept @ kernel
+    return matmul(kept, kernel)
 
 
 def _pads(size: int, padding: str) -> tuple[int, int]:
@@ -214,43 +214,3 @@ def _by_products(x: Array, dy: Array, shape: tuple[int, ...], stride: int, pads:
     side = jnp.concatenate(columnwise, -1)
     products = [side[:, i : i + down : stride].reshape(-1, columns * inputs).T @ dy for i in range(rows)]
     return jnp.stack(products).reshape(shape)
-
-
-# ------------------------------------------------------------------------------------------------------------ pooling
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def max_pool(
-    x: Float[Array, "batch height width channels"], size: int
-) -> Float[Array, "batch height2 width2 channels"]:
-    """The maximum of each size x size window; rows and columns that fill no window are dropped.
-
-    Of equal maxima the first, in row order, takes the gradient, as in torch.
-    """
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, size, size, 1), "VALID")
-
-
-def _pool_forward(x: Array, size: int) -> tuple[Array, tuple[Array, Array]]:
-    maximum = max_pool(x, size)
-    return maximum, (x, maximum)
-
-
-def _pool_backward(size: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
-    x, maximum = saved
-    batch, height, width, channels = x.shape
-    rows, columns = maximum.shape[1:3]
-    inside = x[:, : rows * size, : columns * size]
-    cells = size * size
-    first = jnp.full(maximum.shape, cells - 1, jnp.int8 if cells < 128 else jnp.int32)
-    for cell in range(cells - 2, -1, -1):  # the last one written is the first that equals the maximum
-        value = inside[:, cell // size :: size, cell % size :: size]
-        first = jnp.where(value == maximum, jnp.asarray(cell, first.dtype), first)
-    place = jnp.arange(cells, dtype=first.dtype).reshape(size, size)[None, None, :, None, :, None]
-    dx = jnp.where(first[:, :, None, :, None] == place, dy[:, :, None, :, None], 0)
-    dx = dx.reshape(batch, rows * size, columns * size, channels)
-    if dx.shape != x.shape:
-        dx = jnp.pad(dx, ((0, 0), (0, height - rows * size), (0, width - columns * size), (0, 0)))
-    return (dx,)
-
-
-max_pool.defvjp(_pool_forward, _pool_backward)

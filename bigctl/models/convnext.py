@@ -17,6 +17,7 @@ from bigctl.errors import ConfigError
 from bigctl.models.bert import LayerNorm
 from bigctl.models.depthwise import depthwise_conv2d
 from bigctl.models.layers import Dense, DropPath, fold
+from bigctl.models.ops import gelu
 
 _EPS = 1e-6
 _EXPANSION = 4  # of the feed-forward part
@@ -67,7 +68,7 @@ class Block(nnx.Module):
         if self.shrink is not None and self.shrink_norm is not None:
             x = self.shrink(self.shrink_norm(x))
         y = depthwise_conv2d(x, self.kernel[...]) + self.bias[...]
-        y = self.down(jax.nn.gelu(self.up(self.norm(y)), approximate=False))
+        y = self.down(gelu(self.up(self.norm(y))))
         return x + self.drop_path(y if self.scale is None else y * self.scale[...], key)
 
 

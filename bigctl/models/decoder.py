@@ -34,6 +34,7 @@ from bigctl.models.depth import made, named, through
 from bigctl.models.embed import embed
 from bigctl.models.experts import Experts, Routing
 from bigctl.models.layers import Dense, Embedding, QuickDropout, by_row, fold
+from bigctl.models.ops import gelu
 from bigctl.parallel import mesh as meshes
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ Cache = list[dict[str, Array]]
 """For each layer "key" and "value" [batch, groups, room, depth]."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }

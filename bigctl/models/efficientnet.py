@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.batch_norm import BatchNorm
-from bigctl.models.conv import strided_conv2d
+from bigctl.models.conv import conv1x1, strided_conv2d
 from bigctl.models.depthwise import depthwise_conv2d, same_pads
 from bigctl.models.layers import Dropout, DropPath, fold
 
@@ -54,7 +54,7 @@ class ConvNorm(nnx.Module):
         if self.depthwise:
             x = depthwise_conv2d(x, kernel, self.stride, pads)
         elif self.size == 1:
-            x = x @ kernel[0, 0]
+            x = conv1x1(x, kernel[0, 0], 1)
         else:
             x = strided_conv2d(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, self.stride, 0)
         return self.norm(x, training=training and not self.frozen, mask=mask)

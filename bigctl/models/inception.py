@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.batch_norm import BatchNorm
-from bigctl.models.conv import conv2d, strided_conv2d
+from bigctl.models.conv import conv1x1, conv2d, strided_conv2d
 from bigctl.models.layers import Dropout, fold
+from bigctl.models.pooling import overlapping_max_pool
 
 LEAST = 75
 """Shorter side of an image of which something is left for the last blocks [pixels]."""
@@ -91,7 +92,7 @@ class ConvNorm(nnx.Module):
         if unit.stride > 1:
             y = strided_conv2d(x, kernel, unit.stride, 0)
         elif unit.rows == unit.columns == 1:
-            y = x @ kernel[0, 0]
+            y = conv1x1(x, kernel[0, 0], 1)
         else:
             y = conv2d(x, kernel, "same" if unit.same else "valid")
         return jax.nn.relu(self.norm(y, training=training, mask=mask))
@@ -122,7 +123,7 @@ class Block(nnx.Module):
         for number, (convs, fork) in enumerate(zip(self.branches, self.forks, strict=True)):
             y = x
             if number == len(self.branches) - 1:
-                y = average(x) if self.pool == "avg" else maximum(x)
+                y = average(x) if self.pool == "avg" else overlapping_max_pool(x, 3, 2)
             for conv in convs[:-2] if fork else convs:
                 y = conv(y, training=training, mask=mask)
             found += [conv(y, training=training, mask=mask) for conv in convs[-2:]] if fork else [y]
@@ -180,7 +181,7 @@ class Inception(nnx.Module):
         for number, conv in enumerate(self.stem):
             x = conv(x, training=training, mask=mask)
             if number in _POOLED_AFTER:
-                x = maximum(x)
+                x = overlapping_max_pool(x, 3, 2)
         for block in self.blocks:
             x = block(x, training=training, mask=mask)
         return x
@@ -204,8 +205,3 @@ def average(x: Float[Array, "batch height width channels"]) -> Float[Array, "bat
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     return (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / 9
-
-
-def maximum(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height2 width2 channels"]:
-    """The maximum of 3x3 windows at stride 2, without padding."""
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")

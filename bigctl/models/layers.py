@@ -16,9 +16,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt
 
 from bigctl.config import schema
-from bigctl.models.conv import conv2d, max_pool
+from bigctl.models.conv import conv2d
+from bigctl.models.ops import cut_over_devices, matmul
+from bigctl.models.pooling import max_pool
 from bigctl.models.rounded import rounded_inputs
-from bigctl.parallel import mesh as meshes
 
 T = TypeVar("T")
 
@@ -32,36 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
 }
 """The names in `schema.ACTIVATIONS`; gelu is the tanh approximation (Hendrycks & Gimpel 2016)."""
-
-
-@jax.custom_vjp
-def matmul(x: Float[Array, "*dims inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "*dims outputs"]:
-    """x @ kernel, with a gradient of the kernel that XLA's CPU code computes at full speed.
-
-    Left to itself, autodiff contracts the other way round and transposes the result: up to three times the time for a
-    kernel that is wider than it is high. There is no forward-mode rule.
-    """
-    return x @ kernel
-
-
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    if _cut_over_devices(x.shape):  # whose parts do not lie together as rows
-        return dy @ kernel.T, jax.lax.dot_general(x, dy, (((0, 1), (0, 1)), ((), ())))
-    rows, columns = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return dy @ kernel.T, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def _cut_over_devices(shape: tuple[int, ...]) -> bool:
-    """Whether activations [batch, length, features] are of texts that are cut over devices."""
-    return len(shape) == 3 and meshes.token_shards_in_use(shape[1])[1] > 1
 
 
 class Dense(nnx.Module):
@@ -118,7 +89,7 @@ class QuickDropout(Dropout):
     def _draw(self, key: Array, keep: Array, shape: tuple[int, ...]) -> Array:
         rows, columns = shape[0], math.prod(shape[1:])  # rows stay apart, as they may lie on several devices
         blocks = rows, -(-columns // 4)
-        if _cut_over_devices(shape):
+        if cut_over_devices(shape):
             return _kept(_bits_in_place(key, shape, blocks[1]), keep)
         counts = jnp.arange(math.prod(blocks), dtype=jnp.uint32).reshape(blocks)
         # Passed through memory once: XLA would compute the blocks anew in each of the four parts.

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bigctl.config import schema
 from bigctl.models.embed import look_up
-from bigctl.models.layers import QuickDropout, fold, matmul
+from bigctl.models.layers import QuickDropout, fold
 from bigctl.models.ngram_head import NgramHead
+from bigctl.models.ops import matmul
 from bigctl.models.rounded import rounded_inputs
 
 

@@ -18,6 +18,7 @@ from bigctl.errors import ConfigError
 from bigctl.models.batch_norm import BatchNorm
 from bigctl.models.conv import conv1x1, conv2d, strided_conv2d
 from bigctl.models.layers import DropPath, fold
+from bigctl.models.pooling import overlapping_max_pool
 
 _EXPANSION = 4  # of a bottleneck's output over its inside
 
@@ -136,7 +137,7 @@ class Resnet(nnx.Module):
     def _maps(self, x: Array, key: Array | None, mask: Array | None) -> Array:
         x = jax.nn.relu(self.stem(x, training=key is not None, mask=mask))
         if not self.small:
-            x = _overlapping_max_pool(x)
+            x = overlapping_max_pool(x, 3, 2, 1)
         for i, block in enumerate(self.blocks):
             x = self._run(block, x, fold(key, i), mask)
         return x
@@ -159,12 +160,6 @@ class Resnet(nnx.Module):
         y, statistics = checkpointed(state, x)
         nnx.update(block, statistics)
         return y
-
-
-def _overlapping_max_pool(x: Float[Array, "batch height width channels"]) -> Array:
-    """The maximum of 3x3 windows at stride 2, one pixel of padding on every side."""
-    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
 
 def _check_size(config: schema.Resnet, shape: Sequence[int], *, small: bool) -> None:

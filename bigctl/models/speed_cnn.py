@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.models.batch_norm import BatchNorm
-from bigctl.models.conv import conv2d, max_pool
+from bigctl.models.conv import conv2d
 from bigctl.models.layers import ACTIVATIONS
+from bigctl.models.pooling import max_pool
 
 PATCH = schema.SpeedCnn.whitens
 

@@ -21,6 +21,7 @@ from bigctl.models.attention import full_attention
 from bigctl.models.bert import LayerNorm
 from bigctl.models.depth import made, named, through
 from bigctl.models.layers import Dense, DropPath, QuickDropout, fold
+from bigctl.models.ops import gelu
 from bigctl.parallel import mesh as meshes
 
 
@@ -71,7 +72,7 @@ class Layer(nnx.Module):
         return x + self._fed_forward(x), read
 
     def _fed_forward(self, x: Array) -> Array:
-        return self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
+        return self.down(gelu(self.up(self.mlp_norm(x))))
 
 
 class Vit(nnx.Module):

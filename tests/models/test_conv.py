@@ -1,4 +1,4 @@
-"""conv2d and max_pool are the ordinary operations: same values, same gradients, in every transformation."""
+"""conv2d is the ordinary operation: same values, same gradients, in every transformation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from jax import lax
 
 from bigctl.models import conv
-from bigctl.models.conv import conv2d, max_pool, strided_conv2d
+from bigctl.models.conv import conv2d, strided_conv2d
 from bigctl.models.depthwise import depthwise_conv2d
+from bigctl.models.pooling import max_pool
 
 CASES = {
     # name: input shape, kernel shape
@@ -181,45 +182,3 @@ def test_accelerators_get_the_gradient_that_is_a_convolution() -> None:
         depthwise.lower(lowering_platforms=(p,)).as_text().count("stablehlo.convolution") for p in ("cuda", "cpu")
     ]
     assert counts[0] >= 1 and counts[1] == 0
-
-
-def pool_by_hand(x: np.ndarray, size: int, dy: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Maxima; and where `dy` goes: to the first of equal maxima, in row order."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // size, width // size
-    out, dx = np.zeros((batch, rows, columns, channels), x.dtype), np.zeros_like(x)
-    for b, i, j, c in np.ndindex(out.shape):
-        window = x[b, i * size : (i + 1) * size, j * size : (j + 1) * size, c]
-        y, z = np.unravel_index(np.argmax(window), window.shape)
-        out[b, i, j, c] = window[y, z]
-        if dy is not None:
-            dx[b, i * size + y, j * size + z, c] = dy[b, i, j, c]
-    return out, dx
-
-
-@pytest.mark.parametrize("values", ["distinct", "ties", "all equal"])
-@pytest.mark.parametrize(
-    ("shape", "size"), [((2, 6, 6, 3), 2), ((2, 7, 5, 3), 2), ((1, 8, 7, 2), 3), ((1, 5, 5, 1), 5)]
-)
-def test_pool_gives_the_gradient_to_the_first_maximum(shape: tuple[int, ...], size: int, values: str) -> None:
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    x = {"distinct": x, "ties": np.round(x), "all equal": np.zeros_like(x)}[values]
-    out, vjp = jax.vjp(lambda x: max_pool(x, size), jnp.asarray(x))
-    dy = np.random.default_rng(1).normal(size=out.shape).astype(np.float32)
-    expected, dx = pool_by_hand(x, size, dy)
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(vjp(jnp.asarray(dy))[0], dx)
-
-
-def test_pool_is_the_same_under_jit_scan_and_vmap() -> None:
-    x = jnp.round(numbers(3, 2, 7, 6, 2))
-
-    def plain(x: Any) -> Any:
-        return jnp.stack([max_pool(part, 2) for part in x])
-
-    def scanned(x: Any) -> Any:
-        return lax.scan(lambda _, part: (None, max_pool(part, 2)), None, x)[1]
-
-    expected = values_and_gradients(plain, x)
-    for transformed in (jax.vmap(lambda part: max_pool(part, 2)), scanned):
-        jax.tree.map(np.testing.assert_array_equal, values_and_gradients(transformed, x), expected)
