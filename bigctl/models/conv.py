@@ -7,6 +7,7 @@ reason, and where XLA convolves on a CPU no second derivatives by kernels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -62,11 +63,35 @@ def _pads(size: int, padding: str) -> tuple[int, int]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    return _convolve(x, kernel, stride, pads)
+    def by_xla(x: Array, kernel: Array) -> Array:
+        return _convolve(x, kernel, stride, pads)
+
+    if not _kernel_is_larger(x, kernel):
+        return by_xla(x, kernel)
+    quick = partial(_quickest, stride=stride, pads=pads)
+    y: Array = lax.platform_dependent(x, kernel, cpu=quick, default=by_xla)
+    return y
 
 
 def _convolve(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT)
+
+
+def _quickest(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    """`_convolve` on a CPU, where XLA takes the larger of image and kernel for the image, and then twenty times as
+    long: instead as a product of all that each place sees."""
+    if not _kernel_is_larger(x, kernel):
+        return _convolve(x, kernel, stride, pads)
+    rows, columns = kernel.shape[:2]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*ends, 0) for ends in pads), (0, 0, 0)])
+    high, wide = (x.shape[1] - rows) // stride + 1, (x.shape[2] - columns) // stride + 1
+    down, across = (high - 1) * stride + 1, (wide - 1) * stride + 1
+    seen = [x[:, i : i + down : stride, j : j + across : stride] for i in range(rows) for j in range(columns)]
+    return jnp.concatenate(seen, -1) @ kernel.reshape(-1, kernel.shape[3])
+
+
+def _kernel_is_larger(x: Array, kernel: Array) -> bool:
+    return kernel.shape[0] * kernel.shape[1] > x.shape[1] * x.shape[2]
 
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
@@ -89,12 +114,12 @@ def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) ->
         if winograd.worth_it(x, kernel, stride, pads):
             dx = winograd.input_gradient(dy, kernel, pads)
         else:
-            dx = _input_gradient(dy, kernel, x.shape, stride, pads)
+            dx = _input_gradient(dy, kernel, x.shape, stride, pads, _quickest)
         return dx, _kernel_gradient(x, dy, kernel, stride, pads)
 
     def by_xla(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         dx, dk = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, pads), x, kernel)[1](dy)
-        return (_input_gradient(dy, kernel, x.shape, stride, pads) if stride == 1 else dx), dk
+        return (_input_gradient(dy, kernel, x.shape, stride, pads, _convolve) if stride == 1 else dx), dk
 
     gradients: tuple[Array, Array] = lax.platform_dependent(*saved, dy, cpu=quick, default=by_xla)
     return gradients
@@ -103,7 +128,9 @@ def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) ->
 _conv.defvjp(_forward, _backward)
 
 
-def _input_gradient(dy: Array, kernel: Array, shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
+def _input_gradient(
+    dy: Array, kernel: Array, shape: tuple[int, ...], stride: int, pads: Pads, convolve: Callable[..., Array]
+) -> Array:
     """Pixels whose place leaves the same remainder meet the same entries of the kernel: a convolution for each of the
     stride x stride remainders, none of which multiplies by zeros between the pixels of `dy`."""
 
@@ -126,7 +153,7 @@ def _input_gradient(dy: Array, kernel: Array, shape: tuple[int, ...], stride: in
             around = ((above, below - dy.shape[1]), (before, after - dy.shape[2]))
             none = jnp.zeros((len(dy), high, wide, shape[3]), dy.dtype)  # where the kernel is smaller than the stride
             given, pads_left = _padded(dy, around)
-            line.append(_convolve(given, turned, 1, pads_left) if turned.size else none)
+            line.append(convolve(given, turned, 1, pads_left) if turned.size else none)
         lines.append(line)
     return lines[0][0] if stride == 1 else _interleave(lines, height, width)
 

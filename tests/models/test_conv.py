@@ -74,6 +74,9 @@ def test_convolution_and_its_gradients_are_those_of_lax(name: str, padding: str)
         ((2, 10, 11, 9), (3, 3, 9, 2), 3, 1),
         ((2, 9, 8, 70), (1, 1, 70, 2), 2, 0),  # pixels that nothing sees
         ((2, 9, 9, 20), (2, 2, 20, 3), 3, 0),
+        ((2, 2, 2, 5), (3, 3, 5, 3), 1, 1),  # of more places than the picture
+        ((2, 3, 2, 4), (5, 5, 4, 3), 2, 2),
+        ((2, 6, 4, 2), (6, 4, 2, 3), 2, 1),  # whose gradient is that of a smaller picture
     ],
 )
 def test_strided_convolution_and_its_gradients_are_those_of_lax(
