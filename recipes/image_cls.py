@@ -44,7 +44,7 @@ class ImageCls(Supervised):
             raise misfit(config.recipe.kind, "images with classes", features)
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
         super().__init__(config, features, class_counts, binary=jnp.mean if self.recipe.loss == schema.BCE else None)
-        require_colours(self.recipe.augment, features)
+        require_fit(self.recipe.augment, features)
         self.dtype = jnp.dtype(config.train.precision)
         self.changes = changes_of(config, self.recipe.augment)
         self.tta = config.eval.tta
@@ -52,7 +52,6 @@ class ImageCls(Supervised):
         if self.adversary is not None and features.target.kind != CLASS:
             hint = "leave out train.adversarial.eps"
             raise ConfigError("is for one class an image", where="train.adversarial", hint=hint)
-        _check_border(self.recipe.augment, features.shape)
         self.mean, self.std = self._statistics()
         # Grey images become coloured ones for weights of such.
         self.shape = (*features.shape[:2], max(len(self.mean), features.shape[2]))
@@ -72,12 +71,8 @@ class ImageCls(Supervised):
         return tuple(mean), tuple(std)
 
     def _check_size(self, side: int) -> None:
-        """Raises ConfigError where pictures would not grow from it, or the model cannot take them at that size."""
+        """Raises ConfigError where the model cannot take pictures at that size."""
         height, width, channels = self.shape
-        if side >= min(height, width):
-            what = f"pictures of {height} x {width} pixels do not grow from {side}"
-            hint = f"give sides below {min(height, width)}"
-            raise ConfigError(what, where="recipe.augment.sizes", hint=hint)
         shape = (*scaling.scaled_size((height, width), side), channels)
         model, images = self.model_config, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
@@ -184,7 +179,20 @@ def changes_of(config: schema.Config, augment: schema.Augment) -> schema.Augment
     return dataclasses.replace(augment, random_resized_crop=0.0) if streamed else augment
 
 
-def require_colours(augment: schema.Augment, features: Features) -> None:
+def require_fit(augment: schema.Augment, features: Features) -> None:
+    """Raises ConfigError for changes that these images cannot have: of colour where there is none, by more pixels than
+    there are, from a size that they do not grow from."""
+    _require_colours(augment, features)
+    _require_crop(augment, features.shape)
+    height, width = features.shape[:2]
+    for side in augment.sizes:
+        if side >= min(height, width):
+            what = f"pictures of {height} x {width} pixels do not grow from {side}"
+            hint = f"give sides below {min(height, width)}"
+            raise ConfigError(what, where="recipe.augment.sizes", hint=hint)
+
+
+def _require_colours(augment: schema.Augment, features: Features) -> None:
     """Raises ConfigError for changes of colour where there is none."""
     for name in ("saturation", "hue"):
         if getattr(augment, name) and features.shape[-1] != 3:
@@ -194,11 +202,14 @@ def require_colours(augment: schema.Augment, features: Features) -> None:
             raise ConfigError(what, where=f"recipe.augment.{name}", hint=hint)
 
 
-def _check_border(augment: schema.Augment, shape: Sequence[int]) -> None:
-    """Raises ConfigError where images are too small to be mirrored around their edges."""
-    if augment.border == "reflect" and augment.crop >= min(shape[:2]):
-        raise ConfigError(
-            f"images of {shape[0]}x{shape[1]} have no {augment.crop} pixels to mirror around their edges",
-            where="recipe.augment.crop",
-            hint=f"use {min(shape[:2]) - 1} or less, or recipe.augment.border=black",
+def _require_crop(augment: schema.Augment, shape: Sequence[int]) -> None:
+    """Raises ConfigError where images are moved out of sight, or are too small to be mirrored around their edges."""
+    side = min(shape[:2])
+    if augment.crop >= side:
+        lacks = (
+            "have no {} pixels to mirror around their edges"
+            if augment.border == "reflect"
+            else "are out of sight when moved by {}"
         )
+        what = f"images of {shape[0]}x{shape[1]} {lacks.format(augment.crop)}"
+        raise ConfigError(what, where="recipe.augment.crop", hint=f"use {side - 1} or less")

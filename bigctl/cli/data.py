@@ -349,7 +349,7 @@ def _augmented(dataset: Dataset, config: Config, flag: str) -> Image:
         hint = "name one of images too: recipe=cnn_cls, and its keys such as recipe.augment.rotate=20"
         raise ConfigError("how images are changed is told by a recipe", where=flag, hint=hint)
     checks.check(config, {}, only="recipe.augment.")
-    image_cls.require_colours(augment, dataset.features)
+    image_cls.require_fit(augment, dataset.features)
     return sheet.augmented_sheet(dataset, augment, config.seed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from scipy import ndimage
 
 import bigctl
 from bigctl import randomness
+from bigctl.cli.main import main
 from bigctl.config.schema import Augment
 from bigctl.data.augmentation import geometry, pipeline
 from bigctl.engine import experiment, resolve
@@ -161,10 +163,22 @@ def test_a_reflecting_border_shows_the_image_mirrored_around_its_edge() -> None:
     assert found.min() > 0
 
 
-def test_an_image_too_small_for_its_mirrored_border_is_a_config_error() -> None:
-    keys = ["recipe=cnn_cls", "data=digits", "recipe.augment.border=reflect", "recipe.augment.crop=8"]
-    with pytest.raises(ConfigError, match="8x8 have no 8 pixels"):
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["recipe.augment.border=reflect", "recipe.augment.crop=8"], "8x8 have no 8 pixels"),
+        (["recipe.augment.crop=8"], "8x8 are out of sight when moved by 8"),
+        (["recipe.augment.sizes=[8]"], "8 x 8 pixels do not grow from 8"),
+    ],
+)
+def test_changes_that_images_are_too_small_for_are_config_errors_of_training_and_of_the_sheet(
+    keys: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["recipe=resnet_cls", "data=digits", *keys]
+    with pytest.raises(ConfigError, match=said):
         experiment.build(bigctl.compose(keys))
+    assert main(["data", *keys, "--augmented", str(tmp_path / "sheet.png")]) == 2
+    assert said in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------- alternation
