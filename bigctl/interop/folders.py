@@ -5,12 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bigctl.errors import BigctlError, ConfigError, RunError
 from bigctl.files import temporary_name
+
+Finish = Callable[[Path], object]
+"""What is done to a folder once its files are there and before it gets its name; an error leaves nothing."""
+
+
+def as_it_is(folder: Path) -> None:
+    """A `Finish` that does nothing."""
 
 
 def require_new(folder: Path) -> None:

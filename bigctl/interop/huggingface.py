@@ -14,7 +14,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.interop import bert, decoder, decoder_config, vision_export
-from bigctl.interop.folders import require_new, whole_or_nothing, write_json
+from bigctl.interop.folders import Finish, as_it_is, require_new, whole_or_nothing, write_json
 from bigctl.interop.tensors import WEIGHTS, read_json
 from bigctl.models.architecture import (
     BertArchitecture,
@@ -51,7 +51,6 @@ class Export:
         per_token: whether each token has a class.
         several: whether a text may have several of them.
         generation_config: of a language model.
-        about: one line for the README: which run, which step.
     """
 
     model: schema.Model
@@ -62,16 +61,16 @@ class Export:
     per_token: bool = False
     several: bool = False
     generation_config: GenerationConfig = GenerationConfig()
-    about: str = ""
 
 
-def export_model(trained: Export, folder: Path) -> Path:
+def export_model(trained: Export, folder: Path, finish: Finish = as_it_is) -> Path:
     """Write a trained model as config.json, model.safetensors and tokenizer files; LoRA is merged into the layers.
 
     A decoder becomes a `GPT2LMHeadModel`, a `LlamaForCausalLM` or, with experts, a `MixtralForCausalLM`, where one of
     them computes the same. Of BERT, a classifier with pooler on the first token is a `BertForSequenceClassification`,
     a tagger a `BertForTokenClassification`, a masked language model a `BertForMaskedLM`. No class of transformers has
     the other ways of pooling: beside those lies a small module of their own, loaded with `trust_remote_code=True`.
+    `finish` see `folders`.
 
     Raises:
         ConfigError: if transformers has no such model, or the folder holds something already.
@@ -80,15 +79,14 @@ def export_model(trained: Export, folder: Path) -> Path:
     model, params = trained.model, trained.params
     if model.implementation == schema.Decoder.implementation:
         found = decoder_architecture(cast(schema.Decoder, model), len(_words(trained.tokenizer)))
-        return write_decoder(params, found, trained.tokenizer, trained.generation_config, folder, about=trained.about)
+        return write_decoder(params, found, trained.tokenizer, trained.generation_config, folder, finish)
     encoder = bert_architecture(cast(schema.Bert, model), len(params["encoder/embeddings/token/embedding"]))
     if trained.per_token:
         encoder = dataclasses.replace(encoder, pool="none")
     if encoder.lora_rank:
         params = bert.merge_lora(params, encoder.lora_alpha / encoder.lora_rank)
     return write_bert(
-        params, encoder, trained.tokenizer, trained.settings, trained.classes, folder, about=trained.about,
-        several=trained.several,
+        params, encoder, trained.tokenizer, trained.settings, trained.classes, folder, finish, several=trained.several
     )  # fmt: skip
 
 
@@ -107,8 +105,8 @@ def require_exportable(model: schema.Model, where: str) -> None:
         )
 
 
-def write_vision(export: vision_export.Export, folder: Path) -> Path:
-    """Write a ResNet, ViT or ConvNeXt as a folder for `transformers`: all of it, or nothing.
+def write_vision(export: vision_export.Export, folder: Path, finish: Finish = as_it_is) -> Path:
+    """Write a ResNet, ViT or ConvNeXt as a folder for `transformers`: all of it, or nothing; `finish` see `folders`.
 
     Raises:
         ConfigError, RunError: see `export_model`.
@@ -120,7 +118,7 @@ def write_vision(export: vision_export.Export, folder: Path) -> Path:
         write_json(partial / "config.json", config)
         shutil.copymode(partial / "config.json", partial / WEIGHTS)  # else only its owner could read it
         write_json(partial / "preprocessor_config.json", processor)
-        (partial / "README.md").write_text(_readme(config, {}, export.about), encoding="utf-8")
+        finish(partial)
     return folder
 
 
@@ -131,8 +129,8 @@ def write_bert(
     settings: Mapping[str, Any],
     classes: tuple[str, ...] | None,
     folder: Path,
+    finish: Finish = as_it_is,
     *,
-    about: str,
     several: bool = False,
 ) -> Path:
     """Write parameters as a folder for `transformers`: all of it, or nothing.
@@ -144,7 +142,7 @@ def write_bert(
         settings: what `data.tokenization.describe` says of it.
         classes: class names in order; None for a masked language model.
         folder: a new one, or an empty one.
-        about: one line for the README.
+        finish: see `folders`.
         several: whether a text may have several classes.
 
     Raises:
@@ -165,7 +163,7 @@ def write_bert(
         write_json(partial / "special_tokens_map.json", special)
         if "auto_map" in config:
             shutil.copyfile(Path(__file__).with_name(CODE), partial / CODE)
-        (partial / "README.md").write_text(_readme(config, settings, about), encoding="utf-8")
+        finish(partial)
     return folder
 
 
@@ -175,13 +173,12 @@ def write_decoder(
     tokenizer: Path,
     found: GenerationConfig,
     folder: Path,
-    *,
-    about: str,
+    finish: Finish = as_it_is,
 ) -> Path:
     """Write a GPT-2, a Llama or a Mixtral as a folder for `transformers`: all of it, or nothing.
 
     Args:
-        params, tokenizer, folder, about: as for `write_bert`.
+        params, tokenizer, folder, finish: as for `write_bert`.
         model: the architecture.
         found: what becomes of tokenizer_config.json and generation_config.json.
 
@@ -207,7 +204,7 @@ def write_decoder(
         write_json(partial / "special_tokens_map.json", special)
         if len(found.ends) > 1:  # config.json names one
             write_json(partial / "generation_config.json", {"eos_token_id": list(found.ends)})
-        (partial / "README.md").write_text(_readme(config, found.special, about), encoding="utf-8")
+        finish(partial)
     return folder
 
 
@@ -273,11 +270,20 @@ def _tokenizer_config(described: Mapping[str, Any], settings: Mapping[str, Any])
     }
 
 
+def auto_class(config: Mapping[str, Any]) -> str:
+    """The class of transformers whose `from_pretrained` loads an export."""
+    (name,) = config["architectures"]
+    usual = "AutoModelForSequenceClassification"
+    if name.endswith("ForImageClassification"):
+        usual = "AutoModelForImageClassification"
+    return _CLASSES.get(name, usual)
+
+
 def loading_lines(config: Mapping[str, Any], folder: str) -> list[str]:
     """Lines of Python that load an export."""
     if config["architectures"][0].endswith("ForImageClassification"):
         return vision_export.loading_lines(folder)
-    name = _CLASSES.get(config["architectures"][0], "AutoModelForSequenceClassification")
+    name = auto_class(config)
     trust = ", trust_remote_code=True" if "auto_map" in config else ""
     lines = [
         f"from transformers import {name}, AutoTokenizer",
@@ -293,19 +299,11 @@ def loading_lines(config: Mapping[str, Any], folder: str) -> list[str]:
     ]
 
 
-def _readme(config: Mapping[str, Any], settings: Mapping[str, Any], about: str) -> str:
-    kinds = {
-        "BertForMaskedLM": "A BERT, masked language model,",
-        "GPT2LMHeadModel": "A language model in the form of GPT-2,",
-        "LlamaForCausalLM": "A language model in the form of Llama,",
-    }
-    usual = "A BERT, classifier of texts,"
-    if config["architectures"][0].endswith("ForImageClassification"):
-        usual = "A classifier of pictures,"
-    kind = kinds.get(config["architectures"][0], usual)
-    lines = [f"{kind} exported by bigctl from {about}.", "", "```python", *loading_lines(config, "."), "```"]
+def notes(config: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What is to be said of an export besides."""
+    found = []
     if "auto_map" in config:
-        lines += ["", f"`{CODE}` beside the weights is the model's class; read it before you trust it."]
+        found.append(f"`{CODE}` beside the weights is the model's class; read it before you trust it.")
     if settings.get("truncate") == "head_tail":
-        lines += ["", "It was trained on the beginning and end of long texts; this tokenizer keeps the beginning."]
-    return "\n".join(lines) + "\n"
+        found.append("It was trained on the beginning and end of long texts; this tokenizer keeps the beginning.")
+    return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
-from bigctl.interop.folders import require_new, whole_or_nothing, write_json
+from bigctl.interop.folders import Finish, as_it_is, require_new, whole_or_nothing, write_json
 from bigctl.interop.tensors import WEIGHTS
 from bigctl.interop.vision import CONVNEXT, RESNET, VIT
 from bigctl.interop.vision_export import (
@@ -100,8 +100,8 @@ def _lacks(model: schema.Model) -> Iterator[str]:
         yield f"model.eps={eps:g}"
 
 
-def write(export: Export, folder: Path) -> Path:
-    """Write a classifier of pictures as a folder for timm: all of it, or nothing.
+def write(export: Export, folder: Path, finish: Finish = as_it_is) -> Path:
+    """Write a classifier of pictures as a folder for timm: all of it, or nothing; `finish` see `folders`.
 
     Raises:
         ConfigError: if timm has no such model, or the folder holds something already.
@@ -113,9 +113,7 @@ def write(export: Export, folder: Path) -> Path:
         save(partial, tensors)
         write_json(partial / "config.json", config)
         shutil.copymode(partial / "config.json", partial / WEIGHTS)  # else only its owner could read it
-        lines = [f"A classifier of pictures, exported by bigctl from {export.about}.", "", "```python"]
-        text = "\n".join([*lines, *loading_lines(".", export.shape[2]), "```"]) + "\n"
-        (partial / "README.md").write_text(text, encoding="utf-8")
+        finish(partial)
     return folder
 
 

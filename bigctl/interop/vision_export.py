@@ -70,7 +70,6 @@ class Export:
         mean, std: of each channel, in [0, 1], that pixels are standardised by.
         classes: class names in order.
         several: whether a picture may have several of them.
-        about: one line for the README: which run, which step.
     """
 
     model: schema.Model
@@ -80,7 +79,6 @@ class Export:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     several: bool = False
-    about: str = ""
 
 
 def knows(model: schema.Model) -> bool:

@@ -120,7 +120,7 @@ _WRITTEN = re.compile(
     r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence|assessment|goodput)\.json"
     r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|int8\.onnx|report\.html|curves\.png"
 )
-_BESIDE = r"(labels|preprocessing|tokenizer|source|bigctl)\.json|README\.md|SHA256SUMS|run\.py"
+_BESIDE = r"(labels|preprocessing|tokenizer|source|bigctl|generation)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {
     "checkpoints": re.compile(
         r"\d{9,}(\.aside|\.removed)?(/(state[^/]*(/.*)?|meta\.json|manifest-\d+\.json|unfinished))?"
@@ -129,9 +129,10 @@ _FOLDERS = {
     "profile": re.compile(r"plugins(/.*)?"),
     "hf": re.compile(
         r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt|vocab\.txt"
-        r"|model[\w.-]*\.safetensors(\.index\.json)?|\w+\.py|chat_template\.jinja|README\.md"
+        r"|model[\w.-]*\.safetensors(\.index\.json)?|\w+\.py|chat_template\.jinja|preprocessor_config\.json"
+        rf"|{_BESIDE}"
     ),
-    "timm": re.compile(r"config\.json|model\.safetensors|README\.md"),
+    "timm": re.compile(rf"config\.json|model\.safetensors|{_BESIDE}"),
     "jax": re.compile(rf"model\.jax|weights\.npz|{_BESIDE}"),
     "onnx": re.compile(rf"model\.onnx(\.data)?|{_BESIDE}"),
     "gguf": re.compile(rf"model[\w.-]*\.gguf|{_BESIDE}"),

@@ -16,7 +16,8 @@ def kind_of(given: str) -> str:
     path = Path(given)
     if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
         return "run"
-    if (path / "SHA256SUMS").is_file() or sealed.is_sealed(path):
+    own = (path / "SHA256SUMS").is_file() and not (path / "config.json").is_file()  # else of transformers or timm
+    if own or sealed.is_sealed(path):
         return "export"
     return "weights" if given in PACKAGED or _is_weights(path) else "run"
 

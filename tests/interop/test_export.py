@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bigctl.cli import export as command
 from bigctl.config import schema
 from bigctl.data.target import Target
 from bigctl.data.text import tokenization
@@ -55,7 +53,7 @@ def test_an_export_holds_the_run_and_can_be_started_from_again(tmp_path):
     model = builders.model()
     values = builders.params(model)
     folder = export_run(trained(tmp_path / "run", model, values), tmp_path / "out" / "here")
-    names = ["README.md", "config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"]
+    names = ["config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"]
     assert sorted(p.name for p in folder.iterdir()) == [*names, "tokenizer_config.json", "vocab.txt"]
     source = sources.locate_source(str(folder))
     assert source.classes == CLASSES and source.architecture == {**builders.ARCHITECTURE, "eps": 1e-12}
@@ -101,7 +99,8 @@ def test_own_code_lies_beside_the_weights_only_where_transformers_has_no_class(t
     assert config["architectures"] == [architecture] and config["id2label"] == {"0": "bad", "1": "good"}
     assert config["label2id"] == {"bad": 0, "good": 1}
     assert ("auto_map" in config) is (folder / huggingface.CODE).exists() is code
-    assert ("trust_remote_code=True" in (folder / "README.md").read_text()) is code
+    assert ("trust_remote_code=True" in huggingface.loading_lines(config, ".")[-2]) is code
+    assert bool(huggingface.notes(config, {})) is code
 
 
 def test_a_masked_language_model_is_named_so(tmp_path):
@@ -154,24 +153,3 @@ def test_an_lstm_is_refused_plainly(tmp_path):
     with pytest.raises(ConfigError, match="no class for model=lstm"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_command_says_where_the_export_is_and_how_to_load_it(tmp_path, monkeypatch, capsys, as_json):
-    run = trained(tmp_path / "run", builders.model(), builders.params(builders.model()))
-    (tmp_path / "run" / "run.json").write_text('{"schema": 1, "status": "complete"}')
-    monkeypatch.setattr(TrainedRun, "load", classmethod(lambda cls, name, *, step, plugins: run))
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    arguments = [str(tmp_path / "run"), "--format", "hf"]
-    assert command.run(parser.parse_args([*arguments, "--json"] if as_json else arguments)) == 0
-    out = capsys.readouterr().out
-    folder = tmp_path / "run" / "hf"
-    if as_json:
-        report = json.loads(out)
-        assert report["folder"] == str(folder) and report["class"] == "BertForSequenceClassification"
-        assert report["files"] == sorted(p.name for p in folder.iterdir())
-    else:
-        assert f"from_pretrained('{folder}')" in out and "model.safetensors" in out
-    with pytest.raises(ConfigError, match="exists already"):
-        command.run(parser.parse_args(arguments))

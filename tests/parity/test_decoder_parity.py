@@ -124,7 +124,6 @@ def test_an_export_is_loaded_by_transformers_and_gives_the_same_logits(name: str
         vocabularies.store_tokenizer(words),
         GenerationConfig({"eos": 2}, (2, 1)),
         tmp_path / "out",
-        about="a test",
     )
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
@@ -156,7 +155,6 @@ def test_smollm2_is_that_of_transformers(tmp_path: Path) -> None:
         source.tokenizer,
         source.generation_config,
         tmp_path / "out",
-        about="",
     )
     loaded = transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))

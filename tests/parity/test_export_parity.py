@@ -98,9 +98,7 @@ def test_an_exported_classifier_gives_the_same_logits(tmp_path, pool, pooler, pa
     settings = schema.Tokenizer(type="file", max_length=14)
     tokenizer = tokenization.load_tokenizer(file)
     described = tokenization.describe(tokenizer, settings, "0")
-    folder = huggingface.write_bert(
-        values, bert_architecture(config, 0), file, described, CLASSES, tmp_path / "out", about="a test"
-    )
+    folder = huggingface.write_bert(values, bert_architecture(config, 0), file, described, CLASSES, tmp_path / "out")
     ours = np.asarray(model(*batch(tokenizer, settings, pairs)))
     trust = {} if pool == "cls" and pooler else {"trust_remote_code": True}
     others, read, _ = theirs(folder, "AutoModelForSequenceClassification", pairs, **trust)
@@ -119,9 +117,7 @@ def test_tokenizers_of_every_kind_are_loaded_and_give_the_same_logits(tmp_path, 
     values = random(model)
     described = tokenization.describe(tokenizer, settings, "0")
     file = tmp_path / "tokenizer.json"
-    folder = huggingface.write_bert(
-        values, bert_architecture(config, 0), file, described, CLASSES, tmp_path / "out", about="a test"
-    )
+    folder = huggingface.write_bert(values, bert_architecture(config, 0), file, described, CLASSES, tmp_path / "out")
     ours = np.asarray(model(*batch(tokenizer, settings)))
     others, _, given = theirs(folder, "AutoModelForSequenceClassification")
     assert np.array_equal(given["input_ids"].numpy(), batch(tokenizer, settings)[0])
@@ -136,9 +132,7 @@ def test_an_exported_masked_language_model_gives_the_same_logits(tmp_path):
     settings = schema.Tokenizer(type="file", max_length=14)
     tokenizer = tokenization.load_tokenizer(file)
     described = tokenization.describe(tokenizer, settings, "0")
-    folder = huggingface.write_bert(
-        values, bert_architecture(config, 0), file, described, None, tmp_path / "out", about="a test"
-    )
+    folder = huggingface.write_bert(values, bert_architecture(config, 0), file, described, None, tmp_path / "out")
     tokens, lengths, second = batch(tokenizer, settings)
     ours = np.asarray(model.logits(model(tokens, lengths, second)))
     others, _, _ = theirs(folder, "AutoModelForMaskedLM")

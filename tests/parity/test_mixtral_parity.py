@@ -83,7 +83,7 @@ def test_an_export_is_loaded_by_transformers_and_gives_the_same_logits(saved: Pa
     words = vocabularies.byte_level(["a", "b", "<end>"], [], special=["<end>"], split="gpt-2", where="")
     folder = huggingface.write_decoder(
         weights, decoder_architecture(config, VOCAB), vocabularies.store_tokenizer(words), GenerationConfig({"eos": 2}),
-        tmp_path / "out", about="a test",
+        tmp_path / "out",
     )  # fmt: skip
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True)
     assert type(loaded).__name__ == "MixtralForCausalLM"

@@ -31,9 +31,7 @@ MODELS: dict[str, schema.Model] = {
 
 
 def export_of(model: schema.Model) -> Export:
-    return Export(
-        model, drawn(model, 3, SHAPE)[1], SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"), about="run"
-    )
+    return Export(model, drawn(model, 3, SHAPE)[1], SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"))
 
 
 @pytest.mark.parametrize("name", MODELS)

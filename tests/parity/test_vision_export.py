@@ -59,7 +59,7 @@ def drawn(model: schema.Model, outputs: int, shape: tuple[int, int, int] = SHAPE
 @pytest.mark.parametrize("name", MODELS)
 def test_an_export_has_the_logits_in_transformers(name: str, tmp_path: Path) -> None:
     run, values = drawn(MODELS[name], 3)
-    export = Export(MODELS[name], values, SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"), about="run")
+    export = Export(MODELS[name], values, SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"))
     folder = huggingface.write_vision(export, tmp_path / "out")
     net, info = transformers.AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

@@ -21,13 +21,16 @@ class Agreement:
     Attributes:
         difference: the largest, as a part of the largest absolute value.
         checked: what it was compared on.
+        by: what computed the copy, where it could be one of several.
     """
 
     difference: float
     checked: str
+    by: str = ""
 
     def __str__(self) -> str:
-        return f"within {self.difference:.1g} of the largest logit on {self.checked} (allowed: {TOLERANCE:g})"
+        by = f"read again by {self.by}, " if self.by else ""
+        return f"{by}within {self.difference:.1g} of the largest logit on {self.checked} (allowed: {TOLERANCE:g})"
 
 
 def require_agreement(
@@ -35,14 +38,16 @@ def require_agreement(
     run: Callable[[Arrays], Arrays],
     where: str,
     locate: Callable[[Arrays], str | None] = lambda batch: None,
+    by: str = "",
 ) -> Agreement:
     """How well a copy agrees with a model, on all of its examples.
 
     Args:
         network: the model.
-        run: the copy: inputs -> outputs, by name.
+        run: the copy: inputs -> outputs, by name, the first of the model's at least; given the batches in order.
         where: what the copy is called.
         locate: finds the operation at which a difference begins, given the inputs; None where it cannot.
+        by: see `Agreement`.
 
     Raises:
         RunError: if an output differs by more than `TOLERANCE`, or another label comes out; it says where it begins.
@@ -51,6 +56,8 @@ def require_agreement(
     for batch, expected in zip(network.batches, network.expected, strict=True):
         found = run(batch)
         for number, (name, values) in enumerate(expected.items()):
+            if number and name not in found:
+                continue
             how_much = difference(values, found[name])
             if how_much > TOLERANCE or (number == 0 and other_labels(values, found[name])):
                 begins = locate(batch)
@@ -61,7 +68,7 @@ def require_agreement(
                 )
                 raise RunError(message, where=where, hint=hint)
             worst = max(worst, how_much)
-    return Agreement(worst, network.checked)
+    return Agreement(worst, network.checked, by)
 
 
 def difference(expected: np.ndarray, found: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +25,9 @@ from bigctl.interop.folders import write_json
 from bigctl.runs import generation_config, manifest
 from bigctl.runs.redaction import without_folders
 
+CARD = "README.md"
+"""What tells of the model; people add to it, so it is not among the digests."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -36,6 +39,8 @@ class Runtime:
         packages: what it needs besides numpy.
         about: one sentence for the card.
         command: what uses the model where it takes no script of ours.
+        notes: further paragraphs for the card.
+        takes: inputs, and what each is, where the model has not those of the run; it then gives `logits`.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Runtime:
     packages: Sequence[str]
     about: str
     command: str = ""
+    notes: Sequence[str] = ()
+    takes: Mapping[str, str] = field(default_factory=dict)
 
 
 def complete(
@@ -66,22 +73,22 @@ def complete(
     features = trained.features
     write_json(folder / "source.json", source(trained))
     write_json(folder / "labels.json", _labels(trained))
-    write_json(folder / "preprocessing.json", _preprocessing(trained))
+    write_json(folder / "preprocessing.json", _preprocessing(trained, outside=bool(runtime.takes)))
     write_json(folder / KEPT, kept(trained))
     if features.tokenizer is not None:
         shutil.copyfile(trained.run.tokenizer, folder / "tokenizer.json")
     if trained.run.generation.is_file():
         shutil.copyfile(trained.run.generation, folder / trained.run.generation.name)
-    digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}
-    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     kind = _kind(features)
     argument, _, packages = _KINDS[kind]
     needs = ", ".join(["numpy", *runtime.packages, *packages])
     if not runtime.command:
         begin = "stream" if "inputs" in network.inputs and len(network.inputs) == 1 else "stream_cached"
         (folder / "run.py").write_text(_script(trained, runtime, kind, needs, begin), encoding="utf-8")
+    digests = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.name != CARD}
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     card = _card(trained, network, runtime, agreement, rounded, digests, argument, needs)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
     return argument
 
 
@@ -163,8 +170,9 @@ def _labels(trained: TrainedRun) -> dict[str, Any]:
     }
 
 
-def _preprocessing(trained: TrainedRun) -> dict[str, Any]:
-    """What becomes of an example before the model sees it; what is inside the model is not told again."""
+def _preprocessing(trained: TrainedRun, *, outside: bool) -> dict[str, Any]:
+    """What becomes of an example before the model sees it; what is inside the model is not told again, `outside` says
+    that pictures are standardised there."""
     features, data, recipe = trained.features, trained.config.data, trained.config.recipe
     found: dict[str, Any] = {"kind": features.kind, "shape": list(features.shape)}
     if features.kind == "image":
@@ -175,7 +183,7 @@ def _preprocessing(trained: TrainedRun) -> dict[str, Any]:
             "resize": str(getattr(data, "resize", "stretch")),
             "mean": list(getattr(recipe, "mean", None) or features.mean),
             "std": list(getattr(recipe, "std", None) or features.std),
-            "standardised": "inside the model, which takes uint8",
+            "standardised": "by who uses it, in [0, 1]" if outside else "inside the model, which takes uint8",
         }
     if features.kind == "table":
         missing = {*MISSING, *(str(text).strip().lower() for text in getattr(data, "missing", ()))}
@@ -206,20 +214,23 @@ def _card(
     needs: str,
 ) -> str:
     run, record = trained.run, trained.run.record()
-    shapes = [f"| `{name}` | {shape.dtype} {list(map(str, shape.shape))} |" for name, shape in network.inputs.items()]
-    given = "\n".join(shapes).replace("'", "")
-    gives = ", ".join(f"`{name}`" for name in network.expected[0])
+    shapes = {name: f"{shape.dtype} {list(map(str, shape.shape))}" for name, shape in network.inputs.items()}
+    listed = [f"| `{name}` | {what} |" for name, what in (runtime.takes or shapes).items()]
+    given = "\n".join(listed).replace("'", "")
+    gives = "`logits`" if runtime.takes else ", ".join(f"`{name}`" for name in network.expected[0])
     overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
     command = without_folders(" ".join(["bigctl train", *(each for each in overrides if each)]))
     plugins = record.get("plugins") or []
+    compared = _compared(agreement, rounded)
     used = f"pip install {needs.replace(',', '')}\npython run.py {argument}"
     lines = [
         f"# {run.path.name}",
         f"A model of `recipe={trained.config.recipe.kind} model={trained.config.model.kind}`, step {trained.step:,}, "
         f"exported by bigctl {metadata.version('bigctl')}. {runtime.about}",
         f"```\n{runtime.command or used}\n```",
+        *runtime.notes,
         f"| input | |\n|---|---|\n{given}\n\nIt gives {gives}.",
-        _compared(agreement, rounded),
+        compared,
         "## Data\n\n" + _data(record),
         "## Metrics\n\n" + _metrics(trained),
         "## Weights\n\n" + _weights(trained),
@@ -229,7 +240,8 @@ def _card(
     if plugins:
         names = ", ".join(f"`{name}`" for name in plugins)
         told = "what they do to data before the model sees it is not done here."
-        lines.insert(5, f"The run used plugins ({names}), whose code is not in this folder: {told}")
+        said = f"The run used plugins ({names}), whose code is not in this folder: {told}"
+        lines.insert(lines.index(compared) + 1, said)
     return "\n\n".join(lines) + "\n"
 
 

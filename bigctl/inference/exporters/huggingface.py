@@ -8,12 +8,24 @@ import numpy as np
 
 from bigctl.data.target import CLASSES, TOKEN_CLASS
 from bigctl.errors import RunError
+from bigctl.inference.exporters import folder as folders
+from bigctl.inference.exporters import reloaded
 from bigctl.inference.exporters.formats import Exported
+from bigctl.inference.exporters.network import Network
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface, vision_export
+from bigctl.interop.folders import Finish, as_it_is, require_new
 from bigctl.interop.tensors import read_json
 from bigctl.runs import generation_config
 from bigctl.training.checkpoints.arrays import flatten
+
+_TOKENS = [
+    ("input_ids", "int64 [batch, length]"),
+    ("attention_mask", "int64 [batch, length], 1 for tokens of the text"),
+    ("token_type_ids", "int64 [batch, length], 1 from the second text on"),
+]
+_PIXELS = [("pixel_values", "float32 [batch, channels, height, width], as the preprocessing makes them")]
+"""What the libraries call inputs."""
 
 
 def require(trained: TrainedRun) -> None:
@@ -23,13 +35,54 @@ def require(trained: TrainedRun) -> None:
 
 def write(trained: TrainedRun, folder: Path) -> Exported:
     """See `formats.Exporter`."""
-    export_run(trained, folder)
+    require_new(folder)
+    require(trained)
+    checked = Checked(trained, reloaded.TRANSFORMERS)
+    export_run(trained, folder, checked.finish)
     config = read_json(folder / "config.json")
     (name,) = config["architectures"]
-    return Exported(huggingface.loading_lines(config, str(folder)), {"what": name, "class": name})
+    lines = huggingface.loading_lines(config, str(folder))
+    return Exported(lines, {"what": name, "class": name, **checked.facts})
 
 
-def export_run(trained: TrainedRun, folder: Path) -> Path:
+class Checked:
+    """What is done to a folder for torch before it gets its name: it is read again, and completed.
+
+    What the run's model gives is computed first, so that its weights, those that are written, and those that are read
+    again are not in memory at once.
+
+    Attributes:
+        facts: see `Exported`; there once it is done.
+    """
+
+    def __init__(self, trained: TrainedRun, library: str):
+        self.trained, self.library = trained, library
+        self.facts: dict[str, object] = {}
+        self._network = Network.of(trained)
+        _ = self._network.expected
+
+    def finish(self, folder: Path) -> None:
+        """Raises RunError if the folder does not compute what the run does."""
+        agreement = reloaded.require_same(self.trained, self._network, folder, self.library)
+        runtime = self._runtime(folder)
+        folders.complete(folder, self.trained, self._network, runtime, agreement)
+        self.facts = {"difference": agreement.difference, "checked": str(agreement), "read_by": agreement.by}
+
+    def _runtime(self, folder: Path) -> folders.Runtime:
+        config, features = read_json(folder / "config.json"), self.trained.features
+        if self.library == reloaded.TIMM:
+            from bigctl.interop import timm_export
+
+            lines, notes = timm_export.loading_lines(".", features.shape[2]), list[str]()
+        else:
+            lines = huggingface.loading_lines(config, ".")
+            notes = huggingface.notes(config, features.tokenizer or {})
+        takes = {"image": _PIXELS, "stream": _TOKENS[:1]}.get(features.kind, _TOKENS)
+        about = f"`config.json` and `model.safetensors` are as {self.library} reads them."
+        return folders.Runtime("", (), (), about, "\n".join(lines), notes, dict(takes))
+
+
+def export_run(trained: TrainedRun, folder: Path, finish: Finish = as_it_is) -> Path:
     """Write the model of a run for `transformers`, see `huggingface.export_model`.
 
     Raises:
@@ -39,7 +92,7 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
     run = trained.run
     huggingface.require_exportable(trained.config.model, str(run.path))
     if vision_export.knows(trained.config.model):
-        return _export_vision(trained, folder)
+        return huggingface.write_vision(exported(trained), folder, finish)
     if not run.tokenizer.is_file():
         raise RunError("the run has lost its tokenizer.json", where=str(run.path))
     target = trained.features.target
@@ -55,28 +108,24 @@ def export_run(trained: TrainedRun, folder: Path) -> Path:
             per_token=tags,
             several=target.kind == CLASSES,
             generation_config=generation_config.read_generation_config(run, settings),
-            about=f"{run.path.name}, step {trained.step}",
         ),
         folder,
+        finish,
     )
-
-
-def _export_vision(trained: TrainedRun, folder: Path) -> Path:
-    return huggingface.write_vision(exported(trained), folder)
 
 
 def exported(trained: TrainedRun) -> vision_export.Export:
     """What is exported of a classifier of pictures."""
     features, recipe = trained.features, trained.config.recipe
     values = {**flatten(trained.params), **flatten(trained.variables)}
+    mean, std = (tuple(getattr(recipe, name, None) or getattr(features, name)) for name in ("mean", "std"))
     height, width, channels = features.shape
     return vision_export.Export(
         model=trained.config.model,
         values={name: np.asarray(value, np.float32) for name, value in values.items()},
-        shape=(height, width, channels),
-        mean=tuple(getattr(recipe, "mean", None) or features.mean),
-        std=tuple(getattr(recipe, "std", None) or features.std),
+        shape=(height, width, max(channels, len(mean))),  # grey pictures become coloured ones for weights of such
+        mean=mean,
+        std=std,
         classes=features.target.names,
         several=features.target.kind == CLASSES,
-        about=f"{trained.run.path.name}, step {trained.step}",
     )

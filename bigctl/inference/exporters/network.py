@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +28,15 @@ from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.inference.exporters import peak_memory
 from bigctl.inference.trained import TrainedRun
 from bigctl.parallel.partition import path_name
+from bigctl.training.programs import ModelPrograms
+from bigctl.training.state import Tree
 
 log = logging.getLogger("bigctl")
 
 ROWS = 32
-"""Examples of each batch that a copy is compared on."""
+"""Examples of each batch that a copy is compared on, at most."""
+LARGEST = 2**26
+"""Numbers that an output of a batch has at most, 256 MiB of float32."""
 
 Arrays = dict[str, np.ndarray]
 Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
@@ -69,27 +75,19 @@ class Network:
         if getattr(config.model, "scan", False):  # written out, so that every matrix is met by its own name
             config = changed(config, {"model.scan": False})
         programs = experiment.rebuild(dataclasses.replace(config, train=train), features)
-        leaves, structure = jax.tree_util.tree_flatten_with_path((trained.params, trained.variables))
-        names = [path_name(path).partition("/")[2] for path, _ in leaves]
-        weights = {name: _plain(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
-
-        def merged(weights: dict[str, jax.Array]) -> nnx.Module:
-            params, variables = jax.tree_util.tree_unflatten(structure, [weights[name] for name in names])
-            return programs.merge(params, variables)
-
-        def function(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return programs.task.exported(merged(weights), inputs)
-
+        model, function = computed_by(programs)
+        weights = {name: _plain(leaf) for name, leaf in by_path((trained.params, trained.variables)).items()}
         try:
             longest = programs.task.exported_inputs(ROWS)
         except NotImplementedError as error:
             what = f"recipe={config.recipe.kind} does not say what its model is given"
             raise ConfigError(what, where=str(trained.run.path), hint="define Task.exported_inputs") from error
         dataset = _data(trained)
-        batches, checked = _examples(trained, dataset, longest)
+        inputs = _symbolic(longest, features)
+        batches, checked = _examples(trained, dataset, longest, _rows(function, weights, longest))
         if quantize != config.train.quantize:
             checked += " (float32, without the rounding of train.quantize)"
-        return cls(weights, function, _symbolic(longest, features), batches, checked, merged, dataset)
+        return cls(weights, function, inputs, batches, checked, model, dataset)
 
     def given(self, batch: Arrays) -> Arrays:
         """The inputs, of a batch of data; what it has no column for is a cache with nothing in it."""
@@ -157,6 +155,27 @@ class Computed:
         np.savez(folder / peak_memory.WEIGHTS, **weights)  # type: ignore[arg-type]
 
 
+def computed_by(programs: ModelPrograms) -> tuple[Callable[[dict[str, jax.Array]], nnx.Module], Function]:
+    """The model of weights by path, and what is exported of it as a function of these and a batch."""
+    shapes = (programs.weights.params, programs.weights.variables)
+    names, structure = [*by_path(shapes)], jax.tree_util.tree_structure(shapes)
+
+    def merged(weights: dict[str, jax.Array]) -> nnx.Module:
+        params, variables = jax.tree_util.tree_unflatten(structure, [weights[name] for name in names])
+        return programs.merge(params, variables)
+
+    def function(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return programs.task.exported(merged(weights), inputs)
+
+    return merged, function
+
+
+def by_path(weights: tuple[Tree, Tree]) -> dict[str, Any]:
+    """The leaves of parameters and variables, by path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(weights)
+    return {path_name(path).partition("/")[2]: leaf for path, leaf in leaves}
+
+
 def _shapes(arrays: Mapping[str, np.ndarray | jax.Array]) -> Shapes:
     return tuple((name, tuple(arrays[name].shape), str(arrays[name].dtype)) for name in sorted(arrays))
 
@@ -175,7 +194,7 @@ def on_cpu() -> Iterator[None]:
 
 def _plain(leaf: jax.Array) -> np.ndarray:
     values = np.asarray(leaf)
-    return values if values.dtype.kind in "iub" else values.astype(np.float32)
+    return values if values.dtype.kind in "iub" else values.astype(np.float32, copy=False)
 
 
 def _symbolic(longest: dict[str, jax.ShapeDtypeStruct], features: Features) -> dict[str, jax.ShapeDtypeStruct]:
@@ -192,6 +211,14 @@ def _symbolic(longest: dict[str, jax.ShapeDtypeStruct], features: Features) -> d
 # ----------------------------------------------------------------------------------------------------------- examples
 
 
+def _rows(function: Function, weights: Arrays, longest: dict[str, jax.ShapeDtypeStruct]) -> int:
+    """Examples a batch: fewer where the outputs of `ROWS` would be large, as those of long texts over many tokens."""
+    shapes = {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in weights.items()}
+    outputs = jax.eval_shape(function, shapes, longest)
+    each = max((math.prod(output.shape[1:]) for output in outputs.values()), default=1)
+    return max(1, min(ROWS, LARGEST // max(each, 1)))
+
+
 def _data(trained: TrainedRun) -> Dataset | None:
     try:
         return trained.data()
@@ -201,23 +228,24 @@ def _data(trained: TrainedRun) -> Dataset | None:
 
 
 def _examples(
-    trained: TrainedRun, dataset: Dataset | None, longest: dict[str, jax.ShapeDtypeStruct]
+    trained: TrainedRun, dataset: Dataset | None, longest: dict[str, jax.ShapeDtypeStruct], rows: int
 ) -> tuple[list[Arrays], str]:
     """Batches of validation rows, of the shortest and the longest texts where these differ, and one of a single row;
     of random numbers without data."""
     if dataset is None:
-        found, what = [_random(trained.features, longest)], f"{ROWS} random inputs, for want of the run's data"
+        found = [{name: values[:rows] for name, values in _random(trained.features, longest).items()}]
+        what = f"{rows} random inputs, for want of the run's data"
     else:
-        found = _of_data(dataset, longest, str(trained.run.path))
+        found = _of_data(dataset, longest, rows, str(trained.run.path))
         rows = sum(len(next(iter(batch.values()))) for batch in found)
         what = f"{rows} validation {'windows' if trained.features.kind == 'stream' else 'rows'}"
     return [*found, {name: values[:1] for name, values in found[0].items()}], what
 
 
-def _of_data(dataset: Dataset, longest: dict[str, jax.ShapeDtypeStruct], where: str) -> list[Arrays]:
-    """The first batch of validation rows and the last. Raises ConfigError for inputs that the data has not."""
+def _of_data(dataset: Dataset, longest: dict[str, jax.ShapeDtypeStruct], rows: int, where: str) -> list[Arrays]:
+    """The first batch of so many validation rows and the last. Raises ConfigError for inputs that the data has not."""
     columns, layout = dataset.splits["validation"], dataset.batches
-    planned = list(layout.evaluation_plan(columns, batch_size=ROWS, shards=1).batches())
+    planned = list(layout.evaluation_plan(columns, batch_size=rows, shards=1).batches())
     found = []
     for indices, mask, length in planned[:1] + planned[1:][-1:]:
         batch = layout.gather(columns, indices, length)

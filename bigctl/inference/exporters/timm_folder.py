@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigctl.inference.exporters import huggingface
+from bigctl.inference.exporters import huggingface, reloaded
 from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import timm_export
+from bigctl.interop.folders import require_new
 
 
 def require(trained: TrainedRun) -> None:
@@ -17,5 +18,8 @@ def require(trained: TrainedRun) -> None:
 
 def write(trained: TrainedRun, folder: Path) -> Exported:
     """See `formats.Exporter`."""
-    timm_export.write(huggingface.exported(trained), folder)
-    return Exported(timm_export.loading_lines(str(folder), trained.features.shape[2]), {"what": "folder for timm"})
+    require_new(folder)
+    checked = huggingface.Checked(trained, reloaded.TIMM)
+    timm_export.write(huggingface.exported(trained), folder, checked.finish)
+    lines = timm_export.loading_lines(str(folder), trained.features.shape[2])
+    return Exported(lines, {"what": "folder for timm", **checked.facts})
