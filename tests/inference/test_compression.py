@@ -15,6 +15,7 @@ from bigctl.errors import ConfigError, RunError
 from bigctl.inference.compression import calibration, compressed, sensitivity
 from bigctl.inference.compression.method import Method
 from bigctl.inference.compression.weights import smaller
+from bigctl.inference.exporters import formats
 from bigctl.inference.exporters.network import Network
 from bigctl.reports import compression
 from bigctl.runs.removal import strangers
@@ -102,9 +103,18 @@ def test_a_soup_is_the_mean_of_checkpoints_and_a_greedy_one_is_no_worse(run, tmp
                 np.testing.assert_allclose(values, (parts[0][name] + parts[1][name]) / 2, rtol=1e-6)
     scores = [each.evaluate("validation")["val/accuracy"] for each in (*loaded, bigctl.load(str(made)))]
     assert scores[2] >= max(scores[:2])
-    for wrong, text in {f"from=[{run.with_name('none')}]": "no such run", "from=[]": "names no run"}.items():
+    card = Path(formats.exporter("jax").write(bigctl.load(str(made)), made / "jax").usage[0].split()[1]).parent
+    assert f"bigctl compress small method=soup soup=greedy from=[{other.name}] --name soup-greedy" in (
+        (card / "README.md").read_text()
+    )
+    shape = [*small.KEYS, "data=csv", f"data.path={rows}", "model.activation=tanh", "train.steps=1"]
+    bigctl.train(shape, run.with_name("tanh"), quiet=True)
+    refused = {f"from=[{run.with_name('none')}]": "no such run", "from=[]": "names no run"}
+    refused |= {f"from=[{run.with_name('tanh')}]": "has model.activation=tanh", f"from=[{run}]": "is in it already"}
+    refused |= {f"from=[{other},{other}]": "is in it already"}
+    for wrong, text in {name: " ".join(said.split()) for name, said in refused.items()}.items():
         assert main(["compress", str(run), "method=soup", wrong, "--name", "x"]) == 2
-        assert text in capsys.readouterr().err
+        assert text in " ".join(capsys.readouterr().err.split())
 
 
 def test_training_goes_on_between_the_zeros_of_a_pruned_run(run, tmp_path_factory, capsys):

@@ -167,6 +167,8 @@ def test_a_layer_goes_that_is_needed_least_and_the_rest_leaves_as_onnx_but_not_f
         (["keep=[0,first]"], "keep: '\\[0,first\\]' names no layers"),
         (["keep=[1,1]"], "keep: \\[1,1\\] names a layer twice"),
         (["heads=0.5", "sparsity=0.5"], "sparsity: is no key of method=structured"),
+        (["keep=[1]", "by=taylor"], "by: tells which heads, columns, channels go, and none are said to .*keep= names"),
+        (["layers=1", "by=magnitude"], "by: tells which .*layers go by the loss without them"),
         (["heads=0.5", "by=wanda"], "there is no by 'wanda' .one of: magnitude, taylor"),
     ],
 )
@@ -185,6 +187,17 @@ def test_layers_that_are_named_stay_as_they_are():
     for wrong, said in (((0, 2), "there is no layer 2"), ((-1,), "no layer -1"), ((0, 1), "names all of the 2 layers")):
         with pytest.raises(RunError, match=said):
             structured._with_layers(sized, values, wrong, "run")
+
+
+def test_by_is_recorded_where_something_goes_by_it():
+    def told(settings: str) -> str:
+        return str(Method.parse(["method=structured", *settings.split()]))
+
+    assert told("keep=[0,5]") == "method=structured keep=[0,5]" and told("layers=2") == "method=structured layers=2"
+    assert told("heads=0.5 layers=2") == "method=structured by=taylor heads=0.5 layers=2"
+    assert "by" not in Method.parse(["method=structured", "keep=[0]"]).settings
+    tried = Method.several(["method=prune,structured", "by=magnitude", "layers=1"])
+    assert [*map(str, tried)] == ["method=prune sparsity=0.5 by=magnitude", "method=structured layers=1"]
 
 
 def test_lists_of_layers_are_values_of_their_own():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -96,9 +96,8 @@ class Method:
             raise ConfigError("no method is given", where="method", hint=f"method={'|'.join(METHODS)}")
         given: dict[str, Any] = {"sources": _names(found["from"])} if "from" in found else {}
         given |= {"keep": _numbers(found.pop("keep"))} if "keep" in found else {}
-        if found["method"] == STRUCTURED:
-            given["by"] = found.pop("by", TAYLOR)
-        made = cls(**{name: value for name, value in found.items() if name != "from"}, **given)
+        usual = {"by": TAYLOR} if found["method"] == STRUCTURED else {}
+        made = cls(**{**usual, **{name: value for name, value in found.items() if name != "from"}}, **given)
         made._check({*found, *given} - {"sources"})
         return made
 
@@ -123,7 +122,10 @@ class Method:
                 raise ConfigError(f"there is no method {method!r} to be tried", where="method", hint=hint)
         found, used = [], {"method"}
         for method in methods:
-            own = [(name, between.split(text)) for name, text in given if name in KEYS[method]]
+            known = KEYS[method]
+            if method == STRUCTURED and not {name for name, _ in given} & set(SHARES):
+                known = known - {"by"}
+            own = [(name, between.split(text)) for name, text in given if name in known]
             used |= {name for name, _ in own}
             for values in itertools.product(*(texts for _, texts in own)):
                 keys = [f"{name}={value}" for (name, _), value in zip(own, values, strict=True)]
@@ -154,14 +156,19 @@ class Method:
             raise ConfigError(f"pattern={PATTERN} is a sparsity of 0.5", where="sparsity", hint="leave one of them out")
         if self.group not in (16, 32, 64, 128):
             raise ConfigError(f"there are no groups of {self.group}", where="group", hint="16, 32, 64 or 128")
-        self._check_parts()
+        self._check_parts(given)
         if self.method == INT8 and not self.ranges and (alone := sorted(given & {"calibration", "data"})):
             hint = f"such as ranges={RANGES[0]}; one of: {', '.join(RANGES)}"
             raise ConfigError("is for ranges of activations, and no ranges= is given", where=alone[0], hint=hint)
         if self.calibration < 1:
             raise ConfigError("needs a row at least", where="calibration", hint="such as calibration=128")
 
-    def _check_parts(self) -> None:
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """Of which parts a share goes; `by` tells which of them."""
+        return tuple(name for name in SHARES if getattr(self, name))
+
+    def _check_parts(self, given: set[str]) -> None:
         for name in SHARES:
             if not 0 <= getattr(self, name) < 1:
                 hint = f"a share from 0 to below 1, such as {name}=0.25"
@@ -170,9 +177,12 @@ class Method:
             raise ConfigError(f"{self.layers} layers cannot go", where="layers", hint="such as layers=2")
         if self.layers and self.keep:
             raise ConfigError("says by itself how many layers go", where="keep", hint="leave out layers=")
-        if self.method == STRUCTURED and not (any(getattr(self, name) for name in SHARES) or self.layers or self.keep):
+        if self.method == STRUCTURED and not (self.shares or self.layers or self.keep):
             hint = "shares such as heads=0.5 columns=0.5, channels=0.5 of convolutions, layers=2, or keep=[0,5]"
             raise ConfigError("nothing is said to go", where=f"method={STRUCTURED}", hint=hint)
+        if self.method == STRUCTURED and "by" in given and not self.shares:
+            hint = "leave it out: " + ("keep= names the layers" if self.keep else "layers go by the loss without them")
+            raise ConfigError(f"tells which {', '.join(SHARES)} go, and none are said to", where="by", hint=hint)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -180,16 +190,23 @@ class Method:
         names = {
             INT8: ("ranges", "calibration") if self.ranges else (),
             INT4: ("group",), PRUNE: ("sparsity", "by", "pattern"), SOUP: ("soup",),
-            STRUCTURED: ("by", *(name for name in (*SHARES, "layers", "keep") if getattr(self, name))),
+            STRUCTURED: (*(("by",) if self.shares else ()), *self.shares,
+                         *(name for name in ("layers", "keep") if getattr(self, name))),
         }[self.method]  # fmt: skip
-        return {name: value for name, value in asdict(self).items() if name in ("method", *names)}
+        found = {name: value for name, value in asdict(self).items() if name in ("method", *names)}
+        return {**found, "from": self.sources} if self.sources else found
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={_text(value)}" for name, value in self.settings.items() if value != "")
+        return told(self.settings)
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """Settings as they are given on the command line."""
+    return " ".join(f"{name}={_text(value)}" for name, value in settings.items() if value != "")
 
 
 def _text(value: object) -> str:
-    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigctl.config import schema
 from bigctl.errors import RunError
 from bigctl.inference.compression import statistics
 from bigctl.inference.compression.method import GREEDY, Method
@@ -43,7 +45,7 @@ def stirred(trained: TrainedRun, method: Method) -> Soup:
     """The mean of the checkpoints of a run, or of those of several: of all, or greedily of those that help.
 
     Raises:
-        RunError: if there is one only, or they are of other data or shapes.
+        RunError: if there is one only, one is there twice, or they are of other data or another architecture.
     """
     where = str(trained.run.path)
     gathered = statistics.Statistics(trained) if statistics.kept(trained) else None
@@ -68,8 +70,14 @@ def _ingredients(trained: TrainedRun, method: Method) -> Iterator[tuple[str, Wei
             other = TrainedRun.load(str(trained.run.path), step=step)
             yield f"{trained.run.path.name}:{step}", _arrays(other)
     fingerprint, shapes = trained.run.record()["data"]["fingerprint"], {name: own[name].shape for name in own}
+    seen = {(trained.run.path.resolve(), trained.step)}
     for source in method.sources:
         other = TrainedRun.load(source)
+        if (place := (other.run.path.resolve(), other.step)) in seen:
+            what, hint = f"step {other.step} of {other.run.path} is in it already", "leave it out"
+            raise RunError(what, where=f"from={source}", hint=hint)
+        seen.add(place)
+        _require_alike(trained, other, source)
         values = _arrays(other)
         if {name: values[name].shape for name in values} != shapes:
             raise RunError(
@@ -84,6 +92,26 @@ def _ingredients(trained: TrainedRun, method: Method) -> Iterator[tuple[str, Wei
             what = f"keeps another {unlike[0]}, for which its weights are"
             raise RunError(what, where=f"from={source}", hint=f"average runs that begin as {trained.run.path} does")
         yield f"{other.run.path.name}:{other.step}", values
+
+
+def _require_alike(trained: TrainedRun, other: TrainedRun, source: str) -> None:
+    """Raises RunError for a model that computes something else of its weights, of whatever shapes these are."""
+    ours, theirs = trained.config.model, other.config.model
+    if ours.kind != theirs.kind:
+        hint = "average runs of one architecture"
+        raise RunError(f"is of model={theirs.kind}, not of model={ours.kind}", where=f"from={source}", hint=hint)
+    one, two = _structure(ours), _structure(theirs)
+    if unlike := next((name for name in one if one[name] != two[name]), None):
+        hint = f"it is {one[unlike]} in {trained.run.path}: average runs of one architecture"
+        raise RunError(f"has model.{unlike}={two[unlike]}", where=f"from={source}", hint=hint)
+
+
+def _structure(model: schema.Model) -> dict[str, str]:
+    """The keys by which a model computes something else of the same weights."""
+    whole = model.with_defaults()
+    found = [each.name for each in dataclasses.fields(whole) if each.metadata.get("drift") == schema.STRUCTURAL]
+    found += [name for name in ("activation", "output_factor") if hasattr(whole, name) and name not in found]
+    return {name: str(getattr(whole, name)) for name in found if name != "init_from"}
 
 
 def _tree(trained: TrainedRun, values: Weights) -> Tree:

@@ -73,7 +73,7 @@ def shrunk(trained: TrainedRun, method: Method, dataset: Dataset, *, sensitive: 
     sized = Sized.of(trained)
     values = sized.arrays(Weights(trained.params, trained.variables))
     before, rows = _bytes(values), []
-    if method.layers or (method.by == TAYLOR and any(getattr(method, kind) for kind in SHARES)):
+    if method.layers or (method.by == TAYLOR and method.shares):
         rows = list(calibration.batches(dataset, method.calibration))
     removed: dict[str, list[int]] = {}
     without: list[float] = []
@@ -82,8 +82,8 @@ def shrunk(trained: TrainedRun, method: Method, dataset: Dataset, *, sensitive: 
         sized, values, removed["layers"], without = _without_layers(sized, values, method.layers, rows, where)
     elif method.keep:
         sized, values, removed["layers"] = _with_layers(sized, values, method.keep, where)
-    kinds, model = [kind for kind in SHARES if getattr(method, kind)], sized.config.model
-    units = [each for kind in kinds for each in parts.of_model(model, values, kind, where)]
+    model = sized.config.model
+    units = [each for kind in method.shares for each in parts.of_model(model, values, kind, where)]
     if units:
         taylor = method.by == TAYLOR
         scores = importance(sized, values, units, rows) if taylor else [each.size(values) for each in units]

@@ -15,6 +15,7 @@ from bigctl.data.number_style import MISSING
 from bigctl.data.target import NONE
 from bigctl.data.text import ngrams
 from bigctl.files import sha256
+from bigctl.inference.compression.method import told
 from bigctl.inference.exporters.agreement import Agreement
 from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.exporters.network import Network
@@ -23,6 +24,7 @@ from bigctl.inference.trained import TrainedRun
 from bigctl.interop import sources
 from bigctl.interop.folders import write_json
 from bigctl.runs import generation_config, manifest
+from bigctl.runs.directory import RunDirectory
 from bigctl.runs.redaction import without_folders
 
 CARD = "README.md"
@@ -218,8 +220,6 @@ def _card(
     listed = [f"| `{name}` | {what} |" for name, what in (runtime.takes or shapes).items()]
     given = "\n".join(listed).replace("'", "")
     gives = "`logits`" if runtime.takes else ", ".join(f"`{name}`" for name in network.expected[0])
-    overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
-    command = without_folders(" ".join(["bigctl train", *(each for each in overrides if each)]))
     plugins = record.get("plugins") or []
     compared = _compared(agreement, rounded)
     used = f"pip install {needs.replace(',', '')}\npython run.py {argument}"
@@ -234,7 +234,7 @@ def _card(
         "## Data\n\n" + _data(record),
         "## Metrics\n\n" + _metrics(trained),
         "## Weights\n\n" + _weights(trained),
-        f"## Made with\n\n```\n{command}\n```",
+        f"## Made with\n\n```\n{_made_with(run, record)}\n```",
         "## Digests\n\n" + "\n".join(f"- `{name}` sha256 {digest}" for name, digest in digests.items()),
     ]
     if plugins:
@@ -243,6 +243,17 @@ def _card(
         said = f"The run used plugins ({names}), whose code is not in this folder: {told}"
         lines.insert(lines.index(compared) + 1, said)
     return "\n\n".join(lines) + "\n"
+
+
+def _made_with(run: RunDirectory, record: Mapping[str, Any]) -> str:
+    """The commands: a run that was compressed has the training of the one that it was made of."""
+    overrides = run.overrides.read_text(encoding="utf-8").split("\n") if run.overrides.is_file() else []
+    command = without_folders(" ".join(["bigctl train", *(each for each in overrides if each)]))
+    if settings := record.get("compression"):
+        origin = (record.get("derived_from") or {}).get("derived_from", "RUN")
+        compressed = without_folders(f"bigctl compress {origin} {told(settings)}")
+        return f"{command} --name {origin}\n{compressed} --name {run.path.name}"
+    return command
 
 
 def _compared(agreement: Agreement, rounded: Sequence[str]) -> str:
