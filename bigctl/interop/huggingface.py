@@ -92,17 +92,17 @@ def export_model(trained: Export, folder: Path, finish: Finish = as_it_is) -> Pa
 
 def require_exportable(model: schema.Model, where: str) -> None:
     """Raises ConfigError for a model that transformers has no class for, naming the run."""
-    require_whole_heads(model, "transformers", where)
-    if vision_export.knows(model):
-        vision_export.require(model, where)
-        return
-    if model.implementation not in (schema.Bert.implementation, schema.Decoder.implementation):
+    pictures = vision_export.knows(model)
+    if not pictures and model.implementation not in (schema.Bert.implementation, schema.Decoder.implementation):
         raise ConfigError(
             f"transformers has no class for model={model.kind}; only bert, gpt, llama, resnet, vit and convnext can be "
             "exported to it",
             where=where,
             hint="bigctl.load(RUN).params gives the weights as arrays",
         )
+    require_whole_heads(model, "transformers", where)
+    if pictures:
+        vision_export.require(model, where)
 
 
 def write_vision(export: vision_export.Export, folder: Path, finish: Finish = as_it_is) -> Path:

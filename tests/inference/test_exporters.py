@@ -11,14 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import bigctl
 from bigctl.cli.main import main
+from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference.confidence import Confidence
-from bigctl.inference.exporters import agreement, formats, stablehlo
+from bigctl.inference.exporters import agreement, formats, network, stablehlo
 from bigctl.inference.exporters.network import Network
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs.removal import strangers
@@ -195,3 +197,21 @@ def test_a_difference_is_an_error_that_names_the_operation_where_it_begins(table
     with pytest.raises(RunError, match=said):
         onnx_model.write(bigctl.load(str(table / "run")), tmp_path / "out")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_model_for_batches_of_one_size_is_refused_by_its_line():
+    inputs = network._symbolic(
+        {"inputs": jax.ShapeDtypeStruct((32, 2, 3), np.float32)}, Features("image", (2, 3), None)
+    )
+
+    def flat(weights, inputs):
+        return {"logits": inputs["inputs"].reshape(len(inputs["inputs"]), -1)}
+
+    with pytest.raises(
+        ConfigError, match=r"test_exporters\.py, line \d+: the size of a batch is no number here"
+    ) as told:
+        network._require_any_size(flat, {}, inputs)
+    assert "x.shape[0] in place of len(x)" in str(told.value.hint)
+    network._require_any_size(
+        lambda _, given: {"logits": given["inputs"].reshape(given["inputs"].shape[0], -1)}, {}, inputs
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -153,3 +154,13 @@ def test_an_lstm_is_refused_plainly(tmp_path):
     with pytest.raises(ConfigError, match="no class for model=lstm"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_a_plugin_is_refused_as_what_it_is():
+    @dataclasses.dataclass
+    class Bottleneck(schema.Model):
+        kind: str = schema.kind("bottleneck")
+        inner: int = 4  # which blocks of a ResNet have, too
+
+    with pytest.raises(ConfigError, match="transformers has no class for model=bottleneck"):
+        huggingface.require_exportable(Bottleneck(), "run")

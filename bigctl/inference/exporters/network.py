@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Network:
     @classmethod
     def of(cls, trained: TrainedRun, *, rounded: bool = False) -> Network:
         """The model of a run, with `rounded` as `train.quantize` has it. Raises ConfigError if its recipe says of no
-        inputs."""
+        inputs, or it is of a plugin and for batches of one size."""
         config, features = trained.config, trained.features
         quantize = config.train.quantize if rounded else None
         train = dataclasses.replace(config.train, precision="float32", quantize=quantize)
@@ -84,6 +85,8 @@ class Network:
             raise ConfigError(what, where=str(trained.run.path), hint="define Task.exported_inputs") from error
         dataset = _data(trained)
         inputs = _symbolic(longest, features)
+        if trained.run.record().get("plugins"):  # models of ours take any
+            _require_any_size(function, weights, inputs)
         batches, checked = _examples(trained, dataset, longest, _rows(function, weights, longest))
         if quantize != config.train.quantize:
             checked += " (float32, without the rounding of train.quantize)"
@@ -209,6 +212,20 @@ def _symbolic(longest: dict[str, jax.ShapeDtypeStruct], features: Features) -> d
 
 
 # ----------------------------------------------------------------------------------------------------------- examples
+
+
+def _require_any_size(function: Function, weights: Arrays, inputs: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Raises ConfigError for a model that asks for the size of a batch as a Python number, naming the line."""
+    shapes = {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in weights.items()}
+    try:
+        jax.eval_shape(function, shapes, inputs)
+    except Exception as error:  # jax's own is of no public class
+        if "_DimExpr" not in str(error) and type(error).__name__ != "InconclusiveDimensionOperation":
+            raise
+        lines = [each for each in traceback.extract_tb(error.__traceback__) if "site-packages" not in each.filename]
+        hint = "take sizes from x.shape, such as x.shape[0] in place of len(x), and make no int of them"
+        what = "the size of a batch is no number here, as an export takes batches of any size"
+        raise ConfigError(what, where=f"{lines[-1].filename}, line {lines[-1].lineno}", hint=hint) from error
 
 
 def _rows(function: Function, weights: Arrays, longest: dict[str, jax.ShapeDtypeStruct]) -> int:
