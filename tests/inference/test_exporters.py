@@ -215,3 +215,13 @@ def test_a_model_for_batches_of_one_size_is_refused_by_its_line():
     network._require_any_size(
         lambda _, given: {"logits": given["inputs"].reshape(given["inputs"].shape[0], -1)}, {}, inputs
     )
+
+
+@pytest.mark.parametrize(("length", "rows"), [(16, 32), (64, 21), (8192, 1)])
+def test_long_texts_over_many_tokens_are_compared_in_fewer_rows(length, rows):
+    longest = {"inputs": jax.ShapeDtypeStruct((32, length), np.int32)}
+
+    def logits(weights, inputs):
+        return {"logits": jax.numpy.zeros((*inputs["inputs"].shape, 49152))}
+
+    assert network._rows(logits, {}, longest) == rows

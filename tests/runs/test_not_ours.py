@@ -164,7 +164,8 @@ def test_rm_removes_all_that_bigctl_writes(runs: Path, said: Any) -> None:
         ".lock", "log.txt", "samples.jsonl", "tokenizer.json", "generation.json", "report.html", "curves.png",
         ".run.json.123.tmp", ".log.txt.7-0aff.tmp",
         "tensorboard/events.out.tfevents.1.host", "profile/plugins/profile/x/y.trace.json.gz",
-        "hf/config.json", "hf/model.safetensors", "checkpoints/000000030/unfinished",
+        "hf/config.json", "hf/model.safetensors", "hf/preprocessor_config.json", "hf/SHA256SUMS", "timm/source.json",
+        "jax/generation.json", "checkpoints/000000030/unfinished",
         "checkpoints/000000010.aside/meta.json", "checkpoints/000000040.removed/state/d/x",
         "checkpoints/000000030/state.orbax-checkpoint-tmp/x", "checkpoints/000000020/.meta.json.7.tmp",
     ):  # fmt: skip
