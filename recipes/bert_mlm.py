@@ -8,13 +8,15 @@ evaluation they depend on the text alone, so that every evaluation asks the same
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bigctl.recipes import lm_loss
 from bigctl.recipes.text_cls import padding, require_text, text_shapes
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -25,7 +27,7 @@ from bigctl.data.dataset import Features
 from bigctl.errors import ConfigError
 from bigctl.models.bert import BertMaskedLM
 from bigctl.training.metrics import Sums
-from bigctl.training.task import Batch, Record, Task
+from bigctl.training.task import Batch, ExportedModel, Record, Task
 
 _REPLACED, _RANDOM = 0.8, 0.1
 
@@ -66,10 +68,23 @@ class BertMlm(Task):
         return {**self._sums(model, batch, keys, key), "padding": padding(batch)}
 
     def evaluate(self, model: nnx.Module, batch: Batch) -> Sums:
-        # Keyed by the text itself: whatever batch it is in, the same tokens are hidden.
-        digest = jnp.sum(batch["inputs"] * (1 + jnp.arange(batch["inputs"].shape[1])), axis=1)
-        keys = jax.vmap(lambda d: jax.random.fold_in(randomness.key(0, randomness.AUGMENTATION), d))(digest)
-        return self._sums(model, batch, keys, None)
+        return self._sums(model, batch, _keys_of(batch["inputs"]), None)
+
+    def evaluate_exported(self, model: ExportedModel, batch: Batch) -> Sums:
+        hidden, chosen = self._hide(batch["inputs"], batch["lengths"], _keys_of(batch["inputs"]))
+        guessed, tokens = np.asarray(chosen & (batch["mask"][:, None] > 0)), np.asarray(batch["inputs"])
+        columns = {name: np.asarray(batch[name]) for name in ("lengths", "segment_start")}
+        loss = hits = 0.0
+        for rows, logits in lm_loss.exported_logits(model, {**columns, "inputs": np.asarray(hidden)}, self.vocabulary):
+            said, wanted = logits[guessed[rows]], tokens[rows][guessed[rows]]
+            loss += float(lm_loss.token_losses(said, wanted).sum())
+            hits += float((said.argmax(-1) == wanted).sum())
+        found = {"loss": [loss, guessed.sum()], "accuracy": [hits, guessed.sum()]}
+        return {name: jnp.asarray(pair, jnp.float32) for name, pair in found.items()}
+
+    @cached_property
+    def _hide(self) -> Callable[..., tuple[Array, Array]]:
+        return jax.jit(self.hide)
 
     def exported_inputs(self, n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return text_shapes(self.features, n)
@@ -126,3 +141,9 @@ class BertMlm(Task):
             return jnp.where(chosen, seen, row), chosen
 
         return jax.vmap(one)(keys, tokens, allowed)
+
+
+def _keys_of(tokens: Int[Array, "batch length"]) -> Array:
+    """Keyed by the text itself: whatever batch it is in, the same tokens are hidden."""
+    digest = jnp.sum(tokens * (1 + jnp.arange(tokens.shape[1])), axis=1)
+    return jax.vmap(lambda d: jax.random.fold_in(randomness.key(0, randomness.AUGMENTATION), d))(digest)

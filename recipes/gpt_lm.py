@@ -22,7 +22,7 @@ from bigctl.models.decoder import Decoder
 from bigctl.models.experts import Routing
 from bigctl.training.metrics import Sums
 from bigctl.training.state import Weights
-from bigctl.training.task import TEACHER, Batch, Record, Task
+from bigctl.training.task import TEACHER, Batch, ExportedModel, Record, Task
 
 _PLACES = ("segments", "positions")
 """What a model is told besides of documents that are packed, see `layouts.packed`."""
@@ -118,6 +118,18 @@ class GptLm(Task):
         model = cast(Decoder, model)
         return {"logits": model.logits(model(batch["inputs"]))[..., : model.vocab_size].astype(jnp.float32)}
 
+    def evaluate_exported(self, model: ExportedModel, batch: Batch) -> Sums:
+        weights = np.asarray(self._weights(batch))
+        inputs, targets = np.asarray(batch["inputs"]), np.asarray(batch["targets"])
+        if self.packed:  # documents are alone in windows of their own, as the model is told of no others
+            segments, places = np.asarray(batch["segments"]), np.asarray(batch["positions"])
+            inputs, targets, weights = apart(segments, places, inputs, targets, weights)
+        total = 0.0
+        for rows, logits in lm_loss.exported_logits(model, {"inputs": inputs}, self.vocabulary):
+            losses = lm_loss.token_losses(logits, np.maximum(targets[rows], 0))
+            total += float((losses * weights[rows]).sum())
+        return {"loss": jnp.asarray([total, weights.sum()], jnp.float32)}
+
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         total, count = (float(value) for value in sums["loss"])
         mean = total / max(count, 1.0)
@@ -151,6 +163,17 @@ class GptLm(Task):
         hidden, kernel, size = spoken
         targets, weights = jnp.maximum(batch["targets"], 0), self._weights(batch)
         return lm_loss.loss_sums(hidden, kernel, targets, weights, size, z_loss, self.recipe.loss_chunk)
+
+
+def apart(segments: np.ndarray, positions: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
+    """Columns of packed documents, [batch, length], with each document in a row of its own from the first place on."""
+    real = segments > 0
+    keys = np.arange(len(segments))[:, None] * (int(segments.max(initial=0)) + 1) + segments
+    numbers, row = np.unique(keys[real], return_inverse=True)
+    found = [np.zeros((len(numbers), segments.shape[1]), column.dtype) for column in columns]
+    for column, of_rows in zip(columns, found, strict=True):
+        of_rows[row, positions[real]] = column[real]
+    return found
 
 
 def flops_per_token(

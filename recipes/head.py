@@ -57,6 +57,10 @@ class Head:
     def exported(self, outputs: Float[Array, "batch outputs"]) -> dict[str, Array]:
         return {"logits": outputs.astype(jnp.float32), "probabilities": self.predict(outputs)}
 
+    def of_exported(self, given: Mapping[str, np.ndarray]) -> Float[Array, "batch outputs"]:
+        """The outputs, or what is scored like them, of what `exported` named."""
+        return jnp.asarray(given["logits"])
+
     def describe(self, prediction: np.ndarray) -> Record:
         raise NotImplementedError
 

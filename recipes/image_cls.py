@@ -26,7 +26,7 @@ from bigctl.data.target import CLASS
 from bigctl.errors import ConfigError
 from bigctl.models.speed_cnn import SpeedCnn
 from bigctl.training.metrics import Sums, pair
-from bigctl.training.task import STEP, Batch, Network
+from bigctl.training.task import STEP, Batch, ExportedModel, Network
 
 
 class ImageCls(Supervised):
@@ -146,6 +146,10 @@ class ImageCls(Supervised):
         moved = self.adversary.judged_on(logits, _unit(seen["inputs"]), batch["label"])
         right = jnp.argmax(logits(moved), -1) == batch["label"]
         return {**sums, "robust_accuracy": pair(right, batch["mask"])}
+
+    def evaluate_exported(self, model: ExportedModel, batch: Batch) -> Sums:
+        """Without what needs gradients, `robust_accuracy`."""
+        return super().evaluate_exported(model, batch)
 
     def _logits(self, model: nnx.Module) -> adversarial.Logits:
         """Of every class, of pictures with pixels from 0 to 1, as the model evaluates."""

@@ -7,14 +7,17 @@ vocabulary, that is shared out over devices stays so.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from bigctl.parallel import mesh as meshes
+from bigctl.training.task import ExportedModel
 
 _PIECES = {"gpu": 2**28, "tpu": 2**27}
 _PIECE = 2**24
@@ -82,6 +85,25 @@ def _pieces(length: int, chunk: int | None, logits: int) -> int:
     if chunk is None:
         chunk = max(1, _PIECES.get(meshes.platform_in_use() or "", _PIECE) // max(1, logits))
     return -(-length // max(1, min(chunk, length)))
+
+
+def exported_logits(
+    model: ExportedModel, columns: Mapping[str, np.ndarray], vocab_size: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """What an exported model says of some texts, float32 [some, length, vocab], some rows at a time: it gives all
+    logits at once."""
+    count, length = columns["inputs"].shape
+    some = max(1, _PIECE // max(1, length * vocab_size))
+    for start in range(0, count, some):
+        rows = slice(start, min(count, start + some))
+        yield rows, model({name: values[rows] for name, values in columns.items()})["logits"]
+
+
+def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each target under its logits [..., vocab], float64 [...]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    wanted = np.take_along_axis(shifted, targets[..., None], -1)[..., 0]
+    return np.asarray(np.log(np.exp(shifted).sum(-1, dtype=np.float64)) - wanted)
 
 
 class Spoken(NamedTuple):

@@ -43,6 +43,9 @@ class NumberHead(Head):
     def exported(self, outputs: Float[Array, "batch 1"]) -> dict[str, Array]:
         return {"value": self.predict(outputs)}
 
+    def of_exported(self, given: Mapping[str, np.ndarray]) -> Float[Array, "batch 1"]:
+        return (jnp.asarray(given["value"]) - self.mean) / self.std
+
     def describe(self, prediction: np.ndarray) -> Record:
         return {"value": float(prediction[0])}
 

@@ -25,7 +25,7 @@ from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS
 from bigctl.errors import ConfigError
 from bigctl.training.metrics import Sums, add
-from bigctl.training.task import TEACHER, Batch, Judged, Network, Record, Task
+from bigctl.training.task import TEACHER, Batch, ExportedModel, Judged, Network, Record, Task
 
 OTHER, SHARE = "other label", "share"
 """Columns of a batch whose examples are mixed, see `Supervised.augment`."""
@@ -133,6 +133,9 @@ class Supervised(Task):
         batch = self.seen(batch)
         self._require_shape(outputs := self.scored_outputs(cast(Network, model), batch), model, batch)
         return self.head.evaluate(outputs, batch)
+
+    def evaluate_exported(self, model: ExportedModel, batch: Batch) -> Sums:
+        return self.head.evaluate(self.head.of_exported(model(batch)), batch)
 
     def metrics(self, sums: Mapping[str, np.ndarray]) -> Record:
         return self.head.metrics(sums)

@@ -8,15 +8,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bigctl import imports
 
 if TYPE_CHECKING:
     from bigctl.config.compose import Composed
     from bigctl.config.schema import Config
-    from bigctl.inference.trained import TrainedRun
+    from bigctl.inference.scored import Scored
     from bigctl.runs.gates import Verdict
+
+Model = TypeVar("Model", bound="Scored")
 
 
 def whole(what: str = "count", least: int = 0, most: int = 10**9) -> Callable[[str], int]:
@@ -90,6 +92,15 @@ def add_passphrase(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_exported(parser: argparse.ArgumentParser) -> None:
+    """What an export may need besides."""
+    parser.add_argument(
+        "--source", metavar="RUN",
+        help="of an export: the run that it was made from; default: around its folder, or of that name under runs/",
+    )  # fmt: skip
+    add_passphrase(parser)
+
+
 def passphrase(file: Path | None, folders: Iterable[str]) -> str | None:
     """The passphrase, where one of some folders is an encrypted export. Raises ConfigError where none is and a file is
     given, and as `sealed.passphrase` does."""
@@ -120,7 +131,7 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def with_threshold(trained: TrainedRun, wanted: str | None) -> TrainedRun:
+def with_threshold(trained: Model, wanted: str | None) -> Model:
     """The model with the threshold that is asked for. Raises ConfigError where that cannot be used."""
     from bigctl.inference import threshold
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bigctl.cli import common, render
+from bigctl.cli import common, exported, render
 from bigctl.formatting import columns, number
-from bigctl.runs import differences, directory
-from bigctl.runs.differences import ABSENT, NOT_FINITE, Side
+from bigctl.runs import differences
+from bigctl.runs.differences import ABSENT, EXPORT, NOT_FINITE, Side
 
 EXAMPLES = """\
 Differences are relative to the first run. Metrics of a complete run are those of its summary; of any other run the
@@ -24,6 +25,7 @@ examples:
   bigctl compare runs/before runs/after --assert-equal               every bit of every metric at every step
   bigctl compare runs/cpu runs/gpu --tolerance 1e-5 --tolerance 'val/accuracy=0.01'
   bigctl compare bert_cls lstm_cls --significance                     paired tests on the same test examples
+  bigctl compare runs/bert_cls runs/bert_cls/onnx-int8 --significance an export too, scored in its own runtime
 
 exit codes: 0 ok, 1 --assert-equal or --tolerance has found a difference, 2 usage or configuration
 """
@@ -32,7 +34,9 @@ _LONGEST = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or names under runs/; two or more")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directories, names under runs/, or exports; two or more"
+    )
     parser.add_argument("--all", action="store_true", help="also show what is equal in all of them")
     parser.add_argument(
         "--metrics", action="append", default=[], metavar="PATTERN",
@@ -56,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="of --significance")
     common.add_run_plugins(parser)
+    common.add_exported(parser)
     common.add_json(parser)
 
 
@@ -63,7 +68,10 @@ def run(options: argparse.Namespace) -> int:
     within = differences.tolerances(options.tolerance)
     if options.significance:
         return _significance(options)
-    sides = differences.sides([directory.locate(name) for name in options.runs])
+    found = [exported.located(name, options.source) for name in options.runs]
+    secret = common.passphrase(options.passphrase_file, [str(each.path) for each in found])
+    with contextlib.ExitStack() as opened:
+        sides = differences.sides([opened.enter_context(exported.in_clear(each, secret)) for each in found])
     names = differences.known(sides, options.metrics, where="--metrics")
     differences.known(sides, within.some, where="--tolerance")
     config = differences.configuration(sides, every=options.all)
@@ -96,16 +104,22 @@ def _significance(options: argparse.Namespace) -> int:
 
     if len(options.runs) != 2:
         raise ConfigError(f"{len(options.runs)} runs are given", where="--significance", hint="give two")
-    found = [directory.locate(name) for name in options.runs]
+    found = [exported.located(name, options.source) for name in options.runs]
+    secret = common.passphrase(options.passphrase_file, [str(each.path) for each in found])
     from bigctl.inference import paired
-    from bigctl.inference.trained import TrainedRun
 
-    first, second = (TrainedRun.load(str(each.path), plugins=options.plugin) for each in found)
-    told = paired.compare(first, second, split=options.split, rounds=options.rounds)
+    with contextlib.ExitStack() as opened:
+        first, second = (opened.enter_context(exported.model(each, options, secret)) for each in found)
+        told = paired.compare(first, second, split=options.split, rounds=options.rounds)
+        about = {str(each.run.path): facts for each in (first, second) if (facts := exported.facts(each))}
     if options.json:
-        render.print_json(asdict(told))
+        render.print_json({**asdict(told), **({"exports": about} if about else {})})
         return 0
     print(f"{told.second} beside {told.first}: {told.count:,} {told.split} examples, {told.rounds:,} draws")
+    for each in (first, second):
+        exported.print_facts(each, named=True)
+    if about and first.step != second.step:
+        print(f"note: of step {first.step:,} and step {second.step:,}")
     rows = [
         [each.metric, number(each.first), number(each.second), f"{each.difference:+.4g}",
          f"{each.interval[0]:+.4g} to {each.interval[1]:+.4g}", f"{each.p:.3g}"]
@@ -148,6 +162,9 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
     metrics = differences.rows([_chosen(side, names) for side in sides], every=True)
     times = differences.rows([side.times for side in sides], every=True)
     origins = {"made from": [side.derived_from or "" for side in sides]} if any(s.derived_from for s in sides) else {}
+    models = [side.model or {} for side in sides]
+    if any(side.status == EXPORT for side in sides):
+        origins |= {name: [model.get(name, ABSENT) for model in models] for name in next(filter(None, models))}
     tables = {
         "run": {"status": [side.status for side in sides], "step": steps, **origins},
         "configuration": {key: [_text(value) for value in values] for key, values in config.items()},
@@ -168,6 +185,8 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
         print(f"\nconfiguration: not compared, that of {' and '.join(unread)} cannot be read")
     elif not config:
         print("\nconfiguration: no difference" + (f" but for {', '.join(unread)}: unreadable" if unread else ""))
+    if any(side.status == EXPORT for side in sides):
+        print("an export keeps no metrics: two of these with --significance are scored on the same examples")
     for side in sides:
         if not side.final and side.metrics:
             what = "no evaluation yet" if side.evaluated is None else f"evaluated last at step {side.evaluated:,}"

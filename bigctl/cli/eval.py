@@ -7,11 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from bigctl import terminal
-from bigctl.cli import common, render, trust
+from bigctl.cli import common, exported, render, trust
 from bigctl.formatting import columns, padded
 
 if TYPE_CHECKING:
-    from bigctl.inference.trained import TrainedRun
+    from bigctl.inference.scored import Scored
 
 EXAMPLES = """\
 examples:
@@ -26,11 +26,12 @@ examples:
   bigctl eval cnn_cls --robust linf=0.05,0.1         accuracy under attack
   bigctl eval cnn_cls --json
   bigctl eval cnn_cls --require 'test/accuracy>=0.97' --junit report.xml
+  bigctl eval runs/cnn_cls/onnx --split validation   an export, in its own runtime
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
+    parser.add_argument("run", metavar="RUN", help="a run directory, a name under runs/, or an export")
     parser.add_argument("--step", default="best", help="checkpoint: best, last, or a step; default: best")
     parser.add_argument("--split", choices=("train", "validation", "val", "test"), default="test", help="default: test")
     parser.add_argument(
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trust.add_arguments(parser)
     common.add_tta(parser)
     common.add_run_plugins(parser)
+    common.add_exported(parser)
     common.add_gates(parser)
     common.add_json(parser)
 
@@ -60,30 +62,35 @@ def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     level = _required(options)
     options.split = {"val": "validation"}.get(options.split, options.split)
-    from bigctl.runs import ci_report, directory, gates, run_info
+    from bigctl.runs import ci_report, gates
+    from bigctl.runs.exports import Export
 
     required = gates.parse(options.require)
     reports = ci_report.Reports("eval", required, options.junit)
-    found = directory.locate(options.run)
+    found = exported.located(options.run, options.source)
+    path = found.path
+    secret = common.passphrase(options.passphrase_file, [str(path)])
+    if isinstance(found, Export):
+        exported.require_flags(options)
     try:
         import numpy as np
 
         from bigctl.inference.threshold import describe
-        from bigctl.inference.trained import TrainedRun
         from bigctl.reports import plots
 
-        trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin, tta=options.tta)
-        trained = common.with_threshold(trained, options.threshold)
-        evaluation = trained.score(options.split, errors=options.errors)
-        trained, believed = _assessed(trained, options, level)
+        with exported.model(found, options, secret, step=step, tta=options.tta) as trained:
+            trained = common.with_threshold(trained, options.threshold)
+            evaluation = trained.score(options.split, errors=options.errors)
+            trained, believed = _assessed(trained, options, level)
         metrics, errors = dict(evaluation.metrics), evaluation.errors
         prefix = {"validation": "val"}.get(options.split, options.split)
         confusion = metrics.pop(f"{prefix}/confusion", None)
         verdicts = gates.judge(required, metrics)
     except Exception as error:
-        reports.failed(error, run=found.path, seconds=time.monotonic() - options.began)
+        reports.failed(error, run=path, seconds=time.monotonic() - options.began)
         raise
-    scored = {"run": str(found.path), "step": trained.step, "split": options.split, "metrics": metrics}
+    scored = {"run": str(path), "step": trained.step, "split": options.split, "metrics": metrics}
+    scored |= exported.facts(trained)
     positive = trained.positive
     each = plots.per_class(np.asarray(confusion), trained.classes) if confusion is not None else []
     several = (evaluation.curves.get("one_vs_rest") or {}).get("classes") or []
@@ -97,7 +104,8 @@ def run(options: argparse.Namespace) -> int:
         about |= {"curves": evaluation.curves, **believed}
         render.print_json({**scored, **about, "errors": errors, **judged})
         return common.exit_code(verdicts)
-    print(f"{found.path}, step {trained.step:,}, {options.split} split")
+    print(f"{path}, step {trained.step:,}, {options.split} split")
+    exported.print_facts(trained)
     render.print_metrics(metrics, believed.get("intervals"))
     print_believed(believed)
     render.print_passed(verdicts)
@@ -105,17 +113,23 @@ def run(options: argparse.Namespace) -> int:
         print(f"positive class: {terminal.one_line(positive)}")
     if trained.threshold is not None:
         render.print_wrapped(terminal.one_line(describe(trained.threshold)))
+    _print_examples(each, confusion, classes, errors)
+    print("next:")
+    for line in exported.next_commands(trained):
+        print(f"  {line}")
+    return common.exit_code(verdicts)
+
+
+def _print_examples(
+    each: list[dict[str, Any]], confusion: list[list[int]] | None, classes: list[str], errors: list[dict[str, Any]]
+) -> None:
+    """Classes, the confusion matrix and the worst errors, where there are such."""
     if each:
         print_classes(each)
     if confusion is not None:
         render.print_confusion(confusion, classes)
     if errors:
         (print_tag_errors if "words" in errors[0] else print_errors)(errors)
-    print("next:")
-    print(f"  {run_info.next_command(found)}")
-    print(f"  bigctl report {found.path}")
-    print("  bigctl ui")
-    return common.exit_code(verdicts)
 
 
 def _required(options: argparse.Namespace) -> float | None:
@@ -143,9 +157,7 @@ def level_argument(text: str | None, kind: str | None) -> float | None:
     return level
 
 
-def _assessed(
-    trained: TrainedRun, options: argparse.Namespace, level: float | None
-) -> tuple[TrainedRun, dict[str, Any]]:
+def _assessed(trained: Scored, options: argparse.Namespace, level: float | None) -> tuple[Scored, dict[str, Any]]:
     """What was asked for about probabilities and scores, and the model with what of it is kept."""
     from dataclasses import asdict
 

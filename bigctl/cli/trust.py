@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import terminal
 from bigctl.cli import common, render
 from bigctl.formatting import number
 
 if TYPE_CHECKING:
+    from bigctl.inference.scored import Scored
     from bigctl.inference.trained import TrainedRun
 
 
@@ -73,8 +74,8 @@ def require(options: argparse.Namespace) -> None:
         text_changes.checklist(Path(options.checklist))
 
 
-def assessed(trained: TrainedRun, options: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as JSON; it is kept for the report."""
+def assessed(trained: Scored, options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, as JSON; it is kept for the report. Strange examples and attacks are for runs alone."""
     from dataclasses import asdict
 
     found: dict[str, Any] = {}
@@ -86,10 +87,10 @@ def assessed(trained: TrainedRun, options: argparse.Namespace) -> dict[str, Any]
     if options.ood is not None:
         from bigctl.inference import unfamiliar
 
-        found["ood"] = asdict(unfamiliar.detect(trained, options.ood, options.split))
+        found["ood"] = asdict(unfamiliar.detect(cast("TrainedRun", trained), options.ood, options.split))
     if options.robust:
-        found["robust"] = [_under_attack(trained, options, text) for text in options.robust]
-    if found:
+        found["robust"] = [_under_attack(cast("TrainedRun", trained), options, text) for text in options.robust]
+    if found and trained.run.writes:
         from bigctl.inference import kept
 
         kept.keep(trained.run, trained.step, found)

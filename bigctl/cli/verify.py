@@ -1,16 +1,20 @@
-"""Check that a run is intact: every byte of its checkpoints, and its other files."""
+"""Check that a run or an export is intact: every byte of its checkpoints or its model, and its other files."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigctl import formatting
 from bigctl.cli import common, render
-from bigctl.runs import directory
+from bigctl.runs import directory, exports
 from bigctl.runs.directory import RunDirectory
+from bigctl.runs.exports import Export
+from bigctl.runs.verify_export import ExportReport, verify_export
 
 if TYPE_CHECKING:
     from bigctl.runs.verify import Report
@@ -20,14 +24,19 @@ examples:
   bigctl verify cnn_cls
   bigctl verify runs/* --json
   bigctl verify cnn_cls --deep                     also load every array
+  bigctl verify runs/cnn_cls runs/cnn_cls/onnx     an export too, and whether its run is still the one it was made from
+  bigctl verify sealed --passphrase-file secret.txt
 
 exit codes: 0 intact, 1 something is damaged, 2 there is no such run
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or a name under runs/")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run directory, a name under runs/, or the folder of an export"
+    )
     parser.add_argument("--deep", action="store_true", help="also load every array and compare its shape; takes longer")
+    common.add_exported(parser)
     common.add_json(parser)
 
 
@@ -40,16 +49,53 @@ def run(options: argparse.Namespace) -> int:
 
         load = load_arrays
 
-    runs = [_locate(name) for name in options.runs]  # all, before any is read
+    found = [exports.find(name, options.source) or _locate(name) for name in options.runs]  # all, before any is read
+    secret = _passphrase(options, found)
     reports = []
-    for found in runs:
-        reports.append(verify.verify(found, load=load))
+    for each in found:
+        reports.append(_verified(each, secret) if isinstance(each, Export) else verify.verify(each, load=load))
         if not options.json:
             print("\n".join(text(reports[-1])), flush=True)
     ok = all(report.ok for report in reports)
     if options.json:
         render.print_json({"ok": ok, "runs": [report.to_json() for report in reports]})
     return 0 if ok else 1
+
+
+def _passphrase(options: argparse.Namespace, found: Sequence[Export | RunDirectory]) -> str | None:
+    """That of the encrypted exports, if one is given. Raises ConfigError as `common.passphrase` does."""
+    from bigctl.inference.exporters import sealed
+
+    folders = [str(each.path) for each in found]
+    given = options.passphrase_file is not None or os.environ.get(sealed.VARIABLE)
+    if not given or not (options.passphrase_file or any(sealed.is_sealed(Path(folder)) for folder in folders)):
+        return None
+    return common.passphrase(options.passphrase_file, folders)
+
+
+def _verified(export: Export, secret: str | None) -> Report:
+    """What is found in an export; of an encrypted one within, where there is a passphrase."""
+    report = verify_export(export)
+    if not export.sealed or secret is None or not report.ok:
+        return report
+    from bigctl.errors import RunError
+    from bigctl.inference.exporters import sealed
+
+    try:
+        with sealed.opened(export.path, secret) as clear:
+            inner = verify_export(replace(export, path=clear, near=export.path))
+            problems, notes = (_outside(lines, clear, export.path) for lines in (inner.problems, inner.notes))
+            return replace(inner, problems=problems, notes=[*report.notes[:-1], *notes])
+    except RunError as error:
+        if error.message.startswith("the passphrase"):
+            raise
+        report.problems.append(f"{error.where} {error.message}")
+        return report
+
+
+def _outside(lines: Sequence[str], clear: Path, path: Path) -> list[str]:
+    """Lines about files that were opened elsewhere, named as those of the export."""
+    return [line.replace(str(clear), str(path)) for line in lines]
 
 
 def _locate(name: str) -> RunDirectory:
@@ -65,6 +111,9 @@ def text(report: Report) -> list[str]:
     damaged = len(report.problems) + sum(bool(found.problem) for found in report.checkpoints)
     verdict = f"damaged in {damaged} place{'s' * (damaged > 1)}" if damaged else "all is well"
     lines = [f"{report.run}: {verdict}"]
+    if isinstance(report, ExportReport) and report.files:
+        what = f"{report.format or 'export'}, {report.files} file{'s' * (report.files != 1)}"
+        lines.append(f"  {what} as their digests say, {formatting.size(report.bytes)}")
     for found in report.checkpoints:
         facts = f"{found.files} files, {formatting.size(found.bytes)}"
         facts += f", {found.arrays} arrays loaded" if found.arrays is not None else ""

@@ -9,52 +9,64 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
-from bigctl.data.dataset import Features
+from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import NUMBER
 from bigctl.engine import compile_cache, experiment
 from bigctl.errors import ConfigError, RunError
 from bigctl.files import sha256
 from bigctl.generation.generate import LanguageModel
-from bigctl.inference import exported_text
+from bigctl.inference import exported_data, exported_text
 from bigctl.inference.confidence import Confidence
 from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.settings_file import KEPT, SUMS
 from bigctl.inference.forward import Compiled, Forward
-from bigctl.inference.predictor import Predictor
-from bigctl.runs import untrusted
-from bigctl.runs.directory import RunDirectory
+from bigctl.inference.scored import Scored, exported_scores
+from bigctl.runs.directory import EXPORT_MODELS, RunDirectory
+from bigctl.runs.exports import AGAIN, Export, Origin
+from bigctl.training.evaluation import Scores
+from bigctl.training.task import Task, scores_exports
 
 MODELS = {"model.onnx": "onnx", "model.jax": "jax"}
-"""File of a model -> format of `bigctl export`."""
-_SHAPE: untrusted.Shape = {
-    "schema": int, "config": str, "step": untrusted.COUNT, "plugins": [str], "columns": [str], "decision": float,
-    "features": untrusted.RECORD["data"]["features"], "confidence": {str: object},
-}  # fmt: skip
-_HINT = "export the run again"
+"""File of a model -> format of `bigctl export`, of those that are computed here."""
+_HINT = AGAIN
 STREAM = "stream"
-Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-class Artefact(Predictor):
+class Runtime(Protocol):
+    """What computes an exported model: inputs -> outputs, by name."""
+
+    @property
+    def runtime(self) -> str:
+        """Its name and version."""
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+class Artefact(Scored):
     """A folder that `bigctl export --format onnx`, or jax, wrote."""
 
-    def __init__(self, folder: Path, found: dict[str, Any], run: Run):
+    def __init__(self, folder: Path, found: dict[str, Any], run: Runtime):
         self.run = RunDirectory(folder, writes=False)
         self.config = experiment.on_one_device(composing.from_yaml(found["config"], where=str(folder / KEPT)))
         self.features, self.step = Features.from_json(found["features"]), found["step"]
-        task = experiment.make_task(self.config, self.features)
+        self._plain = experiment.make_task(self.config, self.features)
+        self._plain.own_metrics = ()  # which ask the model itself
         decision = found["decision"]
-        self._task = task if decision is None else task.decided({"threshold": decision})
-        self._run, self._found = run, found
+        self._task = self._plain if decision is None else self._plain.decided({"threshold": decision})
+        if self._task.positive is not None:
+            self.threshold = decision
+        self._run, self._found, self.runtime = run, found, run.runtime
+        self.export = Export(folder)
+        self._tokenizer_file = self.run.tokenizer
         if (confidence := found["confidence"]) is not None:
             self.confidence = Confidence(**{**confidence, "cuts": tuple(confidence["cuts"])})
 
@@ -78,7 +90,7 @@ class Artefact(Predictor):
         return found
 
     @classmethod
-    def _of(cls, folder: Path, clear: Path, found: dict[str, Any], run: Run) -> Artefact:
+    def _of(cls, folder: Path, clear: Path, found: dict[str, Any], run: Runtime) -> Artefact:
         """That of a folder whose files lie in clear in another one, which will be gone."""
         made = cls(clear, found, run)
         if clear != folder:
@@ -97,6 +109,56 @@ class Artefact(Predictor):
         names = tuple(self._task.exported_inputs(1))
         return _Exported(self._run, names, self.features)
 
+    @property
+    def _undecided(self) -> Task:
+        return self._plain
+
+    def data(self) -> Dataset:
+        """The data of the run that it was made from: as that run has it, or as the configuration that is kept here
+        names it.
+
+        Raises:
+            DataError: where it cannot be had.
+            RunError: where neither that run nor the data is here, or they are not what they were.
+        """
+        return exported_data.of(self.export, self.config, self.features, self._found, self._tokenizer_file)
+
+    @property
+    def origin(self) -> Origin:
+        """What it was made from. Raises RunError where source.json is none."""
+        return self.export.origin
+
+    @property
+    def format(self) -> str:
+        """That of `bigctl export`."""
+        return self.export.format
+
+    @property
+    def notes(self) -> list[str]:
+        """In what its scores are not those that its run is told."""
+        views, metrics = self.config.eval.tta, self.config.eval.metrics
+        found = [f"the run is scored on the views of eval.tta={views}, an export on each picture"] * (views != "none")
+        found += [f"eval.metrics={list(metrics)}, which ask the model itself, are left out"] * bool(metrics)
+        if self.config.train.adversarial.eps:
+            found.append("robust_accuracy, which needs gradients, is left out")
+        return found
+
+    def require_scored(self) -> None:
+        """Raises RunError for a task whose exports are not scored."""
+        if not scores_exports(self._plain):
+            what = f"recipe={self.config.recipe.kind} does not say how its exports are scored"
+            hint = "define Task.evaluate_exported beside Task.evaluate; or score the run"
+            raise RunError(what, where=str(self.run.path), hint=hint)
+
+    def _examined(self, dataset: Dataset, split: str, prefix: str) -> Scores:
+        self.require_scored()
+        names = tuple(self._plain.exported_inputs(1))
+
+        def model(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            return self._run({name: np.asarray(batch[name]) for name in names})
+
+        return exported_scores(model, self._task, dataset, split, self.config, prefix)
+
     def _require_embeddings(self) -> None:
         raise RunError("an exported model gives no embeddings", where=str(self.run.path), hint="serve the run itself")
 
@@ -104,7 +166,7 @@ class Artefact(Predictor):
 class _Exported(Forward):
     """An exported model in place of compiled functions."""
 
-    def __init__(self, run: Run, names: Sequence[str], features: Features):
+    def __init__(self, run: Runtime, names: Sequence[str], features: Features):
         self._run, self._names, self._features = run, names, features
         self._output = "value" if features.target.kind == NUMBER else "probabilities"
 
@@ -128,6 +190,19 @@ def load(
         return dataclasses.replace(exported_text.read(clear, found, hint=_HINT), name=str(folder))
 
 
+@contextlib.contextmanager
+def opened(export: Export, *, plugins: Sequence[str] | None = (), passphrase: str | None = None) -> Iterator[Artefact]:
+    """The model of an export to be scored, language models too; what is encrypted is in clear as long as this lasts.
+    Raises as `Artefact.load` does."""
+    folder = export.path
+    with sealed.opened(folder, passphrase) as clear:
+        with _as_written(clear):
+            kind = kind_of(clear)
+            found = Artefact._of(folder, clear, _kept(clear, plugins), _runtime(clear, kind))
+        found.export = dataclasses.replace(export, path=clear, near=None if clear == folder else folder)
+        yield found
+
+
 def kind_of(folder: Path) -> str:
     """The format of an export. Raises RunError for one that is not computed here."""
     name = next((name for name in MODELS if (folder / name).exists()), None)
@@ -140,9 +215,7 @@ def kind_of(folder: Path) -> str:
 def _kept(folder: Path, plugins: Sequence[str] | None) -> dict[str, Any]:
     """What `bigctl.json` of a whole folder says, its plugins loaded."""
     require_whole(folder)
-    if not (folder / KEPT).is_file():
-        raise RunError(f"has no {KEPT}: it was exported by an older bigctl", where=str(folder), hint=_HINT)
-    found: dict[str, Any] = untrusted.read(folder / KEPT, _SHAPE)
+    found = Export(folder).settings()
     loading.load_for_run(found["plugins"], plugins, where=str(folder))
     compile_cache.use_compile_cache()
     return found
@@ -160,19 +233,20 @@ def _as_written(folder: Path) -> Iterator[None]:
 
 def require_whole(folder: Path) -> None:
     """Raises RunError for a file that is not as the list of digests says."""
-    try:
-        lines = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
-        for digest, name in lines:
-            if Path(name).name != name or not (folder / name).is_file() or sha256(folder / name) != digest:
-                hint = "copy the folder again"
-                raise RunError("is damaged, cut short or missing", where=str(folder / name), hint=hint)
-    except (OSError, ValueError) as error:
-        raise RunError("cannot be read", where=str(folder / SUMS), hint=_HINT) from error
-    if missing := {name for name in MODELS if (folder / name).exists()} - {name for _, name in lines}:
+    listed = Export(folder).sums()
+    for name, digest in listed.items():
+        try:
+            whole = sha256(folder / name) == digest
+        except OSError:
+            whole = False
+        if not whole:
+            hint = "copy the folder again"
+            raise RunError("is damaged, cut short or missing", where=str(folder / name), hint=hint)
+    if missing := {name for name in EXPORT_MODELS if (folder / name).exists()} - listed.keys():
         raise RunError(f"does not list {min(missing)}", where=str(folder / SUMS), hint=_HINT)
 
 
-def _runtime(folder: Path, kind: str) -> Run:
+def _runtime(folder: Path, kind: str) -> Runtime:
     if kind == "jax":
         from bigctl.inference.exporters import stablehlo
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bigctl.inference import confidence
 from bigctl.inference.confidence import Confidence
-from bigctl.inference.trained import TrainedRun
+from bigctl.inference.scored import Scored
 from bigctl.recipes.classification import classification_metrics, predicted_at
 from bigctl.training.metrics import EACH
 
@@ -56,7 +56,7 @@ class Coverage:
     by_class: dict[str, float | None]
 
 
-def calibrate(trained: TrainedRun, split: str) -> tuple[TrainedRun, Calibration]:
+def calibrate(trained: Scored, split: str) -> tuple[Scored, Calibration]:
     """Fit a temperature on the validation split, keep it in the run, and say what it does to a split.
 
     Raises:
@@ -79,7 +79,7 @@ def calibrate(trained: TrainedRun, split: str) -> tuple[TrainedRun, Calibration]
     return trained.with_confidence(kept), found
 
 
-def cover(trained: TrainedRun, level: float, kind: str, split: str) -> tuple[TrainedRun, Coverage]:
+def cover(trained: Scored, level: float, kind: str, split: str) -> tuple[Scored, Coverage]:
     """Cut sets of classes on the validation split, keep the cuts in the run, and say what they hold of a split.
 
     Args:
@@ -111,7 +111,7 @@ def cover(trained: TrainedRun, level: float, kind: str, split: str) -> tuple[Tra
     return trained.with_confidence(kept), found
 
 
-def bootstrap(trained: TrainedRun, split: str, rounds: int, level: float = 0.95) -> dict[str, tuple[float, float]]:
+def bootstrap(trained: Scored, split: str, rounds: int, level: float = 0.95) -> dict[str, tuple[float, float]]:
     """Intervals of the metrics of a split, see `confidence.intervals`; named as `eval` names them.
 
     Raises:
@@ -125,7 +125,7 @@ def bootstrap(trained: TrainedRun, split: str, rounds: int, level: float = 0.95)
     return {f"{prefix}/{name}": ends for name, ends in found.items()}
 
 
-def metrics_of(trained: TrainedRun, told: np.ndarray, truth: np.ndarray) -> Any:
+def metrics_of(trained: Scored, told: np.ndarray, truth: np.ndarray) -> Any:
     """Metrics of any examples of a split by their numbers, as `eval` computes them of all."""
     classes, positive = told.shape[1], trained.positive
     second = 1 if positive is None else trained.classes.index(positive)
@@ -145,7 +145,7 @@ def metrics_of(trained: TrainedRun, told: np.ndarray, truth: np.ndarray) -> Any:
     return metrics
 
 
-def predicted_of(trained: TrainedRun, told: np.ndarray) -> np.ndarray:
+def predicted_of(trained: Scored, told: np.ndarray) -> np.ndarray:
     """The class that is predicted of each example, int [N], by probabilities [N, classes] and the run's threshold."""
     cut, score = _cut(trained), _score(told)
     if cut is None or score is None:
@@ -154,7 +154,7 @@ def predicted_of(trained: TrainedRun, told: np.ndarray) -> np.ndarray:
     return np.asarray(predicted_at(score, second, cut)["predicted"])
 
 
-def _cut(trained: TrainedRun) -> float | None:
+def _cut(trained: Scored) -> float | None:
     return trained.threshold if isinstance(trained.threshold, float | None) else trained.threshold.threshold
 
 
@@ -165,5 +165,5 @@ def _score(told: np.ndarray) -> np.ndarray | None:
     return np.asarray(np.log(np.maximum(told[:, 1], 1e-38)) - np.log(np.maximum(told[:, 0], 1e-38)))
 
 
-def _kept(trained: TrainedRun) -> Confidence:
+def _kept(trained: Scored) -> Confidence:
     return Confidence.of(trained.run, trained.step, trained.config.eval.tta)

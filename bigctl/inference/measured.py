@@ -10,7 +10,7 @@ import numpy as np
 from bigctl.data.target import CLASS, NUMBER
 from bigctl.errors import ConfigError
 from bigctl.inference import assess
-from bigctl.inference.trained import TrainedRun
+from bigctl.inference.scored import Scored
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Measured:
         return "accuracy" if self.error is None else "mae"
 
 
-def measure(trained: TrainedRun, split: str, where: str) -> Measured:
+def measure(trained: Scored, split: str, where: str) -> Measured:
     """The examples of a split, each predicted once.
 
     Args:
@@ -67,7 +67,7 @@ def measure(trained: TrainedRun, split: str, where: str) -> Measured:
     return Measured(len(error), metrics, error=np.abs(error))
 
 
-def require_classes(trained: TrainedRun, where: str) -> None:
+def require_classes(trained: Scored, where: str) -> None:
     """Raises ConfigError for a run that predicts no single class."""
     if trained.features.target.kind != CLASS:
         what = "predicts a number" if trained.features.target.kind == NUMBER else "predicts no single class"

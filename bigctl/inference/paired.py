@@ -11,7 +11,7 @@ import numpy as np
 from bigctl.data.dataset import Dataset
 from bigctl.errors import ConfigError
 from bigctl.inference.measured import measure
-from bigctl.inference.trained import TrainedRun
+from bigctl.inference.scored import Scored
 
 WHERE = "--significance"
 
@@ -58,7 +58,7 @@ class Significance:
     mcnemar: McNemar | None
 
 
-def compare(first: TrainedRun, second: TrainedRun, *, split: str = "test", rounds: int = 1000) -> Significance:
+def compare(first: Scored, second: Scored, *, split: str = "test", rounds: int = 1000) -> Significance:
     """Paired tests of two runs.
 
     Raises:
@@ -120,7 +120,7 @@ def differences(
     return found
 
 
-def require_same(first: TrainedRun, second: TrainedRun, split: str) -> None:
+def require_same(first: Scored, second: Scored, split: str) -> None:
     """Raises ConfigError unless both runs are scored on the very same examples, in the same order."""
     one, two = first.data(), second.data()
     if one.fingerprint == two.fingerprint:

@@ -13,7 +13,7 @@ from bigctl.data.target import CLASS
 from bigctl.errors import ConfigError
 from bigctl.inference import confidence
 from bigctl.inference.measured import Measured, measure
-from bigctl.inference.trained import TrainedRun
+from bigctl.inference.scored import Scored
 
 WHERE = "--slices"
 PARTS = 5
@@ -66,7 +66,7 @@ class Slices:
     worse: list[str]
 
 
-def by_slice(trained: TrainedRun, split: str, by: str, *, least: int = 20, rounds: int = 200) -> Slices:
+def by_slice(trained: Scored, split: str, by: str, *, least: int = 20, rounds: int = 200) -> Slices:
     """Metrics of each slice of a split.
 
     Args:
@@ -146,7 +146,7 @@ def holm(values: Sequence[float]) -> list[float]:
 # -------------------------------------------------------------------------------------------------------------- groups
 
 
-def _groups(trained: TrainedRun, dataset: Dataset, split: str, by: str) -> tuple[list[str], np.ndarray]:
+def _groups(trained: Scored, dataset: Dataset, split: str, by: str) -> tuple[list[str], np.ndarray]:
     """Names of the slices, and the slice of each example, int [N]."""
     features = trained.features
     if by == "class" and features.target.kind == CLASS:
@@ -160,7 +160,7 @@ def _groups(trained: TrainedRun, dataset: Dataset, split: str, by: str) -> tuple
     return cut(values) if values.dtype.kind == "f" else named(values)
 
 
-def _unknown(trained: TrainedRun, dataset: Dataset, by: str) -> ConfigError:
+def _unknown(trained: Scored, dataset: Dataset, by: str) -> ConfigError:
     features = trained.features
     known = ["class"] if features.target.kind == CLASS else []
     known += ["length"] if features.kind == "text" else []

@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
-
-import numpy as np
 
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
 from bigctl.config.schema import TTA, Config
-from bigctl.data import origins
 from bigctl.data.dataset import Dataset, Features
-from bigctl.data.files import changed_files
 from bigctl.engine import compile_cache, device_memory, experiment
 from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
-from bigctl.inference import confidence, tagging
-from bigctl.inference import threshold as thresholds
-from bigctl.inference.predictor import Predictor
+from bigctl.inference import confidence
 from bigctl.inference.run_text import run_language_model
-from bigctl.recipes.classification import positive_scores, sigmoid
+from bigctl.inference.scored import Scored, data_of_run
 from bigctl.runs import directory
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.evaluation import Evaluator, Scores
 from bigctl.training.programs import ModelPrograms
-from bigctl.training.task import Record
+from bigctl.training.task import Task
 
 log = logging.getLogger("bigctl")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model did on a split.
-
-    Attributes:
-        metrics: by name, `test/accuracy` for one.
-        errors: the examples with the largest loss among those of which the wrong class was predicted, see
-            `Task.errors`, with what was to be classified, if text.
-        curves: see `Task.curves`.
-    """
-
-    metrics: Record
-    errors: list[Record]
-    curves: Record = field(default_factory=dict)
-
-
-class TrainedRun(Predictor):
-    """A run with the weights of one of its checkpoints: what a `Predictor` does, and what needs the run's own data."""
+class TrainedRun(Scored):
+    """A run with the weights of one of its checkpoints: it predicts, is scored on its own data, and writes."""
 
     @classmethod
     def load(
@@ -119,53 +94,6 @@ class TrainedRun(Predictor):
             found._use_kept_confidence()
         return found._with_kept_threshold() if run.threshold.is_file() else found
 
-    def with_threshold(self, wanted: float | str | Path | None) -> Self:
-        """The same model with another threshold for the positive class, by which labels and metrics go.
-
-        Args:
-            wanted: a probability; a file that `choose_threshold` wrote; None to predict the likelier class.
-
-        Raises:
-            ConfigError: for no such number or file, one of another run, or where there are not two classes.
-        """
-        positive = self._task.positive
-        if positive is None:
-            hint = "it is for two classes, one an example"
-            raise ConfigError("this run has no positive class", where=str(self.run.path), hint=hint)
-        chosen = None
-        if isinstance(wanted, str | Path):
-            chosen = thresholds.read(Path(wanted))
-            thresholds.require(chosen, self.run, self.step, positive, Path(wanted))
-            wanted = chosen.threshold
-        elif wanted is not None:
-            wanted = thresholds.checked(wanted)
-        other = copy.copy(self)
-        other.threshold = wanted if chosen is None else chosen
-        task = self._programs.task
-        other._task = task.decided({} if wanted is None else {"threshold": wanted})
-        return other
-
-    def choose_threshold(self, objective: str = "f1") -> Self:
-        """The same model with the threshold that is best on the validation split, which is kept in the run: it is
-        loaded with that threshold from then on.
-
-        Args:
-            objective: "f1", "accuracy", "balanced_accuracy", "precision>=0.9" or "recall>=0.9".
-
-        Raises:
-            ConfigError: for another objective, or where there are not two classes.
-            RunError: if the data has changed, or the run cannot be written.
-        """
-        plain = self.with_threshold(None)
-        dataset, found = plain._scored("validation")
-        positive = self.classes.index(str(plain._task.positive))
-        probability = sigmoid(positive_scores(found.examples["score"], positive))
-        truth = np.asarray(dataset.splits["validation"]["label"]) == positive
-        value, reached = thresholds.choose(objective, probability, truth)
-        key, name = thresholds.key_of(self.run), self.classes[positive]
-        thresholds.Threshold(key, self.step, name, objective, value, reached).save(self.run.threshold)
-        return self.with_threshold(self.run.threshold)
-
     def _with_kept_threshold(self) -> Self:
         try:
             return self.with_threshold(self.run.threshold)
@@ -198,72 +126,19 @@ class TrainedRun(Predictor):
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         return self.language_model.generate(texts, GenerationOptions(**options))
 
-    def evaluate(self, split: str = "test") -> dict[str, Any]:
-        """Metrics on a split of the run's own data. Raises RunError if that data has changed since."""
-        return self.score(split).metrics
-
-    def score(self, split: str = "test", *, errors: int = 0) -> Evaluation:
-        """Metrics on a split of the run's own data, and so many of the worst errors. Raises as `evaluate` does."""
-        dataset, found = self._scored(split)
-        labels = dataset.splits[split].get("label")
-        curves = {} if labels is None else self._task.curves(found.examples, np.asarray(labels))
-        return Evaluation(found.metrics, self._worst(dataset, split, found.examples, errors), curves)
+    @property
+    def _undecided(self) -> Task:
+        return self._programs.task
 
     def data(self) -> Dataset:
-        """The run's own data, prepared. Raises DataError where it cannot be had, RunError if it has changed since."""
         if self.features.tokenizer is not None:
             _ = self._tokenizer  # rather than to make another one
-        from bigctl.engine import resolve  # here: who only predicts prepares no data
+        return data_of_run(self.run, self.config)
 
-        with resolve.from_its_folder(self.run, self.config):
-            dataset = resolve.prepare_data(self.config, self.run.tokenizer)
-        begun = self.run.record()["data"]
-        if dataset.fingerprint != begun["fingerprint"]:
-            what = (
-                f"the data is not what the run was trained on{changed_files.told(begun.get('files'), self.config.data)}"
-            )
-            raise RunError(what, where=str(self.run.path), hint="bring it back as it was")
-        return dataset
-
-    def probabilities(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities [N, classes] of a split as the model gives them, before any calibration, and its labels [N].
-
-        Raises:
-            ConfigError: for a run that predicts no single class.
-            RunError: if the data has changed.
-        """
-        if split not in self._probabilities:
-            dataset, found = self._scored(split)
-            told = confidence.probabilities_of(found.examples, str(self.run.path))
-            self._probabilities[split] = told, np.asarray(dataset.splits[split]["label"])
-        return self._probabilities[split]
-
-    @cached_property
-    def _probabilities(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return {}
-
-    def _scored(self, split: str) -> tuple[Dataset, Scores]:
-        dataset = self.data()
-        if split not in dataset.splits:
-            raise ValueError(f"there is no split {split!r}; one of: {', '.join(dataset.splits)}")
-        prefix = {"validation": "val"}.get(split, split)
+    def _examined(self, dataset: Dataset, split: str, prefix: str) -> Scores:
         columns, check = dataset.splits[split], device_memory.check_of_evaluation(self._programs)
         evaluator = Evaluator(self._programs, dataset.batches, columns, self.config, prefix=prefix, check=check)
-        return dataset, evaluator.score(self.params, self.variables, self._task)
-
-    def _worst(self, dataset: Dataset, split: str, examples: dict[str, np.ndarray], count: int) -> list[Record]:
-        labels = dataset.splits[split].get("label")
-        if labels is None or not count:
-            return []
-        records = self._task.errors(examples, labels, count)
-        if self._tags:
-            tagging.add_tags(records, dataset, split, self._tag)
-        places = origins.read(dataset.path, split, [record["row"] for record in records])
-        for record, place in zip(records, places, strict=True):
-            record |= {"origin": place} if place is not None else {}
-            texts = (each[record["row"]] for each in dataset.texts.get(split, ()))
-            record |= dict(zip(("text", "text_pair"), texts, strict=False))
-        return records
+        return evaluator.score(self.params, self.variables, self._task)
 
 
 def _with_tta(config: Config, tta: str, where: str) -> Config:

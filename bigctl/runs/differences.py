@@ -11,19 +11,24 @@ import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from bigctl.config import saved, schema
+from bigctl.config import saved
 from bigctl.errors import ConfigError, RunError
 from bigctl.files import sha256
 from bigctl.runs import directory, listing, provenance
 from bigctl.runs.comparison import TIMED, Comparison, compare_curve
 from bigctl.runs.directory import RunDirectory
+from bigctl.runs.exports import Export
 from bigctl.runs.metrics_file import read_counted
+from bigctl.runs.redaction import without_folders
+from bigctl.runs.whole_config import defaults, whole
 
 ABSENT = "-"
 """What stands for a value that a run does not have."""
 NOT_FINITE = "not finite"
+EXPORT = "export"
 UNREADABLE = listing.UNREADABLE
 """What stands for the values of a run that cannot be read; a note says why."""
 _TIMES = ("wall", "train", "compile", "data_wait", "evaluate", "checkpoint")
@@ -67,10 +72,13 @@ class Side:
     damaged: int
     notes: Sequence[str]
     derived_from: str | None = None
+    model: Mapping[str, str] | None = None
+    """Its format, what its weights are stored as, and bytes of the model; of a run where it is known."""
 
 
-def sides(runs: Sequence[RunDirectory]) -> list[Side]:
-    """All runs, each by a name of its own. One that cannot be read is there without values, with a note that says why.
+def sides(runs: Sequence[RunDirectory | Export]) -> list[Side]:
+    """All runs and exports, each by a name of its own. One that cannot be read is there without values, and a note says
+    why.
 
     Raises:
         ConfigError: if there are fewer than two, or one is there twice.
@@ -78,27 +86,28 @@ def sides(runs: Sequence[RunDirectory]) -> list[Side]:
     """
     if len(runs) < 2:
         raise ConfigError("takes two runs or more", where="bigctl compare", hint="`bigctl runs` lists the runs")
-    resolved = [run.path.resolve() for run in runs]
-    twice = next((run for run, path in zip(runs, resolved, strict=True) if resolved.count(path) > 1), None)
+    paths = [run.shown if isinstance(run, Export) else run.path for run in runs]
+    resolved = [path.resolve() for path in paths]
+    twice = next((path for path, found in zip(paths, resolved, strict=True) if resolved.count(found) > 1), None)
     if twice is not None:
-        raise ConfigError("is named twice", where=str(twice.path), hint="give runs to compare it with")
-    names = [run.path.name or str(run.path) for run in runs]
-    names = [str(r.path) if names.count(name) > 1 else name for r, name in zip(runs, names, strict=True)]
+        raise ConfigError("is named twice", where=str(twice), hint="give runs to compare it with")
+    names = [path.name or str(path) for path in paths]
+    names = [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
     found, errors = [], []
-    for run, name in zip(runs, names, strict=True):
+    for run, path, name in zip(runs, paths, names, strict=True):
         try:
-            found.append(_side(run, name))
+            found.append(_of_export(run, name) if isinstance(run, Export) else _side(run, name))
         except RunError as error:
             errors.append(error)
-            found.append(_unreadable(run, name, error))
+            found.append(_unreadable(path, name, error))
     if errors and len(found) - len(errors) < 2:
         raise errors[0]
     return found
 
 
-def _unreadable(run: RunDirectory, name: str, error: RunError) -> Side:
+def _unreadable(path: Path, name: str, error: RunError) -> Side:
     return Side(
-        path=str(run.path), name=name, status=UNREADABLE, step=None, final=False, evaluated=None, config={},
+        path=str(path), name=name, status=UNREADABLE, step=None, final=False, evaluated=None, config={},
         decided=frozenset(), surroundings={}, metrics={}, times={}, curves={}, damaged=0, notes=[str(error)],
     )  # fmt: skip
 
@@ -122,12 +131,44 @@ def _side(run: RunDirectory, name: str) -> Side:
             surroundings=_surroundings(run, record),
             metrics={n: v for n, v in {**metrics, **(summary.get("metrics") or {})}.items() if _is_number(v)},
             times=_times(summary, lines), curves=curves, damaged=damaged, notes=notes,
-            derived_from=provenance.derived(record),
+            derived_from=provenance.derived(record), model=_model(record),
         )  # fmt: skip
     except OSError as error:
         raise RunError(f"cannot be read: {error.strerror}", where=str(run.metrics)) from error
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunError(f"is not as bigctl writes it ({error!r})", where=str(run.path)) from error
+
+
+def _model(record: Mapping[str, Any]) -> dict[str, str] | None:
+    count = record.get("parameters")
+    return None if count is None else {"format": "run", "weights": "float32", "model [bytes]": f"{4 * count:,}"}
+
+
+def _of_export(export: Export, name: str) -> Side:
+    """Raises RunError if it does not say what it was made from."""
+    origin, files, notes = export.origin, export.files, []
+    settings: Mapping[str, Any] = {}
+    config: dict[str, Any] = {}
+    try:
+        settings = export.settings()
+        config = whole(saved.values(settings["config"], where=str(export.shown)))
+    except (RunError, ConfigError) as error:
+        notes.append(str(error))
+    except (KeyError, TypeError, ValueError) as error:
+        notes.append(f"{export.shown}: its settings are not as bigctl writes them ({error!r})")
+    tokenizer = ((settings.get("features") or {}).get("tokenizer") or {}).get("sha256")
+    data = (settings.get("data") or {}).get("fingerprint")
+    size = sum(size for file, size in files.items() if file in (*directory.EXPORT_MODELS, "weights.npz"))
+    if not origin.same:
+        notes.append(f"{name}: {origin.said}")
+    known = {"data": data, "tokenizer": tokenizer}
+    model = {"format": export.format, "weights": export.weights, "model [bytes]": f"{size:,}"}
+    return Side(
+        path=str(export.shown), name=name, status=EXPORT, step=origin.step, final=True, evaluated=None,
+        config=config, decided=frozenset(), surroundings={key: value and value[:12] for key, value in known.items()},
+        metrics={}, times={}, curves={}, damaged=0, notes=notes,
+        derived_from=f"{origin.name}, step {origin.step:,}: {export.format}, {export.weights}", model=model,
+    )  # fmt: skip
 
 
 def _curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
@@ -158,40 +199,12 @@ def _config(run: RunDirectory, notes: list[str]) -> dict[str, Any]:
     except (RunError, ConfigError) as error:
         notes.append(str(error))
         return {}
-    flat = dict(_flat(found))
-    return {**{key: value for key, value in _defaults(flat).items() if key not in flat}, **flat}
+    return whole(found)
 
 
 def _decided(config: Mapping[str, Any], record: Mapping[str, Any]) -> frozenset[str]:
     steps = record.get("steps")
     return frozenset(["schedule.horizon"] if steps is not None and config.get("schedule.horizon") == steps else [])
-
-
-def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of every key that there is now for the components that a configuration has."""
-    found: dict[str, Any] = {}
-    for dotted, field, hint in schema.walk(schema.Config):
-        if isinstance(hint, type) and issubclass(hint, schema.Component):
-            chosen = schema.component(dotted, str(config.get(f"{dotted}.kind")))
-            for key, own, kind in schema.walk(chosen, f"{dotted}.") if chosen else ():
-                _put_default(found, key, own, kind)
-        elif dotted.split(".")[0] not in schema.GROUPS:
-            _put_default(found, dotted, field, hint)
-    return found
-
-
-def _put_default(found: dict[str, Any], key: str, field: dataclasses.Field[Any], hint: Any) -> None:
-    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    if not dataclasses.is_dataclass(hint) and value is not dataclasses.MISSING and value != schema.MISSING:
-        found[key] = value
 
 
 def _surroundings(run: RunDirectory, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,16 +237,23 @@ def configuration(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]
     readable = [side for side in found if side.config]
     if len(readable) < 2:
         return {}
-    table = rows([side.config for side in readable], every=every)
+    configs = [side.config for side in readable]
+    if any(side.status == EXPORT for side in readable):  # which tell no folders
+        configs = [{key: _without_folders(value) for key, value in config.items()} for config in configs]
+    table = rows(configs, every=every)
     follows = frozenset.intersection(*(side.decided for side in readable))
-    defaults = [_defaults(side.config) for side in readable]
+    usual_of = [defaults(side.config) for side in readable]
 
     def is_chosen(name: str, values: Sequence[Any]) -> bool:
-        found = [v == usual.get(name, ABSENT) for v, usual in zip(values, defaults, strict=True)]
-        return name not in follows and not (any(name not in usual for usual in defaults) and all(found))
+        found = [v == usual.get(name, ABSENT) for v, usual in zip(values, usual_of, strict=True)]
+        return name not in follows and not (any(name not in usual for usual in usual_of) and all(found))
 
     chosen = {name: iter(values) for name, values in table.items() if every or is_chosen(name, values)}
     return {name: [next(values) if side.config else UNREADABLE for side in found] for name, values in chosen.items()}
+
+
+def _without_folders(value: object) -> object:
+    return without_folders(value) if isinstance(value, str) else value
 
 
 def surroundings(found: Sequence[Side], *, every: bool) -> dict[str, list[Any]]:
@@ -314,7 +334,8 @@ def equality(first: Side, other: Side, within: Tolerances, names: Iterable[str])
     names = set(names)
     for side in (first, other):
         if not names & {*side.curves, *side.metrics}:
-            raise RunError("has no metrics to compare", where=side.path, hint=f"`bigctl info {side.path}` says why")
+            hint = f"`bigctl info {side.path}` says why" if side.status != EXPORT else "--significance scores an export"
+            raise RunError("has no metrics to compare", where=side.path, hint=hint)
     results = []
     for side in (first, other):
         if side.damaged:

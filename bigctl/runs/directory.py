@@ -330,10 +330,25 @@ def checked_name(name: str) -> str:
     return name
 
 
+SEALED, SUMS, SETTINGS, SOURCE, CARD = "export.sealed", "SHA256SUMS", "bigctl.json", "source.json", "README.md"
+"""Files of an export: all of it, encrypted; the digests of the others; what it is used with; what it was made from; and
+for people."""
+EXPORT_MODELS = {"model.onnx": "onnx", "model.jax": "jax", "model.gguf": "gguf", "model.safetensors": ""}
+"""File of a model -> format of `bigctl export`, where that alone tells."""
+
+
+def is_export(path: Path) -> bool:
+    """Whether a folder is what `bigctl export` wrote, even if a file of it is missing."""
+    if (path / SEALED).is_file():
+        return True
+    ours = [(path / name).is_file() for name in (SETTINGS, SOURCE)]
+    return any(ours) and any((path / name).is_file() for name in (SUMS, *EXPORT_MODELS)) or all(ours)
+
+
 def require_no_export(path: Path) -> None:
     """Raises RunError for the folder of an export, which says what answers with it."""
-    if (path / "bigctl.json").is_file() and (path / "source.json").is_file():
-        used = f"`bigctl predict {path}` and `bigctl serve {path}` answer with it"
+    if is_export(path):
+        used = "`bigctl predict`, `serve`, `eval`, `compare`, `report`, `verify` and `info` take it"
         made = f"; it was made from the run {path.parent}" if (path.parent / "run.json").is_file() else ""
         raise RunError("is an export of a run, not a run", where=str(path), hint=used + made)
 

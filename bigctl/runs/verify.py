@@ -67,7 +67,7 @@ def verify(run: RunDirectory, *, load: LoadArrays | None = None) -> Report:
     try:
         record, report.status = run.record(), run.status()
     except RunError as error:
-        report.problems.append(_sentence(error))
+        report.problems.append(sentence(error))
     begun = bool(record.get("starts")) or not record
     for check in (_config, _metrics, _summary):
         check(run, record, begun, report)
@@ -75,7 +75,7 @@ def verify(run: RunDirectory, *, load: LoadArrays | None = None) -> Report:
         found = [_checkpoint(run, step, report, load=load) for step in manifest.steps(run.checkpoints)]
         left = manifest.steps(run.checkpoints)  # a process that uses the run may have deleted one meanwhile
     except RunError as error:
-        report.problems.append(_sentence(error))
+        report.problems.append(sentence(error))
         return report
     report.checkpoints = [one for one in found if one.step in left or not one.problem]
     report.notes += _leftovers(run)
@@ -92,7 +92,7 @@ def _config(run: RunDirectory, record: dict[str, Any], begun: bool, report: Repo
     except composing.UnknownComponent as error:  # of a plugin, which is not imported to look at a run
         report.notes.append(f"{run.config} was not checked: {error.message}")
     except BigctlError as error:
-        report.problems.append(_sentence(error))
+        report.problems.append(sentence(error))
     except Exception as error:  # whatever a YAML parser makes of a damaged file
         report.problems.append(f"{run.config} cannot be read ({type(error).__name__})")
 
@@ -133,7 +133,7 @@ def _summary(run: RunDirectory, record: dict[str, Any], begun: bool, report: Rep
         if selected is None or summary.get("metrics") is None:
             raise KeyError
     except RunError as error:
-        report.problems.append(_sentence(error))
+        report.problems.append(sentence(error))
     except KeyError:
         report.problems.append(f"{run.summary_file} is not as bigctl writes it")
     else:
@@ -154,7 +154,7 @@ def _checkpoint(run: RunDirectory, step: int, report: Report, *, load: LoadArray
         for name in manifest.unlisted(folder, files):
             report.notes.append(f"{folder / name} does not belong to the checkpoint, and is never read")
     except RunError as error:
-        found.problem = _sentence(error)
+        found.problem = sentence(error)
     return found
 
 
@@ -175,7 +175,7 @@ def _sha256(path: Path) -> str:
         raise RunError(f"cannot be read: {error.strerror}", where=str(path)) from error
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     if isinstance(error, BigctlError):
         return f"{error.where} {error.message}" if error.where else error.message
     return str(error)

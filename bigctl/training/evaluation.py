@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,55 +36,37 @@ class Scores:
     examples: dict[str, np.ndarray]
 
 
-class Evaluator:
-    """One split of a data set, ready to be scored again and again, by trials that share it too.
+Batches = Iterable[tuple[np.ndarray, np.ndarray, Sums]]
+"""Triples (indices, mask, sums) of every batch of a split."""
+
+
+class SplitScores:
+    """One split of a data set, and what becomes of the sums of its batches, whoever computes these.
 
     Args:
-        programs: the compiled functions.
         layout: how the split's examples become batches.
         columns: the split's arrays.
         config: the experiment.
         prefix: what metric names begin with: "val" or "test".
-        check: told of each compiled evaluation before it runs first.
+        shards: parts into which a batch is cut.
     """
 
-    def __init__(
-        self,
-        programs: ModelPrograms,
-        layout: Layout,
-        columns: Columns,
-        config: schema.Config,
-        *,
-        prefix: str,
-        check: Check | None = None,
-    ):
-        self.programs, self.layout, self.columns, self.prefix = programs, layout, columns, prefix
+    def __init__(self, layout: Layout, columns: Columns, config: schema.Config, *, prefix: str, shards: int = 1):
+        self.layout, self.columns, self.prefix = layout, columns, prefix
         self.parted = layout if isinstance(layout, Parted) else None
         self.count = layout.size(columns, training=False)
-        shards = meshes.batch_shards(programs.mesh)
         self.plan = layout.evaluation_plan(columns, batch_size=config.eval.batch_size, shards=shards)
-        # Where a program has the arrays of a split for arguments, each split has programs of its own: one is enough,
-        # but not one a length, and a batch of texts is soon sent.
-        self.resident = layout.lengths(columns) is None and feed.fits_on_device(columns, config)
-        self._arrays: Mapping[str, jax.Array] | None = None
-        self._calls = Calls(check)
-        self._before: Sums = {}
 
-    def __call__(self, params: Tree, variables: Tree, task: Task | None = None) -> dict[str, Any]:
-        """Metrics of these weights, named `prefix/...`; `task` where it is decided, see `Task.decided`."""
-        return self.score(params, variables, task).metrics
-
-    def score(self, params: Tree, variables: Tree, task: Task | None = None) -> Scores:
-        """Metrics of these weights, and values of each example."""
+    def scores(self, task: Task, batches: Batches, add: Callable[[Sums, Sums], Sums] = metrics.add) -> Scores:
+        """Metrics of the batches' sums, named `prefix/...`, and values of each example."""
         each: list[tuple[np.ndarray, np.ndarray, Sums]] = []
         totals: dict[str, Sums] = {}  # of each part of the split; of a whole one under ""
-        for indices, mask, found in self._batches(params, variables):
+        for indices, mask, found in batches:
             each.append((indices, mask, {name: found[name] for name in found if name.startswith(metrics.EACH)}))
             sums = {name: value for name, value in found.items() if not name.startswith(metrics.EACH)}
             part = self.parted.part(self.columns, indices) if self.parted is not None else ""
-            totals[part] = self.programs.add_sums(totals[part], sums) if part in totals else sums
-        task, collected = task or self.programs.task, self._collected(each)
-        added = jax.device_get(totals)
+            totals[part] = add(totals[part], sums) if part in totals else sums
+        collected, added = self._collected(each), jax.device_get(totals)
         named = self._named(task, _added(added.values()), {**collected, **self.layout.extra_sums(self.columns)})
         if self.parted is not None:
             for part, sums in added.items():
@@ -110,12 +92,6 @@ class Evaluator:
     def _rows(self, indices: np.ndarray) -> np.ndarray:
         return self.layout.rows(indices) if self.parted is None else self.parted.places(self.columns, indices)
 
-    def place(self) -> Mapping[str, jax.Array]:
-        """The split on the devices, brought there where it is not yet."""
-        if self._arrays is None:
-            self._arrays = feed.place_columns(self.programs.mesh, self.columns) if self.resident else {}
-        return self._arrays
-
     def _collected(self, each: list[tuple[np.ndarray, np.ndarray, Sums]]) -> dict[str, np.ndarray]:
         """Values of each example, in the split's order."""
         found: dict[str, np.ndarray] = {}
@@ -126,6 +102,50 @@ class Evaluator:
                     found[name] = np.zeros((self.count, *part.shape[1:]), part.dtype)
                 found[name][self._rows(indices[real])] = part[real]
         return found
+
+
+class Evaluator(SplitScores):
+    """One split of a data set, ready to be scored again and again, by trials that share it too.
+
+    Args:
+        programs: the compiled functions.
+        layout, columns, config, prefix: see `SplitScores`.
+        check: told of each compiled evaluation before it runs first.
+    """
+
+    def __init__(
+        self,
+        programs: ModelPrograms,
+        layout: Layout,
+        columns: Columns,
+        config: schema.Config,
+        *,
+        prefix: str,
+        check: Check | None = None,
+    ):
+        super().__init__(layout, columns, config, prefix=prefix, shards=meshes.batch_shards(programs.mesh))
+        self.programs = programs
+        # Where a program has the arrays of a split for arguments, each split has programs of its own: one is enough,
+        # but not one a length, and a batch of texts is soon sent.
+        self.resident = layout.lengths(columns) is None and feed.fits_on_device(columns, config)
+        self._arrays: Mapping[str, jax.Array] | None = None
+        self._calls = Calls(check)
+        self._before: Sums = {}
+
+    def __call__(self, params: Tree, variables: Tree, task: Task | None = None) -> dict[str, Any]:
+        """Metrics of these weights, named `prefix/...`; `task` where it is decided, see `Task.decided`."""
+        return self.score(params, variables, task).metrics
+
+    def score(self, params: Tree, variables: Tree, task: Task | None = None) -> Scores:
+        """Metrics of these weights, and values of each example."""
+        batches = self._batches(params, variables)
+        return self.scores(task or self.programs.task, batches, self.programs.add_sums)
+
+    def place(self) -> Mapping[str, jax.Array]:
+        """The split on the devices, brought there where it is not yet."""
+        if self._arrays is None:
+            self._arrays = feed.place_columns(self.programs.mesh, self.columns) if self.resident else {}
+        return self._arrays
 
     def _batches(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
         """Triples (indices, mask, sums) of every batch."""

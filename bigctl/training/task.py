@@ -33,6 +33,9 @@ Network = Callable[..., jax.Array]
 """A model as a task calls it."""
 Record = dict[str, Any]
 """What is said of one example, JSON-serialisable."""
+ExportedModel = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
+"""A model in the runtime that it was exported for: a batch, of which it takes the columns of `Task.exported_inputs`, ->
+what `Task.exported` names."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,13 @@ class Task:
         default what `predict` gives."""
         return {"prediction": self.predict(model, batch)}
 
+    def evaluate_exported(self, model: ExportedModel, batch: Batch) -> Sums:
+        """What `evaluate` gives, of a model that another runtime computes; nothing of it is compiled.
+
+        By default there is no such; who defines `evaluate` anew defines this too, or exports are not scored.
+        """
+        raise NotImplementedError
+
     def judge(self, predictions: np.ndarray, labels: np.ndarray) -> list[Judged]:
         """What `predict` gave of some examples beside their labels, for reports; by default nothing."""
         return []
@@ -244,3 +254,14 @@ def special_metrics(task: Task, sums: Mapping[str, np.ndarray]) -> Record:
             raise metric.incomplete(f"must compute one number, not {type(value).__name__}")
         found[metric.name] = float(value)
     return found
+
+
+def scores_exports(task: Task) -> bool:
+    """Whether `evaluate_exported` is there, and of a class that knows what `evaluate` is: not above one that changes
+    it."""
+    classes = type(task).__mro__
+    evaluate, exported = (
+        next(place for place, each in enumerate(classes) if name in vars(each))
+        for name in ("evaluate", "evaluate_exported")
+    )
+    return exported <= evaluate

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnxruntime
 
 from bigctl.inference.exporters import peak_memory
 
 if TYPE_CHECKING:  # which needs jax
     from bigctl.inference.exporters.network import Arrays
+
+PAST = "past_key_values"
+"""What the names of inputs begin with that hold keys and values of earlier tokens."""
 
 
 class Loaded:
@@ -33,11 +37,16 @@ class Loaded:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         given = content if isinstance(content, bytes) else str(content)
         self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-        self._inputs = {each.name for each in self._session.get_inputs()}
+        self._inputs = {each.name: each.shape for each in self._session.get_inputs()}
         self._outputs = [each.name for each in self._session.get_outputs()]
 
     def __call__(self, inputs: Arrays) -> Arrays:
+        """Its outputs. Keys and values of earlier tokens that are not given are those of none."""
         given = {name: values for name, values in inputs.items() if name in self._inputs}
+        for name, shape in self._inputs.items():
+            if name not in given and name.startswith(PAST):
+                sizes = [size if isinstance(size, int) else 0 for size in shape[1:]]
+                given[name] = np.zeros((len(inputs["inputs"]), *sizes), np.float32)
         return dict(zip(self._outputs, self._session.run(None, given), strict=True))
 
     def peak_memory(self, inputs: Arrays) -> int | None:

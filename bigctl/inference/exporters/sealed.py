@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, NoReturn
 from bigctl.errors import BigctlError, ConfigError, RunError
 from bigctl.interop.folders import whole_or_nothing
 from bigctl.runs import logs
+from bigctl.runs.directory import SEALED
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-FILE = "export.sealed"
+FILE = SEALED
 MAGIC = b"bigctl-sealed-1\n"
 VARIABLE = "BIGCTL_PASSPHRASE"
 LOG_N, R, P = 17, 8, 1

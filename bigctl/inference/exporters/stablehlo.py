@@ -50,6 +50,8 @@ def write(trained: TrainedRun, folder: Path) -> Exported:
 class Loaded:
     """An exported model, as it lies on disk."""
 
+    runtime = f"jax {jax.__version__}"
+
     def __init__(self, folder: Path):
         model = export.deserialize(bytearray((folder / MODEL).read_bytes()))
         self._call = jax.jit(model.call)

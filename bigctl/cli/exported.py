@@ -1,0 +1,135 @@
+"""What commands that take a run do with an export. Nothing heavy at import."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bigctl.cli import render
+
+if TYPE_CHECKING:
+    from bigctl.inference.scored import Scored
+    from bigctl.runs.directory import RunDirectory
+    from bigctl.runs.exports import Export
+
+_SLICES = ("class", "length")
+
+
+def require_flags(options: argparse.Namespace) -> None:
+    """Raises ConfigError for flags of `eval` that an export has nothing for."""
+    from bigctl.errors import ConfigError
+
+    run, kept = "or evaluate the run", "`bigctl eval RUN` keeps it with the run; export that again"
+    nothing = "nothing is kept in an export"
+    chosen = None if options.threshold in (None, "none") else options.threshold
+    is_number = chosen is None or chosen.replace(".", "", 1).isdecimal()
+    refused = (
+        ("--step", options.step != "best", "an export holds one step", f"leave it out, {run}"),
+        ("--tta", options.tta is not None, "an export computes one view of a picture", f"leave it out, {run}"),
+        ("--threshold", not is_number, nothing, f"a number, none, {run}"),
+        ("--calibration", options.calibration, nothing, kept),
+        (
+            "--conformal",
+            options.conformal is not None,
+            "nothing is kept in an export",
+            kept.format("--conformal LEVEL"),
+        ),
+        ("--ood", options.ood is not None, "an export gives no embeddings", f"leave it out, {run}"),
+        ("--robust", options.robust, "an export gives no gradients", f"leave it out, {run}"),
+        ("--slices", any(by not in _SLICES for by in options.slices), "of an export: class or length", run[3:]),
+    )
+    for flag, given, what, hint in refused:
+        if given:
+            raise ConfigError(what, where=flag, hint=hint)
+
+
+def located(name: str, source: str | None = None) -> RunDirectory | Export:
+    """The run or the export of a name, see `exports.find`. Raises RunError where there is neither."""
+    from bigctl.runs import directory, exports
+
+    return exports.find(name, source) or directory.locate(name)
+
+
+@contextlib.contextmanager
+def in_clear(found: RunDirectory | Export, secret: str | None) -> Iterator[RunDirectory | Export]:
+    """The same, its files in clear as long as this lasts. Raises as `sealed.opened` does."""
+    from bigctl.runs.exports import Export
+
+    if not isinstance(found, Export) or not found.sealed:
+        yield found
+        return
+    from bigctl.inference.exporters import sealed
+
+    with sealed.opened(found.path, secret) as clear:
+        yield replace(found, path=clear, near=found.path)
+
+
+@contextlib.contextmanager
+def model(
+    found: RunDirectory | Export, options: argparse.Namespace, secret: str | None, **asked: str | int | None
+) -> Iterator[Scored]:
+    """The model of a run or of an export, to be scored; `asked` is for `TrainedRun.load`. Raises as that and
+    `artefact.opened` do."""
+    from bigctl.runs.exports import Export
+
+    path = found.path
+    if not isinstance(found, Export):
+        from bigctl.inference.trained import TrainedRun
+
+        yield TrainedRun.load(str(path), plugins=options.plugin, **asked)  # type: ignore[arg-type]
+        return
+    from bigctl.inference import artefact
+
+    with artefact.opened(found, plugins=options.plugin, passphrase=secret) as exported:
+        exported.require_scored()
+        yield exported
+
+
+def facts(scored: Scored) -> dict[str, Any]:
+    """What is said of an export besides its scores, as JSON; nothing of a run."""
+    from bigctl.inference.artefact import Artefact
+
+    if not isinstance(scored, Artefact):
+        return {}
+    about = {"format": scored.format, "weights": scored.export.weights, "runtime": scored.runtime}
+    return {**about, "origin": scored.origin.to_json(), "notes": scored.notes}
+
+
+def print_facts(scored: Scored, *, named: bool = False) -> None:
+    """The same, for people; `named` where it stands beside others."""
+    if told := facts(scored):
+        from bigctl.inference.artefact import Artefact
+
+        assert isinstance(scored, Artefact)
+        render.print_wrapped(
+            f"{told['format']}, {told['weights']}, computed by {told['runtime']}; {scored.origin.said}"
+        )
+        for note in told["notes"]:
+            render.print_wrapped(f"note: {note}")
+
+
+def next_commands(scored: Scored) -> list[str]:
+    """What can be done with a run, or an export, that has been scored."""
+    from bigctl.inference.artefact import Artefact
+    from bigctl.runs import run_info
+
+    path = scored.run.path
+    if not isinstance(scored, Artefact):
+        return [run_info.next_command(scored.run), f"bigctl report {path}", "bigctl ui"]
+    more = " --passphrase-file FILE" if scored.export.near else ""
+    origin = scored.origin
+    beside = [f"bigctl compare {origin.run.path} {path} --significance{more}"] if origin.run and origin.same else []
+    return [*(f"{line}{more}" for line in _used(scored)), *beside, f"bigctl report {path}{more}"]
+
+
+def _used(scored: Scored) -> list[str]:
+    path, kind = scored.run.path, scored.features.kind
+    if kind == "stream":
+        return [f"bigctl serve {path}"] if (path / "model.jax").is_file() else []
+    if scored.config.recipe.purpose != "predict":
+        return []
+    text = '--text "..."' + (' --text-pair "..."' if scored.features.pairs else "")
+    return [f"bigctl predict {path} " + {"table": "FILE.csv", "image": "FILE.png"}.get(kind, text)]
