@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bigctl.cli import render
+from bigctl.cli import common, render
 
 if TYPE_CHECKING:
+    from bigctl.inference.from_export import FromExport
     from bigctl.inference.scored import Scored
     from bigctl.runs.directory import RunDirectory
     from bigctl.runs.exports import Export
@@ -53,6 +55,18 @@ def located(name: str, source: str | None = None) -> RunDirectory | Export:
     return exports.find(name, source) or directory.locate(name)
 
 
+def passphrase_if_given(options: argparse.Namespace, found: Sequence[RunDirectory | Export]) -> str | None:
+    """The passphrase of encrypted exports, for who can do without. Raises ConfigError as `common.passphrase` does."""
+    from bigctl.inference.exporters import sealed
+
+    folders = [str(each.path) for each in found]
+    if options.passphrase_file is None and (
+        not os.environ.get(sealed.VARIABLE) or not any(sealed.is_sealed(each.path) for each in found)
+    ):
+        return None
+    return common.passphrase(options.passphrase_file, folders)
+
+
 @contextlib.contextmanager
 def in_clear(found: RunDirectory | Export, secret: str | None) -> Iterator[RunDirectory | Export]:
     """The same, its files in clear as long as this lasts. Raises as `sealed.opened` does."""
@@ -90,20 +104,20 @@ def model(
 
 def facts(scored: Scored) -> dict[str, Any]:
     """What is said of an export besides its scores, as JSON; nothing of a run."""
-    from bigctl.inference.artefact import Artefact
+    from bigctl.inference.from_export import FromExport
 
-    if not isinstance(scored, Artefact):
+    if not isinstance(scored, FromExport):
         return {}
-    about = {"format": scored.format, "weights": scored.export.weights, "runtime": scored.runtime}
+    about = {"format": scored.export.format, "weights": scored.export.weights, "runtime": scored.runtime}
     return {**about, "origin": scored.origin.to_json(), "notes": scored.notes}
 
 
 def print_facts(scored: Scored, *, named: bool = False) -> None:
     """The same, for people; `named` where it stands beside others."""
     if told := facts(scored):
-        from bigctl.inference.artefact import Artefact
+        from bigctl.inference.from_export import FromExport
 
-        assert isinstance(scored, Artefact)
+        assert isinstance(scored, FromExport)
         render.print_wrapped(
             f"{told['format']}, {told['weights']}, computed by {told['runtime']}; {scored.origin.said}"
         )
@@ -113,23 +127,25 @@ def print_facts(scored: Scored, *, named: bool = False) -> None:
 
 def next_commands(scored: Scored) -> list[str]:
     """What can be done with a run, or an export, that has been scored."""
-    from bigctl.inference.artefact import Artefact
+    from bigctl.data.target import CLASS, NUMBER
+    from bigctl.inference.from_export import FromExport
     from bigctl.runs import run_info
 
     path = scored.run.path
-    if not isinstance(scored, Artefact):
+    if not isinstance(scored, FromExport):
         return [run_info.next_command(scored.run), f"bigctl report {path}", "bigctl ui"]
     more = " --passphrase-file FILE" if scored.export.near else ""
     origin = scored.origin
-    beside = [f"bigctl compare {origin.run.path} {path} --significance{more}"] if origin.run and origin.same else []
+    paired = " --significance" if scored.features.target.kind in (CLASS, NUMBER) else ""
+    beside = [f"bigctl compare {origin.run.path} {path}{paired}{more}"] if origin.run and origin.same else []
     return [*(f"{line}{more}" for line in _used(scored)), *beside, f"bigctl report {path}{more}"]
 
 
-def _used(scored: Scored) -> list[str]:
+def _used(scored: FromExport) -> list[str]:
     path, kind = scored.run.path, scored.features.kind
     if kind == "stream":
         return [f"bigctl serve {path}"] if (path / "model.jax").is_file() else []
-    if scored.config.recipe.purpose != "predict":
+    if scored.config.recipe.purpose != "predict" or scored.export.format not in ("onnx", "jax"):
         return []
     text = '--text "..."' + (' --text-pair "..."' if scored.features.pairs else "")
     return [f"bigctl predict {path} " + {"table": "FILE.csv", "image": "FILE.png"}.get(kind, text)]

@@ -1,31 +1,39 @@
-"""Everything known about a run: its results, what is on disk, and what it was made with."""
+"""Everything known about a run or an export: its results, what is on disk, and what it was made with."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import time
 from typing import Any
 
-from bigctl import formatting
-from bigctl.cli import common, render
+from bigctl import formatting, terminal
+from bigctl.cli import common, exported, render
 from bigctl.errors import RunError
-from bigctl.runs import baselines, corpora, directory, run_info
+from bigctl.runs import baselines, corpora, directory, export_info, run_info
+from bigctl.runs.directory import RunDirectory
+from bigctl.runs.exports import Export
 
 EXAMPLES = """\
 examples:
   bigctl info runs/cnn_cls
   bigctl info cnn_cls --json
+  bigctl info runs/cnn_cls/onnx                    an export
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run directory, or a name under runs/")
+    parser.add_argument("run", metavar="RUN", help="a run directory, a name under runs/, or an export")
+    common.add_exported(parser)
     common.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    found = directory.locate(options.run)
+    found = exported.located(options.run, options.source)
+    secret = exported.passphrase_if_given(options, [found])
+    if isinstance(found, Export):
+        return _of_export(found, options, secret)
     try:
         known = run_info.gather_run_info(found)
         lines = text(known)
@@ -38,7 +46,45 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _of_export(export: Export, options: argparse.Namespace, secret: str | None) -> int:
+    found: Export | RunDirectory
+    with contextlib.nullcontext(export) if secret is None else exported.in_clear(export, secret) as found:
+        assert isinstance(found, Export)
+        known = export_info.gather_export_info(found)
+    if options.json:
+        render.print_json(known)
+    else:
+        for text in export_text(known):
+            render.print_wrapped(text, 13)
+    return 0
+
+
 # -------------------------------------------------------------------------------------------------------- for people
+
+
+def export_text(known: dict[str, Any]) -> list[str]:
+    """The report of an export, one fact a line."""
+    stored = f", weights {known['weights']}" if known["weights"] else ""
+    lines = [f"{known['export']}: an export, {known['format'] or 'of no known format'}{stored}"]
+
+    def line(name: str, value: object) -> None:
+        if value not in (None, "", [], {}):
+            lines.append(f"{name:<12} {terminal.one_line(str(value))}")
+
+    line("made from", known["said"].removeprefix("made from "))
+    line("recipe", known["recipe"] and f"{known['recipe']}, model {known['model']}, data {known['data']}")
+    names = known["classes"] or []
+    line("classes", ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else ""))
+    line("threshold", known["threshold"])
+    line("plugins", ", ".join(known["plugins"] or []))
+    line("compared", known["compared"])
+    for place, told in enumerate(known["rounded"]):
+        line("" if place else "rounded", told)
+    line("on disk", formatting.size(known["bytes"]))
+    lines += [f"{'':<12} {name:<24} {formatting.size(size):>10}" for name, size in known["files"].items()]
+    line("exported by", known["bigctl"] and f"bigctl {known['bigctl']}")
+    line("taken by", ", ".join(export_info.taken_by(known)))
+    return lines + [f"note: {note}" for note in known["notes"]]
 
 
 def text(known: dict[str, Any]) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigctl import formatting
-from bigctl.cli import common, render
+from bigctl.cli import common, exported, render
 from bigctl.runs import directory, exports
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.exports import Export
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         load = load_arrays
 
     found = [exports.find(name, options.source) or _locate(name) for name in options.runs]  # all, before any is read
-    secret = _passphrase(options, found)
+    secret = exported.passphrase_if_given(options, found)
     reports = []
     for each in found:
         reports.append(_verified(each, secret) if isinstance(each, Export) else verify.verify(each, load=load))
@@ -60,17 +59,6 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         render.print_json({"ok": ok, "runs": [report.to_json() for report in reports]})
     return 0 if ok else 1
-
-
-def _passphrase(options: argparse.Namespace, found: Sequence[Export | RunDirectory]) -> str | None:
-    """That of the encrypted exports, if one is given. Raises ConfigError as `common.passphrase` does."""
-    from bigctl.inference.exporters import sealed
-
-    folders = [str(each.path) for each in found]
-    given = options.passphrase_file is not None or os.environ.get(sealed.VARIABLE)
-    if not given or not (options.passphrase_file or any(sealed.is_sealed(Path(folder)) for folder in folders)):
-        return None
-    return common.passphrase(options.passphrase_file, folders)
 
 
 def _verified(export: Export, secret: str | None) -> Report:

@@ -16,24 +16,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import NUMBER
-from bigctl.engine import compile_cache, experiment
+from bigctl.engine import compile_cache
 from bigctl.errors import ConfigError, RunError
 from bigctl.files import sha256
 from bigctl.generation.generate import LanguageModel
-from bigctl.inference import exported_data, exported_text
-from bigctl.inference.confidence import Confidence
+from bigctl.inference import exported_text
 from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.settings_file import KEPT, SUMS
 from bigctl.inference.forward import Compiled, Forward
-from bigctl.inference.scored import Scored, exported_scores
-from bigctl.runs.directory import EXPORT_MODELS, RunDirectory
-from bigctl.runs.exports import AGAIN, Export, Origin
+from bigctl.inference.from_export import FromExport
+from bigctl.inference.scored import exported_scores
+from bigctl.runs.directory import EXPORT_MODELS
+from bigctl.runs.exports import AGAIN, Export
 from bigctl.training.evaluation import Scores
-from bigctl.training.task import Task, scores_exports
+from bigctl.training.task import scores_exports
 
 MODELS = {"model.onnx": "onnx", "model.jax": "jax"}
 """File of a model -> format of `bigctl export`, of those that are computed here."""
@@ -51,24 +50,12 @@ class Runtime(Protocol):
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
-class Artefact(Scored):
+class Artefact(FromExport):
     """A folder that `bigctl export --format onnx`, or jax, wrote."""
 
-    def __init__(self, folder: Path, found: dict[str, Any], run: Runtime):
-        self.run = RunDirectory(folder, writes=False)
-        self.config = experiment.on_one_device(composing.from_yaml(found["config"], where=str(folder / KEPT)))
-        self.features, self.step = Features.from_json(found["features"]), found["step"]
-        self._plain = experiment.make_task(self.config, self.features)
-        self._plain.own_metrics = ()  # which ask the model itself
-        decision = found["decision"]
-        self._task = self._plain if decision is None else self._plain.decided({"threshold": decision})
-        if self._task.positive is not None:
-            self.threshold = decision
-        self._run, self._found, self.runtime = run, found, run.runtime
-        self.export = Export(folder)
-        self._tokenizer_file = self.run.tokenizer
-        if (confidence := found["confidence"]) is not None:
-            self.confidence = Confidence(**{**confidence, "cuts": tuple(confidence["cuts"])})
+    def __init__(self, export: Export, settings: Mapping[str, Any], run: Runtime):
+        super().__init__(export, settings)
+        self._run, self.runtime = run, run.runtime
 
     @classmethod
     def load(cls, folder: Path, *, plugins: Sequence[str] | None = (), passphrase: str | None = None) -> Artefact:
@@ -89,59 +76,10 @@ class Artefact(Scored):
             raise RunError("a language model writes text, it labels none", where=str(folder), hint="serve it")
         return found
 
-    @classmethod
-    def _of(cls, folder: Path, clear: Path, found: dict[str, Any], run: Runtime) -> Artefact:
-        """That of a folder whose files lie in clear in another one, which will be gone."""
-        made = cls(clear, found, run)
-        if clear != folder:
-            if made.features.tokenizer is not None:
-                _ = made._tokenizer
-            made.run = RunDirectory(folder, writes=False)
-        return made
-
-    @cached_property
-    def known_columns(self) -> frozenset[str] | None:
-        columns = self._found["columns"]
-        return None if columns is None else frozenset(columns)
-
     @cached_property
     def _forward(self) -> Forward:
         names = tuple(self._task.exported_inputs(1))
         return _Exported(self._run, names, self.features)
-
-    @property
-    def _undecided(self) -> Task:
-        return self._plain
-
-    def data(self) -> Dataset:
-        """The data of the run that it was made from: as that run has it, or as the configuration that is kept here
-        names it.
-
-        Raises:
-            DataError: where it cannot be had.
-            RunError: where neither that run nor the data is here, or they are not what they were.
-        """
-        return exported_data.of(self.export, self.config, self.features, self._found, self._tokenizer_file)
-
-    @property
-    def origin(self) -> Origin:
-        """What it was made from. Raises RunError where source.json is none."""
-        return self.export.origin
-
-    @property
-    def format(self) -> str:
-        """That of `bigctl export`."""
-        return self.export.format
-
-    @property
-    def notes(self) -> list[str]:
-        """In what its scores are not those that its run is told."""
-        views, metrics = self.config.eval.tta, self.config.eval.metrics
-        found = [f"the run is scored on the views of eval.tta={views}, an export on each picture"] * (views != "none")
-        found += [f"eval.metrics={list(metrics)}, which ask the model itself, are left out"] * bool(metrics)
-        if self.config.train.adversarial.eps:
-            found.append("robust_accuracy, which needs gradients, is left out")
-        return found
 
     def require_scored(self) -> None:
         """Raises RunError for a task whose exports are not scored."""
@@ -181,9 +119,9 @@ def load(
     """The model of a folder: what labels examples, or what writes text. Raises as `Artefact.load` does."""
     with sealed.opened(folder, passphrase) as clear, _as_written(clear):
         kind = kind_of(clear)
-        found = _kept(clear, plugins)
+        found, export = _kept(clear, plugins), _in_clear(Export(folder), clear)
         if found["features"]["kind"] != STREAM:
-            return Artefact._of(folder, clear, found, _runtime(clear, kind))
+            return Artefact(export, found, _runtime(clear, kind))
         if kind != "jax":
             hint = "serve its run, or export that with --format jax or hf; run.py writes with this one"
             raise RunError("is a language model as ONNX, which is not served", where=str(folder), hint=hint)
@@ -191,16 +129,26 @@ def load(
 
 
 @contextlib.contextmanager
-def opened(export: Export, *, plugins: Sequence[str] | None = (), passphrase: str | None = None) -> Iterator[Artefact]:
-    """The model of an export to be scored, language models too; what is encrypted is in clear as long as this lasts.
-    Raises as `Artefact.load` does."""
-    folder = export.path
-    with sealed.opened(folder, passphrase) as clear:
+def opened(
+    export: Export, *, plugins: Sequence[str] | None = (), passphrase: str | None = None
+) -> Iterator[FromExport]:
+    """The model of an export to be scored, whatever its format, language models too; what is encrypted is in clear as
+    long as this lasts. Raises as `Artefact.load` does."""
+    with sealed.opened(export.path, passphrase) as clear:
         with _as_written(clear):
-            kind = kind_of(clear)
-            found = Artefact._of(folder, clear, _kept(clear, plugins), _runtime(clear, kind))
-        found.export = dataclasses.replace(export, path=clear, near=None if clear == folder else folder)
-        yield found
+            inner, found = _in_clear(export, clear), _kept(clear, plugins)
+            model: FromExport
+            if any((clear / name).exists() for name in MODELS):
+                model = Artefact(inner, found, _runtime(clear, kind_of(clear)))
+            else:
+                from bigctl.inference.read_back import ReadBack
+
+                model = ReadBack(inner, found)
+        yield model
+
+
+def _in_clear(export: Export, clear: Path) -> Export:
+    return export if clear == export.path else dataclasses.replace(export, path=clear, near=export.path)
 
 
 def kind_of(folder: Path) -> str:

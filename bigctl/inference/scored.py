@@ -17,13 +17,16 @@ from bigctl.config.schema import Config
 from bigctl.data import origins
 from bigctl.data.dataset import Dataset
 from bigctl.data.files import changed_files
+from bigctl.engine import device_memory
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference import confidence, tagging
 from bigctl.inference import threshold as thresholds
 from bigctl.inference.predictor import Predictor
 from bigctl.recipes.classification import positive_scores, sigmoid
 from bigctl.runs.directory import RunDirectory
-from bigctl.training.evaluation import Batches, Scores, SplitScores
+from bigctl.training.evaluation import Batches, Evaluator, Scores, SplitScores
+from bigctl.training.programs import ModelPrograms
+from bigctl.training.state import Weights
 from bigctl.training.step import add_places
 from bigctl.training.task import ExportedModel, Record, Task
 
@@ -178,6 +181,15 @@ def data_of_run(run: RunDirectory, config: Config) -> Dataset:
         what = f"the data is not what the run was trained on{changed}"
         raise RunError(what, where=str(run.path), hint="bring it back as it was")
     return dataset
+
+
+def evaluated(
+    programs: ModelPrograms, weights: Weights, task: Task, dataset: Dataset, split: str, config: Config, prefix: str
+) -> Scores:
+    """The examples of a split as bigctl's own model does on them; arguments as those of `Evaluator`."""
+    columns, check = dataset.splits[split], device_memory.check_of_evaluation(programs)
+    evaluator = Evaluator(programs, dataset.batches, columns, config, prefix=prefix, check=check)
+    return evaluator.score(weights.params, weights.variables, task)
 
 
 def exported_scores(

@@ -11,16 +11,16 @@ from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
 from bigctl.config.schema import TTA, Config
 from bigctl.data.dataset import Dataset, Features
-from bigctl.engine import compile_cache, device_memory, experiment
+from bigctl.engine import compile_cache, experiment
 from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import Generation, LanguageModel
 from bigctl.generation.options import GenerationOptions
 from bigctl.inference import confidence
 from bigctl.inference.run_text import run_language_model
-from bigctl.inference.scored import Scored, data_of_run
+from bigctl.inference.scored import Scored, data_of_run, evaluated
 from bigctl.runs import directory
 from bigctl.training.checkpoints.store import Checkpoints
-from bigctl.training.evaluation import Evaluator, Scores
+from bigctl.training.evaluation import Scores
 from bigctl.training.programs import ModelPrograms
 from bigctl.training.task import Task
 
@@ -136,9 +136,7 @@ class TrainedRun(Scored):
         return data_of_run(self.run, self.config)
 
     def _examined(self, dataset: Dataset, split: str, prefix: str) -> Scores:
-        columns, check = dataset.splits[split], device_memory.check_of_evaluation(self._programs)
-        evaluator = Evaluator(self._programs, dataset.batches, columns, self.config, prefix=prefix, check=check)
-        return evaluator.score(self.params, self.variables, self._task)
+        return evaluated(self._programs, self._weights, self._task, dataset, split, self.config, prefix)
 
 
 def _with_tta(config: Config, tta: str, where: str) -> Config:

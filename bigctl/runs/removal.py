@@ -119,6 +119,7 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 _WRITTEN = re.compile(
     r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence|assessment|goodput)\.json"
     r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|int8\.onnx|report\.html|curves\.png"
+    r"|(hf|timm|jax|onnx|gguf)(-int[48])?(-encrypted)?-report\.html"
 )
 _BESIDE = r"(labels|preprocessing|tokenizer|source|bigctl|generation)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {

@@ -352,3 +352,61 @@ def test_paired_tests_of_an_export_and_its_run_find_no_difference(cli: Cli) -> N
     assert found["mcnemar"]["p"] == 1.0 and set(found["exports"]) == {"runs/small/jax"}
     assert all(math.isclose(each["first"], each["second"], rel_tol=1e-4) for each in found["metrics"])
     assert "small/jax beside" in cli("compare", "elsewhere", "small/jax", "--significance", "--rounds", "100").stdout
+
+
+# -------------------------------------------------------------------------------------------------------- report, info
+
+
+def test_a_page_of_an_export_lies_beside_it(cli: Cli) -> None:
+    before = digests(cli.folder / "elsewhere")
+    assert cli("report", "elsewhere").stdout == "elsewhere-report.html\n"
+    page = (cli.folder / "elsewhere-report.html").read_text()
+    for said in ("made from runs/small, step 30", "Scores of the test split", "weights.npz", "Compared with the run"):
+        assert said in page
+    assert digests(cli.folder / "elsewhere") == before
+    assert "an export has no curves" in cli("report", "elsewhere", "--png", code=2).stderr
+    shutil.rmtree(cli.folder / "runs")
+    (cli.folder / "elsewhere" / "labels.json").unlink()
+    cli("report", "elsewhere", "--out", "page.html")
+    page = (cli.folder / "page.html").read_text()
+    assert "labels.json is missing" in page and "its scores are not known" in page
+
+
+def test_what_is_known_of_an_export_is_told(cli: Cli) -> None:
+    known = cli.json("info", "elsewhere")
+    assert (known["format"], known["recipe"], known["classes"]) == ("jax", "mlp_cls", ["large", "small"])
+    out = cli("info", "small/jax").stdout
+    assert "an export, jax, weights float32" in out and "taken by     bigctl predict, bigctl serve, bigctl eval" in out
+    (cli.folder / "elsewhere" / SETTINGS).write_text("{")
+    (cli.folder / "elsewhere" / SOURCE).unlink()
+    out = cli("info", "elsewhere").stdout
+    assert out.count("note: ") == 2 and "is missing" in out
+
+
+def test_a_page_beside_an_export_goes_with_its_run(cli: Cli) -> None:
+    cli("report", "small/jax")
+    assert (cli.folder / "runs" / "small" / "jax-report.html").is_file()
+    cli("runs", "rm", "small", "--yes")
+    assert not (cli.folder / "runs" / "small").exists()
+
+
+# ------------------------------------------------------------------------------------------------ read by bigctl itself
+
+
+def test_a_file_for_llama_cpp_is_scored_as_bigctl_reads_it(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "text.txt").write_text("to be or nothing, is a question\n" * 200)
+    model = ["model=llama_tiny", "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=1"]
+    keys = ["recipe=gpt_lm", *model, "model.intermediate=32", "model.context=32", "recipe.block=32", "data=text"]
+    keys += [
+        "recipe.sample_tokens=0",
+        "recipe.tokenizer.type=bpe",
+        "recipe.tokenizer.size=280",
+        f"data.path={tmp_path / 'text.txt'}",
+    ]
+    package.train([*keys, *BRIEF], tmp_path / "run", quiet=True)
+    trained = TrainedRun.load(str(tmp_path / "run"))
+    exporter("gguf").write(trained, tmp_path / "run" / "gguf")
+    with artefact.opened(Export(tmp_path / "run" / "gguf")) as found:
+        assert found.runtime.endswith("read by bigctl")
+        assert found.evaluate() == pytest.approx(trained.evaluate(), rel=5e-3)  # its matrices are float16

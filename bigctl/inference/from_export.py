@@ -1,0 +1,91 @@
+"""What is the same of every export that is scored: its settings, what it was made from, and the data of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from bigctl.config import compose as composing
+from bigctl.config.schema import Config
+from bigctl.data.dataset import Dataset, Features
+from bigctl.engine import experiment
+from bigctl.inference import exported_data
+from bigctl.inference.confidence import Confidence
+from bigctl.inference.scored import Scored
+from bigctl.runs.directory import SETTINGS, RunDirectory
+from bigctl.runs.exports import Export, Origin
+from bigctl.training.task import Task
+
+
+class FromExport(Scored):
+    """A model that `bigctl export` wrote.
+
+    Args:
+        export: its folder, in clear.
+        settings: what its bigctl.json says.
+    """
+
+    def __init__(self, export: Export, settings: Mapping[str, Any]):
+        self.export, self._settings = export, settings
+        self.run = RunDirectory(export.shown, writes=False)
+        where = str(export.shown / SETTINGS)
+        self.config = self._used(experiment.on_one_device(composing.from_yaml(settings["config"], where=where)))
+        self.features, self.step = Features.from_json(settings["features"]), settings["step"]
+        self._plain = experiment.make_task(self.config, self.features)
+        self._plain.own_metrics = ()  # which ask the run's own model
+        decision = settings["decision"]
+        self._task = self._plain if decision is None else self._plain.decided({"threshold": decision})
+        if self._task.positive is not None:
+            self.threshold = decision
+        if (confidence := settings["confidence"]) is not None:
+            self.confidence = Confidence(**{**confidence, "cuts": tuple(confidence["cuts"])})
+        self._tokenizer_file = RunDirectory(export.path).tokenizer
+        if export.near is not None and self.features.tokenizer is not None:
+            self.run.tokenizer = self._tokenizer_file
+            _ = self._tokenizer  # whose file will be gone
+
+    def _used(self, config: Config) -> Config:
+        """The configuration as the model is used."""
+        return config
+
+    @cached_property
+    def known_columns(self) -> frozenset[str] | None:
+        columns = self._settings["columns"]
+        return None if columns is None else frozenset(columns)
+
+    @property
+    def _undecided(self) -> Task:
+        return self._plain
+
+    def data(self) -> Dataset:
+        """The data of the run that it was made from: as that run has it, or as the configuration that is kept here
+        names it.
+
+        Raises:
+            DataError: where it cannot be had.
+            RunError: where neither that run nor the data is here, or they are not what they were.
+        """
+        return exported_data.of(self.export, self.config, self.features, self._settings, self._tokenizer_file)
+
+    @property
+    def origin(self) -> Origin:
+        """What it was made from. Raises RunError where source.json is none."""
+        return self.export.origin
+
+    @property
+    def notes(self) -> list[str]:
+        """In what its scores are not those that its run is told."""
+        views, metrics = self._kept_config.eval.tta, self._kept_config.eval.metrics
+        found = [f"the run is scored on the views of eval.tta={views}, an export on each picture"] * (views != "none")
+        found += [f"eval.metrics={list(metrics)}, which ask the run's own model, are left out"] * bool(metrics)
+        if self._kept_config.train.adversarial.eps:
+            found.append("robust_accuracy, which needs gradients, is left out")
+        return found
+
+    @property
+    def _kept_config(self) -> Config:
+        return composing.from_yaml(self._settings["config"], where=str(self.run.path / SETTINGS))
+
+    def require_scored(self) -> None:
+        """Raises RunError for what cannot be scored."""

@@ -1,0 +1,62 @@
+"""Everything known about an export without computing anything: for `bigctl info` and its page. Free of jax."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from bigctl.config import saved
+from bigctl.errors import BigctlError
+from bigctl.runs.exports import Export
+
+_ANSWER = ("onnx", "jax", "encrypted")
+"""Formats with which bigctl answers."""
+
+
+def gather_export_info(export: Export) -> dict[str, Any]:
+    """What is known about an export; what cannot be read is None or empty, and a note says why.
+
+    Raises:
+        RunError: if the folder cannot be read.
+    """
+    files: dict[str, int] = export.files
+    notes: list[str] = []
+    known: dict[str, Any] = {
+        "export": str(export.shown), "format": export.format, "weights": export.weights, "files": files,
+        "bytes": sum(files.values()), "origin": None, "said": "", "compared": export.card.compared,
+        "rounded": list(export.card.rounded), "metrics": dict(export.card.metrics), "notes": notes,
+    }  # fmt: skip
+    known |= dict.fromkeys(("recipe", "model", "data", "kind", "classes", "threshold", "plugins", "bigctl"))
+    if export.sealed:
+        notes.append("encrypted: what it is and what it was made from is told with the passphrase alone")
+        return known
+    try:
+        known |= {"origin": export.origin.to_json(), "said": export.origin.said}
+    except BigctlError as error:
+        notes.append(str(error))
+    try:
+        known |= _of_settings(export.settings(), str(export.shown))
+    except BigctlError as error:
+        notes.append(str(error))
+    return known
+
+
+def _of_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    config: Mapping[str, Any] = {}
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        config = saved.values(settings["config"], where=where)
+    kinds = {name: (config.get(name) or {}).get("kind") for name in ("recipe", "model", "data")}
+    kinds["data"] = (config.get("data") or {}).get("name") or kinds["data"]
+    features = settings.get("features") or {}
+    classes = (features.get("target") or {}).get("names") or features.get("classes") or []
+    told = {"threshold": settings.get("decision"), "plugins": settings.get("plugins") or []}
+    named = {"kind": features.get("kind"), "classes": classes, "bigctl": settings.get("bigctl")}
+    return {**kinds, **named, **told}
+
+
+def taken_by(known: Mapping[str, Any]) -> list[str]:
+    """Commands that take an export, of which this is known."""
+    answer = ["serve"] if known["kind"] == "stream" else ["predict", "serve"]
+    others = ["eval", "compare", "report", "verify", "info"]
+    return [f"bigctl {name}" for name in ((answer if known["format"] in _ANSWER else []) + others)]
