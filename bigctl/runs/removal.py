@@ -119,7 +119,6 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 _WRITTEN = re.compile(
     r"config\.yaml|overrides\.txt|(run|summary|tokenizer|generation|threshold|confidence|assessment|goodput)\.json"
     r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|int8\.onnx|report\.html|curves\.png"
-    r"|(hf|timm|jax|onnx|gguf)(-int[48])?(-encrypted)?-report\.html"
 )
 _BESIDE = r"(labels|preprocessing|tokenizer|source|bigctl|generation)\.json|README\.md|SHA256SUMS|run\.py"
 _FOLDERS = {
@@ -140,6 +139,12 @@ _FOLDERS = {
 }
 _FOLDERS |= {f"{name}-int{bits}": _FOLDERS[name] for name in ("onnx", "gguf") for bits in (8, 4)}
 """What is written into each folder of a run."""
+_PAGES = re.compile(r"(hf|timm|jax|onnx|gguf)(-int[48])?-report\.html")
+"""Pages of exports, each beside its folder."""
+
+
+def _is_ours(name: str) -> bool:
+    return bool(_WRITTEN.fullmatch(name) or _PAGES.fullmatch(name))
 
 
 def strangers(folder: Path) -> Iterator[str]:
@@ -148,7 +153,7 @@ def strangers(folder: Path) -> Iterator[str]:
         inside = _FOLDERS.get(entry.name)
         if inside is not None and entry.is_dir(follow_symlinks=False):
             yield from _strangers_inside(Path(entry.path), inside)
-        elif not (entry.is_file(follow_symlinks=False) and _WRITTEN.fullmatch(_final(entry.name))):
+        elif not (entry.is_file(follow_symlinks=False) and _is_ours(_final(entry.name))):
             yield entry.name
 
 

@@ -208,7 +208,7 @@ def test_numbers_and_texts_read_as_they_were_written() -> None:
     assert compose(["recipe=mlp_cls"], plugins=None).config.recipe.kind == "mlp_cls"
 
 
-@pytest.mark.parametrize("command", ["eval", "info", "resume", "report"])
+@pytest.mark.parametrize("command", ["resume", "compress", "explain", "export"])
 def test_a_folder_of_an_export_is_called_one_and_told_what_uses_it(
     sent: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +216,8 @@ def test_a_folder_of_an_export_is_called_one_and_told_what_uses_it(
     folder.mkdir()
     for name in ("bigctl.json", "source.json"):
         (folder / name).write_text("{}")
-    assert main([command, str(folder)]) == 2
+    more = {"compress": ["method=int8"], "export": ["--format", "jax"]}.get(command, [])
+    assert main([command, str(folder), *more]) == 2
     said = capsys.readouterr().err
     assert f"{folder}: is an export of a run" in said and f"bigctl predict {folder}" in said
     assert f"made from the run {RUN}" in said
