@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if options.significance:
         return _significance(options)
     found = [exported.located(name, options.source) for name in options.runs]
+    exported.require_source(options, found)
     secret = common.passphrase(options.passphrase_file, [str(each.path) for each in found])
     with contextlib.ExitStack() as opened:
         sides = differences.sides([opened.enter_context(exported.in_clear(each, secret)) for each in found])
@@ -105,6 +106,7 @@ def _significance(options: argparse.Namespace) -> int:
     if len(options.runs) != 2:
         raise ConfigError(f"{len(options.runs)} runs are given", where="--significance", hint="give two")
     found = [exported.located(name, options.source) for name in options.runs]
+    exported.require_source(options, found)
     secret = common.passphrase(options.passphrase_file, [str(each.path) for each in found])
     from bigctl.inference import paired
 

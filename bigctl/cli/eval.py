@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     required = gates.parse(options.require)
     reports = ci_report.Reports("eval", required, options.junit)
     found = exported.located(options.run, options.source)
+    exported.require_source(options, [found])
     path = found.path
     secret = common.passphrase(options.passphrase_file, [str(path)])
     if isinstance(found, Export):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,16 @@ def located(name: str, source: str | None = None) -> RunDirectory | Export:
     from bigctl.runs import directory, exports
 
     return exports.find(name, source) or directory.locate(name)
+
+
+def require_source(options: argparse.Namespace, found: Sequence[RunDirectory | Export | None]) -> None:
+    """Raises ConfigError for --source where there is no export."""
+    from bigctl.errors import ConfigError
+    from bigctl.runs.exports import Export
+
+    if options.source is not None and not any(isinstance(each, Export) for each in found):
+        hint = "leave it out, or give a folder that `bigctl export` wrote"
+        raise ConfigError("is for an export, and there is none", where="--source", hint=hint)
 
 
 def passphrase_if_given(options: argparse.Namespace, found: Sequence[RunDirectory | Export]) -> str | None:
@@ -127,6 +138,7 @@ def print_facts(scored: Scored, *, named: bool = False) -> None:
 
 def next_commands(scored: Scored) -> list[str]:
     """What can be done with a run, or an export, that has been scored."""
+    from bigctl.config import plugins
     from bigctl.data.target import CLASS, NUMBER
     from bigctl.inference.from_export import FromExport
     from bigctl.runs import run_info
@@ -134,7 +146,9 @@ def next_commands(scored: Scored) -> list[str]:
     path = scored.run.path
     if not isinstance(scored, FromExport):
         return [run_info.next_command(scored.run), f"bigctl report {path}", "bigctl ui"]
-    more = " --passphrase-file FILE" if scored.export.near else ""
+    there = plugins.installed()
+    more = "".join(f" --plugin {shlex.quote(name)}" for name in scored.plugins if name not in there)
+    more += " --passphrase-file FILE" if scored.export.near else ""
     origin = scored.origin
     paired = " --significance" if scored.features.target.kind in (CLASS, NUMBER) else ""
     beside = [f"bigctl compare {origin.run.path} {path}{paired}{more}"] if origin.run and origin.same else []

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     found = exported.located(options.run, options.source)
+    exported.require_source(options, [found])
     secret = exported.passphrase_if_given(options, [found])
     if isinstance(found, Export):
         return _of_export(found, options, secret)

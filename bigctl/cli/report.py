@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.reports import find, png, run, sweep
 
     found = find.locate(options.run, options.source)
+    exported.require_source(options, [found.export])
+    if options.plugin and found.export is None:
+        raise ConfigError("is for an export; no page imports what a run names", where="--plugin", hint="leave it out")
     beside = found.path.absolute() if found.path.name in ("", "..") else found.path
     own = found.path / "report.html" if found.export is None else beside.with_name(f"{beside.name}-report.html")
     out = options.out or own

@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         load = load_arrays
 
     found = [exports.find(name, options.source) or _locate(name) for name in options.runs]  # all, before any is read
+    exported.require_source(options, found)
     secret = exported.passphrase_if_given(options, found)
     reports = []
     for each in found:

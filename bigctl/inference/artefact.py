@@ -31,6 +31,7 @@ from bigctl.inference.from_export import FromExport
 from bigctl.inference.scored import exported_scores
 from bigctl.runs.directory import EXPORT_MODELS
 from bigctl.runs.exports import AGAIN, Export
+from bigctl.terminal import one_line
 from bigctl.training.evaluation import Scores
 from bigctl.training.task import scores_exports
 
@@ -93,7 +94,12 @@ class Artefact(FromExport):
         names = tuple(self._plain.exported_inputs(1))
 
         def model(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-            return self._run({name: np.asarray(batch[name]) for name in names})
+            try:
+                return self._run({name: np.asarray(batch[name]) for name in names})
+            except (MemoryError, KeyboardInterrupt):
+                raise
+            except Exception as error:  # of either runtime, of many kinds
+                raise _refused(error, "does not compute the data's batches", self.run.path) from error
 
         return exported_scores(model, self._task, dataset, split, self.config, prefix)
 
@@ -195,12 +201,24 @@ def require_whole(folder: Path) -> None:
 
 
 def _runtime(folder: Path, kind: str) -> Runtime:
-    if kind == "jax":
-        from bigctl.inference.exporters import stablehlo
-
-        return stablehlo.Loaded(folder)
-    if importlib.util.find_spec("onnxruntime") is None:
+    if kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError("onnxruntime is not installed", where=str(folder), hint="pip install 'bigctl[onnx]'")
-    from bigctl.inference.exporters import onnx_session
+    try:
+        if kind == "jax":
+            from bigctl.inference.exporters import stablehlo
 
-    return onnx_session.Loaded((folder / "model.onnx").read_bytes())
+            return stablehlo.Loaded(folder)
+        from bigctl.inference.exporters import onnx_session
+
+        return onnx_session.Loaded((folder / "model.onnx").read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # of either runtime, of many kinds
+        name = next(name for name, each in MODELS.items() if each == kind)
+        raise _refused(error, "cannot be loaded", folder / name) from error
+
+
+def _refused(error: Exception, what: str, where: Path) -> RunError:
+    """A model with which its runtime can do nothing."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return RunError(f"{what}: {one_line(lines[0])[:200]}", where=str(where), hint=_HINT)

@@ -74,6 +74,11 @@ class FromExport(Scored):
         return self.export.origin
 
     @property
+    def plugins(self) -> list[str]:
+        """Modules that it was made with."""
+        return list(self._settings["plugins"] or [])
+
+    @property
     def notes(self) -> list[str]:
         """In what its scores are not those that its run is told."""
         views, metrics = self._kept_config.eval.tta, self._kept_config.eval.metrics

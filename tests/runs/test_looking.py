@@ -208,7 +208,7 @@ def test_numbers_and_texts_read_as_they_were_written() -> None:
     assert compose(["recipe=mlp_cls"], plugins=None).config.recipe.kind == "mlp_cls"
 
 
-@pytest.mark.parametrize("command", ["resume", "compress", "explain", "export"])
+@pytest.mark.parametrize("command", ["resume", "compress", "export"])
 def test_a_folder_of_an_export_is_called_one_and_told_what_uses_it(
     sent: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
