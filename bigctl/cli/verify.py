@@ -101,8 +101,9 @@ def text(report: Report) -> list[str]:
     verdict = f"damaged in {damaged} place{'s' * (damaged > 1)}" if damaged else "all is well"
     lines = [f"{report.run}: {verdict}"]
     if isinstance(report, ExportReport) and report.files:
-        what = f"{report.format or 'export'}, {report.files} file{'s' * (report.files != 1)}"
-        lines.append(f"  {what} as their digests say, {formatting.size(report.bytes)}")
+        files = f"{report.files} file{'s' * (report.files != 1)} as their digests say"
+        files = "its beginning and its length are right" if report.format == "encrypted" else files
+        lines.append(f"  {report.format or 'export'}, {files}, {formatting.size(report.bytes)}")
     for found in report.checkpoints:
         facts = f"{found.files} files, {formatting.size(found.bytes)}"
         facts += f", {found.arrays} arrays loaded" if found.arrays is not None else ""

@@ -143,6 +143,7 @@ def opened(
     with sealed.opened(export.path, passphrase) as clear:
         with _as_written(clear):
             inner, found = _in_clear(export, clear), _kept(clear, plugins)
+            _ = inner.format, inner.card, inner.origin  # which are told when the files may be gone
             model: FromExport
             if any((clear / name).exists() for name in MODELS):
                 model = Artefact(inner, found, _runtime(clear, kind_of(clear)))

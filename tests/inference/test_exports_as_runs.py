@@ -140,6 +140,7 @@ def require_same_scores(run: Path, folder: Path, format: str, **options: Any) ->
             assert [each["row"] for each in found.errors] == [each["row"] for each in expected.errors]
 
 
+@pytest.mark.slow
 def test_words_are_tagged_as_the_run_does(tmp_path: Path) -> None:
     lines = [f"{word}\t{'B-FOOD' if word in ('soup', 'salt') else 'O'}" for word in ("soup", "moon", "salt", "river")]
     (tmp_path / "tags.conll").write_text("\n\n".join("\n".join(lines[n % 3 :]) for n in range(60)) + "\n")
@@ -176,11 +177,13 @@ def texts(folder: Path) -> list[str]:
 TINY = ["model=bert_tiny", "model.layers=1", "model.width=16", "model.heads=2", "model.intermediate=32"]
 
 
+@pytest.mark.slow
 def test_masked_tokens_are_guessed_as_the_run_does(tmp_path: Path) -> None:
     package.train(["recipe=bert_mlm", *TINY, *texts(tmp_path), *BRIEF], tmp_path / "run", quiet=True)
     require_same_scores(tmp_path / "run", tmp_path / "export", "jax")
 
 
+@pytest.mark.slow
 def test_packed_documents_are_scored_each_by_itself(tmp_path: Path) -> None:
     model = ["model=gpt_nano", "model.layers=1", "model.width=16", "model.heads=2", "model.context=32"]
     keys = ["recipe=gpt_lm", "recipe.packing=documents", "recipe.block=32", "recipe.sample_tokens=0"]
@@ -319,7 +322,10 @@ def test_an_encrypted_export_is_checked_and_scored_with_its_passphrase(cli: Cli)
     assert "can be checked with the passphrase alone" in cli("verify", "sealed").stdout
     assert "made from runs/small" in cli("verify", "sealed", "small", *key).stdout
     expected = cli.json("eval", "small")["metrics"]
-    assert cli.json("eval", "sealed", *key)["metrics"] == pytest.approx(expected, **NEAR)
+    found = cli.json("eval", "sealed", *key)
+    assert found["metrics"] == pytest.approx(expected, **NEAR) and found["format"] == "jax"
+    out = cli("eval", "sealed", *key, "--errors", "0").stdout
+    assert "bigctl predict sealed FILE.csv --passphrase-file FILE" in out and "made from runs/small" in out
     assert "there is no passphrase" in cli("eval", "sealed", code=2).stderr
     table = cli("compare", "small", "sealed", *key).stdout
     assert "made from" in table and "bigctl-clear" not in table
