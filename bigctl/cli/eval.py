@@ -115,9 +115,7 @@ def run(options: argparse.Namespace) -> int:
     if trained.threshold is not None:
         render.print_wrapped(terminal.one_line(describe(trained.threshold)))
     _print_examples(each, confusion, classes, errors)
-    print("next:")
-    for line in exported.next_commands(trained):
-        print(f"  {line}")
+    print("\n  ".join(["next:", *exported.next_commands(trained)]))
     return common.exit_code(verdicts)
 
 
