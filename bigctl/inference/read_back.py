@@ -44,7 +44,22 @@ class ReadBack(FromExport):
 
 
 def read(folder: Path, config: Config, features: Features) -> tuple[ModelPrograms, Weights]:
-    """The model that a folder describes, as `model.init_from` reads it, and all of its weights.
+    """The model that a folder describes, and all of its weights. Takes what `by_path` takes, and raises as it does."""
+    programs, values = by_path(folder, config, features)
+
+    def filled(shapes: Tree) -> Tree:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+        placed = [
+            jax.device_put(np.asarray(values[path_name(path)], leaf.dtype), leaf.sharding) for path, leaf in leaves
+        ]
+        return jax.tree_util.tree_unflatten(structure, placed)
+
+    weights = programs.weights
+    return programs, dataclasses.replace(weights, params=filled(weights.params), variables=filled(weights.variables))
+
+
+def by_path(folder: Path, config: Config, features: Features) -> tuple[ModelPrograms, dict[str, np.ndarray]]:
+    """The model that a folder describes, as `model.init_from` reads it, and the arrays of its weights by path.
 
     Args:
         folder: of weights.
@@ -63,19 +78,7 @@ def read(folder: Path, config: Config, features: Features) -> tuple[ModelProgram
     programs = experiment.rebuild(config, features)
     params, variables = (experiment.shapes_by_path(t) for t in (programs.weights.params, programs.weights.variables))
     taken = transfer.take_over(source, transfer.Start(config, features, params, variables))
-
-    def filled(shapes: Tree, values: Mapping[str, np.ndarray]) -> Tree:
-        leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-        names = [path_name(path) for path, _ in leaves]
-        if missing := [name for name in names if name not in values]:
-            raise RunError(f"lacks {missing[0]}", where=str(folder), hint=AGAIN)
-        placed = [
-            jax.device_put(np.asarray(values[name], leaf.dtype), leaf.sharding)
-            for name, (_, leaf) in zip(names, leaves, strict=True)
-        ]
-        return jax.tree_util.tree_unflatten(structure, placed)
-
-    weights = programs.weights
-    return programs, dataclasses.replace(
-        weights, params=filled(weights.params, taken.params), variables=filled(weights.variables, taken.variables)
-    )
+    found = {**taken.params, **taken.variables}
+    if missing := [name for name in (*params, *variables) if name not in found]:
+        raise RunError(f"lacks {missing[0]}", where=str(folder), hint=AGAIN)
+    return programs, found

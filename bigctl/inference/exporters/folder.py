@@ -24,11 +24,8 @@ from bigctl.inference.trained import TrainedRun
 from bigctl.interop import sources
 from bigctl.interop.folders import write_json
 from bigctl.runs import generation_config, manifest
-from bigctl.runs.directory import RunDirectory
+from bigctl.runs.directory import CARD, RunDirectory
 from bigctl.runs.redaction import without_folders
-
-CARD = "README.md"
-"""What tells of the model; people add to it, so it is not among the digests."""
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.data.text.ngrams import Ngrams
-from bigctl.engine import experiment
-from bigctl.errors import BigctlError, ConfigError, DataError, RunError
+from bigctl.errors import BigctlError, RunError
+from bigctl.inference import read_back
 from bigctl.inference.exporters.agreement import TOLERANCE, Agreement, difference, require_agreement
 from bigctl.inference.exporters.network import Computed, Network, computed_by
 from bigctl.inference.exporters.torch_process import ASKED, INPUTS, LACKING, LOGITS, SAID
 from bigctl.inference.text_batches import run_tokenizer
 from bigctl.inference.trained import TrainedRun
-from bigctl.interop import bert, huggingface, sources, transfer, vision
+from bigctl.interop import bert, huggingface, vision
 from bigctl.interop.folders import write_json
 from bigctl.interop.tensors import read_json
 from bigctl.models.architecture import decoder_architecture
@@ -140,24 +140,12 @@ def read_again(trained: TrainedRun, folder: Path) -> tuple[Computed, dict[str, n
     Raises:
         RunError: if it cannot be read, or lacks a tensor.
     """
+    train = dataclasses.replace(trained.config.train, precision="float32", quantize=None)
+    config = dataclasses.replace(trained.config, train=train)
     try:
-        source = sources.locate_source(str(folder))
-        known = {**source.architecture, "init_from": str(folder)}
-        if getattr(trained.config.model, "lora", None) is not None:  # merged
-            known["lora"] = type(trained.config.model.lora)()  # type: ignore[attr-defined]
-        model = dataclasses.replace(trained.config.model, **known)
-        train = dataclasses.replace(trained.config.train, precision="float32", quantize=None)
-        config = dataclasses.replace(trained.config, model=model, train=train)
-        programs = experiment.rebuild(config, trained.features)
-        params, variables = (
-            experiment.shapes_by_path(tree) for tree in (programs.weights.params, programs.weights.variables)
-        )
-        taken = transfer.take_over(source, transfer.Start(config, trained.features, params, variables))
-    except (ConfigError, DataError) as error:
+        programs, found = read_back.by_path(folder, config, trained.features)
+    except BigctlError as error:
         raise RunError(f"cannot be read again: {error.message}", where=folder.name, hint=_HINT) from error
-    found = {**taken.params, **taken.variables}
-    if missing := [name for name in (*params, *variables) if name not in found]:
-        raise RunError(f"cannot be read again: it lacks {missing[0]}", where=folder.name, hint=_HINT)
     return Computed(computed_by(programs)[1], found, {}), found
 
 
