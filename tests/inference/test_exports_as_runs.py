@@ -258,7 +258,7 @@ def test_a_task_that_changes_its_evaluation_says_how_exports_are_scored() -> Non
 def test_an_export_as_it_was_written_is_well_beside_its_run(cli: Cli) -> None:
     found = cli.json("verify", "small", "small/jax", "elsewhere")
     assert found["ok"] and [each["run"] for each in found["runs"]] == ["runs/small", "runs/small/jax", "elsewhere"]
-    assert found["runs"][1]["files"] == 6 and found["runs"][1]["origin"]["same"]
+    assert found["runs"][1]["files"] == 7 and found["runs"][1]["origin"]["same"]
     assert "made from runs/small, step 30, which is as it was" in cli("verify", "elsewhere").stdout
 
 

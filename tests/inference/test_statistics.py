@@ -4,6 +4,7 @@ training split."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -49,7 +50,7 @@ def test_statistics_of_a_soup_are_those_of_its_own_weights(run, how, capsys):
     assert whole["val/accuracy"] == pytest.approx(said["after_score"])
 
 
-def test_a_recipe_without_outputs_and_runs_with_another_whitening_are_refused(run, monkeypatch):
+def test_a_recipe_without_outputs_and_runs_with_another_whitening_are_refused(run, monkeypatch, tmp_path):
     trained = bigctl.load(str(run))
     with monkeypatch.context() as patched:
         patched.setattr(type(trained), "task", object())
@@ -57,8 +58,9 @@ def test_a_recipe_without_outputs_and_runs_with_another_whitening_are_refused(ru
             Statistics(trained)
     seen = iter([{"whitening/kernel": np.zeros(2)}, {"whitening/kernel": np.ones(2)}])
     monkeypatch.setattr(soup.statistics, "others", lambda trained: next(seen))
+    other = shutil.copytree(run, tmp_path / "other")
     with pytest.raises(RunError, match="keeps another whitening/kernel, for which its weights are"):
-        soup.stirred(trained, Method.parse(["method=soup", f"from=[{run}]"]))
+        soup.stirred(trained, Method.parse(["method=soup", f"from=[{other}]"]))
 
 
 @pytest.mark.slow
