@@ -75,6 +75,12 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_regular(file: Path) -> str:
+    """The same of a file in a folder that anybody may have filled. Raises OSError, for what is no regular file too."""
+    with open(open_regular(file), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def disk_size(folder: Path) -> int:
     """Bytes of all files below a folder; what vanishes meanwhile does not count."""
     total = 0

@@ -44,7 +44,6 @@ class ImageCls(Supervised):
             raise misfit(config.recipe.kind, "images with classes", features)
         self.recipe = schema.ImageCls.require(config.recipe, by="ImageCls")
         super().__init__(config, features, class_counts, binary=jnp.mean if self.recipe.loss == schema.BCE else None)
-        require_fit(self.recipe.augment, features)
         self.dtype = jnp.dtype(config.train.precision)
         self.changes = changes_of(config, self.recipe.augment)
         self.tta = config.eval.tta
@@ -92,6 +91,7 @@ class ImageCls(Supervised):
             raise ConfigError(what, where="recipe.augment.sizes", hint=hint) from error
 
     def look(self, columns: Mapping[str, Any]) -> None:
+        require_fit(self.recipe.augment, self.features)
         if size := self.model_config.whitens:
             self.whitening = whitening.directions(columns["inputs"], self.mean, self.std, size)
 

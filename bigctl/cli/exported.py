@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -25,21 +26,16 @@ def require_flags(options: argparse.Namespace) -> None:
     """Raises ConfigError for flags of `eval` that an export has nothing for."""
     from bigctl.errors import ConfigError
 
-    run, kept = "or evaluate the run", "`bigctl eval RUN` keeps it with the run; export that again"
+    run, kept = "or evaluate the run", "`bigctl eval RUN {}` keeps it with the run; export that again"
     nothing = "nothing is kept in an export"
     chosen = None if options.threshold in (None, "none") else options.threshold
-    is_number = chosen is None or chosen.replace(".", "", 1).isdecimal()
+    is_number = chosen is None or _is_number(chosen)
     refused = (
         ("--step", options.step != "best", "an export holds one step", f"leave it out, {run}"),
         ("--tta", options.tta is not None, "an export computes one view of a picture", f"leave it out, {run}"),
         ("--threshold", not is_number, nothing, f"a number, none, {run}"),
-        ("--calibration", options.calibration, nothing, kept),
-        (
-            "--conformal",
-            options.conformal is not None,
-            "nothing is kept in an export",
-            kept.format("--conformal LEVEL"),
-        ),
+        ("--calibration", options.calibration, nothing, kept.format("--calibration")),
+        ("--conformal", options.conformal is not None, nothing, kept.format("--conformal LEVEL")),
         ("--ood", options.ood is not None, "an export gives no embeddings", f"leave it out, {run}"),
         ("--robust", options.robust, "an export gives no gradients", f"leave it out, {run}"),
         ("--slices", any(by not in _SLICES for by in options.slices), "of an export: class or length", run[3:]),
@@ -47,6 +43,13 @@ def require_flags(options: argparse.Namespace) -> None:
     for flag, given, what, hint in refused:
         if given:
             raise ConfigError(what, where=flag, hint=hint)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def located(name: str, source: str | None = None) -> RunDirectory | Export:

@@ -94,7 +94,7 @@ def _of_export(export: Export, options: argparse.Namespace, secret: str | None) 
     scored, runtime, said = None, "", []
     with exported.in_clear(export, secret) as found:
         try:
-            with exported.model(export, options, secret) as model:
+            with exported.model(found, options, secret) as model:
                 runtime, said = model.runtime, list(exported.facts(model)["notes"])
                 scored = model.score("test", errors=options.samples)
         except BigctlError as error:

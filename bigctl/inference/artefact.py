@@ -21,7 +21,7 @@ from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import NUMBER
 from bigctl.engine import compile_cache
 from bigctl.errors import ConfigError, RunError
-from bigctl.files import sha256
+from bigctl.files import sha256_regular
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference import exported_text
 from bigctl.inference.exporters import sealed
@@ -191,7 +191,7 @@ def require_whole(folder: Path) -> None:
     listed = Export(folder).sums()
     for name, digest in listed.items():
         try:
-            whole = sha256(folder / name) == digest
+            whole = sha256_regular(folder / name) == digest
         except OSError:
             whole = False
         if not whole:

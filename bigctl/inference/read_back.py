@@ -70,8 +70,9 @@ def by_path(folder: Path, config: Config, features: Features) -> tuple[ModelProg
         ConfigError, DataError: if it cannot be read, or is of another model.
         RunError: if it lacks a tensor.
     """
-    source = sources.locate_source(str(folder))
-    known: dict[str, Any] = {**source.architecture, "init_from": str(folder)}
+    place = str(folder.absolute())  # not the name of a run, nor of packaged weights
+    source = sources.locate_source(place)
+    known: dict[str, Any] = {**source.architecture, "init_from": place}
     if (lora := getattr(config.model, "lora", None)) is not None:
         known["lora"] = type(lora)()  # it was merged
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **known))

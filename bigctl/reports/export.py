@@ -94,5 +94,6 @@ def _mistakes(scored: Evaluation | None) -> list[list[str]]:
     return rows
 
 
-def _names(label: str | Sequence[str]) -> str:
-    return label if isinstance(label, str) else ", ".join(label) or "(none)"
+def _names(label: str | Sequence[str | None]) -> str:
+    """Of tags some may be of words that were cut off."""
+    return label if isinstance(label, str) else ", ".join(name or "-" for name in label) or "(none)"

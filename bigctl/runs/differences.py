@@ -161,7 +161,7 @@ def _of_export(export: Export, name: str) -> Side:
     size = sum(size for file, size in files.items() if file in (*directory.EXPORT_MODELS, "weights.npz"))
     if not origin.same:
         notes.append(f"{name}: {origin.said}")
-    known = {"data": data, "tokenizer": tokenizer}
+    known = {"data": data and str(data), "tokenizer": tokenizer and str(tokenizer)}
     model = {"format": export.format, "weights": export.weights, "model [bytes]": f"{size:,}"}
     return Side(
         path=str(export.shown), name=name, status=EXPORT, step=origin.step, final=True, evaluated=None,

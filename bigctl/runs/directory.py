@@ -348,7 +348,7 @@ def is_export(path: Path) -> bool:
 def require_no_export(path: Path) -> None:
     """Raises RunError for the folder of an export, which says what answers with it."""
     if is_export(path):
-        used = f"`bigctl predict {path}` answers with it; serve, eval, compare, report, verify and info take it too"
+        used = f"eval, compare, report and verify take it; `bigctl info {path}` says what else does"
         made = f"; it was made from the run {path.parent}" if (path.parent / "run.json").is_file() else ""
         raise RunError("is an export of a run, not a run", where=str(path), hint=used + made)
 

@@ -42,12 +42,16 @@ def gather_export_info(export: Export) -> dict[str, Any]:
     return known
 
 
+_GROUPS = ("recipe", "model", "data")
+
+
 def _of_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     config: Mapping[str, Any] = {}
     with contextlib.suppress(KeyError, TypeError, ValueError):
         config = saved.values(settings["config"], where=where)
-    kinds = {name: (config.get(name) or {}).get("kind") for name in ("recipe", "model", "data")}
-    kinds["data"] = (config.get("data") or {}).get("name") or kinds["data"]
+    groups = {name: found if isinstance(found := config.get(name), Mapping) else {} for name in _GROUPS}
+    kinds = {name: group.get("kind") for name, group in groups.items()}
+    kinds["data"] = groups["data"].get("name") or kinds["data"]
     features = settings.get("features") or {}
     classes = (features.get("target") or {}).get("names") or features.get("classes") or []
     told = {"threshold": settings.get("decision"), "plugins": settings.get("plugins") or []}
@@ -57,6 +61,6 @@ def _of_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def taken_by(known: Mapping[str, Any]) -> list[str]:
     """Commands that take an export, of which this is known."""
-    answer = ["serve"] if known["kind"] == "stream" else ["predict", "serve"]
+    served, answer = (("jax", "hf"), ["serve"]) if known["kind"] == "stream" else (_ANSWER, ["predict", "serve"])
     others = ["eval", "compare", "report", "verify", "info"]
-    return [f"bigctl {name}" for name in ((answer if known["format"] in _ANSWER else []) + others)]
+    return [f"bigctl {name}" for name in ((answer if known["format"] in served else []) + others)]

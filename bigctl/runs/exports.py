@@ -123,7 +123,8 @@ class Export:
         try:
             for line in read_regular(self.path / SUMS, most=_LONGEST).decode().splitlines():
                 digest, gap, name = line.partition("  ")
-                if not gap or not _DIGEST.fullmatch(digest) or Path(name).name != name or name in found:
+                plain = Path(name).name == name and name.isprintable()
+                if not gap or not _DIGEST.fullmatch(digest) or not plain or name in found:
                     raise ValueError(line)
                 found[name] = digest
         except OSError as error:
@@ -138,7 +139,13 @@ class Export:
         if not (self.path / SETTINGS).is_file():
             what = f"has no {SETTINGS}: it was exported by an older bigctl"
             raise RunError(what, where=str(self.path), hint=AGAIN)
-        return self._read(SETTINGS, SETTINGS_SHAPE)
+        found = self._read(SETTINGS, SETTINGS_SHAPE)
+        features = found.get("features")
+        inside = features if isinstance(features, dict) else {}
+        groups = [features, found.get("data") or {}, *(inside.get(name) or {} for name in ("tokenizer", "target"))]
+        if not all(isinstance(group, dict) for group in groups) or not isinstance(inside.get("classes") or [], list):
+            raise RunError("is not as bigctl writes it", where=str(self.path / SETTINGS), hint=AGAIN)
+        return found
 
     def source(self) -> dict[str, Any]:
         """source.json. Raises RunError where there is none, or it is not as it was written."""

@@ -121,6 +121,8 @@ _WRITTEN = re.compile(
     r"|(metrics|samples|batches)\.jsonl|log\.txt|\.lock|int8\.onnx|report\.html|curves\.png"
 )
 _BESIDE = r"(labels|preprocessing|tokenizer|source|bigctl|generation)\.json|README\.md|SHA256SUMS|run\.py"
+_CHECK = r"\.check(/[^/]+)*"
+"""What the library is asked that reads a folder again, while it is written."""
 _FOLDERS = {
     "checkpoints": re.compile(
         r"\d{9,}(\.aside|\.removed)?(/(state[^/]*(/.*)?|meta\.json|manifest-\d+\.json|unfinished))?"
@@ -130,16 +132,20 @@ _FOLDERS = {
     "hf": re.compile(
         r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt|vocab\.txt"
         r"|model[\w.-]*\.safetensors(\.index\.json)?|\w+\.py|chat_template\.jinja|preprocessor_config\.json"
-        rf"|{_BESIDE}"
+        rf"|{_BESIDE}|{_CHECK}"
     ),
-    "timm": re.compile(rf"config\.json|model\.safetensors|{_BESIDE}"),
+    "timm": re.compile(rf"config\.json|model\.safetensors|{_BESIDE}|{_CHECK}"),
     "jax": re.compile(rf"model\.jax|weights\.npz|{_BESIDE}"),
     "onnx": re.compile(rf"model\.onnx(\.data)?|{_BESIDE}"),
     "gguf": re.compile(rf"model[\w.-]*\.gguf|{_BESIDE}"),
 }
 _FOLDERS |= {f"{name}-int{bits}": _FOLDERS[name] for name in ("onnx", "gguf") for bits in (8, 4)}
+_EXPORTS = re.compile(r"(hf|timm|jax|onnx|gguf)(-int[48])?(-encrypted)?")
+_FOLDERS |= {
+    f"{name}-encrypted": re.compile(r"export\.sealed|README\.md") for name in [*_FOLDERS] if _EXPORTS.fullmatch(name)
+}
 """What is written into each folder of a run."""
-_PAGES = re.compile(r"(hf|timm|jax|onnx|gguf)(-int[48])?-report\.html")
+_PAGES = re.compile(rf"{_EXPORTS.pattern}-report\.html")
 """Pages of exports, each beside its folder."""
 
 
@@ -150,7 +156,7 @@ def _is_ours(name: str) -> bool:
 def strangers(folder: Path) -> Iterator[str]:
     """Names in a run's folder that bigctl does not write; a link is one of them, whatever it is called."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        inside = _FOLDERS.get(entry.name)
+        inside = _FOLDERS.get(_final(entry.name))
         if inside is not None and entry.is_dir(follow_symlinks=False):
             yield from _strangers_inside(Path(entry.path), inside)
         elif not (entry.is_file(follow_symlinks=False) and _is_ours(_final(entry.name))):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import RunError
-from bigctl.files import sha256
+from bigctl.files import sha256_regular
 from bigctl.runs.directory import CARD, EXPORT_MODELS, SEALED, SETTINGS, SOURCE, SUMS
 from bigctl.runs.exports import Export
 from bigctl.runs.verify import Report, sentence
@@ -52,7 +52,7 @@ def verify_export(export: Export) -> ExportReport:
         return report
     for name, digest in listed.items():
         try:
-            if sha256(export.path / name) != digest:
+            if sha256_regular(export.path / name) != digest:
                 report.problems.append(f"{export.path / name} is not as it was written: its digest is another one")
                 continue
             report.files, report.bytes = report.files + 1, report.bytes + there[name]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import bigctl as package
 from bigctl.files import sha256
@@ -75,6 +78,22 @@ def test_scores_of_an_export_are_those_of_its_run(cli: Cli) -> None:
     out = cli("eval", "small/jax").stdout
     assert "jax, float32, computed by jax" in out and "made from runs/small, step 30" in out
     assert "bigctl compare runs/small runs/small/jax --significance" in out
+
+
+def test_a_folder_that_is_called_as_a_run_is_scored_by_its_own_weights(tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    keys = ["recipe=resnet_cls", "data=digits", "model.blocks=[1]", "model.width=4", "model.stem=imagenet"]
+    cli("train", *keys, "recipe.augment.crop=0", *BRIEF, "--name", "net")
+    cli("export", "net", "--format", "hf", "--out", "net")
+    weights = tmp_path / "net" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: np.zeros_like(values) for name, values in tensors.items()}, weights)
+    lines = (tmp_path / "net" / SUMS).read_text().splitlines()
+    kept = [line for line in lines if not line.endswith(weights.name)]
+    (tmp_path / "net" / SUMS).write_text("\n".join([*kept, f"{sha256(weights)}  {weights.name}"]) + "\n")
+    found = cli.json("eval", "net")
+    assert found["run"] == "net" and "read by bigctl" in found["runtime"]
+    assert found["metrics"]["test/loss"] == pytest.approx(math.log(10), rel=1e-5)  # of zeros
 
 
 def test_an_export_is_scored_at_its_own_threshold(cli: Cli) -> None:
@@ -283,12 +302,42 @@ def test_lists_that_are_none_are_damage(cli: Cli) -> None:
     for text, said in (
         (whole.replace("  ", " "), "is no list of digests"),
         (whole.replace("  model.jax", "  ../model.jax"), "is no list of digests"),
+        (whole.replace("  model.jax", "  model\0.jax"), "is no list of digests"),
         ("".join(line for line in whole.splitlines(keepends=True) if "model.jax" not in line), "not list model.jax"),
     ):
         (folder / SUMS).write_text(text)
         assert said in cli("verify", "elsewhere", code=1).stdout
     (folder / SUMS).unlink()
     assert "SHA256SUMS cannot be read" in cli("verify", "elsewhere", code=1).stdout
+
+
+def test_pipes_and_links_are_no_files_of_an_export(cli: Cli) -> None:
+    folder = cli.folder / "elsewhere"
+    (folder / "labels.json").unlink()
+    os.mkfifo(folder / "labels.json")
+    assert "elsewhere/labels.json cannot be read: it is no regular file" in cli("verify", "elsewhere", code=1).stdout
+    assert "labels.json: is damaged" in cli("eval", "elsewhere", code=2).stderr
+    (folder / "labels.json").unlink()
+    (folder / "labels.json").symlink_to("/dev/zero")
+    assert "elsewhere/labels.json cannot be read: it is a link" in cli("verify", "elsewhere", code=1).stdout
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"config": "model: 3"},
+        {"features": {"kind": "table", "classes": 5}},
+        {"features": {"tokenizer": "x"}},
+        {"data": 3},
+    ],
+)
+@pytest.mark.parametrize("command", [["info"], ["verify"], ["eval"], ["compare", "small"], ["report"]])
+def test_settings_that_are_of_another_form_are_told_in_lines(
+    cli: Cli, wrong: dict[str, Any], command: list[str]
+) -> None:
+    rewrite(cli.folder / "elsewhere", SETTINGS, lambda values: values.update(wrong))
+    done = cli(*command, "elsewhere", code=None)
+    assert "Traceback" not in done.stdout + done.stderr and "internal" not in done.stderr
 
 
 @pytest.mark.parametrize("wrong", [{"derived_from": 3}, {"step": -1}, {"checkpoint": {"manifest-0.json": "x"}}])

@@ -22,6 +22,8 @@ import onnxruntime
 
 from bigctl.inference.exporters.onnx_model import Loaded
 from bigctl.interop.onnx.convert import to_onnx
+from bigctl.models.conv import conv2d
+from bigctl.models.depthwise import depthwise_conv2d
 from bigctl.models.ops import gelu
 
 RNG = np.random.default_rng(0)
@@ -132,6 +134,22 @@ def test_onnxruntime_computes_a_gelu_at_once(tmp_path, activation):
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert kinds == ["MatMul", "BiasGelu"]
+
+
+@pytest.mark.parametrize(
+    ("function", "groups"),
+    [
+        (lambda x, w: conv2d(x[:, :2, :2], w["k"], "same"), 1),
+        (lambda x, w: depthwise_conv2d(x, w["k"][:, :, :1, :3]), 3),
+    ],
+    ids=["kernel larger than its picture", "depthwise"],
+)
+def test_what_a_cpu_computes_otherwise_is_written_once_and_as_the_ordinary_operation(function, groups):
+    _, model = converted(function, PICTURES, True)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 1 and not {"If", "MatMul"} & {*kinds}
+    (conv,) = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert next((a.i for a in conv.attribute if a.name == "group"), 1) == groups
 
 
 def test_products_become_matmul_and_what_weights_alone_decide_is_computed_before():

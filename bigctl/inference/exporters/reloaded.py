@@ -85,13 +85,13 @@ def _asked(trained: TrainedRun, network: Network, folder: Path, check: Path, lib
     command = [sys.executable, "-P", "-m", "bigctl.inference.exporters.torch_process", str(check)]
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False,
+            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False,
             env={**os.environ, **own, "PYTHONPATH": path},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"{library} has not answered within {PATIENCE // 60} minutes"
     if ended.returncode == LACKING:
-        return f"{library} or torch cannot be imported"
+        return f"{library} or torch cannot be imported, or lacks what it needs"
     if ended.returncode:
         return f"the process with {library} ended with {ended.returncode}"
     said = read_json(check / SAID)

@@ -292,7 +292,7 @@ def clear_folder(size: int) -> Iterator[Path]:
     in_memory = Path("/dev/shm")
     parent = in_memory if os.access(in_memory, os.W_OK) and shutil.disk_usage(in_memory).free > 1.1 * size else None
     if parent is None:
-        parent = Path(tempfile.gettempdir())
+        parent = Path(_OUTSIDE[0] if _OUTSIDE else tempfile.gettempdir())
         log.warning("in clear on disk until this is done: %s, as there is no room in memory (/dev/shm)", parent)
     for left in parent.glob(f"bigctl-clear-{os.getuid()}-*"):
         if not _alive(left.name):
@@ -307,14 +307,20 @@ def clear_folder(size: int) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+_OUTSIDE: list[str] = []
+"""Where temporary files lay before each of the folders that are open now."""
+
+
 @contextlib.contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
     """What is written meanwhile to be measured or converted is in clear too."""
+    _OUTSIDE.append(tempfile.gettempdir())
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield
     finally:
         tempfile.tempdir = before
+        _OUTSIDE.pop()
 
 
 def _alive(name: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 ASKED, SAID, INPUTS, LOGITS = "asked.json", "said.json", "inputs-{}.npz", "logits-{}.npy"
 """Files: what is asked, what is answered, the inputs of a batch, its logits."""
 LACKING = 3
-"""Exit code where the library cannot be imported."""
+"""Exit code where the library cannot be imported, or lacks what it needs for this."""
 
 Arrays = dict[str, np.ndarray]
 Net = Callable[[Arrays], Any]
@@ -37,6 +37,8 @@ def main() -> int:
     try:
         with torch.inference_mode():
             said["wrong"] = (_of_timm if name == "timm" else _of_transformers)(asked, check)
+    except (ImportError, MemoryError, getattr(torch, "OutOfMemoryError", MemoryError)):  # of what is installed
+        return LACKING
     except Exception as error:  # of the library, of any kind
         said["wrong"] = f"does not load it: {type(error).__name__}: {error}"
     (check / SAID).write_text(json.dumps(said), encoding="utf-8")

@@ -219,6 +219,8 @@ def _while(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
 def _cond(walk: _Walk, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     graph, (which, *given) = walk.graph, values
     branches = eqn.params["branches"]
+    if eqn.params.get("branches_platforms"):  # the last is for any platform: the ordinary operation
+        return walk.run(branches[-1].jaxpr, _consts(graph, branches[-1]), given)
     if len(branches) != 2:
         raise Unsupported("a choice among more than two")
     if which.dtype != np.bool_:
