@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,18 +73,12 @@ def _verified(export: Export, secret: str | None) -> Report:
     try:
         with sealed.opened(export.path, secret) as clear:
             inner = verify_export(replace(export, path=clear, near=export.path))
-            problems, notes = (_outside(lines, clear, export.path) for lines in (inner.problems, inner.notes))
-            return replace(inner, problems=problems, notes=[*report.notes[:-1], *notes])
+            return replace(inner, notes=[*report.notes[:-1], *inner.notes])
     except RunError as error:
         if error.message.startswith("the passphrase"):
             raise
         report.problems.append(f"{error.where} {error.message}")
         return report
-
-
-def _outside(lines: Sequence[str], clear: Path, path: Path) -> list[str]:
-    """Lines about files that were opened elsewhere, named as those of the export."""
-    return [line.replace(str(clear), str(path)) for line in lines]
 
 
 def _locate(name: str) -> RunDirectory:

@@ -115,7 +115,7 @@ class Export:
         try:
             return {file.name: file.lstat().st_size for file in sorted(self.path.iterdir())}
         except OSError as error:
-            raise RunError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
+            raise RunError(f"cannot be read: {error.strerror}", where=str(self.shown)) from error
 
     def sums(self) -> dict[str, str]:
         """Digest by name of the files that are listed. Raises RunError where that list is none."""
@@ -128,23 +128,23 @@ class Export:
                     raise ValueError(line)
                 found[name] = digest
         except OSError as error:
-            raise RunError(f"cannot be read: {error.strerror}", where=str(self.path / SUMS), hint=AGAIN) from error
+            raise RunError(f"cannot be read: {error.strerror}", where=str(self.shown / SUMS), hint=AGAIN) from error
         except ValueError as error:
             said = "is no list of digests and names of files"
-            raise RunError(said, where=str(self.path / SUMS), hint=AGAIN) from error
+            raise RunError(said, where=str(self.shown / SUMS), hint=AGAIN) from error
         return found
 
     def settings(self) -> dict[str, Any]:
         """bigctl.json. Raises RunError where there is none, or it is not as it was written."""
         if not (self.path / SETTINGS).is_file():
             what = f"has no {SETTINGS}: it was exported by an older bigctl"
-            raise RunError(what, where=str(self.path), hint=AGAIN)
+            raise RunError(what, where=str(self.shown), hint=AGAIN)
         found = self._read(SETTINGS, SETTINGS_SHAPE)
         features = found.get("features")
         inside = features if isinstance(features, dict) else {}
         groups = [features, found.get("data") or {}, *(inside.get(name) or {} for name in ("tokenizer", "target"))]
         if not all(isinstance(group, dict) for group in groups) or not isinstance(inside.get("classes") or [], list):
-            raise RunError("is not as bigctl writes it", where=str(self.path / SETTINGS), hint=AGAIN)
+            raise RunError("is not as bigctl writes it", where=str(self.shown / SETTINGS), hint=AGAIN)
         return found
 
     def source(self) -> dict[str, Any]:
@@ -154,11 +154,11 @@ class Export:
         digest = (known[2] or {}).get(manifest.MANIFEST) if isinstance(known[2], dict) else None
         if not known[0] or known[1] is None or not _DIGEST.fullmatch(str(digest)):
             said = "does not name a run, a step, and the digest of its checkpoint's list of files"
-            raise RunError(said, where=str(self.path / SOURCE), hint=AGAIN)
+            raise RunError(said, where=str(self.shown / SOURCE), hint=AGAIN)
         return found
 
     def _read(self, name: str, shape: untrusted.Shape) -> dict[str, Any]:
-        where = str(self.path / name)
+        where = str(self.shown / name)
         try:
             return untrusted.read(self.path / name, shape)
         except FileNotFoundError as error:

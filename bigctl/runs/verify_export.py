@@ -53,13 +53,13 @@ def verify_export(export: Export) -> ExportReport:
     for name, digest in listed.items():
         try:
             if sha256_regular(export.path / name) != digest:
-                report.problems.append(f"{export.path / name} is not as it was written: its digest is another one")
+                report.problems.append(f"{export.shown / name} is not as it was written: its digest is another one")
                 continue
             report.files, report.bytes = report.files + 1, report.bytes + there[name]
         except FileNotFoundError:
-            report.problems.append(f"{export.path / name} is missing")
+            report.problems.append(f"{export.shown / name} is missing")
         except OSError as error:
-            report.problems.append(f"{export.path / name} cannot be read: {error.strerror}")
+            report.problems.append(f"{export.shown / name} cannot be read: {error.strerror}")
     report.problems += _without_digest(export, listed, there)
     report.notes += _strangers(export, listed, there)
     for name, read in ((SETTINGS, export.settings), (SOURCE, export.source)):
@@ -79,16 +79,16 @@ def verify_export(export: Export) -> ExportReport:
 def _without_digest(export: Export, listed: dict[str, str], there: dict[str, int]) -> Iterator[str]:
     for name in (*EXPORT_MODELS, SETTINGS, SOURCE):
         if name in there and name not in listed:
-            yield f"{export.path / SUMS} does not list {name}"
+            yield f"{export.shown / SUMS} does not list {name}"
     if not export.format and not any(name in listed for name in EXPORT_MODELS):
-        yield f"{export.path} holds no model"
+        yield f"{export.shown} holds no model"
 
 
 def _strangers(export: Export, listed: dict[str, str], there: dict[str, int]) -> Iterator[str]:
     known = {*listed, *_UNLISTED, *EXPORT_MODELS, SETTINGS, SOURCE}
     for name in there:
         if name not in known:
-            yield f"{export.path / name} does not belong to the export"
+            yield f"{export.shown / name} does not belong to the export"
     if unlisted := [name for name in (SCRIPT, CARD) if name in there and name not in listed]:
         yield f"{' and '.join(unlisted)} {'have' if len(unlisted) > 1 else 'has'} no digest, and cannot be checked"
 
@@ -105,7 +105,9 @@ def _sealed(export: Export, report: ExportReport) -> None:
         report.problems += _wrong_form(file)
         report.files, report.bytes = 1, file.stat().st_size
         report.notes += [
-            f"{export.path / name} does not belong to the export" for name in export.files if name not in (SEALED, CARD)
+            f"{export.shown / name} does not belong to the export"
+            for name in export.files
+            if name not in (SEALED, CARD)
         ]
     except OSError as error:
         report.problems.append(f"{file} cannot be read: {error.strerror}")

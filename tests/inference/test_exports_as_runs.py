@@ -331,7 +331,7 @@ def test_pipes_and_links_are_no_files_of_an_export(cli: Cli) -> None:
         {"data": 3},
     ],
 )
-@pytest.mark.parametrize("command", [["info"], ["verify"], ["eval"], ["compare", "small"], ["report"]])
+@pytest.mark.parametrize("command", [["info"], ["compare", "small"], ["report"]])
 def test_settings_that_are_of_another_form_are_told_in_lines(
     cli: Cli, wrong: dict[str, Any], command: list[str]
 ) -> None:
