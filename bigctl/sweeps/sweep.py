@@ -97,7 +97,7 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
     """
     with open_ledger(path) as book:
         definition = definition_of(plan, path, options.argv)
-        if not any(s.status in ENDED or book.study.run(s).exists() for s in book.study.states.values()):
+        if not any(s.status in ENDED or _has_trained(book.study.run(s)) for s in book.study.states.values()):
             book.clear()  # a study refused before any training, as for an unknown metric, can be corrected
         _reject_another_study(book.study, definition)
         if definition["metric"] is None:  # known since the first trial began
@@ -137,6 +137,12 @@ def run(plan: Plan, path: Path, executor: Executor, stop: StopRequest, options: 
                 where=str(path), hint="run the same command again to continue",
             )  # fmt: skip
         return board
+
+
+def _has_trained(run: Path) -> bool:
+    """Not where the folder is but begun: by a trial that was beside the one that was refused, say, and stopped."""
+    found = directory.RunDirectory(run, writes=False)
+    return found.metrics.is_file() or found.trained()
 
 
 def count_points(plan: Plan) -> int:
