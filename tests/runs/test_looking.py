@@ -219,5 +219,5 @@ def test_a_folder_of_an_export_is_called_one_and_told_what_uses_it(
     more = {"compress": ["method=int8"], "export": ["--format", "jax"]}.get(command, [])
     assert main([command, str(folder), *more]) == 2
     said = capsys.readouterr().err
-    assert f"{folder}: is an export of a run" in said and f"bigctl predict {folder}" in said
+    assert f"{folder}: is an export of a run" in said and f"bigctl info {folder}" in said
     assert f"made from the run {RUN}" in said
