@@ -6,6 +6,7 @@ import functools
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,14 @@ class Cli:
 @pytest.fixture
 def bigctl(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
+
+
+@pytest.fixture
+def exports(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """The command in a folder with `runs/small`, its export `runs/small/jax`, and `elsewhere`, see `exported.made`."""
+    from tests import exported
+
+    return Cli(Path(shutil.copytree(exported.made(tmp_path_factory), tmp_path / "copy")))
 
 
 @pytest.fixture
