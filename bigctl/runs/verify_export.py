@@ -16,6 +16,7 @@ from bigctl.errors import RunError
 from bigctl.files import sha256_regular
 from bigctl.runs.directory import CARD, EXPORT_MODELS, SEALED, SETTINGS, SOURCE, SUMS
 from bigctl.runs.exports import Export
+from bigctl.runs.sealed_form import CHUNK, HEAD, MAGIC, PROOF, TAG, P, R
 from bigctl.runs.verify import Report, sentence
 
 SCRIPT = "run.py"
@@ -95,8 +96,6 @@ def _strangers(export: Export, listed: dict[str, str], there: dict[str, int]) ->
 
 # ----------------------------------------------------------------------------------------------------------- encrypted
 
-_MAGIC, _HEAD, _PROOF, _CHUNK, _TAG = b"bigctl-sealed-1\n", 42, 32, 1 << 20, 16
-
 
 def _sealed(export: Export, report: ExportReport) -> None:
     """What can be told of an encrypted export without its passphrase: its beginning, and that its length can be."""
@@ -118,8 +117,8 @@ def _sealed(export: Export, report: ExportReport) -> None:
 
 def _wrong_form(file: Path) -> Iterator[str]:
     with file.open("rb") as stream:
-        head, size = stream.read(_HEAD), os.fstat(stream.fileno()).st_size
-    if len(head) < _HEAD or not head.startswith(_MAGIC) or head[17:19] != bytes((8, 1)):
+        head, size = stream.read(HEAD), os.fstat(stream.fileno()).st_size
+    if len(head) < HEAD or not head.startswith(MAGIC) or head[len(MAGIC) + 1 : len(MAGIC) + 3] != bytes((R, P)):
         yield f"{file} is no encrypted export of bigctl, or its beginning is damaged"
-    elif size - _HEAD - _PROOF < 10240 or 0 < (size - _HEAD - _PROOF) % (_CHUNK + _TAG) <= _TAG:
+    elif size - HEAD - PROOF < 10240 or 0 < (size - HEAD - PROOF) % (CHUNK + TAG) <= TAG:
         yield f"{file} is cut short"  # a tar has 10 KiB at least, and every chunk a tag and what it is of

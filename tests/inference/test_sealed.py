@@ -22,6 +22,7 @@ from bigctl.inference.artefact import Artefact
 from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.formats import Exported, exporter
 from bigctl.inference.trained import TrainedRun
+from bigctl.runs import sealed_form
 from bigctl.serving import loading, naming
 from bigctl.serving.settings import Settings
 from tests import small, topics
@@ -60,7 +61,7 @@ def leftovers() -> list[Path]:
 
 def test_the_documented_format_is_read_without_bigctl(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "clear").mkdir()
-    large = os.urandom(2 * sealed.CHUNK + 5)
+    large = os.urandom(2 * sealed_form.CHUNK + 5)
     (tmp_path / "clear" / "large").write_bytes(large)
     sealed.seal(tmp_path / "clear", tmp_path / "sealed", SECRET)
     content = (tmp_path / "sealed" / "export.sealed").read_bytes()
@@ -116,7 +117,7 @@ def test_a_wrong_passphrase_says_so_and_a_changed_head_is_found(folder: Path) ->
     with pytest.raises(RunError, match="the passphrase is wrong"):
         Artefact.load(folder, passphrase=SECRET + "!")
     content = bytearray((folder / sealed.FILE).read_bytes())
-    content[sealed._HEAD - 1] ^= 1  # of the nonces
+    content[sealed_form.HEAD - 1] ^= 1  # of the nonces
     (folder / sealed.FILE).write_bytes(content)
     with pytest.raises(RunError, match="the passphrase is wrong"):
         Artefact.load(folder, passphrase=SECRET)

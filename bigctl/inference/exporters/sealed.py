@@ -33,19 +33,18 @@ from bigctl.errors import BigctlError, ConfigError, RunError
 from bigctl.interop.folders import whole_or_nothing
 from bigctl.runs import logs
 from bigctl.runs.directory import SEALED
+from bigctl.runs.sealed_form import CHUNK, HEAD, MAGIC, PROOF, TAG, P, R
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 FILE = SEALED
-MAGIC = b"bigctl-sealed-1\n"
 VARIABLE = "BIGCTL_PASSPHRASE"
-LOG_N, R, P = 17, 8, 1
+LOG_N = 17
 """Of scrypt: 128 MiB of memory for each passphrase that is tried, as OWASP recommends."""
 MOST_LOG_N = 20
 """What is accepted of a file: it takes 1 GiB."""
-CHUNK, TAG, LEAST = 1 << 20, 16, 8
-_HEAD = len(MAGIC) + 3 + 16 + 7
+LEAST = 8
 _README = """\
 # An encrypted export
 
@@ -138,9 +137,9 @@ def unseal(folder: Path, secret: str, clear: Path) -> None:
     file = folder / FILE
     try:
         with file.open("rb") as stream:
-            head, proof = stream.read(_HEAD), stream.read(32)
-            log_n, r, p = head[len(MAGIC) : len(MAGIC) + 3] if len(head) == _HEAD else (0, 0, 0)
-            if not head.startswith(MAGIC) or len(proof) < 32 or not 10 <= log_n <= MOST_LOG_N or (r, p) != (R, P):
+            head, proof = stream.read(HEAD), stream.read(PROOF)
+            log_n, r, p = head[len(MAGIC) : len(MAGIC) + 3] if len(head) == HEAD else (0, 0, 0)
+            if not head.startswith(MAGIC) or len(proof) < PROOF or not 10 <= log_n <= MOST_LOG_N or (r, p) != (R, P):
                 raise RunError("is no encrypted export of bigctl, or its beginning is damaged", where=str(file))
             cipher, expected = _keys(head, secret)
             if not hmac.compare_digest(proof, expected):
