@@ -3,7 +3,8 @@
 "use strict";
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => matchMedia("(prefers-color-scheme: dark)"); // asked anew: a list that is kept tells what its last change was
+  const change = dark();
   const coarse = matchMedia("(pointer: coarse)").matches; // a finger that moves over a plot means to scroll
   const drawn = new Set(), logarithmic = new Set();
   let printing = false, revision = 0; // of the points: Plotly sees new ones in the same array only by this
@@ -11,7 +12,7 @@
   // ------------------------------------------------------------------------------------------------------- plots
 
   function theme() {
-    const light = printing || !dark.matches;
+    const light = printing || !dark().matches;
     return {
       ink: light ? "#1a1f29" : "#e6e9ee",
       lines: light ? "#e5e8ed" : "#2d333d",
@@ -93,7 +94,7 @@
   }, { rootMargin: "300px" });
 
   const redraw = () => drawn.forEach((id) => draw(id));
-  dark.addEventListener("change", redraw);
+  change.addEventListener("change", redraw);
 
   // On paper everything is there: all plots, in the light theme and no wider than the sheet, and what is folded up.
   const folded = document.querySelectorAll("details:not([open])");

@@ -20,6 +20,12 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
+LISTS = """{
+  const ask = window.matchMedia.bind(window);
+  window.lists = [];
+  window.matchMedia = (query) => { window.lists.push(ask(query)); return window.lists.at(-1); };
+}"""  # what a page asks of its screen, kept so that a test can tell it of a change
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -61,6 +67,7 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
+        page.add_init_script(LISTS)
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
@@ -136,20 +143,16 @@ def test_dark_mode_colours_page_and_plots(opened: Callable[..., Any]) -> None:
     ink = "document.getElementById('curve-0')._fullLayout.font.color"
     traces(page, "curve-0")
     assert page.evaluate(colour) == "rgb(16, 19, 24)" and page.evaluate(ink) == "#e6e9ee"
-    page.evaluate(
-        "matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { window.told = true; })"
-    )
     page.emulate_media(color_scheme="light")
     assert page.evaluate(colour) == "rgb(246, 247, 249)"
     for _ in range(20):  # pages are told with the next frame, which a browser without a screen may put off
-        if page.evaluate("window.told === true"):
+        if page.evaluate(ink) == "#1a1f29":
             break
         with contextlib.suppress(playwright.TimeoutError):
             page.screenshot(timeout=5_000)  # draws a frame
         page.wait_for_timeout(100)
-    else:  # this browser tells pages nothing of a change of its colours: they have those that they are opened in
-        page = opened("run", color_scheme="light")
-        traces(page, "curve-0")
+    else:  # this browser tells pages nothing of a change of its colours: they are told here
+        page.evaluate("window.lists.forEach((list) => list.dispatchEvent(new Event('change')))")
     assert page.evaluate(ink) == "#1a1f29"
 
 
