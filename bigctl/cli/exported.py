@@ -159,10 +159,12 @@ def next_commands(scored: Scored) -> list[str]:
 
 
 def _used(scored: FromExport) -> list[str]:
+    from bigctl.runs import export_info
+
     path, kind = scored.run.path, scored.features.kind
-    if kind == "stream":
-        return [f"bigctl serve {path}"] if (path / "model.jax").is_file() else []
-    if scored.config.recipe.purpose != "predict" or scored.export.format not in ("onnx", "jax"):
-        return []
+    answer = export_info.answering(scored.export.format, kind, scored.config.recipe.kind)
+    if "generate" in answer:
+        return [f'bigctl generate {path} --prompt "..."']
     text = '--text "..."' + (' --text-pair "..."' if scored.features.pairs else "")
-    return [f"bigctl predict {path} " + {"table": "FILE.csv", "image": "FILE.png"}.get(kind, text)]
+    given = {"table": "FILE.csv", "image": "FILE.png"}.get(kind, text)
+    return [f"bigctl predict {path} {given}"] if "predict" in answer else []

@@ -35,7 +35,8 @@ it.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="RUN|MODEL",
-        help="a run directory, a name under runs/, packaged weights (smollm2), a Hugging Face folder or ORG/NAME",
+        help="a run directory, a name under runs/, a folder that `bigctl export` wrote (jax, hf), packaged weights "
+        "(smollm2), a Hugging Face folder or ORG/NAME",
     )  # fmt: skip
     parser.add_argument(
         "files", nargs="*", metavar="FILE", default=[],
@@ -73,12 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truncate", action="store_true", help="of a prompt longer than the context use the end")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     parser.add_argument("--step", default="best", help="checkpoint of a run: best, last, or a step; default: best")
+    common.add_passphrase(parser)
     common.add_run_plugins(parser)
     common.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
+    secret = common.passphrase(options.passphrase_file, [options.model])
     if not options.files and not options.prompt:
         options.files = [_standard_input(options.model)]
     blocks = _prompts(options)
@@ -86,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     from bigctl.inference import language_models
 
-    model = language_models.load_language_model(options.model, step=step, plugins=options.plugin)
+    model = language_models.load_language_model(options.model, step=step, plugins=options.plugin, passphrase=secret)
     if options.json:
         _print_json(options, model, settings, [prompt for block in (first, *blocks) for prompt in block])
         return 0

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigctl.data.text import stream_encoding, tokenization
-from bigctl.errors import DataError
+from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference.run_text import require_language_model, template_tokens
-from bigctl.runs import directory
+from bigctl.runs import directory, exports
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,16 +23,20 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
 """What the end of an answer is called, beside the names of the end of a document in `stream_encoding.END`."""
 
 
-def load_language_model(name: str, *, step: str | int = "best", plugins: Sequence[str] = ()) -> LanguageModel:
-    """The language model of a run, else that of pretrained weights.
+def load_language_model(
+    name: str, *, step: str | int = "best", plugins: Sequence[str] = (), passphrase: str | None = None
+) -> LanguageModel:
+    """The language model of a run, or of an export, else that of pretrained weights.
 
     Args:
-        name: a run directory or a name under runs/, or what `model.init_from` takes.
+        name: a run directory or a name under runs/, an export (jax or hf), or what `model.init_from` takes.
         step: checkpoint of a run: "best", "last" or a number.
         plugins: modules with components of the run.
+        passphrase: of an encrypted export.
 
     Raises:
-        RunError: if the run is of another kind, or has no such checkpoint.
+        ConfigError: for a step of an export.
+        RunError: if the run, or the export, is of another kind, or has no such checkpoint.
         DataError: if there is no such thing, or it cannot be read.
     """
     if any((path / "run.json").is_file() for path in (Path(name), directory.ROOT / name)):
@@ -41,6 +45,16 @@ def load_language_model(name: str, *, step: str | int = "best", plugins: Sequenc
         from bigctl.inference.trained import TrainedRun
 
         return TrainedRun.load(str(run.path), step=step, plugins=plugins).language_model
+    export = exports.find(name)
+    if export is not None and export.format in ("onnx", "jax", "encrypted"):  # others are weights that anyone reads
+        from bigctl.inference import artefact
+
+        if step != "best":
+            raise ConfigError("an export holds one step", where="--step", hint="leave it out")
+        found = artefact.load(export.path, plugins=plugins, passphrase=passphrase)
+        if not isinstance(found, LanguageModel):
+            raise RunError("writes no text", where=name, hint=f"bigctl predict {export.path}")
+        return found
     from bigctl.interop import sources
 
     try:

@@ -102,7 +102,7 @@ class Attention(nnx.Module):
         split = (batch, length, self.heads, self.depth)
         q, k, v = (named(layer(x).reshape(split), "projected") for layer in (self.query, self.key, self.value))
         weights = self.dropout(_attention_weights(q, k, lengths).astype(x.dtype), key)
-        mixed = named(jnp.einsum("bhqk,bkhd->bqhd", weights, v), "attended")
+        mixed = named(jnp.einsum("bhqk,bhkd->bhqd", weights, v.swapaxes(1, 2)).swapaxes(1, 2), "attended")
         return self.output(mixed.reshape(batch, length, self.heads * self.depth))
 
     def weights(
@@ -268,8 +268,9 @@ def _attention_weights(
     lengths: Int[Array, " batch"],
 ) -> Float[Array, "batch heads length length"]:
     """softmax(q k^T / sqrt(depth)) over the real tokens, in float32."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
-    real = jnp.arange(k.shape[1]) < lengths[:, None]
+    q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    real = jnp.arange(k.shape[2]) < lengths[:, None]
     scores = jnp.where(real[:, None, None], scores, -1e30)  # finite, so that a text of no tokens gives no NaN
     return jax.nn.softmax(scores)
 

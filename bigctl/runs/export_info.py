@@ -8,10 +8,13 @@ from typing import Any
 
 from bigctl.config import saved
 from bigctl.errors import BigctlError
+from bigctl.runs import run_info
 from bigctl.runs.exports import Export
 
 _ANSWER = ("onnx", "jax", "encrypted")
 """Formats with which bigctl answers."""
+_WRITE = {"jax": ("generate", "serve"), "hf": ("generate", "serve"), "gguf": ("generate",)}
+"""Commands that write with a language model of a format."""
 
 
 def gather_export_info(export: Export) -> dict[str, Any]:
@@ -61,6 +64,18 @@ def _of_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def taken_by(known: Mapping[str, Any]) -> list[str]:
     """Commands that take an export, of which this is known."""
-    served, answer = (("jax", "hf"), ["serve"]) if known["kind"] == "stream" else (_ANSWER, ["predict", "serve"])
-    others = ["eval", "compare", "report", "verify", "info"]
-    return [f"bigctl {name}" for name in ((answer if known["format"] in served else []) + others)]
+    answer = answering(known["format"], known["kind"], known["recipe"])
+    return [f"bigctl {name}" for name in (*answer, "eval", "compare", "report", "verify", "info")]
+
+
+def answering(format: str, kind: str | None, recipe: object) -> tuple[str, ...]:
+    """Commands that a model answers with.
+
+    Args:
+        format: of the export.
+        kind: of the examples; None where that cannot be known.
+        recipe: that it was trained by.
+    """
+    if kind == "stream":
+        return _WRITE.get(format, ())
+    return ("predict", "serve") if format in _ANSWER and run_info.purpose_of(recipe) == "predict" else ()

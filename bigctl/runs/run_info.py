@@ -123,8 +123,7 @@ def next_command(run: RunDirectory) -> str:
 def _next_command(run: RunDirectory) -> str:
     record, path = run.record(), run.path
     features = record["data"]["features"]
-    recipe = schema.component("recipe", record["recipe"])  # None for that of a plugin, which is not imported here
-    purpose = recipe.purpose if recipe is not None and issubclass(recipe, schema.Recipe) else "predict"
+    purpose = purpose_of(record["recipe"])
     if purpose == "initialise":
         return f"bigctl train recipe=bert_cls model.init_from={path}"
     if purpose == "generate" or features["kind"] == "stream":
@@ -132,6 +131,12 @@ def _next_command(run: RunDirectory) -> str:
     if features["kind"] == "text":
         return f'bigctl predict {path} --text "..."' + (' --text-pair "..."' if features.get("pairs") else "")
     return f"bigctl predict {path} {'FILE.csv' if features['kind'] == 'table' else 'FILE.png'}"
+
+
+def purpose_of(recipe: object) -> str:
+    """What models of a recipe are for, see `schema.Recipe`; "predict" for one of a plugin, which is not imported."""
+    found = schema.component("recipe", str(recipe))
+    return found.purpose if found is not None and issubclass(found, schema.Recipe) else "predict"
 
 
 def use_commands(run: RunDirectory) -> list[str]:

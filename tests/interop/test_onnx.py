@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ import onnxruntime
 
 from bigctl.inference.exporters.onnx_model import Loaded
 from bigctl.interop.onnx.convert import to_onnx
+from bigctl.models import attention
 from bigctl.models.conv import conv2d
 from bigctl.models.depthwise import depthwise_conv2d
 from bigctl.models.ops import gelu
@@ -134,6 +136,26 @@ def test_onnxruntime_computes_a_gelu_at_once(tmp_path, activation):
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert kinds == ["MatMul", "BiasGelu"]
+
+
+def test_attention_over_everything_is_two_products_without_a_mask():
+    """And no transposition but those of its inputs and its output, which take longer than the products of a small
+    model."""
+
+    def attend(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+        q = k = v = heads(x)
+        return attention.full_attention(q, k, v)
+
+    _, model = converted(attend, X, True)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["MatMul"] == 2 and kinds["Softmax"] == 1 and kinds["Transpose"] == 4
+    assert not {"Where", "Expand"} & set(kinds)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_choice_that_is_none_is_left_out(whole: bool):
+    _, model = converted(lambda x, w: jnp.where(jnp.full((1, 1, 6), whole), 2 * x, x - 1), X, True)
+    assert [node.op_type for node in model.graph.node] == ["Mul" if whole else "Sub", "Identity"]
 
 
 @pytest.mark.parametrize(

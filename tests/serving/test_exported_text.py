@@ -62,6 +62,16 @@ def test_jax_and_hugging_face_write_what_the_run_writes(run: TrainedRun, exporte
     assert loaded(exported).model.step == run.step
 
 
+def test_generate_writes_with_an_export_what_the_run_writes(run: TrainedRun, exported: Path, bigctl: Cli) -> None:
+    asked = ("--prompt", "to be", "--temperature", "1", "--seed", "3", "--max-new-tokens", "12")
+    expected, found = (bigctl.json("generate", str(each), *asked) for each in (run.run.path, exported))
+    assert found["samples"] == expected["samples"] and found["samples"]
+    refused = bigctl("generate", str(exported), "--prompt", "to be", "--step", "3", code=2).stderr
+    assert "an export holds one step" in refused
+    told = bigctl("info", str(exported)).stdout
+    assert "bigctl generate, bigctl serve" in told and "bigctl predict" not in told
+
+
 def test_the_weights_of_an_export_are_served_as_they_are(exported: Path) -> None:
     """Also of a run that was fine-tuned for integers: its `model.jax` rounds nothing."""
     kept = json.loads((exported / "bigctl.json").read_text())

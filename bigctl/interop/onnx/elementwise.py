@@ -148,6 +148,9 @@ def _select(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     if len(cases) != 2 or which.dtype != np.bool_:
         raise Unsupported("a choice among more than two")
     out = shaped(eqn.outvars[0])
+    known = which.constant
+    if known is not None and known.all() == known.any():  # a mask that hides nothing
+        return [replace(cases[int(known.all())], wanted=out.shape)]
     return [apply(graph, "Where", [which, cases[1], cases[0]], out.shape, out.dtype)]
 
 
