@@ -5,7 +5,9 @@ Dimension names: time (the padded length), batch, inputs, hidden, gates (4 * hid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, cast
 
 import jax
@@ -43,12 +45,48 @@ class Recurrence(nnx.Module):
     ) -> tuple[Float[Array, "time batch hidden"], Float[Array, "batch hidden"]]:
         """States at each token, and the state after the last one read. Padding leaves the state as it is."""
         x = rounded_inputs(x) if self.rounds_inputs else x
-        projected = matmul(x, self.input_kernel[...]) + self.bias[...]
-        if self.backward:
-            states = recur(projected[::-1], self.recurrent_kernel[...], real[::-1])
-            return states[::-1], states[-1]
-        states = recur(projected, self.recurrent_kernel[...], real)
-        return states, states[-1]
+        layer = bigctl_lstm_backward if self.backward else bigctl_lstm_forward
+        if _CALLED.get():
+            layer = jax.jit(layer)
+        return layer(x, self.input_kernel[...], self.recurrent_kernel[...], self.bias[...], real)
+
+
+_CALLED: ContextVar[bool] = ContextVar("_CALLED", default=False)
+
+
+@contextlib.contextmanager
+def layers_called() -> Iterator[None]:
+    """What is traced meanwhile calls each layer by its name, for exporters that have an operator for it."""
+    token = _CALLED.set(True)
+    try:
+        yield
+    finally:
+        _CALLED.reset(token)
+
+
+def bigctl_lstm_forward(
+    x: Float[Array, "time batch inputs"],
+    input_kernel: Float[Array, "inputs gates"],
+    recurrent_kernel: Float[Array, "hidden gates"],
+    bias: Float[Array, " gates"],
+    real: Bool[Array, "time batch"],
+) -> tuple[Float[Array, "time batch hidden"], Float[Array, "batch hidden"]]:
+    """The states of a layer, and the last one. `interop.onnx` knows it by its name."""
+    states = recur(matmul(x, input_kernel) + bias, recurrent_kernel, real)
+    return states, states[-1]
+
+
+def bigctl_lstm_backward(
+    x: Float[Array, "time batch inputs"],
+    input_kernel: Float[Array, "inputs gates"],
+    recurrent_kernel: Float[Array, "hidden gates"],
+    bias: Float[Array, " gates"],
+    real: Bool[Array, "time batch"],
+) -> tuple[Float[Array, "time batch hidden"], Float[Array, "batch hidden"]]:
+    """The same from the last token to the first."""
+    projected = matmul(x, input_kernel) + bias
+    states = recur(projected[::-1], recurrent_kernel, real[::-1])
+    return states[::-1], states[-1]
 
 
 # ------------------------------------------------------------------------------------------------- the loop over time

@@ -24,6 +24,7 @@ from bigctl.interop.folders import require_new, whole_or_nothing
 from bigctl.interop.onnx import quantise
 from bigctl.interop.onnx.convert import Watched, evaluated, to_onnx
 from bigctl.interop.onnx.graph import OPSET
+from bigctl.models import lstm
 from bigctl.models.rounded import PRODUCT_LEVELS, rounded_weights
 
 MODEL = "model.onnx"
@@ -54,9 +55,8 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
     """See `formats.Exporter`; with `bits` 8 or 4 its weights are rounded, see `quantise`; with `cache` see `cached`."""
     require_new(folder)
     network = cached.of(trained) if cache else Network.of(trained)
-    model = to_onnx(network.function, network.weights, network.inputs, name=trained.run.path.name)
-    model.doc_string = f"{trained.run.path.name}, step {trained.step}"
-    onnx.checker.check_model(model)
+    with lstm.layers_called():
+        model = _graph(trained, network)
     with whole_or_nothing(folder) as partial:
         onnx.save(model, partial / MODEL)
         loaded = Loaded((partial / MODEL).read_bytes())
@@ -66,6 +66,8 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
         if cache:
             facts["text"] = cached.require_same_text(trained, network, loaded, MODEL)
         if bits is not None:
+            if any(node.op_type == "LSTM" for node in model.graph.node):
+                model = _graph(trained, network)  # in steps, for weights of products alone are rounded
             lines, rounded = _round(trained, network, model, loaded, partial / MODEL, bits)
             facts |= {"lines": lines, "rounded": rounded}
             nodes = rounded["nodes"]
@@ -74,6 +76,14 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
     what = f"ONNX, opset {OPSET}, {nodes} nodes, {kind}"
     served = trained.features.kind != "stream"  # what writes text is served as its run, or as jax
     return folders.exported(folder, argument, trained, {"what": what, **facts}, served=served)
+
+
+def _graph(trained: TrainedRun, network: Network) -> onnx.ModelProto:
+    """The model, checked."""
+    model = to_onnx(network.function, network.weights, network.inputs, name=trained.run.path.name)
+    model.doc_string = f"{trained.run.path.name}, step {trained.step}"
+    onnx.checker.check_model(model)
+    return model
 
 
 def _round(

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from onnx import helper
 
 from bigctl.errors import ConfigError
-from bigctl.interop.onnx import elementwise, products, shaping
+from bigctl.interop.onnx import elementwise, products, recurrent, shaping
 from bigctl.interop.onnx.elementwise import Handler
 from bigctl.interop.onnx.graph import IR, OPSET, Graph, Unsupported, Value, shaped
 
@@ -64,7 +64,8 @@ def to_onnx(
     Raises:
         ConfigError: for an operation that cannot be expressed, naming it and where it comes from.
     """
-    traced = jax.jit(function).trace(dict(weights), dict(inputs))
+    anew = jax.jit(lambda *given: function(*given))  # whatever was traced of it before, see `lstm.layers_called`
+    traced = anew.trace(dict(weights), dict(inputs))
     closed, outputs = traced.jaxpr, sorted(traced.out_info)  # jax sorts dictionaries by name
     graph = Graph()
     known = [graph.constant(np.asarray(weights[key]), hint=key) for key in sorted(weights)]
@@ -102,6 +103,11 @@ class _Walk:
         name = eqn.primitive.name
         place, self.place = self.place, source_of(eqn) or self.place
         if name in CALLS:
+            layer = recurrent.TABLE.get(eqn.params.get("name", ""))
+            as_one = None if layer is None or self.watched is not None else layer(self.graph, eqn, values)
+            if as_one is not None:
+                self.place = place
+                return as_one
             inner = called(eqn)
             found = self.run(inner.jaxpr, [self.graph.constant(np.asarray(c)) for c in inner.consts], values)
             self.place = place
