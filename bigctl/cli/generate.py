@@ -35,8 +35,8 @@ it.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="RUN|MODEL",
-        help="a run directory, a name under runs/, a folder that `bigctl export` wrote (jax, hf), packaged weights "
-        "(smollm2), a Hugging Face folder or ORG/NAME",
+        help="a run directory, a name under runs/, a folder that `bigctl export` wrote (jax, hf, gguf), packaged "
+        "weights (smollm2), a Hugging Face folder or ORG/NAME",
     )  # fmt: skip
     parser.add_argument(
         "files", nargs="*", metavar="FILE", default=[],
@@ -81,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
-    secret = common.passphrase(options.passphrase_file, [options.model])
+    from bigctl.runs import exports
+
+    export = exports.find(options.model)
+    secret = common.passphrase(options.passphrase_file, [str(export.path) if export else options.model])
     if not options.files and not options.prompt:
         options.files = [_standard_input(options.model)]
     blocks = _prompts(options)

@@ -74,7 +74,8 @@ class Artefact(FromExport):
         """
         found = load(folder, plugins=plugins, passphrase=passphrase)
         if not isinstance(found, Artefact):
-            raise RunError("a language model writes text, it labels none", where=str(folder), hint="serve it")
+            hint = f'bigctl generate {folder} --prompt "...", or serve it'
+            raise RunError("a language model writes text, it labels none", where=str(folder), hint=hint)
         return found
 
     @cached_property
@@ -129,8 +130,9 @@ def load(
         if found["features"]["kind"] != STREAM:
             return Artefact(export, found, _runtime(clear, kind))
         if kind != "jax":
-            hint = "serve its run, or export that with --format jax or hf; run.py writes with this one"
-            raise RunError("is a language model as ONNX, which is not served", where=str(folder), hint=hint)
+            hint = "use its run, or export that with --format jax or hf; run.py writes with this one"
+            what = "is a language model as ONNX, with which bigctl does not write"
+            raise RunError(what, where=str(folder), hint=hint)
         return dataclasses.replace(exported_text.read(clear, found, hint=_HINT), name=str(folder))
 
 

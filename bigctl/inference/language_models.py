@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bigctl.config import schema
     from bigctl.generation.slot_programs import Network
     from bigctl.interop.sources import Source
+    from bigctl.runs.exports import Export
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
 """What the end of an answer is called, beside the names of the end of a document in `stream_encoding.END`."""
@@ -29,7 +30,7 @@ def load_language_model(
     """The language model of a run, or of an export, else that of pretrained weights.
 
     Args:
-        name: a run directory or a name under runs/, an export (jax or hf), or what `model.init_from` takes.
+        name: a run directory or a name under runs/, an export (jax, hf, gguf), or what `model.init_from` takes.
         step: checkpoint of a run: "best", "last" or a number.
         plugins: modules with components of the run.
         passphrase: of an encrypted export.
@@ -46,15 +47,12 @@ def load_language_model(
 
         return TrainedRun.load(str(run.path), step=step, plugins=plugins).language_model
     export = exports.find(name)
-    if export is not None and export.format in ("onnx", "jax", "encrypted"):  # others are weights that anyone reads
-        from bigctl.inference import artefact
-
+    if export is not None:
         if step != "best":
             raise ConfigError("an export holds one step", where="--step", hint="leave it out")
-        found = artefact.load(export.path, plugins=plugins, passphrase=passphrase)
-        if not isinstance(found, LanguageModel):
-            raise RunError("writes no text", where=name, hint=f"bigctl predict {export.path}")
-        return found
+        if export.format in ("onnx", "jax", "encrypted"):  # others are weights that anyone reads
+            return _exported(export, plugins, passphrase)
+        name = str(export.path)
     from bigctl.interop import sources
 
     try:
@@ -63,6 +61,15 @@ def load_language_model(
         if error.where is not None and error.where.startswith("model.init_from"):
             error.where = name
         raise
+
+
+def _exported(export: Export, plugins: Sequence[str], passphrase: str | None) -> LanguageModel:
+    from bigctl.inference import artefact
+
+    found = artefact.load(export.path, plugins=plugins, passphrase=passphrase)
+    if not isinstance(found, LanguageModel):
+        raise RunError("writes no text", where=str(export.path), hint=f"bigctl info {export.path} says what takes it")
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- pretrained weights

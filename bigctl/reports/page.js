@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const dark = () => matchMedia("(prefers-color-scheme: dark)"); // asked anew: a list that is kept tells what its last change was
+  const dark = () => matchMedia("(prefers-color-scheme: dark)"); // asked anew: a list that is kept may give its old answer
   const change = dark();
   const coarse = matchMedia("(pointer: coarse)").matches; // a finger that moves over a plot means to scroll
   const drawn = new Set(), logarithmic = new Set();

@@ -11,7 +11,7 @@ from bigctl.errors import BigctlError
 from bigctl.runs import run_info
 from bigctl.runs.exports import Export
 
-_ANSWER = ("onnx", "jax", "encrypted")
+_ANSWER = ("onnx", "jax")
 """Formats with which bigctl answers."""
 _WRITE = {"jax": ("generate", "serve"), "hf": ("generate", "serve"), "gguf": ("generate",)}
 """Commands that write with a language model of a format."""
@@ -27,6 +27,7 @@ def gather_export_info(export: Export) -> dict[str, Any]:
     notes: list[str] = []
     known: dict[str, Any] = {
         "export": str(export.shown), "format": export.format, "weights": export.weights, "files": files,
+        "sealed": export.sealed or export.near is not None,
         "bytes": sum(files.values()), "origin": None, "said": "", "compared": export.card.compared,
         "rounded": list(export.card.rounded), "metrics": dict(export.card.metrics), "notes": notes,
     }  # fmt: skip
@@ -64,18 +65,21 @@ def _of_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def taken_by(known: Mapping[str, Any]) -> list[str]:
     """Commands that take an export, of which this is known."""
-    answer = answering(known["format"], known["kind"], known["recipe"])
+    answer = answering(known["format"], known["kind"], known["recipe"], sealed=known["sealed"])
     return [f"bigctl {name}" for name in (*answer, "eval", "compare", "report", "verify", "info")]
 
 
-def answering(format: str, kind: str | None, recipe: object) -> tuple[str, ...]:
+def answering(form: str, kind: str | None, recipe: object, *, sealed: bool) -> tuple[str, ...]:
     """Commands that a model answers with.
 
     Args:
-        format: of the export.
+        form: the format of the export.
         kind: of the examples; None where that cannot be known.
         recipe: that it was trained by.
+        sealed: whether it is encrypted.
     """
+    if form == "encrypted":
+        return ("predict", "generate", "serve")
     if kind == "stream":
-        return _WRITE.get(format, ())
-    return ("predict", "serve") if format in _ANSWER and run_info.purpose_of(recipe) == "predict" else ()
+        return () if sealed and form != "jax" else _WRITE.get(form, ())
+    return ("predict", "serve") if form in _ANSWER and run_info.purpose_of(recipe) == "predict" else ()

@@ -10,7 +10,7 @@ from typing import Any
 from bigctl.config import plugins, saved, schema
 from bigctl.errors import BigctlError, RunError
 from bigctl.files import disk_size, read_regular
-from bigctl.runs import baselines, directory, goodput, listing, provenance
+from bigctl.runs import baselines, directory, exports, goodput, listing, provenance
 from bigctl.runs.directory import RunDirectory
 
 
@@ -100,11 +100,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def encoding_of(name: str) -> str | None:
-    """Of the texts that a run was trained on; None for UTF-8, and where there is no such run."""
-    if not any((path / "run.json").is_file() for path in (Path(name), directory.ROOT / name)):
+    """Of the texts that a run, or that of an export, was trained on; None for UTF-8, and where there is no such run."""
+    if any((path / "run.json").is_file() for path in (Path(name), directory.ROOT / name)):
+        run = directory.locate(name)
+        config, where = run.read_config(), str(run.config)
+    elif (export := exports.find(name)) is not None and not export.sealed:
+        config, where = str(export.settings().get("config", "{}")), str(export.path)
+    else:
         return None
-    run = directory.locate(name)
-    data = saved.values(run.read_config(), where=str(run.config)).get("data")
+    data = saved.values(config, where=where).get("data")
     encoding = data.get("encoding") if isinstance(data, dict) else None
     return encoding if isinstance(encoding, str) and schema.is_encoding(encoding) else None
 

@@ -65,8 +65,13 @@ def test_a_layer_is_one_operator_with_the_same_states(backward: bool) -> None:
 
 @pytest.mark.parametrize(
     ("config", "per_token"),
-    [({"layers": 2, "bidirectional": True, "pool": "last"}, False), ({"pool": "mean"}, False), ({"layers": 2}, True)],
-    ids=["last", "mean", "tags"],
+    [
+        ({"layers": 2, "bidirectional": True, "pool": "last"}, False),
+        ({"pool": "mean"}, False),
+        ({"layers": 2}, True),
+        ({"bidirectional": True, "window": 6}, False),
+    ],
+    ids=["last", "mean", "tags", "window"],
 )
 def test_texts_of_several_lengths_have_their_logits(config: dict[str, Any], per_token: bool) -> None:
     made = schema.Lstm(embedding=8, hidden=8, **config)
@@ -87,15 +92,27 @@ def test_texts_of_several_lengths_have_their_logits(config: dict[str, Any], per_
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("watched", [False, True])
-def test_who_looks_inside_gets_the_steps(watched: bool) -> None:
-    """Weights are rounded in products, and a difference is looked for equation by equation."""
+@pytest.mark.parametrize("which", ["watched", "several at once", "kernel that is given"])
+def test_what_the_operator_does_not_fit_is_written_in_steps(which: str) -> None:
+    """A difference is looked for equation by equation; layers of plugins may be called in other ways."""
     layer = lstm.Recurrence(5, 6, rngs=nnx.Rngs(0))
+    seen: list[Watched] | None = [] if which == "watched" else None
+    shapes: dict[str, Any] = {"x": jax.ShapeDtypeStruct((4, 3, 2, 5), jnp.float32)}
+    if which == "kernel that is given":
+        shapes["kernel"] = jax.ShapeDtypeStruct((6, 24), jnp.float32)
 
-    def call(layer: Any, x: Any) -> dict[str, Any]:
-        return {"last": layer(x, jnp.ones(x.shape[:2], bool))[1]}
+    def call(layer: Any, x: Any, kernel: Any = None) -> dict[str, Any]:
+        if kernel is not None:
+            layer.recurrent_kernel[...] = kernel
 
-    seen: list[Watched] | None = [] if watched else None
-    shapes = {"x": jax.ShapeDtypeStruct((3, 2, 5), jnp.float32)}
-    _, model = written(layer, call, shapes, called=watched, watched=seen)
-    assert {"Scan", "MatMul"} <= {node.op_type for node in model.graph.node}
+        def one(x: Any) -> Any:
+            return layer(x, jnp.ones(x.shape[:2], bool))[1]
+
+        return {"last": jax.vmap(one)(x) if which == "several at once" else one(x[0])}
+
+    own, model = written(layer, call, shapes, watched=seen)
+    kinds = {node.op_type for node in model.graph.node}
+    assert {"Scan", "MatMul"} <= kinds and "LSTM" not in kinds
+    given = {name: RNG.normal(size=each.shape).astype(np.float32) for name, each in shapes.items()}
+    found = Loaded(model.SerializeToString())(given)["last"]
+    np.testing.assert_allclose(found, own(given)["last"], rtol=0, atol=1e-5)

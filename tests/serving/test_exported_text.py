@@ -64,10 +64,13 @@ def test_jax_and_hugging_face_write_what_the_run_writes(run: TrainedRun, exporte
 
 def test_generate_writes_with_an_export_what_the_run_writes(run: TrainedRun, exported: Path, bigctl: Cli) -> None:
     asked = ("--prompt", "to be", "--temperature", "1", "--seed", "3", "--max-new-tokens", "12")
-    expected, found = (bigctl.json("generate", str(each), *asked) for each in (run.run.path, exported))
-    assert found["samples"] == expected["samples"] and found["samples"]
-    refused = bigctl("generate", str(exported), "--prompt", "to be", "--step", "3", code=2).stderr
-    assert "an export holds one step" in refused
+    exporter("hf").write(run, bigctl.folder / "runs" / "writer" / "hf")
+    shutil.copytree(exported, bigctl.folder / "runs" / "jax-of-it")
+    expected = bigctl.json("generate", str(run.run.path), *asked)["samples"]
+    assert expected
+    for given in (str(exported), "writer/hf", "jax-of-it"):
+        assert bigctl.json("generate", given, *asked)["samples"] == expected, given
+        assert "an export holds one step" in bigctl("generate", given, "--prompt", "a", "--step", "3", code=2).stderr
     told = bigctl("info", str(exported)).stdout
     assert "bigctl generate, bigctl serve" in told and "bigctl predict" not in told
 

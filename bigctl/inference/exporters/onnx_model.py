@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
     """See `formats.Exporter`; with `bits` 8 or 4 its weights are rounded, see `quantise`; with `cache` see `cached`."""
     require_new(folder)
     network = cached.of(trained) if cache else Network.of(trained)
-    with lstm.layers_called():
+    model = _graph(trained, network, in_steps=False)
+    if _has_layers(model) and not _agrees(network, model):  # padding elsewhere than behind the tokens, for one
         model = _graph(trained, network)
     with whole_or_nothing(folder) as partial:
         onnx.save(model, partial / MODEL)
@@ -66,8 +68,6 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
         if cache:
             facts["text"] = cached.require_same_text(trained, network, loaded, MODEL)
         if bits is not None:
-            if any(node.op_type == "LSTM" for node in model.graph.node):
-                model = _graph(trained, network)  # in steps, for weights of products alone are rounded
             lines, rounded = _round(trained, network, model, loaded, partial / MODEL, bits)
             facts |= {"lines": lines, "rounded": rounded}
             nodes = rounded["nodes"]
@@ -78,12 +78,25 @@ def write(trained: TrainedRun, folder: Path, bits: int | None = None, *, cache: 
     return folders.exported(folder, argument, trained, {"what": what, **facts}, served=served)
 
 
-def _graph(trained: TrainedRun, network: Network) -> onnx.ModelProto:
-    """The model, checked."""
-    model = to_onnx(network.function, network.weights, network.inputs, name=trained.run.path.name)
+def _graph(trained: TrainedRun, network: Network, *, in_steps: bool = True) -> onnx.ModelProto:
+    """The model, checked; a layer of an LSTM as one operator or, `in_steps`, as the products that it consists of."""
+    with contextlib.nullcontext() if in_steps else lstm.layers_called():
+        model = to_onnx(network.function, network.weights, network.inputs, name=trained.run.path.name)
     model.doc_string = f"{trained.run.path.name}, step {trained.step}"
     onnx.checker.check_model(model)
     return model
+
+
+def _has_layers(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "LSTM" for node in model.graph.node)
+
+
+def _agrees(network: Network, model: onnx.ModelProto) -> bool:
+    try:
+        require_agreement(network, Loaded(model.SerializeToString()), MODEL)
+    except Exception:  # of onnxruntime, too; what is written instead is held by the same rule, and told
+        return False
+    return True
 
 
 def _round(
@@ -92,6 +105,10 @@ def _round(
     """Write the model again with its weights rounded; gives what that costs and gains, for people and as JSON."""
     where, before = str(trained.run.path), file.stat().st_size
     kept = _static(trained) if bits == 8 and trained.run.static.is_file() else None
+    if kept is None and _has_layers(model):
+        model = _graph(trained, network)  # whose products alone are rounded
+        in_steps = Loaded(model.SerializeToString())
+        require_agreement(network, in_steps, MODEL, lambda batch: begins(network, batch))
     rounded, counted = kept or quantise.quantised(model, bits, where)
     onnx.save(rounded, file)
     try:

@@ -1,7 +1,7 @@
 """A jaxpr as an ONNX model.
 
-What depends on constants alone is computed by jax while converting; calls are inlined; `scan` becomes Scan, `while`
-Loop and `cond` If, whose bodies see the values around them.
+What depends on constants alone is computed by jax while converting; calls are inlined, but for those that `recurrent`
+has an operator for; `scan` becomes Scan, `while` Loop and `cond` If, whose bodies see the values around them.
 """
 
 from __future__ import annotations
@@ -103,11 +103,10 @@ class _Walk:
         name = eqn.primitive.name
         place, self.place = self.place, source_of(eqn) or self.place
         if name in CALLS:
-            layer = recurrent.TABLE.get(eqn.params.get("name", ""))
-            as_one = None if layer is None or self.watched is not None else layer(self.graph, eqn, values)
-            if as_one is not None:
+            found = self._as_one(eqn, values)
+            if found is not None:
                 self.place = place
-                return as_one
+                return found
             inner = called(eqn)
             found = self.run(inner.jaxpr, [self.graph.constant(np.asarray(c)) for c in inner.consts], values)
             self.place = place
@@ -133,6 +132,16 @@ class _Walk:
             self.outputs += zip(names, found, strict=True)
             self.watched.append((eqn, self.place, names))
         return found
+
+    def _as_one(self, eqn: JaxprEqn, values: list[Value]) -> list[Value] | None:
+        """A call as one operator; None where there is none, and for who looks at every equation."""
+        layer = recurrent.TABLE.get(str(eqn.params.get("name", "")))
+        if layer is None or self.watched is not None:
+            return None
+        try:
+            return layer(self.graph, eqn, values)
+        except Unsupported:
+            return None
 
 
 def called(eqn: JaxprEqn) -> ClosedJaxpr:

@@ -150,7 +150,7 @@ def _select(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value]:
     out = shaped(eqn.outvars[0])
     known = which.constant
     if known is not None and known.all() == known.any():  # a mask that hides nothing
-        return [replace(cases[int(known.all())], wanted=out.shape)]
+        return [cases[int(known.all())]]
     return [apply(graph, "Where", [which, cases[1], cases[0]], out.shape, out.dtype)]
 
 

@@ -21,11 +21,12 @@ Layer = Callable[[Graph, JaxprEqn, list[Value]], list[Value] | None]
 def _lstm(direction: str) -> Layer:
     def convert(graph: Graph, eqn: JaxprEqn, values: list[Value]) -> list[Value] | None:
         """Arguments are those of `models.lstm.bigctl_lstm_forward`; padding is behind the tokens."""
-        if len(values) != 5 or any(value.constant is None for value in values[1:4]):
+        ranks = [len(value.wanted) for value in values]
+        if ranks != [3, 2, 2, 1, 2] or any(value.constant is None for value in values[1:4]):
+            return None
+        if any(value.dtype != np.float32 for value in values[:4]):
             return None
         x, real = graph.full(values[0]), graph.full(values[4])
-        if x.dtype != np.float32:
-            return None
         kernel, recurrent, bias = (np.asarray(value.constant) for value in values[1:4])
         states, last = (shaped(out) for out in eqn.outvars)
         whole = graph.node("Cast", [real], real.shape, np.int32, to=6)
