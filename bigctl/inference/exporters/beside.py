@@ -16,6 +16,8 @@ from bigctl.formatting import size
 from bigctl.inference.exporters.network import Arrays, Network
 from bigctl.inference.trained import TrainedRun
 
+ALIKE = 1.05
+"""Two medians whose ratio is less may be those of one file."""
 SIZES = (1, 64)
 """Examples a batch that are timed."""
 SECONDS, ROUNDS = 1.5, 200
@@ -72,7 +74,7 @@ class Times:
 
     @property
     def slower(self) -> bool:
-        return self.after_p50 > self.before_p50
+        return self.after_p50 > ALIKE * self.before_p50
 
     def __str__(self) -> str:
         return (

@@ -105,10 +105,6 @@ def _round(
     """Write the model again with its weights rounded; gives what that costs and gains, for people and as JSON."""
     where, before = str(trained.run.path), file.stat().st_size
     kept = _static(trained) if bits == 8 and trained.run.static.is_file() else None
-    if kept is None and _has_layers(model):
-        model = _graph(trained, network)  # whose products alone are rounded
-        in_steps = Loaded(model.SerializeToString())
-        require_agreement(network, in_steps, MODEL, lambda batch: begins(network, batch))
     rounded, counted = kept or quantise.quantised(model, bits, where)
     onnx.save(rounded, file)
     try:

@@ -6,8 +6,11 @@ or a group, and of short rows a scale a column.
 
 What an integer product is given has a range for each of its rows, a token of a text, as `bigctl.models.rounded` trains.
 The quantiser of onnxruntime takes one for all rows of a batch: for `bert_cls` three times the error of the logits, and
-an answer that depends on who else is in the batch. Inside of loops we do so too: the state of an LSTM has bounds, and
-with a range for each row every step would take half as long again.
+an answer that depends on who else is in the batch. Inside of loops we do so too: what a recurrence goes on with has
+bounds, and with a range for each row every step would take half as long again.
+
+Weights of the operator LSTM are kept as integers and multiplied as float32: the runtime makes them that when it loads
+the file, which costs no time after it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from bigctl.errors import RunError
 from bigctl.interop import rounding
+from bigctl.interop.onnx.recurrent import kernel_of
 
-PRODUCT, LOOKUP = "MatMul", "Gather"
+PRODUCT, LOOKUP, LAYER = "MatMul", "Gather", "LSTM"
 """Operators whose weights become integers."""
 LEVELS = 64
 """The largest integer of a weight that multiplies: seven of the eight bits. With all of them processors without VNNI
@@ -33,7 +37,9 @@ SHORT = 8
 more (of n-grams, as wide as there are classes)."""
 OURS = "com.microsoft"
 """The domain of onnxruntime's own operators."""
-_WEIGHT_INPUT = {PRODUCT: 1, LOOKUP: 0}
+_UNPACKED = "_unpacked"
+"""What the name of a matrix that is made of integers when a file is loaded ends in."""
+_WEIGHT_INPUTS = {PRODUCT: (1,), LOOKUP: (0,), LAYER: (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ class Weights:
 
     @property
     def quantisable(self) -> bool:
-        return len(self.shape) == 2 and all(_WEIGHT_INPUT.get(op) == place for op, place in self.users)
+        known = all(place in _WEIGHT_INPUTS.get(op, ()) for op, place in self.users)
+        layers = {op == LAYER for op, _ in self.users}
+        return known and (layers == {True} if len(self.shape) == 3 else layers == {False} and len(self.shape) == 2)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Quantised:
 
     Attributes:
         bits: of a weight.
-        layers: products and look-ups whose weights became integers, by operator.
+        layers: products, look-ups and matrices of layers whose weights became integers, by operator.
         before, after: bytes of the weights of those.
         kept: bytes of weights that stay float32, by operator; vectors are not counted.
     """
@@ -72,14 +80,15 @@ class Quantised:
     kept: dict[str, int]
 
     def __str__(self) -> str:
-        counted = ", ".join(f"{count} {name}" for name, count in self.layers.items())
+        told = {LAYER: f"matrices of {LAYER}"}
+        counted = ", ".join(f"{count} {told.get(name, name)}" for name, count in self.layers.items())
         kept = ", ".join(f"{name} {size:,} bytes" for name, size in self.kept.items())
-        told = f"; left as float32: {kept}" if kept else ""
-        return f"int{self.bits}: {counted}, {self.before:,} -> {self.after:,} bytes{told}"
+        beside = f"; left as float32: {kept}" if kept else ""
+        return f"int{self.bits}: {counted}, {self.before:,} -> {self.after:,} bytes{beside}"
 
 
 def quantised(model: ModelProto, bits: int, where: str) -> tuple[ModelProto, Quantised]:
-    """The model with the weights of matrix products and of tables as integers of eight or four bits.
+    """The model with the weights of matrix products, layers of LSTMs and tables as integers of eight or four bits.
 
     Raises:
         RunError: if it has no such weights, or hardly any beside others, or one of them has stayed as it was.
@@ -88,7 +97,7 @@ def quantised(model: ModelProto, bits: int, where: str) -> tuple[ModelProto, Qua
     if not before:
         what = f"has no matrix products or tables to write as int{bits}"
         raise RunError(what, where=where, hint=_otherwise({node.op_type: 1 for node, _ in nodes(model.graph)}, bits))
-    counted = {op: sum(each == op for found in before for each, _ in found.users) for op in (PRODUCT, LOOKUP)}
+    counted = {op: sum(each == op for found in before for each, _ in found.users) for op in _WEIGHT_INPUTS}
     changed = ModelProto()
     changed.CopyFrom(model)
     _Rewriter(changed, bits, {found.name for found in before}).run()
@@ -122,10 +131,12 @@ def _otherwise(kept: Mapping[str, int], bits: int) -> str:
 
 
 def _counted(model: ModelProto, bits: int) -> dict[str, int]:
-    """How many products and look-ups with integer weights there are."""
+    """How many products, look-ups and matrices of layers there are whose weights are integers."""
     integers = {each.name for each in model.graph.initializer if each.data_type == TensorProto.INT8}
-    found = {PRODUCT: 0, LOOKUP: 0}
+    unpacked = {name for node, _ in nodes(model.graph) for name in node.output if name.endswith(_UNPACKED)}
+    found = dict.fromkeys(_WEIGHT_INPUTS, 0)
     for node, _ in nodes(model.graph):
+        found[LAYER] += node.op_type == LAYER and sum(node.input[place] in unpacked for place in _WEIGHT_INPUTS[LAYER])
         found[PRODUCT] += node.op_type == ("MatMulInteger" if bits == 8 else "MatMulNBits")
         found[LOOKUP] += node.op_type == "GatherBlockQuantized"
         found[LOOKUP] += node.op_type == LOOKUP and node.input[0] in integers
@@ -140,8 +151,8 @@ def products(model: ModelProto) -> dict[str, np.ndarray]:
     for name in held:
         if name.endswith("_int8"):
             path = name.removesuffix("_int8")
-            scale = numpy_helper.to_array(held[f"{path}_scale"])
-            found[path.rpartition("_")[0]] = numpy_helper.to_array(held[name]).astype(np.float32) * scale
+            values = numpy_helper.to_array(held[name]) * numpy_helper.to_array(held[f"{path}_scale"])
+            found[path.rpartition("_")[0]] = kernel_of(values) if values.ndim == 3 else values
     return found
 
 
@@ -185,7 +196,7 @@ class _Chain:
         self.stem = stem
         self.nodes: list[NodeProto] = []
 
-    def __call__(self, op: str, *inputs: str, **attributes: int) -> str:
+    def __call__(self, op: str, *inputs: str, **attributes: int | str) -> str:
         node = helper.make_node(op, inputs, [f"{self.stem}_{len(self.nodes)}"])
         node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
         self.nodes.append(node)
@@ -217,11 +228,13 @@ class _Rewriter:
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.GRAPH:
                     self._graph(attribute.g, inside=True)
-            name = node.input[_WEIGHT_INPUT[node.op_type]] if node.op_type in _WEIGHT_INPUT else ""
+            name = next((node.input[place] for place in _WEIGHT_INPUTS.get(node.op_type, ())), "")
             if name not in self.held:
                 found.append(node)
             elif node.op_type == LOOKUP:
                 found += self._lookup(node, name)
+            elif node.op_type == LAYER:
+                found += self._layer(node)
             elif self.bits == 4:
                 found.append(self._product(node, name))
             else:
@@ -284,6 +297,37 @@ class _Rewriter:
         places = made("Add", made("Div", given, scale), zero)
         none, one = self._add("rows_zero", np.uint8(0)), self._add("rows_one", np.float32(1))
         return _Rounded(made("QuantizeLinear", places, one, none), scale, none, zero), made.nodes
+
+    def _layer(self, node: NodeProto) -> list[NodeProto]:
+        """The same, its matrices [1, 4 * hidden, inputs] made of integers: of constants alone, so while loading."""
+        made: list[NodeProto] = []
+        for place in _WEIGHT_INPUTS[LAYER]:
+            name = node.input[place]
+            unpack = _Chain(f"{name}_part")
+            (self._halves if self.bits == 4 else self._bytes)(unpack, name)
+            node.input[place] = unpack.nodes[-1].output[0] = f"{name}{_UNPACKED}"
+            made += unpack.nodes
+        return [*made, node]
+
+    def _bytes(self, made: _Chain, name: str) -> None:
+        whole, scale = rounding.to_int8(self._values(name)[0], LEVELS)
+        plain = made("Cast", self._add(f"{name}_int8", whole[None]), to=TensorProto.FLOAT)
+        made("Mul", plain, self._add(f"{name}_scale", scale[None]))
+
+    def _halves(self, made: _Chain, name: str) -> None:
+        (values,) = self._values(name)
+        found, scale = rounding.to_int4(values)
+        given = self._add(f"{name}_int4", rounding.packed(found))
+        four, lower = self._add("halves_bits", np.uint8(4)), self._add("halves_lower", np.uint8(15))
+        last = self._add("halves_last", np.array([-1], np.int64))
+        pair = [made("BitwiseAnd", given, lower), made("BitShift", given, four, direction="RIGHT")]
+        both = made("Concat", *(made("Unsqueeze", half, last) for half in pair), axis=-1)
+        groups = made("Reshape", both, self._add(f"{name}_groups", np.array(found.shape, np.int64)))
+        moved = made("Sub", made("Cast", groups, to=TensorProto.FLOAT), self._add("halves_middle", np.float32(8)))
+        scaled = made("Mul", moved, self._add(f"{name}_scale", scale[..., None]))
+        row = made("Reshape", scaled, self._add(f"{name}_rows", np.array([1, len(values), -1], np.int64)))
+        start, end = self._add("halves_start", np.zeros(1, np.int64)), np.array(values.shape[1:], np.int64)
+        made("Slice", row, start, self._add(f"{name}_end", end), last)
 
     def _lookup(self, node: NodeProto, name: str) -> list[NodeProto]:
         values, (output,) = self._values(name), node.output

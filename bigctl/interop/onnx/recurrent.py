@@ -33,8 +33,8 @@ def _lstm(direction: str) -> Layer:
         lengths = graph.node("ReduceSum", [whole, graph.ints([0])], real.shape[1:], np.int32, keepdims=0)
         hints = [value.origin[0] if value.origin else "kernel" for value in values[1:4]]
         given = [
-            graph.constant(_ordered(kernel).T[None].copy(), hint=hints[0]),
-            graph.constant(_ordered(recurrent).T[None].copy(), hint=hints[1]),
+            graph.constant(_matrix(kernel), hint=hints[0]),
+            graph.constant(_matrix(recurrent), hint=hints[1]),
             graph.constant(np.concatenate([_ordered(bias), np.zeros_like(bias)])[None], hint=hints[2]),
         ]
         names = [graph.fresh(name) for name in ("states", "last")]
@@ -50,6 +50,17 @@ def _lstm(direction: str) -> Layer:
         return [kept, squeezed(graph, end, (0,))]
 
     return convert
+
+
+def _matrix(kernel: np.ndarray) -> np.ndarray:
+    """[inputs, 4 * hidden] as the operator has it, [1, 4 * hidden, inputs]."""
+    return _ordered(kernel).T[None].copy()
+
+
+def kernel_of(matrix: np.ndarray) -> np.ndarray:
+    """What `matrix` [1, 4 * hidden, inputs] of the operator was before: [inputs, 4 * hidden], gates in our order."""
+    i, o, f, c = np.split(matrix[0], 4)
+    return np.concatenate([i, f, c, o]).T
 
 
 def _ordered(gates: np.ndarray) -> np.ndarray:
