@@ -42,6 +42,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     said, doc = _plain(text), _doc_of(full_key, cause)
     example = next((value for word, value in _EXAMPLES.items() if said.endswith(word)), None)
     shown = f"write it as {full_key}={example}" if example else None
+    if said == _NO_LIST and given:
+        value = given.partition("=")[2]
+        shown = f"write {full_key}=[{f'{value},{value}' if '[height, width]' in str(doc) else value}]"
     if said.endswith("where keys belong"):
         shown = f"write {full_key}.path=... for one"
     return ConfigError(said, where=where, hint=". ".join(filter(None, [shown, doc])) or None)
@@ -63,7 +66,7 @@ def _plain(text: str) -> str:
         r"Value '(.*)' of type '\w+' is incompatible with .*Union\[int, str\].*", r"'\1' is not a valid Integer", text
     )
     text = re.sub(r"Value '(.*)' is not a valid bool \(type \w+\)", r"'\1' is not true or false", text)
-    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "must be a list, such as [1,2]", text)
+    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", _NO_LIST, text)
     text = re.sub(
         r"Invalid type assigned: \w+ is not a subclass of \w+\. value: (.*)", r"\1 stands where keys belong", text
     )
@@ -77,6 +80,7 @@ def _plain(text: str) -> str:
     )
 
 
+_NO_LIST = "must be a list, such as [1,2]"
 _EXAMPLES = {"is not a whole number": "100", "is not a number": "0.001", "is not true or false": "true"}
 """How a value of a type is written, by the end of what is said of one that is none."""
 

@@ -91,7 +91,8 @@ class Convnext(nnx.Module):
             raise ConfigError(
                 f"images of {shape[0]}x{shape[1]} are used up before the last of {len(config.blocks)} stages",
                 where="model.blocks",
-                hint=f"use a smaller model.patch, fewer stages, or a data.image_size of {needed} or more",
+                hint="use a smaller model.patch, fewer stages, or images of "
+                f"{needed}x{needed} or more (data.image_size)",
             )
         self.remat = config.remat
         self.stem = Cells(shape[2], config.widths[0], side=config.patch, rngs=rngs)

@@ -169,5 +169,5 @@ def _check_size(config: schema.Resnet, shape: Sequence[int], *, small: bool) -> 
         raise ConfigError(
             f"images of {shape[0]}x{shape[1]} are used up before the last of {len(config.blocks)} stages",
             where="model.blocks",
-            hint=f"use fewer stages, model.stem=cifar, or a data.image_size of {needed} or more",
+            hint=f"use fewer stages, model.stem=cifar, or images of {needed}x{needed} or more (data.image_size)",
         )

@@ -89,7 +89,7 @@ class SpeedCnn(nnx.Module):
             raise ConfigError(
                 f"images of {shape[0]}x{shape[1]} are used up before the last of {len(config.widths)} groups",
                 where="model.widths",
-                hint=f"use fewer groups, or a data.image_size of {needed} or more",
+                hint=f"use fewer groups, or images of {needed}x{needed} or more (data.image_size)",
             )
         self.activation, self.factor = config.activation, config.output_factor
         self.whiten = Whiten(shape[2])

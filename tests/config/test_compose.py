@@ -144,7 +144,7 @@ def test_composing_imports_no_jax(tmp_path):
         ("optimizer.lr=fast", ["optimizer.lr", "'fast' is not a number", "Peak learning rate"]),
         ("train.batch_size=1.5", ["train.batch_size", "'1.5' is not a whole number"]),
         ("train.tensorboard=maybe", ["train.tensorboard", "maybe"]),
-        ("model.hidden=3", ["model.hidden", "list"]),
+        ("model.hidden=3", ["model.hidden", "list", "write model.hidden=[3]"]),
         ("model.hidden=[a]", ["model.hidden", "'a' is not a whole number"]),
         ("model.dropout=null", ["model.dropout"]),
         ("train=3", ["train=3"]),
@@ -181,6 +181,7 @@ def test_a_mistake_is_answered_with_its_key_and_the_remedy(override, said):
         ([MLP, "data=csv"], "data.label must be given"),
         ([MLP, "data=csv", "data.label=y"], "data.path must be given"),
         ([MLP, "data=tfds"], "data.dataset must be given"),
+        (["recipe=cnn_cls", "data=image_folder", "data.image_size=64"], "write data.image_size=[64,64]"),
     ],
 )
 def test_what_must_be_given_is_asked_for(overrides, said):

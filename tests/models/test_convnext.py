@@ -48,6 +48,6 @@ def test_what_is_computed_anew_is_the_same() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="images of 4x4 are used up before the last of 2 stages") as error:
         make(patch=4)
-    assert error.value.hint and "data.image_size of 8 or more" in error.value.hint
+    assert error.value.hint and "images of 8x8 or more" in error.value.hint
     with pytest.raises(ConfigError, match=r"model.blocks tells of 1 stages, model.widths of 4"):
         compose(["recipe=vit_cls", "model=convnext_t", "model.blocks=[2]"])

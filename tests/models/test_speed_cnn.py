@@ -37,7 +37,7 @@ def test_images_of_which_nothing_is_left_are_a_config_error() -> None:
     for widths, side in ([8], 1), ([8, 8], 2), ([8, 8, 8], 4):
         with pytest.raises(ConfigError, match=f"{side}x8 are used up before the last of {len(widths)} groups") as error:
             SpeedCnn(schema.SpeedCnn(widths=widths), (side, 8, 3), 2, rngs=nnx.Rngs(0))
-        assert error.value.hint and f"data.image_size of {side + 1} or more" in error.value.hint
+        assert error.value.hint and f"images of {side + 1}x{side + 1} or more" in error.value.hint
     with pytest.raises(ConfigError, match="names no group"):
         compose(["recipe=speed_cls", "model.widths=[]"])
 
