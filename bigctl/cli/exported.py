@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from bigctl.runs.directory import RunDirectory
     from bigctl.runs.exports import Export
 
-_SLICES = ("class", "length")
-
 
 def require_flags(options: argparse.Namespace) -> None:
     """Raises ConfigError for flags of `eval` that an export has nothing for."""
@@ -38,7 +36,6 @@ def require_flags(options: argparse.Namespace) -> None:
         ("--conformal", options.conformal is not None, nothing, kept.format("--conformal LEVEL")),
         ("--ood", options.ood is not None, "an export gives no embeddings", f"leave it out, {run}"),
         ("--robust", options.robust, "an export gives no gradients", f"leave it out, {run}"),
-        ("--slices", any(by not in _SLICES for by in options.slices), "of an export: class or length", run[3:]),
     )
     for flag, given, what, hint in refused:
         if given:

@@ -70,8 +70,13 @@ def test_an_export_is_scored_at_its_own_threshold(exports: Cli) -> None:
 def test_gates_and_intervals_are_those_of_a_run(exports: Cli) -> None:
     out = exports("eval", "elsewhere", "--require", "test/accuracy>=1.1", "--junit", "report.xml", code=4)
     assert "test/accuracy" in out.stderr and "<testcase" in (exports.folder / "report.xml").read_text()
-    found = exports.json("eval", "elsewhere", "--bootstrap", "20", "--slices", "class", "--min-slice", "2")
-    assert "test/accuracy" in found["intervals"] and found["slices"][0]["by"] == "class"
+    asked = ["--bootstrap", "20", "--slices", "class", "--slices", "place", "--min-slice", "2"]
+    run, found = (exports.json("eval", name, *asked) for name in ("small", "elsewhere"))
+    assert "test/accuracy" in found["intervals"] and [each["by"] for each in found["slices"]] == ["class", "place"]
+    counted = [
+        [[(each["name"], each["count"]) for each in by["slices"]] for by in told["slices"]] for told in (run, found)
+    ]
+    assert counted[0] == counted[1] and counted[0][1]
     assert not (exports.folder / "elsewhere" / "assessment.json").exists()
 
 
@@ -79,7 +84,7 @@ def test_gates_and_intervals_are_those_of_a_run(exports: Cli) -> None:
     "flags",
     [
         ["--step", "last"], ["--tta", "mirror"], ["--threshold", "f1"], ["--threshold", "kept.json"],
-        ["--calibration"], ["--conformal", "0.9"], ["--ood", "iris"], ["--robust", "linf=0.1"], ["--slices", "place"],
+        ["--calibration"], ["--conformal", "0.9"], ["--ood", "iris"], ["--robust", "linf=0.1"],
         ["--passphrase-file", "x"],
     ],
 )  # fmt: skip
