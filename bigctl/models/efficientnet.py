@@ -126,11 +126,25 @@ class EfficientNet(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
+        return self._judged(self._maps(x, key, mask), key)
+
+    def inspect(self, x: Float[Array, "batch height width channels"], added: Array) -> tuple[Array, Array]:
+        """Logits, and what comes out of the last convolution plus `added`, from which they are computed."""
+        maps = self._maps(x, None, None) + added
+        return self._judged(maps, None), maps
+
+    def filters(self) -> Float[Array, "rows columns channels filters"]:
+        """Kernels of the first convolution."""
+        return self.stem.kernel[...]
+
+    def _maps(self, x: Array, key: Array | None, mask: Array | None) -> Array:
         training = key is not None
         x = jax.nn.relu6(self.stem(x, training=training, mask=mask))
         for i, block in enumerate(self.blocks):
             x = block(x, key=fold(key, i), mask=mask)
-        x = jax.nn.relu6(self.top(x, training=training, mask=mask))
+        return jax.nn.relu6(self.top(x, training=training, mask=mask))
+
+    def _judged(self, x: Array, key: Array | None) -> Array:
         pooled = x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
         return self.head(self.dropout(pooled, fold(key, len(self.blocks))))
 

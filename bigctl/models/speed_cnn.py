@@ -102,12 +102,23 @@ class SpeedCnn(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, key: Array | None = None, mask: Array | None = None
     ) -> Float[Array, "batch outputs"]:
+        return self._judged(self._maps(x, key, mask))
+
+    def inspect(self, x: Float[Array, "batch height width channels"], added: Array) -> tuple[Array, Array]:
+        """Logits, and what comes out of the last group plus `added`, from which they are computed."""
+        maps = self._maps(x, None, None) + added
+        return self._judged(maps), maps
+
+    def _maps(self, x: Array, key: Array | None, mask: Array | None) -> Array:
         activation = ACTIVATIONS[self.activation]
         if key is not None:  # of all layers' values most are these: what derivatives need is computed anew in less time
             activation = jax.checkpoint(activation)
         x = activation(self.whiten(x))
         for group in self.groups:
             x = group(x, training=key is not None, mask=mask)
+        return x
+
+    def _judged(self, x: Array) -> Array:
         return self.head(x.max((1, 2))) * self.factor
 
 

@@ -76,11 +76,11 @@ def reference(config: schema.EfficientNet, outputs: int) -> Any:
                     channels = width
             self._blocks = nn.Sequential(*blocks)
             self._conv_head, self._bn1 = conv(channels, 1280, 1, 1), norm(1280)
-            self._fc = nn.Linear(1280, outputs)
+            self._last, self._fc = nn.ReLU6(), nn.Linear(1280, outputs)
 
         def forward(self, x: Any) -> Any:
             x = self._blocks(nn.functional.relu6(self._bn0(self._conv_stem(x))))
-            return self._fc(nn.functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
+            return self._fc(self._last(self._bn1(self._conv_head(x))).mean((2, 3)))
 
     return Net()
 

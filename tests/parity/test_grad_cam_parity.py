@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -11,8 +12,9 @@ from flax import nnx
 from bigctl.config import schema
 from bigctl.inference.grad_cam import activations
 from bigctl.models.resnet import Resnet
+from bigctl.models.speed_cnn import SpeedCnn
 from bigctl.models.vit import Vit
-from tests.parity import cases, test_vit_parity
+from tests.parity import cases, test_efficientnet_parity, test_speed_cnn_parity, test_vit_parity
 from tests.parity.test_resnet_parity import copy, reference
 
 torch = pytest.importorskip("torch")
@@ -58,6 +60,35 @@ def test_residual_networks_look_where_torch_says() -> None:
     copy(model, net)
     classes, wanted = by_torch(net, net[4], images, tokens=False)
     cases.assert_close("activation", ours(model, images, classes), wanted)
+
+
+def test_lite0_looks_where_torch_says() -> None:
+    config, images = schema.EfficientNet(width=0.25, depth=0.4, norm="batch"), pictures(3, 40)
+    torch.manual_seed(0)
+    net = test_efficientnet_parity.reference(config, 5).eval()
+    test_efficientnet_parity.random_statistics(net)
+    model = test_efficientnet_parity.filled(config, 40, 5, test_efficientnet_parity.tensors_of(net))
+    classes, wanted = by_torch(net, net._last, images, tokens=False)
+    cases.assert_close("activation", ours(model, images, classes), wanted)
+
+
+def test_the_network_of_airbench_looks_where_torch_says() -> None:
+    config, images = test_speed_cnn_parity.CONFIG, pictures(3, 20)
+    torch.manual_seed(0)
+    net = test_speed_cnn_parity.reference(config, 3, 5).eval()
+    model = nnx.jit(lambda: SpeedCnn(config, (20, 20, 3), 5, rngs=nnx.Rngs(0)))()
+    for _, mine, theirs in test_speed_cnn_parity.parts(model, net):
+        mine[...] = jnp.asarray(test_speed_cnn_parity.as_ours(theirs))
+    directions = np.random.default_rng(0).normal(size=(12, 2, 2, 3)).astype(np.float32)
+    model.whiten.put(directions)
+    kernel = np.concatenate([directions, -directions]).transpose(0, 3, 1, 2)
+    net[0].weight.data.copy_(torch.from_numpy(kernel.copy()))
+    classes, wanted = by_torch(net, net[-4], images, tokens=False)
+    cases.assert_close("activation", ours(model, images, classes), wanted)
+
+
+def pictures(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, side, side, 3)).astype(np.float32)
 
 
 def test_vision_transformers_look_where_torch_says() -> None:
