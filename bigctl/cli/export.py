@@ -72,9 +72,9 @@ def run(options: argparse.Namespace) -> int:
     from bigctl.runs import directory
 
     found = directory.locate(options.run)
-    name = options.format if options.bits is None else f"{options.format}-int{options.bits}"
-    folder = options.out or found.path / (f"{name}-encrypted" if options.encrypt else name)
-    require_new(folder)
+    kinds = {"cache": options.cache, f"int{options.bits}": options.bits is not None, "encrypted": options.encrypt}
+    name = "-".join([options.format, *(kind for kind, given in kinds.items() if given)])
+    folder = options.out or found.path / name
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(str(found.path), step=step, plugins=options.plugin)
@@ -84,9 +84,14 @@ def run(options: argparse.Namespace) -> int:
 
         cached.require(trained)
         asked["cache"] = True
+    require_new(folder)
     if (quantize := trained.config.train.quantize) is not None and options.bits is None:
         what = "train.quantize=%s: this file has the float32 weights; --format onnx --%s writes what it was tuned for"
         logging.getLogger("bigctl").warning(what, quantize, quantize)
+    stored = (trained.run.record().get("compression") or {}).get("method")
+    if options.bits is not None and stored in ("int8", "int4") and stored != f"int{options.bits}":
+        what = "the run's weights are rounded to %s already, and once more here; --%s writes those"
+        logging.getLogger("bigctl").warning(what, stored, stored)
     if secret is None:
         exported = found_exporter.write(trained, folder, **asked)
     else:

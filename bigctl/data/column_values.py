@@ -53,6 +53,7 @@ def unknown(dataset: Dataset, name: str, *, where: str, besides: Iterable[str] =
         return ConfigError(f"{name!r} is not kept, nor found in the files", where=where, hint="use another column")
     close = difflib.get_close_matches(name, columns, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"one of: {', '.join(columns[:20])}"
+    hint = hint if columns else "this data has no columns"
     return ConfigError(f"there is no column {name!r}", where=where, hint=hint)
 
 

@@ -21,7 +21,6 @@ from bigctl.data.dataset import Dataset, Features
 from bigctl.data.target import NUMBER
 from bigctl.engine import compile_cache
 from bigctl.errors import ConfigError, RunError
-from bigctl.files import sha256_regular
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference import exported_text
 from bigctl.inference.exporters import sealed
@@ -190,15 +189,10 @@ def _as_written(folder: Path) -> Iterator[None]:
 
 def require_whole(folder: Path) -> None:
     """Raises RunError for a file that is not as the list of digests says."""
-    listed = Export(folder).sums()
-    for name, digest in listed.items():
-        try:
-            whole = sha256_regular(folder / name) == digest
-        except OSError:
-            whole = False
-        if not whole:
-            hint = "copy the folder again"
-            raise RunError("is damaged, cut short or missing", where=str(folder / name), hint=hint)
+    export = Export(folder)
+    for name in export.damaged():
+        raise RunError("is damaged, cut short or missing", where=str(folder / name), hint="copy the folder again")
+    listed = export.sums()
     if missing := {name for name in EXPORT_MODELS if (folder / name).exists()} - listed.keys():
         raise RunError(f"does not list {min(missing)}", where=str(folder / SUMS), hint=_HINT)
 

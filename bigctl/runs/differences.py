@@ -152,6 +152,7 @@ def _of_export(export: Export, name: str) -> Side:
     try:
         settings = export.settings()
         config = whole(saved.values(settings["config"], where=str(export.shown)))
+        notes += [f"{export.shown / file} is damaged, cut short or missing" for file in export.damaged()]
     except (RunError, ConfigError) as error:
         notes.append(str(error))
     except (KeyError, TypeError, ValueError) as error:

@@ -41,6 +41,7 @@ def gather_export_info(export: Export) -> dict[str, Any]:
         notes.append(str(error))
     try:
         known |= _of_settings(export.settings(), str(export.shown))
+        notes += [f"{name} is damaged, cut short or missing: copy the folder again" for name in export.damaged()]
     except BigctlError as error:
         notes.append(str(error))
     return known

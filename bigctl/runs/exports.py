@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigctl.errors import BigctlError, RunError
-from bigctl.files import read_regular, sha256
+from bigctl.files import read_regular, sha256, sha256_regular
 from bigctl.runs import directory, manifest, untrusted
 from bigctl.runs.directory import CARD, EXPORT_MODELS, SEALED, SETTINGS, SOURCE, SUMS, RunDirectory
 from bigctl.terminal import one_line
@@ -132,6 +132,17 @@ class Export:
         except ValueError as error:
             said = "is no list of digests and names of files"
             raise RunError(said, where=str(self.shown / SUMS), hint=AGAIN) from error
+        return found
+
+    def damaged(self) -> list[str]:
+        """The listed files that are not as they were written. Raises RunError as `sums` does."""
+        found = []
+        for name, digest in self.sums().items():
+            try:
+                whole = sha256_regular(self.path / name) == digest
+            except OSError:
+                whole = False
+            found += [] if whole else [name]
         return found
 
     def settings(self) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def run(request, text) -> Path:
 
 
 def test_it_writes_what_generate_does_also_past_the_context(run, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert main(["export", str(run), "--format", "onnx", "--cache", "--out", str(out), "--json"]) == 0
+    out = run / "onnx-cache"
+    assert main(["export", str(run), "--format", "onnx", "--cache", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["text"].startswith("the same 64 tokens as `bigctl generate") and said["difference"] < 1e-5
     (expected,) = bigctl.load(str(run)).generate(["the cat"], max_new_tokens=120, temperature=0)

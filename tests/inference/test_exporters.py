@@ -137,6 +137,14 @@ def test_an_artefact_that_is_cut_short_is_refused_in_one_line(table, tmp_path, n
     assert said.strip().splitlines() == [f"{folder / name}: is damaged, cut short or missing; copy the folder again"]
 
 
+def test_its_script_says_in_a_line_what_is_wrong_with_a_file(table, tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    gone = tmp_path / "gone.csv"
+    said = [run_py(table / "run" / "jax", str(file), code=1) for file in (tmp_path / "other.csv", gone)]
+    assert said[0].strip() == f"{tmp_path / 'other.csv'}: there is no column size, place"
+    assert said[1].strip().splitlines() == [f"run.py: FileNotFoundError: [Errno 2] No such file or directory: '{gone}'"]
+
+
 def test_nothing_is_written_that_does_not_agree(table, tmp_path, monkeypatch):
     trained, honest = bigctl.load(str(table / "run")), stablehlo.Loaded.__call__
 
@@ -177,6 +185,8 @@ def test_what_cannot_be_exported_is_refused_in_one_line(table, tmp_path, capsys,
     (tmp_path / "out" / "mine").write_text("")
     assert main(["export", str(table / "run"), "--format", "jax", "--out", str(tmp_path / "out")]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["export", str(table / "run"), "--format", "jax", "--step", "7"]) == 2
+    assert "there is no checkpoint 7" in capsys.readouterr().err  # though there is an export to give up for it
     assert main(["export", str(table / "run"), "--format", "tflite"]) == 2
     assert "tflite" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"'tflite' is no format \(one of: hf, jax"):

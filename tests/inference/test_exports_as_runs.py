@@ -60,6 +60,20 @@ def test_a_folder_that_is_called_as_a_run_is_scored_by_its_own_weights(tmp_path:
     assert found["metrics"]["test/loss"] == pytest.approx(math.log(10), rel=1e-5)  # of zeros
 
 
+def test_damage_is_told_where_no_model_is_asked(exports: Cli) -> None:
+    folder = shutil.copytree(exports.folder / "elsewhere", exports.folder / "damaged")
+    try:
+        with next(folder.glob("model.*")).open("r+b") as model:
+            model.truncate(100)
+        for command in (["info", "damaged"], ["compare", "small", "damaged"]):
+            assert f"{model.name.rpartition('/')[2]} is damaged, cut short or missing" in exports(*command).stdout
+        (folder / "SHA256SUMS").unlink()
+        said = exports("predict", "damaged", "rows.csv", code=2).stderr
+        assert said.startswith("bigctl: damaged/SHA256SUMS: cannot be read")
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_an_export_is_scored_at_its_own_threshold(exports: Cli) -> None:
     run = exports.json("eval", "small", "--threshold", "0.8")
     assert exports.json("eval", "elsewhere")["metrics"] == pytest.approx(run["metrics"], **NEAR)
