@@ -89,9 +89,9 @@ def run(options: argparse.Namespace) -> int:
         what = "train.quantize=%s: this file has the float32 weights; --format onnx --%s writes what it was tuned for"
         logging.getLogger("bigctl").warning(what, quantize, quantize)
     stored = (trained.run.record().get("compression") or {}).get("method")
-    if options.bits is not None and stored in ("int8", "int4") and stored != f"int{options.bits}":
-        what = "the run's weights are rounded to %s already, and once more here; --%s writes those"
-        logging.getLogger("bigctl").warning(what, stored, stored)
+    if options.bits is not None and stored in ("int8", "int4") and not trained.run.static.is_file():
+        what = "the run's weights are rounded already (%s), and once more here; export the run that it was made from"
+        logging.getLogger("bigctl").warning(what, stored)
     if secret is None:
         exported = found_exporter.write(trained, folder, **asked)
     else:

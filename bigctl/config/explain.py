@@ -44,7 +44,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     shown = f"write it as {full_key}={example}" if example else None
     if said == _NO_LIST and given:
         value = given.partition("=")[2]
-        shown = f"write {full_key}=[{f'{value},{value}' if '[height, width]' in str(doc) else value}]"
+        if re.fullmatch(r"[\w.-]+", value):
+            shown = f"write {full_key}=[{f'{value},{value}' if '[height, width]' in str(doc) else value}]"
     if said.endswith("where keys belong"):
         shown = f"write {full_key}.path=... for one"
     return ConfigError(said, where=where, hint=". ".join(filter(None, [shown, doc])) or None)

@@ -190,8 +190,9 @@ def _as_written(folder: Path) -> Iterator[None]:
 def require_whole(folder: Path) -> None:
     """Raises RunError for a file that is not as the list of digests says."""
     export = Export(folder)
-    for name in export.damaged():
-        raise RunError("is damaged, cut short or missing", where=str(folder / name), hint="copy the folder again")
+    if damaged := export.damaged():
+        what = "is damaged, cut short or missing"
+        raise RunError(what, where=str(folder / damaged[0]), hint="copy the folder again")
     listed = export.sums()
     if missing := {name for name in EXPORT_MODELS if (folder / name).exists()} - listed.keys():
         raise RunError(f"does not list {min(missing)}", where=str(folder / SUMS), hint=_HINT)

@@ -37,11 +37,11 @@ def of(export: Export, config: Config, features: Features, settings: Mapping[str
         DataError: where it cannot be had.
         RunError: where neither the run nor the data is here, or they are not what they were.
     """
-    origin, wanted = export.origin, (settings.get("data") or {}).get("fingerprint")
-    if origin.run is not None and (origin.same or _fingerprint(origin.run) == wanted is not None):
+    origin, wanted = export.origin, _wanted(settings)
+    own = of_run(export, settings)
+    if own is not None and origin.run is not None:
         if features.tokenizer is not None:
             run_tokenizer(origin.run, features)
-        own = composing.from_yaml(origin.run.read_config(), where=str(origin.run.config))
         found, where = data_of_run(origin.run, own), str(origin.run.path)
     else:
         _require_here(export, config, wanted)
@@ -52,6 +52,18 @@ def of(export: Export, config: Config, features: Features, settings: Mapping[str
         what = "the data is not what the run was trained on that this was exported from"
         raise RunError(what, where=where, hint=f"bring it back as it was; {origin.said}")
     return found
+
+
+def of_run(export: Export, settings: Mapping[str, Any]) -> Config | None:
+    """The configuration of the run whose data that is; None where there is no such run here."""
+    run = export.origin.run
+    if run is None or not (export.origin.same or _fingerprint(run) == _wanted(settings) is not None):
+        return None
+    return composing.from_yaml(run.read_config(), where=str(run.config))
+
+
+def _wanted(settings: Mapping[str, Any]) -> Any:
+    return (settings.get("data") or {}).get("fingerprint")
 
 
 def _fingerprint(run: RunDirectory) -> str | None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from bigctl.config import compose as composing
-from bigctl.config.schema import Config
+from bigctl.config.schema import Config, Data
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import experiment
 from bigctl.inference import exported_data
@@ -67,6 +67,11 @@ class FromExport(Scored):
             RunError: where neither that run nor the data is here, or they are not what they were.
         """
         return exported_data.of(self.export, self.config, self.features, self._settings, self._tokenizer_file)
+
+    @property
+    def data_config(self) -> Data:
+        own = exported_data.of_run(self.export, self._settings)
+        return (self.config if own is None else own).data
 
     @property
     def origin(self) -> Origin:

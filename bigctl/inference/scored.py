@@ -13,7 +13,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 
-from bigctl.config.schema import Config
+from bigctl.config.schema import Config, Data
 from bigctl.data import origins
 from bigctl.data.dataset import Dataset
 from bigctl.data.files import changed_files
@@ -59,6 +59,11 @@ class Scored(Predictor):
     def data(self) -> Dataset:
         """The data of the run, prepared. Raises DataError where it cannot be had, RunError if it has changed since."""
         raise NotImplementedError
+
+    @property
+    def data_config(self) -> Data:
+        """Where that data is, and how it is read."""
+        return self.config.data
 
     def _examined(self, dataset: Dataset, split: str, prefix: str) -> Scores:
         """The examples of a split, each scored once; `prefix` is what names of metrics begin with."""

@@ -154,7 +154,7 @@ def _groups(trained: Scored, dataset: Dataset, split: str, by: str) -> tuple[lis
     if by == "length" and features.kind == "text":
         texts = dataset.texts[split]
         return cut(np.array([sum(map(len, parts)) for parts in zip(*texts, strict=True)], float))
-    values = column_values.read(trained.config.data, dataset, split, by, where=WHERE)
+    values = column_values.read(trained.data_config, dataset, split, by, where=WHERE)
     if values is None:
         raise _unknown(trained, dataset, by)
     return cut(values) if values.dtype.kind == "f" else named(values)

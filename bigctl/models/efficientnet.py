@@ -102,7 +102,7 @@ class EfficientNet(nnx.Module):
             raise ConfigError(
                 f"images of {shape[0]}x{shape[1]} are used up before the last of {len(_STAGES)} stages",
                 where="model",
-                hint=f"set data.image_size to {_LEAST} or more, or choose model=resnet20",
+                hint=f"images of {_LEAST}x{_LEAST} or more (data.image_size), or choose model=resnet20",
             )
         config = config.with_defaults()
         norm = config.norm or "batch"

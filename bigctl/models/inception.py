@@ -147,7 +147,7 @@ class Inception(nnx.Module):
             raise ConfigError(
                 f"images of {shape[0]}x{shape[1]} are used up before the last blocks",
                 where="model",
-                hint=f"set data.image_size to {LEAST} or more (299 in the paper), or choose model=resnet18",
+                hint=f"images of {LEAST}x{LEAST} or more (data.image_size; 299 in the paper), or choose model=resnet18",
             )
         stem, channels = [], shape[2]
         for unit in _STEM:

@@ -152,11 +152,14 @@ def _of_export(export: Export, name: str) -> Side:
     try:
         settings = export.settings()
         config = whole(saved.values(settings["config"], where=str(export.shown)))
-        notes += [f"{export.shown / file} is damaged, cut short or missing" for file in export.damaged()]
     except (RunError, ConfigError) as error:
         notes.append(str(error))
     except (KeyError, TypeError, ValueError) as error:
         notes.append(f"{export.shown}: its settings are not as bigctl writes them ({error!r})")
+    try:
+        notes += [f"{export.shown / file} is damaged, cut short or missing" for file in export.damaged()]
+    except RunError as error:
+        notes.append(str(error))
     tokenizer = ((settings.get("features") or {}).get("tokenizer") or {}).get("sha256")
     data = (settings.get("data") or {}).get("fingerprint")
     size = sum(size for file, size in files.items() if file in (*directory.EXPORT_MODELS, "weights.npz"))

@@ -20,6 +20,8 @@ _WRITE = {"jax": ("generate", "serve"), "hf": ("generate", "serve"), "gguf": ("g
 def gather_export_info(export: Export) -> dict[str, Any]:
     """What is known about an export; what cannot be read is None or empty, and a note says why.
 
+    Its files are read against their digests.
+
     Raises:
         RunError: if the folder cannot be read.
     """
@@ -41,6 +43,9 @@ def gather_export_info(export: Export) -> dict[str, Any]:
         notes.append(str(error))
     try:
         known |= _of_settings(export.settings(), str(export.shown))
+    except BigctlError as error:
+        notes.append(str(error))
+    try:
         notes += [f"{name} is damaged, cut short or missing: copy the folder again" for name in export.damaged()]
     except BigctlError as error:
         notes.append(str(error))

@@ -139,8 +139,9 @@ _FOLDERS = {
     "onnx": re.compile(rf"model\.onnx(\.data)?|{_BESIDE}"),
     "gguf": re.compile(rf"model[\w.-]*\.gguf|{_BESIDE}"),
 }
-_FOLDERS |= {f"{name}-int{bits}": _FOLDERS[name] for name in ("onnx", "gguf") for bits in (8, 4)}
-_EXPORTS = re.compile(r"(hf|timm|jax|onnx|gguf)(-int[48])?(-encrypted)?")
+_FOLDERS["onnx-cache"] = _FOLDERS["onnx"]
+_FOLDERS |= {f"{name}-int{bits}": _FOLDERS[name] for name in ("onnx", "onnx-cache", "gguf") for bits in (8, 4)}
+_EXPORTS = re.compile(r"(hf|timm|jax|onnx(-cache)?|gguf)(-int[48])?(-encrypted)?")
 _FOLDERS |= {
     f"{name}-encrypted": re.compile(r"export\.sealed|README\.md") for name in [*_FOLDERS] if _EXPORTS.fullmatch(name)
 }

@@ -16,7 +16,7 @@ def kind_of(given: str) -> str:
     path = Path(given)
     if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
         return "run"
-    listed = any((path / name).is_file() for name in ("SHA256SUMS", "model.onnx", "model.jax"))
+    listed = (path / "SHA256SUMS").is_file() or directory.is_export(path)
     own = listed and not (path / "config.json").is_file()  # else of transformers or timm
     if own or sealed.is_sealed(path):
         return "export"

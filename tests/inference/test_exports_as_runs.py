@@ -94,6 +94,29 @@ def test_gates_and_intervals_are_those_of_a_run(exports: Cli) -> None:
     assert not (exports.folder / "elsewhere" / "assessment.json").exists()
 
 
+def test_slices_by_a_column_that_no_model_reads_are_those_of_the_run(tmp_path: Path) -> None:
+    cli, data = Cli(tmp_path / "here"), tmp_path / "data"
+    cli.folder.mkdir()
+    data.mkdir()
+    rows = small.columns()
+    small.write(data / "rows.csv", {**rows, "who": [("ann", "bob")[n % 2] for n in range(len(rows["kind"]))]})
+    cli(
+        "train",
+        *small.KEYS,
+        "data=csv",
+        "data.path=../data/rows.csv",
+        "data.drop=[who]",
+        "train.steps=4",
+        "--name",
+        "a",
+    )
+    cli("export", "a", "--format", "jax", "--out", "../out")
+    asked = ["--slices", "who", "--min-slice", "2"]
+    run, found = (cli.json("eval", name, *asked)["slices"][0] for name in ("a", "../out"))
+    counted = [[(each["name"], each["count"]) for each in told["slices"]] for told in (run, found)]
+    assert counted[0] == counted[1] and {name for name, _ in counted[0]} == {"ann", "bob"}
+
+
 @pytest.mark.parametrize(
     "flags",
     [

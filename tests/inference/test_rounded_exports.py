@@ -137,13 +137,14 @@ def test_a_layer_of_an_lstm_computes_with_the_integers_of_its_matrices(bits):
     rng = np.random.default_rng(0)
     held = {"w_1": rng.normal(size=(1, 4 * 16, 40)), "r_2": rng.normal(size=(1, 4 * 16, 16))}  # 40: no multiple of 32
     held = {name: values.astype(np.float32) for name, values in held.items()}
+    bias = rng.normal(size=(1, 8 * 16)).astype(np.float32)
 
     def layer(given: dict[str, np.ndarray]) -> onnx.ModelProto:
-        node = onnx.helper.make_node("LSTM", ["x", *given], ["y"], hidden_size=16)
+        nodes = [onnx.helper.make_node("LSTM", ["x", *given, "b"], [name], hidden_size=16) for name in ("y", "again")]
         x = onnx.helper.make_tensor_value_info("x", 1, [None, None, 40])
         y = onnx.helper.make_tensor_value_info("y", 1, [None, 1, None, 16])
-        tensors = [onnx.numpy_helper.from_array(values, name) for name, values in given.items()]
-        graph = onnx.helper.make_graph([node], "g", [x], [y], tensors)
+        tensors = [onnx.numpy_helper.from_array(values, name) for name, values in {**given, "b": bias}.items()]
+        graph = onnx.helper.make_graph(nodes, "g", [x], [y], tensors)
         return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
 
     model, facts = quantise.quantised(layer(held), bits, "run")
@@ -154,13 +155,13 @@ def test_a_layer_of_an_lstm_computes_with_the_integers_of_its_matrices(bits):
             stand_for[name] = (integers * scale)[None]
         else:
             stand_for[name] = rounding.from_int4(*rounding.to_int4(values), values.shape[1])[None]
-    assert facts.layers == {"LSTM": 2} and facts.before == 4 * 64 * 56 and not facts.kept
+    assert facts.layers == {"LSTM": 4} and facts.before == 4 * 64 * 56 and not facts.kept
     assert facts.after <= facts.before * (0.29 if bits == 8 else 0.28)  # rows of 40 and 16 are filled up to 64 and 32
     given = {"x": rng.normal(size=(7, 3, 40)).astype(np.float32)}
     found, expected = (
         onnxruntime.InferenceSession(each.SerializeToString()).run(None, given)[0] for each in (model, layer(stand_for))
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     if bits == 8:
         for name, values in quantise.products(model).items():
             inverse = np.split(values.T, 4)
@@ -223,5 +224,6 @@ def test_what_is_slower_here_is_said():
     found = beside.Beside("accuracy", "10 validation rows", 0.9, 0.8, 0.05, 0.9, (quick, slow))
     assert found.lines[-1] == "slower here at batch 64: keep float32 where time matters"
     assert "0.9000 -> 0.8000 (-0.1000 +- 0.0500) on 10 validation rows" in found.lines[1]
-    alike = beside.Times(1, 9, 0.854, 1.15, 0.87, 2.87)  # of a layer that computes the same, measured
+    alike = beside.Times(1, 9, 1.0, 1.15, 1.04, 2.87)  # as of one file, timed twice
     assert not any("slower" in line for line in beside.Beside("", "rows", 0, 0, 0, 1, (quick, alike)).lines)
+    assert beside.Times(1, 9, 1.0, 1.15, 1.06, 2.87).slower

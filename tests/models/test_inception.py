@@ -24,4 +24,4 @@ def test_size_is_that_of_the_paper() -> None:
 def test_small_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="images of 74x80 are used up before the last blocks") as error:
         Inception(schema.Inception(), (74, 80, 3), 2, rngs=nnx.Rngs(0))
-    assert error.value.hint and "data.image_size to 75 or more" in error.value.hint
+    assert error.value.hint and "images of 75x75 or more" in error.value.hint

@@ -174,7 +174,10 @@ def weights(model: ModelProto) -> list[Weights]:
     return [
         Weights(each.name, tuple(users.get(each.name, ())), tuple(each.dims), 4 * int(np.prod(each.dims)))
         for each in model.graph.initializer
-        if each.data_type == TensorProto.FLOAT and len(each.dims) > 1 and np.prod(each.dims) > 1
+        if each.data_type == TensorProto.FLOAT
+        and len(each.dims) > 1
+        and np.prod(each.dims) > 1
+        and set(users.get(each.name, ())) != {(LAYER, 3)}  # its biases
     ]
 
 
@@ -229,12 +232,12 @@ class _Rewriter:
                 if attribute.type == AttributeProto.GRAPH:
                     self._graph(attribute.g, inside=True)
             name = next((node.input[place] for place in _WEIGHT_INPUTS.get(node.op_type, ())), "")
-            if name not in self.held:
+            if node.op_type == LAYER:
+                found += self._layer(node)
+            elif name not in self.held:
                 found.append(node)
             elif node.op_type == LOOKUP:
                 found += self._lookup(node, name)
-            elif node.op_type == LAYER:
-                found += self._layer(node)
             elif self.bits == 4:
                 found.append(self._product(node, name))
             else:
@@ -303,6 +306,11 @@ class _Rewriter:
         made: list[NodeProto] = []
         for place in _WEIGHT_INPUTS[LAYER]:
             name = node.input[place]
+            if name not in self.held:
+                continue
+            if name in self.done:  # several layers may have the same
+                node.input[place] = f"{name}{_UNPACKED}"
+                continue
             unpack = _Chain(f"{name}_part")
             (self._halves if self.bits == 4 else self._bytes)(unpack, name)
             node.input[place] = unpack.nodes[-1].output[0] = f"{name}{_UNPACKED}"
@@ -310,6 +318,7 @@ class _Rewriter:
         return [*made, node]
 
     def _bytes(self, made: _Chain, name: str) -> None:
+        """By as many levels as a product has, though none is made of them: those that `train.quantize` trains with."""
         whole, scale = rounding.to_int8(self._values(name)[0], LEVELS)
         plain = made("Cast", self._add(f"{name}_int8", whole[None]), to=TensorProto.FLOAT)
         made("Mul", plain, self._add(f"{name}_scale", scale[None]))
