@@ -46,7 +46,9 @@ def gather_export_info(export: Export) -> dict[str, Any]:
     except BigctlError as error:
         notes.append(str(error))
     try:
-        notes += [f"{name} is damaged, cut short or missing: copy the folder again" for name in export.damaged()]
+        said = " ".join(notes)
+        untold = [name for name in export.damaged() if name not in said]
+        notes += [f"{name} is damaged, cut short or missing: copy the folder again" for name in untold]
     except BigctlError as error:
         notes.append(str(error))
     return known

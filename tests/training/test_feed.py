@@ -375,7 +375,7 @@ def test_a_wait_for_the_first_batch_alone_is_not_worth_a_word() -> None:
 
 
 def test_the_parts_of_making_batches_are_measured() -> None:
-    _, feed, _ = sent_feed({"label": Slow(np.arange(100), 5e-3)})
+    _, feed, _ = sent_feed({"label": Slow(np.arange(100), 0.1)})
     feed.advance(None, 0, 1)  # type: ignore[arg-type]
     assert feed.work.made().first == feed.waited > 0
     for position in range(32, 320, 32):
