@@ -88,8 +88,7 @@ def run(options: argparse.Namespace) -> int:
     if (quantize := trained.config.train.quantize) is not None and options.bits is None:
         what = "train.quantize=%s: this file has the float32 weights; --format onnx --%s writes what it was tuned for"
         logging.getLogger("bigctl").warning(what, quantize, quantize)
-    stored = (trained.run.record().get("compression") or {}).get("method")
-    if options.bits is not None and stored in ("int8", "int4") and not trained.run.static.is_file():
+    if options.bits is not None and (stored := rounded_otherwise(trained, options.bits)):
         what = "the run's weights are rounded already (%s), and once more here; export the run that it was made from"
         logging.getLogger("bigctl").warning(what, stored)
     if secret is None:
@@ -103,6 +102,17 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(f"{found.path}, step {trained.step:,}", folder, exported, options)
     return 0
+
+
+def rounded_otherwise(trained: TrainedRun, bits: int) -> str | None:
+    """What `bigctl compress` rounded the weights to, if rounding them for the export changes them once more."""
+    from bigctl.interop import rounding
+
+    made = trained.run.record().get("compression") or {}
+    stored = made.get("method")
+    if stored not in ("int8", "int4") or trained.run.static.is_file():
+        return None
+    return None if (stored, bits, made.get("group")) == ("int4", 4, rounding.GROUP) else str(stored)
 
 
 def _passphrase(options: argparse.Namespace) -> str | None:

@@ -4,6 +4,7 @@ LLM-QAT, arXiv 2305.17888).
 
 Weights have a scale a column, of tables a row; they are those integers that `bigctl.interop.onnx.quantise` writes.
 What a layer is given has a range of its own for each token, or row, so that no example depends on others of its batch.
+The export of an LSTM multiplies in float32: there what its layers are given is rounded in training alone.
 """
 
 from __future__ import annotations

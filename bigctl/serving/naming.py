@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigctl.inference.exporters import sealed
 from bigctl.runs import directory
 
 PACKAGED = ("smollm2",)
@@ -16,9 +15,8 @@ def kind_of(given: str) -> str:
     path = Path(given)
     if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
         return "run"
-    listed = (path / "SHA256SUMS").is_file() or directory.is_export(path)
-    own = listed and not (path / "config.json").is_file()  # else of transformers or timm
-    if own or sealed.is_sealed(path):
+    ours = (path / directory.SUMS).is_file() or directory.is_export(path)
+    if ours and not (path / "config.json").is_file():  # else of transformers or timm
         return "export"
     return "weights" if given in PACKAGED or _is_weights(path) else "run"
 

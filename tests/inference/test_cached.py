@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime")
 
 from bigctl.inference.exporters import cached
 from bigctl.inference.exporters.onnx_session import Loaded
+from bigctl.runs.removal import strangers
 from tests.inference.test_exporters import run_py
 
 pytestmark = [pytest.mark.usefixtures("briefly"), pytest.mark.fewer]
@@ -46,6 +47,7 @@ def test_it_writes_what_generate_does_also_past_the_context(run, tmp_path, capsy
     out = run / "onnx-cache"
     assert main(["export", str(run), "--format", "onnx", "--cache", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
+    assert not [*strangers(run)]
     assert said["text"].startswith("the same 64 tokens as `bigctl generate") and said["difference"] < 1e-5
     (expected,) = bigctl.load(str(run)).generate(["the cat"], max_new_tokens=120, temperature=0)
     assert run_py(out, "the cat", "120").rstrip("\n") == ("the cat" + expected.text).rstrip("\n")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bigctl
+from bigctl.cli.export import rounded_otherwise
 from bigctl.cli.main import main
 from bigctl.errors import ConfigError, RunError
 from bigctl.inference.compression import calibration, compressed, sensitivity
@@ -59,6 +60,7 @@ def test_the_result_is_a_run_that_says_what_it_was_made_of(run, capsys):
         " ".join(capsys.readouterr().out.split()).count("made from small, step 30: method=int8") == 2
     )  # info, compare
     assert not [*strangers(made)] and summary["run"] == str(made)
+    assert rounded_otherwise(trained, 8) == "int8" and rounded_otherwise(source, 8) is None
     assert main(["compress", str(made), "method=int4"]) == 2
     assert "is compressed already (int8)" in capsys.readouterr().err
     assert main(["compress", str(run), "method=int8"]) == 2

@@ -62,16 +62,13 @@ def test_a_folder_that_is_called_as_a_run_is_scored_by_its_own_weights(tmp_path:
 
 def test_damage_is_told_where_no_model_is_asked(exports: Cli) -> None:
     folder = shutil.copytree(exports.folder / "elsewhere", exports.folder / "damaged")
-    try:
-        with next(folder.glob("model.*")).open("r+b") as model:
-            model.truncate(100)
-        for command in (["info", "damaged"], ["compare", "small", "damaged"]):
-            assert f"{model.name.rpartition('/')[2]} is damaged, cut short or missing" in exports(*command).stdout
-        (folder / "SHA256SUMS").unlink()
-        said = exports("predict", "damaged", "rows.csv", code=2).stderr
-        assert said.startswith("bigctl: damaged/SHA256SUMS: cannot be read")
-    finally:
-        shutil.rmtree(folder)
+    model = next(folder.glob("model.*"))
+    model.write_bytes(model.read_bytes()[:100])
+    for command in (["info", "damaged"], ["compare", "small", "damaged"]):
+        assert f"{model.name} is damaged, cut short or missing" in exports(*command).stdout
+    (folder / "SHA256SUMS").unlink()
+    said = exports("predict", "damaged", "rows.csv", code=2).stderr
+    assert said.startswith("bigctl: damaged/SHA256SUMS: cannot be read")
 
 
 def test_an_export_is_scored_at_its_own_threshold(exports: Cli) -> None:
@@ -100,16 +97,8 @@ def test_slices_by_a_column_that_no_model_reads_are_those_of_the_run(tmp_path: P
     data.mkdir()
     rows = small.columns()
     small.write(data / "rows.csv", {**rows, "who": [("ann", "bob")[n % 2] for n in range(len(rows["kind"]))]})
-    cli(
-        "train",
-        *small.KEYS,
-        "data=csv",
-        "data.path=../data/rows.csv",
-        "data.drop=[who]",
-        "train.steps=4",
-        "--name",
-        "a",
-    )
+    keys = ["data=csv", "data.path=../data/rows.csv", "data.drop=[who]", "train.steps=4"]
+    cli("train", *small.KEYS, *keys, "--name", "a")
     cli("export", "a", "--format", "jax", "--out", "../out")
     asked = ["--slices", "who", "--min-slice", "2"]
     run, found = (cli.json("eval", name, *asked)["slices"][0] for name in ("a", "../out"))
