@@ -15,10 +15,10 @@ if os.path.exists(os.path.join(_checkout, "conf", "config.yaml")) and os.path.is
     __path__.append(_checkout)  # a checkout keeps conf/ and recipes/ beside this package, a wheel inside it
 
 if TYPE_CHECKING:
-    from bigctl.api import baseline, compose, load, train
+    from bigctl.api import baseline, compose, load, load_export, train
     from bigctl.errors import BigctlError
 
-__all__ = ["BigctlError", "__version__", "baseline", "compose", "load", "train"]
+__all__ = ["BigctlError", "__version__", "baseline", "compose", "load", "load_export", "train"]
 
 
 def __dir__() -> list[str]:
@@ -26,7 +26,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("baseline", "compose", "load", "train"):  # late, so that `import bigctl` stays instant
+    if name in ("baseline", "compose", "load", "load_export", "train"):  # late, so that `import bigctl` stays instant
         from bigctl import api
 
         return getattr(api, name)

@@ -1,4 +1,4 @@
-"""bigctl from Python: `compose`, `train`, `baseline`, `load`. The command line calls these."""
+"""bigctl from Python: `compose`, `train`, `baseline`, `load`, `load_export`. The command line calls these."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from bigctl.config import checks
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
 from bigctl.config.schema import MISSING, Config, Data, Memory
-from bigctl.errors import ConfigError, named_as_arguments
+from bigctl.errors import ConfigError, RunError, named_as_arguments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bigctl.data.sources.frames import Examples
+    from bigctl.inference.from_export import FromExport
     from bigctl.reports.loaded import LoadedRun, Page
     from bigctl.runs.baselines import Baseline
     from bigctl.runs.summary import Summary
@@ -219,9 +220,37 @@ def load(
 
     Raises:
         ConfigError: for another `tta`, or where the run is not of images.
-        RunError: if there is no such run or checkpoint, or it needs plugins that are not given.
+        RunError: if there is no such run or checkpoint, or it needs plugins that are not given; for an export.
     """
     from bigctl.reports.loaded import LoadedRun
+    from bigctl.runs import exports
 
     with named_as_arguments():
+        if (export := exports.find(str(run))) is not None:
+            hint = "`bigctl.load_export` takes it"
+            raise RunError("is an export of a run, not a run", where=str(export.path), hint=hint)
         return LoadedRun.load(str(run), step=step, plugins=plugins, tta=tta)
+
+
+def load_export(folder: str | Path, *, plugins: Sequence[str] = (), passphrase: str | None = None) -> FromExport:
+    """The model of a folder that `bigctl export` wrote, with `predict`, `describe`, `evaluate` and `classes`, and of a
+    language model `generate`: what a run has but for its training.
+
+    Args:
+        folder: of an export; or its name under runs/.
+        plugins: modules with components of your own that the run was made with.
+        passphrase: of an encrypted export; by default that of the environment, BIGCTL_PASSPHRASE.
+
+    Raises:
+        ConfigError: without the package that computes it, or without a passphrase.
+        RunError: if it is no export, a file of it is damaged, or it needs plugins that are not given.
+    """
+    from bigctl.inference import artefact
+    from bigctl.runs import exports
+
+    with named_as_arguments():
+        export = exports.find(str(folder))
+        if export is None:
+            raise RunError("is no export", where=str(folder), hint="`bigctl export RUN` writes one; a run has `load`")
+        with artefact.opened(export, plugins=plugins, passphrase=passphrase) as model:
+            return model

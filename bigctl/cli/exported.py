@@ -159,8 +159,7 @@ def _used(scored: FromExport) -> list[str]:
     from bigctl.runs import export_info
 
     path, kind = scored.run.path, scored.features.kind
-    sealed = scored.export.near is not None
-    answer = export_info.answering(scored.export.format, kind, scored.config.recipe.kind, sealed=sealed)
+    answer = export_info.answering(scored.export.format, kind, scored.config.recipe.kind)
     if "generate" in answer:
         return [f'bigctl generate {path} --prompt "..."']
     text = '--text "..."' + (' --text-pair "..."' if scored.features.pairs else "")

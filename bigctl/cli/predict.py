@@ -34,12 +34,12 @@ examples:
   bigctl predict runs/bert_cls reviews.csv             the text column is that of training
   bigctl predict runs/bert_tag words.jsonl              spans of a tagger, words being those of the file
   cat reviews.txt | bigctl predict runs/bert_cls -     one text a line, labelled as they come
-  bigctl predict runs/mlp_cls/onnx new_rows.csv         what bigctl export wrote, --format onnx or jax
+  bigctl predict runs/mlp_cls/onnx new_rows.csv         what bigctl export wrote
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = "a run directory, a name under runs/, or a folder that `bigctl export` wrote (onnx or jax)"
+    what = "a run directory, a name under runs/, or a folder that `bigctl export` wrote"
     parser.add_argument("run", metavar="RUN", help=what)
     parser.add_argument(
         "files", nargs="*", metavar="FILE",
@@ -81,8 +81,7 @@ def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     if options.out is not None:
         _check_out(options.out, options.files)
-    secret = common.passphrase(options.passphrase_file, [options.run])
-    exported = _exported(options, secret)
+    exported = _exported(options)
     where, features = _located_features(options) if exported is None else (options.run, exported.features.to_json())
     texts: list[Text] = []
     if features["kind"] == "text":
@@ -115,21 +114,23 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _exported(options: argparse.Namespace, secret: str | None) -> Predictor | None:
+def _exported(options: argparse.Namespace) -> Predictor | None:
     """The model of an export; None where a run is meant. Raises ConfigError for what only a run has."""
     from bigctl.errors import ConfigError
-    from bigctl.serving.naming import kind_of
+    from bigctl.runs import exports
 
-    if kind_of(options.run) != "export":
+    found = exports.find(options.run)
+    secret = common.passphrase(options.passphrase_file, [options.run if found is None else str(found.path)])
+    if found is None:
         return None
     for flag, given in (("--threshold", options.threshold), ("--tta", options.tta)):
         if given is not None:
             raise ConfigError("an export has that of its run", where=flag, hint="leave it out, or predict with the run")
     if options.step != "best":
         raise ConfigError("an export holds one step", where="--step", hint="leave it out, or predict with the run")
-    from bigctl.inference.artefact import Artefact
+    from bigctl.inference import artefact
 
-    return Artefact.load(Path(options.run), plugins=options.plugin, passphrase=secret)
+    return artefact.labelling(found.path, plugins=options.plugin, passphrase=secret)
 
 
 def _located_features(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ examples:
   bigctl serve cnn_cls bert_cls --port 9000               several: POST /models/cnn_cls/predict
   bigctl serve cnn_cls --host 0.0.0.0 --api-key-file keys.txt
   bigctl serve gpt_lm                                     OpenAI's /v1/completions and /v1/chat/completions
-  bigctl serve runs/cnn_cls/onnx                          what bigctl export wrote, --format onnx, jax or hf
+  bigctl serve runs/cnn_cls/onnx                          what bigctl export wrote
   bigctl serve sealed --passphrase-file secret.txt        what --encrypt wrote
   bigctl serve smollm2                                    packaged weights; or a Hugging Face folder of a Llama
   curl -F file=@digit.png http://127.0.0.1:8000/predict
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a run directory, a name under runs/, a folder that `bigctl export` wrote (onnx or jax; of language "
-        "models jax or hf), packaged weights (smollm2), or a Hugging Face folder of a GPT or a Llama",
+        help="a run directory, a name under runs/, a folder that `bigctl export` wrote (of "
+        "language models jax or hf), packaged weights (smollm2), or a Hugging Face folder of a GPT or a Llama",
     )
     parser.add_argument(
         "--port", type=common.whole("port", 0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one"

@@ -22,20 +22,21 @@ from bigctl.data.target import NUMBER
 from bigctl.engine import compile_cache
 from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import LanguageModel
-from bigctl.inference import exported_text
+from bigctl.inference import exported_text, pretrained_text
 from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.settings_file import KEPT, SUMS
 from bigctl.inference.forward import Compiled, Forward
 from bigctl.inference.from_export import FromExport
 from bigctl.inference.scored import exported_scores
+from bigctl.interop import sources
 from bigctl.runs.directory import EXPORT_MODELS
 from bigctl.runs.exports import AGAIN, Export
 from bigctl.terminal import one_line
 from bigctl.training.evaluation import Scores
 from bigctl.training.task import scores_exports
 
-MODELS = {"model.onnx": "onnx", "model.jax": "jax"}
-"""File of a model -> format of `bigctl export`, of those that are computed here."""
+MODELS = {"onnx": "model.onnx", "jax": "model.jax"}
+"""Format of `bigctl export` -> its file, of those that have a runtime of their own."""
 _HINT = AGAIN
 STREAM = "stream"
 
@@ -56,26 +57,6 @@ class Artefact(FromExport):
     def __init__(self, export: Export, settings: Mapping[str, Any], run: Runtime):
         super().__init__(export, settings)
         self._run, self.runtime = run, run.runtime
-
-    @classmethod
-    def load(cls, folder: Path, *, plugins: Sequence[str] | None = (), passphrase: str | None = None) -> Artefact:
-        """The model of a folder.
-
-        Args:
-            folder: of an export.
-            plugins: modules with its components.
-            passphrase: of an encrypted export; by default that of the environment, see `sealed`.
-
-        Raises:
-            RunError: for a file that is damaged, cut short or missing, for a format that is not computed here, for a
-                language model, and for a wrong passphrase.
-            ConfigError: without the package that computes it, or without a passphrase.
-        """
-        found = load(folder, plugins=plugins, passphrase=passphrase)
-        if not isinstance(found, Artefact):
-            hint = f'bigctl generate {folder} --prompt "...", or serve it'
-            raise RunError("a language model writes text, it labels none", where=str(folder), hint=hint)
-        return found
 
     @cached_property
     def _forward(self) -> Forward:
@@ -119,20 +100,51 @@ class _Exported(Forward):
         return lambda batch: self._run({name: np.asarray(batch[name]) for name in self._names})[self._output]
 
 
+def labelling(folder: Path, *, plugins: Sequence[str] | None = (), passphrase: str | None = None) -> FromExport:
+    """The model of an export, to label examples with.
+
+    Args:
+        folder: of an export.
+        plugins: modules with its components.
+        passphrase: of an encrypted export; by default that of the environment, see `sealed`.
+
+    Raises:
+        RunError: for a file that is damaged, cut short or missing, for a language model, and for a wrong passphrase.
+        ConfigError: without the package that computes it, or without a passphrase.
+    """
+    found = load(folder, plugins=plugins, passphrase=passphrase)
+    if isinstance(found, LanguageModel):
+        hint = f'bigctl generate {folder} --prompt "...", or serve it'
+        raise RunError("a language model writes text, it labels none", where=str(folder), hint=hint)
+    return found
+
+
+def writing(folder: Path, *, plugins: Sequence[str] | None = (), passphrase: str | None = None) -> LanguageModel:
+    """The model of an export, to write text with. Takes what `labelling` takes; raises as it does, for what writes
+    none."""
+    found = load(folder, plugins=plugins, passphrase=passphrase)
+    if not isinstance(found, LanguageModel):
+        raise RunError("writes no text", where=str(folder), hint=f"bigctl info {folder} says what takes it")
+    return found
+
+
 def load(
     folder: Path, *, plugins: Sequence[str] | None = (), passphrase: str | None = None
-) -> Artefact | LanguageModel:
-    """The model of a folder: what labels examples, or what writes text. Raises as `Artefact.load` does."""
+) -> FromExport | LanguageModel:
+    """The model of a folder: what labels examples, or what writes text. Takes and raises what `labelling` does."""
     with sealed.opened(folder, passphrase) as clear, _as_written(clear):
-        kind = kind_of(clear)
         found, export = _kept(clear, plugins), _in_clear(Export(folder), clear)
         if found["features"]["kind"] != STREAM:
-            return Artefact(export, found, _runtime(clear, kind))
-        if kind != "jax":
+            return _scored(export, found)
+        if export.format == "onnx":
             hint = "use its run, or export that with --format jax or hf; run.py writes with this one"
             what = "is a language model as ONNX, with which bigctl does not write"
             raise RunError(what, where=str(folder), hint=hint)
-        return dataclasses.replace(exported_text.read(clear, found, hint=_HINT), name=str(folder))
+        if export.format == "jax":
+            model = exported_text.read(clear, found, hint=_HINT)
+        else:
+            model = pretrained_text.pretrained_language_model(sources.locate_source(str(clear.absolute())))
+        return dataclasses.replace(model, name=str(folder))
 
 
 @contextlib.contextmanager
@@ -140,32 +152,28 @@ def opened(
     export: Export, *, plugins: Sequence[str] | None = (), passphrase: str | None = None
 ) -> Iterator[FromExport]:
     """The model of an export to be scored, whatever its format, language models too; what is encrypted is in clear as
-    long as this lasts. Raises as `Artefact.load` does."""
+    long as this lasts. Raises as `labelling` does."""
     with sealed.opened(export.path, passphrase) as clear:
         with _as_written(clear):
             inner, found = _in_clear(export, clear), _kept(clear, plugins)
             _ = inner.format, inner.card, inner.origin  # which are told when the files may be gone
-            model: FromExport
-            if any((clear / name).exists() for name in MODELS):
-                model = Artefact(inner, found, _runtime(clear, kind_of(clear)))
-            else:
-                from bigctl.inference.read_back import ReadBack
-
-                model = ReadBack(inner, found)
+            model = _scored(inner, found)
+            model.writes = lambda: writing(export.path, plugins=plugins, passphrase=passphrase)
         yield model
+
+
+def _scored(export: Export, settings: Mapping[str, Any]) -> FromExport:
+    if export.format in MODELS:
+        return Artefact(export, settings, _runtime(export.path, export.format))
+    if not export.format:
+        raise RunError("holds no model", where=str(export.shown), hint=_HINT)
+    from bigctl.inference.read_back import ReadBack
+
+    return ReadBack(export, settings)
 
 
 def _in_clear(export: Export, clear: Path) -> Export:
     return export if clear == export.path else dataclasses.replace(export, path=clear, near=export.path)
-
-
-def kind_of(folder: Path) -> str:
-    """The format of an export. Raises RunError for one that is not computed here."""
-    name = next((name for name in MODELS if (folder / name).exists()), None)
-    if name is None:
-        hint = "serve the run itself, or export it with --format onnx, jax or hf"
-        raise RunError("holds neither model.onnx nor model.jax", where=str(folder), hint=hint)
-    return MODELS[name]
 
 
 def _kept(folder: Path, plugins: Sequence[str] | None) -> dict[str, Any]:
@@ -212,8 +220,7 @@ def _runtime(folder: Path, kind: str) -> Runtime:
     except OSError:
         raise
     except Exception as error:  # of either runtime, of many kinds
-        name = next(name for name, each in MODELS.items() if each == kind)
-        raise _refused(error, "cannot be loaded", folder / name) from error
+        raise _refused(error, "cannot be loaded", folder / MODELS[kind]) from error
 
 
 def _refused(error: Exception, what: str, where: Path) -> RunError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from bigctl.config import compose as composing
 from bigctl.config.schema import Config, Data
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import experiment
+from bigctl.errors import ConfigError
+from bigctl.generation.generate import LanguageModel
 from bigctl.inference import exported_data
 from bigctl.inference.confidence import Confidence
 from bigctl.inference.scored import Scored
@@ -24,7 +26,12 @@ class FromExport(Scored):
     Args:
         export: its folder, in clear.
         settings: what its bigctl.json says.
+
+    Attributes:
+        writes: gives what it writes text with, where it is a language model.
     """
+
+    writes: Callable[[], LanguageModel]
 
     def __init__(self, export: Export, settings: Mapping[str, Any]):
         self.export, self._settings = export, settings
@@ -48,6 +55,16 @@ class FromExport(Scored):
     def _used(self, config: Config) -> Config:
         """The configuration as the model is used."""
         return config
+
+    def choose_threshold(self, objective: str = "f1") -> NoReturn:
+        """Raises ConfigError: nothing is kept in an export."""
+        hint = "let that of its run be chosen, and export it again; or give a number: with_threshold"
+        raise ConfigError("nothing is kept in an export", where=str(self.run.path), hint=hint)
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """Raises RunError for what writes no text, or whose format bigctl does not write with."""
+        return self.writes()
 
     @cached_property
     def known_columns(self) -> frozenset[str] | None:
@@ -96,6 +113,9 @@ class FromExport(Scored):
     @property
     def _kept_config(self) -> Config:
         return composing.from_yaml(self._settings["config"], where=str(self.run.path / SETTINGS))
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("<bigctl run", f"<bigctl export ({self.export.format})")
 
     def require_scored(self) -> None:
         """Raises RunError for what cannot be scored."""

@@ -4,7 +4,7 @@ runtime."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from bigctl.data.dataset import Dataset
 from bigctl.data.files import changed_files
 from bigctl.engine import device_memory
 from bigctl.errors import ConfigError, RunError
+from bigctl.generation.generate import Generation, LanguageModel
+from bigctl.generation.options import GenerationOptions
 from bigctl.inference import confidence, tagging
 from bigctl.inference import threshold as thresholds
 from bigctl.inference.predictor import Predictor
@@ -73,6 +75,25 @@ class Scored(Predictor):
     def _undecided(self) -> Task:
         """The task without a threshold."""
         raise NotImplementedError
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""
+        raise NotImplementedError
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generation]:
+        """What a language model writes after each prompt.
+
+        Args:
+            prompts: one text, or a list of them.
+            options: of `GenerationOptions`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, ...
+
+        Raises:
+            RunError: if the model is of another kind, or its tokenizer is not there any more.
+            ConfigError, DataError: for options and prompts that cannot be used.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self.language_model.generate(texts, GenerationOptions(**options))
 
     def with_threshold(self, wanted: float | str | Path | None) -> Self:
         """The same model with another threshold for the positive class, by which labels and metrics go.

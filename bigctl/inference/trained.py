@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 from bigctl.config import compose as composing
 from bigctl.config import plugins as loading
@@ -13,8 +13,7 @@ from bigctl.config.schema import TTA, Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import compile_cache, experiment
 from bigctl.errors import ConfigError, RunError
-from bigctl.generation.generate import Generation, LanguageModel
-from bigctl.generation.options import GenerationOptions
+from bigctl.generation.generate import LanguageModel
 from bigctl.inference import confidence
 from bigctl.inference.run_text import run_language_model
 from bigctl.inference.scored import Scored, data_of_run, evaluated
@@ -111,20 +110,6 @@ class TrainedRun(Scored):
     def language_model(self) -> LanguageModel:
         """The network with its tokenizer, which can be asked for text piece by piece. Raises as `generate` does."""
         return run_language_model(self.run, self.features, lambda: self.model, self.step)
-
-    def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generation]:
-        """What a language model writes after each prompt.
-
-        Args:
-            prompts: one text, or a list of them.
-            options: of `GenerationOptions`: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, ...
-
-        Raises:
-            RunError: if the run is of another kind, or its tokenizer is not there any more.
-            ConfigError, DataError: for options and prompts that cannot be used.
-        """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self.language_model.generate(texts, GenerationOptions(**options))
 
     @property
     def _undecided(self) -> Task:

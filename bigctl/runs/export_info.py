@@ -11,8 +11,8 @@ from bigctl.errors import BigctlError
 from bigctl.runs import run_info
 from bigctl.runs.exports import Export
 
-_ANSWER = ("onnx", "jax")
-"""Formats with which bigctl answers."""
+_ANSWER = ("onnx", "jax", "hf", "timm")
+"""Formats with which bigctl labels examples."""
 _WRITE = {"jax": ("generate", "serve"), "hf": ("generate", "serve"), "gguf": ("generate",)}
 """Commands that write with a language model of a format."""
 
@@ -73,21 +73,20 @@ def _of_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def taken_by(known: Mapping[str, Any]) -> list[str]:
     """Commands that take an export, of which this is known."""
-    answer = answering(known["format"], known["kind"], known["recipe"], sealed=known["sealed"])
+    answer = answering(known["format"], known["kind"], known["recipe"])
     return [f"bigctl {name}" for name in (*answer, "eval", "compare", "report", "verify", "info")]
 
 
-def answering(form: str, kind: str | None, recipe: object, *, sealed: bool) -> tuple[str, ...]:
+def answering(form: str, kind: str | None, recipe: object) -> tuple[str, ...]:
     """Commands that a model answers with.
 
     Args:
         form: the format of the export.
         kind: of the examples; None where that cannot be known.
         recipe: that it was trained by.
-        sealed: whether it is encrypted.
     """
     if form == "encrypted":
         return ("predict", "generate", "serve")
     if kind == "stream":
-        return () if sealed and form != "jax" else _WRITE.get(form, ())
+        return _WRITE.get(form, ())
     return ("predict", "serve") if form in _ANSWER and run_info.purpose_of(recipe) == "predict" else ()

@@ -12,7 +12,6 @@ from bigctl.formatting import size
 from bigctl.generation.generate import LanguageModel
 from bigctl.generation.slots import memory_of
 from bigctl.inference import artefact
-from bigctl.inference.artefact import Artefact
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs import directory
 from bigctl.serving import llama_cpp, naming, reloading
@@ -76,8 +75,8 @@ def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[st
         reloading.require_room(path, memory.available())
     if naming.kind_of(given) == "export":
         found = artefact.load(path, plugins=plugins, passphrase=settings.passphrase)
-        return Predicting(name, found) if isinstance(found, Artefact) else _writing(name, found, settings)
-    from bigctl.inference.language_models import pretrained_language_model
+        return _writing(name, found, settings) if isinstance(found, LanguageModel) else Predicting(name, found)
+    from bigctl.inference.pretrained_text import pretrained_language_model
     from bigctl.interop import sources
 
     source = sources.locate_source(given)

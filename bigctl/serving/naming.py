@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bigctl.errors import BigctlError
 from bigctl.runs import directory
+from bigctl.runs.exports import Export
 
 PACKAGED = ("smollm2",)
 """Weights of language models that are had by name."""
@@ -16,7 +18,7 @@ def kind_of(given: str) -> str:
     if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
         return "run"
     ours = (path / directory.SUMS).is_file() or directory.is_export(path)
-    if ours and not (path / "config.json").is_file():  # else of transformers or timm
+    if ours and not ((path / "config.json").is_file() and _writes(path)):
         return "export"
     return "weights" if given in PACKAGED or _is_weights(path) else "run"
 
@@ -33,6 +35,14 @@ def gguf_of(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     return None if (path / "config.json").is_file() else min(path.glob("*.gguf"), default=None)
+
+
+def _writes(path: Path) -> bool:
+    """Whether a folder for transformers or timm is of a language model, or does not say."""
+    try:
+        return bool(Export(path).settings()["features"]["kind"] == "stream")
+    except (BigctlError, KeyError, TypeError):
+        return True
 
 
 def _is_weights(path: Path) -> bool:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import bigctl as package
-from bigctl.inference import artefact
+from bigctl.generation.options import GenerationOptions
+from bigctl.inference import artefact, language_models
+from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.formats import exporter
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs.exports import Export
@@ -58,6 +61,42 @@ def test_a_folder_that_is_called_as_a_run_is_scored_by_its_own_weights(tmp_path:
     found = cli.json("eval", "net")
     assert found["run"] == "net" and "read by bigctl" in found["runtime"]
     assert found["metrics"]["test/loss"] == pytest.approx(math.log(10), rel=1e-5)  # of zeros
+
+
+def test_folders_for_other_libraries_answer_as_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli, picture = Cli(tmp_path), np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)
+    Image.fromarray(picture).save("picture.png")
+    keys = ["recipe=resnet_cls", "data=digits", "model.blocks=[1]", "model.width=4", "model.stem=imagenet"]
+    cli("train", *keys, "recipe.augment.crop=0", *BRIEF, "--name", "net")
+    cli("export", "net", "--format", "hf")
+    for flags in ([], ["--embeddings"]):
+        run, found = (json.loads(cli("predict", name, "picture.png", *flags).stdout) for name in ("net", "net/hf"))
+        for name, value in run.items():
+            assert found[name] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-5)), name
+    assert "bigctl predict, bigctl serve" in cli("info", "net/hf").stdout
+    loaded, given = package.load_export("net/hf"), picture[None, :, :, None]
+    np.testing.assert_allclose(loaded.predict(given), package.load("net").predict(given), atol=1e-6)
+    assert repr(loaded).startswith("<bigctl export (hf) runs/net/hf: resnet_cls, step 4; 10 classes")
+    weights = tmp_path / "runs" / "net" / "hf" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    assert "model.safetensors: is damaged" in cli("predict", "net/hf", "picture.png", code=2).stderr
+
+
+def test_exports_are_loaded_in_python(exports: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(exports.folder)
+    run, found = package.load("small"), package.load_export("small/jax")
+    scores = [{k: v for k, v in each.evaluate("validation").items() if k != "val/confusion"} for each in (run, found)]
+    assert scores[1] == pytest.approx(scores[0], **NEAR)
+    assert found.classes == run.classes
+    with pytest.raises(package.BigctlError, match="writes no text"):
+        found.generate("a")
+    with pytest.raises(package.BigctlError, match="nothing is kept in an export"):
+        found.choose_threshold()
+    with pytest.raises(package.BigctlError, match=r"no export \(`bigctl export RUN` writes one"):
+        package.load_export("small")
+    with pytest.raises(package.BigctlError, match="`bigctl.load_export` takes it"):
+        package.load("small/jax")
 
 
 def test_damage_is_told_where_no_model_is_asked(exports: Cli) -> None:
@@ -269,20 +308,35 @@ def test_a_task_that_changes_its_evaluation_says_how_exports_are_scored() -> Non
 # ------------------------------------------------------------------------------------------------ read by bigctl itself
 
 
-def test_a_file_for_llama_cpp_is_scored_as_bigctl_reads_it(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    (tmp_path / "text.txt").write_text("to be or nothing, is a question\n" * 200)
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A small Llama whose tokenizer GGUF has a place for."""
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "text.txt").write_text("to be or nothing, is a question\n" * 200)
     model = ["model=llama_tiny", "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=1"]
     keys = ["recipe=gpt_lm", *model, "model.intermediate=32", "model.context=32", "recipe.block=32", "data=text"]
-    keys += [
-        "recipe.sample_tokens=0",
-        "recipe.tokenizer.type=bpe",
-        "recipe.tokenizer.size=280",
-        f"data.path={tmp_path / 'text.txt'}",
-    ]
-    package.train([*keys, *BRIEF], tmp_path / "run", quiet=True)
-    trained = TrainedRun.load(str(tmp_path / "run"))
-    exporter("gguf").write(trained, tmp_path / "run" / "gguf")
-    with artefact.opened(Export(tmp_path / "run" / "gguf")) as found:
+    keys += ["recipe.sample_tokens=0", "recipe.tokenizer.type=bpe", "recipe.tokenizer.size=280"]
+    package.train([*keys, f"data.path={folder / 'text.txt'}", *BRIEF], folder / "run", quiet=True)
+    return TrainedRun.load(str(folder / "run"))
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf", "jax"])
+def test_an_encrypted_language_model_writes_as_the_open_one(llama: TrainedRun, tmp_path: Path, form: str) -> None:
+    pytest.importorskip("cryptography")
+    if form == "gguf":
+        pytest.importorskip("gguf")
+    exporter(form).write(llama, tmp_path / "open")
+    sealed.seal(tmp_path / "open", tmp_path / "sealed", "five words drawn by dice")
+    model = package.load_export(tmp_path / "sealed", passphrase="five words drawn by dice")
+    written = model.generate("to be", max_new_tokens=8, temperature=0)
+    there = language_models.load_language_model(str(tmp_path / "open"))
+    assert written == there.generate(["to be"], GenerationOptions(max_new_tokens=8, temperature=0))
+    assert written[0].tokens == 8 and str(tmp_path / "sealed") in model.language_model.name
+
+
+def test_a_file_for_llama_cpp_is_scored_as_bigctl_reads_it(llama: TrainedRun) -> None:
+    pytest.importorskip("gguf")
+    exporter("gguf").write(llama, llama.run.path / "gguf")
+    with artefact.opened(Export(llama.run.path / "gguf")) as found:
         assert found.runtime.endswith("read by bigctl")
-        assert found.evaluate() == pytest.approx(trained.evaluate(), rel=5e-3)  # its matrices are float16
+        assert found.evaluate() == pytest.approx(llama.evaluate(), rel=5e-3)  # its matrices are float16

@@ -18,7 +18,7 @@ import pytest
 
 from bigctl.cli import export
 from bigctl.errors import ConfigError, RunError
-from bigctl.inference.artefact import Artefact
+from bigctl.inference import artefact
 from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.formats import Exported, exporter
 from bigctl.inference.trained import TrainedRun
@@ -82,7 +82,7 @@ def test_the_documented_format_is_read_without_bigctl(exported: Path, tmp_path: 
 
 def test_an_encrypted_export_is_served_and_predicts_as_the_open_one(exported: Path, folder: Path) -> None:
     rows = [{"size": 0.4, "place": "north"}, {"size": 1.1, "place": "south"}]
-    model, expected = Artefact.load(folder, passphrase=SECRET), Artefact.load(exported)
+    model, expected = artefact.labelling(folder, passphrase=SECRET), artefact.labelling(exported)
     assert model.describe(rows) == expected.describe(rows) and model.run.path == folder
     assert naming.kind_of(str(folder)) == "export" and naming.name_of(str(folder)) == "sealed"
     served = loading.load("m", str(folder), Settings(passphrase=SECRET), step="best", plugins=())
@@ -95,8 +95,8 @@ def test_a_sealed_model_of_texts_has_its_tokenizer(tmp_path_factory: pytest.Temp
     trained = TrainedRun.load(str(topics.trained(tmp_path_factory).folder / "runs" / "topics"))
     exporter("jax").write(trained, tmp_path / "open")
     sealed.seal(tmp_path / "open", tmp_path / "sealed", SECRET)
-    model = Artefact.load(tmp_path / "sealed", passphrase=SECRET)
-    assert model.label_texts(["soup and salt"]) == Artefact.load(tmp_path / "open").label_texts(["soup and salt"])
+    model = artefact.labelling(tmp_path / "sealed", passphrase=SECRET)
+    assert model.label_texts(["soup and salt"]) == artefact.labelling(tmp_path / "open").label_texts(["soup and salt"])
 
 
 @pytest.mark.parametrize("where", ["head", "half", "last tag", "flipped", "longer", "chunk", "empty"])
@@ -109,22 +109,22 @@ def test_a_damaged_or_cut_file_is_one_line_and_leaves_nothing(folder: Path, wher
     }  # fmt: skip
     file.write_bytes(damaged[where])
     with pytest.raises(RunError, match="damaged or cut short|beginning is damaged") as error:
-        Artefact.load(folder, passphrase=SECRET)
+        artefact.labelling(folder, passphrase=SECRET)
     assert error.value.where == str(file) and "\n" not in str(error.value) and not leftovers()
 
 
 def test_a_wrong_passphrase_says_so_and_a_changed_head_is_found(folder: Path) -> None:
     with pytest.raises(RunError, match="the passphrase is wrong"):
-        Artefact.load(folder, passphrase=SECRET + "!")
+        artefact.labelling(folder, passphrase=SECRET + "!")
     content = bytearray((folder / sealed.FILE).read_bytes())
     content[sealed_form.HEAD - 1] ^= 1  # of the nonces
     (folder / sealed.FILE).write_bytes(content)
     with pytest.raises(RunError, match="the passphrase is wrong"):
-        Artefact.load(folder, passphrase=SECRET)
+        artefact.labelling(folder, passphrase=SECRET)
     content[16] = 40  # scrypt with a terabyte of memory
     (folder / sealed.FILE).write_bytes(content)
     with pytest.raises(RunError, match="beginning is damaged"):
-        Artefact.load(folder, passphrase=SECRET)
+        artefact.labelling(folder, passphrase=SECRET)
 
 
 def test_the_passphrase_comes_from_the_environment_or_a_file(

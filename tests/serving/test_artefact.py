@@ -11,7 +11,7 @@ import pytest
 
 from bigctl.errors import RunError
 from bigctl.files import sha256
-from bigctl.inference.artefact import Artefact
+from bigctl.inference import artefact
 from bigctl.inference.exporters.formats import exporter
 from bigctl.inference.exporters.settings_file import KEPT, SUMS
 from bigctl.inference.trained import TrainedRun
@@ -53,7 +53,7 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
 
 
 def test_records_of_a_table_are_those_of_the_run_with_its_threshold(run: TrainedRun, exported: Path) -> None:
-    model, expected = Artefact.load(exported), answers(run, ROWS)
+    model, expected = artefact.labelling(exported), answers(run, ROWS)
     plain = answers(run.with_threshold(None), ROWS)
     assert [each["label"] for each in plain] != [each["label"] for each in expected]
     served = Predicting("model", model)
@@ -68,7 +68,7 @@ def test_onnx_gives_the_records_of_the_run(run: TrainedRun, tmp_path: Path) -> N
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     exporter("onnx").write(run, tmp_path / "small")
-    assert same(answers(Artefact.load(tmp_path / "small"), ROWS), answers(run, ROWS))
+    assert same(answers(artefact.labelling(tmp_path / "small"), ROWS), answers(run, ROWS))
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_records_of_texts_are_those_of_the_run(tmp_path_factory: pytest.TempPath
     pytest.importorskip("onnxruntime")
     trained = TrainedRun.load(str(topics.trained(tmp_path_factory).folder / "runs" / "topics"))
     exporter("onnx").write(trained, tmp_path / "topics")
-    found = answers(Artefact.load(tmp_path / "topics"), TEXTS)
+    found = answers(artefact.labelling(tmp_path / "topics"), TEXTS)
     assert found[2]["cut"] and same(found, answers(trained, TEXTS))
 
 
@@ -90,7 +90,7 @@ def test_an_export_that_is_cut_short_is_refused_by_name(exported: Path, tmp_path
         said = bigctl("serve", str(folder), "--port", "0", code=2).stderr
         assert f"{name}: is damaged, cut short or missing" in said and "Traceback" not in said
     with pytest.raises(RunError, match="is damaged, cut short or missing"):
-        Artefact.load(folder)
+        artefact.labelling(folder)
 
 
 def test_an_export_that_is_not_for_serving_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -100,10 +100,17 @@ def test_an_export_that_is_not_for_serving_is_refused(exported: Path, tmp_path: 
     lines = (folder / SUMS).read_text().splitlines(keepends=True)
     (folder / SUMS).write_text("".join(line for line in lines if KEPT not in line))
     with pytest.raises(RunError, match="older bigctl"):
-        Artefact.load(folder)
-    (folder / "model.jax").rename(folder / "model.gguf")
-    with pytest.raises(RunError, match="neither"):
-        Artefact.load(folder)
+        artefact.labelling(folder)
+
+
+def test_an_export_without_its_model_is_refused(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    shutil.copytree(exported, folder)
+    (folder / "model.jax").unlink()
+    lines = (folder / SUMS).read_text().splitlines(keepends=True)
+    (folder / SUMS).write_text("".join(line for line in lines if "model.jax" not in line))
+    with pytest.raises(RunError, match="holds no model"):
+        artefact.labelling(folder)
 
 
 def test_settings_that_were_tampered_with_are_refused(exported: Path, tmp_path: Path) -> None:
@@ -116,4 +123,4 @@ def test_settings_that_were_tampered_with_are_refused(exported: Path, tmp_path: 
         digests[KEPT] = f"{sha256(folder / KEPT)}  {KEPT}\n"
         (folder / SUMS).write_text("".join(digests.values()))
         with pytest.raises(RunError, match="is not as bigctl writes it"):
-            Artefact.load(folder)
+            artefact.labelling(folder)
