@@ -140,9 +140,12 @@ def test_an_artefact_that_is_cut_short_is_refused_in_one_line(table, tmp_path, n
 def test_its_script_says_in_a_line_what_is_wrong_with_a_file(table, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     gone = tmp_path / "gone.csv"
-    said = [run_py(table / "run" / "jax", str(file), code=1) for file in (tmp_path / "other.csv", gone)]
+    (tmp_path / "wrong.csv").write_text("size,place\n1.5,north\nfar,south\n")
+    files = (tmp_path / "other.csv", gone, tmp_path / "wrong.csv")
+    said = [run_py(table / "run" / "jax", str(file), code=1) for file in files]
     assert said[0].strip().splitlines()[-1] == f"{tmp_path / 'other.csv'}: there is no column size, place"
     assert said[1].strip().splitlines()[-1] == f"run.py: [Errno 2] No such file or directory: '{gone}'"
+    assert said[2].strip().splitlines()[-1] == f"{tmp_path / 'wrong.csv'}, row 2: size: 'far' is no number"
 
 
 def test_nothing_is_written_that_does_not_agree(table, tmp_path, monkeypatch):
