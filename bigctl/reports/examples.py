@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from bigctl.inference.trained import TrainedRun
     from bigctl.training.task import Judged
 
+T = TypeVar("T")
 LOOKED_AT = {"image": 1024, "table": 4096, "text": 64}
 """How many examples of the split are predicted to find the worst of: what takes seconds."""
 _CLASSES, _OF_A_CLASS = 40, 12
@@ -92,64 +94,139 @@ class Examples:
     filters: str = ""
 
 
-def choose(run: RunDirectory, count: int) -> Examples:
+class Seen:
+    """A run's data and its model, each read when it is first asked for.
+
+    Raises:
+        BigctlError: if they are not there any more, or the data is not what the run was trained on.
+    """
+
+    def __init__(self, run: RunDirectory):
+        self.run = run
+
+    @cached_property
+    def trained(self) -> TrainedRun:
+        """With the weights of the best step."""
+        from bigctl.inference.trained import TrainedRun
+
+        return TrainedRun.load(str(self.run.path), plugins=None)  # to look at a run is not to run its code
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        from bigctl.config import compose
+        from bigctl.engine import resolve
+        from bigctl.errors import RunError
+
+        config = compose.from_yaml(self.run.read_config(), where=str(self.run.config))
+        found = resolve.prepare_data(config, self.run.tokenizer)
+        if found.fingerprint != self.run.record()["data"]["fingerprint"]:
+            raise RunError("the data is not what the run was trained on", where=str(self.run.path))
+        return found
+
+
+def shown(
+    run: RunDirectory, count: int, summary: Mapping[str, Any], *, predicts: bool, lacking: list[str]
+) -> tuple[Examples | None, Examples | None]:
+    """So many examples of validation with predictions, and of the worst mistakes of the test split, both with where the
+    model looks if it shows that.
+
+    Args:
+        run: in any state.
+        count: how many; 0 for none.
+        summary: summary.json.
+        predicts: whether the model is to be asked.
+        lacking: gets a line for each part that cannot be had, and why.
+    """
+    seen = Seen(run)
+
+    def attempt(what: str, build: Callable[[], T]) -> T | None:
+        try:
+            return build()
+        except Exception as error:  # weights, data, plugins: whatever is gone, the page is about the rest
+            lacking.append(f"{what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return None
+
+    named, step = summary.get("mistakes"), int(summary.get("selected_step") or summary.get("step") or 0)
+    found = attempt("sample predictions", lambda: choose(seen, count)) if predicts and count > 0 else None
+    wrong = attempt("test mistakes", lambda: mistakes(seen, named, step, count)) if named and count > 0 else None
+    if found is not None:
+        parts = [found] if wrong is None else [found, wrong]
+        found, *rest = attempt("where the model looks", lambda: looked(seen, parts)) or parts
+        wrong = rest[0] if rest else None
+    return found, wrong
+
+
+def choose(seen: Seen, count: int) -> Examples:
     """The worst mistakes of a run among the first examples of its validation split, filled up with others.
 
     Raises:
         BigctlError: if its weights or its data are not there any more, or it predicts nothing.
     """
-    from bigctl.engine import resolve
-    from bigctl.errors import RunError
     from bigctl.inference.threshold import describe
-    from bigctl.inference.trained import TrainedRun
 
-    trained = TrainedRun.load(str(run.path), plugins=None)  # to look at a run is not to run its code
+    trained, dataset = seen.trained, seen.dataset
     features = trained.features
-    dataset = resolve.prepare_data(trained.config, run.tokenizer)
-    if dataset.fingerprint != run.record()["data"]["fingerprint"]:
-        raise RunError("the data is not what the run was trained on", where=str(run.path))
     rows = np.arange(min(LOOKED_AT[features.kind], dataset.size("validation")))
-    labels = _labels(dataset, rows)
-    judged = trained.judge(_inputs(dataset, rows), labels)
-    order = np.array(sorted(range(len(judged)), key=lambda row: _rank(judged[row]))[:count], int)
-    columns, items = _items(dataset, "validation", [(int(row), vars(judged[row])) for row in order])
+    judged = trained.judge(_inputs(dataset, rows), _labels(dataset, rows))
+    order = sorted(range(len(judged)), key=lambda row: _rank(judged[row]))[:count]
+    columns, items = _items(dataset, "validation", [(row, vars(judged[row])) for row in order])
     said = "" if trained.threshold is None else describe(trained.threshold)
     found = Examples(features.kind, items, columns, len(rows), trained.step, threshold=said)
-    return _with_pictures(found, trained, dataset, judged, order) if features.target.kind == CLASS else found
+    return _with_galleries(found, trained, dataset, judged) if _of_classes(found, dataset) else found
 
 
-def _with_pictures(
-    found: Examples, trained: TrainedRun, dataset: Dataset, judged: Sequence[Judged], order: np.ndarray
-) -> Examples:
-    """The same with where the model looks, galleries and filters, if it is one of pictures."""
-    if found.kind != "image" or not len(order):
-        return found
-    from bigctl.inference.grad_cam import Filtered, class_activation
+def _of_classes(found: Examples, dataset: Dataset) -> bool:
+    """Whether they are pictures, of one class each."""
+    return found.kind == "image" and dataset.features.target.kind == CLASS and bool(found.items)
 
-    names, inputs = list(dataset.features.target.names), dataset.splits["validation"]["inputs"]
-    shown = np.stack([np.asarray(inputs[int(row)]) for row in order])
-    asked = np.array([names.index(item.predicted) for item in found.items], np.int32)
-    places = class_activation(trained, shown, asked)
-    items = found.items
-    if places is not None:
-        looked = [pictures.glowing(pixels, where) for pixels, where in zip(shown, places, strict=True)]
-        items = tuple(dataclasses.replace(i, looked=uri) for i, uri in zip(items, looked, strict=True))
+
+def _with_galleries(found: Examples, trained: TrainedRun, dataset: Dataset, judged: Sequence[Judged]) -> Examples:
+    """The same with pictures of each class and the filters of the model."""
+    from bigctl.inference.grad_cam import Filtered
+
     filters = pictures.filters(np.asarray(trained.model.filters())) if isinstance(trained.model, Filtered) else ""
-    galleries = []
-    for name in names[:_CLASSES]:
+    galleries, inputs = [], dataset.splits["validation"]["inputs"]
+    for name in dataset.features.target.names[:_CLASSES]:
         rows = [row for row, each in enumerate(judged) if each.label == name]
         if rows:
             some, wrong = rows[:_OF_A_CLASS], [judged[row].wrong for row in rows]
             image = pictures.strip([np.asarray(inputs[row]) for row in some], wrong[:_OF_A_CLASS])
             galleries.append(Gallery(name, image, len(rows) - sum(wrong), len(rows)))
-    return dataclasses.replace(found, items=items, galleries=tuple(galleries), filters=filters)
+    return dataclasses.replace(found, galleries=tuple(galleries), filters=filters)
 
 
-def mistakes(run: RunDirectory, records: Sequence[Mapping[str, Any]], step: int, count: int) -> Examples | None:
+def looked(seen: Seen, parts: Sequence[Examples]) -> list[Examples]:
+    """The same with where the model looks, those of pictures that its weights have predicted. Raises as `choose` does.
+
+    All are asked about at once, as each time would be compiled anew.
+    """
+    from bigctl.inference.grad_cam import class_activation
+
+    trained, dataset = seen.trained, seen.dataset
+    names = list(dataset.features.target.names)
+    asked = [part for part in parts if _of_classes(part, dataset) and part.step == trained.step]
+    if not asked:
+        return list(parts)
+    rows = [(part.split, item) for part in asked for item in part.items]
+    shown = np.stack([np.asarray(dataset.splits[split]["inputs"][item.row]) for split, item in rows])
+    predicted = np.array([names.index(item.predicted) for _, item in rows], np.int32)
+    places = class_activation(trained, shown, predicted)
+    if places is None:
+        return list(parts)
+    made = iter([pictures.glowing(pixels, where) for pixels, where in zip(shown, places, strict=True)])
+    return [
+        dataclasses.replace(part, items=tuple(dataclasses.replace(item, looked=next(made)) for item in part.items))
+        if part in asked
+        else part
+        for part in parts
+    ]
+
+
+def mistakes(seen: Seen, records: Sequence[Mapping[str, Any]], step: int, count: int) -> Examples | None:
     """The worst mistakes on the test split, as the end of the training has named them; the model is not asked.
 
     Args:
-        run: whose data is still there.
+        seen: the run.
         records: `mistakes` of its summary.
         step: of the weights that made them.
         count: how many to show.
@@ -157,14 +234,7 @@ def mistakes(run: RunDirectory, records: Sequence[Mapping[str, Any]], step: int,
     Raises:
         BigctlError: if the data is not there any more, or is not what it was.
     """
-    from bigctl.config import compose
-    from bigctl.engine import resolve
-    from bigctl.errors import RunError
-
-    config = compose.from_yaml(run.read_config(), where=str(run.config))
-    dataset = resolve.prepare_data(config, run.tokenizer)
-    if dataset.fingerprint != run.record()["data"]["fingerprint"]:
-        raise RunError("the data is not what the run was trained on", where=str(run.path))
+    dataset = seen.dataset
     shown = [
         (int(record["row"]), {
             "label": _names(record["label"]), "predicted": _names(record["predicted"]), "wrong": True,

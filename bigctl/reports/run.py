@@ -16,7 +16,7 @@ from bigctl.files import read_regular
 from bigctl.formatting import grouped
 from bigctl.reports import compression, federated, history, page, plots, quality, trust
 from bigctl.reports import curves as learning
-from bigctl.reports.examples import Examples
+from bigctl.reports.examples import shown
 from bigctl.runs import corpora, directory, listing, pace, run_info, untrusted
 from bigctl.runs.directory import RunDirectory
 from bigctl.terminal import escaped
@@ -92,7 +92,8 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
     matrix, classes = notes.attempt("summary.json: confusion", lambda: _matrix(summary), (None, []))
     confusion = _named(figures, "confusion", [plots.confusion(matrix, classes)] if matrix is not None else [])
     baseline = known.get("baseline")
-    examples = _examples(run, status, samples, known, notes)
+    predicts = samples > 0 and _predicts(run, status, known, notes)
+    examples, mistakes = shown(run, samples, summary, predicts=predicts, lacking=notes.found)
     followed = notes.attempt("summary.json: curves", lambda: quality.figures(summary.get("curves") or {}), [])
     return page.render(
         "run.html",
@@ -117,7 +118,7 @@ def run_page(run: RunDirectory, *, samples: int = 16, live: str = "", up: tuple[
         confusion=confusion,
         classes=plots.per_class(matrix, classes) if matrix is not None else [],
         examples=examples,
-        mistakes=_mistakes(run, samples, summary, notes),
+        mistakes=mistakes,
         quality=_named(figures, "quality", followed),
         texts=_texts(run.samples),
         around=notes.attempt("run.json", lambda: _around(known), []),
@@ -306,36 +307,14 @@ def _composed(overrides: list[str]) -> tuple[dict[str, str], dict[str, str]]:
 # ------------------------------------------------------------------------------------------------ examples, texts, log
 
 
-def _examples(run: RunDirectory, status: str, count: int, known: Mapping[str, Any], notes: _Notes) -> Examples | None:
-    """Examples with predictions, of a run that is not being trained and predicts something."""
+def _predicts(run: RunDirectory, status: str, known: Mapping[str, Any], notes: _Notes) -> bool:
+    """Whether a run is not being trained and predicts something."""
     from bigctl.runs import manifest
 
-    if count <= 0 or status == directory.RUNNING or not manifest.steps(run.checkpoints):
-        return None
+    if status == directory.RUNNING or not manifest.steps(run.checkpoints):
+        return False
     kind = notes.attempt("run.json", lambda: run.record()["data"]["features"]["kind"], "")
-    if kind not in ("image", "table", "text") or known.get("recipe") == "bert_mlm":
-        return None
-    from bigctl.reports import examples
-
-    try:
-        return examples.choose(run, count)
-    except Exception as error:  # weights, data, plugins: whatever is gone, the page is about the rest
-        notes.found.append(f"sample predictions: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-        return None
-
-
-def _mistakes(run: RunDirectory, count: int, summary: Mapping[str, Any], notes: _Notes) -> Examples | None:
-    """The worst mistakes on the test split, where the end of training has named some and the data is still there."""
-    if count <= 0 or not summary.get("mistakes"):
-        return None
-    from bigctl.reports import examples
-
-    step = int(summary.get("selected_step") or summary.get("step") or 0)
-    try:
-        return examples.mistakes(run, summary["mistakes"], step, count)
-    except Exception as error:  # data that is gone, or a plugin's: the page is about the rest
-        notes.found.append(f"test mistakes: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-        return None
+    return kind in ("image", "table", "text") and known.get("recipe") != "bert_mlm"
 
 
 def _texts(path: Path) -> list[dict[str, Any]]:

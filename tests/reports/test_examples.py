@@ -11,7 +11,8 @@ import pytest
 
 import bigctl
 from bigctl.engine import resolve
-from bigctl.reports import examples, run
+from bigctl.inference.grad_cam import class_activation
+from bigctl.reports import examples, pictures, run
 from bigctl.runs.directory import RunDirectory
 from tests import topics
 
@@ -23,7 +24,7 @@ def test_images_are_the_worst_mistakes_and_then_others(tmp_path: Path) -> None:
 
     config = bigctl.compose(["recipe=cnn_cls", "data=digits", "train.steps=12", "eval.test=false"])
     bigctl.train(config, tmp_path / "digits", quiet=True)
-    found = examples.choose(RunDirectory(tmp_path / "digits"), 100)
+    found = examples.choose(examples.Seen(RunDirectory(tmp_path / "digits")), 100)
     trained = bigctl.load(tmp_path / "digits")
     split = resolve.prepare_data(trained.config, tmp_path).splits["validation"]
     guesses = trained.predict(np.asarray(split["inputs"])).argmax(1)
@@ -44,13 +45,34 @@ def test_images_are_the_worst_mistakes_and_then_others(tmp_path: Path) -> None:
     assert sum(g.count for g in found.galleries) == len(split["label"])
 
 
+def test_where_the_model_looks_is_shown_of_the_mistakes_on_test_too(tmp_path: Path) -> None:
+    config = bigctl.compose(["recipe=cnn_cls", "data=digits", "train.steps=12"])
+    bigctl.train(config, tmp_path / "digits", quiet=True)
+    trained = bigctl.load(tmp_path / "digits")
+    summary = trained.run.summary()
+    lacking: list[str] = []
+    found, wrong = examples.shown(trained.run, 3, summary, predicts=True, lacking=lacking)
+    assert found and wrong and not lacking and len(found.items) == len(wrong.items) == 3
+    test = np.asarray(trained.data().splits["test"]["inputs"])[[item.row for item in wrong.items]]
+    places = class_activation(trained, test, np.array([int(item.predicted) for item in wrong.items], np.int32))
+    assert places is not None
+    assert [item.looked for item in wrong.items] == [pictures.glowing(*each) for each in zip(test, places, strict=True)]
+    assert all(item.looked for item in found.items)
+    page = run.run_page(trained.run, samples=3)
+    assert page.count('class="looked"') == 6 and page.count("what speaks for the predicted class") == 2
+    _, unasked = examples.shown(trained.run, 3, summary, predicts=False, lacking=lacking)
+    assert unasked and not any(item.looked for item in unasked.items)
+    _, others = examples.shown(trained.run, 3, {**summary, "selected_step": 1}, predicts=True, lacking=lacking)
+    assert others and not any(item.looked for item in others.items)  # of weights that are not at hand
+
+
 @pytest.mark.slow
 def test_texts_are_shown_with_what_is_said_of_them(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(topics.trained(tmp_path_factory).folder)
     folder = Path("runs/topics")
-    found = examples.choose(RunDirectory(folder), 4)
+    found = examples.choose(examples.Seen(RunDirectory(folder)), 4)
     assert found.kind == "text" and len(found.items) == 4 and all(item.text for item in found.items)
     truth = dict(topics.rows())
     assert all(truth[item.text] == item.label for item in found.items)

@@ -48,7 +48,7 @@ def test_a_streamed_run_is_trained_scored_and_predicted_with(tmp_path: Path, mon
     assert run.evaluate("test")["test/loss"] == pytest.approx(summary["metrics"]["test/loss"])
     Image.open(next((tmp_path / "pictures" / "a").iterdir())).save(file := tmp_path / "one.png")
     np.testing.assert_array_equal(run.predict([file]), run.predict([Image.open(file)]))
-    assert examples.choose(run.run, 2).items[0].image.startswith("data:image/png")
+    assert examples.choose(examples.Seen(run.run), 2).items[0].image.startswith("data:image/png")
 
 
 @pytest.mark.slow
