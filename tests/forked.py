@@ -85,7 +85,9 @@ class Server:
             listener.bind(address)
             listener.listen()
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(listener.fileno())], pass_fds=[listener.fileno()], cwd="/"
+                [sys.executable, __file__, str(listener.fileno()), str(os.getpid())],
+                pass_fds=[listener.fileno()],
+                cwd="/",
             )
         self._address = address
         atexit.register(self.close)
@@ -163,12 +165,13 @@ _FOUND = _at_start(os.environ)
 # --- The process that is forked ---------------------------------------------------------------------------------------
 
 
-def serve(listener: socket.socket) -> None:
-    """Returns in the children only, each ready to run its command."""
+def serve(listener: socket.socket, parent: int) -> None:
+    """Returns in the children only, each ready to run its command; ends with the process that started it, also where
+    that had no time to say so."""
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
-    while True:
-        for key, _ in selector.select():
+    while os.getppid() == parent:
+        for key, _ in selector.select(timeout=5):
             if key.fileobj is listener:
                 line, _address = listener.accept()
                 request, descriptors = _request(line)
@@ -187,6 +190,7 @@ def serve(listener: socket.socket) -> None:
                 with contextlib.suppress(OSError):  # a test that did not wait
                     line.sendall(code.to_bytes(8, "big", signed=True))
                 line.close()
+    os._exit(0)
 
 
 def _request(line: socket.socket):
@@ -233,5 +237,5 @@ if __name__ == "__main__":
     with contextlib.suppress(Exception):  # fills what Hydra and the schema remember of themselves
         sys.modules["bigctl.api"].compose(["recipe=mlp_cls"])
     gc.freeze()
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     os._exit(forking.end_of(_command))  # taking so much apart would cost as much again as the fork
