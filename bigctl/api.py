@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -246,11 +247,16 @@ def load_export(folder: str | Path, *, plugins: Sequence[str] = (), passphrase: 
         RunError: if it is no export, a file of it is damaged, or it needs plugins that are not given.
     """
     from bigctl.inference import artefact
+    from bigctl.inference.exporters import sealed
     from bigctl.runs import exports
 
     with named_as_arguments():
         export = exports.find(str(folder))
         if export is None:
-            raise RunError("is no export", where=str(folder), hint="`bigctl export RUN` writes one; a run has `load`")
+            what = "is no export" if Path(folder).exists() else "there is no such folder"
+            raise RunError(what, where=str(folder), hint="`bigctl export RUN` writes an export; a run has `load`")
+        if export.sealed and passphrase is None and not os.environ.get(sealed.VARIABLE):
+            hint = f"give it, or set {sealed.VARIABLE}"
+            raise ConfigError("there is no passphrase", where="passphrase", hint=hint)
         with artefact.opened(export, plugins=plugins, passphrase=passphrase) as model:
             return model

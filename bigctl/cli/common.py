@@ -106,9 +106,11 @@ def passphrase(file: Path | None, folders: Iterable[str]) -> str | None:
     given, and as `sealed.passphrase` does."""
     from bigctl.errors import ConfigError
     from bigctl.inference.exporters import sealed
+    from bigctl.runs import exports
 
     folders = list(folders)
-    if any(sealed.is_sealed(Path(folder)) for folder in folders):
+    found = [(folder, exports.find(folder)) for folder in folders]
+    if any(sealed.is_sealed(Path(folder) if export is None else export.path) for folder, export in found):
         return sealed.passphrase(file)
     if file is not None:
         hint = "leave it out, or give the folder that `bigctl export --encrypt` wrote"

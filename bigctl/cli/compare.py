@@ -165,7 +165,7 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
     times = differences.rows([side.times for side in sides], every=True)
     origins = {"made from": [side.derived_from or "" for side in sides]} if any(s.derived_from for s in sides) else {}
     models = [side.model or {} for side in sides]
-    if any(side.status == EXPORT for side in sides):
+    if any(side.status == EXPORT and _predicts(side) for side in sides):
         origins |= {name: [model.get(name, ABSENT) for model in models] for name in next(filter(None, models))}
     tables = {
         "run": {"status": [side.status for side in sides], "step": steps, **origins},
@@ -187,7 +187,7 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
         print(f"\nconfiguration: not compared, that of {' and '.join(unread)} cannot be read")
     elif not config:
         print("\nconfiguration: no difference" + (f" but for {', '.join(unread)}: unreadable" if unread else ""))
-    if any(side.status == EXPORT for side in sides):
+    if any(side.status == EXPORT and _predicts(side) for side in sides):
         print("an export keeps no metrics: two of these with --significance are scored on the same examples")
     for side in sides:
         if not side.final and side.metrics:
@@ -195,6 +195,13 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
             print(f"* {side.name} is {side.status}, {what}")
         for note in (*side.notes, *([f"{side.path}/metrics.jsonl: damaged lines left out"] if side.damaged else [])):
             print(f"note: {note}")
+
+
+def _predicts(side: Side) -> bool:
+    """Whether it predicts for examples, so that two can be tested in pairs."""
+    from bigctl.runs import run_info
+
+    return run_info.purpose_of(side.config.get("recipe.kind")) == "predict"
 
 
 def _blocks(tables: Mapping[str, Mapping[str, Sequence[str]]], count: int) -> list[list[int]]:

@@ -26,20 +26,31 @@ def require_flags(options: argparse.Namespace) -> None:
 
     run, kept = "or evaluate the run", "`bigctl eval RUN {}` keeps it with the run; export that again"
     nothing = "nothing is kept in an export"
-    chosen = None if options.threshold in (None, "none") else options.threshold
-    is_number = chosen is None or _is_number(chosen)
+    require_asked(options, "evaluate the run")
     refused = (
-        ("--step", options.step != "best", "an export holds one step", f"leave it out, {run}"),
-        ("--tta", options.tta is not None, "an export computes one view of a picture", f"leave it out, {run}"),
-        ("--threshold", not is_number, nothing, f"a number, none, {run}"),
         ("--calibration", options.calibration, nothing, kept.format("--calibration")),
         ("--conformal", options.conformal is not None, nothing, kept.format("--conformal LEVEL")),
-        ("--ood", options.ood is not None, "an export gives no embeddings", f"leave it out, {run}"),
+        ("--ood", options.ood is not None, "is asked of a run, by its embeddings", f"leave it out, {run}"),
         ("--robust", options.robust, "an export gives no gradients", f"leave it out, {run}"),
     )
     for flag, given, what, hint in refused:
         if given:
             raise ConfigError(what, where=flag, hint=hint)
+
+
+def require_asked(options: argparse.Namespace, instead: str) -> None:
+    """Raises ConfigError for another step, views, and a threshold that an export would have to choose or keep."""
+    from bigctl.errors import ConfigError
+
+    is_number = options.threshold in (None, "none") or _is_number(options.threshold)
+    refused = (
+        ("--step", options.step != "best", "an export holds one step", "leave it out"),
+        ("--tta", options.tta is not None, "an export computes one view of a picture", "leave it out"),
+        ("--threshold", not is_number, "nothing is kept in an export", "a number, none"),
+    )
+    for flag, given, what, hint in refused:
+        if given:
+            raise ConfigError(what, where=flag, hint=f"{hint}, or {instead}")
 
 
 def _is_number(text: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import terminal
-from bigctl.cli import common, render
+from bigctl.cli import common, exported, render
 from bigctl.cli.eval import step_argument
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def run(options: argparse.Namespace) -> int:
     step = step_argument(options.step)
     if options.out is not None:
         _check_out(options.out, options.files)
-    exported = _exported(options)
-    where, features = _located_features(options) if exported is None else (options.run, exported.features.to_json())
+    made = _exported(options)
+    where, features = _located_features(options) if made is None else (options.run, made.features.to_json())
     texts: list[Text] = []
     if features["kind"] == "text":
         texts = given_texts(options, bool(features.get("pairs")))
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         _require_files(options, features["kind"])
     named = _named(options.files, features, where)
-    trained = exported or _trained(options, where, step)
+    trained = made or _trained(options, where, step)
     if options.uncalibrated:
         trained = trained.with_confidence(None)
     trained = trained.with_details(top=options.top_k, embeddings=options.embeddings)
@@ -109,28 +109,26 @@ def run(options: argparse.Namespace) -> int:
         piped = [_all_of_stdin()]
         answers.show(trained.predict_files(piped, strict=options.strict, ids=ids, require=bool(options.id)))
     code = answers.end()
-    if options.out is not None and exported is None and answers.errors < answers.count:
+    if options.out is not None and made is None and answers.errors < answers.count:
         print(f"next:\n  bigctl report {where}\n  bigctl ui")
     return code
 
 
 def _exported(options: argparse.Namespace) -> Predictor | None:
     """The model of an export; None where a run is meant. Raises ConfigError for what only a run has."""
-    from bigctl.errors import ConfigError
     from bigctl.runs import exports
 
     found = exports.find(options.run)
-    secret = common.passphrase(options.passphrase_file, [options.run if found is None else str(found.path)])
+    secret = common.passphrase(options.passphrase_file, [options.run])
     if found is None:
         return None
-    for flag, given in (("--threshold", options.threshold), ("--tta", options.tta)):
-        if given is not None:
-            raise ConfigError("an export has that of its run", where=flag, hint="leave it out, or predict with the run")
-    if options.step != "best":
-        raise ConfigError("an export holds one step", where="--step", hint="leave it out, or predict with the run")
+    exported.require_asked(options, "predict with the run")
     from bigctl.inference import artefact
 
-    return artefact.labelling(found.path, plugins=options.plugin, passphrase=secret)
+    model = artefact.labelling(found.path, plugins=options.plugin, passphrase=secret)
+    for note in model.other_answers:
+        print(terminal.wrapped(f"note: {note}", sys.stderr), file=sys.stderr)
+    return _decided(model, options)
 
 
 def _located_features(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -153,6 +151,11 @@ def _trained(options: argparse.Namespace, where: str, step: str | int) -> Traine
     from bigctl.inference.trained import TrainedRun
 
     trained = TrainedRun.load(where, step=step, plugins=options.plugin, tta=options.tta)
+    return _decided(trained, options)
+
+
+def _decided(trained: common.Model, options: argparse.Namespace) -> common.Model:
+    """With the threshold that is asked for, which it says where it is another's choice."""
     trained = common.with_threshold(trained, options.threshold)
     if trained.threshold is not None and not options.threshold:
         from bigctl.inference.threshold import describe

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RUN",
         help="a run directory, a name under runs/, a folder that `bigctl export` wrote (of "
-        "language models jax or hf), packaged weights (smollm2), or a Hugging Face folder of a GPT or a Llama",
+        "language models all but onnx), packaged weights (smollm2), or a Hugging Face folder of a GPT or a Llama",
     )
     parser.add_argument(
         "--port", type=common.whole("port", 0, 65535), default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one"

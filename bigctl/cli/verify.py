@@ -96,7 +96,8 @@ def text(report: Report) -> list[str]:
     lines = [f"{report.run}: {verdict}"]
     if isinstance(report, ExportReport) and report.files:
         files = f"{report.files} file{'s' * (report.files != 1)} as their digests say"
-        files = "its beginning and its length are right" if report.format == "encrypted" else files
+        if report.format == "encrypted":
+            files = "not whole" if report.problems else "its beginning and its length are right"
         lines.append(f"  {report.format or 'export'}, {files}, {formatting.size(report.bytes)}")
     for found in report.checkpoints:
         facts = f"{found.files} files, {formatting.size(found.bytes)}"

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -85,7 +85,16 @@ class Artefact(FromExport):
         return exported_scores(model, self._task, dataset, split, self.config, prefix)
 
     def _require_embeddings(self) -> None:
-        raise RunError("an exported model gives no embeddings", where=str(self.run.path), hint="serve the run itself")
+        what = f"a model exported as {self.export.format} gives no embeddings"
+        raise RunError(what, where=str(self.run.path), hint="the run does, and what it is exported to as hf or timm")
+
+    @property
+    def model(self) -> NoReturn:  # type: ignore[override]
+        """Raises RunError: there is a program, and no network."""
+        what = f"is a program in {self.export.format}, not a network with arrays"
+        raise RunError(what, where=str(self.run.path), hint="load the run, or what it is exported to as hf or timm")
+
+    programs = params = variables = model  # type: ignore[assignment]
 
 
 class _Exported(Forward):

@@ -10,13 +10,14 @@ from bigctl.config import compose as composing
 from bigctl.config.schema import Config, Data
 from bigctl.data.dataset import Dataset, Features
 from bigctl.engine import experiment
-from bigctl.errors import ConfigError
+from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference import exported_data
 from bigctl.inference.confidence import Confidence
 from bigctl.inference.scored import Scored
 from bigctl.runs.directory import SETTINGS, RunDirectory
 from bigctl.runs.exports import Export, Origin
+from bigctl.training.state import Tree
 from bigctl.training.task import Task
 
 
@@ -50,7 +51,7 @@ class FromExport(Scored):
         self._tokenizer_file = RunDirectory(export.path).tokenizer
         if export.near is not None and self.features.tokenizer is not None:
             self.run.tokenizer = self._tokenizer_file
-            _ = self._tokenizer  # whose file will be gone
+            _ = self.tokenizer  # whose file will be gone
 
     def _used(self, config: Config) -> Config:
         """The configuration as the model is used."""
@@ -60,6 +61,14 @@ class FromExport(Scored):
         """Raises ConfigError: nothing is kept in an export."""
         hint = "let that of its run be chosen, and export it again; or give a number: with_threshold"
         raise ConfigError("nothing is kept in an export", where=str(self.run.path), hint=hint)
+
+    def with_params(self, params: Tree, variables: Tree | None = None) -> NoReturn:
+        """Raises RunError: its weights are what was written."""
+        raise RunError("has the weights that were exported", where=str(self.run.path), hint="load the run instead")
+
+    def randomised(self) -> NoReturn:
+        """Raises RunError, as `with_params` does."""
+        self.with_params({})
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -103,12 +112,17 @@ class FromExport(Scored):
     @property
     def notes(self) -> list[str]:
         """In what its scores are not those that its run is told."""
-        views, metrics = self._kept_config.eval.tta, self._kept_config.eval.metrics
-        found = [f"the run is scored on the views of eval.tta={views}, an export on each picture"] * (views != "none")
+        metrics, found = self._kept_config.eval.metrics, list(self.other_answers)
         found += [f"eval.metrics={list(metrics)}, which ask the run's own model, are left out"] * bool(metrics)
         if self._kept_config.train.adversarial.eps:
             found.append("robust_accuracy, which needs gradients, is left out")
         return found
+
+    @property
+    def other_answers(self) -> list[str]:
+        """In what its answers are not those of its run."""
+        views = self._kept_config.eval.tta
+        return [f"the run answers by the views of eval.tta={views}, an export by each picture"] * (views != "none")
 
     @property
     def _kept_config(self) -> Config:

@@ -209,16 +209,19 @@ class Predictor:
         self._require_embeddings()
         asked = self.asked(inputs)
         if self.features.kind == "text":
-            found = self._forward.texts(asked.inputs, self._forward.embed, self._tokenizer)[0]
+            found = self._forward.texts(asked.inputs, self._forward.embed, self.tokenizer)[0]
         else:
             found = self._forward.arrays(np.asarray(asked.inputs), self._forward.embed)
         return found[0] if asked.single else found
 
     def logits(self, inputs: Examples) -> np.ndarray:
         """Of every class, float32 [N, classes], before any temperature; takes what `predict` does, of a classifier."""
+        if self._tags:
+            what, hint = "tags words, whose logits are not given", "`predict` gives what it finds"
+            raise RunError(what, where=str(self.run.path), hint=hint)
         asked = self.asked(inputs)
         if self.features.kind == "text":
-            return self._forward.texts(asked.inputs, self._forward.logits, self._tokenizer)[0]
+            return self._forward.texts(asked.inputs, self._forward.logits, self.tokenizer)[0]
         return self._forward.arrays(np.asarray(asked.inputs), self._forward.logits)
 
     def _require_embeddings(self) -> None:
@@ -232,7 +235,7 @@ class Predictor:
 
     def _predict_texts(self, texts: np.ndarray | Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
         """Class probabilities float32 [N, classes], and which texts were cut, bool [N]."""
-        found, cut = self._forward.texts(texts, self._predict, self._tokenizer)
+        found, cut = self._forward.texts(texts, self._predict, self.tokenizer)
         return found.reshape(-1, self._outputs), cut
 
     @cached_property
@@ -288,7 +291,7 @@ class Predictor:
             {**self._described(values), **({"cut": True} if short else {})}
             for values, short in zip(probabilities, cut, strict=True)
         ]
-        return self._completed(found, lambda: self._forward.texts(texts, self._forward.embed, self._tokenizer)[0])
+        return self._completed(found, lambda: self._forward.texts(texts, self._forward.embed, self.tokenizer)[0])
 
     def _completed(self, records: list[Record], embed: Callable[[], np.ndarray]) -> list[Record]:
         """Records with what `with_details` asks for."""
@@ -306,7 +309,7 @@ class Predictor:
         def predict(batch: dict[str, np.ndarray]) -> np.ndarray:
             return np.asarray(self._predict(batch))
 
-        return tagging.tag(self._tokenizer, self.features, sentences, predict, self._task.describe)
+        return tagging.tag(self.tokenizer, self.features, sentences, predict, self._task.describe)
 
     def predict_files(
         self,
@@ -331,7 +334,8 @@ class Predictor:
         return file_records.predict_files(self, files, strict=strict, ids=file_records.Ids(tuple(ids), require))
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
+        """What cuts texts into tokens, or n-grams. Raises RunError where it is not there any more."""
         return text_batches.run_tokenizer(self.run, self.features)
 
 

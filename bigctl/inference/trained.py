@@ -117,7 +117,7 @@ class TrainedRun(Scored):
 
     def data(self) -> Dataset:
         if self.features.tokenizer is not None:
-            _ = self._tokenizer  # rather than to make another one
+            _ = self.tokenizer  # rather than to make another one
         return data_of_run(self.run, self.config)
 
     def _examined(self, dataset: Dataset, split: str, prefix: str) -> Scores:

@@ -13,7 +13,7 @@ from bigctl.runs.exports import Export
 
 _ANSWER = ("onnx", "jax", "hf", "timm")
 """Formats with which bigctl labels examples."""
-_WRITE = {"jax": ("generate", "serve"), "hf": ("generate", "serve"), "gguf": ("generate",)}
+_WRITE = {"jax": ("generate", "serve"), "hf": ("generate", "serve"), "gguf": ("generate", "serve")}
 """Commands that write with a language model of a format."""
 
 
@@ -89,4 +89,5 @@ def answering(form: str, kind: str | None, recipe: object) -> tuple[str, ...]:
         return ("predict", "generate", "serve")
     if kind == "stream":
         return _WRITE.get(form, ())
-    return ("predict", "serve") if form in _ANSWER and run_info.purpose_of(recipe) == "predict" else ()
+    answers = recipe is not None and form in _ANSWER and run_info.purpose_of(recipe) == "predict"
+    return ("predict", "serve") if answers else ()

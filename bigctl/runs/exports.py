@@ -230,6 +230,11 @@ class Export:
         return Card(one_line(compared), tuple(map(one_line, rounded)), metrics)
 
     @property
+    def kept(self) -> bool:
+        """Whether bigctl knows how it is used; of an older one, which does not say, others may read the weights."""
+        return self.sealed or (self.path / SETTINGS).is_file()
+
+    @property
     def weights(self) -> str:
         """What its weights are stored as, in a word or two."""
         if not self.card.rounded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from bigctl import memory
 from bigctl.errors import RunError
@@ -13,7 +14,8 @@ from bigctl.generation.generate import LanguageModel
 from bigctl.generation.slots import memory_of
 from bigctl.inference import artefact
 from bigctl.inference.trained import TrainedRun
-from bigctl.runs import directory
+from bigctl.runs import directory, exports
+from bigctl.runs.exports import Export
 from bigctl.serving import llama_cpp, naming, reloading
 from bigctl.serving.predicting import Predicting
 from bigctl.serving.settings import Settings
@@ -67,20 +69,24 @@ def _of_run(
 
 
 def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[str] | None) -> Predicting | Writing:
+    if naming.kind_of(given) == "export":
+        folder = cast(Export, exports.find(given)).path
+        reloading.require_room(folder, memory.available())
+        found = artefact.load(folder, plugins=plugins, passphrase=settings.passphrase)
+        return _writing(name, found, settings) if isinstance(found, LanguageModel) else Predicting(name, found)
     path = Path(given)
     if given not in naming.PACKAGED:
         if (gguf := naming.gguf_of(path)) is not None:
             hint = f"{llama_cpp.command(gguf)}; or serve the run"
             raise RunError("is llama.cpp's own format, which bigctl does not serve", where=str(gguf), hint=hint)
         reloading.require_room(path, memory.available())
-    if naming.kind_of(given) == "export":
-        found = artefact.load(path, plugins=plugins, passphrase=settings.passphrase)
-        return _writing(name, found, settings) if isinstance(found, LanguageModel) else Predicting(name, found)
     from bigctl.inference.pretrained_text import pretrained_language_model
     from bigctl.interop import sources
 
     source = sources.locate_source(given)
     if source.model not in sources.DECODERS:
+        if (older := exports.find(given)) is not None:
+            older.settings()  # which says that it has none
         what = f"holds weights of model={source.model}, and only those of a GPT or a Llama are served without their run"
         raise RunError(what, where=given, hint="serve the run, or what `bigctl export --format onnx` makes of it")
     model = pretrained_language_model(source)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigctl.errors import BigctlError
-from bigctl.runs import directory
-from bigctl.runs.exports import Export
+from bigctl.runs import directory, exports
 
 PACKAGED = ("smollm2",)
 """Weights of language models that are had by name."""
@@ -17,8 +15,8 @@ def kind_of(given: str) -> str:
     path = Path(given)
     if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
         return "run"
-    ours = (path / directory.SUMS).is_file() or directory.is_export(path)
-    if ours and not ((path / "config.json").is_file() and _writes(path)):
+    export = exports.find(given)
+    if export is not None and (export.kept or export.format in ("onnx", "jax")):
         return "export"
     return "weights" if given in PACKAGED or _is_weights(path) else "run"
 
@@ -27,7 +25,12 @@ def name_of(given: str) -> str:
     """What a model is called. Raises RunError where there is none of that name."""
     if kind_of(given) == "run":
         return directory.locate(given).path.resolve().name
-    return given if given in PACKAGED else Path(given).resolve().name
+    if given in PACKAGED:
+        return given
+    export = exports.find(given)
+    path = (Path(given) if export is None else export.path).resolve()
+    within = export is not None and (path.parent / "run.json").is_file()  # where it is called as its format
+    return f"{path.parent.name}-{path.name}" if within else path.name
 
 
 def gguf_of(path: Path) -> Path | None:
@@ -35,14 +38,6 @@ def gguf_of(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     return None if (path / "config.json").is_file() else min(path.glob("*.gguf"), default=None)
-
-
-def _writes(path: Path) -> bool:
-    """Whether a folder for transformers or timm is of a language model, or does not say."""
-    try:
-        return bool(Export(path).settings()["features"]["kind"] == "stream")
-    except (BigctlError, KeyError, TypeError):
-        return True
 
 
 def _is_weights(path: Path) -> bool:

@@ -65,7 +65,7 @@ class Predicting:
         if features.kind == "text":
             tags = features.target.kind == TOKEN_CLASS
             self.kind = "tags" if tags else "pair" if features.pairs else "text"
-            self._tokenizer = text_batches.run_tokenizer(trained.run, features)
+            self._tokenizer = trained.tokenizer
 
     @property
     def most(self) -> int:

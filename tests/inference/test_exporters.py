@@ -140,12 +140,20 @@ def test_an_artefact_that_is_cut_short_is_refused_in_one_line(table, tmp_path, n
 def test_its_script_says_in_a_line_what_is_wrong_with_a_file(table, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     gone = tmp_path / "gone.csv"
-    (tmp_path / "wrong.csv").write_text("size,place\n1.5,north\nfar,south\n")
-    files = (tmp_path / "other.csv", gone, tmp_path / "wrong.csv")
-    said = [run_py(table / "run" / "jax", str(file), code=1) for file in files]
+    said = [run_py(table / "run" / "jax", str(file), code=1) for file in (tmp_path / "other.csv", gone)]
     assert said[0].strip().splitlines()[-1] == f"{tmp_path / 'other.csv'}: there is no column size, place"
     assert said[1].strip().splitlines()[-1] == f"run.py: [Errno 2] No such file or directory: '{gone}'"
-    assert said[2].strip().splitlines()[-1] == f"{tmp_path / 'wrong.csv'}, row 2: size: 'far' is no number"
+    wrong, none = tmp_path / "wrong.csv", "size: {!r} is no finite number"
+    for rows, what in (
+        ("1.5,north\n\nfar,south\n", f"{wrong}:4: {none.format('far')}"),
+        ("1e400,north\n", f"{wrong}:2: {none.format('1e400')}"),
+        ("1_0,north\n", f"{wrong}:2: {none.format('1_0')}"),
+        ("1.5\n", f"{wrong}:2: has not as many fields as the header"),
+        ("1.5,north,more\n", f"{wrong}:2: has not as many fields as the header"),
+        ("", f"{wrong}: there are no rows"),
+    ):
+        wrong.write_text(f"size,place\n{rows}")
+        assert run_py(table / "run" / "jax", str(wrong), code=1).strip().splitlines()[-1] == what
 
 
 def test_nothing_is_written_that_does_not_agree(table, tmp_path, monkeypatch):

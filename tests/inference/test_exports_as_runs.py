@@ -20,6 +20,9 @@ from bigctl.inference.exporters import sealed
 from bigctl.inference.exporters.formats import exporter
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs.exports import Export
+from bigctl.serving import loading, naming
+from bigctl.serving.predicting import Predicting
+from bigctl.serving.settings import Settings
 from tests import small
 from tests.conftest import Cli
 from tests.exported import digests, list_anew
@@ -89,11 +92,16 @@ def test_exports_are_loaded_in_python(exports: Cli, monkeypatch: pytest.MonkeyPa
     scores = [{k: v for k, v in each.evaluate("validation").items() if k != "val/confusion"} for each in (run, found)]
     assert scores[1] == pytest.approx(scores[0], **NEAR)
     assert found.classes == run.classes
+    assert naming.kind_of("small/jax") == "export" and naming.name_of("small/jax") == "small-jax"
+    served = loading.load("m", "small/jax", Settings(), step="best", plugins=()).model
+    assert isinstance(served, Predicting) and served.columns() == Predicting("m", run).columns()
+    with pytest.raises(package.BigctlError, match="is a program in jax"):
+        _ = found.params
     with pytest.raises(package.BigctlError, match="writes no text"):
         found.generate("a")
     with pytest.raises(package.BigctlError, match="nothing is kept in an export"):
         found.choose_threshold()
-    with pytest.raises(package.BigctlError, match=r"no export \(`bigctl export RUN` writes one"):
+    with pytest.raises(package.BigctlError, match=r"there is no such folder \(`bigctl export RUN` writes an"):
         package.load_export("small")
     with pytest.raises(package.BigctlError, match="`bigctl.load_export` takes it"):
         package.load("small/jax")
@@ -332,6 +340,14 @@ def test_an_encrypted_language_model_writes_as_the_open_one(llama: TrainedRun, t
     there = language_models.load_language_model(str(tmp_path / "open"))
     assert written == there.generate(["to be"], GenerationOptions(max_new_tokens=8, temperature=0))
     assert written[0].tokens == 8 and str(tmp_path / "sealed") in model.language_model.name
+    with pytest.raises(package.BigctlError, match="load the run instead"):
+        model.randomised()
+    file = next(file for file in (tmp_path / "open").iterdir() if file.suffix in (".safetensors", ".gguf", ".npz"))
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(package.BigctlError, match="is damaged"):
+        language_models.load_language_model(str(tmp_path / "open"))
 
 
 def test_a_file_for_llama_cpp_is_scored_as_bigctl_reads_it(llama: TrainedRun) -> None:

@@ -24,6 +24,7 @@ from bigctl.inference.exporters.formats import Exported, exporter
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs import sealed_form
 from bigctl.serving import loading, naming
+from bigctl.serving.predicting import Predicting
 from bigctl.serving.settings import Settings
 from tests import small, topics
 from tests.conftest import Cli
@@ -96,6 +97,8 @@ def test_a_sealed_model_of_texts_has_its_tokenizer(tmp_path_factory: pytest.Temp
     exporter("jax").write(trained, tmp_path / "open")
     sealed.seal(tmp_path / "open", tmp_path / "sealed", SECRET)
     model = artefact.labelling(tmp_path / "sealed", passphrase=SECRET)
+    served = Predicting("m", artefact.labelling(tmp_path / "sealed", passphrase=SECRET))  # its tokenizer's file is gone
+    assert served.kind == "text"
     assert model.label_texts(["soup and salt"]) == artefact.labelling(tmp_path / "open").label_texts(["soup and salt"])
 
 
@@ -211,7 +214,7 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(bigctl: Cli, folder: Path
     assert "add --encrypt" in said("export", "any", "--format", "jax", "--passphrase-file", "x")
     assert "no format is given" in said("export", "any")
     assert "any: no encrypted export" in said("predict", "any", "--passphrase-file", "x")
-    assert "an export has that of its run" in said("predict", str(exported), "x.csv", "--threshold", "0.3")
+    assert "nothing is kept in an export" in said("predict", str(exported), "x.csv", "--threshold", "f1")
     assert "an export holds one step" in said("predict", str(exported), "x.csv", "--step", "3")
 
 

@@ -101,12 +101,14 @@ def test_what_is_not_served_is_refused_with_what_to_do(exported: Path, tmp_path:
     with pytest.raises(RunError, match="as ONNX") as refused:
         loaded(folder)
     assert "--format jax or hf" in str(refused.value.hint)
-    (folder / "model.onnx").rename(folder / "model.gguf")
-    for given in (folder, folder / "model.gguf"):
+    others = tmp_path / "others"  # weights that are no export
+    others.mkdir()
+    (folder / "model.onnx").rename(others / "model.gguf")
+    for given in (others, others / "model.gguf"):
         with pytest.raises(RunError, match="llama.cpp's own format") as refused:
             loaded(given)
-        assert refused.value.hint == f"llama-server -m {folder / 'model.gguf'} --port 8000; or serve the run"
-    said = bigctl("serve", str(folder), "--port", "0", code=2).stderr
+        assert refused.value.hint == f"llama-server -m {others / 'model.gguf'} --port 8000; or serve the run"
+    said = bigctl("serve", str(others), "--port", "0", code=2).stderr
     assert "llama-server -m" in said and "Traceback" not in said
 
 

@@ -106,7 +106,9 @@ def compress(trained: TrainedRun, method: Method, path: Path) -> Compressed:
         if static is not None:
             RunDirectory(partial).static.write_bytes(static.content)
         _write(trained, other, method, RunDirectory(partial), {**scores, "run": str(path), "compression": table})
-    return Compressed(path, table, [*said, *_scored(compared, method, _tested(trained, scores))])
+    return Compressed(
+        path, table, [*said, *_scored(compared, method, _tested(trained, scores, ranges=bool(method.ranges)))]
+    )
 
 
 def changed(
@@ -217,14 +219,15 @@ def _scored(compared: beside.Beside, method: Method, tested: Sequence[str]) -> l
     return lines
 
 
-def _tested(trained: TrainedRun, scores: dict[str, Any]) -> list[str]:
+def _tested(trained: TrainedRun, scores: dict[str, Any], *, ranges: bool) -> list[str]:
     """The metric that the run was selected by, of its test split, as it was and as it is."""
     summary = trained.run.summary()
     name = str(summary.get("selected_by") or trained.task.metric).replace("val/", "test/")
     was, now = (found.get("metrics", {}).get(name) for found in (summary, scores))
     if not isinstance(was, float) or not isinstance(now, float) or summary.get("selected_step") != trained.step:
         return []
-    return [f"{name} {was:.4f} -> {now:.4f}, scored once for this run"]
+    how = " in jax, where weights alone are rounded" if ranges else ""
+    return [f"{name} {was:.4f} -> {now:.4f}{how}, scored once for this run"]
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

@@ -275,7 +275,11 @@ def _metrics(trained: TrainedRun) -> str:
     plain = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     if not plain:
         return "The run has not finished: there are none of the test split."
-    return "Of the run's last evaluation and test split:\n\n" + "\n".join(
+    views = trained.config.eval.tta
+    seen = (
+        f", on the views of `eval.tta={views}`; this model answers by each picture as it is" if views != "none" else ""
+    )
+    return f"Of the run's last evaluation and test split{seen}:\n\n" + "\n".join(
         f"- `{name}`: {value:.6g}" for name, value in plain.items()
     )
 
