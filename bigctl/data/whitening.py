@@ -35,6 +35,8 @@ def directions(
     """
     count, height, width = pictures.shape[:3]
     channels = max(pictures.shape[3], len(mean))  # grey ones become coloured, as where they are standardised
+    if min(height, width) < size:  # no patch at all: the model will say so
+        return np.eye(size * size * channels, dtype=np.float32).reshape(-1, size, size, channels)
     patches = max(1, (height - size + 1) * (width - size + 1))
     wanted = min(count, int(np.clip(_PATCHES // patches, *_PICTURES)))
     rows = np.sort(permutation(count, _SAMPLE)[:wanted])

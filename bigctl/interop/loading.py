@@ -105,7 +105,20 @@ def _require_body(left: Shapes, stored: Stored) -> None:
         if name in stored.shapes
     ]
     message = f"has no weights for {first_of(missing)}" if missing else first_of(differing)
-    raise DataError(message, where=str(stored.file), hint="choose the model that the weights are of")
+    raise DataError(message, where=str(stored.file), hint=_hint(left, stored))
+
+
+def _hint(left: Shapes, stored: Stored) -> str:
+    """What may be done where weights do not fit: of pictures, their number of channels or their size is another."""
+    pairs = [(name, stored.shapes[name], left[name]) for name in left if name in stored.shapes]
+    channels = [
+        theirs[2] for _, theirs, ours in pairs if len(theirs) == 4 and theirs[:2] + theirs[3:] == ours[:2] + ours[3:]
+    ]
+    if channels and len(channels) == len(left):
+        return f"data.channels={channels[0]} gives them pictures as they were trained on"
+    if [name for name, *_ in pairs if not name.endswith(("position", "position/embedding"))] or len(pairs) < len(left):
+        return "choose the model that the weights are of"
+    return "data.image_size=[HEIGHT,WIDTH] of the pictures that they were trained on, or the model that they are of"
 
 
 def stored_of(source: Source) -> Stored:

@@ -375,7 +375,7 @@ def fill_architecture(model: schema.Model, source: Source | None = None) -> sche
         raise ConfigError(
             f"{source.name} holds weights of model={source.model}, this is model={model.kind}",
             where="model.init_from",
-            hint=f"choose model={source.model}, or other weights",
+            hint=f"choose one whose model.kind is {source.model} (`bigctl ls model`), or other weights",
         )
     filled, open_keys = {}, {f.name for f in dataclasses.fields(model) if f.metadata.get("decided")}
     less = {"positions", "context"} | ({"layers"} & open_keys)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -209,16 +209,22 @@ class Loop:
         stop, value = self.config.train.early_stop, scalars[self.metric]
         improved = progress.record(value, self.mode, stop.min_delta, scalars)
         progress.stopped = early_stop.reason(stop, self.metric, self.mode, value, progress.stale)
-        if not math.isfinite(value) and not self._warned_of_value:
-            self._warned_of_value = True
-            self.hooks.warn(
-                f"{self.metric} is {value} at step {progress.step}: it selects no checkpoint while it is no number; "
-                "eval.metric names another"
-            )
+        self._check_scores(scalars, progress.step)
         self.hooks.write(progress.step, {"epoch": self._epoch(progress.position), **scalars})
         self.hooks.evaluated(progress)
         self.timings.evaluate += time.perf_counter() - start - (self.timings.compile - before)
         return improved and self.config.checkpoint.best
+
+    def _check_scores(self, found: Mapping[str, float], step: int) -> None:
+        """Says once that the metric, or the loss, of validation is not finite."""
+        wrong = next((name for name in (self.metric, "val/loss") if not math.isfinite(found.get(name, 0.0))), None)
+        if wrong is None or self._warned_of_value:
+            return
+        self._warned_of_value = True
+        what = "it selects no checkpoint while it is no number; eval.metric names another"
+        if wrong != self.metric:
+            what = "some answers of the model are no finite numbers; lower optimizer.lr, or look at the data"
+        self.hooks.warn(f"{wrong} is {found[wrong]} at step {step}: {what}")
 
     def _sample(self, state: TrainState, step: int) -> None:
         if self.hooks.sample is None:

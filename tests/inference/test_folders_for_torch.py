@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import bigctl
 from bigctl.cli.main import main
-from bigctl.errors import RunError
+from bigctl.errors import ConfigError, RunError
 from bigctl.inference.exporters import formats, reloaded, sealed
 from bigctl.inference.exporters.huggingface import export_run, exported
 from bigctl.inference.exporters.network import Network
@@ -94,9 +94,21 @@ def test_a_folder_is_read_by_transformers_before_it_gets_its_name(run: TrainedRu
     assert str(written.facts["read_by"]).startswith("transformers ")
     assert 0 < written.facts["difference"] < 1e-4
     require_whole(tmp_path / "out", run)
-    served_as = "weights" if run.features.kind == "stream" else "export"
-    assert not list((tmp_path / "out").glob(".*")) and naming.kind_of(str(tmp_path / "out")) == served_as
+    assert not list((tmp_path / "out").glob(".*")) and naming.kind_of(str(tmp_path / "out")) == "export"
     assert not {"torch", "transformers"} & set(subprocess_modules(run, tmp_path / "again"))
+
+
+def test_a_model_that_sees_the_middle_of_pictures_has_no_folder(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 3), np.uint8)
+    keys = ["recipe=vit_cls", "model=vit_ti", *TINY, "model.intermediate=24", "model.patch=4", *KEYS, "train.steps=1"]
+    keys += ["train.epochs=null", "recipe.augment.center_crop=0.875"]
+    bigctl.train(keys, tmp_path / "run", data=(images, np.arange(48) % 2), quiet=True)
+    run = bigctl.load(str(tmp_path / "run"))
+    for name in ("hf", "timm"):
+        with pytest.raises(ConfigError, match=r"the middle of each picture \(recipe.augment.center_crop=0.875\)"):
+            formats.exporter(name).write(run, tmp_path / name)
+        assert not (tmp_path / name).exists()
+    assert formats.exporter("jax").write(run, tmp_path / "jax").facts["difference"] < 1e-4
 
 
 def subprocess_modules(run: TrainedRun, folder: Path) -> list[str]:

@@ -355,8 +355,23 @@ def test_a_run_of_another_model_hands_over_by_path(here):
     taken, new, _ = loading.load_weights(sources.locate_source("run"), shapes)
     assert set(taken) == {"layers/0/kernel", "layers/0/bias"} and set(new) == {"head/kernel", "head/bias"}
     wider = {**shapes, "layers/0/kernel": (4, 7)}
-    words = ("layers/0/kernel is [3, 7] there and [4, 7]",)
+    words = ("layers/0/kernel is [3, 7] there and [4, 7]", "choose the model")
     refused(DataError, *words, action=lambda: loading.load_weights(sources.locate_source("run"), wider))
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours", "hint"),
+    [
+        ("stem/kernel", (7, 7, 3, 64), (7, 7, 1, 64), "data.channels=3"),
+        ("stem/kernel", (7, 7, 3, 64), (3, 3, 3, 64), "choose the model"),
+        ("position", (16, 64), (36, 64), "data.image_size=[HEIGHT,WIDTH]"),
+    ],
+)
+def test_weights_of_other_pictures_are_told_by_what_is_asked_for(here, name, theirs, ours, hint):
+    values = {"head/kernel": np.ones((7, 2), np.float32), name: np.ones(theirs, np.float32)}
+    a_run(here / "run", values, schema.Mlp(hidden=[7]))
+    wanted = {"head/kernel": (7, 2), name: ours}
+    refused(DataError, hint, action=lambda: loading.load_weights(sources.locate_source("run"), wanted))
 
 
 def test_a_damaged_or_missing_checkpoint_is_named(here):

@@ -72,6 +72,11 @@ def test_directions_are_those_of_the_eigendecomposition_of_all_patches() -> None
     np.testing.assert_allclose(found, signs * expected, rtol=2e-3, atol=2e-3)
 
 
+def test_pictures_smaller_than_a_patch_have_no_directions_of_their_own() -> None:
+    found = whitening.directions(np.zeros((5, 1, 1, 3), np.uint8), (0.5,) * 3, (0.2,) * 3)
+    assert found.shape == (12, 2, 2, 3) and (found.reshape(12, 12) == np.eye(12)).all()
+
+
 def test_whitened_patches_are_uncorrelated_and_both_signs_are_there() -> None:
     pictures, mean, std = photographs(64), (0.5, 0.4, 0.45), (0.2, 0.25, 0.3)
     layer = Whiten(3)

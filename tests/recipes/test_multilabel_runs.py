@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from sklearn import metrics as reference
 
 import bigctl
 from bigctl.cli.main import main
+from bigctl.inference.exporters import formats
 
 WORDS = {"sea": ("wave", "ship", "salt"), "war": ("sword", "army", "shield"), "love": ("heart", "kiss", "rose")}
 TEXTS = ["data=csv", "data.path=tags.csv", "data.text=text", "data.labels=tags"]
@@ -146,6 +148,22 @@ def test_images_take_their_classes_from_a_file(folder: Path, command: Callable[.
     assert set(record["labels"]) <= {"left", "top"} and record["file"] == "pictures/0.png"
     command("data", *data, "--contact-sheet", "sheet.png")
     assert (folder / "sheet.png").stat().st_size
+
+
+def test_images_of_several_classes_leave_as_a_folder_for_timm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else there(name))
+    data = ["data=image_folder", "data.path=pictures", "data.labels_file=labels.jsonl", "data.image_size=[32,32]"]
+    model = ["recipe=resnet_cls", "model.stem=imagenet", "model.blocks=[1,1,1,1]", "model.width=64", "train.ema=0"]
+    bigctl.train([*model, *data, *SHORT, "train.steps=1", "recipe.augment.crop=0"], "runs/timm", quiet=True)
+    run = bigctl.load("runs/timm")
+    written = formats.exporter("timm").write(run, folder / "timm")
+    assert str(written.facts["read_by"]).startswith("bigctl's own reader")
+    config = json.loads((folder / "timm" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    picture = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 1), np.uint8)
+    np.testing.assert_allclose(bigctl.load_export("timm").predict(picture), run.predict(picture), atol=1e-6)
 
 
 @pytest.mark.parametrize(

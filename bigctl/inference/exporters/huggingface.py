@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bigctl.data.target import CLASSES, TOKEN_CLASS
-from bigctl.errors import RunError
+from bigctl.errors import ConfigError, RunError
 from bigctl.inference.exporters import folder as folders
 from bigctl.inference.exporters import reloaded
 from bigctl.inference.exporters.formats import Exported
@@ -31,6 +31,16 @@ _PIXELS = [("pixel_values", "float32 [batch, channels, height, width], as the pr
 def require(trained: TrainedRun) -> None:
     """See `formats.Exporter`."""
     huggingface.require_exportable(trained.config.model, str(trained.run.path))
+    require_whole_pictures(trained)
+
+
+def require_whole_pictures(trained: TrainedRun) -> None:
+    """Raises ConfigError where the model sees the middle of each picture, which neither library's files can say."""
+    share = getattr(getattr(trained.config.recipe, "augment", None), "center_crop", 1.0)
+    if share != 1:
+        what = f"the model sees the middle of each picture (recipe.augment.center_crop={share:g}), and the files of "
+        what += "transformers and timm have no place for that"
+        raise ConfigError(what, where=str(trained.run.path), hint="--format onnx and jax cut it out themselves")
 
 
 def write(trained: TrainedRun, folder: Path) -> Exported:

@@ -14,11 +14,13 @@ from bigctl.interop.folders import require_new
 def require(trained: TrainedRun) -> None:
     """See `formats.Exporter`."""
     timm_export.require(trained.config.model, str(trained.run.path))
+    huggingface.require_whole_pictures(trained)
 
 
 def write(trained: TrainedRun, folder: Path) -> Exported:
     """See `formats.Exporter`."""
     require_new(folder)
+    require(trained)
     checked = huggingface.Checked(trained, reloaded.TIMM)
     timm_export.write(huggingface.exported(trained), folder, checked.finish)
     lines = timm_export.loading_lines(str(folder), trained.features.shape[2])
