@@ -29,10 +29,10 @@ class FromExport(Scored):
         settings: what its bigctl.json says.
 
     Attributes:
-        writes: gives what it writes text with, where it is a language model.
+        writes: gives what it writes text with; raises RunError where it writes none.
     """
 
-    writes: Callable[[], LanguageModel]
+    writes: Callable[[], LanguageModel] | None = None
 
     def __init__(self, export: Export, settings: Mapping[str, Any]):
         self.export, self._settings = export, settings
@@ -73,6 +73,8 @@ class FromExport(Scored):
     @cached_property
     def language_model(self) -> LanguageModel:
         """Raises RunError for what writes no text, or whose format bigctl does not write with."""
+        if self.writes is None:
+            raise RunError("labels examples, it writes no text", where=str(self.run.path))
         return self.writes()
 
     @cached_property

@@ -67,4 +67,4 @@ def test_what_is_no_text_is_refused(trained: TrainedRun, given: object, what: st
 def test_tokenizer_is_the_one_of_training(trained: TrainedRun) -> None:
     assert trained.features.tokenizer is not None
     assert sha256(trained.run.tokenizer) == trained.features.tokenizer["sha256"]
-    assert trained._tokenizer.to_str(pretty=True) == trained.run.tokenizer.read_text(encoding="utf-8")
+    assert trained.tokenizer.to_str(pretty=True) == trained.run.tokenizer.read_text(encoding="utf-8")
