@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -221,7 +222,7 @@ def load(
 
     Raises:
         ConfigError: for another `tta`, or where the run is not of images.
-        RunError: if there is no such run or checkpoint, or it needs plugins that are not given; for an export.
+        RunError: if there is no such run or checkpoint, or it needs plugins that are not given, or for an export.
     """
     from bigctl.reports.loaded import LoadedRun
     from bigctl.runs import exports
@@ -248,15 +249,19 @@ def load_export(folder: str | Path, *, plugins: Sequence[str] = (), passphrase: 
     """
     from bigctl.inference import artefact
     from bigctl.inference.exporters import sealed
-    from bigctl.runs import exports
+    from bigctl.runs import directory, exports
 
     with named_as_arguments():
         export = exports.find(str(folder))
         if export is None:
-            what = "is no export" if Path(folder).exists() else "there is no such folder"
+            there = any(path.exists() for path in (Path(folder), directory.ROOT / folder))
+            what = "is no export" if there else "there is no such folder"
             raise RunError(what, where=str(folder), hint="`bigctl export RUN` writes an export; a run has `load`")
+        if not export.sealed and passphrase is not None:
+            raise ConfigError("the export is not encrypted", where="passphrase", hint="leave it out")
         if export.sealed and passphrase is None and not os.environ.get(sealed.VARIABLE):
             hint = f"give it, or set {sealed.VARIABLE}"
             raise ConfigError("there is no passphrase", where="passphrase", hint=hint)
-        with artefact.opened(export, plugins=plugins, passphrase=passphrase) as model:
+        secret = None if passphrase is None else unicodedata.normalize("NFC", passphrase)
+        with artefact.opened(export, plugins=plugins, passphrase=secret) as model:
             return model

@@ -165,7 +165,7 @@ def _print(sides: Sequence[Side], config: Mapping[str, Any], surroundings: Mappi
     times = differences.rows([side.times for side in sides], every=True)
     origins = {"made from": [side.derived_from or "" for side in sides]} if any(s.derived_from for s in sides) else {}
     models = [side.model or {} for side in sides]
-    if any(side.status == EXPORT and _predicts(side) for side in sides):
+    if any(side.status == EXPORT for side in sides):
         origins |= {name: [model.get(name, ABSENT) for model in models] for name in next(filter(None, models))}
     tables = {
         "run": {"status": [side.status for side in sides], "step": steps, **origins},

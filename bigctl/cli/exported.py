@@ -46,7 +46,7 @@ def require_asked(options: argparse.Namespace, instead: str) -> None:
     refused = (
         ("--step", options.step != "best", "an export holds one step", "leave it out"),
         ("--tta", options.tta is not None, "an export computes one view of a picture", "leave it out"),
-        ("--threshold", not is_number, "nothing is kept in an export", "a number, none"),
+        ("--threshold", not is_number, "an export takes a number, and keeps none", "0.3, none"),
     )
     for flag, given, what, hint in refused:
         if given:

@@ -97,7 +97,7 @@ def text(report: Report) -> list[str]:
     if isinstance(report, ExportReport) and report.files:
         files = f"{report.files} file{'s' * (report.files != 1)} as their digests say"
         if report.format == "encrypted":
-            files = "not whole" if report.problems else "its beginning and its length are right"
+            files = "damaged" if report.problems else "its beginning and its length are right"
         lines.append(f"  {report.format or 'export'}, {files}, {formatting.size(report.bytes)}")
     for found in report.checkpoints:
         facts = f"{found.files} files, {formatting.size(found.bytes)}"

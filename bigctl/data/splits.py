@@ -80,12 +80,14 @@ def _empty(split: str, by_rule: bool, made: dict[str, Columns], config: Data, de
     share = getattr(config, f"{split}_fraction")
     larger = next((f for f in (0.2, 0.25, 0.34, 0.5) if f > share and any(round(f * size) for size in sizes)), None)
     few = f"{min(sizes)} to {max(sizes)}" if len(set(sizes)) > 1 else str(sizes[0])
-    held = f"data.{split}_fraction={larger:g} holds some out; or " if larger is not None and max(sizes) > 2 else ""
+    left = 2 if split == "test" else 1  # of a class, which the splits that come after it need
+    held = f"data.{split}_fraction={larger:g} holds some out; or " if larger is not None and max(sizes) > left else ""
+    each = ", three of each class at least" if decoded.target.names else ""
     of = f"{few} in each class are" if decoded.target.names else f"{few} are"
     return DataError(
         f"the {split} split is empty: it takes {share:g} of the examples, and only {of} left",
         where=f"data.{split}_fraction",
-        hint=f"{held}give more, three of each class at least, or a file of its own: data.{split}_path",
+        hint=f"{held}give more{each}, or a file of its own: data.{split}_path",
     )
 
 

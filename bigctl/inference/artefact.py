@@ -18,9 +18,10 @@ import numpy as np
 
 from bigctl.config import plugins as loading
 from bigctl.data.dataset import Dataset, Features
+from bigctl.data.sources.frames import Examples
 from bigctl.data.target import NUMBER
 from bigctl.engine import compile_cache
-from bigctl.errors import ConfigError, RunError
+from bigctl.errors import ConfigError, DataError, RunError
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference import exported_text, pretrained_text
 from bigctl.inference.exporters import sealed
@@ -88,11 +89,18 @@ class Artefact(FromExport):
         what = f"a model exported as {self.export.format} gives no embeddings"
         raise RunError(what, where=str(self.run.path), hint="the run does, and what it is exported to as hf or timm")
 
+    def logits(self, inputs: Examples) -> np.ndarray:
+        """Raises RunError, as `model` does."""
+        raise self._no_network()
+
     @property
     def model(self) -> NoReturn:  # type: ignore[override]
         """Raises RunError: there is a program, and no network."""
+        raise self._no_network()
+
+    def _no_network(self) -> RunError:
         what = f"is a program in {self.export.format}, not a network with arrays"
-        raise RunError(what, where=str(self.run.path), hint="load the run, or what it is exported to as hf or timm")
+        return RunError(what, where=str(self.run.path), hint="load the run, or what it is exported to as hf or timm")
 
     programs = params = variables = model  # type: ignore[assignment]
 
@@ -142,18 +150,24 @@ def load(
 ) -> FromExport | LanguageModel:
     """The model of a folder: what labels examples, or what writes text. Takes and raises what `labelling` does."""
     with sealed.opened(folder, passphrase) as clear, _as_written(clear):
-        found, export = _kept(clear, plugins), _in_clear(Export(folder), clear)
+        export = _in_clear(Export(folder), clear)
+        found = _kept(clear, plugins, weights_alone=export.format in ("hf", "gguf"))
         if found["features"]["kind"] != STREAM:
             return _scored(export, found)
         if export.format == "onnx":
             hint = "use its run, or export that with --format jax or hf; run.py writes with this one"
             what = "is a language model as ONNX, with which bigctl does not write"
             raise RunError(what, where=str(folder), hint=hint)
-        if export.format == "jax":
-            model = exported_text.read(clear, found, hint=_HINT)
-        else:
-            model = pretrained_text.pretrained_language_model(sources.locate_source(str(clear.absolute())))
-        return dataclasses.replace(model, name=str(folder))
+        model = exported_text.read(clear, found, hint=_HINT) if export.format == "jax" else _read(clear, folder)
+        return dataclasses.replace(model, name=str(folder), step=found["step"])
+
+
+def _read(clear: Path, folder: Path) -> LanguageModel:
+    try:
+        return pretrained_text.pretrained_language_model(sources.locate_source(str(clear.absolute())))
+    except DataError as error:
+        error.where = str(folder)
+        raise
 
 
 @contextlib.contextmanager
@@ -167,7 +181,8 @@ def opened(
             inner, found = _in_clear(export, clear), _kept(clear, plugins)
             _ = inner.format, inner.card, inner.origin  # which are told when the files may be gone
             model = _scored(inner, found)
-            model.writes = lambda: writing(export.path, plugins=plugins, passphrase=passphrase)
+            if found["features"]["kind"] == STREAM:
+                model.writes = lambda: writing(export.path, plugins=plugins, passphrase=passphrase)
         yield model
 
 
@@ -185,11 +200,13 @@ def _in_clear(export: Export, clear: Path) -> Export:
     return export if clear == export.path else dataclasses.replace(export, path=clear, near=export.path)
 
 
-def _kept(folder: Path, plugins: Sequence[str] | None) -> dict[str, Any]:
-    """What `bigctl.json` of a whole folder says, its plugins loaded."""
+def _kept(folder: Path, plugins: Sequence[str] | None, *, weights_alone: bool = False) -> dict[str, Any]:
+    """What `bigctl.json` of a whole folder says, its plugins loaded: but for a language model of which `weights_alone`
+    are read, which writes without them."""
     require_whole(folder)
     found = Export(folder).settings()
-    loading.load_for_run(found["plugins"], plugins, where=str(folder))
+    if not (weights_alone and found["features"]["kind"] == STREAM):
+        loading.load_for_run(found["plugins"], plugins, where=str(folder))
     compile_cache.use_compile_cache()
     return found
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bigctl.config import compose as composing
@@ -94,7 +97,19 @@ class FromExport(Scored):
             DataError: where it cannot be had.
             RunError: where neither that run nor the data is here, or they are not what they were.
         """
-        return exported_data.of(self.export, self.config, self.features, self._settings, self._tokenizer_file)
+        with self._tokenizer_there() as file:
+            return exported_data.of(self.export, self.config, self.features, self._settings, file)
+
+    @contextlib.contextmanager
+    def _tokenizer_there(self) -> Iterator[Path]:
+        """The file of the tokenizer, written anew where an encrypted export's is gone."""
+        if self.features.tokenizer is None or self._tokenizer_file.is_file():
+            yield self._tokenizer_file
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / self._tokenizer_file.name
+            file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+            yield file
 
     @property
     def data_config(self) -> Data:

@@ -178,7 +178,7 @@ def _name(kind: str, path: str) -> str:
 def _config(export: Export) -> dict[str, Any]:
     model, (height, width, channels) = export.model, export.shape
     name, arguments = _architecture(model, (height, width))
-    several = {"problem_type": "multi_label_classification"} if export.several else {}  # for bigctl; timm reads it not
+    several = {"problem_type": "multi_label_classification"} if export.several else {}  # which timm ignores
     return {
         "architecture": name,
         **several,

@@ -73,7 +73,11 @@ def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[st
         folder = cast(Export, exports.find(given)).path
         reloading.require_room(folder, memory.available())
         found = artefact.load(folder, plugins=plugins, passphrase=settings.passphrase)
-        return _writing(name, found, settings) if isinstance(found, LanguageModel) else Predicting(name, found)
+        if not isinstance(found, LanguageModel):
+            return Predicting(name, found)
+        if (gguf := naming.gguf_of(folder)) is not None:
+            llama_cpp.offer(name, found, llama_cpp.command(gguf))
+        return _writing(name, found, settings)
     path = Path(given)
     if given not in naming.PACKAGED:
         if (gguf := naming.gguf_of(path)) is not None:

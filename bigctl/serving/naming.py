@@ -13,11 +13,11 @@ PACKAGED = ("smollm2",)
 def kind_of(given: str) -> str:
     """ "run", "export" or "weights"; "run" of what is none of them, which loading then says."""
     path = Path(given)
-    if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
-        return "run"
     export = exports.find(given)
     if export is not None and (export.kept or export.format in ("onnx", "jax")):
         return "export"
+    if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
+        return "run"
     return "weights" if given in PACKAGED or _is_weights(path) else "run"
 
 
@@ -29,7 +29,7 @@ def name_of(given: str) -> str:
         return given
     export = exports.find(given)
     path = (Path(given) if export is None else export.path).resolve()
-    within = export is not None and (path.parent / "run.json").is_file()  # where it is called as its format
+    within = export is not None and (path.parent / "run.json").is_file()  # where it may be called as its format
     return f"{path.parent.name}-{path.name}" if within else path.name
 
 

@@ -122,7 +122,8 @@ class Loop:
         self._mark = (0.0, 0.0, 0)
         self._waiting = Waiting(feed, config)
         self._compiled: set[str] = set()
-        self._warned = self._warned_of_value = False
+        self._warned = False
+        self._warned_of: set[str] = set()
         self._activity = ""
         self._ahead = Ahead()
         self._clock = ThreadPoolExecutor(1, thread_name_prefix="clock")
@@ -216,15 +217,15 @@ class Loop:
         return improved and self.config.checkpoint.best
 
     def _check_scores(self, found: Mapping[str, float], step: int) -> None:
-        """Says once that the metric, or the loss, of validation is not finite."""
-        wrong = next((name for name in (self.metric, "val/loss") if not math.isfinite(found.get(name, 0.0))), None)
-        if wrong is None or self._warned_of_value:
-            return
-        self._warned_of_value = True
-        what = "it selects no checkpoint while it is no number; eval.metric names another"
-        if wrong != self.metric:
-            what = "some answers of the model are no finite numbers; lower optimizer.lr, or look at the data"
-        self.hooks.warn(f"{wrong} is {found[wrong]} at step {step}: {what}")
+        """Says once of the metric, and of the loss, of validation that it is not finite."""
+        for name in {self.metric: None, "val/loss": None}:
+            if name in self._warned_of or math.isfinite(found.get(name, 0.0)):
+                continue
+            self._warned_of.add(name)
+            what = "it selects no checkpoint while it is no number; eval.metric names another"
+            if name != self.metric:
+                what = "some answers of the model are not finite; lower optimizer.lr, or look at the data"
+            self.hooks.warn(f"{name} is {found[name]} at step {step}: {what}")
 
     def _sample(self, state: TrainState, step: int) -> None:
         if self.hooks.sample is None:

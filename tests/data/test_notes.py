@@ -95,6 +95,12 @@ def test_few_examples_get_the_share_that_helps(tmp_path: Path) -> None:
         prepare(schema.Csv(path=str(tmp_path / "t.csv"), label="y"))
     assert "only 2 in each class are left" in str(error.value)
     assert error.value.where == "data.validation_fraction" and "data.validation_fraction=0.34" in str(error.value.hint)
+    (tmp_path / "few.csv").write_text(
+        "a,b,y\n" + "".join(f"{n * 7 % 9},{n * n % 5},{'xyz'[n % 3]}\n" for n in range(3))
+    )
+    with pytest.raises(DataError) as error:  # one of a class is too few for three splits, whatever the shares
+        prepare(schema.Csv(path=str(tmp_path / "few.csv"), label="y"))
+    assert "_fraction=" not in str(error.value.hint) and "three of each class at least" in str(error.value.hint)
     prepare(schema.Csv(path=str(tmp_path / "t.csv"), label="y", validation_fraction=0.34))
 
 

@@ -71,15 +71,21 @@ def test_folders_for_other_libraries_answer_as_their_run(tmp_path: Path, monkeyp
     cli, picture = Cli(tmp_path), np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)
     Image.fromarray(picture).save("picture.png")
     keys = ["recipe=resnet_cls", "data=digits", "model.blocks=[1]", "model.width=4", "model.stem=imagenet"]
-    cli("train", *keys, "recipe.augment.crop=0", *BRIEF, "--name", "net")
+    cli("train", *keys, "recipe.augment.crop=0", "eval.tta=mirror", *BRIEF, "--name", "net")
     cli("export", "net", "--format", "hf")
+    told = cli("predict", "net/hf", "picture.png").stderr
+    assert "note: the run answers by the views of eval.tta=mirror, an export by each picture" in told
+    assert "on the views of `eval.tta=mirror`" in (tmp_path / "runs" / "net" / "hf" / "README.md").read_text()
     for flags in ([], ["--embeddings"]):
-        run, found = (json.loads(cli("predict", name, "picture.png", *flags).stdout) for name in ("net", "net/hf"))
+        run, found = (
+            json.loads(cli("predict", *asked, "picture.png", *flags).stdout)
+            for asked in (["net", "--tta", "none"], ["net/hf"])
+        )
         for name, value in run.items():
             assert found[name] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-5)), name
     assert "bigctl predict, bigctl serve" in cli("info", "net/hf").stdout
     loaded, given = package.load_export("net/hf"), picture[None, :, :, None]
-    np.testing.assert_allclose(loaded.predict(given), package.load("net").predict(given), atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(given), package.load("net", tta="none").predict(given), atol=1e-6)
     assert repr(loaded).startswith("<bigctl export (hf) runs/net/hf: resnet_cls, step 4; 10 classes")
     weights = tmp_path / "runs" / "net" / "hf" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
@@ -97,12 +103,18 @@ def test_exports_are_loaded_in_python(exports: Cli, monkeypatch: pytest.MonkeyPa
     assert isinstance(served, Predicting) and served.columns() == Predicting("m", run).columns()
     with pytest.raises(package.BigctlError, match="is a program in jax"):
         _ = found.params
+    with pytest.raises(package.BigctlError, match="is a program in jax"):
+        found.logits(np.zeros((1, 2)))
     with pytest.raises(package.BigctlError, match="writes no text"):
         found.generate("a")
     with pytest.raises(package.BigctlError, match="nothing is kept in an export"):
         found.choose_threshold()
-    with pytest.raises(package.BigctlError, match=r"there is no such folder \(`bigctl export RUN` writes an"):
+    with pytest.raises(package.BigctlError, match=r"is no export \(`bigctl export RUN` writes an export; a run has"):
         package.load_export("small")
+    with pytest.raises(package.BigctlError, match="there is no such folder"):
+        package.load_export("smaller")
+    with pytest.raises(package.BigctlError, match="the export is not encrypted"):
+        package.load_export("small/jax", passphrase="five words drawn by dice")
     with pytest.raises(package.BigctlError, match="`bigctl.load_export` takes it"):
         package.load("small/jax")
 
@@ -348,6 +360,13 @@ def test_an_encrypted_language_model_writes_as_the_open_one(llama: TrainedRun, t
     file.write_bytes(content)
     with pytest.raises(package.BigctlError, match="is damaged"):
         language_models.load_language_model(str(tmp_path / "open"))
+
+
+def test_exports_of_language_models_are_compared_without_a_test_in_pairs(llama: TrainedRun) -> None:
+    if not (llama.run.path / "jax").is_dir():
+        exporter("jax").write(llama, llama.run.path / "jax")
+    told = Cli(llama.run.path.parent)("compare", "run", "run/jax").stdout
+    assert "format" in told and "float32" in told and "--significance" not in told
 
 
 def test_a_file_for_llama_cpp_is_scored_as_bigctl_reads_it(llama: TrainedRun) -> None:

@@ -99,6 +99,8 @@ def test_a_sealed_model_of_texts_has_its_tokenizer(tmp_path_factory: pytest.Temp
     model = artefact.labelling(tmp_path / "sealed", passphrase=SECRET)
     served = Predicting("m", artefact.labelling(tmp_path / "sealed", passphrase=SECRET))  # its tokenizer's file is gone
     assert served.kind == "text"
+    with model._tokenizer_there() as file:  # for the data, where its run is not at hand
+        assert file.read_bytes() == (tmp_path / "open" / "tokenizer.json").read_bytes()
     assert model.label_texts(["soup and salt"]) == artefact.labelling(tmp_path / "open").label_texts(["soup and salt"])
 
 
@@ -214,7 +216,7 @@ def test_flags_that_do_not_fit_are_refused_in_one_line(bigctl: Cli, folder: Path
     assert "add --encrypt" in said("export", "any", "--format", "jax", "--passphrase-file", "x")
     assert "no format is given" in said("export", "any")
     assert "any: no encrypted export" in said("predict", "any", "--passphrase-file", "x")
-    assert "nothing is kept in an export" in said("predict", str(exported), "x.csv", "--threshold", "f1")
+    assert "an export takes a number" in said("predict", str(exported), "x.csv", "--threshold", "f1")
     assert "an export holds one step" in said("predict", str(exported), "x.csv", "--step", "3")
 
 

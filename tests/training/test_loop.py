@@ -8,6 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -397,3 +398,15 @@ def test_a_line_whose_time_all_was_compilation_has_no_rate_and_the_next_one_coun
     fit(exp, clock.loop)
     rates = [event[2].get("perf/examples_per_s") for event in events if event[0] == "log"]
     assert rates == [pytest.approx(3200), None, pytest.approx(640 / 0.05)]
+
+
+def test_a_validation_loss_that_is_not_finite_is_told_beside_the_metric() -> None:
+    said: list[str] = []
+    loop = object.__new__(Loop)
+    loop.metric, loop._warned_of, loop.hooks = "val/auc", set(), SimpleNamespace(warn=said.append)
+    loop._check_scores({"val/auc": 0.5, "val/loss": 1.0}, 2)
+    loop._check_scores({"val/auc": 0.5, "val/loss": math.inf}, 3)
+    loop._check_scores({"val/auc": math.nan, "val/loss": math.inf}, 4)
+    loop._check_scores({"val/auc": math.nan, "val/loss": math.nan}, 5)
+    assert [line.partition(":")[0] for line in said] == ["val/loss is inf at step 3", "val/auc is nan at step 4"]
+    assert "answers of the model are not finite" in said[0] and "selects no checkpoint" in said[1]

@@ -277,8 +277,10 @@ def pixels(array: np.ndarray, name: str) -> np.ndarray:
         whole = array.dtype.kind in "iu" and (not array.size or (array.min() >= 0 and array.max() <= 255))
         if not whole:
             hint = "(255 * images).round().astype('uint8') of values from 0 to 1"
-            if array.dtype.kind in "iu" and array.min() >= 0:
-                hint = "(images // 257).astype('uint8') of values from 0 to 65535"
+            if array.dtype == np.uint16:
+                hint = "(images // 257).astype('uint8') of values up to 65535, by less of smaller ones"
+            elif array.dtype.kind in "iu":
+                hint = "scale them to 0 to 255"
             elif array.size and array.min() >= 0 and 1 < array.max() <= 255:
                 hint = "images.round().astype('uint8') of values from 0 to 255"
             raise DataError(f"images are uint8, from 0 to 255; these are {array.dtype}", where=name, hint=hint)
