@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from bigctl.errors import ConfigError, RunError
 from bigctl.generation.generate import LanguageModel
 from bigctl.inference import exported_data
 from bigctl.inference.confidence import Confidence
+from bigctl.inference.exporters import sealed
 from bigctl.inference.scored import Scored
 from bigctl.runs.directory import SETTINGS, RunDirectory
 from bigctl.runs.exports import Export, Origin
@@ -106,9 +106,10 @@ class FromExport(Scored):
         if self.features.tokenizer is None or self._tokenizer_file.is_file():
             yield self._tokenizer_file
             return
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / self._tokenizer_file.name
-            file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+        text = self.tokenizer.to_str(pretty=True)
+        with sealed.clear_folder(len(text)) as folder:
+            file = folder / self._tokenizer_file.name
+            file.write_text(text, encoding="utf-8")
             yield file
 
     @property

@@ -37,7 +37,7 @@ def load_language_model(
     if export is not None:
         if step != "best":
             raise ConfigError("an export holds one step", where="--step", hint="leave it out")
-        if export.kept or export.format in ("onnx", "jax"):  # else weights that anyone reads
+        if export.kept:
             from bigctl.inference import artefact
 
             return artefact.writing(export.path, plugins=plugins, passphrase=passphrase)

@@ -116,7 +116,7 @@ def _hint(left: Shapes, stored: Stored) -> str:
     ]
     if channels and len(channels) == len(left):
         return f"data.channels={channels[0]} gives them pictures as they were trained on"
-    if [name for name, *_ in pairs if not name.endswith(("position", "position/embedding"))] or len(pairs) < len(left):
+    if [name for name, *_ in pairs if name.rpartition("/")[2] != "position"] or len(pairs) < len(left):
         return "choose the model that the weights are of"
     return "data.image_size=[HEIGHT,WIDTH] of the pictures that they were trained on, or the model that they are of"
 

@@ -13,8 +13,8 @@ from bigctl.runs.exports import Export
 
 _ANSWER = ("onnx", "jax", "hf", "timm")
 """Formats with which bigctl labels examples."""
-_WRITE = {"jax": ("generate", "serve"), "hf": ("generate", "serve"), "gguf": ("generate", "serve")}
-"""Commands that write with a language model of a format."""
+_WRITE = ("jax", "hf", "gguf")
+"""Formats with which bigctl writes text."""
 
 
 def gather_export_info(export: Export) -> dict[str, Any]:
@@ -88,6 +88,6 @@ def answering(form: str, kind: str | None, recipe: object) -> tuple[str, ...]:
     if form == "encrypted":
         return ("predict", "generate", "serve")
     if kind == "stream":
-        return _WRITE.get(form, ())
+        return ("generate", "serve") if form in _WRITE else ()
     answers = recipe is not None and form in _ANSWER and run_info.purpose_of(recipe) == "predict"
     return ("predict", "serve") if answers else ()

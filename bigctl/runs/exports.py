@@ -231,8 +231,8 @@ class Export:
 
     @property
     def kept(self) -> bool:
-        """Whether bigctl knows how it is used; of an older one, which does not say, others may read the weights."""
-        return self.sealed or (self.path / SETTINGS).is_file()
+        """Whether it is used as an export. An older one for other libraries, which does not say how, is weights."""
+        return self.sealed or (self.path / SETTINGS).is_file() or self.format in ("onnx", "jax")
 
     @property
     def weights(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from bigctl import memory
 from bigctl.errors import RunError
@@ -15,7 +14,6 @@ from bigctl.generation.slots import memory_of
 from bigctl.inference import artefact
 from bigctl.inference.trained import TrainedRun
 from bigctl.runs import directory, exports
-from bigctl.runs.exports import Export
 from bigctl.serving import llama_cpp, naming, reloading
 from bigctl.serving.predicting import Predicting
 from bigctl.serving.settings import Settings
@@ -69,8 +67,9 @@ def _of_run(
 
 
 def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[str] | None) -> Predicting | Writing:
-    if naming.kind_of(given) == "export":
-        folder = cast(Export, exports.find(given)).path
+    export = exports.find(given)
+    if export is not None and export.kept:
+        folder = export.path
         reloading.require_room(folder, memory.available())
         found = artefact.load(folder, plugins=plugins, passphrase=settings.passphrase)
         if not isinstance(found, LanguageModel):
@@ -89,8 +88,8 @@ def _without_run(name: str, given: str, settings: Settings, plugins: Sequence[st
 
     source = sources.locate_source(given)
     if source.model not in sources.DECODERS:
-        if (older := exports.find(given)) is not None:
-            older.settings()  # which says that it has none
+        if export is not None:
+            export.settings()  # which says that it has none
         what = f"holds weights of model={source.model}, and only those of a GPT or a Llama are served without their run"
         raise RunError(what, where=given, hint="serve the run, or what `bigctl export --format onnx` makes of it")
     model = pretrained_language_model(source)

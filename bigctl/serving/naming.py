@@ -14,7 +14,7 @@ def kind_of(given: str) -> str:
     """ "run", "export" or "weights"; "run" of what is none of them, which loading then says."""
     path = Path(given)
     export = exports.find(given)
-    if export is not None and (export.kept or export.format in ("onnx", "jax")):
+    if export is not None and export.kept:
         return "export"
     if any((folder / "run.json").is_file() for folder in (path, directory.ROOT / path)):
         return "run"

@@ -218,7 +218,7 @@ class Loop:
 
     def _check_scores(self, found: Mapping[str, float], step: int) -> None:
         """Says once of the metric, and of the loss, of validation that it is not finite."""
-        for name in {self.metric: None, "val/loss": None}:
+        for name in dict.fromkeys((self.metric, "val/loss")):
             if name in self._warned_of or math.isfinite(found.get(name, 0.0)):
                 continue
             self._warned_of.add(name)

@@ -365,6 +365,7 @@ def test_a_run_of_another_model_hands_over_by_path(here):
         ("stem/kernel", (7, 7, 3, 64), (7, 7, 1, 64), "data.channels=3"),
         ("stem/kernel", (7, 7, 3, 64), (3, 3, 3, 64), "choose the model"),
         ("position", (16, 64), (36, 64), "data.image_size=[HEIGHT,WIDTH]"),
+        ("embeddings/position/embedding", (16, 64), (36, 64), "choose the model"),
     ],
 )
 def test_weights_of_other_pictures_are_told_by_what_is_asked_for(here, name, theirs, ours, hint):

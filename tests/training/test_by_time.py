@@ -16,7 +16,7 @@ from bigctl.training.checkpoints import by_time
 from bigctl.training.checkpoints.by_time import LEAST, SHARE, TimedSaves
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress, TrainState
-from tests.training.test_loop import FakeFeed, built, fit, loop_of
+from tests.training.loops import FakeFeed, built, fit, loop_of
 
 
 class Saved:

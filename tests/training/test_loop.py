@@ -3,113 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
-import time
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-import bigctl
-from bigctl.engine import experiment
 from bigctl.engine.experiment import Experiment
 from bigctl.errors import TrainingFailed
 from bigctl.optim import schedules
 from bigctl.training import feed as feeds
 from bigctl.training.evaluation import Evaluator
-from bigctl.training.loop import Cadence, Diverged, Hooks, Loop
-from bigctl.training.signals import StopRequest
-from bigctl.training.state import Progress, TrainState
-
-MLP = ("recipe=mlp_cls", "data=breast_cancer", "model.hidden=[8]", "train.batch_size=32", "mesh=single")
-
-
-@functools.cache
-def built(*overrides: str) -> Experiment:
-    return experiment.build(bigctl.compose([*MLP, *overrides, "train.steps=12"]))
-
-
-class FakeFeed:
-    """Takes steps as long as the loop allows, `most` at a time, without computing anything."""
-
-    def __init__(
-        self, events: list[Any], most: int = 100, pause: Callable[[int], float] = lambda call: 0.0,
-        sleep: Callable[[float], None] = time.sleep,
-    ):  # fmt: skip
-        self.events, self.most, self.pause, self.sleep = events, most, pause, sleep
-        self.waited, self.waits_for_data = 0.0, True
-        self.work, self.nbytes = None, 0
-        self.shapes = 1
-        self.calls = 0
-
-    def shape(self, position: int) -> None:
-        return None
-
-    def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
-        self.events.append(("draw", position))
-        wait = self.pause(self.calls)
-        self.calls += 1
-        self.waited += wait
-        self.sleep(wait)
-        return state, min(limit, self.most)
-
-    def program(self) -> Any:
-        return None
-
-    def close(self) -> None: ...
-
-
-def loop_of(
-    exp: Experiment, cadence: Cadence, scores: Any, *, feed: Any = None, mode: str = "max", save: Any = None
-) -> tuple[Loop, list[Any]]:
-    """A loop whose every call outward is written down. `scores` are the values of val/accuracy, or an evaluator."""
-    events: list[Any] = [] if feed is None else feed.events
-    values = iter(scores) if not callable(scores) else None
-
-    def evaluate(params: Any, variables: Any) -> dict[str, Any]:
-        return {"val/accuracy": next(values), "val/confusion": [[1]]} if values is not None else scores(params)
-
-    def write(step: int, found: dict[str, Any]) -> None:
-        which = "evaluate" if any(name.startswith("val/") for name in found) else "log"
-        events.append((which, step, found))
-
-    def saved(state: TrainState, progress: Progress) -> None:
-        events.append(("save", progress.step, progress.to_json()))
-        if save is not None:
-            save()
-
-    hooks = Hooks(
-        write=write, save=saved, flush=lambda: events.append(("flush",)), warn=lambda text: events.append((text,))
-    )
-    loop = Loop(
-        exp.programs, feed or FakeFeed(events), evaluate, cadence, exp.config, hooks, StopRequest(),  # type: ignore
-        metric="val/accuracy", mode=mode, examples_per_epoch=exp.dataset.size("train"),
-    )  # fmt: skip
-    return loop, events
-
-
-def fit(exp: Experiment, loop: Loop) -> Progress:
-    return loop.fit(state_of(exp), Progress())[1]
-
-
-@functools.cache
-def initial(programs: Any) -> Any:
-    return jax.device_get(programs.initialise())
-
-
-def state_of(exp: Experiment) -> TrainState:
-    copied = jax.tree.map(np.array, initial(exp.programs))
-    return jax.device_put(copied, exp.programs.state_shardings, may_alias=False)
-
-
-def names(events: Sequence[Any]) -> list[Any]:
-    return [event[:2] for event in events]
-
+from bigctl.training.loop import Cadence, Diverged, Loop
+from bigctl.training.state import Progress
+from tests.training.loops import FakeFeed, built, fit, loop_of, names, state_of
 
 # ------------------------------------------------------------------------------------------------------ the order
 
@@ -249,6 +157,19 @@ def test_an_unknown_selection_metric_is_named_with_those_there_are() -> None:
     with pytest.raises(TrainingFailed, match="val/accuracy") as error:
         fit(exp, loop)
     assert "val/f1, val/loss" in str(error.value) and error.value.where == "eval.metric"
+
+
+def test_a_validation_loss_that_is_not_finite_is_told_beside_the_metric() -> None:
+    found = iter([(0.5, 1.0), (0.5, math.inf), (NAN, math.inf), (NAN, NAN)] + [(0.5, 1.0)] * 6)
+    exp = built()
+    loop, events = loop_of(
+        exp, EVERY_STEP, lambda params: dict(zip(("val/accuracy", "val/loss"), next(found), strict=True))
+    )
+    assert fit(exp, loop).best_step == 1
+    said = [event[0] for event in events if str(event[0]).startswith("val/")]
+    begins = [text.partition(":")[0] for text in said]
+    assert begins == ["val/loss is inf at step 2", "val/accuracy is nan at step 3"]
+    assert "answers of the model are not finite" in said[0] and "selects no checkpoint" in said[1]
 
 
 # ---------------------------------------------------------------------------------------------------- what is written
@@ -398,15 +319,3 @@ def test_a_line_whose_time_all_was_compilation_has_no_rate_and_the_next_one_coun
     fit(exp, clock.loop)
     rates = [event[2].get("perf/examples_per_s") for event in events if event[0] == "log"]
     assert rates == [pytest.approx(3200), None, pytest.approx(640 / 0.05)]
-
-
-def test_a_validation_loss_that_is_not_finite_is_told_beside_the_metric() -> None:
-    said: list[str] = []
-    loop = object.__new__(Loop)
-    loop.metric, loop._warned_of, loop.hooks = "val/auc", set(), SimpleNamespace(warn=said.append)
-    loop._check_scores({"val/auc": 0.5, "val/loss": 1.0}, 2)
-    loop._check_scores({"val/auc": 0.5, "val/loss": math.inf}, 3)
-    loop._check_scores({"val/auc": math.nan, "val/loss": math.inf}, 4)
-    loop._check_scores({"val/auc": math.nan, "val/loss": math.nan}, 5)
-    assert [line.partition(":")[0] for line in said] == ["val/loss is inf at step 3", "val/auc is nan at step 4"]
-    assert "answers of the model are not finite" in said[0] and "selects no checkpoint" in said[1]
