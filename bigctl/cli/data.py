@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import terminal
-from bigctl.cli import common, data_clean, data_suspects, render
+from bigctl.cli import common, data_clean, data_copies, data_suspects, render
 from bigctl.errors import ConfigError
 from bigctl.files import disk_size
 from bigctl.formatting import age, size
@@ -45,6 +45,7 @@ examples:
   bigctl data digits recipe=cnn_cls recipe.augment.erase=0.5 --augmented seen.png
   bigctl data text data.path=book.txt --verify         are the files and the prepared form what they were?
   bigctl data rotten_tomatoes --suspects               examples whose label is likely wrong
+  bigctl data image_folder data.path=photos --copies   pictures of test that are in training too
   bigctl data cifar10 --clean                          remove what was decoded
   bigctl data --clean --all
 """
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--augmented", type=Path, metavar="FILE.png", help="write images beside what a recipe's training sees of them"
     )
     data_suspects.add_arguments(parser)
+    data_copies.add_arguments(parser)
     common.add_json(parser)
 
 
@@ -76,21 +78,14 @@ def run(options: argparse.Namespace) -> int:
     if options.overrides[:1] == ["add"]:
         return _add(options)
     options.overrides = [o if "=" in o or o.startswith("~") else f"data={o}" for o in options.overrides]
-    if options.clean and (options.prepare or options.rebuild or options.verify or options.suspects or _sheets(options)):
+    if options.clean and _looks(options):
         raise ConfigError("--clean goes with nothing else than --all", hint="prepare in a second command")
     if options.all:
         if not options.clean or options.overrides:
             raise ConfigError("--all is for `bigctl data --clean --all`")
         return data_clean.clean_all(options)
     if not options.overrides:
-        if (
-            options.clean
-            or options.prepare
-            or options.rebuild
-            or options.verify
-            or options.suspects
-            or _sheets(options)
-        ):
+        if options.clean or _looks(options):
             raise ConfigError(
                 "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
             )
@@ -102,8 +97,16 @@ def run(options: argparse.Namespace) -> int:
         return data_clean.clean(options, wanted.data, wanted.form)
     if options.suspects:
         return data_suspects.show(options, wanted.data, wanted.regression)
+    if options.copies:
+        return data_copies.show(options, wanted.data, wanted.form)
     with file_index.distrust() if options.verify else contextlib.nullcontext():
         return _show(options, wanted)
+
+
+def _looks(options: argparse.Namespace) -> bool:
+    """Whether a set is to be prepared or looked at in a way that a flag names."""
+    asked = (options.prepare, options.rebuild, options.verify, options.suspects, options.copies)
+    return any(asked) or bool(_sheets(options))
 
 
 def _sheets(options: argparse.Namespace) -> list[tuple[str, Path]]:
@@ -156,6 +159,7 @@ def _configuration(options: argparse.Namespace) -> Wanted:
     elif getattr(config.recipe, "augment", None) is not None:
         from bigctl.engine import resolve
 
+        config = resolve.with_architecture(config, resolve.locate_weights(config))  # pictures of the size of these
         data = resolve.data_of(config)
     return Wanted(data, config.is_regression, tokenizer, batches, dataclasses.replace(config, data=data))
 
@@ -342,14 +346,16 @@ def _write_sheet(dataset: Dataset, config: Config, flag: str, file: Path) -> Non
 def _augmented(dataset: Dataset, config: Config, flag: str) -> Image:
     from bigctl.config import checks
     from bigctl.data.augmentation import sheet
-    from bigctl.recipes import image_cls
+    from bigctl.engine import doubts, experiment
 
     augment = getattr(config.recipe, "augment", None)
     if augment is None:
         hint = "name one of images too: recipe=cnn_cls, and its keys such as recipe.augment.rotate=20"
         raise ConfigError("how images are changed is told by a recipe", where=flag, hint=hint)
-    checks.check(config, {}, only="recipe.augment.")
-    image_cls.require_fit(augment, dataset.features)
+    checks.check(config, {}, only="recipe.")
+    experiment.make_task(config, dataset.features, dataset)  # which refuses what training refuses
+    for note in doubts.notes(config, dataset.features):
+        print(f"note: {note}", file=sys.stderr)
     return sheet.augmented_sheet(dataset, augment, config.seed)
 
 

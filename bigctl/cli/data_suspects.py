@@ -17,7 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suspects", action="store_true", help="rank examples whose label is likely wrong, by cheap models"
     )
     parser.add_argument(
-        "--most", type=common.whole(least=1), default=20, metavar="N", help="of --suspects, how many; default: 20"
+        "--most",
+        type=common.whole(least=1),
+        default=20,
+        metavar="N",
+        help="of --suspects and --copies, how many; default: 20",
     )
 
 

@@ -5,15 +5,14 @@ What is found when data is prepared is kept with it, so that notes are the same 
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from bigctl.data import documents
+from bigctl.data import copies, documents
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.files.paths import some
-from bigctl.data.near_copies import near_copies
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.sources.decoded import Columns
 from bigctl.data.sources.text_rows import short
@@ -22,8 +21,13 @@ from bigctl.data.text import ngrams
 
 _UNKNOWN = 0.1
 """Share of unknown tokens above which it is told."""
-_ROWS = 2**14
-"""Rows of a table that are looked at at once."""
+_NAMED = 3
+"""Copies that are named."""
+_DECODED = 2**13
+"""Pictures in files that are decoded when they are prepared, at most, to be compared."""
+_PAIRS = 2 * 10**9
+"""Pairs of decoded pictures that are compared then, at most."""
+Named = Callable[[str, int], str]
 _FEW = 0.02
 """Share of the rows of a table below which equal ones are chance."""
 
@@ -42,16 +46,20 @@ def notes_of(dataset: Dataset) -> list[str]:
 # ------------------------------------------------------------------------------------------------ found when preparing
 
 
-def on_arrays(arrays: dict[str, Columns], features: Features) -> list[str]:
-    """Notes on examples as a model sees them: classes missing from a split, copies across splits, blank pictures."""
+def on_arrays(arrays: dict[str, Columns], features: Features, named: Named) -> list[str]:
+    """Notes on examples as a model sees them: classes missing from a split, copies across splits, blank pictures.
+
+    Args:
+        named: gives the file, or the like, that a row of a split is from.
+    """
     found = _missing_classes(arrays, features.target)
-    if any(isinstance(columns["inputs"], EncodedImages) for columns in arrays.values() if "inputs" in columns):
-        return found + _copies({split: _contents(columns["inputs"]) for split, columns in arrays.items()}, "image")
-    if features.kind in ("image", "table"):
-        found += _copies({split: columns["inputs"] for split, columns in arrays.items()}, features.kind)
-    if features.kind == "image":
-        found += _near_copies({split: columns["inputs"] for split, columns in arrays.items()}) + _blank(arrays)
-    return found
+    if features.kind not in ("image", "table"):
+        return found
+    inputs = {split: columns["inputs"] for split, columns in arrays.items()}
+    if features.kind == "table":
+        return found + _copied_rows(inputs)
+    found += _copied_pictures(inputs, named)
+    return found if isinstance(inputs["train"], EncodedImages) else found + _blank(arrays)
 
 
 def _missing_classes(arrays: dict[str, Columns], target: Target) -> list[str]:
@@ -70,56 +78,40 @@ def _missing_classes(arrays: dict[str, Columns], target: Target) -> list[str]:
     return found
 
 
-def _copies(inputs: dict[str, np.ndarray], kind: str) -> list[str]:
-    train = _keys(inputs["train"], kind)
-    what = "pictures" if kind == "image" else "rows"
-    found = []
+def _copied_rows(inputs: dict[str, np.ndarray]) -> list[str]:
+    """What is said of rows of a table that are in training too; a few equal ones are chance."""
+    train, found = copies.row_keys(inputs["train"]), []
     for split in ("validation", "test"):
-        copies, size = int(np.isin(_keys(inputs[split], kind), train).sum()), len(inputs[split])
-        if copies > (max(2, _FEW * size) if kind == "table" else 0):
-            found.append(f"{copies:,} of {size:,} {split} {what} are also in the training split")
+        count, size = int((copies.same(copies.row_keys(inputs[split]), train) >= 0).sum()), len(inputs[split])
+        if count > max(2, _FEW * size):
+            found.append(f"{count:,} of {size:,} {split} rows are also in the training split")
     return found
 
 
-def _near_copies(inputs: dict[str, np.ndarray]) -> list[str]:
-    """What is one photograph made anew; exact copies are told of besides."""
-    train, found = inputs["train"], []
-    for split in ("validation", "test"):
-        near = near_copies(inputs[split], train) & ~np.isin(_keys(inputs[split], "image"), _keys(train, "image"))
-        if count := int(near.sum()):
-            places = some([str(row) for row in np.flatnonzero(near).tolist()], 3)
-            what = "is" if count == 1 else "are"
+def _copied_pictures(inputs: dict[str, np.ndarray], named: Named) -> list[str]:
+    """What is said of pictures that are in training too, or that are a photograph of it made anew."""
+    found = []
+    for split, own in copies.of_pictures(inputs, near=_compared(inputs)).items():
+        for exact in (True, False):
+            rows = [i for i, how in enumerate(own.how) if (how == copies.SAME) is exact]
+            if not rows:
+                continue
+            what = "also in" if exact else "nearly the same as one of"
+            made = "" if exact else ", resized, compressed or mirrored"
+            pairs = [f"{named(split, int(own.rows[i]))} ({named('train', int(own.of[i]))})" for i in rows]
+            verb = "is" if len(rows) == 1 else "are"
             found.append(
-                f"{count:,} of {len(near):,} {split} pictures {what} nearly the same as one of the training split, "
-                f"resized or compressed anew: number {places}"
+                f"{len(rows):,} of {len(inputs[split]):,} {split} pictures {verb} {what} the training split{made}: "
+                f"{some(pairs, _NAMED)}{'; `bigctl data ... --copies` lists all' if len(rows) > _NAMED else ''}"
             )
     return found
 
 
-def _contents(images: np.ndarray) -> np.ndarray:
-    """What tells files apart without decoding them: uint64 [N, 2]."""
-    store = cast(EncodedImages, images).store
-    return np.stack([store.sizes.astype(np.uint64), store.digests], axis=1)
-
-
-def _keys(inputs: np.ndarray, kind: str) -> np.ndarray:
-    """What tells examples apart by their bytes, uint64 [N]."""
-    if kind == "table" and inputs.dtype == np.float32:
-        blocks = [row_keys(inputs[start : start + _ROWS]) for start in range(0, len(inputs), _ROWS)]
-        return np.concatenate(blocks) if blocks else np.empty(0, np.uint64)
-    digests = [hashlib.blake2b(np.ascontiguousarray(each).tobytes(), digest_size=8).digest() for each in inputs]
-    return np.frombuffer(b"".join(digests), np.uint64)
-
-
-def row_keys(rows: np.ndarray) -> np.ndarray:
-    """One number a row of float32 [n, D], uint64 [n], equal for rows of equal bytes: each value is mixed with its
-    place as splitmix64 (Steele et al. 2014) does, and they are added up."""
-    bits = np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64)
-    mixed: np.ndarray = bits + np.arange(1, bits.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    found: np.ndarray = (mixed ^ (mixed >> np.uint64(31))).sum(1, dtype=np.uint64)
-    return found
+def _compared(inputs: dict[str, np.ndarray]) -> bool:
+    """Whether pictures are compared by their looks while they are prepared: large ones, unless that takes long."""
+    count, train = sum(map(len, inputs.values())), inputs["train"]
+    few = count <= _DECODED if isinstance(train, EncodedImages) else (count - len(train)) * len(train) <= _PAIRS
+    return few and copies.large(train)
 
 
 def _blank(arrays: dict[str, Columns]) -> list[str]:

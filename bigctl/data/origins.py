@@ -7,7 +7,7 @@ before has none, and is the same data.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,17 @@ def taken(by_split: Mapping[str, Columns]) -> dict[str, np.ndarray]:
     return {split: places for split, places in found.items() if places is not None}
 
 
+def names(origins: Origins | None, places: Mapping[str, np.ndarray]) -> Callable[[str, int], str]:
+    """What an example of a split is called: where it is from in words, or its number where that is not known."""
+
+    def named(split: str, row: int) -> str:
+        if origins is None or split not in places:
+            return f"number {row}"
+        return origins.name(int(places[split][row]))
+
+    return named
+
+
 def write(folder: Path, origins: Origins | None, places: Mapping[str, np.ndarray]) -> None:
     """Keep where the examples of each split are from, in the folder of a prepared data set. Raises OSError."""
     if origins is None or not places:
@@ -45,7 +56,7 @@ def read(folder: str | Path, split: str, rows: Sequence[int]) -> list[str | None
         with np.load(Path(folder) / _FILE, allow_pickle=False) as stored:
             unit, sources = json.loads(stored["sources"].tobytes())
             places = stored[split][list(rows)]
-        pairs = [(str(sources[place >> Origins.BITS]), place & Origins.MOST) for place in places.tolist()]
-        return [Origins.said(str(unit), *pair) for pair in pairs]
+        known = Origins(sources, {}, str(unit))
+        return [known.name(place) for place in places.tolist()]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return [None] * len(rows)

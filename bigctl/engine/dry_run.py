@@ -7,7 +7,8 @@ from typing import Any
 
 from bigctl.config.schema import Config
 from bigctl.data import notes
-from bigctl.engine import privacy
+from bigctl.data.dataset import Dataset
+from bigctl.engine import doubts, privacy, teacher
 from bigctl.runs import corpora
 
 
@@ -18,7 +19,7 @@ def report(config: Config) -> dict[str, Any]:
         BigctlError: for whatever would keep the training from starting.
     """
 
-    from bigctl.engine import batch_size, compile_cache, device_memory, federated, plan, restore, step_memory, teacher
+    from bigctl.engine import batch_size, compile_cache, device_memory, federated, plan, restore, step_memory
     from bigctl.engine import experiment as experiments
     from bigctl.optim import thawing
     from bigctl.training import feed
@@ -52,7 +53,7 @@ def report(config: Config) -> dict[str, Any]:
         "kernels": dict(programs.kernels),
         "data": {split: dataset.size(split) for split in dataset.splits},
         "drawn": (drawn := experiment.drawn()),
-        "notes": [*notes.notes_of(dataset), *corpora.notes(drawn), *teacher.uncounted(config, dataset)],
+        "notes": [*_notes(config, dataset), *corpora.notes(drawn)],
         "init_from": None if taken is None else list(taken.said),
         "unfreeze": thawed,
         "federated": list(federated.announcement(config, dataset)),
@@ -68,6 +69,10 @@ def report(config: Config) -> dict[str, Any]:
         "flops_per_step": flops,
         "flops_per_example": math.nan if flops is None else flops / config.train.batch_size,
     }
+
+
+def _notes(config: Config, dataset: Dataset) -> list[str]:
+    return [*notes.notes_of(dataset), *teacher.uncounted(config, dataset), *doubts.notes(config, dataset.features)]
 
 
 def text(report: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bigctl.data import background_check
-from bigctl.engine import federated, open_run, privacy, restore, samples, step_memory
+from bigctl.engine import doubts, federated, open_run, privacy, restore, samples, step_memory
 from bigctl.engine.experiment import Experiment
 from bigctl.engine.restore import Start
 from bigctl.engine.run import Run
@@ -263,10 +263,7 @@ def _announcement(run: Run, experiment: Experiment, resumed: int, notes: Sequenc
             f"note: the learning rate is 0 from step {horizon:,} on, where this run was to end at first: "
             f"more steps change nothing; schedule.horizon={steps} --allow-drift schedule.horizon stretches the schedule"
         )
-    if config.train.adversarial.warmup and not config.train.adversarial.eps:
-        yield "note: train.adversarial.warmup has nothing to grow: train.adversarial.eps is 0, no image is moved"
-    if config.train.accumulate > 1 and getattr(config.model, "norm", "none") == "batch":
-        yield "note: batch normalisation sees each of the train.accumulate parts by itself, not the whole batch"
+    yield from (f"note: {note}" for note in doubts.notes(config, experiment.dataset.features))
 
 
 def check_preempted(run: Run, experiment: Experiment, start: Start, progress: Progress) -> None:

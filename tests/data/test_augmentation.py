@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 import bigctl
@@ -169,9 +171,11 @@ def test_a_reflecting_border_shows_the_image_mirrored_around_its_edge() -> None:
         (["recipe.augment.border=reflect", "recipe.augment.crop=8"], "8x8 have no 8 pixels"),
         (["recipe.augment.crop=8"], "8x8 are out of sight when moved by 8"),
         (["recipe.augment.sizes=[8]"], "8 x 8 pixels do not grow from 8"),
+        (["recipe.augment.sizes=[4]", "model=cnn"], "model=cnn takes pictures of one size"),
+        (["recipe.augment.repeats=3"], "cannot hold each example 3 times"),
     ],
 )
-def test_changes_that_images_are_too_small_for_are_config_errors_of_training_and_of_the_sheet(
+def test_changes_that_images_cannot_have_are_config_errors_of_training_and_of_the_sheet(
     keys: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = ["recipe=resnet_cls", "data=digits", *keys]
@@ -179,6 +183,22 @@ def test_changes_that_images_are_too_small_for_are_config_errors_of_training_and
         experiment.build(bigctl.compose(keys))
     assert main(["data", *keys, "--augmented", str(tmp_path / "sheet.png")]) == 2
     assert said in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
+
+
+def test_the_sheet_shows_pictures_at_the_size_that_training_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGCTL_CACHE_DIR", str(tmp_path / "cache"))
+    for number in range(20):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40 + number % 3, 30, 3), 10 * number, np.uint8)).save(file)
+    keys = ["recipe=cnn_cls", "recipe.size=12", "data=image_folder", f"data.path={tmp_path / 'photos'}"]
+    assert main(["data", *keys, "--augmented", str(tmp_path / "sheet.png"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    trained = experiment.build(bigctl.compose(keys)).dataset
+    assert told["shape"] == list(trained.features.shape) == [16, 12, 3]
+    assert told["fingerprint"] == trained.fingerprint
 
 
 # ------------------------------------------------------------------------------------------------------- alternation

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bigctl.config.schema.base import Problem, Whole, key
+from bigctl.config.schema.base import Problem, Whole, idle, key
 
 RANDAUGMENT, TRIVIALAUGMENT = "randaugment", "trivialaugment"
 BLACK, MEAN, NOISE = "black", "mean", "noise"
@@ -96,6 +96,17 @@ class Augment:
     def mixes(self) -> bool:
         """Whether examples are mixed with one another."""
         return bool(self.mixup or self.cutmix) and self.mix > 0
+
+    @property
+    def idle(self) -> list[str]:
+        """Keys that are set and do nothing beside the others, as "erase_area, for erase alone"."""
+        random, erased = (self.policy == RANDAUGMENT, "policy=randaugment"), (self.erase > 0, "erase")
+        uses = {
+            "border": (self.crop > 0, "crop"), "operations": random, "magnitude": random, "erase_area": erased,
+            "erase_fill": erased, "mix": (self.mixup > 0 or self.cutmix > 0, "mixup and cutmix"),
+            "grow": (bool(self.sizes), "sizes"),
+        }  # fmt: skip
+        return idle(self, uses)
 
     def _size_problems(self, config: Whole) -> Iterator[Problem]:
         place, train = "recipe.augment.sizes", config.train

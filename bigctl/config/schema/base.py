@@ -28,6 +28,20 @@ Problem = tuple[str, str, str]
 """Key, what is wrong with it, what to do."""
 
 
+def idle(keys: object, uses: Mapping[str, tuple[bool, str]]) -> list[str]:
+    """Keys of a dataclass that are not as by default and do nothing, as "alpha, for split=dirichlet alone".
+
+    Args:
+        uses: name of a key -> whether it is used, and beside what it is.
+    """
+    plain = type(keys)()
+    return [
+        f"{name}, for {where} alone"
+        for name, (used, where) in uses.items()
+        if not used and getattr(keys, name) != getattr(plain, name)
+    ]
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What a number must satisfy: >= ge, > gt, <= le, < lt. Neither NaN nor an infinity satisfies any."""

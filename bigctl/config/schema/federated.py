@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bigctl.config.schema.base import FREE, STRUCTURAL, Problem, Whole, key
+from bigctl.config.schema.base import FREE, STRUCTURAL, Problem, Whole, idle, key
 
 SPLITS = ("iid", "shards", "dirichlet")
 COMPRESSIONS = ("none", "topk", "int8")
@@ -74,12 +74,7 @@ class Federated:
             "server_beta2": (self.server in ("adam", "yogi"), "server=adam and yogi"),
             "server_tau": (adaptive, "server=adagrad, adam and yogi"),
         }  # fmt: skip
-        plain = type(self)()
-        return [
-            f"{name}, for {where} alone"
-            for name, (used, where) in uses.items()
-            if not used and getattr(self, name) != getattr(plain, name)
-        ]
+        return idle(self, uses)
 
     def problems(self, config: Whole) -> Iterator[Problem]:
         """What of these keys does not go together, with each other or the rest of an experiment."""

@@ -33,6 +33,11 @@ def draws(key: UInt64[np.ndarray, " batch"]) -> Float64[np.ndarray, "batch 10 4"
     return (numbers * 2.0**-53).reshape(len(key), _ATTEMPTS, 4)
 
 
+def whole(width: int, height: int, wanted: tuple[int, int]) -> Box:
+    """All of a picture, whatever its shape."""
+    return 0.0, 0.0, float(width), float(height)
+
+
 def middle(width: int, height: int, wanted: tuple[int, int]) -> Box:
     """The largest part in the middle with the shape of `wanted` (height, width).
 

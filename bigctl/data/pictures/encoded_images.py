@@ -36,7 +36,7 @@ class Form:
         height, width: [pixels].
         channels: 1 for grey, 3 for colour.
         background: "black" or "white", below what is transparent.
-        resize: "stretch" or "crop", what becomes of another shape.
+        resize: "stretch", "crop", or "fast" to stretch what need not be exact: what becomes of another shape.
         sized: whether pictures of another size are resized, and not refused.
     """
 
@@ -167,6 +167,10 @@ class EncodedImages:
     def take(self, rows: np.ndarray) -> EncodedImages:
         """Some of them, integers [n], in that order."""
         return replace(self, store=self.store.take(rows), sums=self.sums.take(rows) if self.sums is not None else None)
+
+    def small(self, side: int) -> EncodedImages:
+        """All of them, squeezed into a square of so many pixels, which is decoded as fast as can be."""
+        return replace(self, form=replace(self.form, height=side, width=side, resize=image_decoding.FAST, sized=True))
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays to be stored, by name."""

@@ -24,10 +24,17 @@ def check_target(target: Target, regression: bool) -> None:
         )
 
 
-def note_findings(info: dict[str, Any], arrays: dict[str, Columns], features: Features, config: Data) -> None:
-    """Add what a user should hear of prepared examples to the notes in `info`. Raises DataError for a class that the
-    training split lacks."""
-    found = [*info.get("notes", ()), *_refuse_missing_classes(arrays, features), *notes.on_arrays(arrays, features)]
+def note_findings(
+    info: dict[str, Any],
+    arrays: dict[str, Columns],
+    features: Features,
+    config: Data,
+    named: notes.Named,
+) -> None:
+    """Add what a user should hear of prepared examples to the notes in `info`; `named` gives the file that a row of a
+    split is from. Raises DataError for a class that the training split lacks."""
+    found = [*info.get("notes", ()), *_refuse_missing_classes(arrays, features)]
+    found += notes.on_arrays(arrays, features, named)
     found += folds.notes(arrays, config, features.target)
     info |= {"notes": found} if found or "notes" in info else {}
 

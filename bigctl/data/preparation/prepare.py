@@ -161,7 +161,7 @@ def _decode_into(folder: Path, config: Data, regression: bool, tokenizer: tokeni
         features, encoded = encode.encode_texts(decoded, by_split, config, tokenizer, made, info)
     else:
         features, encoded = encode.encode_examples(decoded, by_split, config, info)
-    checks.note_findings(info, encoded, features, config)
+    checks.note_findings(info, encoded, features, config, origins.names(decoded.origins, places))
     text = made.to_str(pretty=True) if made is not None else None
     cache.write_dataset(
         folder, features, encoded, info, text, keep=lambda at: origins.write(at, decoded.origins, places)

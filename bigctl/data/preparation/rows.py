@@ -134,7 +134,7 @@ def _made(
     else:
         features, files = _encoded(work, journal, decoded, by_split)
     arrays = {split: _mapped(work, split) for split in SPLITS}
-    checks.note_findings(info, arrays, features, config)
+    checks.note_findings(info, arrays, features, config, origins.names(decoded.origins, places))
     origins.write(work, decoded.origins, places)
     return lambda folder: cache.finish_shards(work, folder, features, files, info, {})
 

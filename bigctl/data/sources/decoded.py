@@ -55,10 +55,12 @@ class Origins:
             places[split] = np.asarray(own, np.int64) + (number << cls.BITS)
         return cls([Path(name).name for name, _ in lines.values()], places)
 
-    @staticmethod
-    def said(unit: str, source: str, number: int) -> str:
+    def name(self, place: int) -> str:
         """A place in words: photos/3.jpg, table.csv:17, table.parquet:row 3."""
-        return source if not number else f"{source}:{number}" if unit == "line" else f"{source}:{unit} {number}"
+        source, number = str(self.sources[place >> self.BITS]), place & self.MOST
+        if not number:
+            return source
+        return f"{source}:{number}" if self.unit == "line" else f"{source}:{self.unit} {number}"
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ T = TypeVar("T")
 Part = Callable[[int, int, tuple[int, int]], crops.Box]
 """From the width and height of a picture, and what is wanted (height, width), to the part that is taken of it."""
 AUTO, STRETCH, CROP = "auto", "stretch", "crop"
+FAST = "fast"
+"""Stretched, too, out of a JPEG that is decoded at a part of its size: for what is only looked at."""
 AS_EVER = (AUTO, STRETCH)
 """Of `data.resize`, what an identity that is older than the key does not tell."""
 
@@ -78,7 +80,7 @@ def read_part(
 
 def part_of(resize: str) -> Part | None:
     """What is taken of a picture where nothing is drawn; None for all of it."""
-    return crops.middle if resize == CROP else None
+    return {CROP: crops.middle, FAST: crops.whole}.get(resize)
 
 
 def is_picture(value: object) -> TypeGuard[Image.Image]:
