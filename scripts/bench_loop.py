@@ -201,10 +201,10 @@ def _bare_steps(setting: Setting) -> Callable[[], float]:
 def _bare_scan(setting: Setting) -> Callable[[], float]:
     import jax
 
-    from bigctl.training.programs import step_on_resident
+    from bigctl.training.on_batches import on_resident
 
     programs, indices = setting.built.programs, _indices(setting)
-    one_step, layout = step_on_resident(programs.step), setting.built.dataset.batches
+    one_step, layout = on_resident(programs.step, programs.step.train), setting.built.dataset.batches
 
     def run(state: Any, arrays: Any, indices: Any, hparams: Any) -> Any:
         def body(state: Any, row: Any) -> tuple[Any, None]:

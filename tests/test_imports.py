@@ -53,3 +53,15 @@ def test_searches_for_garbage_rest_in_our_own_process_alone(own: bool, monkeypat
         assert gc.isenabled() is not own
         raise ValueError
     assert gc.isenabled() and (gc.get_freeze_count() > before) is own
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_searches_for_garbage_rest_while_a_program_is_traced(searched: bool):
+    (gc.enable if searched else gc.disable)()
+    try:
+        with pytest.raises(ValueError), imports.unsearched():
+            assert not gc.isenabled()
+            raise ValueError
+        assert gc.isenabled() is searched
+    finally:
+        gc.enable()

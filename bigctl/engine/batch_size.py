@@ -31,7 +31,8 @@ from bigctl.training import feed
 
 if TYPE_CHECKING:
     from bigctl.interop.sources import Source
-    from bigctl.training.programs import Compiled, Programs
+    from bigctl.training.compiled import Compiled
+    from bigctl.training.programs import Programs
     from bigctl.training.state import TrainState
 
 KEY = "train.batch_size"

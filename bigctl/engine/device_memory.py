@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from bigctl.config.schema import Config
     from bigctl.planning.costs import Holding
     from bigctl.training.calls import Check
-    from bigctl.training.programs import Executable, ModelPrograms, Programs
+    from bigctl.training.compiled import Executable
+    from bigctl.training.programs import ModelPrograms, Programs
     from bigctl.training.state import Tree
     from bigctl.training.task import Task
 

@@ -18,7 +18,7 @@ from bigctl.engine.device_memory import Room, peak, room, too_large
 from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.training import feed
-from bigctl.training.programs import Executable
+from bigctl.training.compiled import Executable
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 from bigctl.parallel import host_memory
-from bigctl.training.programs import Compiled, Executable
+from bigctl.training.compiled import Compiled, Executable, compiled
 from bigctl.training.state import Tree
 
 Check = Callable[[Executable], None]
@@ -34,11 +34,11 @@ class Calls:
         if host_memory.keeps() and (first or self._waits[length]):
             jax.block_until_ready((arguments, after))
         if first and (self._check is not None or host_memory.keeps()):
-            compiled = program.lower(*arguments).compile()
+            executable = compiled(program, *arguments)
             host_memory.give_back()
             if self._check is not None:
-                self._check(compiled)
-            analysis = compiled.memory_analysis()
+                self._check(executable)
+            analysis = executable.memory_analysis()
             self._waits[length] = analysis is not None and host_memory.is_large(int(analysis.temp_size_in_bytes))
         self._waits.setdefault(length, False)
         return program(*arguments)

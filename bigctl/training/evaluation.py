@@ -16,9 +16,10 @@ from bigctl.data.layouts.layout import Columns, Layout, Parted
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed, metrics
 from bigctl.training.calls import Calls, Check
+from bigctl.training.compiled import Compiled
 from bigctl.training.metrics import Sums
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import Compiled, ModelPrograms
+from bigctl.training.programs import ModelPrograms
 from bigctl.training.state import Tree
 from bigctl.training.task import Task, special_metrics
 

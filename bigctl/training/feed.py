@@ -28,8 +28,10 @@ from bigctl.data.work import Work
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
 from bigctl.training.calls import Calls, Check
+from bigctl.training.compiled import Compiled
+from bigctl.training.on_batches import Arrays
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import LARGEST_LOOP, Arrays, Compiled, Programs
+from bigctl.training.programs import LARGEST_LOOP, Programs
 from bigctl.training.state import TrainState
 from bigctl.training.task import Batch
 
@@ -143,6 +145,12 @@ def loops(mesh: Mesh, config: schema.Config) -> bool:
     return config.model.loops_on_cpu or not on_cpu
 
 
+def in_parts(mesh: Mesh, shapes: int) -> bool:
+    """Whether a step is two programs: on one CPU, where there are several shapes of batches and the update is the same
+    for all. An accelerator updates weights while it computes gradients, and frees these as it goes."""
+    return shapes > 1 and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
 class _Resident:
     """What both feeds on data on the devices have in common."""
 
@@ -192,13 +200,14 @@ class ResidentFeed(_Resident):
         self._tell(indices, length)
         programs = self.programs
         given = state, self.arrays, indices, programs.hparams, self.layout, length
-        return self._steps.run(programs.step_resident, length, *given), 1
+        return self._steps.run(self.program(), length, *given), 1
 
     def shape(self, position: int) -> int | None:
         return self.plan.batch(position)[1]
 
     def program(self) -> Compiled:
-        return self.programs.step_resident
+        programs = self.programs
+        return programs.resident_in_parts if in_parts(programs.mesh, self.shapes) else programs.step_resident
 
 
 class LoopFeed(_Resident):
@@ -303,7 +312,7 @@ class SentFeed:
         self._next = position + self.batch_size
         if self._observe is not None:
             self._observe({name: np.asarray(values) for name, values in batch.items()})
-        result = self._steps.run(self.programs.step_sent, self.shape(position), state, batch, self.programs.hparams)
+        result = self._steps.run(self.program(), self.shape(position), state, batch, self.programs.hparams)
         self._trains = True
         return result, 1
 
@@ -361,7 +370,8 @@ class SentFeed:
         return self._before is not None and not self._before.step.addressable_data(0).is_ready()  # type: ignore[attr-defined]
 
     def program(self) -> Compiled:
-        return self.programs.step_sent
+        programs = self.programs
+        return programs.sent_in_parts if in_parts(programs.mesh, self.shapes) else programs.step_sent
 
     def close(self) -> None:
         if self._batches is not None:

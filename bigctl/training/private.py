@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from bigctl.config import schema
+from bigctl.data.layouts import rounds
 from bigctl.parallel import mesh as meshes
 from bigctl.training import metrics
 from bigctl.training.metrics import Sums
@@ -22,6 +23,8 @@ from bigctl.training.task import Batch
 Loss = Callable[[Tree, Batch, Array], tuple[Array, Sums]]
 _COUNT = 2**31 - 1
 """In place of a leaf's number, in the key of the noise."""
+CLIP = "train.privacy.clip"
+"""The name among the hparams, and in the optimizer's state, that the clip has where it adapts."""
 Gradients = list[Float[Array, "..."]]
 
 
@@ -118,12 +121,35 @@ def with_noise(total: Gradients, key: Array, deviation: float) -> Gradients:
     return [x + deviation * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(total, keys, strict=True)]
 
 
-def at_clip(config: schema.Privacy, expected: float, clip: Array | None) -> schema.Privacy:
-    """The keys of one step: with the clip as it has become, and with the part of the noise that sums are given."""
+# ----------------------------------------------------------------------------------------------- a clip that adapts
+
+
+def begun(config: schema.Privacy, held: Tree) -> Tree:
+    """What the optimizer of a run that begins keeps; where the clip adapts, with that."""
+    return {"rule": held, CLIP: jnp.float32(config.clip)} if config.adapts else held
+
+
+def held(config: schema.Privacy, opt_state: Tree, hparams: dict[str, Array]) -> tuple[Tree, dict[str, Array]]:
+    """What the optimizer keeps, and the hparams with the clip as it is by now."""
     if not config.adapts:
-        return config
-    now: dict[str, Any] = {} if clip is None else {"clip": clip}
-    return dataclasses.replace(config, noise=config.noise_of_sums(expected), **now)
+        return opt_state, hparams
+    return opt_state["rule"], {**hparams, CLIP: opt_state[CLIP]}
+
+
+def kept(train: schema.Train, held: Tree, sums: Sums, hparams: dict[str, Array], noise: Array) -> Tree:
+    """`held` the other way round, with the clip of the next step; this one's is noted in `sums`."""
+    sums["clip"] = jnp.stack([hparams[CLIP], 1.0])
+    clip = adapted(train.privacy, hparams[CLIP], sums["clipped"], rounds.expected(train), noise)
+    return {"rule": held, CLIP: clip}
+
+
+def at_present(train: schema.Train, hparams: dict[str, Array]) -> schema.Train:
+    """`train` with the clip of a step, and with the part of the noise that sums are given."""
+    if not train.privacy.adapts:
+        return train
+    now: dict[str, Any] = {"clip": hparams[CLIP]} if CLIP in hparams else {}
+    noise = train.privacy.noise_of_sums(rounds.expected(train))
+    return dataclasses.replace(train, privacy=dataclasses.replace(train.privacy, noise=noise, **now))
 
 
 def adapted(config: schema.Privacy, clip: Array, clipped: Float[Array, 2], expected: float, noise: Array) -> Array:

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,32 +20,19 @@ from jax.sharding import Mesh
 
 from bigctl import randomness
 from bigctl.config import schema
-from bigctl.data.layouts.layout import Layout
 from bigctl.parallel import accelerators, partition
 from bigctl.parallel import mesh as meshes
-from bigctl.training import metrics
+from bigctl.training import metrics, on_batches
+from bigctl.training.compiled import Compiled, InParts
 from bigctl.training.forms import carried_state, make_step, placed_by_rules
 from bigctl.training.metrics import Sums
+from bigctl.training.on_batches import Arrays
 from bigctl.training.state import TrainState, Tree, Weights, zeros_like
-from bigctl.training.step import SEED, Hparams, Step, add_places, traced_hparams
-from bigctl.training.task import Batch, Task, special_metrics
-
-Arrays = Mapping[str, jax.Array]
+from bigctl.training.step import SEED, Hparams, Step, traced_hparams
+from bigctl.training.task import Task, special_metrics
 
 LARGEST_LOOP = 1024
 """Steps a dispatch at most: the length of the index array that a looped program takes."""
-
-
-Executable = Any
-"""What `lower(...).compile()` gives: jax has no name for it that stays."""
-
-
-class Compiled(Protocol):
-    """What `jax.jit` gives: a function that is compiled when it is called, once for all arguments of one shape."""
-
-    def __call__(self, *arguments: Any) -> Any: ...
-
-    def lower(self, *arguments: Any) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +90,8 @@ class Programs(ModelPrograms):
         steps_resident: (state, arrays, indices [LARGEST_LOOP, batch], count, hparams, layout, length) -> state: the
             first `count` of these steps. The count is an argument of one program, so a run that is cut at any step runs
             the same code as one that is not.
+        sent_in_parts: `step_sent` as two programs, see `InParts`.
+        resident_in_parts: `step_resident` likewise.
         take_sums: state -> (state with empty sums, the sums, first bad step): what a log line needs, without waiting
             for it. Among the sums is `skipped`, int32 [], the steps skipped so far, where steps may be.
     """
@@ -115,6 +103,8 @@ class Programs(ModelPrograms):
     step_sent: Compiled
     step_resident: Compiled
     steps_resident: Compiled
+    sent_in_parts: Compiled
+    resident_in_parts: Compiled
     take_sums: Compiled
 
     @property
@@ -189,7 +179,8 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         carried = carried_state(step, hparams)
     stored = carried if step.deep is None else placed_by_rules(jax.eval_shape(step.stored, carried), config, mesh)
     placed = jax.tree.map(lambda s: s.sharding, carried)
-    train = partial(_training, step, placed)
+    train, graded = partial(_training, step, placed), partial(jax.jit, compiler_options=compiler_options(step))
+    update = train(step.updated)
     return Programs(
         **{field.name: getattr(used, field.name) for field in dataclasses.fields(used)},
         abstract_state=stored,
@@ -198,9 +189,13 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
         make_state=jax.jit(
             partial(_new_state, step, hparams), out_shardings=placed, compiler_options=_options_of_one_call(step)
         ),
-        step_sent=train(step_on_sent(step)),
-        step_resident=train(step_on_resident(step), static_argnums=(4, 5)),
-        steps_resident=train(steps_on_resident(step), static_argnums=(5, 6)),
+        step_sent=train(on_batches.on_sent(step.train)),
+        step_resident=train(on_batches.on_resident(step, step.train), static_argnums=(4, 5)),
+        steps_resident=train(on_batches.steps_on_resident(step), static_argnums=(5, 6)),
+        sent_in_parts=InParts(graded(on_batches.on_sent(step.graded)), update, hparams=2),
+        resident_in_parts=InParts(
+            graded(on_batches.on_resident(step, step.graded), static_argnums=(4, 5)), update, hparams=3
+        ),
         take_sums=jax.jit(_take_sums, donate_argnums=0, out_shardings=(placed, None, None)),
     )
 
@@ -213,7 +208,7 @@ def hparams_of(config: schema.Config) -> Hparams:
 def told_step(programs: Programs) -> Compiled:
     """`step_sent` once more, whose compiled text says of each operation which line of the model it comes from."""
     step = dataclasses.replace(programs.step, told=True)
-    return _training(step, programs.state_shardings, step_on_sent(step))
+    return _training(step, programs.state_shardings, on_batches.on_sent(step.train))
 
 
 def _training(
@@ -302,86 +297,16 @@ def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: i
         step=step,
         hparams=hparams_of(config),
         seed=config.seed,
-        evaluate_sent=sums(_evaluation_of_sent(step)),
-        evaluate_resident=sums(_evaluation_of_resident(step), static_argnums=(6, 7)),
+        evaluate_sent=sums(on_batches.evaluation_of_sent(step)),
+        evaluate_resident=sums(on_batches.evaluation_of_resident(step), static_argnums=(6, 7)),
         add_sums=jax.jit(metrics.add, donate_argnums=0),
     )
-
-
-def gather_on_devices(
-    step: Step, layout: Layout, arrays: Arrays, indices: jax.Array, length: int | None, mask: jax.Array | None = None
-) -> Batch:
-    """A batch out of columns on the devices, split over them as batches are."""
-    batch = layout.gather(arrays, indices, length, jnp)
-    batch = jax.lax.with_sharding_constraint(batch, meshes.batch_sharding(step.mesh))
-    return add_places(batch, len(indices), mask)
-
-
-def step_on_sent(step: Step) -> Callable[..., TrainState]:
-    def run(state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
-        rows = len(next(iter(batch.values())))
-        return step.train(state, add_places(batch, rows), hparams)
-
-    return run
-
-
-def step_on_resident(step: Step) -> Callable[..., TrainState]:
-    def run(
-        state: TrainState, arrays: Arrays, indices: jax.Array, hparams: Hparams, layout: Layout, length: int | None
-    ) -> TrainState:
-        return step.train(state, gather_on_devices(step, layout, arrays, indices, length), hparams)
-
-    return run
-
-
-def steps_on_resident(step: Step) -> Callable[..., TrainState]:
-    one = step_on_resident(step)
-
-    def run(
-        state: TrainState,
-        arrays: Arrays,
-        indices: jax.Array,
-        count: jax.Array,
-        hparams: Hparams,
-        layout: Layout,
-        length: int | None,
-    ) -> TrainState:
-        def body(i: jax.Array, state: TrainState) -> TrainState:
-            return one(state, arrays, indices[i], hparams, layout, length)
-
-        return jax.lax.fori_loop(0, count, body, state)
-
-    return run
 
 
 def _take_sums(state: TrainState) -> tuple[TrainState, Sums, jax.Array]:
     skipped = {name: state.anomaly_state[name] + 0 for name in ("skipped",) if name in state.anomaly_state}
     empty = dataclasses.replace(state, sums=zeros_like(state.sums))
     return empty, {**state.sums, **skipped}, state.bad_step + 0
-
-
-def _evaluation_of_sent(step: Step) -> Callable[..., Sums]:
-    def run(params: Tree, variables: Tree, batch: Batch, mask: jax.Array, hparams: Hparams) -> Sums:
-        return step.evaluate(params, variables, add_places(batch, len(mask), mask), hparams)
-
-    return run
-
-
-def _evaluation_of_resident(step: Step) -> Callable[..., Sums]:
-    def run(
-        params: Tree,
-        variables: Tree,
-        arrays: Arrays,
-        indices: jax.Array,
-        mask: jax.Array,
-        hparams: Hparams,
-        layout: Layout,
-        length: int | None,
-    ) -> Sums:
-        batch = gather_on_devices(step, layout, arrays, indices, length, mask)
-        return step.evaluate(params, variables, batch, hparams)
-
-    return run
 
 
 def _new_state(step: Step, hparams: Hparams, key: jax.Array, weights: Arrays, variables: Arrays) -> TrainState:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,20 @@ SEED = "seed"
 """The name among the hparams that the seed has: trainings of several seeds share a program."""
 
 
-CLIP = "train.privacy.clip"
-"""Likewise, of the clip where it adapts."""
+class Graded(NamedTuple):
+    """What a batch gives a step.
+
+    Attributes:
+        solved: weights that the task has solved for; empty where it does not.
+        grads: of the summed loss.
+        variables: what the model has updated by itself.
+        sums: of metrics.
+    """
+
+    solved: Tree
+    grads: Tree
+    variables: Tree
+    sums: Sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +125,7 @@ class Step:
             step=jnp.int32(0),
             params=params,
             variables=variables,
-            opt_state=self._begun(self._update_rule(params, hparams).init(params)),
+            opt_state=private.begun(self.config.train.privacy, self._update_rule(params, hparams).init(params)),
             ema=params if self.config.train.ema else {},
             sums=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), {**sums, **self._step_sums}),
             bad_step=jnp.int32(-1),
@@ -159,10 +171,19 @@ class Step:
     # ------------------------------------------------------------------------------------------------------ training
 
     def _train(self, state: TrainState, batch: Batch, hparams: Hparams) -> TrainState:
-        rule = self.config.train.divergence
-        begun = self._solved(state, batch, hparams) if self.task.solves else state.params
-        held, hparams = self._held(state.opt_state, hparams)
-        grads, variables, sums = self._gradients(begun, state.variables, batch, state.step, hparams)
+        return self.updated(state, self.graded(state, batch, hparams), hparams)
+
+    def graded(self, state: TrainState, batch: Batch, hparams: Hparams) -> Graded:
+        """The first part of `train`, which depends on the shape of the batch."""
+        solved = self._solved(state, batch, hparams) if self.task.solves else {}
+        hparams = private.held(self.config.train.privacy, state.opt_state, hparams)[1]
+        return Graded(solved, *self._gradients(solved or state.params, state.variables, batch, state.step, hparams))
+
+    def updated(self, state: TrainState, graded: Graded, hparams: Hparams) -> TrainState:
+        """The second part of `train`, which depends on the shapes of the weights alone."""
+        rule, begun = self.config.train.divergence, graded.solved or state.params
+        held, hparams = private.held(self.config.train.privacy, state.opt_state, hparams)
+        grads, variables, sums = graded.grads, graded.variables, dict(graded.sums)
         loss, weight = sums["loss"]
         if not self.config.train.federated.on:  # else it is an average
             # What is drawn by chance may not decide what the noise is divided by.
@@ -172,7 +193,8 @@ class Step:
         with self._placing():
             update = self._update_rule(state.params, hparams, factor, state.step).update
             updates, opt_state = update(grads, held, state.params)
-        opt_state = self._kept(opt_state, sums, state.step, hparams)
+        if self.config.train.privacy.adapts:
+            opt_state = private.kept(self.config.train, opt_state, sums, hparams, self._noise(state.step, hparams))
         if self.task.solves:
             updates, opt_state = jax.tree.map(jnp.subtract, begun, state.params), state.opt_state
         params = begun if self.task.solves else optax.apply_updates(state.params, updates)
@@ -204,33 +226,8 @@ class Step:
             anomaly_state=anomaly_state,
         )
 
-    def _begun(self, held: Tree) -> Tree:
-        """The optimizer's state of a run that begins; of one whose clip adapts with that clip."""
-        keys = self.config.train.privacy
-        return {"rule": held, CLIP: jnp.float32(keys.clip)} if keys.adapts else held
-
-    def _held(self, opt_state: Tree, hparams: Hparams) -> tuple[Tree, Hparams]:
-        """What the optimizer keeps, and the hparams with the clip as it is by now."""
-        if not self.config.train.privacy.adapts:
-            return opt_state, hparams
-        return opt_state["rule"], {**hparams, CLIP: opt_state[CLIP]}
-
-    def _train_keys(self, hparams: Hparams) -> schema.Train:
-        """`train`, with the clip and the noise of a step."""
-        train = self.config.train
-        if not train.privacy.adapts:
-            return train
-        return replace(train, privacy=private.at_clip(train.privacy, rounds.expected(train), hparams.get(CLIP)))
-
-    def _kept(self, held: Tree, sums: Sums, step: jax.Array, hparams: Hparams) -> Tree:
-        """`_held` the other way round, with the clip of the next step."""
-        keys = self.config.train.privacy
-        if not keys.adapts:
-            return held
-        noise = randomness.key(hparams.get(SEED, self.config.seed), randomness.PRIVACY, step)
-        sums["clip"] = jnp.stack([hparams[CLIP], 1.0])
-        clip = private.adapted(keys, hparams[CLIP], sums["clipped"], rounds.expected(self.config.train), noise)
-        return {"rule": held, CLIP: clip}
+    def _noise(self, step: jax.Array, hparams: Hparams) -> jax.Array:
+        return randomness.key(hparams.get(SEED, self.config.seed), randomness.PRIVACY, step)
 
     def _solved(self, state: TrainState, batch: Batch, hparams: Hparams) -> Tree:
         """The weights that the task solves for."""
@@ -282,7 +279,7 @@ class Step:
     ) -> tuple[Tree, Tree, Sums]:
         """Gradient of the summed loss, new variables and metric sums of a batch, computed in `accumulate` parts; of a
         round the mean update of its clients, with its sign turned round."""
-        train, parts = self._train_keys(hparams), self.config.train.accumulate
+        train, parts = private.at_present(self.config.train, hparams), self.config.train.accumulate
         seed = hparams.get(SEED, self.config.seed)
         dropout = randomness.key(seed, randomness.DROPOUT, step)
         same = train.overfit_one_batch  # one batch and, where a task draws what it asks, one question
@@ -310,11 +307,11 @@ class Step:
             rule = self._rule(params, hparams, factor, step)
             local = federated.Local(train, jax.grad(of_one, has_aux=True), rule, trained)
             keys = dropout, augmentation, randomness.key(seed, randomness.CLIENTS, step)
-            noise = randomness.key(seed, randomness.PRIVACY, step)
+            noise = self._noise(step, hparams)
             grads, sums = federated.average(local, params, batch, keys, noise)
             return thawing.closed(grads, thaw), variables, sums  # noise is added to what waits too
         if train.privacy.on:
-            noise = randomness.key(seed, randomness.PRIVACY, step)
+            noise = self._noise(step, hparams)
             grads, sums = private.gradients(of_one, params, batch, trained, train.privacy, self.mesh, dropout, noise)
             return thawing.closed(grads, thaw), variables, sums
         gradient = jax.grad(loss, has_aux=True)

@@ -127,6 +127,20 @@ def test_one_shape_needs_one_program(data):
     assert feed.shapes == feed.program()._cache_size() == 1
 
 
+@pytest.mark.parametrize("more", [[], ["train.accumulate=2", "train.ema=0.9", "train.divergence.policy=skip"]])
+def test_one_update_serves_all_lengths_and_trains_as_whole_steps_do(more, data, monkeypatch):
+    exp = build("lstm_cls", data, *more)
+    state, losses = fit(exp, 12)
+    programs, parts = exp.programs, exp.programs.resident_in_parts
+    assert (parts.graded._cache_size(), parts.update._cache_size(), programs.step_resident._cache_size()) == (2, 1, 0)
+    monkeypatch.setattr(feeds, "in_parts", lambda mesh, shapes: False)
+    whole, expected = fit(exp, 12)
+    assert programs.step_resident._cache_size() == 2
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for name, value in params(whole).items():
+        np.testing.assert_allclose(params(state)[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def padding(exp: Experiment, steps: int) -> list[float]:
     """Tokens that only pad, and all, in the first batches."""
     columns = exp.dataset.splits["train"]

@@ -29,15 +29,9 @@ from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed as feeds
 from bigctl.training.calls import Calls, Check
-from bigctl.training.programs import (
-    LARGEST_LOOP,
-    Arrays,
-    Compiled,
-    Programs,
-    compiler_options,
-    options_of_use,
-    step_on_resident,
-)
+from bigctl.training.compiled import Compiled
+from bigctl.training.on_batches import Arrays, on_resident
+from bigctl.training.programs import LARGEST_LOOP, Programs, compiler_options, options_of_use
 from bigctl.training.state import TrainState
 from bigctl.training.step import Hparams
 
@@ -47,7 +41,7 @@ Draw = Callable[[int], np.ndarray]
 def compile_packed_steps(programs: Programs, layout: Layout, length: int | None, *, looped: bool) -> Compiled:
     """(states [width, ...], arrays, indices [width, largest, batch], count, hparams [width] each) -> states: the first
     `count` steps of all, or just the first where they are not `looped`."""
-    one_step = step_on_resident(programs.step)
+    one_step = on_resident(programs.step, programs.step.train)
 
     def run(
         side_by_side: TrainState, arrays: Arrays, indices: jax.Array, count: jax.Array, hparams: Hparams
