@@ -83,11 +83,11 @@ arguments = TrainingArguments(
 Trainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]).train()
 spent = resource.getrusage(resource.RUSAGE_SELF)
 peak, processor = spent.ru_maxrss / 1024, spent.ru_utime + spent.ru_stime
-epoch = times["end"] - times["begin"]
-print("RESULT " + json.dumps({"epoch": epoch, "first": times["first"], "memory": peak, "processor": processor}))
+training = times["end"] - times["begin"]
+print("RESULT " + json.dumps({"training": training, "first": times["first"], "memory": peak, "processor": processor}))
 """
 
-_COLUMNS = ("epoch", "first", "memory", "processor")
+_COLUMNS = ("training", "first", "memory", "processor")
 
 
 def main() -> None:
