@@ -1,4 +1,4 @@
-"""The two epochs of `recipe=bert_cls` against Hugging Face's Trainer with torch: the same weights, texts, batch and limit.
+"""`recipe=bert_cls` against Hugging Face's Trainer with torch: the same weights, texts, epochs, batch and limit.
 
 Every figure is that of a process of its own, and the two are started in turn. The Trainer runs as its documentation has
 it, padding each batch to its longest text, and once more with its own sampler of texts of like length; the better of

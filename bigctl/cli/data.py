@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bigctl import terminal
-from bigctl.cli import common, data_clean, data_copies, data_suspects, render
+from bigctl.cli import common, data_clean, data_copies, data_sheets, data_suspects, render
 from bigctl.errors import ConfigError
 from bigctl.files import disk_size
 from bigctl.formatting import age, size
 from bigctl.runs import corpora
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from bigctl.config.schema import Config, Data, Tfds
     from bigctl.data.cache import Prepared
-    from bigctl.data.dataset import Dataset
     from bigctl.data.layouts.choose import BatchOptions
     from bigctl.data.preview import Column
     from bigctl.data.text.tokenization import Spec
@@ -65,10 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="read all of it, files and prepared form, to be sure")
     parser.add_argument("--clean", action="store_true", help="remove its prepared form")
     parser.add_argument("--all", action="store_true", help="with --clean: of every data set")
-    parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="write a grid of images")
-    parser.add_argument(
-        "--augmented", type=Path, metavar="FILE.png", help="write images beside what a recipe's training sees of them"
-    )
+    data_sheets.add_arguments(parser)
     data_suspects.add_arguments(parser)
     data_copies.add_arguments(parser)
     common.add_json(parser)
@@ -90,6 +84,9 @@ def run(options: argparse.Namespace) -> int:
                 "no data set is named", hint="bigctl data NAME ...; to remove all prepared ones: --clean --all"
             )
         return _list(options)
+    alone = [flag for flag in ("--suspects", "--copies") if getattr(options, flag[2:])]
+    if alone and (len(alone) > 1 or options.rebuild or options.verify or data_sheets.wanted(options)):
+        raise ConfigError(f"{alone[0]} goes with nothing else than --most and --json", hint="give a command to each")
     from bigctl.data.files import file_index
 
     wanted = _configuration(options)
@@ -106,19 +103,13 @@ def run(options: argparse.Namespace) -> int:
 def _looks(options: argparse.Namespace) -> bool:
     """Whether a set is to be prepared or looked at in a way that a flag names."""
     asked = (options.prepare, options.rebuild, options.verify, options.suspects, options.copies)
-    return any(asked) or bool(_sheets(options))
-
-
-def _sheets(options: argparse.Namespace) -> list[tuple[str, Path]]:
-    """The pictures that are to be written, by their flags."""
-    given = (("--contact-sheet", options.contact_sheet), ("--augmented", options.augmented))
-    return [(flag, file) for flag, file in given if file is not None]
+    return any(asked) or bool(data_sheets.wanted(options))
 
 
 def _add(options: argparse.Namespace) -> int:
     from bigctl.cli import data_add
 
-    if options.clean or options.prepare or options.rebuild or options.all or _sheets(options):
+    if options.clean or options.prepare or options.rebuild or options.all or data_sheets.wanted(options):
         raise ConfigError("bigctl data add looks at files and no more", hint="prepare in a second command")
     return data_add.run(options, options.overrides[1:])
 
@@ -174,7 +165,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     config = wanted.data
     folder = cache.cache_folder(config, **wanted.form)
     was_there = folder.is_dir()
-    if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or _sheets(options)):
+    if config.kind == "tfds" and not (was_there or options.prepare or options.rebuild or data_sheets.wanted(options)):
         return _unprepared(options, cast("Tfds", config), folder)
     dataset = prepare.prepare(
         config, rebuild=options.rebuild, **wanted.form, batches=wanted.batches or prepare.NO_OPTIONS
@@ -191,13 +182,13 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
     texts = preview.first_texts(dataset) if dataset.features.kind == "text" else []
     opening = preview.opening(dataset) if dataset.features.kind == "stream" else []
     packed = preview.first_documents(dataset) if "packing" in dataset.info else []
-    for flag, file in _sheets(options):
-        _write_sheet(dataset, wanted.whole, flag, file)
+    for flag, file in data_sheets.wanted(options):
+        data_sheets.write(dataset, wanted.whole, flag, file)
     if options.json:
         facts["columns"] = [dataclasses.asdict(column) for column in table]
         facts["texts"] = [{"class": name, "texts": first} for name, first in texts]
         facts["documents"] = [{"tokens": count, "text": text} for count, text in packed]
-        sheets = {flag[2:].replace("-", "_"): str(file) for flag, file in _sheets(options)}
+        sheets = {flag[2:].replace("-", "_"): str(file) for flag, file in data_sheets.wanted(options)}
         render.print_json({**facts, "contact_sheet": None, **sheets})
         return 0
     print_facts(facts, config.kind)
@@ -214,7 +205,7 @@ def _show(options: argparse.Namespace, wanted: Wanted) -> int:
         room = shutil.get_terminal_size().columns // 17  # pictures of 16 columns and a gap
         picked = [images[0] for _, images in preview.pick(dataset, each=1) if len(images)]
         print("\n".join(preview.blocks(picked[:room], side=16)) if room else "", file=terminal.unescaped(sys.stdout))
-    for flag, file in _sheets(options):
+    for flag, file in data_sheets.wanted(options):
         print(f"{'contact sheet' if flag == '--contact-sheet' else 'augmented'}: {file}")
     return 0
 
@@ -327,36 +318,6 @@ def print_columns(table: list[Column], targets: list[str]) -> None:
     render.print_table(header, [("(target)", "", "", *targets), *rows[:MOST_ROWS]])
     if len(rows) > MOST_ROWS:
         print(f"... and {len(rows) - MOST_ROWS} more columns")
-
-
-def _write_sheet(dataset: Dataset, config: Config, flag: str, file: Path) -> None:
-    from bigctl.data import preview
-
-    if dataset.features.kind != "image" or not dataset.features.target.names:
-        raise ConfigError("only image data with classes has one", where=flag)
-    if file.suffix.lower() != ".png":
-        raise ConfigError(f"{file} is no PNG file", where=flag, hint=f"{file.stem}.png")
-    sheet = preview.contact_sheet(dataset) if flag == "--contact-sheet" else _augmented(dataset, config, flag)
-    try:
-        sheet.save(file, format="PNG")
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror or error}", where=flag) from error
-
-
-def _augmented(dataset: Dataset, config: Config, flag: str) -> Image:
-    from bigctl.config import checks
-    from bigctl.data.augmentation import sheet
-    from bigctl.engine import doubts, experiment
-
-    augment = getattr(config.recipe, "augment", None)
-    if augment is None:
-        hint = "name one of images too: recipe=cnn_cls, and its keys such as recipe.augment.rotate=20"
-        raise ConfigError("how images are changed is told by a recipe", where=flag, hint=hint)
-    checks.check(config, {}, only="recipe.")
-    experiment.make_task(config, dataset.features, dataset)  # which refuses what training refuses
-    for note in doubts.notes(config, dataset.features):
-        print(f"note: {note}", file=sys.stderr)
-    return sheet.augmented_sheet(dataset, augment, config.seed)
 
 
 def _truecolor() -> bool:

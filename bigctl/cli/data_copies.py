@@ -1,4 +1,4 @@
-"""`bigctl data NAME --copies`: pictures of validation and test that are in the training split too."""
+"""`bigctl data NAME --copies`: pictures of validation and test that another split has too."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from bigctl.errors import ConfigError
 
 if TYPE_CHECKING:
     from bigctl.config.schema import Data
-    from bigctl.data.copies import Copies
+    from bigctl.data.copies import Copy
     from bigctl.data.dataset import Dataset
 
-_SAID = {
-    "same": "the same file or pixels",
-    "near": "resized, compressed or brightened",
-    "mirrored": "mirrored",
-}
+_HOW = {"same": "the same file or pixels", "near": "resized, compressed or brightened", "mirrored": "mirrored"}
+_SPLITS = {"train": "training", "validation": "validation"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--copies", action="store_true", help="list pictures of validation and test that training has, made anew or not"
+        "--copies",
+        action="store_true",
+        help="list pictures of validation and test that training has too, made anew or not, and those of both",
     )
 
 
 def show(options: argparse.Namespace, data: Data, form: dict[str, Any]) -> int:
-    """Print each picture that is a copy, with the one of the training split, and what was done to it."""
+    """Print each picture that is a copy, with the one that it is of, and what was done to it."""
     from bigctl.data import copies
     from bigctl.data.preparation import prepare
 
@@ -36,48 +35,51 @@ def show(options: argparse.Namespace, data: Data, form: dict[str, Any]) -> int:
     if dataset.features.kind != "image":
         hint = "copies of texts are told by `bigctl data`, those of rows of a table by its notes"
         raise ConfigError("only pictures are compared", where="--copies", hint=hint)
-    inputs = {split: columns["inputs"] for split, columns in dataset.splits.items()}
-    near = copies.large(inputs["train"])
-    if not near:
-        small = f"pictures smaller than {copies.LEAST} pixels are held against each other byte by byte"
-        print(f"bigctl: {small}: they are often alike by chance", file=sys.stderr)
-    found = copies.of_pictures(inputs, near=near)
-    listed = [each for split, own in found.items() for each in _listed(dataset, split, own)]
+    splits = copies.looks({split: columns["inputs"] for split, columns in dataset.splits.items()}, near=True)
+    compared = all(own.small is not None for own in splits.values())
+    if not compared:
+        height, width = dataset.features.shape[:2]
+        small = f"pictures of {height}x{width} are often alike by chance, so only the same pixels are looked for"
+        print(f"bigctl: {small}; data.image_size={[copies.LEAST] * 2} or more compares photographs", file=sys.stderr)
+    found = copies.across(splits)
+    listed = _listed(dataset, found)
     if options.json:
-        counts = {split: len(own) for split, own in found.items()}
-        render.print_json({"count": counts, "compared": near, "copies": listed[: options.most]})
+        counts = {split: sum(copy.split == split for copy in found) for split in ("validation", "test")}
+        render.print_json({"count": counts, "compared": compared, "copies": listed})
         return 0
-    for split, own in found.items():
-        share = f"{len(own) / max(1, dataset.size(split)):.1%}"
-        print(f"{len(own):,} of {dataset.size(split):,} {split} pictures ({share}) are in the training split too")
+    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        count, size = sum(copy[0] == split and copy[2] == other for copy in found), dataset.size(split)
+        share = f" ({count / size:.1%})" if count else ""
+        print(f"{count:,} of {size:,} {split} pictures{share} are in the {_SPLITS[other]} split too")
     if listed:
-        header = ["picture", "class", "in training", "class", "how", "alike"]
+        columns = ("split", "picture", "class", "of_split", "of", "of_class")
         rows = [
-            [each["picture"], each["class"], each["of"], each["of_class"], _SAID[each["how"]], f"{each['alike']:.3f}"]
+            [*(each[name] for name in columns), _HOW[each["how"]], f"{each['alike']:.3f}"]
             for each in listed[: options.most]
         ]
-        render.print_table(header, rows)
+        render.print_table(["split", "picture", "class", "is in", "as", "class", "how", "alike"], rows)
     if (more := len(listed) - options.most) > 0:
         print(f"... and {more:,} more: --most {len(listed)} lists all")
     return 0
 
 
-def _listed(dataset: Dataset, split: str, found: Copies) -> list[dict[str, Any]]:
+def _listed(dataset: Dataset, found: list[Copy]) -> list[dict[str, Any]]:
     """Each copy by the names of both files, where they are known, else by split and number; and their classes."""
     from bigctl.data import origins
 
-    names = origins.read(dataset.path, split, found.rows.tolist())
-    others = origins.read(dataset.path, "train", found.of.tolist())
-    target, labels = dataset.features.target, {part: dataset.splits[part]["label"] for part in (split, "train")}
+    target, columns = dataset.features.target, dataset.splits
+    names = origins.read_all(dataset.path, [(copy.split, copy.row) for copy in found])
+    others = origins.read_all(dataset.path, [(copy.of_split, copy.of_row) for copy in found])
     return [
         {
-            "split": split,
-            "picture": names[i] or f"{split} {row}",
-            "class": target.text(labels[split][row]),
-            "of": others[i] or f"train {of}",
-            "of_class": target.text(labels["train"][of]),
-            "how": found.how[i],
-            "alike": float(found.likeness[i]),
+            "split": copy.split,
+            "picture": name,
+            "class": target.text(columns[copy.split]["label"][copy.row]),
+            "of_split": copy.of_split,
+            "of": other,
+            "of_class": target.text(columns[copy.of_split]["label"][copy.of_row]),
+            "how": copy.how,
+            "alike": copy.alike,
         }
-        for i, (row, of) in enumerate(zip(found.rows.tolist(), found.of.tolist(), strict=True))
+        for copy, name, other in zip(found, names, others, strict=True)
     ]

@@ -83,7 +83,9 @@ def _composed(options: argparse.Namespace, jobs: int | None, stop: StopRequest, 
 
     plan = space.plan(options.overrides, config_dirs=options.config_dir, plugins=options.plugin)
     points = space.points(plan) if plan.sweep.sampler == "grid" else None
-    space.check_points(plan, points)
+    noted = space.check_points(plan, points)
+    for note in () if options.quiet else noted:
+        print(f"note: {note}", file=sys.stderr)
     from bigctl.sweeps import sweep
     from bigctl.sweeps.execution.scheduler import SchedulerOptions
 

@@ -1,8 +1,9 @@
-"""Examples of one split that are in the training split too: the same bytes, or of pictures the same photograph, scaled,
+"""Examples of one split that are in another one too: the same bytes, or of pictures the same photograph, scaled,
 compressed, brightened or mirrored.
 
-A photograph is known by a thumbnail, grey, of zero mean and unit length; of two pictures its product is their
-correlation, which another size, another compression, more light and more contrast hardly change.
+A photograph is first known by a thumbnail, grey, of zero mean and unit length; of two pictures its product is their
+correlation, which another size, another compression, more light and more contrast hardly change. Pairs that are alike
+so are then compared in colour and more finely: signs and letters of one shape are not one photograph.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8, UInt64
+from jaxtyping import Bool, Float, Int, UInt8, UInt64
 
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.progress import Progress
 from bigctl.data.sources import image_decoding
+from bigctl.errors import DataError
 
 ALIKE = 0.99
-"""Correlation from which on two pictures are taken for one."""
+"""Correlation of thumbnails from which on two pictures may be one."""
+APART = 40.0
+"""How far the cells of two pictures may be from each other that are one, once their light and contrast are made alike
+[levels of 255]."""
 LEAST = 32
 """Shorter side of pictures that are compared; smaller ones, such as digits, are often alike by chance [pixels]."""
 SAME, NEAR, MIRRORED = "same", "near", "mirrored"
-_SIDE = 16
-"""Of a thumbnail [pixels]."""
-_DECODED = 64
-"""Side at which pictures that stay in their files are decoded for that [pixels]."""
+_SIDE, _FINE = 16, 32
+"""Cells a side of a thumbnail, and of what pairs are compared by."""
+_GREY = 8.0
+"""How far the colours of a cell are from each other at most in a picture that is grey [levels of 255]."""
 _FLAT = 4.0
 """Standard deviation below which a thumbnail tells nothing [levels of 255]."""
 _AT_ONCE = 256
@@ -36,81 +41,114 @@ _PIXELS = 2**21
 _ROWS = 2**14
 """Rows of a table that are looked at at once."""
 
-Pictures = UInt8[np.ndarray, "n height width channels"]
+Pictures = UInt8[np.ndarray, "n height width channels"] | EncodedImages
+Keys = UInt64[np.ndarray, " n"]
+
+
+class Copy(NamedTuple):
+    """An example that another split has too.
+
+    Attributes:
+        split, row: where it is.
+        of_split, of_row: where the other is.
+        how: SAME, NEAR or MIRRORED.
+        alike: correlation of their thumbnails; 1 for the same bytes.
+    """
+
+    split: str
+    row: int
+    of_split: str
+    of_row: int
+    how: str
+    alike: float
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Which examples of a split are in training too, by the number of a row, the lowest first.
+class Looks:
+    """What the pictures of a split are known by.
 
     Attributes:
-        rows: of the split.
-        of: the row of the training split that each is a copy of.
-        how: SAME, NEAR or MIRRORED.
-        likeness: correlation of their thumbnails; 1 for the same bytes.
+        pictures: themselves.
+        keys: of their bytes.
+        small: thumbnails, zeros for what is not compared; None where no picture is.
+        blank: which are of one colour throughout, as far as pixels were looked at.
     """
 
-    rows: Int[np.ndarray, " n"]
-    of: Int[np.ndarray, " n"]
-    how: list[str]
-    likeness: Float[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    pictures: Pictures
+    keys: Keys
+    small: Float[np.ndarray, "n 16 16"] | None
+    blank: Bool[np.ndarray, " n"]
 
 
-def same(keys: UInt64[np.ndarray, " n"], train: UInt64[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:
-    """The first example of training with the key of each, -1 where there is none."""
-    known, first = np.unique(train, return_index=True)
-    if not len(known):
-        return np.full(len(keys), -1)
-    at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return np.where(known[at] == keys, first[at], -1)
-
-
-def large(pictures: Pictures) -> bool:
-    """Whether pictures are large enough to be compared by their looks; of those in files the first is looked at."""
-    sides, encoded = pictures.shape[1:3], cast(object, pictures)
-    if isinstance(encoded, EncodedImages) and len(encoded):
-        sides = (*sides, *image_decoding.header(encoded.store.read(0), encoded.store.name(0))[0])
-    return min(sides) >= LEAST
-
-
-def of_pictures(inputs: Mapping[str, Pictures], *, near: bool) -> dict[str, Copies]:
-    """The pictures of the other splits that are in the training split too.
+def looks(inputs: Mapping[str, Pictures], *, near: bool) -> dict[str, Looks]:
+    """What the pictures of all splits are known by.
 
     Args:
-        inputs: of all splits, arrays or `EncodedImages`.
-        near: whether to look for the same photograph made anew, for which all of those in files are decoded.
+        inputs: of all splits.
+        near: whether the same photograph made anew is to be found, for which those in files are all decoded.
 
     Raises:
-        DataError: for a file that cannot be decoded.
+        DataError: for files that cannot be decoded.
     """
-    keys = {split: picture_keys(pictures) for split, pictures in inputs.items()}
-    small = {split: thumbnails(pictures) for split, pictures in inputs.items()} if near else {}
-    found = {}
-    for split in inputs:
-        if split == "train":
-            continue
-        of = same(keys[split], keys["train"])
-        how, likeness = np.where(of >= 0, SAME, ""), np.where(of >= 0, 1.0, 0.0)
-        if near:
-            for name, own in ((NEAR, small[split]), (MIRRORED, small[split][:, :, ::-1])):
-                places, alike = _nearest(own, small["train"])
-                better = (alike >= ALIKE) & (alike > likeness) & (how != SAME)
-                of, likeness, how = (
-                    np.where(better, new, old) for new, old in ((places, of), (alike, likeness), (name, how))
-                )
-        rows = np.flatnonzero(of >= 0)
-        found[split] = Copies(rows, of[rows], how[rows].tolist(), likeness[rows])
+    found, keys = {}, picture_keys(inputs)
+    for split, pictures in inputs.items():
+        if isinstance(pictures, EncodedImages):
+            blank = np.zeros(len(pictures), bool)
+            small = _of_encoded(pictures, blank) if near else None
+        else:
+            blank = np.array([bool((picture == picture[0, 0]).all()) for picture in pictures], bool)
+            small = thumbnails(pictures) if near and min(pictures.shape[1:3]) >= LEAST else None
+        found[split] = Looks(pictures, keys[split], small, blank)
     return found
 
 
+def across(splits: Mapping[str, Looks]) -> list[Copy]:
+    """Pictures of validation and test that are in the training split too, and of test in that of validation; one of a
+    single colour is nobody's copy."""
+    found = list[Copy]()
+    for split, others in (("validation", ("train",)), ("test", ("train", "validation"))):
+        left = ~splits[split].blank
+        for other in others:
+            copies = _between(split, splits[split], other, splits[other], left)
+            left[[copy.row for copy in copies]] = False
+            found += copies
+    return found
+
+
+def _between(split: str, own: Looks, other: str, known: Looks, wanted: Bool[np.ndarray, " n"]) -> list[Copy]:
+    """Those among the wanted rows of a split that another one has, the lowest rows first."""
+    places = np.where(wanted, same(own.keys, known.keys), -1)
+    found = {row: Copy(split, row, other, int(places[row]), SAME, 1.0) for row in np.flatnonzero(places >= 0).tolist()}
+    if own.small is not None and known.small is not None:
+        for how, small in ((NEAR, own.small), (MIRRORED, own.small[:, :, ::-1])):
+            nearest, alike = _nearest(small, known.small)
+            for row in np.flatnonzero(wanted & (alike >= ALIKE)).tolist():
+                candidate = Copy(split, row, other, int(nearest[row]), how, float(alike[row]))
+                before = found.get(row)
+                if before is not None and (before.how == SAME or before.alike >= candidate.alike):
+                    continue
+                if are_one(own.pictures, row, known.pictures, candidate.of_row, mirrored=how == MIRRORED):
+                    found[row] = candidate
+    return [found[row] for row in sorted(found)]
+
+
+def same(keys: Keys, known: Keys) -> Int[np.ndarray, " n"]:
+    """The first example with the key of each, -1 where there is none."""
+    values, first = np.unique(known, return_index=True)
+    if not len(values):
+        return np.full(len(keys), -1)
+    at = np.minimum(np.searchsorted(values, keys), len(values) - 1)
+    return np.where(values[at] == keys, first[at], -1)
+
+
+# ------------------------------------------------------------------------------------------------------ photographs
+
+
 def _nearest(
-    pictures: Float[np.ndarray, "n side side"], train: Float[np.ndarray, "m side side"]
+    pictures: Float[np.ndarray, "n side side"], others: Float[np.ndarray, "m side side"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The thumbnail of training that each is most like, and the correlation of both."""
-    own, known = pictures.reshape(len(pictures), -1), train.reshape(len(train), -1).T
+    """The other thumbnail that each is most like, and the correlation of both."""
+    own, known = pictures.reshape(-1, _SIDE * _SIDE), others.reshape(-1, _SIDE * _SIDE).T
     places, alike = np.full(len(own), -1), np.zeros(len(own))
     for start in range(0, len(own) if known.size else 0, _AT_ONCE):
         products = own[start : start + _AT_ONCE] @ known
@@ -120,55 +158,121 @@ def _nearest(
     return places, alike
 
 
-def thumbnails(pictures: Pictures) -> Float[np.ndarray, "n 16 16"]:
-    """Zero mean and unit length; zeros for a picture of one colour. Raises DataError."""
-    found = np.zeros((len(pictures), _SIDE, _SIDE), np.float32)
-    encoded = cast(object, pictures)
-    if isinstance(encoded, EncodedImages):
-        pictures = cast(np.ndarray, encoded.small(_DECODED))
-    rows, columns = (_edges(side) for side in pictures.shape[1:3])
-    step = max(1, min(_AT_ONCE, _PIXELS // (pictures.shape[1] * pictures.shape[2])))
+def are_one(pictures: Pictures, row: int, others: Pictures, other: int, *, mirrored: bool) -> bool:
+    """Whether two pictures are one photograph, by the colours of 32 x 32 cells.
+
+    Light and contrast of the second are fitted to those of the first by least squares, the same for all colours; the
+    largest difference that is left decides, as what tells a sign from another is small. Where one is grey, so is the
+    other for this.
+    """
+    first, second = _cells(pictures, row), _cells(others, other)
+    first = first[:, ::-1] if mirrored else first
+    if any(float(np.ptp(cells, axis=-1).max()) <= _GREY for cells in (first, second)):
+        first, second = first.mean(-1), second.mean(-1)
+    x, y = second.reshape(-1), first.reshape(-1)
+    gain = ((x - x.mean()) * (y - y.mean())).sum() / max(float(np.square(x - x.mean()).sum()), 1e-9)
+    return bool(np.abs(y - y.mean() - gain * (x - x.mean())).max() <= APART)
+
+
+def _cells(pictures: Pictures, row: int) -> Float[np.ndarray, "32 32 3"]:
+    """A picture in so many cells, in colour, smoothed: an edge of another size is half a pixel away."""
+    if isinstance(pictures, EncodedImages):
+        pictures = pictures.small(2 * _FINE)
+    picture = np.asarray(pictures[row], np.float32)
+    found = reduced(picture[None], _FINE)[0]
+    for axis in (0, 1):
+        found = (np.roll(found, 1, axis) + 2 * found + np.roll(found, -1, axis)) / 4
+    return np.broadcast_to(found, (_FINE, _FINE, 3))
+
+
+def _of_encoded(pictures: EncodedImages, blank: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n 16 16"]:
+    """Thumbnails of pictures in files, zeros for small ones; takes note of which are blank. Raises DataError."""
+    found, store, wrong = np.zeros((len(pictures), _SIDE, _SIDE), np.float32), pictures.store, dict[int, DataError]()
+    small = pictures.small(4 * _SIDE)
+
+    def look(row: int) -> None:
+        picture = small[row]
+        blank[row] = (picture == picture[0, 0]).all()
+        if min(image_decoding.header(store.read(row), store.name(row))[0]) >= LEAST:
+            found[row] = _normalised(reduced(picture[None].mean(-1, dtype=np.float32, keepdims=True), _SIDE)[..., 0])[0]
+        progress.update(row)
+
     with Progress("data: looking for copies", len(pictures), ("pictures", 1)) as progress:
-        for start in range(0, len(pictures), step):
-            grey = np.asarray(pictures[start : start + step]).mean(-1, dtype=np.float32)
-            sums = np.add.reduceat(np.add.reduceat(grey, rows[:-1], 1), columns[:-1], 2)
-            means = sums / (np.diff(rows)[:, None] * np.diff(columns)[None, :])
-            means = means - means.mean((1, 2), keepdims=True)
-            spread = np.sqrt(np.square(means).sum((1, 2), keepdims=True))
-            found[start : start + len(means)] = np.where(spread < _FLAT * _SIDE, 0, means / np.maximum(spread, 1e-9))
-            progress.update(start + len(means))
+        image_decoding.each(range(len(pictures)), look, wrong)
+    image_decoding.refuse(wrong, None, len(pictures))
     return found
 
 
-def _edges(side: int) -> Int[np.ndarray, " 17"]:
-    """Where the cells of a thumbnail begin and the last one ends, the same from either end."""
-    half = side * np.arange(_SIDE // 2 + 1) // _SIDE
-    return np.concatenate([half, side - half[:-1][::-1]])
+def thumbnails(pictures: UInt8[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "n 16 16"]:
+    """Zero mean and unit length; zeros for a picture of hardly any contrast."""
+    found = np.zeros((len(pictures), _SIDE, _SIDE), np.float32)
+    step = max(1, min(_AT_ONCE, _PIXELS // (pictures.shape[1] * pictures.shape[2])))
+    with Progress("data: looking for copies", len(pictures), ("pictures", 1)) as progress:
+        for start in range(0, len(pictures), step):
+            grey = np.asarray(pictures[start : start + step]).mean(-1, dtype=np.float32, keepdims=True)
+            found[start : start + len(grey)] = _normalised(reduced(grey, _SIDE)[..., 0])
+            progress.update(start + len(grey))
+    return found
+
+
+def _normalised(means: Float[np.ndarray, "n side side"]) -> Float[np.ndarray, "n side side"]:
+    means = means - means.mean((1, 2), keepdims=True)
+    length = np.sqrt(np.square(means).sum((1, 2), keepdims=True))
+    normalised: np.ndarray = np.where(length < _FLAT * _SIDE, 0, means / np.maximum(length, 1e-9))
+    return normalised
+
+
+def reduced(
+    pictures: Float[np.ndarray, "n height width channels"], side: int
+) -> Float[np.ndarray, "n side side channels"]:
+    """The means of so many cells a side, which begin and end at the same pixels from either end."""
+    rows, columns = (_edges(length, side) for length in pictures.shape[1:3])
+    sums = np.add.reduceat(np.add.reduceat(pictures, rows[:-1], 1), columns[:-1], 2)
+    means: np.ndarray = sums / (np.diff(rows)[:, None, None] * np.diff(columns)[None, :, None])
+    return means
+
+
+def _edges(length: int, side: int) -> Int[np.ndarray, " edges"]:
+    half = length * np.arange(side // 2 + 1) // side
+    return np.concatenate([half, length - half[:-1][::-1]])
 
 
 # ---------------------------------------------------------------------------------------------------------- the same
 
 
-def picture_keys(pictures: Pictures) -> UInt64[np.ndarray, " n"]:
-    """What tells pictures apart by their bytes; of those in files without decoding them."""
-    encoded = cast(object, pictures)
-    return encoded.store.digests if isinstance(encoded, EncodedImages) else _digests(pictures)
+def picture_keys(inputs: Mapping[str, Pictures]) -> dict[str, Keys]:
+    """What tells the pictures of all splits apart by their bytes. Of those in files samples are known already: where
+    these are alike, all is read. Raises DataError."""
+    keys = {
+        split: pictures.store.digests.copy() if isinstance(pictures, EncodedImages) else _digests(pictures)
+        for split, pictures in inputs.items()
+    }
+    values, counts = np.unique(np.concatenate([*keys.values()]), return_counts=True)
+    doubtful = values[counts > 1]
+    for split, pictures in inputs.items():
+        if isinstance(pictures, EncodedImages):
+            for row in np.flatnonzero(np.isin(keys[split], doubtful)).tolist():
+                keys[split][row] = _digest(pictures.store.read(row))
+    return keys
 
 
-def row_keys(rows: np.ndarray) -> UInt64[np.ndarray, " n"]:
+def row_keys(rows: np.ndarray) -> Keys:
     """The same of the rows of a table."""
     if rows.dtype != np.float32:
         return _digests(rows)
-    blocks = [float_keys(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)]
+    blocks = [_float_keys(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)]
     return np.concatenate(blocks) if blocks else np.empty(0, np.uint64)
 
 
-def _digests(examples: np.ndarray) -> UInt64[np.ndarray, " n"]:
-    digests = [hashlib.blake2b(np.ascontiguousarray(each).tobytes(), digest_size=8).digest() for each in examples]
-    return np.frombuffer(b"".join(digests), np.uint64)
+def _digests(examples: np.ndarray) -> Keys:
+    return np.array([_digest(np.ascontiguousarray(each).tobytes()) for each in examples], np.uint64)
 
 
-def float_keys(rows: Float[np.ndarray, "n columns"]) -> UInt64[np.ndarray, " n"]:
+def _digest(content: bytes) -> np.uint64:
+    return np.frombuffer(hashlib.blake2b(content, digest_size=8).digest(), np.uint64)[0]
+
+
+def _float_keys(rows: Float[np.ndarray, "n columns"]) -> Keys:
     """One number a row of float32, equal for rows of equal bytes: each value is mixed with its place as splitmix64
     (Steele et al. 2014) does, and they are added up."""
     bits = np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64)

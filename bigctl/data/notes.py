@@ -23,11 +23,13 @@ _UNKNOWN = 0.1
 """Share of unknown tokens above which it is told."""
 _NAMED = 3
 """Copies that are named."""
-_DECODED = 2**13
+_STREAMED = 2**13
 """Pictures in files that are decoded when they are prepared, at most, to be compared."""
 _PAIRS = 2 * 10**9
 """Pairs of decoded pictures that are compared then, at most."""
+_SPLITS = {"train": "training", "validation": "validation"}
 Named = Callable[[str, int], str]
+"""Gives the file, or the like, that a row of a split is from."""
 _FEW = 0.02
 """Share of the rows of a table below which equal ones are chance."""
 
@@ -47,19 +49,14 @@ def notes_of(dataset: Dataset) -> list[str]:
 
 
 def on_arrays(arrays: dict[str, Columns], features: Features, named: Named) -> list[str]:
-    """Notes on examples as a model sees them: classes missing from a split, copies across splits, blank pictures.
-
-    Args:
-        named: gives the file, or the like, that a row of a split is from.
-    """
+    """Notes on examples as a model sees them: classes missing from a split, copies across splits, blank pictures."""
     found = _missing_classes(arrays, features.target)
     if features.kind not in ("image", "table"):
         return found
     inputs = {split: columns["inputs"] for split, columns in arrays.items()}
     if features.kind == "table":
         return found + _copied_rows(inputs)
-    found += _copied_pictures(inputs, named)
-    return found if isinstance(inputs["train"], EncodedImages) else found + _blank(arrays)
+    return found + _of_pictures(inputs, named)
 
 
 def _missing_classes(arrays: dict[str, Columns], target: Target) -> list[str]:
@@ -88,42 +85,41 @@ def _copied_rows(inputs: dict[str, np.ndarray]) -> list[str]:
     return found
 
 
-def _copied_pictures(inputs: dict[str, np.ndarray], named: Named) -> list[str]:
-    """What is said of pictures that are in training too, or that are a photograph of it made anew."""
-    found = []
-    for split, own in copies.of_pictures(inputs, near=_compared(inputs)).items():
-        for exact in (True, False):
-            rows = [i for i, how in enumerate(own.how) if (how == copies.SAME) is exact]
-            if not rows:
-                continue
-            what = "also in" if exact else "nearly the same as one of"
-            made = "" if exact else ", resized, compressed or mirrored"
-            pairs = [f"{named(split, int(own.rows[i]))} ({named('train', int(own.of[i]))})" for i in rows]
-            verb = "is" if len(rows) == 1 else "are"
-            found.append(
-                f"{len(rows):,} of {len(inputs[split]):,} {split} pictures {verb} {what} the training split{made}: "
-                f"{some(pairs, _NAMED)}{'; `bigctl data ... --copies` lists all' if len(rows) > _NAMED else ''}"
-            )
+def _of_pictures(inputs: dict[str, np.ndarray], named: Named) -> list[str]:
+    """What is said of pictures: those of one colour, and those that are in another split, too, or a photograph of it
+    made anew."""
+    count, train = sum(map(len, inputs.values())), inputs["train"]
+    streamed = isinstance(train, EncodedImages)
+    few = count <= _STREAMED if streamed else (count - len(train)) * len(train) <= _PAIRS
+    splits = copies.looks(inputs, near=few)
+    found = _copied(copies.across(splits), {split: len(own) for split, own in inputs.items()}, named)
+    if not few:
+        what = "files" if streamed else "pixels"
+        found.append(
+            f"of {count:,} pictures only {what} are compared; `bigctl data ... --copies` finds photographs, too"
+        )
+    if blank := sum(int(own.blank.sum()) for own in splits.values()):
+        hint = "what is black on transparent needs data.background=white to be seen"
+        found.append(f"{blank:,} of {count:,} pictures are of one colour throughout; {hint}")
     return found
 
 
-def _compared(inputs: dict[str, np.ndarray]) -> bool:
-    """Whether pictures are compared by their looks while they are prepared: large ones, unless that takes long."""
-    count, train = sum(map(len, inputs.values())), inputs["train"]
-    few = count <= _DECODED if isinstance(train, EncodedImages) else (count - len(train)) * len(train) <= _PAIRS
-    return few and copies.large(train)
-
-
-def _blank(arrays: dict[str, Columns]) -> list[str]:
-    blank = size = 0
-    for columns in arrays.values():
-        for picture in columns["inputs"]:
-            blank += bool((picture == picture[0, 0]).all())
-        size += len(columns["inputs"])
-    if not blank:
-        return []
-    hint = "what is black on transparent needs data.background=white to be seen"
-    return [f"{blank:,} of {size:,} pictures are of one colour throughout; {hint}"]
+def _copied(found: list[copies.Copy], sizes: dict[str, int], named: Named) -> list[str]:
+    """A sentence on the copies that a split has of another one, those of the same bytes and others apart."""
+    kinds: dict[tuple[str, str, bool], list[copies.Copy]] = {}
+    for copy in found:
+        kinds.setdefault((copy.split, copy.of_split, copy.how == copies.SAME), []).append(copy)
+    said = []
+    for (split, other, exact), own in kinds.items():
+        what = "also in" if exact else "nearly the same as one of"
+        made = "" if exact else ", resized, compressed or mirrored"
+        pairs = [f"{named(split, copy.row)} ({named(other, copy.of_row)})" for copy in own]
+        verb, more = "is" if len(own) == 1 else "are", "; `bigctl data ... --copies` lists them"
+        said.append(
+            f"{len(own):,} of {sizes[split]:,} {split} pictures {verb} {what} the {_SPLITS[other]} split{made}: "
+            f"{some(pairs, _NAMED)}{more if len(own) > _NAMED else ''}"
+        )
+    return said
 
 
 # ------------------------------------------------------------------------------------------------------- told by facts

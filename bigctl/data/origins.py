@@ -36,7 +36,7 @@ def names(origins: Origins | None, places: Mapping[str, np.ndarray]) -> Callable
 
     def named(split: str, row: int) -> str:
         if origins is None or split not in places:
-            return f"number {row}"
+            return f"{split} {row}"
         return origins.name(int(places[split][row]))
 
     return named
@@ -48,6 +48,17 @@ def write(folder: Path, origins: Origins | None, places: Mapping[str, np.ndarray
         return
     named = json.dumps([origins.unit, list(origins.sources)]).encode()
     np.savez_compressed(folder / _FILE, sources=np.frombuffer(named, np.uint8), **places)  # type: ignore[arg-type]
+
+
+def read_all(folder: str | Path, places: Sequence[tuple[str, int]]) -> list[str]:
+    """What some examples, each a split and a row, of a prepared set are called, see `names`."""
+    found = [""] * len(places)
+    for split in {split for split, _ in places}:
+        numbers = [number for number, (own, _) in enumerate(places) if own == split]
+        rows = [places[number][1] for number in numbers]
+        for number, row, name in zip(numbers, rows, read(folder, split, rows), strict=True):
+            found[number] = name or f"{split} {row}"
+    return found
 
 
 def read(folder: str | Path, split: str, rows: Sequence[int]) -> list[str | None]:

@@ -134,7 +134,7 @@ def announcement(config: Config, dataset: Dataset, overrides: Sequence[str] = ()
         f"federated: a step is a round of {about}{draw.wanted:,} of {draw.clients:,} clients, each {times} over its "
         f"examples in {size}; they have {_span(sizes)} examples"
     )
-    yield from (f"note: {WHERE}.{found}, does nothing here" for found in keys.idle)
+    yield from (f"note: {WHERE}.{found}" for found in keys.idle)
     if any(each.startswith("train.batch_size=") for each in overrides):
         yield f"note: train.batch_size follows from what clients have, {WHERE}.batch_size is that of their steps"
     names = dataset.features.target.names

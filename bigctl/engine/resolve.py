@@ -32,7 +32,8 @@ from bigctl.runs.directory import RunDirectory
 from bigctl.terminal import escaped
 
 if TYPE_CHECKING:
-    from bigctl.interop.sources import Pixels, Source
+    from bigctl.interop.pictures import Pixels
+    from bigctl.interop.sources import Source
 
 
 _UNMEASURED = 64
@@ -96,8 +97,9 @@ def _with_pictures(config: Config, pixels: Pixels | None) -> Config:
         size = data.image_size or _size(data, recipe.size, pixels, fixed=config.model.fixed_size)
         decided = pixels is not None or size != data.image_size
         channels = data.channels or (None if pixels is None else len(pixels.mean))
-        # Squeezed pictures are none that such weights have seen: of other shapes the middle is taken.
-        resize = "crop" if decided and data.resize == "auto" else data.resize
+        # Squeezed pictures are none that weights have seen, unless they say so: of other shapes the middle is taken.
+        usual = "crop" if pixels is None else pixels.resize
+        resize = usual if decided and data.resize == "auto" else data.resize
         data = dataclasses.replace(data, image_size=size, channels=channels, resize=resize)
     return dataclasses.replace(config, recipe=recipe, data=data)
 

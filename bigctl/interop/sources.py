@@ -16,8 +16,9 @@ from bigctl.config import compose as composing
 from bigctl.data.dataset import Features
 from bigctl.data.target import CLASS, CLASSES, NUMBER, TOKEN_CLASS, Target
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import bert, decoder_config, gguf, hub, lite0, llama2c, vision, vocabularies
+from bigctl.interop import bert, decoder_config, gguf, hub, lite0, llama2c, pictures, vision, vocabularies
 from bigctl.interop.heads import Head
+from bigctl.interop.pictures import Pixels
 from bigctl.interop.tensors import Tensors, is_pickle, read_json, refusal
 from bigctl.models.architecture import GPT, LLAMA
 from bigctl.packages import Wheel
@@ -103,20 +104,6 @@ class Source:
     head: Head | None = None
     features: Features | None = None
     pixels: Pixels | None = None
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How pictures are made into inputs.
-
-    Attributes:
-        size: height and width.
-        mean, std: of each channel, in [0, 1], that pixels are standardised by.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 # -------------------------------------------------------------------------------------------------------- to find them
@@ -234,7 +221,6 @@ def _vision(folder: Path, kind: str, name: str, model: str) -> Source:
     names = bert.class_names(config) or vision.class_names(config)
     target = CLASSES if config.get("problem_type") == "multi_label_classification" else CLASS
     reads = schema.Vit(pool=architecture["pool"]) if model == vision.VIT else schema.Resnet()
-    told = vision.pictures(config, processor)
     return Source(
         kind=kind,
         name=name,
@@ -246,7 +232,7 @@ def _vision(folder: Path, kind: str, name: str, model: str) -> Source:
         classes=names or None,
         format=VISION,
         head=Head(Target(target, names), reads.head_input(per_token=False)) if names else None,
-        pixels=None if told is None else Pixels(told.size, told.mean, told.std),
+        pixels=pictures.read(config, processor),
     )
 
 
@@ -331,7 +317,8 @@ def _pixels(config: schema.Config, features: Features | None) -> Pixels | None:
     mean, std = (getattr(config.recipe, name, None) for name in ("mean", "std"))
     if features is None or mean is None or std is None:
         return None
-    return Pixels((features.shape[0], features.shape[1]), tuple(mean), tuple(std))
+    resize = str(getattr(config.data, "resize", pictures.CROP))
+    return Pixels((features.shape[0], features.shape[1]), tuple(mean), tuple(std), resize)
 
 
 def _head_of(config: schema.Config, target: Target) -> Head:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
+from bigctl.interop import pictures
 from bigctl.interop.folders import Finish, as_it_is, require_new, whole_or_nothing, write_json
 from bigctl.interop.tensors import WEIGHTS
 from bigctl.interop.vision import CONVNEXT, RESNET, VIT
@@ -186,13 +187,8 @@ def _config(export: Export) -> dict[str, Any]:
         "model_args": {**arguments, "in_chans": channels},
         "pretrained_cfg": {
             "num_classes": len(export.classes),
-            "input_size": [channels, height, width],
             "fixed_input_size": model.kind == VIT,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-            "mean": list(export.mean),
-            "std": list(export.std),
+            **pictures.for_timm(export.pixels),
             "label_names": list(export.classes),
             "first_conv": {RESNET: "conv1", VIT: "patch_embed.proj", CONVNEXT: "stem.0"}[model.kind],
             "classifier": {RESNET: "fc", VIT: "head", CONVNEXT: "head.fc"}[model.kind],

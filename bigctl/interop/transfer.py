@@ -98,7 +98,8 @@ def take_over(source: Source, start: Start) -> Transfer:
         because = f" ({why_not})" if why_not and any(name.startswith(HEAD) for name in new) else ""
         said.append(f"newly initialised: {_few(new)}{because}")
     said += [f"not used: {_few(unused)}"] if unused else []
-    said += [_pictures(start)] if source.pixels is not None and start.features.kind == "image" else []
+    if source.pixels is not None and start.features.kind == "image":
+        said += [_pictures(start), *source.pixels.otherwise]
     return Transfer(values, variables, tuple(one_line(f"model.init_from: {line}") for line in said))
 
 

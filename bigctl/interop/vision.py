@@ -325,44 +325,6 @@ def _heads(config: Mapping[str, Any], width: int, where: str) -> int:
     return found
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a folder says of the pictures that its weights are for: height and width, mean and deviation of each
-    channel."""
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def pictures(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Told | None:
-    """What timm's config.json, or the preprocessor_config.json of transformers, says of pictures; None if nothing."""
-    timm = config.get("pretrained_cfg")
-    if isinstance(timm, Mapping):
-        size, mean, std = timm.get("input_size"), timm.get("mean"), timm.get("std")
-        size = size[1:] if isinstance(size, Sequence) and len(size) == 3 else None
-    else:
-        given, mean, std = processor.get("size"), processor.get("image_mean"), processor.get("image_std")
-        if isinstance(given, Mapping):
-            crop = processor.get("crop_size")
-            given = crop if isinstance(crop, Mapping) and processor.get("do_center_crop") else given
-            edge = given.get("shortest_edge")
-            size = [given.get("height", edge), given.get("width", edge)]
-        else:
-            size = [given, given]
-    if not (_numbers(size, 2) and _numbers(mean) and _numbers(std, len(mean or ()))):
-        return None
-    height, width = (int(side) for side in size or ())
-    return Told((height, width), tuple(map(float, mean or ())), tuple(map(float, std or ())))
-
-
-def _numbers(values: object, count: int | None = None) -> bool:
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        return False
-    fits = count is None or len(values) == count
-    return fits and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the classes of timm's config.json, empty where it has none."""
     names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")

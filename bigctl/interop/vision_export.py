@@ -12,6 +12,8 @@ import numpy as np
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
+from bigctl.interop import pictures
+from bigctl.interop.pictures import Pixels
 from bigctl.interop.stored import TORCH_NORM
 from bigctl.interop.tensors import WEIGHTS
 from bigctl.interop.vision import CONVNEXT, RESNET, VIT
@@ -66,19 +68,21 @@ class Export:
     Attributes:
         model: its configuration.
         values: parameters and batch statistics, by path.
-        shape: height, width and channels of its pictures.
-        mean, std: of each channel, in [0, 1], that pixels are standardised by.
+        pixels: how its pictures are made into inputs, with as many channels as the model takes.
         classes: class names in order.
         several: whether a picture may have several of them.
     """
 
     model: schema.Model
     values: Mapping[str, np.ndarray]
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    pixels: Pixels
     classes: tuple[str, ...]
     several: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return (*self.pixels.size, len(self.pixels.mean))
 
 
 def knows(model: schema.Model) -> bool:
@@ -116,7 +120,7 @@ def files(export: Export, where: str) -> tuple[dict[str, Any], dict[str, Any], d
         _tensor_name(export.model.kind, path, blocks): turned(export.model, path, np.asarray(value, np.float32))
         for path, value in values.items()
     }
-    return _config(export), _processor(export), with_counts(tensors)
+    return _config(export), pictures.for_transformers(export.pixels), with_counts(tensors)
 
 
 def two_outputs(export: Export) -> dict[str, np.ndarray]:
@@ -239,17 +243,3 @@ def _config(export: Export) -> dict[str, Any]:
             "image_size": export.shape[0],
         }  # fmt: skip
     return {**found, **sizes}
-
-
-def _processor(export: Export) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": export.shape[0], "width": export.shape[1]},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(export.mean),
-        "image_std": list(export.std),
-    }

@@ -99,11 +99,12 @@ class EfficientNet(nnx.Module):
 
     def __init__(self, config: schema.EfficientNet, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs):
         if min(shape[:2]) < _LEAST:
+            files = "(recipe.size or data.image_size, of pictures in files)"
             other = ", or choose model=resnet20" if config.init_from is None else ""
             raise ConfigError(
                 f"images of {shape[0]}x{shape[1]} are used up before the last of {len(_STAGES)} stages",
                 where="model",
-                hint=f"images of {_LEAST}x{_LEAST} or more (data.image_size, of pictures in files){other}",
+                hint=f"images of {_LEAST}x{_LEAST} or more {files}{other}",
             )
         config = config.with_defaults()
         norm = config.norm or "batch"

@@ -95,6 +95,19 @@ def test_of_a_file_of_labels_too(photographs: Path, tmp_path: Path) -> None:
     keys: dict[str, object] = {"labels_file": str(tmp_path / "labels.csv")}
     stream, memory = streamed(photographs, **keys), prepare.prepare(config(photographs, **keys))
     np.testing.assert_array_equal(np.asarray(images(stream)), memory.splits["train"]["inputs"])
+    assert not any("not used" in note for note in notes.notes_of(memory))
+
+
+def test_a_column_of_splits_that_nobody_asked_for_is_told(photographs: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{file.relative_to(photographs)},{file.parent.name},{('train', 'val', 'test')[number % 3]}"
+        for number, file in enumerate(sorted(photographs.rglob("*.jpg")))
+    ]
+    (tmp_path / "labels.csv").write_text("file_name,labels,split\n" + "\n".join(rows))
+    keys: dict[str, object] = {"labels_file": str(tmp_path / "labels.csv")}
+    told = "the column 'split' is not used: data.split=split goes by it"
+    assert told in notes.notes_of(prepare.prepare(config(photographs, **keys)))
+    assert told not in notes.notes_of(prepare.prepare(config(photographs, split="split", **keys)))
 
 
 def test_many_pictures_are_streamed_and_few_are_not(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

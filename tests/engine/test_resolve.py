@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from bigctl.data.text import tokenization
 from bigctl.engine import experiment, resolve
 from bigctl.errors import ConfigError, DataError
 from bigctl.interop import sources
+from bigctl.interop.pictures import STRETCH, Pixels
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "Good", "一"]
 
@@ -124,7 +126,7 @@ def test_a_shorter_side_keeps_the_shape_that_most_pictures_have(shapes, size, tm
 
 def test_what_is_said_of_pictures_is_not_decided_again(tmp_path):
     keys = photographs(tmp_path / "p", [(40, 30)] * 10)
-    pixels = sources.Pixels((20, 20), (0.5,) * 3, (0.25,) * 3)
+    pixels = Pixels((20, 20), (0.5,) * 3, (0.25,) * 3)
     source = sources.Source("run", "x", tmp_path, "cnn", {}, tmp_path, None, pixels=pixels)
 
     def decided(*more: str, source: sources.Source | None = source) -> tuple[object, object]:
@@ -137,6 +139,9 @@ def test_what_is_said_of_pictures_is_not_decided_again(tmp_path):
     assert decided("data.image_size=[8,9]", "data.resize=stretch") == ([8, 9], "stretch")
     assert decided("data.image_size=[8,9]") == ([8, 9], "crop")
     assert decided("recipe.size=null") == ([20, 20], "crop")
+    squeezed = dataclasses.replace(source, pixels=dataclasses.replace(pixels, resize=STRETCH))
+    assert decided(source=squeezed) == ([16, 12], "stretch")
+    assert decided("data.resize=crop", source=squeezed) == ([16, 12], "crop")
     assert decided("data.image_size=[8,9]", source=None) == ([8, 9], "auto")
     given = bigctl.compose([*keys, "model.init_from=x"])
     kept = resolve.with_architecture(given, source)

@@ -11,6 +11,7 @@ from PIL import Image
 from bigctl.config import schema
 from bigctl.errors import ConfigError
 from bigctl.interop import loading, sources, timm_export
+from bigctl.interop.pictures import STRETCH, Pixels
 from bigctl.interop.vision_export import Export
 from tests.parity import cases
 from tests.parity.test_vision_export import drawn
@@ -18,6 +19,7 @@ from tests.parity.test_vision_export import drawn
 pytestmark = pytest.mark.fewer
 
 SHAPE = (64, 48, 3)
+PIXELS = Pixels(SHAPE[:2], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), STRETCH)
 MODELS: dict[str, schema.Model] = {
     "resnet": schema.Resnet(blocks=[1, 1, 2, 1], stem="imagenet"),
     "resnet of bottlenecks": schema.Resnet(blocks=[1, 1, 1, 1], stem="imagenet", bottleneck=True),
@@ -31,7 +33,7 @@ MODELS: dict[str, schema.Model] = {
 
 
 def export_of(model: schema.Model) -> Export:
-    return Export(model, drawn(model, 3, SHAPE)[1], SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"))
+    return Export(model, drawn(model, 3, SHAPE)[1], PIXELS, ("ant", "bee", "cat"))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -42,7 +44,7 @@ def test_an_export_has_the_logits_in_timm(name: str, tmp_path: Path) -> None:
     net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     pixels = np.random.default_rng(1).integers(0, 256, SHAPE, np.uint8)
     seen = timm.data.create_transform(**timm.data.resolve_model_data_config(net))(Image.fromarray(pixels))[None]
-    standardised = ((pixels / 255 - export.mean) / export.std).astype(np.float32)[None]
+    standardised = ((pixels / 255 - export.pixels.mean) / export.pixels.std).astype(np.float32)[None]
     np.testing.assert_allclose(seen.numpy()[0].transpose(1, 2, 0), standardised[0], atol=1e-5)
     with torch.no_grad():
         cases.assert_close("logits", drawn(MODELS[name], 3, SHAPE)[0](standardised), net(seen).numpy())
@@ -53,7 +55,7 @@ def test_an_export_to_timm_is_read_back_as_it_was(name: str, tmp_path: Path) -> 
     export = export_of(MODELS[name])
     source = sources.locate_source(str(timm_export.write(export, tmp_path / "out")))
     stored = loading.stored_of(source)
-    assert source.pixels == sources.Pixels(SHAPE[:2], export.mean, export.std)
+    assert source.pixels == export.pixels
     found = stored.read(list(stored.shapes))
     assert found.keys() - {"position"} == {n for n in export.values if not n.endswith(("/mean", "/var", "position"))}
     for path, value in found.items():

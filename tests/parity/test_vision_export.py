@@ -18,6 +18,7 @@ from bigctl.errors import ConfigError
 from bigctl.inference.exporters.huggingface import export_run
 from bigctl.inference.trained import TrainedRun
 from bigctl.interop import huggingface, loading, sources
+from bigctl.interop.pictures import STRETCH, Pixels
 from bigctl.interop.vision_export import Export
 from bigctl.training.checkpoints.arrays import flatten
 from tests.parity import cases
@@ -35,6 +36,7 @@ MODELS: dict[str, schema.Model] = {
     "convnext": schema.Convnext(blocks=[1, 2], widths=[4, 6], layer_scale=0.5),
 }
 SHAPE = (32, 24, 3)
+PIXELS = Pixels(SHAPE[:2], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), STRETCH)
 
 
 def drawn(model: schema.Model, outputs: int, shape: tuple[int, int, int] = SHAPE) -> tuple[Any, dict[str, np.ndarray]]:
@@ -59,19 +61,19 @@ def drawn(model: schema.Model, outputs: int, shape: tuple[int, int, int] = SHAPE
 @pytest.mark.parametrize("name", MODELS)
 def test_an_export_has_the_logits_in_transformers(name: str, tmp_path: Path) -> None:
     run, values = drawn(MODELS[name], 3)
-    export = Export(MODELS[name], values, SHAPE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("ant", "bee", "cat"))
+    export = Export(MODELS[name], values, PIXELS, ("ant", "bee", "cat"))
     folder = huggingface.write_vision(export, tmp_path / "out")
     net, info = transformers.AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert net.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
     pixels = np.random.default_rng(1).integers(0, 256, SHAPE, np.uint8)
     inputs = transformers.AutoImageProcessor.from_pretrained(folder)(Image.fromarray(pixels), return_tensors="pt")
-    standardised = ((pixels / 255 - export.mean) / export.std).astype(np.float32)[None]
+    standardised = ((pixels / 255 - export.pixels.mean) / export.pixels.std).astype(np.float32)[None]
     with torch.no_grad():
         cases.assert_close("logits", run(standardised), net.eval()(**inputs).logits.numpy())
     source = sources.locate_source(str(folder))
     stored = loading.stored_of(source)
-    assert source.pixels == sources.Pixels(SHAPE[:2], export.mean, export.std)
+    assert source.pixels == export.pixels
     for path, value in {**stored.read(list(stored.shapes))}.items():
         if path in values:  # a table of fixed places is none of ours
             np.testing.assert_array_equal(value, values[path])
@@ -79,7 +81,7 @@ def test_an_export_has_the_logits_in_transformers(name: str, tmp_path: Path) -> 
 
 def test_one_output_becomes_two(tmp_path: Path) -> None:
     run, values = drawn(MODELS["convnext"], 1)
-    export = Export(MODELS["convnext"], values, SHAPE, (0.5,) * 3, (0.2,) * 3, ("no", "yes"))
+    export = Export(MODELS["convnext"], values, Pixels(SHAPE[:2], (0.5,) * 3, (0.2,) * 3, STRETCH), ("no", "yes"))
     net = transformers.AutoModelForImageClassification.from_pretrained(
         huggingface.write_vision(export, tmp_path / "out")
     )

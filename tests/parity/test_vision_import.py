@@ -14,7 +14,8 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import loading, sources, vision
+from bigctl.interop import loading, pictures, sources
+from bigctl.interop.pictures import STRETCH, Pixels
 from bigctl.training.checkpoints.arrays import flatten
 from tests.parity import cases
 
@@ -132,7 +133,7 @@ def test_what_a_folder_tells_is_taken_and_what_is_not_known_is_refused(tmp_path:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     source = sources.locate_source(str(folder))
     assert source.classes == tuple(NAMES) and source.head is not None and source.head.reads == "the class token"
-    assert source.pixels == sources.Pixels((64, 64), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    assert source.pixels == Pixels((64, 64), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), STRETCH)
     assert source.architecture["eps"] == 1e-3
     with pytest.raises(ConfigError, match="holds weights of model=vit, this is model=resnet"):
         sources.fill_architecture(schema.Resnet(init_from=str(folder)), source)
@@ -152,9 +153,9 @@ def test_a_model_that_is_not_known_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_timm_says_of_pictures_is_read() -> None:
-    told = vision.pictures({"pretrained_cfg": {"input_size": [3, 64, 48], "mean": [0.5], "std": [0.25]}}, {})
-    assert told == vision.Told((64, 48), (0.5,), (0.25,))
-    assert vision.pictures({}, {"size": {"shortest_edge": 8}, "image_mean": [0.5], "image_std": [1]}) == vision.Told(
+    told = pictures.read({"pretrained_cfg": {"input_size": [3, 64, 48], "mean": [0.5], "std": [0.25]}}, {})
+    assert told == Pixels((64, 48), (0.5,), (0.25,))
+    assert pictures.read({}, {"size": {"shortest_edge": 8}, "image_mean": [0.5], "image_std": [1]}) == Pixels(
         (8, 8), (0.5,), (1.0,)
     )
-    assert vision.pictures({}, {}) is None
+    assert pictures.read({}, {}) is None

@@ -145,6 +145,13 @@ def test_folds_that_cannot_be_swept_are_refused(overrides, said):
         space.check_points(plan(*overrides))
 
 
+def test_axes_without_effect_are_told():
+    noted = space.check_points(plan("recipe=cnn_cls", "recipe.augment.magnitude=3,9,12", "train.accumulate=1,2"))
+    assert noted == ["recipe.augment.magnitude does nothing here: it is for policy=randaugment alone"]
+    assert not space.check_points(plan("recipe=cnn_cls", "recipe.augment.magnitude=3,12",
+                                       "recipe.augment.policy=randaugment"))  # fmt: skip
+
+
 def test_trials_of_several_folds_cannot_be_packed():
     refused = compatibility.refusal(space.variants(plan("data.fold=range(3)", "seed=range(2)")))
     assert refused is not None and "data.fold differs: 0, 1, 2" in refused

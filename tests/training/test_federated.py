@@ -221,8 +221,8 @@ def test_who_takes_part_and_what_they_lack_is_told() -> None:
     idle = settled("train.federated.clients=20", "train.federated.alpha=0.1", "train.federated.server=momentum",
                    "train.federated.server_momentum=0.5", "train.federated.server_tau=0.1")  # fmt: skip
     assert list(settling.announcement(idle.config, idle.dataset, ["seed=1", "train.batch_size=7"]))[1:] == [
-        "note: train.federated.alpha, for split=dirichlet alone, does nothing here",
-        "note: train.federated.server_tau, for server=adagrad, adam and yogi alone, does nothing here",
+        "note: train.federated.alpha does nothing here: it is for split=dirichlet alone",
+        "note: train.federated.server_tau does nothing here: it is for server=adagrad, adam and yogi alone",
         "note: train.batch_size follows from what clients have, train.federated.batch_size is that of their steps",
     ]
     plain = settled("train.federated.mu=1")
@@ -233,7 +233,7 @@ def test_a_dry_run_tells_who_takes_part_too(capsys: pytest.CaptureFixture[str]) 
     assert main(["train", *SHARED, "train.federated.keep=0.5", "train.steps=2", "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "federated: a step is a round of 4 of 8 clients" in told
-    assert "note: train.federated.keep, for compress=topk alone, does nothing here" in told
+    assert "note: train.federated.keep does nothing here: it is for compress=topk alone" in told
 
 
 def test_clients_of_a_column_are_its_values(tmp_path: Path) -> None:

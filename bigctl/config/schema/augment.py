@@ -99,11 +99,12 @@ class Augment:
 
     @property
     def idle(self) -> list[str]:
-        """Keys that are set and do nothing beside the others, as "erase_area, for erase alone"."""
+        """Keys that are set and do nothing beside the others, see `idle`."""
         random, erased = (self.policy == RANDAUGMENT, "policy=randaugment"), (self.erase > 0, "erase")
+        mixed = (self.mix > 0, "mix above 0")
         uses = {
-            "border": (self.crop > 0, "crop"), "operations": random, "magnitude": random, "erase_area": erased,
-            "erase_fill": erased, "mix": (self.mixup > 0 or self.cutmix > 0, "mixup and cutmix"),
+            "operations": random, "magnitude": random, "erase_area": erased, "erase_fill": erased, "mixup": mixed,
+            "cutmix": mixed, "mix": (self.mixup > 0 or self.cutmix > 0, "mixup and cutmix"),
             "grow": (bool(self.sizes), "sizes"),
         }  # fmt: skip
         return idle(self, uses)

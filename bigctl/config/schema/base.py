@@ -29,14 +29,14 @@ Problem = tuple[str, str, str]
 
 
 def idle(keys: object, uses: Mapping[str, tuple[bool, str]]) -> list[str]:
-    """Keys of a dataclass that are not as by default and do nothing, as "alpha, for split=dirichlet alone".
+    """Keys of a dataclass that are not as by default and do nothing, each with why.
 
     Args:
         uses: name of a key -> whether it is used, and beside what it is.
     """
     plain = type(keys)()
     return [
-        f"{name}, for {where} alone"
+        f"{name} does nothing here: it is for {where} alone"
         for name, (used, where) in uses.items()
         if not used and getattr(keys, name) != getattr(plain, name)
     ]

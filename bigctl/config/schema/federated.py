@@ -64,7 +64,7 @@ class Federated:
 
     @property
     def idle(self) -> list[str]:
-        """Keys that are set and do nothing beside the others, as "alpha, for split=dirichlet alone"."""
+        """Keys that are set and do nothing beside the others, see `idle`."""
         split = self.split if self.column is None else ""
         adaptive = self.server in SERVERS[2:]
         uses = {

@@ -101,7 +101,7 @@ class EncodedImages:
         if isinstance(rows, slice):
             return self.decode(np.arange(len(self))[rows])
         rows = np.asarray(rows)
-        return self.decode(np.atleast_1d(rows))[0] if rows.ndim == 0 else self.decode(rows)
+        return self._decoded(int(rows), self._usual) if rows.ndim == 0 else self.decode(rows)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[row] for row in range(len(self)))
@@ -123,17 +123,21 @@ class EncodedImages:
             DataError: for the first file that is not there, not as it was, or damaged.
         """
         found = np.empty((len(rows), *self.form.shape), np.uint8)
-        usual = image_decoding.part_of(self.form.resize)
         numbers = None if keys is None else crops.draws(keys)
 
         def decode(place: int) -> None:
-            part: Part | None = usual
+            part = self._usual
             if numbers is not None:
                 part = partial(crops.drawn, least=least, numbers=numbers[place])
             found[place] = self._decoded(int(rows[place]), part)
 
         _in_parts(decode, len(rows), threads or cores())
         return found
+
+    @property
+    def _usual(self) -> Part | None:
+        """What is taken of a picture where nothing is drawn."""
+        return image_decoding.part_of(self.form.resize)
 
     def _decoded(self, row: int, part: Part | None) -> np.ndarray:
         form = self.form

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bigctl.data.dataset import SPLITS
 from bigctl.data.files.paths import require_folder, some, walk
 from bigctl.data.sources import image_decoding, image_index
 from bigctl.data.sources.content import suffix_of
@@ -19,6 +20,7 @@ from bigctl.data.sources.read_table import SUFFIXES, Dialect, load
 from bigctl.data.sources.text_rows import TextTable
 from bigctl.errors import DataError
 
+_SPLIT = "split"
 _SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
@@ -55,13 +57,14 @@ def read_labelled_images(
     if format is None:
         known = ", ".join(SUFFIXES)
         raise DataError(f"the suffix {labels_file.suffix!r} tells no format", where=str(labels_file), hint=known)
-    asked = {file_name, labels} | ({split} if split else set())
+    asked = {file_name, labels} | ({split} if split else set() if format == "jsonl" else {_SPLIT})
     table = load(labels_file, format, asked.__contains__, dialect=Dialect(encoding=encoding), lists=(labels,))
     table.require(file_name, "file name")
     files = [path / name for name in table.columns[file_name]]
     _check_files(table, file_name, files, path)
     rows = _rows(table, split)
-    notes = list(table.notes)
+    unused = split is None and set(map(str.lower, table.columns.get(_SPLIT, ["-"]))) <= {*_SPLITS, *SPLITS}
+    notes = [*table.notes, *([f"the column {_SPLIT!r} is not used: data.split={_SPLIT} goes by it"] if unused else [])]
     target, sets = read_label_sets({name: _part(table, own) for name, own in rows.items()}, labels, separator, notes)
     order = [row for own in rows.values() for row in own]
     bad, paths = dict[int, DataError](), [files[row] for row in order]
@@ -112,7 +115,7 @@ def _rows(table: TextTable, split: str | None) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for row, value in enumerate(table.columns[split]):
         name = _SPLITS.get(value.lower(), value.lower())
-        if name not in ("train", "validation", "test"):
+        if name not in SPLITS:
             hint = "write train, validation or test"
             raise DataError(f"{value!r} is no split", where=table.at(row, split), hint=hint)
         found.setdefault(name, []).append(row)

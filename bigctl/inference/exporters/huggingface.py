@@ -13,8 +13,9 @@ from bigctl.inference.exporters import reloaded
 from bigctl.inference.exporters.formats import Exported
 from bigctl.inference.exporters.network import Network
 from bigctl.inference.trained import TrainedRun
-from bigctl.interop import huggingface, vision_export
+from bigctl.interop import huggingface, pictures, vision_export
 from bigctl.interop.folders import Finish, as_it_is, require_new
+from bigctl.interop.pictures import Pixels
 from bigctl.interop.tensors import read_json
 from bigctl.runs import generation_config
 from bigctl.training.checkpoints.arrays import flatten
@@ -32,6 +33,12 @@ def require(trained: TrainedRun) -> None:
     """See `formats.Exporter`."""
     huggingface.require_exportable(trained.config.model, str(trained.run.path))
     require_whole_pictures(trained)
+    if vision_export.knows(trained.config.model) and not pictures.says(found := exported_pixels(trained)):
+        height, width = found.size
+        what = f"of pictures of another shape than {height}x{width} the middle is taken, which preprocessing of "
+        what += "transformers can only do to a square"
+        hint = "--format timm and onnx can say it; or train with data.resize=stretch, or of equal sides"
+        raise ConfigError(what, where=str(trained.run.path), hint=hint)
 
 
 def require_whole_pictures(trained: TrainedRun) -> None:
@@ -124,18 +131,22 @@ def export_run(trained: TrainedRun, folder: Path, finish: Finish = as_it_is) -> 
     )
 
 
+def exported_pixels(trained: TrainedRun) -> Pixels:
+    """What its pictures are made into; grey ones become coloured ones for weights of such."""
+    features, recipe = trained.features, trained.config.recipe
+    mean, std = (tuple(getattr(recipe, name, None) or getattr(features, name)) for name in ("mean", "std"))
+    resize = str(getattr(trained.config.data, "resize", pictures.STRETCH))
+    return Pixels((features.shape[0], features.shape[1]), mean, std, resize)
+
+
 def exported(trained: TrainedRun) -> vision_export.Export:
     """What is exported of a classifier of pictures."""
-    features, recipe = trained.features, trained.config.recipe
+    features = trained.features
     values = {**flatten(trained.params), **flatten(trained.variables)}
-    mean, std = (tuple(getattr(recipe, name, None) or getattr(features, name)) for name in ("mean", "std"))
-    height, width, channels = features.shape
     return vision_export.Export(
         model=trained.config.model,
         values={name: np.asarray(value, np.float32) for name, value in values.items()},
-        shape=(height, width, max(channels, len(mean))),  # grey pictures become coloured ones for weights of such
-        mean=mean,
-        std=std,
+        pixels=exported_pixels(trained),
         classes=features.target.names,
         several=features.target.kind == CLASSES,
     )

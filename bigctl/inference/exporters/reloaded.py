@@ -28,7 +28,7 @@ from bigctl.inference.exporters.network import Computed, Network, computed_by
 from bigctl.inference.exporters.torch_process import ASKED, INPUTS, LACKING, LOGITS, SAID
 from bigctl.inference.text_batches import run_tokenizer
 from bigctl.inference.trained import TrainedRun
-from bigctl.interop import bert, huggingface, vision
+from bigctl.interop import bert, huggingface, pictures
 from bigctl.interop.folders import write_json
 from bigctl.interop.tensors import read_json
 from bigctl.models.architecture import decoder_architecture
@@ -115,7 +115,7 @@ def _question(trained: TrainedRun, network: Network, folder: Path, library: str)
     if kind != "image":
         return {**asked, "texts": list(_texts(trained, network))}
     processor = read_json(folder / "preprocessor_config.json") if library == TRANSFORMERS else {}
-    told = vision.pictures(config, processor)
+    told = pictures.read(config, processor)
     assert told is not None  # we have just written it
     return {**asked, "channels": len(told.mean), "mean": told.mean, "std": told.std}
 

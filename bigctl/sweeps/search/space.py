@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigctl.config import presets, schema, suggestions
+from bigctl.config import idle_keys, presets, schema, suggestions
 from bigctl.config.compose import Composed, compose, require_text
 from bigctl.config.compose_many import ManyComposer
 from bigctl.config.plugins import load
@@ -156,8 +156,8 @@ def overrides_of(plan: Plan, point: Point, repeat: Repeat = (None, None)) -> tup
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def check_points(plan: Plan, points: Iterable[Point] | None = None) -> None:
-    """Compose and check every point before anything is started.
+def check_points(plan: Plan, points: Iterable[Point] | None = None) -> list[str]:
+    """Compose and check every point before anything is started; gives notes on keys without effect.
 
     Args:
         plan: the sweep.
@@ -167,8 +167,10 @@ def check_points(plan: Plan, points: Iterable[Point] | None = None) -> None:
     Raises:
         ConfigError: for the first point that cannot be trained, naming axis and value.
     """
-    for _ in _configs(plan, _probes(plan) if points is None else points):
-        pass
+    found = dict[str, None]()
+    for config in _configs(plan, _probes(plan) if points is None else points):
+        found |= dict.fromkeys(idle_keys.notes(config))
+    return list(found)
 
 
 class Composable:

@@ -1,0 +1,81 @@
+"""Promises of `bigctl.interop.pictures`: preprocessing is read as timm and transformers mean it, and written so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bigctl
+from bigctl.errors import ConfigError
+from bigctl.inference.exporters import huggingface, timm_folder
+from bigctl.inference.trained import TrainedRun
+from bigctl.interop import pictures
+from bigctl.interop.pictures import CROP, STRETCH, Pixels
+
+NUMBERS = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 48)])
+@pytest.mark.parametrize("resize", [CROP, STRETCH])
+def test_what_is_written_is_read_back(size, resize) -> None:
+    pixels = Pixels(size, *NUMBERS, resize)
+    assert pictures.read({"pretrained_cfg": pictures.for_timm(pixels)}, {}) == pixels
+    if pictures.says(pixels):
+        assert pictures.read({}, pictures.for_transformers(pixels)) == pixels
+    else:
+        assert (size, resize) == ((64, 48), CROP)
+
+
+@pytest.mark.parametrize(
+    ("timm", "resize", "otherwise"),
+    [
+        ({}, CROP, []),
+        ({"crop_pct": 0.875}, CROP, ["recipe.augment.center_crop=0.875"]),
+        ({"crop_mode": "squash", "interpolation": "bicubic"}, STRETCH, ["resized by bicubic"]),
+        ({"crop_mode": "border", "crop_pct": 0.9}, CROP, ["had a border"]),
+    ],
+)
+def test_what_timm_does_otherwise_is_told(timm, resize, otherwise) -> None:
+    config = {"pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5], "std": [0.2], **timm}}
+    found = pictures.read(config, {})
+    assert found is not None and found.resize == resize and len(found.otherwise) == len(otherwise)
+    assert all(part in said for part, said in zip(otherwise, found.otherwise, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("processor", "size", "resize"),
+    [
+        ({"size": {"shortest_edge": 8}}, (8, 8), CROP),
+        ({"size": {"height": 8, "width": 6}}, (8, 6), STRETCH),
+        ({"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True}, (8, 8), CROP),
+        ({"size": 8, "resample": 3}, (8, 8), CROP),
+    ],
+)
+def test_what_transformers_says_is_read(processor, size, resize) -> None:
+    found = pictures.read({}, {"image_mean": [0.5], "image_std": [1], **processor})
+    assert found is not None and (found.size, found.resize) == (size, resize)
+    assert bool(found.otherwise) is ("resample" in processor)
+
+
+def test_pictures_whose_middle_is_taken_leave_as_such(tmp_path: Path) -> None:
+    for number in range(20):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (48, 36, 3), np.uint8)).save(file)
+    keys = ["recipe=vit_cls", "model=convnext_t", "model.blocks=[1,1,1,1]", "model.widths=[4,4,4,4]", "train.steps=1"]
+    keys += ["data=image_folder", f"data.path={tmp_path / 'photos'}", "train.tensorboard=false", "model.kernel_size=7"]
+    for name, more in {"square": ["data.image_size=[32,32]"], "portrait": ["data.image_size=[48,32]"]}.items():
+        bigctl.train([*keys, *more, "data.resize=crop"], tmp_path / name, quiet=True)
+        trained = TrainedRun.load(str(tmp_path / name))
+        timm_folder.write(trained, tmp_path / f"{name}-timm")
+        config = json.loads((tmp_path / f"{name}-timm" / "config.json").read_text())
+        assert config["pretrained_cfg"]["crop_mode"] == "center"
+    with pytest.raises(ConfigError, match="can only do to a square"):
+        huggingface.write(trained, tmp_path / "portrait-hf")
+    huggingface.write(TrainedRun.load(str(tmp_path / "square")), tmp_path / "square-hf")
+    processor = json.loads((tmp_path / "square-hf" / "preprocessor_config.json").read_text())
+    assert processor["do_center_crop"] and processor["size"] == {"shortest_edge": 32}
