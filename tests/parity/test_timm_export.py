@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from bigctl.config import schema
+from bigctl.data.sources.image_decoding import read_pictures
 from bigctl.errors import ConfigError
 from bigctl.interop import loading, sources, timm_export
-from bigctl.interop.pictures import STRETCH, Pixels
+from bigctl.interop.pictures import CROP, STRETCH, Pixels
 from bigctl.interop.vision_export import Export
 from tests.parity import cases
 from tests.parity.test_vision_export import drawn
@@ -48,6 +51,24 @@ def test_an_export_has_the_logits_in_timm(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(seen.numpy()[0].transpose(1, 2, 0), standardised[0], atol=1e-5)
     with torch.no_grad():
         cases.assert_close("logits", drawn(MODELS[name], 3, SHAPE)[0](standardised), net(seen).numpy())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 48)], ids=["square", "portrait"])
+@pytest.mark.parametrize("resize", [CROP, STRETCH])
+def test_timm_sees_pictures_of_another_shape_as_we_do(size: tuple[int, int], resize: str, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    model = schema.Convnext(blocks=[1, 1, 1, 1], widths=[4, 6, 8, 8])
+    export = dataclasses.replace(export_of(model), pixels=Pixels(size, (0.0,) * 3, (1.0,) * 3, resize))
+    net = timm.create_model(f"local-dir:{timm_export.write(export, tmp_path / 'out')}", pretrained=True)
+    photograph = Image.fromarray(load_sample_image("china.jpg")[:400, 20:600])
+    seen = timm.data.create_transform(**timm.data.resolve_model_data_config(net))(photograph).numpy()
+
+    def apart(resize: str) -> float:
+        ours = read_pictures([photograph], size, 3, resize=resize)[0]
+        return float(np.abs(seen.transpose(1, 2, 0) * 255 - ours).mean())
+
+    # timm resizes first and cuts then, to whole pixels: half of one away.
+    assert apart(resize) < (8 if resize == CROP else 1) and 3 * apart(resize) < apart(*{CROP, STRETCH} - {resize})
 
 
 @pytest.mark.parametrize("name", MODELS)
