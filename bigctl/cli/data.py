@@ -85,7 +85,9 @@ def run(options: argparse.Namespace) -> int:
             )
         return _list(options)
     alone = [flag for flag in ("--suspects", "--copies") if getattr(options, flag[2:])]
-    if alone and (len(alone) > 1 or options.rebuild or options.verify or data_sheets.wanted(options)):
+    if alone and (
+        len(alone) > 1 or options.prepare or options.rebuild or options.verify or data_sheets.wanted(options)
+    ):
         raise ConfigError(f"{alone[0]} goes with nothing else than --most and --json", hint="give a command to each")
     from bigctl.data.files import file_index
 

@@ -40,7 +40,8 @@ def show(options: argparse.Namespace, data: Data, form: dict[str, Any]) -> int:
     if not compared:
         height, width = dataset.features.shape[:2]
         small = f"pictures of {height}x{width} are often alike by chance, so only the same pixels are looked for"
-        print(f"bigctl: {small}; data.image_size={[copies.LEAST] * 2} or more compares photographs", file=sys.stderr)
+        larger = f"; data.image_size=[{copies.LEAST},{copies.LEAST}] or more compares photographs"
+        print(f"bigctl: {small}{larger if hasattr(data, 'image_size') else ''}", file=sys.stderr)
     found = copies.across(splits)
     listed = _listed(dataset, found)
     if options.json:

@@ -24,8 +24,8 @@ from bigctl.errors import DataError
 ALIKE = 0.99
 """Correlation of thumbnails from which on two pictures may be one."""
 APART = 40.0
-"""How far the cells of two pictures may be from each other that are one, once their light and contrast are made alike
-[levels of 255]."""
+"""How far the cells of two pictures may be from each other that are one, once their light and contrast are made alike,
+and no further than the standard deviation of one [levels of 255]."""
 LEAST = 32
 """Shorter side of pictures that are compared; smaller ones, such as digits, are often alike by chance [pixels]."""
 SAME, NEAR, MIRRORED = "same", "near", "mirrored"
@@ -171,7 +171,8 @@ def are_one(pictures: Pictures, row: int, others: Pictures, other: int, *, mirro
         first, second = first.mean(-1), second.mean(-1)
     x, y = second.reshape(-1), first.reshape(-1)
     gain = ((x - x.mean()) * (y - y.mean())).sum() / max(float(np.square(x - x.mean()).sum()), 1e-9)
-    return bool(np.abs(y - y.mean() - gain * (x - x.mean())).max() <= APART)
+    most = min(APART, float(y.std()))  # of a faint picture, details are faint
+    return bool(np.abs(y - y.mean() - gain * (x - x.mean())).max() <= most)
 
 
 def _cells(pictures: Pictures, row: int) -> Float[np.ndarray, "32 32 3"]:

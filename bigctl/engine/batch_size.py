@@ -28,6 +28,7 @@ from bigctl.formatting import size as in_bytes
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed
+from bigctl.training.compiled import compiled
 
 if TYPE_CHECKING:
     from bigctl.interop.sources import Source
@@ -201,7 +202,9 @@ class _Bench:
         self._built = True
         try:
             batch = _zeros(programs, size)
-            step = programs.step_sent.lower(programs.carried_state, batch, programs.hparams).compile()
+            columns = self.dataset.splits["train"]
+            sent = feed.step_on_sent(programs, self.dataset.batches, columns, resolved.config)
+            step = compiled(sent, programs.carried_state, batch, programs.hparams)
             taken = _bytes_of(step.memory_analysis(), self.resident)
             if taken is not None and taken > SHARE * self.free:
                 told = f"its step takes {in_bytes(taken)} a device, and {in_bytes(self.free)} are free there"

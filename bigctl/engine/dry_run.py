@@ -36,9 +36,10 @@ def report(config: Config) -> dict[str, Any]:
     config = experiment.config
     columns = dataset.splits["train"]
     _, compiled, examples = plan.compiled_step(experiment)
-    memory = compiled.memory_analysis()
-    available = step_memory.require_planned(experiment, compiled).free
-    parts = plan.memory_at_hand(experiment, compiled, examples, available)
+    trained = step_memory.as_trained(experiment, compiled, examples)
+    memory = trained.memory_analysis()
+    available = step_memory.require_planned(experiment, trained).free
+    parts = plan.memory_at_hand(experiment, compiled, examples, available, memory)
     cost = compiled.cost_analysis() or {}  # of the program of each device
     flops = cost["flops"] * programs.mesh.size if "flops" in cost else None
     shardings = {name: str(leaf.sharding.spec) for name, leaf in arrays.flatten(state.params).items()}

@@ -204,10 +204,13 @@ def of_experiment(experiment: Experiment, traced: Program, compiled: Program, ba
     return costing.of_step(traced, compiled, _kept(experiment), batch, mesh, target)
 
 
-def memory_at_hand(experiment: Experiment, compiled: Program, batch: Tree, available: int | None) -> costing.Memory:
-    """The memory of a step on the devices of this machine, which have so many bytes for it."""
+def memory_at_hand(
+    experiment: Experiment, compiled: Program, batch: Tree, available: int | None, analysis: Program | None = None
+) -> costing.Memory:
+    """The memory of a step on the devices of this machine, which have so many bytes for it; `analysis` is that of the
+    step as it is trained, where that is not this one."""
     kept = {**_kept(experiment), costing.BATCH: batch}
-    return costing.memory_of(hlo.parse(compiled.as_text()), compiled.memory_analysis(), kept, available)
+    return costing.memory_of(hlo.parse(compiled.as_text()), analysis or compiled.memory_analysis(), kept, available)
 
 
 def _kept(experiment: Experiment) -> dict[str, Tree]:

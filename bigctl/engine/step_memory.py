@@ -19,6 +19,8 @@ from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.training import feed
 from bigctl.training.compiled import Executable
+from bigctl.training.compiled import compiled as compile_for
+from bigctl.training.state import Tree
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -60,10 +62,18 @@ def require_planned(experiment: Experiment, compiled: Executable) -> Room:
     taken = sum(values.nbytes for values in columns.values()) if resident else 0
     found = room(experiment.programs.mesh)
     found = dataclasses.replace(found, taken=found.taken + taken)
-    analysis = compiled.memory_analysis()
-    if analysis is not None and peak(compiled) > found.free:
+    if compiled.memory_analysis() is not None and peak(compiled) > found.free:
         raise refusal(experiment, compiled, found)
     return found
+
+
+def as_trained(experiment: Experiment, whole: Executable, batch: Tree) -> Executable:
+    """The step as training runs it: the `whole`, or where that is so two programs, compiled for this batch."""
+    programs, dataset = experiment.programs, experiment.dataset
+    step = feed.step_on_sent(programs, dataset.batches, dataset.splits["train"], experiment.config)
+    if step is programs.step_sent:
+        return whole
+    return compile_for(step, programs.carried_state, batch, programs.hparams)
 
 
 def refusal(experiment: Experiment, compiled: Executable, found: Room) -> ConfigError:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import jax
 
 from bigctl import imports
 
@@ -23,8 +26,7 @@ class Compiled(Protocol):
 class InParts:
     """A step as two programs: gradients, compiled for each shape of batch, and the update, compiled once for all.
 
-    Of a BERT the update is nearly half of what there is to compile. It is called as a whole step is, and its memory is
-    that of the gradients, as the update overwrites the state.
+    Of a BERT the update is nearly half of what there is to compile. It is called as a whole step is, and lowered.
 
     Attributes:
         graded: (state, *batch) -> `Graded`.
@@ -39,13 +41,70 @@ class InParts:
     def __call__(self, *arguments: object) -> Any:
         return self.update(arguments[0], self.graded(*arguments), arguments[self.hparams])
 
-    def lower(self, *arguments: object) -> Any:
-        return self.graded.lower(*arguments)
+    def lower(self, *arguments: object) -> Lowered:
+        graded = self.graded.lower(*arguments)
+        update = self.update.lower(arguments[0], graded.out_info, arguments[self.hparams])
+        return Lowered(self, graded, update, _bytes(arguments), _bytes(arguments[0]))
 
     def _cache_size(self) -> int:
         """Programs that were compiled, as `jax.jit` has it."""
         size: int = getattr(self.graded, "_cache_size", lambda: 1)()
         return size
+
+
+class Lowered(NamedTuple):
+    """Both programs of a step before they are compiled, and how many bytes its arguments have, and its state."""
+
+    step: InParts
+    graded: jax.stages.Lowered
+    update: jax.stages.Lowered
+    arguments: int
+    state: int
+
+    def compile(self) -> BothParts:
+        return BothParts(self.step, self.graded.compile(), self.update.compile(), self.arguments, self.state)
+
+
+class BothParts(NamedTuple):
+    """Both programs, compiled: see `Lowered`."""
+
+    step: InParts
+    graded: Executable
+    update: Executable
+    arguments: int
+    state: int
+
+    def __call__(self, *arguments: object) -> Any:
+        return self.update(arguments[0], self.graded(*arguments), arguments[self.step.hparams])
+
+    def memory_analysis(self) -> Memory | None:
+        """What a step takes while either program runs: all of its arguments, and what comes from the first to the
+        second, are there meanwhile."""
+        graded, update = self.graded.memory_analysis(), self.update.memory_analysis()
+        if graded is None or update is None:
+            return None
+        between = int(graded.output_size_in_bytes)
+        return Memory(
+            argument_size_in_bytes=self.arguments,
+            output_size_in_bytes=self.state,
+            alias_size_in_bytes=self.state,  # which is overwritten
+            temp_size_in_bytes=between + max(int(graded.temp_size_in_bytes), int(update.temp_size_in_bytes)),
+            generated_code_size_in_bytes=int(graded.generated_code_size_in_bytes + update.generated_code_size_in_bytes),
+        )
+
+
+class Memory(NamedTuple):
+    """What `memory_analysis` of a compiled program has [bytes a device]."""
+
+    argument_size_in_bytes: int
+    output_size_in_bytes: int
+    alias_size_in_bytes: int
+    temp_size_in_bytes: int
+    generated_code_size_in_bytes: int
+
+
+def _bytes(tree: object) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
 
 
 def compiled(program: Compiled, *arguments: object) -> Executable:

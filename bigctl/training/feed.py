@@ -79,18 +79,31 @@ def make_feed(
     check: Check | None = None,
 ) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
-    layout = growing.grown(layout, stages_of(config, programs.step.total_steps))
-    if config.train.federated.on:
-        layout = rounds.by_rounds(layout, config.train)
-    elif config.train.privacy.on:
-        layout = poisson.sampled(layout, config.train.privacy.microbatch)
-    plan = training_plan(layout, columns, config)
+    layout, plan = _planned(programs, layout, columns, config)
     if not fits_on_device(columns, config):
         return SentFeed(programs, layout, columns, plan, config, observe, check=check)
     arrays = place_columns(programs.mesh, columns)
     if isinstance(plan, FixedPlan) and loops(programs.mesh, config):
         return LoopFeed(programs, layout, arrays, plan, config, observe, check)
     return ResidentFeed(programs, layout, arrays, plan, observe, check)
+
+
+def _planned(
+    programs: Programs, layout: Layout, columns: Columns, config: schema.Config
+) -> tuple[Layout, TrainingPlan]:
+    """The layout with what training makes of it, and the batches."""
+    layout = growing.grown(layout, stages_of(config, programs.step.total_steps))
+    if config.train.federated.on:
+        layout = rounds.by_rounds(layout, config.train)
+    elif config.train.privacy.on:
+        layout = poisson.sampled(layout, config.train.privacy.microbatch)
+    return layout, training_plan(layout, columns, config)
+
+
+def step_on_sent(programs: Programs, layout: Layout, columns: Columns, config: schema.Config) -> Compiled:
+    """The step on a batch that is sent as training would run it, in one program or two."""
+    shapes = len(_planned(programs, layout, columns, config)[1].lengths)
+    return programs.sent_in_parts if in_parts(programs.mesh, shapes) else programs.step_sent
 
 
 def stages_of(config: schema.Config, total_steps: int) -> Stages:

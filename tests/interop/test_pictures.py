@@ -33,10 +33,11 @@ def test_what_is_written_is_read_back(size, resize) -> None:
 @pytest.mark.parametrize(
     ("timm", "resize", "otherwise"),
     [
-        ({}, CROP, []),
-        ({"crop_pct": 0.875}, CROP, ["recipe.augment.center_crop=0.875"]),
-        ({"crop_mode": "squash", "interpolation": "bicubic"}, STRETCH, ["resized by bicubic"]),
-        ({"crop_mode": "border", "crop_pct": 0.9}, CROP, ["had a border"]),
+        ({}, CROP, ["resized by bicubic", "recipe.augment.center_crop=0.875"]),
+        ({"crop_pct": 1.0, "interpolation": "bilinear"}, CROP, []),
+        ({"crop_pct": 0.9, "interpolation": "bilinear"}, CROP, ["recipe.augment.center_crop=0.9"]),
+        ({"crop_mode": "squash", "crop_pct": 1.0}, STRETCH, ["resized by bicubic"]),
+        ({"crop_mode": "border", "interpolation": "bilinear"}, CROP, ["had a border"]),
     ],
 )
 def test_what_timm_does_otherwise_is_told(timm, resize, otherwise) -> None:
@@ -46,19 +47,30 @@ def test_what_timm_does_otherwise_is_told(timm, resize, otherwise) -> None:
     assert all(part in said for part, said in zip(otherwise, found.otherwise, strict=True))
 
 
+CONVNEXT = {"image_processor_type": "ConvNextImageProcessor", "resample": 2}
+
+
 @pytest.mark.parametrize(
-    ("processor", "size", "resize"),
+    ("processor", "size", "resize", "otherwise"),
     [
-        ({"size": {"shortest_edge": 8}}, (8, 8), CROP),
-        ({"size": {"height": 8, "width": 6}}, (8, 6), STRETCH),
-        ({"size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True}, (8, 8), CROP),
-        ({"size": 8, "resample": 3}, (8, 8), CROP),
+        ({"size": {"shortest_edge": 8}}, (8, 8), CROP, []),
+        ({"size": {"height": 8, "width": 6}}, (8, 6), STRETCH, []),
+        ({"size": {"shortest_edge": 10}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True}, (8, 8), CROP,
+         ["center_crop=0.8"]),
+        ({"size": {"shortest_edge": 8}, "crop_size": 8, "do_center_crop": True}, (8, 8), CROP, []),
+        ({"size": 8, "resample": 3}, (8, 8), STRETCH, ["resized by bicubic"]),
+        ({"size": 8, "resample": [1]}, (8, 8), STRETCH, ["resized by another interpolation"]),
+        ({**CONVNEXT, "size": {"shortest_edge": 224}}, (224, 224), CROP, ["center_crop=0.875"]),
+        ({**CONVNEXT, "size": 224, "crop_pct": 0.95}, (224, 224), CROP, ["center_crop=0.95"]),
+        ({**CONVNEXT, "size": {"shortest_edge": 384}}, (384, 384), STRETCH, []),
+        ({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 384}, (384, 384), STRETCH, ["bicubic"]),
     ],
-)
-def test_what_transformers_says_is_read(processor, size, resize) -> None:
+)  # fmt: skip
+def test_what_transformers_says_is_read(processor, size, resize, otherwise) -> None:
     found = pictures.read({}, {"image_mean": [0.5], "image_std": [1], **processor})
     assert found is not None and (found.size, found.resize) == (size, resize)
-    assert bool(found.otherwise) is ("resample" in processor)
+    assert len(found.otherwise) == len(otherwise)
+    assert all(part in said for part, said in zip(otherwise, found.otherwise, strict=True))
 
 
 def test_pictures_whose_middle_is_taken_leave_as_such(tmp_path: Path) -> None:
@@ -68,7 +80,12 @@ def test_pictures_whose_middle_is_taken_leave_as_such(tmp_path: Path) -> None:
         Image.fromarray(np.random.default_rng(number).integers(0, 255, (48, 36, 3), np.uint8)).save(file)
     keys = ["recipe=vit_cls", "model=convnext_t", "model.blocks=[1,1,1,1]", "model.widths=[4,4,4,4]", "train.steps=1"]
     keys += ["data=image_folder", f"data.path={tmp_path / 'photos'}", "train.tensorboard=false", "model.kernel_size=7"]
-    for name, more in {"square": ["data.image_size=[32,32]"], "portrait": ["data.image_size=[48,32]"]}.items():
+    grey = ["data.image_size=[32,32]", "data.channels=1"]
+    for name, more in {
+        "square": ["data.image_size=[32,32]"],
+        "grey": grey,
+        "portrait": ["data.image_size=[48,32]"],
+    }.items():
         bigctl.train([*keys, *more, "data.resize=crop"], tmp_path / name, quiet=True)
         trained = TrainedRun.load(str(tmp_path / name))
         timm_folder.write(trained, tmp_path / f"{name}-timm")
@@ -76,6 +93,8 @@ def test_pictures_whose_middle_is_taken_leave_as_such(tmp_path: Path) -> None:
         assert config["pretrained_cfg"]["crop_mode"] == "center"
     with pytest.raises(ConfigError, match="can only do to a square"):
         huggingface.write(trained, tmp_path / "portrait-hf")
-    huggingface.write(TrainedRun.load(str(tmp_path / "square")), tmp_path / "square-hf")
-    processor = json.loads((tmp_path / "square-hf" / "preprocessor_config.json").read_text())
-    assert processor["do_center_crop"] and processor["size"] == {"shortest_edge": 32}
+    for name in ("square", "grey"):
+        huggingface.write(TrainedRun.load(str(tmp_path / name)), tmp_path / f"{name}-hf")
+        processor = json.loads((tmp_path / f"{name}-hf" / "preprocessor_config.json").read_text())
+        assert processor["do_center_crop"] and processor["size"] == {"shortest_edge": 32}
+        assert processor["do_convert_rgb"] is (name == "square")

@@ -146,10 +146,12 @@ def test_folds_that_cannot_be_swept_are_refused(overrides, said):
 
 
 def test_axes_without_effect_are_told():
-    noted = space.check_points(plan("recipe=cnn_cls", "recipe.augment.magnitude=3,9,12", "train.accumulate=1,2"))
-    assert noted == ["recipe.augment.magnitude does nothing here: it is for policy=randaugment alone"]
-    assert not space.check_points(plan("recipe=cnn_cls", "recipe.augment.magnitude=3,12",
-                                       "recipe.augment.policy=randaugment"))  # fmt: skip
+    magnitude = "recipe.augment.magnitude=3,12"
+    told = "recipe.augment.magnitude does nothing here: it is for policy=randaugment alone"
+    assert space.check_points(plan("recipe=cnn_cls", magnitude)) == [told]
+    both = plan("recipe=cnn_cls", magnitude, "recipe.augment.policy=none,randaugment")
+    assert space.check_points(both, space.points(both)) == [f"{told} (in 2 of 4 points)"]
+    assert not space.check_points(plan("recipe=cnn_cls", magnitude, "recipe.augment.policy=randaugment"))
 
 
 def test_trials_of_several_folds_cannot_be_packed():

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 import bigctl
-from bigctl.engine import experiment
+from bigctl import memory
+from bigctl.engine import device_memory, experiment, step_memory
 from bigctl.engine.experiment import Experiment
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.compiled import compiled
 from tests import forked
 from tests.conftest import Cli
 from tests.training.test_sharding import assert_meshes_agree
@@ -139,6 +141,41 @@ def test_one_update_serves_all_lengths_and_trains_as_whole_steps_do(more, data, 
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for name, value in params(whole).items():
         np.testing.assert_allclose(params(state)[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def sent(exp: Experiment) -> dict[str, Any]:
+    """The columns of a batch that is sent."""
+    return dict(exp.task.example_shapes(BATCH))
+
+
+def test_the_memory_of_two_programs_is_asked_for_as_a_whole(data):
+    """The state, and gradients beside the temporaries of either."""
+    exp = build("lstm_cls", data, "model.embedding=64")
+    programs = exp.programs
+    parts = programs.sent_in_parts
+    both = compiled(parts, programs.carried_state, sent(exp), programs.hparams)
+    weights, state = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (programs.carried_state.params, programs.carried_state)
+    )
+    temporary = max(each.memory_analysis().temp_size_in_bytes for each in (both.graded, both.update))
+    found = both.memory_analysis()
+    assert state + weights + temporary <= device_memory.peak(both) < 1.1 * (state + weights + temporary) + 2**20
+    assert found.temp_size_in_bytes >= weights + temporary and found.alias_size_in_bytes == state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "limit", lambda: device_memory.peak(both) - 1)
+        with pytest.raises(ConfigError, match="a step takes"):
+            step_memory.require_step(exp, both)
+
+
+@pytest.mark.parametrize("shapes", [1, 2])
+def test_the_memory_that_is_told_before_is_that_of_the_step_that_runs(data, shapes):
+    exp = build("lstm_cls", data, shapes=shapes)
+    programs = exp.programs
+    whole = compiled(programs.step_sent, programs.carried_state, sent(exp), programs.hparams)
+    trained = step_memory.as_trained(exp, whole, sent(exp))
+    assert (trained is whole) is (shapes == 1)
+    assert device_memory.peak(trained) >= device_memory.peak(whole)
 
 
 def padding(exp: Experiment, steps: int) -> list[float]:

@@ -46,7 +46,7 @@ def require_whole_pictures(trained: TrainedRun) -> None:
     share = getattr(getattr(trained.config.recipe, "augment", None), "center_crop", 1.0)
     if share != 1:
         what = f"the model sees the middle of each picture (recipe.augment.center_crop={share:g}), and the files of "
-        what += "transformers and timm have no place for that"
+        what += "transformers and timm cannot say that as it is done here"
         raise ConfigError(what, where=str(trained.run.path), hint="--format onnx and jax cut it out themselves")
 
 

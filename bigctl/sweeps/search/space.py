@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,10 +168,9 @@ def check_points(plan: Plan, points: Iterable[Point] | None = None) -> list[str]
     Raises:
         ConfigError: for the first point that cannot be trained, naming axis and value.
     """
-    found = dict[str, None]()
-    for config in _configs(plan, _probes(plan) if points is None else points):
-        found |= dict.fromkeys(idle_keys.notes(config))
-    return list(found)
+    noted = [[*idle_keys.notes(config)] for config in _configs(plan, _probes(plan) if points is None else points)]
+    counts = Counter(note for each in noted for note in each)
+    return [note if n == len(noted) else f"{note} (in {n:,} of {len(noted):,} points)" for note, n in counts.items()]
 
 
 class Composable:
