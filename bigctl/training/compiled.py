@@ -42,9 +42,7 @@ class InParts:
         return self.update(arguments[0], self.graded(*arguments), arguments[self.hparams])
 
     def lower(self, *arguments: object) -> Lowered:
-        graded = self.graded.lower(*arguments)
-        update = self.update.lower(arguments[0], graded.out_info, arguments[self.hparams])
-        return Lowered(self, graded, update, _bytes(arguments), _bytes(arguments[0]))
+        return Lowered(self, self.graded.lower(*arguments), arguments)
 
     def _cache_size(self) -> int:
         """Programs that were compiled, as `jax.jit` has it."""
@@ -53,20 +51,27 @@ class InParts:
 
 
 class Lowered(NamedTuple):
-    """Both programs of a step before they are compiled, and how many bytes its arguments have, and its state."""
+    """A step whose first program is lowered, and its arguments."""
 
     step: InParts
     graded: jax.stages.Lowered
-    update: jax.stages.Lowered
-    arguments: int
-    state: int
+    arguments: tuple[Any, ...]
 
     def compile(self) -> BothParts:
-        return BothParts(self.step, self.graded.compile(), self.update.compile(), self.arguments, self.state)
+        """The second program is lowered for what the first one gives, where that will lie: else the call would compile
+        it anew."""
+        graded, state, hparams = self.graded.compile(), self.arguments[0], self.arguments[self.step.hparams]
+        between = jax.tree.map(
+            lambda value, where: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where),
+            self.graded.out_info,
+            graded.output_shardings,
+        )
+        update = compiled(self.step.update, state, between, hparams)
+        return BothParts(self.step, graded, update, _bytes(self.arguments), _bytes(state))
 
 
 class BothParts(NamedTuple):
-    """Both programs, compiled: see `Lowered`."""
+    """Both programs, compiled, and how many bytes the arguments of the step have, and its state."""
 
     step: InParts
     graded: Executable

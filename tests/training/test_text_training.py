@@ -143,6 +143,29 @@ def test_one_update_serves_all_lengths_and_trains_as_whole_steps_do(more, data, 
         np.testing.assert_allclose(params(state)[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_the_update_that_was_compiled_to_be_checked_is_the_one_that_runs(data):
+    """Here and for a second length; a program that is compiled anew would take as long once more."""
+    compiled_now: list[str] = []
+
+    def note(name: str, _: float, **more: Any) -> None:
+        if name.endswith("backend_compile_duration"):
+            compiled_now.append(str(more.get("fun_name")))
+
+    exp = build("lstm_cls", data)
+    columns, config = exp.dataset.splits["train"], exp.config
+    feed = feeds.make_feed(exp.programs, exp.dataset.batches, columns, config, check=lambda step: None)
+    state = exp.programs.initialise()
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        for number in range(12):
+            state, _ = feed.advance(state, number * BATCH, 1)
+        jax.block_until_ready(state)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+        feed.close()
+    assert compiled_now.count("jit(updated)") == 1 and compiled_now.count("jit(run)") == 2
+
+
 def sent(exp: Experiment) -> dict[str, Any]:
     """The columns of a batch that is sent."""
     return dict(exp.task.example_shapes(BATCH))
