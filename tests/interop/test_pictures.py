@@ -73,6 +73,11 @@ def test_what_transformers_says_is_read(processor, size, resize, otherwise) -> N
     assert all(part in said for part, said in zip(otherwise, found.otherwise, strict=True))
 
 
+def test_of_files_that_say_nothing_nothing_is_read() -> None:
+    assert pictures.read({}, {}) is None
+    assert pictures.read({"pretrained_cfg": {"input_size": [3, 8, 8], "mean": ["0.5"], "std": [0.2]}}, {}) is None
+
+
 def test_pictures_whose_middle_is_taken_leave_as_such(tmp_path: Path) -> None:
     for number in range(20):
         file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"

@@ -14,7 +14,7 @@ from flax import nnx
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError, DataError
-from bigctl.interop import loading, pictures, sources
+from bigctl.interop import loading, sources
 from bigctl.interop.pictures import STRETCH, Pixels
 from bigctl.training.checkpoints.arrays import flatten
 from tests.parity import cases
@@ -150,12 +150,3 @@ def test_a_model_that_is_not_known_is_refused(tmp_path: Path) -> None:
     save_file({name: np.zeros((2, 2, 1, 1), np.float32) for name in names}, tmp_path / "model.safetensors")
     with pytest.raises(DataError, match=r"has layer1\.0\.se\.fc1\.weight, for which model=resnet has no place"):
         sources.locate_source(str(tmp_path))
-
-
-def test_what_timm_says_of_pictures_is_read() -> None:
-    told = pictures.read({"pretrained_cfg": {"input_size": [3, 64, 48], "mean": [0.5], "std": [0.25]}}, {})
-    assert told == Pixels((64, 48), (0.5,), (0.25,))
-    assert pictures.read({}, {"size": {"shortest_edge": 8}, "image_mean": [0.5], "image_std": [1]}) == Pixels(
-        (8, 8), (0.5,), (1.0,)
-    )
-    assert pictures.read({}, {}) is None
