@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bigctl.data.dataset import Dataset
 
 _HOW = {"same": "the same file or pixels", "near": "resized, compressed or brightened", "mirrored": "mirrored"}
-_SPLITS = {"train": "training", "validation": "validation"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +48,9 @@ def show(options: argparse.Namespace, data: Data, form: dict[str, Any]) -> int:
         render.print_json({"count": counts, "compared": compared, "copies": listed})
         return 0
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        count, size = sum(copy[0] == split and copy[2] == other for copy in found), dataset.size(split)
+        count, size = sum((copy.split, copy.of_split) == (split, other) for copy in found), dataset.size(split)
         share = f" ({count / size:.1%})" if count else ""
-        print(f"{count:,} of {size:,} {split} pictures{share} are in the {_SPLITS[other]} split too")
+        print(f"{count:,} of {size:,} {split} pictures{share} are in the {copies.SPLITS[other]} split too")
     if listed:
         columns = ("split", "picture", "class", "of_split", "of", "of_class")
         rows = [

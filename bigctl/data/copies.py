@@ -29,6 +29,8 @@ and no further than the standard deviation of one [levels of 255]."""
 LEAST = 32
 """Shorter side of pictures that are compared; smaller ones, such as digits, are often alike by chance [pixels]."""
 SAME, NEAR, MIRRORED = "same", "near", "mirrored"
+SPLITS = {"train": "training", "validation": "validation"}
+"""What the splits that others are compared with are called in sentences."""
 _SIDE, _FINE = 16, 32
 """Cells a side of a thumbnail, and of what pairs are compared by."""
 _GREY = 8.0

@@ -27,7 +27,6 @@ _STREAMED = 2**13
 """Pictures in files that are decoded when they are prepared, at most, to be compared."""
 _PAIRS = 2 * 10**9
 """Pairs of decoded pictures that are compared then, at most."""
-_SPLITS = {"train": "training", "validation": "validation"}
 Named = Callable[[str, int], str]
 """Gives the file, or the like, that a row of a split is from."""
 _FEW = 0.02
@@ -116,7 +115,7 @@ def _copied(found: list[copies.Copy], sizes: dict[str, int], named: Named) -> li
         pairs = [f"{named(split, copy.row)} ({named(other, copy.of_row)})" for copy in own]
         verb, more = "is" if len(own) == 1 else "are", "; `bigctl data ... --copies` lists them"
         said.append(
-            f"{len(own):,} of {sizes[split]:,} {split} pictures {verb} {what} the {_SPLITS[other]} split{made}: "
+            f"{len(own):,} of {sizes[split]:,} {split} pictures {verb} {what} the {copies.SPLITS[other]} split{made}: "
             f"{some(pairs, _NAMED)}{more if len(own) > _NAMED else ''}"
         )
     return said

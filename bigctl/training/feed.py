@@ -83,7 +83,7 @@ def make_feed(
     if not fits_on_device(columns, config):
         return SentFeed(programs, layout, columns, plan, config, observe, check=check)
     arrays = place_columns(programs.mesh, columns)
-    if isinstance(plan, FixedPlan) and loops(programs.mesh, config):
+    if isinstance(plan, FixedPlan) and loops(programs.mesh, config):  # which `step_on_sent` goes by, too
         return LoopFeed(programs, layout, arrays, plan, config, observe, check)
     return ResidentFeed(programs, layout, arrays, plan, observe, check)
 
@@ -102,8 +102,10 @@ def _planned(
 
 def step_on_sent(programs: Programs, layout: Layout, columns: Columns, config: schema.Config) -> Compiled:
     """The step on a batch that is sent as training would run it, in one program or two."""
-    shapes = len(_planned(programs, layout, columns, config)[1].lengths)
-    return programs.sent_in_parts if in_parts(programs.mesh, shapes) else programs.step_sent
+    plan = _planned(programs, layout, columns, config)[1]
+    looped = fits_on_device(columns, config) and isinstance(plan, FixedPlan) and loops(programs.mesh, config)
+    in_two = in_parts(programs.mesh, len(plan.lengths)) and not looped
+    return programs.sent_in_parts if in_two else programs.step_sent
 
 
 def stages_of(config: schema.Config, total_steps: int) -> Stages:
