@@ -22,7 +22,7 @@ from bigctl.engine import same_start, so_far, teacher
 from bigctl.engine.run import Beginning, Options, Run
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError
 from bigctl.formatting import is_utf8
-from bigctl.parallel import distributed, host_memory
+from bigctl.parallel import distributed
 from bigctl.parallel.distributed import ProcessGroup
 from bigctl.runs import directory, logs
 from bigctl.runs.directory import RunDirectory
@@ -45,7 +45,6 @@ def opened(composed: Composed, path: Path, options: Options) -> Iterator[Run]:
         BigctlError: if this configuration cannot be trained there.
     """
     began = time.monotonic() if options.began is None else options.began
-    host_memory.keep_memory()  # before any thread is started
     listening = contextlib.nullcontext(options.stop) if options.stop is not None else StopRequest()
     with listening as stop:  # before jax is imported: from here on a stop is an orderly one
         if (minutes := composed.config.train.max_minutes) is not None:

@@ -3,6 +3,7 @@ CPU never so many under way that their temporaries lie beside each other in memo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import jax
@@ -16,9 +17,14 @@ Check = Callable[[Executable], None]
 
 
 class Calls:
-    """Runs programs, each of which is shown to `check` before it runs first; jax compiles it once for both."""
+    """Runs programs, each of which is shown to `check` before it runs first; jax compiles it once for both.
+
+    Attributes:
+        compiling: seconds so far in which programs were traced and compiled.
+    """
 
     def __init__(self, check: Check | None):
+        self.compiling = 0.0
         self._check = check
         self._waits: dict[int | None, bool] = {}
 
@@ -33,12 +39,13 @@ class Calls:
         first = length not in self._waits
         if host_memory.keeps() and (first or self._waits[length]):
             jax.block_until_ready((arguments, after))
-        if first and (self._check is not None or host_memory.keeps()):
+        if first:
+            start = time.perf_counter()
             executable = compiled(program, *arguments)
+            self.compiling += time.perf_counter() - start
             host_memory.give_back()
             if self._check is not None:
                 self._check(executable)
             analysis = executable.memory_analysis()
             self._waits[length] = analysis is not None and host_memory.is_large(int(analysis.temp_size_in_bytes))
-        self._waits.setdefault(length, False)
         return program(*arguments)

@@ -130,7 +130,7 @@ class Evaluator(SplitScores):
         # but not one a length, and a batch of texts is soon sent.
         self.resident = layout.lengths(columns) is None and feed.fits_on_device(columns, config)
         self._arrays: Mapping[str, jax.Array] | None = None
-        self._calls = Calls(check)
+        self.calls = Calls(check)
         self._before: Sums = {}
 
     def __call__(self, params: Tree, variables: Tree, task: Task | None = None) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Evaluator(SplitScores):
 
     def _run(self, program: Compiled, length: int | None, *arguments: object) -> Sums:
         """The sums of a batch, after those of the one before where there is memory for one at a time."""
-        found: Sums = self._calls.run(program, length, *arguments, after=self._before)
+        found: Sums = self.calls.run(program, length, *arguments, after=self._before)
         self._before = found
         return found
 

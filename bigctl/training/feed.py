@@ -49,6 +49,7 @@ class Feed(Protocol):
     """Whether it is data that it waits for, or the other trainings of a pack."""
     shapes: int
     """How many shapes of batches there are, each of which is compiled once."""
+    calls: Calls
 
     @property
     def work(self) -> Work | None:
@@ -173,7 +174,7 @@ class _Resident:
         self, programs: Programs, layout: Layout, arrays: Arrays, observe: Observer | None, check: Check | None
     ):
         self.programs, self.layout, self.arrays = programs, layout, arrays
-        self._steps = Calls(check)
+        self.calls = Calls(check)
         self.waited, self.waits_for_data = 0.0, True
         self.work: Work | None = None
         self._observe = observe
@@ -215,7 +216,7 @@ class ResidentFeed(_Resident):
         self._tell(indices, length)
         programs = self.programs
         given = state, self.arrays, indices, programs.hparams, self.layout, length
-        return self._steps.run(self.program(), length, *given), 1
+        return self.calls.run(self.program(), length, *given), 1
 
     def shape(self, position: int) -> int | None:
         return self.plan.batch(position)[1]
@@ -259,7 +260,7 @@ class LoopFeed(_Resident):
             jax.block_until_ready(state)
         start = time.perf_counter()
         given = state, self.arrays, indices, np.int32(count), programs.hparams, self.layout, length
-        state = self._steps.run(programs.steps_resident, length, *given)
+        state = self.calls.run(programs.steps_resident, length, *given)
         if timing:
             jax.block_until_ready(state)
             seconds = max(time.perf_counter() - start, 1e-6)
@@ -293,7 +294,7 @@ class SentFeed:
         check: Check | None = None,
     ):
         self.programs, self.layout, self.plan = programs, layout, plan
-        self._steps = Calls(check)
+        self.calls = Calls(check)
         self.work = Work()
         self.columns = {
             name: replace(values, work=self.work) if isinstance(values, EncodedImages) else values
@@ -327,7 +328,7 @@ class SentFeed:
         self._next = position + self.batch_size
         if self._observe is not None:
             self._observe({name: np.asarray(values) for name, values in batch.items()})
-        result = self._steps.run(self.program(), self.shape(position), state, batch, self.programs.hparams)
+        result = self.calls.run(self.program(), self.shape(position), state, batch, self.programs.hparams)
         self._trains = True
         return result, 1
 

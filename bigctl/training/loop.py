@@ -24,6 +24,7 @@ from bigctl.errors import Diverged, TrainingFailed
 from bigctl.optim import schedules
 from bigctl.training import divergence, early_stop, metrics, phases, rewind
 from bigctl.training.ahead import Ahead
+from bigctl.training.calls import Calls
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.feed import Feed
 from bigctl.training.metrics import Sums
@@ -149,7 +150,7 @@ class Loop:
             limit = self.stop.room(self.timings.steps, limit)
             if limit == 0:  # asked to stop, and just rewound: the next start rewinds again
                 break
-            with self._compile_time(f"train {self.feed.shape(progress.position)}"):
+            with self._compile_time(f"train {self.feed.shape(progress.position)}", self.feed.calls):
                 state, count = self.feed.advance(state, progress.position, limit)
             self._ahead.dispatched(state.step)
             progress.step += count
@@ -200,7 +201,7 @@ class Loop:
         jax.block_until_ready(state.step)  # training time is not evaluation time
         start = time.perf_counter()
         before = self.timings.compile
-        with self._doing("evaluating"), self._compile_time("evaluate"):
+        with self._doing("evaluating"), self._compile_time("evaluate", self.evaluator.calls):
             found = self.evaluator(self.programs.evaluation_weights(state), state.variables)
         scalars = {name: value for name, value in found.items() if isinstance(value, (int, float))}
         if self.metric not in scalars:
@@ -361,19 +362,19 @@ class Loop:
             self.hooks.doing(before)
 
     @contextlib.contextmanager
-    def _compile_time(self, name: str) -> Iterator[None]:
-        """The first call of a program compiles it; its time is no training time."""
+    def _compile_time(self, name: str, calls: Calls | None = None) -> Iterator[None]:
+        """The first call of a program compiles it: that time is no training time. Where nobody tells how much of the
+        call it was, all of it is taken for that."""
         if name in self._compiled:
             yield
             return
-        start, waited = time.perf_counter(), self.feed.waited
+        start, before = time.perf_counter(), 0.0 if calls is None else calls.compiling
         try:
             with self._doing("compiling"):
                 yield
         finally:
             self._compiled.add(name)
-            waited = self.feed.waited - waited  # for data: that is counted as such
-            self.timings.compile += time.perf_counter() - start - waited
+            self.timings.compile += time.perf_counter() - start if calls is None else calls.compiling - before
 
     def _report_recompiles(self, step: int) -> None:
         size = getattr(self.feed.program(), "_cache_size", lambda: 1)()

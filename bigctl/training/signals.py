@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Protocol
 
+from bigctl.parallel import host_memory
+
 TOGETHER = 0.2  # s; `timeout` and wrappers that pass signals on send one request twice, to the process and to its group
 REASONS = {
     signal.SIGINT: "Ctrl-C",
@@ -109,6 +111,7 @@ class StopRequest:
         self._told = told
 
     def __enter__(self) -> StopRequest:
+        host_memory.keep_memory()  # before its thread, which is the first one of a command that trains
         if threading.current_thread() is threading.main_thread():
             reader, writer = os.pipe()
             os.set_blocking(writer, False)

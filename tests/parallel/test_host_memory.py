@@ -88,6 +88,34 @@ def test_steps_of_several_sizes_take_the_memory_of_the_largest():
     assert grown("as it comes") > 220
 
 
+ARENAS = """
+import ctypes, sys
+from bigctl.cli.main import main
+from bigctl.parallel import host_memory
+
+code = main(["train", "recipe=mlp_cls", "data=breast_cancer", "train.steps=4", "--quiet", "--run-dir", sys.argv[1]])
+libc = ctypes.CDLL(None)
+libc.fopen.restype, libc.fopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_char_p]
+libc.malloc_info.argtypes, libc.fclose.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
+file = libc.fopen(sys.argv[2].encode(), b"w")
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(code, int(host_memory.keeps()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
+def test_all_threads_of_the_command_take_memory_from_one_arena(tmp_path):
+    """Of any other glibc gives large blocks back to the kernel after each step."""
+    told = tmp_path / "arenas.xml"
+    ran = subprocess.check_output([sys.executable, "-c", ARENAS, tmp_path / "run", told], text=True, cwd=tmp_path)
+    code, kept = map(int, ran.splitlines()[-1].split())
+    assert code == 0
+    if not kept:
+        pytest.skip("another malloc, or a machine with an accelerator")
+    assert told.read_text().count("<heap nr=") == 1
+
+
 def test_memory_is_kept_before_a_thread_is_started(tmp_path, monkeypatch):
     seen: list[list[str]] = []
     monkeypatch.setattr(

@@ -13,6 +13,7 @@ import numpy as np
 import bigctl
 from bigctl.engine import experiment
 from bigctl.engine.experiment import Experiment
+from bigctl.training.calls import Calls
 from bigctl.training.loop import Cadence, Hooks, Loop
 from bigctl.training.signals import StopRequest
 from bigctl.training.state import Progress, TrainState
@@ -35,16 +36,16 @@ class FakeFeed:
         self.events, self.most, self.pause, self.sleep = events, most, pause, sleep
         self.waited, self.waits_for_data = 0.0, True
         self.work, self.nbytes = None, 0
-        self.shapes = 1
-        self.calls = 0
+        self.shapes, self.calls = 1, Calls(None)
+        self.advanced = 0
 
     def shape(self, position: int) -> None:
         return None
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         self.events.append(("draw", position))
-        wait = self.pause(self.calls)
-        self.calls += 1
+        wait = self.pause(self.advanced)
+        self.advanced += 1
         self.waited += wait
         self.sleep(wait)
         return state, min(limit, self.most)
@@ -62,8 +63,11 @@ def loop_of(
     events: list[Any] = [] if feed is None else feed.events
     values = iter(scores) if not callable(scores) else None
 
-    def evaluate(params: Any, variables: Any) -> dict[str, Any]:
-        return {"val/accuracy": next(values), "val/confusion": [[1]]} if values is not None else scores(params)
+    class FakeEvaluator:
+        calls = Calls(None)
+
+        def __call__(self, params: Any, variables: Any) -> dict[str, Any]:
+            return {"val/accuracy": next(values), "val/confusion": [[1]]} if values is not None else scores(params)
 
     def write(step: int, found: dict[str, Any]) -> None:
         which = "evaluate" if any(name.startswith("val/") for name in found) else "log"
@@ -78,7 +82,7 @@ def loop_of(
         write=write, save=saved, flush=lambda: events.append(("flush",)), warn=lambda text: events.append((text,))
     )
     loop = Loop(
-        exp.programs, feed or FakeFeed(events), evaluate, cadence, exp.config, hooks, StopRequest(),  # type: ignore
+        exp.programs, feed or FakeFeed(events), FakeEvaluator(), cadence, exp.config, hooks, StopRequest(),  # type: ignore
         metric="val/accuracy", mode=mode, examples_per_epoch=exp.dataset.size("train"),
     )  # fmt: skip
     return loop, events

@@ -232,7 +232,6 @@ def train(
     Raises:
         ConfigError: where they cannot be packed. What ends single trials is in what comes back.
     """
-    from bigctl.parallel import host_memory
     from bigctl.training.checkpoints.async_checkpoints import queued
     from bigctl.training.packed.pack import Pack
 
@@ -240,7 +239,6 @@ def train(
     refused = compatibility.refusal(configs) if mode == "yes" else compatibility.differences(configs)
     if refused is not None:
         raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
-    host_memory.keep_memory()
     shared = TrialGroup(jobs)
     verdict = width_of.decide(shared, [job.path for job in jobs], mode)
     decided(verdict)

@@ -141,7 +141,7 @@ class PackedSteps:
         self.largest = min(most, 1 << (between - 1).bit_length())
         self._length: int | None = config.train.steps_per_dispatch if looped else 1
         self._warm = False
-        self._calls = Calls(check)
+        self.calls = Calls(check)
         self.program = compile_packed_steps(programs, layout, self.length, looped=looped)
         self._side_by_side = SideBySide(programs, width)
 
@@ -162,7 +162,7 @@ class PackedSteps:
             jax.block_until_ready(states)
         start = time.perf_counter()
         given = self._side_by_side.joined(states), self.arrays, indices, np.int32(count), hparams
-        states = self._side_by_side.parted(self._calls.run(self.program, self.length, *given), len(states))
+        states = self._side_by_side.parted(self.calls.run(self.program, self.length, *given), len(states))
         if timing:
             jax.block_until_ready(states)
             self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))
@@ -279,6 +279,7 @@ class PackedFeed:
 
     def __init__(self, pack: Pack, lane: int, hparams: Hparams, plan: FixedPlan):
         self.pack, self.lane, self.hparams, self.plan = pack, lane, hparams, plan
+        self.calls = pack.steps.calls
         self.waited, self.waits_for_data = 0.0, False
         self.work: Work | None = None
         self.nbytes = 0  # its data is on the devices
