@@ -33,6 +33,9 @@ COMMANDS = {
     "doctor": "check the installation and the devices",
 }
 
+COMPUTE = frozenset({"train", "resume", "sweep", "eval", "predict", "explain", "audit", "compress"})
+"""Those that run programs of jax over and over, until they are done."""
+
 
 def load_command(name: str) -> ModuleType:
     """The module of a command: `bigctl.cli.verify_resume` for "verify-resume"."""
