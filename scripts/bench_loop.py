@@ -33,6 +33,17 @@ CASES: dict[str, tuple[list[str], str, tuple[int, ...], int]] = {
 
 
 @dataclass
+class Scored:
+    """Stands for an evaluation, and takes no time."""
+
+    metric: str
+    calls: None = None
+
+    def __call__(self, weights: Any, variables: Any) -> dict[str, float]:
+        return {self.metric: 0.0}
+
+
+@dataclass
 class Setting:
     """One experiment, with what all its loops share."""
 
@@ -151,7 +162,7 @@ def _fit(setting: Setting, folder: Path, *, tensorboard: bool) -> Callable[[], f
     loop = Loop(
         built.programs,
         feeds.make_feed(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config),
-        lambda weights, variables: {built.metric: 0.0},  # type: ignore[arg-type]
+        Scored(built.metric),  # type: ignore[arg-type]
         Cadence(total=1, log=setting.log_every, evaluate=never, save=never),
         built.config,
         hooks,

@@ -32,6 +32,8 @@ OURS = (
     """
 import json, os, resource, sys, time
 start = time.time()
+from bigctl.parallel import host_memory
+host_memory.keep_memory()  # as the command does
 """
     + _bench.AT_FIRST_STEP
     + """

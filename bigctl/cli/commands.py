@@ -33,8 +33,8 @@ COMMANDS = {
     "doctor": "check the installation and the devices",
 }
 
-COMPUTE = frozenset({"train", "resume", "sweep", "eval", "predict", "explain", "audit", "compress"})
-"""Those that run programs of jax over and over, until they are done."""
+KEEP_MEMORY = frozenset({"train", "resume", "sweep", "eval", "predict", "explain", "audit", "compress"})
+"""Those that compute one large batch after the other, until they are done: see `parallel.host_memory`."""
 
 
 def load_command(name: str) -> ModuleType:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from bigctl import cli, imports, terminal
-from bigctl.cli.commands import COMMANDS, COMPUTE, load_command
+from bigctl.cli.commands import COMMANDS, KEEP_MEMORY, load_command
 
 _LONG = 60.0
 """A process that has run for longer when this is imported was not started for a command [s]."""
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         imports.own_process()
-        if not COMPUTE.isdisjoint(arguments[:1]):
+        if not KEEP_MEMORY.isdisjoint(arguments[:1]):
             from bigctl.parallel import host_memory
 
             host_memory.keep_memory()  # before there is a thread

@@ -21,7 +21,7 @@ from bigctl.runs import untrusted
 from bigctl.runs.directory import RunDirectory
 
 PARTS = ("start-up", "compiling", "data", "steps", "evaluation", "saving", "finish")
-"""What a start spends its time on: before the loop; the first call of each program; waiting for batches; training;
+"""What a start spends its time on: before the loop; what each program takes to compile; waiting for batches; training;
 scores and samples; checkpoints; what comes after the last step."""
 SHAPE: untrusted.Shape = {
     "starts": [{"begun": untrusted.TIME, "first": untrusted.COUNT, "last": untrusted.COUNT, "parts": {str: float}}]

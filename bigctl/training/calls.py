@@ -20,7 +20,7 @@ class Calls:
     """Runs programs, each of which is shown to `check` before it runs first; jax compiles it once for both.
 
     Attributes:
-        compiling: seconds so far in which programs were traced and compiled.
+        compiling: seconds so far that programs took to be traced and compiled.
     """
 
     def __init__(self, check: Check | None):
@@ -39,13 +39,17 @@ class Calls:
         first = length not in self._waits
         if host_memory.keeps() and (first or self._waits[length]):
             jax.block_until_ready((arguments, after))
-        if first:
-            start = time.perf_counter()
+        if not first:
+            return program(*arguments)
+        start, waits = time.perf_counter(), False
+        if self._check is not None or host_memory.keeps():
             executable = compiled(program, *arguments)
-            self.compiling += time.perf_counter() - start
             host_memory.give_back()
             if self._check is not None:
                 self._check(executable)
             analysis = executable.memory_analysis()
-            self._waits[length] = analysis is not None and host_memory.is_large(int(analysis.temp_size_in_bytes))
-        return program(*arguments)
+            waits = analysis is not None and host_memory.is_large(int(analysis.temp_size_in_bytes))
+        found = program(*arguments)  # which compiles it, where nothing has yet, and is computed later
+        self._waits[length] = waits
+        self.compiling += time.perf_counter() - start
+        return found

@@ -49,7 +49,10 @@ class Feed(Protocol):
     """Whether it is data that it waits for, or the other trainings of a pack."""
     shapes: int
     """How many shapes of batches there are, each of which is compiled once."""
-    calls: Calls
+
+    @property
+    def calls(self) -> Calls | None:
+        """What runs the compiled step, and knows how long it took to compile."""
 
     @property
     def work(self) -> Work | None:

@@ -363,18 +363,20 @@ class Loop:
 
     @contextlib.contextmanager
     def _compile_time(self, name: str, calls: Calls | None = None) -> Iterator[None]:
-        """The first call of a program compiles it: that time is no training time. Where nobody tells how much of the
-        call it was, all of it is taken for that."""
+        """The first call of a program compiles it: that is no training time. It is as long as `calls` say, or without
+        them the whole call."""
         if name in self._compiled:
             yield
             return
-        start, before = time.perf_counter(), 0.0 if calls is None else calls.compiling
+        start, waited, before = time.perf_counter(), self.feed.waited, 0.0 if calls is None else calls.compiling
         try:
             with self._doing("compiling"):
                 yield
         finally:
             self._compiled.add(name)
-            self.timings.compile += time.perf_counter() - start if calls is None else calls.compiling - before
+            took = time.perf_counter() - start - (self.feed.waited - waited)  # for data: that is counted as such
+            # Trials that score a split by the same calls each count what all of them have compiled.
+            self.timings.compile += took if calls is None else min(took, calls.compiling - before)
 
     def _report_recompiles(self, step: int) -> None:
         size = getattr(self.feed.program(), "_cache_size", lambda: 1)()

@@ -56,6 +56,16 @@ class FakeFeed:
     def close(self) -> None: ...
 
 
+class FakeEvaluator:
+    """Scores weights as `score` does."""
+
+    def __init__(self, score: Callable[[Any], dict[str, Any]]):
+        self.score, self.calls = score, Calls(None)
+
+    def __call__(self, params: Any, variables: Any) -> dict[str, Any]:
+        return self.score(params)
+
+
 def loop_of(
     exp: Experiment, cadence: Cadence, scores: Any, *, feed: Any = None, mode: str = "max", save: Any = None
 ) -> tuple[Loop, list[Any]]:
@@ -63,11 +73,8 @@ def loop_of(
     events: list[Any] = [] if feed is None else feed.events
     values = iter(scores) if not callable(scores) else None
 
-    class FakeEvaluator:
-        calls = Calls(None)
-
-        def __call__(self, params: Any, variables: Any) -> dict[str, Any]:
-            return {"val/accuracy": next(values), "val/confusion": [[1]]} if values is not None else scores(params)
+    def score(params: Any) -> dict[str, Any]:
+        return {"val/accuracy": next(values), "val/confusion": [[1]]} if values is not None else scores(params)
 
     def write(step: int, found: dict[str, Any]) -> None:
         which = "evaluate" if any(name.startswith("val/") for name in found) else "log"
@@ -82,7 +89,7 @@ def loop_of(
         write=write, save=saved, flush=lambda: events.append(("flush",)), warn=lambda text: events.append((text,))
     )
     loop = Loop(
-        exp.programs, feed or FakeFeed(events), FakeEvaluator(), cadence, exp.config, hooks, StopRequest(),  # type: ignore
+        exp.programs, feed or FakeFeed(events), FakeEvaluator(score), cadence, exp.config, hooks, StopRequest(),  # type: ignore
         metric="val/accuracy", mode=mode, examples_per_epoch=exp.dataset.size("train"),
     )  # fmt: skip
     return loop, events

@@ -268,8 +268,14 @@ def test_timings_add_up_to_the_total_and_what_compiles_is_no_evaluation(clock: C
         clock.sleep(0.05)
         return {"val/accuracy": 0.5}
 
-    # The first batch is slow to come: that is waiting, and neither compilation nor counted twice.
-    feed = FakeFeed([], pause=lambda call: 0.3 if call == 0 else 0.02, sleep=clock.sleep)
+    def pause(call: int) -> float:
+        if call > 0:
+            return 0.02
+        clock.sleep(0.1)
+        feed.calls.compiling += 0.1
+        return 0.3  # the first batch is slow to come: that is waiting, and neither compilation nor counted twice
+
+    feed = FakeFeed([], pause=pause, sleep=clock.sleep)
     clock.loop, _ = loop_of(exp, Cadence(total=8, log=8, evaluate=2, save=4), evaluate, feed=feed,
                             save=lambda: clock.sleep(0.04))  # fmt: skip
     fit(exp, clock.loop)
@@ -278,10 +284,27 @@ def test_timings_add_up_to_the_total_and_what_compiles_is_no_evaluation(clock: C
     parts = (found.step, found.compile, found.data_wait, found.evaluate, found.checkpoint)
     assert math.fsum(parts) == pytest.approx(found.total)
     assert found.data_wait == pytest.approx(feed.waited) == pytest.approx(0.3 + 3 * 0.02)
-    assert found.compile == pytest.approx(0.2)
+    assert found.compile == pytest.approx(0.1 + 0.2)
     assert found.evaluate == pytest.approx(4 * 0.05)
     assert found.checkpoint == pytest.approx(3 * 0.04)  # first best, step 4, step 8
     assert found.step == pytest.approx(0, abs=1e-9)  # compilation is no training
+
+
+def test_what_others_compile_meanwhile_is_no_more_than_the_time_that_went_by(clock: Clock) -> None:
+    """As where trials of a pack score a split by the same calls."""
+    exp = built()
+
+    def evaluate(params: Any) -> dict[str, Any]:
+        assert clock.loop is not None
+        clock.sleep(0.2)
+        clock.loop.evaluator.calls.compiling += 0.8
+        return {"val/accuracy": 0.5}
+
+    clock.loop, _ = loop_of(exp, Cadence(total=2, log=2, evaluate=2, save=2), evaluate, feed=FakeFeed([]))
+    fit(exp, clock.loop)
+    assert clock.loop.timings.compile == pytest.approx(0.2) and clock.loop.timings.evaluate == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_waiting_for_the_first_batch_is_not_compilation(clock: Clock) -> None:

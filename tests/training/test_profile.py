@@ -23,6 +23,7 @@ from bigctl.training.programs import LARGEST_LOOP
 from bigctl.training.signals import StopRequest
 from bigctl.training.state import Progress, TrainState
 from tests.conftest import Cli
+from tests.training.loops import FakeEvaluator
 
 MLP = ["recipe=mlp_cls", "data=breast_cancer"]
 LINE = re.compile(r" *(\d+\.\d)% +(\d+\.\d\d) ms  (\S.*)")
@@ -119,8 +120,8 @@ def test_a_recompiled_step_is_reported_once(kind: type[feeds.ResidentFeed]) -> N
     warnings: list[str] = []
     hooks = Hooks(write=lambda *_: None, save=lambda *_: None, flush=lambda: None, warn=warnings.append)
     loop = Loop(
-        exp.programs, feed, lambda *_: {"val/accuracy": 0.5}, Cadence(12, 2, 12, 12), config, hooks,  # type: ignore
-        StopRequest(), metric="val/accuracy", mode="max", examples_per_epoch=100,
+        exp.programs, feed, FakeEvaluator(lambda _: {"val/accuracy": 0.5}),  # type: ignore
+        Cadence(12, 2, 12, 12), config, hooks, StopRequest(), metric="val/accuracy", mode="max", examples_per_epoch=100,
     )  # fmt: skip
     loop.fit(exp.programs.initialise(), Progress())
     if kind is Irregular:

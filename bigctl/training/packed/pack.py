@@ -279,7 +279,7 @@ class PackedFeed:
 
     def __init__(self, pack: Pack, lane: int, hparams: Hparams, plan: FixedPlan):
         self.pack, self.lane, self.hparams, self.plan = pack, lane, hparams, plan
-        self.calls = pack.steps.calls
+        self.calls = None  # the first call of a pack is compiling as a whole
         self.waited, self.waits_for_data = 0.0, False
         self.work: Work | None = None
         self.nbytes = 0  # its data is on the devices
