@@ -60,6 +60,8 @@ class TimedStop(Stop, Protocol):
 class StopRequest:
     """While entered, the first signal is noted in `exit_code` (Ctrl-C 130, others 75), a second ends the process.
 
+    A thread reads them, so memory is kept from here on where it is not yet (`host_memory.keep_memory`).
+
     Args:
         leave: what a command says that is ended by Ctrl-C while it starts, as long as it imports and prepares data.
             None where Ctrl-C is a request from the beginning, as in a process that is not ours to end.

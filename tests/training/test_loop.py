@@ -302,9 +302,8 @@ def test_what_others_compile_meanwhile_is_no_more_than_the_time_that_went_by(clo
 
     clock.loop, _ = loop_of(exp, Cadence(total=2, log=2, evaluate=2, save=2), evaluate, feed=FakeFeed([]))
     fit(exp, clock.loop)
-    assert clock.loop.timings.compile == pytest.approx(0.2) and clock.loop.timings.evaluate == pytest.approx(
-        0, abs=1e-9
-    )
+    found = clock.loop.timings
+    assert found.compile == pytest.approx(0.2) and found.evaluate == pytest.approx(0, abs=1e-9)
 
 
 def test_waiting_for_the_first_batch_is_not_compilation(clock: Clock) -> None:
