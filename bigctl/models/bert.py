@@ -1,8 +1,8 @@
 """BERT (Devlin et al. 2019): an encoder of text, with a head for classes or for masked tokens.
 
-Dimension names: batch, length (of the padded texts), width (of the residual stream), heads, depth (width / heads).
-Texts are token ids padded at the end; `lengths` says how many of them are real, `segment_start` where the
-second text begins.
+Dimension names: batch (rows of tokens), length (of a row), texts, width (of the residual stream), heads, depth (width /
+heads). A row holds the token ids of one text, padded at the end, or of several, see `models.texts`; `lengths` says how
+many of them each text has, `segment_start` where in it the second text of a pair begins.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bigctl.config import schema
 from bigctl.errors import ConfigError
+from bigctl.models import texts
 from bigctl.models.architecture import BertArchitecture, bert_architecture
 from bigctl.models.depth import made, named, through
 from bigctl.models.embed import look_up
 from bigctl.models.layers import Dense, Embedding, QuickDropout, fold
 from bigctl.models.ops import gelu, matmul
+from bigctl.models.texts import Places
+
+Visible = Bool[Array, "batch some length"]
+"""Which places each sees, see `Places.visible`."""
 
 
 class AdaptedDense(Dense):
@@ -65,26 +70,26 @@ class Embeddings(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
-        segment_start: Int[Array, " batch"],
+        seen: Places,
         key: Array | None,
         vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch length width"]:
         length, positions = tokens.shape[1], self.position.embedding[...]
-        if length > len(positions):
+        if seen.positions is None and length > len(positions):
             raise ConfigError(
                 f"texts of {length} tokens, the model has {len(positions)} positions",
                 where="recipe.tokenizer.max_length",
                 hint=f"set recipe.tokenizer.max_length to {len(positions)} or less",
             )
         first, other = self.segment.embedding[...]
-        in_second = jnp.arange(length) >= segment_start[:, None]
+        positions = positions[:length] if seen.positions is None else look_up(positions, seen.positions)
         vectors = look_up(self.token.embedding[...], tokens) if vectors is None else vectors
-        x = vectors + positions[:length] + jnp.where(in_second[..., None], other, first)
+        x = vectors + positions + jnp.where(seen.second[..., None], other, first)
         return self.dropout(self.norm(x), key)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) over the real tokens of each text."""
+    """Multi-head self-attention (Vaswani et al. 2017) over the tokens of each text."""
 
     def __init__(self, config: BertArchitecture, *, rngs: nnx.Rngs):
         width, self.heads, self.depth = config.width, config.heads, config.depth
@@ -96,21 +101,21 @@ class Attention(nnx.Module):
         self.dropout = QuickDropout(config.attention_dropout, key="model.attention_dropout")
 
     def __call__(
-        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
+        self, x: Float[Array, "batch length width"], visible: Visible, key: Array | None
     ) -> Float[Array, "batch length width"]:
         batch, length, _ = x.shape
         split = (batch, length, self.heads, self.depth)
         q, k, v = (named(layer(x).reshape(split), "projected") for layer in (self.query, self.key, self.value))
-        weights = self.dropout(_attention_weights(q, k, lengths).astype(x.dtype), key)
+        weights = self.dropout(_attention_weights(q, k, visible).astype(x.dtype), key)
         mixed = named(jnp.einsum("bhqk,bhkd->bhqd", weights, v.swapaxes(1, 2)).swapaxes(1, 2), "attended")
         return self.output(mixed.reshape(batch, length, self.heads * self.depth))
 
     def weights(
-        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"]
+        self, x: Float[Array, "batch length width"], visible: Visible
     ) -> Float[Array, "batch heads length length"]:
         """How much each token (the last but one dimension) takes of every other, float32."""
         q, k = (layer(x).reshape(*x.shape[:2], self.heads, self.depth) for layer in (self.query, self.key))
-        return _attention_weights(q, k, lengths)
+        return _attention_weights(q, k, visible)
 
 
 class Layer(nnx.Module):
@@ -126,9 +131,9 @@ class Layer(nnx.Module):
         self.dropout = QuickDropout(config.dropout)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
+        self, x: Float[Array, "batch length width"], visible: Visible, key: Array | None
     ) -> Float[Array, "batch length width"]:
-        x = self.attention_norm(x + self.dropout(self.attention(x, lengths, fold(key, 0)), fold(key, 1)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, visible, fold(key, 0)), fold(key, 1)))
         x = named(x, "stream")
         hidden = self.down(gelu(self.up(x)))
         return self.output_norm(x + self.dropout(hidden, fold(key, 2)))
@@ -145,18 +150,19 @@ class Encoder(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
-        lengths: Int[Array, " batch"],
-        segment_start: Int[Array, " batch"],
+        lengths: Int[Array, " texts"],
+        segment_start: Int[Array, " texts"],
         key: Array | None = None,
         vectors: Float[Array, "batch length width"] | None = None,
     ) -> Float[Array, "batch length width"]:
-        x = self.embeddings(tokens, segment_start, fold(key, 0), vectors)
+        seen = texts.places(tokens, lengths, segment_start)
+        x = self.embeddings(tokens, seen, fold(key, 0), vectors)
         return through(
             self.layers,
             x,
             self.count,
             lambda number: fold(key, number + 1),
-            lambda layer, x, key: (layer(x, lengths, key), None),
+            lambda layer, x, key: (layer(x, seen.visible, key), None),
             scan=self.scan,
             remat=self.remat,
         )[0]
@@ -165,10 +171,11 @@ class Encoder(nnx.Module):
         self, tokens: Int[Array, "batch length"], lengths: Int[Array, " batch"], segment_start: Int[Array, " batch"]
     ) -> Float[Array, "layers batch heads length length"]:
         """The attention weights of each layer, float32."""
-        x, found = self.embeddings(tokens, segment_start, None), []
+        seen = texts.places(tokens, lengths, segment_start)
+        x, found = self.embeddings(tokens, seen, None), []
         for layer in self.layers:
-            found.append(layer.attention.weights(x, lengths))
-            x = layer(x, lengths, None)
+            found.append(layer.attention.weights(x, seen.visible))
+            x = layer(x, seen.visible, None)
         return jnp.stack(found)
 
 
@@ -198,23 +205,23 @@ class BertClassifier(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
-        lengths: Int[Array, " batch"],
-        segment_start: Int[Array, " batch"],
+        lengths: Int[Array, " texts"],
+        segment_start: Int[Array, " texts"],
         *,
         key: Array | None = None,
         mask: Array | None = None,
         vectors: Float[Array, "batch length width"] | None = None,
-    ) -> Float[Array, "batch *length outputs"]:
+    ) -> Float[Array, "texts *length outputs"]:
         """Logits. `vectors` stand in place of those that `look_up` gives."""
         return self.judged(self.encoder(tokens, lengths, segment_start, fold(key, 0), vectors), lengths, key)
 
     def judged(
-        self, x: Float[Array, "batch length width"], lengths: Int[Array, " batch"], key: Array | None
-    ) -> Float[Array, "batch *length outputs"]:
+        self, x: Float[Array, "batch length width"], lengths: Int[Array, " texts"], key: Array | None
+    ) -> Float[Array, "texts *length outputs"]:
         """Logits, from what the encoder gives with the key `fold(key, 0)`."""
         if self.pool == "none":
             return self.head(self.dropout(x, fold(key, 1)))
-        pooled = x[:, 0] if self.pool == "cls" else _mean(x, lengths)
+        pooled = texts.first(x, lengths) if self.pool == "cls" else texts.mean(x, lengths).astype(x.dtype)
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(pooled))
         return self.head(self.dropout(pooled, fold(key, 1)))
@@ -249,8 +256,8 @@ class BertMaskedLM(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "batch length"],
-        lengths: Int[Array, " batch"],
-        segment_start: Int[Array, " batch"],
+        lengths: Int[Array, " texts"],
+        segment_start: Int[Array, " texts"],
         *,
         key: Array | None = None,
     ) -> Float[Array, "batch length width"]:
@@ -265,21 +272,13 @@ class BertMaskedLM(nnx.Module):
 def _attention_weights(
     q: Float[Array, "batch length heads depth"],
     k: Float[Array, "batch length heads depth"],
-    lengths: Int[Array, " batch"],
+    visible: Visible,
 ) -> Float[Array, "batch heads length length"]:
-    """softmax(q k^T / sqrt(depth)) over the real tokens, in float32."""
+    """softmax(q k^T / sqrt(depth)) over the tokens that are seen, in float32."""
     q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
-    real = jnp.arange(k.shape[2]) < lengths[:, None]
-    scores = jnp.where(real[:, None, None], scores, -1e30)  # finite, so that a text of no tokens gives no NaN
+    scores = jnp.where(visible[:, None], scores, -1e30)  # finite, so that a text of no tokens gives no NaN
     return jax.nn.softmax(scores)
-
-
-def _mean(x: Float[Array, "batch length width"], lengths: Int[Array, " batch"]) -> Float[Array, "batch width"]:
-    """The mean over the real tokens; zeros where there are none."""
-    real = jnp.arange(x.shape[1]) < lengths[:, None]
-    total = jnp.sum(jnp.where(real[..., None], x, 0), axis=1, dtype=jnp.float32)
-    return (total / jnp.maximum(lengths, 1)[:, None]).astype(x.dtype)
 
 
 def _dense(config: BertArchitecture, name: str, inputs: int, outputs: int, rngs: nnx.Rngs) -> Dense:

@@ -80,6 +80,38 @@ def test_more_padding_changes_nothing(pool: str) -> None:
     assert np.ptp(expected[real], axis=0).min() > 0.1  # the texts are told apart
 
 
+def packed(lengths: jax.Array, second: jax.Array) -> list[jax.Array]:
+    """The same texts in rows of 16 tokens, of three texts each: [9, 0, 5], [7, 1] and none."""
+    tokens, rows = np.asarray(texts()[0]), np.full((2, 16), 7)  # padding is whatever it is filled with
+    order = [0, 4, 2, 3, 1]
+    for row, those in zip(rows, (order[:3], order[3:]), strict=True):
+        joined = np.concatenate([tokens[i, : lengths[i]] for i in those])
+        row[: len(joined)] = joined
+    pad = jnp.zeros(1, lengths.dtype)
+    columns = (jnp.concatenate([each[np.array(order)], pad]) for each in (lengths, second))
+    return [jnp.asarray(rows, jnp.int32), *columns]
+
+
+@pytest.mark.parametrize("options", [{"pool": "cls"}, {"pool": "mean"}, {"pooler": True, "scan": True}], ids=str)
+def test_texts_that_share_a_row_do_not_see_each_other(options: dict[str, Any]) -> None:
+    """Neither in what is said of them nor in the gradients; rows may have more places than the model positions."""
+    model, (tokens, lengths, second), order = classifier(positions=9, **options), texts(), np.array([0, 4, 2, 3, 1])
+    draw, real = np.random.default_rng(1).normal(size=(5, 3)), (np.asarray(lengths) > 0)[:, None]
+
+    @nnx.jit
+    @nnx.grad(has_aux=True)
+    def found(model: BertClassifier, columns: list[jax.Array], weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = model(*columns)[: len(weights)]
+        return jnp.sum(out * weights), out
+
+    grads, alone = found(model, [tokens, lengths, second], jnp.asarray(draw * real))
+    theirs, together = found(model, packed(lengths, second), jnp.asarray((draw * real)[order]))
+    back = np.argsort(order)
+    np.testing.assert_allclose((together[back] * real), alone * real, rtol=1e-5, atol=1e-5)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_company_and_order_of_texts_are_irrelevant() -> None:
     model, columns = classifier(), texts()
     expected = logits(model, *columns)
