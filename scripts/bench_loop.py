@@ -133,13 +133,11 @@ def _setting(recipe: str, options: argparse.Namespace) -> Setting:
     built = _bench.experiment([*overrides, "train.steps=1000000", "schedule=cosine"], dataset)
     arrays = feeds.place_columns(built.programs.mesh, dataset.splits["train"])
     steps = options.cnn_steps if recipe == "cnn_cls" else options.mlp_steps
-    return Setting(built, arrays, steps, built.config.train.log_every, built.config.train.batch_size)
+    return Setting(built, arrays, steps, built.cadence.log, built.config.train.batch_size)
 
 
 def _fit(setting: Setting, folder: Path, *, tensorboard: bool) -> Callable[[], float]:
     """`Loop.fit` with the writers of a real run, going on where its last block ended."""
-    import dataclasses
-
     from bigctl.training import feed as feeds
     from bigctl.training.loop import Cadence, Hooks, Loop
     from bigctl.training.signals import StopRequest
@@ -159,28 +157,27 @@ def _fit(setting: Setting, folder: Path, *, tensorboard: bool) -> Callable[[], f
 
     hooks = Hooks(write=write, save=lambda state, progress: None, flush=lines.flush, warn=print)
     never = 10**9
-    loop = Loop(
-        built.programs,
-        feeds.make_feed(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config),
-        Scored(built.metric),  # type: ignore[arg-type]
-        Cadence(total=1, log=setting.log_every, evaluate=never, save=never),
-        built.config,
-        hooks,
-        StopRequest(),
-        metric=built.metric,
-        mode=built.mode,
-        examples_per_epoch=built.dataset.size("train"),
-    )
+    feed = feeds.make_feed(built.programs, built.dataset.batches, built.dataset.splits["train"], built.config)
     state, progress = built.programs.initialise(), Progress()
 
     def block() -> float:
         nonlocal state, progress
-        loop.cadence = dataclasses.replace(loop.cadence, total=progress.step + setting.steps)
-        besides = loop.timings.evaluate + loop.timings.checkpoint
+        loop = Loop(
+            built.programs,
+            feed,
+            Scored(built.metric),  # type: ignore[arg-type]
+            Cadence(total=progress.step + setting.steps, log=setting.log_every, evaluate=never, save=never),
+            built.config,
+            hooks,
+            StopRequest(),
+            metric=built.metric,
+            mode=built.mode,
+            examples_per_epoch=built.dataset.size("train"),
+        )
         start = time.perf_counter()
         state, progress = loop.fit(state, progress)
         elapsed = time.perf_counter() - start
-        return (elapsed - (loop.timings.evaluate + loop.timings.checkpoint - besides)) / setting.steps
+        return (elapsed - loop.timings.evaluate - loop.timings.checkpoint) / setting.steps
 
     return block
 
