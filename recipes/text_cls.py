@@ -18,6 +18,7 @@ from bigctl.config import schema
 from bigctl.data.dataset import Features
 from bigctl.data.target import TOKEN_CLASS
 from bigctl.errors import ConfigError
+from bigctl.models import texts
 from bigctl.models.bert import BertClassifier
 from bigctl.models.layers import fold
 from bigctl.models.lstm import LstmClassifier
@@ -31,6 +32,8 @@ class TextCls(Supervised):
     Raises:
         ConfigError: if the data holds no texts, or no classes.
     """
+
+    packs = True
 
     def __init__(
         self,
@@ -68,8 +71,8 @@ class TextCls(Supervised):
         if self.hidden:
             sums = self._beside_teacher(cast(BertClassifier, model), batch, key, hparams)
         elif isinstance(model, LstmClassifier) and model.reads_runs:  # the mean of both losses, and of both accuracies
-            texts = batch["inputs"], batch["lengths"], batch["segment_start"]
-            logits = model.apart(*texts, key=key, mask=batch["mask"])
+            given = batch["inputs"], batch["lengths"], batch["segment_start"]
+            logits = model.apart(*given, key=key, mask=batch["mask"])
             sums = add(*(self.head.loss(each, batch, hparams) for each in logits))
         else:
             sums = super().loss(model, batch, key, augment_key, hparams)
@@ -78,14 +81,14 @@ class TextCls(Supervised):
     def _beside_teacher(self, model: BertClassifier, batch: Batch, key: jax.Array, hparams: Mapping[str, Any]) -> Sums:
         """The loss, and how far the vectors of the last layer point away from the teacher's; 0 without its weights, as
         where only shapes are asked."""
-        texts = batch["inputs"], batch["lengths"], batch["segment_start"]
-        ours = model.encoder(*texts, fold(key, 0))
+        given = batch["inputs"], batch["lengths"], batch["segment_start"]
+        ours = model.encoder(*given, fold(key, 0))
         sums = self.head.loss(model.judged(ours, batch["lengths"], key), batch, hparams)
         weights = hparams.get(TEACHER)
         if self.teacher is None or weights is None:
-            away = jnp.zeros(len(ours))
+            away = jnp.zeros(len(batch["lengths"]))
         else:
-            away = cosine_distances(ours, cast(BertClassifier, self.teacher(weights)).encoder(*texts), batch["lengths"])
+            away = cosine_distances(ours, cast(BertClassifier, self.teacher(weights)).encoder(*given), batch["lengths"])
         total, count = sums["loss"]
         mean = jnp.sum(away * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1e-9)
         return {
@@ -96,15 +99,13 @@ class TextCls(Supervised):
 
 
 def cosine_distances(
-    ours: Float[Array, "batch length width"], theirs: Float[Array, "batch length width"], lengths: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
+    ours: Float[Array, "rows length width"], theirs: Float[Array, "rows length width"], lengths: Int[Array, " texts"]
+) -> Float[Array, " texts"]:
     """1 - the cosine of the angle between two vectors of each token, the mean over the real tokens of a text; no
     gradient flows to theirs (the third loss of DistilBERT, Sanh et al. 2019)."""
     one, other = ours.astype(jnp.float32), jax.lax.stop_gradient(theirs).astype(jnp.float32)
     norms = jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1)
-    away = 1 - jnp.sum(one * other, -1) / jnp.maximum(norms, 1e-8)
-    real = jnp.arange(ours.shape[1]) < lengths[:, None]
-    return jnp.sum(away * real, -1) / jnp.maximum(lengths, 1)
+    return texts.mean(1 - jnp.sum(one * other, -1) / jnp.maximum(norms, 1e-8), lengths)
 
 
 def require_text(features: Features, recipe: str) -> dict[str, Any]:
@@ -123,4 +124,5 @@ def text_shapes(features: Features, n: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def padding(batch: Batch) -> jax.Array:
     """The share of a batch that is no token of any text, as [sum, weight]."""
-    return jnp.stack([jnp.sum(batch["inputs"].shape[1] - batch["lengths"]), batch["inputs"].size]).astype(jnp.float32)
+    places = batch["inputs"].size
+    return jnp.stack([places - jnp.sum(batch["lengths"]), places]).astype(jnp.float32)

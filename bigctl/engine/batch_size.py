@@ -27,7 +27,7 @@ from bigctl.errors import ConfigError
 from bigctl.formatting import size as in_bytes
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
-from bigctl.training import feed
+from bigctl.training import feed, plans
 from bigctl.training.compiled import compiled
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ class _Bench:
             return Tried(size, refused=error.message)
         self._built = True
         try:
-            batch = _zeros(programs, size)
             columns = self.dataset.splits["train"]
+            batch = plans.batch_shapes(programs, self.dataset.batches, columns, resolved.config)
             sent = feed.step_on_sent(programs, self.dataset.batches, columns, resolved.config)
             step = compiled(sent, programs.carried_state, batch, programs.hparams)
             taken = _bytes_of(step.memory_analysis(), self.resident)
@@ -237,13 +237,6 @@ class _Bench:
             self._state = state = jax.block_until_ready(step(state, batch, programs.hparams))
             fastest = min(fastest, time.perf_counter() - start)
         return size / fastest if self.timed else None
-
-
-def _zeros(programs: Programs, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and placements of the columns of a batch."""
-    where = meshes.batch_sharding(programs.mesh)
-    shapes = programs.task.example_shapes(size)
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for name, x in shapes.items()}
 
 
 def _bytes_of(analysis: object, resident: int) -> int | None:

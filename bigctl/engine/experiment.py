@@ -19,6 +19,7 @@ from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
 from bigctl.data.layouts import growing
 from bigctl.data.layouts.layout import Parted
+from bigctl.data.layouts.packed_texts import PackedTexts
 from bigctl.data.target import CLASSES
 from bigctl.engine import device_memory, federated, privacy, teacher
 from bigctl.errors import ConfigError
@@ -26,6 +27,7 @@ from bigctl.optim import masks, patterns, thawing
 from bigctl.parallel import mesh as meshes
 from bigctl.parallel.partition import path_name
 from bigctl.training import feed as feeds
+from bigctl.training import plans
 from bigctl.training.calls import Check
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.programs import ModelPrograms, Programs, compile_programs, model_programs
@@ -96,15 +98,17 @@ class Experiment:
 
     @property
     def sight(self) -> list[str]:
-        """How training sees its pictures, as lines, where the configuration alone does not say it."""
-        stages, shape = feeds.stages_of(self.config, self.cadence.total), self.dataset.features.shape
+        """How training sees its pictures or texts, as lines, where the configuration alone does not say it."""
+        stages, shape = plans.stages_of(self.config, self.cadence.total), self.dataset.features.shape
         lines = growing.told(stages, self.config.train.batch_size, shape)
         augment = getattr(self.config.recipe, "augment", None)
         if augment is not None and augment.flip == "auto" and augment.alternates_of(shape[-1]):
             lines.append(
                 "recipe.augment.flip: images have colour, each is mirrored in every other epoch; none turns it off"
             )
-        return lines
+        columns = self.dataset.splits["train"]
+        layout = plans.planned(self.programs, self.dataset.batches, columns, self.config)[0]
+        return [*lines, *layout.told(self.config.train.batch_size)] if isinstance(layout, PackedTexts) else lines
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

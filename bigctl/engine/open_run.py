@@ -18,7 +18,7 @@ from bigctl.config import cadence, drift, schema
 from bigctl.config import compose as composing
 from bigctl.config.compose import Composed
 from bigctl.config.schema import Config
-from bigctl.engine import same_start, so_far, teacher
+from bigctl.engine import resolve, same_start, so_far, teacher
 from bigctl.engine.run import Beginning, Options, Run
 from bigctl.errors import BigctlError, Diverged, Preempted, RunError
 from bigctl.formatting import is_utf8
@@ -131,6 +131,8 @@ def _find(run: RunDirectory, composed: Composed, options: Options) -> _Found:
         return _Found(_begun(composed.config, options), _without_checkpoint(run), ())
     status, trained = run.status(), run.trained()
     saved = composing.from_yaml(run.read_config(), where=str(run.config))
+    if trained:  # which says nothing of it where it began when texts could not share rows
+        saved = resolve.with_packing(saved, False)
     config = keep_decided(saved, composed.config)
     found = drift.changes(saved, config)
     if found or status != directory.COMPLETE:

@@ -20,6 +20,7 @@ from bigctl.planning import devices, hlo, roofline, targets
 from bigctl.planning.costs import Costs, Program, Tree
 from bigctl.planning.devices import Found
 from bigctl.planning.targets import Target
+from bigctl.training import plans
 from bigctl.training.programs import compiler_options, told_step
 
 _WIDE = 0.01
@@ -187,11 +188,8 @@ def compiled_step(experiment: Experiment, options: Mapping[str, bool] | None = N
 
     options: of the compiler, besides its own.
     """
-    programs, task = experiment.programs, experiment.task
-    shared = meshes.batch_sharding(programs.mesh)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared), task.example_shapes(programs.step.rows)
-    )
+    programs, dataset = experiment.programs, experiment.dataset
+    batch = plans.batch_shapes(programs, dataset.batches, dataset.splits["train"], experiment.config)
     hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), programs.hparams)
     step = cast(Program, told_step(programs))
     traced = step.trace(programs.carried_state, batch, hparams)

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bigctl.config import cadence, schema
 from bigctl.config.cadence import Cadence
@@ -124,11 +124,21 @@ def with_data(
     if config.recipe.whole_batch:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=dataset.size("train")))
     config, dataset = federated.settled(config, dataset)
+    config = with_packing(config, config.model.packs)
     when = cadence.resolve_cadence(config, dataset.size("train"), done)
     schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
     config = dataclasses.replace(config, schedule=schedule, data=_decided(config.data, dataset))
     config = privacy.settled(config, dataset, when.total, rates_differ=done is not None)
     return Resolved(config, source, dataset, when)
+
+
+def with_packing(config: Config, pack: bool) -> Config:
+    """The configuration with whether texts share rows, if it leaves that open."""
+    bucketing = getattr(config.recipe, "bucketing", None)
+    if not isinstance(bucketing, schema.Packing) or bucketing.pack is not None:
+        return config
+    recipe, bucketing = cast(schema.BertCls, config.recipe), dataclasses.replace(bucketing, pack=pack)
+    return dataclasses.replace(config, recipe=dataclasses.replace(recipe, bucketing=bucketing))
 
 
 def _decided(data: Data, dataset: Dataset) -> Data:

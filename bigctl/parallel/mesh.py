@@ -146,9 +146,11 @@ def put_batch(
         places[device] = index[0].indices(count)[:2]
     parts = {(start, stop): gather(indices[start:stop]) for start, stop in set(places.values())}
     batch: dict[str, jax.Array] = {}
-    for name, column in next(iter(parts.values())).items():
+    (start, stop), first = next(iter(parts.items()))
+    for name, column in first.items():
         pieces = [jax.device_put(parts[rows][name], device) for device, rows in places.items()]
-        batch[name] = jax.make_array_from_single_device_arrays((count, *column.shape[1:]), where, pieces)
+        whole = count * len(column) // (stop - start), *column.shape[1:]  # a row may hold several examples
+        batch[name] = jax.make_array_from_single_device_arrays(whole, where, pieces)
     return batch
 
 

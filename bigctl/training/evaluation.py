@@ -14,7 +14,7 @@ import numpy as np
 from bigctl.config import schema
 from bigctl.data.layouts.layout import Columns, Layout, Parted
 from bigctl.parallel import mesh as meshes
-from bigctl.training import feed, metrics
+from bigctl.training import feed, metrics, plans
 from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.metrics import Sums
@@ -101,7 +101,7 @@ class SplitScores:
             for name, part in jax.device_get(values).items():
                 if name not in found:
                     found[name] = np.zeros((self.count, *part.shape[1:]), part.dtype)
-                found[name][self._rows(indices[real])] = part[real]
+                found[name][self._rows(indices.reshape(-1)[real])] = part[real]
         return found
 
 
@@ -124,6 +124,7 @@ class Evaluator(SplitScores):
         prefix: str,
         check: Check | None = None,
     ):
+        layout = plans.evaluated(programs.task, layout, columns, config)
         super().__init__(layout, columns, config, prefix=prefix, shards=meshes.batch_shards(programs.mesh))
         self.programs = programs
         # Where a program has the arrays of a split for arguments, each split has programs of its own: one is enough,

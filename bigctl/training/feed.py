@@ -18,8 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigctl.config import schema
-from bigctl.data.layouts import growing, poisson, rounds
-from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, Stages, TrainingPlan
+from bigctl.data.layouts.layout import Columns, FixedPlan, Layout, TrainingPlan
 from bigctl.data.pictures.encoded_images import EncodedImages
 from bigctl.data.text import token_shards
 from bigctl.data.text.joined_tokens import JoinedTokens
@@ -27,6 +26,7 @@ from bigctl.data.text.token_shards import TokenShards
 from bigctl.data.work import Work
 from bigctl.parallel import distributed
 from bigctl.parallel import mesh as meshes
+from bigctl.training import plans
 from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.on_batches import Arrays
@@ -83,7 +83,7 @@ def make_feed(
     check: Check | None = None,
 ) -> Feed:
     """The feed for a training split: resident where it fits `data.resident_mib` on each device."""
-    layout, plan = _planned(programs, layout, columns, config)
+    layout, plan = plans.planned(programs, layout, columns, config)
     if not fits_on_device(columns, config):
         return SentFeed(programs, layout, columns, plan, config, observe, check=check)
     arrays = place_columns(programs.mesh, columns)
@@ -92,39 +92,12 @@ def make_feed(
     return ResidentFeed(programs, layout, arrays, plan, observe, check)
 
 
-def _planned(
-    programs: Programs, layout: Layout, columns: Columns, config: schema.Config
-) -> tuple[Layout, TrainingPlan]:
-    """The layout with what training makes of it, and the batches."""
-    layout = growing.grown(layout, stages_of(config, programs.step.total_steps))
-    if config.train.federated.on:
-        layout = rounds.by_rounds(layout, config.train)
-    elif config.train.privacy.on:
-        layout = poisson.sampled(layout, config.train.privacy.microbatch)
-    return layout, training_plan(layout, columns, config)
-
-
 def step_on_sent(programs: Programs, layout: Layout, columns: Columns, config: schema.Config) -> Compiled:
     """The step on a batch that is sent as training would run it, in one program or two."""
-    plan = _planned(programs, layout, columns, config)[1]
+    plan = plans.planned(programs, layout, columns, config)[1]
     looped = fits_on_device(columns, config) and isinstance(plan, FixedPlan) and loops(programs.mesh, config)
     in_two = in_parts(programs.mesh, len(plan.lengths)) and not looped
     return programs.sent_in_parts if in_two else programs.step_sent
-
-
-def stages_of(config: schema.Config, total_steps: int) -> Stages:
-    """What sides training sees its pictures at before it sees them whole."""
-    augment = getattr(config.recipe, "augment", None)
-    if augment is None:
-        return ()
-    stages: Stages = augment.stages(config.schedule.horizon or total_steps, config.train.batch_size)
-    return stages
-
-
-def training_plan(layout: Layout, columns: Columns, config: schema.Config) -> TrainingPlan:
-    """The batches of an experiment."""
-    train = config.train
-    return layout.training_plan(columns, batch_size=train.batch_size, seed=config.seed, frozen=train.overfit_one_batch)
 
 
 def fits_on_device(columns: Columns, config: schema.Config) -> bool:

@@ -369,7 +369,7 @@ class Step:
 def add_places(batch: Batch, n: int, mask: jax.Array | None = None) -> Batch:
     """A batch with `mask`, its own or 1 where none is given, and each example's place in it."""
     whole = batch.get("mask", jnp.ones((n,), jnp.float32)) if mask is None else mask
-    return {**batch, "mask": whole, "number": jnp.arange(n, dtype=jnp.int32)}
+    return {**batch, "mask": whole, "number": jnp.arange(len(whole), dtype=jnp.int32)}
 
 
 def traced_hparams(config: schema.Config) -> Hparams:

@@ -79,6 +79,9 @@ class Task:
     """Whether a step is a solution for the batch, by `solve`, in place of a step of the optimizer."""
     feature_width: int | None = None
     """Where training reads features of its examples in place of them, computed once by `compute_features`, how many."""
+    packs: bool = False
+    """Whether a row of a batch may hold several texts, as `data.layouts.packed_texts` makes them: `inputs` has an entry
+    a row, all else one a text. Said by each class for itself: one that is made of it may not know."""
     teacher: Callable[[Weights], nnx.Module] | None = None
     """Of a task that asks its teacher in each step: the model of its weights, which stand among the hparams."""
     own_metrics: tuple[schema.Metric, ...] = ()

@@ -22,6 +22,7 @@ from bigctl.data.sampler import BatchPlan
 from bigctl.engine import experiment
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
+from bigctl.training import plans
 from bigctl.training.packed import pack
 from tests.training import steps
 from tests.training.test_streamed_training import RUN, pictures
@@ -135,7 +136,7 @@ def test_pictures_that_are_decoded_while_training_are_decoded_to_each_side(tmp_p
     keys = ["recipe=resnet_cls", "model.blocks=[1]", "model.width=4", "recipe.augment.sizes=[6]", "train.steps=4"]
     streamed = [key for key in RUN if not key.startswith(("recipe=", "model."))]
     made = experiment.build(bigctl.compose([*streamed, *keys, f"data.path={pictures(tmp_path)}"]))
-    layout = growing.grown(made.dataset.batches, feeds.stages_of(made.config, 4))
+    layout = growing.grown(made.dataset.batches, plans.stages_of(made.config, 4))
     columns = made.dataset.splits["train"]
     plan = layout.training_plan(columns, batch_size=8, seed=0)
     shapes = {layout.gather(columns, *plan.batch(8 * step))["inputs"].shape for step in range(3)}

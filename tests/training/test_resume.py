@@ -44,6 +44,12 @@ RECIPES = {
         "model.hidden=8", "train.batch_size=16", "train.steps=40", "train.log_every=6", "eval.every=20",
         "checkpoint.every=10",
     ],
+    "packed texts": [
+        "recipe=bert_cls", "model=bert_tiny", "model.layers=1", "model.width=16", "model.heads=2",
+        "model.intermediate=32", "model.positions=32", "recipe.tokenizer.type=words", "recipe.tokenizer.size=64",
+        "recipe.tokenizer.max_length=32", "train.batch_size=16", "train.steps=40", "train.log_every=6",
+        "eval.every=20", "checkpoint.every=10",
+    ],
 }  # fmt: skip
 
 
@@ -89,7 +95,7 @@ def interrupt(process: subprocess.Popen[str], run: Path, *, step: int, number: i
 @pytest.mark.parametrize("name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in [*RECIPES][1:])])
 def test_stopping_at_every_odd_step_changes_no_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in slices that end by a signal at a step of no cadence at all."""
-    texts = write(tmp_path) if name == "texts" else []
+    texts = write(tmp_path) if name.endswith("texts") else []
     config = bigctl.compose([*RECIPES[name], *texts, "train.tensorboard=false"])
     bigctl.train(config, tmp_path / "whole", quiet=True)
     cuts, stops = [3, 17, 31], 0

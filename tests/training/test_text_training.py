@@ -30,7 +30,7 @@ BATCH = 16
 BERT = ["model.layers=1", "model.width=16", "model.heads=2", "model.intermediate=32", "model.positions=32"]
 WORDS = ["recipe.tokenizer.type=words", "recipe.tokenizer.size=64", "recipe.tokenizer.max_length=32"]
 RECIPES = {
-    "bert_cls": ["recipe=bert_cls", "model=bert_tiny", *BERT, *WORDS],
+    "bert_cls": ["recipe=bert_cls", "model=bert_tiny", *BERT, *WORDS, "recipe.bucketing.pack=false"],
     "lstm_cls": ["recipe=lstm_cls", "recipe.label_smoothing=0", "model.embedding=8", "model.hidden=8", *WORDS],
     "bert_mlm": ["recipe=bert_mlm", "model=bert_tiny", *BERT, *WORDS],
 }

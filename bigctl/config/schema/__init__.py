@@ -29,6 +29,7 @@ from bigctl.config.schema.privacy import *
 from bigctl.config.schema.probe import *
 from bigctl.config.schema.recipes import *
 from bigctl.config.schema.sweep import *
+from bigctl.config.schema.text_recipes import *
 from bigctl.config.schema.tokenizers import *
 from bigctl.config.schema.tokens import *
 from bigctl.config.schema.vision import *

@@ -39,7 +39,7 @@ class Model(Component):
     among them, is refused: it has no rules for this model."""
     packs: ClassVar[bool] = False
     """Whether a model of streams takes `segments` and `positions` besides tokens, and keeps documents of a window
-    apart (`recipe.packing=documents`)."""
+    apart (`recipe.packing=documents`); whether one of texts takes rows that hold several (`recipe.bucketing.pack`)."""
     fixed_size: ClassVar[bool] = False
     """Whether weights are for images of one size, that which they were trained with."""
     whitens: ClassVar[int] = 0
@@ -191,6 +191,7 @@ class Bert(Model):
     """An encoder. Its architecture is given here, or null and read from the config.json of `init_from`."""
 
     implementation: ClassVar[str] = "bigctl.models.bert:BertClassifier"
+    packs: ClassVar[bool] = True
     loops_on_cpu: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ("texts", "masked texts")
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"tensor": ("heads", "intermediate")}

@@ -11,7 +11,7 @@ from bigctl.config.schema.augment import Augment
 from bigctl.config.schema.base import FREE, STRUCTURAL, Component, Problem, Whole, cadence_problems, key, kind
 from bigctl.config.schema.extensions import Metric
 from bigctl.config.schema.models import Model
-from bigctl.config.schema.tokenizers import NgramTokenizer, StreamTokenizer, Tokenizer
+from bigctl.config.schema.tokenizers import StreamTokenizer
 from bigctl.errors import ConfigError
 
 MAX, MIN = "max", "min"
@@ -234,89 +234,6 @@ class MlpCls(Classification):
     inputs: ClassVar[str] = "tables"
     metrics: ClassVar[Mapping[str, str]] = {"mse": MIN, "mae": MIN, "rmse": MIN}
     kind: str = kind("mlp_cls")
-
-
-@dataclass
-class Bucketing:
-    """Batches of texts of like length, so that little is padding."""
-
-    shapes: int = key(4, "Padded lengths in use, each a program to compile.", ge=1)
-    window: int = key(64, "Batches drawn at once and sorted by length among themselves; 1 for plain order.", ge=1)
-
-
-@dataclass
-class TextCls(Classification):
-    """What the recipes of text classification share."""
-
-    taught: ClassVar[bool] = True
-    implementation: ClassVar[str] = "bigctl.recipes.text_cls:TextCls"
-    inputs: ClassVar[str] = "texts"
-    tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
-    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
-
-
-@dataclass
-class BertCls(TextCls):
-    kind: str = kind("bert_cls")
-
-
-@dataclass
-class LstmCls(TextCls):
-    kind: str = kind("lstm_cls")
-
-
-@dataclass
-class NgramCls(Classification):
-    """Texts as bags of n-grams (Joulin et al. 2017)."""
-
-    implementation: ClassVar[str] = "bigctl.recipes.ngram_cls:NgramCls"
-    inputs: ClassVar[str] = "n-grams"
-    kind: str = kind("ngram_cls")
-    loss: str = key(
-        CROSS_ENTROPY, "Of one class a text, where there are more than two: cross_entropy, or one_vs_rest, a yes or no "
-        "to every class, the sum over the classes, as that of linear models in scikit-learn.",
-        choices=(CROSS_ENTROPY, ONE_VS_REST),
-    )  # fmt: skip
-    tokenizer: NgramTokenizer = key(NgramTokenizer, "Which n-grams a text is told by.")
-    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
-
-
-@dataclass
-class TokenCls(Classification):
-    """A class for each word of a sentence: the names in it, parts of speech."""
-
-    implementation: ClassVar[str] = "bigctl.recipes.token_cls:TokenCls"
-    inputs: ClassVar[str] = "texts"
-    metrics: ClassVar[Mapping[str, str]] = dict.fromkeys(("entity_precision", "entity_recall", "entity_f1"), MAX)
-    tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
-    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
-
-
-@dataclass
-class BertTag(TokenCls):
-    kind: str = kind("bert_tag")
-
-
-@dataclass
-class LstmTag(TokenCls):
-    kind: str = kind("lstm_tag")
-
-
-@dataclass
-class BertMlm(Recipe):
-    """Masked language modelling (Devlin et al. 2019): labels are not used."""
-
-    unlabelled: ClassVar[bool] = True
-    implementation: ClassVar[str] = "bigctl.recipes.bert_mlm:BertMlm"
-    inputs: ClassVar[str] = "masked texts"
-    metrics: ClassVar[Mapping[str, str]] = {"accuracy": MAX, "perplexity": MIN}
-    purpose: ClassVar[str] = "initialise"
-    kind: str = kind("bert_mlm")
-    tokenizer: Tokenizer = key(Tokenizer, "How text becomes numbers.")
-    bucketing: Bucketing = key(Bucketing, "How texts are put into batches.")
-    mask_rate: float = key(
-        0.15, "Share of tokens to be guessed; of them 80% are masked, 10% replaced, 10% kept.", gt=0, lt=1
-    )
 
 
 @dataclass

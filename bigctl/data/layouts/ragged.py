@@ -23,7 +23,9 @@ LARGEST_BATCH = 128
 NO_LABEL = -1
 """Stands for the label of a place that holds no token."""
 
-_MULTIPLE = 8  # of which padded lengths are, for the sake of vector units
+MULTIPLE = 8
+"""Of which padded lengths are, for the sake of vector units."""
+
 _CUTS = 0x6C656E67  # keys the shuffle of a window's batches apart from the order of examples
 
 
@@ -117,17 +119,25 @@ class LengthPlan:
     def lengths(self) -> tuple[int | None, ...]:
         return self.edges
 
+    @property
+    def span(self) -> int:
+        """Examples of a window."""
+        return self.window * self.batch_size
+
     def batch(self, position: int) -> tuple[np.ndarray, int]:
         """The batch at a position: indices int32 [batch_size], and the length that it is padded to."""
-        size = self.window * self.batch_size
-        number, offset = divmod(position, size)
+        number, offset = divmod(position, self.span)
         if number != self._number:
-            self._number, self._batches = number, self._draw(number, size)
+            self._number, self._batches = number, self._draw(number)
         indices = self._batches[offset // self.batch_size]
         return indices, padded(int(self.sizes[indices].max()), self.edges)
 
-    def _draw(self, number: int, size: int) -> np.ndarray:
-        indices = self.stream.indices(number * size, size)
+    def drawn(self, number: int) -> np.ndarray:
+        """The examples of a window, in the order of the stream."""
+        return self.stream.indices(number * self.span, self.span)
+
+    def _draw(self, number: int) -> np.ndarray:
+        indices = self.drawn(number)
         order = np.argsort(self.sizes[indices], kind="stable")
         batches = indices[order].reshape(self.window, self.batch_size)
         return batches[permutation(self.window, self.stream.seed, _CUTS, number)]
@@ -175,7 +185,7 @@ def choose_edges(lengths: np.ndarray, batch_size: int, shapes: int) -> tuple[int
     shorter = np.cumsum(np.bincount(lengths))  # of a histogram, which is small however many texts there are
     last = np.minimum(np.arange(batch_size, len(lengths) + batch_size, batch_size), len(lengths)) - 1
     longest = np.searchsorted(shorter, last, side="right")
-    rounded = np.minimum(-(-longest // _MULTIPLE) * _MULTIPLE, longest[-1])  # a model may have no position to spare
+    rounded = np.minimum(-(-longest // MULTIPLE) * MULTIPLE, longest[-1])  # a model may have no position to spare
     candidates, counts = np.unique(rounded, return_counts=True)
     # cost[i]: padded tokens of all batches up to candidate i where i is an edge, with as many edges as rounds so far.
     total = np.concatenate([[0], np.cumsum(counts)])

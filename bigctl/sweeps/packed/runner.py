@@ -193,13 +193,13 @@ class _Trial:
 
     def feed(self, experiment: Experiment) -> Feed | None:
         from bigctl.data.layouts.layout import FixedPlan
-        from bigctl.training import feed as feeds
+        from bigctl.training import plans
         from bigctl.training.packed.pack import PackedFeed
 
         if self.pack is None:
             return None
         data = experiment.dataset
-        plan = feeds.training_plan(data.batches, data.splits["train"], experiment.config)
+        plan = plans.training_plan(data.batches, data.splits["train"], experiment.config)
         assert isinstance(plan, FixedPlan)  # as `pack.refusal` has seen
         return PackedFeed(self.pack, self.lane, experiment.programs.hparams, plan)
 

@@ -28,6 +28,7 @@ from bigctl.data.work import Work
 from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
 from bigctl.training import feed as feeds
+from bigctl.training import plans
 from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.on_batches import Arrays, on_resident
@@ -133,7 +134,7 @@ class PackedSteps:
         if (refused := refusal(programs, layout, columns, config)) is not None:
             raise ConfigError(refused, where="packed trials", hint="train them one by one")
         self.width = width
-        (self.length,) = feeds.training_plan(layout, columns, config).lengths
+        (self.length,) = plans.training_plan(layout, columns, config).lengths
         self.arrays = feeds.place_columns(programs.mesh, columns)
         looped = feeds.loops(programs.mesh, config)
         between = min(cadence.log, cadence.evaluate, cadence.save or cadence.evaluate, cadence.total)
@@ -176,9 +177,9 @@ def refusal(programs: Programs, layout: Layout, columns: Columns, config: schema
         return f"a pack trains on one device, mesh={config.mesh.kind} has {programs.mesh.size}"
     if any(isinstance(values, EncodedImages) for values in columns.values()):
         return "pictures that are decoded while training (data.decoding=stream) cannot be packed"
-    if not isinstance(feeds.training_plan(layout, columns, config), FixedPlan):
+    if not isinstance(plans.training_plan(layout, columns, config), FixedPlan):
         return "texts in batches of several lengths cannot be packed"
-    if feeds.stages_of(config, programs.step.total_steps):
+    if plans.stages_of(config, programs.step.total_steps):
         return "pictures that grow (recipe.augment.sizes) cannot be packed"
     if config.distil.teacher is not None:
         return "trainings that another run teaches (distil.teacher) cannot be packed"
