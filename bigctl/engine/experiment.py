@@ -17,9 +17,8 @@ from bigctl.config import schema
 from bigctl.config.cadence import Cadence
 from bigctl.config.schema import Config
 from bigctl.data.dataset import Dataset, Features
-from bigctl.data.layouts import growing
+from bigctl.data.layouts import growing, packed_texts
 from bigctl.data.layouts.layout import Parted
-from bigctl.data.layouts.packed_texts import PackedTexts
 from bigctl.data.target import CLASSES
 from bigctl.engine import device_memory, federated, privacy, teacher
 from bigctl.errors import ConfigError
@@ -106,9 +105,11 @@ class Experiment:
             lines.append(
                 "recipe.augment.flip: images have colour, each is mirrored in every other epoch; none turns it off"
             )
-        columns = self.dataset.splits["train"]
-        layout = plans.planned(self.programs, self.dataset.batches, columns, self.config)[0]
-        return [*lines, *layout.told(self.config.train.batch_size)] if isinstance(layout, PackedTexts) else lines
+        if plans.packs_texts(self.task, self.config):
+            columns = self.dataset.splits["train"]
+            layout = plans.planned(self.programs, self.dataset.batches, columns, self.config)[0]
+            lines.append(packed_texts.told(layout, self.config.train.batch_size))
+        return lines
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

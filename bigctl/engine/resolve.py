@@ -124,7 +124,7 @@ def with_data(
     if config.recipe.whole_batch:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=dataset.size("train")))
     config, dataset = federated.settled(config, dataset)
-    config = with_packing(config, config.model.packs)
+    config = with_packing(config, schema.can_pack(config))
     when = cadence.resolve_cadence(config, dataset.size("train"), done)
     schedule = dataclasses.replace(config.schedule, horizon=config.schedule.horizon or when.total)
     config = dataclasses.replace(config, schedule=schedule, data=_decided(config.data, dataset))

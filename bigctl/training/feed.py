@@ -49,6 +49,8 @@ class Feed(Protocol):
     """Whether it is data that it waits for, or the other trainings of a pack."""
     shapes: int
     """How many shapes of batches there are, each of which is compiled once."""
+    unforeseen: set[int | None]
+    """Those that were met besides, of texts that found no room in the rows that there are."""
 
     @property
     def calls(self) -> Calls | None:
@@ -66,7 +68,8 @@ class Feed(Protocol):
         """Train up to `limit` steps from `position` on; gives the new state and how many steps it were."""
 
     def shape(self, position: int) -> int | None:
-        """The length that the texts of the next batch are padded to, or of its windows; None for other examples."""
+        """The length that the texts of the next batch are padded to, or of its windows; how many rows texts share; None
+        for other examples."""
 
     def program(self) -> Compiled:
         """The compiled program in use, for its cost and its number of compilations."""
@@ -152,6 +155,7 @@ class _Resident:
         self.programs, self.layout, self.arrays = programs, layout, arrays
         self.calls = Calls(check)
         self.waited, self.waits_for_data = 0.0, True
+        self.unforeseen: set[int | None] = set()
         self.work: Work | None = None
         self._observe = observe
         self._on_host: Columns = {}
@@ -189,6 +193,7 @@ class ResidentFeed(_Resident):
 
     def advance(self, state: TrainState, position: int, limit: int) -> tuple[TrainState, int]:
         indices, length = self.plan.batch(position)
+        self.unforeseen |= {length} - set(self.plan.lengths)
         self._tell(indices, length)
         programs = self.programs
         given = state, self.arrays, indices, programs.hparams, self.layout, length
@@ -277,6 +282,8 @@ class SentFeed:
             for name, values in columns.items()
         }
         self.shapes = len(plan.lengths)
+        self.unforeseen: set[int | None] = set()
+        self._rows: int | None = None
         self.batch_size = config.train.batch_size
         self.sharding = meshes.batch_sharding(programs.mesh)
         self.waited, self.waits_for_data = 0.0, True
@@ -304,7 +311,12 @@ class SentFeed:
         self._next = position + self.batch_size
         if self._observe is not None:
             self._observe({name: np.asarray(values) for name, values in batch.items()})
-        result = self.calls.run(self.program(), self.shape(position), state, batch, self.programs.hparams)
+        length, rows = self.shape(position), len(next(iter(batch.values())))
+        self._rows = self._rows or rows
+        if rows != self._rows:
+            self.unforeseen.add(rows)
+        shape = rows if length is None else length
+        result = self.calls.run(self.program(), shape, state, batch, self.programs.hparams)
         self._trains = True
         return result, 1
 

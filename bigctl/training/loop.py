@@ -380,7 +380,7 @@ class Loop:
 
     def _report_recompiles(self, step: int) -> None:
         size = getattr(self.feed.program(), "_cache_size", lambda: 1)()
-        if size > self.feed.shapes and not self._warned:
+        if size > self.feed.shapes + len(self.feed.unforeseen) and not self._warned:
             self._warned = True
             self.hooks.warn(f"the training step was compiled {size} times by step {step}; shapes or placements changed")
 

@@ -22,7 +22,8 @@ def planned(programs: Programs, layout: Layout, columns: Columns, config: schema
         layout = poisson.sampled(layout, config.train.privacy.microbatch)
     elif packs_texts(programs.task, config):
         cut = packed_texts.Cut(config.train.accumulate, meshes.batch_shards(programs.mesh))
-        layout = packed_texts.packed(layout, columns, config.train.batch_size, cut)
+        train = config.train
+        layout = packed_texts.packed(layout, columns, train.batch_size, config.seed, train.overfit_one_batch, cut)
     return layout, training_plan(layout, columns, config)
 
 
@@ -51,7 +52,7 @@ def evaluated(task: Task, layout: Layout, columns: Columns, config: schema.Confi
 def packs_texts(task: Task, config: schema.Config) -> bool:
     """Whether several texts may share a row."""
     wanted = getattr(getattr(config.recipe, "bucketing", None), "pack", False)
-    return wanted and config.model.packs and bool(vars(type(task)).get("packs"))
+    return bool(wanted and config.model.packs and vars(type(task)).get("packs"))
 
 
 def stages_of(config: schema.Config, total_steps: int) -> Stages:

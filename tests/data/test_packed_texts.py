@@ -19,7 +19,7 @@ from tests.data.test_ragged import LENGTHS, columns, sizes
 
 def layout(lengths: np.ndarray, batch: int = 16, window: int = 8, cut: Cut = packed_texts.WHOLE) -> PackedTexts:
     base = Ragged(ragged.choose_edges(lengths, batch, 4), window)
-    shape = packed_texts.shape_for(base, columns(lengths), batch)
+    shape = packed_texts.shape_for(base.training_plan(columns(lengths), batch_size=batch, seed=3))
     return PackedTexts(base, shape or Shape(batch, int(lengths.max()), 1), cut)
 
 
@@ -119,7 +119,7 @@ def test_a_batch_without_room_in_its_rows_gets_more_of_them():
     made = PackedTexts(base, Shape(1, 40, 4), Cut(1, 2)).training_plan(columns(lengths), batch_size=8, seed=0)
     for i in range(8):
         indices, rows = made.batch(i * 8)
-        assert len(texts(indices)) == 8 and rows == len(indices) and rows % 2 == 0
+        assert len(texts(indices)) == 8 and rows == len(indices) and rows % 2 == 0 and rows <= 8
         assert np.where(indices >= 0, lengths[indices], 0).sum(1).max() <= 40
 
 
@@ -127,14 +127,14 @@ def test_a_batch_without_room_in_its_rows_gets_more_of_them():
 def test_texts_of_one_length_and_a_single_long_one_are_padded(kind):
     lengths = sizes(kind)
     base = Ragged(ragged.choose_edges(lengths, 16, 4), 8)
-    assert packed_texts.packed(base, columns(lengths), 16) is base
+    assert packed_texts.packed(base, columns(lengths), 16, 3) is base
     assert (packed_texts.evaluated(base, columns(lengths), None) is base) == (kind == "equal")
 
 
 def test_tokens_that_have_labels_are_padded():
     lengths = sizes()
     tagged = Ragged(ragged.choose_edges(lengths, 16, 4), 8, ("inputs", "label"))
-    assert packed_texts.packed(tagged, columns(lengths), 16) is tagged
+    assert packed_texts.packed(tagged, columns(lengths), 16, 3) is tagged
 
 
 @pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
@@ -178,6 +178,25 @@ def test_evaluation_sees_each_example_once(n, batch_size):
         seen += texts(indices)
         shapes.add(indices.shape)
     assert sorted(seen) == list(range(n)) and len(shapes) == 1
+
+
+def test_places_that_only_fill_the_last_batch_take_no_room():
+    """Two batches of 65 and 64 texts, of which the second has one that is none."""
+    lengths = sizes(n=129)
+    made = packed_texts.evaluated(layout(sizes(n=300)).base, columns(lengths), None)
+    whole = packed_texts.evaluated(layout(sizes(n=300)).base, columns(lengths[:128]), 64)
+    assert isinstance(made, PackedTexts) and isinstance(whole, PackedTexts)
+    assert made.shape.most <= whole.shape.most and made.shape.rows <= whole.shape.rows + 4
+
+
+def test_the_first_batches_all_have_the_shape_that_is_chosen():
+    """Of a training so short that to compile once more would tell; later ones may have one of few others."""
+    for n, batch in ((150, 16), (3000, 32), (6000, 64)):
+        lengths = sizes(n=n)
+        made = plan(lengths, batch, window=64)
+        steps = min(2**14 // made.texts.span, 16) * made.texts.window
+        assert {made.batch(i * batch)[1] for i in range(steps)} == set(made.lengths)
+        assert len({made.batch(i * batch)[1] for i in range(5 * max(1, n // batch))}) <= 2
 
 
 def test_splits_of_like_texts_are_scored_in_one_shape():

@@ -37,6 +37,7 @@ class FakeFeed:
         self.waited, self.waits_for_data = 0.0, True
         self.work, self.nbytes = None, 0
         self.shapes, self.calls = 1, Calls(None)
+        self.unforeseen: set[int | None] = set()
         self.advanced = 0
 
     def shape(self, position: int) -> None:

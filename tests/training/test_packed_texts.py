@@ -13,6 +13,7 @@ from bigctl.recipes.text_cls import TextCls
 from bigctl.data.layouts.packed_texts import PackedTexts
 from bigctl.data.layouts.ragged import Ragged
 from bigctl.engine.experiment import Experiment
+from bigctl.errors import ConfigError
 from bigctl.training import plans
 from tests.conftest import Cli
 from tests.training.test_sharding import assert_meshes_agree
@@ -71,7 +72,7 @@ def test_little_of_a_batch_is_padding(data):
     """What `train/padding` is made of."""
     packed, padded = (fit(build("bert_cls", data, *more), 8)[0] for more in ([PACKED], []))
     (ours, places), (theirs, others) = (np.asarray(state.sums["padding"]) for state in (packed, padded))
-    assert places < others and ours / places < 0.15 < theirs / others
+    assert places < others and ours / places < 0.2 < theirs / others
 
 
 @pytest.mark.parametrize("batch_size", ["null", 8])
@@ -124,7 +125,7 @@ def test_a_run_that_began_before_texts_could_share_rows_goes_on_without(bigctl: 
     bigctl.json("train", *keys, "train.steps=10", "--name", "new")
     lines = [map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) for run in (old, new)]
     padding = [[line["train/padding"] for line in each if "train/padding" in line][-1] for each in lines]
-    assert padding[1] < 0.2 < padding[0]
+    assert padding[1] < 0.25 < padding[0]
     assert "    pack: true\n" in (new / "config.yaml").read_text()
 
 
@@ -136,7 +137,10 @@ def test_where_texts_cannot_share_rows_each_has_its_own(data):
     exp = build("bert_cls", data, PACKED)
     assert plans.packs_texts(exp.task, exp.config)
     assert not plans.packs_texts(OfOneRow(exp.config, exp.dataset.features), exp.config)
-    private = build("bert_cls", data, PACKED, "train.privacy.noise=1.5", "train.privacy.delta=1e-5")
-    assert layout_of(private).kind == "poisson" and np.isfinite(fit(private, 1)[1]).all()
+    private = ["recipe.bucketing.pack=null", "train.privacy.noise=1.5", "train.privacy.delta=1e-5"]
+    found = build("bert_cls", data, *private)
+    assert layout_of(found).kind == "poisson" and np.isfinite(fit(found, 1)[1]).all()
+    with pytest.raises(ConfigError, match="cannot share rows"):
+        build("bert_cls", data, *private, PACKED)
     lstm = build("lstm_cls", data).config.model
     assert not plans.packs_texts(exp.task, dataclasses.replace(exp.config, model=lstm))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bigctl.config.schema.base import key, kind
+from bigctl.config.schema.base import Problem, Whole, key, kind
 from bigctl.config.schema.recipes import CROSS_ENTROPY, MAX, MIN, ONE_VS_REST, Classification, Recipe
 from bigctl.config.schema.tokenizers import NgramTokenizer, Tokenizer
 
@@ -16,7 +16,10 @@ class Bucketing:
     """Batches of texts of like length, so that little is padding."""
 
     shapes: int = key(4, "Padded lengths in use, each a program to compile.", ge=1)
-    window: int = key(64, "Batches drawn at once and sorted by length among themselves; 1 for plain order.", ge=1)
+    window: int = key(
+        64, "Batches drawn at once, whose texts are sorted by length, or dealt, among themselves; 1 for plain order.",
+        ge=1,
+    )  # fmt: skip
 
 
 @dataclass
@@ -24,8 +27,8 @@ class Packing(Bucketing):
     """Batches of texts of about the same number of tokens."""
 
     pack: bool | None = key(
-        None, "Put several texts into a row, none of which sees another, where that leaves less to compute, and have "
-        "one shape; null for where the model can.", decided=True,
+        None, "Put several texts into a row, none of which sees another, where that leaves less to compute; then "
+        "`shapes` is not asked. null for where the model can.", decided=True,
     )  # fmt: skip
 
 
@@ -44,6 +47,18 @@ class TextCls(Classification):
 class BertCls(TextCls):
     kind: str = kind("bert_cls")
     bucketing: Packing = key(Packing, "How texts are put into batches.")
+
+    def check(self, config: Whole) -> Iterator[Problem]:
+        yield from super().check(config)
+        if self.bucketing.pack and not can_pack(config):
+            what = "texts cannot share rows with this model, nor in private or federated training"
+            yield "recipe.bucketing.pack", what, "leave it out"
+
+
+def can_pack(config: Whole) -> bool:
+    """Whether texts may share rows in an experiment."""
+    train = config.train
+    return bool(config.model.packs and not train.privacy.on and not train.federated.on)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
@@ -25,7 +25,8 @@ from bigctl.data.layouts.ragged import LARGEST_BATCH, MULTIPLE, LengthPlan, Ragg
 from bigctl.data.sampler import mix, permutation
 
 _SHUFFLE = 0x726F7773  # keys the order of a window's batches
-_WINDOWS, _TEXTS = 8, 2**14  # by which the shape of batches is chosen, at most
+_WINDOWS, _TEXTS = 16, 2**14  # by which the shape of batches is chosen, at most: the first ones of training
+_LARGEST = 4096  # texts of a batch; to put more into rows takes too long
 _TRIED = 8  # lengths of rows, from the longest text to twice that
 _DEVICES, _DEARER = 8, 1.05  # among which rows should be shared out evenly where that costs no more on one
 _ORDERS, _NOISE = 2**11, 0.3  # tried of a batch, times its texts; by how much longer one may be taken to be in these
@@ -46,6 +47,11 @@ class Shape:
     rows: int
     length: int
     most: int
+
+    def room(self, rows: int) -> int:
+        """Of a batch that needs so many rows, how many it has: there are few shapes besides this one."""
+        more = max(1, self.rows // 8)
+        return self.rows + -(-max(0, rows - self.rows) // more) * more
 
     @property
     def cost(self) -> float:
@@ -95,11 +101,6 @@ class PackedTexts:
         """Of a batch of training: its rows, their length, and the texts that there are places for."""
         rows = self.cut.rows(self.shape.rows)
         return rows, self.shape.length, rows * self.shape.most
-
-    def told(self, batch_size: int) -> list[str]:
-        """How batches of training are made up, as a line."""
-        rows, length, _ = self.sizes
-        return [f"recipe.bucketing.pack: {batch_size} texts a batch share {rows} rows of {length} tokens"]
 
     def size(self, columns: Arrays, *, training: bool) -> int:
         return self.base.size(columns, training=training)
@@ -200,33 +201,41 @@ class RowEvaluationPlan:
             yield indices, (indices.reshape(-1) >= 0).astype(np.float32), len(indices)
 
 
-def packed(layout: Layout, columns: Columns, batch_size: int, cut: Cut = WHOLE) -> Layout:
-    """The layout of training batches of texts, which share rows where that leaves less to compute."""
+def packed(
+    layout: Layout, columns: Columns, batch_size: int, seed: int, frozen: bool = False, cut: Cut = WHOLE
+) -> Layout:
+    """The layout of training batches of texts, which share rows where that leaves less to compute; arguments as those
+    of `Layout.training_plan`."""
     if not isinstance(layout, Ragged) or layout.token_columns != ("inputs",):
         return layout
-    shape = shape_for(layout, columns, batch_size)
+    shape = shape_for(layout.training_plan(columns, batch_size=batch_size, seed=seed, frozen=frozen))
     return layout if shape is None else PackedTexts(layout, shape, cut)
 
 
-def shape_for(layout: Ragged, columns: Columns, batch_size: int) -> Shape | None:
-    """The shape of rows in which batches of these texts cost least; None where texts that are padded cost no more.
+def told(layout: Layout, batch_size: int) -> str:
+    """How batches of training are made up, as a line."""
+    if not isinstance(layout, PackedTexts):
+        return "recipe.bucketing.pack: each text has a row of its own, for sharing would leave no less to compute"
+    rows, length, _ = layout.sizes
+    return f"recipe.bucketing.pack: {batch_size} texts a batch share {rows} rows of {length} tokens"
 
-    Args:
-        layout, columns: of the training split.
-        batch_size: texts a batch.
-    """
-    plan = layout.training_plan(columns, batch_size=batch_size, seed=0)
-    most = max(1, _TEXTS // batch_size)
-    windows = [_dealt(plan, number)[:most] for number in range(max(1, min(_WINDOWS, _TEXTS // plan.span)))]
+
+def shape_for(plan: LengthPlan) -> Shape | None:
+    """The shape of rows in which batches of these texts cost least; None where texts that are padded cost no more."""
+    batch_size = plan.batch_size
+    if batch_size > _LARGEST:
+        return None
+    most, windows = max(1, _TEXTS // batch_size), max(1, min(_WINDOWS, _TEXTS // plan.span))
+    sizes = np.concatenate([plan.sizes[_dealt(plan, number)[:most]] for number in range(windows)])
     longest = max(int(plan.sizes.max(initial=1)), 1)
     step = max(MULTIPLE, longest // _TRIED // MULTIPLE * MULTIPLE)
     first = -(-longest // MULTIPLE) * MULTIPLE
-    shapes = [_shape(plan, windows, length) for length in range(first, 2 * first, step)]
+    shapes = [_shape(sizes, length) for length in range(first, 2 * first, step)]
     devices = math.gcd(max(1, batch_size // 4), _DEVICES)
     shared = [dataclasses.replace(shape, rows=Cut(1, devices).rows(shape.rows)) for shape in shapes]
     least, best = (min(some, key=lambda shape: shape.cost) for some in (shapes, shared))
     best = best if best.cost < _DEARER * least.cost else least
-    padded = [plan.batch(at * batch_size)[1] for at in range(min(most, len(windows) * plan.window))]
+    padded = [plan.batch(at * batch_size)[1] for at in range(len(sizes))]
     cost = np.mean([Shape(batch_size, length, 1).cost for length in padded])
     return best if best.cost < cost else None
 
@@ -257,25 +266,25 @@ def _whole(sizes: np.ndarray, batch_size: int | None, shape: Shape) -> tuple[np.
     count = len(sizes)
     each = evaluation_batch_size(count, batch_size, LARGEST_BATCH, 1)
     batches = -(-count // each)
-    sizes = np.concatenate([sizes, np.zeros(batches * each - count, sizes.dtype)])
+    sizes = np.concatenate([sizes, np.full(batches * each - count, PADDING, sizes.dtype)])
     texts = deal(sizes, batches)
     return np.where(texts < count, texts, PADDING), fit(sizes[texts], shape.length, shape.most)
 
 
-def _shape(plan: LengthPlan, windows: Sequence[np.ndarray], length: int) -> Shape:
-    """The least that all batches of these windows have room in, of rows of this length."""
-    sizes = [plan.sizes[batches] for batches in windows]
-    for rows in itertools.count(-(-max(int(each.sum(1).max()) for each in sizes) // length)):
-        found = [in_rows(each, Shape(rows, length, plan.batch_size)) for each in sizes]
-        if all(each.max() < rows for each in found):
+def _shape(sizes: np.ndarray, length: int) -> Shape:
+    """The least that batches of texts of these sizes, int [batches, each], have room in, of rows of this length."""
+    plain = fit(sizes, length, sizes.shape[1])
+    for rows in itertools.count(-(-int(sizes.sum(1).max()) // length)):
+        found = _otherwise(plain, sizes, Shape(rows, length, sizes.shape[1]))
+        if found.max() < rows:
             break
-    return Shape(rows, length, max(map(_most, found)))
+    return Shape(rows, length, _most(found))
 
 
 def _most(found: np.ndarray) -> int:
     """Of the rows [batches, each] that things are in, how many things one has."""
     batches, each = found.shape
-    return int(np.bincount((np.arange(batches)[:, None] * each + found).reshape(-1), minlength=1).max())
+    return int(np.bincount((np.arange(batches)[:, None] * each + found)[found >= 0], minlength=1).max())
 
 
 def _dealt(plan: LengthPlan, number: int) -> np.ndarray:
@@ -309,12 +318,12 @@ def fit(sizes: np.ndarray, length: int, most: int) -> np.ndarray:
     """The row of each thing by best-fit decreasing, in many batches at once.
 
     Args:
-        sizes: int [batches, each], descending in a batch, none above `length`.
+        sizes: int [batches, each], descending in a batch, none above `length`; PADDING for none.
         length: of a row.
         most: things in a row.
 
     Returns:
-        int [batches, each], from 0 on.
+        int [batches, each], from 0 on; PADDING for none.
     """
     batches, each = sizes.shape
     every = np.arange(batches)
@@ -325,16 +334,21 @@ def fit(sizes: np.ndarray, length: int, most: int) -> np.ndarray:
         size = sizes[:, turn]
         spare = np.where(left[:, : opened + 1] > 0, room[:, : opened + 1] - size[:, None], -1)
         row = np.where(spare >= 0, spare, length + 1).argmin(1)  # of equal ones the first, so none is opened in vain
-        opened = max(opened, min(int(row.max()) + 1, each - 1))
-        found[:, turn] = row
-        room[every, row] -= size
-        left[every, row] -= 1
+        real = size >= 0
+        found[:, turn] = np.where(real, row, PADDING)
+        opened = max(opened, min(int(found[:, turn].max()) + 1, each - 1))
+        room[every, row] -= np.where(real, size, 0)
+        left[every, row] -= real
     return found
 
 
 def in_rows(sizes: np.ndarray, shape: Shape) -> np.ndarray:
     """The row of each thing, as `fit` has it; where these are more than there are, in another order if that helps."""
-    found, each = fit(sizes, shape.length, shape.most), sizes.shape[1]
+    return _otherwise(fit(sizes, shape.length, shape.most), sizes, shape)
+
+
+def _otherwise(rows: np.ndarray, sizes: np.ndarray, shape: Shape) -> np.ndarray:
+    found, each = rows.copy(), sizes.shape[1]
     tried, unfit = max(1, _ORDERS // each), np.flatnonzero(found.max(1) >= shape.rows)
     for place in unfit if len(unfit) <= max(1, len(sizes) // 2) else ():
         noise = mix(np.uint64(_SHUFFLE), np.arange(tried * each, dtype=np.uint64)).reshape(tried, each)
@@ -348,10 +362,11 @@ def in_rows(sizes: np.ndarray, shape: Shape) -> np.ndarray:
 
 def _placed(texts: np.ndarray, rows: np.ndarray, shape: Shape) -> np.ndarray:
     """The texts of a batch by row, [rows, most]; more rows than the shape's where it has no room in these."""
+    texts, rows = texts[rows >= 0], rows[rows >= 0]
     order = np.argsort(rows, kind="stable")
     counts = np.bincount(rows, minlength=shape.rows)
     places = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    found = np.full((len(counts), shape.most), PADDING, texts.dtype)
+    found = np.full((shape.room(len(counts)), shape.most), PADDING, texts.dtype)
     found[rows[order], places] = texts[order]
     return found
 

@@ -277,6 +277,7 @@ class PackedFeed:
     """
 
     shapes = 1
+    unforeseen: set[int | None] = set()
 
     def __init__(self, pack: Pack, lane: int, hparams: Hparams, plan: FixedPlan):
         self.pack, self.lane, self.hparams, self.plan = pack, lane, hparams, plan
