@@ -2,7 +2,8 @@
 
 A row holds one text, padded at the end, or several, one after the other: there are `rows x each` lengths then, those of
 a row beside each other, and a text of length 0 is none. Tokens of two texts do not see each other (the packing without
-cross-contamination of Krell et al. 2021, arXiv 2107.02027), so each text is what it would be in a row of its own.
+cross-contamination of Krell et al. 2021, arXiv 2107.02027), so each text is what it would be in a row of its own. Sizes
+are compared as `shape` has them: where a program is exported they are symbols, which `len` does not know.
 
 Dimension names: rows, length (of a row), texts (rows x each), width.
 """
@@ -37,7 +38,7 @@ def places(
     """Of the places of the tokens; `segment_start` is where in its text the second one of a pair begins."""
     rows, length = tokens.shape
     place = jnp.arange(length)
-    if len(lengths) == rows:
+    if lengths.shape[0] == rows:
         return Places((place < lengths[:, None])[:, None], place >= segment_start[:, None], None)
     number, begins = _numbers(rows, length, lengths), _begins(rows, lengths)
     text = jnp.minimum(number, begins.shape[1] - 1)
@@ -48,7 +49,7 @@ def places(
 
 def first(x: Float[Array, "rows length width"], lengths: Int[Array, " texts"]) -> Float[Array, "texts width"]:
     """What stands at the first token of each text; of a text of no tokens at some place or other."""
-    if len(lengths) == len(x):
+    if lengths.shape[0] == x.shape[0]:
         return x[:, 0]
     begins = jnp.minimum(_begins(len(x), lengths), x.shape[1] - 1)
     return jnp.take_along_axis(x, begins[..., None], 1).reshape(len(lengths), -1)
@@ -57,7 +58,7 @@ def first(x: Float[Array, "rows length width"], lengths: Int[Array, " texts"]) -
 def mean(x: Float[Array, "rows length *dims"], lengths: Int[Array, " texts"]) -> Float[Array, " texts *dims"]:
     """The mean over the tokens of each text, float32; zeros where there are none."""
     rows, length, *dims = x.shape
-    if len(lengths) == rows:
+    if lengths.shape[0] == rows:
         own = (jnp.arange(length) < lengths[:, None]).reshape(rows, length, *[1] * len(dims))
         sums = jnp.sum(jnp.where(own, x, 0), axis=1, dtype=jnp.float32)
     else:

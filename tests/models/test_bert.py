@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -110,6 +111,14 @@ def test_texts_that_share_a_row_do_not_see_each_other(options: dict[str, Any]) -
     np.testing.assert_allclose((together[back] * real), alone * real, rtol=1e-5, atol=1e-5)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", schema.POOLS)
+def test_sizes_may_be_symbols_as_where_a_program_is_exported(pool: str) -> None:
+    batch, length = jax.export.symbolic_shape("batch, length", constraints=["length <= 16"])
+    given = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, length), (batch,), (batch,))]
+    traced = jax.jit(classifier(pool=pool)).trace(*given)
+    assert traced.out_info.shape == (batch, 3)
 
 
 def test_company_and_order_of_texts_are_irrelevant() -> None:
