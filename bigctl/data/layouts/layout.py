@@ -36,11 +36,12 @@ class TrainingPlan(Protocol):
 
     @property
     def lengths(self) -> tuple[int | None, ...]:
-        """What batches are padded to, the length of windows, or the shorter side of pictures; (None,) for fixed shapes.
-        One program each."""
+        """What batches are padded to, the length of windows, the shorter side of pictures, or how many rows texts
+        share; (None,) for fixed shapes. One program each."""
 
     def batch(self, position: int) -> tuple[np.ndarray, int | None]:
-        """Indices of examples, or starts of windows, int [batch]; and the length that they are gathered with."""
+        """Indices of examples, or starts of windows, int [batch], [rows, most] of texts that share rows; and the length
+        that they are gathered with."""
 
 
 class EvaluationPlan(Protocol):

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigctl.data.layouts.layout import Arrays, Columns, Indices, Layout, evaluation_batch_size
-from bigctl.data.layouts.masked import PADDING
+from bigctl.data.layouts.masked import PADDING, Masked
 from bigctl.data.layouts.ragged import LARGEST_BATCH, MULTIPLE, LengthPlan, Ragged
 from bigctl.data.sampler import mix, permutation
 
@@ -82,7 +82,7 @@ WHOLE = Cut()
 
 
 @dataclass(frozen=True)
-class PackedTexts:
+class PackedTexts(Masked):
     """A split of `Ragged` texts. An index is of a row and a place in it: [rows, most], `PADDING` for none.
 
     Attributes:
@@ -102,18 +102,14 @@ class PackedTexts:
         rows = self.cut.rows(self.shape.rows)
         return rows, self.shape.length, rows * self.shape.most
 
-    def size(self, columns: Arrays, *, training: bool) -> int:
-        return self.base.size(columns, training=training)
-
     def training_plan(self, columns: Columns, *, batch_size: int, seed: int, frozen: bool = False) -> RowPlan:
         texts = self.base.training_plan(columns, batch_size=batch_size, seed=seed, frozen=frozen)
         return RowPlan(texts, self.shape, self.cut)
 
     def evaluation_plan(self, columns: Columns, *, batch_size: int | None, shards: int) -> RowEvaluationPlan:
-        return RowEvaluationPlan(*_whole(self.lengths(columns), batch_size, self.shape), self.shape, Cut(1, shards))
-
-    def rows(self, indices: np.ndarray) -> np.ndarray:
-        return self.base.rows(indices)
+        return RowEvaluationPlan(
+            *_whole(self.base.lengths(columns), batch_size, self.shape), self.shape, Cut(1, shards)
+        )
 
     def gather(self, columns: Arrays, indices: Indices, length: int | None, xp: ModuleType = np) -> dict[str, Any]:
         """`inputs` int32 [rows, length of a row], 0 where a place only pads. All else is [rows x most, ...], by row:
@@ -133,12 +129,6 @@ class PackedTexts:
         batch = {"inputs": xp.where(inside, tokens, 0).astype(xp.int32)}
         batch |= {"lengths": lengths, "mask": real.astype(xp.float32)}
         return {**batch, **{name: columns[name][texts] for name in columns if name not in ("inputs", "offsets")}}
-
-    def lengths(self, columns: Columns) -> np.ndarray:
-        return self.base.lengths(columns)
-
-    def extra_sums(self, columns: Columns) -> Columns:
-        return self.base.extra_sums(columns)
 
 
 @dataclass
