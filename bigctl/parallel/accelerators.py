@@ -16,8 +16,9 @@ _CONVOLUTIONS_ON_ALL_CORES: Options = {
 
 # XLA compiles each fused operation by itself (its "fusion emitters"), or all of them together as it did before. The
 # latter takes two thirds of the time for a small model, and twice as long for a BERT. What it makes is as quick, but
-# for convolutions, which are 2 to 10% slower. The XLA of jax 0.12 knows the emitters alone.
-_COMPILED_TOGETHER: Options = {"xla_cpu_use_fusion_emitters": False}
+# for convolutions, which are 2 to 10% slower. The XLA of jax 0.12 knows the emitters alone. Fewer optimizations save a
+# fifth to two fifths of what is left; a step of a small model takes as long, one of a BERT 2% longer.
+_SOON: Options = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 
 
 def compiler_options(platform: str, *, deterministic: bool, pictures: bool = False, small: bool = False) -> Options:
@@ -37,7 +38,7 @@ def options_of_use(platform: str, *, pictures: bool, small: bool = False) -> Opt
         return {}
     if pictures:
         return dict(_CONVOLUTIONS_ON_ALL_CORES)
-    return dict(_COMPILED_TOGETHER) if small else {}
+    return dict(_SOON) if small else {}
 
 
 def options_of_one_call(platform: str, *, small: bool = False) -> Options:
@@ -45,7 +46,19 @@ def options_of_one_call(platform: str, *, small: bool = False) -> Options:
     the same bits; of a small model in three fifths of that."""
     if platform != "cpu":
         return {}
-    return {"xla_backend_optimization_level": 1, **(_COMPILED_TOGETHER if small else {})}
+    return dict(_SOON) if small else {"xla_backend_optimization_level": 1}
+
+
+def options_of_copies(platform: str) -> Options:
+    """Of a program that computes nothing: there is nothing to optimize. On a CPU that takes two fifths of the time."""
+    return {"xla_backend_optimization_level": 0} if platform == "cpu" else {}
+
+
+OF_A_CPU: Options = {
+    **compiler_options("cpu", deterministic=True, small=True),
+    **options_of_use("cpu", pictures=True),
+}
+"""All that is asked for on a CPU, to find out with one program whether this XLA knows it."""
 
 
 def told(options: Options) -> str:

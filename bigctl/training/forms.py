@@ -37,17 +37,21 @@ def make_step(config: schema.Config, task: Task, mesh: Mesh, total_steps: int) -
 
 def _parts(task: Task, changed: Callable[[nnx.Module], nnx.Module]) -> tuple[Any, Mapping[tuple[Any, ...], str], Any]:
     """The structure of a model, where the hparams stand in it, and the shapes of its weights."""
-    key = jax.eval_shape(lambda: randomness.key(0, randomness.PARAMETERS))
     graphdef, params, hyper, variables = jax.eval_shape(
-        lambda k: split_model(changed(task.build(nnx.Rngs(params=k)))), key
+        lambda k: split_model(changed(task.build(nnx.Rngs(params=k)))), _a_key()
     )
     hyperparameters = {path: v.get_metadata()["key"] for path, v in nnx.to_flat_state(hyper)}
     return graphdef, hyperparameters, Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(variables))
 
 
+def _a_key() -> Any:
+    """The form of a key, of which none is computed."""
+    return jax.eval_shape(lambda: randomness.key(0, randomness.PARAMETERS))
+
+
 def carried_state(step: Step, hparams: Hparams) -> TrainState:
     """Shapes, dtypes and placements of the state as training keeps it, as ShapeDtypeStructs; nothing is allocated."""
-    shapes = jax.eval_shape(step.initial, randomness.key(0, randomness.PARAMETERS), hparams, {}, {})
+    shapes = jax.eval_shape(step.initial, _a_key(), hparams, {}, {})
     return placed_by_rules(shapes, step.config, step.mesh, step.stacked)
 
 

@@ -82,8 +82,8 @@ class Programs(ModelPrograms):
         carried_state: the same of the state as training keeps it, which is what the functions below take and give: with
             like layers as one where `stacking` says so, else the same tree.
         kernels: which kernel computes what there are several for, such as "attention", on the devices of this mesh.
-        make_state: (key, weights by path, variables by path) -> a new state with these, in place on the mesh: no device
-            ever holds more than its part, and what is given is not drawn.
+        make_state: (seed, weights by path, variables by path) -> a new state with these, in place on the mesh: no
+            device ever holds more than its part, and what is given is not drawn.
         step_sent: (state, batch columns, hparams) -> state: one step on a batch that the host sends.
         step_resident: (state, arrays, indices [batch], hparams, layout, length) -> state: one step on data that is on
             the devices.
@@ -143,7 +143,7 @@ class Programs(ModelPrograms):
         """
         shapes = self.abstract_state
         given = _placed(shapes.params, weights or {}), _placed(shapes.variables, variables or {})
-        state: TrainState = self.make_state(randomness.key(self.seed, randomness.PARAMETERS), *given)
+        state: TrainState = self.make_state(np.int64(self.seed), *given)
         return state
 
     def trained(self, params: Tree) -> Tree:
@@ -202,7 +202,7 @@ def compile_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps:
 
 def hparams_of(config: schema.Config) -> Hparams:
     """What enters the programs of an experiment as arguments: its numbers and its seed, of which no program knows."""
-    return {**traced_hparams(config), SEED: jnp.asarray(np.int64(config.seed))}
+    return {**traced_hparams(config), SEED: jax.device_put(np.int64(config.seed))}
 
 
 def told_step(programs: Programs) -> Compiled:
@@ -268,6 +268,11 @@ def _platform(step: Step) -> str:
     return platform
 
 
+def options_of_copies(step: Step) -> accelerators.Options:
+    """Of a program that computes nothing."""
+    return _known(accelerators.options_of_copies(_platform(step)))
+
+
 def _options_of_one_call(step: Step) -> accelerators.Options:
     if jax.config.read("jax_disable_most_optimizations"):
         return {}  # fewer still
@@ -276,8 +281,10 @@ def _options_of_one_call(step: Step) -> accelerators.Options:
 
 def _known(asked: accelerators.Options) -> accelerators.Options:
     """Those of them that XLA has yet and still: they may be named otherwise in another version."""
-    found = tuple(asked.items())
-    return asked if not asked or _are_known(found) else dict(each for each in found if _are_known((each,)))
+    of_a_cpu = asked.keys() <= accelerators.OF_A_CPU.keys()
+    if not asked or _are_known(tuple((accelerators.OF_A_CPU if of_a_cpu else asked).items())):
+        return asked
+    return {name: value for name, value in asked.items() if _are_known(((name, value),))}
 
 
 @cache
@@ -309,8 +316,8 @@ def _take_sums(state: TrainState) -> tuple[TrainState, Sums, jax.Array]:
     return empty, {**state.sums, **skipped}, state.bad_step + 0
 
 
-def _new_state(step: Step, hparams: Hparams, key: jax.Array, weights: Arrays, variables: Arrays) -> TrainState:
-    return step.initial(key, hparams, weights, variables)
+def _new_state(step: Step, hparams: Hparams, seed: jax.Array, weights: Arrays, variables: Arrays) -> TrainState:
+    return step.initial(randomness.key(seed, randomness.PARAMETERS), hparams, weights, variables)
 
 
 def _placed(shapes: Tree, given: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -375,7 +376,7 @@ def add_places(batch: Batch, n: int, mask: jax.Array | None = None) -> Batch:
 def traced_hparams(config: schema.Config) -> Hparams:
     """The numbers of an experiment that enter a program as arguments, by their configuration keys."""
     return {
-        dotted: jnp.float32(value)
+        dotted: jax.device_put(np.float32(value))
         for dotted, field, value in schema.walk_config(config)
         if field.metadata.get("traced") and value is not None
     }

@@ -207,15 +207,16 @@ def test_an_option_that_this_xla_does_not_have_is_left_out(monkeypatch: pytest.M
 
 
 def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that_is_quick_for_them() -> None:
-    quick = _known({"xla_cpu_use_fusion_emitters": False})  # nothing where XLA has no other way any more
+    together = "xla_cpu_use_fusion_emitters"  # not where XLA has no other way any more
+    quick = _known({together: False, "xla_backend_optimization_level": 1})
     mlp = built(*MLP).programs.step
     assert compiler_options(mlp).items() >= quick.items() and options_of_use(mlp) == quick
-    assert quick or tuple(map(int, jax.__version__.split(".")[:2])) > (0, 10)
+    assert together in quick or tuple(map(int, jax.__version__.split(".")[:2])) > (0, 10)
     deep = built(*MLP, "model.hidden=[4,4,4,4,4,4,4,4]").programs.step  # 18 arrays
     pictures = built("recipe=cnn_cls", "data=digits", "model.channels=[4]").programs.step
     texts = built("recipe=lstm_cls", "model=lstm", "recipe.label_smoothing=0").programs.step
     for each in (deep, pictures, texts):
-        assert "xla_cpu_use_fusion_emitters" not in {**compiler_options(each), **options_of_use(each)}
+        assert not quick.keys() & {**compiler_options(each), **options_of_use(each)}.keys()
 
 
 def test_another_seed_needs_no_new_program() -> None:
@@ -294,5 +295,5 @@ def test_a_state_made_by_fewer_optimizations_is_the_same_to_the_last_bit() -> No
     programs = built(*MLP).programs
     key = randomness.key(3, randomness.PARAMETERS)
     with_all = jax.jit(programs.step.initial)(key, programs.hparams, {}, {})
-    assert_same_bits(programs.make_state(key, {}, {}), with_all)
+    assert_same_bits(programs.make_state(np.int64(3), {}, {}), with_all)
     assert accelerators.options_of_one_call("cpu") and not accelerators.options_of_one_call("gpu")

@@ -32,7 +32,7 @@ from bigctl.training import plans
 from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.on_batches import Arrays, on_resident
-from bigctl.training.programs import LARGEST_LOOP, Programs, compiler_options, options_of_use
+from bigctl.training.programs import LARGEST_LOOP, Programs, compiler_options, options_of_copies
 from bigctl.training.state import TrainState
 from bigctl.training.step import Hparams
 
@@ -72,7 +72,7 @@ class SideBySide:
         self.width, self._one = width, programs.carried_state
         self._everywhere = meshes.replicated(programs.mesh)
         placed = jax.tree.map(lambda leaf: leaf.sharding, self._one)
-        compiled = partial(jax.jit, compiler_options=options_of_use(programs.step))
+        compiled = partial(jax.jit, compiler_options=options_of_copies(programs.step))
         self._put = compiled(_put, donate_argnums=0, out_shardings=self._everywhere)
         self._take = compiled(_take, out_shardings=placed)
         self._spare: list[TrainState] = []  # of dispatches before, whose memory is written to again
@@ -97,7 +97,7 @@ class SideBySide:
 
 
 def _put(side_by_side: TrainState, state: TrainState, row: jax.Array) -> TrainState:
-    return jax.tree.map(lambda leaf, one: leaf.at[row].set(one), side_by_side, state)
+    return jax.tree.map(lambda leaf, one: jax.lax.dynamic_update_index_in_dim(leaf, one, row, 0), side_by_side, state)
 
 
 def _take(side_by_side: TrainState, row: jax.Array) -> TrainState:
