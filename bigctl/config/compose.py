@@ -229,17 +229,14 @@ def _plain(value: object, annotation: str = "") -> object:
 # ----------------------------------------------------------------------------------------------------------- compose
 
 
-_stored: dict[tuple[str | None, str], type] = {}
-"""What Hydra's store has by now: (group, name) -> dataclass."""
-
-
-def _schemas() -> list[tuple[str, str, type]]:
-    return [(f"_{schema._kind_of(cls)}", cls.group_name, cls) for cls in schema.components()]
+def _schemas() -> dict[str, type]:
+    """The dataclasses that presets name among their defaults, by the paths that Hydra knows them by."""
+    components = {f"{cls.group_name}/_{schema._kind_of(cls)}": cls for cls in schema.components()}
+    return {"_config": Config, **components}
 
 
 def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> tuple[Any, dict[str, str]]:
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
@@ -257,19 +254,14 @@ def _hydra_compose(overrides: Sequence[str], roots: Sequence[presets.Root]) -> t
             for root in reversed(roots[:-1]):
                 search_path.prepend(provider=root.label, path=f"file://{root.path}")
 
-    store = ConfigStore.instance()
-    for name, group, schema_of in [("_config", None, Config), *_schemas()]:
-        if _stored.get((group, name)) is not schema_of:  # converting one takes milliseconds
-            store.store(group=group, name=name, node=schema_of)
-            _stored[group, name] = schema_of
-
     plugins = Plugins.instance()
     plugins.register(UserPresets)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(roots[-1].path), version_base="1.3"):
             loader: Any = GlobalHydra.instance().config_loader()
-            node, origins, written = composed_by(loader, [extra_keys.as_mapping(override) for override in overrides])
+            given = [extra_keys.as_mapping(override) for override in overrides]
+            node, origins, written = composed_by(loader, given, _schemas())
             preset_text.keep(node, written)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error

@@ -364,3 +364,11 @@ def test_texts_to_be_masked_need_no_label(data):
     )
     with pytest.raises(ConfigError, match="data.label must be given"):
         compose(["recipe=bert_cls", f"data={data}", "data.path=x", "data.text=text"])
+
+
+def test_schemas_that_a_composition_does_not_name_are_not_converted() -> None:
+    composing = "from bigctl.config.compose import compose; compose(['recipe=mlp_cls'])"
+    told = "from bigctl.config import value_origins; print(*value_origins._stored)"
+    found = subprocess.run([sys.executable, "-c", f"{composing}; {told}"], capture_output=True, text=True, check=True)
+    assert {"_config", "model/_mlp"} <= set(found.stdout.split())
+    assert "model/_bert" not in found.stdout
