@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -143,13 +143,18 @@ class Evaluator(SplitScores):
         batches = self._batches(params, variables)
         return self.scores(task or self.programs.task, batches, self.programs.add_sums)
 
+    def compile(self, params: Tree, variables: Tree) -> None:
+        """Compile what batches are scored by, with the first of them."""
+        with contextlib.closing(self._batches(params, variables)) as batches:
+            next(batches)
+
     def place(self) -> Mapping[str, jax.Array]:
         """The split on the devices, brought there where it is not yet."""
         if self._arrays is None:
             self._arrays = feed.place_columns(self.programs.mesh, self.columns) if self.resident else {}
         return self._arrays
 
-    def _batches(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
+    def _batches(self, params: Tree, variables: Tree) -> Generator[tuple[np.ndarray, np.ndarray, Sums], None, None]:
         """Triples (indices, mask, sums) of every batch."""
         programs, arrays = self.programs, self.place()
         if not self.resident:

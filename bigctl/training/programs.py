@@ -146,6 +146,13 @@ class Programs(ModelPrograms):
         state: TrainState = self.make_state(np.int64(self.seed), *given)
         return state
 
+    def blank(self) -> TrainState:
+        """A state of zeros, as training keeps it; nothing is compiled for it."""
+        blank: TrainState = jax.tree.map(
+            lambda leaf: meshes.put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), self.carried_state
+        )
+        return blank
+
     def trained(self, params: Tree) -> Tree:
         """Which leaves are trained."""
         return self.step.trained(params)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ import pytest
 
 from bigctl.config.compose import compose
 from bigctl.config.schema import Config
+from bigctl.data.layouts.layout import FixedPlan
 from bigctl.engine import trainer
+from bigctl.engine.experiment import Experiment
 from bigctl.engine.run import Options
 from bigctl.errors import BigctlError, ConfigError, Diverged, Preempted
 from bigctl.runs.metrics_file import read_metrics
 from bigctl.sweeps.packed import compatibility, pack_width, runner
 from bigctl.sweeps.packed.runner import PackedTrial
+from bigctl.training import plans
+from bigctl.training.packed.pack import Pack, PackedFeed
+from bigctl.training.packed.scoring import PackedEvaluator, Question, side_by_side
 from bigctl.training.signals import StopRequest
 from tests import forked
 
@@ -228,6 +234,55 @@ def test_a_killed_pack_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     (cut.parent / "0.001-0" / "prune").unlink()
     assert runner.main([str(cut)]) == 0
     assert results(cut.parent) == results(whole.parent)
+
+
+def test_the_scores_of_a_pack_are_those_of_each_trial_by_itself() -> None:
+    """Also where fewer ask than it has room for, and of one that has left it."""
+    configs = [variation(lr=1e-3, seed=seed) for seed in range(3)]
+    shared = runner.TrialGroup([PackedTrial("0", dataclasses.replace(COMPOSED, config=configs[0]), Path("nowhere"))])
+    built = shared.experiment
+    programs = [built.programs.with_config(config) for config in configs]
+    states = [each.initialise() for each in programs]
+    pack = Pack(shared.steps(4), shared.scoring(4), len(configs))
+    columns = built.dataset.splits["validation"]
+    for lane, each in enumerate(programs):
+        PackedFeed(pack, lane, each.hparams, plan_of(built))
+    evaluators = [
+        PackedEvaluator(pack, lane, each, columns, config)
+        for lane, (each, config) in enumerate(zip(programs, configs, strict=True))
+    ]
+    with ThreadPoolExecutor(3) as threads:
+        asked = [
+            threads.submit(one, state.params, state.variables) for one, state in zip(evaluators, states, strict=True)
+        ]
+        together = [each.result(60) for each in asked]
+    alone = built.evaluator("validation", "val")
+    pack.leave(0)
+    for number, state in enumerate(states):
+        expected = alone(state.params, state.variables)
+        found = [together[number]] + ([evaluators[0](state.params, state.variables)] if number == 0 else [])
+        for each in found:
+            assert each.keys() == expected.keys()
+            for name in expected:
+                np.testing.assert_allclose(each[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert len({each["val/loss"] for each in together}) == 3
+
+
+def test_what_goes_wrong_while_a_pack_is_scored_reaches_each_of_its_trials() -> None:
+    shared = runner.TrialGroup([PackedTrial("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
+    programs, scoring = shared.experiment.programs, shared.scoring(2)
+    state = programs.initialise()
+    questions = [Question((state.params, state.variables)), Question(({"other": np.zeros(3)}, state.variables))]
+    scoring.answer(questions, side_by_side([programs.hparams], 2))
+    for question in questions:
+        with pytest.raises(ValueError, match="structure"):
+            question.answer.result(0)
+
+
+def plan_of(built: Experiment) -> FixedPlan:
+    plan = plans.training_plan(built.dataset.batches, built.dataset.splits["train"], built.config)
+    assert isinstance(plan, FixedPlan)
+    return plan
 
 
 def test_bad_jobs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,31 @@ def test_what_a_later_save_makes_needless_is_left_out_and_the_best_is_not(
     checkpoints.wait(last=True)
     assert checkpoints.steps() == [2, 4]
     assert (restored(checkpoints, "best"), restored(checkpoints, "last")) == (2.0, 4.0)
+    checkpoints.close()
+
+
+def test_of_a_run_among_many_that_ends_before_the_pause_is_over_only_the_best_and_the_last_are_written(
+    tmp_path: Path,
+) -> None:
+    checkpoints = QueuedCheckpoints(Checkpoints(tmp_path / "checkpoints", keep=5), pause=3600.0)
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        save(checkpoints, step, best)
+    assert checkpoints.steps() == []
+    checkpoints.wait(last=True)
+    assert checkpoints.steps() == [2, 4]
+    save(checkpoints, 5, 2)
+    assert checkpoints.steps() == [2, 4]
+    checkpoints.close()  # as when training fails
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_a_run_among_many_saves_while_it_trains(tmp_path: Path) -> None:
+    checkpoints = QueuedCheckpoints(Checkpoints(tmp_path / "checkpoints", keep=5), pause=0.05)
+    save(checkpoints, 1)
+    until = time.monotonic() + 60
+    while checkpoints.steps() != [1] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert checkpoints.steps() == [1]
     checkpoints.close()
 
 

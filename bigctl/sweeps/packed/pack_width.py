@@ -124,10 +124,12 @@ def _cost(shared: TrialGroup, width: int, seconds: float) -> float:
     import numpy as np
     from jax.errors import JaxRuntimeError
 
+    from bigctl.training.packed.scoring import side_by_side
+
     steps, programs = shared.steps(width), shared.experiment.programs
     config = shared.experiment.config
     lane = programs.with_config(config)
-    hparams = {name: np.stack([np.asarray(value)] * width) for name, value in lane.hparams.items()}
+    hparams = side_by_side([lane.hparams], width)
     states = [lane.initialise() for _ in range(width)]
 
     def draw(count: int) -> np.ndarray:

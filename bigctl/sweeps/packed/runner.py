@@ -33,7 +33,7 @@ from bigctl.errors import BigctlError, ConfigError, Preempted
 from bigctl.runs import directory, provenance
 from bigctl.runs.directory import RunDirectory
 from bigctl.runs.summary import Summary
-from bigctl.sweeps.packed import compatibility
+from bigctl.sweeps.packed import compatibility, compiling
 from bigctl.sweeps.packed import pack_width as width_of
 from bigctl.sweeps.packed.pack_width import Verdict
 from bigctl.training.signals import StopRequest
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from bigctl.training.evaluation import Evaluator
     from bigctl.training.feed import Feed
     from bigctl.training.packed.pack import Pack, PackedSteps
+    from bigctl.training.packed.scoring import PackedScoring
 
 TOGETHER, MEMORY = 32, 2**28
 """Trials that are in training at the same time, where their states fit so many bytes; the next ones wait. While some
@@ -129,14 +130,14 @@ class TrialGroup:
         from bigctl.engine import experiment as experiments
 
         config = jobs[0].config
-        if config.train.compile_cache:
-            compile_cache.use_compile_cache()
+        self._kept = config.train.compile_cache and compile_cache.use_compile_cache() is not None
         resolved = resolve.resolve(config, RunDirectory(jobs[0].path).tokenizer)
         self.resolved = dataclasses.replace(resolved, cadence=in_pack(resolved.config, resolved.cadence))
         self.experiment = experiments.build_resolved(self.resolved)
         self.made_with = provenance.made_with(Path.cwd(), diff=config.train.keep_diff)
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._steps: dict[int, PackedSteps] = {}
+        self._scoring: dict[int, PackedScoring] = {}
         self._lock = threading.Lock()
 
     def packs_at_once(self, width: int) -> int:
@@ -164,6 +165,39 @@ class TrialGroup:
                 )
             return self._steps[width]
 
+    def scoring(self, width: int) -> PackedScoring:
+        """The compiled evaluation of so many trials at once."""
+        from bigctl.engine import device_memory
+        from bigctl.training.packed.scoring import PackedScoring
+
+        programs, one = self.experiment.programs, self.evaluator("validation", "val")
+        with self._lock:
+            if width not in self._scoring:
+                check = device_memory.check_of_pack(programs, width)
+                self._scoring[width] = PackedScoring(programs, one, width=width, check=check)
+            return self._scoring[width]
+
+    def compile(self, width: int, beside: Path | None) -> None:
+        """Compile what all trials run, before the first of them does.
+
+        Args:
+            width: how many are side by side.
+            beside: the folder of the processes that train packs like these, where there is one.
+        """
+        programs, steps, scoring = self.experiment.programs, self.steps(width), self.scoring(width)
+        blank = programs.blank()
+        weights = programs.evaluation_weights(blank), blank.variables
+        parts: dict[str, Callable[[], object]] = {
+            "steps": lambda: steps.compile(programs),
+            "state": programs.initialise,
+            "copies": lambda: steps.compile_copies(programs.blank()),
+        }
+        if scoring.one.resident:
+            parts["evaluation"] = lambda: scoring.compile(weights, programs.hparams)
+        tested = self.evaluator("test", "test")  # which the sweep scores the winner by
+        later = {"test": lambda: tested.compile(*weights)} if tested.resident else {}
+        compiling.compile_all(parts, beside if self._kept else None, later=later)
+
     def evaluator(self, split: str, prefix: str) -> Evaluator:
         """For all trials; the data is on the device once."""
         with self._lock:
@@ -185,11 +219,13 @@ class _Trial:
 
     def __init__(self, shared: TrialGroup, pack: Pack | None, lane: int):
         self.shared, self.pack, self.lane = shared, pack, lane
+        self._built = shared.experiment
 
     def build(self, resolved: Resolved) -> Experiment:
         built = self.shared.experiment
         programs = built.programs.with_config(resolved.config)
-        return dataclasses.replace(built, config=resolved.config, programs=programs, shared=self)
+        self._built = dataclasses.replace(built, config=resolved.config, programs=programs, shared=self)
+        return self._built
 
     def feed(self, experiment: Experiment) -> Feed | None:
         from bigctl.data.layouts.layout import FixedPlan
@@ -204,7 +240,12 @@ class _Trial:
         return PackedFeed(self.pack, self.lane, experiment.programs.hparams, plan)
 
     def evaluator(self, split: str, prefix: str) -> Evaluator:
-        return self.shared.evaluator(split, prefix)
+        from bigctl.training.packed.scoring import PackedEvaluator
+
+        if self.pack is None or split != "validation" or not self.pack.scoring.one.resident:
+            return self.shared.evaluator(split, prefix)
+        built = self._built
+        return PackedEvaluator(self.pack, self.lane, built.programs, built.dataset.splits[split], built.config)
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -216,6 +257,7 @@ def train(
     stop: StopRequest,
     mode: str = "auto",
     plugins: Sequence[str] = (),
+    beside: Path | None = None,
     decided: Callable[[Verdict], None] = lambda verdict: None,
     ended: Callable[[TrialOutcome], None] = lambda end: None,
 ) -> tuple[list[TrialOutcome], Verdict]:
@@ -226,13 +268,14 @@ def train(
         stop: an entered one.
         mode: "auto" packs where that can be done and pays, "yes" packs.
         plugins: modules the configurations need, for the record.
+        beside: a folder that processes which train others like these have in common.
         decided: told how, before training begins.
         ended: told of each trial when it ends.
 
     Raises:
         ConfigError: where they cannot be packed. What ends single trials is in what comes back.
     """
-    from bigctl.training.checkpoints.async_checkpoints import queued
+    from bigctl.training.checkpoints.async_checkpoints import of_many
     from bigctl.training.packed.pack import Pack
 
     configs = [job.config for job in jobs]
@@ -243,6 +286,8 @@ def train(
     verdict = width_of.decide(shared, [job.path for job in jobs], mode)
     decided(verdict)
     width = verdict.width
+    if width > 1:
+        shared.compile(width, beside)
     shares = _shares(jobs, width)
     room, ending = threading.Semaphore(shared.packs_at_once(width)), threading.Lock()
     ends: list[TrialOutcome] = []
@@ -250,7 +295,7 @@ def train(
 
     def one(job: PackedTrial, pack: Pack | None, lane: int) -> None:
         trial = _Trial(shared, pack, lane)
-        parts = TrialParts(shared.resolved, shared.made_with, trial.build, queued, note)
+        parts = TrialParts(shared.resolved, shared.made_with, trial.build, of_many, note)
         try:
             end = _to_its_end(job, parts, stop, plugins)
         finally:
@@ -262,7 +307,7 @@ def train(
 
     def some(share: Sequence[PackedTrial]) -> None:
         with room:
-            pack = Pack(shared.steps(width), len(share)) if width > 1 else None
+            pack = Pack(shared.steps(width), shared.scoring(width), len(share)) if width > 1 else None
             _each_in_a_thread(one, [(job, pack, lane) for lane, job in enumerate(share)])
 
     _each_in_a_thread(some, [(share,) for share in shares])
@@ -343,7 +388,9 @@ def _main(path: Path, stop: StopRequest) -> int:
     for group in compatibility.groups(jobs, lambda job: job.config):
         mode = content.get("mode", "auto")
         try:
-            ends += train(group, stop=stop, mode=mode, plugins=plugins, decided=decided, ended=ended)[0]
+            ends += train(
+                group, stop=stop, mode=mode, plugins=plugins, beside=path.parent, decided=decided, ended=ended
+            )[0]
         except Exception as error:  # of data that is missing, say: other groups may have other data
             for job in group:
                 ends.append(TrialOutcome(job, error=error))

@@ -5,6 +5,9 @@ Saving one after the other would hold all of them up. So a save waits in a queue
 that is not needed any more by then, because there is a later one, is never written: what is lost by a crash is a little
 more, what comes out in the end is the same. The best checkpoint so far, and what a rewind goes back to, are always
 needed. A few saves of the process are written at a time.
+
+Where many runs are trained at once, each is written after a pause only: one that ends before saves its best and its
+last state alone.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +24,8 @@ from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress, TrainState
 
 _WRITING = threading.Semaphore(4)
+PAUSE = 2.0
+"""Between what is written of a run among many [s]."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,14 @@ class QueuedCheckpoints:
 
     Args:
         checkpoints: where they go; all but saving is left to it.
+        pause: how long the first save waits, and each after one that was written, for another in its place [s].
     """
 
-    def __init__(self, checkpoints: Checkpoints):
+    def __init__(self, checkpoints: Checkpoints, pause: float = 0.0):
         self._inner = checkpoints
+        self._pause = pause
+        self._due = time.monotonic() + pause
+        self._awaited = threading.Event()
         self._lock = threading.Lock()
         self._queue: list[_Save] = []
         self._thread: threading.Thread | None = None
@@ -61,8 +71,10 @@ class QueuedCheckpoints:
 
     def wait(self, *, last: bool = False) -> None:
         """As `Checkpoints.wait`, after all that is in the queue."""
+        self._awaited.set()
         while (thread := self._thread) is not None:
             thread.join()
+        self._awaited.clear()
         self._raise()
         self._inner.wait(last=last)
 
@@ -71,9 +83,11 @@ class QueuedCheckpoints:
         self._inner.close()
 
     def _write(self) -> None:
+        self._awaited.wait(max(0.0, self._due - time.monotonic()))
         while True:
             with self._lock:
                 if not self._queue:
+                    self._due = time.monotonic() + self._pause
                     self._thread = None
                     return
             with _WRITING:
@@ -95,3 +109,8 @@ class QueuedCheckpoints:
 def queued(checkpoints: Checkpoints) -> Checkpoints:
     """The same checkpoints, saved in the background."""
     return cast(Checkpoints, QueuedCheckpoints(checkpoints))
+
+
+def of_many(checkpoints: Checkpoints) -> Checkpoints:
+    """The same of a run that is trained beside many others."""
+    return cast(Checkpoints, QueuedCheckpoints(checkpoints, PAUSE))

@@ -32,6 +32,7 @@ from bigctl.training import plans
 from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.on_batches import Arrays, on_resident
+from bigctl.training.packed.scoring import PackedScoring, Question, side_by_side
 from bigctl.training.programs import LARGEST_LOOP, Programs, compiler_options, options_of_copies
 from bigctl.training.state import TrainState
 from bigctl.training.step import Hparams
@@ -79,7 +80,7 @@ class SideBySide:
 
     def joined(self, states: Sequence[TrainState]) -> TrainState:
         """At most `width` states as one, in whose rows that are left over is the first; they are used up."""
-        found = self._spare.pop() if self._spare else jax.tree.map(self._zeros, self._one)
+        found = self._spare.pop() if self._spare else self.empty()
         for row in range(self.width):
             found = self._put(found, states[row] if row < len(states) else states[0], np.int32(row))
         for leaf in jax.tree.leaves(states):
@@ -91,6 +92,10 @@ class SideBySide:
         found = [self._take(side_by_side, np.int32(row)) for row in range(count)]
         self._spare.append(side_by_side)
         return found
+
+    def empty(self) -> TrainState:
+        """States of zeros, side by side."""
+        return jax.tree.map(self._zeros, self._one)
 
     def _zeros(self, one: jax.ShapeDtypeStruct) -> jax.Array:
         return meshes.put(np.zeros((self.width, *one.shape), one.dtype), self._everywhere)
@@ -134,7 +139,9 @@ class PackedSteps:
         if (refused := refusal(programs, layout, columns, config)) is not None:
             raise ConfigError(refused, where="packed trials", hint="train them one by one")
         self.width = width
-        (self.length,) = plans.training_plan(layout, columns, config).lengths
+        plan = plans.training_plan(layout, columns, config)
+        assert isinstance(plan, FixedPlan)  # as `refusal` has seen
+        (self.length,), self._batch_size = plan.lengths, plan.batch_size
         self.arrays = feeds.place_columns(programs.mesh, columns)
         looped = feeds.loops(programs.mesh, config)
         between = min(cadence.log, cadence.evaluate, cadence.save or cadence.evaluate, cadence.total)
@@ -146,6 +153,21 @@ class PackedSteps:
         self.program = compile_packed_steps(programs, layout, self.length, looped=looped)
         self._side_by_side = SideBySide(programs, width)
 
+    def compile(self, one: Programs) -> None:
+        """Compile the steps, with a training whose hparams are of their kind."""
+        hparams = side_by_side([one.hparams], self.width)
+        indices = np.zeros((self.width, self.largest, self._batch_size), np.int32)
+        self._run(self._side_by_side.empty(), indices, 0, hparams)
+
+    def compile_copies(self, state: TrainState) -> None:
+        """Compile what brings states side by side, and apart; this one is used up."""
+        self._side_by_side.parted(self._side_by_side.joined([state]), 1)
+
+    def _run(self, states: TrainState, indices: np.ndarray, count: int, hparams: Hparams) -> TrainState:
+        given = states, self.arrays, indices, np.int32(count), hparams
+        found: TrainState = self.calls.run(self.program, self.length, *given)
+        return found
+
     def __call__(
         self, states: Sequence[TrainState], draw: Draw, limit: int, hparams: Hparams
     ) -> tuple[list[TrainState], int]:
@@ -155,15 +177,14 @@ class PackedSteps:
         `draw(count)` gives the examples of that many steps for each row: int32 [width, count, batch].
         """
         count = min(limit, self.largest, self._length or 1)
-        drawn = draw(count)
-        indices = np.zeros((self.width, self.largest, drawn.shape[2]), np.int32)
-        indices[:, :count] = drawn
+        indices = np.zeros((self.width, self.largest, self._batch_size), np.int32)
+        indices[:, :count] = draw(count)
         timing = self._warm and self._length is None  # the first short dispatches find out how long a step takes
         if timing:
             jax.block_until_ready(states)
         start = time.perf_counter()
-        given = self._side_by_side.joined(states), self.arrays, indices, np.int32(count), hparams
-        states = self._side_by_side.parted(self.calls.run(self.program, self.length, *given), len(states))
+        together = self._run(self._side_by_side.joined(states), indices, count, hparams)
+        states = self._side_by_side.parted(together, len(states))
         if timing:
             jax.block_until_ready(states)
             self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))
@@ -201,37 +222,60 @@ class _Turn:
 
 
 class Pack:
-    """Trainings that take their steps together. Whichever of them is the last to want steps takes them for all.
+    """Trainings that take their steps together, and are scored together. Whichever of them is the last to want either
+    does it for all; those that want scores come first.
 
     Args:
         steps: the compiled steps.
+        scoring: the compiled evaluation; it is asked for nothing where each training is scored by itself.
         lanes: how many trainings, known here by the numbers from 0 on; at most `steps.width`.
     """
 
-    def __init__(self, steps: PackedSteps, lanes: int):
-        self.steps = steps
+    def __init__(self, steps: PackedSteps, scoring: PackedScoring, lanes: int):
+        self.steps, self.scoring = steps, scoring
         self._lock = threading.Lock()
         self._feeds: dict[int, PackedFeed] = {}
         self._living = set(range(lanes))
         self._turns: dict[int, _Turn] = {}
+        self._questions: dict[int, Question] = {}
         self._hparams: tuple[list[int], Hparams] = ([], {})
+
+    def enter(self, feed: PackedFeed) -> None:
+        self._feeds[feed.lane] = feed
 
     def advance(self, feed: PackedFeed, turn: _Turn) -> tuple[TrainState, int]:
         with self._lock:
-            self._feeds[feed.lane] = feed
             self._turns[feed.lane] = turn
-            self._take_if_all_wait()
+            self._go_on_if_all_wait()
         return turn.done.result()
 
+    def ask(self, lane: int, question: Question) -> None:
+        """Have weights scored, those of a training that has not left."""
+        with self._lock:
+            self._questions[lane] = question
+            self._go_on_if_all_wait()
+
     def leave(self, lane: int) -> None:
-        """This training wants no more steps."""
+        """This training wants no more steps, and no more scores of the pack."""
         with self._lock:
             self._living.discard(lane)
-            self._take_if_all_wait()
+            self._go_on_if_all_wait()
 
-    def _take_if_all_wait(self) -> None:
-        if not self._living or self._living - self._turns.keys():
+    def holds(self, lane: int) -> bool:
+        return lane in self._living
+
+    def _go_on_if_all_wait(self) -> None:
+        if not self._living or self._living - self._turns.keys() - self._questions.keys():
             return
+        if self._questions:
+            questions, self._questions = self._questions, {}
+            lanes = sorted(questions)
+            self.scoring.answer([questions[lane] for lane in lanes], self._hparams_of(lanes))
+        else:
+            self._take()
+
+    def _take(self) -> None:
+        """The next steps of all."""
         turns, self._turns = self._turns, {}
         now = time.perf_counter()
         for turn in turns.values():
@@ -257,9 +301,7 @@ class Pack:
 
     def _hparams_of(self, lanes: list[int]) -> Hparams:
         if self._hparams[0] != lanes:
-            each = [self._feeds[lane].hparams for lane in lanes]
-            each += each[:1] * (self.steps.width - len(each))
-            self._hparams = (lanes, {name: np.stack([np.asarray(n[name]) for n in each]) for name in each[0]})
+            self._hparams = lanes, side_by_side([self._feeds[lane].hparams for lane in lanes], self.steps.width)
         return self._hparams[1]
 
 
@@ -281,6 +323,7 @@ class PackedFeed:
 
     def __init__(self, pack: Pack, lane: int, hparams: Hparams, plan: FixedPlan):
         self.pack, self.lane, self.hparams, self.plan = pack, lane, hparams, plan
+        pack.enter(self)
         self.calls = None  # the first call of a pack is compiling as a whole
         self.waited, self.waits_for_data = 0.0, False
         self.work: Work | None = None

@@ -1,0 +1,128 @@
+"""The trainings of a pack, scored in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from bigctl.config import schema
+from bigctl.data.layouts.layout import Columns, Layout
+from bigctl.parallel import mesh as meshes
+from bigctl.training.calls import Calls, Check
+from bigctl.training.evaluation import Evaluator, Scores
+from bigctl.training.metrics import Sums
+from bigctl.training.on_batches import Arrays, evaluation_of_resident
+from bigctl.training.programs import Programs, options_of_use
+from bigctl.training.state import Tree
+from bigctl.training.step import Hparams
+from bigctl.training.task import Task
+
+if TYPE_CHECKING:
+    from bigctl.training.packed.pack import Pack
+
+Triple = tuple[np.ndarray, np.ndarray, Sums]
+"""Indices, mask and sums of a batch."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Weights to be scored.
+
+    Attributes:
+        weights: (params, variables).
+        answer: of each batch.
+    """
+
+    weights: tuple[Tree, Tree]
+    answer: Future[list[Triple]] = field(default_factory=Future)
+
+
+class PackedScoring:
+    """The compiled evaluation of the weights of several trainings at once, for as many packs as use it.
+
+    Args:
+        programs: of any of the trainings.
+        one: scores any of them, by itself; its data is on the devices.
+        width: how many are scored in one call.
+        check: told of the compiled evaluation before it runs first.
+    """
+
+    def __init__(self, programs: Programs, one: Evaluator, *, width: int, check: Check | None = None):
+        self.one, self.width, self.calls = one, width, Calls(check)
+        self._everywhere = meshes.replicated(programs.mesh)
+        evaluate = evaluation_of_resident(programs.step)
+
+        def run(
+            weights: tuple[Tree, Tree], arrays: Arrays, indices: jax.Array, mask: jax.Array, hparams: Hparams,
+            layout: Layout, length: int | None,
+        ) -> Sums:  # fmt: skip
+            def each(weights: tuple[Tree, Tree], hparams: Hparams) -> Sums:
+                return evaluate(*weights, arrays, indices, mask, hparams, layout, length)
+
+            return jax.vmap(each)(weights, hparams)
+
+        compiled = partial(jax.jit, compiler_options=options_of_use(programs.step))
+        self._program = compiled(run, static_argnums=(5, 6), out_shardings=self._everywhere)
+
+    def compile(self, weights: tuple[Tree, Tree], hparams: Hparams) -> None:
+        """Compile it, with weights of one training."""
+        for _ in self._triples([Question(weights)], side_by_side([hparams], self.width)):
+            break
+
+    def answer(self, questions: Sequence[Question], hparams: Hparams) -> None:
+        """Score the weights of at most `width` trainings, of these hparams [width] each."""
+        try:
+            found = list(self._triples(questions, hparams))
+        except BaseException as error:  # each of them fails, and says so
+            for question in questions:
+                question.answer.set_exception(error)
+            return
+        for row, question in enumerate(questions):
+            question.answer.set_result([(indices, mask, _row(sums, row)) for indices, mask, sums in found])
+
+    def _triples(self, questions: Sequence[Question], hparams: Hparams) -> Iterator[Triple]:
+        """Of every batch, the sums of all."""
+        together = side_by_side([question.weights for question in questions], self.width)
+        weights = jax.device_put(together, self._everywhere)
+        for indices, mask, length in self.one.plan.batches():
+            given = weights, self.one.place(), indices, mask, hparams, self.one.layout, length
+            yield indices, mask, jax.device_get(self.calls.run(self._program, length, *given))
+
+
+def side_by_side(trees: Sequence[Tree], width: int) -> Tree:
+    """At most `width` trees as one of arrays [width, ...] on the host, in whose rows that are left over is the first;
+    nothing is compiled for it."""
+    rows = [*trees, *[trees[0]] * (width - len(trees))]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
+
+
+def _row(sums: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
+    return {name: values[row] for name, values in sums.items()}
+
+
+class PackedEvaluator(Evaluator):
+    """Scores one training of a pack together with the others, and after it has left the pack, by itself.
+
+    Args:
+        pack, lane: which.
+        programs: of the training, with hparams of its own.
+        columns, config: see `SplitScores`.
+    """
+
+    def __init__(self, pack: Pack, lane: int, programs: Programs, columns: Columns, config: schema.Config):
+        one = pack.scoring.one
+        super().__init__(programs, one.layout, columns, config, prefix=one.prefix)
+        self.pack, self.lane, self.calls, self._arrays = pack, lane, pack.scoring.calls, one.place()
+
+    def score(self, params: Tree, variables: Tree, task: Task | None = None) -> Scores:
+        if not self.pack.holds(self.lane):
+            return super().score(params, variables, task)
+        question = Question((params, variables))
+        self.pack.ask(self.lane, question)
+        return self.scores(task or self.programs.task, question.answer.result())
