@@ -69,8 +69,7 @@ def _run(options: argparse.Namespace, stop: StopRequest) -> int:
     from bigctl.sweeps.execution.local import Local
 
     here = Local(jobs)
-    if jobs is not None or options.packed == "no":  # else the number of trials decides
-        here.expect()
+    here.expect()
     stop.closing = here.close  # at Ctrl-C until trials run
     try:
         return _composed(options, jobs, stop, here)

@@ -36,6 +36,8 @@ class Ended:
 class Bench:
     """An executor that trains nothing."""
 
+    look = 0.001
+
     def __init__(self, slots: int, code: int | None = None):
         self.slots, self._code = slots, code
         self.commands: list[Sequence[str]] = []

@@ -38,6 +38,10 @@ _IMPORTED = (
     "bigctl.training.tracking.writers", "rich.live",
 )  # fmt: skip
 """What most trials import; the rest is left to them."""
+_IMPORTED_LATER = ("bigctl.cli.eval", "bigctl.cli.exported", "bigctl.inference.trained")
+"""What scores the winner's runs in the end: imported while the first trials run."""
+_LATER = 0.3
+"""So long after the last request [s]."""
 STAYED = "stayed"
 """What a child says whose command is complete."""
 _RUN = "--run-dir"
@@ -209,8 +213,13 @@ def _serve(line: socket.socket) -> Callable[[], int] | None:
     """Fork a child for each request; returns in the children with what they are to run, and None at the end."""
     selector = selectors.DefaultSelector()
     selector.register(line, selectors.EVENT_READ)
+    patience: float | None = None
     while True:
-        for key, _ in selector.select():
+        ready = selector.select(patience)
+        if not ready:
+            patience = None
+            _import(_IMPORTED_LATER)
+        for key, _ in ready:
             if key.fileobj is not line:
                 code, told = reaped(selector, key)
                 with contextlib.suppress(OSError):  # a sweep that is gone
@@ -236,6 +245,7 @@ def _serve(line: socket.socket) -> Callable[[], int] | None:
                 told.send(str(pid).encode())
             os.close(others)
             selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, told))
+            patience = None if _IMPORTED_LATER[0] in sys.modules else _LATER
 
 
 def _let_go(selector: selectors.BaseSelector, line: socket.socket) -> None:
@@ -348,15 +358,21 @@ def end_of(command: Callable[[], int]) -> int:
     return code
 
 
+def _import(names: Sequence[str]) -> None:
+    import importlib
+
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
 def _import_all() -> None:
     import importlib
     import logging
 
     from bigctl.config.compose import compose
 
-    for name in _IMPORTED:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    _import(_IMPORTED)
     with contextlib.suppress(ImportError):
         importlib.import_module("bigctl.training.tracking.writers").events_writer()
     with contextlib.suppress(Exception):  # fills what Hydra and the schema remember of themselves

@@ -43,9 +43,10 @@ class Job(Protocol):
 
 
 class Executor(Protocol):
-    """Where jobs run, and how many at once."""
+    """Where jobs run, how many at once, and how often it may be asked for the end of one [s]."""
 
     slots: int
+    look: float
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path, avoid: Collection[str] = ()) -> Job:
         """Run a command in a folder, if possible in none of the places to avoid; its output is appended to the log.
@@ -90,6 +91,8 @@ class Local:
     Raises:
         ConfigError: for too many jobs.
     """
+
+    look = 0.01
 
     def __init__(
         self,

@@ -149,7 +149,7 @@ class Scheduler:
                 self._monitor()
                 if not self.running:
                     break
-                time.sleep(POLL)
+                self._wait()
         finally:
             for running in self.running:  # after an error: the trials save by themselves
                 running.job.terminate()
@@ -163,6 +163,12 @@ class Scheduler:
                 where=str(self.study.path),
                 hint="run the same command again to continue",
             )
+
+    def _wait(self) -> None:
+        """Until a job has ended, so that the next one begins at once, or it is time to look at all that is running."""
+        until = time.monotonic() + POLL
+        while time.monotonic() < until and all(running.job.poll() is None for running in self.running):
+            time.sleep(self.executor.look)
 
     def _recover(self) -> None:
         """Take over from an earlier start: retry failed trials, record ends that it did not live to write down."""

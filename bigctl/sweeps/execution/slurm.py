@@ -108,6 +108,8 @@ class Slurm:
         ConfigError: for parameters that do not exist, where submitit is not installed, or this is no cluster.
     """
 
+    look = 0.1  # jobs tell of their ends through files that many machines share
+
     def __init__(self, parameters: Mapping[str, str], slots: int):
         self.slots = slots
         self.parameters = submission(parameters)
