@@ -38,12 +38,13 @@ class ReadOnce(CachingConfigRepository):
         self._schemas = schemas
 
     def config_exists(self, config_path: str) -> bool:
-        return config_path in self._schemas or super().config_exists(config_path)
+        return config_path.removesuffix(".yaml") in self._schemas or super().config_exists(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         known = f"config_path={config_path}" in self.cache
-        if not known and config_path in self._schemas:
-            _store(config_path, self._schemas[config_path])
+        path = config_path.removesuffix(".yaml")
+        if not known and path in self._schemas:
+            _store(path, self._schemas[path])
         found = super().load_config(config_path)
         if found is None or known:
             return found

@@ -372,3 +372,9 @@ def test_schemas_that_a_composition_does_not_name_are_not_converted() -> None:
     found = subprocess.run([sys.executable, "-c", f"{composing}; {told}"], capture_output=True, text=True, check=True)
     assert {"_config", "model/_mlp"} <= set(found.stdout.split())
     assert "model/_bert" not in found.stdout
+
+
+def test_a_preset_of_the_users_may_name_a_schema_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "wide.yaml").write_text("defaults: [_lstm.yaml, _self_]\nhidden: 48\n")
+    assert compose(["recipe=lstm_cls", "model=wide"], config_dirs=[tmp_path]).config.model.hidden == 48

@@ -54,6 +54,20 @@ def test_a_process_that_is_killed_while_it_compiles_holds_up_nobody(tmp_path: Pa
     assert done == ["a"], "nothing is compiled for later by one that does not wait"
 
 
+def test_one_that_waits_for_another_stops_waiting_when_it_is_asked_to(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def waits() -> None:
+        def stopped() -> bool:
+            asked.append(True)
+            return len(asked) > 5
+
+        compiling.compile_all({"a": lambda: asked.clear()}, tmp_path, later={}, stopped=stopped)
+
+    compiling.compile_all({"a": waits}, tmp_path, later={})
+    assert len(asked) > 5, "it went on, though the other has it still"
+
+
 @pytest.mark.parametrize("folder", [None, Path("no/such/folder")])
 def test_where_no_lock_can_be_had_all_is_compiled_and_what_fails_is_left_to_the_trials(folder: Path | None) -> None:
     done: list[str] = []

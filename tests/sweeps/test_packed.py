@@ -26,11 +26,11 @@ from bigctl.engine.experiment import Experiment
 from bigctl.engine.run import Options
 from bigctl.errors import BigctlError, ConfigError, Diverged, Preempted
 from bigctl.runs.metrics_file import read_metrics
-from bigctl.sweeps.packed import compatibility, pack_width, runner
+from bigctl.sweeps.packed import compatibility, compiling, pack_width, runner
 from bigctl.sweeps.packed.runner import PackedTrial
 from bigctl.training import plans
-from bigctl.training.packed.pack import Pack, PackedFeed
-from bigctl.training.packed.scoring import PackedEvaluator, Question, side_by_side
+from bigctl.training.packed.pack import Pack, PackedEvaluator, PackedFeed
+from bigctl.training.packed.scoring import Question, side_by_side
 from bigctl.training.signals import StopRequest
 from tests import forked
 
@@ -273,10 +273,29 @@ def test_what_goes_wrong_while_a_pack_is_scored_reaches_each_of_its_trials() -> 
     programs, scoring = shared.experiment.programs, shared.scoring(2)
     state = programs.initialise()
     questions = [Question((state.params, state.variables)), Question(({"other": np.zeros(3)}, state.variables))]
-    scoring.answer(questions, side_by_side([programs.hparams], 2))
+    scoring.answer(questions, lambda: side_by_side([programs.hparams], 2))
     for question in questions:
         with pytest.raises(ValueError, match="structure"):
             question.answer.result(0)
+
+
+def test_trials_whose_scores_cannot_be_computed_in_one_call_are_scored_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(*_: Any) -> Any:
+        raise NotImplementedError("a callback that knows nothing of vmap")
+
+    monkeypatch.setattr("bigctl.training.packed.scoring.PackedScoring._triples", alone)
+    ends = train(tmp_path, [variation(seed=seed) for seed in (0, 1)])
+    assert [end.error for end in ends] == [None, None]
+    assert all(any("val/loss" in line for line in read_metrics(end.job.path / "metrics.jsonl")) for end in ends)
+
+
+def test_nothing_is_compiled_for_a_pack_that_is_asked_to_stop(tmp_path: Path) -> None:
+    done: list[str] = []
+    parts = {"a": lambda: done.append("a"), "b": lambda: done.append("b")}
+    compiling.compile_all(parts, tmp_path, later={"c": lambda: done.append("c")}, stopped=lambda: len(done) == 1)
+    assert done == ["a"]
 
 
 def plan_of(built: Experiment) -> FixedPlan:

@@ -167,7 +167,8 @@ class Scheduler:
     def _wait(self) -> None:
         """Until a job has ended, so that the next one begins at once, or it is time to look at all that is running."""
         until = time.monotonic() + POLL
-        while time.monotonic() < until and all(running.job.poll() is None for running in self.running):
+        own = [running.job for running in self.running if running.own]
+        while time.monotonic() < until and all(job.poll() is None for job in own):
             time.sleep(self.executor.look)
 
     def _recover(self) -> None:

@@ -1,5 +1,5 @@
-"""Compiling what a pack runs, shared among the processes of a sweep: each program by one of them, while the others
-compile another; these then find it in the cache. What is compiled does not depend on who does it.
+"""Compiling what a pack runs, shared among the processes of a sweep on a machine: each program by one of them, while
+the others compile another; these then find it in the cache. What is compiled does not depend on who does it.
 """
 
 from __future__ import annotations
@@ -8,19 +8,55 @@ import contextlib
 import fcntl
 import logging
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bigctl.errors import BigctlError
 from bigctl.files import open_regular
 
+if TYPE_CHECKING:
+    from bigctl.engine.experiment import Experiment
+    from bigctl.training.packed.pack import PackedSteps
+    from bigctl.training.packed.scoring import PackedScoring
+    from bigctl.training.state import Tree
+
 log = logging.getLogger("bigctl")
+
+_LOOK = 0.01  # s
 
 Parts = Mapping[str, Callable[[], object]]
 """What there is to compile: each with a name that all processes of a sweep know it by."""
 
 
-def compile_all(parts: Parts, folder: Path | None, *, later: Parts) -> None:
+def compile_pack(
+    experiment: Experiment, steps: PackedSteps, scoring: PackedScoring, folder: Path | None, stopped: Callable[[], bool]
+) -> None:
+    """Compile what all trials of packs run, before the first of them does; see `compile_all`."""
+    programs = experiment.programs
+
+    def weights() -> tuple[Tree, Tree]:
+        blank = programs.blank()
+        return programs.evaluation_weights(blank), blank.variables
+
+    def test() -> None:
+        tested = experiment.evaluator("test", "test")
+        if tested.resident:
+            tested.compile(*weights())
+
+    parts: Parts = {
+        f"{steps.width}-steps": lambda: steps.compile(programs),
+        f"{steps.width}-state": programs.initialise,
+        f"{steps.width}-copies": lambda: steps.compile_copies(programs.blank()),
+        f"{steps.width}-evaluation": lambda: scoring.compile(weights(), programs.hparams),
+    }
+    compile_all(parts, folder, later={"test": test}, stopped=stopped)  # which the sweep scores the winner by
+
+
+def compile_all(
+    parts: Parts, folder: Path | None, *, later: Parts, stopped: Callable[[], bool] = lambda: False
+) -> None:
     """Compile all parts, first those that no other process is at; the last ones are waited for.
 
     What goes wrong is left to the trials, which meet it again and have a log to say so in.
@@ -30,30 +66,30 @@ def compile_all(parts: Parts, folder: Path | None, *, later: Parts) -> None:
         folder: of the sweep, where a process that compiles says so; None where nothing that is compiled is kept, so
             that each process has to do all of it.
         later: what one of the processes may compile for others that come after it, while it would wait.
+        stopped: whether the process was asked to stop, so that nothing more is begun and nothing waited for.
     """
-    waiting = [name for name in parts if not _compiled(name, parts, folder, wait=False)]
-    if waiting:
-        for name in later:
-            _compiled(name, later, folder, wait=False)
-    for name in waiting:
-        _compiled(name, parts, folder, wait=True)
+    taken = [name for name in parts if not stopped() and not _compiled(name, parts, folder)]
+    for name in later if taken else ():
+        if not stopped():
+            _compiled(name, later, folder)
+    for name in taken:
+        while not stopped() and not _compiled(name, parts, folder):
+            time.sleep(_LOOK)
 
 
-def _compiled(name: str, parts: Parts, folder: Path | None, *, wait: bool) -> bool:
-    """Compile a part; whether it was free."""
-    from jax.errors import JaxRuntimeError
-
-    with _taken(None if folder is None else folder / f".compiling-{name}", wait=wait) as free:
+def _compiled(name: str, parts: Parts, folder: Path | None) -> bool:
+    """Compile a part, unless another process is at it; whether it was free."""
+    with _taken(None if folder is None else folder / f".compiling-{socket.gethostname()}-{name}") as free:
         if free:
             try:
                 parts[name]()
-            except (BigctlError, JaxRuntimeError) as error:
-                log.info("%s of a pack: %s", name, str(error)[:200])
+            except Exception as error:  # of any kind: a component may be a plugin's
+                log.info("%s: %s", name, str(error)[:200])
         return free
 
 
 @contextlib.contextmanager
-def _taken(path: Path | None, *, wait: bool) -> Iterator[bool]:
+def _taken(path: Path | None) -> Iterator[bool]:
     """A lock, which ends with its process; gives whether it could be taken, True also where there can be none."""
     with contextlib.ExitStack() as stack:
         free = True
@@ -61,7 +97,7 @@ def _taken(path: Path | None, *, wait: bool) -> Iterator[bool]:
             with contextlib.suppress(OSError):
                 file = stack.enter_context(os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT)))
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     free = False
         yield free

@@ -177,26 +177,11 @@ class TrialGroup:
                 self._scoring[width] = PackedScoring(programs, one, width=width, check=check)
             return self._scoring[width]
 
-    def compile(self, width: int, beside: Path | None) -> None:
-        """Compile what all trials run, before the first of them does.
-
-        Args:
-            width: how many are side by side.
-            beside: the folder of the processes that train packs like these, where there is one.
-        """
-        programs, steps, scoring = self.experiment.programs, self.steps(width), self.scoring(width)
-        blank = programs.blank()
-        weights = programs.evaluation_weights(blank), blank.variables
-        parts: dict[str, Callable[[], object]] = {
-            "steps": lambda: steps.compile(programs),
-            "state": programs.initialise,
-            "copies": lambda: steps.compile_copies(programs.blank()),
-        }
-        if scoring.one.resident:
-            parts["evaluation"] = lambda: scoring.compile(weights, programs.hparams)
-        tested = self.evaluator("test", "test")  # which the sweep scores the winner by
-        later = {"test": lambda: tested.compile(*weights)} if tested.resident else {}
-        compiling.compile_all(parts, beside if self._kept else None, later=later)
+    def compile(self, width: int, beside: Path | None, stop: StopRequest) -> None:
+        """Compile what all trials run, so many side by side, before the first of them does; `beside` is the folder of
+        the processes that train packs like these, where there is one."""
+        folder, stopped = beside if self._kept else None, lambda: stop.exit_code is not None
+        compiling.compile_pack(self.experiment, self.steps(width), self.scoring(width), folder, stopped)
 
     def evaluator(self, split: str, prefix: str) -> Evaluator:
         """For all trials; the data is on the device once."""
@@ -240,9 +225,9 @@ class _Trial:
         return PackedFeed(self.pack, self.lane, experiment.programs.hparams, plan)
 
     def evaluator(self, split: str, prefix: str) -> Evaluator:
-        from bigctl.training.packed.scoring import PackedEvaluator
+        from bigctl.training.packed.pack import PackedEvaluator
 
-        if self.pack is None or split != "validation" or not self.pack.scoring.one.resident:
+        if self.pack is None or split != "validation":
             return self.shared.evaluator(split, prefix)
         built = self._built
         return PackedEvaluator(self.pack, self.lane, built.programs, built.dataset.splits[split], built.config)
@@ -278,16 +263,13 @@ def train(
     from bigctl.training.checkpoints.async_checkpoints import of_many
     from bigctl.training.packed.pack import Pack
 
-    configs = [job.config for job in jobs]
-    refused = compatibility.refusal(configs) if mode == "yes" else compatibility.differences(configs)
-    if refused is not None:
-        raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
+    _require_alike([job.config for job in jobs], mode)
     shared = TrialGroup(jobs)
     verdict = width_of.decide(shared, [job.path for job in jobs], mode)
     decided(verdict)
     width = verdict.width
     if width > 1:
-        shared.compile(width, beside)
+        shared.compile(width, beside, stop)
     shares = _shares(jobs, width)
     room, ending = threading.Semaphore(shared.packs_at_once(width)), threading.Lock()
     ends: list[TrialOutcome] = []
@@ -313,6 +295,12 @@ def train(
     _each_in_a_thread(some, [(share,) for share in shares])
     order = {job.id: number for number, job in enumerate(jobs)}
     return sorted(ends, key=lambda end: order[end.job.id]), verdict
+
+
+def _require_alike(configs: Sequence[Config], mode: str) -> None:
+    refused = compatibility.refusal(configs) if mode == "yes" else compatibility.differences(configs)
+    if refused is not None:
+        raise ConfigError(refused, where="packed trials", hint="train them one by one, or pack those that are alike")
 
 
 def _to_its_end(job: PackedTrial, parts: TrialParts, stop: StopRequest, plugins: Sequence[str]) -> TrialOutcome:

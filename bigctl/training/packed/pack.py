@@ -31,11 +31,13 @@ from bigctl.training import feed as feeds
 from bigctl.training import plans
 from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
+from bigctl.training.evaluation import Evaluator, Scores
 from bigctl.training.on_batches import Arrays, on_resident
 from bigctl.training.packed.scoring import PackedScoring, Question, side_by_side
 from bigctl.training.programs import LARGEST_LOOP, Programs, compiler_options, options_of_copies
-from bigctl.training.state import TrainState
+from bigctl.training.state import TrainState, Tree
 from bigctl.training.step import Hparams
+from bigctl.training.task import Task
 
 Draw = Callable[[int], np.ndarray]
 
@@ -270,7 +272,7 @@ class Pack:
         if self._questions:
             questions, self._questions = self._questions, {}
             lanes = sorted(questions)
-            self.scoring.answer([questions[lane] for lane in lanes], self._hparams_of(lanes))
+            self.scoring.answer([questions[lane] for lane in lanes], partial(self._hparams_of, lanes))
         else:
             self._take()
 
@@ -348,3 +350,26 @@ class PackedFeed:
 
     def close(self) -> None:
         self.pack.leave(self.lane)
+
+
+class PackedEvaluator(Evaluator):
+    """Scores one training of a pack together with the others; by itself where these are not scored in one call, and
+    after it has left the pack.
+
+    Args:
+        pack, lane: which.
+        programs: of the training, with hparams of its own.
+        columns, config: see `SplitScores`.
+    """
+
+    def __init__(self, pack: Pack, lane: int, programs: Programs, columns: Columns, config: schema.Config):
+        one = pack.scoring.one
+        super().__init__(programs, one.layout, columns, config, prefix=one.prefix)
+        self.pack, self.lane, self.calls, self._arrays = pack, lane, one.calls, one.place()
+
+    def score(self, params: Tree, variables: Tree, task: Task | None = None) -> Scores:
+        if not (self.pack.scoring.possible and self.pack.holds(self.lane)):
+            return super().score(params, variables, task)
+        question = Question((params, variables))
+        self.pack.ask(self.lane, question)
+        return self.scores(task or self.programs.task, question.answer.result())

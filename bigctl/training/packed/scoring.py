@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-from bigctl.config import schema
-from bigctl.data.layouts.layout import Columns, Layout
+from bigctl.data.layouts.layout import Layout
 from bigctl.parallel import mesh as meshes
 from bigctl.training.calls import Calls, Check
-from bigctl.training.evaluation import Evaluator, Scores
+from bigctl.training.evaluation import Evaluator
 from bigctl.training.metrics import Sums
 from bigctl.training.on_batches import Arrays, evaluation_of_resident
 from bigctl.training.programs import Programs, options_of_use
 from bigctl.training.state import Tree
 from bigctl.training.step import Hparams
-from bigctl.training.task import Task
 
-if TYPE_CHECKING:
-    from bigctl.training.packed.pack import Pack
+log = logging.getLogger("bigctl")
 
 Triple = tuple[np.ndarray, np.ndarray, Sums]
 """Indices, mask and sums of a batch."""
@@ -51,10 +48,14 @@ class PackedScoring:
         one: scores any of them, by itself; its data is on the devices.
         width: how many are scored in one call.
         check: told of the compiled evaluation before it runs first.
+
+    Attributes:
+        possible: whether they are: not where a metric cannot be computed for several, or there is no memory for it.
     """
 
     def __init__(self, programs: Programs, one: Evaluator, *, width: int, check: Check | None = None):
         self.one, self.width, self.calls = one, width, Calls(check)
+        self.possible = one.resident
         self._everywhere = meshes.replicated(programs.mesh)
         evaluate = evaluation_of_resident(programs.step)
 
@@ -71,14 +72,20 @@ class PackedScoring:
         self._program = compiled(run, static_argnums=(5, 6), out_shardings=self._everywhere)
 
     def compile(self, weights: tuple[Tree, Tree], hparams: Hparams) -> None:
-        """Compile it, with weights of one training."""
-        for _ in self._triples([Question(weights)], side_by_side([hparams], self.width)):
-            break
-
-    def answer(self, questions: Sequence[Question], hparams: Hparams) -> None:
-        """Score the weights of at most `width` trainings, of these hparams [width] each."""
+        """Compile it, with weights of one training, and where that cannot be, what scores each by itself."""
         try:
-            found = list(self._triples(questions, hparams))
+            if self.possible:
+                next(self._triples([Question(weights)], side_by_side([hparams], self.width)))
+        except Exception as error:
+            log.info("the trainings of a pack are scored one by one: %s", str(error)[:200])
+            self.possible = False
+        if not self.possible:
+            self.one.compile(*weights)
+
+    def answer(self, questions: Sequence[Question], hparams: Callable[[], Hparams]) -> None:
+        """Score the weights of at most `width` trainings, of hparams [width] each."""
+        try:
+            found = list(self._triples(questions, hparams()))
         except BaseException as error:  # each of them fails, and says so
             for question in questions:
                 question.answer.set_exception(error)
@@ -104,25 +111,3 @@ def side_by_side(trees: Sequence[Tree], width: int) -> Tree:
 
 def _row(sums: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
     return {name: values[row] for name, values in sums.items()}
-
-
-class PackedEvaluator(Evaluator):
-    """Scores one training of a pack together with the others, and after it has left the pack, by itself.
-
-    Args:
-        pack, lane: which.
-        programs: of the training, with hparams of its own.
-        columns, config: see `SplitScores`.
-    """
-
-    def __init__(self, pack: Pack, lane: int, programs: Programs, columns: Columns, config: schema.Config):
-        one = pack.scoring.one
-        super().__init__(programs, one.layout, columns, config, prefix=one.prefix)
-        self.pack, self.lane, self.calls, self._arrays = pack, lane, pack.scoring.calls, one.place()
-
-    def score(self, params: Tree, variables: Tree, task: Task | None = None) -> Scores:
-        if not self.pack.holds(self.lane):
-            return super().score(params, variables, task)
-        question = Question((params, variables))
-        self.pack.ask(self.lane, question)
-        return self.scores(task or self.programs.task, question.answer.result())
