@@ -67,7 +67,7 @@ def _probe(experiment: Experiment) -> Experiment:
     programs = compile_programs(config, task, mesh, len(recipe.costs))
     seen = {name: columns for name, columns in dataset.splits.items() if name != "test"}
     dataset = dataclasses.replace(dataset, splits=seen)
-    return dataclasses.replace(experiment, config=config, dataset=dataset, task=task, programs=programs)
+    return dataclasses.replace(experiment, config=config, dataset=dataset, task=task, programs=programs, shared=None)
 
 
 def _on_host(tree: Tree) -> dict[str, np.ndarray]:

@@ -21,6 +21,9 @@ from bigctl.engine import features as frozen
 from bigctl.errors import ConfigError
 from bigctl.inference.exporters.network import Network
 from bigctl.inference.trained import TrainedRun
+from bigctl.sweeps.packed import runner
+from bigctl.sweeps.packed.runner import PackedTrial
+from bigctl.training.signals import StopRequest
 
 KEYS = ["data=digits", "model=mlp", "model.hidden=[32]", "train.tensorboard=false"]
 
@@ -106,3 +109,19 @@ def test_a_head_may_begin_as_the_probes(folder):
     keys += [f"model.init_from={folder / 'base'}", "optimizer.lr=1e-12", "train.ema=0", "train.epochs=null"]
     summary = bigctl.train([*keys, "recipe.head=probe"], folder / "begun", quiet=True)
     assert summary["metrics"]["test/accuracy"] > 0.75  # that of a new head is 0.1
+    with StopRequest() as stop:  # and those of trials that are trained side by side
+        trials = [
+            PackedTrial(seed, compose.compose([*keys, "recipe.head=probe", f"seed={seed}"]), folder / f"packed {seed}")
+            for seed in "01"
+        ]
+        ends, verdict = runner.train(trials, stop=stop, mode="yes")
+    assert verdict.width == 2 and [end.error for end in ends] == [None, None]
+    for end in ends:
+        assert end.summary is not None and end.summary["metrics"]["test/accuracy"] > 0.75
+
+
+def test_probes_are_not_packed(folder):
+    composed = compose.compose(["recipe=probe", *KEYS, f"model.init_from={folder / 'base'}"])
+    trials = [PackedTrial(name, composed, folder / name) for name in ("one", "other")]
+    with StopRequest() as stop, pytest.raises(ConfigError, match="on features of pictures"):
+        runner.train(trials, stop=stop, mode="yes")

@@ -204,6 +204,8 @@ def refusal(programs: Programs, layout: Layout, columns: Columns, config: schema
         return "texts in batches of several lengths cannot be packed"
     if plans.stages_of(config, programs.step.total_steps):
         return "pictures that grow (recipe.augment.sizes) cannot be packed"
+    if programs.task.feature_width is not None:
+        return "a head on features of pictures (recipe=probe) cannot be packed"
     if config.distil.teacher is not None:
         return "trainings that another run teaches (distil.teacher) cannot be packed"
     if not feeds.fits_on_device(columns, config):
