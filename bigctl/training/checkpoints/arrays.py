@@ -186,7 +186,8 @@ def save_args(tree: dict[str, jax.Array]) -> PyTreeSave:
     writes in half the time."""
     import orbax.checkpoint as ocp
 
-    small = _bytes(tree) <= _SMALL and all(leaf.is_fully_addressable for leaf in tree.values())
+    here = all(getattr(leaf, "is_fully_addressable", True) for leaf in tree.values())  # as arrays of numpy are
+    small = here and _bytes(tree) <= _SMALL
     return ocp.args.PyTreeSave({name: np.array(leaf) for name, leaf in jax.device_get(tree).items()} if small else tree)
 
 
