@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 
 import jax
 import numpy as np
@@ -68,8 +67,8 @@ class PackedScoring:
 
             return jax.vmap(each)(weights, hparams)
 
-        compiled = partial(jax.jit, compiler_options=options_of_use(programs.step))
-        self._program = compiled(run, static_argnums=(5, 6), out_shardings=self._everywhere)
+        options = options_of_use(programs.step)
+        self._program = jax.jit(run, static_argnums=(5, 6), out_shardings=self._everywhere, compiler_options=options)
 
     def compile(self, weights: tuple[Tree, Tree], hparams: Hparams) -> None:
         """Compile it, with weights of one training, and where that cannot be, what scores each by itself."""
@@ -77,7 +76,7 @@ class PackedScoring:
             if self.possible:
                 next(self._triples([Question(weights)], side_by_side([hparams], self.width)))
         except Exception as error:
-            log.info("the trainings of a pack are scored one by one: %s", str(error)[:200])
+            log.warning("the trainings of a pack are scored one by one: %s", str(error)[:200])
             self.possible = False
         if not self.possible:
             self.one.compile(*weights)
