@@ -140,7 +140,7 @@ _CHAINED = re.compile(r"^(opt_state/(?:inner_state/)?)(\d+)/")
 
 def require_space(folder: Path, tree: dict[str, Any]) -> None:
     """Raise OSError where the disk has no room for a state: better before the save than in the middle of it."""
-    if shutil.disk_usage(folder).free < _bytes(tree) + _OVERHEAD:
+    if shutil.disk_usage(folder).free < size_of(tree) + _OVERHEAD:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -183,13 +183,14 @@ def _anomaly_state(flat: dict[str, Any]) -> dict[str, Any]:
 
 def save_args(tree: dict[str, jax.Array]) -> PyTreeSave:
     """What Orbax is to save: the arrays, or of a small state that is all in this process, copies on the host, which it
-    writes in half the time."""
+    writes in three fifths of the time."""
     import orbax.checkpoint as ocp
 
     here = all(getattr(leaf, "is_fully_addressable", True) for leaf in tree.values())  # as arrays of numpy are
-    small = here and _bytes(tree) <= _SMALL
+    small = here and size_of(tree) <= _SMALL
     return ocp.args.PyTreeSave({name: np.array(leaf) for name, leaf in jax.device_get(tree).items()} if small else tree)
 
 
-def _bytes(tree: dict[str, Any]) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in tree.values())
+def size_of(tree: Tree) -> int:
+    """Of a tree of arrays, or of their shapes [bytes]."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

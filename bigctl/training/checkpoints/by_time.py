@@ -9,14 +9,11 @@ time beside it, and a run that is killed goes on from there and comes by the sam
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
-
-from bigctl.training.checkpoints.arrays import copied
+from bigctl.training.checkpoints.arrays import copied, size_of
 from bigctl.training.checkpoints.store import Checkpoints
 from bigctl.training.state import Progress, TrainState
 
@@ -28,8 +25,7 @@ HELD = 2**28
 
 def is_small(state: TrainState) -> bool:
     """Whether a copy of a state, or of one of these shapes, may be held."""
-    leaves = jax.tree.leaves(state)
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) <= HELD
+    return size_of(state) <= HELD
 
 
 @dataclass(frozen=True)
