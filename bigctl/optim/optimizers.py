@@ -56,7 +56,7 @@ def update_rule(
     learning rate), what `layer_decay` and the factors of biases make of the update. What is off keeps its place as an
     identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
     """
-    clip = optax.clip_by_global_norm(hparams["optimizer.clip"]) if config.clip is not None else optax.identity()
+    clip = clip_by_global_norm(hparams["optimizer.clip"]) if config.clip is not None else optax.identity()
     built = config.build(hparams, factor, stacked) if stacked else config.build(hparams, factor)
     rule = (built,) if isinstance(built, optax.GradientTransformation) else built
     if not isinstance(rule, tuple) or not all(isinstance(part, optax.GradientTransformation) for part in rule):
@@ -75,6 +75,23 @@ def update_rule(
     changed = optax.chain(*rates) if rates else optax.identity()
     whole = optax.chain(clip, *((by_groups(optax.chain(*rule), thaw),) if thaw else rule), changed)
     return whole if trained is None or all(jax.tree.leaves(trained)) else optax.masked(whole, trained)
+
+
+def clip_by_global_norm(limit: Scalar) -> optax.GradientTransformation:
+    """The gradient, no longer than `limit` (Pascanu et al. 2013), as optax has it but for rounding.
+
+    It is one product with one factor. optax divides, multiplies and then chooses for each number, which XLA does again,
+    and reads the gradient for, in whatever uses the outcome.
+    """
+
+    def update(
+        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        norm = optax.global_norm(grads)
+        factor = jnp.where(norm < limit, 1.0, limit / norm)
+        return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def decay_and_rate(config: schema.Optimizer, hparams: Hparams, factor: Scalar, stacked: tuple[str, ...]) -> Parts:

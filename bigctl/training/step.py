@@ -149,8 +149,13 @@ class Step:
     @property
     def _step_sums(self) -> Sums:
         """Of those that a step adds itself: their shapes."""
-        names = ["grad_norm", "update_norm"] + ["clip"] * self.config.train.privacy.adapts
+        train = self.config.train
+        names = ["grad_norm", *["update_norm"] * self._tells_update, *["clip"] * train.privacy.adapts]
         return {name: jax.ShapeDtypeStruct((2,), jnp.float32) for name in names}
+
+    @property
+    def _tells_update(self) -> bool:
+        return self.config.train.update_norm or self.config.train.federated.on
 
     @property
     def rows(self) -> int:
@@ -189,7 +194,8 @@ class Step:
         if not self.config.train.federated.on:  # else it is an average
             # What is drawn by chance may not decide what the noise is divided by.
             shared = self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9)
-            grads = jax.tree.map(lambda g: g / shared, grads)
+            share = 1 / shared  # one division: else each of a gradient's numbers is divided, and kept beside it
+            grads = jax.tree.map(lambda g: g * share, grads)
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
         with self._placing():
             update = self._update_rule(state.params, hparams, factor, state.step).update
@@ -202,10 +208,12 @@ class Step:
         if self.config.train.keep_zeros:
             params = masks.zeros_kept(state.params, params)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
-        grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
+        grad_norm = optax.global_norm(grads)
         sums["grad_norm"] = jnp.stack([grad_norm, 1.0])
-        sums["update_norm"] = jnp.stack([update_norm, 1.0])
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+        if self._tells_update:
+            sums["update_norm"] = jnp.stack([optax.global_norm(updates), 1.0])
+        changed = jax.tree.map(lambda p, trained: p if trained else None, params, self.trained(params))
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & divergence.all_finite(changed)
         if rule.policy != "stop":
             finite &= divergence.all_finite(variables)  # a batch may spoil its statistics and no more
         loss = loss / jnp.maximum(weight, 1e-9)

@@ -22,7 +22,7 @@ from bigctl.errors import RunError, TrainingFailed
 from bigctl.runs import manifest
 from bigctl.training.checkpoints.arrays import read_arrays, shapes
 from bigctl.training.checkpoints.store import Checkpoints, Saved
-from bigctl.training.state import Progress, Weights
+from bigctl.training.state import Progress, TrainState, Weights
 
 
 def save(store: Checkpoints, *steps: int, best: int | None = None) -> None:
@@ -358,6 +358,27 @@ def test_momentum_that_is_turned_on_begins_with_zeros_and_can_be_turned_off(stor
     assert on[1]["trace"]["kernel"].tolist() == [0.0, 0.0]
     other = Checkpoints(store.folder.with_name("others"))
     assert jax.tree.leaves(kept(other, (trace, OFF), (OFF, OFF, OFF))) == []
+
+
+def test_a_metric_that_is_told_since_begins_with_zeros_and_one_that_is_not_any_more_is_left_out(store) -> None:
+    def sums(**told: Any) -> TrainState:
+        others = {"variables": {}, "opt_state": (), "ema": {}, "bad_step": jnp.int32(-1), "anomaly_state": {}}
+        return TrainState(step=jnp.int32(3), params={"w": jnp.arange(3.0)}, sums=told, **others)
+
+    loss, norm = jnp.array([4.0, 2.0]), jnp.array([0.5, 2.0])
+    for number, (saved, wanted, found) in enumerate(
+        (
+            (sums(loss=loss), sums(loss=loss, update_norm=norm), {"loss": [4.0, 2.0], "update_norm": [0.0, 0.0]}),
+            (sums(loss=loss, update_norm=norm), sums(loss=loss), {"loss": [4.0, 2.0]}),
+        )
+    ):
+        folder = Checkpoints(store.folder.with_name(f"others{number}"))
+        folder.save(saved, Progress(step=3), {"shapes": shapes(saved)})
+        folder.wait(last=True)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
+        restored = folder.restore(folder.find("last"), abstract)
+        assert {name: value.tolist() for name, value in restored.sums.items()} == found
+        assert restored.params["w"].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_state_of_another_optimizer_is_refused(store: Checkpoints) -> None:

@@ -57,6 +57,22 @@ def test_a_skipped_step_leaves_no_trace_but_its_count() -> None:
     assert all(np.isfinite(leaf).all() for leaf in flatten(state.params).values())
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_weights_that_a_finite_gradient_makes_infinite_are_bad_at_that_step(policy: str) -> None:
+    exp = built(
+        *MLP, "optimizer=sgd", "optimizer.lr=1e38", "optimizer.momentum=0", "optimizer.clip=100", "schedule=constant",
+        f"train.divergence.policy={policy}", "train.divergence.limit=1",
+    )  # fmt: skip
+    batch = batch_of(exp, np.arange(32))
+    first = step(exp, before := start(exp), {**batch, "inputs": 100 * batch["inputs"]})
+    if policy == "stop":
+        assert 10 < float(first.sums["grad_norm"][0]) < math.inf
+        assert int(first.bad_step) == 1 and not all(np.isfinite(x).all() for x in flatten(first.params).values())
+    else:
+        assert int(first.anomaly_state["skipped"]) == 1
+        assert_same_bits(before.params, first.params)
+
+
 def one_step(rule: Divergence) -> Any:
     """(guard, loss, gradient norm) -> (whether the step is good, the guard after it)."""
 

@@ -176,7 +176,7 @@ def test_a_validation_loss_that_is_not_finite_is_told_beside_the_metric() -> Non
 
 
 def test_a_log_line_is_the_mean_since_the_last_one() -> None:
-    exp = built("optimizer.lr=0.01", "schedule=cosine", "schedule.warmup=3")
+    exp = built("optimizer.lr=0.01", "schedule=cosine", "schedule.warmup=3", "train.update_norm=true")
     feed = feeds.make_feed(exp.programs, exp.dataset.batches, exp.dataset.splits["train"], exp.config)
     state, means = state_of(exp), []
     for number in range(12):

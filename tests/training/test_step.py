@@ -50,7 +50,7 @@ def test_an_mlp_step_is_the_plain_one() -> None:
     """Class weights, label smoothing, clipping, decay and a schedule, all at once."""
     exp = built(
         *MLP, NO_DROPOUT, "recipe.class_weights=[1,3]", "recipe.label_smoothing=0.1", "optimizer.weight_decay=0.2",
-        "optimizer.clip=0.5", "optimizer.lr=0.01", "schedule=cosine", "schedule.warmup=4",
+        "optimizer.clip=0.5", "optimizer.lr=0.01", "schedule=cosine", "schedule.warmup=4", "train.update_norm=true",
     )  # fmt: skip
     batch = batch_of(exp, np.arange(32))
     state = start(exp)

@@ -19,7 +19,7 @@ from bigctl.engine import device_memory, experiment, step_memory
 from bigctl.engine.experiment import Experiment
 from bigctl.errors import ConfigError
 from bigctl.training import feed as feeds
-from bigctl.training.checkpoints.arrays import flatten
+from bigctl.training.checkpoints.arrays import flatten, size_of
 from bigctl.training.compiled import compiled
 from tests import forked
 from tests.conftest import Cli
@@ -198,7 +198,8 @@ def test_the_memory_that_is_told_before_is_that_of_the_step_that_runs(data, shap
     whole = compiled(programs.step_sent, programs.carried_state, sent(exp), programs.hparams)
     trained = step_memory.as_trained(exp, whole, sent(exp))
     assert (trained is whole) is (shapes == 1)
-    assert device_memory.peak(trained) >= device_memory.peak(whole)
+    between = size_of(programs.carried_state.params)  # the gradient, which goes from one program to the other
+    assert device_memory.peak(trained) >= size_of(programs.carried_state) + between * (shapes == 2)
 
 
 def padding(exp: Experiment, steps: int) -> list[float]:

@@ -215,12 +215,9 @@ class Train(Checked):
         None, "Save and exit with code 75 so long after the start; null for no limit [minutes].", drift=FREE, gt=0
     )
     step_timeout: float | None = key(
-        None,
-        "End with code 6 where no step comes for so long, and say who does not come; null to go by the pace so far, "
-        "which ends several processes and only warns a single one [s].",
-        drift=FREE,
-        gt=0,
-    )
+        None, "End with code 6 where no step comes for so long, and say who does not come; null to go by the pace so "
+        "far, which ends several processes and only warns a single one [s].", drift=FREE, gt=0,
+    )  # fmt: skip
     batch_size: BatchSize = key(
         128, "Global batch size; auto for the largest that fits, measured when a run begins [examples].", decided=True,
         gt=0,
@@ -236,8 +233,7 @@ class Train(Checked):
         ge=0, lt=1,
     )  # fmt: skip
     keep_zeros: bool = key(
-        False,
-        "Weights of kernels that model.init_from brings along as 0, as of a pruned run, stay 0; the head's do not.",
+        False, "Kernels' weights that model.init_from brings along as 0, as of a pruned run, stay 0; the head's do not."
     )
     quantize: str | None = key(
         None,
@@ -256,6 +252,10 @@ class Train(Checked):
     log_every: int | None = key(
         None, "Cadence of training metrics; null for about 200 of them, however long it is [steps].", drift=FREE, ge=1
     )
+    update_norm: bool = key(
+        False, "Tell the norm of what each step adds to the weights, train/update_norm, which costs reading them and "
+        "the optimizer's state once more; federated training always does.", drift=FREE,
+    )  # fmt: skip
     steps_per_dispatch: int | None = key(
         None, "Steps per call of the compiled program; null to choose.", drift=FREE, ge=1
     )

@@ -41,7 +41,8 @@ def restore(
 ) -> TrainState:
     """The state in a checkpoint's folder, of arrays of these shapes, placed as `abstract` says.
 
-    A momentum that has been turned on since begins with zeros, one that has been turned off is left out.
+    A momentum, or the sum of a metric, that has been turned on since begins with zeros; one that has been turned off is
+    left out.
 
     Raises:
         RunError: if its arrays do not fit.
@@ -50,11 +51,11 @@ def restore(
     places = _places(shapes, wanted)
     here = {name: list(leaf.shape) for name, leaf in wanted.items()}
     anew = _anomaly_state(shapes) != _anomaly_state(here)
-    fresh = {name for name in wanted if _is_momentum(name) and places[name] not in shapes}
+    fresh = {name for name in wanted if _can_begin(name) and places[name] not in shapes}
     fresh |= {name for name in _anomaly_state(wanted) if anew}
     names = {name: place for name, place in places.items() if name not in fresh}
     unused = set(shapes) - set(names.values())
-    left = {name for name in unused if _is_momentum(name)} | {name for name in _anomaly_state(shapes) if anew}
+    left = {name for name in unused if _can_begin(name)} | {name for name in _anomaly_state(shapes) if anew}
     _require_shapes(path, shapes, here, names, unused - left, "resume with the model and optimizer it was made with")
     item = {place: wanted[name] for name, place in names.items()}
     arrays = _read(checkpointer, path, item, all_of_it=not left)
@@ -119,9 +120,9 @@ def _read(checkpointer: AsyncCheckpointer, path: Path, item: dict[str, Any], *, 
     return found
 
 
-def _is_momentum(name: str) -> bool:
-    """Whether this is state of `optax.trace`, which begins with zeros."""
-    return name.startswith("opt_state/") and "/trace/" in name
+def _can_begin(name: str) -> bool:
+    """Whether this begins with zeros in the middle of a training too: a state of `optax.trace`, or a metric's sum."""
+    return name.startswith("sums/") or (name.startswith("opt_state/") and "/trace/" in name)
 
 
 def _places(stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
